@@ -1,0 +1,11 @@
+DROP TABLE acceptance;
+DROP TABLE template_document;
+DROP TABLE template_version;
+DROP TABLE template;
+DROP TABLE relationship;
+DROP TABLE customer;
+DROP TABLE reseller_link;
+DROP TABLE partner;
+DROP TABLE request;
+DROP TABLE event;
+DROP TABLE revision;

@@ -1,0 +1,253 @@
+//! The gate: whether an operation may go ahead for a customer, and if not, what would help.
+//!
+//! The rules GATE-1 to GATE-6 are evaluated in order; the first that applies answers. GATE-0 (payer,
+//! customer and reseller belong together) is settled before, by the facts being there.
+
+use uuid::Uuid;
+
+use super::Time;
+use super::party::Cloud;
+use super::policy::{Channel, Policy, Requirement};
+use super::template::AgreementType;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    NewPurchase,
+    SeatChange,
+    ManualRenewal,
+    AutoRenewal,
+}
+
+/// What the gate is asked.
+#[derive(Clone, Debug)]
+pub struct Question {
+    pub operation: Operation,
+    pub channel: Channel,
+    /// One entry for each offer that demands more than the policy: any one of its types.
+    pub demands: Vec<Vec<AgreementType>>,
+    /// The time the answer is about.
+    pub at: Time,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AcceptanceKind {
+    Attestation,
+    Signature,
+}
+
+super::names!(AcceptanceKind { Attestation = "ATTESTATION", Signature = "SIGNATURE" });
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Current,
+    Superseded,
+    Withdrawn,
+}
+
+/// An attestation by the payer or a signature by the customer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Acceptance {
+    pub id: Uuid,
+    pub kind: AcceptanceKind,
+    pub agreement_type: AgreementType,
+    pub template_id: Uuid,
+    pub template_version: u32,
+    /// When that version took effect.
+    pub effective_from: Time,
+    /// When the customer accepted.
+    pub agreed_at: Time,
+    pub standing: Standing,
+}
+
+/// A published version that one day makes acceptances of earlier ones insufficient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reacceptance {
+    pub agreement_type: AgreementType,
+    pub effective_from: Time,
+    pub reaccept_by: Time,
+}
+
+/// Everything the decision rests on. Attestations of partners other than the payer are not among
+/// it (ATT-7).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    pub cloud: Cloud,
+    pub acceptances: Vec<Acceptance>,
+    pub reacceptances: Vec<Reacceptance>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Allowed,
+    Exempt,
+    Blocked,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    AutoRenewal,
+    OutsidePublicCloud,
+    NotYetMandatory,
+    DirectSignature,
+    Attestation,
+    NoSatisfyingAcceptance,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    NoAcceptance,
+    Withdrawn,
+    VersionSuperseded,
+    WrongAgreementType,
+}
+
+/// The gate's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub decision: Decision,
+    pub rule: Rule,
+    /// Why it is blocked, or, not yet mandatory, why it would be.
+    pub reasons: Vec<Reason>,
+    pub evidence: Option<Acceptance>,
+    /// The types that would satisfy.
+    pub satisfying: Vec<AgreementType>,
+    /// The next instant at which the answer could change by itself.
+    pub valid_until: Option<Time>,
+}
+
+/// Decides.
+pub fn decide(policy: &Policy, question: &Question, facts: &Facts) -> Answer {
+    let exempt = |rule| Answer {
+        decision: Decision::Exempt,
+        rule,
+        reasons: vec![],
+        evidence: None,
+        satisfying: vec![],
+        valid_until: None,
+    };
+    if question.operation == Operation::AutoRenewal {
+        return exempt(Rule::AutoRenewal);
+    }
+    if facts.cloud != Cloud::Public {
+        return exempt(Rule::OutsidePublicCloud);
+    }
+
+    let (requirement, types) = policy.at(question.at, question.channel);
+    let is_demanded = |t: &AgreementType| question.demands.iter().all(|demand| demand.contains(t));
+    let satisfying: Vec<_> = types.iter().copied().filter(is_demanded).collect();
+    let evidence = [AcceptanceKind::Signature, AcceptanceKind::Attestation].iter().find_map(|kind| {
+        let satisfies = |acceptance: &&Acceptance| {
+            acceptance.kind == *kind && stands(acceptance, &satisfying, facts, question.at)
+        };
+        facts.acceptances.iter().filter(satisfies).max_by_key(|acceptance| acceptance.agreement_type)
+    });
+    let reasons = match (evidence, requirement) {
+        (Some(_), _) | (None, Requirement::None) => vec![],
+        (None, _) => reasons(&satisfying, facts),
+    };
+    let (decision, rule) = match (requirement, evidence.map(|evidence| evidence.kind)) {
+        (Requirement::None | Requirement::Optional, _) => (Decision::Allowed, Rule::NotYetMandatory),
+        (Requirement::Mandatory, Some(AcceptanceKind::Signature)) => {
+            (Decision::Allowed, Rule::DirectSignature)
+        }
+        (Requirement::Mandatory, Some(AcceptanceKind::Attestation)) => {
+            (Decision::Allowed, Rule::Attestation)
+        }
+        (Requirement::Mandatory, None) => (Decision::Blocked, Rule::NoSatisfyingAcceptance),
+    };
+    Answer {
+        decision,
+        rule,
+        reasons,
+        evidence: evidence.copied(),
+        satisfying,
+        valid_until: next_change(policy, facts, question.at),
+    }
+}
+
+/// Whether an acceptance is current, of a satisfying type and of a version that still counts.
+fn stands(acceptance: &Acceptance, satisfying: &[AgreementType], facts: &Facts, at: Time) -> bool {
+    acceptance.standing == Standing::Current
+        && satisfying.contains(&acceptance.agreement_type)
+        && !facts.reacceptances.iter().any(|later| {
+            later.agreement_type == acceptance.agreement_type
+                && later.effective_from > acceptance.effective_from
+                && later.reaccept_by <= at
+        })
+}
+
+/// All reasons that hold, given that nothing stands.
+fn reasons(satisfying: &[AgreementType], facts: &Facts) -> Vec<Reason> {
+    let is_right = |acceptance: &&Acceptance| satisfying.contains(&acceptance.agreement_type);
+    let current = || facts.acceptances.iter().filter(|acceptance| acceptance.standing == Standing::Current);
+    let mut reasons = vec![];
+    if facts.acceptances.iter().filter(is_right).any(|withdrawn| {
+        let replaces = |other: &Acceptance| {
+            other.kind == withdrawn.kind && other.agreement_type == withdrawn.agreement_type
+        };
+        withdrawn.standing == Standing::Withdrawn && !current().any(replaces)
+    }) {
+        reasons.push(Reason::Withdrawn);
+    }
+    if current().any(|acceptance| is_right(&acceptance)) {
+        reasons.push(Reason::VersionSuperseded);
+    }
+    if satisfying.is_empty() || current().any(|acceptance| !is_right(&acceptance)) {
+        reasons.push(Reason::WrongAgreementType);
+    }
+    if reasons.is_empty() {
+        reasons.push(Reason::NoAcceptance);
+    }
+    reasons
+}
+
+fn next_change(policy: &Policy, facts: &Facts, at: Time) -> Option<Time> {
+    let reacceptances = facts.reacceptances.iter().map(|later| later.reaccept_by);
+    reacceptances.filter(|by| *by > at).chain(policy.next_change_after(at)).min()
+}
+
+/// Whose remedies are asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Acting {
+    pub partner_id: Uuid,
+    /// Its user may attest and invite (ROLE-1).
+    pub may_act: bool,
+}
+
+/// What can be done about a missing acceptance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    Attest { template_id: Uuid },
+    AskProvider { provider_id: Uuid },
+    InviteCustomer { template_id: Uuid },
+}
+
+/// The remedies open to the acting partner. `live` is the live template of a satisfying type.
+pub fn remedies(
+    answer: &Answer,
+    payer_id: Uuid,
+    acting: Acting,
+    live: Option<Uuid>,
+    may_sign_directly: bool,
+) -> Vec<Remedy> {
+    let Some(template_id) = live.filter(|_| !answer.reasons.is_empty()) else { return vec![] };
+    let mut remedies = vec![];
+    if acting.partner_id != payer_id {
+        remedies.push(Remedy::AskProvider { provider_id: payer_id });
+    } else if acting.may_act {
+        remedies.push(Remedy::Attest { template_id });
+    }
+    if acting.may_act && may_sign_directly {
+        remedies.push(Remedy::InviteCustomer { template_id });
+    }
+    remedies
+}
+
+/// Whether the customer may sign directly (DIR-4): it never bought, or signed before it first did.
+pub fn may_sign_directly(first_purchase_at: Option<Time>, acceptances: &[Acceptance]) -> bool {
+    first_purchase_at.is_none_or(|purchase| {
+        acceptances.iter().any(|acceptance| {
+            acceptance.kind == AcceptanceKind::Signature && acceptance.agreed_at < purchase
+        })
+    })
+}

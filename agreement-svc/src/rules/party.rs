@@ -1,0 +1,248 @@
+//! Partners, customers and the relationships between them.
+//!
+//! Who may make which call is in `api::access`; here is what partners are, and which of them may
+//! stand in which place.
+
+use uuid::Uuid;
+
+use super::{Refusal, Time, names};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartnerKind {
+    DirectBill,
+    IndirectProvider,
+    IndirectReseller,
+}
+
+names!(PartnerKind {
+    DirectBill = "DIRECT_BILL",
+    IndirectProvider = "INDIRECT_PROVIDER",
+    IndirectReseller = "INDIRECT_RESELLER",
+});
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cloud {
+    Public,
+    UsGovernment,
+    Germany,
+    China21vianet,
+}
+
+names!(Cloud {
+    Public = "PUBLIC",
+    UsGovernment = "US_GOVERNMENT",
+    Germany = "GERMANY",
+    China21vianet = "CHINA_21VIANET",
+});
+
+/// A partner tenant. Its kind and cloud are the operator's word and never change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Partner {
+    pub id: Uuid,
+    pub name: String,
+    pub kind: PartnerKind,
+    pub cloud: Cloud,
+    pub registered_at: Time,
+}
+
+/// A person at the customer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contact {
+    pub first_name: String,
+    pub last_name: String,
+    pub email: String,
+    pub phone: String,
+}
+
+impl Contact {
+    /// Whether all four fields agree, the e-mail address whatever its case (ATT-8). Outer spaces
+    /// are gone before a contact is made.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.first_name == other.first_name
+            && self.last_name == other.last_name
+            && self.phone == other.phone
+            && self.email.to_lowercase() == other.email.to_lowercase()
+    }
+}
+
+/// A customer tenant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Customer {
+    pub id: Uuid,
+    pub company_name: String,
+    pub domain: String,
+    pub country: String,
+    pub cloud: Cloud,
+    pub primary_contact: Contact,
+    /// Makes the commitment to the contact in the history impossible to guess.
+    pub contact_salt: String,
+    pub created_at: Time,
+    pub first_purchase_at: Option<Time>,
+    /// Of the last change to its acceptances or relationships.
+    pub acceptance_revision: i64,
+    /// Of the last change to its own particulars: its etag.
+    pub revision: i64,
+}
+
+/// Who pays for a customer, and through which reseller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Relationship {
+    pub payer_id: Uuid,
+    pub reseller_id: Option<Uuid>,
+}
+
+/// Checks that two partners can be provider and reseller of each other.
+pub fn check_link(provider: &Partner, reseller: &Partner) -> Result<(), Refusal> {
+    require_kind(provider, PartnerKind::IndirectProvider)?;
+    require_kind(reseller, PartnerKind::IndirectReseller)?;
+    if provider.cloud != reseller.cloud {
+        return Err(wrong_kind(reseller));
+    }
+    Ok(())
+}
+
+/// The relationship that a partner enters with a customer it creates: a reseller through the
+/// provider it names, a provider for itself or for the reseller it names, a direct-bill partner for
+/// itself. `other` is the partner named, with whether the two are linked.
+pub fn relationship_of(creator: &Partner, named: Named<'_>) -> Result<Relationship, Refusal> {
+    let linked = |provider: &Partner, reseller: &Partner, linked: bool| {
+        require_kind(provider, PartnerKind::IndirectProvider)?;
+        require_kind(reseller, PartnerKind::IndirectReseller)?;
+        if !linked {
+            let (provider_id, reseller_id) = (provider.id, reseller.id);
+            return Err(Refusal::ResellerNotLinked { provider_id, reseller_id });
+        }
+        Ok(Relationship { payer_id: provider.id, reseller_id: Some(reseller.id) })
+    };
+    match (creator.kind, named) {
+        (PartnerKind::IndirectReseller, Named::Provider(provider, is_linked)) => {
+            linked(provider, creator, is_linked)
+        }
+        (PartnerKind::IndirectReseller, _) => Err(Refusal::Field {
+            field: "provider_id",
+            problem: "must name the provider that the reseller works through".into(),
+        }),
+        (PartnerKind::IndirectProvider, Named::Reseller(reseller, is_linked)) => {
+            linked(creator, reseller, is_linked)
+        }
+        (_, Named::Nobody) => Ok(Relationship { payer_id: creator.id, reseller_id: None }),
+        (_, Named::Provider(..)) => {
+            Err(Refusal::Field { field: "provider_id", problem: "is for resellers only".into() })
+        }
+        (PartnerKind::DirectBill, Named::Reseller(..)) => {
+            Err(Refusal::Field { field: "reseller_id", problem: "is for providers only".into() })
+        }
+    }
+}
+
+/// The other partner that a request names, and whether it is linked to the caller.
+#[derive(Clone, Copy, Debug)]
+pub enum Named<'a> {
+    Nobody,
+    Provider(&'a Partner, bool),
+    Reseller(&'a Partner, bool),
+}
+
+fn require_kind(partner: &Partner, kind: PartnerKind) -> Result<(), Refusal> {
+    if partner.kind == kind { Ok(()) } else { Err(wrong_kind(partner)) }
+}
+
+fn wrong_kind(partner: &Partner) -> Refusal {
+    Refusal::WrongPartnerKind { partner_id: partner.id, kind: partner.kind, cloud: partner.cloud }
+}
+
+/// Whether a text has the form of an e-mail address (ATT-2): one `@`, something before it and a
+/// host name behind it. Whether the address exists is the partner's word.
+pub fn is_email(text: &str) -> bool {
+    let Some((local, host)) = text.rsplit_once('@') else { return false };
+    let local_is_fine = (1..=64).contains(&local.len())
+        && local.chars().all(|c| !c.is_whitespace() && !c.is_control() && !"@()<>[],;:\\\"".contains(c))
+        && !local.starts_with('.')
+        && !local.ends_with('.')
+        && !local.contains("..");
+    local_is_fine && is_domain(host)
+}
+
+/// Whether a text has the form of a host name with at least two labels.
+pub fn is_domain(text: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    text.len() <= 253 && text.contains('.') && text.split('.').all(is_label)
+}
+
+/// Whether a text is an ISO 3166-1 alpha-2 code in upper case, or one of the user-assigned codes
+/// that the vendor sells under (Kosovo, Jan Mayen, Saba, Sint Eustatius).
+pub fn is_country(text: &str) -> bool {
+    const CODES: &str = "AD AE AF AG AI AL AM AO AQ AR AS AT AU AW AX AZ BA BB BD BE BF BG BH BI BJ BL \
+        BM BN BO BQ BR BS BT BV BW BY BZ CA CC CD CF CG CH CI CK CL CM CN CO CR CU CV CW CX CY CZ DE DJ \
+        DK DM DO DZ EC EE EG EH ER ES ET FI FJ FK FM FO FR GA GB GD GE GF GG GH GI GL GM GN GP GQ GR GS \
+        GT GU GW GY HK HM HN HR HT HU ID IE IL IM IN IO IQ IR IS IT JE JM JO JP KE KG KH KI KM KN KP KR \
+        KW KY KZ LA LB LC LI LK LR LS LT LU LV LY MA MC MD ME MF MG MH MK ML MM MN MO MP MQ MR MS MT MU \
+        MV MW MX MY MZ NA NC NE NF NG NI NL NO NP NR NU NZ OM PA PE PF PG PH PK PL PM PN PR PS PT PW PY \
+        QA RE RO RS RU RW SA SB SC SD SE SG SH SI SJ SK SL SM SN SO SR SS ST SV SX SY SZ TC TD TF TG TH \
+        TJ TK TL TM TN TO TR TT TV TW TZ UA UG UM US UY UZ VA VC VE VG VI VN VU WF WS YE YT ZA ZM ZW \
+        XK XJ XS XE";
+    text.len() == 2 && CODES.split_ascii_whitespace().any(|code| code == text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_form_of_an_email_address_is_checked_and_nothing_more() {
+        for good in ["a@b.example", "first.last+tag@sub.contoso.example", "o'neil@x-y.example"] {
+            assert!(is_email(good), "{good}");
+        }
+        for bad in ["", "a", "a@b", "@b.example", "a@", "a b@c.example", "a@b..example", ".a@b.example",
+            "a@-b.example", "a@b@c.example,d@e.example", "a@b.example\n"]
+        {
+            assert!(!is_email(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn countries_are_codes_in_upper_case() {
+        assert!(is_country("FR") && is_country("US") && is_country("XK"));
+        assert!(!is_country("fr") && !is_country("ZZ") && !is_country("F") && !is_country("R F"));
+    }
+
+    #[test]
+    fn each_kind_of_creator_enters_the_relationship_it_may() {
+        let partner = |n: u128, kind| Partner {
+            id: Uuid::from_u128(n),
+            name: String::new(),
+            kind,
+            cloud: Cloud::Public,
+            registered_at: Time::UNIX_EPOCH,
+        };
+        let direct = partner(1, PartnerKind::DirectBill);
+        let provider = partner(2, PartnerKind::IndirectProvider);
+        let reseller = partner(3, PartnerKind::IndirectReseller);
+        let through_both =
+            Ok(Relationship { payer_id: provider.id, reseller_id: Some(reseller.id) });
+
+        let alone = |partner: &Partner| Ok(Relationship { payer_id: partner.id, reseller_id: None });
+        assert_eq!(relationship_of(&direct, Named::Nobody), alone(&direct));
+        assert_eq!(relationship_of(&provider, Named::Nobody), alone(&provider));
+        assert_eq!(relationship_of(&provider, Named::Reseller(&reseller, true)), through_both);
+        assert_eq!(relationship_of(&reseller, Named::Provider(&provider, true)), through_both);
+
+        for refused in [
+            relationship_of(&reseller, Named::Nobody),
+            relationship_of(&reseller, Named::Provider(&provider, false)),
+            relationship_of(&reseller, Named::Provider(&direct, true)),
+            relationship_of(&provider, Named::Reseller(&reseller, false)),
+            relationship_of(&provider, Named::Reseller(&direct, true)),
+            relationship_of(&provider, Named::Provider(&provider, true)),
+            relationship_of(&direct, Named::Reseller(&reseller, true)),
+            relationship_of(&direct, Named::Provider(&provider, true)),
+        ] {
+            assert!(refused.is_err(), "{refused:?}");
+        }
+    }
+}

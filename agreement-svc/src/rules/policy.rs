@@ -1,0 +1,105 @@
+//! What is required when: the vendor's timeline, as data.
+
+use std::fmt;
+
+use serde::Deserialize;
+
+use super::Time;
+use super::template::AgreementType;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channel {
+    Dashboard,
+    Api,
+}
+
+/// What one period asks of one channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Requirement {
+    /// Nothing is asked, and nothing is missing.
+    None,
+    /// Acceptance is possible; without it there is a warning.
+    Optional,
+    /// Without acceptance the gate is closed.
+    Mandatory,
+}
+
+/// One stretch of the timeline, until the next begins.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Period {
+    pub from: Time,
+    pub dashboard: Requirement,
+    pub api: Requirement,
+    /// The types that satisfy, at least one.
+    pub agreement_types: Vec<AgreementType>,
+}
+
+/// The timeline. Before its first period nothing is required.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "PolicyFile")]
+pub struct Policy(Vec<Period>);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PolicyFile {
+    periods: Vec<Period>,
+}
+
+/// Why a policy file makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PolicyError {
+    NoPeriods,
+    NotAscending { from: Time },
+    NoTypes { from: Time },
+}
+
+impl fmt::Display for PolicyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPeriods => f.write_str("the policy has no periods, so it would require nothing"),
+            Self::NotAscending { from } => write!(f, "the period from {from} is not later than the one before"),
+            Self::NoTypes { from } => write!(f, "the period from {from} names no agreement type"),
+        }
+    }
+}
+
+impl TryFrom<PolicyFile> for Policy {
+    type Error = PolicyError;
+
+    fn try_from(file: PolicyFile) -> Result<Self, PolicyError> {
+        let periods = file.periods;
+        if periods.is_empty() {
+            return Err(PolicyError::NoPeriods);
+        }
+        if let Some(pair) = periods.windows(2).find(|pair| pair[0].from >= pair[1].from) {
+            return Err(PolicyError::NotAscending { from: pair[1].from });
+        }
+        if let Some(period) = periods.iter().find(|period| period.agreement_types.is_empty()) {
+            return Err(PolicyError::NoTypes { from: period.from });
+        }
+        Ok(Self(periods))
+    }
+}
+
+impl Policy {
+    /// What is required of a channel at a time, and which types satisfy.
+    pub fn at(&self, at: Time, channel: Channel) -> (Requirement, &[AgreementType]) {
+        match self.0.iter().rev().find(|period| period.from <= at) {
+            None => (Requirement::None, &[]),
+            Some(period) => {
+                let requirement = match channel {
+                    Channel::Dashboard => period.dashboard,
+                    Channel::Api => period.api,
+                };
+                (requirement, &period.agreement_types)
+            }
+        }
+    }
+
+    /// When the next period begins.
+    pub fn next_change_after(&self, at: Time) -> Option<Time> {
+        self.0.iter().map(|period| period.from).find(|from| *from > at)
+    }
+}

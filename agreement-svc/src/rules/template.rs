@@ -1,0 +1,206 @@
+//! Agreement templates: their versions, which one is in force when, and which text is served.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Refusal, Time, names};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum AgreementType {
+    MicrosoftCloudAgreement,
+    MicrosoftCustomerAgreement,
+}
+
+names!(AgreementType {
+    MicrosoftCloudAgreement = "MICROSOFT_CLOUD_AGREEMENT",
+    MicrosoftCustomerAgreement = "MICROSOFT_CUSTOMER_AGREEMENT",
+});
+
+/// One agreement, with at least one version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    pub id: Uuid,
+    pub name: String,
+    pub agreement_type: AgreementType,
+    pub retired_at: Option<Time>,
+    /// Of its last change: its etag.
+    pub revision: i64,
+    /// By number, which is also by time.
+    pub versions: Vec<Version>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    pub number: u32,
+    pub effective_from: Time,
+    /// From when acceptances of earlier versions no longer satisfy; `None` is never.
+    pub reaccept_by: Option<Time>,
+    pub published_at: Time,
+    pub document_count: u32,
+}
+
+/// The text of a version for one country and language.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    pub country: String,
+    pub language: String,
+    pub link: String,
+    /// Empty where the publisher gave none.
+    pub sha256: String,
+}
+
+/// When a new version makes acceptances of earlier ones insufficient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reaccept {
+    WhenEffective,
+    By(Time),
+    Never,
+}
+
+impl Template {
+    pub fn is_retired(&self, now: Time) -> bool {
+        self.retired_at.is_some_and(|at| at <= now)
+    }
+
+    /// The version in force at a time. Version 1 has no lower bound (ATT-4).
+    pub fn in_force_at(&self, at: Time) -> Option<&Version> {
+        let in_force = self.versions.iter().rev().find(|version| version.effective_from <= at);
+        in_force.or(self.versions.first())
+    }
+}
+
+/// The next version of a template (TPL-3). Without a time it takes effect now.
+pub fn next_version(
+    template: &Template,
+    effective_from: Option<Time>,
+    reaccept: Reaccept,
+    document_count: u32,
+    now: Time,
+) -> Result<Version, Refusal> {
+    if template.is_retired(now) {
+        return Err(Refusal::TemplateRetired { template_id: template.id, use_template_id: None });
+    }
+    let effective_from = effective_from.unwrap_or(now);
+    let last = template.versions.last();
+    let after_last = last.map(|last| last.effective_from + chrono::Duration::microseconds(1));
+    let not_before = after_last.map_or(now, |after_last| after_last.max(now));
+    if effective_from < not_before {
+        return Err(Refusal::NotLaterThanLastVersion { not_before });
+    }
+    let reaccept_by = match reaccept {
+        Reaccept::WhenEffective => Some(effective_from),
+        Reaccept::Never => None,
+        Reaccept::By(by) if by < effective_from => {
+            let problem = "must not be before effective_from".into();
+            return Err(Refusal::Field { field: "reaccept_by", problem });
+        }
+        Reaccept::By(by) => Some(by),
+    };
+    let number = last.map_or(1, |last| last.number + 1);
+    Ok(Version { number, effective_from, reaccept_by, published_at: now, document_count })
+}
+
+/// The text for a country and language, and whether it is a fallback (TPL-2): the exact pair, else
+/// the country in `en-US`, else `US` in `en-US`.
+pub fn choose_document<'a>(
+    documents: &'a [Document],
+    country: &str,
+    language: &str,
+) -> Option<(&'a Document, bool)> {
+    [(country, language), (country, "en-US"), ("US", "en-US")].iter().find_map(|(c, l)| {
+        let document = documents.iter().find(|document| document.country == *c && document.language == *l)?;
+        Some((document, (*c, *l) != (country, language)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Time {
+        Time::from_timestamp(seconds, 0).unwrap()
+    }
+
+    fn version(number: u32, effective: i64, reaccept: Option<i64>) -> Version {
+        Version {
+            number,
+            effective_from: at(effective),
+            reaccept_by: reaccept.map(at),
+            published_at: at(0),
+            document_count: 1,
+        }
+    }
+
+    fn template(versions: Vec<Version>) -> Template {
+        Template {
+            id: Uuid::from_u128(1),
+            name: "Agreement".into(),
+            agreement_type: AgreementType::MicrosoftCustomerAgreement,
+            retired_at: None,
+            revision: 1,
+            versions,
+        }
+    }
+
+    #[test]
+    fn the_version_in_force_is_the_last_that_took_effect_and_the_first_before_that() {
+        let template = template(vec![version(1, 100, None), version(2, 200, Some(200))]);
+        for (time, number) in [(0, 1), (99, 1), (100, 1), (199, 1), (200, 2), (999, 2)] {
+            assert_eq!(template.in_force_at(at(time)).map(|v| v.number), Some(number), "at {time}");
+        }
+    }
+
+    #[test]
+    fn a_version_takes_effect_now_or_later_and_after_the_one_before() {
+        let template = template(vec![version(1, 100, None), version(2, 200, Some(200))]);
+        let publish = |effective: Option<i64>, reaccept, now| {
+            next_version(&template, effective.map(at), reaccept, 1, at(now))
+                .map(|v| (v.number, v.effective_from, v.reaccept_by))
+        };
+        assert_eq!(publish(None, Reaccept::WhenEffective, 300), Ok((3, at(300), Some(at(300)))));
+        assert_eq!(publish(Some(300), Reaccept::Never, 300), Ok((3, at(300), None)));
+        assert_eq!(publish(Some(400), Reaccept::By(at(500)), 300), Ok((3, at(400), Some(at(500)))));
+        assert_eq!(
+            publish(Some(299), Reaccept::Never, 300),
+            Err(Refusal::NotLaterThanLastVersion { not_before: at(300) })
+        );
+        let just_after = at(200) + chrono::Duration::microseconds(1);
+        assert_eq!(
+            publish(Some(200), Reaccept::Never, 150),
+            Err(Refusal::NotLaterThanLastVersion { not_before: just_after })
+        );
+        assert!(matches!(
+            publish(Some(400), Reaccept::By(at(399)), 300),
+            Err(Refusal::Field { field: "reaccept_by", .. })
+        ));
+    }
+
+    #[test]
+    fn a_retired_template_gets_no_version() {
+        let mut retired = template(vec![version(1, 100, None)]);
+        retired.retired_at = Some(at(200));
+        let publish = |now| next_version(&retired, None, Reaccept::Never, 1, at(now));
+        assert!(publish(199).is_ok());
+        assert!(matches!(publish(200), Err(Refusal::TemplateRetired { .. })));
+    }
+
+    #[test]
+    fn the_document_falls_back_to_english_then_to_the_united_states() {
+        let document = |country: &str, language: &str| Document {
+            country: country.into(),
+            language: language.into(),
+            link: "https://example.com".into(),
+            sha256: String::new(),
+        };
+        let documents = [document("US", "en-US"), document("FR", "en-US"), document("FR", "fr-FR")];
+        let served = |country, language| {
+            choose_document(&documents, country, language)
+                .map(|(d, fallback)| (d.country.as_str(), d.language.as_str(), fallback))
+        };
+        assert_eq!(served("FR", "fr-FR"), Some(("FR", "fr-FR", false)));
+        assert_eq!(served("FR", "de-DE"), Some(("FR", "en-US", true)));
+        assert_eq!(served("JP", "ja-JP"), Some(("US", "en-US", true)));
+        assert_eq!(choose_document(&documents[2..], "JP", "ja-JP"), None);
+    }
+}

@@ -1,0 +1,416 @@
+//! One database, SQLite or PostgreSQL, chosen by its URL at run time, and the one bridge from
+//! asynchronous handlers to its blocking calls.
+//!
+//! A query is written once, in plain diesel, inside [`query!`](crate::query), which compiles it for
+//! each kind of connection. Transactions are closures; they may be run on another thread, never
+//! wait for a neighbour, and roll back when they return an error.
+
+mod writer;
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
+use diesel::r2d2::{self, ManageConnection, Pool, PooledConnection};
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel::{Connection as _, PgConnection, SqliteConnection};
+use diesel_migrations::{EmbeddedMigrations, MigrationHarness};
+use tokio::sync::Semaphore;
+
+use writer::Writer;
+
+/// More connections do not make PostgreSQL faster on few cores; fewer leave it idle.
+const POOL_SIZE: u32 = 8;
+
+/// How long a call waits for a free connection before it is told to come back.
+const POOL_WAIT: Duration = Duration::from_secs(2);
+
+/// How long a statement waits for another's lock before it gives up.
+const LOCK_WAIT_MS: u32 = 5000;
+
+/// A connection to either database. [`query!`](crate::query) is how it is used.
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Connection {
+    Sqlite(SqliteConnection),
+    Postgres(PgConnection),
+}
+
+/// Compiles one query body for each kind of connection and runs the one that fits.
+///
+/// `query!(connection, c => things::table.find(id).first(c))`
+#[macro_export]
+macro_rules! query {
+    ($connection:expr, $c:ident => $body:expr) => {
+        match $connection {
+            $crate::database::Connection::Sqlite($c) => $body,
+            $crate::database::Connection::Postgres($c) => $body,
+        }
+    };
+}
+
+/// Why the database did not do what it was asked.
+#[derive(Clone, Debug)]
+pub enum Error {
+    /// It cannot be reached, is locked, full or going down. What was asked may be tried again.
+    Unavailable(String),
+    /// It refused the statement: a defect of ours.
+    Query(String),
+    /// A row cannot be what it should be: somebody else wrote to the database.
+    Corrupt {
+        /// The table.
+        table: &'static str,
+        /// The key of the row.
+        key: String,
+        /// The column that makes no sense.
+        column: &'static str,
+    },
+    /// The transaction panicked and was rolled back; others were not affected.
+    Panicked,
+}
+
+/// Where the database is. Its `Display` and `Debug` never show a password.
+#[derive(Clone)]
+pub enum Url {
+    /// `sqlite:PATH`: an embedded database in one file.
+    Sqlite(PathBuf),
+    /// `postgres://…` or `postgresql://…`, handed to libpq as it is.
+    Postgres(String),
+}
+
+/// How transactions that write are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// One after the other, several to a commit, on both databases: for state under one lock.
+    Serial,
+    /// Beside each other where the database can (PostgreSQL), else as `Serial`.
+    Concurrent,
+}
+
+/// An open database. Clones share it.
+#[derive(Clone)]
+pub struct Database(Arc<Inner>);
+
+struct Inner {
+    manager: Manager,
+    pool: Pool<Manager>,
+    /// As many as the pool has connections, so that calls wait here and not on threads.
+    permits: Arc<Semaphore>,
+    writer: Option<Writer>,
+}
+
+impl Database {
+    /// Opens the database and connects once, so that a wrong URL is noticed at the start.
+    ///
+    /// # Errors
+    /// A SQLite file that does not exist, unless `create` is set; a server that cannot be reached;
+    /// a URL that demands TLS of a build without it.
+    pub fn open(url: &Url, create: bool, writes: Writes) -> Result<Self, Error> {
+        if let Url::Sqlite(path) = url
+            && !create
+            && !path.exists()
+        {
+            return Err(Error::Unavailable(format!(
+                "{} does not exist; pass --create to make an empty database there",
+                path.display()
+            )));
+        }
+        let manager = Manager { url: url.clone(), read_only: matches!(url, Url::Sqlite(_)) };
+        Manager { read_only: false, ..manager.clone() }.connect()?;
+        let pool = Pool::builder()
+            .max_size(POOL_SIZE)
+            .min_idle(Some(1))
+            .connection_timeout(POOL_WAIT)
+            .test_on_check_out(false)
+            .error_handler(Box::new(r2d2::LoggingErrorHandler))
+            .build_unchecked(manager.clone());
+        let serial = writes == Writes::Serial || matches!(url, Url::Sqlite(_));
+        let writer = serial.then(|| Writer::start(Manager { read_only: false, ..manager.clone() }));
+        let permits = Arc::new(Semaphore::new(POOL_SIZE as usize));
+        Ok(Self(Arc::new(Inner { manager, pool, permits, writer })))
+    }
+
+    /// Brings the schema up to date. Several processes may do so at the same time.
+    ///
+    /// # Errors
+    /// A migration that fails, with the database's words.
+    pub fn migrate(&self, migrations: EmbeddedMigrations) -> Result<(), Error> {
+        const ONE_AT_A_TIME: &str = "SELECT pg_advisory_lock(7215001)";
+        let mut connection = Manager { read_only: false, ..self.0.manager.clone() }.connect()?;
+        if let Connection::Postgres(c) = &mut connection {
+            c.batch_execute(ONE_AT_A_TIME)?;
+        }
+        query!(&mut connection, c => c.run_pending_migrations(migrations).map(|_| ()))
+            .map_err(|error| Error::Query(format!("migration failed: {error}")))
+    }
+
+    /// Refuses a schema that lacks a migration this build needs.
+    ///
+    /// # Errors
+    /// The remedy, or why the database could not be asked.
+    pub fn check_schema(&self, migrations: EmbeddedMigrations) -> Result<(), Error> {
+        let mut connection = Manager { read_only: false, ..self.0.manager.clone() }.connect()?;
+        let pending = query!(&mut connection, c => c.has_pending_migration(migrations))
+            .map_err(|error| Error::Unavailable(error.to_string()))?;
+        if pending {
+            return Err(Error::Query("the schema is not up to date; run the `migrate` command first".into()));
+        }
+        Ok(())
+    }
+
+    /// Runs a short read: a few rows by key. On SQLite it runs right here, which is faster than
+    /// handing it to another thread.
+    ///
+    /// # Errors
+    /// Whatever `read` returns; [`Error`] when it could not be run.
+    pub async fn read<T, E, F>(&self, read: F) -> Result<T, E>
+    where
+        F: FnOnce(&mut Connection) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        if matches!(self.0.manager.url, Url::Sqlite(_))
+            && let Some(mut connection) = self.0.pool.try_get()
+        {
+            return guarded(&mut connection, read);
+        }
+        self.list(read).await
+    }
+
+    /// Runs a longer read, away from the threads that serve calls.
+    ///
+    /// # Errors
+    /// Whatever `read` returns; [`Error`] when it could not be run.
+    pub async fn list<T, E, F>(&self, read: F) -> Result<T, E>
+    where
+        F: FnOnce(&mut Connection) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        self.blocking(move |connection| {
+            let result = guarded(connection, read);
+            if result.is_err() {
+                connection.mark_if_lost();
+            }
+            result
+        })
+        .await
+    }
+
+    /// Runs a transaction that writes. It is committed when `write` returns `Ok`, and only then is
+    /// the caller answered.
+    ///
+    /// # Errors
+    /// Whatever `write` returns, after the rollback; [`Error`] when it could not be run or
+    /// committed. A commit that failed with [`Error::Unavailable`] may in rare cases have happened.
+    pub async fn write<T, E, F>(&self, write: F) -> Result<T, E>
+    where
+        F: FnOnce(&mut Connection) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        if let Some(writer) = &self.0.writer {
+            return writer.write(write).await;
+        }
+        self.blocking(move |connection| {
+            connection.begin()?;
+            let result = guarded(connection, write);
+            match result {
+                Ok(value) => connection.commit().map(|()| value).map_err(E::from),
+                Err(error) => {
+                    if let Err(error) = connection.roll_back() {
+                        tracing::warn!(?error, "a rollback failed; the connection is dropped");
+                    }
+                    Err(error)
+                }
+            }
+        })
+        .await
+    }
+
+    async fn blocking<T, E, F>(&self, run: F) -> Result<T, E>
+    where
+        F: FnOnce(&mut Pooled) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let busy = || Error::Unavailable("no connection became free in time".into());
+        let permit = tokio::time::timeout(POOL_WAIT, self.0.permits.clone().acquire_owned()).await;
+        let permit = permit.map_err(|_| busy())?.map_err(|_| busy())?;
+        let inner = Arc::clone(&self.0);
+        let job = move || {
+            let _permit = permit;
+            let connection = inner.pool.get();
+            let mut connection = connection.map_err(|error| Error::Unavailable(error.to_string()))?;
+            run(&mut connection)
+        };
+        tokio::task::spawn_blocking(job).await.map_err(|_| Error::Panicked)?
+    }
+}
+
+type Pooled = PooledConnection<Manager>;
+
+/// Runs a closure and turns its panic into an error.
+fn guarded<T, E: From<Error>>(
+    connection: &mut Connection,
+    run: impl FnOnce(&mut Connection) -> Result<T, E>,
+) -> Result<T, E> {
+    let result = catch_unwind(AssertUnwindSafe(|| run(connection)));
+    result.unwrap_or_else(|_| Err(Error::Panicked.into()))
+}
+
+impl Connection {
+    /// A connection that lost its server still looks idle, and asking costs a round trip, so it is
+    /// asked only after something went wrong on it. Marked, the pool drops it.
+    fn mark_if_lost(&mut self) {
+        query!(self, c => {
+            if c.batch_execute("SELECT 1").is_err() {
+                AnsiTransactionManager::transaction_manager_status_mut(c).set_in_error();
+            }
+        });
+    }
+
+    fn begin(&mut self) -> Result<(), Error> {
+        match self {
+            // Taking the write lock at once spares the failure of a read that turns into a write.
+            Self::Sqlite(c) => AnsiTransactionManager::begin_transaction_sql(c, "BEGIN IMMEDIATE")?,
+            Self::Postgres(c) => AnsiTransactionManager::begin_transaction(c)?,
+        }
+        Ok(())
+    }
+
+    fn begin_savepoint(&mut self) -> Result<(), Error> {
+        Ok(query!(self, c => AnsiTransactionManager::begin_transaction(c))?)
+    }
+
+    /// Commits the transaction, or keeps what the savepoint guards.
+    fn commit(&mut self) -> Result<(), Error> {
+        Ok(query!(self, c => AnsiTransactionManager::commit_transaction(c))?)
+    }
+
+    /// Undoes the transaction, or what the savepoint guards.
+    fn roll_back(&mut self) -> Result<(), Error> {
+        Ok(query!(self, c => AnsiTransactionManager::rollback_transaction(c))?)
+    }
+}
+
+/// Makes connections for the pool and the writer.
+#[derive(Clone)]
+struct Manager {
+    url: Url,
+    read_only: bool,
+}
+
+impl ManageConnection for Manager {
+    type Connection = Connection;
+    type Error = Error;
+
+    fn connect(&self) -> Result<Connection, Error> {
+        match &self.url {
+            Url::Sqlite(path) => {
+                let mut c = SqliteConnection::establish(&path.to_string_lossy())?;
+                c.batch_execute(&format!(
+                    "PRAGMA busy_timeout = {LOCK_WAIT_MS}; PRAGMA journal_mode = WAL;
+                     PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA query_only = {};",
+                    u8::from(self.read_only)
+                ))?;
+                Ok(Connection::Sqlite(c))
+            }
+            Url::Postgres(url) => {
+                let mut c = PgConnection::establish(url)?;
+                c.batch_execute(&format!("SET lock_timeout = {LOCK_WAIT_MS}; SET TIME ZONE 'UTC'"))?;
+                Ok(Connection::Postgres(c))
+            }
+        }
+    }
+
+    fn is_valid(&self, connection: &mut Connection) -> Result<(), Error> {
+        Ok(query!(connection, c => c.batch_execute("SELECT 1"))?)
+    }
+
+    fn has_broken(&self, connection: &mut Connection) -> bool {
+        query!(connection, c => AnsiTransactionManager::is_broken_transaction_manager(c))
+    }
+}
+
+impl FromStr for Url {
+    type Err = String;
+
+    fn from_str(url: &str) -> Result<Self, String> {
+        match url.split_once(':') {
+            Some(("sqlite", path)) if !path.is_empty() && path != ":memory:" => Ok(Self::Sqlite(path.into())),
+            Some(("postgres" | "postgresql", rest)) if rest.starts_with("//") => {
+                Ok(Self::Postgres(url.to_owned()))
+            }
+            _ => Err("the database URL must be sqlite:PATH or postgres://USER@HOST/NAME".into()),
+        }
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            Self::Postgres(_) => f.write_str("postgres:…"),
+        }
+    }
+}
+
+impl fmt::Debug for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unavailable(why) => write!(f, "the database is unavailable: {why}"),
+            Self::Query(why) => write!(f, "the database refused: {why}"),
+            Self::Corrupt { table, key, column } => {
+                write!(f, "row {key} of {table} makes no sense in column {column}")
+            }
+            Self::Panicked => f.write_str("a transaction panicked"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<diesel::ConnectionError> for Error {
+    fn from(error: diesel::ConnectionError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+impl From<DieselError> for Error {
+    fn from(error: DieselError) -> Self {
+        // Neither binding tells these apart by kind, so the words have to.
+        const PASSING: [&str; 11] = [
+            "database is locked",
+            "database or disk is full",
+            "disk I/O error",
+            "unable to open database file",
+            "lock timeout",
+            "deadlock detected",
+            "could not serialize",
+            "server closed the connection",
+            "terminating connection",
+            "no connection to the server",
+            "could not extend file",
+        ];
+        let words = error.to_string();
+        match &error {
+            DieselError::DatabaseError(DatabaseErrorKind::ClosedConnection, _)
+            | DieselError::DatabaseError(DatabaseErrorKind::UnableToSendCommand, _)
+            | DieselError::DatabaseError(DatabaseErrorKind::SerializationFailure, _)
+            | DieselError::DatabaseError(DatabaseErrorKind::ReadOnlyTransaction, _)
+            | DieselError::BrokenTransactionManager => Self::Unavailable(words),
+            _ if PASSING.iter().any(|passing| words.contains(passing)) => Self::Unavailable(words),
+            _ => Self::Query(words),
+        }
+    }
+}

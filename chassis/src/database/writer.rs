@@ -1,0 +1,122 @@
+//! One thread that writes: commands queue up, and as many as wait are committed together, which is
+//! several times faster than one commit each and no less durable.
+//!
+//! Every command runs in a savepoint of its own, so that one that fails, or panics, undoes only
+//! itself. Nobody is answered before the commit. When the batch as a whole fails (a full disk, a
+//! lost connection), everybody in it is told so, and the next batch starts on a new connection.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use diesel::r2d2::ManageConnection;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Connection, Error, Manager};
+
+/// Commands of one commit. Beyond this the gain of a larger batch is small and its delay is not.
+const BATCH_MAX: usize = 128;
+
+/// Commands that may wait. Beyond this callers wait to be let in.
+const QUEUE_MAX: usize = 1024;
+
+/// A command: run on the connection, or told why there is none.
+type Job = Box<dyn FnOnce(Result<&mut Connection, Error>) -> Ran + Send>;
+
+/// A command that has run and whose caller waits for the commit.
+struct Ran {
+    keep: bool,
+    answer: Box<dyn FnOnce(Option<Error>)>,
+}
+
+pub(super) struct Writer {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Writer {
+    pub(super) fn start(manager: Manager) -> Self {
+        let (jobs, queue) = mpsc::channel(QUEUE_MAX);
+        std::thread::spawn(move || work(&manager, queue));
+        Self { jobs }
+    }
+
+    pub(super) async fn write<T, E, F>(&self, write: F) -> Result<T, E>
+    where
+        F: FnOnce(&mut Connection) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel::<Result<T, E>>();
+        let job: Job = Box::new(move |connection| {
+            let result = match connection {
+                Err(error) => Err(error.into()),
+                Ok(connection) => catch_unwind(AssertUnwindSafe(|| write(connection)))
+                    .unwrap_or_else(|_| Err(Error::Panicked.into())),
+            };
+            let keep = result.is_ok();
+            let answer = move |outage: Option<Error>| {
+                // A caller that has gone away does not hear it.
+                let _ = reply.send(outage.map_or(result, |outage| Err(outage.into())));
+            };
+            Ran { keep, answer: Box::new(answer) }
+        });
+        let gone = || E::from(Error::Unavailable("the writer has stopped".into()));
+        self.jobs.send(job).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+fn work(manager: &Manager, mut queue: mpsc::Receiver<Job>) {
+    let mut idle: Option<Connection> = None;
+    while let Some(first) = queue.blocking_recv() {
+        let connection = idle.take().map_or_else(|| manager.connect(), Ok);
+        match connection {
+            Err(error) => (first(Err(error)).answer)(None),
+            Ok(mut connection) => {
+                if batch(&mut connection, first, &mut queue) {
+                    idle = Some(connection);
+                } else {
+                    tracing::warn!("a batch of writes failed; starting over on a new connection");
+                }
+            }
+        }
+    }
+}
+
+/// Runs one batch; false when the connection is of no more use.
+fn batch(connection: &mut Connection, first: Job, queue: &mut mpsc::Receiver<Job>) -> bool {
+    if let Err(error) = connection.begin() {
+        (first(Err(error)).answer)(None);
+        return false;
+    }
+    let mut answers = Vec::new();
+    let mut next = Some(first);
+    let mut outcome = Ok(());
+    while let Some(job) = next {
+        let ran = match connection.begin_savepoint() {
+            Ok(()) => job(Ok(connection)),
+            Err(error) => {
+                outcome = Err(error.clone());
+                job(Err(error))
+            }
+        };
+        if outcome.is_ok() {
+            outcome = if ran.keep { connection.commit() } else { connection.roll_back() };
+        }
+        answers.push(ran.answer);
+        next = if outcome.is_ok() && answers.len() < BATCH_MAX { queue.try_recv().ok() } else { None };
+    }
+    if outcome.is_ok() {
+        outcome = connection.commit();
+    }
+    let outage = outcome.err().map(|error| match error {
+        Error::Unavailable(_) => error,
+        other => Error::Unavailable(format!("a batch of writes failed: {other}")),
+    });
+    if outage.is_some() {
+        // Whatever is left of the transaction ends with the connection.
+        let _ = connection.roll_back();
+    }
+    for answer in answers {
+        answer(outage.clone());
+    }
+    outage.is_none()
+}

@@ -1,0 +1,14 @@
+//! The plumbing of both services: how they are started, called, timed, paged and stored.
+//!
+//! Admission test for everything here: it knows no noun of the business (no agreement, no order),
+//! and both services use it. Business rules, tables and messages never live here.
+
+pub mod auth;
+pub mod backoff;
+pub mod clock;
+pub mod database;
+pub mod form;
+pub mod page;
+pub mod server;
+pub mod status;
+pub mod telemetry;
