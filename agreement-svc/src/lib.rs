@@ -1,1 +1,98 @@
-//! x
+//! agreement-svc: who accepted which agreement, and whether that is enough to buy.
+//!
+//! - [`rules`]: the decisions, pure.
+//! - `store`: the memory, one database behind one lock.
+//! - `api`: the wire, a file a gRPC service.
+//! - [`data`]: the files that ship with it: policy, templates.
+//! - [`config`]: commands and settings.
+//!
+//! [`serve`] wires them; `main` only chooses the command.
+
+mod api;
+pub mod config;
+pub mod data;
+pub mod rules;
+mod store;
+
+use std::error::Error;
+use std::future::Future;
+use std::sync::Arc;
+
+use chassis::clock::Clock;
+use chassis::database::{Database, Writes};
+use chassis::server::{self, MESSAGE_BYTES_MAX, Options};
+use proto::agreement::attestation_service_server::AttestationServiceServer;
+use proto::agreement::customer_service_server::CustomerServiceServer;
+use proto::agreement::eligibility_service_server::EligibilityServiceServer;
+use proto::agreement::partner_service_server::PartnerServiceServer;
+use proto::agreement::template_service_server::TemplateServiceServer;
+use tokio::net::TcpListener;
+use tonic::service::RoutesBuilder;
+
+use api::Api;
+pub use api::access::WHO_MAY;
+use config::{Serve, Storage};
+use store::change::ChangeError;
+
+/// Whatever keeps a command from doing its work, for the person who started it.
+pub type Failure = Box<dyn Error + Send + Sync>;
+
+/// The full names of the gRPC services, as health knows them.
+pub const SERVICES: &[&str] = &[
+    "csp.agreement.v1.TemplateService",
+    "csp.agreement.v1.PartnerService",
+    "csp.agreement.v1.CustomerService",
+    "csp.agreement.v1.AttestationService",
+    "csp.agreement.v1.EligibilityService",
+];
+
+/// Serves on `listener` until `shutdown` resolves.
+///
+/// # Errors
+/// A setting, data file or database that makes no sense or cannot be used.
+pub async fn serve(
+    config: Serve,
+    clock: Clock,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Failure> {
+    let policy = Arc::new(data::read_policy(config.policy.as_deref())?);
+    let database = if config.storage.create {
+        migrate(&config.storage, &clock).await?
+    } else {
+        let database = Database::open(&config.storage.database, false, Writes::Serial)?;
+        database.check_schema(store::MIGRATIONS)?;
+        database
+    };
+    let api = Api { database, clock, policy };
+    let mut routes = RoutesBuilder::default();
+    routes
+        .add_service(TemplateServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(PartnerServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(CustomerServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(AttestationServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(EligibilityServiceServer::new(api).max_decoding_message_size(MESSAGE_BYTES_MAX));
+    let options = Options {
+        domain: "agreement-svc",
+        auth: config.auth,
+        access: WHO_MAY,
+        services: SERVICES,
+        descriptors: proto::FILE_DESCRIPTOR_SET,
+    };
+    server::serve(listener, routes, options, shutdown).await
+}
+
+/// Brings the schema up to date and loads the templates into an empty database.
+///
+/// # Errors
+/// A data file or database that makes no sense or cannot be used.
+pub async fn migrate(storage: &Storage, clock: &Clock) -> Result<Database, Failure> {
+    let templates = data::read_templates(storage.templates.as_deref(), storage.document_table.as_deref())?;
+    let database = Database::open(&storage.database, storage.create, Writes::Serial)?;
+    database.migrate(store::MIGRATIONS)?;
+    templates.load(&database, clock.now()).await.map_err(|error| match error {
+        ChangeError::Failed(error) => Failure::from(error),
+        ChangeError::Refused(refusal) => Failure::from(format!("the templates do not fit: {refusal:?}")),
+    })?;
+    Ok(database)
+}

@@ -114,7 +114,9 @@ impl Auth {
                     domain,
                     Code::Unauthenticated,
                     "IDENTITY_REQUIRED",
-                    format!("the identity has no valid {claim}; send x-tenant-id, x-tenant-kind and x-user-id"),
+                    format!(
+                        "the identity has no valid {claim}; send x-tenant-id, x-tenant-kind and x-user-id"
+                    ),
                 )
                 .with("claim", claim)
                 .status()
@@ -227,10 +229,15 @@ pub(crate) fn admit(access: Access, path: &str, caller: &Caller, domain: &'stati
     }
     let allowed = allowed.iter().map(|who| who.description()).collect::<Vec<_>>().join(" or ");
     let allowed = if allowed.is_empty() { "nobody".to_owned() } else { allowed };
-    Err(failure(domain, Code::PermissionDenied, "ROLE_NOT_ALLOWED", format!("only {allowed} may call {path}"))
-        .with("call", path)
-        .with("allowed", allowed)
-        .status())
+    Err(failure(
+        domain,
+        Code::PermissionDenied,
+        "ROLE_NOT_ALLOWED",
+        format!("only {allowed} may call {path}"),
+    )
+    .with("call", path)
+    .with("allowed", allowed)
+    .status())
 }
 
 impl Who {
@@ -273,7 +280,10 @@ mod tests {
         };
         let refused = admit(&[("/a.B/C", &[Who::Anyone])], "/a.B/D", &caller, "some-svc").unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied);
-        assert_eq!(admit(&[("/a.B/C", &[Who::Anyone])], "/a.B/C", &caller, "some-svc").map_err(|_| ()), Ok(()));
+        assert_eq!(
+            admit(&[("/a.B/C", &[Who::Anyone])], "/a.B/C", &caller, "some-svc").map_err(|_| ()),
+            Ok(())
+        );
     }
 
     #[test]

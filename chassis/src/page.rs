@@ -42,7 +42,10 @@ impl Page {
         binding.copy_from_slice(&Sha256::digest(bound_to)[..BINDING_BYTES]);
         let after = (!token.is_empty()).then(|| key_of(token, &binding)).flatten();
         if !token.is_empty() && after.is_none() {
-            form.wrong("page_token", "is not a token of this list for this caller and filter; start without one");
+            form.wrong(
+                "page_token",
+                "is not a token of this list for this caller and filter; start without one",
+            );
         }
         Self { size, after, binding }
     }

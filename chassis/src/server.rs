@@ -139,6 +139,19 @@ pub async fn serve(
     Ok(())
 }
 
+/// A runtime with that many threads for calls. With one, calls run on the thread that accepts them,
+/// which spares every hand-over between threads.
+///
+/// # Errors
+/// The operating system's.
+pub fn runtime(worker_threads: u16) -> std::io::Result<tokio::runtime::Runtime> {
+    let mut runtime = match worker_threads {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    runtime.worker_threads(worker_threads.into()).enable_all().build()
+}
+
 /// Resolves at the first interrupt or termination signal; the second ends the process at once.
 pub async fn signal() {
     first_signal().await;
@@ -285,9 +298,10 @@ impl Line {
 
     fn finish(mut self, response: http::Response<Body>, domain: &'static str) -> http::Response<Body> {
         let mut response = too_large(&response, domain).map_or(response, Status::into_http);
-        let code = response.headers().get(Status::GRPC_STATUS).map_or(Code::Ok, |code| {
-            Code::from_bytes(code.as_bytes())
-        });
+        let code = response
+            .headers()
+            .get(Status::GRPC_STATUS)
+            .map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));
         self.finished = true;
         self.log(&format!("{code:?}"));
         if let Ok(value) = HeaderValue::from_str(&self.call_id) {
@@ -324,15 +338,21 @@ fn too_large(response: &http::Response<Body>, domain: &'static str) -> Option<St
     let oversized =
         status.code() == Code::OutOfRange && status.message().contains("decoded message length too large");
     oversized.then(|| {
-        let sentence = format!("a request message has at most {MESSAGE_BYTES_MAX} bytes; send less at a time");
+        let sentence =
+            format!("a request message has at most {MESSAGE_BYTES_MAX} bytes; send less at a time");
         failure(domain, Code::ResourceExhausted, "MESSAGE_TOO_LARGE", sentence).status()
     })
 }
 
 fn overloaded(domain: &'static str) -> Status {
-    failure(domain, Code::ResourceExhausted, "OVERLOADED", "too many calls are in progress; try again shortly")
-        .retry_after(OVERLOAD_RETRY)
-        .status()
+    failure(
+        domain,
+        Code::ResourceExhausted,
+        "OVERLOADED",
+        "too many calls are in progress; try again shortly",
+    )
+    .retry_after(OVERLOAD_RETRY)
+    .status()
 }
 
 fn too_late(domain: &'static str) -> Status {
@@ -341,7 +361,8 @@ fn too_late(domain: &'static str) -> Status {
 }
 
 fn crashed(domain: &'static str) -> Status {
-    failure(domain, Code::Internal, "INTERNAL", "the service failed; its log has the cause under x-call-id").status()
+    failure(domain, Code::Internal, "INTERNAL", "the service failed; its log has the cause under x-call-id")
+        .status()
 }
 
 /// The caller's own id for the call if it is a plausible one, else a new one.

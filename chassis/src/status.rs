@@ -125,7 +125,10 @@ mod tests {
         let status = invalid_fields("some-svc", &violations);
         assert!(status.details().len() < 6000, "{} bytes", status.details().len());
         let shown = status.get_details_bad_request().unwrap().field_violations;
-        assert_eq!(shown.last().unwrap().description, "and 37 more bad fields".replace("37", &(101 - shown.len()).to_string()));
+        assert_eq!(
+            shown.last().unwrap().description,
+            "and 37 more bad fields".replace("37", &(101 - shown.len()).to_string())
+        );
         assert!(status.message().ends_with("and 95 more"));
     }
 }

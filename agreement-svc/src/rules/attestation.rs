@@ -40,9 +40,6 @@ pub struct Claim {
 /// What is known when it does.
 #[derive(Debug)]
 pub struct Facts<'a> {
-    pub attester: &'a Partner,
-    /// The attester's active relationship with the customer.
-    pub relationship: Relationship,
     pub customer: &'a Customer,
     pub template: &'a Template,
     /// The live template to name when this one is retired.
@@ -70,11 +67,18 @@ pub fn check_agreed_at(agreed_at: Time, now: Time) -> Result<(), String> {
     Ok(())
 }
 
-/// Decides what a claim becomes (ATT-1, ATT-4 to ATT-8).
-pub fn attest(facts: &Facts<'_>, claim: &Claim, now: Time) -> Result<Accepted, Refusal> {
-    if facts.attester.kind == PartnerKind::IndirectReseller {
-        return Err(Refusal::ResellerCannotAttest { provider_id: facts.relationship.payer_id });
+/// Whether the partner attests at all (ATT-1), given its active relationship with the customer.
+pub fn check_attester(attester: &Partner, relationship: Relationship) -> Result<(), Refusal> {
+    match attester.kind {
+        PartnerKind::DirectBill | PartnerKind::IndirectProvider => Ok(()),
+        PartnerKind::IndirectReseller => {
+            Err(Refusal::ResellerCannotAttest { provider_id: relationship.payer_id })
+        }
     }
+}
+
+/// Decides what a claim becomes (ATT-4 to ATT-8).
+pub fn attest(facts: &Facts<'_>, claim: &Claim, now: Time) -> Result<Accepted, Refusal> {
     if facts.customer.cloud != Cloud::Public {
         return Err(Refusal::CloudNotSupported { cloud: facts.customer.cloud });
     }

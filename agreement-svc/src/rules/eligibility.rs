@@ -150,9 +150,7 @@ pub fn decide(policy: &Policy, question: &Question, facts: &Facts) -> Answer {
         (Requirement::Mandatory, Some(AcceptanceKind::Signature)) => {
             (Decision::Allowed, Rule::DirectSignature)
         }
-        (Requirement::Mandatory, Some(AcceptanceKind::Attestation)) => {
-            (Decision::Allowed, Rule::Attestation)
-        }
+        (Requirement::Mandatory, Some(AcceptanceKind::Attestation)) => (Decision::Allowed, Rule::Attestation),
         (Requirement::Mandatory, None) => (Decision::Blocked, Rule::NoSatisfyingAcceptance),
     };
     Answer {
@@ -246,8 +244,8 @@ pub fn remedies(
 /// Whether the customer may sign directly (DIR-4): it never bought, or signed before it first did.
 pub fn may_sign_directly(first_purchase_at: Option<Time>, acceptances: &[Acceptance]) -> bool {
     first_purchase_at.is_none_or(|purchase| {
-        acceptances.iter().any(|acceptance| {
-            acceptance.kind == AcceptanceKind::Signature && acceptance.agreed_at < purchase
-        })
+        acceptances
+            .iter()
+            .any(|acceptance| acceptance.kind == AcceptanceKind::Signature && acceptance.agreed_at < purchase)
     })
 }

@@ -198,9 +198,19 @@ mod tests {
         for good in ["a@b.example", "first.last+tag@sub.contoso.example", "o'neil@x-y.example"] {
             assert!(is_email(good), "{good}");
         }
-        for bad in ["", "a", "a@b", "@b.example", "a@", "a b@c.example", "a@b..example", ".a@b.example",
-            "a@-b.example", "a@b@c.example,d@e.example", "a@b.example\n"]
-        {
+        for bad in [
+            "",
+            "a",
+            "a@b",
+            "@b.example",
+            "a@",
+            "a b@c.example",
+            "a@b..example",
+            ".a@b.example",
+            "a@-b.example",
+            "a@b@c.example,d@e.example",
+            "a@b.example\n",
+        ] {
             assert!(!is_email(bad), "{bad}");
         }
     }
@@ -223,8 +233,7 @@ mod tests {
         let direct = partner(1, PartnerKind::DirectBill);
         let provider = partner(2, PartnerKind::IndirectProvider);
         let reseller = partner(3, PartnerKind::IndirectReseller);
-        let through_both =
-            Ok(Relationship { payer_id: provider.id, reseller_id: Some(reseller.id) });
+        let through_both = Ok(Relationship { payer_id: provider.id, reseller_id: Some(reseller.id) });
 
         let alone = |partner: &Partner| Ok(Relationship { payer_id: partner.id, reseller_id: None });
         assert_eq!(relationship_of(&direct, Named::Nobody), alone(&direct));

@@ -59,7 +59,9 @@ impl fmt::Display for PolicyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoPeriods => f.write_str("the policy has no periods, so it would require nothing"),
-            Self::NotAscending { from } => write!(f, "the period from {from} is not later than the one before"),
+            Self::NotAscending { from } => {
+                write!(f, "the period from {from} is not later than the one before")
+            }
             Self::NoTypes { from } => write!(f, "the period from {from} names no agreement type"),
         }
     }

@@ -1,0 +1,34 @@
+//! Who may make which call: one table (ROLE-1, ROLE-3, ROLE-4, ROLE-5). It is keyed by the call's
+//! path and enforced before the call is handled, so that no handler can forget it. Which customers
+//! and partners a caller may see is decided by the calls themselves (ROLE-6).
+
+use chassis::auth::{Access, Who};
+
+const EVERYONE: &[Who] = &[Who::Anyone];
+const OPERATOR: &[Who] = &[Who::Operator];
+const PARTNER_ACTS: &[Who] = &[Who::PartnerActs];
+const PARTNER_OR_OPERATOR: &[Who] = &[Who::PartnerReads, Who::Operator];
+const READERS: &[Who] = &[Who::PartnerReads, Who::Operator, Who::CustomerAdmin];
+
+/// The table.
+pub const WHO_MAY: Access = &[
+    ("/csp.agreement.v1.TemplateService/ListTemplates", EVERYONE),
+    ("/csp.agreement.v1.TemplateService/GetTemplate", EVERYONE),
+    ("/csp.agreement.v1.TemplateService/GetTemplateDocument", EVERYONE),
+    ("/csp.agreement.v1.TemplateService/PublishTemplateVersion", OPERATOR),
+    ("/csp.agreement.v1.TemplateService/RetireTemplate", OPERATOR),
+    ("/csp.agreement.v1.PartnerService/RegisterPartner", OPERATOR),
+    ("/csp.agreement.v1.PartnerService/LinkReseller", OPERATOR),
+    ("/csp.agreement.v1.PartnerService/UnlinkReseller", OPERATOR),
+    ("/csp.agreement.v1.PartnerService/ListPartners", OPERATOR),
+    ("/csp.agreement.v1.PartnerService/GetPartner", PARTNER_OR_OPERATOR),
+    ("/csp.agreement.v1.CustomerService/CreateCustomer", PARTNER_ACTS),
+    ("/csp.agreement.v1.CustomerService/UpdateCustomer", PARTNER_ACTS),
+    ("/csp.agreement.v1.CustomerService/GetCustomer", READERS),
+    ("/csp.agreement.v1.CustomerService/ListCustomers", READERS),
+    ("/csp.agreement.v1.AttestationService/CreateAttestation", PARTNER_ACTS),
+    ("/csp.agreement.v1.AttestationService/GetAttestation", READERS),
+    ("/csp.agreement.v1.AttestationService/ListAttestations", READERS),
+    ("/csp.agreement.v1.EligibilityService/CheckEligibility", &[Who::Service, Who::PartnerReads]),
+    ("/csp.agreement.v1.EligibilityService/ReportPurchase", &[Who::Service]),
+];

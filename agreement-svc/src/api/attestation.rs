@@ -1,0 +1,197 @@
+//! `AttestationService`.
+
+use chassis::auth::{self, TenantKind};
+use chassis::clock::{new_id, new_salt};
+use chassis::database::Connection;
+use chassis::form::Form;
+use chassis::page::Page;
+use proto::agreement::attestation_service_server::AttestationService;
+use proto::agreement::{
+    CreateAttestationRequest, CreateAttestationResponse, GetAttestationRequest, GetAttestationResponse,
+    ListAttestationsRequest, ListAttestationsResponse,
+};
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use super::customer::visible;
+use super::partner::existing;
+use super::{Api, checked, convert, list_of, request_key, status, viewer};
+use crate::rules::Refusal;
+use crate::rules::attestation::{Attestation, Claim, Facts, attest, check_agreed_at, check_attester};
+use crate::rules::event::Event;
+use crate::rules::party::{Customer, Partner};
+use crate::store::attestation::{
+    attestation_current, attestation_find, attestation_insert, attestation_list, attestation_supersede,
+};
+use crate::store::change::{Change, ChangeError, commitment};
+use crate::store::customer::{customer_set_acceptance_revision, relationship_find};
+use crate::store::template::{template_find, template_live};
+
+#[tonic::async_trait]
+impl AttestationService for Api {
+    async fn create_attestation(
+        &self,
+        request: Request<CreateAttestationRequest>,
+    ) -> Result<Response<CreateAttestationResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let now = self.clock.now();
+        let mut message = request.into_inner();
+        let mut form = Form::new();
+        let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));
+        let validate_only = std::mem::take(&mut message.validate_only);
+        let customer_id = form.id("customer_id", &message.customer_id);
+        let template_id = form.id("template_id", &message.template_id);
+        let contact = convert::read_contact(&mut form, "contact", message.contact.as_ref());
+        let agreed_at = form.time("agreed_at", message.agreed_at.as_ref());
+        if let Err(problem) = check_agreed_at(agreed_at, now) {
+            form.wrong("agreed_at", problem);
+        }
+        checked(form)?;
+        let new = NewAttestation { template_id, claim: Claim { contact, agreed_at }, by: caller.user_id };
+
+        let key = request_key(&caller, "CreateAttestation", request_id, &message);
+        self.change(key, now, validate_only, move |change| {
+            let mut customer = visible(change.connection, viewer(&caller), customer_id)?;
+            let attester = existing(change, caller.tenant_id)?;
+            let relationship = relationship_find(change.connection, attester.id, customer_id)?;
+            let relationship =
+                relationship.ok_or(Refusal::NotFound { resource: "customer", id: customer_id })?;
+            check_attester(&attester, relationship)?;
+            let attestation = store_attestation(change, &attester, &mut customer, new)?;
+            let attestation = Some(convert::attestation(attestation));
+            Ok(CreateAttestationResponse { attestation, revision: change.revision() })
+        })
+        .await
+    }
+
+    async fn get_attestation(
+        &self,
+        request: Request<GetAttestationRequest>,
+    ) -> Result<Response<GetAttestationResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let mut form = Form::new();
+        let id = form.id("attestation_id", &request.get_ref().attestation_id);
+        checked(form)?;
+
+        let read = move |connection: &mut Connection| {
+            let unseen = Refusal::NotFound { resource: "attestation", id };
+            let attestation = attestation_find(connection, id)?.ok_or_else(|| unseen.clone())?;
+            let is_somebody_elses =
+                caller.tenant_kind == TenantKind::Partner && caller.tenant_id != attestation.partner_id;
+            let customer = visible(connection, viewer(&caller), attestation.customer_id);
+            if is_somebody_elses || matches!(customer, Err(ChangeError::Refused(_))) {
+                return Err(unseen.into());
+            }
+            customer?;
+            let attestation = Some(convert::attestation(attestation));
+            Ok(Response::new(GetAttestationResponse { attestation }))
+        };
+        self.database.read(read).await.map_err(status::of)
+    }
+
+    async fn list_attestations(
+        &self,
+        request: Request<ListAttestationsRequest>,
+    ) -> Result<Response<ListAttestationsResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let message = request.into_inner();
+        let mut form = Form::new();
+        let customer_id = form.id("customer_id", &message.customer_id);
+        let filter = format!("{customer_id}/{}", message.include_history);
+        let bound_to = list_of(&caller, "ListAttestations", &filter);
+        let page = Page::read(&mut form, message.page_size, &message.page_token, &bound_to);
+        checked(form)?;
+
+        let list = move |connection: &mut Connection| {
+            visible(connection, viewer(&caller), customer_id)?;
+            let own = (caller.tenant_kind == TenantKind::Partner).then_some(caller.tenant_id);
+            let after = page.after.as_deref().and_then(|key| key.parse().ok()).unwrap_or(0);
+            let mut rows =
+                attestation_list(connection, customer_id, own, message.include_history, after, page.fetch())?;
+            let next_page_token = page.cut(&mut rows, |attestation| attestation.revision.to_string());
+            let attestations = rows.into_iter().map(convert::attestation).collect();
+            Ok(ListAttestationsResponse { attestations, next_page_token })
+        };
+        self.database.list(list).await.map(Response::new).map_err(status::of)
+    }
+}
+
+/// An attestation to be stored.
+pub(super) struct NewAttestation {
+    pub template_id: Uuid,
+    pub claim: Claim,
+    /// The partner's user who attests (ROLE-7).
+    pub by: Uuid,
+}
+
+/// Decides on and stores an attestation of a partner that may attest for the customer.
+pub(super) fn store_attestation(
+    change: &mut Change<'_>,
+    attester: &Partner,
+    customer: &mut Customer,
+    new: NewAttestation,
+) -> Result<Attestation, ChangeError> {
+    let NewAttestation { template_id, claim, by } = new;
+    let now = change.now;
+    let template = template_find(change.connection, template_id)?;
+    let template = template.ok_or(Refusal::NotFound { resource: "template", id: template_id })?;
+    let current = attestation_current(change.connection, attester.id, customer.id, template.agreement_type)?;
+    let facts = Facts {
+        customer,
+        template: &template,
+        live_template_id: match template.retired_at {
+            Some(_) => newest_live(change)?,
+            None => None,
+        },
+        current: current.as_ref().map(|(attestation, effective_from)| (attestation, *effective_from)),
+    };
+    let accepted = attest(&facts, &claim, now)?;
+
+    let contact_salt = new_salt();
+    let id = new_id(now);
+    let revision = change.record(&Event::Attested {
+        attestation_id: id,
+        partner_id: attester.id,
+        customer_id: customer.id,
+        agreement_type: accepted.agreement_type.name(),
+        template_id,
+        template_version: accepted.template_version,
+        contact_commitment: commitment(&contact_salt, &claim.contact),
+        agreed_at: claim.agreed_at,
+        supersedes: accepted.supersedes,
+        by,
+    })?;
+    if let Some(superseded) = accepted.supersedes {
+        attestation_supersede(change.connection, superseded, now)?;
+    }
+    let attestation = Attestation {
+        id,
+        partner_id: attester.id,
+        customer_id: customer.id,
+        agreement_type: accepted.agreement_type,
+        template_id,
+        template_version: accepted.template_version,
+        contact: claim.contact,
+        contact_salt,
+        agreed_at: claim.agreed_at,
+        recorded_at: now,
+        recorded_by: by,
+        superseded_at: None,
+        withdrawn_at: None,
+        revision,
+    };
+    attestation_insert(change.connection, &attestation)?;
+    customer_set_acceptance_revision(change.connection, customer.id, revision)?;
+    customer.acceptance_revision = revision;
+    Ok(attestation)
+}
+
+/// The live template of the newest agreement type that has one: what to use instead of a retired one.
+fn newest_live(change: &mut Change<'_>) -> Result<Option<Uuid>, ChangeError> {
+    for of in crate::rules::template::AgreementType::ALL.iter().rev() {
+        if let Some(id) = template_live(change.connection, *of, change.now)? {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
+}

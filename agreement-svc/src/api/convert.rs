@@ -1,0 +1,254 @@
+//! Between the wire and the rules. Reading reports every bad field; writing cannot fail.
+
+use chassis::auth;
+use chassis::form::{Form, timestamp};
+use proto::{agreement as wire, types};
+use uuid::Uuid;
+
+use crate::rules::attestation::Attestation;
+use crate::rules::eligibility::{Acceptance, AcceptanceKind, Decision, Operation, Reason, Remedy, Rule};
+use crate::rules::party::{Cloud, Contact, Customer, Partner, PartnerKind, is_country, is_email};
+use crate::rules::policy::Channel;
+use crate::rules::template::{AgreementType, Document, Template};
+use crate::rules::{Time, template};
+
+/// Writes an enum of the rules as the one of the wire with the same variant names.
+macro_rules! writes {
+    ($name:ident, $rules:ident => $wire:path, [$($variant:ident),+ $(,)?]) => {
+        pub(super) fn $name(value: $rules) -> i32 {
+            use $wire as Wire;
+            let value = match value { $($rules::$variant => Wire::$variant),+ };
+            value.into()
+        }
+    };
+}
+
+/// Reads an enum of the wire as the one of the rules with the same variant names.
+macro_rules! reads {
+    ($name:ident, $wire:path => $rules:ident, [$($variant:ident),+ $(,)?]) => {
+        pub(super) fn $name(form: &mut Form, field: &str, value: i32) -> Option<$rules> {
+            use $wire as Wire;
+            let known = match Wire::try_from(value) {
+                $(Ok(Wire::$variant) => Some($rules::$variant),)+
+                Ok(Wire::Unspecified) | Err(_) => None,
+            };
+            if known.is_none() {
+                let names = [$(Wire::$variant.as_str_name()),+].join(", ");
+                form.wrong(field, format!("must be one of {names}"));
+            }
+            known
+        }
+    };
+}
+
+writes!(partner_kind, PartnerKind => wire::PartnerKind, [DirectBill, IndirectProvider, IndirectReseller]);
+reads!(read_partner_kind, wire::PartnerKind => PartnerKind, [DirectBill, IndirectProvider, IndirectReseller]);
+writes!(cloud, Cloud => types::Cloud, [Public, UsGovernment, Germany, China21vianet]);
+reads!(read_cloud, types::Cloud => Cloud, [Public, UsGovernment, Germany, China21vianet]);
+writes!(agreement_type, AgreementType => types::AgreementType, [
+    MicrosoftCloudAgreement, MicrosoftCustomerAgreement,
+]);
+reads!(read_agreement_type, types::AgreementType => AgreementType, [
+    MicrosoftCloudAgreement, MicrosoftCustomerAgreement,
+]);
+reads!(read_operation, types::Operation => Operation, [NewPurchase, SeatChange, ManualRenewal, AutoRenewal]);
+reads!(read_channel, types::Channel => Channel, [Dashboard, Api]);
+writes!(decision, Decision => types::Decision, [Allowed, Exempt, Blocked]);
+writes!(rule, Rule => types::GateRule, [
+    AutoRenewal, OutsidePublicCloud, NotYetMandatory, DirectSignature, Attestation, NoSatisfyingAcceptance,
+]);
+writes!(reason, Reason => types::BlockReason, [
+    NoAcceptance, Withdrawn, VersionSuperseded, WrongAgreementType,
+]);
+
+/// A caller's channel as the rules know it.
+pub(super) fn channel_of(caller: &auth::Caller) -> Channel {
+    match caller.channel {
+        auth::Channel::Dashboard => Channel::Dashboard,
+        auth::Channel::Api => Channel::Api,
+    }
+}
+
+pub(super) fn read_contact(form: &mut Form, field: &str, contact: Option<&types::Contact>) -> Contact {
+    let absent = types::Contact::default();
+    let contact = contact.unwrap_or(&absent);
+    let email_field = format!("{field}.email");
+    let email = form.text(&email_field, &contact.email, 1, 254);
+    if (1..=254).contains(&email.chars().count()) && !is_email(&email) {
+        form.wrong(email_field, "must have the form of an e-mail address");
+    }
+    Contact {
+        first_name: form.text(&format!("{field}.first_name"), &contact.first_name, 1, 100),
+        last_name: form.text(&format!("{field}.last_name"), &contact.last_name, 1, 100),
+        email,
+        phone: form.text(&format!("{field}.phone"), &contact.phone, 0, 50),
+    }
+}
+
+pub(super) fn read_country(form: &mut Form, field: &str, country: &str) -> String {
+    if !is_country(country) {
+        let problem = if country.is_empty() {
+            "is required"
+        } else {
+            "must be an ISO 3166-1 alpha-2 code in upper case"
+        };
+        form.wrong(field, problem);
+    }
+    country.to_owned()
+}
+
+pub(super) fn read_language(form: &mut Form, field: &str, language: &str) -> String {
+    if !is_language(language) {
+        form.wrong(field, "must be a language tag such as fr-FR");
+    }
+    language.to_owned()
+}
+
+/// The form of the tags in use: language, optional script, region.
+fn is_language(tag: &str) -> bool {
+    let parts: Vec<&str> = tag.split('-').collect();
+    let is_primary =
+        |part: &str| (2..=3).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_lowercase());
+    let is_rest =
+        |part: &&str| (2..=8).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_alphanumeric());
+    tag.len() <= 35 && parts.first().is_some_and(|part| is_primary(part)) && parts[1..].iter().all(is_rest)
+}
+
+pub(super) fn read_documents(form: &mut Form, documents: &[wire::TemplateDocument]) -> Vec<Document> {
+    const DOCUMENTS_MAX: usize = 2000;
+    if documents.is_empty() || documents.len() > DOCUMENTS_MAX {
+        form.wrong("documents", format!("must have 1 to {DOCUMENTS_MAX} entries"));
+        return vec![];
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    let mut read = vec![];
+    for (n, document) in documents.iter().enumerate() {
+        let field = |name: &str| format!("documents[{n}].{name}");
+        let country = read_country(form, &field("country"), &document.country);
+        let language = read_language(form, &field("language"), &document.language);
+        let link = form.text(&field("link"), &document.link, 1, 2000);
+        if !link.is_empty() && !link.starts_with("https://") {
+            form.wrong(field("link"), "must begin with https://");
+        }
+        let is_digest = |text: &str| {
+            text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        };
+        if !document.sha256.is_empty() && !is_digest(&document.sha256) {
+            form.wrong(field("sha256"), "must be empty or 64 lower-case hexadecimal digits");
+        }
+        if !seen.insert((country.clone(), language.clone())) {
+            form.wrong(field("language"), "repeats an earlier country and language");
+        }
+        read.push(Document { country, language, link, sha256: document.sha256.clone() });
+    }
+    if !seen.contains(&("US".to_owned(), "en-US".to_owned())) {
+        form.wrong("documents", "must have one for US in en-US, the last resort of every request");
+    }
+    read
+}
+
+pub(super) fn contact(contact: Contact) -> types::Contact {
+    let Contact { first_name, last_name, email, phone } = contact;
+    types::Contact { first_name, last_name, email, phone }
+}
+
+pub(super) fn partner(partner: Partner, providers: &[Uuid], resellers: &[Uuid]) -> wire::Partner {
+    wire::Partner {
+        partner_id: partner.id.to_string(),
+        name: partner.name,
+        kind: partner_kind(partner.kind),
+        cloud: cloud(partner.cloud),
+        provider_ids: providers.iter().map(ToString::to_string).collect(),
+        reseller_ids: resellers.iter().map(ToString::to_string).collect(),
+        registered_at: Some(timestamp(partner.registered_at)),
+    }
+}
+
+pub(super) fn customer(customer: Customer) -> wire::Customer {
+    wire::Customer {
+        customer_id: customer.id.to_string(),
+        company_name: customer.company_name,
+        domain: customer.domain,
+        country: customer.country,
+        cloud: cloud(customer.cloud),
+        primary_contact: Some(contact(customer.primary_contact)),
+        created_at: Some(timestamp(customer.created_at)),
+        acceptance_revision: customer.acceptance_revision,
+        first_purchase_at: customer.first_purchase_at.map(timestamp),
+        etag: customer.revision.to_string(),
+    }
+}
+
+pub(super) fn template(template: &Template, now: Time) -> wire::Template {
+    let in_force = template.in_force_at(now).filter(|_| !template.is_retired(now));
+    wire::Template {
+        template_id: template.id.to_string(),
+        name: template.name.clone(),
+        agreement_type: agreement_type(template.agreement_type),
+        versions: template.versions.iter().rev().map(version).collect(),
+        version_in_force: in_force.map_or(0, |version| version.number),
+        retired_at: template.retired_at.map(timestamp),
+        etag: template.revision.to_string(),
+    }
+}
+
+fn version(version: &template::Version) -> wire::TemplateVersion {
+    wire::TemplateVersion {
+        number: version.number,
+        effective_from: Some(timestamp(version.effective_from)),
+        reaccept_by: version.reaccept_by.map(timestamp),
+        published_at: Some(timestamp(version.published_at)),
+        document_count: version.document_count,
+    }
+}
+
+pub(super) fn attestation(attestation: Attestation) -> wire::Attestation {
+    let state = match (attestation.withdrawn_at, attestation.superseded_at) {
+        (Some(_), _) => wire::AttestationState::Withdrawn,
+        (None, Some(_)) => wire::AttestationState::Superseded,
+        (None, None) => wire::AttestationState::Current,
+    };
+    wire::Attestation {
+        attestation_id: attestation.id.to_string(),
+        partner_id: attestation.partner_id.to_string(),
+        customer_id: attestation.customer_id.to_string(),
+        agreement_type: agreement_type(attestation.agreement_type),
+        template_id: attestation.template_id.to_string(),
+        template_version: attestation.template_version,
+        contact: Some(contact(attestation.contact)),
+        agreed_at: Some(timestamp(attestation.agreed_at)),
+        recorded_at: Some(timestamp(attestation.recorded_at)),
+        recorded_by: attestation.recorded_by.to_string(),
+        state: state.into(),
+        superseded_at: attestation.superseded_at.map(timestamp),
+        withdrawn_at: attestation.withdrawn_at.map(timestamp),
+        revision: attestation.revision,
+    }
+}
+
+pub(super) fn remedy(remedy: Remedy) -> types::Remedy {
+    let (kind, template_id, provider_id) = match remedy {
+        Remedy::Attest { template_id } => (types::RemedyKind::Attest, template_id.to_string(), String::new()),
+        Remedy::AskProvider { provider_id } => {
+            (types::RemedyKind::AskProvider, String::new(), provider_id.to_string())
+        }
+        Remedy::InviteCustomer { template_id } => {
+            (types::RemedyKind::InviteCustomer, template_id.to_string(), String::new())
+        }
+    };
+    types::Remedy { kind: kind.into(), template_id, provider_id }
+}
+
+pub(super) fn evidence(acceptance: &Acceptance) -> types::Evidence {
+    let kind = match acceptance.kind {
+        AcceptanceKind::Attestation => types::AcceptanceKind::Attestation,
+        AcceptanceKind::Signature => types::AcceptanceKind::DirectSignature,
+    };
+    types::Evidence {
+        kind: kind.into(),
+        acceptance_id: acceptance.id.to_string(),
+        template_id: acceptance.template_id.to_string(),
+        template_version: acceptance.template_version,
+        agreement_type: agreement_type(acceptance.agreement_type),
+    }
+}

@@ -1,0 +1,238 @@
+//! `EligibilityService`: the gate.
+
+use chassis::auth::{self, Caller, TenantKind, Who};
+use chassis::database::Connection;
+use chassis::form::{Form, timestamp};
+use proto::agreement::eligibility_service_server::EligibilityService;
+use proto::agreement::{
+    CheckEligibilityRequest, CheckEligibilityResponse, PartnerRole, ReportPurchaseRequest,
+    ReportPurchaseResponse,
+};
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use super::customer::visible;
+use super::partner::existing;
+use super::{Api, checked, convert, request_key, status};
+use crate::rules::attestation::check_agreed_at;
+use crate::rules::eligibility::{Acting, Answer, Operation, Question, decide, may_sign_directly, remedies};
+use crate::rules::event::Event;
+use crate::rules::party::PartnerKind;
+use crate::rules::policy::Channel;
+use crate::rules::template::AgreementType;
+use crate::rules::{Refusal, Time};
+use crate::store::change::ChangeError;
+use crate::store::customer::{Viewer, customer_set_first_purchase};
+use crate::store::gate::{Snapshot, gate_snapshot};
+use crate::store::partner::partner_find;
+use crate::store::template::template_live;
+
+/// One entry for each line of the largest order.
+const DEMANDS_MAX: usize = 100;
+
+#[tonic::async_trait]
+impl EligibilityService for Api {
+    async fn check_eligibility(
+        &self,
+        request: Request<CheckEligibilityRequest>,
+    ) -> Result<Response<CheckEligibilityResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let asked = Asked::read(&caller, &request.into_inner(), self.clock.now())?;
+        let policy = self.policy.clone();
+        let read = move |connection: &mut Connection| {
+            if !asked.may_be_told(&caller) {
+                return Err(Refusal::NotFound { resource: "customer", id: asked.customer_id }.into());
+            }
+            let together = gate_snapshot(connection, asked.payer_id, asked.customer_id, asked.reseller_id)?;
+            let Some(snapshot) = together else { return Err(apart(connection, &asked)?) };
+            if snapshot.head < asked.at_least_revision {
+                return Err(Refusal::RevisionBehind { head: snapshot.head }.into());
+            }
+            let answer = decide(&policy, &asked.question, &snapshot.facts);
+            let live = match answer.reasons.as_slice() {
+                [] => None,
+                _ => live_template(connection, &answer.satisfying, asked.question.at)?,
+            };
+            Ok(Response::new(answered(&asked, &answer, snapshot, live)))
+        };
+        self.database.read(read).await.map_err(status::of)
+    }
+
+    async fn report_purchase(
+        &self,
+        request: Request<ReportPurchaseRequest>,
+    ) -> Result<Response<ReportPurchaseResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let now = self.clock.now();
+        let mut message = request.into_inner();
+        let mut form = Form::new();
+        let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));
+        let customer_id = form.id("customer_id", &message.customer_id);
+        let payer_id = form.id("payer_id", &message.payer_id);
+        let purchased_at = form.time("purchased_at", message.purchased_at.as_ref());
+        if let Err(problem) = check_agreed_at(purchased_at, now) {
+            form.wrong("purchased_at", problem);
+        }
+        checked(form)?;
+
+        let key = request_key(&caller, "ReportPurchase", request_id, &message);
+        self.change(key, now, false, move |change| {
+            let customer = visible(change.connection, Viewer::Everything, customer_id)?;
+            existing(change, payer_id)?;
+            let first = customer.first_purchase_at.filter(|first| *first <= purchased_at);
+            if first.is_none() {
+                change.record(&Event::FirstPurchaseReported { customer_id, payer_id, purchased_at })?;
+                customer_set_first_purchase(change.connection, customer_id, purchased_at)?;
+            }
+            let first_purchase_at = Some(timestamp(first.unwrap_or(purchased_at)));
+            Ok(ReportPurchaseResponse { first_purchase_at })
+        })
+        .await
+    }
+}
+
+/// A question, read and checked.
+struct Asked {
+    payer_id: Uuid,
+    customer_id: Uuid,
+    reseller_id: Option<Uuid>,
+    at_least_revision: i64,
+    acting: Acting,
+    question: Question,
+}
+
+impl Asked {
+    fn read(caller: &Caller, message: &CheckEligibilityRequest, now: Time) -> Result<Self, Status> {
+        let mut form = Form::new();
+        let payer_id = form.id("payer_id", &message.payer_id);
+        let customer_id = form.id("customer_id", &message.customer_id);
+        let reseller_id = form.optional_id("reseller_id", &message.reseller_id);
+        let operation = convert::read_operation(&mut form, "operation", message.operation);
+        let demands = read_demands(&mut form, message);
+        if message.at_least_revision < 0 {
+            form.wrong("at_least_revision", "must not be negative");
+        }
+        let as_of = form.optional_time("as_of", message.as_of.as_ref());
+        let acting_partner_id = form.optional_id("acting_partner_id", &message.acting_partner_id);
+        let (channel, acting);
+        if caller.tenant_kind == TenantKind::Service {
+            channel = convert::read_channel(&mut form, "channel", message.channel);
+            if as_of.is_some() {
+                form.wrong("as_of", "is for partner users who ask for an explanation, not for services");
+            }
+            let partner_id = acting_partner_id.or(reseller_id).unwrap_or(payer_id);
+            acting = Acting { partner_id, may_act: read_roles(&mut form, &message.acting_roles) };
+        } else {
+            channel = Some(convert::channel_of(caller));
+            for (field, is_given) in [
+                ("channel", message.channel != 0),
+                ("acting_partner_id", acting_partner_id.is_some()),
+                ("acting_roles", !message.acting_roles.is_empty()),
+            ] {
+                if is_given {
+                    form.wrong(field, "is for services; a partner user's identity says it");
+                }
+            }
+            acting = Acting { partner_id: caller.tenant_id, may_act: caller.is(Who::PartnerActs) };
+        }
+        checked(form)?;
+        let question = Question {
+            operation: operation.unwrap_or(Operation::NewPurchase),
+            channel: channel.unwrap_or(Channel::Dashboard),
+            demands,
+            at: as_of.unwrap_or(now),
+        };
+        let at_least_revision = message.at_least_revision;
+        Ok(Self { payer_id, customer_id, reseller_id, at_least_revision, acting, question })
+    }
+
+    /// A partner is told about itself only, as payer or as the reseller.
+    fn may_be_told(&self, caller: &Caller) -> bool {
+        caller.tenant_kind == TenantKind::Service
+            || caller.tenant_id == self.payer_id
+            || Some(caller.tenant_id) == self.reseller_id
+    }
+}
+
+fn read_demands(form: &mut Form, message: &CheckEligibilityRequest) -> Vec<Vec<AgreementType>> {
+    if message.demands.len() > DEMANDS_MAX {
+        form.wrong("demands", format!("must have at most {DEMANDS_MAX} entries"));
+        return vec![];
+    }
+    let mut demands = vec![];
+    for (n, demand) in message.demands.iter().enumerate() {
+        let field = format!("demands[{n}].agreement_types");
+        if demand.agreement_types.is_empty() {
+            form.wrong(&field, "must name at least one type");
+        }
+        let types = demand.agreement_types.iter().enumerate();
+        demands.push(
+            types
+                .filter_map(|(m, t)| convert::read_agreement_type(form, &format!("{field}[{m}]"), *t))
+                .collect(),
+        );
+    }
+    demands
+}
+
+/// Whether the roles let the acting user attest and invite (ROLE-1).
+fn read_roles(form: &mut Form, roles: &[i32]) -> bool {
+    let mut may_act = false;
+    for (n, role) in roles.iter().enumerate() {
+        match PartnerRole::try_from(*role) {
+            Ok(PartnerRole::AdminAgent | PartnerRole::SalesAgent) => may_act = true,
+            Ok(PartnerRole::HelpdeskAgent | PartnerRole::GlobalAdmin) => {}
+            Ok(PartnerRole::Unspecified) | Err(_) => {
+                form.wrong(format!("acting_roles[{n}]"), "must be a role of partner users");
+            }
+        }
+    }
+    may_act
+}
+
+/// GATE-0: why payer, customer and reseller have no answer.
+fn apart(connection: &mut Connection, asked: &Asked) -> Result<ChangeError, ChangeError> {
+    let payer = partner_find(connection, asked.payer_id)?;
+    Ok(match payer {
+        Some(payer) if payer.kind == PartnerKind::IndirectReseller => {
+            Refusal::PayerIsReseller { payer_id: payer.id }.into()
+        }
+        _ => Refusal::NotFound { resource: "customer", id: asked.customer_id }.into(),
+    })
+}
+
+/// The live template of the newest satisfying type.
+fn live_template(
+    connection: &mut Connection,
+    satisfying: &[AgreementType],
+    at: Time,
+) -> Result<Option<Uuid>, ChangeError> {
+    match satisfying.iter().max() {
+        Some(newest) => Ok(template_live(connection, *newest, at)?),
+        None => Ok(None),
+    }
+}
+
+fn answered(
+    asked: &Asked,
+    answer: &Answer,
+    snapshot: Snapshot,
+    live: Option<Uuid>,
+) -> CheckEligibilityResponse {
+    let may_sign = may_sign_directly(snapshot.first_purchase_at, &snapshot.facts.acceptances);
+    let remedies = remedies(answer, asked.payer_id, asked.acting, live, may_sign);
+    CheckEligibilityResponse {
+        decision: convert::decision(answer.decision),
+        rule: convert::rule(answer.rule),
+        reasons: answer.reasons.iter().map(|reason| convert::reason(*reason)).collect(),
+        remedies: remedies.into_iter().map(convert::remedy).collect(),
+        evidence: answer.evidence.as_ref().map(convert::evidence),
+        payer_id: asked.payer_id.to_string(),
+        customer_id: asked.customer_id.to_string(),
+        customer_country: snapshot.country,
+        customer_cloud: convert::cloud(snapshot.facts.cloud),
+        revision: snapshot.acceptance_revision,
+        evaluated_at: Some(timestamp(asked.question.at)),
+        valid_until: answer.valid_until.map(timestamp),
+    }
+}

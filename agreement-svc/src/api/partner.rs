@@ -1,0 +1,183 @@
+//! `PartnerService`.
+
+use chassis::auth::{self, TenantKind};
+use chassis::database::{Connection, Error};
+use chassis::form::Form;
+use chassis::page::Page;
+use proto::agreement::partner_service_server::PartnerService;
+use proto::agreement::{
+    GetPartnerRequest, GetPartnerResponse, LinkResellerRequest, LinkResellerResponse, ListPartnersRequest,
+    ListPartnersResponse, Partner as WirePartner, RegisterPartnerRequest, RegisterPartnerResponse,
+    UnlinkResellerRequest, UnlinkResellerResponse,
+};
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use super::{Api, checked, convert, list_of, request_key, status};
+use crate::rules::Refusal;
+use crate::rules::event::Event;
+use crate::rules::party::{Cloud, Partner, PartnerKind, check_link};
+use crate::store::change::{Change, ChangeError};
+use crate::store::partner::{
+    link_delete, link_exists, link_insert, partner_find, partner_insert, partner_links, partner_list,
+};
+
+#[tonic::async_trait]
+impl PartnerService for Api {
+    async fn register_partner(
+        &self,
+        request: Request<RegisterPartnerRequest>,
+    ) -> Result<Response<RegisterPartnerResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let mut message = request.into_inner();
+        let mut form = Form::new();
+        let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));
+        let id = form.id("partner_id", &message.partner_id);
+        let name = form.text("name", &message.name, 1, 200);
+        let kind = convert::read_partner_kind(&mut form, "kind", message.kind);
+        let cloud = convert::read_cloud(&mut form, "cloud", message.cloud);
+        checked(form)?;
+        let now = self.clock.now();
+        let new = Partner {
+            id,
+            name,
+            kind: kind.unwrap_or(PartnerKind::IndirectReseller),
+            cloud: cloud.unwrap_or(Cloud::Public),
+            registered_at: now,
+        };
+
+        let key = request_key(&caller, "RegisterPartner", request_id, &message);
+        self.change(key, now, false, move |change| {
+            match partner_find(change.connection, new.id)? {
+                Some(known) if (&known.name, known.kind, known.cloud) == (&new.name, new.kind, new.cloud) => {
+                }
+                Some(known) => return Err(Refusal::PartnerExists { partner_id: known.id }.into()),
+                None => {
+                    change.record(&Event::PartnerRegistered {
+                        partner_id: new.id,
+                        name: new.name.clone(),
+                        kind: new.kind.name(),
+                        cloud: new.cloud.name(),
+                        by: caller.user_id,
+                    })?;
+                    partner_insert(change.connection, &new)?;
+                }
+            }
+            let partner = Some(shown(change.connection, new.id)?);
+            Ok(RegisterPartnerResponse { partner, revision: change.revision() })
+        })
+        .await
+    }
+
+    async fn link_reseller(
+        &self,
+        request: Request<LinkResellerRequest>,
+    ) -> Result<Response<LinkResellerResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let mut message = request.into_inner();
+        let mut form = Form::new();
+        let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));
+        let provider_id = form.id("provider_id", &message.provider_id);
+        let reseller_id = form.id("reseller_id", &message.reseller_id);
+        checked(form)?;
+
+        let key = request_key(&caller, "LinkReseller", request_id, &message);
+        self.change(key, self.clock.now(), false, move |change| {
+            let provider = existing(change, provider_id)?;
+            let reseller = existing(change, reseller_id)?;
+            check_link(&provider, &reseller)?;
+            if link_insert(change.connection, provider_id, reseller_id)? {
+                change.record(&Event::ResellerLinked { provider_id, reseller_id, by: caller.user_id })?;
+            }
+            let reseller = Some(shown(change.connection, reseller_id)?);
+            Ok(LinkResellerResponse { reseller, revision: change.revision() })
+        })
+        .await
+    }
+
+    async fn unlink_reseller(
+        &self,
+        request: Request<UnlinkResellerRequest>,
+    ) -> Result<Response<UnlinkResellerResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let mut message = request.into_inner();
+        let mut form = Form::new();
+        let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));
+        let provider_id = form.id("provider_id", &message.provider_id);
+        let reseller_id = form.id("reseller_id", &message.reseller_id);
+        checked(form)?;
+
+        let key = request_key(&caller, "UnlinkReseller", request_id, &message);
+        self.change(key, self.clock.now(), false, move |change| {
+            existing(change, provider_id)?;
+            existing(change, reseller_id)?;
+            if link_delete(change.connection, provider_id, reseller_id)? {
+                change.record(&Event::ResellerUnlinked { provider_id, reseller_id, by: caller.user_id })?;
+            }
+            let reseller = Some(shown(change.connection, reseller_id)?);
+            Ok(UnlinkResellerResponse { reseller, revision: change.revision() })
+        })
+        .await
+    }
+
+    async fn list_partners(
+        &self,
+        request: Request<ListPartnersRequest>,
+    ) -> Result<Response<ListPartnersResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let message = request.into_inner();
+        let mut form = Form::new();
+        let bound_to = list_of(&caller, "ListPartners", "");
+        let page = Page::read(&mut form, message.page_size, &message.page_token, &bound_to);
+        checked(form)?;
+
+        let list = move |connection: &mut Connection| {
+            let mut rows = partner_list(connection, page.after.as_deref(), page.fetch())?;
+            let next_page_token = page.cut(&mut rows, |partner| partner.id.to_string());
+            let partners = rows.into_iter().map(|partner| {
+                let (providers, resellers) = partner_links(connection, partner.id)?;
+                Ok(convert::partner(partner, &providers, &resellers))
+            });
+            Ok(ListPartnersResponse { partners: partners.collect::<Result<_, Error>>()?, next_page_token })
+        };
+        self.database.list(list).await.map(Response::new).map_err(|error: Error| status::failed(&error))
+    }
+
+    async fn get_partner(
+        &self,
+        request: Request<GetPartnerRequest>,
+    ) -> Result<Response<GetPartnerResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let mut form = Form::new();
+        let id = form.id("partner_id", &request.get_ref().partner_id);
+        checked(form)?;
+
+        let read = move |connection: &mut Connection| {
+            let is_visible = caller.tenant_kind != TenantKind::Partner
+                || caller.tenant_id == id
+                || link_exists(connection, caller.tenant_id, id)?
+                || link_exists(connection, id, caller.tenant_id)?;
+            let known = if is_visible { partner_find(connection, id)? } else { None };
+            let partner = known.ok_or(Refusal::NotFound { resource: "partner", id })?;
+            // A partner's links are shown to itself and the operator, not to its neighbours.
+            let sees_links = caller.tenant_kind != TenantKind::Partner || caller.tenant_id == id;
+            let (providers, resellers) =
+                if sees_links { partner_links(connection, id)? } else { (vec![], vec![]) };
+            let partner = Some(convert::partner(partner, &providers, &resellers));
+            Ok(Response::new(GetPartnerResponse { partner }))
+        };
+        self.database.read(read).await.map_err(status::of)
+    }
+}
+
+/// A registered partner, for callers that may know all of them or name their own.
+pub(super) fn existing(change: &mut Change<'_>, id: Uuid) -> Result<Partner, ChangeError> {
+    let known = partner_find(change.connection, id)?;
+    Ok(known.ok_or(Refusal::NotFound { resource: "partner", id })?)
+}
+
+fn shown(connection: &mut Connection, id: Uuid) -> Result<WirePartner, ChangeError> {
+    let partner = partner_find(connection, id)?.ok_or(Refusal::NotFound { resource: "partner", id })?;
+    let (providers, resellers) = partner_links(connection, id)?;
+    Ok(convert::partner(partner, &providers, &resellers))
+}

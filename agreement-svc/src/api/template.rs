@@ -1,0 +1,226 @@
+//! `TemplateService`.
+
+use chassis::auth;
+use chassis::database::{Connection, Error};
+use chassis::form::Form;
+use proto::agreement::publish_template_version_request::Reacceptance;
+use proto::agreement::template_service_server::TemplateService;
+use proto::agreement::{
+    GetTemplateDocumentRequest, GetTemplateDocumentResponse, GetTemplateRequest, GetTemplateResponse,
+    ListTemplatesRequest, ListTemplatesResponse, PublishTemplateVersionRequest,
+    PublishTemplateVersionResponse, RetireTemplateRequest, RetireTemplateResponse, TemplateDocument,
+};
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use super::{Api, checked, convert, request_key, status};
+use crate::rules::event::Event;
+use crate::rules::template::{AgreementType, Reaccept, Template, choose_document, next_version};
+use crate::rules::{Refusal, Time};
+use crate::store::change::{Change, ChangeError};
+use crate::store::template::{
+    documents_for, template_find, template_list, template_live, template_publish, template_update,
+};
+
+#[tonic::async_trait]
+impl TemplateService for Api {
+    async fn list_templates(
+        &self,
+        request: Request<ListTemplatesRequest>,
+    ) -> Result<Response<ListTemplatesResponse>, Status> {
+        let message = request.into_inner();
+        let mut form = Form::new();
+        if message.agreement_types.is_empty() {
+            form.wrong("agreement_types", "must name at least one type; name both to see all");
+        }
+        let mut types: Vec<AgreementType> = message
+            .agreement_types
+            .iter()
+            .enumerate()
+            .filter_map(|(n, t)| {
+                convert::read_agreement_type(&mut form, &format!("agreement_types[{n}]"), *t)
+            })
+            .collect();
+        checked(form)?;
+        types.sort_unstable();
+        types.dedup();
+
+        let now = self.clock.now();
+        let read = move |connection: &mut Connection| template_list(connection, &types);
+        let mut templates = self.database.read(read).await.map_err(|error: Error| status::failed(&error))?;
+        templates.sort_by_key(|template| {
+            let newest = template.versions.last().map(|version| version.effective_from);
+            (template.agreement_type, std::cmp::Reverse(newest))
+        });
+        let templates = templates.iter().map(|template| convert::template(template, now)).collect();
+        Ok(Response::new(ListTemplatesResponse { templates }))
+    }
+
+    async fn get_template(
+        &self,
+        request: Request<GetTemplateRequest>,
+    ) -> Result<Response<GetTemplateResponse>, Status> {
+        let mut form = Form::new();
+        let id = form.id("template_id", &request.get_ref().template_id);
+        checked(form)?;
+
+        let now = self.clock.now();
+        let read = move |connection: &mut Connection| found(connection, id);
+        let template = self.database.read(read).await.map_err(status::of)?;
+        Ok(Response::new(GetTemplateResponse { template: Some(convert::template(&template, now)) }))
+    }
+
+    async fn get_template_document(
+        &self,
+        request: Request<GetTemplateDocumentRequest>,
+    ) -> Result<Response<GetTemplateDocumentResponse>, Status> {
+        let message = request.into_inner();
+        let mut form = Form::new();
+        let id = form.id("template_id", &message.template_id);
+        let country = convert::read_country(&mut form, "country", &message.country);
+        let language = convert::read_language(&mut form, "language", &message.language);
+        checked(form)?;
+
+        let now = self.clock.now();
+        let read = move |connection: &mut Connection| {
+            let template = found(connection, id)?;
+            let version = match message.version {
+                0 => template.in_force_at(now),
+                number => template.versions.iter().find(|version| version.number == number),
+            };
+            let version = version.ok_or(Refusal::NotFound { resource: "template version", id })?.number;
+            let documents = documents_for(connection, id, version, &country)?;
+            let chosen = choose_document(&documents, &country, &language);
+            let (document, is_fallback) =
+                chosen.ok_or(Refusal::NotFound { resource: "template document", id })?;
+            let document = document.clone();
+            Ok(GetTemplateDocumentResponse {
+                document: Some(TemplateDocument {
+                    country: document.country,
+                    language: document.language,
+                    link: document.link,
+                    sha256: document.sha256,
+                }),
+                version,
+                is_fallback,
+            })
+        };
+        self.database.read(read).await.map(Response::new).map_err(status::of)
+    }
+
+    async fn publish_template_version(
+        &self,
+        request: Request<PublishTemplateVersionRequest>,
+    ) -> Result<Response<PublishTemplateVersionResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let mut message = request.into_inner();
+        let mut form = Form::new();
+        let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));
+        let validate_only = std::mem::take(&mut message.validate_only);
+        let id = form.id("template_id", &message.template_id);
+        let agreement_type = match message.agreement_type {
+            0 => None,
+            given => convert::read_agreement_type(&mut form, "agreement_type", given),
+        };
+        let name = form.text("name", &message.name, 0, 200);
+        let effective_from = form.optional_time("effective_from", message.effective_from.as_ref());
+        let reaccept = match &message.reacceptance {
+            Some(Reacceptance::ReacceptBy(by)) => Reaccept::By(form.time("reaccept_by", Some(by))),
+            Some(Reacceptance::NeverReaccept(true)) => Reaccept::Never,
+            Some(Reacceptance::NeverReaccept(false)) | None => Reaccept::WhenEffective,
+        };
+        let documents = convert::read_documents(&mut form, &message.documents);
+        checked(form)?;
+
+        let now = self.clock.now();
+        let key = request_key(&caller, "PublishTemplateVersion", request_id, &message);
+        self.change(key, now, validate_only, move |change| {
+            let known = template_find(change.connection, id)?;
+            let is_new = known.is_none();
+            let mut template = match known {
+                Some(template) => matching(template, agreement_type, &name)?,
+                None => new_template(change, id, agreement_type, &name)?,
+            };
+            let count = u32::try_from(documents.len()).unwrap_or(u32::MAX);
+            let version = next_version(&template, effective_from, reaccept, count, now)?;
+            template.versions.push(version);
+            template_publish(change, &mut template, is_new, &documents, caller.user_id)?;
+            let template = Some(convert::template(&template, now));
+            Ok(PublishTemplateVersionResponse { template, revision: change.revision() })
+        })
+        .await
+    }
+
+    async fn retire_template(
+        &self,
+        request: Request<RetireTemplateRequest>,
+    ) -> Result<Response<RetireTemplateResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let mut message = request.into_inner();
+        let mut form = Form::new();
+        let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));
+        let id = form.id("template_id", &message.template_id);
+        form.text("etag", &message.etag, 1, 50);
+        checked(form)?;
+
+        let now = self.clock.now();
+        let key = request_key(&caller, "RetireTemplate", request_id, &message);
+        self.change(key, now, false, move |change| {
+            let mut template = found(change.connection, id)?;
+            if template.revision.to_string() != message.etag {
+                return Err(Refusal::StaleEtag.into());
+            }
+            if template.retired_at.is_none() {
+                let event = Event::TemplateRetired { template_id: id, retired_at: now, by: caller.user_id };
+                template.revision = change.record(&event)?;
+                template.retired_at = Some(now);
+                template_update(change.connection, &template)?;
+            }
+            let template = Some(convert::template(&template, now));
+            Ok(RetireTemplateResponse { template, revision: change.revision() })
+        })
+        .await
+    }
+}
+
+fn found(connection: &mut Connection, id: Uuid) -> Result<Template, ChangeError> {
+    Ok(template_find(connection, id)?.ok_or(Refusal::NotFound { resource: "template", id })?)
+}
+
+/// A known template, if what the request says of it is true.
+fn matching(template: Template, of: Option<AgreementType>, name: &str) -> Result<Template, Refusal> {
+    if of.is_some_and(|of| of != template.agreement_type) {
+        let problem = format!("must be absent or {}, which the template has", template.agreement_type.name());
+        return Err(Refusal::Field { field: "agreement_type", problem });
+    }
+    if !name.is_empty() && name != template.name {
+        let problem = "must be absent or the name the template has".into();
+        return Err(Refusal::Field { field: "name", problem });
+    }
+    Ok(template)
+}
+
+fn new_template(
+    change: &mut Change<'_>,
+    id: Uuid,
+    agreement_type: Option<AgreementType>,
+    name: &str,
+) -> Result<Template, ChangeError> {
+    let required = |field| Refusal::Field { field, problem: "is required for a new template".into() };
+    let agreement_type = agreement_type.ok_or(required("agreement_type"))?;
+    if name.is_empty() {
+        return Err(required("name").into());
+    }
+    let now: Time = change.now;
+    if let Some(template_id) = template_live(change.connection, agreement_type, now)? {
+        return Err(Refusal::TypeHasTemplate { template_id }.into());
+    }
+    Ok(Template {
+        id,
+        name: name.to_owned(),
+        agreement_type,
+        retired_at: None,
+        revision: 0,
+        versions: vec![],
+    })
+}

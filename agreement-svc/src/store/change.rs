@@ -1,0 +1,233 @@
+//! The locked transaction: everything that changes parties, templates or acceptances runs in it.
+//!
+//! It begins by locking the revision row, so that all changes are in one total order: no gap, no
+//! event visible before a smaller one, and deciding on what is read inside is safe on both
+//! databases. It ends by writing the number and hash of the last event back into that row.
+
+use chassis::database::{Connection, Database, Error};
+use chassis::query;
+use diesel::prelude::*;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::schema::{event, request, revision};
+use crate::rules::event::Event;
+use crate::rules::party::Contact;
+use crate::rules::template::Document;
+use crate::rules::{Refusal, Time};
+
+/// A request that must have at most one effect (I4).
+#[derive(Clone, Debug)]
+pub(crate) struct RequestKey {
+    /// The caller's tenant.
+    pub tenant_id: Uuid,
+    pub call: &'static str,
+    pub request_id: Uuid,
+    /// The hash of everything the request says besides its id.
+    pub content: String,
+}
+
+impl RequestKey {
+    /// `content` is the encoded request without its id.
+    pub(crate) fn new(tenant_id: Uuid, call: &'static str, request_id: Uuid, content: &[u8]) -> Self {
+        Self { tenant_id, call, request_id, content: hex(&Sha256::digest(content)) }
+    }
+}
+
+/// A change in progress. Reads and writes go through `connection`; what happened is told with
+/// [`Change::record`].
+pub(crate) struct Change<'c> {
+    pub connection: &'c mut Connection,
+    /// The one time of everything in this change.
+    pub now: Time,
+    revision: i64,
+    head: String,
+}
+
+/// Why nothing was changed.
+#[derive(Debug)]
+pub enum ChangeError {
+    Refused(Refusal),
+    Failed(Error),
+}
+
+impl From<Refusal> for ChangeError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Error> for ChangeError {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<diesel::result::Error> for ChangeError {
+    fn from(error: diesel::result::Error) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// How a transaction ends without a commit.
+enum Undone {
+    /// It was only to be tried; this would have been the answer.
+    Rehearsed(Vec<u8>),
+    Not(ChangeError),
+}
+
+impl From<Error> for Undone {
+    fn from(error: Error) -> Self {
+        Self::Not(error.into())
+    }
+}
+
+/// Runs `decide` under the lock and stores its answer under the request's key, all in one
+/// transaction. A request seen before gets its first answer again; with `validate_only` the key is
+/// ignored and everything is undone.
+pub(crate) async fn change(
+    database: &Database,
+    key: RequestKey,
+    now: Time,
+    validate_only: bool,
+    decide: impl FnOnce(&mut Change<'_>) -> Result<Vec<u8>, ChangeError> + Send + 'static,
+) -> Result<Vec<u8>, ChangeError> {
+    let write = move |connection: &mut Connection| {
+        let mut change = Change::begin(connection, now)?;
+        if !validate_only && let Some(answer) = change.first_answer(&key).map_err(Undone::Not)? {
+            return Ok(answer);
+        }
+        let answer = decide(&mut change).map_err(Undone::Not)?;
+        if validate_only {
+            return Err(Undone::Rehearsed(answer));
+        }
+        change.remember(&key, &answer)?;
+        change.finish()?;
+        Ok(answer)
+    };
+    match database.write(write).await {
+        Ok(answer) | Err(Undone::Rehearsed(answer)) => Ok(answer),
+        Err(Undone::Not(error)) => Err(error),
+    }
+}
+
+/// Runs a change that no caller asked for and that cannot be asked for twice.
+pub(crate) async fn change_unasked(
+    database: &Database,
+    now: Time,
+    decide: impl FnOnce(&mut Change<'_>) -> Result<(), ChangeError> + Send + 'static,
+) -> Result<(), ChangeError> {
+    let write = move |connection: &mut Connection| {
+        let mut change = Change::begin(connection, now)?;
+        decide(&mut change)?;
+        Ok(change.finish()?)
+    };
+    database.write(write).await
+}
+
+impl<'c> Change<'c> {
+    fn begin(connection: &'c mut Connection, now: Time) -> Result<Self, Error> {
+        // The update takes the lock; it changes nothing, so that a refusal burns no number.
+        let (revision, head) = query!(connection, c => {
+            diesel::update(revision::table)
+                .set(revision::value.eq(revision::value))
+                .returning((revision::value, revision::head))
+                .get_result(c)
+        })?;
+        Ok(Self { connection, now, revision, head })
+    }
+
+    /// The number of the last event.
+    pub(crate) fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// Appends an event and returns its number.
+    pub(crate) fn record(&mut self, happened: &Event) -> Result<i64, Error> {
+        let body = serde_json::to_string(happened).map_err(|error| Error::Query(error.to_string()))?;
+        self.revision += 1;
+        self.head = chained(&self.head, self.revision, self.now, &body);
+        query!(self.connection, c => {
+            diesel::insert_into(event::table)
+                .values((
+                    event::revision.eq(self.revision),
+                    event::customer_id.eq(happened.customer_id().map(|id| id.to_string())),
+                    event::partner_id.eq(happened.partner_id().map(|id| id.to_string())),
+                    event::recorded_at.eq(self.now.naive_utc()),
+                    event::body.eq(&body),
+                    event::hash.eq(&self.head),
+                ))
+                .execute(c)
+        })?;
+        Ok(self.revision)
+    }
+
+    fn first_answer(&mut self, key: &RequestKey) -> Result<Option<Vec<u8>>, ChangeError> {
+        let seen: Option<(String, Vec<u8>)> = query!(self.connection, c => {
+            request::table
+                .find((key.tenant_id.to_string(), key.call, key.request_id.to_string()))
+                .select((request::content, request::answer))
+                .first(c)
+                .optional()
+        })?;
+        match seen {
+            None => Ok(None),
+            Some((content, answer)) if content == key.content => Ok(Some(answer)),
+            Some(_) => Err(Refusal::RequestIdReused { request_id: key.request_id }.into()),
+        }
+    }
+
+    fn remember(&mut self, key: &RequestKey, answer: &[u8]) -> Result<(), Error> {
+        query!(self.connection, c => {
+            diesel::insert_into(request::table)
+                .values((
+                    request::tenant_id.eq(key.tenant_id.to_string()),
+                    request::call.eq(key.call),
+                    request::request_id.eq(key.request_id.to_string()),
+                    request::content.eq(&key.content),
+                    request::answer.eq(answer),
+                    request::answered_at.eq(self.now.naive_utc()),
+                ))
+                .execute(c)
+        })?;
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(), Error> {
+        query!(self.connection, c => {
+            diesel::update(revision::table)
+                .set((revision::value.eq(self.revision), revision::head.eq(&self.head)))
+                .execute(c)
+        })?;
+        Ok(())
+    }
+}
+
+/// The hash of an event: over the hash before it, its number, its time and its body as stored.
+fn chained(previous: &str, revision: i64, recorded_at: Time, body: &str) -> String {
+    let micros = recorded_at.timestamp_micros();
+    hex(&Sha256::digest(format!("{previous}\n{revision}\n{micros}\n{body}")))
+}
+
+/// Commits to a person without naming it: the salt is beside the person in the record, and the
+/// commitment means nothing once both are erased.
+pub(crate) fn commitment(salt: &str, contact: &Contact) -> String {
+    let Contact { first_name, last_name, email, phone } = contact;
+    // Control characters cannot occur in the fields, so the parts cannot run into each other.
+    hex(&Sha256::digest(format!("{salt}\n{first_name}\n{last_name}\n{email}\n{phone}")))
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The hash over the documents of a version, in the order of country and language.
+pub(crate) fn documents_digest(documents: &[Document]) -> String {
+    let mut lines: Vec<String> = documents
+        .iter()
+        .map(|d| format!("{}\t{}\t{}\t{}\n", d.country, d.language, d.link, d.sha256))
+        .collect();
+    lines.sort_unstable();
+    hex(&Sha256::digest(lines.concat()))
+}

@@ -1,0 +1,254 @@
+//! Customers and their relationships with partners.
+
+use chassis::database::{Connection, Error};
+use chassis::query;
+use chrono::NaiveDateTime;
+use diesel::prelude::*;
+use uuid::Uuid;
+
+use super::schema::{customer, relationship};
+use super::{id_or_empty, named, parse, utc};
+use crate::rules::Time;
+use crate::rules::party::{Cloud, Contact, Customer, Relationship};
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = customer)]
+struct Row {
+    id: String,
+    company_name: String,
+    domain: String,
+    country: String,
+    cloud: String,
+    first_name: String,
+    last_name: String,
+    email: String,
+    phone: String,
+    contact_salt: String,
+    created_at: NaiveDateTime,
+    first_purchase_at: Option<NaiveDateTime>,
+    acceptance_revision: i64,
+    revision: i64,
+}
+
+impl Row {
+    fn read(self) -> Result<Customer, Error> {
+        Ok(Customer {
+            id: parse("customer", &self.id, "id", &self.id)?,
+            cloud: named("customer", &self.id, "cloud", Cloud::from_name(&self.cloud))?,
+            company_name: self.company_name,
+            domain: self.domain,
+            country: self.country,
+            primary_contact: Contact {
+                first_name: self.first_name,
+                last_name: self.last_name,
+                email: self.email,
+                phone: self.phone,
+            },
+            contact_salt: self.contact_salt,
+            created_at: utc(self.created_at),
+            first_purchase_at: self.first_purchase_at.map(utc),
+            acceptance_revision: self.acceptance_revision,
+            revision: self.revision,
+        })
+    }
+}
+
+/// Whose customers are asked for (ROLE-6).
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Viewer {
+    /// A partner: through an active relationship, as payer or as the reseller it names.
+    Partner(Uuid),
+    /// The customer itself.
+    Customer(Uuid),
+    /// All of them.
+    Everything,
+}
+
+/// A customer that the viewer may see.
+pub(crate) fn customer_find(
+    connection: &mut Connection,
+    viewer: Viewer,
+    id: Uuid,
+) -> Result<Option<Customer>, Error> {
+    let visible = match viewer {
+        Viewer::Everything => true,
+        Viewer::Customer(own) => own == id,
+        Viewer::Partner(partner) => relationship_find(connection, partner, id)?.is_some(),
+    };
+    if !visible {
+        return Ok(None);
+    }
+    let row: Option<Row> = query!(connection, c => {
+        customer::table.find(id.to_string()).select(Row::as_select()).first(c).optional()
+    })?;
+    row.map(Row::read).transpose()
+}
+
+pub(crate) fn customer_list(
+    connection: &mut Connection,
+    viewer: Viewer,
+    after: Option<&str>,
+    limit: i64,
+) -> Result<Vec<Customer>, Error> {
+    let after = after.unwrap_or_default();
+    let rows: Vec<Row> = match viewer {
+        Viewer::Everything => query!(connection, c => {
+            customer::table
+                .filter(customer::id.gt(after))
+                .order(customer::id)
+                .limit(limit)
+                .select(Row::as_select())
+                .load(c)
+        })?,
+        Viewer::Customer(own) => query!(connection, c => {
+            customer::table
+                .filter(customer::id.gt(after))
+                .filter(customer::id.eq(own.to_string()))
+                .select(Row::as_select())
+                .load(c)
+        })?,
+        Viewer::Partner(partner) => {
+            let partner = partner.to_string();
+            query!(connection, c => {
+                customer::table
+                    .filter(customer::id.gt(after))
+                    .filter(diesel::dsl::exists(
+                        relationship::table
+                            .filter(relationship::customer_id.eq(customer::id))
+                            .filter(relationship::ended_at.is_null())
+                            .filter(
+                                relationship::partner_id
+                                    .eq(&partner)
+                                    .or(relationship::reseller_id.eq(&partner)),
+                            ),
+                    ))
+                    .order(customer::id)
+                    .limit(limit)
+                    .select(Row::as_select())
+                    .load(c)
+            })?
+        }
+    };
+    rows.into_iter().map(Row::read).collect()
+}
+
+pub(crate) fn domain_is_taken(connection: &mut Connection, domain: &str) -> Result<bool, Error> {
+    let found: Option<String> = query!(connection, c => {
+        customer::table.filter(customer::domain.eq(domain)).select(customer::id).first(c).optional()
+    })?;
+    Ok(found.is_some())
+}
+
+pub(crate) fn customer_insert(connection: &mut Connection, new: &Customer) -> Result<(), Error> {
+    query!(connection, c => {
+        diesel::insert_into(customer::table)
+            .values((
+                customer::id.eq(new.id.to_string()),
+                customer::company_name.eq(&new.company_name),
+                customer::domain.eq(&new.domain),
+                customer::country.eq(&new.country),
+                customer::cloud.eq(new.cloud.name()),
+                customer::first_name.eq(&new.primary_contact.first_name),
+                customer::last_name.eq(&new.primary_contact.last_name),
+                customer::email.eq(&new.primary_contact.email),
+                customer::phone.eq(&new.primary_contact.phone),
+                customer::contact_salt.eq(&new.contact_salt),
+                customer::created_at.eq(new.created_at.naive_utc()),
+                customer::first_purchase_at.eq(new.first_purchase_at.map(|at| at.naive_utc())),
+                customer::acceptance_revision.eq(new.acceptance_revision),
+                customer::revision.eq(new.revision),
+            ))
+            .execute(c)
+    })?;
+    Ok(())
+}
+
+/// Stores the company name, the primary contact and the revision.
+pub(crate) fn customer_update(connection: &mut Connection, changed: &Customer) -> Result<(), Error> {
+    query!(connection, c => {
+        diesel::update(customer::table.find(changed.id.to_string()))
+            .set((
+                customer::company_name.eq(&changed.company_name),
+                customer::first_name.eq(&changed.primary_contact.first_name),
+                customer::last_name.eq(&changed.primary_contact.last_name),
+                customer::email.eq(&changed.primary_contact.email),
+                customer::phone.eq(&changed.primary_contact.phone),
+                customer::contact_salt.eq(&changed.contact_salt),
+                customer::revision.eq(changed.revision),
+            ))
+            .execute(c)
+    })?;
+    Ok(())
+}
+
+pub(crate) fn customer_set_acceptance_revision(
+    connection: &mut Connection,
+    id: Uuid,
+    revision: i64,
+) -> Result<(), Error> {
+    query!(connection, c => {
+        diesel::update(customer::table.find(id.to_string()))
+            .set(customer::acceptance_revision.eq(revision))
+            .execute(c)
+    })?;
+    Ok(())
+}
+
+pub(crate) fn customer_set_first_purchase(
+    connection: &mut Connection,
+    id: Uuid,
+    at: Time,
+) -> Result<(), Error> {
+    query!(connection, c => {
+        diesel::update(customer::table.find(id.to_string()))
+            .set(customer::first_purchase_at.eq(at.naive_utc()))
+            .execute(c)
+    })?;
+    Ok(())
+}
+
+/// An active relationship that gives a partner sight of a customer: its own before one that names
+/// it as reseller.
+pub(crate) fn relationship_find(
+    connection: &mut Connection,
+    partner: Uuid,
+    customer: Uuid,
+) -> Result<Option<Relationship>, Error> {
+    let partner = partner.to_string();
+    let rows: Vec<(String, String)> = query!(connection, c => {
+        relationship::table
+            .filter(relationship::customer_id.eq(customer.to_string()))
+            .filter(relationship::ended_at.is_null())
+            .filter(relationship::partner_id.eq(&partner).or(relationship::reseller_id.eq(&partner)))
+            .order((relationship::partner_id, relationship::reseller_id))
+            .select((relationship::partner_id, relationship::reseller_id))
+            .load(c)
+    })?;
+    let own = rows.iter().find(|(payer, _)| *payer == partner).or(rows.first());
+    let Some((payer, reseller)) = own else { return Ok(None) };
+    let key = customer.to_string();
+    let reseller_id =
+        (!reseller.is_empty()).then(|| parse("relationship", &key, "reseller_id", reseller)).transpose()?;
+    Ok(Some(Relationship { payer_id: parse("relationship", &key, "partner_id", payer)?, reseller_id }))
+}
+
+pub(crate) fn relationship_insert(
+    connection: &mut Connection,
+    new: Relationship,
+    customer: Uuid,
+    now: Time,
+    revision: i64,
+) -> Result<(), Error> {
+    query!(connection, c => {
+        diesel::insert_into(relationship::table)
+            .values((
+                relationship::partner_id.eq(new.payer_id.to_string()),
+                relationship::customer_id.eq(customer.to_string()),
+                relationship::reseller_id.eq(id_or_empty(new.reseller_id)),
+                relationship::established_at.eq(now.naive_utc()),
+                relationship::revision.eq(revision),
+            ))
+            .execute(c)
+    })?;
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! Partners and the links between providers and resellers.
+
+use chassis::database::{Connection, Error};
+use chassis::query;
+use chrono::NaiveDateTime;
+use diesel::prelude::*;
+use uuid::Uuid;
+
+use super::schema::{partner, reseller_link};
+use super::{named, parse, utc};
+use crate::rules::party::{Cloud, Partner, PartnerKind};
+
+#[derive(Queryable)]
+struct Row {
+    id: String,
+    name: String,
+    kind: String,
+    cloud: String,
+    registered_at: NaiveDateTime,
+}
+
+impl Row {
+    fn read(self) -> Result<Partner, Error> {
+        Ok(Partner {
+            id: parse("partner", &self.id, "id", &self.id)?,
+            kind: named("partner", &self.id, "kind", PartnerKind::from_name(&self.kind))?,
+            cloud: named("partner", &self.id, "cloud", Cloud::from_name(&self.cloud))?,
+            name: self.name,
+            registered_at: utc(self.registered_at),
+        })
+    }
+}
+
+pub(crate) fn partner_find(connection: &mut Connection, id: Uuid) -> Result<Option<Partner>, Error> {
+    let row: Option<Row> = query!(connection, c => partner::table.find(id.to_string()).first(c).optional())?;
+    row.map(Row::read).transpose()
+}
+
+pub(crate) fn partner_list(
+    connection: &mut Connection,
+    after: Option<&str>,
+    limit: i64,
+) -> Result<Vec<Partner>, Error> {
+    let rows: Vec<Row> = query!(connection, c => {
+        partner::table
+            .filter(partner::id.gt(after.unwrap_or_default()))
+            .order(partner::id)
+            .limit(limit)
+            .load(c)
+    })?;
+    rows.into_iter().map(Row::read).collect()
+}
+
+pub(crate) fn partner_insert(connection: &mut Connection, new: &Partner) -> Result<(), Error> {
+    query!(connection, c => {
+        diesel::insert_into(partner::table)
+            .values((
+                partner::id.eq(new.id.to_string()),
+                partner::name.eq(&new.name),
+                partner::kind.eq(new.kind.name()),
+                partner::cloud.eq(new.cloud.name()),
+                partner::registered_at.eq(new.registered_at.naive_utc()),
+            ))
+            .execute(c)
+    })?;
+    Ok(())
+}
+
+/// The providers and the resellers a partner is linked to, each in key order.
+pub(crate) fn partner_links(connection: &mut Connection, id: Uuid) -> Result<(Vec<Uuid>, Vec<Uuid>), Error> {
+    let id = id.to_string();
+    let providers: Vec<String> = query!(connection, c => {
+        reseller_link::table
+            .filter(reseller_link::reseller_id.eq(&id))
+            .order(reseller_link::provider_id)
+            .select(reseller_link::provider_id)
+            .load(c)
+    })?;
+    let resellers: Vec<String> = query!(connection, c => {
+        reseller_link::table
+            .filter(reseller_link::provider_id.eq(&id))
+            .order(reseller_link::reseller_id)
+            .select(reseller_link::reseller_id)
+            .load(c)
+    })?;
+    let read = |ids: Vec<String>, column| {
+        ids.iter().map(|other| parse("reseller_link", &id, column, other)).collect::<Result<_, _>>()
+    };
+    Ok((read(providers, "provider_id")?, read(resellers, "reseller_id")?))
+}
+
+pub(crate) fn link_exists(
+    connection: &mut Connection,
+    provider: Uuid,
+    reseller: Uuid,
+) -> Result<bool, Error> {
+    let key = (provider.to_string(), reseller.to_string());
+    let found: Option<String> = query!(connection, c => {
+        reseller_link::table.find(key).select(reseller_link::provider_id).first(c).optional()
+    })?;
+    Ok(found.is_some())
+}
+
+/// Whether the link is new.
+pub(crate) fn link_insert(
+    connection: &mut Connection,
+    provider: Uuid,
+    reseller: Uuid,
+) -> Result<bool, Error> {
+    let inserted = query!(connection, c => {
+        diesel::insert_into(reseller_link::table)
+            .values((
+                reseller_link::provider_id.eq(provider.to_string()),
+                reseller_link::reseller_id.eq(reseller.to_string()),
+            ))
+            .on_conflict_do_nothing()
+            .execute(c)
+    })?;
+    Ok(inserted > 0)
+}
+
+/// Whether there was a link.
+pub(crate) fn link_delete(
+    connection: &mut Connection,
+    provider: Uuid,
+    reseller: Uuid,
+) -> Result<bool, Error> {
+    let key = (provider.to_string(), reseller.to_string());
+    let deleted = query!(connection, c => diesel::delete(reseller_link::table.find(key)).execute(c))?;
+    Ok(deleted > 0)
+}

@@ -1,0 +1,148 @@
+//! The tables, as the migrations make them.
+
+diesel::table! {
+    revision (id) {
+        id -> Integer,
+        value -> BigInt,
+        head -> Text,
+    }
+}
+
+diesel::table! {
+    event (revision) {
+        revision -> BigInt,
+        customer_id -> Nullable<Text>,
+        partner_id -> Nullable<Text>,
+        recorded_at -> Timestamp,
+        body -> Text,
+        hash -> Text,
+    }
+}
+
+diesel::table! {
+    request (tenant_id, call, request_id) {
+        tenant_id -> Text,
+        call -> Text,
+        request_id -> Text,
+        content -> Text,
+        answer -> Binary,
+        answered_at -> Timestamp,
+    }
+}
+
+diesel::table! {
+    partner (id) {
+        id -> Text,
+        name -> Text,
+        kind -> Text,
+        cloud -> Text,
+        registered_at -> Timestamp,
+    }
+}
+
+diesel::table! {
+    reseller_link (provider_id, reseller_id) {
+        provider_id -> Text,
+        reseller_id -> Text,
+    }
+}
+
+diesel::table! {
+    customer (id) {
+        id -> Text,
+        company_name -> Text,
+        domain -> Text,
+        country -> Text,
+        cloud -> Text,
+        first_name -> Text,
+        last_name -> Text,
+        email -> Text,
+        phone -> Text,
+        contact_salt -> Text,
+        created_at -> Timestamp,
+        first_purchase_at -> Nullable<Timestamp>,
+        acceptance_revision -> BigInt,
+        revision -> BigInt,
+    }
+}
+
+diesel::table! {
+    relationship (revision) {
+        partner_id -> Text,
+        customer_id -> Text,
+        reseller_id -> Text,
+        established_at -> Timestamp,
+        ended_at -> Nullable<Timestamp>,
+        revision -> BigInt,
+    }
+}
+
+diesel::table! {
+    template (id) {
+        id -> Text,
+        name -> Text,
+        agreement_type -> Text,
+        retired_at -> Nullable<Timestamp>,
+        revision -> BigInt,
+    }
+}
+
+diesel::table! {
+    template_version (template_id, number) {
+        template_id -> Text,
+        number -> Integer,
+        agreement_type -> Text,
+        effective_from -> Timestamp,
+        reaccept_by -> Nullable<Timestamp>,
+        published_at -> Timestamp,
+        document_count -> Integer,
+    }
+}
+
+diesel::table! {
+    template_document (template_id, number, country, language) {
+        template_id -> Text,
+        number -> Integer,
+        country -> Text,
+        language -> Text,
+        link -> Text,
+        sha256 -> Text,
+    }
+}
+
+diesel::table! {
+    acceptance (id) {
+        id -> Text,
+        kind -> Text,
+        partner_id -> Text,
+        customer_id -> Text,
+        agreement_type -> Text,
+        template_id -> Text,
+        template_version -> Integer,
+        first_name -> Text,
+        last_name -> Text,
+        email -> Text,
+        phone -> Text,
+        contact_salt -> Text,
+        agreed_at -> Timestamp,
+        recorded_at -> Timestamp,
+        recorded_by -> Text,
+        superseded_at -> Nullable<Timestamp>,
+        withdrawn_at -> Nullable<Timestamp>,
+        revision -> BigInt,
+    }
+}
+
+diesel::allow_tables_to_appear_in_same_query!(
+    acceptance,
+    customer,
+    event,
+    partner,
+    relationship,
+    request,
+    reseller_link,
+    revision,
+    template,
+    template_document,
+    template_version,
+);
