@@ -1,1 +1,100 @@
-//! x
+//! order-svc: purchases and seat changes, accepted only on the gate's yes.
+//!
+//! - [`rules`]: the decisions, pure.
+//! - `store`: the memory; whatever is gated goes through one fenced transaction.
+//! - `agreements`: the neighbour, whose answer becomes a fact.
+//! - `api`: the wire, a file a gRPC service.
+//! - `workers`: what runs without being asked.
+//! - [`config`]: commands and settings.
+//!
+//! [`serve`] wires them; `main` only chooses the command.
+
+mod agreements;
+mod api;
+pub mod config;
+pub mod rules;
+mod store;
+mod workers;
+
+use std::error::Error;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chassis::clock::Clock;
+use chassis::database::{Database, Writes};
+use chassis::server::{self, MESSAGE_BYTES_MAX, Options};
+use proto::order::offer_service_server::OfferServiceServer;
+use proto::order::order_service_server::OrderServiceServer;
+use proto::order::subscription_service_server::SubscriptionServiceServer;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::service::RoutesBuilder;
+
+use agreements::Agreements;
+use api::Api;
+pub use api::access::WHO_MAY;
+use config::{Serve, Storage};
+use workers::reporter;
+
+/// Whatever keeps a command from doing its work, for the person who started it.
+pub type Failure = Box<dyn Error + Send + Sync>;
+
+/// The full names of the gRPC services, as health knows them.
+pub const SERVICES: &[&str] =
+    &["csp.order.v1.OfferService", "csp.order.v1.OrderService", "csp.order.v1.SubscriptionService"];
+
+/// Serves on `listener` until `shutdown` resolves.
+///
+/// # Errors
+/// A setting, data file or database that makes no sense or cannot be used.
+pub async fn serve(
+    config: Serve,
+    clock: Clock,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Failure> {
+    let catalogue = Arc::new(config::read_offers(config.offers.as_deref())?);
+    let deadline = Duration::from_millis(config.gate_deadline_ms);
+    let agreements = Agreements::new(&config.agreements, deadline, clock.clone())?;
+    let database = if config.storage.create {
+        migrate(&config.storage)?
+    } else {
+        let database = Database::open(&config.storage.database, false, Writes::Concurrent)?;
+        database.check_schema(store::MIGRATIONS)?;
+        database
+    };
+
+    let (orders, new_orders) = watch::channel(());
+    let (stop, stopped) = watch::channel(false);
+    let reporter = reporter::run(database.clone(), clock.clone(), agreements.clone(), new_orders, stopped);
+    let reporter = tokio::spawn(reporter);
+
+    let api = Api { database, clock, catalogue, agreements, orders };
+    let mut routes = RoutesBuilder::default();
+    routes
+        .add_service(OfferServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(OrderServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(SubscriptionServiceServer::new(api).max_decoding_message_size(MESSAGE_BYTES_MAX));
+    let options = Options {
+        domain: "order-svc",
+        auth: config.auth,
+        access: WHO_MAY,
+        services: SERVICES,
+        descriptors: proto::FILE_DESCRIPTOR_SET,
+    };
+    let served = server::serve(listener, routes, options, shutdown).await;
+    stop.send_replace(true);
+    reporter.await?;
+    served
+}
+
+/// Brings the schema up to date.
+///
+/// # Errors
+/// A database that cannot be used.
+pub fn migrate(storage: &Storage) -> Result<Database, Failure> {
+    let database = Database::open(&storage.database, storage.create, Writes::Concurrent)?;
+    database.migrate(store::MIGRATIONS)?;
+    Ok(database)
+}

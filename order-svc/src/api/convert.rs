@@ -1,0 +1,146 @@
+//! From the rules to the wire. Writing cannot fail.
+
+use chassis::form::timestamp;
+use proto::order as wire;
+use proto::types;
+
+use crate::rules::gate::{AgreementType, Decision, EvidenceKind, Permit, Rule};
+use crate::rules::offer::{BillingCycle, Offer, OfferKind, Term};
+use crate::rules::order::{Order, PlacedLine};
+use crate::rules::subscription::{Change, ChangeKind, State, Subscription};
+
+pub(super) fn offer(offer: &Offer) -> wire::Offer {
+    let kind = match offer.kind {
+        OfferKind::License => wire::OfferKind::License,
+        OfferKind::AzurePlan => wire::OfferKind::AzurePlan,
+        OfferKind::ReservedInstance => wire::OfferKind::ReservedInstance,
+        OfferKind::Software => wire::OfferKind::Software,
+    };
+    let term = match offer.term {
+        Term::Month => wire::Term::Month,
+        Term::Year => wire::Term::Year,
+        Term::ThreeYears => wire::Term::ThreeYears,
+        Term::Perpetual => wire::Term::Perpetual,
+    };
+    let billing_cycle = match offer.billing_cycle {
+        BillingCycle::Monthly => wire::BillingCycle::Monthly,
+        BillingCycle::Annual => wire::BillingCycle::Annual,
+        BillingCycle::OneTime => wire::BillingCycle::OneTime,
+    };
+    wire::Offer {
+        offer_id: offer.offer_id.clone(),
+        name: offer.name.clone(),
+        kind: kind.into(),
+        quantity_min: offer.quantity_min,
+        quantity_max: offer.quantity_max,
+        term: term.into(),
+        billing_cycle: billing_cycle.into(),
+        auto_renews: offer.auto_renews,
+        countries: offer.countries.clone(),
+        agreement_types: offer.agreement_types.iter().map(|of| agreement_type(*of)).collect(),
+    }
+}
+
+pub(super) fn order(order: &Order) -> wire::Order {
+    let line = |placed: &PlacedLine| wire::OrderLine {
+        offer_id: placed.line.offer_id.clone(),
+        quantity: placed.line.quantity,
+        friendly_name: placed.line.friendly_name.clone(),
+        subscription_id: placed.subscription_id.to_string(),
+    };
+    wire::Order {
+        order_id: order.id.to_string(),
+        payer_id: order.parties.payer_id.to_string(),
+        reseller_id: order.parties.reseller_id.map(|id| id.to_string()).unwrap_or_default(),
+        customer_id: order.parties.customer_id.to_string(),
+        lines: order.lines.iter().map(line).collect(),
+        placed_at: Some(timestamp(order.placed_at)),
+        placed_by_tenant: order.placed_by_tenant.to_string(),
+        placed_by: order.placed_by.to_string(),
+        gate: Some(permit(&order.permit)),
+    }
+}
+
+pub(super) fn subscription(subscription: &Subscription) -> wire::Subscription {
+    let state = match subscription.state {
+        State::Active => wire::SubscriptionState::Active,
+        State::Suspended => wire::SubscriptionState::Suspended,
+        State::Cancelled => wire::SubscriptionState::Cancelled,
+        State::Expired => wire::SubscriptionState::Expired,
+    };
+    wire::Subscription {
+        subscription_id: subscription.id.to_string(),
+        order_id: subscription.order_id.to_string(),
+        payer_id: subscription.payer_id.to_string(),
+        reseller_id: subscription.reseller_id.map(|id| id.to_string()).unwrap_or_default(),
+        customer_id: subscription.customer_id.to_string(),
+        offer_id: subscription.offer_id.clone(),
+        quantity: subscription.quantity,
+        friendly_name: subscription.friendly_name.clone(),
+        state: state.into(),
+        auto_renew: subscription.auto_renew,
+        started_at: Some(timestamp(subscription.started_at)),
+        term_number: subscription.term_number,
+        term_end: subscription.term_end.map(timestamp),
+        etag: subscription.version.to_string(),
+    }
+}
+
+pub(super) fn change(change: &Change) -> wire::SubscriptionChange {
+    let kind = match change.kind {
+        ChangeKind::Created => wire::SubscriptionChangeKind::Created,
+        ChangeKind::SeatsChanged => wire::SubscriptionChangeKind::SeatsChanged,
+    };
+    wire::SubscriptionChange {
+        number: u32::try_from(change.number).unwrap_or(u32::MAX),
+        kind: kind.into(),
+        changed_at: Some(timestamp(change.changed_at)),
+        actor_tenant: change.actor_tenant.to_string(),
+        actor: change.actor.to_string(),
+        quantity_before: change.quantity_before,
+        quantity_after: change.quantity_after,
+        gate: Some(permit(&change.permit)),
+    }
+}
+
+pub(super) fn permit(permit: &Permit) -> types::GateEvidence {
+    let decision = match permit.decision {
+        Decision::Allowed => types::Decision::Allowed,
+        Decision::Exempt => types::Decision::Exempt,
+    };
+    let rule = match permit.rule {
+        Rule::AutoRenewal => types::GateRule::AutoRenewal,
+        Rule::OutsidePublicCloud => types::GateRule::OutsidePublicCloud,
+        Rule::NotYetMandatory => types::GateRule::NotYetMandatory,
+        Rule::DirectSignature => types::GateRule::DirectSignature,
+        Rule::Attestation => types::GateRule::Attestation,
+    };
+    let evidence = permit.evidence.as_ref().map(|evidence| {
+        let kind = match evidence.kind {
+            EvidenceKind::Attestation => types::AcceptanceKind::Attestation,
+            EvidenceKind::DirectSignature => types::AcceptanceKind::DirectSignature,
+        };
+        types::Evidence {
+            kind: kind.into(),
+            acceptance_id: evidence.acceptance_id.to_string(),
+            template_id: evidence.template_id.to_string(),
+            template_version: evidence.template_version,
+            agreement_type: agreement_type(evidence.agreement_type),
+        }
+    });
+    types::GateEvidence {
+        decision: decision.into(),
+        rule: rule.into(),
+        evidence,
+        revision: permit.revision,
+        evaluated_at: Some(timestamp(permit.evaluated_at)),
+    }
+}
+
+fn agreement_type(of: AgreementType) -> i32 {
+    let of = match of {
+        AgreementType::MicrosoftCloudAgreement => types::AgreementType::MicrosoftCloudAgreement,
+        AgreementType::MicrosoftCustomerAgreement => types::AgreementType::MicrosoftCustomerAgreement,
+    };
+    of.into()
+}

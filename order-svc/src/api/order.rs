@@ -1,0 +1,228 @@
+//! `OrderService`.
+
+use std::time::{Duration, Instant};
+
+use chassis::auth::{self, Caller};
+use chassis::clock::new_id;
+use chassis::database::{Connection, Error};
+use chassis::form::Form;
+use chassis::page::Page;
+use chassis::server;
+use prost::Message;
+use proto::order::order_service_server::OrderService;
+use proto::order::{
+    CreateOrderRequest, CreateOrderResponse, GetOrderRequest, GetOrderResponse, ListOrdersRequest,
+    ListOrdersResponse,
+};
+use tonic::{Request, Response, Status};
+
+use super::{Api, ROUNDS_MAX, checked, convert, list_of, replayed, request_key, status, viewer};
+use crate::agreements::{Ask, Operation};
+use crate::rules::gate::Answer;
+use crate::rules::order::{Line, Order, Parties, Placing, check_lines, demands, parties, place};
+use crate::rules::subscription::{Change, ChangeKind, Subscription};
+use crate::rules::{Refusal, Time};
+use crate::store::Slice;
+use crate::store::gated::{RequestKey, Stored, store_gated};
+use crate::store::order::{order_find, order_insert, order_list};
+use crate::store::report::report_insert;
+use crate::store::subscription::{changes_insert, subscriptions_insert};
+
+/// Lines of one order.
+const LINES_MAX: usize = 100;
+
+#[tonic::async_trait]
+impl OrderService for Api {
+    async fn create_order(
+        &self,
+        request: Request<CreateOrderRequest>,
+    ) -> Result<Response<CreateOrderResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let call_id = server::call_id(&request);
+        let give_up = Instant::now() + server::time_left(&request);
+        let mut message = request.into_inner();
+        let mut form = Form::new();
+        let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));
+        let validate_only = std::mem::take(&mut message.validate_only);
+        let parties = read_parties(&mut form, &caller, &message);
+        let lines = read_lines(&mut form, &message);
+        checked(form)?;
+        let new = NewOrder { parties, lines, caller, call_id };
+
+        if validate_only {
+            let answer = self.ask_about(&new, give_up).await.map_err(|refusal| status::refused(&refusal))?;
+            let (order, subscriptions) =
+                self.place(&new, &answer).map_err(|refusal| status::refused(&refusal))?;
+            return Ok(Response::new(response(&order, &subscriptions)));
+        }
+        let key = request_key(&new.caller, "CreateOrder", request_id, &message);
+        for _ in 0..ROUNDS_MAX {
+            if let Some(first) = self.replay(&key).await? {
+                return Ok(first);
+            }
+            let answer = self.ask_about(&new, give_up).await.map_err(|refusal| status::refused(&refusal))?;
+            let (order, subscriptions) =
+                self.place(&new, &answer).map_err(|refusal| status::refused(&refusal))?;
+            let response = response(&order, &subscriptions);
+            match self.store(&key, answer, order, subscriptions, &response).await {
+                Ok(Stored::Done) => {
+                    self.orders.send_replace(());
+                    return Ok(Response::new(response));
+                }
+                Ok(Stored::Seen(seen)) => {
+                    if let Some(first) = replayed(&key, seen)? {
+                        return Ok(first);
+                    }
+                }
+                // Nothing in an order can have changed under it, so both mean: ask again.
+                Ok(Stored::AnswerOutdated | Stored::LostRace) => {}
+                Err(error) => return Err(status::failed(&error)),
+            }
+        }
+        Err(status::refused(&Refusal::AnswerOutdated))
+    }
+
+    async fn get_order(
+        &self,
+        request: Request<GetOrderRequest>,
+    ) -> Result<Response<GetOrderResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let mut form = Form::new();
+        let id = form.id("order_id", &request.get_ref().order_id);
+        checked(form)?;
+        let read = move |connection: &mut Connection| order_find(connection, viewer(&caller), id);
+        let order = self.database.read(read).await.map_err(|error: Error| status::failed(&error))?;
+        let unseen = || status::refused(&Refusal::NotFound { resource: "order", id: id.to_string() });
+        let order = Some(convert::order(&order.ok_or_else(unseen)?));
+        Ok(Response::new(GetOrderResponse { order }))
+    }
+
+    async fn list_orders(
+        &self,
+        request: Request<ListOrdersRequest>,
+    ) -> Result<Response<ListOrdersResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let message = request.into_inner();
+        let mut form = Form::new();
+        let customer_id = form.optional_id("customer_id", &message.customer_id);
+        let bound_to = list_of(&caller, "ListOrders", &message.customer_id);
+        let page = Page::read(&mut form, message.page_size, &message.page_token, &bound_to);
+        checked(form)?;
+        let slice =
+            Slice { viewer: viewer(&caller), customer_id, after: page.after.clone(), limit: page.fetch() };
+        let list = move |connection: &mut Connection| order_list(connection, &slice);
+        let mut rows = self.database.list(list).await.map_err(|error: Error| status::failed(&error))?;
+        let next_page_token = page.cut(&mut rows, |order| order.id.to_string());
+        let orders = rows.iter().map(convert::order).collect();
+        Ok(Response::new(ListOrdersResponse { orders, next_page_token }))
+    }
+}
+
+/// An order that was asked for.
+struct NewOrder {
+    parties: Parties,
+    lines: Vec<Line>,
+    caller: Caller,
+    call_id: String,
+}
+
+impl Api {
+    /// The gate's answer. When it cannot be had, lines that are bad whatever the answer are named
+    /// instead: their sender can act on that.
+    async fn ask_about(&self, new: &NewOrder, give_up: Instant) -> Result<Answer, Refusal> {
+        let ask = Ask {
+            parties: new.parties,
+            operation: Operation::NewPurchase,
+            demands: demands(&new.lines, &self.catalogue),
+            caller: new.caller.clone(),
+            call_id: new.call_id.clone(),
+        };
+        let patience: Duration = give_up.saturating_duration_since(Instant::now());
+        match self.ask(&ask, patience).await {
+            Err(Refusal::GateUnavailable) => {
+                check_lines(&new.lines, &self.catalogue, None)?;
+                Err(Refusal::GateUnavailable)
+            }
+            answer => answer,
+        }
+    }
+
+    fn place(&self, new: &NewOrder, answer: &Answer) -> Result<(Order, Vec<Subscription>), Refusal> {
+        let now: Time = self.clock.now();
+        let placing = Placing {
+            order_id: new_id(now),
+            subscription_ids: new.lines.iter().map(|_| new_id(now)).collect(),
+            by_tenant: new.caller.tenant_id,
+            by: new.caller.user_id,
+            now,
+        };
+        place(new.parties, new.lines.clone(), &self.catalogue, answer, placing)
+    }
+
+    async fn store(
+        &self,
+        key: &RequestKey,
+        answer: Answer,
+        order: Order,
+        subscriptions: Vec<Subscription>,
+        response: &CreateOrderResponse,
+    ) -> Result<Stored, Error> {
+        let basis = (answer, order.permit.clone());
+        let effect = move |connection: &mut Connection| {
+            order_insert(connection, &order)?;
+            subscriptions_insert(connection, &subscriptions)?;
+            let created: Vec<_> = subscriptions.iter().map(|new| (new.id, creation(new, &order))).collect();
+            changes_insert(connection, &created)?;
+            report_insert(connection, &order)?;
+            Ok(true)
+        };
+        let response = response.encode_to_vec();
+        store_gated(&self.database, &self.clock, key.clone(), basis, response, effect).await
+    }
+}
+
+/// The first change of a subscription.
+fn creation(new: &Subscription, order: &Order) -> Change {
+    Change {
+        number: new.version,
+        kind: ChangeKind::Created,
+        changed_at: order.placed_at,
+        actor_tenant: order.placed_by_tenant,
+        actor: order.placed_by,
+        quantity_before: 0,
+        quantity_after: new.quantity,
+        permit: order.permit.clone(),
+    }
+}
+
+fn response(order: &Order, subscriptions: &[Subscription]) -> CreateOrderResponse {
+    CreateOrderResponse {
+        order: Some(convert::order(order)),
+        subscriptions: subscriptions.iter().map(convert::subscription).collect(),
+    }
+}
+
+fn read_parties(form: &mut Form, caller: &Caller, message: &CreateOrderRequest) -> Parties {
+    let customer_id = form.id("customer_id", &message.customer_id);
+    let payer_id = form.optional_id("payer_id", &message.payer_id);
+    let reseller_id = form.optional_id("reseller_id", &message.reseller_id);
+    parties(caller.tenant_id, customer_id, payer_id, reseller_id).unwrap_or_else(|bad| {
+        form.wrong(bad.field, bad.problem);
+        Parties { payer_id: caller.tenant_id, reseller_id: None, customer_id }
+    })
+}
+
+fn read_lines(form: &mut Form, message: &CreateOrderRequest) -> Vec<Line> {
+    if message.lines.is_empty() || message.lines.len() > LINES_MAX {
+        form.wrong("lines", format!("must have 1 to {LINES_MAX} entries"));
+        return vec![];
+    }
+    let lines = message.lines.iter().enumerate();
+    lines
+        .map(|(n, line)| Line {
+            offer_id: form.text(&format!("lines[{n}].offer_id"), &line.offer_id, 1, 100),
+            quantity: line.quantity,
+            friendly_name: form.text(&format!("lines[{n}].friendly_name"), &line.friendly_name, 0, 200),
+        })
+        .collect()
+}

@@ -1,0 +1,195 @@
+//! From refusals and failures to gRPC statuses. The only place that chooses a code.
+
+use std::time::Duration;
+
+use chassis::database::Error;
+use chassis::form::Violation;
+use chassis::status::{Failure, failure, invalid_fields};
+use proto::types::ErrorReason;
+use tonic::{Code, Status};
+use uuid::Uuid;
+
+use crate::rules::Refusal;
+use crate::rules::gate::{Reason, Remedy};
+use crate::rules::subscription::State;
+
+/// `ErrorInfo.domain` of everything this service refuses.
+pub(super) const DOMAIN: &str = "order-svc";
+
+/// Long enough for a failover or a burst to pass, short enough for a person who waits.
+const RETRY: Duration = Duration::from_millis(500);
+
+pub(super) fn invalid(violations: &[Violation]) -> Status {
+    invalid_fields(DOMAIN, violations)
+}
+
+/// An answer that was stored and cannot be read back.
+pub(super) fn undecodable(error: &prost::DecodeError) -> Status {
+    tracing::error!(%error, "a stored answer cannot be decoded");
+    internal()
+}
+
+pub(super) fn refused(refusal: &Refusal) -> Status {
+    let precondition = |reason, sentence: String| with(Code::FailedPrecondition, reason, sentence);
+    match refusal {
+        Refusal::NotFound { resource, id } => with(
+            Code::NotFound,
+            ErrorReason::ResourceNotFound,
+            format!("there is no {resource} {id} that you may see"),
+        )
+        .resource(resource, id)
+        .status(),
+        Refusal::Fields(fields) => {
+            let violation = |bad: &crate::rules::BadField| Violation {
+                field: bad.field.clone(),
+                problem: bad.problem.clone(),
+            };
+            invalid(&fields.iter().map(violation).collect::<Vec<_>>())
+        }
+        Refusal::RequestIdReused { request_id } => with(
+            Code::InvalidArgument,
+            ErrorReason::RequestIdReused,
+            "the request id was used before with other content; use a new one for new content",
+        )
+        .with("request_id", request_id)
+        .status(),
+        Refusal::StaleEtag => with(
+            Code::Aborted,
+            ErrorReason::EtagStale,
+            "the subscription has changed since the etag was read; read it again and retry",
+        )
+        .with("partner_center_code", 2055)
+        .status(),
+        Refusal::PayerIsReseller { payer_id } => with(
+            Code::InvalidArgument,
+            ErrorReason::PayerIsReseller,
+            format!(
+                "partner {payer_id} is an indirect reseller and does not pay; name its provider in payer_id"
+            ),
+        )
+        .with("payer_id", payer_id)
+        .status(),
+        Refusal::AgreementRequired { customer_id, reasons, remedies } => {
+            agreement_required(*customer_id, reasons, remedies)
+        }
+        Refusal::GateUnavailable => with(
+            Code::Unavailable,
+            ErrorReason::GateUnavailable,
+            "whether the customer accepted is not known right now, and nothing was stored; \
+             retry under the same request id",
+        )
+        .retry_after(RETRY)
+        .status(),
+        Refusal::AnswerOutdated => with(
+            Code::Aborted,
+            ErrorReason::AnswerOutdated,
+            "the customer's acceptance kept changing while this was decided; try again",
+        )
+        .status(),
+        Refusal::NotActive { state } => {
+            let failure = precondition(
+                ErrorReason::SubscriptionNotActive,
+                format!("the subscription is {}; only an ACTIVE one can be changed", state.name()),
+            )
+            .with("state", state.name());
+            match state {
+                State::Suspended => failure.with("partner_center_code", 2001).status(),
+                State::Cancelled | State::Expired => failure.with("partner_center_code", 2011).status(),
+                State::Active => failure.status(),
+            }
+        }
+        Refusal::NotALicence { kind } => precondition(
+            ErrorReason::NotALicence,
+            format!("only licence subscriptions have seats, and this is {}; order another one", kind.name()),
+        )
+        .with("kind", kind.name())
+        .status(),
+        Refusal::TermEnded { term_end } => {
+            let term_end = term_end.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
+            precondition(
+                ErrorReason::TermEnded,
+                format!("the term ended at {term_end} and is being processed; read it again and retry"),
+            )
+            .with("term_end", term_end)
+            .status()
+        }
+        Refusal::OfferWithdrawn { offer_id } => precondition(
+            ErrorReason::OfferWithdrawn,
+            format!("offer {offer_id} is no longer in the catalogue; order another one"),
+        )
+        .with("offer_id", offer_id)
+        .status(),
+    }
+}
+
+pub(super) fn failed(error: &Error) -> Status {
+    match error {
+        Error::Unavailable(cause) => {
+            tracing::warn!(cause, "the database is unavailable");
+            with(
+                Code::Unavailable,
+                ErrorReason::DatabaseUnavailable,
+                "the database cannot be used right now; retry under the same request id",
+            )
+            .retry_after(RETRY)
+            .status()
+        }
+        Error::Query(_) | Error::Corrupt { .. } | Error::Panicked => {
+            tracing::error!(%error, "a defect or a damaged row");
+            internal()
+        }
+    }
+}
+
+/// The refusal that a user interface can draw one button from.
+fn agreement_required(customer_id: Uuid, reasons: &[Reason], remedies: &[Remedy]) -> Status {
+    let mut keys = vec![];
+    let mut advice = vec![];
+    let mut metadata = vec![];
+    for remedy in remedies {
+        match remedy {
+            Remedy::Attest { template_id } => {
+                keys.push("ATTEST");
+                advice.push(format!("attest its acceptance of template {template_id}"));
+                metadata.push(("template_id", template_id.to_string()));
+            }
+            Remedy::AskProvider { provider_id } => {
+                keys.push("ASK_PROVIDER");
+                advice.push(format!("ask provider {provider_id} to attest"));
+                metadata.push(("provider_id", provider_id.to_string()));
+            }
+            Remedy::InviteCustomer { template_id } => {
+                keys.push("INVITE_CUSTOMER");
+                advice.push("invite the customer to sign directly".to_owned());
+                metadata.push(("template_id", template_id.to_string()));
+            }
+        }
+    }
+    if advice.is_empty() {
+        advice.push("there is nothing that you can do about it with your role and these offers".to_owned());
+    }
+    let names = reasons.iter().map(|reason| reason.name()).collect::<Vec<_>>().join(",");
+    let sentence =
+        format!("the customer has not accepted what is required ({names}); remedy: {}", advice.join(", or "));
+    let mut failure = with(Code::FailedPrecondition, ErrorReason::AgreementRequired, sentence)
+        .with("customer_id", customer_id)
+        .with("reasons", names)
+        .with("remedies", keys.join(","))
+        .with("partner_center_code", 13605);
+    for (key, value) in metadata {
+        failure = failure.with(key, value);
+    }
+    for reason in reasons {
+        failure = failure.precondition("AGREEMENT", format!("customers/{customer_id}"), reason.name());
+    }
+    failure.status()
+}
+
+fn internal() -> Status {
+    with(Code::Internal, ErrorReason::Internal, "the service failed; its log has the cause under x-call-id")
+        .status()
+}
+
+fn with(code: Code, reason: ErrorReason, sentence: impl Into<String>) -> Failure {
+    failure(DOMAIN, code, reason.name(), sentence)
+}

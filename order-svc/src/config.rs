@@ -1,0 +1,125 @@
+//! Commands and settings, by flag or environment.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use chassis::auth::Auth;
+use chassis::database::Url;
+use chassis::telemetry::LogFormat;
+use clap::{Args, Parser, Subcommand};
+
+use crate::rules::offer::Catalogue;
+
+const DEFAULT_OFFERS: &str = include_str!("../data/offers.json");
+
+/// Accepts purchases and seat changes once the gate allows them.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    /// How log lines look; RUST_LOG filters them.
+    #[arg(long, global = true, env = "ORDER_LOG_FORMAT", value_enum, default_value = "pretty")]
+    pub log_format: LogFormat,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serves the API until it is told to stop.
+    Serve(Serve),
+    /// Brings the schema up to date.
+    Migrate(Storage),
+    /// Asks a running server whether it serves; exits with 1 if not.
+    CheckHealth {
+        /// Where it listens.
+        #[arg(long, env = "ORDER_ADDRESS", default_value = "http://127.0.0.1:50052")]
+        address: String,
+    },
+}
+
+/// Where everything is kept.
+#[derive(Clone, Debug, Args)]
+pub struct Storage {
+    /// sqlite:PATH, or postgres://USER@HOST/NAME as libpq takes it.
+    #[arg(long, env = "ORDER_DATABASE", value_name = "URL")]
+    pub database: Url,
+    /// Makes the SQLite file if it does not exist, and brings the schema up to date.
+    #[arg(long, env = "ORDER_CREATE")]
+    pub create: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Serve {
+    #[command(flatten)]
+    pub storage: Storage,
+    /// The address to listen on.
+    #[arg(long, env = "ORDER_LISTEN", default_value = "127.0.0.1:50052")]
+    pub listen: SocketAddr,
+    /// Where agreement-svc listens.
+    #[arg(long, env = "ORDER_AGREEMENTS", default_value = "http://127.0.0.1:50051")]
+    pub agreements: String,
+    /// How long the gate may take to answer, retries included, in milliseconds.
+    #[arg(long, env = "ORDER_GATE_DEADLINE_MS", default_value = "1000", value_parser = clap::value_parser!(u64).range(10..=30_000))]
+    pub gate_deadline_ms: u64,
+    /// How callers are identified. There is no default: `insecure` is for one's own machine.
+    #[arg(long, env = "ORDER_AUTH", value_enum)]
+    pub auth: Auth,
+    /// The catalogue of offers, instead of the one that ships with the service.
+    #[arg(long, env = "ORDER_OFFERS", value_name = "FILE.json")]
+    pub offers: Option<PathBuf>,
+    /// Threads that serve calls. One is the fastest on a few cores; blocking database work has
+    /// threads of its own.
+    #[arg(long, env = "ORDER_WORKER_THREADS", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub worker_threads: u16,
+}
+
+/// The catalogue in a file, or the default one.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn read_offers(path: Option<&Path>) -> Result<Catalogue, String> {
+    let name = path.map_or_else(|| "that ship with the service".into(), |path| path.display().to_string());
+    let text = match path {
+        None => DEFAULT_OFFERS.to_owned(),
+        Some(path) => std::fs::read_to_string(path).map_err(|error| format!("{name}: {error}"))?,
+    };
+    serde_json::from_str(&text).map_err(|error| format!("the offers {name}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_catalogue_that_ships_is_read() {
+        let catalogue = read_offers(None).unwrap();
+        assert!(catalogue.find("031C9E47-4802-4248-838E-778FB1D2CC05").is_some());
+    }
+
+    #[test]
+    fn a_catalogue_that_makes_no_sense_is_refused_with_the_reason() {
+        let offer = |min: u32, max: u32, term: &str, country: &str| {
+            format!(
+                r#"{{"offer_id": "a", "name": "A", "kind": "LICENSE", "quantity_min": {min}, "quantity_max": {max},
+                "term": "{term}", "billing_cycle": "MONTHLY", "auto_renews": true, "countries": ["{country}"],
+                "agreement_types": []}}"#
+            )
+        };
+        let good = offer(1, 2, "YEAR", "FR");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("offers.json");
+        for (offers, complaint) in [
+            (String::new(), "there is no offer"),
+            (format!("{good},{good}"), "stands there twice"),
+            (offer(0, 2, "YEAR", "FR"), "quantity_min"),
+            (offer(3, 2, "YEAR", "FR"), "quantity_min"),
+            (offer(1, 2, "YEAR", "fr"), "country"),
+            (offer(1, 2, "PERPETUAL", "FR"), "cannot renew"),
+            (offer(1, 2, "FORTNIGHT", "FR"), "unknown variant"),
+        ] {
+            std::fs::write(&path, format!(r#"{{"offers": [{offers}]}}"#)).unwrap();
+            let refused = read_offers(Some(&path)).unwrap_err();
+            assert!(refused.contains(complaint), "{refused}");
+        }
+    }
+}

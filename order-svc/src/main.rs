@@ -1,0 +1,34 @@
+//! Chooses the command. Nothing here is worth a test.
+
+use std::process::ExitCode;
+
+use chassis::clock::Clock;
+use chassis::{server, telemetry};
+use clap::Parser;
+use order_svc::Failure;
+use order_svc::config::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    telemetry::start(cli.log_format);
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            tracing::error!("{failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Serve(config) => server::runtime(config.worker_threads)?.block_on(async {
+            let listener = server::bind(config.listen).await?;
+            order_svc::serve(config, Clock::system(), listener, server::signal()).await
+        }),
+        Command::Migrate(storage) => order_svc::migrate(&storage).map(|_| ()),
+        Command::CheckHealth { address } => {
+            server::runtime(1)?.block_on(async { Ok(server::check_health(&address).await?) })
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The neighbour's answer, as a fact: what was asked, what it said, and whether it may still be
+//! used.
+
+use chrono::Duration;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Refusal, Time, names};
+
+/// An answer older than this is asked for again (I1).
+pub const ANSWER_AGE_MAX: Duration = Duration::seconds(5);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Allowed,
+    Exempt,
+}
+
+names!(Decision { Allowed = "ALLOWED", Exempt = "EXEMPT" });
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    AutoRenewal,
+    OutsidePublicCloud,
+    NotYetMandatory,
+    DirectSignature,
+    Attestation,
+}
+
+names!(Rule {
+    AutoRenewal = "AUTO_RENEWAL",
+    OutsidePublicCloud = "OUTSIDE_PUBLIC_CLOUD",
+    NotYetMandatory = "NOT_YET_MANDATORY",
+    DirectSignature = "DIRECT_SIGNATURE",
+    Attestation = "ATTESTATION",
+});
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum EvidenceKind {
+    Attestation,
+    DirectSignature,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum AgreementType {
+    MicrosoftCloudAgreement,
+    MicrosoftCustomerAgreement,
+}
+
+/// The acceptance an answer rests on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    pub kind: EvidenceKind,
+    pub acceptance_id: Uuid,
+    pub template_id: Uuid,
+    pub template_version: u32,
+    pub agreement_type: AgreementType,
+}
+
+/// A yes: what is kept with whatever rests on it (ORD-6).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Permit {
+    pub decision: Decision,
+    pub rule: Rule,
+    pub evidence: Option<Evidence>,
+    /// The customer's acceptance revision the answer was given at.
+    pub revision: i64,
+    pub evaluated_at: Time,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    NoAcceptance,
+    Withdrawn,
+    VersionSuperseded,
+    WrongAgreementType,
+}
+
+names!(Reason {
+    NoAcceptance = "NO_ACCEPTANCE",
+    Withdrawn = "WITHDRAWN",
+    VersionSuperseded = "VERSION_SUPERSEDED",
+    WrongAgreementType = "WRONG_AGREEMENT_TYPE",
+});
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    Attest { template_id: Uuid },
+    AskProvider { provider_id: Uuid },
+    InviteCustomer { template_id: Uuid },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Permitted(Permit),
+    Blocked { reasons: Vec<Reason>, remedies: Vec<Remedy> },
+}
+
+/// The gate's answer about one customer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub customer_id: Uuid,
+    /// ISO 3166-1 alpha-2.
+    pub customer_country: String,
+    pub verdict: Verdict,
+    /// By our clock, before the question was sent: the answer is at most this old.
+    pub asked_at: Time,
+    /// The next instant at which it could change by itself.
+    pub valid_until: Option<Time>,
+}
+
+impl Answer {
+    /// The yes, or the refusal that carries reasons and remedies.
+    pub fn permit(&self) -> Result<&Permit, Refusal> {
+        match &self.verdict {
+            Verdict::Permitted(permit) => Ok(permit),
+            Verdict::Blocked { reasons, remedies } => Err(Refusal::AgreementRequired {
+                customer_id: self.customer_id,
+                reasons: reasons.clone(),
+                remedies: remedies.clone(),
+            }),
+        }
+    }
+
+    /// Whether something may still be stored on it (I1).
+    pub fn is_fresh(&self, now: Time) -> bool {
+        let age = now - self.asked_at;
+        age >= Duration::zero()
+            && age < ANSWER_AGE_MAX
+            && self.valid_until.is_none_or(|valid_until| now < valid_until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_used_within_five_seconds_and_before_it_can_change() {
+        let at = |micros: i64| Time::from_timestamp_micros(micros).unwrap();
+        let answer = |valid_until: Option<i64>| Answer {
+            customer_id: Uuid::nil(),
+            customer_country: "FR".into(),
+            verdict: Verdict::Blocked { reasons: vec![], remedies: vec![] },
+            asked_at: at(1_000_000),
+            valid_until: valid_until.map(at),
+        };
+        for (valid_until, now, fresh) in [
+            (None, 1_000_000, true),
+            (None, 5_999_999, true),
+            (None, 6_000_000, false),
+            // A clock that went back proves nothing.
+            (None, 999_999, false),
+            (Some(2_000_000), 1_999_999, true),
+            (Some(2_000_000), 2_000_000, false),
+        ] {
+            assert_eq!(answer(valid_until).is_fresh(at(now)), fresh, "{valid_until:?} at {now}");
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The rules of ordering: facts in, decision out.
+//!
+//! Invariant: nothing here does I/O, reads the clock, rolls dice, logs, or knows gRPC or SQL. What a
+//! rule needs comes as a value; what it decides is a new value or a [`Refusal`].
+
+pub mod gate;
+pub mod offer;
+pub mod order;
+pub mod subscription;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use gate::{Reason, Remedy};
+use offer::OfferKind;
+use subscription::State;
+
+/// An instant in UTC, in whole microseconds.
+pub type Time = DateTime<Utc>;
+
+/// Gives each variant the name it has in the database, in the data files and on the wire.
+macro_rules! names {
+    ($type:ident { $($variant:ident = $name:literal),+ $(,)? }) => {
+        impl $type {
+            /// The name it is stored under.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
+
+            /// Reads a stored name.
+            pub fn from_name(name: &str) -> Option<Self> {
+                match name { $($name => Some(Self::$variant),)+ _ => None }
+            }
+        }
+    };
+}
+pub(crate) use names;
+
+/// A bad field, by path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadField {
+    pub field: String,
+    pub problem: String,
+}
+
+/// Why a request is refused. Each has one meaning; `api::status` chooses its code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It does not exist, or not for this caller (ROLE-6).
+    NotFound { resource: &'static str, id: String },
+    /// Fields that only make sense beside the catalogue or the customer do not (ORD-3).
+    Fields(Vec<BadField>),
+    /// The request id was used for other content.
+    RequestIdReused { request_id: Uuid },
+    /// The subscription has changed since its etag was read.
+    StaleEtag,
+    /// GATE-0: resellers do not pay.
+    PayerIsReseller { payer_id: Uuid },
+    /// GATE-6.
+    AgreementRequired { customer_id: Uuid, reasons: Vec<Reason>, remedies: Vec<Remedy> },
+    /// The gate did not answer, or not with anything that makes sense (I8).
+    GateUnavailable,
+    /// Withdrawals kept overtaking the gate's answers.
+    AnswerOutdated,
+    /// SUB-2.
+    NotActive { state: State },
+    /// SUB-2.
+    NotALicence { kind: OfferKind },
+    /// SUB-3.
+    TermEnded { term_end: Time },
+    /// The subscription's offer is no longer in the catalogue.
+    OfferWithdrawn { offer_id: String },
+}

@@ -1,0 +1,184 @@
+//! Orders: who pays, what may be ordered, and what an accepted order becomes.
+
+use uuid::Uuid;
+
+use super::gate::{AgreementType, Answer, Permit};
+use super::offer::{Catalogue, Offer};
+use super::subscription::{State, Subscription, term_end};
+use super::{BadField, Refusal, Time};
+
+/// Who is behind an order (ORD-1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parties {
+    pub payer_id: Uuid,
+    pub reseller_id: Option<Uuid>,
+    pub customer_id: Uuid,
+}
+
+/// A line to order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    pub offer_id: String,
+    pub quantity: u32,
+    pub friendly_name: String,
+}
+
+/// An accepted order. It never changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    pub id: Uuid,
+    pub parties: Parties,
+    pub lines: Vec<PlacedLine>,
+    pub placed_at: Time,
+    pub placed_by_tenant: Uuid,
+    pub placed_by: Uuid,
+    pub permit: Permit,
+}
+
+/// A line of an accepted order and the subscription it became.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlacedLine {
+    pub line: Line,
+    pub subscription_id: Uuid,
+}
+
+/// Who places an order, and the ids it will have: one for the order, one for each line.
+#[derive(Clone, Debug)]
+pub struct Placing {
+    pub order_id: Uuid,
+    pub subscription_ids: Vec<Uuid>,
+    pub by_tenant: Uuid,
+    pub by: Uuid,
+    pub now: Time,
+}
+
+/// Who pays and who is the reseller on record: the caller pays, unless it names another partner as
+/// payer; then it is the reseller (ORD-1).
+pub fn parties(
+    caller: Uuid,
+    customer_id: Uuid,
+    payer_id: Option<Uuid>,
+    reseller_id: Option<Uuid>,
+) -> Result<Parties, BadField> {
+    match payer_id.filter(|payer| *payer != caller) {
+        None if reseller_id == Some(caller) => {
+            Err(BadField { field: "payer_id".into(), problem: "must name the provider that pays".into() })
+        }
+        None => Ok(Parties { payer_id: caller, reseller_id, customer_id }),
+        Some(payer_id) if reseller_id.is_none_or(|reseller| reseller == caller) => {
+            Ok(Parties { payer_id, reseller_id: Some(caller), customer_id })
+        }
+        Some(_) => Err(BadField {
+            field: "reseller_id".into(),
+            problem: "must be empty when another partner pays: the caller is the reseller on record".into(),
+        }),
+    }
+}
+
+/// What the lines demand of the agreement beyond the policy: one entry for each that does.
+pub fn demands(lines: &[Line], catalogue: &Catalogue) -> Vec<Vec<AgreementType>> {
+    let mut demands: Vec<Vec<AgreementType>> = lines
+        .iter()
+        .filter_map(|line| catalogue.find(&line.offer_id))
+        .filter(|offer| !offer.agreement_types.is_empty())
+        .map(|offer| offer.agreement_types.clone())
+        .collect();
+    demands.dedup();
+    demands
+}
+
+/// The lines with their offers, or every bad line (ORD-3). Without a country only what can be known
+/// without the customer is checked.
+pub fn check_lines<'a>(
+    lines: &[Line],
+    catalogue: &'a Catalogue,
+    country: Option<&str>,
+) -> Result<Vec<&'a Offer>, Refusal> {
+    let mut offers = vec![];
+    let mut bad = vec![];
+    for (n, line) in lines.iter().enumerate() {
+        let mut wrong = |field: &str, problem: String| {
+            bad.push(BadField { field: format!("lines[{n}].{field}"), problem });
+        };
+        let Some(offer) = catalogue.find(&line.offer_id) else {
+            wrong("offer_id", "is not in the catalogue".into());
+            continue;
+        };
+        if let Some(problem) = offer.quantity_problem(line.quantity) {
+            wrong("quantity", problem);
+        }
+        if let Some(country) = country.filter(|country| !offer.is_sold_in(country)) {
+            wrong("offer_id", format!("is not sold in {country}"));
+        }
+        offers.push(offer);
+    }
+    if bad.is_empty() { Ok(offers) } else { Err(Refusal::Fields(bad)) }
+}
+
+/// Places an order on the gate's answer: the order, and a subscription for each line.
+pub fn place(
+    parties: Parties,
+    lines: Vec<Line>,
+    catalogue: &Catalogue,
+    answer: &Answer,
+    placing: Placing,
+) -> Result<(Order, Vec<Subscription>), Refusal> {
+    let offers = check_lines(&lines, catalogue, Some(&answer.customer_country))?;
+    let permit = answer.permit()?;
+    let Placing { order_id, subscription_ids, by_tenant, by, now } = placing;
+    let mut subscriptions = vec![];
+    let mut placed = vec![];
+    for ((line, offer), id) in lines.into_iter().zip(offers).zip(subscription_ids) {
+        subscriptions.push(Subscription {
+            id,
+            order_id,
+            payer_id: parties.payer_id,
+            reseller_id: parties.reseller_id,
+            customer_id: parties.customer_id,
+            offer_id: line.offer_id.clone(),
+            quantity: line.quantity,
+            friendly_name: line.friendly_name.clone(),
+            state: State::Active,
+            auto_renew: offer.auto_renews,
+            started_at: now,
+            term: offer.term,
+            term_number: 1,
+            term_end: term_end(now, offer.term, 1),
+            answer_revision: permit.revision,
+            version: 1,
+        });
+        placed.push(PlacedLine { line, subscription_id: id });
+    }
+    let order = Order {
+        id: order_id,
+        parties,
+        lines: placed,
+        placed_at: now,
+        placed_by_tenant: by_tenant,
+        placed_by: by,
+        permit: permit.clone(),
+    };
+    Ok((order, subscriptions))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_caller_pays_unless_it_names_another_partner() {
+        let [caller, other, customer] = [1, 2, 3].map(Uuid::from_u128);
+        let of = |payer, reseller| {
+            parties(caller, customer, payer, reseller)
+                .map(|p| (p.payer_id, p.reseller_id))
+                .map_err(|b| b.field)
+        };
+        assert_eq!(of(None, None), Ok((caller, None)));
+        assert_eq!(of(Some(caller), None), Ok((caller, None)));
+        assert_eq!(of(None, Some(other)), Ok((caller, Some(other))));
+        assert_eq!(of(Some(other), None), Ok((other, Some(caller))));
+        assert_eq!(of(Some(other), Some(caller)), Ok((other, Some(caller))));
+        assert_eq!(of(Some(other), Some(other)), Err("reseller_id".into()));
+        assert_eq!(of(None, Some(caller)), Err("payer_id".into()));
+    }
+}

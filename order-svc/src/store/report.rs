@@ -1,0 +1,119 @@
+//! First purchases on their way to agreement-svc.
+//!
+//! A report is written in the transaction that accepts the order, claimed by moving its due time
+//! forward, and due again when whoever claimed it does not finish. It is never deleted.
+
+use chassis::database::{Connection, Error};
+use chassis::query;
+use chrono::{Duration, NaiveDateTime};
+use diesel::prelude::*;
+use uuid::Uuid;
+
+use super::schema::purchase_report;
+use super::{parse, utc};
+use crate::rules::Time;
+use crate::rules::order::Order;
+
+/// Reports claimed at a time.
+const CLAIM_MAX: i64 = 32;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Report {
+    pub customer_id: Uuid,
+    pub payer_id: Uuid,
+    pub order_id: Uuid,
+    pub purchased_at: Time,
+    /// How often it was claimed, this time included.
+    pub attempts: u32,
+}
+
+/// Queues the report of a customer's first purchase; of later ones nothing is kept.
+pub(crate) fn report_insert(connection: &mut Connection, order: &Order) -> Result<(), Error> {
+    query!(connection, c => {
+        diesel::insert_into(purchase_report::table)
+            .values((
+                purchase_report::customer_id.eq(order.parties.customer_id.to_string()),
+                purchase_report::payer_id.eq(order.parties.payer_id.to_string()),
+                purchase_report::order_id.eq(order.id.to_string()),
+                purchase_report::purchased_at.eq(order.placed_at.naive_utc()),
+                purchase_report::attempts.eq(0),
+                purchase_report::due_at.eq(order.placed_at.naive_utc()),
+            ))
+            .on_conflict_do_nothing()
+            .execute(c)
+    })?;
+    Ok(())
+}
+
+/// Claims what is due until `now + lease`. A report that another replica claims at the same moment
+/// is left to it.
+pub(crate) fn reports_claim(
+    connection: &mut Connection,
+    now: Time,
+    lease: Duration,
+) -> Result<Vec<Report>, Error> {
+    let due: Vec<(String, String, String, NaiveDateTime, i32)> = query!(connection, c => {
+        purchase_report::table
+            .filter(purchase_report::reported_at.is_null())
+            .filter(purchase_report::due_at.le(now.naive_utc()))
+            .order(purchase_report::due_at)
+            .limit(CLAIM_MAX)
+            .select((
+                purchase_report::customer_id,
+                purchase_report::payer_id,
+                purchase_report::order_id,
+                purchase_report::purchased_at,
+                purchase_report::attempts,
+            ))
+            .load(c)
+    })?;
+    let mut claimed = vec![];
+    for (key, payer_id, order_id, purchased_at, attempts) in due {
+        let updated = query!(connection, c => {
+            diesel::update(
+                purchase_report::table
+                    .filter(purchase_report::customer_id.eq(&key))
+                    .filter(purchase_report::attempts.eq(attempts)),
+            )
+            .set((
+                purchase_report::attempts.eq(attempts + 1),
+                purchase_report::due_at.eq((now + lease).naive_utc()),
+            ))
+            .execute(c)
+        })?;
+        if updated > 0 {
+            let table = "purchase_report";
+            claimed.push(Report {
+                customer_id: parse(table, &key, "customer_id", &key)?,
+                payer_id: parse(table, &key, "payer_id", &payer_id)?,
+                order_id: parse(table, &key, "order_id", &order_id)?,
+                purchased_at: utc(purchased_at),
+                attempts: u32::try_from(attempts).unwrap_or(0) + 1,
+            });
+        }
+    }
+    Ok(claimed)
+}
+
+pub(crate) fn report_done(connection: &mut Connection, customer: Uuid, now: Time) -> Result<(), Error> {
+    query!(connection, c => {
+        diesel::update(purchase_report::table.find(customer.to_string()))
+            .set(purchase_report::reported_at.eq(now.naive_utc()))
+            .execute(c)
+    })?;
+    Ok(())
+}
+
+/// Puts a report back until `due_at`.
+pub(crate) fn report_postpone(
+    connection: &mut Connection,
+    customer: Uuid,
+    due_at: Time,
+) -> Result<(), Error> {
+    query!(connection, c => {
+        diesel::update(purchase_report::table.find(customer.to_string()))
+            .set(purchase_report::due_at.eq(due_at.naive_utc()))
+            .execute(c)
+    })?;
+    Ok(())
+}

@@ -1,0 +1,225 @@
+//! Subscriptions and what happened to them.
+
+use chassis::database::{Connection, Error};
+use chassis::query;
+use chrono::NaiveDateTime;
+use diesel::prelude::*;
+use uuid::Uuid;
+
+use super::schema::{subscription, subscription_change};
+use super::{
+    Slice, Viewer, corrupt, count, id_or_empty, named, optional_id, parse, permit_row, read_permit, utc,
+};
+use crate::rules::offer::Term;
+use crate::rules::subscription::{Change, ChangeKind, State, Subscription};
+
+#[derive(Queryable)]
+struct Row {
+    id: String,
+    order_id: String,
+    payer_id: String,
+    reseller_id: String,
+    customer_id: String,
+    offer_id: String,
+    quantity: i64,
+    friendly_name: String,
+    state: String,
+    auto_renew: bool,
+    started_at: NaiveDateTime,
+    term: String,
+    term_number: i32,
+    term_end: Option<NaiveDateTime>,
+    answer_revision: i64,
+    version: i64,
+}
+
+impl Row {
+    fn read(self) -> Result<Subscription, Error> {
+        let (table, id) = ("subscription", &self.id);
+        Ok(Subscription {
+            order_id: parse(table, id, "order_id", &self.order_id)?,
+            payer_id: parse(table, id, "payer_id", &self.payer_id)?,
+            reseller_id: optional_id(table, id, "reseller_id", &self.reseller_id)?,
+            customer_id: parse(table, id, "customer_id", &self.customer_id)?,
+            quantity: count(table, id, "quantity", self.quantity)?,
+            state: named(table, id, "state", State::from_name(&self.state))?,
+            term: named(table, id, "term", Term::from_name(&self.term))?,
+            term_number: count(table, id, "term_number", self.term_number)?,
+            id: parse(table, id, "id", id)?,
+            offer_id: self.offer_id,
+            friendly_name: self.friendly_name,
+            auto_renew: self.auto_renew,
+            started_at: utc(self.started_at),
+            term_end: self.term_end.map(utc),
+            answer_revision: self.answer_revision,
+            version: self.version,
+        })
+    }
+}
+
+#[derive(Queryable)]
+struct ChangeRow {
+    subscription_id: String,
+    number: i32,
+    kind: String,
+    changed_at: NaiveDateTime,
+    actor_tenant: String,
+    actor: String,
+    quantity_before: i64,
+    quantity_after: i64,
+    gate_decision: String,
+    gate_rule: String,
+    gate_evidence: String,
+    gate_revision: i64,
+    gate_evaluated_at: NaiveDateTime,
+}
+
+impl ChangeRow {
+    fn read(self) -> Result<Change, Error> {
+        let (table, id) = ("subscription_change", &self.subscription_id);
+        let gate = (
+            self.gate_decision,
+            self.gate_rule,
+            self.gate_evidence,
+            self.gate_revision,
+            self.gate_evaluated_at,
+        );
+        Ok(Change {
+            number: self.number.into(),
+            kind: named(table, id, "kind", ChangeKind::from_name(&self.kind))?,
+            changed_at: utc(self.changed_at),
+            actor_tenant: parse(table, id, "actor_tenant", &self.actor_tenant)?,
+            actor: parse(table, id, "actor", &self.actor)?,
+            quantity_before: count(table, id, "quantity_before", self.quantity_before)?,
+            quantity_after: count(table, id, "quantity_after", self.quantity_after)?,
+            permit: read_permit(table, id, gate)?,
+        })
+    }
+}
+
+pub(crate) fn subscriptions_insert(connection: &mut Connection, new: &[Subscription]) -> Result<(), Error> {
+    let rows: Vec<_> = new
+        .iter()
+        .map(|new| {
+            (
+                subscription::id.eq(new.id.to_string()),
+                subscription::order_id.eq(new.order_id.to_string()),
+                subscription::payer_id.eq(new.payer_id.to_string()),
+                subscription::reseller_id.eq(id_or_empty(new.reseller_id)),
+                subscription::customer_id.eq(new.customer_id.to_string()),
+                subscription::offer_id.eq(&new.offer_id),
+                subscription::quantity.eq(i64::from(new.quantity)),
+                subscription::friendly_name.eq(&new.friendly_name),
+                subscription::state.eq(new.state.name()),
+                subscription::auto_renew.eq(new.auto_renew),
+                subscription::started_at.eq(new.started_at.naive_utc()),
+                subscription::term.eq(new.term.name()),
+                subscription::term_number.eq(i32::try_from(new.term_number).unwrap_or(i32::MAX)),
+                subscription::term_end.eq(new.term_end.map(|at| at.naive_utc())),
+                subscription::answer_revision.eq(new.answer_revision),
+                subscription::version.eq(new.version),
+            )
+        })
+        .collect();
+    query!(connection, c => diesel::insert_into(subscription::table).values(&rows).execute(c))?;
+    Ok(())
+}
+
+/// Stores the changed seats if the row is still at `version`; false when it is not.
+pub(crate) fn subscription_set_seats(
+    connection: &mut Connection,
+    changed: &Subscription,
+    version: i64,
+) -> Result<bool, Error> {
+    let updated = query!(connection, c => {
+        diesel::update(
+            subscription::table
+                .filter(subscription::id.eq(changed.id.to_string()))
+                .filter(subscription::version.eq(version)),
+        )
+        .set((
+            subscription::quantity.eq(i64::from(changed.quantity)),
+            subscription::answer_revision.eq(changed.answer_revision),
+            subscription::version.eq(changed.version),
+        ))
+        .execute(c)
+    })?;
+    Ok(updated > 0)
+}
+
+/// Keeps what happened to each of the subscriptions.
+pub(crate) fn changes_insert(connection: &mut Connection, changes: &[(Uuid, Change)]) -> Result<(), Error> {
+    let mut rows = vec![];
+    for (id, change) in changes {
+        let (decision, rule, evidence, revision, evaluated_at) = permit_row(&change.permit)?;
+        let number =
+            i32::try_from(change.number).map_err(|_| corrupt("subscription", &id.to_string(), "version"))?;
+        rows.push((
+            subscription_change::subscription_id.eq(id.to_string()),
+            subscription_change::number.eq(number),
+            subscription_change::kind.eq(change.kind.name()),
+            subscription_change::changed_at.eq(change.changed_at.naive_utc()),
+            subscription_change::actor_tenant.eq(change.actor_tenant.to_string()),
+            subscription_change::actor.eq(change.actor.to_string()),
+            subscription_change::quantity_before.eq(i64::from(change.quantity_before)),
+            subscription_change::quantity_after.eq(i64::from(change.quantity_after)),
+            subscription_change::gate_decision.eq(decision),
+            subscription_change::gate_rule.eq(rule),
+            subscription_change::gate_evidence.eq(evidence),
+            subscription_change::gate_revision.eq(revision),
+            subscription_change::gate_evaluated_at.eq(evaluated_at),
+        ));
+    }
+    query!(connection, c => diesel::insert_into(subscription_change::table).values(&rows).execute(c))?;
+    Ok(())
+}
+
+pub(crate) fn subscription_find(
+    connection: &mut Connection,
+    viewer: Viewer,
+    id: Uuid,
+) -> Result<Option<Subscription>, Error> {
+    let row: Option<Row> =
+        query!(connection, c => subscription::table.find(id.to_string()).first(c).optional())?;
+    row.filter(|row| viewer.sees(&row.payer_id, &row.reseller_id)).map(Row::read).transpose()
+}
+
+pub(crate) fn subscription_list(
+    connection: &mut Connection,
+    slice: &Slice,
+) -> Result<Vec<Subscription>, Error> {
+    let rows: Vec<Row> = query!(connection, c => {
+        let mut list = subscription::table
+            .filter(subscription::id.gt(slice.after.as_deref().unwrap_or_default()))
+            .order(subscription::id)
+            .limit(slice.limit)
+            .into_boxed();
+        if let Viewer::Partner(partner) = slice.viewer {
+            let partner = partner.to_string();
+            list = list
+                .filter(subscription::payer_id.eq(partner.clone()).or(subscription::reseller_id.eq(partner)));
+        }
+        if let Some(customer) = slice.customer_id {
+            list = list.filter(subscription::customer_id.eq(customer.to_string()));
+        }
+        list.load(c)
+    })?;
+    rows.into_iter().map(Row::read).collect()
+}
+
+pub(crate) fn change_list(
+    connection: &mut Connection,
+    id: Uuid,
+    after: i32,
+    limit: i64,
+) -> Result<Vec<Change>, Error> {
+    let rows: Vec<ChangeRow> = query!(connection, c => {
+        subscription_change::table
+            .filter(subscription_change::subscription_id.eq(id.to_string()))
+            .filter(subscription_change::number.gt(after))
+            .order(subscription_change::number)
+            .limit(limit)
+            .load(c)
+    })?;
+    rows.into_iter().map(ChangeRow::read).collect()
+}
