@@ -1,0 +1,238 @@
+//! `cargo demo`: the product in one screen. Both services on embedded SQLite, a story over gRPC.
+//! `cargo demo --serve` loads the same world, keeps both services up and prints lines to paste.
+
+use chassis::clock::Clock;
+use chassis::telemetry::{self, LogFormat};
+use clap::Parser;
+use proto::agreement::{PublishTemplateVersionRequest, TemplateDocument};
+use proto::order::{ChangeSeatsRequest, CreateOrderResponse};
+use proto::types::{AcceptanceKind, Evidence};
+use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
+use tests::{As, Cluster, Setup, metadata_of};
+use tonic::Status;
+
+#[derive(Parser)]
+#[command(about = "Plays the story of the gate against both services.")]
+struct Options {
+    /// Keep both services up on fixed ports and print grpcurl lines, until interrupted.
+    #[arg(long)]
+    serve: bool,
+    /// agreement-svc's port with --serve.
+    #[arg(long, default_value_t = 50051)]
+    agreement_port: u16,
+    /// order-svc's port with --serve.
+    #[arg(long, default_value_t = 50052)]
+    order_port: u16,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let options = Options::parse();
+    if std::env::var_os("RUST_LOG").is_some() {
+        telemetry::start(LogFormat::Pretty);
+    }
+    let setup = match options.serve {
+        true => Setup {
+            agreement_port: options.agreement_port,
+            order_port: options.order_port,
+            ..Setup::default()
+        },
+        false => Setup::default(),
+    };
+    let cluster = Cluster::start(setup).await?;
+    say(&format!(
+        "agreement-svc serves on {}, order-svc on {}, both on embedded SQLite.\n",
+        cluster.agreements_address(),
+        cluster.orders_address()
+    ));
+    let customers = play(&cluster).await?;
+    if options.serve {
+        print_lines(&cluster, &customers);
+        chassis::server::signal().await;
+    }
+    Ok(())
+}
+
+/// The customers of the story.
+struct Customers {
+    direct: String,
+    resold: String,
+}
+
+async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn std::error::Error>> {
+    let clock = Clock::system();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let provider = cluster.as_caller(world::sales(PROVIDER));
+    let reseller = cluster.as_caller(world::sales(RESELLER));
+
+    step("The operator registers a direct-bill partner, a provider and its reseller.");
+    world::register_partners(cluster).await?;
+
+    step("The direct-bill partner creates a customer in France, without acceptance, and orders 5 seats:");
+    let customer = world::create_customer(&direct, "Contoso Lyon", "FR", None).await?;
+    refused(world::order(&direct, &customer, None, 5).await)?;
+
+    step("The partner attests that Tania Carr accepted the Customer Agreement, and orders again:");
+    let attested = world::attest(&direct, &customer, clock.now()).await?.attestation.unwrap_or_default();
+    accepted(&format!(
+        "attestation {} of template version {}",
+        attested.attestation_id, attested.template_version
+    ));
+    let order = world::order(&direct, &customer, None, 5).await?;
+    accepted(&describe(&order));
+
+    step("Seats go from 5 to 8:");
+    let bought = order.subscriptions.first().cloned().unwrap_or_default();
+    let seats = change_seats(&direct, &bought.subscription_id, &bought.etag, 8).await?;
+    accepted(&format!("{} seats, etag {} -> {}", seats.quantity, bought.etag, seats.etag));
+
+    step("The reseller creates a customer in Germany through its provider, and tries to attest:");
+    let resold = world::create_customer(&reseller, "Fourth Coffee Berlin", "DE", Some(PROVIDER)).await?;
+    refused(world::attest(&reseller, &resold, clock.now()).await)?;
+
+    step("The provider attests; the reseller's order, which the provider pays, passes:");
+    let attested = world::attest(&provider, &resold, clock.now()).await?.attestation.unwrap_or_default();
+    accepted(&format!("attestation {} by the provider", attested.attestation_id));
+    let through_reseller = world::order(&reseller, &resold, Some(PROVIDER), 3).await?;
+    accepted(&describe(&through_reseller));
+
+    step("The operator publishes a new version, effective and due at once. 8 seats cannot become 10:");
+    publish(&cluster.as_caller(world::operator())).await?;
+    refused(change_seats(&direct, &bought.subscription_id, &seats.etag, 10).await)?;
+
+    step("The partner attests the new version, and changes the seats again:");
+    let attested = world::attest(&direct, &customer, clock.now()).await?.attestation.unwrap_or_default();
+    accepted(&format!(
+        "attestation {} of template version {}",
+        attested.attestation_id, attested.template_version
+    ));
+    let seats = change_seats(&direct, &bought.subscription_id, &seats.etag, 10).await?;
+    accepted(&format!("{} seats", seats.quantity));
+    Ok(Customers { direct: customer, resold })
+}
+
+async fn change_seats(
+    partner: &As,
+    subscription_id: &str,
+    etag: &str,
+    quantity: u32,
+) -> Result<proto::order::Subscription, Status> {
+    let request = ChangeSeatsRequest {
+        request_id: world::request_id(),
+        subscription_id: subscription_id.into(),
+        quantity,
+        etag: etag.into(),
+        validate_only: false,
+    };
+    let changed = partner.subscriptions().change_seats(request).await?.into_inner();
+    Ok(changed.subscription.unwrap_or_default())
+}
+
+async fn publish(operator: &As) -> Result<(), Status> {
+    let document = TemplateDocument {
+        country: "US".into(),
+        language: "en-US".into(),
+        link: "https://aka.ms/customeragreement".into(),
+        sha256: String::new(),
+    };
+    let request = PublishTemplateVersionRequest {
+        request_id: world::request_id(),
+        template_id: CUSTOMER_AGREEMENT.into(),
+        documents: vec![document],
+        ..PublishTemplateVersionRequest::default()
+    };
+    let published = operator.templates().publish_template_version(request).await?.into_inner();
+    let number = published.template.unwrap_or_default().version_in_force;
+    accepted(&format!("version {number} is in force"));
+    Ok(())
+}
+
+fn describe(response: &CreateOrderResponse) -> String {
+    let order = response.order.clone().unwrap_or_default();
+    let seats: u32 = order.lines.iter().map(|line| line.quantity).sum();
+    let gate = order.gate.unwrap_or_default();
+    let evidence = gate.evidence.as_ref().map(describe_evidence).unwrap_or_default();
+    format!("order {} of {seats} seats rests on {evidence}, at revision {}", order.order_id, gate.revision)
+}
+
+fn describe_evidence(evidence: &Evidence) -> String {
+    let kind = match evidence.kind() {
+        AcceptanceKind::DirectSignature => "direct signature",
+        AcceptanceKind::Attestation | AcceptanceKind::Unspecified => "attestation",
+    };
+    format!("{kind} {} of version {}", evidence.acceptance_id, evidence.template_version)
+}
+
+fn print_lines(cluster: &Cluster, customers: &Customers) {
+    let (agreements, orders) = (cluster.agreements_address(), cluster.orders_address());
+    let identity = |kind: &str, tenant: uuid::Uuid| {
+        let user = uuid::Uuid::new_v5(&tenant, b"user");
+        format!(
+            "-H 'x-tenant-kind: {kind}' -H 'x-tenant-id: {tenant}' -H 'x-user-id: {user}' -H 'x-roles: SALES_AGENT'"
+        )
+    };
+    let (direct, reseller) = (identity("PARTNER", DIRECT), identity("PARTNER", RESELLER));
+    let operator = identity("OPERATOR", world::OPERATOR);
+    let (own, resold) = (&customers.direct, &customers.resold);
+    let line = |about: &str, call: String| say(&format!("# {about}\ngrpcurl -plaintext {call}\n"));
+    let id = world::request_id;
+
+    say("\nBoth services stay up until you press Ctrl-C. Lines to paste:\n");
+    line("what is served", format!("{orders} list"));
+    line(
+        "the gate, explained",
+        format!(
+            "{direct} -d '{{\"payer_id\":\"{DIRECT}\",\"customer_id\":\"{own}\",\"operation\":\"OPERATION_NEW_PURCHASE\"}}' {agreements} csp.agreement.v1.EligibilityService/CheckEligibility"
+        ),
+    );
+    line(
+        "an order that passes",
+        format!(
+            "{direct} -d '{{\"request_id\":\"{}\",\"customer_id\":\"{own}\",\"lines\":[{{\"offer_id\":\"{}\",\"quantity\":2}}]}}' {orders} csp.order.v1.OrderService/CreateOrder",
+            id(),
+            world::OFFICE
+        ),
+    );
+    line(
+        "the new version has to be attested first: this one is refused with FAILED_PRECONDITION",
+        format!(
+            "{reseller} -d '{{\"request_id\":\"{}\",\"customer_id\":\"{resold}\",\"payer_id\":\"{PROVIDER}\",\"lines\":[{{\"offer_id\":\"{}\",\"quantity\":2}}]}}' {orders} csp.order.v1.OrderService/CreateOrder",
+            id(),
+            world::OFFICE
+        ),
+    );
+    line(
+        "what the direct-bill partner has",
+        format!("{direct} -d '{{}}' {orders} csp.order.v1.SubscriptionService/ListSubscriptions"),
+    );
+    line(
+        "who is registered",
+        format!("{operator} -d '{{}}' {agreements} csp.agreement.v1.PartnerService/ListPartners"),
+    );
+}
+
+fn step(text: &str) {
+    say(&format!("\n* {text}"));
+}
+
+fn accepted(text: &str) {
+    say(&format!("    yes: {text}"));
+}
+
+/// Prints a refusal; a story in which it does not happen is broken.
+fn refused<T>(result: Result<T, Status>) -> Result<(), String> {
+    let Err(status) = result else { return Err("the story expected a refusal here".into()) };
+    say(&format!("    no:  {:?}: {}", status.code(), status.message()));
+    let metadata = metadata_of(&status);
+    for key in ["reasons", "remedies", "provider_id", "partner_center_code"] {
+        if let Some(value) = metadata.get(key) {
+            say(&format!("         {key} = {value}"));
+        }
+    }
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "a demo talks to whoever started it")]
+fn say(text: &str) {
+    println!("{text}");
+}

@@ -1,0 +1,369 @@
+//! Both services in one process.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use agreement_svc::config as agreement_config;
+use chassis::auth::{Auth, Caller};
+use chassis::clock::Clock;
+use chassis::database::Url;
+use diesel::connection::SimpleConnection;
+use diesel::{Connection, PgConnection, SqliteConnection};
+use order_svc::config as order_config;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+use tonic::transport::{Channel, Endpoint};
+use uuid::Uuid;
+
+use crate::clients::{As, Identity};
+
+/// Where the services keep their state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// A temporary file for each service.
+    Sqlite,
+    /// A fresh schema for each service, in the database that `TEST_POSTGRES_URL` names.
+    Postgres,
+}
+
+/// How a cluster is started.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub backend: Backend,
+    pub clock: Clock,
+    /// 0 is any free port.
+    pub agreement_port: u16,
+    pub order_port: u16,
+    /// An agreement-svc to use instead of the cluster's own.
+    pub agreements_at: Option<String>,
+    pub gate_deadline_ms: u64,
+    pub document_table: Option<PathBuf>,
+    pub worker_threads: u16,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            backend: Backend::Sqlite,
+            clock: Clock::system(),
+            agreement_port: 0,
+            order_port: 0,
+            agreements_at: None,
+            gate_deadline_ms: 5000,
+            document_table: None,
+            worker_threads: 1,
+        }
+    }
+}
+
+impl Backend {
+    /// SQLite, and PostgreSQL where `TEST_POSTGRES_URL` names one.
+    ///
+    /// # Panics
+    /// In CI, when it does not: there a missing database is a failure, not a reason to skip.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        match postgres_url() {
+            Some(_) => vec![Self::Sqlite, Self::Postgres],
+            None => {
+                assert!(std::env::var_os("CI").is_none(), "TEST_POSTGRES_URL must be set in CI");
+                eprintln!("SKIPPED on PostgreSQL: TEST_POSTGRES_URL is not set");
+                vec![Self::Sqlite]
+            }
+        }
+    }
+}
+
+fn postgres_url() -> Option<String> {
+    std::env::var("TEST_POSTGRES_URL").ok().filter(|url| !url.is_empty())
+}
+
+/// Both services, running. Dropping it stops them and removes their state.
+pub struct Cluster {
+    setup: Setup,
+    agreements: Service,
+    orders: Service,
+    state: State,
+}
+
+/// Where a cluster's state is, to be removed with it.
+struct State {
+    folder: TempDir,
+    schemas: Vec<String>,
+}
+
+/// A service on a thread of its own.
+struct Service {
+    address: SocketAddr,
+    database: Url,
+    running: Option<(oneshot::Sender<()>, JoinHandle<Result<(), String>>)>,
+}
+
+impl Cluster {
+    /// Starts both services and waits until they serve.
+    ///
+    /// # Errors
+    /// Why one of them does not.
+    pub async fn start(setup: Setup) -> Result<Self, String> {
+        let mut state = State::new()?;
+        let agreements = Service::new(setup.agreement_port, state.database(setup.backend, "agreements")?)?;
+        let orders = Service::new(setup.order_port, state.database(setup.backend, "orders")?)?;
+        let mut cluster = Self { setup, agreements: agreements.0, orders: orders.0, state };
+        if cluster.setup.agreements_at.is_none() {
+            cluster.run_agreements(agreements.1).await?;
+        }
+        cluster.run_orders(orders.1).await?;
+        Ok(cluster)
+    }
+
+    /// Starts both services on a backend, with everything else as usual.
+    ///
+    /// # Panics
+    /// When they do not start: then no test means anything.
+    pub async fn on(backend: Backend) -> Self {
+        match Self::start(Setup { backend, ..Setup::default() }).await {
+            Ok(cluster) => cluster,
+            Err(why) => panic!("the cluster does not start: {why}"),
+        }
+    }
+
+    /// The two services as somebody who calls them.
+    #[must_use]
+    pub fn as_caller(&self, caller: Caller) -> As {
+        self.with_identity(Identity::of(caller))
+    }
+
+    /// The two services without any identity.
+    #[must_use]
+    pub fn as_nobody(&self) -> As {
+        self.with_identity(Identity::none())
+    }
+
+    fn with_identity(&self, identity: Identity) -> As {
+        As { agreements: lazy(self.agreements.address), orders: lazy(self.orders.address), identity }
+    }
+
+    #[must_use]
+    pub fn agreements_address(&self) -> SocketAddr {
+        self.agreements.address
+    }
+
+    #[must_use]
+    pub fn orders_address(&self) -> SocketAddr {
+        self.orders.address
+    }
+
+    /// Stops agreement-svc as a first signal would, and waits until it is gone.
+    pub fn stop_agreements(&mut self) {
+        drop(self.agreements.stop());
+    }
+
+    /// Starts agreement-svc again on its old address and state.
+    ///
+    /// # Errors
+    /// Why it does not start.
+    pub async fn restart_agreements(&mut self) -> Result<(), String> {
+        let listener = listen(self.agreements.address.port())?;
+        self.run_agreements(listener).await
+    }
+
+    /// Stops order-svc and starts it again on its old address and state.
+    ///
+    /// # Errors
+    /// Why it does not start.
+    pub async fn restart_orders(&mut self) -> Result<(), String> {
+        drop(self.orders.stop());
+        let listener = listen(self.orders.address.port())?;
+        self.run_orders(listener).await
+    }
+
+    /// Runs SQL behind agreement-svc's back.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn agreements_sql(&self, sql: &str) -> Result<(), String> {
+        behind(&self.agreements.database, sql)
+    }
+
+    /// Runs SQL behind order-svc's back.
+    ///
+    /// # Errors
+    /// The database's.
+    pub fn orders_sql(&self, sql: &str) -> Result<(), String> {
+        behind(&self.orders.database, sql)
+    }
+
+    /// Where order-svc keeps its state.
+    #[must_use]
+    pub fn orders_database(&self) -> &Url {
+        &self.orders.database
+    }
+
+    /// Where agreement-svc keeps its state.
+    #[must_use]
+    pub fn agreements_database(&self) -> &Url {
+        &self.agreements.database
+    }
+
+    async fn run_agreements(&mut self, listener: TcpListener) -> Result<(), String> {
+        let config = agreement_config::Serve {
+            storage: agreement_config::Storage {
+                database: self.agreements.database.clone(),
+                create: true,
+                templates: None,
+                document_table: self.setup.document_table.clone(),
+            },
+            listen: self.agreements.address,
+            auth: Auth::Insecure,
+            policy: None,
+            worker_threads: self.setup.worker_threads,
+        };
+        let clock = self.setup.clock.clone();
+        self.agreements.run(self.setup.worker_threads, listener, move |listener, stop| {
+            agreement_svc::serve(config, clock, listener, stop)
+        });
+        self.agreements.wait_until_serving().await
+    }
+
+    async fn run_orders(&mut self, listener: TcpListener) -> Result<(), String> {
+        let own = format!("http://{}", self.agreements.address);
+        let config = order_config::Serve {
+            storage: order_config::Storage { database: self.orders.database.clone(), create: true },
+            listen: self.orders.address,
+            agreements: self.setup.agreements_at.clone().unwrap_or(own),
+            gate_deadline_ms: self.setup.gate_deadline_ms,
+            auth: Auth::Insecure,
+            offers: None,
+            worker_threads: self.setup.worker_threads,
+        };
+        let clock = self.setup.clock.clone();
+        self.orders.run(self.setup.worker_threads, listener, move |listener, stop| {
+            order_svc::serve(config, clock, listener, stop)
+        });
+        self.orders.wait_until_serving().await
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        drop(self.orders.stop());
+        drop(self.agreements.stop());
+        self.state.remove_schemas();
+    }
+}
+
+impl State {
+    fn new() -> Result<Self, String> {
+        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+        Ok(Self { folder, schemas: vec![] })
+    }
+
+    fn database(&mut self, backend: Backend, name: &str) -> Result<Url, String> {
+        match backend {
+            Backend::Sqlite => sqlite(&self.folder.path().join(format!("{name}.sqlite"))),
+            Backend::Postgres => {
+                let base = postgres_url().ok_or("TEST_POSTGRES_URL is not set")?;
+                let schema = format!("test_{}_{name}", Uuid::from_u128(rand_u128()).simple());
+                behind(&base.parse()?, &format!("CREATE SCHEMA {schema}"))?;
+                let separator = if base.contains('?') { '&' } else { '?' };
+                let url = format!("{base}{separator}options=-csearch_path%3D{schema}");
+                self.schemas.push(schema);
+                url.parse()
+            }
+        }
+    }
+
+    fn remove_schemas(&mut self) {
+        let Some(Ok(base)) = postgres_url().map(|url| url.parse()) else { return };
+        for schema in self.schemas.drain(..) {
+            if let Err(error) = behind(&base, &format!("DROP SCHEMA {schema} CASCADE")) {
+                eprintln!("schema {schema} is left behind: {error}");
+            }
+        }
+    }
+}
+
+impl Service {
+    fn new(port: u16, database: Url) -> Result<(Self, TcpListener), String> {
+        let listener = listen(port)?;
+        let address = listener.local_addr().map_err(|error| error.to_string())?;
+        Ok((Self { address, database, running: None }, listener))
+    }
+
+    fn run<F>(
+        &mut self,
+        worker_threads: u16,
+        listener: TcpListener,
+        serve: impl FnOnce(tokio::net::TcpListener, StopSignal) -> F + Send + 'static,
+    ) where
+        F: Future<Output = Result<(), Box<dyn std::error::Error + Send + Sync>>>,
+    {
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = chassis::server::runtime(worker_threads).map_err(|error| error.to_string())?;
+            runtime.block_on(async {
+                let listener =
+                    tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
+                serve(listener, Box::pin(async move { drop(stopped.await) })).await.map_err(|e| e.to_string())
+            })
+        });
+        self.running = Some((stop, thread));
+    }
+
+    async fn wait_until_serving(&mut self) -> Result<(), String> {
+        match chassis::server::check_health(&format!("http://{}", self.address)).await {
+            Ok(()) => Ok(()),
+            Err(why) => Err(self.stop().err().unwrap_or(why)),
+        }
+    }
+
+    fn stop(&mut self) -> Result<(), String> {
+        let Some((stop, thread)) = self.running.take() else { return Ok(()) };
+        drop(stop);
+        thread.join().unwrap_or_else(|_| Err("the service panicked".into()))
+    }
+}
+
+type StopSignal = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+fn lazy(address: SocketAddr) -> Channel {
+    match Endpoint::from_shared(format!("http://{address}")) {
+        Ok(endpoint) => endpoint.connect_lazy(),
+        Err(error) => panic!("{address} is no address: {error}"),
+    }
+}
+
+fn listen(port: u16) -> Result<TcpListener, String> {
+    let listener = TcpListener::bind(("127.0.0.1", port)).map_err(|error| format!("port {port}: {error}"))?;
+    listener.set_nonblocking(true).map_err(|error| error.to_string())?;
+    Ok(listener)
+}
+
+/// The URL of a SQLite file.
+///
+/// # Errors
+/// A path that cannot stand in a URL.
+pub fn sqlite(path: &Path) -> Result<Url, String> {
+    format!("sqlite:{}", path.display()).parse()
+}
+
+/// Runs SQL on a database without any service.
+///
+/// # Errors
+/// The database's.
+pub fn behind(database: &Url, sql: &str) -> Result<(), String> {
+    let run = match database {
+        Url::Sqlite(path) => SqliteConnection::establish(&path.to_string_lossy())
+            .map_err(|error| error.to_string())?
+            .batch_execute(&format!("PRAGMA busy_timeout = 5000; {sql}")),
+        Url::Postgres(url) => {
+            PgConnection::establish(url).map_err(|error| error.to_string())?.batch_execute(sql)
+        }
+    };
+    run.map_err(|error| error.to_string())
+}
+
+fn rand_u128() -> u128 {
+    u128::from_str_radix(&chassis::clock::new_salt(), 16).unwrap_or_default()
+}

@@ -1,0 +1,189 @@
+//! The small world that the story, the tests and the benchmark live in: an operator, a direct-bill
+//! partner, a provider with its reseller, and customers.
+
+use chassis::auth::{Caller, Channel, Role, TenantKind};
+use chassis::clock::{Clock, Time};
+use chassis::form::timestamp;
+use proto::agreement::{
+    CreateAttestationRequest, CreateAttestationResponse, CreateCustomerRequest, LinkResellerRequest,
+    PartnerKind, RegisterPartnerRequest,
+};
+use proto::order::{CreateOrderRequest, CreateOrderResponse, NewOrderLine};
+use proto::types::{Cloud, Contact};
+use tonic::Status;
+use uuid::{Uuid, uuid};
+
+use crate::clients::{As, caller};
+use crate::cluster::Cluster;
+
+/// The vendor's Cloud Agreement, retired in 2020.
+pub const CLOUD_AGREEMENT: &str = "998b88de-aa99-4388-a42c-1b3517d49490";
+/// The vendor's Customer Agreement.
+pub const CUSTOMER_AGREEMENT: &str = "117a77b0-9360-443b-8795-c6dedc750cf9";
+/// Office 365 Business Premium: licences, 1 to 300, everywhere.
+pub const OFFICE: &str = "031C9E47-4802-4248-838E-778FB1D2CC05";
+/// Azure Rights Management Premium: licences, sold in the United States only.
+pub const RIGHTS_MANAGEMENT: &str = "E60E0348-1710-484B-992A-32B294D4CDE1";
+/// The Azure plan, which demands the Customer Agreement.
+pub const AZURE_PLAN: &str = "DZH318Z0BPS6:0001";
+
+pub const OPERATOR: Uuid = uuid!("00000000-0000-4000-8000-0000000000a0");
+pub const DIRECT: Uuid = uuid!("00000000-0000-4000-8000-0000000000d1");
+pub const PROVIDER: Uuid = uuid!("00000000-0000-4000-8000-0000000000e1");
+pub const RESELLER: Uuid = uuid!("00000000-0000-4000-8000-0000000000f1");
+
+#[must_use]
+pub fn operator() -> Caller {
+    caller(TenantKind::Operator, OPERATOR, &[])
+}
+
+/// A sales agent of a partner.
+#[must_use]
+pub fn sales(partner: Uuid) -> Caller {
+    caller(TenantKind::Partner, partner, &[Role::SalesAgent])
+}
+
+/// order-svc, or another service of the house.
+#[must_use]
+pub fn service() -> Caller {
+    Caller { channel: Channel::Api, ..caller(TenantKind::Service, Uuid::from_u128(0x5e), &[]) }
+}
+
+#[must_use]
+pub fn contact() -> Contact {
+    Contact {
+        first_name: "Tania".into(),
+        last_name: "Carr".into(),
+        email: "tania.carr@contoso.example".into(),
+        phone: "1234567890".into(),
+    }
+}
+
+/// A new request id.
+#[must_use]
+pub fn request_id() -> String {
+    chassis::clock::new_id(Clock::system().now()).to_string()
+}
+
+/// Registers the partners and links the reseller to its provider.
+///
+/// # Errors
+/// The refusal.
+pub async fn register_partners(cluster: &Cluster) -> Result<(), Status> {
+    let operator = cluster.as_caller(operator());
+    for (partner, name, kind) in [
+        (DIRECT, "Northwind Direct", PartnerKind::DirectBill),
+        (PROVIDER, "Fabrikam Distribution", PartnerKind::IndirectProvider),
+        (RESELLER, "Adventure Works Reselling", PartnerKind::IndirectReseller),
+    ] {
+        register_partner(&operator, partner, name, kind, Cloud::Public).await?;
+    }
+    let link = LinkResellerRequest {
+        request_id: request_id(),
+        provider_id: PROVIDER.to_string(),
+        reseller_id: RESELLER.to_string(),
+    };
+    operator.partners().link_reseller(link).await?;
+    Ok(())
+}
+
+/// Registers one partner.
+///
+/// # Errors
+/// The refusal.
+pub async fn register_partner(
+    operator: &As,
+    partner: Uuid,
+    name: &str,
+    kind: PartnerKind,
+    cloud: Cloud,
+) -> Result<(), Status> {
+    let request = RegisterPartnerRequest {
+        request_id: request_id(),
+        partner_id: partner.to_string(),
+        name: name.into(),
+        kind: kind.into(),
+        cloud: cloud.into(),
+    };
+    operator.partners().register_partner(request).await.map(drop)
+}
+
+/// A customer without acceptance.
+#[must_use]
+pub fn new_customer(name: &str, country: &str, provider: Option<Uuid>) -> CreateCustomerRequest {
+    CreateCustomerRequest {
+        request_id: request_id(),
+        company_name: name.into(),
+        domain: format!("{}.example", name.to_lowercase().replace(' ', "-")),
+        country: country.into(),
+        primary_contact: Some(contact()),
+        provider_id: provider.map(|id| id.to_string()).unwrap_or_default(),
+        reseller_id: String::new(),
+        attestation: None,
+    }
+}
+
+/// Creates a customer without acceptance and returns its id.
+///
+/// # Errors
+/// The refusal.
+pub async fn create_customer(
+    partner: &As,
+    name: &str,
+    country: &str,
+    provider: Option<Uuid>,
+) -> Result<String, Status> {
+    let created = partner.customers().create_customer(new_customer(name, country, provider)).await?;
+    Ok(created.into_inner().customer.unwrap_or_default().customer_id)
+}
+
+/// Attests that the usual contact accepted the Customer Agreement.
+///
+/// # Errors
+/// The refusal.
+pub async fn attest(
+    partner: &As,
+    customer_id: &str,
+    agreed_at: Time,
+) -> Result<CreateAttestationResponse, Status> {
+    let request = CreateAttestationRequest {
+        request_id: request_id(),
+        customer_id: customer_id.into(),
+        template_id: CUSTOMER_AGREEMENT.into(),
+        contact: Some(contact()),
+        agreed_at: Some(timestamp(agreed_at)),
+        validate_only: false,
+    };
+    Ok(partner.attestations().create_attestation(request).await?.into_inner())
+}
+
+/// An order of one line.
+#[must_use]
+pub fn new_order(
+    customer_id: &str,
+    payer: Option<Uuid>,
+    offer_id: &str,
+    quantity: u32,
+) -> CreateOrderRequest {
+    CreateOrderRequest {
+        request_id: request_id(),
+        customer_id: customer_id.into(),
+        payer_id: payer.map(|id| id.to_string()).unwrap_or_default(),
+        reseller_id: String::new(),
+        lines: vec![NewOrderLine { offer_id: offer_id.into(), quantity, friendly_name: String::new() }],
+        validate_only: false,
+    }
+}
+
+/// Orders licences of Office 365.
+///
+/// # Errors
+/// The refusal.
+pub async fn order(
+    partner: &As,
+    customer_id: &str,
+    payer: Option<Uuid>,
+    quantity: u32,
+) -> Result<CreateOrderResponse, Status> {
+    Ok(partner.orders().create_order(new_order(customer_id, payer, OFFICE, quantity)).await?.into_inner())
+}
