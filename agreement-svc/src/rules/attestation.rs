@@ -110,3 +110,179 @@ pub fn attest(facts: &Facts<'_>, claim: &Claim, now: Time) -> Result<Accepted, R
         supersedes: facts.current.map(|(current, _)| current.id),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::template::Version;
+    use super::*;
+
+    fn at(seconds: i64) -> Time {
+        Time::from_timestamp(seconds, 0).unwrap()
+    }
+
+    fn contact(email: &str) -> Contact {
+        Contact {
+            first_name: "Tania".into(),
+            last_name: "Carr".into(),
+            email: email.into(),
+            phone: String::new(),
+        }
+    }
+
+    fn customer(cloud: Cloud) -> Customer {
+        Customer {
+            id: Uuid::from_u128(7),
+            company_name: "Contoso".into(),
+            domain: "contoso.example".into(),
+            country: "FR".into(),
+            cloud,
+            primary_contact: contact("t@contoso.example"),
+            contact_salt: String::new(),
+            created_at: at(0),
+            first_purchase_at: None,
+            acceptance_revision: 1,
+            revision: 1,
+        }
+    }
+
+    /// Three versions, in force from 100, 200 and 300.
+    fn template(retired_at: Option<Time>) -> Template {
+        let version = |(number, effective): (u32, i64)| Version {
+            number,
+            effective_from: at(effective),
+            reaccept_by: Some(at(effective)),
+            published_at: at(0),
+            document_count: 1,
+        };
+        Template {
+            id: Uuid::from_u128(1),
+            name: "Agreement".into(),
+            agreement_type: AgreementType::MicrosoftCustomerAgreement,
+            retired_at,
+            revision: 1,
+            versions: [(1, 100), (2, 200), (3, 300)].map(version).to_vec(),
+        }
+    }
+
+    fn attested(version: u32, email: &str) -> Attestation {
+        Attestation {
+            id: Uuid::from_u128(9),
+            partner_id: Uuid::from_u128(8),
+            customer_id: Uuid::from_u128(7),
+            agreement_type: AgreementType::MicrosoftCustomerAgreement,
+            template_id: Uuid::from_u128(1),
+            template_version: version,
+            contact: contact(email),
+            contact_salt: String::new(),
+            agreed_at: at(0),
+            recorded_at: at(0),
+            recorded_by: Uuid::from_u128(6),
+            superseded_at: None,
+            withdrawn_at: None,
+            revision: 1,
+        }
+    }
+
+    /// At 1000, with an acceptance on a date and a current attestation of a version and e-mail.
+    fn attest_on(
+        agreed: i64,
+        current: Option<(u32, &str)>,
+        email: &str,
+    ) -> Result<(u32, Option<Uuid>), Refusal> {
+        let (customer, template) = (customer(Cloud::Public), template(None));
+        let current = current.map(|(version, email)| (attested(version, email), version));
+        let facts = Facts {
+            customer: &customer,
+            template: &template,
+            live_template_id: None,
+            current: current.as_ref().map(|(known, version)| (known, at(i64::from(*version) * 100))),
+        };
+        let claim = Claim { contact: contact(email), agreed_at: at(agreed) };
+        attest(&facts, &claim, at(1000)).map(|accepted| (accepted.template_version, accepted.supersedes))
+    }
+
+    #[test]
+    fn an_attestation_is_new_supersedes_or_is_refused_by_version_and_contact() {
+        let (same, other) = ("t@contoso.example", "x@contoso.example");
+        let known = Some(Uuid::from_u128(9));
+        let exists = Err(Refusal::AlreadyAttested { attestation_id: Uuid::from_u128(9) });
+        let older = |offered, current| {
+            Err(Refusal::OlderThanCurrent { attestation_id: Uuid::from_u128(9), offered, current })
+        };
+        // agreed, current (version, e-mail), e-mail -> (version, supersedes)
+        for (agreed, current, email, expected) in [
+            (50, None, same, Ok((1, None))),
+            (100, None, same, Ok((1, None))),
+            (199, None, same, Ok((1, None))),
+            (200, None, same, Ok((2, None))),
+            (999, None, same, Ok((3, None))),
+            (250, Some((1, same)), same, Ok((2, known))),
+            (250, Some((2, same)), same, exists.clone()),
+            (250, Some((2, "T@CONTOSO.example")), same, exists.clone()),
+            (201, Some((2, same)), same, exists.clone()),
+            (250, Some((2, same)), other, Ok((2, known))),
+            (250, Some((3, same)), same, older(2, 3)),
+            (250, Some((3, same)), other, older(2, 3)),
+            (50, Some((2, same)), same, older(1, 2)),
+        ] {
+            assert_eq!(attest_on(agreed, current, email), expected, "{agreed} {current:?} {email}");
+        }
+    }
+
+    #[test]
+    fn a_date_within_the_tolerance_does_not_reach_a_version_that_is_not_in_force_yet() {
+        let (customer, template) = (customer(Cloud::Public), template(None));
+        let facts = Facts { customer: &customer, template: &template, live_template_id: None, current: None };
+        let claim = Claim { contact: contact("t@contoso.example"), agreed_at: at(300) };
+        assert_eq!(attest(&facts, &claim, at(299)).map(|accepted| accepted.template_version), Ok(2));
+    }
+
+    #[test]
+    fn acceptance_exists_in_the_public_cloud_only() {
+        let template = template(None);
+        for cloud in [Cloud::UsGovernment, Cloud::Germany, Cloud::China21vianet] {
+            let customer = customer(cloud);
+            let facts =
+                Facts { customer: &customer, template: &template, live_template_id: None, current: None };
+            let claim = Claim { contact: contact("t@contoso.example"), agreed_at: at(300) };
+            assert_eq!(attest(&facts, &claim, at(999)), Err(Refusal::CloudNotSupported { cloud }));
+        }
+    }
+
+    #[test]
+    fn a_retired_template_names_the_one_to_use() {
+        let (customer, template) = (customer(Cloud::Public), template(Some(at(500))));
+        let live = Some(Uuid::from_u128(2));
+        let facts = Facts { customer: &customer, template: &template, live_template_id: live, current: None };
+        let claim = Claim { contact: contact("t@contoso.example"), agreed_at: at(300) };
+        let refused = Refusal::TemplateRetired { template_id: template.id, use_template_id: live };
+        assert_eq!(attest(&facts, &claim, at(500)), Err(refused));
+        assert!(attest(&facts, &claim, at(499)).is_ok());
+    }
+
+    #[test]
+    fn the_date_agreed_is_at_most_five_minutes_ahead_of_the_servers_clock() {
+        let now = at(1000);
+        assert_eq!(check_agreed_at(now + CLOCK_TOLERANCE, now), Ok(()));
+        let problem = check_agreed_at(now + CLOCK_TOLERANCE + Duration::microseconds(1), now).unwrap_err();
+        assert!(problem.contains("1970-01-01T00:16:40.000000Z"), "{problem}");
+    }
+
+    #[test]
+    fn a_reseller_is_sent_to_the_provider_of_that_customer() {
+        let partner = |kind| Partner {
+            id: Uuid::from_u128(3),
+            name: String::new(),
+            kind,
+            cloud: Cloud::Public,
+            registered_at: at(0),
+        };
+        let relationship =
+            Relationship { payer_id: Uuid::from_u128(4), reseller_id: Some(Uuid::from_u128(3)) };
+        let check = |kind| check_attester(&partner(kind), relationship);
+        assert_eq!(check(PartnerKind::DirectBill), Ok(()));
+        assert_eq!(check(PartnerKind::IndirectProvider), Ok(()));
+        let refused = Refusal::ResellerCannotAttest { provider_id: Uuid::from_u128(4) };
+        assert_eq!(check(PartnerKind::IndirectReseller), Err(refused));
+    }
+}

@@ -249,3 +249,75 @@ pub fn may_sign_directly(first_purchase_at: Option<Time>, acceptances: &[Accepta
             .any(|acceptance| acceptance.kind == AcceptanceKind::Signature && acceptance.agreed_at < purchase)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAYER: Uuid = Uuid::from_u128(1);
+    const RESELLER: Uuid = Uuid::from_u128(2);
+    const TEMPLATE: Uuid = Uuid::from_u128(3);
+
+    fn blocked() -> Answer {
+        Answer {
+            decision: Decision::Blocked,
+            rule: Rule::NoSatisfyingAcceptance,
+            reasons: vec![Reason::NoAcceptance],
+            evidence: None,
+            satisfying: vec![AgreementType::MicrosoftCustomerAgreement],
+            valid_until: None,
+        }
+    }
+
+    #[test]
+    fn the_remedies_are_those_open_to_the_acting_partner() {
+        let attest = Remedy::Attest { template_id: TEMPLATE };
+        let ask = Remedy::AskProvider { provider_id: PAYER };
+        let invite = Remedy::InviteCustomer { template_id: TEMPLATE };
+        // acting partner, may act, may sign directly -> remedies
+        for (partner_id, may_act, may_sign, expected) in [
+            (PAYER, true, true, vec![attest, invite]),
+            (PAYER, true, false, vec![attest]),
+            (PAYER, false, true, vec![]),
+            (RESELLER, true, true, vec![ask, invite]),
+            (RESELLER, true, false, vec![ask]),
+            (RESELLER, false, true, vec![ask]),
+        ] {
+            let acting = Acting { partner_id, may_act };
+            let open = remedies(&blocked(), PAYER, acting, Some(TEMPLATE), may_sign);
+            assert_eq!(open, expected, "{partner_id} {may_act} {may_sign}");
+        }
+    }
+
+    #[test]
+    fn without_a_reason_or_a_template_there_is_no_remedy() {
+        let acting = Acting { partner_id: PAYER, may_act: true };
+        assert_eq!(remedies(&blocked(), PAYER, acting, None, true), []);
+        let allowed = Answer { reasons: vec![], ..blocked() };
+        assert_eq!(remedies(&allowed, PAYER, acting, Some(TEMPLATE), true), []);
+    }
+
+    #[test]
+    fn who_bought_before_it_ever_signed_cannot_sign_directly() {
+        let at = |seconds| Time::from_timestamp(seconds, 0).unwrap();
+        let accepted = |kind, agreed, standing| Acceptance {
+            id: Uuid::nil(),
+            kind,
+            agreement_type: AgreementType::MicrosoftCustomerAgreement,
+            template_id: TEMPLATE,
+            template_version: 1,
+            effective_from: at(0),
+            agreed_at: at(agreed),
+            standing,
+        };
+        let signed = |agreed, standing| vec![accepted(AcceptanceKind::Signature, agreed, standing)];
+        assert!(may_sign_directly(None, &[]));
+        assert!(!may_sign_directly(Some(at(10)), &[]));
+        assert!(may_sign_directly(Some(at(10)), &signed(9, Standing::Current)));
+        assert!(may_sign_directly(Some(at(10)), &signed(9, Standing::Superseded)));
+        assert!(may_sign_directly(Some(at(10)), &signed(9, Standing::Withdrawn)));
+        assert!(!may_sign_directly(Some(at(10)), &signed(11, Standing::Current)));
+        let attested = [accepted(AcceptanceKind::Attestation, 9, Standing::Current)];
+        assert!(!may_sign_directly(Some(at(10)), &attested));
+    }
+}

@@ -144,4 +144,82 @@ mod tests {
         assert_eq!(term_end(start, Term::ThreeYears, 1), Some(day(2026, 1, 31)));
         assert_eq!(term_end(start, Term::Perpetual, 1), None);
     }
+
+    fn subscription(state: State) -> Subscription {
+        Subscription {
+            id: Uuid::from_u128(1),
+            order_id: Uuid::from_u128(2),
+            payer_id: Uuid::from_u128(3),
+            reseller_id: None,
+            customer_id: Uuid::from_u128(4),
+            offer_id: "offer".into(),
+            quantity: 5,
+            friendly_name: String::new(),
+            state,
+            auto_renew: true,
+            started_at: Time::from_timestamp(0, 0).unwrap(),
+            term: Term::Year,
+            term_number: 1,
+            term_end: Time::from_timestamp(1000, 0),
+            answer_revision: 1,
+            version: 7,
+        }
+    }
+
+    fn offer(kind: OfferKind) -> Offer {
+        Offer {
+            offer_id: "offer".into(),
+            name: "Offer".into(),
+            kind,
+            quantity_min: 2,
+            quantity_max: 300,
+            term: Term::Year,
+            billing_cycle: super::super::offer::BillingCycle::Monthly,
+            auto_renews: true,
+            countries: vec![],
+            agreement_types: vec![],
+        }
+    }
+
+    #[test]
+    fn every_state_etag_time_and_count_gets_its_answer() {
+        let licence = offer(OfferKind::License);
+        let bounds = || {
+            let problem = "must be 2 to 300 for this offer".into();
+            Err(Refusal::Fields(vec![BadField { field: "quantity".into(), problem }]))
+        };
+        let term_end = Time::from_timestamp(1000, 0).unwrap();
+        // state, etag, now, quantity -> answer, in the order in which refusals come first
+        for (state, etag, now, quantity, expected) in [
+            (State::Active, "7", 0, 8, Ok(SeatChange::Gated)),
+            (State::Active, "7", 0, 3, Ok(SeatChange::Gated)),
+            (State::Active, "7", 0, 5, Ok(SeatChange::None)),
+            (State::Active, "7", 0, 1, bounds()),
+            (State::Active, "7", 0, 301, bounds()),
+            (State::Active, "7", 0, u32::MAX, bounds()),
+            (State::Active, "7", 999, 8, Ok(SeatChange::Gated)),
+            (State::Active, "7", 1000, 8, Err(Refusal::TermEnded { term_end })),
+            (State::Active, "7", 1000, 5, Err(Refusal::TermEnded { term_end })),
+            (State::Active, "6", 1000, 8, Err(Refusal::StaleEtag)),
+            (State::Suspended, "7", 0, 8, Err(Refusal::NotActive { state: State::Suspended })),
+            (State::Cancelled, "7", 0, 5, Err(Refusal::NotActive { state: State::Cancelled })),
+            (State::Expired, "7", 2000, 8, Err(Refusal::NotActive { state: State::Expired })),
+            (State::Expired, "", 0, 8, Err(Refusal::StaleEtag)),
+        ] {
+            let now = Time::from_timestamp(now, 0).unwrap();
+            let answer = subscription(state).check_seats(Some(&licence), etag, quantity, now);
+            assert_eq!(answer, expected, "{state:?} {etag} {now} {quantity}");
+        }
+    }
+
+    #[test]
+    fn only_licences_that_are_still_offered_have_seats() {
+        let check = |offer: Option<&Offer>| {
+            subscription(State::Active).check_seats(offer, "7", 8, Time::from_timestamp(0, 0).unwrap())
+        };
+        assert_eq!(check(None), Err(Refusal::OfferWithdrawn { offer_id: "offer".into() }));
+        for kind in [OfferKind::AzurePlan, OfferKind::ReservedInstance, OfferKind::Software] {
+            assert_eq!(check(Some(&offer(kind))), Err(Refusal::NotALicence { kind }));
+        }
+    }
 }
