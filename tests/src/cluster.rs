@@ -79,7 +79,8 @@ fn postgres_url() -> Option<String> {
     std::env::var("TEST_POSTGRES_URL").ok().filter(|url| !url.is_empty())
 }
 
-/// Both services, running. Dropping it stops them and removes their state.
+/// Both services, running. Dropping it stops them and removes their state; that waits for their
+/// connections to end, so clients must live on a runtime that goes on meanwhile (`multi_thread`).
 pub struct Cluster {
     setup: Setup,
     agreements: Service,

@@ -25,7 +25,7 @@ struct Options {
     order_port: u16,
 }
 
-#[tokio::main(flavor = "current_thread")]
+#[tokio::main(flavor = "multi_thread", worker_threads = 1)]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let options = Options::parse();
     if std::env::var_os("RUST_LOG").is_some() {

@@ -1,1 +1,302 @@
-//! gate
+//! A sample of the gate's table over gRPC, with the clock moved along the timeline. The whole table
+//! is held against the pure function; here it is shown that the facts reach it.
+
+use chassis::auth::{Caller, Channel};
+use chassis::clock::{Clock, Time};
+use chassis::form::timestamp;
+use proto::agreement::{
+    CheckEligibilityRequest, CheckEligibilityResponse, CreateAttestationRequest, PartnerKind,
+};
+use proto::types::{self, Cloud, Decision, GateRule, Operation};
+use tests::clients::bad_fields_of;
+use tests::world::{self, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
+use tests::{As, Backend, Cluster, Setup, reason_of};
+use tonic::{Code, Status};
+use uuid::Uuid;
+
+const GERMAN: Uuid = Uuid::from_u128(0xde);
+
+fn time(text: &str) -> Time {
+    text.parse().unwrap()
+}
+
+fn question(payer: Uuid, customer_id: &str, reseller: Option<Uuid>) -> CheckEligibilityRequest {
+    CheckEligibilityRequest {
+        payer_id: payer.to_string(),
+        customer_id: customer_id.into(),
+        reseller_id: reseller.map(|id| id.to_string()).unwrap_or_default(),
+        operation: Operation::NewPurchase.into(),
+        ..CheckEligibilityRequest::default()
+    }
+}
+
+async fn check(caller: &As, question: CheckEligibilityRequest) -> Result<CheckEligibilityResponse, Status> {
+    Ok(caller.gate().check_eligibility(question).await?.into_inner())
+}
+
+/// Decision, rule and reasons in short, as in `BLOCKED NO_SATISFYING_ACCEPTANCE [NO_ACCEPTANCE]`.
+fn short(answer: &CheckEligibilityResponse) -> String {
+    let decision = answer.decision().as_str_name().trim_start_matches("DECISION_");
+    let rule = answer.rule().as_str_name().trim_start_matches("GATE_RULE_");
+    let reasons: Vec<_> =
+        answer.reasons().map(|r| r.as_str_name().trim_start_matches("BLOCK_REASON_").to_owned()).collect();
+    format!("{decision} {rule} [{}]", reasons.join(","))
+}
+
+async fn attest(partner: &As, customer_id: &str, template: &str, agreed_at: Time) {
+    let request = CreateAttestationRequest {
+        request_id: world::request_id(),
+        customer_id: customer_id.into(),
+        template_id: template.into(),
+        contact: Some(world::contact()),
+        agreed_at: Some(timestamp(agreed_at)),
+        validate_only: false,
+    };
+    partner.attestations().create_attestation(request).await.unwrap();
+}
+
+fn over_api(caller: Caller) -> Caller {
+    Caller { channel: Channel::Api, ..caller }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_sample_of_the_table_holds_over_grpc() {
+    use Channel::{Api, Dashboard};
+
+    for backend in Backend::all() {
+        let start = time("2018-08-01T00:00:00Z");
+        let clock = Clock::manual(start);
+        let setup = Setup { backend, clock: clock.clone(), ..Setup::default() };
+        let cluster = Cluster::start(setup).await.unwrap();
+        world::register_partners(&cluster).await.unwrap();
+        let operator = cluster.as_caller(world::operator());
+        world::register_partner(&operator, GERMAN, "Nordwind", PartnerKind::DirectBill, Cloud::Germany)
+            .await
+            .unwrap();
+        let direct = cluster.as_caller(world::sales(DIRECT));
+        let provider = cluster.as_caller(world::sales(PROVIDER));
+        let reseller = cluster.as_caller(world::sales(RESELLER));
+        let german = cluster.as_caller(world::sales(GERMAN));
+
+        let none = world::create_customer(&direct, "None", "FR", None).await.unwrap();
+        let cloud = world::create_customer(&direct, "Cloud", "FR", None).await.unwrap();
+        let customer = world::create_customer(&direct, "Customer", "FR", None).await.unwrap();
+        let withdrawn = world::create_customer(&direct, "Withdrawn", "FR", None).await.unwrap();
+        let signed = world::create_customer(&direct, "Signed", "FR", None).await.unwrap();
+        let shared = world::create_customer(&direct, "Shared", "FR", None).await.unwrap();
+        let resold = world::create_customer(&reseller, "Resold", "DE", Some(PROVIDER)).await.unwrap();
+        let national = world::create_customer(&german, "National", "DE", None).await.unwrap();
+        for id in [&cloud, &withdrawn, &signed, &shared] {
+            attest(&direct, id, CLOUD_AGREEMENT, start).await;
+        }
+        attest(&direct, &customer, CUSTOMER_AGREEMENT, start).await;
+        attest(&provider, &resold, CLOUD_AGREEMENT, start).await;
+        // What no call makes yet: a withdrawal, a signature, a second partner of one customer.
+        cluster
+            .agreements_sql(&format!(
+                "UPDATE acceptance SET withdrawn_at = recorded_at WHERE customer_id = '{withdrawn}';
+                 UPDATE acceptance SET kind = 'SIGNATURE', partner_id = '' WHERE customer_id = '{signed}';
+                 INSERT INTO relationship (partner_id, customer_id, reseller_id, established_at, revision)
+                 SELECT '{PROVIDER}', customer_id, '', established_at, 1000000 FROM relationship
+                 WHERE customer_id = '{shared}';"
+            ))
+            .unwrap();
+
+        let ask = async |partner: &Uuid, customer: &str, reseller: Option<Uuid>, channel: Channel| {
+            let caller = match channel {
+                Dashboard => world::sales(*partner),
+                Api => over_api(world::sales(*partner)),
+            };
+            short(&check(&cluster.as_caller(caller), question(*partner, customer, reseller)).await.unwrap())
+        };
+        let yes = "ALLOWED ATTESTATION []";
+        let early = "ALLOWED NOT_YET_MANDATORY";
+        let no = "BLOCKED NO_SATISFYING_ACCEPTANCE";
+        for (date, payer, of, reseller, channel, expected) in [
+            ("2018-08-06T23:59:59.999999Z", DIRECT, &none, None, Dashboard, format!("{early} []")),
+            (
+                "2018-08-07T00:00:00.000000Z",
+                DIRECT,
+                &none,
+                None,
+                Dashboard,
+                format!("{early} [NO_ACCEPTANCE]"),
+            ),
+            (
+                "2018-11-06T23:59:59.999999Z",
+                DIRECT,
+                &none,
+                None,
+                Dashboard,
+                format!("{early} [NO_ACCEPTANCE]"),
+            ),
+            ("2018-11-07T00:00:00.000000Z", DIRECT, &none, None, Dashboard, format!("{no} [NO_ACCEPTANCE]")),
+            ("2018-11-07T00:00:00.000000Z", DIRECT, &none, None, Api, format!("{early} [NO_ACCEPTANCE]")),
+            ("2019-03-21T23:59:59.999999Z", DIRECT, &none, None, Api, format!("{early} [NO_ACCEPTANCE]")),
+            ("2019-03-22T00:00:00.000000Z", DIRECT, &none, None, Api, format!("{no} [NO_ACCEPTANCE]")),
+            ("2019-03-22T00:00:00.000001Z", DIRECT, &cloud, None, Api, yes.into()),
+            (
+                "2019-09-30T23:59:59.999999Z",
+                DIRECT,
+                &customer,
+                None,
+                Api,
+                format!("{no} [WRONG_AGREEMENT_TYPE]"),
+            ),
+            ("2019-10-01T00:00:00.000000Z", DIRECT, &customer, None, Api, yes.into()),
+            ("2020-01-31T23:59:59.999999Z", DIRECT, &cloud, None, Dashboard, yes.into()),
+            ("2020-01-31T23:59:59.999999Z", DIRECT, &withdrawn, None, Dashboard, format!("{no} [WITHDRAWN]")),
+            (
+                "2020-01-31T23:59:59.999999Z",
+                DIRECT,
+                &signed,
+                None,
+                Dashboard,
+                "ALLOWED DIRECT_SIGNATURE []".into(),
+            ),
+            // One partner's attestation never covers another's orders, and is not revealed to it.
+            ("2020-01-31T23:59:59.999999Z", DIRECT, &shared, None, Dashboard, yes.into()),
+            (
+                "2020-01-31T23:59:59.999999Z",
+                PROVIDER,
+                &shared,
+                None,
+                Dashboard,
+                format!("{no} [NO_ACCEPTANCE]"),
+            ),
+            // A provider's attestation covers orders through its reseller.
+            ("2020-01-31T23:59:59.999999Z", PROVIDER, &resold, Some(RESELLER), Dashboard, yes.into()),
+            (
+                "2020-02-01T00:00:00.000000Z",
+                DIRECT,
+                &cloud,
+                None,
+                Dashboard,
+                format!("{no} [WRONG_AGREEMENT_TYPE]"),
+            ),
+            ("2020-02-01T00:00:00.000000Z", DIRECT, &customer, None, Dashboard, yes.into()),
+            (
+                "2020-02-01T00:00:00.000000Z",
+                GERMAN,
+                &national,
+                None,
+                Dashboard,
+                "EXEMPT OUTSIDE_PUBLIC_CLOUD []".into(),
+            ),
+            // The version of 2023 is due at once.
+            ("2023-03-31T23:59:59.999999Z", DIRECT, &customer, None, Dashboard, yes.into()),
+            (
+                "2023-04-01T00:00:00.000000Z",
+                DIRECT,
+                &customer,
+                None,
+                Dashboard,
+                format!("{no} [VERSION_SUPERSEDED]"),
+            ),
+        ] {
+            clock.set(time(date));
+            assert_eq!(ask(&payer, of, reseller, channel).await, expected, "{date} {of} on {backend:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_partner_asks_for_a_date_and_a_service_may_not() {
+    let clock = Clock::manual(time("2019-11-01T00:00:00Z"));
+    let cluster = Cluster::start(Setup { clock, ..Setup::default() }).await.unwrap();
+    world::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    attest(&direct, &customer, CLOUD_AGREEMENT, time("2019-11-01T00:00:00Z")).await;
+
+    let mut on = question(DIRECT, &customer, None);
+    let now = check(&direct, on.clone()).await.unwrap();
+    assert_eq!(short(&now), "ALLOWED ATTESTATION []");
+    assert_eq!(now.valid_until, Some(timestamp(time("2020-02-01T00:00:00Z"))));
+    on.as_of = Some(timestamp(time("2020-02-01T00:00:00Z")));
+    let later = check(&direct, on.clone()).await.unwrap();
+    assert_eq!(short(&later), "BLOCKED NO_SATISFYING_ACCEPTANCE [WRONG_AGREEMENT_TYPE]");
+    assert_eq!(later.remedies[0].template_id, CUSTOMER_AGREEMENT);
+
+    on.channel = types::Channel::Dashboard.into();
+    let refused = check(&cluster.as_caller(world::service()), on).await.unwrap_err();
+    assert_eq!(bad_fields_of(&refused), ["as_of"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn no_request_of_a_partner_can_choose_its_channel_or_whom_it_acts_for() {
+    let clock = Clock::manual(time("2019-01-01T00:00:00Z"));
+    let cluster = Cluster::start(Setup { clock, ..Setup::default() }).await.unwrap();
+    world::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+
+    // On this day acceptance is mandatory at the dashboard and optional over the API.
+    let plain = question(DIRECT, &customer, None);
+    assert_eq!(check(&direct, plain.clone()).await.unwrap().decision(), Decision::Blocked);
+    let over_api = cluster.as_caller(over_api(world::sales(DIRECT)));
+    assert_eq!(check(&over_api, plain.clone()).await.unwrap().rule(), GateRule::NotYetMandatory);
+
+    let claimed = CheckEligibilityRequest {
+        channel: types::Channel::Api.into(),
+        acting_partner_id: PROVIDER.to_string(),
+        acting_roles: vec![1],
+        ..plain
+    };
+    let refused = check(&direct, claimed).await.unwrap_err();
+    assert_eq!(bad_fields_of(&refused), ["channel", "acting_partner_id", "acting_roles"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn payer_customer_and_reseller_must_belong_together() {
+    let cluster = Cluster::on(Backend::Sqlite).await;
+    world::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let reseller = cluster.as_caller(world::sales(RESELLER));
+    let own = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let resold = world::create_customer(&reseller, "Fourth Coffee", "DE", Some(PROVIDER)).await.unwrap();
+    let service = cluster.as_caller(world::service());
+    let ask = async |payer: Uuid, customer: &str, on_record: Option<Uuid>| {
+        let channel = types::Channel::Dashboard.into();
+        let question = CheckEligibilityRequest { channel, ..question(payer, customer, on_record) };
+        check(&service, question).await.map_err(|refused| (refused.code(), reason_of(&refused)))
+    };
+    let not_found = || Err((Code::NotFound, "RESOURCE_NOT_FOUND".to_owned()));
+    let stranger = Uuid::from_u128(0x999);
+
+    assert!(ask(DIRECT, &own, None).await.is_ok());
+    assert!(ask(PROVIDER, &resold, None).await.is_ok());
+    assert!(ask(PROVIDER, &resold, Some(RESELLER)).await.is_ok());
+    assert_eq!(ask(PROVIDER, &own, None).await, not_found());
+    assert_eq!(ask(DIRECT, &resold, None).await, not_found());
+    assert_eq!(ask(DIRECT, &own, Some(RESELLER)).await, not_found());
+    assert_eq!(ask(PROVIDER, &resold, Some(stranger)).await, not_found());
+    assert_eq!(ask(stranger, &own, None).await, not_found());
+    let pays = Err((Code::InvalidArgument, "PAYER_IS_RESELLER".to_owned()));
+    assert_eq!(ask(RESELLER, &resold, None).await, pays);
+
+    // A partner is told about itself only, and a stranger's customer looks like none at all.
+    let nosy = check(&direct, question(PROVIDER, &resold, Some(RESELLER))).await.unwrap_err();
+    assert_eq!(nosy.code(), Code::NotFound);
+    let invented = check(&direct, question(DIRECT, &stranger.to_string(), None)).await.unwrap_err();
+    let somebody_elses = check(&direct, question(DIRECT, &resold, None)).await.unwrap_err();
+    assert_eq!(
+        invented.message().replace(&stranger.to_string(), "ID"),
+        somebody_elses.message().replace(&resold, "ID")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_revision_that_is_not_there_yet_is_not_answered_from_an_older_one() {
+    let cluster = Cluster::on(Backend::Sqlite).await;
+    world::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let attested = world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    let mut asked = question(DIRECT, &customer, None);
+    asked.at_least_revision = attested.revision;
+    assert_eq!(check(&direct, asked.clone()).await.unwrap().revision, attested.revision);
+    asked.at_least_revision = attested.revision + 1;
+    let refused = check(&direct, asked).await.unwrap_err();
+    assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::Unavailable, "REVISION_BEHIND"));
+}
