@@ -203,11 +203,13 @@ pub async fn check_health(address: &str) -> Result<(), String> {
     }
 }
 
-/// Refuses to bind with a reason.
+/// Binds an address, before anything else is opened or made.
 ///
 /// # Errors
-/// The address is taken or not this machine's.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
+/// The address is taken, not this machine's, or one that the way of establishing identities must
+/// not be reachable at.
+pub async fn bind(address: SocketAddr, auth: Auth) -> Result<TcpListener, String> {
+    auth.check_address(address)?;
     TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}"))
 }
 

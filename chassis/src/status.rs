@@ -48,7 +48,7 @@ pub fn failure(
 
 /// `INVALID_ARGUMENT` naming every bad field by path.
 #[must_use]
-pub fn invalid_fields(domain: &'static str, violations: &[Violation]) -> Status {
+pub fn invalid_fields(domain: &'static str, violations: &[Violation]) -> Failure {
     let mut sentence = violations
         .iter()
         .take(VIOLATIONS_IN_MESSAGE)
@@ -69,7 +69,7 @@ pub fn invalid_fields(domain: &'static str, violations: &[Violation]) -> Status 
         }
         failure.details.add_bad_request_violation(&violation.field, &violation.problem);
     }
-    failure.status()
+    failure
 }
 
 impl Failure {
@@ -122,7 +122,7 @@ mod tests {
                 problem: "must be 1 to 10000000 for this offer".into(),
             })
             .collect();
-        let status = invalid_fields("some-svc", &violations);
+        let status = invalid_fields("some-svc", &violations).status();
         assert!(status.details().len() < 6000, "{} bytes", status.details().len());
         let shown = status.get_details_bad_request().unwrap().field_violations;
         assert_eq!(

@@ -7,8 +7,10 @@ use chassis::form::Violation;
 use chassis::status::{Failure, failure, invalid_fields};
 use proto::types::ErrorReason;
 use tonic::{Code, Status};
+use uuid::Uuid;
 
 use crate::rules::Refusal;
+use crate::rules::attestation::IN_THE_FUTURE;
 use crate::store::change::ChangeError;
 
 /// `ErrorInfo.domain` of everything this service refuses.
@@ -25,7 +27,11 @@ pub(super) fn of(error: ChangeError) -> Status {
 }
 
 pub(super) fn invalid(violations: &[Violation]) -> Status {
-    invalid_fields(DOMAIN, violations)
+    let failure = invalid_fields(DOMAIN, violations);
+    if violations.iter().any(|violation| violation.problem.starts_with(IN_THE_FUTURE)) {
+        return failure.with("partner_center_code", 600_002).status();
+    }
+    failure.status()
 }
 
 /// An answer that was stored and cannot be read back.
@@ -37,11 +43,7 @@ pub(super) fn undecodable(error: &prost::DecodeError) -> Status {
 pub(super) fn refused(refusal: &Refusal) -> Status {
     let precondition = |reason, sentence: String| with(Code::FailedPrecondition, reason, sentence);
     match refusal {
-        Refusal::NotFound { resource, id } => {
-            with(Code::NotFound, ErrorReason::ResourceNotFound, format!("there is no {resource} {id} that you may see"))
-                .resource(resource, id)
-                .status()
-        }
+        Refusal::NotFound { resource, id } => not_found(resource, *id),
         Refusal::Field { field, problem } => {
             invalid(&[Violation { field: (*field).to_owned(), problem: problem.clone() }])
         }
@@ -186,6 +188,15 @@ pub(super) fn failed(error: &Error) -> Status {
     }
 }
 
+fn not_found(resource: &str, id: Uuid) -> Status {
+    let sentence = format!("there is no {resource} {id} that you may see");
+    let failure = with(Code::NotFound, ErrorReason::ResourceNotFound, sentence).resource(resource, id);
+    match resource {
+        "customer" => failure.with("partner_center_code", 20002).status(),
+        _ => failure.status(),
+    }
+}
+
 fn internal() -> Status {
     with(Code::Internal, ErrorReason::Internal, "the service failed; its log has the cause under x-call-id")
         .status()
@@ -193,4 +204,88 @@ fn internal() -> Status {
 
 fn with(code: Code, reason: ErrorReason, sentence: impl Into<String>) -> Failure {
     failure(DOMAIN, code, reason.name(), sentence)
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+    use tonic_types::StatusExt;
+
+    use super::*;
+    use crate::rules::Time;
+    use crate::rules::party::{Cloud, PartnerKind};
+
+    /// Code, message and metadata of a refusal: what clients are told is part of the contract.
+    fn told(status: &Status) -> String {
+        let info = status.get_details_error_info().unwrap();
+        assert_eq!(info.domain, DOMAIN);
+        assert!(ErrorReason::from_str_name(&format!("ERROR_REASON_{}", info.reason)).is_some());
+        assert!(status.message().starts_with(&format!("{}: ", info.reason)));
+        let mut metadata: Vec<_> =
+            info.metadata.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        metadata.sort();
+        format!("{:?} {} {metadata:?}\n", status.code(), status.message())
+    }
+
+    #[test]
+    fn every_refusal_has_its_code_reason_and_remedy() {
+        let id = Uuid::from_u128(1);
+        let refusals = [
+            Refusal::NotFound { resource: "customer", id },
+            Refusal::Field { field: "provider_id", problem: "is for resellers only".into() },
+            Refusal::RequestIdReused { request_id: id },
+            Refusal::StaleEtag,
+            Refusal::ResellerCannotAttest { provider_id: id },
+            Refusal::CloudNotSupported { cloud: Cloud::Germany },
+            Refusal::TemplateRetired { template_id: id, use_template_id: Some(id) },
+            Refusal::TemplateRetired { template_id: id, use_template_id: None },
+            Refusal::AlreadyAttested { attestation_id: id },
+            Refusal::OlderThanCurrent { attestation_id: id, offered: 1, current: 2 },
+            Refusal::DomainTaken,
+            Refusal::PartnerExists { partner_id: id },
+            Refusal::ResellerNotLinked { provider_id: id, reseller_id: id },
+            Refusal::WrongPartnerKind { partner_id: id, kind: PartnerKind::DirectBill, cloud: Cloud::Public },
+            Refusal::NotLaterThanLastVersion { not_before: Time::UNIX_EPOCH },
+            Refusal::TypeHasTemplate { template_id: id },
+            Refusal::PayerIsReseller { payer_id: id },
+            Refusal::RevisionBehind { head: 7 },
+        ];
+        let told: String = refusals.iter().map(|refusal| told(&refused(refusal))).collect();
+        expect![[r#"
+            NotFound RESOURCE_NOT_FOUND: there is no customer 00000000-0000-0000-0000-000000000001 that you may see ["partner_center_code=20002"]
+            InvalidArgument INVALID_FIELDS: provider_id is for resellers only []
+            InvalidArgument REQUEST_ID_REUSED: the request id was used before with other content; use a new one for new content ["request_id=00000000-0000-0000-0000-000000000001"]
+            Aborted ETAG_STALE: the resource has changed since the etag was read; read it again and retry []
+            PermissionDenied RESELLER_CANNOT_ATTEST: an indirect reseller does not attest; ask provider 00000000-0000-0000-0000-000000000001 to ["provider_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition CLOUD_NOT_SUPPORTED: acceptance exists in the PUBLIC cloud only, and the customer is in GERMANY ["cloud=GERMANY"]
+            FailedPrecondition TEMPLATE_RETIRED: template 00000000-0000-0000-0000-000000000001 is retired; use template 00000000-0000-0000-0000-000000000001 ["template_id=00000000-0000-0000-0000-000000000001", "use_template_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition TEMPLATE_RETIRED: template 00000000-0000-0000-0000-000000000001 is retired ["template_id=00000000-0000-0000-0000-000000000001"]
+            AlreadyExists ALREADY_ATTESTED: attestation 00000000-0000-0000-0000-000000000001 already states this version and contact; nothing to do ["attestation_id=00000000-0000-0000-0000-000000000001", "partner_center_code=600061"]
+            FailedPrecondition OLDER_THAN_CURRENT: on the date agreed version 1 was in force, and attestation 00000000-0000-0000-0000-000000000001 is of version 2; attest an acceptance of the later version ["attestation_id=00000000-0000-0000-0000-000000000001", "current_version=2", "offered_version=1"]
+            AlreadyExists DOMAIN_TAKEN: a customer with this domain exists; ask it for a relationship or use another domain []
+            AlreadyExists PARTNER_EXISTS: partner 00000000-0000-0000-0000-000000000001 is registered with other particulars, which never change ["partner_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition RESELLER_NOT_LINKED: reseller 00000000-0000-0000-0000-000000000001 is not linked to provider 00000000-0000-0000-0000-000000000001; ask the operator to link them ["provider_id=00000000-0000-0000-0000-000000000001", "reseller_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition WRONG_PARTNER_KIND: partner 00000000-0000-0000-0000-000000000001 is DIRECT_BILL in PUBLIC, which does not fit here; name another partner ["cloud=PUBLIC", "kind=DIRECT_BILL", "partner_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition NOT_LATER_THAN_LAST_VERSION: a version takes effect now or later, and after the one before: not before 1970-01-01T00:00:00.000000Z ["not_before=1970-01-01T00:00:00.000000Z"]
+            FailedPrecondition TYPE_HAS_TEMPLATE: template 00000000-0000-0000-0000-000000000001 of this type is live; publish a version of it or retire it first ["template_id=00000000-0000-0000-0000-000000000001"]
+            InvalidArgument PAYER_IS_RESELLER: partner 00000000-0000-0000-0000-000000000001 is an indirect reseller and does not pay; name its provider as payer ["payer_id=00000000-0000-0000-0000-000000000001"]
+            Unavailable REVISION_BEHIND: the database is at revision 7, behind the one asked for; try again ["head=7"]
+        "#]].assert_eq(&told);
+    }
+
+    #[test]
+    fn what_the_database_says_is_for_the_log_only() {
+        let corrupt = Error::Corrupt { table: "secret_table", key: "secret".into(), column: "secret_column" };
+        for (error, code) in [
+            (Error::Unavailable("secret host".into()), Code::Unavailable),
+            (Error::Query("secret SQL".into()), Code::Internal),
+            (corrupt, Code::Internal),
+            (Error::Panicked, Code::Internal),
+        ] {
+            let status = failed(&error);
+            assert_eq!(status.code(), code);
+            assert!(!status.message().contains("secret"));
+            assert_eq!(status.get_details_retry_info().is_some(), code == Code::Unavailable);
+        }
+    }
 }

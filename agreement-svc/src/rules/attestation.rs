@@ -10,6 +10,9 @@ use super::{Refusal, Time};
 /// How far a partner's clock may be ahead of ours (ATT-3); partners complain of less.
 pub const CLOCK_TOLERANCE: Duration = Duration::minutes(5);
 
+/// How the complaint about a date in the future begins.
+pub const IN_THE_FUTURE: &str = "must not be in the future";
+
 /// A partner's statement that a person at the customer accepted, on a date.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attestation {
@@ -62,7 +65,7 @@ pub struct Accepted {
 pub fn check_agreed_at(agreed_at: Time, now: Time) -> Result<(), String> {
     if agreed_at > now + CLOCK_TOLERANCE {
         let now = now.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
-        return Err(format!("must not be in the future; the server's time is {now}"));
+        return Err(format!("{IN_THE_FUTURE}; the server's time is {now}"));
     }
     Ok(())
 }

@@ -20,7 +20,7 @@ pub(super) const DOMAIN: &str = "order-svc";
 const RETRY: Duration = Duration::from_millis(500);
 
 pub(super) fn invalid(violations: &[Violation]) -> Status {
-    invalid_fields(DOMAIN, violations)
+    invalid_fields(DOMAIN, violations).status()
 }
 
 /// An answer that was stored and cannot be read back.
@@ -32,13 +32,7 @@ pub(super) fn undecodable(error: &prost::DecodeError) -> Status {
 pub(super) fn refused(refusal: &Refusal) -> Status {
     let precondition = |reason, sentence: String| with(Code::FailedPrecondition, reason, sentence);
     match refusal {
-        Refusal::NotFound { resource, id } => with(
-            Code::NotFound,
-            ErrorReason::ResourceNotFound,
-            format!("there is no {resource} {id} that you may see"),
-        )
-        .resource(resource, id)
-        .status(),
+        Refusal::NotFound { resource, id } => not_found(resource, id),
         Refusal::Fields(fields) => {
             let violation = |bad: &crate::rules::BadField| Violation {
                 field: bad.field.clone(),
@@ -141,6 +135,18 @@ pub(super) fn failed(error: &Error) -> Status {
     }
 }
 
+fn not_found(resource: &str, id: &str) -> Status {
+    let sentence = format!("there is no {resource} {id} that you may see");
+    let failure = with(Code::NotFound, ErrorReason::ResourceNotFound, sentence).resource(resource, id);
+    let partner_center_code = match resource {
+        "customer" => 20002,
+        "order" => 20000,
+        "subscription" => 20003,
+        _ => return failure.status(),
+    };
+    failure.with("partner_center_code", partner_center_code).status()
+}
+
 /// The refusal that a user interface can draw one button from.
 fn agreement_required(customer_id: Uuid, reasons: &[Reason], remedies: &[Remedy]) -> Status {
     let mut keys = vec![];
@@ -192,4 +198,91 @@ fn internal() -> Status {
 
 fn with(code: Code, reason: ErrorReason, sentence: impl Into<String>) -> Failure {
     failure(DOMAIN, code, reason.name(), sentence)
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+    use tonic_types::StatusExt;
+
+    use super::*;
+    use crate::rules::offer::OfferKind;
+    use crate::rules::{BadField, Time};
+
+    /// Code, message and metadata of a refusal: what clients are told is part of the contract.
+    fn told(status: &Status) -> String {
+        let info = status.get_details_error_info().unwrap();
+        assert_eq!(info.domain, DOMAIN);
+        assert!(ErrorReason::from_str_name(&format!("ERROR_REASON_{}", info.reason)).is_some());
+        assert!(status.message().starts_with(&format!("{}: ", info.reason)));
+        let mut metadata: Vec<_> =
+            info.metadata.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        metadata.sort();
+        format!("{:?} {} {metadata:?}\n", status.code(), status.message())
+    }
+
+    #[test]
+    fn every_refusal_has_its_code_reason_and_remedy() {
+        let id = Uuid::from_u128(1);
+        let bad =
+            BadField { field: "lines[2].quantity".into(), problem: "must be 1 to 300 for this offer".into() };
+        let both = vec![Remedy::Attest { template_id: id }, Remedy::InviteCustomer { template_id: id }];
+        let required = |reasons, remedies| Refusal::AgreementRequired { customer_id: id, reasons, remedies };
+        let refusals = [
+            Refusal::NotFound { resource: "order", id: id.to_string() },
+            Refusal::Fields(vec![bad]),
+            Refusal::RequestIdReused { request_id: id },
+            Refusal::StaleEtag,
+            Refusal::PayerIsReseller { payer_id: id },
+            required(vec![Reason::NoAcceptance], both),
+            required(
+                vec![Reason::Withdrawn, Reason::VersionSuperseded],
+                vec![Remedy::AskProvider { provider_id: id }],
+            ),
+            required(vec![Reason::WrongAgreementType], vec![]),
+            Refusal::GateUnavailable,
+            Refusal::AnswerOutdated,
+            Refusal::NotActive { state: State::Active },
+            Refusal::NotActive { state: State::Suspended },
+            Refusal::NotActive { state: State::Cancelled },
+            Refusal::NotActive { state: State::Expired },
+            Refusal::NotALicence { kind: OfferKind::AzurePlan },
+            Refusal::TermEnded { term_end: Time::UNIX_EPOCH },
+            Refusal::OfferWithdrawn { offer_id: "MS-AZR-0145P".into() },
+        ];
+        let told: String = refusals.iter().map(|refusal| told(&refused(refusal))).collect();
+        expect![[r#"
+            NotFound RESOURCE_NOT_FOUND: there is no order 00000000-0000-0000-0000-000000000001 that you may see ["partner_center_code=20000"]
+            InvalidArgument INVALID_FIELDS: lines[2].quantity must be 1 to 300 for this offer []
+            InvalidArgument REQUEST_ID_REUSED: the request id was used before with other content; use a new one for new content ["request_id=00000000-0000-0000-0000-000000000001"]
+            Aborted ETAG_STALE: the subscription has changed since the etag was read; read it again and retry ["partner_center_code=2055"]
+            InvalidArgument PAYER_IS_RESELLER: partner 00000000-0000-0000-0000-000000000001 is an indirect reseller and does not pay; name its provider in payer_id ["payer_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (NO_ACCEPTANCE); remedy: attest its acceptance of template 00000000-0000-0000-0000-000000000001, or invite the customer to sign directly ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "reasons=NO_ACCEPTANCE", "remedies=ATTEST,INVITE_CUSTOMER", "template_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (WITHDRAWN,VERSION_SUPERSEDED); remedy: ask provider 00000000-0000-0000-0000-000000000001 to attest ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "provider_id=00000000-0000-0000-0000-000000000001", "reasons=WITHDRAWN,VERSION_SUPERSEDED", "remedies=ASK_PROVIDER"]
+            FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (WRONG_AGREEMENT_TYPE); remedy: there is nothing that you can do about it with your role and these offers ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "reasons=WRONG_AGREEMENT_TYPE", "remedies="]
+            Unavailable GATE_UNAVAILABLE: whether the customer accepted is not known right now, and nothing was stored; retry under the same request id []
+            Aborted ANSWER_OUTDATED: the customer's acceptance kept changing while this was decided; try again []
+            FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is ACTIVE; only an ACTIVE one can be changed ["state=ACTIVE"]
+            FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is SUSPENDED; only an ACTIVE one can be changed ["partner_center_code=2001", "state=SUSPENDED"]
+            FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is CANCELLED; only an ACTIVE one can be changed ["partner_center_code=2011", "state=CANCELLED"]
+            FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is EXPIRED; only an ACTIVE one can be changed ["partner_center_code=2011", "state=EXPIRED"]
+            FailedPrecondition NOT_A_LICENCE: only licence subscriptions have seats, and this is AZURE_PLAN; order another one ["kind=AZURE_PLAN"]
+            FailedPrecondition TERM_ENDED: the term ended at 1970-01-01T00:00:00.000000Z and is being processed; read it again and retry ["term_end=1970-01-01T00:00:00.000000Z"]
+            FailedPrecondition OFFER_WITHDRAWN: offer MS-AZR-0145P is no longer in the catalogue; order another one ["offer_id=MS-AZR-0145P"]
+        "#]].assert_eq(&told);
+    }
+
+    #[test]
+    fn what_the_database_says_is_for_the_log_only() {
+        for (error, code) in [
+            (Error::Unavailable("secret host".into()), Code::Unavailable),
+            (Error::Query("secret SQL".into()), Code::Internal),
+            (Error::Panicked, Code::Internal),
+        ] {
+            let status = failed(&error);
+            assert_eq!(status.code(), code);
+            assert!(!status.message().contains("secret"));
+            assert_eq!(status.get_details_retry_info().is_some(), code == Code::Unavailable);
+        }
+    }
 }

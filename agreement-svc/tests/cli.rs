@@ -1,0 +1,116 @@
+//! The binary as a person starts it: commands, settings, refusals, signals.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+
+fn run(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_agreement-svc")).args(args).output().unwrap()
+}
+
+fn words(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[test]
+fn help_names_every_command_and_setting() {
+    let all = words(&run(&["--help"])) + &words(&run(&["serve", "--help"]));
+    for word in [
+        "serve",
+        "migrate",
+        "check-health",
+        "--database",
+        "--create",
+        "--templates",
+        "--document-table",
+        "--listen",
+        "--auth",
+        "--policy",
+        "--worker-threads",
+        "--log-format",
+        "AGREEMENT_DATABASE",
+    ] {
+        assert!(all.contains(word), "{word} is missing:\n{all}");
+    }
+}
+
+#[test]
+fn wrong_settings_are_refused_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = format!("sqlite:{}", folder.path().join("missing.sqlite").display());
+    let policy = folder.path().join("policy.json");
+    std::fs::write(&policy, r#"{"periods": []}"#).unwrap();
+    let policy = policy.display().to_string();
+    for (args, reason) in [
+        (vec!["serve", "--database", &missing], "--auth"),
+        (vec!["serve", "--database", &missing, "--auth", "trust"], "trust"),
+        (vec!["serve", "--database", "mysql://x", "--auth", "insecure"], "sqlite:PATH"),
+        (vec!["serve", "--database", &missing, "--auth", "insecure", "--listen", "127.0.0.1:0"], "--create"),
+        (
+            vec!["serve", "--database", &missing, "--auth", "insecure", "--listen", "0.0.0.0:0", "--create"],
+            "loopback",
+        ),
+        (
+            vec!["serve", "--database", &missing, "--auth", "insecure", "--worker-threads", "0"],
+            "worker-threads",
+        ),
+        (
+            vec![
+                "serve",
+                "--database",
+                &missing,
+                "--auth",
+                "insecure",
+                "--listen",
+                "127.0.0.1:0",
+                "--policy",
+                &policy,
+            ],
+            "no periods",
+        ),
+        (vec!["migrate", "--database", &missing], "--create"),
+        (vec!["check-health", "--address", "http://127.0.0.1:1"], "cannot be reached"),
+    ] {
+        let output = run(&args);
+        assert!(!output.status.success(), "{args:?}");
+        assert!(words(&output).contains(reason), "{args:?}: {}", words(&output));
+    }
+}
+
+#[test]
+fn a_schema_that_was_not_migrated_is_refused_and_served_afterwards_until_a_signal() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agreements.sqlite");
+    std::fs::write(&path, "").unwrap();
+    let database = format!("sqlite:{}", path.display());
+    let serve = ["serve", "--database", &database, "--auth", "insecure", "--listen", "127.0.0.1:0"];
+    let refused = run(&serve);
+    assert!(!refused.status.success() && words(&refused).contains("migrate"), "{}", words(&refused));
+
+    assert!(run(&["migrate", "--database", &database]).status.success());
+    let mut serving = Command::new(env!("CARGO_BIN_EXE_agreement-svc"))
+        .args(serve)
+        .args(["--log-format", "json"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let address = format!("http://{}", address_of(&mut serving));
+    assert!(run(&["check-health", "--address", &address]).status.success());
+    Command::new("kill").args(["-TERM", &serving.id().to_string()]).status().unwrap();
+    assert!(serving.wait().unwrap().success());
+    assert!(!run(&["check-health", "--address", &address]).status.success());
+}
+
+/// Reads the log until it says where the server listens.
+fn address_of(serving: &mut Child) -> String {
+    let mut log = BufReader::new(serving.stderr.take().unwrap());
+    let mut line = String::new();
+    loop {
+        line.clear();
+        assert!(log.read_line(&mut line).unwrap() > 0, "it ended without serving");
+        let Some((_, rest)) = line.split_once(r#""address":""#) else { continue };
+        let address = rest.split('"').next().unwrap().to_owned();
+        // The log must be read on, or the server would block on a full pipe.
+        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+        return address;
+    }
+}
