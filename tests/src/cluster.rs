@@ -63,6 +63,7 @@ impl Backend {
     /// # Panics
     /// In CI, when it does not: there a missing database is a failure, not a reason to skip.
     #[must_use]
+    #[expect(clippy::print_stderr, reason = "a skipped database must be seen")]
     pub fn all() -> Vec<Self> {
         match postgres_url() {
             Some(_) => vec![Self::Sqlite, Self::Postgres],
@@ -98,8 +99,11 @@ struct State {
 struct Service {
     address: SocketAddr,
     database: Url,
-    running: Option<(oneshot::Sender<()>, JoinHandle<Result<(), String>>)>,
+    running: Option<Running>,
 }
+
+/// What stops a service, and its thread.
+type Running = (oneshot::Sender<()>, JoinHandle<Result<(), String>>);
 
 impl Cluster {
     /// Starts both services and waits until they serve.
@@ -275,6 +279,7 @@ impl State {
         }
     }
 
+    #[expect(clippy::print_stderr, reason = "nothing else can be done about it while dropping")]
     fn remove_schemas(&mut self) {
         let Some(Ok(base)) = postgres_url().map(|url| url.parse()) else { return };
         for schema in self.schemas.drain(..) {

@@ -1,0 +1,261 @@
+//! `cargo bench-gate`: CheckEligibility and CreateOrder beside a bare tonic echo, in one run.
+//!
+//! All servers run on the same runtime flavour, one thread each, and are called over the same number
+//! of connections with the same number of calls in flight. Rounds alternate between them, so that
+//! whatever else the machine does falls on all alike; ratios carry over to other machines, figures do
+//! not.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use chassis::auth::Caller;
+use chassis::clock::Clock;
+use chassis::form::timestamp;
+use clap::Parser;
+use proto::agreement::eligibility_service_server::{EligibilityService, EligibilityServiceServer};
+use proto::agreement::{
+    CheckEligibilityRequest, CheckEligibilityResponse, ReportPurchaseRequest, ReportPurchaseResponse,
+};
+use proto::types::{self, Operation};
+use tests::clients::{As, Identity};
+use tests::world::{self, DIRECT, OFFICE};
+use tests::{Backend, Cluster, Setup};
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Response, Status};
+
+#[derive(Parser)]
+#[command(about = "Measures the gate and orders beside a bare echo.")]
+struct Options {
+    /// Connections to each server.
+    #[arg(long, default_value_t = 8)]
+    connections: usize,
+    /// Calls in flight on each connection.
+    #[arg(long, default_value_t = 8)]
+    in_flight: usize,
+    /// Rounds; the median counts.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// How long each server is called in a round, in milliseconds.
+    #[arg(long, default_value_t = 1500)]
+    round_ms: u64,
+    /// Customers that calls are spread over.
+    #[arg(long, default_value_t = 64)]
+    customers: usize,
+}
+
+/// Answers with what it always answers: the cost of tonic alone.
+struct Echo;
+
+#[tonic::async_trait]
+impl EligibilityService for Echo {
+    async fn check_eligibility(
+        &self,
+        request: Request<CheckEligibilityRequest>,
+    ) -> Result<Response<CheckEligibilityResponse>, Status> {
+        let asked = request.into_inner();
+        let answer = CheckEligibilityResponse {
+            payer_id: asked.payer_id,
+            customer_id: asked.customer_id,
+            customer_country: "FR".into(),
+            ..CheckEligibilityResponse::default()
+        };
+        Ok(Response::new(answer))
+    }
+
+    async fn report_purchase(
+        &self,
+        _request: Request<ReportPurchaseRequest>,
+    ) -> Result<Response<ReportPurchaseResponse>, Status> {
+        Ok(Response::new(ReportPurchaseResponse::default()))
+    }
+}
+
+/// What is measured.
+#[derive(Clone, Copy)]
+enum Subject {
+    Echo,
+    Check,
+    Order,
+}
+
+/// A backend's cluster, its customers, and a connection set for each subject.
+struct Bench {
+    name: &'static str,
+    _cluster: Cluster,
+    customers: Vec<String>,
+    callers: Vec<As>,
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let options = Options::parse();
+    let echo = start_echo()?;
+    let mut benches = vec![Bench::start("SQLite", Backend::Sqlite, &options).await?];
+    if std::env::var_os("TEST_POSTGRES_URL").is_some() {
+        benches.push(Bench::start("PostgreSQL", Backend::Postgres, &options).await?);
+    }
+    let echoes: Vec<As> = connect(options.connections, echo, echo, &world::service());
+
+    let mut rows: Vec<(String, Vec<Figures>)> = vec![("bare echo".into(), vec![])];
+    for bench in &benches {
+        rows.push((format!("CheckEligibility, {}", bench.name), vec![]));
+        rows.push((format!("CreateOrder, {}", bench.name), vec![]));
+    }
+    for _ in 0..options.rounds {
+        rows[0].1.push(measure(Subject::Echo, &echoes, &benches[0].customers, &options).await?);
+        for (n, bench) in benches.iter().enumerate() {
+            let check = measure(Subject::Check, &bench.callers, &bench.customers, &options).await?;
+            rows[1 + 2 * n].1.push(check);
+            let order = measure(Subject::Order, &bench.callers, &bench.customers, &options).await?;
+            rows[2 + 2 * n].1.push(order);
+        }
+    }
+    report(&options, rows);
+    Ok(())
+}
+
+impl Bench {
+    async fn start(
+        name: &'static str,
+        backend: Backend,
+        options: &Options,
+    ) -> Result<Self, Box<dyn std::error::Error>> {
+        let cluster = Cluster::start(Setup { backend, ..Setup::default() }).await?;
+        world::register_partners(&cluster).await?;
+        let direct = cluster.as_caller(world::sales(DIRECT));
+        let mut customers = vec![];
+        for n in 0..options.customers {
+            let customer = world::create_customer(&direct, &format!("Customer {n}"), "FR", None).await?;
+            world::attest(&direct, &customer, Clock::system().now()).await?;
+            customers.push(customer);
+        }
+        let (agreements, orders) = (cluster.agreements_address(), cluster.orders_address());
+        let callers = connect(options.connections, agreements, orders, &world::sales(DIRECT));
+        Ok(Self { name, _cluster: cluster, customers, callers })
+    }
+}
+
+fn start_echo() -> Result<SocketAddr, Box<dyn std::error::Error>> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    let runtime = chassis::server::runtime(1)?;
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            tonic::transport::Server::builder()
+                .add_service(EligibilityServiceServer::new(Echo))
+                .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
+                .await
+                .map_err(std::io::Error::other)
+        })
+    });
+    Ok(address)
+}
+
+fn connect(connections: usize, agreements: SocketAddr, orders: SocketAddr, caller: &Caller) -> Vec<As> {
+    let lazy = |address: SocketAddr| -> Channel {
+        Endpoint::from_shared(format!("http://{address}"))
+            .map(|endpoint| endpoint.connect_lazy())
+            .unwrap_or_else(|error| panic!("{address} is no address: {error}"))
+    };
+    let one = |_| As {
+        agreements: lazy(agreements),
+        orders: lazy(orders),
+        identity: Identity::of(caller.clone()),
+    };
+    (0..connections).map(one).collect()
+}
+
+/// Calls a second, and latencies in microseconds.
+#[derive(Clone, Copy)]
+struct Figures {
+    rate: f64,
+    p50: u128,
+    p99: u128,
+}
+
+async fn measure(
+    subject: Subject,
+    callers: &[As],
+    customers: &[String],
+    options: &Options,
+) -> Result<Figures, Status> {
+    let length = Duration::from_millis(options.round_ms);
+    let began = Instant::now();
+    let mut running = vec![];
+    for (n, caller) in callers.iter().enumerate() {
+        for m in 0..options.in_flight {
+            let (caller, customers) = (caller.clone(), customers.to_vec());
+            let first = (n * options.in_flight + m) % customers.len();
+            running.push(tokio::spawn(async move {
+                let mut latencies = vec![];
+                for customer in customers.iter().cycle().skip(first) {
+                    if began.elapsed() >= length {
+                        break;
+                    }
+                    let sent = Instant::now();
+                    call(subject, &caller, customer).await?;
+                    latencies.push(sent.elapsed().as_micros());
+                }
+                Ok::<_, Status>(latencies)
+            }));
+        }
+    }
+    let mut latencies = vec![];
+    for run in running {
+        latencies.extend(run.await.map_err(|error| Status::internal(error.to_string()))??);
+    }
+    let rate = f64::from(u32::try_from(latencies.len()).unwrap_or(u32::MAX)) / began.elapsed().as_secs_f64();
+    latencies.sort_unstable();
+    let at = |percent: usize| latencies.get(latencies.len() * percent / 100).copied().unwrap_or_default();
+    Ok(Figures { rate, p50: at(50), p99: at(99) })
+}
+
+async fn call(subject: Subject, caller: &As, customer: &str) -> Result<(), Status> {
+    match subject {
+        Subject::Echo | Subject::Check => {
+            let question = CheckEligibilityRequest {
+                payer_id: DIRECT.to_string(),
+                customer_id: customer.to_owned(),
+                operation: Operation::NewPurchase.into(),
+                ..CheckEligibilityRequest::default()
+            };
+            let answer = caller.gate().check_eligibility(question).await?.into_inner();
+            let is_right = matches!(subject, Subject::Echo) || answer.decision() == types::Decision::Allowed;
+            if is_right { Ok(()) } else { Err(Status::internal("the gate is closed")) }
+        }
+        Subject::Order => {
+            let order = world::new_order(customer, None, OFFICE, 5);
+            caller.orders().create_order(order).await.map(drop)
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "a benchmark talks to whoever started it")]
+fn report(options: &Options, rows: Vec<(String, Vec<Figures>)>) {
+    println!(
+        "{} connections x {} in flight, median of {} rounds of {} ms, load and servers on the same {} cores, at {}",
+        options.connections,
+        options.in_flight,
+        options.rounds,
+        options.round_ms,
+        std::thread::available_parallelism().map_or(0, usize::from),
+        timestamp(Clock::system().now()),
+    );
+    println!("{:<28} {:>10} {:>9} {:>9} {:>8}", "", "calls/s", "p50 us", "p99 us", "of echo");
+    let mut echo = None;
+    for (name, mut figures) in rows {
+        figures.sort_by(|a, b| a.rate.total_cmp(&b.rate));
+        let Some(median) = figures.get(figures.len() / 2) else { continue };
+        let floor = *echo.get_or_insert(median.rate);
+        println!(
+            "{name:<28} {:>10.0} {:>9} {:>9} {:>8.2}",
+            median.rate,
+            median.p50,
+            median.p99,
+            median.rate / floor
+        );
+    }
+}
