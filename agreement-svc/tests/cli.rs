@@ -1,5 +1,7 @@
 //! The binary as a person starts it: commands, settings, refusals, signals.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
 

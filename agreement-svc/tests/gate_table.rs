@@ -1,6 +1,8 @@
 //! The gate, as one table: operation × channel × cloud × date × acceptance. What is expected stands
 //! here, written from the rules; nothing of it is computed by the code under test.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use agreement_svc::data::read_policy;
 use agreement_svc::rules::Time;
 use agreement_svc::rules::eligibility::{

@@ -5,6 +5,7 @@
 //! each kind of connection. Transactions are closures; they may be run on another thread, never
 //! wait for a neighbour, and roll back when they return an error.
 
+pub mod row;
 mod writer;
 
 use std::fmt;
@@ -143,8 +144,16 @@ impl Database {
         if let Connection::Postgres(c) = &mut connection {
             c.batch_execute(ONE_AT_A_TIME)?;
         }
+        // On SQLite the write lock does what the advisory lock does on PostgreSQL.
+        if let Connection::Sqlite(_) = connection {
+            connection.begin()?;
+        }
         query!(&mut connection, c => c.run_pending_migrations(migrations).map(|_| ()))
-            .map_err(|error| Error::Query(format!("migration failed: {error}")))
+            .map_err(|error| Error::Query(format!("migration failed: {error}")))?;
+        if let Connection::Sqlite(_) = connection {
+            connection.commit()?;
+        }
+        Ok(())
     }
 
     /// Refuses a schema that lacks a migration this build needs.
@@ -282,6 +291,20 @@ impl Connection {
         Ok(())
     }
 
+    /// Undoes everything since the savepoint of a command, whatever a panic left open inside it.
+    fn roll_back_command(&mut self) -> Result<(), Error> {
+        const COMMAND_DEPTH: u32 = 2;
+        loop {
+            let depth = query!(self, c => {
+                AnsiTransactionManager::transaction_manager_status_mut(c).transaction_depth()
+            })?;
+            self.roll_back()?;
+            if depth.is_none_or(|depth| depth.get() <= COMMAND_DEPTH) {
+                return Ok(());
+            }
+        }
+    }
+
     fn begin_savepoint(&mut self) -> Result<(), Error> {
         Ok(query!(self, c => AnsiTransactionManager::begin_transaction(c))?)
     }
@@ -312,15 +335,17 @@ impl ManageConnection for Manager {
         match &self.url {
             Url::Sqlite(path) => {
                 let mut c = SqliteConnection::establish(&path.to_string_lossy())?;
+                c.batch_execute(&format!("PRAGMA busy_timeout = {LOCK_WAIT_MS}"))?;
+                enter_wal(&mut c)?;
                 c.batch_execute(&format!(
-                    "PRAGMA busy_timeout = {LOCK_WAIT_MS}; PRAGMA journal_mode = WAL;
-                     PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA query_only = {};",
+                    "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA query_only = {};",
                     u8::from(self.read_only)
                 ))?;
                 Ok(Connection::Sqlite(c))
             }
             Url::Postgres(url) => {
-                let mut c = PgConnection::establish(url)?;
+                let mut c = PgConnection::establish(url)
+                    .map_err(|error| Error::Unavailable(without_quotations(&error.to_string())))?;
                 c.batch_execute(&format!("SET lock_timeout = {LOCK_WAIT_MS}; SET TIME ZONE 'UTC'"))?;
                 Ok(Connection::Postgres(c))
             }
@@ -334,6 +359,31 @@ impl ManageConnection for Manager {
     fn has_broken(&self, connection: &mut Connection) -> bool {
         query!(connection, c => AnsiTransactionManager::is_broken_transaction_manager(c))
     }
+}
+
+/// SQLite waits for every lock but the one that changing the journal mode takes, so processes that
+/// open a new file together have to.
+fn enter_wal(c: &mut SqliteConnection) -> Result<(), DieselError> {
+    const ATTEMPTS_MAX: u32 = 200;
+    const PAUSE: Duration = Duration::from_millis(10);
+    for _ in 1..ATTEMPTS_MAX {
+        if c.batch_execute("PRAGMA journal_mode = WAL").is_ok() {
+            return Ok(());
+        }
+        std::thread::park_timeout(PAUSE);
+    }
+    c.batch_execute("PRAGMA journal_mode = WAL")
+}
+
+/// libpq quotes the parts of a URL that it cannot read, and they may be of the password. Only of
+/// messages that are known to quote something else are the quotations kept.
+fn without_quotations(words: &str) -> String {
+    const HARMLESS: [&str; 2] = ["connection to server", "sslmode value"];
+    if HARMLESS.iter().any(|begin| words.starts_with(begin)) {
+        return words.to_owned();
+    }
+    let parts = words.split('"').enumerate().map(|(n, part)| if n % 2 == 0 { part } else { "…" });
+    parts.collect::<Vec<_>>().join("\"")
 }
 
 impl FromStr for Url {

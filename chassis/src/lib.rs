@@ -9,6 +9,7 @@ pub mod clock;
 pub mod database;
 pub mod form;
 pub mod page;
+pub mod request;
 pub mod server;
 pub mod status;
 pub mod telemetry;

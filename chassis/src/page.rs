@@ -4,6 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 
+use crate::auth::Caller;
 use crate::form::Form;
 
 /// Rows of a page when the caller does not say.
@@ -27,9 +28,16 @@ pub struct Page {
 }
 
 impl Page {
-    /// Reads `page_size` and `page_token`. `bound_to` says whose list of what it is (caller, call
-    /// and filter); a token made for anything else is a bad field.
-    pub fn read(form: &mut Form, size: i32, token: &str, bound_to: &str) -> Self {
+    /// Reads `page_size` and `page_token`. A token is good for the same caller, call and filter only;
+    /// any other is a bad field.
+    pub fn read(
+        form: &mut Form,
+        (size, token): (i32, &str),
+        caller: &Caller,
+        call: &str,
+        filter: &str,
+    ) -> Self {
+        let bound_to = format!("{}/{}/{call}/{filter}", caller.tenant_kind, caller.tenant_id);
         let size = match usize::try_from(size) {
             Ok(0) => PAGE_SIZE_DEFAULT,
             Ok(size) => size.min(PAGE_SIZE_MAX),
@@ -77,32 +85,47 @@ fn key_of(token: &str, binding: &[u8]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
+    use crate::auth::{Channel, TenantKind};
+
+    fn caller(tenant: u128) -> Caller {
+        Caller {
+            tenant_kind: TenantKind::Partner,
+            tenant_id: Uuid::from_u128(tenant),
+            user_id: Uuid::from_u128(9),
+            roles: vec![],
+            channel: Channel::Dashboard,
+        }
+    }
 
     #[test]
     fn a_token_serves_only_the_list_it_was_made_for() {
         let mut form = Form::new();
-        let first = Page::read(&mut form, 2, "", "tenant-a/ListThings/");
+        let first = Page::read(&mut form, (2, ""), &caller(1), "ListThings", "");
         let token = first.cut(&mut vec!["a", "b", "c"], ToString::to_string);
-        assert_eq!(Page::read(&mut form, 2, &token, "tenant-a/ListThings/").after.as_deref(), Some("b"));
+        let second = Page::read(&mut form, (2, &token), &caller(1), "ListThings", "");
+        assert_eq!(second.after.as_deref(), Some("b"));
         assert!(form.is_clean());
 
-        for (token, bound_to) in [
-            (token.as_str(), "tenant-b/ListThings/"),
-            (token.as_str(), "tenant-a/ListThings/country=FR"),
-            ("garbage!", "tenant-a/ListThings/"),
-            (&token[..8], "tenant-a/ListThings/"),
+        for (token, tenant, call, filter) in [
+            (token.as_str(), 2, "ListThings", ""),
+            (token.as_str(), 1, "ListOthers", ""),
+            (token.as_str(), 1, "ListThings", "country=FR"),
+            ("garbage!", 1, "ListThings", ""),
+            (&token[..8], 1, "ListThings", ""),
         ] {
             let mut form = Form::new();
-            Page::read(&mut form, 2, token, bound_to);
-            assert!(!form.is_clean(), "{token} was taken for {bound_to}");
+            Page::read(&mut form, (2, token), &caller(tenant), call, filter);
+            assert!(!form.is_clean(), "{token} was taken for {tenant} {call} {filter}");
         }
     }
 
     #[test]
     fn the_last_page_has_no_token() {
         let mut rows = vec![1, 2];
-        let page = Page::read(&mut Form::new(), 2, "", "");
+        let page = Page::read(&mut Form::new(), (2, ""), &caller(1), "", "");
         assert_eq!(page.cut(&mut rows, ToString::to_string), "");
         assert_eq!(rows, [1, 2]);
     }

@@ -23,7 +23,7 @@ use tracing::Instrument;
 
 use crate::auth::{self, Access, Auth};
 use crate::clock::{Clock, new_id};
-use crate::status::failure;
+use crate::status::{failure, internal};
 
 /// The largest request message: a hundred full order lines fit forty times.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
@@ -275,7 +275,7 @@ impl Service<http::Request<Body>> for CallService {
             let _permit = permit;
             let response = match tokio::time::timeout(patience, handled).await {
                 Ok(Ok(Ok(response))) => response,
-                Ok(Err(_)) => crashed(options.domain).into_http(),
+                Ok(Err(_)) => internal(options.domain).status().into_http(),
                 Err(_) => too_late(options.domain).into_http(),
             };
             Ok(line.finish(response, options.domain))
@@ -360,11 +360,6 @@ fn overloaded(domain: &'static str) -> Status {
 fn too_late(domain: &'static str) -> Status {
     let sentence = "the deadline passed before the answer was ready; retry under the same request id";
     failure(domain, Code::Unavailable, "DEADLINE_PASSED", sentence).retry_after(OVERLOAD_RETRY).status()
-}
-
-fn crashed(domain: &'static str) -> Status {
-    failure(domain, Code::Internal, "INTERNAL", "the service failed; its log has the cause under x-call-id")
-        .status()
 }
 
 /// The caller's own id for the call if it is a plausible one, else a new one.

@@ -9,11 +9,15 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::database;
 use crate::form::Violation;
 
 /// Error details travel in HTTP/2 headers, and common stacks refuse header lists above 8 KiB; in
 /// base64 this many bytes of field violations still fit beside everything else.
 const VIOLATION_BYTES_MAX: usize = 4096;
+
+/// Long enough for a failover or a burst to pass, short enough for a person who waits.
+pub const RETRY: Duration = Duration::from_millis(500);
 
 /// How many fields the message itself names before it only counts the rest.
 const VIOLATIONS_IN_MESSAGE: usize = 5;
@@ -72,6 +76,29 @@ pub fn invalid_fields(domain: &'static str, violations: &[Violation]) -> Failure
     failure
 }
 
+/// `UNAVAILABLE` or `INTERNAL`, with a fixed sentence; what the database said goes to the log.
+#[must_use]
+pub fn database_failure(domain: &'static str, error: &database::Error) -> Failure {
+    match error {
+        database::Error::Unavailable(cause) => {
+            tracing::warn!(cause, "the database is unavailable");
+            let sentence = "the database cannot be used right now; retry under the same request id";
+            failure(domain, Code::Unavailable, "DATABASE_UNAVAILABLE", sentence).retry_after(RETRY)
+        }
+        database::Error::Query(_) | database::Error::Corrupt { .. } | database::Error::Panicked => {
+            tracing::error!(%error, "a defect or a damaged row");
+            internal(domain)
+        }
+    }
+}
+
+/// `INTERNAL`, with a fixed sentence; the cause belongs in the log.
+#[must_use]
+pub fn internal(domain: &'static str) -> Failure {
+    let sentence = "the service failed; its log has the cause under x-call-id";
+    failure(domain, Code::Internal, "INTERNAL", sentence)
+}
+
 impl Failure {
     /// Adds machine-readable metadata.
     #[must_use]
@@ -113,6 +140,22 @@ impl Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_database_says_is_for_the_log_only() {
+        let corrupt = database::Error::Corrupt { table: "secret", key: "secret".into(), column: "secret" };
+        for (error, code) in [
+            (database::Error::Unavailable("secret host".into()), Code::Unavailable),
+            (database::Error::Query("secret SQL".into()), Code::Internal),
+            (corrupt, Code::Internal),
+            (database::Error::Panicked, Code::Internal),
+        ] {
+            let status = database_failure("some-svc", &error).status();
+            assert_eq!(status.code(), code);
+            assert!(!status.message().contains("secret"));
+            assert_eq!(status.get_details_retry_info().is_some(), code == Code::Unavailable);
+        }
+    }
 
     #[test]
     fn a_hundred_bad_lines_fit_into_the_headers() {

@@ -5,6 +5,7 @@ use chassis::clock::{new_id, new_salt};
 use chassis::database::Connection;
 use chassis::form::Form;
 use chassis::page::Page;
+use chassis::request::RequestKey;
 use proto::agreement::attestation_service_server::AttestationService;
 use proto::agreement::{
     CreateAttestationRequest, CreateAttestationResponse, GetAttestationRequest, GetAttestationResponse,
@@ -13,9 +14,7 @@ use proto::agreement::{
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::customer::visible;
-use super::partner::existing;
-use super::{Api, checked, convert, list_of, request_key, status, viewer};
+use super::{Api, checked, convert, existing, status, viewer, visible};
 use crate::rules::Refusal;
 use crate::rules::attestation::{Attestation, Claim, Facts, attest, check_agreed_at, check_attester};
 use crate::rules::event::Event;
@@ -49,7 +48,7 @@ impl AttestationService for Api {
         checked(form)?;
         let new = NewAttestation { template_id, claim: Claim { contact, agreed_at }, by: caller.user_id };
 
-        let key = request_key(&caller, "CreateAttestation", request_id, &message);
+        let key = RequestKey::new(&caller, "CreateAttestation", request_id, &message);
         self.change(key, now, validate_only, move |change| {
             let mut customer = visible(change.connection, viewer(&caller), customer_id)?;
             let attester = existing(change, caller.tenant_id)?;
@@ -98,8 +97,8 @@ impl AttestationService for Api {
         let mut form = Form::new();
         let customer_id = form.id("customer_id", &message.customer_id);
         let filter = format!("{customer_id}/{}", message.include_history);
-        let bound_to = list_of(&caller, "ListAttestations", &filter);
-        let page = Page::read(&mut form, message.page_size, &message.page_token, &bound_to);
+        let asked = (message.page_size, message.page_token.as_str());
+        let page = Page::read(&mut form, asked, &caller, "ListAttestations", &filter);
         checked(form)?;
 
         let list = move |connection: &mut Connection| {

@@ -5,6 +5,7 @@ use chassis::clock::{new_id, new_salt};
 use chassis::database::{Connection, Error};
 use chassis::form::Form;
 use chassis::page::Page;
+use chassis::request::RequestKey;
 use proto::agreement::customer_service_server::CustomerService;
 use proto::agreement::{
     CreateCustomerRequest, CreateCustomerResponse, GetCustomerRequest, GetCustomerResponse,
@@ -14,16 +15,14 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::attestation::{NewAttestation, store_attestation};
-use super::partner::existing;
-use super::{Api, checked, convert, list_of, request_key, status, viewer};
+use super::{Api, checked, convert, existing, status, viewer, visible};
 use crate::rules::Refusal;
 use crate::rules::attestation::{Claim, check_agreed_at, check_attester};
 use crate::rules::event::Event;
 use crate::rules::party::{Customer, Named, Partner, is_domain, relationship_of};
 use crate::store::change::{Change, ChangeError, commitment};
 use crate::store::customer::{
-    Viewer, customer_find, customer_insert, customer_list, customer_update, domain_is_taken,
-    relationship_insert,
+    customer_insert, customer_list, customer_update, domain_is_taken, relationship_insert,
 };
 use crate::store::partner::link_exists;
 
@@ -67,7 +66,7 @@ impl CustomerService for Api {
         });
         checked(form)?;
 
-        let key = request_key(&caller, "CreateCustomer", request_id, &message);
+        let key = RequestKey::new(&caller, "CreateCustomer", request_id, &message);
         self.change(key, now, false, move |change| {
             let creator = existing(change, caller.tenant_id)?;
             let other = match provider_id.or(reseller_id) {
@@ -143,7 +142,7 @@ impl CustomerService for Api {
             convert::read_contact(&mut form, "primary_contact", message.primary_contact.as_ref());
         checked(form)?;
 
-        let key = request_key(&caller, "UpdateCustomer", request_id, &message);
+        let key = RequestKey::new(&caller, "UpdateCustomer", request_id, &message);
         self.change(key, self.clock.now(), false, move |change| {
             let mut customer = visible(change.connection, viewer(&caller), id)?;
             if customer.revision.to_string() != message.etag {
@@ -186,8 +185,8 @@ impl CustomerService for Api {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let mut form = Form::new();
-        let bound_to = list_of(&caller, "ListCustomers", "");
-        let page = Page::read(&mut form, message.page_size, &message.page_token, &bound_to);
+        let asked = (message.page_size, message.page_token.as_str());
+        let page = Page::read(&mut form, asked, &caller, "ListCustomers", "");
         checked(form)?;
 
         let list = move |connection: &mut Connection| {
@@ -198,15 +197,6 @@ impl CustomerService for Api {
         };
         self.database.list(list).await.map(Response::new).map_err(|error: Error| status::failed(&error))
     }
-}
-
-/// A customer that the viewer may see, or the answer that says nothing (ROLE-6).
-pub(super) fn visible(
-    connection: &mut Connection,
-    viewer: Viewer,
-    id: Uuid,
-) -> Result<Customer, ChangeError> {
-    Ok(customer_find(connection, viewer, id)?.ok_or(Refusal::NotFound { resource: "customer", id })?)
 }
 
 /// The partner that the request names beside its creator, and whether the two are linked.

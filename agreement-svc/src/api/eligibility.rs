@@ -3,6 +3,7 @@
 use chassis::auth::{self, Caller, TenantKind, Who};
 use chassis::database::Connection;
 use chassis::form::{Form, timestamp};
+use chassis::request::RequestKey;
 use proto::agreement::eligibility_service_server::EligibilityService;
 use proto::agreement::{
     CheckEligibilityRequest, CheckEligibilityResponse, PartnerRole, ReportPurchaseRequest,
@@ -11,9 +12,7 @@ use proto::agreement::{
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::customer::visible;
-use super::partner::existing;
-use super::{Api, checked, convert, request_key, status};
+use super::{Api, checked, convert, existing, status, visible};
 use crate::rules::attestation::check_agreed_at;
 use crate::rules::eligibility::{Acting, Answer, Operation, Question, decide, may_sign_directly, remedies};
 use crate::rules::event::Event;
@@ -75,7 +74,7 @@ impl EligibilityService for Api {
         }
         checked(form)?;
 
-        let key = request_key(&caller, "ReportPurchase", request_id, &message);
+        let key = RequestKey::new(&caller, "ReportPurchase", request_id, &message);
         self.change(key, now, false, move |change| {
             let customer = visible(change.connection, Viewer::Everything, customer_id)?;
             existing(change, payer_id)?;

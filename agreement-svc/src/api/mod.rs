@@ -16,16 +16,19 @@ use std::sync::Arc;
 
 use chassis::auth::{Caller, TenantKind};
 use chassis::clock::Clock;
-use chassis::database::Database;
+use chassis::database::{Connection, Database};
 use chassis::form::Form;
+use chassis::request::RequestKey;
 use prost::Message;
 use tonic::{Response, Status};
 use uuid::Uuid;
 
-use crate::rules::Time;
+use crate::rules::party::{Customer, Partner};
 use crate::rules::policy::Policy;
-use crate::store::change::{Change, ChangeError, RequestKey, change};
-use crate::store::customer::Viewer;
+use crate::rules::{Refusal, Time};
+use crate::store::change::{Change, ChangeError, change};
+use crate::store::customer::{Viewer, customer_find};
+use crate::store::partner::partner_find;
 
 /// The calls of every service, and what they share.
 #[derive(Clone)]
@@ -50,11 +53,6 @@ impl Api {
     }
 }
 
-/// The key of a request: `content` is the message with its id taken out.
-fn request_key(caller: &Caller, call: &'static str, request_id: Uuid, content: &impl Message) -> RequestKey {
-    RequestKey::new(caller.tenant_id, call, request_id, &content.encode_to_vec())
-}
-
 /// Ends the reading of a request.
 fn checked(form: Form) -> Result<(), Status> {
     form.finish().map_err(|violations| status::invalid(&violations))
@@ -69,7 +67,13 @@ fn viewer(caller: &Caller) -> Viewer {
     }
 }
 
-/// What a page token is bound to.
-fn list_of(caller: &Caller, call: &str, filter: &str) -> String {
-    format!("{}/{}/{call}/{filter}", caller.tenant_kind, caller.tenant_id)
+/// A customer that the viewer may see, or the answer that says nothing (ROLE-6).
+fn visible(connection: &mut Connection, viewer: Viewer, id: Uuid) -> Result<Customer, ChangeError> {
+    Ok(customer_find(connection, viewer, id)?.ok_or(Refusal::NotFound { resource: "customer", id })?)
+}
+
+/// A registered partner, for callers that may know all of them or name their own.
+fn existing(change: &mut Change<'_>, id: Uuid) -> Result<Partner, ChangeError> {
+    let known = partner_find(change.connection, id)?;
+    Ok(known.ok_or(Refusal::NotFound { resource: "partner", id })?)
 }

@@ -4,6 +4,7 @@ use chassis::auth::{self, TenantKind};
 use chassis::database::{Connection, Error};
 use chassis::form::Form;
 use chassis::page::Page;
+use chassis::request::RequestKey;
 use proto::agreement::partner_service_server::PartnerService;
 use proto::agreement::{
     GetPartnerRequest, GetPartnerResponse, LinkResellerRequest, LinkResellerResponse, ListPartnersRequest,
@@ -13,11 +14,11 @@ use proto::agreement::{
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{Api, checked, convert, list_of, request_key, status};
+use super::{Api, checked, convert, existing, status};
 use crate::rules::Refusal;
 use crate::rules::event::Event;
 use crate::rules::party::{Cloud, Partner, PartnerKind, check_link};
-use crate::store::change::{Change, ChangeError};
+use crate::store::change::ChangeError;
 use crate::store::partner::{
     link_delete, link_exists, link_insert, partner_find, partner_insert, partner_links, partner_list,
 };
@@ -46,7 +47,7 @@ impl PartnerService for Api {
             registered_at: now,
         };
 
-        let key = request_key(&caller, "RegisterPartner", request_id, &message);
+        let key = RequestKey::new(&caller, "RegisterPartner", request_id, &message);
         self.change(key, now, false, move |change| {
             match partner_find(change.connection, new.id)? {
                 Some(known) if (&known.name, known.kind, known.cloud) == (&new.name, new.kind, new.cloud) => {
@@ -81,7 +82,7 @@ impl PartnerService for Api {
         let reseller_id = form.id("reseller_id", &message.reseller_id);
         checked(form)?;
 
-        let key = request_key(&caller, "LinkReseller", request_id, &message);
+        let key = RequestKey::new(&caller, "LinkReseller", request_id, &message);
         self.change(key, self.clock.now(), false, move |change| {
             let provider = existing(change, provider_id)?;
             let reseller = existing(change, reseller_id)?;
@@ -107,7 +108,7 @@ impl PartnerService for Api {
         let reseller_id = form.id("reseller_id", &message.reseller_id);
         checked(form)?;
 
-        let key = request_key(&caller, "UnlinkReseller", request_id, &message);
+        let key = RequestKey::new(&caller, "UnlinkReseller", request_id, &message);
         self.change(key, self.clock.now(), false, move |change| {
             existing(change, provider_id)?;
             existing(change, reseller_id)?;
@@ -127,8 +128,8 @@ impl PartnerService for Api {
         let caller = auth::caller(&request)?;
         let message = request.into_inner();
         let mut form = Form::new();
-        let bound_to = list_of(&caller, "ListPartners", "");
-        let page = Page::read(&mut form, message.page_size, &message.page_token, &bound_to);
+        let asked = (message.page_size, message.page_token.as_str());
+        let page = Page::read(&mut form, asked, &caller, "ListPartners", "");
         checked(form)?;
 
         let list = move |connection: &mut Connection| {
@@ -168,12 +169,6 @@ impl PartnerService for Api {
         };
         self.database.read(read).await.map_err(status::of)
     }
-}
-
-/// A registered partner, for callers that may know all of them or name their own.
-pub(super) fn existing(change: &mut Change<'_>, id: Uuid) -> Result<Partner, ChangeError> {
-    let known = partner_find(change.connection, id)?;
-    Ok(known.ok_or(Refusal::NotFound { resource: "partner", id })?)
 }
 
 fn shown(connection: &mut Connection, id: Uuid) -> Result<WirePartner, ChangeError> {

@@ -1,10 +1,8 @@
 //! From refusals and failures to gRPC statuses. The only place that chooses a code.
 
-use std::time::Duration;
-
 use chassis::database::Error;
 use chassis::form::Violation;
-use chassis::status::{Failure, failure, invalid_fields};
+use chassis::status::{Failure, RETRY, database_failure, failure, internal, invalid_fields};
 use proto::types::ErrorReason;
 use tonic::{Code, Status};
 use uuid::Uuid;
@@ -15,9 +13,6 @@ use crate::store::change::ChangeError;
 
 /// `ErrorInfo.domain` of everything this service refuses.
 pub(super) const DOMAIN: &str = "agreement-svc";
-
-/// Long enough for a failover or a burst to pass, short enough for a person who waits.
-const DATABASE_RETRY: Duration = Duration::from_millis(500);
 
 pub(super) fn of(error: ChangeError) -> Status {
     match error {
@@ -37,7 +32,7 @@ pub(super) fn invalid(violations: &[Violation]) -> Status {
 /// An answer that was stored and cannot be read back.
 pub(super) fn undecodable(error: &prost::DecodeError) -> Status {
     tracing::error!(%error, "a stored answer cannot be decoded");
-    internal()
+    internal(DOMAIN).status()
 }
 
 pub(super) fn refused(refusal: &Refusal) -> Status {
@@ -164,28 +159,13 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
             format!("the database is at revision {head}, behind the one asked for; try again"),
         )
         .with("head", head)
-        .retry_after(DATABASE_RETRY)
+        .retry_after(RETRY)
         .status(),
     }
 }
 
 pub(super) fn failed(error: &Error) -> Status {
-    match error {
-        Error::Unavailable(cause) => {
-            tracing::warn!(cause, "the database is unavailable");
-            with(
-                Code::Unavailable,
-                ErrorReason::DatabaseUnavailable,
-                "the database cannot be used right now; retry under the same request id",
-            )
-            .retry_after(DATABASE_RETRY)
-            .status()
-        }
-        Error::Query(_) | Error::Corrupt { .. } | Error::Panicked => {
-            tracing::error!(%error, "a defect or a damaged row");
-            internal()
-        }
-    }
+    database_failure(DOMAIN, error).status()
 }
 
 fn not_found(resource: &str, id: Uuid) -> Status {
@@ -195,11 +175,6 @@ fn not_found(resource: &str, id: Uuid) -> Status {
         "customer" => failure.with("partner_center_code", 20002).status(),
         _ => failure.status(),
     }
-}
-
-fn internal() -> Status {
-    with(Code::Internal, ErrorReason::Internal, "the service failed; its log has the cause under x-call-id")
-        .status()
 }
 
 fn with(code: Code, reason: ErrorReason, sentence: impl Into<String>) -> Failure {
@@ -271,21 +246,5 @@ mod tests {
             InvalidArgument PAYER_IS_RESELLER: partner 00000000-0000-0000-0000-000000000001 is an indirect reseller and does not pay; name its provider as payer ["payer_id=00000000-0000-0000-0000-000000000001"]
             Unavailable REVISION_BEHIND: the database is at revision 7, behind the one asked for; try again ["head=7"]
         "#]].assert_eq(&told);
-    }
-
-    #[test]
-    fn what_the_database_says_is_for_the_log_only() {
-        let corrupt = Error::Corrupt { table: "secret_table", key: "secret".into(), column: "secret_column" };
-        for (error, code) in [
-            (Error::Unavailable("secret host".into()), Code::Unavailable),
-            (Error::Query("secret SQL".into()), Code::Internal),
-            (corrupt, Code::Internal),
-            (Error::Panicked, Code::Internal),
-        ] {
-            let status = failed(&error);
-            assert_eq!(status.code(), code);
-            assert!(!status.message().contains("secret"));
-            assert_eq!(status.get_details_retry_info().is_some(), code == Code::Unavailable);
-        }
     }
 }

@@ -3,6 +3,7 @@
 use chassis::auth;
 use chassis::database::{Connection, Error};
 use chassis::form::Form;
+use chassis::request::RequestKey;
 use proto::agreement::publish_template_version_request::Reacceptance;
 use proto::agreement::template_service_server::TemplateService;
 use proto::agreement::{
@@ -13,7 +14,7 @@ use proto::agreement::{
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{Api, checked, convert, request_key, status};
+use super::{Api, checked, convert, status};
 use crate::rules::event::Event;
 use crate::rules::template::{AgreementType, Reaccept, Template, choose_document, next_version};
 use crate::rules::{Refusal, Time};
@@ -133,7 +134,7 @@ impl TemplateService for Api {
         checked(form)?;
 
         let now = self.clock.now();
-        let key = request_key(&caller, "PublishTemplateVersion", request_id, &message);
+        let key = RequestKey::new(&caller, "PublishTemplateVersion", request_id, &message);
         self.change(key, now, validate_only, move |change| {
             let known = template_find(change.connection, id)?;
             let is_new = known.is_none();
@@ -164,7 +165,7 @@ impl TemplateService for Api {
         checked(form)?;
 
         let now = self.clock.now();
-        let key = request_key(&caller, "RetireTemplate", request_id, &message);
+        let key = RequestKey::new(&caller, "RetireTemplate", request_id, &message);
         self.change(key, now, false, move |change| {
             let mut template = found(change.connection, id)?;
             if template.revision.to_string() != message.etag {

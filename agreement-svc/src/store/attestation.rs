@@ -1,5 +1,6 @@
 //! Attestations, among the acceptances.
 
+use chassis::database::row::{at, utc};
 use chassis::database::{Connection, Error};
 use chassis::query;
 use chrono::NaiveDateTime;
@@ -7,7 +8,7 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::schema::{acceptance, template_version};
-use super::{corrupt, named, parse, utc};
+
 use crate::rules::Time;
 use crate::rules::attestation::Attestation;
 use crate::rules::eligibility::AcceptanceKind;
@@ -41,18 +42,14 @@ impl Row {
         let (table, id) = ("acceptance", &self.id);
         let version = u32::try_from(self.template_version);
         Ok(Attestation {
-            partner_id: parse(table, id, "partner_id", &self.partner_id)?,
-            customer_id: parse(table, id, "customer_id", &self.customer_id)?,
-            agreement_type: named(
-                table,
-                id,
-                "agreement_type",
-                AgreementType::from_name(&self.agreement_type),
-            )?,
-            template_id: parse(table, id, "template_id", &self.template_id)?,
-            template_version: version.map_err(|_| corrupt(table, id, "template_version"))?,
-            recorded_by: parse(table, id, "recorded_by", &self.recorded_by)?,
-            id: parse(table, id, "id", id)?,
+            partner_id: at(table, id).parse("partner_id", &self.partner_id)?,
+            customer_id: at(table, id).parse("customer_id", &self.customer_id)?,
+            agreement_type: at(table, id)
+                .named("agreement_type", AgreementType::from_name(&self.agreement_type))?,
+            template_id: at(table, id).parse("template_id", &self.template_id)?,
+            template_version: version.map_err(|_| at(table, id).corrupt("template_version"))?,
+            recorded_by: at(table, id).parse("recorded_by", &self.recorded_by)?,
+            id: at(table, id).parse("id", id)?,
             contact: Contact {
                 first_name: self.first_name,
                 last_name: self.last_name,

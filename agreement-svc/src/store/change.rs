@@ -6,33 +6,15 @@
 
 use chassis::database::{Connection, Database, Error};
 use chassis::query;
+use chassis::request::{RequestKey, Seen, request_answered, request_seen};
 use diesel::prelude::*;
 use sha2::{Digest, Sha256};
-use uuid::Uuid;
 
-use super::schema::{event, request, revision};
+use super::schema::{event, revision};
 use crate::rules::event::Event;
 use crate::rules::party::Contact;
 use crate::rules::template::Document;
 use crate::rules::{Refusal, Time};
-
-/// A request that must have at most one effect (I4).
-#[derive(Clone, Debug)]
-pub(crate) struct RequestKey {
-    /// The caller's tenant.
-    pub tenant_id: Uuid,
-    pub call: &'static str,
-    pub request_id: Uuid,
-    /// The hash of everything the request says besides its id.
-    pub content: String,
-}
-
-impl RequestKey {
-    /// `content` is the encoded request without its id.
-    pub(crate) fn new(tenant_id: Uuid, call: &'static str, request_id: Uuid, content: &[u8]) -> Self {
-        Self { tenant_id, call, request_id, content: hex(&Sha256::digest(content)) }
-    }
-}
 
 /// A change in progress. Reads and writes go through `connection`; what happened is told with
 /// [`Change::record`].
@@ -94,14 +76,21 @@ pub(crate) async fn change(
 ) -> Result<Vec<u8>, ChangeError> {
     let write = move |connection: &mut Connection| {
         let mut change = Change::begin(connection, now)?;
-        if !validate_only && let Some(answer) = change.first_answer(&key).map_err(Undone::Not)? {
-            return Ok(answer);
+        if !validate_only {
+            match request_seen(change.connection, &key)? {
+                Seen::Never => {}
+                Seen::Answered(answer) => return Ok(answer),
+                Seen::OtherContent => {
+                    let request_id = key.request_id;
+                    return Err(Undone::Not(Refusal::RequestIdReused { request_id }.into()));
+                }
+            }
         }
         let answer = decide(&mut change).map_err(Undone::Not)?;
         if validate_only {
             return Err(Undone::Rehearsed(answer));
         }
-        change.remember(&key, &answer)?;
+        request_answered(change.connection, &key, &answer, now)?;
         change.finish()?;
         Ok(answer)
     };
@@ -160,37 +149,6 @@ impl<'c> Change<'c> {
                 .execute(c)
         })?;
         Ok(self.revision)
-    }
-
-    fn first_answer(&mut self, key: &RequestKey) -> Result<Option<Vec<u8>>, ChangeError> {
-        let seen: Option<(String, Vec<u8>)> = query!(self.connection, c => {
-            request::table
-                .find((key.tenant_id.to_string(), key.call, key.request_id.to_string()))
-                .select((request::content, request::answer))
-                .first(c)
-                .optional()
-        })?;
-        match seen {
-            None => Ok(None),
-            Some((content, answer)) if content == key.content => Ok(Some(answer)),
-            Some(_) => Err(Refusal::RequestIdReused { request_id: key.request_id }.into()),
-        }
-    }
-
-    fn remember(&mut self, key: &RequestKey, answer: &[u8]) -> Result<(), Error> {
-        query!(self.connection, c => {
-            diesel::insert_into(request::table)
-                .values((
-                    request::tenant_id.eq(key.tenant_id.to_string()),
-                    request::call.eq(key.call),
-                    request::request_id.eq(key.request_id.to_string()),
-                    request::content.eq(&key.content),
-                    request::answer.eq(answer),
-                    request::answered_at.eq(self.now.naive_utc()),
-                ))
-                .execute(c)
-        })?;
-        Ok(())
     }
 
     fn finish(self) -> Result<(), Error> {

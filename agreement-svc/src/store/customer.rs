@@ -1,5 +1,6 @@
 //! Customers and their relationships with partners.
 
+use chassis::database::row::{at, id_or_empty, utc};
 use chassis::database::{Connection, Error};
 use chassis::query;
 use chrono::NaiveDateTime;
@@ -7,7 +8,7 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::schema::{customer, relationship};
-use super::{id_or_empty, named, parse, utc};
+
 use crate::rules::Time;
 use crate::rules::party::{Cloud, Contact, Customer, Relationship};
 
@@ -33,8 +34,8 @@ struct Row {
 impl Row {
     fn read(self) -> Result<Customer, Error> {
         Ok(Customer {
-            id: parse("customer", &self.id, "id", &self.id)?,
-            cloud: named("customer", &self.id, "cloud", Cloud::from_name(&self.cloud))?,
+            id: at("customer", &self.id).parse("id", &self.id)?,
+            cloud: at("customer", &self.id).named("cloud", Cloud::from_name(&self.cloud))?,
             company_name: self.company_name,
             domain: self.domain,
             country: self.country,
@@ -227,9 +228,10 @@ pub(crate) fn relationship_find(
     let own = rows.iter().find(|(payer, _)| *payer == partner).or(rows.first());
     let Some((payer, reseller)) = own else { return Ok(None) };
     let key = customer.to_string();
-    let reseller_id =
-        (!reseller.is_empty()).then(|| parse("relationship", &key, "reseller_id", reseller)).transpose()?;
-    Ok(Some(Relationship { payer_id: parse("relationship", &key, "partner_id", payer)?, reseller_id }))
+    let reseller_id = (!reseller.is_empty())
+        .then(|| at("relationship", &key).parse("reseller_id", reseller))
+        .transpose()?;
+    Ok(Some(Relationship { payer_id: at("relationship", &key).parse("partner_id", payer)?, reseller_id }))
 }
 
 pub(crate) fn relationship_insert(

@@ -1,5 +1,6 @@
 //! What the gate decides on, in one statement, so that it is one snapshot.
 
+use chassis::database::row::{at, utc};
 use chassis::database::{Connection, Error};
 use chassis::query;
 use chrono::NaiveDateTime;
@@ -8,7 +9,7 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::schema::{acceptance, customer, relationship, revision, template_version};
-use super::{corrupt, named, parse, utc};
+
 use crate::rules::Time;
 use crate::rules::eligibility::{Acceptance, AcceptanceKind, Facts, Reacceptance, Standing};
 use crate::rules::party::Cloud;
@@ -134,9 +135,9 @@ fn read(key: &str, rows: Vec<Row>) -> Result<Option<Snapshot>, Error> {
                 country: customer.country,
                 first_purchase_at: customer.first_purchase_at.map(utc),
                 acceptance_revision: customer.acceptance_revision,
-                head: customer.head.ok_or_else(|| corrupt("revision", "1", "value"))?,
+                head: customer.head.ok_or_else(|| at("revision", "1").corrupt("value"))?,
                 facts: Facts {
-                    cloud: named("customer", key, "cloud", Cloud::from_name(&customer.cloud))?,
+                    cloud: at("customer", key).named("cloud", Cloud::from_name(&customer.cloud))?,
                     acceptances: vec![],
                     reacceptances: vec![],
                 },
@@ -151,7 +152,7 @@ fn read(key: &str, rows: Vec<Row>) -> Result<Option<Snapshot>, Error> {
         }
         if let Some((of, effective_from, Some(reaccept_by))) = later_version {
             let agreement_type =
-                named("template_version", &of, "agreement_type", AgreementType::from_name(&of))?;
+                at("template_version", &of).named("agreement_type", AgreementType::from_name(&of))?;
             let (effective_from, reaccept_by) = (utc(effective_from), utc(reaccept_by));
             let reacceptance = Reacceptance { agreement_type, effective_from, reaccept_by };
             if !facts.reacceptances.contains(&reacceptance) {
@@ -170,13 +171,14 @@ fn read_acceptance(row: &AcceptanceRow, effective_from: Option<NaiveDateTime>) -
         (None, None) => Standing::Current,
     };
     Ok(Acceptance {
-        id: parse(table, id, "id", id)?,
-        kind: named(table, id, "kind", AcceptanceKind::from_name(&row.kind))?,
-        agreement_type: named(table, id, "agreement_type", AgreementType::from_name(&row.agreement_type))?,
-        template_id: parse(table, id, "template_id", &row.template_id)?,
+        id: at(table, id).parse("id", id)?,
+        kind: at(table, id).named("kind", AcceptanceKind::from_name(&row.kind))?,
+        agreement_type: at(table, id)
+            .named("agreement_type", AgreementType::from_name(&row.agreement_type))?,
+        template_id: at(table, id).parse("template_id", &row.template_id)?,
         template_version: u32::try_from(row.template_version)
-            .map_err(|_| corrupt(table, id, "template_version"))?,
-        effective_from: utc(effective_from.ok_or_else(|| corrupt(table, id, "template_version"))?),
+            .map_err(|_| at(table, id).corrupt("template_version"))?,
+        effective_from: utc(effective_from.ok_or_else(|| at(table, id).corrupt("template_version"))?),
         agreed_at: utc(row.agreed_at),
         standing,
     })

@@ -1,5 +1,6 @@
 //! Partners and the links between providers and resellers.
 
+use chassis::database::row::{at, utc};
 use chassis::database::{Connection, Error};
 use chassis::query;
 use chrono::NaiveDateTime;
@@ -7,7 +8,7 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::schema::{partner, reseller_link};
-use super::{named, parse, utc};
+
 use crate::rules::party::{Cloud, Partner, PartnerKind};
 
 #[derive(Queryable)]
@@ -22,9 +23,9 @@ struct Row {
 impl Row {
     fn read(self) -> Result<Partner, Error> {
         Ok(Partner {
-            id: parse("partner", &self.id, "id", &self.id)?,
-            kind: named("partner", &self.id, "kind", PartnerKind::from_name(&self.kind))?,
-            cloud: named("partner", &self.id, "cloud", Cloud::from_name(&self.cloud))?,
+            id: at("partner", &self.id).parse("id", &self.id)?,
+            kind: at("partner", &self.id).named("kind", PartnerKind::from_name(&self.kind))?,
+            cloud: at("partner", &self.id).named("cloud", Cloud::from_name(&self.cloud))?,
             name: self.name,
             registered_at: utc(self.registered_at),
         })
@@ -84,7 +85,7 @@ pub(crate) fn partner_links(connection: &mut Connection, id: Uuid) -> Result<(Ve
             .load(c)
     })?;
     let read = |ids: Vec<String>, column| {
-        ids.iter().map(|other| parse("reseller_link", &id, column, other)).collect::<Result<_, _>>()
+        ids.iter().map(|other| at("reseller_link", &id).parse(column, other)).collect::<Result<_, _>>()
     };
     Ok((read(providers, "provider_id")?, read(resellers, "reseller_id")?))
 }

@@ -20,17 +20,6 @@ diesel::table! {
 }
 
 diesel::table! {
-    request (tenant_id, call, request_id) {
-        tenant_id -> Text,
-        call -> Text,
-        request_id -> Text,
-        content -> Text,
-        answer -> Binary,
-        answered_at -> Timestamp,
-    }
-}
-
-diesel::table! {
     partner (id) {
         id -> Text,
         name -> Text,
@@ -139,7 +128,6 @@ diesel::allow_tables_to_appear_in_same_query!(
     event,
     partner,
     relationship,
-    request,
     reseller_link,
     revision,
     template,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use chassis::database::row::{at, utc};
 use chassis::database::{Connection, Error};
 use chassis::query;
 use chrono::NaiveDateTime;
@@ -10,7 +11,7 @@ use uuid::Uuid;
 
 use super::change::{Change, documents_digest};
 use super::schema::{template, template_document, template_version};
-use super::{corrupt, named, parse, utc};
+
 use crate::rules::Time;
 use crate::rules::event::Event;
 use crate::rules::template::{AgreementType, Document, Template, Version};
@@ -26,12 +27,12 @@ fn read(
     versions: Vec<Version>,
 ) -> Result<Template, Error> {
     if versions.is_empty() {
-        return Err(corrupt("template", &id, "versions"));
+        return Err(at("template", &id).corrupt("versions"));
     }
     let agreement_type = AgreementType::from_name(&agreement_type);
     Ok(Template {
-        agreement_type: named("template", &id, "agreement_type", agreement_type)?,
-        id: parse("template", &id, "id", &id)?,
+        agreement_type: at("template", &id).named("agreement_type", agreement_type)?,
+        id: at("template", &id).parse("id", &id)?,
         name,
         retired_at: retired_at.map(utc),
         revision,
@@ -42,7 +43,7 @@ fn read(
 fn read_version(row: VersionRow) -> Result<(String, Version), Error> {
     let (template_id, number, effective_from, reaccept_by, published_at, document_count) = row;
     let count = |value: i32, column| {
-        u32::try_from(value).map_err(|_| corrupt("template_version", &template_id, column))
+        u32::try_from(value).map_err(|_| at("template_version", &template_id).corrupt(column))
     };
     let version = Version {
         number: count(number, "number")?,
@@ -116,7 +117,7 @@ pub(crate) fn template_live(
             .first(c)
             .optional()
     })?;
-    id.map(|id| parse("template", &id, "id", &id)).transpose()
+    id.map(|id| at("template", &id).parse("id", &id)).transpose()
 }
 
 pub(crate) fn template_table_is_empty(connection: &mut Connection) -> Result<bool, Error> {

@@ -99,7 +99,7 @@ fn batch(connection: &mut Connection, first: Job, queue: &mut mpsc::Receiver<Job
             }
         };
         if outcome.is_ok() {
-            outcome = if ran.keep { connection.commit() } else { connection.roll_back() };
+            outcome = if ran.keep { connection.commit() } else { connection.roll_back_command() };
         }
         answers.push(ran.answer);
         next = if outcome.is_ok() && answers.len() < BATCH_MAX { queue.try_recv().ok() } else { None };

@@ -18,17 +18,16 @@ use chassis::auth::{Caller, TenantKind};
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
 use chassis::form::Form;
+use chassis::request::{RequestKey, Seen, request_seen};
 use prost::Message;
 use tokio::sync::watch;
 use tonic::{Response, Status};
-use uuid::Uuid;
 
 use crate::agreements::{Agreements, Ask, NoAnswer};
 use crate::rules::Refusal;
 use crate::rules::gate::Answer;
 use crate::rules::offer::Catalogue;
 use crate::store::Viewer;
-use crate::store::gated::{RequestKey, Seen, request_seen};
 
 /// How often the gate is asked again because a withdrawal overtook its answer.
 const ROUNDS_MAX: u32 = 3;
@@ -79,11 +78,6 @@ fn replayed<A: Message + Default>(key: &RequestKey, seen: Seen) -> Result<Option
     }
 }
 
-/// The key of a request: `content` is the message with its id taken out.
-fn request_key(caller: &Caller, call: &'static str, request_id: Uuid, content: &impl Message) -> RequestKey {
-    RequestKey::new(caller.tenant_id, call, request_id, &content.encode_to_vec())
-}
-
 /// Ends the reading of a request.
 fn checked(form: Form) -> Result<(), Status> {
     form.finish().map_err(|violations| status::invalid(&violations))
@@ -95,9 +89,4 @@ fn viewer(caller: &Caller) -> Viewer {
         TenantKind::Operator => Viewer::Everything,
         TenantKind::Partner | TenantKind::Customer | TenantKind::Service => Viewer::Partner(caller.tenant_id),
     }
-}
-
-/// What a page token is bound to.
-fn list_of(caller: &Caller, call: &str, filter: &str) -> String {
-    format!("{}/{}/{call}/{filter}", caller.tenant_kind, caller.tenant_id)
 }

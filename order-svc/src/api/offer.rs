@@ -7,7 +7,7 @@ use proto::order::offer_service_server::OfferService;
 use proto::order::{GetOfferRequest, GetOfferResponse, ListOffersRequest, ListOffersResponse};
 use tonic::{Request, Response, Status};
 
-use super::{Api, checked, convert, list_of, status};
+use super::{Api, checked, convert, status};
 use crate::rules::Refusal;
 
 #[tonic::async_trait]
@@ -24,8 +24,8 @@ impl OfferService for Api {
         if !country.is_empty() && !is_code {
             form.wrong("country", "must be empty or an ISO 3166-1 alpha-2 code in upper case");
         }
-        let bound_to = list_of(&caller, "ListOffers", country);
-        let page = Page::read(&mut form, message.page_size, &message.page_token, &bound_to);
+        let asked = (message.page_size, message.page_token.as_str());
+        let page = Page::read(&mut form, asked, &caller, "ListOffers", country);
         checked(form)?;
 
         let sold = self.catalogue.after(page.after.as_deref());

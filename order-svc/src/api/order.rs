@@ -7,6 +7,7 @@ use chassis::clock::new_id;
 use chassis::database::{Connection, Error};
 use chassis::form::Form;
 use chassis::page::Page;
+use chassis::request::RequestKey;
 use chassis::server;
 use prost::Message;
 use proto::order::order_service_server::OrderService;
@@ -16,14 +17,14 @@ use proto::order::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, ROUNDS_MAX, checked, convert, list_of, replayed, request_key, status, viewer};
+use super::{Api, ROUNDS_MAX, checked, convert, replayed, status, viewer};
 use crate::agreements::{Ask, Operation};
 use crate::rules::gate::Answer;
 use crate::rules::order::{Line, Order, Parties, Placing, check_lines, demands, parties, place};
 use crate::rules::subscription::{Change, ChangeKind, Subscription};
 use crate::rules::{Refusal, Time};
 use crate::store::Slice;
-use crate::store::gated::{RequestKey, Stored, store_gated};
+use crate::store::gated::{Stored, store_gated};
 use crate::store::order::{order_find, order_insert, order_list};
 use crate::store::report::report_insert;
 use crate::store::subscription::{changes_insert, subscriptions_insert};
@@ -55,7 +56,7 @@ impl OrderService for Api {
                 self.place(&new, &answer).map_err(|refusal| status::refused(&refusal))?;
             return Ok(Response::new(response(&order, &subscriptions)));
         }
-        let key = request_key(&new.caller, "CreateOrder", request_id, &message);
+        let key = RequestKey::new(&new.caller, "CreateOrder", request_id, &message);
         for _ in 0..ROUNDS_MAX {
             if let Some(first) = self.replay(&key).await? {
                 return Ok(first);
@@ -105,8 +106,8 @@ impl OrderService for Api {
         let message = request.into_inner();
         let mut form = Form::new();
         let customer_id = form.optional_id("customer_id", &message.customer_id);
-        let bound_to = list_of(&caller, "ListOrders", &message.customer_id);
-        let page = Page::read(&mut form, message.page_size, &message.page_token, &bound_to);
+        let asked = (message.page_size, message.page_token.as_str());
+        let page = Page::read(&mut form, asked, &caller, "ListOrders", &message.customer_id);
         checked(form)?;
         let slice =
             Slice { viewer: viewer(&caller), customer_id, after: page.after.clone(), limit: page.fetch() };

@@ -1,10 +1,8 @@
 //! From refusals and failures to gRPC statuses. The only place that chooses a code.
 
-use std::time::Duration;
-
 use chassis::database::Error;
 use chassis::form::Violation;
-use chassis::status::{Failure, failure, invalid_fields};
+use chassis::status::{Failure, RETRY, database_failure, failure, internal, invalid_fields};
 use proto::types::ErrorReason;
 use tonic::{Code, Status};
 use uuid::Uuid;
@@ -16,9 +14,6 @@ use crate::rules::subscription::State;
 /// `ErrorInfo.domain` of everything this service refuses.
 pub(super) const DOMAIN: &str = "order-svc";
 
-/// Long enough for a failover or a burst to pass, short enough for a person who waits.
-const RETRY: Duration = Duration::from_millis(500);
-
 pub(super) fn invalid(violations: &[Violation]) -> Status {
     invalid_fields(DOMAIN, violations).status()
 }
@@ -26,7 +21,7 @@ pub(super) fn invalid(violations: &[Violation]) -> Status {
 /// An answer that was stored and cannot be read back.
 pub(super) fn undecodable(error: &prost::DecodeError) -> Status {
     tracing::error!(%error, "a stored answer cannot be decoded");
-    internal()
+    internal(DOMAIN).status()
 }
 
 pub(super) fn refused(refusal: &Refusal) -> Status {
@@ -117,22 +112,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
 }
 
 pub(super) fn failed(error: &Error) -> Status {
-    match error {
-        Error::Unavailable(cause) => {
-            tracing::warn!(cause, "the database is unavailable");
-            with(
-                Code::Unavailable,
-                ErrorReason::DatabaseUnavailable,
-                "the database cannot be used right now; retry under the same request id",
-            )
-            .retry_after(RETRY)
-            .status()
-        }
-        Error::Query(_) | Error::Corrupt { .. } | Error::Panicked => {
-            tracing::error!(%error, "a defect or a damaged row");
-            internal()
-        }
-    }
+    database_failure(DOMAIN, error).status()
 }
 
 fn not_found(resource: &str, id: &str) -> Status {
@@ -189,11 +169,6 @@ fn agreement_required(customer_id: Uuid, reasons: &[Reason], remedies: &[Remedy]
         failure = failure.precondition("AGREEMENT", format!("customers/{customer_id}"), reason.name());
     }
     failure.status()
-}
-
-fn internal() -> Status {
-    with(Code::Internal, ErrorReason::Internal, "the service failed; its log has the cause under x-call-id")
-        .status()
 }
 
 fn with(code: Code, reason: ErrorReason, sentence: impl Into<String>) -> Failure {
@@ -270,19 +245,5 @@ mod tests {
             FailedPrecondition TERM_ENDED: the term ended at 1970-01-01T00:00:00.000000Z and is being processed; read it again and retry ["term_end=1970-01-01T00:00:00.000000Z"]
             FailedPrecondition OFFER_WITHDRAWN: offer MS-AZR-0145P is no longer in the catalogue; order another one ["offer_id=MS-AZR-0145P"]
         "#]].assert_eq(&told);
-    }
-
-    #[test]
-    fn what_the_database_says_is_for_the_log_only() {
-        for (error, code) in [
-            (Error::Unavailable("secret host".into()), Code::Unavailable),
-            (Error::Query("secret SQL".into()), Code::Internal),
-            (Error::Panicked, Code::Internal),
-        ] {
-            let status = failed(&error);
-            assert_eq!(status.code(), code);
-            assert!(!status.message().contains("secret"));
-            assert_eq!(status.get_details_retry_info().is_some(), code == Code::Unavailable);
-        }
     }
 }

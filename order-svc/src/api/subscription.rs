@@ -6,6 +6,7 @@ use chassis::auth::{self, Caller};
 use chassis::database::{Connection, Error};
 use chassis::form::Form;
 use chassis::page::Page;
+use chassis::request::RequestKey;
 use chassis::server;
 use prost::Message;
 use proto::order::subscription_service_server::SubscriptionService;
@@ -17,14 +18,14 @@ use proto::order::{
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{Api, ROUNDS_MAX, checked, convert, list_of, replayed, request_key, status, viewer};
+use super::{Api, ROUNDS_MAX, checked, convert, replayed, status, viewer};
 use crate::agreements::{Ask, Operation};
 use crate::rules::Refusal;
 use crate::rules::gate::{Answer, Permit};
 use crate::rules::order::Parties;
 use crate::rules::subscription::{Change, ChangeKind, SeatChange, Subscription};
 use crate::store::Slice;
-use crate::store::gated::{RequestKey, Stored, store_answer, store_gated};
+use crate::store::gated::{Stored, store_answer, store_gated};
 use crate::store::subscription::{
     change_list, changes_insert, subscription_find, subscription_list, subscription_set_seats,
 };
@@ -52,8 +53,8 @@ impl SubscriptionService for Api {
         let message = request.into_inner();
         let mut form = Form::new();
         let customer_id = form.optional_id("customer_id", &message.customer_id);
-        let bound_to = list_of(&caller, "ListSubscriptions", &message.customer_id);
-        let page = Page::read(&mut form, message.page_size, &message.page_token, &bound_to);
+        let asked = (message.page_size, message.page_token.as_str());
+        let page = Page::read(&mut form, asked, &caller, "ListSubscriptions", &message.customer_id);
         checked(form)?;
         let slice =
             Slice { viewer: viewer(&caller), customer_id, after: page.after.clone(), limit: page.fetch() };
@@ -72,8 +73,8 @@ impl SubscriptionService for Api {
         let message = request.into_inner();
         let mut form = Form::new();
         let id = form.id("subscription_id", &message.subscription_id);
-        let bound_to = list_of(&caller, "ListSubscriptionChanges", &message.subscription_id);
-        let page = Page::read(&mut form, message.page_size, &message.page_token, &bound_to);
+        let asked = (message.page_size, message.page_token.as_str());
+        let page = Page::read(&mut form, asked, &caller, "ListSubscriptionChanges", &message.subscription_id);
         checked(form)?;
         self.visible(&caller, id).await?;
         let (after, limit) =
@@ -103,7 +104,7 @@ impl SubscriptionService for Api {
         }
         checked(form)?;
 
-        let key = request_key(&caller, "ChangeSeats", request_id, &message);
+        let key = RequestKey::new(&caller, "ChangeSeats", request_id, &message);
         let refused = |refusal: Refusal| status::refused(&refusal);
         for _ in 0..ROUNDS_MAX {
             if !validate_only && let Some(first) = self.replay(&key).await? {

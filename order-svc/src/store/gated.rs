@@ -4,42 +4,13 @@
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
 use chassis::query;
+use chassis::request::{RequestKey, Seen, request_answered, request_seen};
 use diesel::prelude::*;
 use diesel::query_dsl::methods::FilterDsl;
-use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::schema::{fence, request};
+use super::schema::fence;
 use crate::rules::gate::{Answer, Permit};
-
-/// A request that must have at most one effect (I4).
-#[derive(Clone, Debug)]
-pub(crate) struct RequestKey {
-    /// The caller's tenant.
-    pub tenant_id: Uuid,
-    pub call: &'static str,
-    pub request_id: Uuid,
-    /// The hash of everything the request says besides its id.
-    content: String,
-}
-
-impl RequestKey {
-    /// `content` is the encoded request without its id.
-    pub(crate) fn new(tenant_id: Uuid, call: &'static str, request_id: Uuid, content: &[u8]) -> Self {
-        let content = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { tenant_id, call, request_id, content }
-    }
-}
-
-/// What is known of a request id.
-#[derive(Debug)]
-pub(crate) enum Seen {
-    Never,
-    /// The first answer, to be given again.
-    Answered(Vec<u8>),
-    /// It was used for other content.
-    OtherContent,
-}
 
 /// How a gated transaction ended.
 #[derive(Debug)]
@@ -71,21 +42,6 @@ impl From<diesel::result::Error> for Undone {
     }
 }
 
-pub(crate) fn request_seen(connection: &mut Connection, key: &RequestKey) -> Result<Seen, Error> {
-    let seen: Option<(String, Vec<u8>)> = query!(connection, c => {
-        request::table
-            .find((key.tenant_id.to_string(), key.call, key.request_id.to_string()))
-            .select((request::content, request::answer))
-            .first(c)
-            .optional()
-    })?;
-    Ok(match seen {
-        None => Seen::Never,
-        Some((content, answer)) if content == key.content => Seen::Answered(answer),
-        Some(_) => Seen::OtherContent,
-    })
-}
-
 /// Stores an effect that rests on the gate's answer, and the answer to the caller under its request
 /// id, in one transaction. `effect` says whether its row was still as it was read.
 pub(crate) async fn store_gated(
@@ -104,20 +60,7 @@ pub(crate) async fn store_gated(
         if !answer.is_fresh(now) || !pass_fence(connection, answer.customer_id, permit.revision)? {
             return Err(Undone::Because(Stored::AnswerOutdated));
         }
-        let inserted = query!(connection, c => {
-            diesel::insert_into(request::table)
-                .values((
-                    request::tenant_id.eq(key.tenant_id.to_string()),
-                    request::call.eq(key.call),
-                    request::request_id.eq(key.request_id.to_string()),
-                    request::content.eq(&key.content),
-                    request::answer.eq(&response),
-                    request::answered_at.eq(now.naive_utc()),
-                ))
-                .on_conflict_do_nothing()
-                .execute(c)
-        })?;
-        if inserted == 0 {
+        if !request_answered(connection, &key, &response, now)? {
             return Err(Undone::Because(Stored::Seen(request_seen(connection, &key)?)));
         }
         if effect(connection)? { Ok(()) } else { Err(Undone::Because(Stored::LostRace)) }
@@ -137,24 +80,11 @@ pub(crate) async fn store_answer(
     response: Vec<u8>,
 ) -> Result<Seen, Error> {
     let now = clock.now();
-    database
-        .write(move |connection: &mut Connection| {
-            query!(connection, c => {
-                diesel::insert_into(request::table)
-                    .values((
-                        request::tenant_id.eq(key.tenant_id.to_string()),
-                        request::call.eq(key.call),
-                        request::request_id.eq(key.request_id.to_string()),
-                        request::content.eq(&key.content),
-                        request::answer.eq(&response),
-                        request::answered_at.eq(now.naive_utc()),
-                    ))
-                    .on_conflict_do_nothing()
-                    .execute(c)
-            })?;
-            request_seen(connection, &key)
-        })
-        .await
+    let write = move |connection: &mut Connection| {
+        request_answered(connection, &key, &response, now)?;
+        request_seen(connection, &key)
+    };
+    database.write(write).await
 }
 
 /// Takes the customer's fence, unless a withdrawal newer than the answer was applied. Transactions

@@ -9,14 +9,12 @@ pub(crate) mod report;
 mod schema;
 pub(crate) mod subscription;
 
-use std::str::FromStr;
-
 use chassis::database::Error;
+use chassis::database::row::{at, utc};
 use chrono::NaiveDateTime;
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use uuid::Uuid;
 
-use crate::rules::Time;
 use crate::rules::gate::{Decision, Permit, Rule};
 
 /// The schema, for both databases.
@@ -74,53 +72,13 @@ fn read_permit(table: &'static str, key: &str, row: PermitRow) -> Result<Permit,
     let (decision, rule, evidence, revision, evaluated_at) = row;
     let evidence = match evidence.as_str() {
         "" => None,
-        text => Some(serde_json::from_str(text).map_err(|_| corrupt(table, key, "gate_evidence"))?),
+        text => Some(serde_json::from_str(text).map_err(|_| at(table, key).corrupt("gate_evidence"))?),
     };
     Ok(Permit {
-        decision: named(table, key, "gate_decision", Decision::from_name(&decision))?,
-        rule: named(table, key, "gate_rule", Rule::from_name(&rule))?,
+        decision: at(table, key).named("gate_decision", Decision::from_name(&decision))?,
+        rule: at(table, key).named("gate_rule", Rule::from_name(&rule))?,
         evidence,
         revision,
         evaluated_at: utc(evaluated_at),
     })
-}
-
-/// A stored value that must parse, or the row is corrupt.
-fn parse<T: FromStr>(table: &'static str, key: &str, column: &'static str, value: &str) -> Result<T, Error> {
-    value.parse().map_err(|_| corrupt(table, key, column))
-}
-
-/// A stored name that must be one of an enum's.
-fn named<T>(table: &'static str, key: &str, column: &'static str, value: Option<T>) -> Result<T, Error> {
-    value.ok_or_else(|| corrupt(table, key, column))
-}
-
-/// A stored count that must not be negative or too large.
-fn count<N>(table: &'static str, key: &str, column: &'static str, value: N) -> Result<u32, Error>
-where
-    u32: TryFrom<N>,
-{
-    u32::try_from(value).map_err(|_| corrupt(table, key, column))
-}
-
-/// An id that is stored as '' where there is none.
-fn optional_id(
-    table: &'static str,
-    key: &str,
-    column: &'static str,
-    value: &str,
-) -> Result<Option<Uuid>, Error> {
-    (!value.is_empty()).then(|| parse(table, key, column, value)).transpose()
-}
-
-fn corrupt(table: &'static str, key: &str, column: &'static str) -> Error {
-    Error::Corrupt { table, key: key.to_owned(), column }
-}
-
-fn utc(time: NaiveDateTime) -> Time {
-    time.and_utc()
-}
-
-fn id_or_empty(id: Option<Uuid>) -> String {
-    id.map(|id| id.to_string()).unwrap_or_default()
 }

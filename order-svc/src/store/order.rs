@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use chassis::database::row::{at, id_or_empty, utc};
 use chassis::database::{Connection, Error};
 use chassis::query;
 use chrono::NaiveDateTime;
@@ -9,7 +10,7 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::schema::{order_line, orders};
-use super::{PermitRow, Slice, Viewer, count, id_or_empty, optional_id, parse, permit_row, read_permit, utc};
+use super::{PermitRow, Slice, Viewer, permit_row, read_permit};
 use crate::rules::order::{Line, Order, Parties, PlacedLine};
 
 #[derive(Queryable)]
@@ -42,16 +43,16 @@ impl Row {
         );
         Ok(Order {
             parties: Parties {
-                payer_id: parse(table, id, "payer_id", &self.payer_id)?,
-                reseller_id: optional_id(table, id, "reseller_id", &self.reseller_id)?,
-                customer_id: parse(table, id, "customer_id", &self.customer_id)?,
+                payer_id: at(table, id).parse("payer_id", &self.payer_id)?,
+                reseller_id: at(table, id).optional_id("reseller_id", &self.reseller_id)?,
+                customer_id: at(table, id).parse("customer_id", &self.customer_id)?,
             },
             lines,
             placed_at: utc(self.placed_at),
-            placed_by_tenant: parse(table, id, "placed_by_tenant", &self.placed_by_tenant)?,
-            placed_by: parse(table, id, "placed_by", &self.placed_by)?,
+            placed_by_tenant: at(table, id).parse("placed_by_tenant", &self.placed_by_tenant)?,
+            placed_by: at(table, id).parse("placed_by", &self.placed_by)?,
             permit: read_permit(table, id, gate)?,
-            id: parse(table, id, "id", id)?,
+            id: at(table, id).parse("id", id)?,
         })
     }
 }
@@ -66,8 +67,8 @@ fn with_lines(connection: &mut Connection, rows: Vec<Row>) -> Result<Vec<Order>,
     })?;
     let mut lines: BTreeMap<String, Vec<PlacedLine>> = BTreeMap::new();
     for (order_id, _, offer_id, quantity, friendly_name, subscription_id) in line_rows {
-        let quantity = count("order_line", &order_id, "quantity", quantity)?;
-        let subscription_id = parse("order_line", &order_id, "subscription_id", &subscription_id)?;
+        let quantity = at("order_line", &order_id).count("quantity", quantity)?;
+        let subscription_id = at("order_line", &order_id).parse("subscription_id", &subscription_id)?;
         let line = Line { offer_id, quantity, friendly_name };
         lines.entry(order_id).or_default().push(PlacedLine { line, subscription_id });
     }

@@ -3,6 +3,7 @@
 //! A report is written in the transaction that accepts the order, claimed by moving its due time
 //! forward, and due again when whoever claimed it does not finish. It is never deleted.
 
+use chassis::database::row::{at, utc};
 use chassis::database::{Connection, Error};
 use chassis::query;
 use chrono::{Duration, NaiveDateTime};
@@ -10,7 +11,7 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::schema::purchase_report;
-use super::{parse, utc};
+
 use crate::rules::Time;
 use crate::rules::order::Order;
 
@@ -84,9 +85,9 @@ pub(crate) fn reports_claim(
         if updated > 0 {
             let table = "purchase_report";
             claimed.push(Report {
-                customer_id: parse(table, &key, "customer_id", &key)?,
-                payer_id: parse(table, &key, "payer_id", &payer_id)?,
-                order_id: parse(table, &key, "order_id", &order_id)?,
+                customer_id: at(table, &key).parse("customer_id", &key)?,
+                payer_id: at(table, &key).parse("payer_id", &payer_id)?,
+                order_id: at(table, &key).parse("order_id", &order_id)?,
                 purchased_at: utc(purchased_at),
                 attempts: u32::try_from(attempts).unwrap_or(0) + 1,
             });

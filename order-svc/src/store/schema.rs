@@ -1,17 +1,6 @@
 //! The tables, as the migrations make them.
 
 diesel::table! {
-    request (tenant_id, call, request_id) {
-        tenant_id -> Text,
-        call -> Text,
-        request_id -> Text,
-        content -> Text,
-        answer -> Binary,
-        answered_at -> Timestamp,
-    }
-}
-
-diesel::table! {
     fence (customer_id) {
         customer_id -> Text,
         fence_revision -> BigInt,

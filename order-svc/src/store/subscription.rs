@@ -1,5 +1,6 @@
 //! Subscriptions and what happened to them.
 
+use chassis::database::row::{at, id_or_empty, utc};
 use chassis::database::{Connection, Error};
 use chassis::query;
 use chrono::NaiveDateTime;
@@ -7,9 +8,7 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::schema::{subscription, subscription_change};
-use super::{
-    Slice, Viewer, corrupt, count, id_or_empty, named, optional_id, parse, permit_row, read_permit, utc,
-};
+use super::{Slice, Viewer, permit_row, read_permit};
 use crate::rules::offer::Term;
 use crate::rules::subscription::{Change, ChangeKind, State, Subscription};
 
@@ -37,15 +36,15 @@ impl Row {
     fn read(self) -> Result<Subscription, Error> {
         let (table, id) = ("subscription", &self.id);
         Ok(Subscription {
-            order_id: parse(table, id, "order_id", &self.order_id)?,
-            payer_id: parse(table, id, "payer_id", &self.payer_id)?,
-            reseller_id: optional_id(table, id, "reseller_id", &self.reseller_id)?,
-            customer_id: parse(table, id, "customer_id", &self.customer_id)?,
-            quantity: count(table, id, "quantity", self.quantity)?,
-            state: named(table, id, "state", State::from_name(&self.state))?,
-            term: named(table, id, "term", Term::from_name(&self.term))?,
-            term_number: count(table, id, "term_number", self.term_number)?,
-            id: parse(table, id, "id", id)?,
+            order_id: at(table, id).parse("order_id", &self.order_id)?,
+            payer_id: at(table, id).parse("payer_id", &self.payer_id)?,
+            reseller_id: at(table, id).optional_id("reseller_id", &self.reseller_id)?,
+            customer_id: at(table, id).parse("customer_id", &self.customer_id)?,
+            quantity: at(table, id).count("quantity", self.quantity)?,
+            state: at(table, id).named("state", State::from_name(&self.state))?,
+            term: at(table, id).named("term", Term::from_name(&self.term))?,
+            term_number: at(table, id).count("term_number", self.term_number)?,
+            id: at(table, id).parse("id", id)?,
             offer_id: self.offer_id,
             friendly_name: self.friendly_name,
             auto_renew: self.auto_renew,
@@ -86,12 +85,12 @@ impl ChangeRow {
         );
         Ok(Change {
             number: self.number.into(),
-            kind: named(table, id, "kind", ChangeKind::from_name(&self.kind))?,
+            kind: at(table, id).named("kind", ChangeKind::from_name(&self.kind))?,
             changed_at: utc(self.changed_at),
-            actor_tenant: parse(table, id, "actor_tenant", &self.actor_tenant)?,
-            actor: parse(table, id, "actor", &self.actor)?,
-            quantity_before: count(table, id, "quantity_before", self.quantity_before)?,
-            quantity_after: count(table, id, "quantity_after", self.quantity_after)?,
+            actor_tenant: at(table, id).parse("actor_tenant", &self.actor_tenant)?,
+            actor: at(table, id).parse("actor", &self.actor)?,
+            quantity_before: at(table, id).count("quantity_before", self.quantity_before)?,
+            quantity_after: at(table, id).count("quantity_after", self.quantity_after)?,
             permit: read_permit(table, id, gate)?,
         })
     }
@@ -152,8 +151,8 @@ pub(crate) fn changes_insert(connection: &mut Connection, changes: &[(Uuid, Chan
     let mut rows = vec![];
     for (id, change) in changes {
         let (decision, rule, evidence, revision, evaluated_at) = permit_row(&change.permit)?;
-        let number =
-            i32::try_from(change.number).map_err(|_| corrupt("subscription", &id.to_string(), "version"))?;
+        let number = i32::try_from(change.number)
+            .map_err(|_| at("subscription", &id.to_string()).corrupt("version"))?;
         rows.push((
             subscription_change::subscription_id.eq(id.to_string()),
             subscription_change::number.eq(number),

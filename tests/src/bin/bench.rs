@@ -160,11 +160,8 @@ fn connect(connections: usize, agreements: SocketAddr, orders: SocketAddr, calle
             .map(|endpoint| endpoint.connect_lazy())
             .unwrap_or_else(|error| panic!("{address} is no address: {error}"))
     };
-    let one = |_| As {
-        agreements: lazy(agreements),
-        orders: lazy(orders),
-        identity: Identity::of(caller.clone()),
-    };
+    let one =
+        |_| As { agreements: lazy(agreements), orders: lazy(orders), identity: Identity::of(caller.clone()) };
     (0..connections).map(one).collect()
 }
 
