@@ -164,7 +164,8 @@ impl Caller {
 
     /// Reads the identity, or names the claim that is missing or malformed.
     fn from_metadata(headers: &HeaderMap) -> Result<Self, &'static str> {
-        let text = |key: &str| headers.get(key).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        // What is there and cannot be read is not the same as what is absent.
+        let text = |key: &str| headers.get(key).map_or("", |value| value.to_str().unwrap_or("?"));
         let id = |key: &'static str| {
             let id = Uuid::try_parse(text(key)).ok().filter(|id| !id.is_nil());
             id.filter(|id| id.to_string() == text(key)).ok_or(key)

@@ -199,14 +199,7 @@ impl Database {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        self.blocking(move |connection| {
-            let result = guarded(connection, read);
-            if result.is_err() {
-                connection.mark_if_lost();
-            }
-            result
-        })
-        .await
+        self.blocking(move |connection| guarded(connection, read)).await
     }
 
     /// Runs a transaction that writes. It is committed when `write` returns `Ok`, and only then is
@@ -226,7 +219,11 @@ impl Database {
         }
         self.blocking(move |connection| {
             connection.begin()?;
-            let result = guarded(connection, write);
+            let result = guarded(connection, write).and_then(|value| {
+                // PostgreSQL answers the commit of a transaction in which a statement failed with a
+                // silent rollback; any statement before it fails loudly.
+                connection.probe().map(|()| value).map_err(E::from)
+            });
             match result {
                 Ok(value) => connection.commit().map(|()| value).map_err(E::from),
                 Err(error) => {
@@ -272,14 +269,8 @@ fn guarded<T, E: From<Error>>(
 }
 
 impl Connection {
-    /// A connection that lost its server still looks idle, and asking costs a round trip, so it is
-    /// asked only after something went wrong on it. Marked, the pool drops it.
-    fn mark_if_lost(&mut self) {
-        query!(self, c => {
-            if c.batch_execute("SELECT 1").is_err() {
-                AnsiTransactionManager::transaction_manager_status_mut(c).set_in_error();
-            }
-        });
+    fn probe(&mut self) -> Result<(), Error> {
+        Ok(query!(self, c => c.batch_execute("SELECT 1"))?)
     }
 
     fn begin(&mut self) -> Result<(), Error> {
@@ -353,7 +344,7 @@ impl ManageConnection for Manager {
     }
 
     fn is_valid(&self, connection: &mut Connection) -> Result<(), Error> {
-        Ok(query!(connection, c => c.batch_execute("SELECT 1"))?)
+        connection.probe()
     }
 
     fn has_broken(&self, connection: &mut Connection) -> bool {
@@ -391,7 +382,12 @@ impl FromStr for Url {
 
     fn from_str(url: &str) -> Result<Self, String> {
         match url.split_once(':') {
-            Some(("sqlite", path)) if !path.is_empty() && path != ":memory:" => Ok(Self::Sqlite(path.into())),
+            // SQLite reads `file:` as a URI, which may name a database in memory.
+            Some(("sqlite", path))
+                if !path.is_empty() && !path.starts_with(":memory:") && !path.starts_with("file:") =>
+            {
+                Ok(Self::Sqlite(path.into()))
+            }
             Some(("postgres" | "postgresql", rest)) if rest.starts_with("//") => {
                 Ok(Self::Postgres(url.to_owned()))
             }

@@ -93,7 +93,13 @@ impl Form {
         None
     }
 
-    /// Whether anything was found so far.
+    /// Whether a field was found to be bad.
+    #[must_use]
+    pub fn names(&self, field: &str) -> bool {
+        self.violations.iter().any(|violation| violation.field == field)
+    }
+
+    /// Whether nothing was found so far.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.violations.is_empty()

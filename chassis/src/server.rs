@@ -104,10 +104,16 @@ pub async fn serve(
     for service in options.services.iter().chain(&[""]) {
         health.set_service_status(*service, tonic_health::ServingStatus::Serving).await;
     }
-    let reflection = tonic_reflection::server::Builder::configure()
+    let mut reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(options.descriptors)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET);
+    for service in
+        options.services.iter().chain(&["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"])
+    {
+        reflection = reflection.with_service_name(*service);
+    }
+    let reflection = reflection.build_v1()?;
     let mut routes = routes;
     routes.add_service(health_service).add_service(reflection);
 
@@ -299,7 +305,7 @@ impl Line {
     }
 
     fn finish(mut self, response: http::Response<Body>, domain: &'static str) -> http::Response<Body> {
-        let mut response = too_large(&response, domain).map_or(response, Status::into_http);
+        let mut response = unreadable(&response, domain).map_or(response, Status::into_http);
         let code = response
             .headers()
             .get(Status::GRPC_STATUS)
@@ -334,16 +340,22 @@ impl Drop for Line {
     }
 }
 
-/// tonic answers an oversized message with OUT_OF_RANGE and words only; here it gets its reason.
-fn too_large(response: &http::Response<Body>, domain: &'static str) -> Option<Status> {
+/// tonic answers an oversized message with OUT_OF_RANGE, and one that is none with INTERNAL, in words
+/// only; here they get their code and reason.
+fn unreadable(response: &http::Response<Body>, domain: &'static str) -> Option<Status> {
     let status = response.extensions().get::<Status>()?;
-    let oversized =
-        status.code() == Code::OutOfRange && status.message().contains("decoded message length too large");
-    oversized.then(|| {
-        let sentence =
-            format!("a request message has at most {MESSAGE_BYTES_MAX} bytes; send less at a time");
-        failure(domain, Code::ResourceExhausted, "MESSAGE_TOO_LARGE", sentence).status()
-    })
+    match status.code() {
+        Code::OutOfRange if status.message().contains("decoded message length too large") => {
+            let sentence =
+                format!("a request message has at most {MESSAGE_BYTES_MAX} bytes; send less at a time");
+            Some(failure(domain, Code::ResourceExhausted, "MESSAGE_TOO_LARGE", sentence).status())
+        }
+        Code::Internal if status.message().starts_with("failed to decode Protobuf message") => {
+            let sentence = "the bytes are no message of this call; encode it with the published contract";
+            Some(failure(domain, Code::InvalidArgument, "MALFORMED_MESSAGE", sentence).status())
+        }
+        _ => None,
+    }
 }
 
 fn overloaded(domain: &'static str) -> Status {

@@ -69,6 +69,17 @@ pub(super) fn channel_of(caller: &auth::Caller) -> Channel {
     }
 }
 
+/// The types that a list names, with every entry that is none.
+pub(super) fn read_agreement_types(form: &mut Form, field: &str, types: &[i32]) -> Vec<AgreementType> {
+    const TYPES_MAX: usize = 10;
+    if types.is_empty() || types.len() > TYPES_MAX {
+        form.wrong(field, format!("must name 1 to {TYPES_MAX} types"));
+        return vec![];
+    }
+    let entries = types.iter().enumerate();
+    entries.filter_map(|(n, of)| read_agreement_type(form, &format!("{field}[{n}]"), *of)).collect()
+}
+
 pub(super) fn read_contact(form: &mut Form, field: &str, contact: Option<&types::Contact>) -> Contact {
     let absent = types::Contact::default();
     let contact = contact.unwrap_or(&absent);

@@ -38,7 +38,7 @@ impl CustomerService for Api {
         let mut form = Form::new();
         let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));
         let company_name = form.text("company_name", &message.company_name, 1, 200);
-        let domain = message.domain.trim().to_lowercase();
+        let domain = message.domain.trim().to_ascii_lowercase();
         if !is_domain(&domain) {
             let problem =
                 if domain.is_empty() { "is required" } else { "must be a host name such as contoso.example" };

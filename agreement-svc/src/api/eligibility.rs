@@ -158,24 +158,22 @@ fn read_demands(form: &mut Form, message: &CheckEligibilityRequest) -> Vec<Vec<A
         form.wrong("demands", format!("must have at most {DEMANDS_MAX} entries"));
         return vec![];
     }
-    let mut demands = vec![];
-    for (n, demand) in message.demands.iter().enumerate() {
-        let field = format!("demands[{n}].agreement_types");
-        if demand.agreement_types.is_empty() {
-            form.wrong(&field, "must name at least one type");
-        }
-        let types = demand.agreement_types.iter().enumerate();
-        demands.push(
-            types
-                .filter_map(|(m, t)| convert::read_agreement_type(form, &format!("{field}[{m}]"), *t))
-                .collect(),
-        );
-    }
+    let demands = message.demands.iter().enumerate();
     demands
+        .map(|(n, demand)| {
+            let field = format!("demands[{n}].agreement_types");
+            convert::read_agreement_types(form, &field, &demand.agreement_types)
+        })
+        .collect()
 }
 
 /// Whether the roles let the acting user attest and invite (ROLE-1).
 fn read_roles(form: &mut Form, roles: &[i32]) -> bool {
+    const ROLES_MAX: usize = 10;
+    if roles.len() > ROLES_MAX {
+        form.wrong("acting_roles", format!("must have at most {ROLES_MAX} entries"));
+        return false;
+    }
     let mut may_act = false;
     for (n, role) in roles.iter().enumerate() {
         match PartnerRole::try_from(*role) {

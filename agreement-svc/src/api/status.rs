@@ -7,8 +7,8 @@ use proto::types::ErrorReason;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use crate::rules::Refusal;
 use crate::rules::attestation::IN_THE_FUTURE;
+use crate::rules::{BadField, Refusal};
 use crate::store::change::ChangeError;
 
 /// `ErrorInfo.domain` of everything this service refuses.
@@ -39,8 +39,12 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
     let precondition = |reason, sentence: String| with(Code::FailedPrecondition, reason, sentence);
     match refusal {
         Refusal::NotFound { resource, id } => not_found(resource, *id),
-        Refusal::Field { field, problem } => {
-            invalid(&[Violation { field: (*field).to_owned(), problem: problem.clone() }])
+        Refusal::Fields(bad) => {
+            let violation = |bad: &BadField| Violation {
+                field: bad.field.to_owned(),
+                problem: bad.problem.clone(),
+            };
+            invalid(&bad.iter().map(violation).collect::<Vec<_>>())
         }
         Refusal::RequestIdReused { request_id } => with(
             Code::InvalidArgument,
@@ -207,7 +211,7 @@ mod tests {
         let id = Uuid::from_u128(1);
         let refusals = [
             Refusal::NotFound { resource: "customer", id },
-            Refusal::Field { field: "provider_id", problem: "is for resellers only".into() },
+            Refusal::field("provider_id", "is for resellers only"),
             Refusal::RequestIdReused { request_id: id },
             Refusal::StaleEtag,
             Refusal::ResellerCannotAttest { provider_id: id },

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::{Api, checked, convert, status};
 use crate::rules::event::Event;
 use crate::rules::template::{AgreementType, Reaccept, Template, choose_document, next_version};
-use crate::rules::{Refusal, Time};
+use crate::rules::{BadField, Refusal, Time};
 use crate::store::change::{Change, ChangeError};
 use crate::store::template::{
     documents_for, template_find, template_list, template_live, template_publish, template_update,
@@ -31,17 +31,7 @@ impl TemplateService for Api {
     ) -> Result<Response<ListTemplatesResponse>, Status> {
         let message = request.into_inner();
         let mut form = Form::new();
-        if message.agreement_types.is_empty() {
-            form.wrong("agreement_types", "must name at least one type; name both to see all");
-        }
-        let mut types: Vec<AgreementType> = message
-            .agreement_types
-            .iter()
-            .enumerate()
-            .filter_map(|(n, t)| {
-                convert::read_agreement_type(&mut form, &format!("agreement_types[{n}]"), *t)
-            })
-            .collect();
+        let mut types = convert::read_agreement_types(&mut form, "agreement_types", &message.agreement_types);
         checked(form)?;
         types.sort_unstable();
         types.dedup();
@@ -190,13 +180,16 @@ fn found(connection: &mut Connection, id: Uuid) -> Result<Template, ChangeError>
 
 /// A known template, if what the request says of it is true.
 fn matching(template: Template, of: Option<AgreementType>, name: &str) -> Result<Template, Refusal> {
+    let mut bad = vec![];
     if of.is_some_and(|of| of != template.agreement_type) {
         let problem = format!("must be absent or {}, which the template has", template.agreement_type.name());
-        return Err(Refusal::Field { field: "agreement_type", problem });
+        bad.push(BadField { field: "agreement_type", problem });
     }
     if !name.is_empty() && name != template.name {
-        let problem = "must be absent or the name the template has".into();
-        return Err(Refusal::Field { field: "name", problem });
+        bad.push(BadField { field: "name", problem: "must be absent or the name the template has".into() });
+    }
+    if !bad.is_empty() {
+        return Err(Refusal::Fields(bad));
     }
     Ok(template)
 }
@@ -207,11 +200,12 @@ fn new_template(
     agreement_type: Option<AgreementType>,
     name: &str,
 ) -> Result<Template, ChangeError> {
-    let required = |field| Refusal::Field { field, problem: "is required for a new template".into() };
-    let agreement_type = agreement_type.ok_or(required("agreement_type"))?;
-    if name.is_empty() {
-        return Err(required("name").into());
-    }
+    let Some(agreement_type) = agreement_type.filter(|_| !name.is_empty()) else {
+        let missing = [("agreement_type", agreement_type.is_none()), ("name", name.is_empty())];
+        let missing = missing.into_iter().filter(|(_, is_missing)| *is_missing);
+        let required = |(field, _)| BadField { field, problem: "is required for a new template".to_owned() };
+        return Err(Refusal::Fields(missing.map(required).collect()).into());
+    };
     let now: Time = change.now;
     if let Some(template_id) = template_live(change.connection, agreement_type, now)? {
         return Err(Refusal::TypeHasTemplate { template_id }.into());

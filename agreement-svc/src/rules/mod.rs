@@ -39,13 +39,27 @@ macro_rules! names {
 }
 pub(crate) use names;
 
+/// A bad field, by path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadField {
+    pub field: &'static str,
+    pub problem: String,
+}
+
+impl Refusal {
+    /// One bad field.
+    pub fn field(field: &'static str, problem: impl Into<String>) -> Self {
+        Self::Fields(vec![BadField { field, problem: problem.into() }])
+    }
+}
+
 /// Why a request is refused. Each has one meaning; `api::status` chooses its code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// It does not exist, or not for this caller (ROLE-6).
     NotFound { resource: &'static str, id: Uuid },
-    /// A field that only makes sense in the present state does not.
-    Field { field: &'static str, problem: String },
+    /// Fields that only make sense in the present state do not.
+    Fields(Vec<BadField>),
     /// The request id was used for other content.
     RequestIdReused { request_id: Uuid },
     /// The resource has changed since its etag was read.

@@ -118,19 +118,16 @@ pub fn relationship_of(creator: &Partner, named: Named<'_>) -> Result<Relationsh
         (PartnerKind::IndirectReseller, Named::Provider(provider, is_linked)) => {
             linked(provider, creator, is_linked)
         }
-        (PartnerKind::IndirectReseller, _) => Err(Refusal::Field {
-            field: "provider_id",
-            problem: "must name the provider that the reseller works through".into(),
-        }),
+        (PartnerKind::IndirectReseller, _) => {
+            Err(Refusal::field("provider_id", "must name the provider that the reseller works through"))
+        }
         (PartnerKind::IndirectProvider, Named::Reseller(reseller, is_linked)) => {
             linked(creator, reseller, is_linked)
         }
         (_, Named::Nobody) => Ok(Relationship { payer_id: creator.id, reseller_id: None }),
-        (_, Named::Provider(..)) => {
-            Err(Refusal::Field { field: "provider_id", problem: "is for resellers only".into() })
-        }
+        (_, Named::Provider(..)) => Err(Refusal::field("provider_id", "is for resellers only")),
         (PartnerKind::DirectBill, Named::Reseller(..)) => {
-            Err(Refusal::Field { field: "reseller_id", problem: "is for providers only".into() })
+            Err(Refusal::field("reseller_id", "is for providers only"))
         }
     }
 }

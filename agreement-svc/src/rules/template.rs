@@ -92,8 +92,7 @@ pub fn next_version(
         Reaccept::WhenEffective => Some(effective_from),
         Reaccept::Never => None,
         Reaccept::By(by) if by < effective_from => {
-            let problem = "must not be before effective_from".into();
-            return Err(Refusal::Field { field: "reaccept_by", problem });
+            return Err(Refusal::field("reaccept_by", "must not be before effective_from"));
         }
         Reaccept::By(by) => Some(by),
     };
@@ -170,10 +169,10 @@ mod tests {
             publish(Some(200), Reaccept::Never, 150),
             Err(Refusal::NotLaterThanLastVersion { not_before: just_after })
         );
-        assert!(matches!(
+        assert_eq!(
             publish(Some(400), Reaccept::By(at(399)), 300),
-            Err(Refusal::Field { field: "reaccept_by", .. })
-        ));
+            Err(Refusal::field("reaccept_by", "must not be before effective_from"))
+        );
     }
 
     #[test]

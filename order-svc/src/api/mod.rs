@@ -12,7 +12,7 @@ mod status;
 mod subscription;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chassis::auth::{Caller, TenantKind};
 use chassis::clock::Clock;
@@ -44,11 +44,40 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    /// The first answer to a request that was seen before.
-    async fn replay<A: Message + Default>(&self, key: &RequestKey) -> Result<Option<Response<A>>, Status> {
-        let read_key = key.clone();
-        let seen = self.database.read(move |c: &mut Connection| request_seen(c, &read_key)).await;
-        replayed(key, seen.map_err(|error: Error| status::failed(&error))?)
+    /// The first answer to a request id that was seen before; a call that only validates has none.
+    async fn replay<A: Message + Default>(
+        &self,
+        key: Option<&RequestKey>,
+    ) -> Result<Option<Response<A>>, Status> {
+        let Some(key) = key.cloned() else { return Ok(None) };
+        let request_id = key.request_id;
+        let seen =
+            self.database.read(move |connection: &mut Connection| request_seen(connection, &key)).await;
+        match seen.map_err(|error: Error| status::failed(&error))? {
+            Seen::Never => Ok(None),
+            Seen::Answered(answer) => {
+                let answer = A::decode(answer.as_slice()).map_err(|error| status::undecodable(&error))?;
+                Ok(Some(Response::new(answer)))
+            }
+            Seen::OtherContent => Err(status::refused(&Refusal::RequestIdReused { request_id })),
+        }
+    }
+
+    /// Ends a call that did not store anything. Its request may have been answered meanwhile, by
+    /// somebody with the same id; then what failed may be the effect of that very request, and the
+    /// first answer is given again.
+    async fn fail<A: Message + Default>(
+        &self,
+        failure: Failure,
+        key: Option<&RequestKey>,
+    ) -> Result<Response<A>, Status> {
+        match failure {
+            Failure::Refused(refusal) => match self.replay(key).await? {
+                Some(first) => Ok(first),
+                None => Err(status::refused(&refusal)),
+            },
+            Failure::Database(error) => Err(status::failed(&error)),
+        }
     }
 
     /// Asks the gate; everything but an answer becomes a refusal.
@@ -66,21 +95,32 @@ impl Api {
     }
 }
 
-/// The first answer to a request id, if there is one and the content is the same.
-fn replayed<A: Message + Default>(key: &RequestKey, seen: Seen) -> Result<Option<Response<A>>, Status> {
-    match seen {
-        Seen::Never => Ok(None),
-        Seen::Answered(answer) => {
-            let answer = A::decode(answer.as_slice()).map_err(|error| status::undecodable(&error))?;
-            Ok(Some(Response::new(answer)))
-        }
-        Seen::OtherContent => Err(status::refused(&Refusal::RequestIdReused { request_id: key.request_id })),
+/// Why a call that buys or changes stored nothing.
+enum Failure {
+    Refused(Refusal),
+    Database(Error),
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Database(error)
     }
 }
 
 /// Ends the reading of a request.
 fn checked(form: Form) -> Result<(), Status> {
     form.finish().map_err(|violations| status::invalid(&violations))
+}
+
+/// How long is left until a caller gives up.
+fn time_until(give_up: Instant) -> Duration {
+    give_up.saturating_duration_since(Instant::now())
 }
 
 /// What a caller may see of orders and subscriptions (ROLE-6).

@@ -1,6 +1,6 @@
 //! `OrderService`.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use chassis::auth::{self, Caller};
 use chassis::clock::new_id;
@@ -17,7 +17,7 @@ use proto::order::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, ROUNDS_MAX, checked, convert, replayed, status, viewer};
+use super::{Api, Failure, ROUNDS_MAX, checked, convert, status, time_until, viewer};
 use crate::agreements::{Ask, Operation};
 use crate::rules::gate::Answer;
 use crate::rules::order::{Line, Order, Parties, Placing, check_lines, demands, parties, place};
@@ -47,40 +47,33 @@ impl OrderService for Api {
         let validate_only = std::mem::take(&mut message.validate_only);
         let parties = read_parties(&mut form, &caller, &message);
         let lines = read_lines(&mut form, &message);
+        // Beside other bad fields bad lines are named at once; alone they wait for the customer's
+        // country, which the gate tells.
+        if !form.is_clean()
+            && let Err(Refusal::Fields(bad)) = check_lines(&lines, &self.catalogue, None)
+        {
+            for bad in bad {
+                if !form.names(&bad.field) {
+                    form.wrong(bad.field, bad.problem);
+                }
+            }
+        }
         checked(form)?;
+        let key = RequestKey::new(&caller, "CreateOrder", request_id, &message);
+        let key = (!validate_only).then_some(key);
         let new = NewOrder { parties, lines, caller, call_id };
 
-        if validate_only {
-            let answer = self.ask_about(&new, give_up).await.map_err(|refusal| status::refused(&refusal))?;
-            let (order, subscriptions) =
-                self.place(&new, &answer).map_err(|refusal| status::refused(&refusal))?;
-            return Ok(Response::new(response(&order, &subscriptions)));
-        }
-        let key = RequestKey::new(&new.caller, "CreateOrder", request_id, &message);
         for _ in 0..ROUNDS_MAX {
-            if let Some(first) = self.replay(&key).await? {
+            if let Some(first) = self.replay(key.as_ref()).await? {
                 return Ok(first);
             }
-            let answer = self.ask_about(&new, give_up).await.map_err(|refusal| status::refused(&refusal))?;
-            let (order, subscriptions) =
-                self.place(&new, &answer).map_err(|refusal| status::refused(&refusal))?;
-            let response = response(&order, &subscriptions);
-            match self.store(&key, answer, order, subscriptions, &response).await {
-                Ok(Stored::Done) => {
-                    self.orders.send_replace(());
-                    return Ok(Response::new(response));
-                }
-                Ok(Stored::Seen(seen)) => {
-                    if let Some(first) = replayed(&key, seen)? {
-                        return Ok(first);
-                    }
-                }
-                // Nothing in an order can have changed under it, so both mean: ask again.
-                Ok(Stored::AnswerOutdated | Stored::LostRace) => {}
-                Err(error) => return Err(status::failed(&error)),
+            match self.try_order(&new, key.as_ref(), give_up).await {
+                Ok(Some(placed)) => return Ok(Response::new(placed)),
+                Ok(None) => {}
+                Err(failure) => return self.fail(failure, key.as_ref()).await,
             }
         }
-        Err(status::refused(&Refusal::AnswerOutdated))
+        self.fail(Refusal::AnswerOutdated.into(), key.as_ref()).await
     }
 
     async fn get_order(
@@ -128,7 +121,7 @@ struct NewOrder {
 }
 
 impl Api {
-    /// The gate's answer. When it cannot be had, lines that are bad whatever the answer are named
+    /// The gate's answer. Where there is none, lines that are bad whatever the answer are named
     /// instead: their sender can act on that.
     async fn ask_about(&self, new: &NewOrder, give_up: Instant) -> Result<Answer, Refusal> {
         let ask = Ask {
@@ -138,11 +131,10 @@ impl Api {
             caller: new.caller.clone(),
             call_id: new.call_id.clone(),
         };
-        let patience: Duration = give_up.saturating_duration_since(Instant::now());
-        match self.ask(&ask, patience).await {
-            Err(Refusal::GateUnavailable) => {
+        match self.ask(&ask, time_until(give_up)).await {
+            Err(refusal) => {
                 check_lines(&new.lines, &self.catalogue, None)?;
-                Err(Refusal::GateUnavailable)
+                Err(refusal)
             }
             answer => answer,
         }
@@ -160,14 +152,19 @@ impl Api {
         place(new.parties, new.lines.clone(), &self.catalogue, answer, placing)
     }
 
-    async fn store(
+    /// Asks, places and, with a key, stores. Nothing when it has to be done again from the start:
+    /// the answer is outdated, or somebody else was first under the same request id.
+    async fn try_order(
         &self,
-        key: &RequestKey,
-        answer: Answer,
-        order: Order,
-        subscriptions: Vec<Subscription>,
-        response: &CreateOrderResponse,
-    ) -> Result<Stored, Error> {
+        new: &NewOrder,
+        key: Option<&RequestKey>,
+        give_up: Instant,
+    ) -> Result<Option<CreateOrderResponse>, Failure> {
+        let answer = self.ask_about(new, give_up).await?;
+        let (order, subscriptions) = self.place(new, &answer)?;
+        let response = response(&order, &subscriptions);
+        let Some(key) = key else { return Ok(Some(response)) };
+
         let basis = (answer, order.permit.clone());
         let effect = move |connection: &mut Connection| {
             order_insert(connection, &order)?;
@@ -177,8 +174,14 @@ impl Api {
             report_insert(connection, &order)?;
             Ok(true)
         };
-        let response = response.encode_to_vec();
-        store_gated(&self.database, &self.clock, key.clone(), basis, response, effect).await
+        let encoded = response.encode_to_vec();
+        match store_gated(&self.database, &self.clock, key.clone(), basis, encoded, effect).await? {
+            Stored::Done => {
+                self.orders.send_replace(());
+                Ok(Some(response))
+            }
+            Stored::SeenBefore | Stored::AnswerOutdated | Stored::LostRace => Ok(None),
+        }
     }
 }
 
@@ -218,12 +221,11 @@ fn read_lines(form: &mut Form, message: &CreateOrderRequest) -> Vec<Line> {
         form.wrong("lines", format!("must have 1 to {LINES_MAX} entries"));
         return vec![];
     }
-    let lines = message.lines.iter().enumerate();
+    let mut lines = vec![];
+    for (n, line) in message.lines.iter().enumerate() {
+        let offer_id = form.text(&format!("lines[{n}].offer_id"), &line.offer_id, 1, 100);
+        let friendly_name = form.text(&format!("lines[{n}].friendly_name"), &line.friendly_name, 0, 200);
+        lines.push(Line { offer_id, quantity: line.quantity, friendly_name });
+    }
     lines
-        .map(|(n, line)| Line {
-            offer_id: form.text(&format!("lines[{n}].offer_id"), &line.offer_id, 1, 100),
-            quantity: line.quantity,
-            friendly_name: form.text(&format!("lines[{n}].friendly_name"), &line.friendly_name, 0, 200),
-        })
-        .collect()
 }

@@ -18,10 +18,10 @@ use proto::order::{
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{Api, ROUNDS_MAX, checked, convert, replayed, status, viewer};
+use super::{Api, Failure, ROUNDS_MAX, checked, convert, status, time_until, viewer};
 use crate::agreements::{Ask, Operation};
 use crate::rules::Refusal;
-use crate::rules::gate::{Answer, Permit};
+use crate::rules::offer::Offer;
 use crate::rules::order::Parties;
 use crate::rules::subscription::{Change, ChangeKind, SeatChange, Subscription};
 use crate::store::Slice;
@@ -40,7 +40,10 @@ impl SubscriptionService for Api {
         let mut form = Form::new();
         let id = form.id("subscription_id", &request.get_ref().subscription_id);
         checked(form)?;
-        let subscription = self.visible(&caller, id).await?;
+        let subscription = match self.visible(&caller, id).await {
+            Ok(subscription) => subscription,
+            Err(failure) => return self.fail(failure, None).await,
+        };
         let subscription = Some(convert::subscription(&subscription));
         Ok(Response::new(GetSubscriptionResponse { subscription }))
     }
@@ -76,7 +79,9 @@ impl SubscriptionService for Api {
         let asked = (message.page_size, message.page_token.as_str());
         let page = Page::read(&mut form, asked, &caller, "ListSubscriptionChanges", &message.subscription_id);
         checked(form)?;
-        self.visible(&caller, id).await?;
+        if let Err(failure) = self.visible(&caller, id).await {
+            return self.fail(failure, None).await;
+        }
         let (after, limit) =
             (page.after.as_deref().and_then(|key| key.parse().ok()).unwrap_or(0), page.fetch());
         let list = move |connection: &mut Connection| change_list(connection, id, after, limit);
@@ -105,120 +110,108 @@ impl SubscriptionService for Api {
         checked(form)?;
 
         let key = RequestKey::new(&caller, "ChangeSeats", request_id, &message);
-        let refused = |refusal: Refusal| status::refused(&refusal);
+        let key = (!validate_only).then_some(key);
+        let new = NewSeats { id, quantity: message.quantity, etag: message.etag, caller, call_id };
+
         for _ in 0..ROUNDS_MAX {
-            if !validate_only && let Some(first) = self.replay(&key).await? {
+            if let Some(first) = self.replay(key.as_ref()).await? {
                 return Ok(first);
             }
-            let known = self.visible(&caller, id).await?;
-            let offer = self.catalogue.find(&known.offer_id);
-            let change = known.check_seats(offer, &message.etag, message.quantity, self.clock.now());
-            if change.map_err(refused)? == SeatChange::None {
-                return self.answer_unchanged(key, &known, validate_only).await;
-            }
-            let ask = Ask {
-                parties: Parties {
-                    payer_id: known.payer_id,
-                    reseller_id: known.reseller_id,
-                    customer_id: known.customer_id,
-                },
-                operation: Operation::SeatChange,
-                demands: offer
-                    .map(|offer| offer.agreement_types.clone())
-                    .filter(|types| !types.is_empty())
-                    .into_iter()
-                    .collect(),
-                caller: caller.clone(),
-                call_id: call_id.clone(),
-            };
-            let patience = give_up.saturating_duration_since(Instant::now());
-            let answer = self.ask(&ask, patience).await.map_err(refused)?;
-            let permit = answer.permit().map_err(refused)?.clone();
-            let changed = known.with_seats(message.quantity, &permit);
-            let response = ChangeSeatsResponse {
-                subscription: Some(convert::subscription(&changed)),
-                gate: Some(convert::permit(&permit)),
-            };
-            if validate_only {
-                return Ok(Response::new(response));
-            }
-            let seats = Seats { known, changed, caller: caller.clone() };
-            match self.store_seats(&key, (answer, permit), seats, &response).await {
-                Ok(Stored::Done) => return Ok(Response::new(response)),
-                Ok(Stored::LostRace) => return Err(refused(Refusal::StaleEtag)),
-                Ok(Stored::Seen(seen)) => {
-                    if let Some(first) = replayed(&key, seen)? {
-                        return Ok(first);
-                    }
-                }
-                Ok(Stored::AnswerOutdated) => {}
-                Err(error) => return Err(status::failed(&error)),
+            match self.try_seats(&new, key.as_ref(), give_up).await {
+                Ok(Some(changed)) => return Ok(Response::new(changed)),
+                Ok(None) => {}
+                Err(failure) => return self.fail(failure, key.as_ref()).await,
             }
         }
-        Err(refused(Refusal::AnswerOutdated))
+        self.fail(Refusal::AnswerOutdated.into(), key.as_ref()).await
     }
 }
 
-/// A change of seats that the gate allowed.
-struct Seats {
-    known: Subscription,
-    changed: Subscription,
+/// A number of seats that was asked for.
+struct NewSeats {
+    id: Uuid,
+    quantity: u32,
+    etag: String,
     caller: Caller,
+    call_id: String,
 }
 
 impl Api {
-    async fn visible(&self, caller: &Caller, id: Uuid) -> Result<Subscription, Status> {
+    async fn visible(&self, caller: &Caller, id: Uuid) -> Result<Subscription, Failure> {
         let viewer = viewer(caller);
         let read = move |connection: &mut Connection| subscription_find(connection, viewer, id);
-        let subscription = self.database.read(read).await.map_err(|error: Error| status::failed(&error))?;
+        let subscription = self.database.read(read).await?;
         let unseen = || Refusal::NotFound { resource: "subscription", id: id.to_string() };
-        subscription.ok_or_else(|| status::refused(&unseen()))
+        Ok(subscription.ok_or_else(unseen)?)
     }
 
-    /// The count is what it was: a success without effect, remembered like any other.
-    async fn answer_unchanged(
+    /// Asks, changes and, with a key, stores. Nothing when it has to be done again from the start:
+    /// the answer is outdated, or somebody else was first under the same request id.
+    async fn try_seats(
         &self,
-        key: RequestKey,
-        known: &Subscription,
-        validate_only: bool,
-    ) -> Result<Response<ChangeSeatsResponse>, Status> {
-        let response = ChangeSeatsResponse { subscription: Some(convert::subscription(known)), gate: None };
-        if validate_only {
-            return Ok(Response::new(response));
+        new: &NewSeats,
+        key: Option<&RequestKey>,
+        give_up: Instant,
+    ) -> Result<Option<ChangeSeatsResponse>, Failure> {
+        let known = self.visible(&new.caller, new.id).await?;
+        let offer = self.catalogue.find(&known.offer_id);
+        if known.check_seats(offer, &new.etag, new.quantity, self.clock.now())? == SeatChange::None {
+            let response =
+                ChangeSeatsResponse { subscription: Some(convert::subscription(&known)), gate: None };
+            let Some(key) = key else { return Ok(Some(response)) };
+            let encoded = response.encode_to_vec();
+            let is_first = store_answer(&self.database, &self.clock, key.clone(), encoded).await?;
+            return Ok(is_first.then_some(response));
         }
-        let stored = store_answer(&self.database, &self.clock, key.clone(), response.encode_to_vec()).await;
-        let first = replayed(&key, stored.map_err(|error| status::failed(&error))?)?;
-        Ok(first.unwrap_or_else(|| Response::new(response)))
-    }
 
-    async fn store_seats(
-        &self,
-        key: &RequestKey,
-        basis: (Answer, Permit),
-        seats: Seats,
-        response: &ChangeSeatsResponse,
-    ) -> Result<Stored, Error> {
-        let now = self.clock.now();
-        let permit = basis.1.clone();
-        let effect = move |connection: &mut Connection| {
-            let Seats { known, changed, caller } = seats;
-            if !subscription_set_seats(connection, &changed, known.version)? {
-                return Ok(false);
-            }
-            let change = Change {
-                number: changed.version,
-                kind: ChangeKind::SeatsChanged,
-                changed_at: now,
-                actor_tenant: caller.tenant_id,
-                actor: caller.user_id,
-                quantity_before: known.quantity,
-                quantity_after: changed.quantity,
-                permit,
-            };
-            changes_insert(connection, &[(changed.id, change)])?;
-            Ok(true)
+        let answer = self.ask(&question(new, &known, offer), time_until(give_up)).await?;
+        let permit = answer.permit()?.clone();
+        let changed = known.with_seats(new.quantity, &permit);
+        let response = ChangeSeatsResponse {
+            subscription: Some(convert::subscription(&changed)),
+            gate: Some(convert::permit(&permit)),
         };
-        let response = response.encode_to_vec();
-        store_gated(&self.database, &self.clock, key.clone(), basis, response, effect).await
+        let Some(key) = key else { return Ok(Some(response)) };
+
+        let change = Change {
+            number: changed.version,
+            kind: ChangeKind::SeatsChanged,
+            changed_at: self.clock.now(),
+            actor_tenant: new.caller.tenant_id,
+            actor: new.caller.user_id,
+            quantity_before: known.quantity,
+            quantity_after: changed.quantity,
+            permit: permit.clone(),
+        };
+        let effect = move |connection: &mut Connection| {
+            let is_as_read = subscription_set_seats(connection, &changed, known.version)?;
+            if is_as_read {
+                changes_insert(connection, &[(changed.id, change)])?;
+            }
+            Ok(is_as_read)
+        };
+        let encoded = response.encode_to_vec();
+        match store_gated(&self.database, &self.clock, key.clone(), (answer, permit), encoded, effect).await?
+        {
+            Stored::Done => Ok(Some(response)),
+            Stored::LostRace => Err(Refusal::StaleEtag.into()),
+            Stored::SeenBefore | Stored::AnswerOutdated => Ok(None),
+        }
+    }
+}
+
+/// What the gate is asked about a change of seats.
+fn question(new: &NewSeats, known: &Subscription, offer: Option<&Offer>) -> Ask {
+    let demanded = offer.map(|offer| offer.agreement_types.clone()).filter(|types| !types.is_empty());
+    Ask {
+        parties: Parties {
+            payer_id: known.payer_id,
+            reseller_id: known.reseller_id,
+            customer_id: known.customer_id,
+        },
+        operation: Operation::SeatChange,
+        demands: demanded.into_iter().collect(),
+        caller: new.caller.clone(),
+        call_id: new.call_id.clone(),
     }
 }

@@ -102,6 +102,9 @@ pub fn check_lines<'a>(
         };
         let Some(offer) = catalogue.find(&line.offer_id) else {
             wrong("offer_id", "is not in the catalogue".into());
+            if line.quantity == 0 {
+                wrong("quantity", "must be at least 1".into());
+            }
             continue;
         };
         if let Some(problem) = offer.quantity_problem(line.quantity) {

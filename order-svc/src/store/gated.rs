@@ -4,7 +4,7 @@
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
 use chassis::query;
-use chassis::request::{RequestKey, Seen, request_answered, request_seen};
+use chassis::request::{RequestKey, request_answered};
 use diesel::prelude::*;
 use diesel::query_dsl::methods::FilterDsl;
 use uuid::Uuid;
@@ -17,7 +17,7 @@ use crate::rules::gate::{Answer, Permit};
 pub(crate) enum Stored {
     Done,
     /// Somebody else was first with the same request id.
-    Seen(Seen),
+    SeenBefore,
     /// The answer is too old to store anything on: ask the gate again.
     AnswerOutdated,
     /// The row has changed since it was read.
@@ -61,7 +61,7 @@ pub(crate) async fn store_gated(
             return Err(Undone::Because(Stored::AnswerOutdated));
         }
         if !request_answered(connection, &key, &response, now)? {
-            return Err(Undone::Because(Stored::Seen(request_seen(connection, &key)?)));
+            return Err(Undone::Because(Stored::SeenBefore));
         }
         if effect(connection)? { Ok(()) } else { Err(Undone::Because(Stored::LostRace)) }
     };
@@ -72,19 +72,18 @@ pub(crate) async fn store_gated(
     }
 }
 
-/// Stores the answer to a request that changed nothing and rests on no answer of the gate.
+/// Stores the answer to a request that changed nothing and rests on no answer of the gate; false
+/// when somebody else was first with the same request id.
 pub(crate) async fn store_answer(
     database: &Database,
     clock: &Clock,
     key: RequestKey,
     response: Vec<u8>,
-) -> Result<Seen, Error> {
+) -> Result<bool, Error> {
     let now = clock.now();
-    let write = move |connection: &mut Connection| {
-        request_answered(connection, &key, &response, now)?;
-        request_seen(connection, &key)
-    };
-    database.write(write).await
+    database
+        .write(move |connection: &mut Connection| request_answered(connection, &key, &response, now))
+        .await
 }
 
 /// Takes the customer's fence, unless a withdrawal newer than the answer was applied. Transactions

@@ -1,1 +1,465 @@
-//! access
+//! Who may do what, over gRPC: every call of both services by every kind of caller.
+
+#![expect(clippy::unwrap_used, reason = "an unexpected answer fails the test")]
+
+use std::collections::BTreeSet;
+
+use chassis::auth::{Role, TenantKind};
+use prost::Message;
+use prost::bytes::{Buf, BufMut};
+use prost_types::FileDescriptorSet;
+use tests::clients::{Identity, caller};
+use tests::world::{self, DIRECT, OPERATOR};
+use tests::{As, Backend, Cluster, metadata_of, reason_of};
+use tonic::client::Grpc;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+use uuid::Uuid;
+
+/// Who is let in, written out by hand from the rules ROLE-1 to ROLE-5 and the contract's columns
+/// "who", so that a slip in the services' own tables shows here. The columns, `-` where the caller is
+/// turned away: nobody | a partner user with ADMIN_AGENT, SALES_AGENT, HELPDESK_AGENT, GLOBAL_ADMIN,
+/// no role | a customer user with GLOBAL_ADMIN, without that role | an operator | a service.
+#[rustfmt::skip]
+const LET_IN: [(&str, &str); 28] = [
+    ("/csp.agreement.v1.TemplateService/ListTemplates",          "- | A S H G n | G n | O | S"),
+    ("/csp.agreement.v1.TemplateService/GetTemplate",            "- | A S H G n | G n | O | S"),
+    ("/csp.agreement.v1.TemplateService/GetTemplateDocument",    "- | A S H G n | G n | O | S"),
+    ("/csp.agreement.v1.TemplateService/PublishTemplateVersion", "- | - - - - - | - - | O | -"),
+    ("/csp.agreement.v1.TemplateService/RetireTemplate",         "- | - - - - - | - - | O | -"),
+    ("/csp.agreement.v1.PartnerService/RegisterPartner",         "- | - - - - - | - - | O | -"),
+    ("/csp.agreement.v1.PartnerService/LinkReseller",            "- | - - - - - | - - | O | -"),
+    ("/csp.agreement.v1.PartnerService/UnlinkReseller",          "- | - - - - - | - - | O | -"),
+    ("/csp.agreement.v1.PartnerService/ListPartners",            "- | - - - - - | - - | O | -"),
+    ("/csp.agreement.v1.PartnerService/GetPartner",              "- | A S H G - | - - | O | -"),
+    ("/csp.agreement.v1.CustomerService/CreateCustomer",         "- | A S - - - | - - | - | -"),
+    ("/csp.agreement.v1.CustomerService/UpdateCustomer",         "- | A S - - - | - - | - | -"),
+    ("/csp.agreement.v1.CustomerService/GetCustomer",            "- | A S H G - | G - | O | -"),
+    ("/csp.agreement.v1.CustomerService/ListCustomers",          "- | A S H G - | G - | O | -"),
+    ("/csp.agreement.v1.AttestationService/CreateAttestation",   "- | A S - - - | - - | - | -"),
+    ("/csp.agreement.v1.AttestationService/GetAttestation",      "- | A S H G - | G - | O | -"),
+    ("/csp.agreement.v1.AttestationService/ListAttestations",    "- | A S H G - | G - | O | -"),
+    ("/csp.agreement.v1.EligibilityService/CheckEligibility",    "- | A S H G - | - - | - | S"),
+    ("/csp.agreement.v1.EligibilityService/ReportPurchase",      "- | - - - - - | - - | - | S"),
+    ("/csp.order.v1.OfferService/ListOffers",                    "- | A S H G n | G n | O | S"),
+    ("/csp.order.v1.OfferService/GetOffer",                      "- | A S H G n | G n | O | S"),
+    ("/csp.order.v1.OrderService/CreateOrder",                   "- | A S - - - | - - | - | -"),
+    ("/csp.order.v1.OrderService/GetOrder",                      "- | A S H G - | - - | O | -"),
+    ("/csp.order.v1.OrderService/ListOrders",                    "- | A S H G - | - - | O | -"),
+    ("/csp.order.v1.SubscriptionService/GetSubscription",        "- | A S H G - | - - | O | -"),
+    ("/csp.order.v1.SubscriptionService/ListSubscriptions",      "- | A S H G - | - - | O | -"),
+    ("/csp.order.v1.SubscriptionService/ListSubscriptionChanges","- | A S H G - | - - | O | -"),
+    ("/csp.order.v1.SubscriptionService/ChangeSeats",            "- | A S - - - | - - | - | -"),
+];
+
+const EVERY_ROLE: [Role; 4] = [Role::AdminAgent, Role::SalesAgent, Role::HelpdeskAgent, Role::GlobalAdmin];
+
+/// Callers, each with the column of the table it belongs to. Roles mean nothing to operators and
+/// services, and a partner's roles mean nothing in a customer's tenant.
+fn kinds() -> Vec<(usize, &'static str, Identity)> {
+    let customer = Uuid::from_u128(0xc1);
+    let service = Uuid::from_u128(0x5e);
+    let of = |kind, tenant, roles: &[Role]| Identity::of(caller(kind, tenant, roles));
+    vec![
+        (0, "nobody", Identity::none()),
+        (1, "partner user with ADMIN_AGENT", of(TenantKind::Partner, DIRECT, &[Role::AdminAgent])),
+        (2, "partner user with SALES_AGENT", of(TenantKind::Partner, DIRECT, &[Role::SalesAgent])),
+        (3, "partner user with HELPDESK_AGENT", of(TenantKind::Partner, DIRECT, &[Role::HelpdeskAgent])),
+        (4, "partner user with GLOBAL_ADMIN", of(TenantKind::Partner, DIRECT, &[Role::GlobalAdmin])),
+        (5, "partner user without a role", of(TenantKind::Partner, DIRECT, &[])),
+        (6, "customer user with GLOBAL_ADMIN", of(TenantKind::Customer, customer, &[Role::GlobalAdmin])),
+        (7, "customer user without a role", of(TenantKind::Customer, customer, &[])),
+        (7, "customer user with a partner's roles", of(TenantKind::Customer, customer, &EVERY_ROLE[..3])),
+        (8, "operator", of(TenantKind::Operator, OPERATOR, &[])),
+        (8, "operator with every role", of(TenantKind::Operator, OPERATOR, &EVERY_ROLE)),
+        (9, "service", of(TenantKind::Service, service, &[])),
+        (9, "service with every role", of(TenantKind::Service, service, &EVERY_ROLE)),
+    ]
+}
+
+/// The marks of a row, one for each column.
+fn marks(row: &str) -> Vec<char> {
+    let marks: Vec<_> = row.chars().filter(|mark| !" |".contains(*mark)).collect();
+    let all = ['-', 'A', 'S', 'H', 'G', 'n', 'G', 'n', 'O', 'S'];
+    assert_eq!(marks.len(), all.len(), "{row}");
+    assert!(marks.iter().zip(all).all(|(mark, letter)| *mark == letter || *mark == '-'), "{row}");
+    marks
+}
+
+/// A message that is sent and received as it stands, well formed or not.
+pub(crate) struct Raw;
+
+impl Codec for Raw {
+    type Encode = Vec<u8>;
+    type Decode = Vec<u8>;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, message: Vec<u8>, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put_slice(&message);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining()).to_vec()))
+    }
+}
+
+/// Makes a call by its path, with bytes for a message.
+pub(crate) async fn call(
+    wire: &Channel,
+    identity: impl Interceptor,
+    path: &str,
+    message: &[u8],
+) -> Result<Vec<u8>, Status> {
+    let mut client = Grpc::new(InterceptedService::new(wire.clone(), identity));
+    client.ready().await.map_err(|error| Status::unknown(error.to_string()))?;
+    let answer = client.unary(Request::new(message.to_vec()), path.parse().unwrap(), Raw).await;
+    answer.map(Response::into_inner)
+}
+
+/// The service that a call belongs to.
+pub(crate) fn wire<'a>(services: &'a As, path: &str) -> &'a Channel {
+    if path.starts_with("/csp.agreement.") { &services.agreements } else { &services.orders }
+}
+
+pub(crate) fn contract() -> FileDescriptorSet {
+    FileDescriptorSet::decode(proto::FILE_DESCRIPTOR_SET).unwrap()
+}
+
+/// The full names of the services in the contract, each with the names of its calls.
+fn services_of_the_contract() -> Vec<(String, Vec<String>)> {
+    let contract = contract();
+    let own = contract.file.iter().filter(|file| file.package().starts_with("csp."));
+    own.flat_map(|file| {
+        file.service.iter().map(|service| {
+            let calls = service.method.iter().map(|method| method.name().to_owned());
+            (format!("{}.{}", file.package(), service.name()), calls.collect())
+        })
+    })
+    .collect()
+}
+
+/// The paths of all calls in the contract.
+pub(crate) fn calls_of_the_contract() -> BTreeSet<String> {
+    let services = services_of_the_contract();
+    let path = |(service, calls): &(String, Vec<String>)| {
+        calls.iter().map(|call| format!("/{service}/{call}")).collect::<Vec<_>>()
+    };
+    services.iter().flat_map(path).collect()
+}
+
+/// How the door answered: whether the call was let in, or what is wrong with the way it was not.
+fn door(path: &str, answer: Result<Vec<u8>, Status>) -> Result<bool, String> {
+    let Err(status) = answer else { return Ok(true) };
+    match (status.code(), reason_of(&status).as_str()) {
+        (Code::Unauthenticated, "IDENTITY_REQUIRED") => Ok(false),
+        (Code::PermissionDenied, "ROLE_NOT_ALLOWED") => {
+            let metadata = metadata_of(&status);
+            let names_both =
+                metadata.get("call").is_some_and(|call| call == path) && metadata.contains_key("allowed");
+            if names_both { Ok(false) } else { Err(format!("names {metadata:?}")) }
+        }
+        (Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented | Code::Internal, reason) => {
+            Err(format!("answered {:?} {reason}", status.code()))
+        }
+        _ => Ok(true),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn every_call_lets_in_whom_the_table_says_and_nobody_else() {
+    let cluster = Cluster::on(Backend::Sqlite).await;
+    let services = cluster.as_nobody();
+    let mut wrong = vec![];
+    for (path, row) in LET_IN {
+        let marks = marks(row);
+        for (column, who, identity) in kinds() {
+            let answer = call(wire(&services, path), identity, path, &[]).await;
+            let expected = marks[column] != '-';
+            match door(path, answer) {
+                Ok(let_in) if let_in == expected => {}
+                Ok(true) => wrong.push(format!("{path} lets in: {who}")),
+                Ok(false) => wrong.push(format!("{path} turns away: {who}")),
+                Err(problem) => wrong.push(format!("{path}, {who}: {problem}")),
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn without_an_identity_the_answer_is_about_the_identity_whatever_the_call() {
+    let cluster = Cluster::on(Backend::Sqlite).await;
+    let nobody = cluster.as_nobody();
+    for (path, _) in LET_IN {
+        let refused = call(wire(&nobody, path), Identity::none(), path, &[]).await.unwrap_err();
+        assert_eq!((refused.code(), reason_of(&refused).as_str()), IDENTITY_REQUIRED, "{path}");
+    }
+}
+
+const IDENTITY_REQUIRED: (Code, &str) = (Code::Unauthenticated, "IDENTITY_REQUIRED");
+const ROLE_NOT_ALLOWED: (Code, &str) = (Code::PermissionDenied, "ROLE_NOT_ALLOWED");
+
+#[test]
+fn every_call_of_the_contract_has_a_row_here_and_in_its_service_and_no_row_is_left_over() {
+    let in_the_contract = calls_of_the_contract();
+    let here: BTreeSet<_> = LET_IN.iter().map(|(path, _)| (*path).to_owned()).collect();
+    let rows: Vec<_> = agreement_svc::WHO_MAY.iter().chain(order_svc::WHO_MAY).collect();
+    let in_the_services: BTreeSet<_> = rows.iter().map(|(path, _)| (*path).to_owned()).collect();
+    assert_eq!(here, in_the_contract);
+    assert_eq!(in_the_services, in_the_contract);
+    // A second row for a call would never be read.
+    assert_eq!((LET_IN.len(), rows.len()), (in_the_contract.len(), in_the_contract.len()));
+    for (path, _) in agreement_svc::WHO_MAY {
+        assert!(path.starts_with("/csp.agreement.v1."), "{path} is not agreement-svc's");
+    }
+    for (path, _) in order_svc::WHO_MAY {
+        assert!(path.starts_with("/csp.order.v1."), "{path} is not order-svc's");
+    }
+}
+
+#[test]
+fn the_services_that_health_knows_are_those_of_the_contract() {
+    let in_the_contract: BTreeSet<_> =
+        services_of_the_contract().into_iter().map(|(service, _)| service).collect();
+    let known = agreement_svc::SERVICES.iter().chain(order_svc::SERVICES);
+    assert_eq!(known.map(|service| (*service).to_owned()).collect::<BTreeSet<_>>(), in_the_contract);
+}
+
+/// Everybody may make these, so that only the identity can be wrong.
+const FOR_EVERYONE: [&str; 2] =
+    ["/csp.agreement.v1.TemplateService/GetTemplate", "/csp.order.v1.OfferService/GetOffer"];
+
+/// An identity, claim by claim, with one claim replaced or, without a value, left out.
+fn claiming(claim: &'static str, value: Option<&[u8]>) -> impl Interceptor {
+    let (tenant, user) = (DIRECT.to_string(), Uuid::from_u128(0xabc).to_string());
+    let mut claims = vec![
+        ("x-tenant-kind", b"PARTNER".to_vec()),
+        ("x-tenant-id", tenant.into_bytes()),
+        ("x-user-id", user.into_bytes()),
+        ("x-roles", b"SALES_AGENT".to_vec()),
+        ("x-channel", b"API".to_vec()),
+    ];
+    claims.retain(|(key, _)| *key != claim);
+    claims.extend(value.map(|value| (claim, value.to_vec())));
+    move |mut request: Request<()>| {
+        for (key, value) in &claims {
+            let value = MetadataValue::<Ascii>::try_from(value.as_slice()).unwrap();
+            request.metadata_mut().insert(*key, value);
+        }
+        Ok(request)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_malformed_identity_is_no_identity_and_the_refusal_names_the_claim() {
+    const BAD_IDS: [Option<&[u8]>; 9] = [
+        None,
+        Some(b""),
+        Some(b"ABCDEF00-0000-4000-8000-0000000000D1"),
+        Some(b"00000000-0000-0000-0000-000000000000"),
+        Some(b"0000000000004000800000000000abcd"),
+        Some(b"{00000000-0000-4000-8000-0000000000d1}"),
+        Some(b"urn:uuid:00000000-0000-4000-8000-0000000000d1"),
+        Some(b"00000000-0000-4000-8000-0000000000d1,00000000-0000-4000-8000-0000000000d2"),
+        Some(b"\xff\xfe"),
+    ];
+    const BAD_KINDS: [Option<&[u8]>; 7] = [
+        None,
+        Some(b""),
+        Some(b"partner"),
+        Some(b"RESELLER"),
+        Some(b"PARTNER,OPERATOR"),
+        Some(b"UNSPECIFIED"),
+        Some(b"OPERATOR\xff"),
+    ];
+    // Without the claim it is DASHBOARD, the stricter; an unreadable one is not an absent one.
+    const BAD_CHANNELS: [Option<&[u8]>; 5] =
+        [Some(b"PHONE"), Some(b"api"), Some(b"API,DASHBOARD"), Some(b"CHANNEL_API"), Some(b"API\xff")];
+    let malformed = [
+        ("x-tenant-kind", &BAD_KINDS[..]),
+        ("x-tenant-id", &BAD_IDS[..]),
+        ("x-user-id", &BAD_IDS[..]),
+        ("x-channel", &BAD_CHANNELS[..]),
+    ];
+    let cluster = Cluster::on(Backend::Sqlite).await;
+    let services = cluster.as_nobody();
+    let mut wrong = vec![];
+    for path in FOR_EVERYONE {
+        let sound = call(wire(&services, path), claiming("x-channel", None), path, &[]).await;
+        assert_eq!(sound.unwrap_err().code(), Code::InvalidArgument, "{path}: a sound identity");
+        for (claim, values) in malformed {
+            for value in values {
+                let about = || {
+                    let value = value.map(<[u8]>::escape_ascii);
+                    format!("{path} with {claim} {}", value.map_or("absent".into(), |v| v.to_string()))
+                };
+                let answer = call(wire(&services, path), claiming(claim, *value), path, &[]).await;
+                let Err(refused) = answer else {
+                    wrong.push(format!("{} is let in", about()));
+                    continue;
+                };
+                let named = metadata_of(&refused).get("claim").cloned().unwrap_or_default();
+                if (refused.code(), reason_of(&refused).as_str(), named.as_str())
+                    != (IDENTITY_REQUIRED.0, IDENTITY_REQUIRED.1, claim)
+                    || !refused.message().contains(claim)
+                {
+                    wrong.push(format!("{}: {refused}", about()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn unknown_roles_grant_nothing_and_take_nothing_away() {
+    let readable =
+        ["/csp.agreement.v1.CustomerService/ListCustomers", "/csp.order.v1.OrderService/ListOrders"];
+    let cluster = Cluster::on(Backend::Sqlite).await;
+    let services = cluster.as_nobody();
+    for path in readable {
+        for roles in [
+            &b""[..],
+            b",",
+            b"OWNER",
+            b"*",
+            b"sales_agent",
+            b"SALES AGENT",
+            b"SALES_AGENTS",
+            b"XSALES_AGENT",
+            b"SALES_AGENT;ADMIN_AGENT",
+            b"ROLE_SALES_AGENT",
+            b"SALES_AGENT\xff",
+        ] {
+            let refused = call(wire(&services, path), claiming("x-roles", Some(roles)), path, &[]).await;
+            let refused = refused.unwrap_err();
+            let about = roles.escape_ascii();
+            assert_eq!((refused.code(), reason_of(&refused).as_str()), ROLE_NOT_ALLOWED, "{path}: {about}");
+        }
+        for roles in [&b"OWNER,SALES_AGENT"[..], b"SALES_AGENT, OWNER", b" ,SALES_AGENT", b"HELPDESK_AGENT"] {
+            let answer = call(wire(&services, path), claiming("x-roles", Some(roles)), path, &[]).await;
+            assert!(answer.is_ok(), "{path}: {}: {answer:?}", roles.escape_ascii());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_call_that_is_in_no_table_is_for_nobody_however_it_is_spelled() {
+    let cluster = Cluster::on(Backend::Sqlite).await;
+    let operator = cluster.as_caller(world::operator());
+    for path in [
+        "/",
+        "/csp.order.v1.OrderService",
+        "/csp.order.v1.OrderService/Nothing",
+        "/csp.order.v1.OrderService/ListOrders/",
+        "/csp.order.v1.OrderService/listorders",
+        "/csp.order.v1.OrderService/%4cistOrders",
+        "/csp.order.v1.orderservice/ListOrders",
+        "//csp.order.v1.OrderService/ListOrders",
+        "/x/../csp.order.v1.OrderService/ListOrders",
+        // Served, but not here.
+        "/csp.agreement.v1.CustomerService/ListCustomers",
+    ] {
+        let refused = call(&operator.orders, operator.identity.clone(), path, &[]).await.unwrap_err();
+        assert_eq!((refused.code(), reason_of(&refused).as_str()), ROLE_NOT_ALLOWED, "{path}");
+        let refused = call(&operator.orders, Identity::none(), path, &[]).await.unwrap_err();
+        assert_eq!((refused.code(), reason_of(&refused).as_str()), IDENTITY_REQUIRED, "{path}");
+    }
+    // Health and reflection need no identity; nothing else is reachable through their names.
+    for path in [
+        "/grpc.health.v1.Health/../../csp.order.v1.OfferService/ListOffers",
+        "/grpc.anything/ListOffers",
+        "/grpc.csp.order.v1.OfferService/ListOffers",
+    ] {
+        let refused = call(&operator.orders, Identity::none(), path, &[]).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unimplemented, "{path}");
+    }
+}
+
+/// Both servers with the services that each serves.
+fn servers(cluster: &Cluster) -> [(&'static str, Channel, &'static [&'static str]); 2] {
+    let nobody = cluster.as_nobody();
+    [
+        ("agreement-svc", nobody.agreements, agreement_svc::SERVICES),
+        ("order-svc", nobody.orders, order_svc::SERVICES),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn health_is_told_to_everybody_for_each_service_and_overall() {
+    let cluster = Cluster::on(Backend::Sqlite).await;
+    for (server, wire, services) in servers(&cluster) {
+        let mut health = HealthClient::new(wire);
+        for service in services.iter().chain(&[""]) {
+            let answer = health.check(HealthCheckRequest { service: (*service).to_owned() }).await;
+            let status = answer.unwrap().into_inner().status();
+            assert_eq!(status, ServingStatus::Serving, "{server}: {service:?}");
+        }
+        let unknown = HealthCheckRequest { service: "csp.unknown.v1.NoService".into() };
+        assert_eq!(health.check(unknown).await.unwrap_err().code(), Code::NotFound, "{server}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn reflection_tells_everybody_what_is_served_here_and_nothing_that_is_not() {
+    let cluster = Cluster::on(Backend::Sqlite).await;
+    for (server, wire, services) in servers(&cluster) {
+        let mut reflection = ServerReflectionClient::new(wire);
+        let ask = |question| ServerReflectionRequest { host: String::new(), message_request: Some(question) };
+        let mut questions = vec![ask(MessageRequest::ListServices(String::new()))];
+        questions.extend(
+            services.iter().map(|service| ask(MessageRequest::FileContainingSymbol((*service).to_owned()))),
+        );
+        let stream = tokio_stream::iter(questions);
+        let mut answers = reflection.server_reflection_info(stream).await.unwrap().into_inner();
+
+        let Some(MessageResponse::ListServicesResponse(listed)) =
+            answers.message().await.unwrap().unwrap().message_response
+        else {
+            panic!("{server} does not list its services")
+        };
+        for service in services {
+            let Some(MessageResponse::FileDescriptorResponse(files)) =
+                answers.message().await.unwrap().unwrap().message_response
+            else {
+                panic!("{server} does not describe {service}")
+            };
+            assert!(!files.file_descriptor_proto.is_empty(), "{server}: {service}");
+        }
+        let listed: BTreeSet<_> = listed.service.into_iter().map(|service| service.name).collect();
+        let mut served: BTreeSet<_> = services.iter().map(|service| (*service).to_owned()).collect();
+        served.extend(["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"].map(String::from));
+        assert_eq!(listed, served, "{server}");
+    }
+}

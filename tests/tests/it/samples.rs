@@ -16,6 +16,7 @@ use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE};
 use tests::{Backend, Cluster, Setup, reason_of};
 use tonic::Code;
 
+#[expect(clippy::print_stderr, reason = "a skipped sample must be seen")]
 fn samples() -> Option<PathBuf> {
     let samples = std::env::var_os("VENDOR_SAMPLES").map(PathBuf::from).filter(|path| path.is_dir());
     if samples.is_none() {
