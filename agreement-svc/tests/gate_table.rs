@@ -14,6 +14,7 @@ use agreement_svc::rules::policy::{Channel, Policy};
 use agreement_svc::rules::template::AgreementType::{
     self, MicrosoftCloudAgreement, MicrosoftCustomerAgreement,
 };
+use proptest::prelude::*;
 use uuid::Uuid;
 
 /// Each boundary of the timeline with a microsecond either side, and the period it lies in.
@@ -257,4 +258,46 @@ fn a_later_version_of_the_other_type_replaces_nothing() {
         at: time("2026-11-01T00:00:00Z"),
     };
     assert_eq!(decide(&policy(), &question, &facts).decision, Decision::Allowed);
+}
+
+/// Any mixture of acceptances, in the notation of the table.
+fn mixtures() -> impl Strategy<Value = Vec<&'static str>> {
+    let one = prop::sample::select(vec![
+        "aL=", "aC=", "sL=", "sC=", "aL-", "aC-", "sL-", "sC-", "aL<", "aC<", "sL<", "sC<",
+    ]);
+    prop::collection::vec(one, 0..6)
+}
+
+proptest! {
+    /// Taking acceptances away never opens the gate, and an open gate names what it rests on.
+    #[test]
+    fn less_acceptance_never_opens_the_gate(
+        mixture in mixtures(),
+        kept in 0..6_usize,
+        day in 17_700_i64..18_500,
+        demanded in prop::option::of(prop::sample::select(AgreementType::ALL)),
+    ) {
+        let question = Question {
+            operation: Operation::NewPurchase,
+            channel: Channel::Dashboard,
+            demands: demanded.into_iter().map(|of| vec![of]).collect(),
+            at: Time::from_timestamp(day * 86_400, 0).unwrap(),
+        };
+        let all = facts(Cloud::Public, &mixture.join(" "));
+        let mut fewer = all.clone();
+        fewer.acceptances.truncate(kept);
+        let (with_all, with_fewer) =
+            (decide(&policy(), &question, &all), decide(&policy(), &question, &fewer));
+        prop_assert!(with_fewer.decision != Decision::Allowed || with_all.decision == Decision::Allowed);
+        for (answer, facts) in [(&with_all, &all), (&with_fewer, &fewer)] {
+            prop_assert_eq!(answer.decision == Decision::Blocked, answer.rule == Rule::NoSatisfyingAcceptance);
+            prop_assert!(answer.decision != Decision::Blocked || !answer.reasons.is_empty());
+            if let Some(evidence) = answer.evidence {
+                prop_assert!(facts.acceptances.contains(&evidence));
+                prop_assert!(evidence.standing == Standing::Current);
+                prop_assert!(demanded.is_none_or(|of| of == evidence.agreement_type));
+            }
+            prop_assert!(answer.valid_until.is_none_or(|until| until > question.at));
+        }
+    }
 }

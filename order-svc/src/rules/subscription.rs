@@ -128,7 +128,8 @@ impl Subscription {
 
 #[cfg(test)]
 mod tests {
-    use chrono::TimeZone;
+    use chrono::{Datelike, TimeZone};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -220,6 +221,23 @@ mod tests {
         assert_eq!(check(None), Err(Refusal::OfferWithdrawn { offer_id: "offer".into() }));
         for kind in [OfferKind::AzurePlan, OfferKind::ReservedInstance, OfferKind::Software] {
             assert_eq!(check(Some(&offer(kind))), Err(Refusal::NotALicence { kind }));
+        }
+    }
+
+    proptest! {
+        /// Each term ends after the one before, on the day of the month it began or on the last one.
+        #[test]
+        fn terms_follow_each_other_without_drifting(seconds in 0_i64..4_000_000_000, number in 1_u32..200) {
+            let start = Time::from_timestamp(seconds, 0).unwrap();
+            for term in [Term::Month, Term::Year, Term::ThreeYears] {
+                let ends = [number, number + 1].map(|number| term_end(start, term, number).unwrap());
+                prop_assert!(start < ends[0] && ends[0] < ends[1]);
+                for end in ends {
+                    let is_last_of_month = (end + chrono::Duration::days(1)).day() == 1;
+                    prop_assert!(end.day() == start.day() || (end.day() < start.day() && is_last_of_month));
+                    prop_assert_eq!(end.time(), start.time());
+                }
+            }
         }
     }
 }
