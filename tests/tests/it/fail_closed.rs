@@ -2,6 +2,7 @@
 //! can tell "no" from "unknown".
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use chassis::clock::Clock;
 use chassis::form::timestamp;
@@ -9,10 +10,11 @@ use proto::agreement::eligibility_service_server::{EligibilityService, Eligibili
 use proto::agreement::{
     CheckEligibilityRequest, CheckEligibilityResponse, ReportPurchaseRequest, ReportPurchaseResponse,
 };
-use proto::order::{ChangeSeatsRequest, ListOffersRequest, ListOrdersRequest};
+use proto::order::{ChangeSeatsRequest, GetOrderRequest, ListOffersRequest, ListOrdersRequest};
 use proto::types::{AcceptanceKind, AgreementType, Cloud, Decision, Evidence, GateRule};
 use tests::world::{self, AZURE_PLAN, DIRECT, OFFICE};
 use tests::{As, Backend, Cluster, Setup, reason_of};
+use tokio::sync::Notify;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt;
@@ -24,6 +26,7 @@ type Twist = fn(CheckEligibilityResponse) -> Result<CheckEligibilityResponse, St
 /// Something at agreement-svc's address that answers as it pleases, or never.
 struct Impostor {
     twist: Option<Twist>,
+    asked: Arc<Notify>,
 }
 
 #[tonic::async_trait]
@@ -32,9 +35,9 @@ impl EligibilityService for Impostor {
         &self,
         request: Request<CheckEligibilityRequest>,
     ) -> Result<Response<CheckEligibilityResponse>, Status> {
-        let asked = request.into_inner();
+        self.asked.notify_one();
         match self.twist {
-            Some(twist) => twist(yes_to(&asked)).map(Response::new),
+            Some(twist) => twist(yes_to(&request.into_inner())).map(Response::new),
             None => std::future::pending().await,
         }
     }
@@ -70,10 +73,15 @@ fn yes_to(asked: &CheckEligibilityRequest) -> CheckEligibilityResponse {
 }
 
 async fn impostor(twist: Option<Twist>) -> SocketAddr {
+    impostor_that_tells(twist, Arc::default()).await
+}
+
+/// An impostor that tells when it is asked.
+async fn impostor_that_tells(twist: Option<Twist>, asked: Arc<Notify>) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tonic::transport::Server::builder()
-        .add_service(EligibilityServiceServer::new(Impostor { twist }))
+        .add_service(EligibilityServiceServer::new(Impostor { twist, asked }))
         .serve_with_incoming(TcpIncoming::from(listener));
     tokio::spawn(server);
     address
@@ -241,4 +249,67 @@ async fn without_agreement_svc_nothing_is_sold_but_everything_can_be_read() {
         world::order(&direct, &customer, None, 5).await.unwrap();
         assert_eq!(orders_of(&direct).await, 2);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_call_in_progress_is_answered_before_the_service_stops() {
+    let asked = Arc::new(Notify::new());
+    let mut cluster = cluster_asking(impostor_that_tells(None, asked.clone()).await, 1000).await;
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let caller = direct.clone();
+    let waiting = tokio::spawn(async move { world::order(&caller, &world::request_id(), None, 5).await });
+    asked.notified().await;
+    cluster.restart_orders().await.unwrap();
+    // It heard the service's own words, not a broken connection's.
+    assert_unknown(&waiting.await.unwrap().unwrap_err(), "while stopping");
+    assert_eq!(orders_of(&direct).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn nothing_is_stored_on_an_answer_older_than_the_customers_fence() {
+    for backend in Backend::all() {
+        let cluster = Cluster::on(backend).await;
+        world::register_partners(&cluster).await.unwrap();
+        let direct = cluster.as_caller(world::sales(DIRECT));
+        let mut customers = vec![];
+        for name in ["Fenced", "Free"] {
+            let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
+            world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+            customers.push(customer);
+        }
+        let [fenced, free] = [&customers[0], &customers[1]];
+        let bought = world::order(&direct, fenced, None, 5).await.unwrap().subscriptions.remove(0);
+        let raise = |to: &str| {
+            let sql = format!("UPDATE fence SET fence_revision = {to} WHERE customer_id = '{fenced}'");
+            cluster.orders_sql(&sql).unwrap();
+        };
+        let seats = |quantity| ChangeSeatsRequest {
+            request_id: world::request_id(),
+            subscription_id: bought.subscription_id.clone(),
+            quantity,
+            etag: bought.etag.clone(),
+            validate_only: false,
+        };
+
+        raise("1000000");
+        let refused = world::order(&direct, fenced, None, 5).await.unwrap_err();
+        assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::Aborted, "ANSWER_OUTDATED"));
+        let refused = direct.subscriptions().change_seats(seats(8)).await.unwrap_err();
+        assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::Aborted, "ANSWER_OUTDATED"));
+        world::order(&direct, free, None, 5).await.unwrap();
+        assert_eq!(orders_of(&direct).await, 2);
+
+        // An answer given after the withdrawal, or at it, passes.
+        let revision = bought_at(&direct, &bought.order_id).await;
+        raise(&revision.to_string());
+        direct.subscriptions().change_seats(seats(8)).await.unwrap();
+        world::order(&direct, fenced, None, 5).await.unwrap();
+    }
+}
+
+/// The revision of the answer that an order rests on.
+async fn bought_at(caller: &As, order_id: &str) -> i64 {
+    let request = GetOrderRequest { order_id: order_id.into() };
+    let order = caller.orders().get_order(request).await.unwrap().into_inner().order.unwrap();
+    order.gate.unwrap().revision
 }
