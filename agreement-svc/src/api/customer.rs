@@ -12,15 +12,14 @@ use proto::agreement::{
     ListCustomersRequest, ListCustomersResponse, UpdateCustomerRequest, UpdateCustomerResponse,
 };
 use tonic::{Request, Response, Status};
-use uuid::Uuid;
 
 use super::attestation::{NewAttestation, store_attestation};
 use super::{Api, checked, convert, existing, status, viewer, visible};
 use crate::rules::Refusal;
 use crate::rules::attestation::{Claim, check_agreed_at, check_attester};
 use crate::rules::event::Event;
-use crate::rules::party::{Customer, Named, Partner, is_domain, relationship_of};
-use crate::store::change::{Change, ChangeError, commitment};
+use crate::rules::party::{Customer, Named, is_domain, relationship_of};
+use crate::store::change::commitment;
 use crate::store::customer::{
     customer_insert, customer_list, customer_update, domain_is_taken, relationship_insert,
 };
@@ -69,12 +68,16 @@ impl CustomerService for Api {
         let key = RequestKey::new(&caller, "CreateCustomer", request_id, &message);
         self.change(key, now, false, move |change| {
             let creator = existing(change, caller.tenant_id)?;
-            let other = match provider_id.or(reseller_id) {
-                Some(id) => Some(existing(change, id)?),
-                None => None,
+            let named = match (provider_id, reseller_id) {
+                (Some(provider), _) => {
+                    Named::Provider(provider, link_exists(change.connection, provider, creator.id)?)
+                }
+                (None, Some(reseller)) => {
+                    Named::Reseller(reseller, link_exists(change.connection, creator.id, reseller)?)
+                }
+                (None, None) => Named::Nobody,
             };
-            let relationship =
-                relationship_of(&creator, named(change, &creator, other.as_ref(), provider_id)?)?;
+            let relationship = relationship_of(&creator, named)?;
             if attestation.is_some() {
                 check_attester(&creator, relationship)?;
             }
@@ -197,20 +200,4 @@ impl CustomerService for Api {
         };
         self.database.list(list).await.map(Response::new).map_err(|error: Error| status::failed(&error))
     }
-}
-
-/// The partner that the request names beside its creator, and whether the two are linked.
-fn named<'a>(
-    change: &mut Change<'_>,
-    creator: &Partner,
-    other: Option<&'a Partner>,
-    provider_id: Option<Uuid>,
-) -> Result<Named<'a>, ChangeError> {
-    Ok(match other {
-        None => Named::Nobody,
-        Some(provider) if provider_id.is_some() => {
-            Named::Provider(provider, link_exists(change.connection, provider.id, creator.id)?)
-        }
-        Some(reseller) => Named::Reseller(reseller, link_exists(change.connection, creator.id, reseller.id)?),
-    })
 }

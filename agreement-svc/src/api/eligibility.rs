@@ -187,11 +187,11 @@ fn read_roles(form: &mut Form, roles: &[i32]) -> bool {
     may_act
 }
 
-/// GATE-0: why payer, customer and reseller have no answer.
+/// GATE-0: why payer, customer and reseller have no answer. Of other partners' kinds nothing is told.
 fn apart(connection: &mut Connection, asked: &Asked) -> Result<ChangeError, ChangeError> {
     let payer = partner_find(connection, asked.payer_id)?;
     Ok(match payer {
-        Some(payer) if payer.kind == PartnerKind::IndirectReseller => {
+        Some(payer) if payer.kind == PartnerKind::IndirectReseller && payer.id == asked.acting.partner_id => {
             Refusal::PayerIsReseller { payer_id: payer.id }.into()
         }
         _ => Refusal::NotFound { resource: "customer", id: asked.customer_id }.into(),

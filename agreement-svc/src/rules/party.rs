@@ -103,26 +103,21 @@ pub fn check_link(provider: &Partner, reseller: &Partner) -> Result<(), Refusal>
 
 /// The relationship that a partner enters with a customer it creates: a reseller through the
 /// provider it names, a provider for itself or for the reseller it names, a direct-bill partner for
-/// itself. `other` is the partner named, with whether the two are linked.
-pub fn relationship_of(creator: &Partner, named: Named<'_>) -> Result<Relationship, Refusal> {
-    let linked = |provider: &Partner, reseller: &Partner, linked: bool| {
-        require_kind(provider, PartnerKind::IndirectProvider)?;
-        require_kind(reseller, PartnerKind::IndirectReseller)?;
-        if !linked {
-            let (provider_id, reseller_id) = (provider.id, reseller.id);
-            return Err(Refusal::ResellerNotLinked { provider_id, reseller_id });
-        }
-        Ok(Relationship { payer_id: provider.id, reseller_id: Some(reseller.id) })
+/// itself. Of a partner that is not linked nothing is told, not even whether it exists (ROLE-6).
+pub fn relationship_of(creator: &Partner, named: Named) -> Result<Relationship, Refusal> {
+    let through = |provider_id, reseller_id, is_linked: bool| match is_linked {
+        true => Ok(Relationship { payer_id: provider_id, reseller_id: Some(reseller_id) }),
+        false => Err(Refusal::ResellerNotLinked { provider_id, reseller_id }),
     };
     match (creator.kind, named) {
         (PartnerKind::IndirectReseller, Named::Provider(provider, is_linked)) => {
-            linked(provider, creator, is_linked)
+            through(provider, creator.id, is_linked)
         }
         (PartnerKind::IndirectReseller, _) => {
             Err(Refusal::field("provider_id", "must name the provider that the reseller works through"))
         }
         (PartnerKind::IndirectProvider, Named::Reseller(reseller, is_linked)) => {
-            linked(creator, reseller, is_linked)
+            through(creator.id, reseller, is_linked)
         }
         (_, Named::Nobody) => Ok(Relationship { payer_id: creator.id, reseller_id: None }),
         (_, Named::Provider(..)) => Err(Refusal::field("provider_id", "is for resellers only")),
@@ -134,10 +129,10 @@ pub fn relationship_of(creator: &Partner, named: Named<'_>) -> Result<Relationsh
 
 /// The other partner that a request names, and whether it is linked to the caller.
 #[derive(Clone, Copy, Debug)]
-pub enum Named<'a> {
+pub enum Named {
     Nobody,
-    Provider(&'a Partner, bool),
-    Reseller(&'a Partner, bool),
+    Provider(Uuid, bool),
+    Reseller(Uuid, bool),
 }
 
 fn require_kind(partner: &Partner, kind: PartnerKind) -> Result<(), Refusal> {
@@ -235,18 +230,17 @@ mod tests {
         let alone = |partner: &Partner| Ok(Relationship { payer_id: partner.id, reseller_id: None });
         assert_eq!(relationship_of(&direct, Named::Nobody), alone(&direct));
         assert_eq!(relationship_of(&provider, Named::Nobody), alone(&provider));
-        assert_eq!(relationship_of(&provider, Named::Reseller(&reseller, true)), through_both);
-        assert_eq!(relationship_of(&reseller, Named::Provider(&provider, true)), through_both);
+        assert_eq!(relationship_of(&provider, Named::Reseller(reseller.id, true)), through_both);
+        assert_eq!(relationship_of(&reseller, Named::Provider(provider.id, true)), through_both);
 
         for refused in [
             relationship_of(&reseller, Named::Nobody),
-            relationship_of(&reseller, Named::Provider(&provider, false)),
-            relationship_of(&reseller, Named::Provider(&direct, true)),
-            relationship_of(&provider, Named::Reseller(&reseller, false)),
-            relationship_of(&provider, Named::Reseller(&direct, true)),
-            relationship_of(&provider, Named::Provider(&provider, true)),
-            relationship_of(&direct, Named::Reseller(&reseller, true)),
-            relationship_of(&direct, Named::Provider(&provider, true)),
+            relationship_of(&reseller, Named::Provider(provider.id, false)),
+            relationship_of(&reseller, Named::Reseller(reseller.id, true)),
+            relationship_of(&provider, Named::Reseller(reseller.id, false)),
+            relationship_of(&provider, Named::Provider(provider.id, true)),
+            relationship_of(&direct, Named::Reseller(reseller.id, true)),
+            relationship_of(&direct, Named::Provider(provider.id, true)),
         ] {
             assert!(refused.is_err(), "{refused:?}");
         }

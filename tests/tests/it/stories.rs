@@ -7,13 +7,13 @@ use chassis::clock::Clock;
 use chassis::form::timestamp;
 use proto::agreement::{
     CreateAttestationRequest, CreateCustomerRequest, GetAttestationRequest, GetCustomerRequest,
-    GetTemplateRequest, InlineAttestation, ListAttestationsRequest, ListTemplatesRequest,
+    GetTemplateRequest, InlineAttestation, ListAttestationsRequest, ListTemplatesRequest, PartnerKind,
     PublishTemplateVersionRequest, RetireTemplateRequest, TemplateDocument, UpdateCustomerRequest,
 };
 use proto::order::{
     ChangeSeatsRequest, GetOrderRequest, ListSubscriptionChangesRequest, NewOrderLine, SubscriptionChangeKind,
 };
-use proto::types::{AcceptanceKind, AgreementType, Contact, GateRule};
+use proto::types::{AcceptanceKind, AgreementType, Cloud, Contact, GateRule};
 use tests::clients::{bad_fields_of, caller};
 use tests::world::{
     self, AZURE_PLAN, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, RESELLER,
@@ -467,4 +467,24 @@ async fn a_customer_is_changed_under_its_etag_and_invisible_to_strangers() {
         let refused = stranger.customers().update_customer(update(&changed.etag)).await.unwrap_err();
         assert_eq!(refused.code(), Code::NotFound);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn of_a_partner_that_is_not_linked_nothing_is_told() {
+    let (cluster, _) = world_on(Backend::Sqlite).await;
+    let operator = cluster.as_caller(world::operator());
+    let other = uuid::Uuid::from_u128(0xe2);
+    world::register_partner(&operator, other, "Other", PartnerKind::IndirectProvider, Cloud::Public)
+        .await
+        .unwrap();
+    let reseller = cluster.as_caller(world::sales(RESELLER));
+    let mut told = vec![];
+    // A provider that it is not linked to, a partner that is none, and nobody at all.
+    for provider in [other, DIRECT, uuid::Uuid::from_u128(0xdead)] {
+        let refused =
+            world::create_customer(&reseller, "Fourth Coffee", "DE", Some(provider)).await.unwrap_err();
+        assert_eq!(refusal(&refused), refused_as(Code::FailedPrecondition, "RESELLER_NOT_LINKED"));
+        told.push(refused.message().replace(&provider.to_string(), "ID"));
+    }
+    assert!(told.windows(2).all(|pair| pair[0] == pair[1]), "{told:?}");
 }
