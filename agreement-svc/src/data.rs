@@ -12,11 +12,12 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::rules::Time;
+use crate::rules::event::Event;
 use crate::rules::party::is_country;
 use crate::rules::policy::Policy;
 use crate::rules::template::{AgreementType, Document, Template, Version};
 use crate::store::change::{ChangeError, change_unasked};
-use crate::store::template::{template_publish, template_table_is_empty};
+use crate::store::template::{template_publish, template_table_is_empty, template_update};
 
 const DEFAULT_POLICY: &str = include_str!("../data/policy.json");
 const DEFAULT_TEMPLATES: &str = include_str!("../data/templates.json");
@@ -179,6 +180,12 @@ impl Templates {
                     let is_new = template.versions.is_empty();
                     template.versions.push(Version { published_at: change.now, ..version });
                     template_publish(change, &mut template, is_new, &documents, Uuid::nil())?;
+                }
+                if let Some(retired_at) = template.retired_at {
+                    let by = Uuid::nil();
+                    let retired = Event::TemplateRetired { template_id: template.id, retired_at, by };
+                    template.revision = change.record(&retired)?;
+                    template_update(change.connection, &template)?;
                 }
             }
             Ok(())

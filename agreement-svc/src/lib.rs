@@ -57,6 +57,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Failure> {
     let policy = Arc::new(data::read_policy(config.policy.as_deref())?);
+    read_templates(&config.storage)?;
     let database = if config.storage.create {
         migrate(&config.storage, &clock).await?
     } else {
@@ -87,7 +88,7 @@ pub async fn serve(
 /// # Errors
 /// A data file or database that makes no sense or cannot be used.
 pub async fn migrate(storage: &Storage, clock: &Clock) -> Result<Database, Failure> {
-    let templates = data::read_templates(storage.templates.as_deref(), storage.document_table.as_deref())?;
+    let templates = read_templates(storage)?;
     let database = Database::open(&storage.database, storage.create, Writes::Serial)?;
     database.migrate(store::MIGRATIONS)?;
     templates.load(&database, clock.now()).await.map_err(|error| match error {
@@ -95,4 +96,8 @@ pub async fn migrate(storage: &Storage, clock: &Clock) -> Result<Database, Failu
         ChangeError::Refused(refusal) => Failure::from(format!("the templates do not fit: {refusal:?}")),
     })?;
     Ok(database)
+}
+
+fn read_templates(storage: &Storage) -> Result<data::Templates, String> {
+    data::read_templates(storage.templates.as_deref(), storage.document_table.as_deref())
 }

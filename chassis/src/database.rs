@@ -30,6 +30,19 @@ const POOL_SIZE: u32 = 8;
 /// How long a call waits for a free connection before it is told to come back.
 const POOL_WAIT: Duration = Duration::from_secs(2);
 
+/// What is asked of libpq where the URL does not say: notice a server that cannot be reached, or has
+/// gone silent, within seconds.
+const PATIENCE: [(&str, u32); 5] = [
+    ("connect_timeout", 5),
+    ("keepalives_idle", 10),
+    ("keepalives_interval", 5),
+    ("keepalives_count", 3),
+    ("tcp_user_timeout", 15_000),
+];
+
+/// No statement of a call takes longer; migrations may.
+const STATEMENT_MS_MAX: u32 = 15_000;
+
 /// How long a statement waits for another's lock before it gives up.
 const LOCK_WAIT_MS: u32 = 5000;
 
@@ -142,6 +155,7 @@ impl Database {
         const ONE_AT_A_TIME: &str = "SELECT pg_advisory_lock(7215001)";
         let mut connection = Manager { read_only: false, ..self.0.manager.clone() }.connect()?;
         if let Connection::Postgres(c) = &mut connection {
+            c.batch_execute("SET lock_timeout = 0; SET statement_timeout = 0")?;
             c.batch_execute(ONE_AT_A_TIME)?;
         }
         // On SQLite the write lock does what the advisory lock does on PostgreSQL.
@@ -335,9 +349,11 @@ impl ManageConnection for Manager {
                 Ok(Connection::Sqlite(c))
             }
             Url::Postgres(url) => {
-                let mut c = PgConnection::establish(url)
+                let mut c = PgConnection::establish(&patient(url))
                     .map_err(|error| Error::Unavailable(without_quotations(&error.to_string())))?;
-                c.batch_execute(&format!("SET lock_timeout = {LOCK_WAIT_MS}; SET TIME ZONE 'UTC'"))?;
+                c.batch_execute(&format!(
+                    "SET lock_timeout = {LOCK_WAIT_MS}; SET statement_timeout = {STATEMENT_MS_MAX}; SET TIME ZONE 'UTC'"
+                ))?;
                 Ok(Connection::Postgres(c))
             }
         }
@@ -350,6 +366,18 @@ impl ManageConnection for Manager {
     fn has_broken(&self, connection: &mut Connection) -> bool {
         query!(connection, c => AnsiTransactionManager::is_broken_transaction_manager(c))
     }
+}
+
+/// The URL with what it does not say about patience.
+fn patient(url: &str) -> String {
+    let mut url = url.to_owned();
+    for (key, value) in PATIENCE {
+        if !url.contains(&format!("{key}=")) {
+            url.push(if url.contains('?') { '&' } else { '?' });
+            url.push_str(&format!("{key}={value}"));
+        }
+    }
+    url
 }
 
 /// SQLite waits for every lock but the one that changing the journal mode takes, so processes that

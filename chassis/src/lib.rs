@@ -3,6 +3,8 @@
 //! Admission test for everything here: it knows no noun of the business (no agreement, no order),
 //! and both services use it. Business rules, tables and messages never live here.
 
+#![warn(missing_docs)]
+
 pub mod auth;
 pub mod backoff;
 pub mod clock;

@@ -276,7 +276,8 @@ impl Service<http::Request<Body>> for CallService {
         request.extensions_mut().insert(Deadline(Instant::now() + patience));
 
         let span = tracing::info_span!("call", id = %call_id, path = %line.path);
-        let handled = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
+        let mut inner = self.inner.clone();
+        let handled = AssertUnwindSafe(async move { inner.call(request).await }).catch_unwind();
         let guarded = async move {
             let _permit = permit;
             let response = match tokio::time::timeout(patience, handled).await {

@@ -14,7 +14,7 @@ use proto::agreement::{
 };
 use proto::types;
 use tonic::metadata::MetadataValue;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 use uuid::Uuid;
@@ -22,8 +22,7 @@ use uuid::Uuid;
 use crate::rules::gate::{
     AgreementType, Answer, Decision, Evidence, EvidenceKind, Permit, Reason, Remedy, Rule, Verdict,
 };
-use crate::rules::order::Parties;
-use crate::store::report::Report;
+use crate::rules::order::{Parties, PurchaseReport};
 
 /// Tries for one question. More would only add to the load of a neighbour in trouble.
 const ATTEMPTS_MAX: u32 = 3;
@@ -87,8 +86,12 @@ impl Agreements {
     /// # Errors
     /// An address that is none.
     pub(crate) fn new(address: &str, deadline: Duration, clock: Clock) -> Result<Self, String> {
-        let endpoint = Endpoint::from_shared(address.to_owned())
-            .map_err(|error| format!("--agreements {address} is not an address: {error}"))?
+        let wrong = || format!("--agreements {address} must have the form http://HOST:PORT");
+        let uri: Uri = address.parse().map_err(|_| wrong())?;
+        if uri.scheme_str() != Some("http") || uri.port().is_none() {
+            return Err(wrong());
+        }
+        let endpoint = Endpoint::from(uri)
             .connect_timeout(deadline)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
@@ -113,7 +116,9 @@ impl Agreements {
             match tokio::time::timeout(left, self.gate.clone().check_eligibility(request)).await {
                 Ok(Ok(answer)) => return read_answer(ask, asked_at, answer.into_inner()),
                 Ok(Err(status)) => match status.code() {
-                    Code::NotFound => return Err(NoAnswer::NotTogether),
+                    Code::NotFound if has_reason(&status, types::ErrorReason::ResourceNotFound) => {
+                        return Err(NoAnswer::NotTogether);
+                    }
                     Code::InvalidArgument if has_reason(&status, types::ErrorReason::PayerIsReseller) => {
                         return Err(NoAnswer::PayerIsReseller);
                     }
@@ -133,7 +138,7 @@ impl Agreements {
     ///
     /// # Errors
     /// What kept it from being taken.
-    pub(crate) async fn report_purchase(&self, report: &Report) -> Result<(), Status> {
+    pub(crate) async fn report_purchase(&self, report: &PurchaseReport) -> Result<(), Status> {
         let message = ReportPurchaseRequest {
             request_id: report.order_id.to_string(),
             customer_id: report.customer_id.to_string(),

@@ -68,7 +68,7 @@ pub async fn serve(
     let (orders, new_orders) = watch::channel(());
     let (stop, stopped) = watch::channel(false);
     let reporter = reporter::run(database.clone(), clock.clone(), agreements.clone(), new_orders, stopped);
-    let reporter = tokio::spawn(reporter);
+    let mut reporter = tokio::spawn(reporter);
 
     let api = Api { database, clock, catalogue, agreements, orders };
     let mut routes = RoutesBuilder::default();
@@ -83,7 +83,10 @@ pub async fn serve(
         services: SERVICES,
         descriptors: proto::FILE_DESCRIPTOR_SET,
     };
-    let served = server::serve(listener, routes, options, shutdown).await;
+    let served = tokio::select! {
+        served = server::serve(listener, routes, options, shutdown) => served,
+        ended = &mut reporter => return Err(format!("the reporter ended by itself: {ended:?}").into()),
+    };
     stop.send_replace(true);
     reporter.await?;
     served

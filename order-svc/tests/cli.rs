@@ -69,6 +69,24 @@ fn wrong_settings_are_refused_with_the_reason() {
             ],
             "there is no offer",
         ),
+        (
+            vec![
+                "serve",
+                "--database",
+                &missing,
+                "--auth",
+                "insecure",
+                "--listen",
+                "127.0.0.1:0",
+                "--agreements",
+                "localhost:50051",
+            ],
+            "http://HOST:PORT",
+        ),
+        (
+            vec!["serve", "--database", &missing, "--auth", "insecure", "--gate-deadline-ms", "5000"],
+            "gate-deadline-ms",
+        ),
         (vec!["migrate", "--database", &missing], "--create"),
         (vec!["check-health", "--address", "http://127.0.0.1:1"], "cannot be reached"),
     ] {

@@ -50,7 +50,7 @@ impl Default for Setup {
             agreement_port: 0,
             order_port: 0,
             agreements_at: None,
-            gate_deadline_ms: 5000,
+            gate_deadline_ms: 4000,
             document_table: None,
             worker_threads: 1,
         }

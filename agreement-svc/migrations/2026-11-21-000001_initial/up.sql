@@ -19,7 +19,6 @@ CREATE TABLE event (
     body TEXT NOT NULL,
     hash TEXT NOT NULL
 );
-CREATE INDEX event_by_customer ON event (customer_id, revision);
 
 -- First answers, by request id.
 CREATE TABLE request (
@@ -31,7 +30,6 @@ CREATE TABLE request (
     answered_at TIMESTAMP NOT NULL,
     PRIMARY KEY (tenant_id, call, request_id)
 );
-CREATE INDEX request_by_age ON request (answered_at);
 
 CREATE TABLE partner (
     id TEXT PRIMARY KEY,
@@ -139,4 +137,5 @@ CREATE TABLE acceptance (
 -- customer and type.
 CREATE UNIQUE INDEX acceptance_current ON acceptance (customer_id, partner_id, agreement_type)
     WHERE superseded_at IS NULL AND withdrawn_at IS NULL;
-CREATE INDEX acceptance_by_customer ON acceptance (customer_id, partner_id, revision);
+CREATE INDEX acceptance_by_partner ON acceptance (customer_id, partner_id);
+CREATE INDEX acceptance_by_age ON acceptance (customer_id, revision);

@@ -16,14 +16,14 @@ use uuid::Uuid;
 
 use super::{Api, checked, convert, existing, status, viewer, visible};
 use crate::rules::Refusal;
-use crate::rules::attestation::{Attestation, Claim, Facts, attest, check_agreed_at, check_attester};
+use crate::rules::attestation::{Attestation, Claim, Facts, attest, check_attester, check_not_in_the_future};
 use crate::rules::event::Event;
 use crate::rules::party::{Customer, Partner};
 use crate::store::attestation::{
     attestation_current, attestation_find, attestation_insert, attestation_list, attestation_supersede,
 };
 use crate::store::change::{Change, ChangeError, commitment};
-use crate::store::customer::{customer_set_acceptance_revision, relationship_find};
+use crate::store::customer::{Viewer, customer_set_acceptance_revision, relationship_find};
 use crate::store::template::{template_find, template_live};
 
 #[tonic::async_trait]
@@ -42,7 +42,7 @@ impl AttestationService for Api {
         let template_id = form.id("template_id", &message.template_id);
         let contact = convert::read_contact(&mut form, "contact", message.contact.as_ref());
         let agreed_at = form.time("agreed_at", message.agreed_at.as_ref());
-        if let Err(problem) = check_agreed_at(agreed_at, now) {
+        if let Err(problem) = check_not_in_the_future(agreed_at, now) {
             form.wrong("agreed_at", problem);
         }
         checked(form)?;
@@ -50,11 +50,11 @@ impl AttestationService for Api {
 
         let key = RequestKey::new(&caller, "CreateAttestation", request_id, &message);
         self.change(key, now, validate_only, move |change| {
-            let mut customer = visible(change.connection, viewer(&caller), customer_id)?;
-            let attester = existing(change, caller.tenant_id)?;
-            let relationship = relationship_find(change.connection, attester.id, customer_id)?;
+            let relationship = relationship_find(change.connection, caller.tenant_id, customer_id)?;
             let relationship =
                 relationship.ok_or(Refusal::NotFound { resource: "customer", id: customer_id })?;
+            let mut customer = visible(change.connection, Viewer::Everything, customer_id)?;
+            let attester = existing(change, caller.tenant_id)?;
             check_attester(&attester, relationship)?;
             let attestation = store_attestation(change, &attester, &mut customer, new)?;
             let attestation = Some(convert::attestation(attestation));

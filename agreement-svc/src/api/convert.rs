@@ -163,19 +163,24 @@ pub(super) fn contact(contact: Contact) -> types::Contact {
     types::Contact { first_name, last_name, email, phone }
 }
 
-pub(super) fn partner(partner: Partner, providers: &[Uuid], resellers: &[Uuid]) -> wire::Partner {
+/// A partner with those of the links, as (provider, reseller), that are its own.
+pub(super) fn partner(partner: Partner, links: &[(Uuid, Uuid)]) -> wire::Partner {
+    let providers = links.iter().filter(|(_, reseller)| *reseller == partner.id);
+    let resellers = links.iter().filter(|(provider, _)| *provider == partner.id);
     wire::Partner {
         partner_id: partner.id.to_string(),
         name: partner.name,
         kind: partner_kind(partner.kind),
         cloud: cloud(partner.cloud),
-        provider_ids: providers.iter().map(ToString::to_string).collect(),
-        reseller_ids: resellers.iter().map(ToString::to_string).collect(),
+        provider_ids: providers.map(|(provider, _)| provider.to_string()).collect(),
+        reseller_ids: resellers.map(|(_, reseller)| reseller.to_string()).collect(),
         registered_at: Some(timestamp(partner.registered_at)),
     }
 }
 
-pub(super) fn customer(customer: Customer) -> wire::Customer {
+/// A customer as a caller may see it: what it did with other partners is not for partners.
+pub(super) fn customer(customer: Customer, viewer: &auth::Caller) -> wire::Customer {
+    let is_partner = viewer.tenant_kind == auth::TenantKind::Partner;
     wire::Customer {
         customer_id: customer.id.to_string(),
         company_name: customer.company_name,
@@ -185,7 +190,7 @@ pub(super) fn customer(customer: Customer) -> wire::Customer {
         primary_contact: Some(contact(customer.primary_contact)),
         created_at: Some(timestamp(customer.created_at)),
         acceptance_revision: customer.acceptance_revision,
-        first_purchase_at: customer.first_purchase_at.map(timestamp),
+        first_purchase_at: customer.first_purchase_at.filter(|_| !is_partner).map(timestamp),
         etag: customer.revision.to_string(),
     }
 }

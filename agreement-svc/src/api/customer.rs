@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 use super::attestation::{NewAttestation, store_attestation};
 use super::{Api, checked, convert, existing, status, viewer, visible};
 use crate::rules::Refusal;
-use crate::rules::attestation::{Claim, check_agreed_at, check_attester};
+use crate::rules::attestation::{Claim, check_attester, check_not_in_the_future};
 use crate::rules::event::Event;
 use crate::rules::party::{Customer, Named, is_domain, relationship_of};
 use crate::store::change::commitment;
@@ -57,7 +57,7 @@ impl CustomerService for Api {
                 |contact| convert::read_contact(&mut form, "attestation.contact", Some(contact)),
             );
             let agreed_at = form.time("attestation.agreed_at", attestation.agreed_at.as_ref());
-            if let Err(problem) = check_agreed_at(agreed_at, now) {
+            if let Err(problem) = check_not_in_the_future(agreed_at, now) {
                 form.wrong("attestation.agreed_at", problem);
             }
             let template_id = form.id("attestation.template_id", &attestation.template_id);
@@ -122,7 +122,7 @@ impl CustomerService for Api {
                 None => None,
             };
             Ok(CreateCustomerResponse {
-                customer: Some(convert::customer(customer)),
+                customer: Some(convert::customer(customer, &caller)),
                 attestation: attestation.map(convert::attestation),
                 revision: change.revision(),
             })
@@ -161,7 +161,7 @@ impl CustomerService for Api {
                 by: caller.user_id,
             })?;
             customer_update(change.connection, &customer)?;
-            let customer = Some(convert::customer(customer));
+            let customer = Some(convert::customer(customer, &caller));
             Ok(UpdateCustomerResponse { customer, revision: change.revision() })
         })
         .await
@@ -176,9 +176,10 @@ impl CustomerService for Api {
         let id = form.id("customer_id", &request.get_ref().customer_id);
         checked(form)?;
 
-        let read = move |connection: &mut Connection| visible(connection, viewer(&caller), id);
+        let viewer = viewer(&caller);
+        let read = move |connection: &mut Connection| visible(connection, viewer, id);
         let customer = self.database.read(read).await.map_err(status::of)?;
-        Ok(Response::new(GetCustomerResponse { customer: Some(convert::customer(customer)) }))
+        Ok(Response::new(GetCustomerResponse { customer: Some(convert::customer(customer, &caller)) }))
     }
 
     async fn list_customers(
@@ -195,7 +196,7 @@ impl CustomerService for Api {
         let list = move |connection: &mut Connection| {
             let mut rows = customer_list(connection, viewer(&caller), page.after.as_deref(), page.fetch())?;
             let next_page_token = page.cut(&mut rows, |customer| customer.id.to_string());
-            let customers = rows.into_iter().map(convert::customer).collect();
+            let customers = rows.into_iter().map(|customer| convert::customer(customer, &caller)).collect();
             Ok(ListCustomersResponse { customers, next_page_token })
         };
         self.database.list(list).await.map(Response::new).map_err(|error: Error| status::failed(&error))

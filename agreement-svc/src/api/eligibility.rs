@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::{Api, checked, convert, existing, status, visible};
-use crate::rules::attestation::check_agreed_at;
+use crate::rules::attestation::check_not_in_the_future;
 use crate::rules::eligibility::{Acting, Answer, Operation, Question, decide, may_sign_directly, remedies};
 use crate::rules::event::Event;
 use crate::rules::party::PartnerKind;
@@ -69,7 +69,7 @@ impl EligibilityService for Api {
         let customer_id = form.id("customer_id", &message.customer_id);
         let payer_id = form.id("payer_id", &message.payer_id);
         let purchased_at = form.time("purchased_at", message.purchased_at.as_ref());
-        if let Err(problem) = check_agreed_at(purchased_at, now) {
+        if let Err(problem) = check_not_in_the_future(purchased_at, now) {
             form.wrong("purchased_at", problem);
         }
         checked(form)?;

@@ -135,11 +135,10 @@ impl PartnerService for Api {
         let list = move |connection: &mut Connection| {
             let mut rows = partner_list(connection, page.after.as_deref(), page.fetch())?;
             let next_page_token = page.cut(&mut rows, |partner| partner.id.to_string());
-            let partners = rows.into_iter().map(|partner| {
-                let (providers, resellers) = partner_links(connection, partner.id)?;
-                Ok(convert::partner(partner, &providers, &resellers))
-            });
-            Ok(ListPartnersResponse { partners: partners.collect::<Result<_, Error>>()?, next_page_token })
+            let ids: Vec<Uuid> = rows.iter().map(|partner| partner.id).collect();
+            let links = partner_links(connection, &ids)?;
+            let partners = rows.into_iter().map(|partner| convert::partner(partner, &links)).collect();
+            Ok(ListPartnersResponse { partners, next_page_token })
         };
         self.database.list(list).await.map(Response::new).map_err(|error: Error| status::failed(&error))
     }
@@ -162,9 +161,8 @@ impl PartnerService for Api {
             let partner = known.ok_or(Refusal::NotFound { resource: "partner", id })?;
             // A partner's links are shown to itself and the operator, not to its neighbours.
             let sees_links = caller.tenant_kind != TenantKind::Partner || caller.tenant_id == id;
-            let (providers, resellers) =
-                if sees_links { partner_links(connection, id)? } else { (vec![], vec![]) };
-            let partner = Some(convert::partner(partner, &providers, &resellers));
+            let links = if sees_links { partner_links(connection, &[id])? } else { vec![] };
+            let partner = Some(convert::partner(partner, &links));
             Ok(Response::new(GetPartnerResponse { partner }))
         };
         self.database.read(read).await.map_err(status::of)
@@ -173,6 +171,6 @@ impl PartnerService for Api {
 
 fn shown(connection: &mut Connection, id: Uuid) -> Result<WirePartner, ChangeError> {
     let partner = partner_find(connection, id)?.ok_or(Refusal::NotFound { resource: "partner", id })?;
-    let (providers, resellers) = partner_links(connection, id)?;
-    Ok(convert::partner(partner, &providers, &resellers))
+    let links = partner_links(connection, &[id])?;
+    Ok(convert::partner(partner, &links))
 }

@@ -23,7 +23,10 @@ pub(super) fn of(error: ChangeError) -> Status {
 
 pub(super) fn invalid(violations: &[Violation]) -> Status {
     let failure = invalid_fields(DOMAIN, violations);
-    if violations.iter().any(|violation| violation.problem.starts_with(IN_THE_FUTURE)) {
+    let agreed_too_late = |violation: &Violation| {
+        violation.field.ends_with("agreed_at") && violation.problem.starts_with(IN_THE_FUTURE)
+    };
+    if violations.iter().any(agreed_too_late) {
         return failure.with("partner_center_code", 600_002).status();
     }
     failure.status()

@@ -61,9 +61,9 @@ pub struct Accepted {
     pub supersedes: Option<Uuid>,
 }
 
-/// Checks the date agreed against the server's clock (ATT-3), or says what is wrong with it.
-pub fn check_agreed_at(agreed_at: Time, now: Time) -> Result<(), String> {
-    if agreed_at > now + CLOCK_TOLERANCE {
+/// Checks a time that lies in the past against the server's clock (ATT-3), or says what is wrong.
+pub fn check_not_in_the_future(time: Time, now: Time) -> Result<(), String> {
+    if time > now + CLOCK_TOLERANCE {
         let now = now.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
         return Err(format!("{IN_THE_FUTURE}; the server's time is {now}"));
     }
@@ -266,8 +266,9 @@ mod tests {
     #[test]
     fn the_date_agreed_is_at_most_five_minutes_ahead_of_the_servers_clock() {
         let now = at(1000);
-        assert_eq!(check_agreed_at(now + CLOCK_TOLERANCE, now), Ok(()));
-        let problem = check_agreed_at(now + CLOCK_TOLERANCE + Duration::microseconds(1), now).unwrap_err();
+        assert_eq!(check_not_in_the_future(now + CLOCK_TOLERANCE, now), Ok(()));
+        let problem =
+            check_not_in_the_future(now + CLOCK_TOLERANCE + Duration::microseconds(1), now).unwrap_err();
         assert!(problem.contains("1970-01-01T00:16:40.000000Z"), "{problem}");
     }
 

@@ -63,9 +63,12 @@ impl Template {
         self.retired_at.is_some_and(|at| at <= now)
     }
 
-    /// The version in force at a time. Version 1 has no lower bound (ATT-4).
+    /// The version in force at a time. Version 1 has no lower bound (ATT-4); a version that was to
+    /// take effect after the template was retired never does.
     pub fn in_force_at(&self, at: Time) -> Option<&Version> {
-        let in_force = self.versions.iter().rev().find(|version| version.effective_from <= at);
+        let was_live = |version: &&Version| self.retired_at.is_none_or(|at| version.effective_from < at);
+        let in_force =
+            self.versions.iter().filter(was_live).rev().find(|version| version.effective_from <= at);
         in_force.or(self.versions.first())
     }
 }

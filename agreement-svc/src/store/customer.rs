@@ -111,18 +111,13 @@ pub(crate) fn customer_list(
         Viewer::Partner(partner) => {
             let partner = partner.to_string();
             query!(connection, c => {
+                let own = relationship::table
+                    .filter(relationship::customer_id.gt(after))
+                    .filter(relationship::ended_at.is_null())
+                    .filter(relationship::partner_id.eq(&partner).or(relationship::reseller_id.eq(&partner)))
+                    .select(relationship::customer_id);
                 customer::table
-                    .filter(customer::id.gt(after))
-                    .filter(diesel::dsl::exists(
-                        relationship::table
-                            .filter(relationship::customer_id.eq(customer::id))
-                            .filter(relationship::ended_at.is_null())
-                            .filter(
-                                relationship::partner_id
-                                    .eq(&partner)
-                                    .or(relationship::reseller_id.eq(&partner)),
-                            ),
-                    ))
+                    .filter(customer::id.eq_any(own))
                     .order(customer::id)
                     .limit(limit)
                     .select(Row::as_select())

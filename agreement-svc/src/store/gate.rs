@@ -4,11 +4,11 @@ use chassis::database::row::{at, utc};
 use chassis::database::{Connection, Error};
 use chassis::query;
 use chrono::NaiveDateTime;
-use diesel::dsl::exists;
+use diesel::dsl::{exists, not};
 use diesel::prelude::*;
 use uuid::Uuid;
 
-use super::schema::{acceptance, customer, relationship, revision, template_version};
+use super::schema::{acceptance, customer, relationship, revision, template, template_version};
 
 use crate::rules::Time;
 use crate::rules::eligibility::{Acceptance, AcceptanceKind, Facts, Reacceptance, Standing};
@@ -91,7 +91,13 @@ pub(crate) fn gate_snapshot(
                 .and(later
                     .field(template_version::effective_from)
                     .nullable()
-                    .gt(template_version::effective_from.nullable()))))
+                    .gt(template_version::effective_from.nullable()))
+                // A version that was to take effect after its template was retired never does.
+                .and(not(exists(
+                    template::table
+                        .filter(template::id.eq(later.field(template_version::template_id)))
+                        .filter(template::retired_at.le(later.field(template_version::effective_from).nullable())),
+                )))))
             .filter(customer::id.eq(&key))
             .filter(exists(together))
             .select((

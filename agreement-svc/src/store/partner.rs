@@ -67,27 +67,20 @@ pub(crate) fn partner_insert(connection: &mut Connection, new: &Partner) -> Resu
     Ok(())
 }
 
-/// The providers and the resellers a partner is linked to, each in key order.
-pub(crate) fn partner_links(connection: &mut Connection, id: Uuid) -> Result<(Vec<Uuid>, Vec<Uuid>), Error> {
-    let id = id.to_string();
-    let providers: Vec<String> = query!(connection, c => {
+/// The links of some partners, as (provider, reseller), in key order.
+pub(crate) fn partner_links(connection: &mut Connection, ids: &[Uuid]) -> Result<Vec<(Uuid, Uuid)>, Error> {
+    let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+    let rows: Vec<(String, String)> = query!(connection, c => {
         reseller_link::table
-            .filter(reseller_link::reseller_id.eq(&id))
-            .order(reseller_link::provider_id)
-            .select(reseller_link::provider_id)
+            .filter(reseller_link::provider_id.eq_any(&ids).or(reseller_link::reseller_id.eq_any(&ids)))
+            .order((reseller_link::provider_id, reseller_link::reseller_id))
             .load(c)
     })?;
-    let resellers: Vec<String> = query!(connection, c => {
-        reseller_link::table
-            .filter(reseller_link::provider_id.eq(&id))
-            .order(reseller_link::reseller_id)
-            .select(reseller_link::reseller_id)
-            .load(c)
-    })?;
-    let read = |ids: Vec<String>, column| {
-        ids.iter().map(|other| at("reseller_link", &id).parse(column, other)).collect::<Result<_, _>>()
+    let read = |(provider, reseller): &(String, String)| {
+        let link = at("reseller_link", provider);
+        Ok((link.parse("provider_id", provider)?, link.parse("reseller_id", reseller)?))
     };
-    Ok((read(providers, "provider_id")?, read(resellers, "reseller_id")?))
+    rows.iter().map(read).collect()
 }
 
 pub(crate) fn link_exists(

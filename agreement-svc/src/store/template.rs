@@ -112,7 +112,7 @@ pub(crate) fn template_live(
         template::table
             .filter(template::agreement_type.eq(of.name()))
             .filter(template::retired_at.is_null().or(template::retired_at.gt(now.naive_utc())))
-            .order(template::retired_at.desc())
+            .order(template::retired_at.is_null().desc())
             .select(template::id)
             .first(c)
             .optional()

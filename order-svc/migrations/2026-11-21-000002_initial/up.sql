@@ -11,7 +11,6 @@ CREATE TABLE request (
     answered_at TIMESTAMP NOT NULL,
     PRIMARY KEY (tenant_id, call, request_id)
 );
-CREATE INDEX request_by_age ON request (answered_at);
 
 -- One row for each customer: the revision of the last withdrawal that was applied. Every gated
 -- transaction begins here, so that purchases and withdrawals of one customer are serial.

@@ -109,7 +109,6 @@ pub(super) fn permit(permit: &Permit) -> types::GateEvidence {
         Decision::Exempt => types::Decision::Exempt,
     };
     let rule = match permit.rule {
-        Rule::AutoRenewal => types::GateRule::AutoRenewal,
         Rule::OutsidePublicCloud => types::GateRule::OutsidePublicCloud,
         Rule::NotYetMandatory => types::GateRule::NotYetMandatory,
         Rule::DirectSignature => types::GateRule::DirectSignature,

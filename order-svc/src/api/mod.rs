@@ -95,6 +95,13 @@ impl Api {
     }
 }
 
+/// How one round of a call that buys or changes ended, when nothing failed.
+enum Round<A> {
+    Done(A),
+    /// It has to be done again from the start; the refusal is for when that was the last round.
+    Again(Refusal),
+}
+
 /// Why a call that buys or changes stored nothing.
 enum Failure {
     Refused(Refusal),

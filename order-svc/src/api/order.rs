@@ -17,7 +17,7 @@ use proto::order::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Api, Failure, ROUNDS_MAX, checked, convert, status, time_until, viewer};
+use super::{Api, Failure, ROUNDS_MAX, Round, checked, convert, status, time_until, viewer};
 use crate::agreements::{Ask, Operation};
 use crate::rules::gate::Answer;
 use crate::rules::order::{Line, Order, Parties, Placing, check_lines, demands, parties, place};
@@ -63,17 +63,18 @@ impl OrderService for Api {
         let key = (!validate_only).then_some(key);
         let new = NewOrder { parties, lines, caller, call_id };
 
+        let mut last = Refusal::GateUnavailable;
         for _ in 0..ROUNDS_MAX {
             if let Some(first) = self.replay(key.as_ref()).await? {
                 return Ok(first);
             }
             match self.try_order(&new, key.as_ref(), give_up).await {
-                Ok(Some(placed)) => return Ok(Response::new(placed)),
-                Ok(None) => {}
+                Ok(Round::Done(placed)) => return Ok(Response::new(placed)),
+                Ok(Round::Again(refusal)) => last = refusal,
                 Err(failure) => return self.fail(failure, key.as_ref()).await,
             }
         }
-        self.fail(Refusal::AnswerOutdated.into(), key.as_ref()).await
+        self.fail(last.into(), key.as_ref()).await
     }
 
     async fn get_order(
@@ -152,18 +153,17 @@ impl Api {
         place(new.parties, new.lines.clone(), &self.catalogue, answer, placing)
     }
 
-    /// Asks, places and, with a key, stores. Nothing when it has to be done again from the start:
-    /// the answer is outdated, or somebody else was first under the same request id.
+    /// One round: asks, places and, with a key, stores.
     async fn try_order(
         &self,
         new: &NewOrder,
         key: Option<&RequestKey>,
         give_up: Instant,
-    ) -> Result<Option<CreateOrderResponse>, Failure> {
+    ) -> Result<Round<CreateOrderResponse>, Failure> {
         let answer = self.ask_about(new, give_up).await?;
         let (order, subscriptions) = self.place(new, &answer)?;
         let response = response(&order, &subscriptions);
-        let Some(key) = key else { return Ok(Some(response)) };
+        let Some(key) = key else { return Ok(Round::Done(response)) };
 
         let basis = (answer, order.permit.clone());
         let effect = move |connection: &mut Connection| {
@@ -178,9 +178,13 @@ impl Api {
         match store_gated(&self.database, &self.clock, key.clone(), basis, encoded, effect).await? {
             Stored::Done => {
                 self.orders.send_replace(());
-                Ok(Some(response))
+                Ok(Round::Done(response))
             }
-            Stored::SeenBefore | Stored::AnswerOutdated | Stored::LostRace => Ok(None),
+            // No row of an order can have changed under it.
+            Stored::SeenBefore | Stored::AnswerOutdated | Stored::LostRace => {
+                Ok(Round::Again(Refusal::AnswerOutdated))
+            }
+            Stored::AnswerStale => Ok(Round::Again(Refusal::GateUnavailable)),
         }
     }
 }

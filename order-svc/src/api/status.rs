@@ -199,8 +199,7 @@ mod tests {
     #[test]
     fn every_refusal_has_its_code_reason_and_remedy() {
         let id = Uuid::from_u128(1);
-        let bad =
-            BadField { field: "lines[2].quantity".into(), problem: "must be 1 to 300 for this offer".into() };
+        let bad = BadField { field: "lines[2].quantity".into(), problem: "must be 1 to 300".into() };
         let both = vec![Remedy::Attest { template_id: id }, Remedy::InviteCustomer { template_id: id }];
         let required = |reasons, remedies| Refusal::AgreementRequired { customer_id: id, reasons, remedies };
         let refusals = [
@@ -228,7 +227,7 @@ mod tests {
         let told: String = refusals.iter().map(|refusal| told(&refused(refusal))).collect();
         expect![[r#"
             NotFound RESOURCE_NOT_FOUND: there is no order 00000000-0000-0000-0000-000000000001 that you may see ["partner_center_code=20000"]
-            InvalidArgument INVALID_FIELDS: lines[2].quantity must be 1 to 300 for this offer []
+            InvalidArgument INVALID_FIELDS: lines[2].quantity must be 1 to 300 []
             InvalidArgument REQUEST_ID_REUSED: the request id was used before with other content; use a new one for new content ["request_id=00000000-0000-0000-0000-000000000001"]
             Aborted ETAG_STALE: the subscription has changed since the etag was read; read it again and retry ["partner_center_code=2055"]
             InvalidArgument PAYER_IS_RESELLER: partner 00000000-0000-0000-0000-000000000001 is an indirect reseller and does not pay; name its provider in payer_id ["payer_id=00000000-0000-0000-0000-000000000001"]

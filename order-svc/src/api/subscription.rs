@@ -18,7 +18,7 @@ use proto::order::{
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{Api, Failure, ROUNDS_MAX, checked, convert, status, time_until, viewer};
+use super::{Api, Failure, ROUNDS_MAX, Round, checked, convert, status, time_until, viewer};
 use crate::agreements::{Ask, Operation};
 use crate::rules::Refusal;
 use crate::rules::offer::Offer;
@@ -113,17 +113,18 @@ impl SubscriptionService for Api {
         let key = (!validate_only).then_some(key);
         let new = NewSeats { id, quantity: message.quantity, etag: message.etag, caller, call_id };
 
+        let mut last = Refusal::GateUnavailable;
         for _ in 0..ROUNDS_MAX {
             if let Some(first) = self.replay(key.as_ref()).await? {
                 return Ok(first);
             }
             match self.try_seats(&new, key.as_ref(), give_up).await {
-                Ok(Some(changed)) => return Ok(Response::new(changed)),
-                Ok(None) => {}
+                Ok(Round::Done(changed)) => return Ok(Response::new(changed)),
+                Ok(Round::Again(refusal)) => last = refusal,
                 Err(failure) => return self.fail(failure, key.as_ref()).await,
             }
         }
-        self.fail(Refusal::AnswerOutdated.into(), key.as_ref()).await
+        self.fail(last.into(), key.as_ref()).await
     }
 }
 
@@ -145,23 +146,25 @@ impl Api {
         Ok(subscription.ok_or_else(unseen)?)
     }
 
-    /// Asks, changes and, with a key, stores. Nothing when it has to be done again from the start:
-    /// the answer is outdated, or somebody else was first under the same request id.
+    /// One round: asks, changes and, with a key, stores.
     async fn try_seats(
         &self,
         new: &NewSeats,
         key: Option<&RequestKey>,
         give_up: Instant,
-    ) -> Result<Option<ChangeSeatsResponse>, Failure> {
+    ) -> Result<Round<ChangeSeatsResponse>, Failure> {
         let known = self.visible(&new.caller, new.id).await?;
         let offer = self.catalogue.find(&known.offer_id);
         if known.check_seats(offer, &new.etag, new.quantity, self.clock.now())? == SeatChange::None {
             let response =
                 ChangeSeatsResponse { subscription: Some(convert::subscription(&known)), gate: None };
-            let Some(key) = key else { return Ok(Some(response)) };
+            let Some(key) = key else { return Ok(Round::Done(response)) };
             let encoded = response.encode_to_vec();
             let is_first = store_answer(&self.database, &self.clock, key.clone(), encoded).await?;
-            return Ok(is_first.then_some(response));
+            return Ok(match is_first {
+                true => Round::Done(response),
+                false => Round::Again(Refusal::AnswerOutdated),
+            });
         }
 
         let answer = self.ask(&question(new, &known, offer), time_until(give_up)).await?;
@@ -171,7 +174,7 @@ impl Api {
             subscription: Some(convert::subscription(&changed)),
             gate: Some(convert::permit(&permit)),
         };
-        let Some(key) = key else { return Ok(Some(response)) };
+        let Some(key) = key else { return Ok(Round::Done(response)) };
 
         let change = Change {
             number: changed.version,
@@ -193,9 +196,10 @@ impl Api {
         let encoded = response.encode_to_vec();
         match store_gated(&self.database, &self.clock, key.clone(), (answer, permit), encoded, effect).await?
         {
-            Stored::Done => Ok(Some(response)),
+            Stored::Done => Ok(Round::Done(response)),
             Stored::LostRace => Err(Refusal::StaleEtag.into()),
-            Stored::SeenBefore | Stored::AnswerOutdated => Ok(None),
+            Stored::SeenBefore | Stored::AnswerOutdated => Ok(Round::Again(Refusal::AnswerOutdated)),
+            Stored::AnswerStale => Ok(Round::Again(Refusal::GateUnavailable)),
         }
     }
 }

@@ -20,7 +20,6 @@ names!(Decision { Allowed = "ALLOWED", Exempt = "EXEMPT" });
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
-    AutoRenewal,
     OutsidePublicCloud,
     NotYetMandatory,
     DirectSignature,
@@ -28,7 +27,6 @@ pub enum Rule {
 }
 
 names!(Rule {
-    AutoRenewal = "AUTO_RENEWAL",
     OutsidePublicCloud = "OUTSIDE_PUBLIC_CLOUD",
     NotYetMandatory = "NOT_YET_MANDATORY",
     DirectSignature = "DIRECT_SIGNATURE",

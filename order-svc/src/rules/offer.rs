@@ -64,7 +64,7 @@ impl Offer {
     /// What is wrong with a quantity of it.
     pub fn quantity_problem(&self, quantity: u32) -> Option<String> {
         let (min, max) = (self.quantity_min, self.quantity_max);
-        (!(min..=max).contains(&quantity)).then(|| format!("must be {min} to {max} for this offer"))
+        (!(min..=max).contains(&quantity)).then(|| format!("must be {min} to {max}"))
     }
 
     pub fn is_sold_in(&self, country: &str) -> bool {

@@ -42,6 +42,17 @@ pub struct PlacedLine {
     pub subscription_id: Uuid,
 }
 
+/// What agreement-svc is told of a customer's first purchase.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PurchaseReport {
+    pub customer_id: Uuid,
+    pub payer_id: Uuid,
+    pub order_id: Uuid,
+    pub purchased_at: Time,
+    /// How often it was tried, this time included.
+    pub attempts: u32,
+}
+
 /// Who places an order, and the ids it will have: one for the order, one for each line.
 #[derive(Clone, Debug)]
 pub struct Placing {

@@ -186,7 +186,7 @@ mod tests {
     fn every_state_etag_time_and_count_gets_its_answer() {
         let licence = offer(OfferKind::License);
         let bounds = || {
-            let problem = "must be 2 to 300 for this offer".into();
+            let problem = "must be 2 to 300".into();
             Err(Refusal::Fields(vec![BadField { field: "quantity".into(), problem }]))
         };
         let term_end = Time::from_timestamp(1000, 0).unwrap();

@@ -18,8 +18,10 @@ pub(crate) enum Stored {
     Done,
     /// Somebody else was first with the same request id.
     SeenBefore,
-    /// The answer is too old to store anything on: ask the gate again.
+    /// A withdrawal newer than the answer was applied: ask the gate again.
     AnswerOutdated,
+    /// The answer is too old, or could have changed by itself: ask the gate again.
+    AnswerStale,
     /// The row has changed since it was read.
     LostRace,
 }
@@ -55,15 +57,22 @@ pub(crate) async fn store_gated(
     let clock = clock.clone();
     let write = move |connection: &mut Connection| {
         let (answer, permit) = basis;
-        // The queue before a transaction may be long, so age is looked at inside it.
-        let now = clock.now();
-        if !answer.is_fresh(now) || !pass_fence(connection, answer.customer_id, permit.revision)? {
+        if !pass_fence(connection, answer.customer_id, permit.revision)? {
             return Err(Undone::Because(Stored::AnswerOutdated));
         }
+        let now = clock.now();
         if !request_answered(connection, &key, &response, now)? {
             return Err(Undone::Because(Stored::SeenBefore));
         }
-        if effect(connection)? { Ok(()) } else { Err(Undone::Because(Stored::LostRace)) }
+        if !effect(connection)? {
+            return Err(Undone::Because(Stored::LostRace));
+        }
+        // Looked at last: the queue for the transaction, the fence and the request id may each have
+        // taken longer than the answer may be old.
+        if !answer.is_fresh(clock.now()) {
+            return Err(Undone::Because(Stored::AnswerStale));
+        }
+        Ok(())
     };
     match database.write(write).await {
         Ok(()) => Ok(Stored::Done),

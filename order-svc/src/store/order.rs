@@ -10,7 +10,7 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::schema::{order_line, orders};
-use super::{PermitRow, Slice, Viewer, permit_row, read_permit};
+use super::{PermitRow, Side, Slice, Viewer, permit_row, read_permit};
 use crate::rules::order::{Line, Order, Parties, PlacedLine};
 
 #[derive(Queryable)]
@@ -129,20 +129,25 @@ pub(crate) fn order_find(
 }
 
 pub(crate) fn order_list(connection: &mut Connection, slice: &Slice) -> Result<Vec<Order>, Error> {
-    let rows: Vec<Row> = query!(connection, c => {
-        let mut list = orders::table
-            .filter(orders::id.gt(slice.after.as_deref().unwrap_or_default()))
-            .order(orders::id)
-            .limit(slice.limit)
-            .into_boxed();
-        if let Viewer::Partner(partner) = slice.viewer {
-            let partner = partner.to_string();
-            list = list.filter(orders::payer_id.eq(partner.clone()).or(orders::reseller_id.eq(partner)));
-        }
-        if let Some(customer) = slice.customer_id {
-            list = list.filter(orders::customer_id.eq(customer.to_string()));
-        }
-        list.load(c)
-    })?;
+    let side = |side: Side| {
+        let rows: Vec<Row> = query!(&mut *connection, c => {
+            let mut list = orders::table
+                .filter(orders::id.gt(slice.after.as_deref().unwrap_or_default()))
+                .order(orders::id)
+                .limit(slice.limit)
+                .into_boxed();
+            match side {
+                Side::Anyone => {}
+                Side::Payer(id) => list = list.filter(orders::payer_id.eq(id.to_string())),
+                Side::Reseller(id) => list = list.filter(orders::reseller_id.eq(id.to_string())),
+            }
+            if let Some(customer) = slice.customer_id {
+                list = list.filter(orders::customer_id.eq(customer.to_string()));
+            }
+            list.load(c)
+        })?;
+        Ok(rows)
+    };
+    let rows = slice.load(side, |row| &row.id)?;
     with_lines(connection, rows)
 }

@@ -13,20 +13,10 @@ use uuid::Uuid;
 use super::schema::purchase_report;
 
 use crate::rules::Time;
-use crate::rules::order::Order;
+use crate::rules::order::{Order, PurchaseReport};
 
-/// Reports claimed at a time.
-const CLAIM_MAX: i64 = 32;
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Report {
-    pub customer_id: Uuid,
-    pub payer_id: Uuid,
-    pub order_id: Uuid,
-    pub purchased_at: Time,
-    /// How often it was claimed, this time included.
-    pub attempts: u32,
-}
+/// Reports claimed at a time: so few that their claims outlast delivering them one by one.
+const CLAIM_MAX: i64 = 8;
 
 /// Queues the report of a customer's first purchase; of later ones nothing is kept.
 pub(crate) fn report_insert(connection: &mut Connection, order: &Order) -> Result<(), Error> {
@@ -52,7 +42,7 @@ pub(crate) fn reports_claim(
     connection: &mut Connection,
     now: Time,
     lease: Duration,
-) -> Result<Vec<Report>, Error> {
+) -> Result<Vec<PurchaseReport>, Error> {
     let due: Vec<(String, String, String, NaiveDateTime, i32)> = query!(connection, c => {
         purchase_report::table
             .filter(purchase_report::reported_at.is_null())
@@ -84,7 +74,7 @@ pub(crate) fn reports_claim(
         })?;
         if updated > 0 {
             let table = "purchase_report";
-            claimed.push(Report {
+            claimed.push(PurchaseReport {
                 customer_id: at(table, &key).parse("customer_id", &key)?,
                 payer_id: at(table, &key).parse("payer_id", &payer_id)?,
                 order_id: at(table, &key).parse("order_id", &order_id)?,

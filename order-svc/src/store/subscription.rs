@@ -8,7 +8,7 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::schema::{subscription, subscription_change};
-use super::{Slice, Viewer, permit_row, read_permit};
+use super::{Side, Slice, Viewer, permit_row, read_permit};
 use crate::rules::offer::Term;
 use crate::rules::subscription::{Change, ChangeKind, State, Subscription};
 
@@ -187,22 +187,26 @@ pub(crate) fn subscription_list(
     connection: &mut Connection,
     slice: &Slice,
 ) -> Result<Vec<Subscription>, Error> {
-    let rows: Vec<Row> = query!(connection, c => {
-        let mut list = subscription::table
-            .filter(subscription::id.gt(slice.after.as_deref().unwrap_or_default()))
-            .order(subscription::id)
-            .limit(slice.limit)
-            .into_boxed();
-        if let Viewer::Partner(partner) = slice.viewer {
-            let partner = partner.to_string();
-            list = list
-                .filter(subscription::payer_id.eq(partner.clone()).or(subscription::reseller_id.eq(partner)));
-        }
-        if let Some(customer) = slice.customer_id {
-            list = list.filter(subscription::customer_id.eq(customer.to_string()));
-        }
-        list.load(c)
-    })?;
+    let side = |side: Side| {
+        let rows: Vec<Row> = query!(&mut *connection, c => {
+            let mut list = subscription::table
+                .filter(subscription::id.gt(slice.after.as_deref().unwrap_or_default()))
+                .order(subscription::id)
+                .limit(slice.limit)
+                .into_boxed();
+            match side {
+                Side::Anyone => {}
+                Side::Payer(id) => list = list.filter(subscription::payer_id.eq(id.to_string())),
+                Side::Reseller(id) => list = list.filter(subscription::reseller_id.eq(id.to_string())),
+            }
+            if let Some(customer) = slice.customer_id {
+                list = list.filter(subscription::customer_id.eq(customer.to_string()));
+            }
+            list.load(c)
+        })?;
+        Ok(rows)
+    };
+    let rows = slice.load(side, |row| &row.id)?;
     rows.into_iter().map(Row::read).collect()
 }
 

@@ -9,9 +9,10 @@ use chrono::TimeDelta;
 use tokio::sync::watch;
 
 use crate::agreements::Agreements;
-use crate::store::report::{Report, report_done, report_postpone, reports_claim};
+use crate::rules::order::PurchaseReport;
+use crate::store::report::{report_done, report_postpone, reports_claim};
 
-/// How long a claimed report is left to whoever claimed it; longer than one delivery can take.
+/// How long claimed reports are left to whoever claimed them; longer than delivering them can take.
 const LEASE: TimeDelta = TimeDelta::seconds(60);
 
 /// How often to look without having been woken: for reports that failed, and for other replicas'.
@@ -30,8 +31,14 @@ pub(crate) async fn run(
     mut stop: watch::Receiver<bool>,
 ) {
     loop {
-        if let Err(error) = deliver(&database, &clock, &agreements).await {
-            tracing::warn!(%error, "purchase reports cannot be read; trying again");
+        tokio::select! {
+            // What was claimed and not delivered comes back when the lease ends.
+            _ = stop.wait_for(|stop| *stop) => return,
+            delivered = deliver(&database, &clock, &agreements) => {
+                if let Err(error) = delivered {
+                    tracing::warn!(%error, "purchase reports cannot be read; trying again");
+                }
+            }
         }
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
@@ -59,7 +66,7 @@ async fn settle(
     database: &Database,
     clock: &Clock,
     agreements: &Agreements,
-    report: Report,
+    report: PurchaseReport,
 ) -> Result<(), Error> {
     let taken = agreements.report_purchase(&report).await;
     let now = clock.now();
@@ -69,7 +76,7 @@ async fn settle(
             database.write(move |connection: &mut Connection| report_done(connection, customer, now)).await
         }
         Err(status) => {
-            let wait = backoff::wait(report.attempts, RETRY_BASE, RETRY_MAX);
+            let wait = backoff::wait(report.attempts.saturating_sub(1), RETRY_BASE, RETRY_MAX);
             tracing::warn!(%customer, attempts = report.attempts, %status, "a purchase report was not taken");
             let due_at = now + TimeDelta::from_std(wait).unwrap_or(LEASE);
             database

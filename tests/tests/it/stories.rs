@@ -19,7 +19,7 @@ use tests::world::{
     self, AZURE_PLAN, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, RESELLER,
     RIGHTS_MANAGEMENT,
 };
-use tests::{As, Backend, Cluster, metadata_of, reason_of};
+use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -359,7 +359,7 @@ async fn a_new_version_stops_seat_changes_until_the_partner_attests_again() {
         let refused = change_seats(&direct, id, &bought.etag, 8).await.unwrap_err();
         assert_eq!(metadata_of(&refused)["reasons"], "VERSION_SUPERSEDED");
         // The customer has bought, so it can no longer sign directly: only the partner helps.
-        wait_until_bought(&direct, &customer).await;
+        wait_until_bought(&cluster, &customer).await;
         let refused = change_seats(&direct, id, &bought.etag, 8).await.unwrap_err();
         assert_eq!(metadata_of(&refused)["remedies"], "ATTEST");
         world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
@@ -376,10 +376,11 @@ async fn a_new_version_stops_seat_changes_until_the_partner_attests_again() {
 }
 
 /// The reporter tells agreement-svc of the first purchase; nothing else makes it known.
-async fn wait_until_bought(direct: &As, customer: &str) {
+async fn wait_until_bought(cluster: &Cluster, customer: &str) {
+    let operator = cluster.as_caller(world::operator());
     let request = GetCustomerRequest { customer_id: customer.into() };
     loop {
-        let known = direct.customers().get_customer(request.clone()).await.unwrap().into_inner();
+        let known = operator.customers().get_customer(request.clone()).await.unwrap().into_inner();
         if known.customer.unwrap().first_purchase_at.is_some() {
             return;
         }
@@ -392,7 +393,8 @@ async fn the_first_purchase_is_reported_even_if_agreement_svc_was_away_when_it_w
     let (mut cluster, direct) = world_on(Backend::Sqlite).await;
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-    // The report is written with the order, so it survives both services.
+    // The report is written with the order, so it survives both services; until the trigger goes
+    // nobody can take it up.
     cluster
         .orders_sql(
             "CREATE TRIGGER hold BEFORE UPDATE ON purchase_report BEGIN SELECT RAISE(ABORT, 'held'); END",
@@ -400,10 +402,10 @@ async fn the_first_purchase_is_reported_even_if_agreement_svc_was_away_when_it_w
         .unwrap();
     world::order(&direct, &customer, None, 5).await.unwrap();
     cluster.stop_agreements();
-    cluster.orders_sql("DROP TRIGGER hold").unwrap();
     cluster.restart_orders().await.unwrap();
+    cluster.orders_sql("DROP TRIGGER hold").unwrap();
     cluster.restart_agreements().await.unwrap();
-    wait_until_bought(&direct, &customer).await;
+    wait_until_bought(&cluster, &customer).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -487,4 +489,59 @@ async fn of_a_partner_that_is_not_linked_nothing_is_told() {
         told.push(refused.message().replace(&provider.to_string(), "ID"));
     }
     assert!(told.windows(2).all(|pair| pair[0] == pair[1]), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_version_scheduled_before_its_template_was_retired_never_takes_effect() {
+    for backend in Backend::all() {
+        let start = Clock::system().now();
+        let clock = Clock::manual(start);
+        let cluster =
+            Cluster::start(Setup { backend, clock: clock.clone(), ..Setup::default() }).await.unwrap();
+        world::register_partners(&cluster).await.unwrap();
+        let operator = cluster.as_caller(world::operator());
+        let direct = cluster.as_caller(world::sales(DIRECT));
+        let successor = uuid::Uuid::from_u128(0x7e).to_string();
+        let publish = |template_id: &str, effective_from| PublishTemplateVersionRequest {
+            request_id: world::request_id(),
+            template_id: template_id.into(),
+            effective_from,
+            documents: vec![TemplateDocument {
+                country: "US".into(),
+                language: "en-US".into(),
+                link: "https://aka.ms/customeragreement".into(),
+                sha256: String::new(),
+            }],
+            ..PublishTemplateVersionRequest::default()
+        };
+        let next_year = Some(timestamp(start + chrono::Duration::days(365)));
+        let scheduled =
+            operator.templates().publish_template_version(publish(CUSTOMER_AGREEMENT, next_year)).await;
+        let etag = scheduled.unwrap().into_inner().template.unwrap().etag;
+        let retire = RetireTemplateRequest {
+            request_id: world::request_id(),
+            template_id: CUSTOMER_AGREEMENT.into(),
+            etag,
+        };
+        operator.templates().retire_template(retire).await.unwrap();
+        let new = PublishTemplateVersionRequest {
+            agreement_type: AgreementType::MicrosoftCustomerAgreement.into(),
+            name: "Customer Agreement, second edition".into(),
+            ..publish(&successor, None)
+        };
+        operator.templates().publish_template_version(new).await.unwrap();
+
+        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+        let attest = CreateAttestationRequest {
+            request_id: world::request_id(),
+            customer_id: customer.clone(),
+            template_id: successor,
+            contact: Some(world::contact()),
+            agreed_at: Some(timestamp(start)),
+            validate_only: false,
+        };
+        direct.attestations().create_attestation(attest).await.unwrap();
+        clock.set(start + chrono::Duration::days(400));
+        world::order(&direct, &customer, None, 5).await.unwrap();
+    }
 }
