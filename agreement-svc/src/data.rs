@@ -13,9 +13,8 @@ use uuid::Uuid;
 
 use crate::rules::Time;
 use crate::rules::event::Event;
-use crate::rules::party::is_country;
 use crate::rules::policy::Policy;
-use crate::rules::template::{AgreementType, Document, Template, Version};
+use crate::rules::template::{AgreementType, Document, Template, Version, document_problems};
 use crate::store::change::{ChangeError, change_unasked};
 use crate::store::template::{template_publish, template_table_is_empty, template_update};
 
@@ -99,6 +98,10 @@ fn read_template(entry: TemplateEntry) -> Result<(Template, Vec<Vec<Document>>),
     let mut versions: Vec<Version> = vec![];
     let mut documents = vec![];
     for version in entry.versions {
+        let times = [Some(version.effective_from), version.reaccept_by, entry.retired_at];
+        if times.into_iter().flatten().any(|time| time.timestamp_subsec_nanos() % 1000 != 0) {
+            return Err(format!("{id}: times must be in whole microseconds"));
+        }
         if versions.last().is_some_and(|last| last.effective_from >= version.effective_from) {
             return Err(format!("{id}: {} is not later than the version before", version.effective_from));
         }
@@ -132,9 +135,6 @@ fn read_template(entry: TemplateEntry) -> Result<(Template, Vec<Vec<Document>>),
 fn read_documents(link: &str, languages: &Languages) -> Result<Vec<Document>, String> {
     let mut documents = vec![];
     for (country, languages) in languages {
-        if !is_country(country) {
-            return Err(format!("{country} is not a country"));
-        }
         for language in languages {
             documents.push(Document {
                 country: country.clone(),
@@ -144,11 +144,10 @@ fn read_documents(link: &str, languages: &Languages) -> Result<Vec<Document>, St
             });
         }
     }
-    let is_last_resort = |d: &Document| d.country == "US" && d.language == "en-US";
-    if !documents.iter().any(is_last_resort) {
-        return Err("there is no document for US in en-US, the last resort of every request".into());
+    match document_problems(&documents).first() {
+        None => Ok(documents),
+        Some(bad) => Err(format!("{} {}", bad.field, bad.problem)),
     }
-    Ok(documents)
 }
 
 fn read_languages(path: &Path) -> Result<Languages, String> {

@@ -10,7 +10,7 @@ use crate::form::Form;
 /// Rows of a page when the caller does not say.
 pub const PAGE_SIZE_DEFAULT: usize = 50;
 
-/// A page larger than this costs more to encode than to fetch in two calls.
+/// Beyond this a page keeps the connection and the encoder busy for longer than a second call takes.
 pub const PAGE_SIZE_MAX: usize = 500;
 
 /// Enough that one caller's token does not fit another's list by chance. A forged token gains

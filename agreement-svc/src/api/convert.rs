@@ -9,7 +9,9 @@ use crate::rules::attestation::Attestation;
 use crate::rules::eligibility::{Acceptance, AcceptanceKind, Decision, Operation, Reason, Remedy, Rule};
 use crate::rules::party::{Cloud, Contact, Customer, Partner, PartnerKind, is_country, is_email};
 use crate::rules::policy::Channel;
-use crate::rules::template::{AgreementType, Document, Template};
+use crate::rules::template::{
+    AgreementType, DOCUMENTS_MAX, Document, Template, document_problems, is_language,
+};
 use crate::rules::{Time, template};
 
 /// Writes an enum of the rules as the one of the wire with the same variant names.
@@ -115,47 +117,22 @@ pub(super) fn read_language(form: &mut Form, field: &str, language: &str) -> Str
     language.to_owned()
 }
 
-/// The form of the tags in use: language, optional script, region.
-fn is_language(tag: &str) -> bool {
-    let parts: Vec<&str> = tag.split('-').collect();
-    let is_primary =
-        |part: &str| (2..=3).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_lowercase());
-    let is_rest =
-        |part: &&str| (2..=8).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_alphanumeric());
-    tag.len() <= 35 && parts.first().is_some_and(|part| is_primary(part)) && parts[1..].iter().all(is_rest)
-}
-
 pub(super) fn read_documents(form: &mut Form, documents: &[wire::TemplateDocument]) -> Vec<Document> {
-    const DOCUMENTS_MAX: usize = 2000;
-    if documents.is_empty() || documents.len() > DOCUMENTS_MAX {
+    if documents.len() > DOCUMENTS_MAX {
         form.wrong("documents", format!("must have 1 to {DOCUMENTS_MAX} entries"));
         return vec![];
     }
-    let mut seen = std::collections::BTreeSet::new();
-    let mut read = vec![];
-    for (n, document) in documents.iter().enumerate() {
-        let field = |name: &str| format!("documents[{n}].{name}");
-        let country = read_country(form, &field("country"), &document.country);
-        let language = read_language(form, &field("language"), &document.language);
-        let link = form.text(&field("link"), &document.link, 1, 2000);
-        if !link.is_empty() && !link.starts_with("https://") {
-            form.wrong(field("link"), "must begin with https://");
-        }
-        let is_digest = |text: &str| {
-            text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-        };
-        if !document.sha256.is_empty() && !is_digest(&document.sha256) {
-            form.wrong(field("sha256"), "must be empty or 64 lower-case hexadecimal digits");
-        }
-        if !seen.insert((country.clone(), language.clone())) {
-            form.wrong(field("language"), "repeats an earlier country and language");
-        }
-        read.push(Document { country, language, link, sha256: document.sha256.clone() });
+    let read = |document: &wire::TemplateDocument| Document {
+        country: document.country.clone(),
+        language: document.language.clone(),
+        link: document.link.trim().to_owned(),
+        sha256: document.sha256.clone(),
+    };
+    let documents: Vec<Document> = documents.iter().map(read).collect();
+    for bad in document_problems(&documents) {
+        form.wrong(bad.field, bad.problem);
     }
-    if !seen.contains(&("US".to_owned(), "en-US".to_owned())) {
-        form.wrong("documents", "must have one for US in en-US, the last resort of every request");
-    }
-    read
+    documents
 }
 
 pub(super) fn contact(contact: Contact) -> types::Contact {

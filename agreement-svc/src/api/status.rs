@@ -44,7 +44,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::NotFound { resource, id } => not_found(resource, *id),
         Refusal::Fields(bad) => {
             let violation = |bad: &BadField| Violation {
-                field: bad.field.to_owned(),
+                field: bad.field.clone(),
                 problem: bad.problem.clone(),
             };
             invalid(&bad.iter().map(violation).collect::<Vec<_>>())

@@ -183,10 +183,13 @@ fn matching(template: Template, of: Option<AgreementType>, name: &str) -> Result
     let mut bad = vec![];
     if of.is_some_and(|of| of != template.agreement_type) {
         let problem = format!("must be absent or {}, which the template has", template.agreement_type.name());
-        bad.push(BadField { field: "agreement_type", problem });
+        bad.push(BadField { field: "agreement_type".into(), problem });
     }
     if !name.is_empty() && name != template.name {
-        bad.push(BadField { field: "name", problem: "must be absent or the name the template has".into() });
+        bad.push(BadField {
+            field: "name".into(),
+            problem: "must be absent or the name the template has".into(),
+        });
     }
     if !bad.is_empty() {
         return Err(Refusal::Fields(bad));
@@ -203,7 +206,10 @@ fn new_template(
     let Some(agreement_type) = agreement_type.filter(|_| !name.is_empty()) else {
         let missing = [("agreement_type", agreement_type.is_none()), ("name", name.is_empty())];
         let missing = missing.into_iter().filter(|(_, is_missing)| *is_missing);
-        let required = |(field, _)| BadField { field, problem: "is required for a new template".to_owned() };
+        let required = |(field, _): (&str, bool)| BadField {
+            field: field.to_owned(),
+            problem: "is required for a new template".to_owned(),
+        };
         return Err(Refusal::Fields(missing.map(required).collect()).into());
     };
     let now: Time = change.now;

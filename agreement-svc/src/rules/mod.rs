@@ -1,7 +1,7 @@
 //! The rules of acceptance: facts in, decision out.
 //!
-//! Invariant: nothing here does I/O, reads the clock, rolls dice, logs, or knows gRPC or SQL. What a
-//! rule needs comes as a value; what it decides is a new value or a [`Refusal`].
+//! Never in here: files, sockets, time, chance, logs, gRPC or SQL. A rule is given values and returns
+//! a new value or a [`Refusal`]; whoever calls it does the rest.
 
 pub mod attestation;
 pub mod eligibility;
@@ -42,14 +42,14 @@ pub(crate) use names;
 /// A bad field, by path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadField {
-    pub field: &'static str,
+    pub field: String,
     pub problem: String,
 }
 
 impl Refusal {
     /// One bad field.
-    pub fn field(field: &'static str, problem: impl Into<String>) -> Self {
-        Self::Fields(vec![BadField { field, problem: problem.into() }])
+    pub fn field(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Fields(vec![BadField { field: field.into(), problem: problem.into() }])
     }
 }
 

@@ -1,9 +1,18 @@
 //! Agreement templates: their versions, which one is in force when, and which text is served.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Refusal, Time, names};
+use super::party::is_country;
+use super::{BadField, Refusal, Time, names};
+
+/// Documents of one version: every country of the vendor's in eight languages.
+pub const DOCUMENTS_MAX: usize = 2000;
+
+/// Longer links are refused by common HTTP stacks.
+const LINK_MAX: usize = 2000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -114,6 +123,58 @@ pub fn choose_document<'a>(
         let document = documents.iter().find(|document| document.country == *c && document.language == *l)?;
         Some((document, (*c, *l) != (country, language)))
     })
+}
+
+/// Every problem of a version's documents, by path: each names a country, a language and a link, none
+/// stands there twice, and there is one to fall back on (TPL-2).
+pub fn document_problems(documents: &[Document]) -> Vec<BadField> {
+    let mut bad = vec![];
+    let mut wrong = |field: String, problem: String| bad.push(BadField { field, problem });
+    if documents.is_empty() {
+        wrong("documents".into(), format!("must have 1 to {DOCUMENTS_MAX} entries"));
+        return bad;
+    }
+    let mut seen = BTreeSet::new();
+    for (n, document) in documents.iter().enumerate() {
+        let field = |name: &str| format!("documents[{n}].{name}");
+        if !is_country(&document.country) {
+            wrong(field("country"), "must be an ISO 3166-1 alpha-2 code in upper case".into());
+        }
+        if !is_language(&document.language) {
+            wrong(field("language"), "must be a language tag such as fr-FR".into());
+        } else if !seen.insert((document.country.as_str(), document.language.as_str())) {
+            wrong(field("language"), "repeats an earlier country and language".into());
+        }
+        if !is_link(&document.link) {
+            let problem = format!("must begin with https:// and have at most {LINK_MAX} characters");
+            wrong(field("link"), problem);
+        }
+        if !document.sha256.is_empty() && !is_digest(&document.sha256) {
+            wrong(field("sha256"), "must be empty or 64 lower-case hexadecimal digits".into());
+        }
+    }
+    if !seen.contains(&("US", "en-US")) {
+        wrong("documents".into(), "must have one for US in en-US, the last resort of every request".into());
+    }
+    bad
+}
+
+fn is_link(text: &str) -> bool {
+    text.starts_with("https://") && text.chars().count() <= LINK_MAX && !text.chars().any(char::is_control)
+}
+
+fn is_digest(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+/// The form of the tags in use: language, optional script, region.
+pub fn is_language(tag: &str) -> bool {
+    let parts: Vec<&str> = tag.split('-').collect();
+    let is_primary =
+        |part: &str| (2..=3).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_lowercase());
+    let is_rest =
+        |part: &&str| (2..=8).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_alphanumeric());
+    tag.len() <= 35 && parts.first().is_some_and(|part| is_primary(part)) && parts[1..].iter().all(is_rest)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ CREATE TABLE request (
 );
 
 -- One row for each customer: the revision of the last withdrawal that was applied. Every gated
--- transaction begins here, so that purchases and withdrawals of one customer are serial.
+-- transaction takes it first, and so waits for whatever else is being done for that customer.
 CREATE TABLE fence (
     customer_id TEXT PRIMARY KEY,
     fence_revision BIGINT NOT NULL

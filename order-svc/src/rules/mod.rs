@@ -1,7 +1,7 @@
 //! The rules of ordering: facts in, decision out.
 //!
-//! Invariant: nothing here does I/O, reads the clock, rolls dice, logs, or knows gRPC or SQL. What a
-//! rule needs comes as a value; what it decides is a new value or a [`Refusal`].
+//! Never in here: files, sockets, time, chance, logs, gRPC or SQL. A rule is given values and returns
+//! a new value or a [`Refusal`]; whoever calls it does the rest.
 
 pub mod gate;
 pub mod offer;

@@ -154,7 +154,7 @@ async fn a_sample_of_the_table_holds_over_grpc() {
                 Dashboard,
                 "ALLOWED DIRECT_SIGNATURE []".into(),
             ),
-            // One partner's attestation never covers another's orders, and is not revealed to it.
+            // What one partner attested neither helps another nor shows in its answer.
             ("2020-01-31T23:59:59.999999Z", DIRECT, &shared, None, Dashboard, yes.into()),
             (
                 "2020-01-31T23:59:59.999999Z",
