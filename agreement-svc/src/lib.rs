@@ -2,7 +2,7 @@
 //!
 //! - [`rules`]: the decisions, pure.
 //! - `store`: the memory, one database behind one lock.
-//! - `api`: the wire, a file a gRPC service.
+//! - `api`: the gRPC services, each in its file.
 //! - [`data`]: the files that ship with it: policy, templates.
 //! - [`config`]: commands and settings.
 //!

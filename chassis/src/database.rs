@@ -1,8 +1,8 @@
 //! One database, SQLite or PostgreSQL, chosen by its URL at run time, and the one bridge from
 //! asynchronous handlers to its blocking calls.
 //!
-//! A query is written once, in plain diesel, inside [`query!`](crate::query), which compiles it for
-//! each kind of connection. Transactions are closures; they may be run on another thread, never
+//! The body of a query stands inside [`query!`](crate::query) in plain diesel, and is compiled for each
+//! kind of connection. Transactions are closures; they may be run on another thread, never
 //! wait for a neighbour, and roll back when they return an error.
 
 pub mod row;
@@ -120,8 +120,8 @@ impl Database {
     /// Opens the database and connects once, so that a wrong URL is noticed at the start.
     ///
     /// # Errors
-    /// A SQLite file that does not exist, unless `create` is set; a server that cannot be reached;
-    /// a URL that demands TLS of a build without it.
+    /// A SQLite file that does not exist, unless `create` is set; a server that cannot be reached; TLS
+    /// asked of a build whose libpq has none.
     pub fn open(url: &Url, create: bool, writes: Writes) -> Result<Self, Error> {
         if let Url::Sqlite(path) = url
             && !create

@@ -1,7 +1,7 @@
 //! The plumbing of both services: how they are started, called, timed, paged and stored.
 //!
-//! Admission test for everything here: it knows no noun of the business (no agreement, no order),
-//! and both services use it. Business rules, tables and messages never live here.
+//! What is here would serve any two services: it has never heard of agreements or orders, and both
+//! services call it. Rules, tables and messages of the business are theirs.
 
 #![warn(missing_docs)]
 

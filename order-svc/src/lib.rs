@@ -3,7 +3,7 @@
 //! - [`rules`]: the decisions, pure.
 //! - `store`: the memory; whatever is gated goes through one fenced transaction.
 //! - `agreements`: the neighbour, whose answer becomes a fact.
-//! - `api`: the wire, a file a gRPC service.
+//! - `api`: the gRPC services, each in its file.
 //! - `workers`: what runs without being asked.
 //! - [`config`]: commands and settings.
 //!

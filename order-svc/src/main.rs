@@ -1,4 +1,4 @@
-//! Chooses the command. Nothing here is worth a test.
+//! Chooses the command; the library does the work.
 
 use std::process::ExitCode;
 

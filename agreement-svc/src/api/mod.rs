@@ -1,4 +1,5 @@
-//! The wire: a file a gRPC service. A call parses, gathers facts, decides, stores and answers.
+//! The gRPC services, each in a file of its own. A call reads its request, collects what the rules
+//! need to know, lets them decide, stores the outcome and answers.
 //!
 //! Identity, role, limits and logging are settled before a call arrives here (chassis::server with
 //! the table in [`access`]). Rules live in `rules`, rows in `store`; codes are chosen in [`status`].

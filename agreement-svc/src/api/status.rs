@@ -1,4 +1,4 @@
-//! From refusals and failures to gRPC statuses. The only place that chooses a code.
+//! Turns refusals and failures into gRPC statuses; codes are chosen here and nowhere else.
 
 use chassis::database::Error;
 use chassis::form::Violation;

@@ -13,7 +13,7 @@ pub const CLOCK_TOLERANCE: Duration = Duration::minutes(5);
 /// How the complaint about a date in the future begins.
 pub const IN_THE_FUTURE: &str = "must not be in the future";
 
-/// A partner's statement that a person at the customer accepted, on a date.
+/// What a partner stated: who at the customer agreed to which version, and when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attestation {
     pub id: Uuid,

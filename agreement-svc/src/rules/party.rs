@@ -78,7 +78,7 @@ pub struct Customer {
     pub contact_salt: String,
     pub created_at: Time,
     pub first_purchase_at: Option<Time>,
-    /// Of the last change to its acceptances or relationships.
+    /// Of the last event about an acceptance or relationship of it.
     pub acceptance_revision: i64,
     /// Of the last change to its own particulars: its etag.
     pub revision: i64,

@@ -43,7 +43,7 @@ pub struct Template {
 pub struct Version {
     pub number: u32,
     pub effective_from: Time,
-    /// From when acceptances of earlier versions no longer satisfy; `None` is never.
+    /// From when the gate stops counting acceptances of earlier versions; `None` is never.
     pub reaccept_by: Option<Time>,
     pub published_at: Time,
     pub document_count: u32,

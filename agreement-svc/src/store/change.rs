@@ -1,8 +1,8 @@
 //! The locked transaction: everything that changes parties, templates or acceptances runs in it.
 //!
-//! It begins by locking the revision row, so that all changes are in one total order: no gap, no
-//! event visible before a smaller one, and deciding on what is read inside is safe on both
-//! databases. It ends by writing the number and hash of the last event back into that row.
+//! It begins by locking the revision row, so that changes happen strictly one after the other: their
+//! numbers have no gaps, readers see them in order, and what is read inside cannot change before it
+//! is decided upon. It ends by writing the number and hash of the last event back into that row.
 
 use chassis::database::{Connection, Database, Error};
 use chassis::query;

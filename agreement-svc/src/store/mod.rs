@@ -1,6 +1,6 @@
 //! The memory: rows, queries and the one locked transaction through which everything changes.
 //!
-//! A file a noun. Functions take a connection, so that a caller composes them inside its own read
+//! Each noun has its file. Functions take a connection, so that a caller composes them inside its own read
 //! or change. No business rule lives here, and no gRPC status.
 
 pub(crate) mod attestation;

@@ -1,4 +1,4 @@
-//! From refusals and failures to gRPC statuses. The only place that chooses a code.
+//! Turns refusals and failures into gRPC statuses; codes are chosen here and nowhere else.
 
 use chassis::database::Error;
 use chassis::form::Violation;
@@ -127,7 +127,7 @@ fn not_found(resource: &str, id: &str) -> Status {
     failure.with("partner_center_code", partner_center_code).status()
 }
 
-/// The refusal that a user interface can draw one button from.
+/// The refusal that says what is missing and what the caller can do about it, also to programs.
 fn agreement_required(customer_id: Uuid, reasons: &[Reason], remedies: &[Remedy]) -> Status {
     let mut keys = vec![];
     let mut advice = vec![];

@@ -1,6 +1,6 @@
 //! The memory: rows, queries and the fenced transaction through which everything gated is stored.
 //!
-//! A file a noun. Functions take a connection, so that a caller composes them inside its own
+//! Each noun has its file. Functions take a connection, so that a caller composes them inside its own
 //! transaction. No business rule lives here, and no gRPC status.
 
 pub(crate) mod gated;
