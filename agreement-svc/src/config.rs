@@ -64,6 +64,18 @@ pub struct Serve {
     /// What is required when, instead of the vendor's timeline that ships with the service.
     #[arg(long, env = "AGREEMENT_POLICY", value_name = "FILE.json")]
     pub policy: Option<PathBuf>,
+    /// A file whose bytes, at least 32, make the tokens of acceptance links. Without it there are no
+    /// invitations. Every replica needs the same.
+    #[arg(long, env = "AGREEMENT_INVITATION_KEY_FILE", value_name = "FILE")]
+    pub invitation_key_file: Option<PathBuf>,
+    /// The page of yours where customers accept invitations; invitation and token are added to it.
+    #[arg(
+        long,
+        env = "AGREEMENT_ACCEPTANCE_PAGE",
+        value_name = "URL",
+        default_value = "https://localhost/accept"
+    )]
+    pub acceptance_page: String,
     /// Threads that serve calls. One is the fastest on a few cores; blocking database work has
     /// threads of its own.
     #[arg(long, env = "AGREEMENT_WORKER_THREADS", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=256))]

@@ -16,22 +16,27 @@ mod store;
 
 use std::error::Error;
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 
 use chassis::clock::Clock;
 use chassis::database::{Database, Writes};
 use chassis::server::{self, MESSAGE_BYTES_MAX, Options};
+use config::{Serve, Storage};
 use proto::agreement::attestation_service_server::AttestationServiceServer;
 use proto::agreement::customer_service_server::CustomerServiceServer;
+use proto::agreement::direct_sign_service_server::DirectSignServiceServer;
 use proto::agreement::eligibility_service_server::EligibilityServiceServer;
+use proto::agreement::event_service_server::EventServiceServer;
 use proto::agreement::partner_service_server::PartnerServiceServer;
 use proto::agreement::template_service_server::TemplateServiceServer;
 use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
 use tonic::service::RoutesBuilder;
 
 use api::Api;
 pub use api::access::WHO_MAY;
-use config::{Serve, Storage};
+use api::link::Links;
 use store::change::ChangeError;
 
 /// Whatever keeps a command from doing its work, for the person who started it.
@@ -43,8 +48,16 @@ pub const SERVICES: &[&str] = &[
     "csp.agreement.v1.PartnerService",
     "csp.agreement.v1.CustomerService",
     "csp.agreement.v1.AttestationService",
+    "csp.agreement.v1.DirectSignService",
     "csp.agreement.v1.EligibilityService",
+    "csp.agreement.v1.EventService",
 ];
+
+/// Imports that may be open at a time: each keeps up to 64 rows in the queue of changes.
+const IMPORTS_MAX: usize = 8;
+
+/// Watchers that may be open at a time: replicas of a few services, and somebody who looks on.
+const WATCHERS_MAX: usize = 64;
 
 /// Serves on `listener` until `shutdown` resolves.
 ///
@@ -65,13 +78,32 @@ pub async fn serve(
         database.check_schema(store::MIGRATIONS)?;
         database
     };
-    let api = Api { database, clock, policy };
+    let links = config.invitation_key_file.as_deref();
+    let links = links.map(|file| read_links(file, &config.acceptance_page)).transpose()?;
+    let (committed, _) = watch::channel(());
+    let (stop, stopping) = watch::channel(false);
+    let shutdown = async move {
+        shutdown.await;
+        stop.send_replace(true);
+    };
+    let api = Api {
+        database,
+        clock,
+        policy,
+        links: links.map(Arc::new),
+        committed,
+        stopping,
+        imports: Arc::new(Semaphore::new(IMPORTS_MAX)),
+        watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
+    };
     let mut routes = RoutesBuilder::default();
     routes
         .add_service(TemplateServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(PartnerServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(CustomerServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(AttestationServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(DirectSignServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(EventServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(EligibilityServiceServer::new(api).max_decoding_message_size(MESSAGE_BYTES_MAX));
     let options = Options {
         domain: "agreement-svc",
@@ -96,6 +128,11 @@ pub async fn migrate(storage: &Storage, clock: &Clock) -> Result<Database, Failu
         ChangeError::Refused(refusal) => Failure::from(format!("the templates do not fit: {refusal:?}")),
     })?;
     Ok(database)
+}
+
+fn read_links(file: &Path, page: &str) -> Result<Links, String> {
+    let key = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    Links::new(page, &key)
 }
 
 fn read_templates(storage: &Storage) -> Result<data::Templates, String> {

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use chassis::auth::{Caller, Channel, Role, TenantKind};
 use proto::agreement::attestation_service_client::AttestationServiceClient;
 use proto::agreement::customer_service_client::CustomerServiceClient;
+use proto::agreement::direct_sign_service_client::DirectSignServiceClient;
 use proto::agreement::eligibility_service_client::EligibilityServiceClient;
+use proto::agreement::event_service_client::EventServiceClient;
 use proto::agreement::partner_service_client::PartnerServiceClient;
 use proto::agreement::template_service_client::TemplateServiceClient;
 use proto::order::offer_service_client::OfferServiceClient;
@@ -60,6 +62,16 @@ impl As {
     #[must_use]
     pub fn attestations(&self) -> AttestationServiceClient<Identified> {
         AttestationServiceClient::with_interceptor(self.agreements.clone(), self.identity.clone())
+    }
+
+    #[must_use]
+    pub fn signatures(&self) -> DirectSignServiceClient<Identified> {
+        DirectSignServiceClient::with_interceptor(self.agreements.clone(), self.identity.clone())
+    }
+
+    #[must_use]
+    pub fn events(&self) -> EventServiceClient<Identified> {
+        EventServiceClient::with_interceptor(self.agreements.clone(), self.identity.clone())
     }
 
     #[must_use]

@@ -212,6 +212,8 @@ impl Cluster {
     }
 
     async fn run_agreements(&mut self, listener: TcpListener) -> Result<(), String> {
+        let key = self.state.folder.path().join("invitation.key");
+        std::fs::write(&key, [7; 32]).map_err(|error| error.to_string())?;
         let config = agreement_config::Serve {
             storage: agreement_config::Storage {
                 database: self.agreements.database.clone(),
@@ -222,6 +224,8 @@ impl Cluster {
             listen: self.agreements.address,
             auth: Auth::Insecure,
             policy: None,
+            invitation_key_file: Some(key),
+            acceptance_page: "https://portal.example/accept".into(),
             worker_threads: self.setup.worker_threads,
         };
         let clock = self.setup.clock.clone();

@@ -120,6 +120,7 @@ pub fn new_customer(name: &str, country: &str, provider: Option<Uuid>) -> Create
         provider_id: provider.map(|id| id.to_string()).unwrap_or_default(),
         reseller_id: String::new(),
         attestation: None,
+        invitation: None,
     }
 }
 

@@ -8,6 +8,7 @@ const EVERYONE: &[Who] = &[Who::Anyone];
 const OPERATOR: &[Who] = &[Who::Operator];
 const PARTNER_ACTS: &[Who] = &[Who::PartnerActs];
 const PARTNER_OR_OPERATOR: &[Who] = &[Who::PartnerReads, Who::Operator];
+const CUSTOMER: &[Who] = &[Who::CustomerAdmin];
 const READERS: &[Who] = &[Who::PartnerReads, Who::Operator, Who::CustomerAdmin];
 
 /// The table.
@@ -26,9 +27,26 @@ pub const WHO_MAY: Access = &[
     ("/csp.agreement.v1.CustomerService/UpdateCustomer", PARTNER_ACTS),
     ("/csp.agreement.v1.CustomerService/GetCustomer", READERS),
     ("/csp.agreement.v1.CustomerService/ListCustomers", READERS),
+    ("/csp.agreement.v1.CustomerService/EndRelationship", PARTNER_ACTS),
+    ("/csp.agreement.v1.CustomerService/ListCustomerPartners", CUSTOMER),
     ("/csp.agreement.v1.AttestationService/CreateAttestation", PARTNER_ACTS),
     ("/csp.agreement.v1.AttestationService/GetAttestation", READERS),
     ("/csp.agreement.v1.AttestationService/ListAttestations", READERS),
+    ("/csp.agreement.v1.AttestationService/WithdrawAttestation", PARTNER_ACTS),
+    ("/csp.agreement.v1.AttestationService/ImportAttestations", PARTNER_ACTS),
+    ("/csp.agreement.v1.AttestationService/RetryNotification", PARTNER_ACTS),
+    ("/csp.agreement.v1.DirectSignService/CreateInvitation", PARTNER_ACTS),
+    ("/csp.agreement.v1.DirectSignService/RevokeInvitation", PARTNER_ACTS),
+    ("/csp.agreement.v1.DirectSignService/GetInvitation", READERS),
+    ("/csp.agreement.v1.DirectSignService/ListInvitations", PARTNER_OR_OPERATOR),
+    ("/csp.agreement.v1.DirectSignService/AcceptInvitation", CUSTOMER),
+    ("/csp.agreement.v1.DirectSignService/SignAgreement", CUSTOMER),
+    ("/csp.agreement.v1.DirectSignService/WithdrawSignature", CUSTOMER),
+    ("/csp.agreement.v1.DirectSignService/GetDirectSignStatus", READERS),
     ("/csp.agreement.v1.EligibilityService/CheckEligibility", &[Who::Service, Who::PartnerReads]),
+    ("/csp.agreement.v1.EligibilityService/BatchCheckEligibility", &[Who::Service, Who::PartnerReads]),
+    ("/csp.agreement.v1.EligibilityService/ListBlockedCustomers", &[Who::PartnerReads]),
     ("/csp.agreement.v1.EligibilityService/ReportPurchase", &[Who::Service]),
+    ("/csp.agreement.v1.EventService/ListEvents", READERS),
+    ("/csp.agreement.v1.EventService/WatchEvents", &[Who::Service, Who::Operator]),
 ];

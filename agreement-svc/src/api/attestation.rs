@@ -9,21 +9,25 @@ use chassis::request::RequestKey;
 use proto::agreement::attestation_service_server::AttestationService;
 use proto::agreement::{
     CreateAttestationRequest, CreateAttestationResponse, GetAttestationRequest, GetAttestationResponse,
-    ListAttestationsRequest, ListAttestationsResponse,
+    ImportAttestationsRequest, ListAttestationsRequest, ListAttestationsResponse, RetryNotificationRequest,
+    RetryNotificationResponse, WithdrawAttestationRequest, WithdrawAttestationResponse,
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::{Api, checked, convert, existing, status, viewer, visible};
+use super::{Api, checked, convert, existing, import, status, viewer, visible};
 use crate::rules::Refusal;
 use crate::rules::attestation::{Attestation, Claim, Facts, attest, check_attester, check_not_in_the_future};
 use crate::rules::event::Event;
 use crate::rules::party::{Customer, Partner};
-use crate::store::attestation::{
-    attestation_current, attestation_find, attestation_insert, attestation_list, attestation_supersede,
+use crate::rules::withdrawal::{Covers, Withdrawal, WithdrawalReason, check_withdrawal, uncovered};
+use crate::store::acceptance::{
+    acceptance_supersede, acceptance_withdraw, acceptances_cover, attestation_current, attestation_find,
+    attestation_insert, attestation_list,
 };
 use crate::store::change::{Change, ChangeError, commitment};
-use crate::store::customer::{Viewer, customer_set_acceptance_revision, relationship_find};
+use crate::store::customer::{Viewer, active_partners, customer_set_acceptance_revision, relationship_find};
+use crate::store::notification::{notification_insert, notifications_of};
 use crate::store::template::{template_find, template_live};
 
 #[tonic::async_trait]
@@ -57,7 +61,7 @@ impl AttestationService for Api {
             let attester = existing(change, caller.tenant_id)?;
             check_attester(&attester, relationship)?;
             let attestation = store_attestation(change, &attester, &mut customer, new)?;
-            let attestation = Some(convert::attestation(attestation));
+            let attestation = Some(convert::attestation(attestation, None));
             Ok(CreateAttestationResponse { attestation, revision: change.revision() })
         })
         .await
@@ -82,7 +86,8 @@ impl AttestationService for Api {
                 return Err(unseen.into());
             }
             customer?;
-            let attestation = Some(convert::attestation(attestation));
+            let announced = notifications_of(connection, &[id])?;
+            let attestation = Some(convert::attestation(attestation, announced.get(&id)));
             Ok(Response::new(GetAttestationResponse { attestation }))
         };
         self.database.read(read).await.map_err(status::of)
@@ -108,11 +113,93 @@ impl AttestationService for Api {
             let mut rows =
                 attestation_list(connection, customer_id, own, message.include_history, after, page.fetch())?;
             let next_page_token = page.cut(&mut rows, |attestation| attestation.revision.to_string());
-            let attestations = rows.into_iter().map(convert::attestation).collect();
+            let ids: Vec<Uuid> = rows.iter().map(|attestation| attestation.id).collect();
+            let announced = notifications_of(connection, &ids)?;
+            let known = |id| announced.get(&id);
+            let attestations = rows.into_iter().map(|row| (known(row.id), row));
+            let attestations = attestations.map(|(known, row)| convert::attestation(row, known)).collect();
             Ok(ListAttestationsResponse { attestations, next_page_token })
         };
         self.database.list(list).await.map(Response::new).map_err(status::of)
     }
+
+    async fn withdraw_attestation(
+        &self,
+        request: Request<WithdrawAttestationRequest>,
+    ) -> Result<Response<WithdrawAttestationResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let now = self.clock.now();
+        let mut message = request.into_inner();
+        let mut form = Form::new();
+        let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));
+        let id = form.id("attestation_id", &message.attestation_id);
+        let reason = convert::read_withdrawal_reason(&mut form, "reason", message.reason);
+        checked(form)?;
+        let reason = reason.unwrap_or(WithdrawalReason::Other);
+
+        let key = RequestKey::new(&caller, "WithdrawAttestation", request_id, &message);
+        self.change(key, now, false, move |change| {
+            let mut attestation = own_attestation(change, caller.tenant_id, id)?;
+            let (partner_id, customer_id) = (attestation.partner_id, attestation.customer_id);
+            let current =
+                attestation_current(change.connection, partner_id, customer_id, attestation.agreement_type)?;
+            let current = current.map(|(current, _)| current.id);
+            let (superseded_at, withdrawn) = (attestation.superseded_at, attestation.withdrawn);
+            let is_new = check_withdrawal(id, superseded_at, withdrawn, current)?;
+            if is_new {
+                let withdrawal = Withdrawal { at: now, reason, by: caller.user_id };
+                acceptance_withdraw(change.connection, id, withdrawal)?;
+                attestation.withdrawn = Some(withdrawal);
+            }
+            let remaining = acceptances_cover(change.connection, customer_id)?;
+            let active = active_partners(change.connection, customer_id)?;
+            let uncovered = uncovered(Covers::Partner(partner_id), &remaining, &active);
+            let is_uncovered = !uncovered.is_empty();
+            if is_new {
+                let revision = change.record(&Event::AttestationWithdrawn {
+                    attestation_id: id,
+                    partner_id,
+                    customer_id,
+                    reason,
+                    uncovered_partner_ids: uncovered,
+                    by: caller.user_id,
+                })?;
+                customer_set_acceptance_revision(change.connection, customer_id, revision)?;
+            }
+            let announced = notifications_of(change.connection, &[id])?;
+            Ok(WithdrawAttestationResponse {
+                attestation: Some(convert::attestation(attestation, announced.get(&id))),
+                uncovered: is_uncovered,
+                revision: change.revision(),
+            })
+        })
+        .await
+    }
+
+    type ImportAttestationsStream = import::Answers;
+
+    async fn import_attestations(
+        &self,
+        request: Request<Streaming<ImportAttestationsRequest>>,
+    ) -> Result<Response<Self::ImportAttestationsStream>, Status> {
+        self.import(request)
+    }
+
+    async fn retry_notification(
+        &self,
+        _request: Request<RetryNotificationRequest>,
+    ) -> Result<Response<RetryNotificationResponse>, Status> {
+        Err(Status::unimplemented("not built yet"))
+    }
+}
+
+/// An attestation of the caller's own tenant, on a customer that it may see.
+fn own_attestation(change: &mut Change<'_>, partner: Uuid, id: Uuid) -> Result<Attestation, ChangeError> {
+    let unseen = Refusal::NotFound { resource: "attestation", id };
+    let known = attestation_find(change.connection, id)?;
+    let own = known.filter(|attestation| attestation.partner_id == partner).ok_or_else(|| unseen.clone())?;
+    relationship_find(change.connection, partner, own.customer_id)?.ok_or(unseen)?;
+    Ok(own)
 }
 
 /// An attestation to be stored.
@@ -152,7 +239,7 @@ pub(super) fn store_attestation(
         attestation_id: id,
         partner_id: attester.id,
         customer_id: customer.id,
-        agreement_type: accepted.agreement_type.name(),
+        agreement_type: accepted.agreement_type,
         template_id,
         template_version: accepted.template_version,
         contact_commitment: commitment(&contact_salt, &claim.contact),
@@ -161,7 +248,7 @@ pub(super) fn store_attestation(
         by,
     })?;
     if let Some(superseded) = accepted.supersedes {
-        attestation_supersede(change.connection, superseded, now)?;
+        acceptance_supersede(change.connection, superseded, now)?;
     }
     let attestation = Attestation {
         id,
@@ -176,10 +263,11 @@ pub(super) fn store_attestation(
         recorded_at: now,
         recorded_by: by,
         superseded_at: None,
-        withdrawn_at: None,
+        withdrawn: None,
         revision,
     };
     attestation_insert(change.connection, &attestation)?;
+    notification_insert(change.connection, id, now)?;
     customer_set_acceptance_revision(change.connection, customer.id, revision)?;
     customer.acceptance_revision = revision;
     Ok(attestation)

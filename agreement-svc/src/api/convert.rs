@@ -7,11 +7,15 @@ use uuid::Uuid;
 
 use crate::rules::attestation::Attestation;
 use crate::rules::eligibility::{Acceptance, AcceptanceKind, Decision, Operation, Reason, Remedy, Rule};
+use crate::rules::invitation::{InvitationKind, InvitationState};
+use crate::rules::notification::{Notification, NotificationState};
 use crate::rules::party::{Cloud, Contact, Customer, Partner, PartnerKind, is_country, is_email};
 use crate::rules::policy::Channel;
+use crate::rules::signature::Signature;
 use crate::rules::template::{
     AgreementType, DOCUMENTS_MAX, Document, Template, document_problems, is_language,
 };
+use crate::rules::withdrawal::{Withdrawal, WithdrawalReason};
 use crate::rules::{Time, template};
 
 /// Writes an enum of the rules as the one of the wire with the same variant names.
@@ -55,6 +59,17 @@ reads!(read_agreement_type, types::AgreementType => AgreementType, [
 ]);
 reads!(read_operation, types::Operation => Operation, [NewPurchase, SeatChange, ManualRenewal, AutoRenewal]);
 reads!(read_channel, types::Channel => Channel, [Dashboard, Api]);
+writes!(withdrawal_reason, WithdrawalReason => wire::WithdrawalReason, [
+    NoLongerAccepts, RecordedInError, NotEntitled, Other,
+]);
+reads!(read_withdrawal_reason, wire::WithdrawalReason => WithdrawalReason, [
+    NoLongerAccepts, RecordedInError, NotEntitled, Other,
+]);
+writes!(notification_state, NotificationState => wire::NotificationState, [Queued, Sent, DeadLetter]);
+writes!(invitation_kind, InvitationKind => wire::InvitationKind, [Agreement, RelationshipAndAgreement]);
+reads!(read_invitation_kind, wire::InvitationKind => InvitationKind, [Agreement, RelationshipAndAgreement]);
+writes!(invitation_state, InvitationState => wire::InvitationState, [Pending, Accepted, Revoked, Expired]);
+reads!(read_invitation_state, wire::InvitationState => InvitationState, [Pending, Accepted, Revoked, Expired]);
 writes!(decision, Decision => types::Decision, [Allowed, Exempt, Blocked]);
 writes!(rule, Rule => types::GateRule, [
     AutoRenewal, OutsidePublicCloud, NotYetMandatory, DirectSignature, Attestation, NoSatisfyingAcceptance,
@@ -195,8 +210,9 @@ fn version(version: &template::Version) -> wire::TemplateVersion {
     }
 }
 
-pub(super) fn attestation(attestation: Attestation) -> wire::Attestation {
-    let state = match (attestation.withdrawn_at, attestation.superseded_at) {
+/// An attestation with its announcement, as far as that was looked up.
+pub(super) fn attestation(attestation: Attestation, announced: Option<&Notification>) -> wire::Attestation {
+    let state = match (attestation.withdrawn, attestation.superseded_at) {
         (Some(_), _) => wire::AttestationState::Withdrawn,
         (None, Some(_)) => wire::AttestationState::Superseded,
         (None, None) => wire::AttestationState::Current,
@@ -214,8 +230,41 @@ pub(super) fn attestation(attestation: Attestation) -> wire::Attestation {
         recorded_by: attestation.recorded_by.to_string(),
         state: state.into(),
         superseded_at: attestation.superseded_at.map(timestamp),
-        withdrawn_at: attestation.withdrawn_at.map(timestamp),
+        withdrawn_at: attestation.withdrawn.map(|withdrawal| timestamp(withdrawal.at)),
         revision: attestation.revision,
+        notification: announced.map(notification),
+        withdrawal_reason: withdrawn_because(attestation.withdrawn),
+    }
+}
+
+pub(super) fn notification(notification: &Notification) -> wire::Notification {
+    let is_queued = notification.state == NotificationState::Queued;
+    wire::Notification {
+        state: notification_state(notification.state),
+        attempts: notification.attempts,
+        due_at: is_queued.then(|| timestamp(notification.due_at)),
+        sent_at: notification.sent_at.map(timestamp),
+        last_failure: notification.last_failure.clone(),
+    }
+}
+
+fn withdrawn_because(withdrawn: Option<Withdrawal>) -> i32 {
+    withdrawn.map_or(0, |withdrawal| withdrawal_reason(withdrawal.reason))
+}
+
+pub(super) fn signature(signature: &Signature) -> wire::Signature {
+    wire::Signature {
+        signature_id: signature.id.to_string(),
+        customer_id: signature.customer_id.to_string(),
+        agreement_type: agreement_type(signature.agreement_type),
+        template_id: signature.template_id.to_string(),
+        template_version: signature.template_version,
+        signed_at: Some(timestamp(signature.signed_at)),
+        signed_by: signature.signed_by.to_string(),
+        superseded_at: signature.superseded_at.map(timestamp),
+        withdrawn_at: signature.withdrawn.map(|withdrawal| timestamp(withdrawal.at)),
+        withdrawal_reason: withdrawn_because(signature.withdrawn),
+        revision: signature.revision,
     }
 }
 

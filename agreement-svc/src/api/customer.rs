@@ -8,7 +8,8 @@ use chassis::page::Page;
 use chassis::request::RequestKey;
 use proto::agreement::customer_service_server::CustomerService;
 use proto::agreement::{
-    CreateCustomerRequest, CreateCustomerResponse, GetCustomerRequest, GetCustomerResponse,
+    CreateCustomerRequest, CreateCustomerResponse, EndRelationshipRequest, EndRelationshipResponse,
+    GetCustomerRequest, GetCustomerResponse, ListCustomerPartnersRequest, ListCustomerPartnersResponse,
     ListCustomersRequest, ListCustomersResponse, UpdateCustomerRequest, UpdateCustomerResponse,
 };
 use tonic::{Request, Response, Status};
@@ -92,7 +93,7 @@ impl CustomerService for Api {
                 company_name: company_name.clone(),
                 domain: domain.clone(),
                 country: country.clone(),
-                cloud: creator.cloud.name(),
+                cloud: creator.cloud,
                 contact_commitment: commitment(&contact_salt, &primary_contact),
                 by: caller.user_id,
             })?;
@@ -123,8 +124,9 @@ impl CustomerService for Api {
             };
             Ok(CreateCustomerResponse {
                 customer: Some(convert::customer(customer, &caller)),
-                attestation: attestation.map(convert::attestation),
+                attestation: attestation.map(|attestation| convert::attestation(attestation, None)),
                 revision: change.revision(),
+                invitation: None,
             })
         })
         .await
@@ -200,5 +202,19 @@ impl CustomerService for Api {
             Ok(ListCustomersResponse { customers, next_page_token })
         };
         self.database.list(list).await.map(Response::new).map_err(|error: Error| status::failed(&error))
+    }
+
+    async fn end_relationship(
+        &self,
+        _request: Request<EndRelationshipRequest>,
+    ) -> Result<Response<EndRelationshipResponse>, Status> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn list_customer_partners(
+        &self,
+        _request: Request<ListCustomerPartnersRequest>,
+    ) -> Result<Response<ListCustomerPartnersResponse>, Status> {
+        Err(Status::unimplemented("not built yet"))
     }
 }

@@ -6,18 +6,20 @@ use chassis::form::{Form, timestamp};
 use chassis::request::RequestKey;
 use proto::agreement::eligibility_service_server::EligibilityService;
 use proto::agreement::{
-    CheckEligibilityRequest, CheckEligibilityResponse, PartnerRole, ReportPurchaseRequest,
-    ReportPurchaseResponse,
+    BatchCheckEligibilityRequest, BatchCheckEligibilityResponse, CheckEligibilityRequest,
+    CheckEligibilityResponse, ListBlockedCustomersRequest, ListBlockedCustomersResponse, PartnerRole,
+    ReportPurchaseRequest, ReportPurchaseResponse,
 };
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::{Api, checked, convert, existing, status, visible};
 use crate::rules::attestation::check_not_in_the_future;
-use crate::rules::eligibility::{Acting, Answer, Operation, Question, decide, may_sign_directly, remedies};
+use crate::rules::eligibility::{AcceptanceKind, Acting, Answer, Operation, Question, decide, remedies};
 use crate::rules::event::Event;
 use crate::rules::party::PartnerKind;
 use crate::rules::policy::Channel;
+use crate::rules::signature::may_sign_directly;
 use crate::rules::template::AgreementType;
 use crate::rules::{Refusal, Time};
 use crate::store::change::ChangeError;
@@ -55,6 +57,20 @@ impl EligibilityService for Api {
             Ok(Response::new(answered(&asked, &answer, snapshot, live)))
         };
         self.database.read(read).await.map_err(status::of)
+    }
+
+    async fn batch_check_eligibility(
+        &self,
+        _request: Request<BatchCheckEligibilityRequest>,
+    ) -> Result<Response<BatchCheckEligibilityResponse>, Status> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn list_blocked_customers(
+        &self,
+        _request: Request<ListBlockedCustomersRequest>,
+    ) -> Result<Response<ListBlockedCustomersResponse>, Status> {
+        Err(Status::unimplemented("not built yet"))
     }
 
     async fn report_purchase(
@@ -216,7 +232,9 @@ fn answered(
     snapshot: Snapshot,
     live: Option<Uuid>,
 ) -> CheckEligibilityResponse {
-    let may_sign = may_sign_directly(snapshot.first_purchase_at, &snapshot.facts.acceptances);
+    let signatures = snapshot.facts.acceptances.iter().filter(|a| a.kind == AcceptanceKind::Signature);
+    let first_signed_at = signatures.map(|signature| signature.agreed_at).min();
+    let may_sign = may_sign_directly(snapshot.first_purchase_at, first_signed_at);
     let remedies = remedies(answer, asked.payer_id, asked.acting, live, may_sign);
     CheckEligibilityResponse {
         decision: convert::decision(answer.decision),

@@ -8,7 +8,11 @@ pub(crate) mod access;
 mod attestation;
 mod convert;
 mod customer;
+mod direct_sign;
 mod eligibility;
+mod event;
+mod import;
+pub(crate) mod link;
 mod partner;
 mod status;
 mod template;
@@ -20,7 +24,9 @@ use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
 use chassis::form::Form;
 use chassis::request::RequestKey;
+use link::Links;
 use prost::Message;
+use tokio::sync::{Semaphore, watch};
 use tonic::{Response, Status};
 use uuid::Uuid;
 
@@ -37,6 +43,22 @@ pub(crate) struct Api {
     pub database: Database,
     pub clock: Clock,
     pub policy: Arc<Policy>,
+    /// Makes acceptance links; without it there are no invitations.
+    pub links: Option<Arc<Links>>,
+    /// Told after each commit of ours, so that nobody has to wait for its next look.
+    pub committed: watch::Sender<()>,
+    /// True once the server stops: open streams end.
+    pub stopping: watch::Receiver<bool>,
+    /// One for each import that may be open.
+    pub imports: Arc<Semaphore>,
+    /// One for each watcher that may be open.
+    pub watchers: Arc<Semaphore>,
+}
+
+/// A change's answer, and whether it had been given before.
+struct Changed<A> {
+    answer: A,
+    is_replay: bool,
 }
 
 impl Api {
@@ -48,9 +70,22 @@ impl Api {
         validate_only: bool,
         decide: impl FnOnce(&mut Change<'_>) -> Result<A, ChangeError> + Send + 'static,
     ) -> Result<Response<A>, Status> {
+        let changed = self.changed(key, now, validate_only, decide).await?;
+        Ok(Response::new(changed.answer))
+    }
+
+    async fn changed<A: Message + Default>(
+        &self,
+        key: RequestKey,
+        now: Time,
+        validate_only: bool,
+        decide: impl FnOnce(&mut Change<'_>) -> Result<A, ChangeError> + Send + 'static,
+    ) -> Result<Changed<A>, Status> {
         let encode = move |change: &mut Change<'_>| Ok(decide(change)?.encode_to_vec());
-        let answer = change(&self.database, key, now, validate_only, encode).await.map_err(status::of)?;
-        A::decode(answer.as_slice()).map(Response::new).map_err(|error| status::undecodable(&error))
+        let answered = change(&self.database, key, now, validate_only, encode).await.map_err(status::of)?;
+        self.committed.send_replace(());
+        let answer = A::decode(answered.answer.as_slice()).map_err(|error| status::undecodable(&error))?;
+        Ok(Changed { answer, is_replay: answered.is_replay })
     }
 }
 

@@ -57,8 +57,8 @@ impl PartnerService for Api {
                     change.record(&Event::PartnerRegistered {
                         partner_id: new.id,
                         name: new.name.clone(),
-                        kind: new.kind.name(),
-                        cloud: new.cloud.name(),
+                        kind: new.kind,
+                        cloud: new.cloud,
                         by: caller.user_id,
                     })?;
                     partner_insert(change.connection, &new)?;

@@ -1,15 +1,21 @@
 //! Turns refusals and failures into gRPC statuses; codes are chosen here and nowhere else.
 
+use std::time::Duration;
+
 use chassis::database::Error;
 use chassis::form::Violation;
 use chassis::status::{Failure, RETRY, database_failure, failure, internal, invalid_fields};
-use proto::types::ErrorReason;
+use proto::types::{self, ErrorReason};
 use tonic::{Code, Status};
+use tonic_types::StatusExt;
 use uuid::Uuid;
 
 use crate::rules::attestation::IN_THE_FUTURE;
 use crate::rules::{BadField, Refusal};
 use crate::store::change::ChangeError;
+
+/// When somebody whose stream was refused or ended should come back.
+const STREAM_RETRY: Duration = Duration::from_secs(1);
 
 /// `ErrorInfo.domain` of everything this service refuses.
 pub(super) const DOMAIN: &str = "agreement-svc";
@@ -30,6 +36,47 @@ pub(super) fn invalid(violations: &[Violation]) -> Status {
         return failure.with("partner_center_code", 600_002).status();
     }
     failure.status()
+}
+
+/// Too many streams of one kind are open.
+pub(super) fn too_many_streams(kind: &str) -> Status {
+    with(
+        Code::ResourceExhausted,
+        ErrorReason::Overloaded,
+        format!("too many {kind} are open; try again shortly"),
+    )
+    .retry_after(STREAM_RETRY)
+    .status()
+}
+
+/// The server stops and ends its streams.
+pub(super) fn stopping() -> Status {
+    with(
+        Code::Unavailable,
+        ErrorReason::Stopping,
+        "the server stops; begin again, here or at another replica",
+    )
+    .retry_after(STREAM_RETRY)
+    .status()
+}
+
+/// A refusal as an item of many carries it.
+pub(super) fn item(status: &Status) -> types::Refusal {
+    let details = status.get_error_details();
+    let (reason, metadata) = details.error_info().map_or_else(Default::default, |info| {
+        (ErrorReason::from_str_name(&format!("ERROR_REASON_{}", info.reason)), info.metadata.clone())
+    });
+    let fields = details.bad_request().map(|bad| bad.field_violations.clone()).unwrap_or_default();
+    types::Refusal {
+        code: status.code().into(),
+        reason: reason.unwrap_or_default().into(),
+        message: status.message().to_owned(),
+        metadata,
+        fields: fields
+            .into_iter()
+            .map(|violation| types::FieldProblem { field: violation.field, problem: violation.description })
+            .collect(),
+    }
 }
 
 /// An answer that was stored and cannot be read back.
@@ -168,6 +215,61 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         .with("head", head)
         .retry_after(RETRY)
         .status(),
+        Refusal::VersionChanged { template_id, shown, in_force } => precondition(
+            ErrorReason::VersionChanged,
+            format!(
+                "version {shown} of template {template_id} was shown, and version {in_force} is in force; show \
+                 that one and ask again"
+            ),
+        )
+        .with("template_id", template_id)
+        .with("shown_version", shown)
+        .with("version_in_force", in_force)
+        .status(),
+        Refusal::ContactPartner => with(
+            Code::FailedPrecondition,
+            ErrorReason::ContactPartner,
+            "Contact your partner to confirm your acceptance of the Microsoft Customer Agreement",
+        )
+        .status(),
+        Refusal::InvitationNotPending { invitation_id, state } => precondition(
+            ErrorReason::InvitationNotPending,
+            format!("invitation {invitation_id} is {}; ask the partner for a new one", state.name()),
+        )
+        .with("invitation_id", invitation_id)
+        .with("state", state.name())
+        .status(),
+        Refusal::InvitationsOff => with(
+            Code::FailedPrecondition,
+            ErrorReason::InvitationsOff,
+            "this service has no key for acceptance links; ask the operator to start it with --invitation-key-file",
+        )
+        .status(),
+        Refusal::AcceptanceSuperseded { acceptance_id, current_id } => {
+            let remedy = current_id.map(|id| format!("; withdraw {id}")).unwrap_or_default();
+            let failure = precondition(
+                ErrorReason::AcceptanceSuperseded,
+                format!("acceptance {acceptance_id} was replaced and no longer counts{remedy}"),
+            )
+            .with("acceptance_id", acceptance_id);
+            match current_id {
+                Some(id) => failure.with("current_id", id).status(),
+                None => failure.status(),
+            }
+        }
+        Refusal::NotificationNotDead { state } => precondition(
+            ErrorReason::NotificationNotDead,
+            format!("the announcement is {}; only a DEAD_LETTER can be retried", state.name()),
+        )
+        .with("state", state.name())
+        .status(),
+        Refusal::CursorAhead { head } => with(
+            Code::OutOfRange,
+            ErrorReason::CursorAhead,
+            format!("the history ends at revision {head}, before the one asked for; begin again after 0"),
+        )
+        .with("head", head)
+        .status(),
     }
 }
 
@@ -191,10 +293,11 @@ fn with(code: Code, reason: ErrorReason, sentence: impl Into<String>) -> Failure
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
-    use tonic_types::StatusExt;
 
     use super::*;
     use crate::rules::Time;
+    use crate::rules::invitation::InvitationState;
+    use crate::rules::notification::NotificationState;
     use crate::rules::party::{Cloud, PartnerKind};
 
     /// Code, message and metadata of a refusal: what clients are told is part of the contract.
@@ -231,6 +334,14 @@ mod tests {
             Refusal::TypeHasTemplate { template_id: id },
             Refusal::PayerIsReseller { payer_id: id },
             Refusal::RevisionBehind { head: 7 },
+            Refusal::VersionChanged { template_id: id, shown: 1, in_force: 2 },
+            Refusal::ContactPartner,
+            Refusal::InvitationNotPending { invitation_id: id, state: InvitationState::Expired },
+            Refusal::InvitationsOff,
+            Refusal::AcceptanceSuperseded { acceptance_id: id, current_id: Some(id) },
+            Refusal::AcceptanceSuperseded { acceptance_id: id, current_id: None },
+            Refusal::NotificationNotDead { state: NotificationState::Sent },
+            Refusal::CursorAhead { head: 7 },
         ];
         let told: String = refusals.iter().map(|refusal| told(&refused(refusal))).collect();
         expect![[r#"
@@ -252,6 +363,14 @@ mod tests {
             FailedPrecondition TYPE_HAS_TEMPLATE: template 00000000-0000-0000-0000-000000000001 of this type is live; publish a version of it or retire it first ["template_id=00000000-0000-0000-0000-000000000001"]
             InvalidArgument PAYER_IS_RESELLER: partner 00000000-0000-0000-0000-000000000001 is an indirect reseller and does not pay; name its provider as payer ["payer_id=00000000-0000-0000-0000-000000000001"]
             Unavailable REVISION_BEHIND: the database is at revision 7, behind the one asked for; try again ["head=7"]
+            FailedPrecondition VERSION_CHANGED: version 1 of template 00000000-0000-0000-0000-000000000001 was shown, and version 2 is in force; show that one and ask again ["shown_version=1", "template_id=00000000-0000-0000-0000-000000000001", "version_in_force=2"]
+            FailedPrecondition CONTACT_PARTNER: Contact your partner to confirm your acceptance of the Microsoft Customer Agreement []
+            FailedPrecondition INVITATION_NOT_PENDING: invitation 00000000-0000-0000-0000-000000000001 is EXPIRED; ask the partner for a new one ["invitation_id=00000000-0000-0000-0000-000000000001", "state=EXPIRED"]
+            FailedPrecondition INVITATIONS_OFF: this service has no key for acceptance links; ask the operator to start it with --invitation-key-file []
+            FailedPrecondition ACCEPTANCE_SUPERSEDED: acceptance 00000000-0000-0000-0000-000000000001 was replaced and no longer counts; withdraw 00000000-0000-0000-0000-000000000001 ["acceptance_id=00000000-0000-0000-0000-000000000001", "current_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition ACCEPTANCE_SUPERSEDED: acceptance 00000000-0000-0000-0000-000000000001 was replaced and no longer counts ["acceptance_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition NOTIFICATION_NOT_DEAD: the announcement is SENT; only a DEAD_LETTER can be retried ["state=SENT"]
+            OutOfRange CURSOR_AHEAD: the history ends at revision 7, before the one asked for; begin again after 0 ["head=7"]
         "#]].assert_eq(&told);
     }
 }

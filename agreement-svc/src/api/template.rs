@@ -137,7 +137,7 @@ impl TemplateService for Api {
             template.versions.push(version);
             template_publish(change, &mut template, is_new, &documents, caller.user_id)?;
             let template = Some(convert::template(&template, now));
-            Ok(PublishTemplateVersionResponse { template, revision: change.revision() })
+            Ok(PublishTemplateVersionResponse { template, revision: change.revision(), impact: None })
         })
         .await
     }

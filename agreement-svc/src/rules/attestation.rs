@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::party::{Cloud, Contact, Customer, Partner, PartnerKind, Relationship};
 use super::template::{AgreementType, Template};
+use super::withdrawal::Withdrawal;
 use super::{Refusal, Time};
 
 /// How far a partner's clock may be ahead of ours (ATT-3); partners complain of less.
@@ -29,7 +30,7 @@ pub struct Attestation {
     pub recorded_at: Time,
     pub recorded_by: Uuid,
     pub superseded_at: Option<Time>,
-    pub withdrawn_at: Option<Time>,
+    pub withdrawn: Option<Withdrawal>,
     pub revision: i64,
 }
 
@@ -181,7 +182,7 @@ mod tests {
             recorded_at: at(0),
             recorded_by: Uuid::from_u128(6),
             superseded_at: None,
-            withdrawn_at: None,
+            withdrawn: None,
             revision: 1,
         }
     }

@@ -241,15 +241,6 @@ pub fn remedies(
     remedies
 }
 
-/// Whether the customer may sign directly (DIR-4): it never bought, or signed before it first did.
-pub fn may_sign_directly(first_purchase_at: Option<Time>, acceptances: &[Acceptance]) -> bool {
-    first_purchase_at.is_none_or(|purchase| {
-        acceptances
-            .iter()
-            .any(|acceptance| acceptance.kind == AcceptanceKind::Signature && acceptance.agreed_at < purchase)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -295,29 +286,5 @@ mod tests {
         assert_eq!(remedies(&blocked(), PAYER, acting, None, true), []);
         let allowed = Answer { reasons: vec![], ..blocked() };
         assert_eq!(remedies(&allowed, PAYER, acting, Some(TEMPLATE), true), []);
-    }
-
-    #[test]
-    fn who_bought_before_it_ever_signed_cannot_sign_directly() {
-        let at = |seconds| Time::from_timestamp(seconds, 0).unwrap();
-        let accepted = |kind, agreed, standing| Acceptance {
-            id: Uuid::nil(),
-            kind,
-            agreement_type: AgreementType::MicrosoftCustomerAgreement,
-            template_id: TEMPLATE,
-            template_version: 1,
-            effective_from: at(0),
-            agreed_at: at(agreed),
-            standing,
-        };
-        let signed = |agreed, standing| vec![accepted(AcceptanceKind::Signature, agreed, standing)];
-        assert!(may_sign_directly(None, &[]));
-        assert!(!may_sign_directly(Some(at(10)), &[]));
-        assert!(may_sign_directly(Some(at(10)), &signed(9, Standing::Current)));
-        assert!(may_sign_directly(Some(at(10)), &signed(9, Standing::Superseded)));
-        assert!(may_sign_directly(Some(at(10)), &signed(9, Standing::Withdrawn)));
-        assert!(!may_sign_directly(Some(at(10)), &signed(11, Standing::Current)));
-        let attested = [accepted(AcceptanceKind::Attestation, 9, Standing::Current)];
-        assert!(!may_sign_directly(Some(at(10)), &attested));
     }
 }

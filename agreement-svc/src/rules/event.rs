@@ -3,20 +3,24 @@
 //! An event carries no personal data. Where a person belongs to it, it carries a commitment: a
 //! salted hash that can be checked against the record as long as the record has the person.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Time;
+use super::invitation::InvitationKind;
+use super::party::{Cloud, PartnerKind};
+use super::template::AgreementType;
+use super::withdrawal::WithdrawalReason;
 
 /// One change. Its JSON is what the chain of hashes covers, so fields are only ever added.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "SCREAMING_SNAKE_CASE", rename_all_fields = "snake_case")]
 pub enum Event {
     PartnerRegistered {
         partner_id: Uuid,
         name: String,
-        kind: &'static str,
-        cloud: &'static str,
+        kind: PartnerKind,
+        cloud: Cloud,
         by: Uuid,
     },
     ResellerLinked {
@@ -34,7 +38,7 @@ pub enum Event {
         company_name: String,
         domain: String,
         country: String,
-        cloud: &'static str,
+        cloud: Cloud,
         contact_commitment: String,
         by: Uuid,
     },
@@ -50,10 +54,17 @@ pub enum Event {
         reseller_id: Option<Uuid>,
         by: Uuid,
     },
+    RelationshipEnded {
+        partner_id: Uuid,
+        customer_id: Uuid,
+        reseller_id: Option<Uuid>,
+        others_remain: bool,
+        by: Uuid,
+    },
     TemplateVersionPublished {
         template_id: Uuid,
         name: String,
-        agreement_type: &'static str,
+        agreement_type: AgreementType,
         number: u32,
         effective_from: Time,
         reaccept_by: Option<Time>,
@@ -69,7 +80,7 @@ pub enum Event {
         attestation_id: Uuid,
         partner_id: Uuid,
         customer_id: Uuid,
-        agreement_type: &'static str,
+        agreement_type: AgreementType,
         template_id: Uuid,
         template_version: u32,
         contact_commitment: String,
@@ -77,10 +88,66 @@ pub enum Event {
         supersedes: Option<Uuid>,
         by: Uuid,
     },
+    AttestationWithdrawn {
+        attestation_id: Uuid,
+        partner_id: Uuid,
+        customer_id: Uuid,
+        reason: WithdrawalReason,
+        uncovered_partner_ids: Vec<Uuid>,
+        by: Uuid,
+    },
+    Signed {
+        signature_id: Uuid,
+        customer_id: Uuid,
+        agreement_type: AgreementType,
+        template_id: Uuid,
+        template_version: u32,
+        supersedes: Option<Uuid>,
+        by: Uuid,
+    },
+    SignatureWithdrawn {
+        signature_id: Uuid,
+        customer_id: Uuid,
+        reason: WithdrawalReason,
+        uncovered_partner_ids: Vec<Uuid>,
+        by: Uuid,
+    },
+    InvitationCreated {
+        invitation_id: Uuid,
+        kind: InvitationKind,
+        partner_id: Uuid,
+        reseller_id: Option<Uuid>,
+        customer_id: Option<Uuid>,
+        template_id: Uuid,
+        /// Absent where the partner named nobody.
+        recipient_commitment: Option<String>,
+        expires_at: Time,
+        by: Uuid,
+    },
+    InvitationRevoked {
+        invitation_id: Uuid,
+        partner_id: Uuid,
+        customer_id: Option<Uuid>,
+        by: Uuid,
+    },
+    InvitationAccepted {
+        invitation_id: Uuid,
+        partner_id: Uuid,
+        customer_id: Uuid,
+        by: Uuid,
+    },
     FirstPurchaseReported {
         customer_id: Uuid,
         payer_id: Uuid,
         purchased_at: Time,
+    },
+    /// A person was erased from these records.
+    ContactErased {
+        /// Absent for invitations that nobody has accepted.
+        customer_id: Option<Uuid>,
+        attestation_ids: Vec<Uuid>,
+        invitation_ids: Vec<Uuid>,
+        was_primary_contact: bool,
     },
 }
 
@@ -91,8 +158,16 @@ impl Event {
             Self::CustomerCreated { customer_id, .. }
             | Self::CustomerUpdated { customer_id, .. }
             | Self::RelationshipEstablished { customer_id, .. }
+            | Self::RelationshipEnded { customer_id, .. }
             | Self::Attested { customer_id, .. }
+            | Self::AttestationWithdrawn { customer_id, .. }
+            | Self::Signed { customer_id, .. }
+            | Self::SignatureWithdrawn { customer_id, .. }
+            | Self::InvitationAccepted { customer_id, .. }
             | Self::FirstPurchaseReported { customer_id, .. } => Some(*customer_id),
+            Self::InvitationCreated { customer_id, .. }
+            | Self::InvitationRevoked { customer_id, .. }
+            | Self::ContactErased { customer_id, .. } => *customer_id,
             Self::PartnerRegistered { .. }
             | Self::ResellerLinked { .. }
             | Self::ResellerUnlinked { .. }
@@ -101,20 +176,29 @@ impl Event {
         }
     }
 
-    /// The partner whose act or relationship it records.
+    /// The partner whose act or relationship it records. What names none is for every partner of the
+    /// customer to see.
     pub fn partner_id(&self) -> Option<Uuid> {
         match self {
             Self::PartnerRegistered { partner_id, .. }
             | Self::RelationshipEstablished { partner_id, .. }
-            | Self::Attested { partner_id, .. } => Some(*partner_id),
+            | Self::RelationshipEnded { partner_id, .. }
+            | Self::Attested { partner_id, .. }
+            | Self::AttestationWithdrawn { partner_id, .. }
+            | Self::InvitationCreated { partner_id, .. }
+            | Self::InvitationRevoked { partner_id, .. }
+            | Self::InvitationAccepted { partner_id, .. } => Some(*partner_id),
             Self::FirstPurchaseReported { payer_id, .. } => Some(*payer_id),
             Self::ResellerLinked { provider_id, .. } | Self::ResellerUnlinked { provider_id, .. } => {
                 Some(*provider_id)
             }
             Self::CustomerCreated { .. }
             | Self::CustomerUpdated { .. }
+            | Self::Signed { .. }
+            | Self::SignatureWithdrawn { .. }
             | Self::TemplateVersionPublished { .. }
-            | Self::TemplateRetired { .. } => None,
+            | Self::TemplateRetired { .. }
+            | Self::ContactErased { .. } => None,
         }
     }
 }

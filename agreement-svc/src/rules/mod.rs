@@ -6,13 +6,19 @@
 pub mod attestation;
 pub mod eligibility;
 pub mod event;
+pub mod invitation;
+pub mod notification;
 pub mod party;
 pub mod policy;
+pub mod signature;
 pub mod template;
+pub mod withdrawal;
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use invitation::InvitationState;
+use notification::NotificationState;
 use party::{Cloud, PartnerKind};
 
 /// An instant in UTC, in whole microseconds.
@@ -33,6 +39,20 @@ macro_rules! names {
             /// Reads a stored name.
             pub fn from_name(name: &str) -> Option<Self> {
                 match name { $($name => Some(Self::$variant),)+ _ => None }
+            }
+        }
+
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.name())
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                const NAMES: &[&str] = &[$($name),+];
+                let name = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+                Self::from_name(&name).ok_or_else(|| serde::de::Error::unknown_variant(&name, NAMES))
             }
         }
     };
@@ -90,4 +110,18 @@ pub enum Refusal {
     PayerIsReseller { payer_id: Uuid },
     /// The state asked for is not there yet.
     RevisionBehind { head: i64 },
+    /// DIR-1: another version is in force than the one that was shown.
+    VersionChanged { template_id: Uuid, shown: u32, in_force: u32 },
+    /// DIR-4: whoever bought before it ever signed cannot sign directly.
+    ContactPartner,
+    /// INV-2.
+    InvitationNotPending { invitation_id: Uuid, state: InvitationState },
+    /// There is no key to make acceptance links with.
+    InvitationsOff,
+    /// WD-1: it was replaced and no longer counts.
+    AcceptanceSuperseded { acceptance_id: Uuid, current_id: Option<Uuid> },
+    /// ATT-9: there is nothing to retry.
+    NotificationNotDead { state: NotificationState },
+    /// A cursor ahead of the history.
+    CursorAhead { head: i64 },
 }

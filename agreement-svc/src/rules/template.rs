@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::party::is_country;
@@ -14,8 +13,7 @@ pub const DOCUMENTS_MAX: usize = 2000;
 /// Longer links are refused by common HTTP stacks.
 const LINK_MAX: usize = 2000;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AgreementType {
     MicrosoftCloudAgreement,
     MicrosoftCustomerAgreement,

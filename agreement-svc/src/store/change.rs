@@ -51,10 +51,18 @@ impl From<diesel::result::Error> for ChangeError {
     }
 }
 
+/// What a request was answered.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    pub answer: Vec<u8>,
+    /// It had been answered before; nothing was done now.
+    pub is_replay: bool,
+}
+
 /// How a transaction ends without a commit.
 enum Undone {
     /// It was only to be tried; this would have been the answer.
-    Rehearsed(Vec<u8>),
+    Rehearsed(Answered),
     Not(ChangeError),
 }
 
@@ -73,29 +81,29 @@ pub(crate) async fn change(
     now: Time,
     validate_only: bool,
     decide: impl FnOnce(&mut Change<'_>) -> Result<Vec<u8>, ChangeError> + Send + 'static,
-) -> Result<Vec<u8>, ChangeError> {
+) -> Result<Answered, ChangeError> {
     let write = move |connection: &mut Connection| {
         let mut change = Change::begin(connection, now)?;
         if !validate_only {
             match request_seen(change.connection, &key)? {
                 Seen::Never => {}
-                Seen::Answered(answer) => return Ok(answer),
+                Seen::Answered(answer) => return Ok(Answered { answer, is_replay: true }),
                 Seen::OtherContent => {
                     let request_id = key.request_id;
                     return Err(Undone::Not(Refusal::RequestIdReused { request_id }.into()));
                 }
             }
         }
-        let answer = decide(&mut change).map_err(Undone::Not)?;
+        let answered = Answered { answer: decide(&mut change).map_err(Undone::Not)?, is_replay: false };
         if validate_only {
-            return Err(Undone::Rehearsed(answer));
+            return Err(Undone::Rehearsed(answered));
         }
-        request_answered(change.connection, &key, &answer, now)?;
+        request_answered(change.connection, &key, &answered.answer, now)?;
         change.finish()?;
-        Ok(answer)
+        Ok(answered)
     };
     match database.write(write).await {
-        Ok(answer) | Err(Undone::Rehearsed(answer)) => Ok(answer),
+        Ok(answered) | Err(Undone::Rehearsed(answered)) => Ok(answered),
         Err(Undone::Not(error)) => Err(error),
     }
 }

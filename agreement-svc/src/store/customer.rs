@@ -229,6 +229,21 @@ pub(crate) fn relationship_find(
     Ok(Some(Relationship { payer_id: at("relationship", &key).parse("partner_id", payer)?, reseller_id }))
 }
 
+/// The partners that have an active relationship with a customer, each once.
+pub(crate) fn active_partners(connection: &mut Connection, customer: Uuid) -> Result<Vec<Uuid>, Error> {
+    let key = customer.to_string();
+    let rows: Vec<String> = query!(connection, c => {
+        relationship::table
+            .filter(relationship::customer_id.eq(&key))
+            .filter(relationship::ended_at.is_null())
+            .select(relationship::partner_id)
+            .distinct()
+            .order(relationship::partner_id)
+            .load(c)
+    })?;
+    rows.iter().map(|partner| at("relationship", &key).parse("partner_id", partner)).collect()
+}
+
 pub(crate) fn relationship_insert(
     connection: &mut Connection,
     new: Relationship,

@@ -3,10 +3,11 @@
 //! Each noun has its file. Functions take a connection, so that a caller composes them inside its own read
 //! or change. No business rule lives here, and no gRPC status.
 
-pub(crate) mod attestation;
+pub(crate) mod acceptance;
 pub(crate) mod change;
 pub(crate) mod customer;
 pub(crate) mod gate;
+pub(crate) mod notification;
 pub(crate) mod partner;
 mod schema;
 pub(crate) mod template;

@@ -119,6 +119,41 @@ diesel::table! {
         superseded_at -> Nullable<Timestamp>,
         withdrawn_at -> Nullable<Timestamp>,
         revision -> BigInt,
+        withdrawal_reason -> Text,
+        withdrawn_by -> Text,
+    }
+}
+
+diesel::table! {
+    invitation (id) {
+        id -> Text,
+        kind -> Text,
+        partner_id -> Text,
+        reseller_id -> Text,
+        customer_id -> Text,
+        template_id -> Text,
+        first_name -> Text,
+        last_name -> Text,
+        email -> Text,
+        phone -> Text,
+        contact_salt -> Text,
+        created_at -> Timestamp,
+        created_by -> Text,
+        expires_at -> Timestamp,
+        accepted_at -> Nullable<Timestamp>,
+        revoked_at -> Nullable<Timestamp>,
+        revision -> BigInt,
+    }
+}
+
+diesel::table! {
+    notification (attestation_id) {
+        attestation_id -> Text,
+        state -> Text,
+        attempts -> Integer,
+        due_at -> Timestamp,
+        sent_at -> Nullable<Timestamp>,
+        last_failure -> Text,
     }
 }
 
@@ -126,6 +161,8 @@ diesel::allow_tables_to_appear_in_same_query!(
     acceptance,
     customer,
     event,
+    invitation,
+    notification,
     partner,
     relationship,
     reseller_link,

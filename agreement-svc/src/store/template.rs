@@ -138,7 +138,7 @@ pub(crate) fn template_publish(
     template.revision = change.record(&Event::TemplateVersionPublished {
         template_id: template.id,
         name: template.name.clone(),
-        agreement_type: template.agreement_type.name(),
+        agreement_type: template.agreement_type,
         number: version.number,
         effective_from: version.effective_from,
         reaccept_by: version.reaccept_by,

@@ -14,7 +14,9 @@ use chassis::form::timestamp;
 use clap::Parser;
 use proto::agreement::eligibility_service_server::{EligibilityService, EligibilityServiceServer};
 use proto::agreement::{
-    CheckEligibilityRequest, CheckEligibilityResponse, ReportPurchaseRequest, ReportPurchaseResponse,
+    BatchCheckEligibilityRequest, BatchCheckEligibilityResponse, CheckEligibilityRequest,
+    CheckEligibilityResponse, ListBlockedCustomersRequest, ListBlockedCustomersResponse,
+    ReportPurchaseRequest, ReportPurchaseResponse,
 };
 use proto::types::{self, Operation};
 use tests::clients::{As, Identity};
@@ -61,6 +63,20 @@ impl EligibilityService for Echo {
             ..CheckEligibilityResponse::default()
         };
         Ok(Response::new(answer))
+    }
+
+    async fn batch_check_eligibility(
+        &self,
+        _request: Request<BatchCheckEligibilityRequest>,
+    ) -> Result<Response<BatchCheckEligibilityResponse>, Status> {
+        Ok(Response::new(BatchCheckEligibilityResponse::default()))
+    }
+
+    async fn list_blocked_customers(
+        &self,
+        _request: Request<ListBlockedCustomersRequest>,
+    ) -> Result<Response<ListBlockedCustomersResponse>, Status> {
+        Ok(Response::new(ListBlockedCustomersResponse::default()))
     }
 
     async fn report_purchase(

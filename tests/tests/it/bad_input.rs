@@ -425,6 +425,7 @@ impl Existing {
                 contact: contact(n + 1),
                 agreed_at: required_time(n),
             }),
+            invitation: None,
         });
         let good = world::new_customer("Northwind", "FR", None);
         let contact_fields =

@@ -11,7 +11,9 @@ use diesel::connection::SimpleConnection;
 use diesel::{Connection, PgConnection, RunQueryDsl};
 use proto::agreement::eligibility_service_server::{EligibilityService, EligibilityServiceServer};
 use proto::agreement::{
-    CheckEligibilityRequest, CheckEligibilityResponse, ReportPurchaseRequest, ReportPurchaseResponse,
+    BatchCheckEligibilityRequest, BatchCheckEligibilityResponse, CheckEligibilityRequest,
+    CheckEligibilityResponse, ListBlockedCustomersRequest, ListBlockedCustomersResponse,
+    ReportPurchaseRequest, ReportPurchaseResponse,
 };
 use proto::order::{ChangeSeatsRequest, GetOrderRequest, ListOffersRequest, ListOrdersRequest};
 use proto::types::{AcceptanceKind, AgreementType, Cloud, Decision, Evidence, GateRule};
@@ -43,6 +45,20 @@ impl EligibilityService for Impostor {
             Some(twist) => twist(yes_to(&request.into_inner())).map(Response::new),
             None => std::future::pending().await,
         }
+    }
+
+    async fn batch_check_eligibility(
+        &self,
+        _request: Request<BatchCheckEligibilityRequest>,
+    ) -> Result<Response<BatchCheckEligibilityResponse>, Status> {
+        Err(Status::unavailable("not today"))
+    }
+
+    async fn list_blocked_customers(
+        &self,
+        _request: Request<ListBlockedCustomersRequest>,
+    ) -> Result<Response<ListBlockedCustomersResponse>, Status> {
+        Err(Status::unavailable("not today"))
     }
 
     async fn report_purchase(

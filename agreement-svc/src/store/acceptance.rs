@@ -1,0 +1,321 @@
+//! Acceptances: what partners attested and customers signed, in one table.
+//!
+//! A row is never deleted. When it was superseded and when it was withdrawn is set once, and a person
+//! can be erased from it; nothing else ever changes.
+
+use chassis::database::row::{at, utc};
+use chassis::database::{Connection, Error};
+use chassis::query;
+use chrono::NaiveDateTime;
+use diesel::dsl::min;
+use diesel::prelude::*;
+use uuid::Uuid;
+
+use super::schema::{acceptance, template_version};
+
+use crate::rules::Time;
+use crate::rules::attestation::Attestation;
+use crate::rules::eligibility::AcceptanceKind;
+use crate::rules::party::Contact;
+use crate::rules::signature::Signature;
+use crate::rules::template::AgreementType;
+use crate::rules::withdrawal::{Covers, Withdrawal, WithdrawalReason};
+
+/// What stands as the partner of a signature.
+const NO_PARTNER: &str = "";
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = acceptance)]
+struct Row {
+    id: String,
+    kind: String,
+    partner_id: String,
+    customer_id: String,
+    agreement_type: String,
+    template_id: String,
+    template_version: i32,
+    first_name: String,
+    last_name: String,
+    email: String,
+    phone: String,
+    contact_salt: String,
+    agreed_at: NaiveDateTime,
+    recorded_at: NaiveDateTime,
+    recorded_by: String,
+    superseded_at: Option<NaiveDateTime>,
+    withdrawn_at: Option<NaiveDateTime>,
+    revision: i64,
+    withdrawal_reason: String,
+    withdrawn_by: String,
+}
+
+impl Row {
+    fn attestation(self) -> Result<Attestation, Error> {
+        let row = at("acceptance", &self.id);
+        self.check_kind(AcceptanceKind::Attestation)?;
+        Ok(Attestation {
+            id: row.parse("id", &self.id)?,
+            partner_id: row.parse("partner_id", &self.partner_id)?,
+            customer_id: row.parse("customer_id", &self.customer_id)?,
+            agreement_type: row.named("agreement_type", AgreementType::from_name(&self.agreement_type))?,
+            template_id: row.parse("template_id", &self.template_id)?,
+            template_version: row.count("template_version", self.template_version)?,
+            recorded_by: row.parse("recorded_by", &self.recorded_by)?,
+            withdrawn: self.withdrawal()?,
+            contact: Contact {
+                first_name: self.first_name,
+                last_name: self.last_name,
+                email: self.email,
+                phone: self.phone,
+            },
+            contact_salt: self.contact_salt,
+            agreed_at: utc(self.agreed_at),
+            recorded_at: utc(self.recorded_at),
+            superseded_at: self.superseded_at.map(utc),
+            revision: self.revision,
+        })
+    }
+
+    fn signature(self) -> Result<Signature, Error> {
+        let row = at("acceptance", &self.id);
+        self.check_kind(AcceptanceKind::Signature)?;
+        Ok(Signature {
+            id: row.parse("id", &self.id)?,
+            customer_id: row.parse("customer_id", &self.customer_id)?,
+            agreement_type: row.named("agreement_type", AgreementType::from_name(&self.agreement_type))?,
+            template_id: row.parse("template_id", &self.template_id)?,
+            template_version: row.count("template_version", self.template_version)?,
+            signed_by: row.parse("recorded_by", &self.recorded_by)?,
+            withdrawn: self.withdrawal()?,
+            signed_at: utc(self.agreed_at),
+            superseded_at: self.superseded_at.map(utc),
+            revision: self.revision,
+        })
+    }
+
+    fn check_kind(&self, expected: AcceptanceKind) -> Result<(), Error> {
+        match AcceptanceKind::from_name(&self.kind) {
+            Some(kind) if kind == expected => Ok(()),
+            _ => Err(at("acceptance", &self.id).corrupt("kind")),
+        }
+    }
+
+    fn withdrawal(&self) -> Result<Option<Withdrawal>, Error> {
+        let row = at("acceptance", &self.id);
+        let Some(withdrawn_at) = self.withdrawn_at else { return Ok(None) };
+        let reason = WithdrawalReason::from_name(&self.withdrawal_reason);
+        Ok(Some(Withdrawal {
+            at: utc(withdrawn_at),
+            reason: row.named("withdrawal_reason", reason)?,
+            by: row.parse("withdrawn_by", &self.withdrawn_by)?,
+        }))
+    }
+}
+
+pub(crate) fn attestation_find(connection: &mut Connection, id: Uuid) -> Result<Option<Attestation>, Error> {
+    let row: Option<Row> = query!(connection, c => {
+        acceptance::table
+            .find(id.to_string())
+            .filter(acceptance::partner_id.ne(NO_PARTNER))
+            .select(Row::as_select())
+            .first(c)
+            .optional()
+    })?;
+    row.map(Row::attestation).transpose()
+}
+
+/// The current attestation of a partner, customer and type, with the time its version took effect.
+pub(crate) fn attestation_current(
+    connection: &mut Connection,
+    partner: Uuid,
+    customer: Uuid,
+    of: AgreementType,
+) -> Result<Option<(Attestation, Time)>, Error> {
+    let row: Option<(Row, NaiveDateTime)> = query!(connection, c => {
+        acceptance::table
+            .inner_join(template_version::table.on(template_version::template_id
+                .eq(acceptance::template_id)
+                .and(template_version::number.eq(acceptance::template_version))))
+            .filter(acceptance::customer_id.eq(customer.to_string()))
+            .filter(acceptance::partner_id.eq(partner.to_string()))
+            .filter(acceptance::agreement_type.eq(of.name()))
+            .filter(acceptance::superseded_at.is_null())
+            .filter(acceptance::withdrawn_at.is_null())
+            .select((Row::as_select(), template_version::effective_from))
+            .first(c)
+            .optional()
+    })?;
+    row.map(|(row, effective_from)| Ok((row.attestation()?, utc(effective_from)))).transpose()
+}
+
+/// A customer's attestations, oldest first; only one partner's where one is named.
+pub(crate) fn attestation_list(
+    connection: &mut Connection,
+    customer: Uuid,
+    partner: Option<Uuid>,
+    include_history: bool,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<Attestation>, Error> {
+    let partner = partner.map(|id| id.to_string());
+    let rows: Vec<Row> = query!(connection, c => {
+        let mut list = acceptance::table
+            .filter(acceptance::customer_id.eq(customer.to_string()))
+            .filter(acceptance::revision.gt(after))
+            .order(acceptance::revision)
+            .limit(limit)
+            .select(Row::as_select())
+            .into_boxed();
+        list = match &partner {
+            Some(partner) => list.filter(acceptance::partner_id.eq(partner)),
+            None => list.filter(acceptance::partner_id.ne(NO_PARTNER)),
+        };
+        if !include_history {
+            list = list.filter(acceptance::superseded_at.is_null()).filter(acceptance::withdrawn_at.is_null());
+        }
+        list.load(c)
+    })?;
+    rows.into_iter().map(Row::attestation).collect()
+}
+
+pub(crate) fn attestation_insert(connection: &mut Connection, new: &Attestation) -> Result<(), Error> {
+    query!(connection, c => {
+        diesel::insert_into(acceptance::table)
+            .values((
+                acceptance::id.eq(new.id.to_string()),
+                acceptance::kind.eq(AcceptanceKind::Attestation.name()),
+                acceptance::partner_id.eq(new.partner_id.to_string()),
+                acceptance::customer_id.eq(new.customer_id.to_string()),
+                acceptance::agreement_type.eq(new.agreement_type.name()),
+                acceptance::template_id.eq(new.template_id.to_string()),
+                acceptance::template_version.eq(i32::try_from(new.template_version).unwrap_or(i32::MAX)),
+                acceptance::first_name.eq(&new.contact.first_name),
+                acceptance::last_name.eq(&new.contact.last_name),
+                acceptance::email.eq(&new.contact.email),
+                acceptance::phone.eq(&new.contact.phone),
+                acceptance::contact_salt.eq(&new.contact_salt),
+                acceptance::agreed_at.eq(new.agreed_at.naive_utc()),
+                acceptance::recorded_at.eq(new.recorded_at.naive_utc()),
+                acceptance::recorded_by.eq(new.recorded_by.to_string()),
+                acceptance::revision.eq(new.revision),
+            ))
+            .execute(c)
+    })?;
+    Ok(())
+}
+
+pub(crate) fn signature_find(connection: &mut Connection, id: Uuid) -> Result<Option<Signature>, Error> {
+    let row: Option<Row> = query!(connection, c => {
+        acceptance::table
+            .find(id.to_string())
+            .filter(acceptance::partner_id.eq(NO_PARTNER))
+            .select(Row::as_select())
+            .first(c)
+            .optional()
+    })?;
+    row.map(Row::signature).transpose()
+}
+
+/// A customer's current signatures, one of each type at most.
+pub(crate) fn signatures_current(
+    connection: &mut Connection,
+    customer: Uuid,
+) -> Result<Vec<Signature>, Error> {
+    let rows: Vec<Row> = query!(connection, c => {
+        acceptance::table
+            .filter(acceptance::customer_id.eq(customer.to_string()))
+            .filter(acceptance::partner_id.eq(NO_PARTNER))
+            .filter(acceptance::superseded_at.is_null())
+            .filter(acceptance::withdrawn_at.is_null())
+            .order(acceptance::revision)
+            .select(Row::as_select())
+            .load(c)
+    })?;
+    rows.into_iter().map(Row::signature).collect()
+}
+
+/// When a customer first signed anything, whatever became of it.
+pub(crate) fn first_signed_at(connection: &mut Connection, customer: Uuid) -> Result<Option<Time>, Error> {
+    let first: Option<NaiveDateTime> = query!(connection, c => {
+        acceptance::table
+            .filter(acceptance::customer_id.eq(customer.to_string()))
+            .filter(acceptance::partner_id.eq(NO_PARTNER))
+            .select(min(acceptance::agreed_at))
+            .first(c)
+    })?;
+    Ok(first.map(utc))
+}
+
+pub(crate) fn signature_insert(connection: &mut Connection, new: &Signature) -> Result<(), Error> {
+    query!(connection, c => {
+        diesel::insert_into(acceptance::table)
+            .values((
+                acceptance::id.eq(new.id.to_string()),
+                acceptance::kind.eq(AcceptanceKind::Signature.name()),
+                acceptance::partner_id.eq(NO_PARTNER),
+                acceptance::customer_id.eq(new.customer_id.to_string()),
+                acceptance::agreement_type.eq(new.agreement_type.name()),
+                acceptance::template_id.eq(new.template_id.to_string()),
+                acceptance::template_version.eq(i32::try_from(new.template_version).unwrap_or(i32::MAX)),
+                // A signature names a user, not a person.
+                (
+                    acceptance::first_name.eq(""),
+                    acceptance::last_name.eq(""),
+                    acceptance::email.eq(""),
+                    acceptance::phone.eq(""),
+                    acceptance::contact_salt.eq(""),
+                ),
+                acceptance::agreed_at.eq(new.signed_at.naive_utc()),
+                acceptance::recorded_at.eq(new.signed_at.naive_utc()),
+                acceptance::recorded_by.eq(new.signed_by.to_string()),
+                acceptance::revision.eq(new.revision),
+            ))
+            .execute(c)
+    })?;
+    Ok(())
+}
+
+/// Marks an acceptance as replaced by another.
+pub(crate) fn acceptance_supersede(connection: &mut Connection, id: Uuid, now: Time) -> Result<(), Error> {
+    query!(connection, c => {
+        diesel::update(acceptance::table.find(id.to_string()))
+            .set(acceptance::superseded_at.eq(now.naive_utc()))
+            .execute(c)
+    })?;
+    Ok(())
+}
+
+/// Marks an acceptance as taken back.
+pub(crate) fn acceptance_withdraw(
+    connection: &mut Connection,
+    id: Uuid,
+    withdrawal: Withdrawal,
+) -> Result<(), Error> {
+    query!(connection, c => {
+        diesel::update(acceptance::table.find(id.to_string()))
+            .set((
+                acceptance::withdrawn_at.eq(withdrawal.at.naive_utc()),
+                acceptance::withdrawal_reason.eq(withdrawal.reason.name()),
+                acceptance::withdrawn_by.eq(withdrawal.by.to_string()),
+            ))
+            .execute(c)
+    })?;
+    Ok(())
+}
+
+/// Whom a customer's current acceptances cover.
+pub(crate) fn acceptances_cover(connection: &mut Connection, customer: Uuid) -> Result<Vec<Covers>, Error> {
+    let rows: Vec<(String, String)> = query!(connection, c => {
+        acceptance::table
+            .filter(acceptance::customer_id.eq(customer.to_string()))
+            .filter(acceptance::superseded_at.is_null())
+            .filter(acceptance::withdrawn_at.is_null())
+            .select((acceptance::id, acceptance::partner_id))
+            .load(c)
+    })?;
+    let covers = |(id, partner): &(String, String)| {
+        let partner = at("acceptance", id).optional_id("partner_id", partner)?;
+        Ok(partner.map_or(Covers::Everyone, Covers::Partner))
+    };
+    rows.iter().map(covers).collect()
+}
