@@ -3,6 +3,7 @@
 //! - [`rules`]: the decisions, pure.
 //! - `store`: the memory, one database behind one lock.
 //! - `api`: the gRPC services, each in its file.
+//! - `workers`: what runs without being asked.
 //! - [`data`]: the files that ship with it: policy, templates.
 //! - [`config`]: commands and settings.
 //!
@@ -13,6 +14,7 @@ pub mod config;
 pub mod data;
 pub mod rules;
 mod store;
+mod workers;
 
 use std::error::Error;
 use std::future::Future;
@@ -38,6 +40,7 @@ use api::Api;
 pub use api::access::WHO_MAY;
 use api::link::Links;
 use store::change::ChangeError;
+use workers::poller;
 
 /// Whatever keeps a command from doing its work, for the person who started it.
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -80,18 +83,22 @@ pub async fn serve(
     };
     let links = config.invitation_key_file.as_deref();
     let links = links.map(|file| read_links(file, &config.acceptance_page)).transpose()?;
-    let (committed, _) = watch::channel(());
+    let (committed, commits) = watch::channel(());
+    let (head, _) = watch::channel(0);
     let (stop, stopping) = watch::channel(false);
     let shutdown = async move {
         shutdown.await;
         stop.send_replace(true);
     };
+    let poller = poller::run(database.clone(), head.clone(), commits, stopping.clone());
+    let mut poller = tokio::spawn(poller);
     let api = Api {
         database,
         clock,
         policy,
         links: links.map(Arc::new),
         committed,
+        head,
         stopping,
         imports: Arc::new(Semaphore::new(IMPORTS_MAX)),
         watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
@@ -112,7 +119,10 @@ pub async fn serve(
         services: SERVICES,
         descriptors: proto::FILE_DESCRIPTOR_SET,
     };
-    server::serve(listener, routes, options, shutdown).await
+    tokio::select! {
+        served = server::serve(listener, routes, options, shutdown) => served,
+        ended = &mut poller => Err(format!("the poller ended by itself: {ended:?}").into()),
+    }
 }
 
 /// Brings the schema up to date and loads the templates into an empty database.

@@ -58,6 +58,12 @@ impl Page {
         Self { size, after, binding }
     }
 
+    /// The number after which the page begins, for lists in the order of numbers.
+    #[must_use]
+    pub fn after_number(&self) -> i64 {
+        self.after.as_deref().and_then(|key| key.parse().ok()).unwrap_or(0)
+    }
+
     /// How many rows to fetch: one more than shown tells whether there is a next page.
     #[must_use]
     pub fn fetch(&self) -> i64 {

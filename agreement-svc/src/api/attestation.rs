@@ -15,7 +15,7 @@ use proto::agreement::{
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::{Api, checked, convert, existing, import, status, viewer, visible};
+use super::{Api, checked, convert, existing, import, newest_live, status, viewer, visible};
 use crate::rules::Refusal;
 use crate::rules::attestation::{Attestation, Claim, Facts, attest, check_attester, check_not_in_the_future};
 use crate::rules::event::Event;
@@ -28,7 +28,7 @@ use crate::store::acceptance::{
 use crate::store::change::{Change, ChangeError, commitment};
 use crate::store::customer::{Viewer, active_partners, customer_set_acceptance_revision, relationship_find};
 use crate::store::notification::{notification_insert, notifications_of};
-use crate::store::template::{template_find, template_live};
+use crate::store::template::template_find;
 
 #[tonic::async_trait]
 impl AttestationService for Api {
@@ -109,7 +109,7 @@ impl AttestationService for Api {
         let list = move |connection: &mut Connection| {
             visible(connection, viewer(&caller), customer_id)?;
             let own = (caller.tenant_kind == TenantKind::Partner).then_some(caller.tenant_id);
-            let after = page.after.as_deref().and_then(|key| key.parse().ok()).unwrap_or(0);
+            let after = page.after_number();
             let mut rows =
                 attestation_list(connection, customer_id, own, message.include_history, after, page.fetch())?;
             let next_page_token = page.cut(&mut rows, |attestation| attestation.revision.to_string());
@@ -225,10 +225,7 @@ pub(super) fn store_attestation(
     let facts = Facts {
         customer,
         template: &template,
-        live_template_id: match template.retired_at {
-            Some(_) => newest_live(change)?,
-            None => None,
-        },
+        live_template_id: newest_live(change, &template)?,
         current: current.as_ref().map(|(attestation, effective_from)| (attestation, *effective_from)),
     };
     let accepted = attest(&facts, &claim, now)?;
@@ -271,14 +268,4 @@ pub(super) fn store_attestation(
     customer_set_acceptance_revision(change.connection, customer.id, revision)?;
     customer.acceptance_revision = revision;
     Ok(attestation)
-}
-
-/// The live template of the newest agreement type that has one: what to use instead of a retired one.
-fn newest_live(change: &mut Change<'_>) -> Result<Option<Uuid>, ChangeError> {
-    for of in crate::rules::template::AgreementType::ALL.iter().rev() {
-        if let Some(id) = template_live(change.connection, *of, change.now)? {
-            return Ok(Some(id));
-        }
-    }
-    Ok(None)
 }

@@ -1,15 +1,19 @@
 //! Between the wire and the rules. Reading reports every bad field; writing cannot fail.
 
 use chassis::auth;
+use chassis::database::row::id_or_empty;
 use chassis::form::{Form, timestamp};
 use proto::{agreement as wire, types};
 use uuid::Uuid;
 
 use crate::rules::attestation::Attestation;
 use crate::rules::eligibility::{Acceptance, AcceptanceKind, Decision, Operation, Reason, Remedy, Rule};
-use crate::rules::invitation::{InvitationKind, InvitationState};
+use crate::rules::event::Event;
+use crate::rules::invitation::{Invitation, InvitationKind, InvitationState, Settled};
 use crate::rules::notification::{Notification, NotificationState};
-use crate::rules::party::{Cloud, Contact, Customer, Partner, PartnerKind, is_country, is_email};
+use crate::rules::party::{
+    Cloud, Contact, Customer, Partner, PartnerKind, Partnership, Profile, is_country, is_domain, is_email,
+};
 use crate::rules::policy::Channel;
 use crate::rules::signature::Signature;
 use crate::rules::template::{
@@ -17,6 +21,7 @@ use crate::rules::template::{
 };
 use crate::rules::withdrawal::{Withdrawal, WithdrawalReason};
 use crate::rules::{Time, template};
+use crate::store::event::Recorded;
 
 /// Writes an enum of the rules as the one of the wire with the same variant names.
 macro_rules! writes {
@@ -113,6 +118,25 @@ pub(super) fn read_contact(form: &mut Form, field: &str, contact: Option<&types:
     }
 }
 
+/// A customer's particulars; the paths of bad fields begin with `prefix`.
+pub(super) fn read_profile(
+    form: &mut Form,
+    prefix: &str,
+    (company_name, domain, country): (&str, &str, &str),
+    contact: Option<&types::Contact>,
+) -> Profile {
+    let domain = domain.trim().to_ascii_lowercase();
+    let company_name = form.text(&format!("{prefix}company_name"), company_name, 1, 200);
+    if !is_domain(&domain) {
+        let problem =
+            if domain.is_empty() { "is required" } else { "must be a host name such as contoso.example" };
+        form.wrong(format!("{prefix}domain"), problem);
+    }
+    let country = read_country(form, &format!("{prefix}country"), country);
+    let primary_contact = read_contact(form, &format!("{prefix}primary_contact"), contact);
+    Profile { company_name, domain, country, primary_contact }
+}
+
 pub(super) fn read_country(form: &mut Form, field: &str, country: &str) -> String {
     if !is_country(country) {
         let problem = if country.is_empty() {
@@ -184,6 +208,173 @@ pub(super) fn customer(customer: Customer, viewer: &auth::Caller) -> wire::Custo
         acceptance_revision: customer.acceptance_revision,
         first_purchase_at: customer.first_purchase_at.filter(|_| !is_partner).map(timestamp),
         etag: customer.revision.to_string(),
+    }
+}
+
+pub(super) fn partnership(partnership: Partnership) -> wire::Relationship {
+    wire::Relationship {
+        partner_id: partnership.relationship.payer_id.to_string(),
+        partner_name: partnership.payer_name,
+        partner_kind: partner_kind(partnership.payer_kind),
+        reseller_id: id_or_empty(partnership.relationship.reseller_id),
+        reseller_name: partnership.reseller_name.unwrap_or_default(),
+        established_at: Some(timestamp(partnership.established_at)),
+        ended_at: partnership.ended_at.map(timestamp),
+    }
+}
+
+/// An invitation as it stands at a time, without its link.
+pub(super) fn invitation(invitation: Invitation, now: Time) -> wire::Invitation {
+    let (accepted_at, revoked_at) = match invitation.settled {
+        None => (None, None),
+        Some(Settled::Accepted { at }) => (Some(timestamp(at)), None),
+        Some(Settled::Revoked { at }) => (None, Some(timestamp(at))),
+    };
+    wire::Invitation {
+        invitation_id: invitation.id.to_string(),
+        kind: invitation_kind(invitation.kind),
+        state: invitation_state(invitation.state(now)),
+        partner_id: invitation.relationship.payer_id.to_string(),
+        reseller_id: id_or_empty(invitation.relationship.reseller_id),
+        customer_id: id_or_empty(invitation.customer_id),
+        template_id: invitation.template_id.to_string(),
+        recipient: invitation.recipient.map(contact),
+        created_at: Some(timestamp(invitation.created_at)),
+        created_by: invitation.created_by.to_string(),
+        expires_at: Some(timestamp(invitation.expires_at)),
+        accepted_at,
+        revoked_at,
+        acceptance_url: String::new(),
+        mail_subject: String::new(),
+        mail_text: String::new(),
+    }
+}
+
+pub(super) fn event(recorded: Recorded) -> wire::Event {
+    let Recorded { revision, recorded_at, hash, event } = recorded;
+    wire::Event {
+        revision,
+        recorded_at: Some(timestamp(recorded_at)),
+        customer_id: id_or_empty(event.customer_id()),
+        partner_id: id_or_empty(event.partner_id()),
+        by: id_or_empty(event.by()),
+        hash,
+        change: Some(change(event)),
+    }
+}
+
+fn change(event: Event) -> wire::event::Change {
+    use wire::event::Change;
+    let ids = |ids: Vec<Uuid>| ids.iter().map(ToString::to_string).collect::<Vec<_>>();
+    match event {
+        Event::PartnerRegistered { name, kind, cloud: of, .. } => {
+            let (kind, cloud) = (partner_kind(kind), cloud(of));
+            Change::PartnerRegistered(wire::PartnerRegistered { name, kind, cloud })
+        }
+        Event::ResellerLinked { reseller_id, .. } => {
+            Change::ResellerLinked(wire::ResellerLinked { reseller_id: reseller_id.to_string() })
+        }
+        Event::ResellerUnlinked { reseller_id, .. } => {
+            Change::ResellerUnlinked(wire::ResellerUnlinked { reseller_id: reseller_id.to_string() })
+        }
+        Event::CustomerCreated { company_name, domain, country, cloud: of, .. } => {
+            let cloud = cloud(of);
+            Change::CustomerCreated(wire::CustomerCreated { company_name, domain, country, cloud })
+        }
+        Event::CustomerUpdated { company_name, .. } => {
+            Change::CustomerUpdated(wire::CustomerUpdated { company_name })
+        }
+        Event::RelationshipEstablished { reseller_id, .. } => {
+            let reseller_id = id_or_empty(reseller_id);
+            Change::RelationshipEstablished(wire::RelationshipEstablished { reseller_id })
+        }
+        Event::RelationshipEnded { reseller_id, others_remain, .. } => {
+            let reseller_id = id_or_empty(reseller_id);
+            Change::RelationshipEnded(wire::RelationshipEnded { reseller_id, others_remain })
+        }
+        Event::TemplateVersionPublished {
+            template_id,
+            agreement_type: of,
+            number,
+            effective_from,
+            reaccept_by,
+            ..
+        } => Change::TemplateVersionPublished(wire::TemplateVersionPublished {
+            template_id: template_id.to_string(),
+            agreement_type: agreement_type(of),
+            number,
+            effective_from: Some(timestamp(effective_from)),
+            reaccept_by: reaccept_by.map(timestamp),
+        }),
+        Event::TemplateRetired { template_id, retired_at, .. } => {
+            let (template_id, retired_at) = (template_id.to_string(), Some(timestamp(retired_at)));
+            Change::TemplateRetired(wire::TemplateRetired { template_id, retired_at })
+        }
+        Event::Attested {
+            attestation_id,
+            agreement_type: of,
+            template_id,
+            template_version,
+            agreed_at,
+            supersedes,
+            ..
+        } => Change::Attested(wire::Attested {
+            attestation_id: attestation_id.to_string(),
+            agreement_type: agreement_type(of),
+            template_id: template_id.to_string(),
+            template_version,
+            agreed_at: Some(timestamp(agreed_at)),
+            supersedes_id: id_or_empty(supersedes),
+        }),
+        Event::AttestationWithdrawn { attestation_id, reason, uncovered_partner_ids, .. } => {
+            Change::AttestationWithdrawn(wire::AttestationWithdrawn {
+                attestation_id: attestation_id.to_string(),
+                reason: withdrawal_reason(reason),
+                uncovered_partner_ids: ids(uncovered_partner_ids),
+            })
+        }
+        Event::Signed {
+            signature_id, agreement_type: of, template_id, template_version, supersedes, ..
+        } => Change::Signed(wire::Signed {
+            signature_id: signature_id.to_string(),
+            agreement_type: agreement_type(of),
+            template_id: template_id.to_string(),
+            template_version,
+            supersedes_id: id_or_empty(supersedes),
+        }),
+        Event::SignatureWithdrawn { signature_id, reason, uncovered_partner_ids, .. } => {
+            Change::SignatureWithdrawn(wire::SignatureWithdrawn {
+                signature_id: signature_id.to_string(),
+                reason: withdrawal_reason(reason),
+                uncovered_partner_ids: ids(uncovered_partner_ids),
+            })
+        }
+        Event::InvitationCreated { invitation_id, kind, reseller_id, template_id, expires_at, .. } => {
+            Change::InvitationCreated(wire::InvitationCreated {
+                invitation_id: invitation_id.to_string(),
+                kind: invitation_kind(kind),
+                reseller_id: id_or_empty(reseller_id),
+                template_id: template_id.to_string(),
+                expires_at: Some(timestamp(expires_at)),
+            })
+        }
+        Event::InvitationRevoked { invitation_id, .. } => {
+            Change::InvitationRevoked(wire::InvitationRevoked { invitation_id: invitation_id.to_string() })
+        }
+        Event::InvitationAccepted { invitation_id, .. } => {
+            Change::InvitationAccepted(wire::InvitationAccepted { invitation_id: invitation_id.to_string() })
+        }
+        Event::FirstPurchaseReported { purchased_at, .. } => {
+            let purchased_at = Some(timestamp(purchased_at));
+            Change::FirstPurchaseReported(wire::FirstPurchaseReported { purchased_at })
+        }
+        Event::ContactErased { attestation_ids, invitation_ids, was_primary_contact, .. } => {
+            Change::ContactErased(wire::ContactErased {
+                attestation_ids: ids(attestation_ids),
+                invitation_ids: ids(invitation_ids),
+                was_primary_contact,
+            })
+        }
     }
 }
 

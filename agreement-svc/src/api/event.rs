@@ -1,29 +1,188 @@
-//! `EventService`.
+//! `EventService`: one customer's history, and the stream of everything.
 
 use std::pin::Pin;
+use std::time::Duration;
 
-use futures_util::Stream;
+use chassis::auth::{self, TenantKind};
+use chassis::database::{Connection, Database};
+use chassis::form::Form;
+use chassis::page::Page;
+use chassis::server::call_id;
+use futures_util::{Stream, StreamExt, stream};
 use proto::agreement::event_service_server::EventService;
-use proto::agreement::{ListEventsRequest, ListEventsResponse, WatchEventsRequest, WatchEventsResponse};
+use proto::agreement::watch_events_response::Item;
+use proto::agreement::{
+    Checkpoint, ListEventsRequest, ListEventsResponse, WatchEventsRequest, WatchEventsResponse,
+};
+use tokio::sync::mpsc::error::SendTimeoutError;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::Api;
+use super::{Api, checked, convert, status, viewer, visible};
+use crate::rules::Refusal;
+use crate::store::change::ChangeError;
+use crate::store::event::{Recorded, events_after, events_of, revision_head};
+
+/// Events read at a time for one watcher: few enough to hold, enough to catch up fast.
+const EVENTS_PER_READ: i64 = 256;
+
+/// Events that wait for one watcher to take them.
+const EVENTS_WAITING_MAX: usize = 64;
+
+/// A watcher that takes nothing for this long is sent away, so that it holds no memory.
+const READER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a watcher hears that nothing happened.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long one stream lasts: identities expire, and watchers should find new replicas.
+const WATCH_DURATION_MAX: Duration = Duration::from_secs(1800);
 
 #[tonic::async_trait]
 impl EventService for Api {
     async fn list_events(
         &self,
-        _request: Request<ListEventsRequest>,
+        request: Request<ListEventsRequest>,
     ) -> Result<Response<ListEventsResponse>, Status> {
-        Err(Status::unimplemented("not built yet"))
+        let caller = auth::caller(&request)?;
+        let message = request.into_inner();
+        let mut form = Form::new();
+        let customer_id = form.id("customer_id", &message.customer_id);
+        let asked = (message.page_size, message.page_token.as_str());
+        let page = Page::read(&mut form, asked, &caller, "ListEvents", &message.customer_id);
+        checked(form)?;
+
+        let list = move |connection: &mut Connection| {
+            visible(connection, viewer(&caller), customer_id)?;
+            let partner = (caller.tenant_kind == TenantKind::Partner).then_some(caller.tenant_id);
+            let mut rows = events_of(connection, customer_id, partner, page.after_number(), page.fetch())?;
+            let next_page_token = page.cut(&mut rows, |row| row.revision.to_string());
+            let as_seen = |mut row: Recorded| {
+                if let Some(partner) = partner {
+                    row.event = row.event.as_seen_by(partner);
+                }
+                convert::event(row)
+            };
+            let events = rows.into_iter().map(as_seen).collect();
+            Ok(ListEventsResponse { events, next_page_token })
+        };
+        self.database.list(list).await.map(Response::new).map_err(status::of)
     }
 
     type WatchEventsStream = Pin<Box<dyn Stream<Item = Result<WatchEventsResponse, Status>> + Send>>;
 
     async fn watch_events(
         &self,
-        _request: Request<WatchEventsRequest>,
+        request: Request<WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
-        Err(Status::unimplemented("not built yet"))
+        let call_id = call_id(&request);
+        let after = request.get_ref().after_revision;
+        let mut form = Form::new();
+        if after < 0 {
+            form.wrong("after_revision", "must not be negative");
+        }
+        checked(form)?;
+        let permit = self.watchers.clone().try_acquire_owned();
+        let permit = permit.map_err(|_| status::too_many_streams("watchers"))?;
+
+        let (sender, events) = mpsc::channel(EVENTS_WAITING_MAX);
+        let (end, ended) = oneshot::channel::<Status>();
+        let mut watch = Watch {
+            database: self.database.clone(),
+            head: self.head.subscribe(),
+            stopping: self.stopping.clone(),
+            sender,
+            cursor: after,
+        };
+        // Before anything is answered, so that a wrong cursor is an error of the call.
+        watch.read().await.map_err(status::of)?;
+        tokio::spawn(async move {
+            let _permit = permit;
+            if let Some(status) = watch.run().await {
+                // A watcher that has gone away does not hear it.
+                let _ = end.send(status);
+            }
+            tracing::info!(call_id, after, cursor = watch.cursor, "a watcher's stream ended");
+        });
+        let last = stream::once(ended).filter_map(|ended| async { ended.ok().map(Err) });
+        Ok(Response::new(Box::pin(ReceiverStream::new(events).map(Ok).chain(last))))
+    }
+}
+
+/// One watcher's stream, from this side.
+struct Watch {
+    database: Database,
+    head: watch::Receiver<i64>,
+    stopping: watch::Receiver<bool>,
+    sender: mpsc::Sender<WatchEventsResponse>,
+    /// The last revision put into the stream.
+    cursor: i64,
+}
+
+impl Watch {
+    /// Sends until there is a reason to end; `None` when the watcher went away or its time is over.
+    async fn run(&mut self) -> Option<Status> {
+        let over = Instant::now() + WATCH_DURATION_MAX;
+        while Instant::now() < over {
+            if *self.stopping.borrow() {
+                return Some(status::stopping());
+            }
+            let events = match self.read().await {
+                Ok(events) => events,
+                Err(error) => return Some(status::of(error)),
+            };
+            let is_idle = events.is_empty();
+            for event in events {
+                let revision = event.revision;
+                if let Err(end) = self.send(Item::Event(convert::event(event))).await {
+                    return end;
+                }
+                self.cursor = revision;
+            }
+            if !is_idle {
+                continue;
+            }
+            let cursor = self.cursor;
+            let mut is_silent = false;
+            tokio::select! {
+                _ = self.stopping.wait_for(|stopping| *stopping) => return Some(status::stopping()),
+                () = self.sender.closed() => return None,
+                _ = self.head.wait_for(|head| *head > cursor) => {}
+                () = tokio::time::sleep(CHECKPOINT_INTERVAL) => is_silent = true,
+            }
+            if is_silent && let Err(end) = self.send(Item::Checkpoint(Checkpoint { revision: cursor })).await
+            {
+                return end;
+            }
+        }
+        None
+    }
+
+    /// Puts an item into the stream. The error is how the stream ends: with a status for a watcher that is
+    /// too slow, without for one that went away.
+    async fn send(&self, item: Item) -> Result<(), Option<Status>> {
+        let sent = self.sender.send_timeout(WatchEventsResponse { item: Some(item) }, READER_PATIENCE).await;
+        sent.map_err(|unsent| match unsent {
+            SendTimeoutError::Timeout(_) => Some(status::reader_too_slow(self.cursor)),
+            SendTimeoutError::Closed(_) => None,
+        })
+    }
+
+    /// What follows the cursor, unless the history ends before it.
+    async fn read(&self) -> Result<Vec<Recorded>, ChangeError> {
+        let cursor = self.cursor;
+        let read = move |connection: &mut Connection| {
+            let events = events_after(connection, cursor, EVENTS_PER_READ)?;
+            if events.is_empty() {
+                let head = revision_head(connection)?;
+                if head < cursor {
+                    return Err(ChangeError::from(Refusal::CursorAhead { head }));
+                }
+            }
+            Ok(events)
+        };
+        self.database.list(read).await
     }
 }

@@ -11,7 +11,7 @@ use sha2::Sha256;
 use uuid::Uuid;
 
 /// A shorter key would be easier to guess than the token it makes.
-pub const KEY_BYTES_MIN: usize = 32;
+const KEY_BYTES_MIN: usize = 32;
 
 /// Makes links and recognises their tokens.
 pub(crate) struct Links {

@@ -32,10 +32,12 @@ use uuid::Uuid;
 
 use crate::rules::party::{Customer, Partner};
 use crate::rules::policy::Policy;
+use crate::rules::template::{AgreementType, Template};
 use crate::rules::{Refusal, Time};
 use crate::store::change::{Change, ChangeError, change};
 use crate::store::customer::{Viewer, customer_find};
 use crate::store::partner::partner_find;
+use crate::store::template::template_live;
 
 /// The calls of every service, and what they share.
 #[derive(Clone)]
@@ -47,6 +49,8 @@ pub(crate) struct Api {
     pub links: Option<Arc<Links>>,
     /// Told after each commit of ours, so that nobody has to wait for its next look.
     pub committed: watch::Sender<()>,
+    /// The revision of the last event, while anybody watches it.
+    pub head: watch::Sender<i64>,
     /// True once the server stops: open streams end.
     pub stopping: watch::Receiver<bool>,
     /// One for each import that may be open.
@@ -112,4 +116,17 @@ fn visible(connection: &mut Connection, viewer: Viewer, id: Uuid) -> Result<Cust
 fn existing(change: &mut Change<'_>, id: Uuid) -> Result<Partner, ChangeError> {
     let known = partner_find(change.connection, id)?;
     Ok(known.ok_or(Refusal::NotFound { resource: "partner", id })?)
+}
+
+/// What to use instead of a template that is retired: the live one of the newest type that has one.
+fn newest_live(change: &mut Change<'_>, instead_of: &Template) -> Result<Option<Uuid>, ChangeError> {
+    if instead_of.retired_at.is_none() {
+        return Ok(None);
+    }
+    for of in AgreementType::ALL.iter().rev() {
+        if let Some(id) = template_live(change.connection, *of, change.now)? {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
 }

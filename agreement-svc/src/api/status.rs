@@ -49,6 +49,12 @@ pub(super) fn too_many_streams(kind: &str) -> Status {
     .status()
 }
 
+/// Whoever reads a stream takes nothing.
+pub(super) fn reader_too_slow(revision: i64) -> Status {
+    let sentence = format!("the stream was not read in time; begin again after revision {revision}");
+    with(Code::ResourceExhausted, ErrorReason::ReaderTooSlow, sentence).with("revision", revision).status()
+}
+
 /// The server stops and ends its streams.
 pub(super) fn stopping() -> Status {
     with(

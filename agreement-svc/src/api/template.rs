@@ -77,7 +77,7 @@ impl TemplateService for Api {
             let template = found(connection, id)?;
             let version = match message.version {
                 0 => template.in_force_at(now),
-                number => template.versions.iter().find(|version| version.number == number),
+                number => template.version(number),
             };
             let version = version.ok_or(Refusal::NotFound { resource: "template version", id })?.number;
             let documents = documents_for(connection, id, version, &country)?;

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::Time;
 use super::party::Cloud;
 use super::policy::{Channel, Policy, Requirement};
-use super::template::AgreementType;
+use super::template::{AgreementType, Template};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -161,6 +161,33 @@ pub fn decide(policy: &Policy, question: &Question, facts: &Facts) -> Answer {
         satisfying,
         valid_until: next_change(policy, facts, question.at),
     }
+}
+
+/// The versions of one type's templates that make acceptances of one that took effect earlier
+/// insufficient, some day.
+pub fn reacceptances(templates: &[Template], after: Time) -> Vec<Reacceptance> {
+    let of = |template: &Template| {
+        let agreement_type = template.agreement_type;
+        let later = template.versions_effective().filter(|version| version.effective_from > after);
+        let due = later.filter_map(move |version| {
+            let (effective_from, reaccept_by) = (version.effective_from, version.reaccept_by?);
+            Some(Reacceptance { agreement_type, effective_from, reaccept_by })
+        });
+        due.collect::<Vec<_>>()
+    };
+    templates.iter().flat_map(of).collect()
+}
+
+/// Whether a current acceptance of a type counts for a new purchase at a time (DIR-3), given the later
+/// versions of that type.
+pub fn satisfies(
+    policy: &Policy,
+    channel: Channel,
+    of: AgreementType,
+    later: &[Reacceptance],
+    at: Time,
+) -> bool {
+    policy.at(at, channel).1.contains(&of) && !later.iter().any(|later| later.reaccept_by <= at)
 }
 
 /// Whether an acceptance is current, of a satisfying type and of a version that still counts.

@@ -201,4 +201,39 @@ impl Event {
             | Self::ContactErased { .. } => None,
         }
     }
+
+    /// The user who did it; the service itself has none.
+    pub fn by(&self) -> Option<Uuid> {
+        match self {
+            Self::PartnerRegistered { by, .. }
+            | Self::ResellerLinked { by, .. }
+            | Self::ResellerUnlinked { by, .. }
+            | Self::CustomerCreated { by, .. }
+            | Self::CustomerUpdated { by, .. }
+            | Self::RelationshipEstablished { by, .. }
+            | Self::RelationshipEnded { by, .. }
+            | Self::TemplateVersionPublished { by, .. }
+            | Self::TemplateRetired { by, .. }
+            | Self::Attested { by, .. }
+            | Self::AttestationWithdrawn { by, .. }
+            | Self::Signed { by, .. }
+            | Self::SignatureWithdrawn { by, .. }
+            | Self::InvitationCreated { by, .. }
+            | Self::InvitationRevoked { by, .. }
+            | Self::InvitationAccepted { by, .. } => Some(*by).filter(|by| !by.is_nil()),
+            Self::FirstPurchaseReported { .. } | Self::ContactErased { .. } => None,
+        }
+    }
+
+    /// What a partner may know of it (ROLE-6): of others neither their users nor that they are uncovered.
+    pub fn as_seen_by(mut self, partner: Uuid) -> Self {
+        match &mut self {
+            Self::SignatureWithdrawn { uncovered_partner_ids, .. } => {
+                uncovered_partner_ids.retain(|uncovered| *uncovered == partner);
+            }
+            Self::CustomerCreated { by, .. } | Self::CustomerUpdated { by, .. } => *by = Uuid::nil(),
+            _ => {}
+        }
+        self
+    }
 }

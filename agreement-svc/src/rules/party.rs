@@ -65,6 +65,16 @@ impl Contact {
     }
 }
 
+/// What a customer is called and where it is, when it is created.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Profile {
+    pub company_name: String,
+    /// In lower case.
+    pub domain: String,
+    pub country: String,
+    pub primary_contact: Contact,
+}
+
 /// A customer tenant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Customer {
@@ -91,6 +101,18 @@ pub struct Relationship {
     pub reseller_id: Option<Uuid>,
 }
 
+/// A relationship with the names of its partners and its time, as the customer sees it (INV-4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Partnership {
+    pub relationship: Relationship,
+    pub payer_name: String,
+    pub payer_kind: PartnerKind,
+    pub reseller_name: Option<String>,
+    pub established_at: Time,
+    pub ended_at: Option<Time>,
+    pub revision: i64,
+}
+
 /// Checks that two partners can be provider and reseller of each other.
 pub fn check_link(provider: &Partner, reseller: &Partner) -> Result<(), Refusal> {
     require_kind(provider, PartnerKind::IndirectProvider)?;
@@ -101,7 +123,7 @@ pub fn check_link(provider: &Partner, reseller: &Partner) -> Result<(), Refusal>
     Ok(())
 }
 
-/// The relationship that a partner enters with a customer it creates: a reseller through the
+/// The relationship that a partner enters with a customer, or ends: a reseller through the
 /// provider it names, a provider for itself or for the reseller it names, a direct-bill partner for
 /// itself. Of a partner that is not linked nothing is told, not even whether it exists (ROLE-6).
 pub fn relationship_of(creator: &Partner, named: Named) -> Result<Relationship, Refusal> {

@@ -7,10 +7,10 @@ use chrono::NaiveDateTime;
 use diesel::prelude::*;
 use uuid::Uuid;
 
-use super::schema::{customer, relationship};
+use super::schema::{customer, partner, relationship};
 
 use crate::rules::Time;
-use crate::rules::party::{Cloud, Contact, Customer, Relationship};
+use crate::rules::party::{Cloud, Contact, Customer, PartnerKind, Partnership, Relationship};
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = customer)]
@@ -227,6 +227,87 @@ pub(crate) fn relationship_find(
         .then(|| at("relationship", &key).parse("reseller_id", reseller))
         .transpose()?;
     Ok(Some(Relationship { payer_id: at("relationship", &key).parse("partner_id", payer)?, reseller_id }))
+}
+
+/// The number of an active relationship, exactly as named.
+pub(crate) fn relationship_active(
+    connection: &mut Connection,
+    of: Relationship,
+    customer: Uuid,
+) -> Result<Option<i64>, Error> {
+    Ok(query!(connection, c => {
+        relationship::table
+            .filter(relationship::customer_id.eq(customer.to_string()))
+            .filter(relationship::partner_id.eq(of.payer_id.to_string()))
+            .filter(relationship::reseller_id.eq(id_or_empty(of.reseller_id)))
+            .filter(relationship::ended_at.is_null())
+            .select(relationship::revision)
+            .first(c)
+            .optional()
+    })?)
+}
+
+/// Ends the relationship with a number.
+pub(crate) fn relationship_end(connection: &mut Connection, number: i64, now: Time) -> Result<(), Error> {
+    query!(connection, c => {
+        diesel::update(relationship::table.find(number))
+            .set(relationship::ended_at.eq(now.naive_utc()))
+            .execute(c)
+    })?;
+    Ok(())
+}
+
+diesel::alias!(partner as through: Through);
+
+/// A customer's relationships with the names of the partners, oldest first.
+pub(crate) fn partnership_list(
+    connection: &mut Connection,
+    customer: Uuid,
+    include_ended: bool,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<Partnership>, Error> {
+    let key = customer.to_string();
+    let rows: Vec<PartnershipRow> = query!(connection, c => {
+        let mut list = relationship::table
+            .inner_join(partner::table.on(partner::id.eq(relationship::partner_id)))
+            .left_join(through.on(through.field(partner::id).eq(relationship::reseller_id)))
+            .filter(relationship::customer_id.eq(&key))
+            .filter(relationship::revision.gt(after))
+            .order(relationship::revision)
+            .limit(limit)
+            .select((
+                (relationship::partner_id, partner::name, partner::kind),
+                (relationship::reseller_id, through.field(partner::name).nullable()),
+                (relationship::established_at, relationship::ended_at, relationship::revision),
+            ))
+            .into_boxed();
+        if !include_ended {
+            list = list.filter(relationship::ended_at.is_null());
+        }
+        list.load(c)
+    })?;
+    rows.into_iter().map(|row| read_partnership(&key, row)).collect()
+}
+
+type PartnershipRow =
+    ((String, String, String), (String, Option<String>), (NaiveDateTime, Option<NaiveDateTime>, i64));
+
+fn read_partnership(key: &str, row: PartnershipRow) -> Result<Partnership, Error> {
+    let ((payer, payer_name, kind), (reseller, reseller_name), (established_at, ended_at, revision)) = row;
+    let row = at("relationship", key);
+    Ok(Partnership {
+        relationship: Relationship {
+            payer_id: row.parse("partner_id", &payer)?,
+            reseller_id: row.optional_id("reseller_id", &reseller)?,
+        },
+        payer_kind: at("partner", &payer).named("kind", PartnerKind::from_name(&kind))?,
+        payer_name,
+        reseller_name,
+        established_at: utc(established_at),
+        ended_at: ended_at.map(utc),
+        revision,
+    })
 }
 
 /// The partners that have an active relationship with a customer, each once.

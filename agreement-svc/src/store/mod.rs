@@ -6,7 +6,9 @@
 pub(crate) mod acceptance;
 pub(crate) mod change;
 pub(crate) mod customer;
+pub(crate) mod event;
 pub(crate) mod gate;
+pub(crate) mod invitation;
 pub(crate) mod notification;
 pub(crate) mod partner;
 mod schema;

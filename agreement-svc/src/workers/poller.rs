@@ -1,0 +1,38 @@
+//! Looks where the history ends, once for all who watch it.
+//!
+//! It is woken after commits of this process, and looks by itself for those of other replicas. What it
+//! passes on says only that there is something new; the watchers read it themselves.
+
+use std::time::Duration;
+
+use chassis::database::Database;
+use tokio::sync::watch;
+
+use crate::store::event::revision_head;
+
+/// How long another replica's commit goes unnoticed at most. Shorter would keep an idle database busy.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Keeps `head` at the revision of the last event while anybody watches it, until the server stops.
+pub(crate) async fn run(
+    database: Database,
+    head: watch::Sender<i64>,
+    mut committed: watch::Receiver<()>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    loop {
+        if head.receiver_count() > 0 {
+            match database.read(revision_head).await {
+                Ok(now) => {
+                    head.send_if_modified(|known| std::mem::replace(known, now) != now);
+                }
+                Err(error) => tracing::warn!(%error, "the history cannot be looked at; trying again"),
+            }
+        }
+        tokio::select! {
+            _ = stopping.wait_for(|stopping| *stopping) => return,
+            Ok(()) = committed.changed() => {}
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+        }
+    }
+}
