@@ -5,8 +5,9 @@ use chassis::auth::{Caller, Channel, Role, TenantKind};
 use chassis::clock::{Clock, Time};
 use chassis::form::timestamp;
 use proto::agreement::{
-    CreateAttestationRequest, CreateAttestationResponse, CreateCustomerRequest, LinkResellerRequest,
-    PartnerKind, RegisterPartnerRequest,
+    AcceptInvitationRequest, CompanyProfile, CreateAttestationRequest, CreateAttestationResponse,
+    CreateCustomerRequest, CreateInvitationRequest, Invitation, InvitationKind, LinkResellerRequest,
+    PartnerKind, RegisterPartnerRequest, SignAgreementRequest, Signature,
 };
 use proto::order::{CreateOrderRequest, CreateOrderResponse, NewOrderLine};
 use proto::types::{Cloud, Contact};
@@ -41,6 +42,12 @@ pub fn operator() -> Caller {
 #[must_use]
 pub fn sales(partner: Uuid) -> Caller {
     caller(TenantKind::Partner, partner, &[Role::SalesAgent])
+}
+
+/// A global administrator of a customer.
+#[must_use]
+pub fn admin(customer: Uuid) -> Caller {
+    caller(TenantKind::Customer, customer, &[Role::GlobalAdmin])
 }
 
 /// order-svc, or another service of the house.
@@ -156,6 +163,69 @@ pub async fn attest(
         validate_only: false,
     };
     Ok(partner.attestations().create_attestation(request).await?.into_inner())
+}
+
+/// Signs a version of the Customer Agreement.
+///
+/// # Errors
+/// The refusal.
+pub async fn sign(admin: &As, version: u32) -> Result<Signature, Status> {
+    let request = SignAgreementRequest {
+        request_id: request_id(),
+        template_id: CUSTOMER_AGREEMENT.into(),
+        template_version: version,
+    };
+    let signed = admin.signatures().sign_agreement(request).await?.into_inner();
+    Ok(signed.signature.unwrap_or_default())
+}
+
+/// An invitation to the Customer Agreement, of a customer or of anybody.
+#[must_use]
+pub fn new_invitation(customer_id: Option<&str>, provider: Option<Uuid>) -> CreateInvitationRequest {
+    let kind = match customer_id {
+        Some(_) => InvitationKind::Agreement,
+        None => InvitationKind::RelationshipAndAgreement,
+    };
+    CreateInvitationRequest {
+        request_id: request_id(),
+        kind: kind.into(),
+        customer_id: customer_id.unwrap_or_default().into(),
+        template_id: CUSTOMER_AGREEMENT.into(),
+        provider_id: provider.map(|id| id.to_string()).unwrap_or_default(),
+        ..CreateInvitationRequest::default()
+    }
+}
+
+/// Invites a customer, or anybody.
+///
+/// # Errors
+/// The refusal.
+pub async fn invite(
+    partner: &As,
+    customer_id: Option<&str>,
+    provider: Option<Uuid>,
+) -> Result<Invitation, Status> {
+    let request = new_invitation(customer_id, provider);
+    let invited = partner.signatures().create_invitation(request).await?.into_inner();
+    Ok(invited.invitation.unwrap_or_default())
+}
+
+/// What a customer answers an invitation with, having been shown version 2.
+#[must_use]
+pub fn acceptance(invitation: &Invitation, company: Option<&str>) -> AcceptInvitationRequest {
+    let token = invitation.acceptance_url.rsplit_once("token=").map(|(_, token)| token);
+    AcceptInvitationRequest {
+        request_id: request_id(),
+        invitation_id: invitation.invitation_id.clone(),
+        token: token.unwrap_or_default().into(),
+        template_version: 2,
+        company: company.map(|name| CompanyProfile {
+            company_name: name.into(),
+            domain: format!("{}.example", name.to_lowercase().replace(' ', "-")),
+            country: "FR".into(),
+            primary_contact: Some(contact()),
+        }),
+    }
 }
 
 /// An order of one line.

@@ -5,6 +5,7 @@
 mod access;
 mod bad_input;
 mod concurrency;
+mod direct_sign;
 mod fail_closed;
 mod gate;
 mod samples;
