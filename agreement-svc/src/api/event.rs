@@ -186,3 +186,127 @@ impl Watch {
         self.database.list(read).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use chassis::clock::Clock;
+    use chassis::database::Writes;
+    use tempfile::TempDir;
+    use tonic::Code;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::rules::event::Event;
+    use crate::store::MIGRATIONS;
+    use crate::store::change::change_unasked;
+
+    /// A watcher with nobody behind it yet, and what drives it. Time stands still and is moved on by the
+    /// runtime whenever everybody waits.
+    struct World {
+        database: Database,
+        events: mpsc::Receiver<WatchEventsResponse>,
+        head: watch::Sender<i64>,
+        stop: watch::Sender<bool>,
+        _folder: TempDir,
+    }
+
+    async fn world(recorded: i64, cursor: i64) -> (Watch, World) {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("events.sqlite").display()).parse().unwrap();
+        let database = Database::open(&url, true, Writes::Serial).unwrap();
+        database.migrate(MIGRATIONS).unwrap();
+        record(&database, recorded).await;
+        let (sender, events) = mpsc::channel(EVENTS_WAITING_MAX);
+        let (head, watched) = watch::channel(recorded);
+        let (stop, stopping) = watch::channel(false);
+        let watch = Watch { database: database.clone(), head: watched, stopping, sender, cursor };
+        (watch, World { database, events, head, stop, _folder: folder })
+    }
+
+    async fn record(database: &Database, count: i64) {
+        change_unasked(database, Clock::system().now(), move |change| {
+            for _ in 0..count {
+                let (provider_id, reseller_id) = (Uuid::from_u128(1), Uuid::from_u128(2));
+                change.record(&Event::ResellerLinked { provider_id, reseller_id, by: Uuid::from_u128(3) })?;
+            }
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+
+    fn revision_of(item: Option<WatchEventsResponse>) -> i64 {
+        match item.and_then(|response| response.item) {
+            Some(Item::Event(event)) => event.revision,
+            other => panic!("an event was expected, not {other:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_takes_nothing_is_sent_away_with_its_cursor_and_little_is_held_for_it() {
+        let (mut watch, mut world) = world(1000, 0).await;
+        let status = watch.run().await.unwrap();
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert!(status.message().starts_with("READER_TOO_SLOW"), "{}", status.message());
+        let held = i64::try_from(EVENTS_WAITING_MAX).unwrap();
+        assert_eq!(watch.cursor, held);
+        assert!(status.message().ends_with(&format!("after revision {held}")), "{}", status.message());
+        drop(watch);
+        for revision in 1..=held {
+            assert_eq!(revision_of(world.events.recv().await), revision);
+        }
+        assert_eq!(world.events.recv().await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_stream_says_how_far_it_is_and_goes_on_when_something_happens() {
+        let (mut watch, mut world) = world(3, 2).await;
+        let running = tokio::spawn(async move { watch.run().await });
+        assert_eq!(revision_of(world.events.recv().await), 3);
+        for _ in 0..2 {
+            let checkpoint = world.events.recv().await.unwrap().item;
+            assert_eq!(checkpoint, Some(Item::Checkpoint(Checkpoint { revision: 3 })));
+        }
+        record(&world.database, 2).await;
+        world.head.send_replace(5);
+        let mut next = world.events.recv().await;
+        // It may have been on its way to say once more that nothing had happened.
+        while matches!(next, Some(WatchEventsResponse { item: Some(Item::Checkpoint(_)) })) {
+            next = world.events.recv().await;
+        }
+        assert_eq!(revision_of(next), 4);
+        assert_eq!(revision_of(world.events.recv().await), 5);
+
+        world.stop.send_replace(true);
+        let status = running.await.unwrap().unwrap();
+        assert_eq!(status.code(), Code::Unavailable);
+        assert!(status.message().starts_with("STOPPING"), "{}", status.message());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_ends_after_its_time_and_for_who_goes_away() {
+        let (mut watch, mut world) = world(1, 0).await;
+        let running = tokio::spawn(async move { watch.run().await.is_none() });
+        let mut checkpoints = 0;
+        while let Some(item) = world.events.recv().await {
+            checkpoints += u32::from(matches!(item.item, Some(Item::Checkpoint(_))));
+        }
+        assert!(running.await.unwrap());
+        assert_eq!(checkpoints, 360, "one every 5 seconds for 30 minutes");
+
+        let (mut watch, world) = self::world(1, 1).await;
+        drop(world.events);
+        assert!(watch.run().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cursor_ahead_of_the_history_is_refused_also_when_the_history_shrinks_under_it() {
+        let (watch, _world) = world(3, 4).await;
+        let ahead = watch.read().await.unwrap_err();
+        assert!(matches!(ahead, ChangeError::Refused(Refusal::CursorAhead { head: 3 })), "{ahead:?}");
+
+        let (mut watch, _world) = world(3, 3).await;
+        watch.cursor = 4;
+        assert_eq!(watch.run().await.unwrap().code(), Code::OutOfRange);
+    }
+}
