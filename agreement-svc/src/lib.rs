@@ -3,6 +3,7 @@
 //! - [`rules`]: the decisions, pure.
 //! - `store`: the memory, one database behind one lock.
 //! - `api`: the gRPC services, each in its file.
+//! - `workers`: what runs without being asked.
 //! - [`data`]: the files that ship with it: policy, templates.
 //! - [`config`]: commands and settings.
 //!
@@ -13,6 +14,7 @@ pub mod config;
 pub mod data;
 pub mod rules;
 mod store;
+mod workers;
 
 use std::error::Error;
 use std::future::Future;
@@ -38,6 +40,8 @@ use api::Api;
 pub use api::access::WHO_MAY;
 use api::link::Links;
 use store::change::ChangeError;
+use workers::mailer::{self, Mailer};
+use workers::transport::Transport;
 
 /// Whatever keeps a command from doing its work, for the person who started it.
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -80,12 +84,17 @@ pub async fn serve(
     };
     let links = config.invitation_key_file.as_deref();
     let links = links.map(|file| read_links(file, &config.acceptance_page)).transpose()?;
-    let (committed, _) = watch::channel(());
+    let transport = Transport::new(&config.mail)?;
+    let (committed, commits) = watch::channel(());
     let (stop, stopping) = watch::channel(false);
     let shutdown = async move {
         shutdown.await;
         stop.send_replace(true);
     };
+    let mailer =
+        Mailer { database: database.clone(), clock: clock.clone(), transport, from: config.mail.mail_from };
+    let (stop_mailer, mailer_stops) = watch::channel(false);
+    let mut mailer = tokio::spawn(mailer::run(mailer, commits, mailer_stops));
     let api = Api {
         database,
         clock,
@@ -112,7 +121,13 @@ pub async fn serve(
         services: SERVICES,
         descriptors: proto::FILE_DESCRIPTOR_SET,
     };
-    server::serve(listener, routes, options, shutdown).await
+    let served = tokio::select! {
+        served = server::serve(listener, routes, options, shutdown) => served,
+        ended = &mut mailer => return Err(format!("the mailer ended by itself: {ended:?}").into()),
+    };
+    stop_mailer.send_replace(true);
+    mailer.await?;
+    served
 }
 
 /// Brings the schema up to date and loads the templates into an empty database.

@@ -40,6 +40,8 @@ pub struct Setup {
     pub gate_deadline_ms: u64,
     pub document_table: Option<PathBuf>,
     pub worker_threads: u16,
+    /// A mail server to use instead of the cluster's mail folder, as `--smtp` names it.
+    pub smtp: Option<String>,
 }
 
 impl Default for Setup {
@@ -53,6 +55,7 @@ impl Default for Setup {
             gate_deadline_ms: 4000,
             document_table: None,
             worker_threads: 1,
+            smtp: None,
         }
     }
 }
@@ -211,10 +214,20 @@ impl Cluster {
         &self.agreements.database
     }
 
-    async fn run_agreements(&mut self, listener: TcpListener) -> Result<(), String> {
+    /// Where mails are written, unless there is a mail server.
+    #[must_use]
+    pub fn mail_folder(&self) -> PathBuf {
+        self.state.folder.path().join("mails")
+    }
+
+    /// How agreement-svc is started.
+    ///
+    /// # Errors
+    /// What cannot be written to the cluster's folder.
+    pub fn agreements_config(&self) -> Result<agreement_config::Serve, String> {
         let key = self.state.folder.path().join("invitation.key");
         std::fs::write(&key, [7; 32]).map_err(|error| error.to_string())?;
-        let config = agreement_config::Serve {
+        Ok(agreement_config::Serve {
             storage: agreement_config::Storage {
                 database: self.agreements.database.clone(),
                 create: true,
@@ -226,8 +239,19 @@ impl Cluster {
             policy: None,
             invitation_key_file: Some(key),
             acceptance_page: "https://portal.example/accept".into(),
+            mail: agreement_config::Mail {
+                smtp: self.setup.smtp.clone(),
+                smtp_user: None,
+                smtp_password_file: None,
+                mail_from: "agreements@vendor.example".parse().map_err(|_| "no address")?,
+                mail_folder: self.mail_folder(),
+            },
             worker_threads: self.setup.worker_threads,
-        };
+        })
+    }
+
+    async fn run_agreements(&mut self, listener: TcpListener) -> Result<(), String> {
+        let config = self.agreements_config()?;
         let clock = self.setup.clock.clone();
         self.agreements.run(self.setup.worker_threads, listener, move |listener, stop| {
             agreement_svc::serve(config, clock, listener, stop)

@@ -1,0 +1,4 @@
+//! What runs without being asked.
+
+pub(crate) mod mailer;
+pub(crate) mod transport;
