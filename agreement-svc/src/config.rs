@@ -7,6 +7,7 @@ use chassis::auth::Auth;
 use chassis::database::Url;
 use chassis::telemetry::LogFormat;
 use clap::{Args, Parser, Subcommand};
+use lettre::message::Mailbox;
 
 /// Owns attestations and direct-sign status, and answers the gate.
 #[derive(Debug, Parser)]
@@ -76,8 +77,38 @@ pub struct Serve {
         default_value = "https://localhost/accept"
     )]
     pub acceptance_page: String,
+    #[command(flatten)]
+    pub mail: Mail,
     /// Threads that serve calls. One is the fastest on a few cores; blocking database work has
     /// threads of its own.
     #[arg(long, env = "AGREEMENT_WORKER_THREADS", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub worker_threads: u16,
+}
+
+/// How customers are told of attestations.
+#[derive(Clone, Debug, Args)]
+pub struct Mail {
+    /// The mail server: smtps://HOST:PORT speaks TLS from the start, smtp://HOST:PORT must offer STARTTLS,
+    /// and only smtp://HOST:PORT?tls=none sends in the clear. Without it mails reach nobody: they are
+    /// written to --mail-folder.
+    #[arg(long, env = "AGREEMENT_SMTP", value_name = "URL", hide_env_values = true)]
+    pub smtp: Option<String>,
+    /// Who logs in at the mail server; only over TLS.
+    #[arg(
+        long,
+        env = "AGREEMENT_SMTP_USER",
+        value_name = "NAME",
+        requires = "smtp",
+        requires = "smtp_password_file"
+    )]
+    pub smtp_user: Option<String>,
+    /// A file that holds the password.
+    #[arg(long, env = "AGREEMENT_SMTP_PASSWORD_FILE", value_name = "FILE", requires = "smtp_user")]
+    pub smtp_password_file: Option<PathBuf>,
+    /// Whom mails come from. What stands behind the @ is also in their ids, so every replica needs the same.
+    #[arg(long, env = "AGREEMENT_MAIL_FROM", value_name = "ADDRESS", default_value = "agreements@localhost")]
+    pub mail_from: Mailbox,
+    /// Where mails are written when there is no --smtp, each to ATTESTATION_ID.eml.
+    #[arg(long, env = "AGREEMENT_MAIL_FOLDER", value_name = "DIR", default_value = "mails")]
+    pub mail_folder: PathBuf,
 }

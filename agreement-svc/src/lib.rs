@@ -40,7 +40,9 @@ use api::Api;
 pub use api::access::WHO_MAY;
 use api::link::Links;
 use store::change::ChangeError;
+use workers::mailer::{self, Mailer};
 use workers::poller;
+use workers::transport::Transport;
 
 /// Whatever keeps a command from doing its work, for the person who started it.
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -83,6 +85,7 @@ pub async fn serve(
     };
     let links = config.invitation_key_file.as_deref();
     let links = links.map(|file| read_links(file, &config.acceptance_page)).transpose()?;
+    let transport = Transport::new(&config.mail)?;
     let (committed, commits) = watch::channel(());
     let (head, _) = watch::channel(0);
     let (stop, stopping) = watch::channel(false);
@@ -90,8 +93,13 @@ pub async fn serve(
         shutdown.await;
         stop.send_replace(true);
     };
-    let poller = poller::run(database.clone(), head.clone(), commits, stopping.clone());
+    // Workers go on until the last call in progress has ended.
+    let (stop_workers, workers_stop) = watch::channel(false);
+    let poller = poller::run(database.clone(), head.clone(), committed.subscribe(), workers_stop.clone());
     let mut poller = tokio::spawn(poller);
+    let mailer =
+        Mailer { database: database.clone(), clock: clock.clone(), transport, from: config.mail.mail_from };
+    let mut mailer = tokio::spawn(mailer::run(mailer, commits, workers_stop));
     let api = Api {
         database,
         clock,
@@ -119,10 +127,15 @@ pub async fn serve(
         services: SERVICES,
         descriptors: proto::FILE_DESCRIPTOR_SET,
     };
-    tokio::select! {
+    let served = tokio::select! {
         served = server::serve(listener, routes, options, shutdown) => served,
-        ended = &mut poller => Err(format!("the poller ended by itself: {ended:?}").into()),
-    }
+        ended = &mut poller => return Err(format!("the poller ended by itself: {ended:?}").into()),
+        ended = &mut mailer => return Err(format!("the mailer ended by itself: {ended:?}").into()),
+    };
+    stop_workers.send_replace(true);
+    poller.await?;
+    mailer.await?;
+    served
 }
 
 /// Brings the schema up to date and loads the templates into an empty database.

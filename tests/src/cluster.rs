@@ -40,6 +40,8 @@ pub struct Setup {
     pub gate_deadline_ms: u64,
     pub document_table: Option<PathBuf>,
     pub worker_threads: u16,
+    /// A mail server to use instead of the cluster's mail folder, as `--smtp` names it.
+    pub smtp: Option<String>,
 }
 
 impl Default for Setup {
@@ -53,6 +55,7 @@ impl Default for Setup {
             gate_deadline_ms: 4000,
             document_table: None,
             worker_threads: 1,
+            smtp: None,
         }
     }
 }
@@ -85,6 +88,7 @@ fn postgres_url() -> Option<String> {
 pub struct Cluster {
     setup: Setup,
     agreements: Service,
+    replica: Option<Service>,
     orders: Service,
     state: State,
 }
@@ -114,7 +118,7 @@ impl Cluster {
         let mut state = State::new()?;
         let agreements = Service::new(setup.agreement_port, state.database(setup.backend, "agreements")?)?;
         let orders = Service::new(setup.order_port, state.database(setup.backend, "orders")?)?;
-        let mut cluster = Self { setup, agreements: agreements.0, orders: orders.0, state };
+        let mut cluster = Self { setup, agreements: agreements.0, replica: None, orders: orders.0, state };
         if cluster.setup.agreements_at.is_none() {
             cluster.run_agreements(agreements.1).await?;
         }
@@ -211,10 +215,20 @@ impl Cluster {
         &self.agreements.database
     }
 
-    async fn run_agreements(&mut self, listener: TcpListener) -> Result<(), String> {
+    /// Where mails are written, unless there is a mail server.
+    #[must_use]
+    pub fn mail_folder(&self) -> PathBuf {
+        self.state.folder.path().join("mails")
+    }
+
+    /// How agreement-svc is started.
+    ///
+    /// # Errors
+    /// What cannot be written to the cluster's folder.
+    pub fn agreements_config(&self) -> Result<agreement_config::Serve, String> {
         let key = self.state.folder.path().join("invitation.key");
         std::fs::write(&key, [7; 32]).map_err(|error| error.to_string())?;
-        let config = agreement_config::Serve {
+        Ok(agreement_config::Serve {
             storage: agreement_config::Storage {
                 database: self.agreements.database.clone(),
                 create: true,
@@ -226,13 +240,41 @@ impl Cluster {
             policy: None,
             invitation_key_file: Some(key),
             acceptance_page: "https://portal.example/accept".into(),
+            mail: agreement_config::Mail {
+                smtp: self.setup.smtp.clone(),
+                smtp_user: None,
+                smtp_password_file: None,
+                mail_from: "agreements@vendor.example".parse().map_err(|_| "no address")?,
+                mail_folder: self.mail_folder(),
+            },
             worker_threads: self.setup.worker_threads,
-        };
-        let clock = self.setup.clock.clone();
-        self.agreements.run(self.setup.worker_threads, listener, move |listener, stop| {
-            agreement_svc::serve(config, clock, listener, stop)
-        });
-        self.agreements.wait_until_serving().await
+        })
+    }
+
+    /// Starts a second agreement-svc on the state of the first.
+    ///
+    /// # Errors
+    /// Why it does not start.
+    pub async fn start_replica(&mut self) -> Result<(), String> {
+        let (mut replica, listener) = Service::new(0, self.agreements.database.clone())?;
+        replica.serve_agreements(self.agreements_config()?, self.setup.clock.clone(), listener).await?;
+        self.replica = Some(replica);
+        Ok(())
+    }
+
+    /// The second agreement-svc as somebody who calls it.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn at_replica(&self, caller: Caller) -> As {
+        let Some(replica) = &self.replica else { panic!("no replica was started") };
+        As { agreements: lazy(replica.address), ..self.as_caller(caller) }
+    }
+
+    async fn run_agreements(&mut self, listener: TcpListener) -> Result<(), String> {
+        let config = self.agreements_config()?;
+        self.agreements.serve_agreements(config, self.setup.clock.clone(), listener).await
     }
 
     async fn run_orders(&mut self, listener: TcpListener) -> Result<(), String> {
@@ -257,6 +299,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         drop(self.orders.stop());
+        drop(self.replica.as_mut().map(Service::stop));
         drop(self.agreements.stop());
         self.state.remove_schemas();
     }
@@ -319,6 +362,18 @@ impl Service {
             })
         });
         self.running = Some((stop, thread));
+    }
+
+    async fn serve_agreements(
+        &mut self,
+        config: agreement_config::Serve,
+        clock: Clock,
+        listener: TcpListener,
+    ) -> Result<(), String> {
+        self.run(config.worker_threads, listener, move |listener, stop| {
+            agreement_svc::serve(config, clock, listener, stop)
+        });
+        self.wait_until_serving().await
     }
 
     async fn wait_until_serving(&mut self) -> Result<(), String> {

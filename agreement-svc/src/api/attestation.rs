@@ -27,7 +27,7 @@ use crate::store::acceptance::{
 };
 use crate::store::change::{Change, ChangeError, commitment};
 use crate::store::customer::{Viewer, active_partners, customer_set_acceptance_revision, relationship_find};
-use crate::store::notification::{notification_insert, notifications_of};
+use crate::store::notification::{notification_insert, notification_requeue, notifications_of};
 use crate::store::template::template_find;
 
 #[tonic::async_trait]
@@ -187,9 +187,27 @@ impl AttestationService for Api {
 
     async fn retry_notification(
         &self,
-        _request: Request<RetryNotificationRequest>,
+        request: Request<RetryNotificationRequest>,
     ) -> Result<Response<RetryNotificationResponse>, Status> {
-        Err(Status::unimplemented("not built yet"))
+        let caller = auth::caller(&request)?;
+        let now = self.clock.now();
+        let mut message = request.into_inner();
+        let mut form = Form::new();
+        let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));
+        let id = form.id("attestation_id", &message.attestation_id);
+        checked(form)?;
+
+        let key = RequestKey::new(&caller, "RetryNotification", request_id, &message);
+        self.change(key, now, false, move |change| {
+            own_attestation(change, caller.tenant_id, id)?;
+            // What was attested before there were announcements has none.
+            let announced = notifications_of(change.connection, &[id])?.remove(&id);
+            let announced = announced.ok_or(Refusal::NotFound { resource: "notification", id })?;
+            let requeued = announced.retry(now)?;
+            notification_requeue(change.connection, &requeued)?;
+            Ok(RetryNotificationResponse { notification: Some(convert::notification(&requeued)) })
+        })
+        .await
     }
 }
 

@@ -1,20 +1,24 @@
 //! Announcements of attestations, on their way to the customers' primary contacts.
 //!
-//! One is queued in the transaction that stores the attestation. It is never deleted.
+//! One is queued in the transaction that stores the attestation, claimed by moving its due time
+//! forward, and due again when whoever claimed it does not finish. It is never deleted.
+//!
+//! What happens to it after that is no change of what anybody accepted: it takes no revision and no lock
+//! of the revision row.
 
 use std::collections::HashMap;
 
 use chassis::database::row::{at, utc};
 use chassis::database::{Connection, Error};
 use chassis::query;
-use chrono::NaiveDateTime;
+use chrono::{Duration, NaiveDateTime};
 use diesel::prelude::*;
 use uuid::Uuid;
 
-use super::schema::notification;
+use super::schema::{acceptance, customer, notification, partner, template};
 
 use crate::rules::Time;
-use crate::rules::notification::{Notification, NotificationState};
+use crate::rules::notification::{Announcement, Failure, Notification, NotificationState, Outcome};
 
 type Row = (String, String, i32, NaiveDateTime, Option<NaiveDateTime>, String);
 
@@ -62,4 +66,151 @@ pub(crate) fn notifications_of(
         notification::table.filter(notification::attestation_id.eq_any(&ids)).load(c)
     })?;
     rows.into_iter().map(|row| read(row).map(|known| (known.attestation_id, known))).collect()
+}
+
+/// Claims at most `limit` of what is due, oldest first, until `now + lease`. What another replica claims at
+/// the same moment is left to it.
+pub(crate) fn notifications_claim(
+    connection: &mut Connection,
+    now: Time,
+    lease: Duration,
+    limit: i64,
+) -> Result<Vec<Announcement>, Error> {
+    let due = notification::table
+        .filter(notification::state.eq(NotificationState::Queued.name()))
+        .filter(notification::due_at.le(now.naive_utc()))
+        .order(notification::due_at)
+        .limit(limit)
+        .select(notification::attestation_id);
+    // Commits are shared: waiting for a row that another replica holds while it waits for a change of
+    // ours would be a deadlock. SQLite has one writer at a time anyway.
+    let ids: Vec<String> = match connection {
+        Connection::Sqlite(c) => due.load(c)?,
+        Connection::Postgres(c) => due.for_update().skip_locked().load(c)?,
+    };
+    if ids.is_empty() {
+        return Ok(vec![]);
+    }
+    query!(connection, c => {
+        diesel::update(notification::table.filter(notification::attestation_id.eq_any(&ids)))
+            .set((
+                notification::attempts.eq(notification::attempts + 1),
+                notification::due_at.eq((now + lease).naive_utc()),
+            ))
+            .execute(c)
+    })?;
+    announcements(connection, &ids)
+}
+
+#[derive(Queryable)]
+struct AnnouncementRow {
+    attestation_id: String,
+    attempts: i32,
+    recipient: String,
+    partner_name: String,
+    company_name: String,
+    first_name: String,
+    last_name: String,
+    agreement: String,
+    version: i32,
+    agreed_at: NaiveDateTime,
+}
+
+fn announcements(connection: &mut Connection, ids: &[String]) -> Result<Vec<Announcement>, Error> {
+    let rows: Vec<AnnouncementRow> = query!(connection, c => {
+        notification::table
+            .inner_join(acceptance::table.on(acceptance::id.eq(notification::attestation_id)))
+            .inner_join(customer::table.on(customer::id.eq(acceptance::customer_id)))
+            .inner_join(partner::table.on(partner::id.eq(acceptance::partner_id)))
+            .inner_join(template::table.on(template::id.eq(acceptance::template_id)))
+            .filter(notification::attestation_id.eq_any(ids))
+            .select((
+                notification::attestation_id,
+                notification::attempts,
+                customer::email,
+                partner::name,
+                customer::company_name,
+                acceptance::first_name,
+                acceptance::last_name,
+                template::name,
+                acceptance::template_version,
+                acceptance::agreed_at,
+            ))
+            .load(c)
+    })?;
+    let read = |row: AnnouncementRow| {
+        let key = at("notification", &row.attestation_id);
+        Ok(Announcement {
+            attestation_id: key.parse("attestation_id", &row.attestation_id)?,
+            attempts: key.count("attempts", row.attempts)?,
+            recipient: row.recipient,
+            partner_name: row.partner_name,
+            company_name: row.company_name,
+            first_name: row.first_name,
+            last_name: row.last_name,
+            agreement: row.agreement,
+            version: at("acceptance", &row.attestation_id).count("template_version", row.version)?,
+            agreed_at: utc(row.agreed_at),
+        })
+    };
+    rows.into_iter().map(read).collect()
+}
+
+/// The mail server took it, whoever else may have claimed it meanwhile.
+pub(crate) fn notification_sent(connection: &mut Connection, id: Uuid, now: Time) -> Result<(), Error> {
+    query!(connection, c => {
+        diesel::update(notification::table.find(id.to_string()))
+            .filter(notification::state.ne(NotificationState::Sent.name()))
+            .set((
+                notification::state.eq(NotificationState::Sent.name()),
+                notification::sent_at.eq(now.naive_utc()),
+                notification::last_failure.eq(""),
+            ))
+            .execute(c)
+    })?;
+    Ok(())
+}
+
+/// An attempt failed. Nothing is stored when somebody else has claimed or settled it meanwhile.
+pub(crate) fn notification_failed(
+    connection: &mut Connection,
+    id: Uuid,
+    attempts: u32,
+    failure: Failure,
+    outcome: Outcome,
+) -> Result<(), Error> {
+    let (state, due_at) = match outcome {
+        Outcome::Queued { due_at } => (NotificationState::Queued, Some(due_at)),
+        Outcome::DeadLetter => (NotificationState::DeadLetter, None),
+    };
+    query!(connection, c => {
+        diesel::update(notification::table.find(id.to_string()))
+            .filter(notification::state.eq(NotificationState::Queued.name()))
+            .filter(notification::attempts.eq(i32::try_from(attempts).unwrap_or(i32::MAX)))
+            .set((
+                notification::state.eq(state.name()),
+                due_at.map(|due_at| notification::due_at.eq(due_at.naive_utc())),
+                notification::last_failure.eq(failure.to_string()),
+            ))
+            .execute(c)
+    })?;
+    Ok(())
+}
+
+/// Stores a dead letter that is queued anew.
+pub(crate) fn notification_requeue(
+    connection: &mut Connection,
+    requeued: &Notification,
+) -> Result<(), Error> {
+    query!(connection, c => {
+        diesel::update(notification::table.find(requeued.attestation_id.to_string()))
+            .filter(notification::state.eq(NotificationState::DeadLetter.name()))
+            .set((
+                notification::state.eq(requeued.state.name()),
+                notification::attempts.eq(i32::try_from(requeued.attempts).unwrap_or(i32::MAX)),
+                notification::due_at.eq(requeued.due_at.naive_utc()),
+            ))
+            .execute(c)
+    })?;
+    Ok(())
 }

@@ -1,3 +1,5 @@
 //! What runs without being asked.
 
+pub(crate) mod mailer;
 pub(crate) mod poller;
+pub(crate) mod transport;

@@ -13,12 +13,12 @@ use crate::store::event::revision_head;
 /// How long another replica's commit goes unnoticed at most. Shorter would keep an idle database busy.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Keeps `head` at the revision of the last event while anybody watches it, until the server stops.
+/// Keeps `head` at the revision of the last event while anybody watches it, until `stop` says so.
 pub(crate) async fn run(
     database: Database,
     head: watch::Sender<i64>,
     mut committed: watch::Receiver<()>,
-    mut stopping: watch::Receiver<bool>,
+    mut stop: watch::Receiver<bool>,
 ) {
     loop {
         if head.receiver_count() > 0 {
@@ -30,7 +30,7 @@ pub(crate) async fn run(
             }
         }
         tokio::select! {
-            _ = stopping.wait_for(|stopping| *stopping) => return,
+            _ = stop.wait_for(|stop| *stop) => return,
             Ok(()) = committed.changed() => {}
             () = tokio::time::sleep(LOOK_INTERVAL) => {}
         }

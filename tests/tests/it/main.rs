@@ -6,6 +6,7 @@ mod access;
 mod bad_input;
 mod concurrency;
 mod direct_sign;
+mod events;
 mod fail_closed;
 mod gate;
 mod samples;

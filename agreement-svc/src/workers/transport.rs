@@ -1,0 +1,286 @@
+//! Hands mails over: to a mail server, or, without one, into a folder.
+//!
+//! Connections are opened and given up here, and not by lettre's pool: a mail that takes too long is
+//! dropped together with its connection, whereas the pool would reuse it in the middle of a
+//! conversation and take the answer to one mail for the answer to the next.
+
+use std::error::Error;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::Uri;
+use lettre::Message;
+use lettre::transport::smtp::authentication::{Credentials, DEFAULT_MECHANISMS};
+use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
+use lettre::transport::smtp::extension::ClientId;
+use lettre::transport::smtp::{self, SMTP_PORT, SUBMISSION_PORT, SUBMISSIONS_PORT};
+use uuid::Uuid;
+
+use crate::config::Mail;
+use crate::rules::notification::Failure;
+
+/// How long handing over one mail may take, connecting included.
+pub(super) const HAND_OVER_MAX: Duration = Duration::from_secs(10);
+
+/// How long one address of a mail server is given to answer at all, so that the next can be tried.
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+
+/// How long to say goodbye to a mail server: everything is settled by then.
+const QUIT_MAX: Duration = Duration::from_secs(1);
+
+/// Where mails go.
+pub(crate) enum Transport {
+    Server(Server),
+    Folder(PathBuf),
+}
+
+/// A mail server and how to speak to it.
+pub(crate) struct Server {
+    host: String,
+    port: u16,
+    security: Security,
+    login: Option<Credentials>,
+}
+
+/// When a connection is encrypted. A certificate is trusted if the system does.
+enum Security {
+    FromTheStart(TlsParameters),
+    /// STARTTLS; a server that does not offer it gets no mail.
+    Upgraded(TlsParameters),
+    /// Only where the setting says so.
+    Never,
+}
+
+impl Transport {
+    /// Reads the settings.
+    ///
+    /// # Errors
+    /// What makes no sense, without any part of it that may be secret.
+    pub(crate) fn new(settings: &Mail) -> Result<Self, String> {
+        let Some(url) = &settings.smtp else {
+            let folder = settings.mail_folder.clone();
+            tracing::warn!(folder = %folder.display(), "without --smtp mails are written to a folder and reach nobody");
+            return Ok(Self::Folder(folder));
+        };
+        let mut server = Server::at(url)?;
+        if let (Some(user), Some(file)) = (&settings.smtp_user, &settings.smtp_password_file) {
+            if matches!(server.security, Security::Never) {
+                return Err(
+                    "--smtp-user is for encrypted connections only; drop ?tls=none from --smtp".into()
+                );
+            }
+            server.login = Some(Credentials::new(user.clone(), read_password(file)?));
+        }
+        Ok(Self::Server(server))
+    }
+
+    /// A way to hand mails over one after the other.
+    pub(super) fn line(&self) -> Line<'_> {
+        Line { transport: self, open: None }
+    }
+}
+
+/// Hands mails over one after the other. It connects when there is the first, and anew after each
+/// failure.
+pub(super) struct Line<'t> {
+    transport: &'t Transport,
+    open: Option<AsyncSmtpConnection>,
+}
+
+impl Line<'_> {
+    /// Hands a mail over. `Ok` means that the mail server took responsibility for it.
+    pub(super) async fn hand_over(&mut self, id: Uuid, mail: &Message) -> Result<(), Failure> {
+        match self.transport {
+            Transport::Folder(folder) => {
+                let (folder, mail) = (folder.clone(), mail.formatted());
+                let written = tokio::task::spawn_blocking(move || write(&folder, id, &mail)).await;
+                if matches!(written, Ok(Ok(()))) { Ok(()) } else { Err(Failure::Folder) }
+            }
+            Transport::Server(server) => {
+                let sent = tokio::time::timeout(HAND_OVER_MAX, server.send(self.open.take(), mail)).await;
+                self.open = Some(sent.map_err(|_| Failure::Timeout)??);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) async fn close(self) {
+        if let Some(mut open) = self.open {
+            // Whether it answers makes no difference any more.
+            let _ = tokio::time::timeout(QUIT_MAX, open.quit()).await;
+        }
+    }
+}
+
+impl Server {
+    fn at(url: &str) -> Result<Self, String> {
+        const FORMS: &str = "--smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none";
+        let uri: Uri = url.parse().map_err(|_| FORMS)?;
+        let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+            return Err(FORMS.into());
+        };
+        if authority.as_str().contains('@') {
+            return Err("--smtp must not carry credentials; use --smtp-user and --smtp-password-file".into());
+        }
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let tls =
+            || TlsParameters::new(host.clone()).map_err(|error| format!("TLS cannot be set up: {error}"));
+        let (security, usual_port) = match (scheme, uri.query()) {
+            ("smtps", None) => (Security::FromTheStart(tls()?), SUBMISSIONS_PORT),
+            ("smtp", None) => (Security::Upgraded(tls()?), SUBMISSION_PORT),
+            ("smtp", Some("tls=none")) => (Security::Never, SMTP_PORT),
+            _ => return Err(FORMS.into()),
+        };
+        let port = match authority.port_u16() {
+            Some(port) => port,
+            None if authority.as_str() == authority.host() => usual_port,
+            None => return Err(FORMS.into()),
+        };
+        if host.is_empty() || uri.path().len() > 1 {
+            return Err(FORMS.into());
+        }
+        Ok(Self { host, port, security, login: None })
+    }
+
+    /// Sends a mail over an open connection, if there is one and it still lives, or a new one, and
+    /// returns the connection. After a failure there is none: nobody knows in which state it is.
+    async fn send(
+        &self,
+        open: Option<AsyncSmtpConnection>,
+        mail: &Message,
+    ) -> Result<AsyncSmtpConnection, Failure> {
+        let living = match open {
+            Some(mut open) => open.test_connected().await.then_some(open),
+            None => None,
+        };
+        let mut connection = match living {
+            Some(connection) => connection,
+            None => self.connect().await?,
+        };
+        // The mail itself is ASCII, so what a client can find wrong with it is the address.
+        let sent = connection.send(mail.envelope(), &mail.formatted()).await;
+        sent.map_err(|error| failure_of(&error, Failure::Address))?;
+        Ok(connection)
+    }
+
+    async fn connect(&self) -> Result<AsyncSmtpConnection, Failure> {
+        let from_the_start = match &self.security {
+            Security::FromTheStart(tls) => Some(tls.clone()),
+            Security::Upgraded(_) | Security::Never => None,
+        };
+        let client = ClientId::default();
+        let server = (self.host.as_str(), self.port);
+        let connected =
+            AsyncSmtpConnection::connect_tokio1(server, Some(CONNECT_MAX), &client, from_the_start, None)
+                .await;
+        let mut connection = connected.map_err(|error| failure_of(&error, Failure::Connection))?;
+        if let Security::Upgraded(tls) = &self.security {
+            let upgraded = connection.starttls(tls.clone(), &client).await;
+            upgraded.map_err(|error| failure_of(&error, Failure::Tls))?;
+        }
+        if let Some(login) = &self.login {
+            let logged_in = connection.auth(DEFAULT_MECHANISMS, login).await;
+            logged_in.map_err(|error| failure_of(&error, Failure::Login))?;
+        }
+        Ok(connection)
+    }
+}
+
+/// The category of an error; `own` is what it means when nothing was sent because of it.
+fn failure_of(error: &smtp::Error, own: Failure) -> Failure {
+    if let Some(code) = error.status() {
+        return Failure::Reply(code.into());
+    }
+    if error.is_client() {
+        return own;
+    }
+    // A handshake that fails, an untrusted certificate included, is invalid data on the connection.
+    let mut source = error.source();
+    while let Some(cause) = source {
+        match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
+            Some(io::ErrorKind::InvalidData) => return Failure::Tls,
+            Some(io::ErrorKind::TimedOut) => return Failure::Timeout,
+            _ => source = cause.source(),
+        }
+    }
+    Failure::Connection
+}
+
+fn read_password(file: &Path) -> Result<String, String> {
+    let text = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    let password = text.trim_end_matches(['\r', '\n']);
+    if password.is_empty() {
+        return Err(format!("{}: the password is empty", file.display()));
+    }
+    Ok(password.to_owned())
+}
+
+/// Writes a mail so that whoever looks into the folder sees all of it or nothing.
+fn write(folder: &Path, id: Uuid, mail: &[u8]) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let unfinished = folder.join(format!(".{id}.unfinished"));
+    fs::write(&unfinished, mail)?;
+    fs::rename(unfinished, folder.join(format!("{id}.eml")))
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn a_mail_server_is_named_in_one_of_three_ways_and_never_with_credentials() {
+        let mut table = String::new();
+        for url in [
+            "smtps://mail.example",
+            "smtps://mail.example:4650",
+            "smtp://mail.example",
+            "smtp://mail.example:2525/",
+            "smtp://mail.example?tls=none",
+            "smtp://[::1]:2525?tls=none",
+            "smtp://mail.example?tls=opportunistic",
+            "smtps://mail.example?tls=none",
+            "smtp://mail.example:99999",
+            "smtp://mail.example/relay",
+            "smtp://somebody:secret@mail.example",
+            "http://mail.example",
+            "mail.example:25",
+            "smtp://",
+            "",
+        ] {
+            let read = match Server::at(url) {
+                Ok(Server { host, port, security, .. }) => {
+                    let security = match security {
+                        Security::FromTheStart(_) => "TLS from the start",
+                        Security::Upgraded(_) => "STARTTLS",
+                        Security::Never => "in the clear",
+                    };
+                    format!("{host} {port} {security}")
+                }
+                Err(why) => why,
+            };
+            assert!(!read.contains("secret"));
+            table += &format!("{url:<40}{read}\n");
+        }
+        expect![[r#"
+            smtps://mail.example                    mail.example 465 TLS from the start
+            smtps://mail.example:4650               mail.example 4650 TLS from the start
+            smtp://mail.example                     mail.example 587 STARTTLS
+            smtp://mail.example:2525/               mail.example 2525 STARTTLS
+            smtp://mail.example?tls=none            mail.example 25 in the clear
+            smtp://[::1]:2525?tls=none              ::1 2525 in the clear
+            smtp://mail.example?tls=opportunistic   --smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none
+            smtps://mail.example?tls=none           --smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none
+            smtp://mail.example:99999               --smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none
+            smtp://mail.example/relay               --smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none
+            smtp://somebody:secret@mail.example     --smtp must not carry credentials; use --smtp-user and --smtp-password-file
+            http://mail.example                     --smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none
+            mail.example:25                         --smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none
+            smtp://                                 --smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none
+                                                    --smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none
+        "#]].assert_eq(&table);
+    }
+}
