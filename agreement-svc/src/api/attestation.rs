@@ -16,11 +16,11 @@ use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
 use super::{Api, checked, convert, existing, import, status, viewer, visible};
-use crate::rules::{Refusal, Time};
 use crate::rules::attestation::{Attestation, Claim, Facts, attest, check_attester, check_not_in_the_future};
 use crate::rules::event::Event;
 use crate::rules::party::{Customer, Partner};
 use crate::rules::withdrawal::{Covers, Withdrawal, WithdrawalReason, check_withdrawal, uncovered};
+use crate::rules::{Refusal, Time};
 use crate::store::acceptance::{
     acceptance_supersede, acceptance_withdraw, acceptances_cover, attestation_current, attestation_find,
     attestation_insert, attestation_list,
