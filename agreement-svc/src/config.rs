@@ -4,10 +4,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use chassis::auth::Auth;
+use chassis::clock::Time;
 use chassis::database::Url;
 use chassis::telemetry::LogFormat;
 use clap::{Args, Parser, Subcommand};
 use lettre::message::Mailbox;
+use uuid::Uuid;
+
+use crate::import;
 
 /// Owns attestations and direct-sign status, and answers the gate.
 #[derive(Debug, Parser)]
@@ -32,6 +36,36 @@ pub enum Command {
         #[arg(long, env = "AGREEMENT_ADDRESS", default_value = "http://127.0.0.1:50051")]
         address: String,
     },
+    /// Attests from a CSV file, row by row. The same file sent again changes nothing. Exits with 0 when
+    /// every row is settled, with 1 when some were refused, with 2 when it could not be carried through.
+    Import(Import),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Import {
+    /// Columns: CustomerTenantId or CustomerId, FirstName, LastName, Email, and optionally PhoneNumber,
+    /// TemplateId, DateAgreed and PartnerAttestationCompleted (rows where it is not true are skipped).
+    #[arg(value_name = "FILE.csv")]
+    pub file: PathBuf,
+    /// Where the server listens.
+    #[arg(long, env = "AGREEMENT_ADDRESS", default_value = "http://127.0.0.1:50051")]
+    pub address: String,
+    /// The partner that attests.
+    #[arg(long, env = "AGREEMENT_PARTNER_ID", value_name = "UUID")]
+    pub partner_id: Uuid,
+    /// The partner's user who attests.
+    #[arg(long, env = "AGREEMENT_USER_ID", value_name = "UUID")]
+    pub user_id: Uuid,
+    /// The template of rows that name none: by default the vendor's Customer Agreement.
+    #[arg(long, value_name = "UUID", default_value = "117a77b0-9360-443b-8795-c6dedc750cf9")]
+    pub template_id: Uuid,
+    /// When those agreed whose rows do not say, as DateAgreed is written: 2026-11-21T09:30:00Z,
+    /// 2026-11-21 09:30:00 or 2026-11-21, in UTC.
+    #[arg(long, value_name = "TIME", value_parser = import::read_date)]
+    pub agreed_at: Option<Time>,
+    /// Where to write what became of each row; by default beside the file, as FILE.results.csv.
+    #[arg(long, value_name = "RESULTS.csv")]
+    pub results: Option<PathBuf>,
 }
 
 /// Where everything is kept.

@@ -6,12 +6,14 @@
 //! - `workers`: what runs without being asked.
 //! - [`data`]: the files that ship with it: policy, templates.
 //! - [`config`]: commands and settings.
+//! - [`import`]: the command that attests from a file; a client of a running server.
 //!
 //! [`serve`] wires them; `main` only chooses the command.
 
 mod api;
 pub mod config;
 pub mod data;
+pub mod import;
 pub mod rules;
 mod store;
 mod workers;

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use agreement_svc::Failure;
 use agreement_svc::config::{Cli, Command};
+use agreement_svc::{Failure, import};
 use chassis::clock::Clock;
 use chassis::{server, telemetry};
 use clap::Parser;
@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     telemetry::start(cli.log_format);
     match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(ended) => ended,
         Err(failure) => {
             tracing::error!("{failure}");
             ExitCode::FAILURE
@@ -20,8 +20,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<(), Failure> {
-    match command {
+fn run(command: Command) -> Result<ExitCode, Failure> {
+    let done: Result<(), Failure> = match command {
+        Command::Import(settings) => return Ok(server::runtime(1)?.block_on(import::run(settings))),
         Command::Serve(config) => server::runtime(config.worker_threads)?.block_on(async {
             let listener = server::bind(config.listen, config.auth).await?;
             agreement_svc::serve(config, Clock::system(), listener, server::signal()).await
@@ -33,5 +34,6 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::CheckHealth { address } => {
             server::runtime(1)?.block_on(async { Ok(server::check_health(&address).await?) })
         }
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

@@ -3,7 +3,17 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+
+use chassis::auth::{Caller, Channel, Role, TenantKind};
+use proto::agreement::customer_service_client::CustomerServiceClient;
+use proto::agreement::partner_service_client::PartnerServiceClient;
+use proto::agreement::{CreateCustomerRequest, PartnerKind, RegisterPartnerRequest};
+use proto::types::{Cloud, Contact};
+use tempfile::TempDir;
+use tonic::Request;
+use uuid::Uuid;
 
 fn run(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_agreement-svc")).args(args).output().unwrap()
@@ -20,6 +30,7 @@ fn help_names_every_command_and_setting() {
         "serve",
         "migrate",
         "check-health",
+        "import",
         "--database",
         "--create",
         "--templates",
@@ -89,17 +100,260 @@ fn a_schema_that_was_not_migrated_is_refused_and_served_afterwards_until_a_signa
     assert!(!refused.status.success() && words(&refused).contains("migrate"), "{}", words(&refused));
 
     assert!(run(&["migrate", "--database", &database]).status.success());
-    let mut serving = Command::new(env!("CARGO_BIN_EXE_agreement-svc"))
-        .args(serve)
-        .args(["--log-format", "json"])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut serving = spawn(&serve);
     let address = format!("http://{}", address_of(&mut serving));
     assert!(run(&["check-health", "--address", &address]).status.success());
     Command::new("kill").args(["-TERM", &serving.id().to_string()]).status().unwrap();
     assert!(serving.wait().unwrap().success());
     assert!(!run(&["check-health", "--address", &address]).status.success());
+}
+
+fn spawn(args: &[&str]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_agreement-svc"))
+        .args(args)
+        .args(["--log-format", "json"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+const PARTNER: Uuid = Uuid::from_u128(0xd1);
+
+/// A running server, and a folder for its database and for files. Dropping it ends the server.
+struct Server {
+    process: Child,
+    address: String,
+    folder: TempDir,
+}
+
+impl Server {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let database = format!("sqlite:{}", folder.path().join("agreements.sqlite").display());
+        let mut process = spawn(&[
+            "serve",
+            "--create",
+            "--database",
+            &database,
+            "--auth",
+            "insecure",
+            "--listen",
+            "127.0.0.1:0",
+        ]);
+        let address = format!("http://{}", address_of(&mut process));
+        Self { process, address, folder }
+    }
+
+    /// Registers the partner and makes customers of its own.
+    fn customers<const N: usize>(&self) -> [String; N] {
+        let id = |n: u128| Uuid::from_u128(0x7000 + n).to_string();
+        let called = chassis::server::runtime(1).unwrap().block_on(async {
+            let operator = caller(TenantKind::Operator, Uuid::from_u128(0xa0), vec![]);
+            let mut partners = PartnerServiceClient::connect(self.address.clone()).await.unwrap();
+            let partner = RegisterPartnerRequest {
+                request_id: id(0),
+                partner_id: PARTNER.to_string(),
+                name: "Northwind Direct".into(),
+                kind: PartnerKind::DirectBill.into(),
+                cloud: Cloud::Public.into(),
+            };
+            partners.register_partner(as_caller(partner, &operator)).await.unwrap();
+            let agent = caller(TenantKind::Partner, PARTNER, vec![Role::SalesAgent]);
+            let mut customers = CustomerServiceClient::connect(self.address.clone()).await.unwrap();
+            let mut ids = vec![];
+            for n in 1..=N {
+                let contact = Contact {
+                    first_name: "Tania".into(),
+                    last_name: "Carr".into(),
+                    email: "tania.carr@contoso.example".into(),
+                    phone: String::new(),
+                };
+                let customer = CreateCustomerRequest {
+                    request_id: id(n as u128),
+                    company_name: format!("Customer {n}"),
+                    domain: format!("customer-{n}.example"),
+                    country: "FR".into(),
+                    primary_contact: Some(contact),
+                    ..CreateCustomerRequest::default()
+                };
+                let created = customers.create_customer(as_caller(customer, &agent)).await.unwrap();
+                ids.push(created.into_inner().customer.unwrap().customer_id);
+            }
+            ids
+        });
+        called.try_into().unwrap()
+    }
+
+    fn write(&self, name: &str, text: impl AsRef<[u8]>) -> String {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+
+    fn import(&self, file: &str, more: &[&str]) -> (Option<i32>, String) {
+        import(&self.address, PARTNER, file, more)
+    }
+}
+
+fn import(address: &str, partner: Uuid, file: &str, more: &[&str]) -> (Option<i32>, String) {
+    let (partner, user) = (partner.to_string(), Uuid::from_u128(0x11).to_string());
+    let all = ["import", file, "--partner-id", &partner, "--user-id", &user, "--address", address];
+    let output = run(&[&all[..], more].concat());
+    (output.status.code(), words(&output))
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+fn caller(tenant_kind: TenantKind, tenant_id: Uuid, roles: Vec<Role>) -> Caller {
+    Caller { tenant_kind, tenant_id, user_id: Uuid::from_u128(0x11), roles, channel: Channel::Api }
+}
+
+fn as_caller<T>(message: T, caller: &Caller) -> Request<T> {
+    let mut request = Request::new(message);
+    caller.present(request.metadata_mut());
+    request
+}
+
+/// Row, outcome and reason of each line of a results file, after it was looked through for contacts.
+fn results(path: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(path).unwrap();
+    for personal in ["Tania", "Carr", "contoso.example", "12345"] {
+        assert!(!text.contains(personal), "{text}");
+    }
+    let mut results = csv::Reader::from_reader(text.as_bytes());
+    assert_eq!(
+        results.headers().unwrap(),
+        &["row", "customer_id", "outcome", "attestation_id", "reason", "message"][..]
+    );
+    let line = |record: csv::StringRecord| {
+        assert_eq!(record[3].is_empty(), matches!(&record[2], "REFUSED" | "SKIPPED"), "{record:?}");
+        format!("{} {} {}", &record[0], &record[2], &record[4]).trim_end().to_owned()
+    };
+    results.records().map(|record| line(record.unwrap())).collect()
+}
+
+/// The vendor's columns, in an order, case and company of their own, with a byte order mark.
+const VENDORS_COLUMNS: &str = "\u{feff}CustomerAccountLink,customertenantid,FIRSTNAME,LastName,Email,PhoneNumber,\
+                               LastAgreementDate,DateAgreed,PartnerAttestationCompleted\n";
+
+#[test]
+fn a_file_of_the_vendors_columns_is_imported_and_the_same_file_again_changes_nothing() {
+    let server = Server::start();
+    let [first, second, third] = server.customers();
+    let (upper, stranger) = (second.to_uppercase(), Uuid::from_u128(0xdead));
+    let row = |customer: &str, email: &str, agreed_at: &str, completed: &str| {
+        format!(
+            "https://x.example,{customer},Tania,\"Carr, Dr.\",{email},12345,2020-01-01,{agreed_at},{completed}\n"
+        )
+    };
+    let mail = "tania@contoso.example";
+    let text = [
+        VENDORS_COLUMNS.to_owned(),
+        row(&first, mail, "2024-05-01", "true"),
+        row(&upper, mail, "2024-05-01 10:20:30", "True"),
+        row(&first, mail, "2024-05-02T00:00:00+02:00", "TRUE"),
+        row(&third, mail, "2024-05-01", "false"),
+        row(&third, mail, "2024-05-01", ""),
+        row(&third, mail, "01.05.2024", "true"),
+        row(&third, mail, "", "true"),
+        row(&third, "no-address", "2024-05-01", "true"),
+        row(&stranger.to_string(), mail, "2024-05-01", "true"),
+        row("Tania Carr", mail, "2024-05-01", "true"),
+        row(&third, mail, "2024-05-01T01:02:03.456789Z", "true"),
+    ];
+    let file = server.write("customers.csv", text.concat());
+    let (code, said) = server.import(&file, &[]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("3 stored, 0 replayed, 1 duplicate, 5 refused, 2 skipped"), "{said}");
+    let refused = [
+        "4 SKIPPED",
+        "5 SKIPPED",
+        "6 REFUSED INVALID_FIELDS",
+        "7 REFUSED INVALID_FIELDS",
+        "8 REFUSED INVALID_FIELDS",
+        "9 REFUSED RESOURCE_NOT_FOUND",
+        "10 REFUSED INVALID_FIELDS",
+    ];
+    let written = server.folder.path().join("customers.results.csv");
+    let expected = [&["1 STORED", "2 STORED", "3 DUPLICATE"], &refused[..], &["11 STORED"]].concat();
+    assert_eq!(results(&written), expected);
+
+    let elsewhere = server.folder.path().join("again.csv");
+    let (code, said) = server.import(&file, &["--results", &elsewhere.display().to_string()]);
+    assert_eq!(code, Some(1), "{said}");
+    let expected = [&["1 REPLAYED", "2 REPLAYED", "3 DUPLICATE"], &refused[..], &["11 REPLAYED"]].concat();
+    assert_eq!(results(&elsewhere), expected);
+
+    // A copy is the same file; one with another end is not, and says what is current already.
+    let copy = server.write("copy.csv", text[..3].concat());
+    assert_eq!(server.import(&copy, &[]).0, Some(0));
+    assert_eq!(results(&server.folder.path().join("copy.results.csv")), ["1 DUPLICATE", "2 DUPLICATE"]);
+}
+
+#[test]
+fn what_a_file_does_not_say_is_said_for_all_rows_or_refused() {
+    let server = Server::start();
+    let [first, second] = server.customers();
+    let cloud_agreement = "998b88de-aa99-4388-a42c-1b3517d49490";
+    let text = format!(
+        "CustomerId,FirstName,LastName,Email,TemplateId\n\
+         {first},Tania,Carr,tania@contoso.example,\n\
+         {second},Tania,Carr,tania@contoso.example,{cloud_agreement}\n"
+    );
+    let file = server.write("customers.csv", text);
+    let (code, said) = server.import(&file, &[]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("no column DateAgreed") && said.contains("--agreed-at"), "{said}");
+    assert!(!server.folder.path().join("customers.results.csv").exists());
+
+    assert_eq!(server.import(&file, &["--agreed-at", "2024-05-01"]).0, Some(1));
+    let written = server.folder.path().join("customers.results.csv");
+    assert_eq!(results(&written), ["1 STORED", "2 REFUSED TEMPLATE_RETIRED"]);
+
+    let nothing = server.write("nothing.csv", "CustomerId,FirstName,LastName,Email,DateAgreed\n");
+    assert_eq!(server.import(&nothing, &[]).0, Some(0));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_refused_before_anything_is_sent() {
+    let server = Server::start();
+    let [customer] = server.customers();
+    let columns = "CustomerTenantId,FirstName,LastName,Email,DateAgreed\n";
+    let good = format!("{columns}{customer},Tania,Carr,tania@contoso.example,2024-05-01\n");
+    let missing = server.folder.path().join("missing.csv").display().to_string();
+    let broken = [good.as_bytes(), b"x,Tania,\xff,tania@contoso.example,2024-05-01\n"].concat();
+    for (file, reason) in [
+        (missing, "missing.csv"),
+        (server.write("a.csv", ""), "CustomerTenantId"),
+        (server.write("b.csv", "CustomerTenantId,FirstName,LastName,DateAgreed\n"), "column Email"),
+        (server.write("c.csv", columns.replace("Email", "Email,email")), "column Email twice"),
+        (server.write("d.csv", format!("{good}x,Tania,Carr\n")), "line 3, column Email: missing"),
+        (
+            server.write("e.csv", format!("{good}x,Tania,Carr,a@b.example,2024-05-01,y\n")),
+            "line 3, column 6: one too",
+        ),
+        (server.write("f.csv", broken), "line 3, column LastName: not UTF-8"),
+    ] {
+        let (code, said) = server.import(&file, &[]);
+        assert_eq!(code, Some(2), "{file}: {said}");
+        assert!(said.contains(reason), "{file}: {said}");
+        assert!(!said.contains("Tania"), "{said}");
+    }
+    let good = server.write("good.csv", good);
+    let (code, said) = server.import(&good, &["--results", &good]);
+    assert!(code == Some(2) && said.contains("overwrite"), "{said}");
+    let (code, said) = import("http://127.0.0.1:1", PARTNER, &good, &[]);
+    assert!(code == Some(2) && said.contains("cannot be reached"), "{said}");
+    let (code, said) = import(&server.address, Uuid::from_u128(0xdead), &good, &[]);
+    assert!(code == Some(1), "a partner that nobody registered sees no customer: {said}");
+    // None of all this stored the row.
+    assert_eq!(server.import(&good, &[]).0, Some(0));
+    assert_eq!(results(&server.folder.path().join("good.results.csv")), ["1 STORED"]);
 }
 
 /// Reads the log until it says where the server listens.

@@ -341,10 +341,15 @@ impl Drop for Line {
     }
 }
 
-/// tonic answers an oversized message with OUT_OF_RANGE, and one that is none with INTERNAL, in words
-/// only; here they get their code and reason.
 fn unreadable(response: &http::Response<Body>, domain: &'static str) -> Option<Status> {
-    let status = response.extensions().get::<Status>()?;
+    unreadable_message(response.extensions().get::<Status>()?, domain)
+}
+
+/// tonic answers an oversized message with OUT_OF_RANGE, and one that is none with INTERNAL, in words
+/// only; here they get their code and reason. In a stream of requests this may happen after the answer
+/// has begun, where only the handler can say it.
+#[must_use]
+pub fn unreadable_message(status: &Status, domain: &'static str) -> Option<Status> {
     match status.code() {
         Code::OutOfRange if status.message().contains("decoded message length too large") => {
             let sentence =

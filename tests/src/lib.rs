@@ -5,6 +5,7 @@
 
 pub mod clients;
 pub mod cluster;
+pub mod imports;
 pub mod world;
 
 pub use clients::{As, metadata_of, reason_of};

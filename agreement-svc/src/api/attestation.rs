@@ -16,11 +16,11 @@ use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
 use super::{Api, checked, convert, existing, import, newest_live, status, viewer, visible};
-use crate::rules::Refusal;
 use crate::rules::attestation::{Attestation, Claim, Facts, attest, check_attester, check_not_in_the_future};
 use crate::rules::event::Event;
 use crate::rules::party::{Customer, Partner};
 use crate::rules::withdrawal::{Covers, Withdrawal, WithdrawalReason, check_withdrawal, uncovered};
+use crate::rules::{Refusal, Time};
 use crate::store::acceptance::{
     acceptance_supersede, acceptance_withdraw, acceptances_cover, attestation_current, attestation_find,
     attestation_insert, attestation_list,
@@ -42,25 +42,12 @@ impl AttestationService for Api {
         let mut form = Form::new();
         let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));
         let validate_only = std::mem::take(&mut message.validate_only);
-        let customer_id = form.id("customer_id", &message.customer_id);
-        let template_id = form.id("template_id", &message.template_id);
-        let contact = convert::read_contact(&mut form, "contact", message.contact.as_ref());
-        let agreed_at = form.time("agreed_at", message.agreed_at.as_ref());
-        if let Err(problem) = check_not_in_the_future(agreed_at, now) {
-            form.wrong("agreed_at", problem);
-        }
+        let (customer_id, new) = read_new(&mut form, &message, caller.user_id, now);
         checked(form)?;
-        let new = NewAttestation { template_id, claim: Claim { contact, agreed_at }, by: caller.user_id };
 
         let key = RequestKey::new(&caller, "CreateAttestation", request_id, &message);
         self.change(key, now, validate_only, move |change| {
-            let relationship = relationship_find(change.connection, caller.tenant_id, customer_id)?;
-            let relationship =
-                relationship.ok_or(Refusal::NotFound { resource: "customer", id: customer_id })?;
-            let mut customer = visible(change.connection, Viewer::Everything, customer_id)?;
-            let attester = existing(change, caller.tenant_id)?;
-            check_attester(&attester, relationship)?;
-            let attestation = store_attestation(change, &attester, &mut customer, new)?;
+            let attestation = attest_for_itself(change, caller.tenant_id, customer_id, new)?;
             let attestation = Some(convert::attestation(attestation, None));
             Ok(CreateAttestationResponse { attestation, revision: change.revision() })
         })
@@ -226,6 +213,39 @@ pub(super) struct NewAttestation {
     pub claim: Claim,
     /// The partner's user who attests (ROLE-7).
     pub by: Uuid,
+}
+
+/// Reads the customer and what is to be stored, for both calls that attest.
+pub(super) fn read_new(
+    form: &mut Form,
+    message: &CreateAttestationRequest,
+    by: Uuid,
+    now: Time,
+) -> (Uuid, NewAttestation) {
+    let customer_id = form.id("customer_id", &message.customer_id);
+    let template_id = form.id("template_id", &message.template_id);
+    let contact = convert::read_contact(form, "contact", message.contact.as_ref());
+    let agreed_at = form.time("agreed_at", message.agreed_at.as_ref());
+    if let Err(problem) = check_not_in_the_future(agreed_at, now) {
+        form.wrong("agreed_at", problem);
+    }
+    (customer_id, NewAttestation { template_id, claim: Claim { contact, agreed_at }, by })
+}
+
+/// Decides whether the partner may attest for the customer (ROLE-6, ATT-1), and then as
+/// [`store_attestation`].
+pub(super) fn attest_for_itself(
+    change: &mut Change<'_>,
+    partner_id: Uuid,
+    customer_id: Uuid,
+    new: NewAttestation,
+) -> Result<Attestation, ChangeError> {
+    let relationship = relationship_find(change.connection, partner_id, customer_id)?;
+    let relationship = relationship.ok_or(Refusal::NotFound { resource: "customer", id: customer_id })?;
+    let mut customer = visible(change.connection, Viewer::Everything, customer_id)?;
+    let attester = existing(change, partner_id)?;
+    check_attester(&attester, relationship)?;
+    store_attestation(change, &attester, &mut customer, new)
 }
 
 /// Decides on and stores an attestation of a partner that may attest for the customer.

@@ -1,21 +1,200 @@
-//! `ImportAttestations`: attestations in bulk, each row decided and answered by itself.
+//! `ImportAttestations`: attestations in bulk, each row decided and answered by itself (ATT-10).
+//!
+//! Rows go through the writer's queue in the order in which they came, so what is stored of a stream
+//! that is cut is always its beginning. Nothing is kept but the rows in flight: a row is read only
+//! when there is room for its answer, and answers are made only as the client's flow control takes
+//! them, so a client that sends and never reads stops being read after a few windows.
 
+use std::future::{poll_fn, ready};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
 
-use futures_util::Stream;
-use proto::agreement::{ImportAttestationsRequest, ImportAttestationsResponse};
+use chassis::auth::{self, Caller};
+use chassis::form::Form;
+use chassis::request::RequestKey;
+use chassis::server::{call_id, unreadable_message};
+use futures_util::future::Either;
+use futures_util::{Stream, StreamExt, stream};
+use proto::agreement::{
+    CreateAttestationRequest, ImportAttestationsRequest, ImportAttestationsResponse, ImportOutcome,
+};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::coop::unconstrained;
 use tonic::{Request, Response, Status, Streaming};
+use uuid::Uuid;
 
-use super::Api;
+use super::attestation::{attest_for_itself, read_new};
+use super::{Api, checked, status};
+use crate::rules::Refusal;
+use crate::store::change::ChangeError;
+
+/// Rows of one import that wait for their commit: half of what the writer commits at once, so that an
+/// import fills its commits and other calls still find room in them.
+const ROWS_IN_FLIGHT: usize = 64;
+
+/// Characters of a row's request id that its answer repeats. An id has no more; what is longer is none
+/// and is not worth keeping until the rows before are answered.
+const REQUEST_ID_LENGTH: usize = 36;
 
 /// The answers, in the order of the rows.
-pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<ImportAttestationsResponse, Status>> + Send>>;
+pub(super) type Answers = Pin<Box<dyn Stream<Item = Answer> + Send>>;
+
+/// What became of a row, or why the stream ends.
+type Answer = Result<ImportAttestationsResponse, Status>;
 
 impl Api {
     pub(super) fn import(
         &self,
-        _request: Request<Streaming<ImportAttestationsRequest>>,
+        request: Request<Streaming<ImportAttestationsRequest>>,
     ) -> Result<Response<Answers>, Status> {
-        Err(Status::unimplemented("not built yet"))
+        let caller = Arc::new(auth::caller(&request)?);
+        let permit = self.imports.clone().try_acquire_owned();
+        let permit = permit.map_err(|_| status::too_many_streams("imports"))?;
+        let mut tally = Tally::new(call_id(&request), &caller, permit);
+
+        let (mut stop, stopped) = (self.stopping.clone(), self.stopping.clone());
+        let stop = async move { drop(stop.wait_for(|stopping| *stopping).await) };
+        // In place of the rows that are not taken any more.
+        let end = stream::iter(std::iter::once_with(move || *stopped.borrow()))
+            .filter_map(|stopping| ready(stopping.then(|| Err(status::stopping()))));
+        let api = self.clone();
+        let rows = request.into_inner().map(|row| row.map_err(unreadable)).take_until(Box::pin(stop));
+        let rows = rows.chain(end).zip(stream::iter(1..));
+        let mut answers = rows
+            .then(move |(row, number)| begin(attest_row(api.clone(), Arc::clone(&caller), number, row)))
+            .buffered(ROWS_IN_FLIGHT)
+            .boxed();
+        let counted = stream::poll_fn(move |context| {
+            let answer = answers.poll_next_unpin(context);
+            if let Poll::Ready(answer) = &answer {
+                tally.count(answer.as_ref());
+            }
+            answer
+        });
+        Ok(Response::new(counted.boxed()))
+    }
+
+    async fn attest(&self, caller: &Caller, mut row: CreateAttestationRequest) -> Answer {
+        let now = self.clock.now();
+        let mut form = Form::new();
+        let request_id = form.id("request_id", &std::mem::take(&mut row.request_id));
+        let (customer_id, new) = read_new(&mut form, &row, caller.user_id, now);
+        checked(form)?;
+
+        let key = RequestKey::new(caller, "ImportAttestations", request_id, &row);
+        let partner_id = caller.tenant_id;
+        let changed = self.changed(key, now, false, move |change| {
+            match attest_for_itself(change, partner_id, customer_id, new) {
+                Ok(attestation) => Ok(settled(ImportOutcome::Stored, attestation.id)),
+                // This is remembered, unlike a refusal. A row that was superfluous when it came first
+                // must not become an attestation when it comes again after rows that followed it.
+                Err(ChangeError::Refused(Refusal::AlreadyAttested { attestation_id })) => {
+                    Ok(settled(ImportOutcome::Duplicate, attestation_id))
+                }
+                Err(error) => Err(error),
+            }
+        });
+        let changed = changed.await?;
+        let mut answer = changed.answer;
+        if changed.is_replay && answer.outcome() == ImportOutcome::Stored {
+            answer.set_outcome(ImportOutcome::Replayed);
+        }
+        Ok(answer)
+    }
+}
+
+/// Answers a row, whatever becomes of it; only a stream that cannot go on is an error.
+async fn attest_row(
+    api: Api,
+    caller: Arc<Caller>,
+    number: u64,
+    row: Result<ImportAttestationsRequest, Status>,
+) -> Answer {
+    let ImportAttestationsRequest { request_id, customer_id, template_id, contact, agreed_at } = row?;
+    let echo = request_id.chars().take(REQUEST_ID_LENGTH).collect();
+    let row = CreateAttestationRequest {
+        request_id,
+        customer_id,
+        template_id,
+        contact,
+        agreed_at,
+        validate_only: false,
+    };
+    let answer = api.attest(&caller, row).await.unwrap_or_else(|refused| ImportAttestationsResponse {
+        outcome: ImportOutcome::Refused.into(),
+        refusal: Some(status::item(&refused)),
+        ..ImportAttestationsResponse::default()
+    });
+    Ok(ImportAttestationsResponse { row: number, request_id: echo, ..answer })
+}
+
+/// Polls a row once, before the next one is looked at: its first poll puts it into the writer's queue,
+/// or in line for it, so that rows are decided in the order in which they came. It is exempt from the
+/// runtime's budget, which could otherwise turn that poll away and the order round.
+async fn begin(row: impl Future<Output = Answer> + Send) -> impl Future<Output = Answer> + Send {
+    let mut row = Box::pin(unconstrained(row));
+    match poll_fn(|context| Poll::Ready(row.as_mut().poll(context))).await {
+        Poll::Ready(answer) => Either::Left(ready(answer)),
+        Poll::Pending => Either::Right(row),
+    }
+}
+
+fn settled(outcome: ImportOutcome, attestation_id: Uuid) -> ImportAttestationsResponse {
+    ImportAttestationsResponse {
+        outcome: outcome.into(),
+        attestation_id: attestation_id.to_string(),
+        ..ImportAttestationsResponse::default()
+    }
+}
+
+/// Why the next row could not be read.
+fn unreadable(status: Status) -> Status {
+    unreadable_message(&status, status::DOMAIN).unwrap_or(status)
+}
+
+/// What became of the rows of one import. It is logged when the stream ends, however it does.
+struct Tally {
+    call_id: String,
+    tenant_id: Uuid,
+    stored: u64,
+    replayed: u64,
+    duplicate: u64,
+    refused: u64,
+    ended: &'static str,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Tally {
+    fn new(call_id: String, caller: &Caller, permit: OwnedSemaphorePermit) -> Self {
+        Self {
+            call_id,
+            tenant_id: caller.tenant_id,
+            stored: 0,
+            replayed: 0,
+            duplicate: 0,
+            refused: 0,
+            ended: "the caller went away",
+            _permit: permit,
+        }
+    }
+
+    fn count(&mut self, answer: Option<&Answer>) {
+        match answer.map(|answer| answer.as_ref().map(ImportAttestationsResponse::outcome)) {
+            Some(Ok(ImportOutcome::Stored)) => self.stored += 1,
+            Some(Ok(ImportOutcome::Replayed)) => self.replayed += 1,
+            Some(Ok(ImportOutcome::Duplicate)) => self.duplicate += 1,
+            Some(Ok(ImportOutcome::Refused | ImportOutcome::Unspecified)) => self.refused += 1,
+            Some(Err(status)) => self.ended = status.code().description(),
+            None => self.ended = "all rows were answered",
+        }
+    }
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        let Self { stored, replayed, duplicate, refused, ended, .. } = *self;
+        let (call_id, tenant) = (&self.call_id, self.tenant_id);
+        tracing::info!(%tenant, stored, replayed, duplicate, refused, ended, call_id, "import");
     }
 }
