@@ -1,5 +1,6 @@
 //! Commands and settings, by flag or environment.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -7,6 +8,8 @@ use chassis::auth::Auth;
 use chassis::database::Url;
 use chassis::telemetry::LogFormat;
 use clap::{Args, Parser, Subcommand};
+
+use crate::rules::history::Head;
 
 /// Owns attestations and direct-sign status, and answers the gate.
 #[derive(Debug, Parser)]
@@ -31,6 +34,49 @@ pub enum Command {
         #[arg(long, env = "AGREEMENT_ADDRESS", default_value = "http://127.0.0.1:50051")]
         address: String,
     },
+    /// Finds out whether the history is whole and the acceptances are what it says; exits with 1 if not.
+    Verify(Verify),
+    /// Erases a person from records, stored answers and written mails.
+    EraseContact(EraseContact),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Verify {
+    /// sqlite:PATH, or postgres://USER@HOST/NAME as libpq takes it.
+    #[arg(long, env = "AGREEMENT_DATABASE", value_name = "URL")]
+    pub database: Url,
+    /// A head that this command printed earlier and that was kept elsewhere; may be given several times.
+    #[arg(long, value_name = "REVISION:HASH")]
+    pub head: Vec<Head>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct EraseContact {
+    /// sqlite:PATH, or postgres://USER@HOST/NAME as libpq takes it.
+    #[arg(long, env = "AGREEMENT_DATABASE", value_name = "URL")]
+    pub database: Url,
+    /// The person's e-mail address, whatever its case.
+    #[arg(long, value_name = "ADDRESS")]
+    pub email: Address,
+    /// The folder that the service writes mails to, where it does.
+    #[arg(long, env = "AGREEMENT_MAIL_FOLDER", value_name = "DIR")]
+    pub mail_folder: Option<PathBuf>,
+}
+
+/// An e-mail address as somebody typed it. Its `Debug` does not show it.
+#[derive(Clone)]
+pub struct Address(pub String);
+
+impl From<String> for Address {
+    fn from(address: String) -> Self {
+        Self(address)
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Address(…)")
+    }
 }
 
 /// Where everything is kept.

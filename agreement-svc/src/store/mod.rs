@@ -6,11 +6,13 @@
 pub(crate) mod acceptance;
 pub(crate) mod change;
 pub(crate) mod customer;
+pub(crate) mod erase;
 pub(crate) mod gate;
 pub(crate) mod notification;
 pub(crate) mod partner;
 mod schema;
 pub(crate) mod template;
+pub(crate) mod verify;
 
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 
