@@ -227,10 +227,11 @@ impl Mails {
         let failed = |error: io::Error| format!("the mail folder cannot be searched: {error}");
         let mut found = vec![];
         for entry in fs::read_dir(&self.0).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
-            if path.extension().is_some_and(|extension| extension == "eml")
-                && is_to(&path, person).map_err(failed)?
-            {
+            let entry = entry.map_err(failed)?;
+            let path = entry.path();
+            let is_mail = path.extension().is_some_and(|extension| extension == "eml")
+                && entry.file_type().map_err(failed)?.is_file();
+            if is_mail && is_to(&path, person).map_err(failed)? {
                 found.push(path);
             }
         }
@@ -281,4 +282,153 @@ fn is_to(path: &Path, person: &Person) -> io::Result<bool> {
         }
     }
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use chassis::auth::{Caller, Channel, TenantKind};
+    use chassis::clock::{Clock, new_id};
+    use chassis::database::Writes;
+    use chassis::query;
+    use chassis::request::{RequestKey, Seen, request_answered, request_seen};
+    use diesel::RunQueryDsl;
+    use proto::agreement::{
+        CreateInvitationResponse, GetAttestationRequest, ImportAttestationsResponse, Invitation,
+    };
+    use proto::types::Contact;
+
+    use super::*;
+    use crate::data::read_templates;
+    use crate::store::{MIGRATIONS, verify};
+
+    const EMAIL: &str = "zeb@contoso.example";
+    const TENANTS: u128 = 3;
+    /// More than a page of answers, over tenants and calls.
+    const REQUESTS: u128 = 2 * ANSWERS_PER_PAGE as u128 + 1;
+
+    async fn empty_database(folder: &Path) -> Database {
+        let url = format!("sqlite:{}", folder.join("agreements.sqlite").display());
+        let database = Database::open(&url.parse().unwrap(), true, Writes::Serial).unwrap();
+        database.migrate(MIGRATIONS).unwrap();
+        read_templates(None, None).unwrap().load(&database, Clock::system().now()).await.unwrap();
+        database
+    }
+
+    fn run(connection: &mut Connection, sql: &str) -> Result<(), Error> {
+        query!(connection, c => diesel::sql_query(sql).execute(c))?;
+        Ok(())
+    }
+
+    fn key(n: u128, call: &'static str) -> RequestKey {
+        let caller = Caller {
+            tenant_kind: TenantKind::Partner,
+            tenant_id: Uuid::from_u128(n % TENANTS),
+            user_id: Uuid::nil(),
+            roles: vec![],
+            channel: Channel::Api,
+        };
+        RequestKey::new(&caller, call, Uuid::from_u128(n), &GetAttestationRequest::default())
+    }
+
+    fn invited(email: &str) -> Vec<u8> {
+        let recipient = Some(Contact { first_name: "Zeb".into(), email: email.into(), ..Contact::default() });
+        let invitation = Some(Invitation { recipient, ..Invitation::default() });
+        CreateInvitationResponse { invitation, revision: 1 }.encode_to_vec()
+    }
+
+    fn imported(attestation_id: Uuid) -> Vec<u8> {
+        let attestation_id = attestation_id.to_string();
+        ImportAttestationsResponse { row: 1, attestation_id, ..Default::default() }.encode_to_vec()
+    }
+
+    #[tokio::test]
+    async fn invitations_and_answers_of_every_call_let_go_of_the_person_and_of_nobody_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = empty_database(folder.path()).await;
+        let now = Clock::system().now();
+        let (attestation, customer) = (new_id(now), new_id(now));
+        let write = move |connection: &mut Connection| {
+            run(connection, "INSERT INTO partner VALUES ('p', '', '', '', '2024-01-01 00:00:00')")?;
+            run(
+                connection,
+                &format!(
+                    "INSERT INTO customer SELECT '{customer}', '', '', '', '', '', '', '', '', '', '2024-01-01 00:00:00', NULL, 0, 0"
+                ),
+            )?;
+            let acceptance = format!(
+                "INSERT INTO acceptance SELECT '{attestation}', 'ATTESTATION', 'p', '{customer}', '', template_id, number, \
+                 'Zeb', 'Q', '{EMAIL}', '', 'salt', effective_from, effective_from, '', NULL, NULL, 0, '', '' \
+                 FROM template_version WHERE number = 2"
+            );
+            run(connection, &acceptance)?;
+            for (id, of, email) in [
+                (1, "", EMAIL),
+                (2, &*customer.to_string(), "ZEB@contoso.example"),
+                (3, "", "ann-zeb@contoso.example"),
+            ] {
+                let id = Uuid::from_u128(id);
+                let invitation = format!(
+                    "INSERT INTO invitation SELECT '{id}', '', 'p', '', '{of}', id, 'Zeb', 'Q', '{email}', '1', 'salt', \
+                     '2024-01-01 00:00:00', '', '2024-01-01 00:00:00', NULL, NULL, 0 FROM template WHERE retired_at IS NULL"
+                );
+                run(connection, &invitation)?;
+            }
+            for n in 1..=REQUESTS {
+                let answer = match n {
+                    1 | REQUESTS => invited("Zeb@Contoso.example"),
+                    _ => invited("ann-zeb@contoso.example"),
+                };
+                request_answered(connection, &key(n, "CreateInvitation"), &answer, now)?;
+            }
+            for n in 1..=2 {
+                let id = if n == 1 { attestation } else { customer };
+                request_answered(connection, &key(n, "ImportAttestations"), &imported(id), now)?;
+            }
+            Ok::<_, Error>(())
+        };
+        database.write(write).await.unwrap();
+
+        let erased = erase(&database, now, EMAIL, None).await.unwrap();
+        let expected = Erased { attestations: 1, customers: 0, invitations: 2, answers: 3, mails: None };
+        assert_eq!(erased, expected);
+        let seen = |n, call| {
+            let database = database.clone();
+            async move { database.read(move |connection| request_seen(connection, &key(n, call))).await.unwrap() }
+        };
+        for n in 1..=REQUESTS {
+            let expected = match n {
+                1 | REQUESTS => Seen::OtherContent,
+                _ => Seen::Answered(invited("ann-zeb@contoso.example")),
+            };
+            assert_eq!(seen(n, "CreateInvitation").await, expected, "{n}");
+        }
+        assert_eq!(seen(1, "ImportAttestations").await, Seen::OtherContent);
+        assert_eq!(seen(2, "ImportAttestations").await, Seen::Answered(imported(customer)));
+
+        let found = database.read(|connection| person_find(connection, &Person::new(EMAIL))).await.unwrap();
+        assert!(found.is_empty(), "{found:?}");
+        let others = Person::new("ann-zeb@contoso.example");
+        let found = database.read(move |connection| person_find(connection, &others)).await.unwrap();
+        assert_eq!(found[&None].invitation_ids, [Uuid::from_u128(3)]);
+
+        // Of the three templates' versions and two erasures; the acceptance itself was not recorded.
+        let verified = database.snapshot(|connection| verify::verify(connection, &[])).await.unwrap();
+        assert_eq!((verified.head.revision, verified.findings.len()), (6, 2), "{verified}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_cannot_be_searched_keeps_everything_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = empty_database(folder.path()).await;
+        let now = Clock::system().now();
+        let write = move |connection: &mut Connection| {
+            request_answered(connection, &key(1, "CreateInvitation"), &invited(EMAIL), now)?;
+            request_answered(connection, &key(2, "Unheard"), &invited(EMAIL), now)
+        };
+        database.write(write).await.unwrap();
+        let refused = erase(&database, now, EMAIL, None).await.unwrap_err().to_string();
+        assert!(refused.contains("UnheardResponse") && !refused.contains("zeb"), "{refused}");
+        let seen = database.read(|connection| request_seen(connection, &key(1, "CreateInvitation"))).await;
+        assert_eq!(seen.unwrap(), Seen::Answered(invited(EMAIL)));
+    }
 }

@@ -275,3 +275,176 @@ fn acceptance_page(
     };
     keys.into_iter().map(read).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use chassis::clock::Clock;
+    use chassis::database::{Database, Writes};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::data::read_templates;
+    use crate::rules::history::Differs;
+    use crate::rules::party::{Cloud, Contact, Customer};
+    use crate::rules::signature::Signature;
+    use crate::rules::template::AgreementType;
+    use crate::rules::withdrawal::{Withdrawal, WithdrawalReason};
+    use crate::store::MIGRATIONS;
+    use crate::store::acceptance::{acceptance_supersede, acceptance_withdraw, signature_insert};
+    use crate::store::change::{Change, ChangeError, change_unasked, commitment};
+    use crate::store::customer::customer_insert;
+
+    const AGREEMENT: Uuid = Uuid::from_u128(0x117a77b0_9360_443b_8795_c6dedc750cf9);
+    const CUSTOMER: Uuid = Uuid::from_u128(1);
+    const ADMIN: Uuid = Uuid::from_u128(2);
+
+    fn create(change: &mut Change<'_>) -> Result<(), Error> {
+        let primary_contact = Contact {
+            first_name: "Tania".into(),
+            last_name: "Carr".into(),
+            email: "tania.carr@contoso.example".into(),
+            phone: String::new(),
+        };
+        let contact_salt = "salt".to_owned();
+        let revision = change.record(&Event::CustomerCreated {
+            customer_id: CUSTOMER,
+            company_name: "Contoso".into(),
+            domain: "contoso.example".into(),
+            country: "FR".into(),
+            cloud: Cloud::Public,
+            contact_commitment: commitment(&contact_salt, &primary_contact),
+            by: ADMIN,
+        })?;
+        customer_insert(
+            change.connection,
+            &Customer {
+                id: CUSTOMER,
+                company_name: "Contoso".into(),
+                domain: "contoso.example".into(),
+                country: "FR".into(),
+                cloud: Cloud::Public,
+                primary_contact,
+                contact_salt,
+                created_at: change.now,
+                first_purchase_at: None,
+                acceptance_revision: revision,
+                revision,
+            },
+        )
+    }
+
+    /// Signs a version in the place of another signature.
+    fn sign(change: &mut Change<'_>, id: Uuid, version: u32, supersedes: Option<Uuid>) -> Result<(), Error> {
+        let agreement_type = AgreementType::MicrosoftCustomerAgreement;
+        let revision = change.record(&Event::Signed {
+            signature_id: id,
+            customer_id: CUSTOMER,
+            agreement_type,
+            template_id: AGREEMENT,
+            template_version: version,
+            supersedes,
+            by: ADMIN,
+        })?;
+        if let Some(superseded) = supersedes {
+            acceptance_supersede(change.connection, superseded, change.now)?;
+        }
+        signature_insert(
+            change.connection,
+            &Signature {
+                id,
+                customer_id: CUSTOMER,
+                agreement_type,
+                template_id: AGREEMENT,
+                template_version: version,
+                signed_at: change.now,
+                signed_by: ADMIN,
+                superseded_at: None,
+                withdrawn: None,
+                revision,
+            },
+        )
+    }
+
+    fn withdraw(change: &mut Change<'_>, id: Uuid) -> Result<(), Error> {
+        let reason = WithdrawalReason::NoLongerAccepts;
+        let uncovered_partner_ids = vec![];
+        change.record(&Event::SignatureWithdrawn {
+            signature_id: id,
+            customer_id: CUSTOMER,
+            reason,
+            uncovered_partner_ids,
+            by: ADMIN,
+        })?;
+        acceptance_withdraw(change.connection, id, Withdrawal { at: change.now, reason, by: ADMIN })
+    }
+
+    #[tokio::test]
+    async fn signatures_are_held_against_the_history_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("agreements.sqlite").display());
+        let database = Database::open(&url.parse().unwrap(), true, Writes::Serial).unwrap();
+        database.migrate(MIGRATIONS).unwrap();
+        let now = Clock::system().now();
+        read_templates(None, None).unwrap().load(&database, now).await.unwrap();
+        let [first, second] = [Uuid::from_u128(11), Uuid::from_u128(12)];
+        let last: i64 = change_unasked(&database, now, move |change| {
+            create(change)?;
+            sign(change, first, 1, None)?;
+            sign(change, second, 2, Some(first))?;
+            withdraw(change, second)?;
+            Ok::<_, ChangeError>(change.revision())
+        })
+        .await
+        .unwrap();
+
+        let differs = |id: Uuid, how| Finding::Acceptance { id: id.to_string(), how };
+        let superseded = differs(first, Differs::Column("superseded_at", last - 1));
+        let withdrawn = ["withdrawn_at", "withdrawal_reason", "withdrawn_by"];
+        let withdrawn = withdrawn.map(|column| differs(second, Differs::Column(column, last))).to_vec();
+        for (set, expected) in [
+            ("kind = kind", vec![]),
+            (
+                "first_name = 'Tania' WHERE withdrawn_at IS NULL",
+                vec![differs(first, Differs::PersonOnSignature)],
+            ),
+            (
+                "contact_salt = '1' WHERE withdrawn_at IS NULL",
+                vec![differs(first, Differs::PersonOnSignature)],
+            ),
+            (
+                "partner_id = '1' WHERE withdrawn_at IS NULL",
+                vec![differs(first, Differs::Column("partner_id", last - 2))],
+            ),
+            (
+                "agreed_at = '2001-01-01 00:00:00' WHERE withdrawn_at IS NULL",
+                vec![differs(first, Differs::Column("agreed_at", last - 2))],
+            ),
+            ("superseded_at = NULL", vec![superseded]),
+            ("withdrawn_at = NULL, withdrawal_reason = '', withdrawn_by = ''", withdrawn),
+        ] {
+            let found = database.write(move |connection| {
+                query!(connection, c => diesel::sql_query(format!("UPDATE acceptance SET {set}")).execute(c))?;
+                let verified = verify(connection, &[])?;
+                // Nothing of it is to stay.
+                Err::<(), _>(Tried(Ok(verified)))
+            });
+            let Err(Tried(verified)) = found.await else { panic!("{set} was kept") };
+            assert_eq!(verified.unwrap().findings, expected, "{set}");
+        }
+    }
+
+    /// What was seen in a transaction that is undone.
+    struct Tried(Result<Verified, Error>);
+
+    impl From<Error> for Tried {
+        fn from(error: Error) -> Self {
+            Self(Err(error))
+        }
+    }
+
+    impl From<diesel::result::Error> for Tried {
+        fn from(error: diesel::result::Error) -> Self {
+            Self(Err(error.into()))
+        }
+    }
+}

@@ -7,6 +7,7 @@ mod bad_input;
 mod concurrency;
 mod fail_closed;
 mod gate;
+mod history;
 mod samples;
 mod stories;
 mod tidy;
