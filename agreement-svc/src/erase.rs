@@ -106,7 +106,11 @@ pub(crate) async fn erase(
         deleted.extend(mails.delete(mails.addressed_to(&person)?)?);
         deleted.extend(mails.delete(mails.of(&attestation_ids(&found)))?);
     }
-    database.purge().await?;
+    database.purge().await.map_err(|error| {
+        format!(
+            "erased, but the file of the database still holds it; run this again, with less going on: {error}"
+        )
+    })?;
     Ok(Erased {
         attestations: found.values().map(|found| found.attestation_ids.len()).sum(),
         customers: found.values().filter(|found| found.is_primary_contact).count(),

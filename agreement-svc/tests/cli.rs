@@ -15,11 +15,18 @@ fn words(output: &Output) -> String {
 
 #[test]
 fn help_names_every_command_and_setting() {
-    let all = words(&run(&["--help"])) + &words(&run(&["serve", "--help"]));
+    let commands =
+        [&["--help"][..], &["serve", "--help"], &["verify", "--help"], &["erase-contact", "--help"]];
+    let all: String = commands.iter().map(|args| words(&run(args))).collect();
     for word in [
         "serve",
         "migrate",
         "check-health",
+        "verify",
+        "--head",
+        "erase-contact",
+        "--email",
+        "--mail-folder",
         "--database",
         "--create",
         "--templates",
@@ -71,6 +78,10 @@ fn wrong_settings_are_refused_with_the_reason() {
         ),
         (vec!["migrate", "--database", &missing], "--create"),
         (vec!["check-health", "--address", "http://127.0.0.1:1"], "cannot be reached"),
+        (vec!["verify", "--database", &missing], "does not exist"),
+        (vec!["verify", "--database", &missing, "--head", "12"], "REVISION:HASH"),
+        (vec!["verify", "--database", &missing, "--head", "12:abc"], "REVISION:HASH"),
+        (vec!["erase-contact", "--database", &missing, "--email", "a@b.example"], "does not exist"),
     ] {
         let output = run(&args);
         assert!(!output.status.success(), "{args:?}");
@@ -100,6 +111,37 @@ fn a_schema_that_was_not_migrated_is_refused_and_served_afterwards_until_a_signa
     Command::new("kill").args(["-TERM", &serving.id().to_string()]).status().unwrap();
     assert!(serving.wait().unwrap().success());
     assert!(!run(&["check-health", "--address", &address]).status.success());
+}
+
+#[test]
+fn the_history_is_verified_and_a_person_erased_from_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = format!("sqlite:{}", folder.path().join("agreements.sqlite").display());
+    assert!(run(&["migrate", "--create", "--database", &database]).status.success());
+    let clean = run(&["verify", "--database", &database]);
+    assert!(clean.status.success(), "{}", words(&clean));
+    let printed = String::from_utf8(clean.stdout).unwrap();
+    let head = printed.trim_end().strip_prefix("head ").unwrap();
+    assert!(run(&["verify", "--database", &database, "--head", head]).status.success());
+
+    let another = head.replace(':', ":0").split_at(head.len()).0.to_owned();
+    let found = run(&["verify", "--database", &database, "--head", head, "--head", &another]);
+    assert_eq!(found.status.code(), Some(1));
+    let lines = String::from_utf8(found.stdout).unwrap();
+    let revision = head.split(':').next().unwrap();
+    let expected = format!(
+        "the history does not have the head {another}: event {revision} or one before it was replaced\nhead {head}\n"
+    );
+    assert_eq!(lines, expected);
+
+    let erase = |email| run(&["erase-contact", "--database", &database, "--email", email]);
+    let nobody = erase("Zeb@Contoso.example");
+    assert!(nobody.status.success() && words(&nobody).contains("nobody"), "{}", words(&nobody));
+    let refused = erase("zeb at contoso");
+    assert!(!refused.status.success());
+    for output in [nobody, refused] {
+        assert!(!words(&output).to_lowercase().contains("zeb"), "{}", words(&output));
+    }
 }
 
 /// Reads the log until it says where the server listens.

@@ -113,7 +113,7 @@ async fn an_untouched_history_is_whole_and_goes_through_the_heads_it_had() {
         let cluster = Cluster::on(backend).await;
         let empty = verify(&cluster, &[]).await;
         let told = tell(&cluster).await;
-        let verified = verify(&cluster, &[empty.head.clone()]).await;
+        let verified = verify(&cluster, std::slice::from_ref(&empty.head)).await;
         assert_eq!(
             (verified.findings.as_slice(), verified.head.revision),
             (&[][..], told.last),
