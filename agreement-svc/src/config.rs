@@ -1,5 +1,6 @@
 //! Commands and settings, by flag or environment.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -12,6 +13,8 @@ use lettre::message::Mailbox;
 use uuid::Uuid;
 
 use crate::import;
+
+use crate::rules::history::Head;
 
 /// Owns attestations and direct-sign status, and answers the gate.
 #[derive(Debug, Parser)]
@@ -39,6 +42,10 @@ pub enum Command {
     /// Attests from a CSV file, row by row. The same file sent again changes nothing. Exits with 0 when
     /// every row is settled, with 1 when some were refused, with 2 when it could not be carried through.
     Import(Import),
+    /// Finds out whether the history is whole and the acceptances are what it says; exits with 1 if not.
+    Verify(Verify),
+    /// Erases a person from records, stored answers and written mails.
+    EraseContact(EraseContact),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -66,6 +73,45 @@ pub struct Import {
     /// Where to write what became of each row; by default beside the file, as FILE.results.csv.
     #[arg(long, value_name = "RESULTS.csv")]
     pub results: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Verify {
+    /// sqlite:PATH, or postgres://USER@HOST/NAME as libpq takes it.
+    #[arg(long, env = "AGREEMENT_DATABASE", value_name = "URL")]
+    pub database: Url,
+    /// A head that this command printed earlier and that was kept elsewhere; may be given several times.
+    #[arg(long, value_name = "REVISION:HASH")]
+    pub head: Vec<Head>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct EraseContact {
+    /// sqlite:PATH, or postgres://USER@HOST/NAME as libpq takes it.
+    #[arg(long, env = "AGREEMENT_DATABASE", value_name = "URL")]
+    pub database: Url,
+    /// The person's e-mail address, whatever its case.
+    #[arg(long, value_name = "ADDRESS")]
+    pub email: Address,
+    /// The folder that the service writes mails to, where it does.
+    #[arg(long, env = "AGREEMENT_MAIL_FOLDER", value_name = "DIR")]
+    pub mail_folder: Option<PathBuf>,
+}
+
+/// An e-mail address as somebody typed it. Its `Debug` does not show it.
+#[derive(Clone)]
+pub struct Address(pub String);
+
+impl From<String> for Address {
+    fn from(address: String) -> Self {
+        Self(address)
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Address(…)")
+    }
 }
 
 /// Where everything is kept.

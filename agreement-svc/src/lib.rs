@@ -7,12 +7,14 @@
 //! - [`data`]: the files that ship with it: policy, templates.
 //! - [`config`]: commands and settings.
 //! - [`import`]: the command that attests from a file; a client of a running server.
+//! - [`verify()`] and `erase`: the history held against the records, and a person erased from them.
 //!
 //! [`serve`] wires them; `main` only chooses the command.
 
 mod api;
 pub mod config;
 pub mod data;
+mod erase;
 pub mod import;
 pub mod rules;
 mod store;
@@ -24,9 +26,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use chassis::clock::Clock;
-use chassis::database::{Database, Writes};
+use chassis::database::{Database, Url, Writes};
 use chassis::server::{self, MESSAGE_BYTES_MAX, Options};
-use config::{Serve, Storage};
+use config::{EraseContact, Serve, Storage, Verify};
 use proto::agreement::attestation_service_server::AttestationServiceServer;
 use proto::agreement::customer_service_server::CustomerServiceServer;
 use proto::agreement::direct_sign_service_server::DirectSignServiceServer;
@@ -41,6 +43,8 @@ use tonic::service::RoutesBuilder;
 use api::Api;
 pub use api::access::WHO_MAY;
 use api::link::Links;
+pub use erase::Erased;
+use rules::history::Verified;
 use store::change::ChangeError;
 use workers::mailer::{self, Mailer};
 use workers::poller;
@@ -81,9 +85,7 @@ pub async fn serve(
     let database = if config.storage.create {
         migrate(&config.storage, &clock).await?
     } else {
-        let database = Database::open(&config.storage.database, false, Writes::Serial)?;
-        database.check_schema(store::MIGRATIONS)?;
-        database
+        open(&config.storage.database)?
     };
     let links = config.invitation_key_file.as_deref();
     let links = links.map(|file| read_links(file, &config.acceptance_page)).transpose()?;
@@ -152,6 +154,33 @@ pub async fn migrate(storage: &Storage, clock: &Clock) -> Result<Database, Failu
         ChangeError::Failed(error) => Failure::from(error),
         ChangeError::Refused(refusal) => Failure::from(format!("the templates do not fit: {refusal:?}")),
     })?;
+    Ok(database)
+}
+
+/// Finds out whether the history is whole, goes through every head that was kept, and is what the
+/// acceptances show. It reads one state of the database, beside a service that may go on.
+///
+/// # Errors
+/// A database that cannot be read.
+pub async fn verify(config: &Verify) -> Result<Verified, Failure> {
+    let database = open(&config.database)?;
+    let kept = config.head.clone();
+    Ok(database.snapshot(move |connection| store::verify::verify(connection, &kept)).await?)
+}
+
+/// Erases whoever has an e-mail address from records, stored answers and written mails. Doing it again
+/// finishes what was cut off, and does no harm.
+///
+/// # Errors
+/// What is no address; a database or folder that cannot be read or changed. The address is in none.
+pub async fn erase_contact(config: &EraseContact, clock: &Clock) -> Result<Erased, Failure> {
+    let database = open(&config.database)?;
+    erase::erase(&database, clock.now(), &config.email.0, config.mail_folder.as_deref()).await
+}
+
+fn open(url: &Url) -> Result<Database, Failure> {
+    let database = Database::open(url, false, Writes::Serial)?;
+    database.check_schema(store::MIGRATIONS)?;
     Ok(database)
 }
 

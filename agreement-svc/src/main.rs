@@ -34,6 +34,25 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::CheckHealth { address } => {
             server::runtime(1)?.block_on(async { Ok(server::check_health(&address).await?) })
         }
+        Command::Verify(config) => {
+            let verified = server::runtime(1)?.block_on(agreement_svc::verify(&config))?;
+            say(&verified);
+            match verified.findings.len() {
+                0 => Ok(()),
+                findings => Err(format!("the history does not hold: {findings} findings").into()),
+            }
+        }
+        Command::EraseContact(config) => {
+            let erased =
+                server::runtime(1)?.block_on(agreement_svc::erase_contact(&config, &Clock::system()))?;
+            say(&erased);
+            Ok(())
+        }
     };
     done.map(|()| ExitCode::SUCCESS)
+}
+
+#[expect(clippy::print_stdout, reason = "what a command was asked for is not a log line")]
+fn say(answer: &dyn std::fmt::Display) {
+    println!("{answer}");
 }

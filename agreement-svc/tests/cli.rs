@@ -25,12 +25,19 @@ fn words(output: &Output) -> String {
 
 #[test]
 fn help_names_every_command_and_setting() {
-    let all = words(&run(&["--help"])) + &words(&run(&["serve", "--help"]));
+    let commands =
+        [&["--help"][..], &["serve", "--help"], &["verify", "--help"], &["erase-contact", "--help"]];
+    let all: String = commands.iter().map(|args| words(&run(args))).collect();
     for word in [
         "serve",
         "migrate",
         "check-health",
         "import",
+        "verify",
+        "--head",
+        "erase-contact",
+        "--email",
+        "--mail-folder",
         "--database",
         "--create",
         "--templates",
@@ -82,6 +89,10 @@ fn wrong_settings_are_refused_with_the_reason() {
         ),
         (vec!["migrate", "--database", &missing], "--create"),
         (vec!["check-health", "--address", "http://127.0.0.1:1"], "cannot be reached"),
+        (vec!["verify", "--database", &missing], "does not exist"),
+        (vec!["verify", "--database", &missing, "--head", "12"], "REVISION:HASH"),
+        (vec!["verify", "--database", &missing, "--head", "12:abc"], "REVISION:HASH"),
+        (vec!["erase-contact", "--database", &missing, "--email", "a@b.example"], "does not exist"),
     ] {
         let output = run(&args);
         assert!(!output.status.success(), "{args:?}");
@@ -139,6 +150,8 @@ impl Server {
             "insecure",
             "--listen",
             "127.0.0.1:0",
+            "--mail-folder",
+            &folder.path().join("mails").display().to_string(),
         ]);
         let address = format!("http://{}", address_of(&mut process));
         Self { process, address, folder }
@@ -354,6 +367,37 @@ fn a_file_that_cannot_be_read_is_refused_before_anything_is_sent() {
     // None of all this stored the row.
     assert_eq!(server.import(&good, &[]).0, Some(0));
     assert_eq!(results(&server.folder.path().join("good.results.csv")), ["1 STORED"]);
+}
+
+#[test]
+fn the_history_is_verified_and_a_person_erased_from_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = format!("sqlite:{}", folder.path().join("agreements.sqlite").display());
+    assert!(run(&["migrate", "--create", "--database", &database]).status.success());
+    let clean = run(&["verify", "--database", &database]);
+    assert!(clean.status.success(), "{}", words(&clean));
+    let printed = String::from_utf8(clean.stdout).unwrap();
+    let head = printed.trim_end().strip_prefix("head ").unwrap();
+    assert!(run(&["verify", "--database", &database, "--head", head]).status.success());
+
+    let another = head.replace(':', ":0").split_at(head.len()).0.to_owned();
+    let found = run(&["verify", "--database", &database, "--head", head, "--head", &another]);
+    assert_eq!(found.status.code(), Some(1));
+    let lines = String::from_utf8(found.stdout).unwrap();
+    let revision = head.split(':').next().unwrap();
+    let expected = format!(
+        "the history does not have the head {another}: event {revision} or one before it was replaced\nhead {head}\n"
+    );
+    assert_eq!(lines, expected);
+
+    let erase = |email| run(&["erase-contact", "--database", &database, "--email", email]);
+    let nobody = erase("Zeb@Contoso.example");
+    assert!(nobody.status.success() && words(&nobody).contains("nobody"), "{}", words(&nobody));
+    let refused = erase("zeb at contoso");
+    assert!(!refused.status.success());
+    for output in [nobody, refused] {
+        assert!(!words(&output).to_lowercase().contains("zeb"), "{}", words(&output));
+    }
 }
 
 /// Reads the log until it says where the server listens.

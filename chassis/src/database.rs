@@ -18,7 +18,8 @@ use std::time::Duration;
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::r2d2::{self, ManageConnection, Pool, PooledConnection};
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
-use diesel::{Connection as _, PgConnection, SqliteConnection};
+use diesel::sql_types::Integer;
+use diesel::{Connection as _, PgConnection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness};
 use tokio::sync::Semaphore;
 
@@ -216,6 +217,28 @@ impl Database {
         self.blocking(move |connection| guarded(connection, read)).await
     }
 
+    /// Runs a longer read of several statements that all see the same state of the database, whatever
+    /// others commit meanwhile. The state is that of the first statement.
+    ///
+    /// # Errors
+    /// Whatever `read` returns; [`Error`] when it could not be run.
+    pub async fn snapshot<T, E, F>(&self, read: F) -> Result<T, E>
+    where
+        F: FnOnce(&mut Connection) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        self.blocking(move |connection| {
+            connection.begin_snapshot()?;
+            let result = guarded(connection, read);
+            if let Err(error) = connection.roll_back() {
+                tracing::warn!(?error, "the end of a snapshot failed; the connection is dropped");
+            }
+            result
+        })
+        .await
+    }
+
     /// Runs a transaction that writes. It is committed when `write` returns `Ok`, and only then is
     /// the caller answered.
     ///
@@ -251,6 +274,28 @@ impl Database {
         .await
     }
 
+    /// Rewrites the file of SQLite, which otherwise keeps what was deleted or replaced in its free
+    /// space and its log until something else is written there. Writes wait meanwhile, and the disk must
+    /// have room for a second file. PostgreSQL sees to its space by itself, when it vacuums.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when others did not let go of the file in time.
+    pub async fn purge(&self) -> Result<(), Error> {
+        let manager = Manager { read_only: false, ..self.0.manager.clone() };
+        let job = move || match manager.connect()? {
+            Connection::Postgres(_) => Ok(()),
+            Connection::Sqlite(mut c) => {
+                c.batch_execute("VACUUM")?;
+                let is_busy: Checkpoint = sql_query("PRAGMA wal_checkpoint(TRUNCATE)").get_result(&mut c)?;
+                match is_busy.busy {
+                    0 => Ok(()),
+                    _ => Err(Error::Unavailable("the log of the database could not be emptied".into())),
+                }
+            }
+        };
+        tokio::task::spawn_blocking(job).await.map_err(|_| Error::Panicked)?
+    }
+
     async fn blocking<T, E, F>(&self, run: F) -> Result<T, E>
     where
         F: FnOnce(&mut Pooled) -> Result<T, E> + Send + 'static,
@@ -269,6 +314,14 @@ impl Database {
         };
         tokio::task::spawn_blocking(job).await.map_err(|_| Error::Panicked)?
     }
+}
+
+/// What SQLite answers when it is asked to empty its log.
+#[derive(QueryableByName)]
+struct Checkpoint {
+    /// 1 when somebody else still reads from the log.
+    #[diesel(sql_type = Integer)]
+    busy: i32,
 }
 
 type Pooled = PooledConnection<Manager>;
@@ -292,6 +345,18 @@ impl Connection {
             // Taking the write lock at once spares the failure of a read that turns into a write.
             Self::Sqlite(c) => AnsiTransactionManager::begin_transaction_sql(c, "BEGIN IMMEDIATE")?,
             Self::Postgres(c) => AnsiTransactionManager::begin_transaction(c)?,
+        }
+        Ok(())
+    }
+
+    fn begin_snapshot(&mut self) -> Result<(), Error> {
+        match self {
+            // In WAL mode a reader keeps seeing what was committed when it began.
+            Self::Sqlite(c) => AnsiTransactionManager::begin_transaction_sql(c, "BEGIN")?,
+            Self::Postgres(c) => {
+                const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+                AnsiTransactionManager::begin_transaction_sql(c, SNAPSHOT)?;
+            }
         }
         Ok(())
     }

@@ -108,3 +108,56 @@ pub fn request_answered(
     })?;
     Ok(inserted > 0)
 }
+
+/// The answer to a request, as it is stored.
+#[derive(Clone, Debug)]
+pub struct StoredAnswer {
+    tenant_id: String,
+    /// The call that was answered, by the name its key was made with.
+    pub call: String,
+    request_id: String,
+    /// The encoded message.
+    pub answer: Vec<u8>,
+}
+
+/// A page of all stored answers, by key, after the last of the page before.
+///
+/// # Errors
+/// The database's.
+pub fn answers_after(
+    connection: &mut Connection,
+    after: Option<&StoredAnswer>,
+    limit: i64,
+) -> Result<Vec<StoredAnswer>, Error> {
+    let rows: Vec<(String, String, String, Vec<u8>)> = query!(connection, c => {
+        let mut page = request::table
+            .order((request::tenant_id, request::call, request::request_id))
+            .limit(limit)
+            .select((request::tenant_id, request::call, request::request_id, request::answer))
+            .into_boxed();
+        if let Some(StoredAnswer { tenant_id, call, request_id, .. }) = after {
+            let of_call = request::call.gt(call).or(request::call.eq(call).and(request::request_id.gt(request_id)));
+            let of_tenant = request::tenant_id.gt(tenant_id).or(request::tenant_id.eq(tenant_id).and(of_call));
+            page = page.filter(of_tenant);
+        }
+        page.load(c)
+    })?;
+    let stored = |(tenant_id, call, request_id, answer)| StoredAnswer { tenant_id, call, request_id, answer };
+    Ok(rows.into_iter().map(stored).collect())
+}
+
+/// Replaces a stored answer and forgets what was asked: whoever repeats the request is then told that
+/// its id was used for other content. For what must no longer be kept, be it in the answer or as a
+/// digest of the content.
+///
+/// # Errors
+/// The database's.
+pub fn answer_replace(connection: &mut Connection, changed: &StoredAnswer) -> Result<(), Error> {
+    let StoredAnswer { tenant_id, call, request_id, answer } = changed;
+    query!(connection, c => {
+        diesel::update(request::table.find((tenant_id, call, request_id)))
+            .set((request::content.eq(""), request::answer.eq(answer)))
+            .execute(c)
+    })?;
+    Ok(())
+}

@@ -593,6 +593,38 @@ async fn a_panicking_read_fails_alone() {
 }
 
 #[tokio::test]
+async fn what_was_deleted_is_in_no_file_once_it_is_purged_beside_open_connections() {
+    const GONE: &str = "a name that nobody is to read again";
+    let home = Home::new(Backend::Sqlite);
+    let database = home.open(Writes::Serial);
+    let files = || {
+        let files = std::fs::read_dir(home.folder.path()).unwrap();
+        let bytes = files.flat_map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect::<Vec<_>>();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    write(&database, "stays").await.unwrap();
+    write(&database, GONE).await.unwrap();
+    let delete = |connection: &mut Connection| -> Result<(), Error> {
+        query!(connection, c => diesel::delete(thing::table.find(GONE)).execute(c))?;
+        Ok(())
+    };
+    database.write(delete).await.unwrap();
+    assert!(files().contains(GONE), "SQLite has forgotten it by itself: this test would prove nothing");
+
+    // A reader that has begun sees what was, so the log cannot be emptied.
+    let mut reader = home.independent();
+    query!(&mut reader, c => c.batch_execute("BEGIN; SELECT name FROM thing")).unwrap();
+    let busy = database.purge().await;
+    assert!(matches!(busy, Err(Error::Unavailable(_))), "{busy:?}");
+    query!(&mut reader, c => c.batch_execute("COMMIT")).unwrap();
+
+    database.purge().await.unwrap();
+    assert!(!files().contains(GONE) && files().contains("stays"));
+    write(&database, "later").await.unwrap();
+    assert_eq!(home.stored(), BTreeSet::from(["later".to_owned(), "stays".to_owned()]));
+}
+
+#[tokio::test]
 async fn reads_of_sqlite_cannot_write() {
     let home = Home::new(Backend::Sqlite);
     let database = home.open(Writes::Serial);

@@ -229,7 +229,7 @@ mod tests {
                 let (provider_id, reseller_id) = (Uuid::from_u128(1), Uuid::from_u128(2));
                 change.record(&Event::ResellerLinked { provider_id, reseller_id, by: Uuid::from_u128(3) })?;
             }
-            Ok(())
+            Ok::<_, ChangeError>(())
         })
         .await
         .unwrap();

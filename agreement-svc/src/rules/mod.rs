@@ -6,6 +6,7 @@
 pub mod attestation;
 pub mod eligibility;
 pub mod event;
+pub mod history;
 pub mod invitation;
 pub mod notification;
 pub mod party;

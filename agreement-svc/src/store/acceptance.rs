@@ -11,11 +11,13 @@ use diesel::dsl::min;
 use diesel::prelude::*;
 use uuid::Uuid;
 
+use super::change::commitment;
 use super::schema::{acceptance, template_version};
 
 use crate::rules::Time;
 use crate::rules::attestation::Attestation;
 use crate::rules::eligibility::AcceptanceKind;
+use crate::rules::history::{Columns, Stored, StoredContact};
 use crate::rules::party::Contact;
 use crate::rules::signature::Signature;
 use crate::rules::template::AgreementType;
@@ -26,7 +28,7 @@ const NO_PARTNER: &str = "";
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = acceptance)]
-struct Row {
+pub(super) struct Row {
     id: String,
     kind: String,
     partner_id: String,
@@ -91,6 +93,39 @@ impl Row {
             superseded_at: self.superseded_at.map(utc),
             revision: self.revision,
         })
+    }
+
+    /// As it stands there, to be held against the history.
+    pub(super) fn stored(self) -> Stored {
+        let contact = Contact {
+            first_name: self.first_name,
+            last_name: self.last_name,
+            email: self.email,
+            phone: self.phone,
+        };
+        let Contact { first_name, last_name, email, phone } = &contact;
+        let is_empty = [first_name, last_name, email, phone, &self.contact_salt].iter().all(|t| t.is_empty());
+        let contact = match is_empty {
+            true => StoredContact::Empty,
+            false => StoredContact::Of { commitment: commitment(&self.contact_salt, &contact) },
+        };
+        let columns = Columns {
+            kind: self.kind,
+            partner_id: self.partner_id,
+            customer_id: self.customer_id,
+            agreement_type: self.agreement_type,
+            template_id: self.template_id,
+            template_version: self.template_version.into(),
+            agreed_at: utc(self.agreed_at),
+            recorded_at: utc(self.recorded_at),
+            recorded_by: self.recorded_by,
+            superseded_at: self.superseded_at.map(utc),
+            withdrawn_at: self.withdrawn_at.map(utc),
+            withdrawal_reason: self.withdrawal_reason,
+            withdrawn_by: self.withdrawn_by,
+            revision: self.revision,
+        };
+        Stored { id: self.id, columns, contact }
     }
 
     fn check_kind(&self, expected: AcceptanceKind) -> Result<(), Error> {

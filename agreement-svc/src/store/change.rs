@@ -109,15 +109,20 @@ pub(crate) async fn change(
 }
 
 /// Runs a change that no caller asked for and that cannot be asked for twice.
-pub(crate) async fn change_unasked(
+pub(crate) async fn change_unasked<T, E>(
     database: &Database,
     now: Time,
-    decide: impl FnOnce(&mut Change<'_>) -> Result<(), ChangeError> + Send + 'static,
-) -> Result<(), ChangeError> {
+    decide: impl FnOnce(&mut Change<'_>) -> Result<T, E> + Send + 'static,
+) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<Error> + Send + 'static,
+{
     let write = move |connection: &mut Connection| {
         let mut change = Change::begin(connection, now)?;
-        decide(&mut change)?;
-        Ok(change.finish()?)
+        let outcome = decide(&mut change)?;
+        change.finish()?;
+        Ok(outcome)
     };
     database.write(write).await
 }
@@ -170,7 +175,7 @@ impl<'c> Change<'c> {
 }
 
 /// The hash of an event: over the hash before it, its number, its time and its body as stored.
-fn chained(previous: &str, revision: i64, recorded_at: Time, body: &str) -> String {
+pub(super) fn chained(previous: &str, revision: i64, recorded_at: Time, body: &str) -> String {
     let micros = recorded_at.timestamp_micros();
     hex(&Sha256::digest(format!("{previous}\n{revision}\n{micros}\n{body}")))
 }

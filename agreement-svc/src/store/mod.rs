@@ -6,6 +6,7 @@
 pub(crate) mod acceptance;
 pub(crate) mod change;
 pub(crate) mod customer;
+pub(crate) mod erase;
 pub(crate) mod event;
 pub(crate) mod gate;
 pub(crate) mod invitation;
@@ -13,6 +14,7 @@ pub(crate) mod notification;
 pub(crate) mod partner;
 mod schema;
 pub(crate) mod template;
+pub(crate) mod verify;
 
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 

@@ -9,6 +9,7 @@ mod direct_sign;
 mod events;
 mod fail_closed;
 mod gate;
+mod history;
 mod import;
 mod samples;
 mod stories;
