@@ -7,6 +7,7 @@ mod bad_input;
 mod concurrency;
 mod fail_closed;
 mod gate;
+mod mail;
 mod samples;
 mod stories;
 mod tidy;
