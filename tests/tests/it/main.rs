@@ -11,6 +11,7 @@ mod fail_closed;
 mod gate;
 mod history;
 mod import;
+mod mail;
 mod samples;
 mod stories;
 mod tidy;
