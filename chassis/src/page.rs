@@ -76,9 +76,14 @@ impl Page {
             return String::new();
         }
         rows.truncate(self.size);
-        let mut bytes = self.binding.to_vec();
-        bytes.extend(rows.last().map(key).unwrap_or_default().into_bytes());
-        URL_SAFE_NO_PAD.encode(bytes)
+        self.token(&rows.last().map(key).unwrap_or_default())
+    }
+
+    /// The token for the page after a key of visible ASCII characters, for lists that end their pages
+    /// by themselves.
+    #[must_use]
+    pub fn token(&self, key: &str) -> String {
+        URL_SAFE_NO_PAD.encode([&self.binding[..], key.as_bytes()].concat())
     }
 }
 

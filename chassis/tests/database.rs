@@ -592,6 +592,58 @@ async fn a_panicking_read_fails_alone() {
     }
 }
 
+/// Reads twice, and lets somebody else write in between.
+fn read_around_a_write(
+    connection: &mut Connection,
+    other: &mut Connection,
+    name: &str,
+) -> Result<[Vec<String>; 2], Error> {
+    let before = names(connection)?;
+    insert(other, name)?;
+    Ok([before, names(connection)?])
+}
+
+#[tokio::test]
+async fn two_reads_inside_a_snapshot_see_the_same_although_somebody_wrote_in_between() {
+    for backend in Backend::all() {
+        let home = Home::new(backend);
+        let database = home.open(Writes::Serial);
+        write(&database, "first").await.unwrap();
+        let mut other = home.independent();
+        let read = move |connection: &mut Connection| read_around_a_write(connection, &mut other, "second");
+        let [before, after] = database.snapshot(read).await.unwrap();
+        assert_eq!((before.as_slice(), after.as_slice()), (&["first".into()][..], &["first".into()][..]));
+
+        // Without a snapshot they do not, so that this test can fail.
+        let mut other = home.independent();
+        let read = move |connection: &mut Connection| read_around_a_write(connection, &mut other, "third");
+        let [before, after] = database.list(read).await.unwrap();
+        assert_eq!((before.len(), after.len()), (2, 3), "{backend:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_cannot_write_and_whatever_ends_it_leaves_nothing_open() {
+    for backend in Backend::all() {
+        let home = Home::new(backend);
+        let database = home.open(Writes::Serial);
+        for _ in 0..POOL_SIZE + 1 {
+            let refused = database.snapshot(|connection| insert(connection, "sneaked in")).await;
+            assert!(refused.is_err(), "{backend:?}");
+            let nested = database.snapshot(|connection: &mut Connection| -> Result<(), Error> {
+                query!(connection, c => c.transaction(|_| panic!("a defect in a read")))
+            });
+            assert!(matches!(nested.await, Err(Error::Panicked)), "{backend:?}");
+        }
+        assert_eq!(home.stored(), BTreeSet::new(), "{backend:?}");
+        write(&database, "later").await.unwrap();
+        for _ in 0..POOL_SIZE + 1 {
+            let seen = database.snapshot(names).await.unwrap();
+            assert_eq!(seen, ["later"], "{backend:?}: a connection still sees the past");
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_was_deleted_is_in_no_file_once_it_is_purged_beside_open_connections() {
     const GONE: &str = "a name that nobody is to read again";

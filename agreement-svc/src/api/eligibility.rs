@@ -1,35 +1,52 @@
 //! `EligibilityService`: the gate.
 
 use chassis::auth::{self, Caller, TenantKind, Who};
-use chassis::database::Connection;
+use chassis::database::{Connection, Error};
 use chassis::form::{Form, timestamp};
+use chassis::page::Page;
 use chassis::request::RequestKey;
+use proto::agreement::eligibility_result::Result as ItemResult;
 use proto::agreement::eligibility_service_server::EligibilityService;
 use proto::agreement::{
-    BatchCheckEligibilityRequest, BatchCheckEligibilityResponse, CheckEligibilityRequest,
-    CheckEligibilityResponse, ListBlockedCustomersRequest, ListBlockedCustomersResponse, PartnerRole,
-    ReportPurchaseRequest, ReportPurchaseResponse,
+    BatchCheckEligibilityRequest, BatchCheckEligibilityResponse, BlockedCustomer, CheckEligibilityRequest,
+    CheckEligibilityResponse, EligibilityResult, ListBlockedCustomersRequest, ListBlockedCustomersResponse,
+    PartnerRole, ReportPurchaseRequest, ReportPurchaseResponse,
 };
+use proto::types;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::{Api, checked, convert, existing, status, visible};
 use crate::rules::attestation::check_not_in_the_future;
-use crate::rules::eligibility::{AcceptanceKind, Acting, Answer, Operation, Question, decide, remedies};
+use crate::rules::eligibility::{
+    AcceptanceKind, Acting, Answer, Decision, Operation, Question, decide, remedies,
+};
 use crate::rules::event::Event;
 use crate::rules::party::PartnerKind;
-use crate::rules::policy::Channel;
+use crate::rules::policy::{Channel, Policy};
 use crate::rules::signature::may_sign_directly;
 use crate::rules::template::AgreementType;
 use crate::rules::{Refusal, Time};
 use crate::store::change::ChangeError;
-use crate::store::customer::{Viewer, customer_set_first_purchase};
-use crate::store::gate::{Snapshot, gate_snapshot};
+use crate::store::customer::{Viewer, customer_names, customer_set_first_purchase};
+use crate::store::gate::{Pair, Snapshot, active_pairs, gate_snapshot, gate_snapshots};
 use crate::store::partner::partner_find;
 use crate::store::template::template_live;
 
 /// One entry for each line of the largest order.
 const DEMANDS_MAX: usize = 100;
+
+/// Questions of one batch: as many as one order has lines, and few enough that a batch is answered
+/// as fast as a list.
+const ITEMS_MAX: usize = 100;
+
+/// Pairs of payer and customer that are read together: enough to make the statements cheap, few enough
+/// that a small page which fills up early has not read much in vain.
+const PAIRS_PER_READ: usize = 250;
+
+/// Reads of one page. A partner with many customers of which few are blocked gets short pages rather
+/// than one call that holds a connection until it has looked at everybody.
+const READS_MAX: usize = 8;
 
 #[tonic::async_trait]
 impl EligibilityService for Api {
@@ -40,37 +57,70 @@ impl EligibilityService for Api {
         let caller = auth::caller(&request)?;
         let asked = Asked::read(&caller, &request.into_inner(), self.clock.now())?;
         let policy = self.policy.clone();
-        let read = move |connection: &mut Connection| {
-            if !asked.may_be_told(&caller) {
-                return Err(Refusal::NotFound { resource: "customer", id: asked.customer_id }.into());
-            }
-            let together = gate_snapshot(connection, asked.payer_id, asked.customer_id, asked.reseller_id)?;
-            let Some(snapshot) = together else { return Err(apart(connection, &asked)?) };
-            if snapshot.head < asked.at_least_revision {
-                return Err(Refusal::RevisionBehind { head: snapshot.head }.into());
-            }
-            let answer = decide(&policy, &asked.question, &snapshot.facts);
-            let live = match answer.reasons.as_slice() {
-                [] => None,
-                _ => live_template(connection, &answer.satisfying, asked.question.at)?,
-            };
-            Ok(Response::new(answered(&asked, &answer, snapshot, live)))
-        };
-        self.database.read(read).await.map_err(status::of)
+        let read = move |connection: &mut Connection| answered(connection, &policy, &caller, &asked);
+        self.database.read(read).await.map(Response::new).map_err(status::of)
     }
 
     async fn batch_check_eligibility(
         &self,
-        _request: Request<BatchCheckEligibilityRequest>,
+        request: Request<BatchCheckEligibilityRequest>,
     ) -> Result<Response<BatchCheckEligibilityResponse>, Status> {
-        Err(Status::unimplemented("not built yet"))
+        let caller = auth::caller(&request)?;
+        let now = self.clock.now();
+        let items = request.into_inner().items;
+        let mut form = Form::new();
+        if items.is_empty() || items.len() > ITEMS_MAX {
+            form.wrong("items", format!("must have 1 to {ITEMS_MAX} entries"));
+        }
+        checked(form)?;
+        let items: Vec<_> = items.iter().map(|item| Asked::read(&caller, item, now)).collect();
+
+        let policy = self.policy.clone();
+        let read = move |connection: &mut Connection| {
+            let results = items.into_iter().map(|item| match item {
+                Ok(asked) => result_of(answered(connection, &policy, &caller, &asked)),
+                Err(status) => Ok(EligibilityResult { result: Some(refused_item(&status)) }),
+            });
+            Ok(BatchCheckEligibilityResponse { results: results.collect::<Result<_, ChangeError>>()? })
+        };
+        self.database.snapshot(read).await.map(Response::new).map_err(status::of)
     }
 
     async fn list_blocked_customers(
         &self,
-        _request: Request<ListBlockedCustomersRequest>,
+        request: Request<ListBlockedCustomersRequest>,
     ) -> Result<Response<ListBlockedCustomersResponse>, Status> {
-        Err(Status::unimplemented("not built yet"))
+        let caller = auth::caller(&request)?;
+        let now = self.clock.now();
+        let message = request.into_inner();
+        let mut form = Form::new();
+        let as_of = form.optional_time("as_of", message.as_of.as_ref());
+        let channel = convert::channel_of(&caller);
+        let filter = format!("{channel:?}/{}", as_of.map_or(String::new(), |at| at.to_rfc3339()));
+        let asked = (message.page_size, message.page_token.as_str());
+        let page = Page::read(&mut form, asked, &caller, "ListBlockedCustomers", &filter);
+        let resumed = page.after.as_deref().map(read_position);
+        if resumed == Some(None) {
+            form.wrong("page_token", "is not a token of this list; start without one");
+        }
+        checked(form)?;
+        let (begun_at, after) = resumed.flatten().unzip();
+        let at = as_of.or(begun_at).unwrap_or(now);
+        let listing = Listing {
+            acting: Acting { partner_id: caller.tenant_id, may_act: caller.is(Who::PartnerActs) },
+            question: Question { operation: Operation::NewPurchase, channel, demands: vec![], at },
+            after,
+            size: page.size,
+        };
+
+        let policy = self.policy.clone();
+        let list = move |connection: &mut Connection| {
+            let (customers, more_after) = blocked(connection, &policy, &listing)?;
+            let next_page_token = more_after.map(|last| page.token(&position(at, last))).unwrap_or_default();
+            let evaluated_at = Some(timestamp(at));
+            Ok(ListBlockedCustomersResponse { customers, next_page_token, evaluated_at })
+        };
+        self.database.snapshot(list).await.map(Response::new).map_err(status::of)
     }
 
     async fn report_purchase(
@@ -226,21 +276,31 @@ fn live_template(
     }
 }
 
+/// Answers one question, on a connection that sees one state while it does.
 fn answered(
+    connection: &mut Connection,
+    policy: &Policy,
+    caller: &Caller,
     asked: &Asked,
-    answer: &Answer,
-    snapshot: Snapshot,
-    live: Option<Uuid>,
-) -> CheckEligibilityResponse {
-    let signatures = snapshot.facts.acceptances.iter().filter(|a| a.kind == AcceptanceKind::Signature);
-    let first_signed_at = signatures.map(|signature| signature.agreed_at).min();
-    let may_sign = may_sign_directly(snapshot.first_purchase_at, first_signed_at);
-    let remedies = remedies(answer, asked.payer_id, asked.acting, live, may_sign);
-    CheckEligibilityResponse {
+) -> Result<CheckEligibilityResponse, ChangeError> {
+    if !asked.may_be_told(caller) {
+        return Err(Refusal::NotFound { resource: "customer", id: asked.customer_id }.into());
+    }
+    let together = gate_snapshot(connection, asked.payer_id, asked.customer_id, asked.reseller_id)?;
+    let Some(snapshot) = together else { return Err(apart(connection, asked)?) };
+    if snapshot.head < asked.at_least_revision {
+        return Err(Refusal::RevisionBehind { head: snapshot.head }.into());
+    }
+    let answer = decide(policy, &asked.question, &snapshot.facts);
+    let live = match answer.reasons.as_slice() {
+        [] => None,
+        _ => live_template(connection, &answer.satisfying, asked.question.at)?,
+    };
+    Ok(CheckEligibilityResponse {
         decision: convert::decision(answer.decision),
         rule: convert::rule(answer.rule),
         reasons: answer.reasons.iter().map(|reason| convert::reason(*reason)).collect(),
-        remedies: remedies.into_iter().map(convert::remedy).collect(),
+        remedies: open_remedies(&answer, asked.payer_id, asked.acting, &snapshot, live),
         evidence: answer.evidence.as_ref().map(convert::evidence),
         payer_id: asked.payer_id.to_string(),
         customer_id: asked.customer_id.to_string(),
@@ -249,5 +309,101 @@ fn answered(
         revision: snapshot.acceptance_revision,
         evaluated_at: Some(timestamp(asked.question.at)),
         valid_until: answer.valid_until.map(timestamp),
+    })
+}
+
+fn open_remedies(
+    answer: &Answer,
+    payer_id: Uuid,
+    acting: Acting,
+    snapshot: &Snapshot,
+    live: Option<Uuid>,
+) -> Vec<types::Remedy> {
+    let signatures = snapshot.facts.acceptances.iter().filter(|a| a.kind == AcceptanceKind::Signature);
+    let first_signed_at = signatures.map(|signature| signature.agreed_at).min();
+    let may_sign = may_sign_directly(snapshot.first_purchase_at, first_signed_at);
+    remedies(answer, payer_id, acting, live, may_sign).into_iter().map(convert::remedy).collect()
+}
+
+/// What stands for one item of a batch. A refusal is the item's own, and so is a damaged row; a
+/// database that does not answer is everybody's.
+fn result_of(
+    answered: Result<CheckEligibilityResponse, ChangeError>,
+) -> Result<EligibilityResult, ChangeError> {
+    let result = match answered {
+        Ok(answer) => ItemResult::Answer(answer),
+        Err(error @ (ChangeError::Refused(_) | ChangeError::Failed(Error::Corrupt { .. }))) => {
+            refused_item(&status::of(error))
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(EligibilityResult { result: Some(result) })
+}
+
+fn refused_item(status: &Status) -> ItemResult {
+    ItemResult::Refusal(status::item(status))
+}
+
+/// A page of blocked customers to be found.
+struct Listing {
+    acting: Acting,
+    question: Question,
+    after: Option<Pair>,
+    size: usize,
+}
+
+/// The blocked customers of a page, and, unless it is the last, after which pair the next begins.
+fn blocked(
+    connection: &mut Connection,
+    policy: &Policy,
+    listing: &Listing,
+) -> Result<(Vec<BlockedCustomer>, Option<Pair>), ChangeError> {
+    let Listing { acting, question, size, .. } = listing;
+    let mut after = listing.after;
+    let mut found = vec![];
+    'reading: for _ in 0..READS_MAX {
+        let pairs = active_pairs(connection, Some(acting.partner_id), after, PAIRS_PER_READ)?;
+        for (pair, snapshot) in pairs.iter().zip(gate_snapshots(connection, &pairs)?) {
+            let answer = decide(policy, question, &snapshot.facts);
+            if answer.decision == Decision::Blocked {
+                if found.len() == *size {
+                    break 'reading;
+                }
+                found.push((*pair, answer, snapshot));
+            }
+            after = Some(*pair);
+        }
+        if pairs.len() < PAIRS_PER_READ {
+            after = None;
+            break;
+        }
     }
+    // All answers are to the same question, so what satisfies is the same.
+    let live = match found.first() {
+        Some((_, answer, _)) => live_template(connection, &answer.satisfying, question.at)?,
+        None => None,
+    };
+    let ids: Vec<Uuid> = found.iter().map(|(pair, ..)| pair.customer_id).collect();
+    let names = customer_names(connection, &ids)?;
+    let customers = found.iter().map(|(pair, answer, snapshot)| BlockedCustomer {
+        customer_id: pair.customer_id.to_string(),
+        company_name: names.get(&pair.customer_id).cloned().unwrap_or_default(),
+        payer_id: pair.payer_id.to_string(),
+        reasons: answer.reasons.iter().map(|reason| convert::reason(*reason)).collect(),
+        remedies: open_remedies(answer, pair.payer_id, *acting, snapshot, live),
+    });
+    Ok((customers.collect(), after))
+}
+
+/// Where a list of blocked customers goes on, as a page token carries it: the time all its pages are
+/// about, and the last pair that was looked at.
+fn position(at: Time, last: Pair) -> String {
+    format!("{}/{}/{}", at.timestamp_micros(), last.customer_id, last.payer_id)
+}
+
+fn read_position(key: &str) -> Option<(Time, Pair)> {
+    let (at, pair) = key.split_once('/')?;
+    let (customer_id, payer_id) = pair.split_once('/')?;
+    let at = Time::from_timestamp_micros(at.parse().ok()?)?;
+    Some((at, Pair { customer_id: customer_id.parse().ok()?, payer_id: payer_id.parse().ok()? }))
 }

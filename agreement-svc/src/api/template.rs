@@ -1,27 +1,42 @@
 //! `TemplateService`.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
 use chassis::auth;
 use chassis::database::{Connection, Error};
 use chassis::form::Form;
 use chassis::request::RequestKey;
-use proto::agreement::publish_template_version_request::Reacceptance;
+use proto::agreement::publish_template_version_request::Reacceptance as Asked;
 use proto::agreement::template_service_server::TemplateService;
 use proto::agreement::{
     GetTemplateDocumentRequest, GetTemplateDocumentResponse, GetTemplateRequest, GetTemplateResponse,
-    ListTemplatesRequest, ListTemplatesResponse, PublishTemplateVersionRequest,
-    PublishTemplateVersionResponse, RetireTemplateRequest, RetireTemplateResponse, TemplateDocument,
+    ListTemplatesRequest, ListTemplatesResponse, PartnerImpact, PublicationImpact,
+    PublishTemplateVersionRequest, PublishTemplateVersionResponse, RetireTemplateRequest,
+    RetireTemplateResponse, TemplateDocument,
 };
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::{Api, checked, convert, status};
+use crate::rules::eligibility::{Reacceptance, reacceptance, would_close};
 use crate::rules::event::Event;
+use crate::rules::policy::Policy;
 use crate::rules::template::{AgreementType, Reaccept, Template, choose_document, next_version};
 use crate::rules::{BadField, Refusal, Time};
 use crate::store::change::{Change, ChangeError};
+use crate::store::gate::{active_pairs, gate_snapshots};
 use crate::store::template::{
     documents_for, template_find, template_list, template_live, template_publish, template_update,
 };
+
+/// Pairs of payer and customer that a rehearsal reads together: enough to make the statements cheap.
+const PAIRS_PER_READ: usize = 500;
+
+/// Partners that a rehearsal names. There may be more than an answer can hold; those most affected
+/// are who has to be spoken to.
+const PARTNERS_MAX: usize = 1000;
 
 #[tonic::async_trait]
 impl TemplateService for Api {
@@ -41,7 +56,7 @@ impl TemplateService for Api {
         let mut templates = self.database.read(read).await.map_err(|error: Error| status::failed(&error))?;
         templates.sort_by_key(|template| {
             let newest = template.versions.last().map(|version| version.effective_from);
-            (template.agreement_type, std::cmp::Reverse(newest))
+            (template.agreement_type, Reverse(newest))
         });
         let templates = templates.iter().map(|template| convert::template(template, now)).collect();
         Ok(Response::new(ListTemplatesResponse { templates }))
@@ -116,16 +131,18 @@ impl TemplateService for Api {
         let name = form.text("name", &message.name, 0, 200);
         let effective_from = form.optional_time("effective_from", message.effective_from.as_ref());
         let reaccept = match &message.reacceptance {
-            Some(Reacceptance::ReacceptBy(by)) => Reaccept::By(form.time("reaccept_by", Some(by))),
-            Some(Reacceptance::NeverReaccept(true)) => Reaccept::Never,
-            Some(Reacceptance::NeverReaccept(false)) | None => Reaccept::WhenEffective,
+            Some(Asked::ReacceptBy(by)) => Reaccept::By(form.time("reaccept_by", Some(by))),
+            Some(Asked::NeverReaccept(true)) => Reaccept::Never,
+            Some(Asked::NeverReaccept(false)) | None => Reaccept::WhenEffective,
         };
         let documents = convert::read_documents(&mut form, &message.documents);
         checked(form)?;
 
         let now = self.clock.now();
         let key = RequestKey::new(&caller, "PublishTemplateVersion", request_id, &message);
-        self.change(key, now, validate_only, move |change| {
+        let planned = Arc::new(OnceLock::new());
+        let plan = Arc::clone(&planned);
+        let published = self.change(key, now, validate_only, move |change| {
             let known = template_find(change.connection, id)?;
             let is_new = known.is_none();
             let mut template = match known {
@@ -134,12 +151,19 @@ impl TemplateService for Api {
             };
             let count = u32::try_from(documents.len()).unwrap_or(u32::MAX);
             let version = next_version(&template, effective_from, reaccept, count, now)?;
+            let _ = plan.set(reacceptance(&template, &version));
             template.versions.push(version);
             template_publish(change, &mut template, is_new, &documents, caller.user_id)?;
             let template = Some(convert::template(&template, now));
             Ok(PublishTemplateVersionResponse { template, revision: change.revision(), impact: None })
-        })
-        .await
+        });
+        let mut published = published.await?;
+        if validate_only {
+            // Looking at every customer takes longer than a change may hold the lock.
+            let planned = planned.get().copied().flatten();
+            published.get_mut().impact = Some(self.impact(planned).await?);
+        }
+        Ok(published)
     }
 
     async fn retire_template(
@@ -172,6 +196,49 @@ impl TemplateService for Api {
         })
         .await
     }
+}
+
+impl Api {
+    /// Whom a planned version would stop.
+    async fn impact(&self, planned: Option<Reacceptance>) -> Result<PublicationImpact, Status> {
+        let Some(planned) = planned else { return Ok(PublicationImpact::default()) };
+        let policy = self.policy.clone();
+        let read = move |connection: &mut Connection| impact_of(connection, &policy, planned);
+        self.database.snapshot(read).await.map_err(|error: Error| status::failed(&error))
+    }
+}
+
+/// Whom a planned version would stop, of everybody there is in this snapshot.
+fn impact_of(
+    connection: &mut Connection,
+    policy: &Policy,
+    planned: Reacceptance,
+) -> Result<PublicationImpact, Error> {
+    let mut affected: BTreeMap<Uuid, u64> = BTreeMap::new();
+    let (mut customers, mut last_affected, mut after) = (0, None, None);
+    loop {
+        let pairs = active_pairs(connection, None, after, PAIRS_PER_READ)?;
+        for (pair, snapshot) in pairs.iter().zip(gate_snapshots(connection, &pairs)?) {
+            if would_close(policy, &snapshot.facts, planned) {
+                *affected.entry(pair.payer_id).or_default() += 1;
+                // Pairs come by customer, so that those of one stand together.
+                customers += u64::from(last_affected != Some(pair.customer_id));
+                last_affected = Some(pair.customer_id);
+            }
+        }
+        if pairs.len() < PAIRS_PER_READ {
+            break;
+        }
+        after = pairs.last().copied();
+    }
+    let relationships = affected.values().sum();
+    let mut partners: Vec<_> = affected
+        .into_iter()
+        .map(|(partner_id, customers)| PartnerImpact { partner_id: partner_id.to_string(), customers })
+        .collect();
+    partners.sort_by_key(|partner| Reverse(partner.customers));
+    partners.truncate(PARTNERS_MAX);
+    Ok(PublicationImpact { relationships, customers, partners })
 }
 
 fn found(connection: &mut Connection, id: Uuid) -> Result<Template, ChangeError> {

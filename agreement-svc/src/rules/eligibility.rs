@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::Time;
 use super::party::Cloud;
 use super::policy::{Channel, Policy, Requirement};
-use super::template::{AgreementType, Template};
+use super::template::{AgreementType, Template, Version};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -65,6 +65,18 @@ pub struct Reacceptance {
     pub agreement_type: AgreementType,
     pub effective_from: Time,
     pub reaccept_by: Time,
+}
+
+/// From when a version makes acceptances of earlier ones insufficient; `None` if it never does. A
+/// version that was to take effect after its template was retired never takes effect.
+pub fn reacceptance(template: &Template, version: &Version) -> Option<Reacceptance> {
+    let effective_from = version.effective_from;
+    let reaccept_by = version.reaccept_by?;
+    template.takes_effect(version).then_some(Reacceptance {
+        agreement_type: template.agreement_type,
+        effective_from,
+        reaccept_by,
+    })
 }
 
 /// Everything the decision rests on. Attestations of partners other than the payer are not among
@@ -166,16 +178,9 @@ pub fn decide(policy: &Policy, question: &Question, facts: &Facts) -> Answer {
 /// The versions of one type's templates that make acceptances of one that took effect earlier
 /// insufficient, some day.
 pub fn reacceptances(templates: &[Template], after: Time) -> Vec<Reacceptance> {
-    let of = |template: &Template| {
-        let agreement_type = template.agreement_type;
-        let later = template.versions_effective().filter(|version| version.effective_from > after);
-        let due = later.filter_map(move |version| {
-            let (effective_from, reaccept_by) = (version.effective_from, version.reaccept_by?);
-            Some(Reacceptance { agreement_type, effective_from, reaccept_by })
-        });
-        due.collect::<Vec<_>>()
-    };
-    templates.iter().flat_map(of).collect()
+    let versions = templates.iter().flat_map(|template| template.versions.iter().map(move |v| (template, v)));
+    let later = versions.filter(|(_, version)| version.effective_from > after);
+    later.filter_map(|(template, version)| reacceptance(template, version)).collect()
 }
 
 /// Whether a current acceptance of a type counts for a new purchase at a time (DIR-3), given the later
@@ -188,6 +193,23 @@ pub fn satisfies(
     at: Time,
 ) -> bool {
     policy.at(at, channel).1.contains(&of) && !later.iter().any(|later| later.reaccept_by <= at)
+}
+
+/// Whether a version that is not published yet would close the gate: once it is due, a new purchase at
+/// the dashboard, the stricter channel, could go ahead without it and could not with it.
+pub fn would_close(policy: &Policy, facts: &Facts, planned: Reacceptance) -> bool {
+    let question = Question {
+        operation: Operation::NewPurchase,
+        channel: Channel::Dashboard,
+        demands: vec![],
+        at: planned.reaccept_by,
+    };
+    if decide(policy, &question, facts).decision != Decision::Allowed {
+        return false;
+    }
+    let mut with = facts.clone();
+    with.reacceptances.push(planned);
+    decide(policy, &question, &with).decision == Decision::Blocked
 }
 
 /// Whether an acceptance is current, of a satisfying type and of a version that still counts.
@@ -304,6 +326,101 @@ mod tests {
             let acting = Acting { partner_id, may_act };
             let open = remedies(&blocked(), PAYER, acting, Some(TEMPLATE), may_sign);
             assert_eq!(open, expected, "{partner_id} {may_act} {may_sign}");
+        }
+    }
+
+    fn at(seconds: i64) -> Time {
+        Time::from_timestamp(seconds, 0).unwrap()
+    }
+
+    #[test]
+    fn a_version_replaces_earlier_ones_unless_it_never_does_or_never_takes_effect() {
+        // retired at, reaccept by -> whether it does; the version takes effect at 100
+        for (retired_at, reaccept_by, does) in [
+            (None, Some(100), true),
+            (None, Some(150), true),
+            (None, None, false),
+            (Some(99), Some(150), false),
+            (Some(100), Some(150), false),
+            (Some(101), Some(150), true),
+        ] {
+            let version = Version {
+                number: 2,
+                effective_from: at(100),
+                reaccept_by: reaccept_by.map(at),
+                published_at: at(0),
+                document_count: 1,
+            };
+            let template = Template {
+                id: TEMPLATE,
+                name: "Agreement".into(),
+                agreement_type: AgreementType::MicrosoftCustomerAgreement,
+                retired_at: retired_at.map(at),
+                revision: 1,
+                versions: vec![version],
+            };
+            let found = reacceptance(&template, &template.versions[0]).map(|r| r.reaccept_by);
+            assert_eq!(found, reaccept_by.map(at).filter(|_| does), "{retired_at:?} {reaccept_by:?}");
+        }
+    }
+
+    #[test]
+    fn a_planned_version_closes_the_gate_only_where_it_is_what_closes_it() {
+        use AgreementType::{MicrosoftCloudAgreement, MicrosoftCustomerAgreement};
+        use Standing::{Current, Superseded, Withdrawn};
+        let policy: Policy = serde_json::from_str(
+            r#"{"periods": [
+                {"from": "1970-01-01T00:00:00Z", "dashboard": "MANDATORY", "api": "OPTIONAL",
+                 "agreement_types": ["MICROSOFT_CUSTOMER_AGREEMENT"]},
+                {"from": "1970-01-01T00:10:00Z", "dashboard": "OPTIONAL", "api": "OPTIONAL",
+                 "agreement_types": ["MICROSOFT_CUSTOMER_AGREEMENT"]}
+            ]}"#,
+        )
+        .unwrap();
+        let accepted = |agreement_type, effective_from, standing| Acceptance {
+            id: Uuid::from_u128(9),
+            kind: AcceptanceKind::Attestation,
+            agreement_type,
+            template_id: TEMPLATE,
+            template_version: 1,
+            effective_from: at(effective_from),
+            agreed_at: at(0),
+            standing,
+        };
+        let planned = |agreement_type, reaccept_by| Reacceptance {
+            agreement_type,
+            effective_from: at(200),
+            reaccept_by: at(reaccept_by),
+        };
+        let customer = MicrosoftCustomerAgreement;
+        let earlier = accepted(customer, 100, Current);
+        let due = planned(customer, 300);
+        let published =
+            |reaccept_by| Reacceptance { effective_from: at(150), ..planned(customer, reaccept_by) };
+        // cloud, acceptances, versions published, version planned -> whether it closes the gate
+        for (n, (cloud, acceptances, reacceptances, planned, closes)) in [
+            (Cloud::Public, vec![earlier], vec![], due, true),
+            // Of the planned version's own date, or a later one, there is nothing to accept again.
+            (Cloud::Public, vec![accepted(customer, 200, Current)], vec![], due, false),
+            (Cloud::Public, vec![earlier, accepted(customer, 201, Current)], vec![], due, false),
+            // Whoever cannot order anyway does not become unable to.
+            (Cloud::Public, vec![], vec![], due, false),
+            (Cloud::Public, vec![accepted(customer, 100, Withdrawn)], vec![], due, false),
+            (Cloud::Public, vec![accepted(customer, 100, Superseded)], vec![], due, false),
+            (Cloud::Public, vec![accepted(MicrosoftCloudAgreement, 100, Current)], vec![], due, false),
+            (Cloud::Public, vec![earlier], vec![published(300)], due, false),
+            // A published version that is due later leaves it to the planned one.
+            (Cloud::Public, vec![earlier], vec![published(301)], due, true),
+            (Cloud::Public, vec![earlier], vec![], planned(MicrosoftCloudAgreement, 300), false),
+            (Cloud::Germany, vec![earlier], vec![], due, false),
+            // Once nothing is mandatory any more, nothing is missing.
+            (Cloud::Public, vec![earlier], vec![], planned(customer, 600), false),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let facts = Facts { cloud, acceptances, reacceptances };
+            assert_eq!(would_close(&policy, &facts, planned), closes, "row {n}");
         }
     }
 

@@ -75,17 +75,17 @@ impl Template {
         self.versions.iter().find(|version| version.number == number)
     }
 
-    /// The versions that ever took or will take effect: one that was to after the template was retired
+    /// Whether a version ever took or will take effect: one that was to after the template was retired
     /// never does.
-    pub fn versions_effective(&self) -> impl DoubleEndedIterator<Item = &Version> {
-        let retired_at = self.retired_at;
-        self.versions.iter().filter(move |version| retired_at.is_none_or(|at| version.effective_from < at))
+    pub fn takes_effect(&self, version: &Version) -> bool {
+        self.retired_at.is_none_or(|at| version.effective_from < at)
     }
 
     /// The version in force at a time. Version 1 has no lower bound (ATT-4); a version that was to
     /// take effect after the template was retired never does.
     pub fn in_force_at(&self, at: Time) -> Option<&Version> {
-        let in_force = self.versions_effective().rev().find(|version| version.effective_from <= at);
+        let effective = self.versions.iter().filter(|version| self.takes_effect(version));
+        let in_force = effective.rev().find(|version| version.effective_from <= at);
         in_force.or(self.versions.first())
     }
 }

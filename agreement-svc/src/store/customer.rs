@@ -1,5 +1,7 @@
 //! Customers and their relationships with partners.
 
+use std::collections::BTreeMap;
+
 use chassis::database::row::{at, id_or_empty, utc};
 use chassis::database::{Connection, Error};
 use chassis::query;
@@ -126,6 +128,18 @@ pub(crate) fn customer_list(
         }
     };
     rows.into_iter().map(Row::read).collect()
+}
+
+/// The company names of some customers.
+pub(crate) fn customer_names(
+    connection: &mut Connection,
+    ids: &[Uuid],
+) -> Result<BTreeMap<Uuid, String>, Error> {
+    let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+    let rows: Vec<(String, String)> = query!(connection, c => {
+        customer::table.filter(customer::id.eq_any(&ids)).select((customer::id, customer::company_name)).load(c)
+    })?;
+    rows.into_iter().map(|(id, name)| Ok((at("customer", &id).parse("id", &id)?, name))).collect()
 }
 
 pub(crate) fn domain_is_taken(connection: &mut Connection, domain: &str) -> Result<bool, Error> {

@@ -32,7 +32,7 @@ use uuid::Uuid;
 /// turned away: nobody | a partner user with ADMIN_AGENT, SALES_AGENT, HELPDESK_AGENT, GLOBAL_ADMIN,
 /// no role | a customer user with GLOBAL_ADMIN, without that role | an operator | a service.
 #[rustfmt::skip]
-const LET_IN: [(&str, &str); 28] = [
+const LET_IN: [(&str, &str); 30] = [
     ("/csp.agreement.v1.TemplateService/ListTemplates",          "- | A S H G n | G n | O | S"),
     ("/csp.agreement.v1.TemplateService/GetTemplate",            "- | A S H G n | G n | O | S"),
     ("/csp.agreement.v1.TemplateService/GetTemplateDocument",    "- | A S H G n | G n | O | S"),
@@ -51,6 +51,8 @@ const LET_IN: [(&str, &str); 28] = [
     ("/csp.agreement.v1.AttestationService/GetAttestation",      "- | A S H G - | G - | O | -"),
     ("/csp.agreement.v1.AttestationService/ListAttestations",    "- | A S H G - | G - | O | -"),
     ("/csp.agreement.v1.EligibilityService/CheckEligibility",    "- | A S H G - | - - | - | S"),
+    ("/csp.agreement.v1.EligibilityService/BatchCheckEligibility", "- | A S H G - | - - | - | S"),
+    ("/csp.agreement.v1.EligibilityService/ListBlockedCustomers", "- | A S H G - | - - | - | -"),
     ("/csp.agreement.v1.EligibilityService/ReportPurchase",      "- | - - - - - | - - | - | S"),
     ("/csp.order.v1.OfferService/ListOffers",                    "- | A S H G n | G n | O | S"),
     ("/csp.order.v1.OfferService/GetOffer",                      "- | A S H G n | G n | O | S"),

@@ -4,6 +4,7 @@
 
 mod access;
 mod bad_input;
+mod blocked;
 mod concurrency;
 mod direct_sign;
 mod events;
