@@ -217,13 +217,15 @@ fn fields_of(
     descriptor.fields().filter(|field| message.has_field(field)).collect()
 }
 
-/// The folder of written mails, each in `ATTESTATION_ID.eml`.
+/// The folder of written mails: each in `ATTESTATION_ID.eml`, or, while it is written and when whoever did
+/// so went away, in `.ATTESTATION_ID.unfinished`.
 struct Mails(PathBuf);
 
 impl Mails {
     /// The mails of attestations, whether they were written or not.
     fn of(&self, attestation_ids: &[Uuid]) -> Vec<PathBuf> {
-        attestation_ids.iter().map(|id| self.0.join(format!("{id}.eml"))).collect()
+        let names = attestation_ids.iter().flat_map(|id| [format!("{id}.eml"), format!(".{id}.unfinished")]);
+        names.map(|name| self.0.join(name)).collect()
     }
 
     /// The mails that a person is the addressee of, whatever its customer's contact is now.
@@ -233,7 +235,7 @@ impl Mails {
         for entry in fs::read_dir(&self.0).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let path = entry.path();
-            let is_mail = path.extension().is_some_and(|extension| extension == "eml")
+            let is_mail = path.extension().is_some_and(|suffix| suffix == "eml" || suffix == "unfinished")
                 && entry.file_type().map_err(failed)?.is_file();
             if is_mail && is_to(&path, person).map_err(failed)? {
                 found.push(path);
