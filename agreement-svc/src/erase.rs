@@ -312,6 +312,11 @@ mod tests {
     /// More than a page of answers, over tenants and calls.
     const REQUESTS: u128 = 2 * ANSWERS_PER_PAGE as u128 + 1;
 
+    /// Some in every page, whatever the order.
+    fn is_of_person(n: u128) -> bool {
+        n % 10 == 1
+    }
+
     async fn empty_database(folder: &Path) -> Database {
         let url = format!("sqlite:{}", folder.join("agreements.sqlite").display());
         let database = Database::open(&url.parse().unwrap(), true, Writes::Serial).unwrap();
@@ -381,7 +386,7 @@ mod tests {
             }
             for n in 1..=REQUESTS {
                 let answer = match n {
-                    1 | REQUESTS => invited("Zeb@Contoso.example"),
+                    _ if is_of_person(n) => invited("Zeb@Contoso.example"),
                     _ => invited("ann-zeb@contoso.example"),
                 };
                 request_answered(connection, &key(n, "CreateInvitation"), &answer, now)?;
@@ -395,7 +400,9 @@ mod tests {
         database.write(write).await.unwrap();
 
         let erased = erase(&database, now, EMAIL, None).await.unwrap();
-        let expected = Erased { attestations: 1, customers: 0, invitations: 2, answers: 3, mails: None };
+        // One more of an import.
+        let answers = (1..=REQUESTS).filter(|n| is_of_person(*n)).count() + 1;
+        let expected = Erased { attestations: 1, customers: 0, invitations: 2, answers, mails: None };
         assert_eq!(erased, expected);
         let seen = |n, call| {
             let database = database.clone();
@@ -403,7 +410,7 @@ mod tests {
         };
         for n in 1..=REQUESTS {
             let expected = match n {
-                1 | REQUESTS => Seen::OtherContent,
+                _ if is_of_person(n) => Seen::OtherContent,
                 _ => Seen::Answered(invited("ann-zeb@contoso.example")),
             };
             assert_eq!(seen(n, "CreateInvitation").await, expected, "{n}");
