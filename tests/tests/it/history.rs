@@ -581,6 +581,8 @@ async fn an_erased_person_is_nowhere_and_nobody_else_is_touched() {
         let naming = world.mail(&world.attested, &namesake().email, "Zebulon Brambleton agreed.");
         let to = "=?utf-8?b?WmVi?=\r\n <Zeb.Quxley@contoso.example>, bob@contoso.example";
         let addressed = world.mail_named(&Uuid::from_u128(1).to_string(), to, "Anna Vance agreed.");
+        let unfinished = world.mails.path().join(format!(".{}.unfinished", Uuid::from_u128(3)));
+        fs::write(&unfinished, format!("To: {}\r\n", person().email)).unwrap();
         let others = world.mail(&world.other_answer, &namesake().email, "Anna Vance agreed.\r\nTo: zeb");
         let before = everything(database);
         let Contact { first_name, last_name, email, phone } = person();
@@ -589,7 +591,7 @@ async fn an_erased_person_is_nowhere_and_nobody_else_is_touched() {
 
         let erased = erase(cluster, " ZEB.Quxley@Contoso.example ", world.mails.path()).await.unwrap();
         // Answers: two customers, an attestation and a withdrawal. The update names only who came after.
-        let expected = Erased { attestations: 2, customers: 1, invitations: 0, answers: 4, mails: Some(2) };
+        let expected = Erased { attestations: 2, customers: 1, invitations: 0, answers: 4, mails: Some(3) };
         assert_eq!(erased, expected, "{backend:?}");
 
         let after = everything(database);
@@ -601,6 +603,7 @@ async fn an_erased_person_is_nowhere_and_nobody_else_is_touched() {
         assert!(of_others > 0 && count(&before, &email) > count(&before, &format!("anna-{email}")));
         assert_eq!(count(&after, &email), of_others, "{backend:?}");
         assert_eq!((naming.exists(), addressed.exists(), others.exists()), (false, false, true));
+        assert!(!unfinished.exists());
         assert_eq!(verify(cluster, std::slice::from_ref(&kept)).await.findings, [], "{backend:?}");
 
         // The records are there, without the person.
