@@ -225,11 +225,17 @@ impl Event {
         }
     }
 
-    /// What a partner may know of it (ROLE-6): of others neither their users nor that they are uncovered.
+    /// What a partner may know of it (ROLE-6): of others neither their users nor their records, nor that
+    /// they are uncovered.
     pub fn as_seen_by(mut self, partner: Uuid) -> Self {
         match &mut self {
             Self::SignatureWithdrawn { uncovered_partner_ids, .. } => {
                 uncovered_partner_ids.retain(|uncovered| *uncovered == partner);
+            }
+            // Whose records these are is not in the event.
+            Self::ContactErased { attestation_ids, invitation_ids, .. } => {
+                attestation_ids.clear();
+                invitation_ids.clear();
             }
             Self::CustomerCreated { by, .. } | Self::CustomerUpdated { by, .. } => *by = Uuid::nil(),
             _ => {}

@@ -9,7 +9,7 @@ use proto::agreement::{
     GetInvitationRequest, InlineInvitation, Invitation, InvitationState, LinkResellerRequest,
     ListCustomerPartnersRequest, ListInvitationsRequest, PublishTemplateVersionRequest,
     ReportPurchaseRequest, RevokeInvitationRequest, TemplateDocument, UnlinkResellerRequest,
-    WithdrawAttestationRequest, WithdrawSignatureRequest, WithdrawalReason,
+    WithdrawAttestationRequest, WithdrawAttestationResponse, WithdrawSignatureRequest, WithdrawalReason,
 };
 use proto::types::{AcceptanceKind, BlockReason, Cloud, Decision, Operation};
 use tests::clients::bad_fields_of;
@@ -481,7 +481,8 @@ async fn a_withdrawn_attestation_uncovers_its_partner_unless_something_else_coun
         assert!(bare.uncovered);
         assert_eq!(gate(&direct, DIRECT, &other).await, (Decision::Blocked, vec![BlockReason::Withdrawn]));
         let twice = withdraw(&direct, &only.attestation_id).await.unwrap();
-        assert_eq!((twice.attestation, twice.revision), (bare.attestation, bare.revision));
+        let withdrawn_at = |answer: &WithdrawAttestationResponse| answer.attestation.clone().unwrap().withdrawn_at;
+        assert_eq!((withdrawn_at(&twice), twice.revision), (withdrawn_at(&bare), bare.revision));
         // After a withdrawal the same content is new (ATT-8).
         let anew = world::attest(&direct, &other, Clock::system().now()).await.unwrap().attestation.unwrap();
         assert_ne!(anew.attestation_id, only.attestation_id);
