@@ -5,23 +5,30 @@ use chassis::form::timestamp;
 use chrono::Duration;
 use proto::agreement::publish_template_version_request::Reacceptance;
 use proto::agreement::{
-    AgreementDemand, CheckEligibilityRequest, CreateAttestationRequest, CreateCustomerRequest,
-    GetAttestationRequest, GetCustomerRequest, GetPartnerRequest, GetTemplateDocumentRequest,
-    GetTemplateRequest, InlineAttestation, LinkResellerRequest, ListAttestationsRequest,
-    ListCustomersRequest, ListPartnersRequest, ListTemplatesRequest, PublishTemplateVersionRequest,
-    RegisterPartnerRequest, ReportPurchaseRequest, RetireTemplateRequest, TemplateDocument,
-    UnlinkResellerRequest, UpdateCustomerRequest,
+    AcceptInvitationRequest, AgreementDemand, CheckEligibilityRequest, CompanyProfile,
+    CreateAttestationRequest, CreateCustomerRequest, CreateInvitationRequest, EndRelationshipRequest,
+    GetAttestationRequest, GetCustomerRequest, GetDirectSignStatusRequest, GetInvitationRequest,
+    GetPartnerRequest, GetTemplateDocumentRequest, GetTemplateRequest, ImportAttestationsRequest,
+    InlineAttestation, InlineInvitation, LinkResellerRequest, ListAttestationsRequest,
+    ListCustomerPartnersRequest, ListCustomersRequest, ListEventsRequest, ListInvitationsRequest,
+    ListPartnersRequest, ListTemplatesRequest, PublishTemplateVersionRequest, RegisterPartnerRequest,
+    ReportPurchaseRequest, RetireTemplateRequest, RetryNotificationRequest, RevokeInvitationRequest,
+    SignAgreementRequest, TemplateDocument, UnlinkResellerRequest, UpdateCustomerRequest, WatchEventsRequest,
+    WithdrawAttestationRequest, WithdrawSignatureRequest,
 };
 use proto::types::{AgreementType, Channel, Operation};
 use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
 
 use super::{
-    CHECK_ELIGIBILITY, COUNTRIES, CREATE_ATTESTATION, CREATE_CUSTOMER, DIGESTS, DOMAINS, ENUMS, Existing,
-    GET_ATTESTATION, GET_CUSTOMER, GET_PARTNER, GET_TEMPLATE, GET_TEMPLATE_DOCUMENT, LANGUAGES,
-    LINK_RESELLER, LINKS, LIST_ATTESTATIONS, LIST_CUSTOMERS, LIST_PARTNERS, LIST_TEMPLATES, PAGE_SIZES,
-    PAGE_TOKENS, PUBLISH_TEMPLATE_VERSION, REGISTER_PARTNER, REPORT_PURCHASE, RETIRE_TEMPLATE, TIMES, Table,
-    UNLINK_RESELLER, UPDATE_CUSTOMER, attestation, contact, document, given_id, given_text, id, pick,
-    publication, required_time, text,
+    ACCEPT_INVITATION, CHECK_ELIGIBILITY, COUNTRIES, CREATE_ATTESTATION, CREATE_CUSTOMER, CREATE_INVITATION,
+    DIGESTS, DOMAINS, END_RELATIONSHIP, ENUMS, Existing, GET_ATTESTATION, GET_CUSTOMER,
+    GET_DIRECT_SIGN_STATUS, GET_INVITATION, GET_PARTNER, GET_TEMPLATE, GET_TEMPLATE_DOCUMENT,
+    IMPORT_ATTESTATIONS, LANGUAGES, LINK_RESELLER, LINKS, LIST_ATTESTATIONS, LIST_CUSTOMER_PARTNERS,
+    LIST_CUSTOMERS, LIST_EVENTS, LIST_INVITATIONS, LIST_PARTNERS, LIST_TEMPLATES, PAGE_SIZES, PAGE_TOKENS,
+    PUBLISH_TEMPLATE_VERSION, REGISTER_PARTNER, REPORT_PURCHASE, RETIRE_TEMPLATE, RETRY_NOTIFICATION,
+    REVOKE_INVITATION, SIGN_AGREEMENT, TIMES, Table, UNLINK_RESELLER, UPDATE_CUSTOMER, WATCH_EVENTS,
+    WITHDRAW_ATTESTATION, WITHDRAW_SIGNATURE, attestation, contact, document, expiry, given_id, given_text,
+    id, pick, publication, required_time, text,
 };
 
 impl Existing {
@@ -144,7 +151,7 @@ impl Existing {
     }
 
     pub(super) fn customers(&self, table: &mut Table) {
-        let Self { direct, operator, .. } = self;
+        let Self { direct, operator, admin, .. } = self;
         let fields = [
             "request_id",
             "company_name",
@@ -194,6 +201,22 @@ impl Existing {
         table.bad(CREATE_CUSTOMER, "through a provider", direct, &["provider_id"], &through);
         let with = CreateCustomerRequest { reseller_id: RESELLER.to_string(), ..good.clone() };
         table.bad(CREATE_CUSTOMER, "with a reseller", direct, &["reseller_id"], &with);
+        let invited = |n| InlineInvitation { template_id: id(n), expires_at: expiry(n) };
+        let fields = ["invitation.template_id", "invitation.expires_at"];
+        table.all_bad(CREATE_CUSTOMER, direct, &fields, |n| CreateCustomerRequest {
+            invitation: Some(invited(n)),
+            ..good.clone()
+        });
+        let both = CreateCustomerRequest {
+            attestation: Some(InlineAttestation {
+                template_id: CUSTOMER_AGREEMENT.into(),
+                contact: None,
+                agreed_at: Some(timestamp(Clock::system().now())),
+            }),
+            invitation: Some(InlineInvitation { template_id: CUSTOMER_AGREEMENT.into(), expires_at: None }),
+            ..good.clone()
+        };
+        table.bad(CREATE_CUSTOMER, "attested and invited", direct, &["invitation"], &both);
         let reseller = world::sales(RESELLER);
         table.bad(CREATE_CUSTOMER, "a reseller by itself", &reseller, &["provider_id"], &good);
 
@@ -224,10 +247,38 @@ impl Existing {
         table.bad(UPDATE_CUSTOMER, "no contact", direct, &contact_fields, &alone);
 
         table.all_bad(GET_CUSTOMER, direct, &["customer_id"], |n| GetCustomerRequest { customer_id: id(n) });
-        table.all_bad(LIST_CUSTOMERS, operator, &["page_size", "page_token"], |n| ListCustomersRequest {
+        let fields = ["page_size", "page_token"];
+        table.all_bad(LIST_CUSTOMERS, operator, &fields, |n| ListCustomersRequest {
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
         });
+        table.all_bad(LIST_CUSTOMER_PARTNERS, admin, &fields, |n| ListCustomerPartnersRequest {
+            include_ended: n % 2 == 0,
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
+
+        let fields = ["request_id", "customer_id", "provider_id", "reseller_id"];
+        table.all_bad(END_RELATIONSHIP, direct, &fields, |n| EndRelationshipRequest {
+            request_id: id(n),
+            customer_id: id(n + 1),
+            provider_id: given_id(n),
+            reseller_id: given_id(n + 1),
+        });
+        let end = |provider_id: &str, reseller_id: &str| EndRelationshipRequest {
+            request_id: world::request_id(),
+            customer_id: self.customer.customer_id.clone(),
+            provider_id: provider_id.into(),
+            reseller_id: reseller_id.into(),
+        };
+        let (provider, other) = (PROVIDER.to_string(), RESELLER.to_string());
+        for (about, bad, request) in [
+            ("two partners", "reseller_id", end(&provider, &other)),
+            ("through a provider", "provider_id", end(&provider, "")),
+            ("with a reseller", "reseller_id", end("", &other)),
+        ] {
+            table.bad(END_RELATIONSHIP, about, direct, &[bad], &request);
+        }
     }
 
     pub(super) fn attestations(&self, table: &mut Table) {
@@ -250,11 +301,29 @@ impl Existing {
             agreed_at: required_time(n),
             validate_only: n % 2 == 0,
         });
+        table.all_bad(IMPORT_ATTESTATIONS, direct, &fields, |n| ImportAttestationsRequest {
+            request_id: id(n),
+            customer_id: id(n + 1),
+            template_id: id(n + 2),
+            contact: contact(n),
+            agreed_at: required_time(n),
+        });
         let alone =
             CreateAttestationRequest { contact: None, ..attestation(&self.customer.customer_id, None) };
         let fields = ["contact.first_name", "contact.last_name", "contact.email", "agreed_at"];
         table.bad(CREATE_ATTESTATION, "no contact and no date", direct, &fields, &alone);
 
+        let fields = ["request_id", "attestation_id", "reason"];
+        table.all_bad(WITHDRAW_ATTESTATION, direct, &fields, |n| WithdrawAttestationRequest {
+            request_id: id(n),
+            attestation_id: id(n + 1),
+            reason: pick(&ENUMS, n),
+        });
+        let fields = ["request_id", "attestation_id"];
+        table.all_bad(RETRY_NOTIFICATION, direct, &fields, |n| RetryNotificationRequest {
+            request_id: id(n),
+            attestation_id: id(n + 1),
+        });
         table.all_bad(GET_ATTESTATION, direct, &["attestation_id"], |n| GetAttestationRequest {
             attestation_id: id(n),
         });
@@ -264,6 +333,143 @@ impl Existing {
             include_history: n % 2 == 0,
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
+        });
+    }
+
+    pub(super) fn invitations(&self, table: &mut Table) {
+        let Self { direct, admin, .. } = self;
+        let fields = [
+            "request_id",
+            "kind",
+            "customer_id",
+            "template_id",
+            "provider_id",
+            "reseller_id",
+            "recipient.first_name",
+            "recipient.last_name",
+            "recipient.email",
+            "recipient.phone",
+            "expires_at",
+        ];
+        table.all_bad(CREATE_INVITATION, direct, &fields, |n| CreateInvitationRequest {
+            request_id: id(n),
+            kind: pick(&ENUMS, n),
+            customer_id: given_id(n),
+            template_id: id(n + 1),
+            provider_id: given_id(n + 1),
+            reseller_id: given_id(n + 2),
+            recipient: contact(n),
+            expires_at: expiry(n),
+        });
+        let of_customer = world::new_invitation(Some(&self.customer.customer_id), None);
+        let of_anybody = world::new_invitation(None, None);
+        let (provider, other) = (PROVIDER.to_string(), RESELLER.to_string());
+        let through = |invitation: &CreateInvitationRequest| CreateInvitationRequest {
+            provider_id: provider.clone(),
+            ..invitation.clone()
+        };
+        let with = |invitation: CreateInvitationRequest| CreateInvitationRequest {
+            reseller_id: other.clone(),
+            ..invitation
+        };
+        let of_nobody = CreateInvitationRequest { customer_id: String::new(), ..of_customer.clone() };
+        let of_somebody = CreateInvitationRequest { kind: of_anybody.kind, ..of_customer.clone() };
+        let reseller = world::sales(RESELLER);
+        for (about, by, bad, request) in [
+            ("of nobody", direct, &["customer_id"][..], of_nobody),
+            (
+                "of a customer, by others",
+                direct,
+                &["provider_id", "reseller_id"],
+                with(through(&of_customer)),
+            ),
+            ("of a customer, to enter", direct, &["customer_id"], of_somebody),
+            ("two partners", direct, &["reseller_id"], with(through(&of_anybody))),
+            ("through a provider", direct, &["provider_id"], through(&of_anybody)),
+            ("with a reseller", direct, &["reseller_id"], with(of_anybody.clone())),
+            ("a reseller by itself", &reseller, &["provider_id"], of_anybody),
+        ] {
+            table.bad(CREATE_INVITATION, about, by, bad, &request);
+        }
+
+        let fields = ["request_id", "invitation_id"];
+        table.all_bad(REVOKE_INVITATION, direct, &fields, |n| RevokeInvitationRequest {
+            request_id: id(n),
+            invitation_id: id(n + 1),
+        });
+        // Customers need a token; to others it is of no use.
+        for (by, token) in [(admin, ""), (direct, "token")] {
+            table.all_bad(GET_INVITATION, by, &["invitation_id", "token"], |n| GetInvitationRequest {
+                invitation_id: id(n),
+                token: token.into(),
+            });
+        }
+        let fields = ["customer_id", "state", "page_size", "page_token"];
+        table.all_bad(LIST_INVITATIONS, direct, &fields, |n| ListInvitationsRequest {
+            customer_id: given_id(n),
+            state: pick(&ENUMS[1..], n),
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
+        let fields = [
+            "request_id",
+            "invitation_id",
+            "token",
+            "template_version",
+            "company.company_name",
+            "company.domain",
+            "company.country",
+            "company.primary_contact.first_name",
+            "company.primary_contact.last_name",
+            "company.primary_contact.email",
+            "company.primary_contact.phone",
+        ];
+        table.all_bad(ACCEPT_INVITATION, admin, &fields, |n| AcceptInvitationRequest {
+            request_id: id(n),
+            invitation_id: id(n + 1),
+            token: String::new(),
+            template_version: 0,
+            company: Some(CompanyProfile {
+                company_name: text(n, 200),
+                domain: pick(&DOMAINS, n).into(),
+                country: pick(&COUNTRIES, n).into(),
+                primary_contact: contact(n),
+            }),
+        });
+        let fields = [
+            "company.company_name",
+            "company.domain",
+            "company.country",
+            "company.primary_contact.first_name",
+            "company.primary_contact.last_name",
+            "company.primary_contact.email",
+        ];
+        let unnamed = AcceptInvitationRequest {
+            request_id: world::request_id(),
+            invitation_id: world::request_id(),
+            token: "token".into(),
+            template_version: 2,
+            company: Some(CompanyProfile::default()),
+        };
+        table.bad(ACCEPT_INVITATION, "an empty company", admin, &fields, &unnamed);
+    }
+
+    pub(super) fn signatures(&self, table: &mut Table) {
+        let Self { direct, admin, .. } = self;
+        let fields = ["request_id", "template_id", "template_version"];
+        table.all_bad(SIGN_AGREEMENT, admin, &fields, |n| SignAgreementRequest {
+            request_id: id(n),
+            template_id: id(n + 1),
+            template_version: 0,
+        });
+        let fields = ["request_id", "signature_id", "reason"];
+        table.all_bad(WITHDRAW_SIGNATURE, admin, &fields, |n| WithdrawSignatureRequest {
+            request_id: id(n),
+            signature_id: id(n + 1),
+            reason: pick(&ENUMS, n),
+        });
+        table.all_bad(GET_DIRECT_SIGN_STATUS, direct, &["customer_id"], |n| GetDirectSignStatusRequest {
+            customer_id: id(n),
         });
     }
 
@@ -331,6 +537,18 @@ impl Existing {
             customer_id: id(n + 1),
             payer_id: id(n + 2),
             purchased_at: required_time(n),
+        });
+    }
+    pub(super) fn events(&self, table: &mut Table) {
+        let Self { direct, operator, .. } = self;
+        let fields = ["customer_id", "page_size", "page_token"];
+        table.all_bad(LIST_EVENTS, direct, &fields, |n| ListEventsRequest {
+            customer_id: id(n),
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
+        table.all_bad(WATCH_EVENTS, operator, &["after_revision"], |n| WatchEventsRequest {
+            after_revision: pick(&[-1, i64::MIN], n),
         });
     }
 }

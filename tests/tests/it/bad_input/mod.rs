@@ -17,11 +17,12 @@ use prost::Message;
 use prost_types::{DescriptorProto, Timestamp};
 use proto::agreement::{
     AgreementDemand, CheckEligibilityRequest, CreateAttestationRequest, CreateCustomerRequest, Customer,
-    GetCustomerRequest, GetPartnerRequest, GetTemplateRequest, InlineAttestation, ListAttestationsRequest,
-    ListAttestationsResponse, ListCustomersRequest, ListCustomersResponse, ListPartnersRequest,
-    ListPartnersResponse, ListTemplatesRequest, ListTemplatesResponse, PartnerKind,
+    GetCustomerRequest, GetPartnerRequest, GetTemplateRequest, ImportAttestationsResponse, InlineAttestation,
+    InvitationState, ListAttestationsRequest, ListAttestationsResponse, ListCustomerPartnersRequest,
+    ListCustomersRequest, ListCustomersResponse, ListEventsRequest, ListInvitationsRequest,
+    ListPartnersRequest, ListPartnersResponse, ListTemplatesRequest, ListTemplatesResponse, PartnerKind,
     PublishTemplateVersionRequest, ReportPurchaseRequest, RetireTemplateRequest, TemplateDocument,
-    UpdateCustomerRequest,
+    UpdateCustomerRequest, WatchEventsRequest,
 };
 use proto::order::{
     ChangeSeatsRequest, CreateOrderRequest, GetOfferRequest, GetOrderRequest, GetSubscriptionRequest,
@@ -31,7 +32,7 @@ use proto::order::{
 use proto::types::{AgreementType, Channel, Cloud, Contact, Operation};
 use tests::clients::{Identity, bad_fields_of};
 use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER};
-use tests::{As, Backend, Cluster, Setup, reason_of};
+use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
 use tonic::{Code, Status};
 use uuid::Uuid;
 
@@ -141,6 +142,14 @@ fn required_time(round: usize) -> Option<Timestamp> {
     pick(&times, round)
 }
 
+/// Until when an invitation may not be made to last: the past, more than 90 days, no time.
+fn expiry(round: usize) -> Option<Timestamp> {
+    let now = Clock::system().now();
+    let mut times: Vec<_> = TIMES.map(Some).to_vec();
+    times.extend([now, now + Duration::days(91)].map(|time| Some(timestamp(time))));
+    pick(&times, round)
+}
+
 fn contact(round: usize) -> Option<Contact> {
     Some(Contact {
         first_name: text(round, 100),
@@ -207,11 +216,26 @@ const CREATE_CUSTOMER: &str = "/csp.agreement.v1.CustomerService/CreateCustomer"
 const UPDATE_CUSTOMER: &str = "/csp.agreement.v1.CustomerService/UpdateCustomer";
 const GET_CUSTOMER: &str = "/csp.agreement.v1.CustomerService/GetCustomer";
 const LIST_CUSTOMERS: &str = "/csp.agreement.v1.CustomerService/ListCustomers";
+const END_RELATIONSHIP: &str = "/csp.agreement.v1.CustomerService/EndRelationship";
+const LIST_CUSTOMER_PARTNERS: &str = "/csp.agreement.v1.CustomerService/ListCustomerPartners";
 const CREATE_ATTESTATION: &str = "/csp.agreement.v1.AttestationService/CreateAttestation";
 const GET_ATTESTATION: &str = "/csp.agreement.v1.AttestationService/GetAttestation";
 const LIST_ATTESTATIONS: &str = "/csp.agreement.v1.AttestationService/ListAttestations";
+const WITHDRAW_ATTESTATION: &str = "/csp.agreement.v1.AttestationService/WithdrawAttestation";
+const IMPORT_ATTESTATIONS: &str = "/csp.agreement.v1.AttestationService/ImportAttestations";
+const RETRY_NOTIFICATION: &str = "/csp.agreement.v1.AttestationService/RetryNotification";
+const CREATE_INVITATION: &str = "/csp.agreement.v1.DirectSignService/CreateInvitation";
+const REVOKE_INVITATION: &str = "/csp.agreement.v1.DirectSignService/RevokeInvitation";
+const GET_INVITATION: &str = "/csp.agreement.v1.DirectSignService/GetInvitation";
+const LIST_INVITATIONS: &str = "/csp.agreement.v1.DirectSignService/ListInvitations";
+const ACCEPT_INVITATION: &str = "/csp.agreement.v1.DirectSignService/AcceptInvitation";
+const SIGN_AGREEMENT: &str = "/csp.agreement.v1.DirectSignService/SignAgreement";
+const WITHDRAW_SIGNATURE: &str = "/csp.agreement.v1.DirectSignService/WithdrawSignature";
+const GET_DIRECT_SIGN_STATUS: &str = "/csp.agreement.v1.DirectSignService/GetDirectSignStatus";
 const CHECK_ELIGIBILITY: &str = "/csp.agreement.v1.EligibilityService/CheckEligibility";
 const REPORT_PURCHASE: &str = "/csp.agreement.v1.EligibilityService/ReportPurchase";
+const LIST_EVENTS: &str = "/csp.agreement.v1.EventService/ListEvents";
+const WATCH_EVENTS: &str = "/csp.agreement.v1.EventService/WatchEvents";
 const LIST_OFFERS: &str = "/csp.order.v1.OfferService/ListOffers";
 const GET_OFFER: &str = "/csp.order.v1.OfferService/GetOffer";
 const CREATE_ORDER: &str = "/csp.order.v1.OrderService/CreateOrder";
@@ -225,7 +249,7 @@ const CHANGE_SEATS: &str = "/csp.order.v1.SubscriptionService/ChangeSeats";
 /// What exists before the table is tried, so that good ids can stand beside bad fields.
 struct Existing {
     cluster: Cluster,
-    /// Of the direct-bill partner, attested twice; another one without acceptance.
+    /// Of the direct-bill partner and the provider, attested twice; another one without acceptance.
     customer: Customer,
     other_customer: String,
     /// With a second change.
@@ -233,6 +257,8 @@ struct Existing {
     direct: Caller,
     operator: Caller,
     service: Caller,
+    /// Of the first customer.
+    admin: Caller,
 }
 
 impl Existing {
@@ -246,6 +272,22 @@ impl Existing {
         world::attest(&direct, &customer, now).await.unwrap();
         let again = attestation(&customer, Some(timestamp(now)));
         direct.attestations().create_attestation(again).await.unwrap();
+        // Earlier than the orders below, so that order-svc's own report changes nothing.
+        let bought = ReportPurchaseRequest {
+            request_id: world::request_id(),
+            customer_id: customer.clone(),
+            payer_id: DIRECT.to_string(),
+            purchased_at: Some(timestamp(now - Duration::days(1))),
+        };
+        cluster.as_caller(world::service()).gate().report_purchase(bought).await.unwrap();
+        let provider = cluster.as_caller(world::sales(PROVIDER));
+        let invited = world::invite(&provider, None, None).await.unwrap();
+        let admin = world::admin(customer.parse().unwrap());
+        let accepted = world::acceptance(&invited, None);
+        cluster.as_caller(admin.clone()).signatures().accept_invitation(accepted).await.unwrap();
+        for _ in 0..2 {
+            world::invite(&direct, None, None).await.unwrap();
+        }
         world::order(&direct, &customer, None, 1).await.unwrap();
         let bought = world::order(&direct, &customer, None, 5).await.unwrap().subscriptions.remove(0);
         let changed = direct.subscriptions().change_seats(seats(&bought, 6)).await.unwrap().into_inner();
@@ -259,6 +301,7 @@ impl Existing {
             direct: world::sales(DIRECT),
             operator: world::operator(),
             service: world::service(),
+            admin,
         }
     }
 
@@ -268,7 +311,10 @@ impl Existing {
         self.partners(&mut table);
         self.customers(&mut table);
         self.attestations(&mut table);
+        self.invitations(&mut table);
+        self.signatures(&mut table);
         self.gate(&mut table);
+        self.events(&mut table);
         self.offers(&mut table);
         self.orders(&mut table);
         self.subscriptions(&mut table);
@@ -289,7 +335,10 @@ impl Existing {
         let (mut customers, mut attested) = (operator.customers(), operator.attestations());
         let (mut orders, mut subscriptions) = (operator.orders(), operator.subscriptions());
         let all = ListSubscriptionsRequest::default();
+        let beyond = WatchEventsRequest { after_revision: i64::MAX };
+        let beyond = operator.events().watch_events(beyond).await.unwrap_err();
         Everything {
+            head: metadata_of(&beyond)["head"].clone(),
             templates: templates.list_templates(types).await.unwrap().into_inner(),
             partners: partners.list_partners(ListPartnersRequest::default()).await.unwrap().into_inner(),
             customers: customers.list_customers(ListCustomersRequest::default()).await.unwrap().into_inner(),
@@ -299,14 +348,31 @@ impl Existing {
         }
     }
 
-    async fn answer_to(&self, row: &Row) -> Result<Vec<u8>, Status> {
+    /// How a request is refused, if it is: code, reason and the fields named. A row of an import is
+    /// refused in an answer.
+    async fn refusal_of(&self, row: &Row) -> Option<(Code, String, BTreeSet<String>)> {
         let services = self.cluster.as_caller(row.by.clone());
-        call(wire(&services, row.call), services.identity.clone(), row.call, &row.request).await
+        let answer = call(wire(&services, row.call), services.identity.clone(), row.call, &row.request).await;
+        match answer {
+            Err(refused) => {
+                let named = bad_fields_of(&refused).into_iter().collect();
+                Some((refused.code(), reason_of(&refused), named))
+            }
+            Ok(answer) if row.call == IMPORT_ATTESTATIONS => {
+                let answer = ImportAttestationsResponse::decode(answer.as_slice()).unwrap();
+                let refusal = answer.refusal?;
+                let (code, reason) = (Code::from_i32(refusal.code), refusal.reason().name().to_owned());
+                Some((code, reason, refusal.fields.into_iter().map(|problem| problem.field).collect()))
+            }
+            Ok(_) => None,
+        }
     }
 }
 
 #[derive(Debug, PartialEq)]
 struct Everything {
+    /// The revision of the last event there is.
+    head: String,
     templates: ListTemplatesResponse,
     partners: ListPartnersResponse,
     customers: ListCustomersResponse,
@@ -362,19 +428,16 @@ async fn every_bad_field_of_every_call_is_named_and_nothing_is_stored() {
     let mut wrong = vec![];
     for row in existing.table() {
         let about = format!("{}, {}", row.call, row.about);
-        match existing.answer_to(&row).await {
-            Ok(_) => wrong.push(format!("{about}: accepted")),
-            Err(refused) => {
-                let named: BTreeSet<_> = bad_fields_of(&refused).into_iter().collect();
-                if (refused.code(), reason_of(&refused).as_str()) != (Code::InvalidArgument, "INVALID_FIELDS")
-                {
-                    wrong.push(format!("{about}: {refused}"));
-                } else if named != row.bad {
+        match existing.refusal_of(&row).await {
+            None => wrong.push(format!("{about}: accepted")),
+            Some((Code::InvalidArgument, reason, named)) if reason == "INVALID_FIELDS" => {
+                if named != row.bad {
                     let missing: Vec<_> = row.bad.difference(&named).collect();
                     let more: Vec<_> = named.difference(&row.bad).collect();
                     wrong.push(format!("{about}: does not name {missing:?}, and names {more:?}"));
                 }
             }
+            Some((code, reason, _)) => wrong.push(format!("{about}: {code:?} {reason}")),
         }
     }
     assert_eq!(existing.everything().await, before);
@@ -382,7 +445,8 @@ async fn every_bad_field_of_every_call_is_named_and_nothing_is_stored() {
 }
 
 /// Fields that hold nothing bad: flags, and a version that exists or does not.
-const NEVER_BAD: [&str; 4] = ["validate_only", "include_history", "never_reaccept", "version"];
+const NEVER_BAD: [&str; 5] =
+    ["validate_only", "include_history", "include_ended", "never_reaccept", "version"];
 
 /// The fields of a message by path, down to those that are no message of ours.
 fn leaves(messages: &BTreeMap<String, DescriptorProto>, name: &str, path: &str) -> Vec<String> {
@@ -447,7 +511,10 @@ fn allowed(call: &str) -> Caller {
     match call {
         REGISTER_PARTNER | LINK_RESELLER | UNLINK_RESELLER | LIST_PARTNERS => world::operator(),
         PUBLISH_TEMPLATE_VERSION | RETIRE_TEMPLATE => world::operator(),
-        REPORT_PURCHASE => world::service(),
+        REPORT_PURCHASE | WATCH_EVENTS => world::service(),
+        LIST_CUSTOMER_PARTNERS | ACCEPT_INVITATION | SIGN_AGREEMENT | WITHDRAW_SIGNATURE => {
+            world::admin(Uuid::from_u128(0xc1))
+        }
         _ => world::sales(DIRECT),
     }
 }
@@ -601,6 +668,52 @@ async fn a_page_token_serves_only_the_caller_and_the_filter_it_was_made_for() {
     answers.push(("attestations, operator", {
         operator.attestations().list_attestations(same).await.map(drop)
     }));
+
+    let admin = existing.cluster.as_caller(existing.admin.clone());
+    let other_admin = existing.cluster.as_caller(world::admin(existing.other_customer.parse().unwrap()));
+    let partners = |page_token: &str| ListCustomerPartnersRequest {
+        include_ended: true,
+        page_size: 1,
+        page_token: page_token.into(),
+    };
+    let mut calls = admin.customers();
+    let token = calls.list_customer_partners(partners("")).await.unwrap().into_inner().next_page_token;
+    let active = ListCustomerPartnersRequest { include_ended: false, ..partners(&token) };
+    answers.push(("its partners, same", calls.list_customer_partners(partners(&token)).await.map(drop)));
+    answers.push(("its partners, active", calls.list_customer_partners(active).await.map(drop)));
+    answers.push(("its partners, customer", {
+        other_admin.customers().list_customer_partners(partners(&token)).await.map(drop)
+    }));
+
+    let invitations = |page_token: &str| ListInvitationsRequest {
+        page_size: 1,
+        page_token: page_token.into(),
+        ..ListInvitationsRequest::default()
+    };
+    let mut calls = direct.signatures();
+    let token = calls.list_invitations(invitations("")).await.unwrap().into_inner().next_page_token;
+    let pending = ListInvitationsRequest { state: InvitationState::Pending.into(), ..invitations(&token) };
+    let named = ListInvitationsRequest { customer_id: customer.clone(), ..invitations(&token) };
+    answers.push(("invitations, same", calls.list_invitations(invitations(&token)).await.map(drop)));
+    answers.push(("invitations, pending", calls.list_invitations(pending).await.map(drop)));
+    answers.push(("invitations, customer", calls.list_invitations(named).await.map(drop)));
+    for (about, somebody) in [("invitations, provider", &provider), ("invitations, operator", &operator)] {
+        answers.push((about, somebody.signatures().list_invitations(invitations(&token)).await.map(drop)));
+    }
+
+    let events = |customer_id: &str, page_token: &str| ListEventsRequest {
+        customer_id: customer_id.into(),
+        page_size: 1,
+        page_token: page_token.into(),
+    };
+    let mut calls = direct.events();
+    let token = calls.list_events(events(&customer, "")).await.unwrap().into_inner().next_page_token;
+    let elsewhere = events(&existing.other_customer, &token);
+    answers.push(("events, same", calls.list_events(events(&customer, &token)).await.map(drop)));
+    answers.push(("events, customer", calls.list_events(elsewhere).await.map(drop)));
+    for (about, somebody) in [("events, provider", &provider), ("events, operator", &operator)] {
+        answers.push((about, somebody.events().list_events(events(&customer, &token)).await.map(drop)));
+    }
 
     let offers = |country: &str, page_token: &str| ListOffersRequest {
         country: country.into(),
