@@ -17,7 +17,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -32,7 +32,7 @@ use uuid::Uuid;
 /// turned away: nobody | a partner user with ADMIN_AGENT, SALES_AGENT, HELPDESK_AGENT, GLOBAL_ADMIN,
 /// no role | a customer user with GLOBAL_ADMIN, without that role | an operator | a service.
 #[rustfmt::skip]
-const LET_IN: [(&str, &str); 30] = [
+const LET_IN: [(&str, &str); 45] = [
     ("/csp.agreement.v1.TemplateService/ListTemplates",          "- | A S H G n | G n | O | S"),
     ("/csp.agreement.v1.TemplateService/GetTemplate",            "- | A S H G n | G n | O | S"),
     ("/csp.agreement.v1.TemplateService/GetTemplateDocument",    "- | A S H G n | G n | O | S"),
@@ -47,13 +47,28 @@ const LET_IN: [(&str, &str); 30] = [
     ("/csp.agreement.v1.CustomerService/UpdateCustomer",         "- | A S - - - | - - | - | -"),
     ("/csp.agreement.v1.CustomerService/GetCustomer",            "- | A S H G - | G - | O | -"),
     ("/csp.agreement.v1.CustomerService/ListCustomers",          "- | A S H G - | G - | O | -"),
+    ("/csp.agreement.v1.CustomerService/EndRelationship",        "- | A S - - - | - - | - | -"),
+    ("/csp.agreement.v1.CustomerService/ListCustomerPartners",   "- | - - - - - | G - | - | -"),
     ("/csp.agreement.v1.AttestationService/CreateAttestation",   "- | A S - - - | - - | - | -"),
     ("/csp.agreement.v1.AttestationService/GetAttestation",      "- | A S H G - | G - | O | -"),
     ("/csp.agreement.v1.AttestationService/ListAttestations",    "- | A S H G - | G - | O | -"),
+    ("/csp.agreement.v1.AttestationService/WithdrawAttestation", "- | A S - - - | - - | - | -"),
+    ("/csp.agreement.v1.AttestationService/ImportAttestations",  "- | A S - - - | - - | - | -"),
+    ("/csp.agreement.v1.AttestationService/RetryNotification",   "- | A S - - - | - - | - | -"),
+    ("/csp.agreement.v1.DirectSignService/CreateInvitation",     "- | A S - - - | - - | - | -"),
+    ("/csp.agreement.v1.DirectSignService/RevokeInvitation",     "- | A S - - - | - - | - | -"),
+    ("/csp.agreement.v1.DirectSignService/GetInvitation",        "- | A S H G - | G - | O | -"),
+    ("/csp.agreement.v1.DirectSignService/ListInvitations",      "- | A S H G - | - - | O | -"),
+    ("/csp.agreement.v1.DirectSignService/AcceptInvitation",     "- | - - - - - | G - | - | -"),
+    ("/csp.agreement.v1.DirectSignService/SignAgreement",        "- | - - - - - | G - | - | -"),
+    ("/csp.agreement.v1.DirectSignService/WithdrawSignature",    "- | - - - - - | G - | - | -"),
+    ("/csp.agreement.v1.DirectSignService/GetDirectSignStatus",  "- | A S H G - | G - | O | -"),
     ("/csp.agreement.v1.EligibilityService/CheckEligibility",    "- | A S H G - | - - | - | S"),
     ("/csp.agreement.v1.EligibilityService/BatchCheckEligibility", "- | A S H G - | - - | - | S"),
     ("/csp.agreement.v1.EligibilityService/ListBlockedCustomers", "- | A S H G - | - - | - | -"),
     ("/csp.agreement.v1.EligibilityService/ReportPurchase",      "- | - - - - - | - - | - | S"),
+    ("/csp.agreement.v1.EventService/ListEvents",                "- | A S H G - | G - | O | -"),
+    ("/csp.agreement.v1.EventService/WatchEvents",               "- | - - - - - | - - | O | S"),
     ("/csp.order.v1.OfferService/ListOffers",                    "- | A S H G n | G n | O | S"),
     ("/csp.order.v1.OfferService/GetOffer",                      "- | A S H G n | G n | O | S"),
     ("/csp.order.v1.OrderService/CreateOrder",                   "- | A S - - - | - - | - | -"),
@@ -136,7 +151,8 @@ impl Decoder for Raw {
     }
 }
 
-/// Makes a call by its path, with bytes for a message.
+/// Makes a call by its path, with bytes for its only message, and takes the first message of the
+/// answer. What would follow in a stream is not waited for.
 pub(crate) async fn call(
     wire: &Channel,
     identity: impl Interceptor,
@@ -145,8 +161,9 @@ pub(crate) async fn call(
 ) -> Result<Vec<u8>, Status> {
     let mut client = Grpc::new(InterceptedService::new(wire.clone(), identity));
     client.ready().await.map_err(|error| Status::unknown(error.to_string()))?;
-    let answer = client.unary(Request::new(message.to_vec()), path.parse().unwrap(), Raw).await;
-    answer.map(Response::into_inner)
+    let request = Request::new(message.to_vec());
+    let mut answer = client.server_streaming(request, path.parse().unwrap(), Raw).await?.into_inner();
+    answer.message().await?.ok_or_else(|| Status::unknown("the answer holds no message"))
 }
 
 /// The service that a call belongs to.

@@ -481,7 +481,8 @@ async fn a_withdrawn_attestation_uncovers_its_partner_unless_something_else_coun
         assert!(bare.uncovered);
         assert_eq!(gate(&direct, DIRECT, &other).await, (Decision::Blocked, vec![BlockReason::Withdrawn]));
         let twice = withdraw(&direct, &only.attestation_id).await.unwrap();
-        let withdrawn_at = |answer: &WithdrawAttestationResponse| answer.attestation.clone().unwrap().withdrawn_at;
+        let withdrawn_at =
+            |answer: &WithdrawAttestationResponse| answer.attestation.clone().unwrap().withdrawn_at;
         assert_eq!((withdrawn_at(&twice), twice.revision), (withdrawn_at(&bare), bare.revision));
         // After a withdrawal the same content is new (ATT-8).
         let anew = world::attest(&direct, &other, Clock::system().now()).await.unwrap().attestation.unwrap();

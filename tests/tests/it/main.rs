@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod acceptance_model;
 mod access;
 mod bad_input;
 mod blocked;

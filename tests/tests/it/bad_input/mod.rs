@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "an unexpected answer fails the test")]
 
+mod agreement;
+mod order;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use chassis::auth::Caller;
@@ -13,16 +16,15 @@ use chrono::Duration;
 use prost::Message;
 use prost_types::{DescriptorProto, Timestamp};
 use proto::agreement::eligibility_result::Result as ItemResult;
-use proto::agreement::publish_template_version_request::Reacceptance;
 use proto::agreement::{
     AgreementDemand, BatchCheckEligibilityRequest, CheckEligibilityRequest, CreateAttestationRequest,
-    CreateCustomerRequest, Customer, EligibilityResult, GetAttestationRequest, GetCustomerRequest,
-    GetPartnerRequest, GetTemplateDocumentRequest, GetTemplateRequest, InlineAttestation,
-    LinkResellerRequest, ListAttestationsRequest, ListAttestationsResponse, ListBlockedCustomersRequest,
-    ListCustomersRequest, ListCustomersResponse, ListPartnersRequest, ListPartnersResponse,
-    ListTemplatesRequest, ListTemplatesResponse, PartnerKind, PublishTemplateVersionRequest,
-    RegisterPartnerRequest, ReportPurchaseRequest, RetireTemplateRequest, TemplateDocument,
-    UnlinkResellerRequest, UpdateCustomerRequest,
+    CreateCustomerRequest, Customer, EligibilityResult, GetCustomerRequest, GetPartnerRequest,
+    GetTemplateRequest, ImportAttestationsResponse, InlineAttestation, InvitationState,
+    ListAttestationsRequest, ListAttestationsResponse, ListCustomerPartnersRequest, ListCustomersRequest,
+    ListCustomersResponse, ListEventsRequest, ListInvitationsRequest, ListPartnersRequest,
+    ListPartnersResponse, ListTemplatesRequest, ListTemplatesResponse, PartnerKind,
+    PublishTemplateVersionRequest, ReportPurchaseRequest, RetireTemplateRequest, TemplateDocument,
+    UpdateCustomerRequest, WatchEventsRequest,
 };
 use proto::order::{
     ChangeSeatsRequest, CreateOrderRequest, GetOfferRequest, GetOrderRequest, GetSubscriptionRequest,
@@ -31,8 +33,8 @@ use proto::order::{
 };
 use proto::types::{AgreementType, Channel, Cloud, Contact, ErrorReason, Operation};
 use tests::clients::{Identity, bad_fields_of};
-use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, RESELLER, RIGHTS_MANAGEMENT};
-use tests::{As, Backend, Cluster, Setup, reason_of};
+use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER};
+use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
 use tonic::{Code, Status};
 use uuid::Uuid;
 
@@ -142,6 +144,14 @@ fn required_time(round: usize) -> Option<Timestamp> {
     pick(&times, round)
 }
 
+/// Until when an invitation may not be made to last: the past, more than 90 days, no time.
+fn expiry(round: usize) -> Option<Timestamp> {
+    let now = Clock::system().now();
+    let mut times: Vec<_> = TIMES.map(Some).to_vec();
+    times.extend([now, now + Duration::days(91)].map(|time| Some(timestamp(time))));
+    pick(&times, round)
+}
+
 fn contact(round: usize) -> Option<Contact> {
     Some(Contact {
         first_name: text(round, 100),
@@ -208,13 +218,28 @@ const CREATE_CUSTOMER: &str = "/csp.agreement.v1.CustomerService/CreateCustomer"
 const UPDATE_CUSTOMER: &str = "/csp.agreement.v1.CustomerService/UpdateCustomer";
 const GET_CUSTOMER: &str = "/csp.agreement.v1.CustomerService/GetCustomer";
 const LIST_CUSTOMERS: &str = "/csp.agreement.v1.CustomerService/ListCustomers";
+const END_RELATIONSHIP: &str = "/csp.agreement.v1.CustomerService/EndRelationship";
+const LIST_CUSTOMER_PARTNERS: &str = "/csp.agreement.v1.CustomerService/ListCustomerPartners";
 const CREATE_ATTESTATION: &str = "/csp.agreement.v1.AttestationService/CreateAttestation";
 const GET_ATTESTATION: &str = "/csp.agreement.v1.AttestationService/GetAttestation";
 const LIST_ATTESTATIONS: &str = "/csp.agreement.v1.AttestationService/ListAttestations";
+const WITHDRAW_ATTESTATION: &str = "/csp.agreement.v1.AttestationService/WithdrawAttestation";
+const IMPORT_ATTESTATIONS: &str = "/csp.agreement.v1.AttestationService/ImportAttestations";
+const RETRY_NOTIFICATION: &str = "/csp.agreement.v1.AttestationService/RetryNotification";
+const CREATE_INVITATION: &str = "/csp.agreement.v1.DirectSignService/CreateInvitation";
+const REVOKE_INVITATION: &str = "/csp.agreement.v1.DirectSignService/RevokeInvitation";
+const GET_INVITATION: &str = "/csp.agreement.v1.DirectSignService/GetInvitation";
+const LIST_INVITATIONS: &str = "/csp.agreement.v1.DirectSignService/ListInvitations";
+const ACCEPT_INVITATION: &str = "/csp.agreement.v1.DirectSignService/AcceptInvitation";
+const SIGN_AGREEMENT: &str = "/csp.agreement.v1.DirectSignService/SignAgreement";
+const WITHDRAW_SIGNATURE: &str = "/csp.agreement.v1.DirectSignService/WithdrawSignature";
+const GET_DIRECT_SIGN_STATUS: &str = "/csp.agreement.v1.DirectSignService/GetDirectSignStatus";
 const CHECK_ELIGIBILITY: &str = "/csp.agreement.v1.EligibilityService/CheckEligibility";
 const BATCH_CHECK_ELIGIBILITY: &str = "/csp.agreement.v1.EligibilityService/BatchCheckEligibility";
 const LIST_BLOCKED_CUSTOMERS: &str = "/csp.agreement.v1.EligibilityService/ListBlockedCustomers";
 const REPORT_PURCHASE: &str = "/csp.agreement.v1.EligibilityService/ReportPurchase";
+const LIST_EVENTS: &str = "/csp.agreement.v1.EventService/ListEvents";
+const WATCH_EVENTS: &str = "/csp.agreement.v1.EventService/WatchEvents";
 const LIST_OFFERS: &str = "/csp.order.v1.OfferService/ListOffers";
 const GET_OFFER: &str = "/csp.order.v1.OfferService/GetOffer";
 const CREATE_ORDER: &str = "/csp.order.v1.OrderService/CreateOrder";
@@ -228,7 +253,7 @@ const CHANGE_SEATS: &str = "/csp.order.v1.SubscriptionService/ChangeSeats";
 /// What exists before the table is tried, so that good ids can stand beside bad fields.
 struct Existing {
     cluster: Cluster,
-    /// Of the direct-bill partner, attested twice; another one without acceptance.
+    /// Of the direct-bill partner and the provider, attested twice; another one without acceptance.
     customer: Customer,
     other_customer: String,
     /// With a second change.
@@ -236,6 +261,8 @@ struct Existing {
     direct: Caller,
     operator: Caller,
     service: Caller,
+    /// Of the first customer.
+    admin: Caller,
 }
 
 impl Existing {
@@ -249,6 +276,22 @@ impl Existing {
         world::attest(&direct, &customer, now).await.unwrap();
         let again = attestation(&customer, Some(timestamp(now)));
         direct.attestations().create_attestation(again).await.unwrap();
+        // Earlier than the orders below, so that order-svc's own report changes nothing.
+        let bought = ReportPurchaseRequest {
+            request_id: world::request_id(),
+            customer_id: customer.clone(),
+            payer_id: DIRECT.to_string(),
+            purchased_at: Some(timestamp(now - Duration::days(1))),
+        };
+        cluster.as_caller(world::service()).gate().report_purchase(bought).await.unwrap();
+        let provider = cluster.as_caller(world::sales(PROVIDER));
+        let invited = world::invite(&provider, None, None).await.unwrap();
+        let admin = world::admin(customer.parse().unwrap());
+        let accepted = world::acceptance(&invited, None);
+        cluster.as_caller(admin.clone()).signatures().accept_invitation(accepted).await.unwrap();
+        for _ in 0..2 {
+            world::invite(&direct, None, None).await.unwrap();
+        }
         world::order(&direct, &customer, None, 1).await.unwrap();
         let bought = world::order(&direct, &customer, None, 5).await.unwrap().subscriptions.remove(0);
         let changed = direct.subscriptions().change_seats(seats(&bought, 6)).await.unwrap().into_inner();
@@ -262,6 +305,7 @@ impl Existing {
             direct: world::sales(DIRECT),
             operator: world::operator(),
             service: world::service(),
+            admin,
         }
     }
 
@@ -271,462 +315,14 @@ impl Existing {
         self.partners(&mut table);
         self.customers(&mut table);
         self.attestations(&mut table);
+        self.invitations(&mut table);
+        self.signatures(&mut table);
         self.gate(&mut table);
+        self.events(&mut table);
         self.offers(&mut table);
         self.orders(&mut table);
         self.subscriptions(&mut table);
         table.0
-    }
-
-    fn templates(&self, table: &mut Table) {
-        let Self { direct, operator, .. } = self;
-        let known = AgreementType::MicrosoftCustomerAgreement.into();
-        let fields = ["agreement_types[0]", "agreement_types[2]"];
-        table.all_bad(LIST_TEMPLATES, direct, &fields, |n| ListTemplatesRequest {
-            agreement_types: vec![pick(&ENUMS, n), known, pick(&ENUMS, n + 1)],
-        });
-        let none = ListTemplatesRequest::default();
-        table.bad(LIST_TEMPLATES, "no type", direct, &["agreement_types"], &none);
-
-        table.all_bad(GET_TEMPLATE, direct, &["template_id"], |n| GetTemplateRequest { template_id: id(n) });
-
-        let fields = ["template_id", "country", "language"];
-        table.all_bad(GET_TEMPLATE_DOCUMENT, direct, &fields, |n| GetTemplateDocumentRequest {
-            template_id: id(n),
-            version: u32::MAX,
-            country: pick(&COUNTRIES, n).into(),
-            language: pick(&LANGUAGES, n).into(),
-        });
-
-        let fields = [
-            "request_id",
-            "template_id",
-            "agreement_type",
-            "name",
-            "effective_from",
-            "reaccept_by",
-            "documents",
-            "documents[0].country",
-            "documents[0].language",
-            "documents[0].link",
-            "documents[0].sha256",
-        ];
-        table.all_bad(PUBLISH_TEMPLATE_VERSION, operator, &fields, |n| PublishTemplateVersionRequest {
-            request_id: id(n),
-            template_id: id(n + 1),
-            agreement_type: pick(&ENUMS[1..], n),
-            name: given_text(n, 200),
-            effective_from: Some(pick(&TIMES, n)),
-            reacceptance: Some(Reacceptance::ReacceptBy(pick(&TIMES, n + 1))),
-            documents: vec![TemplateDocument {
-                country: pick(&COUNTRIES, n).into(),
-                language: pick(&LANGUAGES, n).into(),
-                link: if n == 0 { "x".repeat(2001) } else { pick(&LINKS, n).into() },
-                sha256: pick(&DIGESTS, n).into(),
-            }],
-            validate_only: false,
-        });
-        let (now, document) = (Clock::system().now(), document("US", "en-US"));
-        let publish = |documents: Vec<TemplateDocument>| publication(CUSTOMER_AGREEMENT, documents);
-        for (about, bad, request) in [
-            ("no documents", &["documents"][..], publish(vec![])),
-            ("2,001 documents", &["documents"], publish(vec![document.clone(); 2001])),
-            ("a repetition", &["documents[1].language"], publish(vec![document.clone(); 2])),
-            ("no last resort", &["documents"], publish(vec![self::document("FR", "fr-FR")])),
-            (
-                "a new template without type and name",
-                &["agreement_type", "name"],
-                publication(&world::request_id(), vec![document.clone()]),
-            ),
-            (
-                "another type and name than the template has",
-                &["agreement_type", "name"],
-                PublishTemplateVersionRequest {
-                    agreement_type: AgreementType::MicrosoftCloudAgreement.into(),
-                    name: "Another name".into(),
-                    ..publish(vec![document.clone()])
-                },
-            ),
-            (
-                "reacceptance before the version",
-                &["reaccept_by"],
-                PublishTemplateVersionRequest {
-                    effective_from: Some(timestamp(now + Duration::days(2))),
-                    reacceptance: Some(Reacceptance::ReacceptBy(timestamp(now + Duration::days(1)))),
-                    ..publish(vec![document])
-                },
-            ),
-        ] {
-            table.bad(PUBLISH_TEMPLATE_VERSION, about, operator, bad, &request);
-        }
-
-        let fields = ["request_id", "template_id", "etag"];
-        table.all_bad(RETIRE_TEMPLATE, operator, &fields, |n| RetireTemplateRequest {
-            request_id: id(n),
-            template_id: id(n + 1),
-            etag: text(n, 50),
-        });
-    }
-
-    fn partners(&self, table: &mut Table) {
-        let Self { direct, operator, .. } = self;
-        let fields = ["request_id", "partner_id", "name", "kind", "cloud"];
-        table.all_bad(REGISTER_PARTNER, operator, &fields, |n| RegisterPartnerRequest {
-            request_id: id(n),
-            partner_id: id(n + 1),
-            name: text(n, 200),
-            kind: pick(&ENUMS, n),
-            cloud: pick(&ENUMS, n + 1),
-        });
-        let fields = ["request_id", "provider_id", "reseller_id"];
-        table.all_bad(LINK_RESELLER, operator, &fields, |n| LinkResellerRequest {
-            request_id: id(n),
-            provider_id: id(n + 1),
-            reseller_id: id(n + 2),
-        });
-        table.all_bad(UNLINK_RESELLER, operator, &fields, |n| UnlinkResellerRequest {
-            request_id: id(n),
-            provider_id: id(n + 1),
-            reseller_id: id(n + 2),
-        });
-        table.all_bad(LIST_PARTNERS, operator, &["page_size", "page_token"], |n| ListPartnersRequest {
-            page_size: pick(&PAGE_SIZES, n),
-            page_token: pick(&PAGE_TOKENS, n).into(),
-        });
-        table.all_bad(GET_PARTNER, direct, &["partner_id"], |n| GetPartnerRequest { partner_id: id(n) });
-    }
-
-    fn customers(&self, table: &mut Table) {
-        let Self { direct, operator, .. } = self;
-        let fields = [
-            "request_id",
-            "company_name",
-            "domain",
-            "country",
-            "primary_contact.first_name",
-            "primary_contact.last_name",
-            "primary_contact.email",
-            "primary_contact.phone",
-            "provider_id",
-            "reseller_id",
-            "attestation.template_id",
-            "attestation.contact.first_name",
-            "attestation.contact.last_name",
-            "attestation.contact.email",
-            "attestation.contact.phone",
-            "attestation.agreed_at",
-        ];
-        table.all_bad(CREATE_CUSTOMER, direct, &fields, |n| CreateCustomerRequest {
-            request_id: id(n),
-            company_name: text(n, 200),
-            domain: if n == 0 { "x.".repeat(127) } else { pick(&DOMAINS, n).into() },
-            country: pick(&COUNTRIES, n).into(),
-            primary_contact: contact(n),
-            provider_id: given_id(n),
-            reseller_id: given_id(n + 1),
-            attestation: Some(InlineAttestation {
-                template_id: id(n + 1),
-                contact: contact(n + 1),
-                agreed_at: required_time(n),
-            }),
-            invitation: None,
-        });
-        let good = world::new_customer("Northwind", "FR", None);
-        let contact_fields =
-            ["primary_contact.first_name", "primary_contact.last_name", "primary_contact.email"];
-        let alone = CreateCustomerRequest { primary_contact: None, ..good.clone() };
-        table.bad(CREATE_CUSTOMER, "no contact", direct, &contact_fields, &alone);
-        let both = CreateCustomerRequest {
-            provider_id: PROVIDER.to_string(),
-            reseller_id: RESELLER.to_string(),
-            ..good.clone()
-        };
-        table.bad(CREATE_CUSTOMER, "two partners", direct, &["reseller_id"], &both);
-        let through =
-            CreateCustomerRequest { provider_id: PROVIDER.to_string(), reseller_id: String::new(), ..both };
-        table.bad(CREATE_CUSTOMER, "through a provider", direct, &["provider_id"], &through);
-        let with = CreateCustomerRequest { reseller_id: RESELLER.to_string(), ..good.clone() };
-        table.bad(CREATE_CUSTOMER, "with a reseller", direct, &["reseller_id"], &with);
-        let reseller = world::sales(RESELLER);
-        table.bad(CREATE_CUSTOMER, "a reseller by itself", &reseller, &["provider_id"], &good);
-
-        let fields = [
-            "request_id",
-            "customer_id",
-            "etag",
-            "company_name",
-            "primary_contact.first_name",
-            "primary_contact.last_name",
-            "primary_contact.email",
-            "primary_contact.phone",
-        ];
-        table.all_bad(UPDATE_CUSTOMER, direct, &fields, |n| UpdateCustomerRequest {
-            request_id: id(n),
-            customer_id: id(n + 1),
-            etag: text(n, 50),
-            company_name: text(n + 1, 200),
-            primary_contact: contact(n),
-        });
-        let alone = UpdateCustomerRequest {
-            request_id: world::request_id(),
-            customer_id: self.customer.customer_id.clone(),
-            etag: self.customer.etag.clone(),
-            company_name: "Northwind".into(),
-            primary_contact: None,
-        };
-        table.bad(UPDATE_CUSTOMER, "no contact", direct, &contact_fields, &alone);
-
-        table.all_bad(GET_CUSTOMER, direct, &["customer_id"], |n| GetCustomerRequest { customer_id: id(n) });
-        table.all_bad(LIST_CUSTOMERS, operator, &["page_size", "page_token"], |n| ListCustomersRequest {
-            page_size: pick(&PAGE_SIZES, n),
-            page_token: pick(&PAGE_TOKENS, n).into(),
-        });
-    }
-
-    fn attestations(&self, table: &mut Table) {
-        let direct = &self.direct;
-        let fields = [
-            "request_id",
-            "customer_id",
-            "template_id",
-            "contact.first_name",
-            "contact.last_name",
-            "contact.email",
-            "contact.phone",
-            "agreed_at",
-        ];
-        table.all_bad(CREATE_ATTESTATION, direct, &fields, |n| CreateAttestationRequest {
-            request_id: id(n),
-            customer_id: id(n + 1),
-            template_id: id(n + 2),
-            contact: contact(n),
-            agreed_at: required_time(n),
-            validate_only: n % 2 == 0,
-        });
-        let alone =
-            CreateAttestationRequest { contact: None, ..attestation(&self.customer.customer_id, None) };
-        let fields = ["contact.first_name", "contact.last_name", "contact.email", "agreed_at"];
-        table.bad(CREATE_ATTESTATION, "no contact and no date", direct, &fields, &alone);
-
-        table.all_bad(GET_ATTESTATION, direct, &["attestation_id"], |n| GetAttestationRequest {
-            attestation_id: id(n),
-        });
-        let fields = ["customer_id", "page_size", "page_token"];
-        table.all_bad(LIST_ATTESTATIONS, direct, &fields, |n| ListAttestationsRequest {
-            customer_id: id(n),
-            include_history: n % 2 == 0,
-            page_size: pick(&PAGE_SIZES, n),
-            page_token: pick(&PAGE_TOKENS, n).into(),
-        });
-    }
-
-    fn gate(&self, table: &mut Table) {
-        let Self { direct, service, .. } = self;
-        let fields = [
-            "payer_id",
-            "customer_id",
-            "reseller_id",
-            "operation",
-            "channel",
-            "demands[0].agreement_types",
-            "demands[1].agreement_types[1]",
-            "at_least_revision",
-            "acting_partner_id",
-            "acting_roles[0]",
-            "acting_roles[2]",
-            "as_of",
-        ];
-        let known = AgreementType::MicrosoftCustomerAgreement.into();
-        let question = |n| CheckEligibilityRequest {
-            payer_id: id(n),
-            customer_id: id(n + 1),
-            reseller_id: given_id(n),
-            operation: pick(&ENUMS, n),
-            channel: pick(&ENUMS, n),
-            demands: vec![
-                AgreementDemand::default(),
-                AgreementDemand { agreement_types: vec![known, pick(&ENUMS, n)] },
-            ],
-            at_least_revision: pick(&[-1, i64::MIN], n),
-            acting_partner_id: given_id(n + 1),
-            acting_roles: vec![pick(&ENUMS, n), 1, pick(&ENUMS, n + 1)],
-            as_of: Some(pick(&TIMES, n)),
-        };
-        table.all_bad(CHECK_ELIGIBILITY, service, &fields, question);
-        // A partner user's identity says who acts and how, whatever the request claims.
-        let fields: Vec<_> = fields.into_iter().filter(|field| !field.contains("roles[")).collect();
-        let fields = [&fields[..], &["acting_roles"]].concat();
-        table.all_bad(CHECK_ELIGIBILITY, direct, &fields, |n| CheckEligibilityRequest {
-            channel: pick(&ENUMS[1..], n),
-            ..question(n)
-        });
-        let good = CheckEligibilityRequest {
-            payer_id: DIRECT.to_string(),
-            customer_id: self.customer.customer_id.clone(),
-            operation: Operation::NewPurchase.into(),
-            channel: Channel::Api.into(),
-            ..CheckEligibilityRequest::default()
-        };
-        let many = vec![AgreementDemand { agreement_types: vec![known] }; 101];
-        let many = CheckEligibilityRequest { demands: many, ..good.clone() };
-        // Items are answered one by one; that there are none, or too many, is the call's.
-        for (about, count) in [("no item", 0), ("101 items", 101)] {
-            let request = BatchCheckEligibilityRequest { items: vec![good.clone(); count] };
-            table.bad(BATCH_CHECK_ELIGIBILITY, about, service, &["items"], &request);
-        }
-        let fields = ["as_of", "page_size", "page_token"];
-        table.all_bad(LIST_BLOCKED_CUSTOMERS, direct, &fields, |n| ListBlockedCustomersRequest {
-            as_of: Some(pick(&TIMES, n)),
-            page_size: pick(&PAGE_SIZES, n),
-            page_token: pick(&PAGE_TOKENS, n).into(),
-        });
-        table.bad(CHECK_ELIGIBILITY, "101 demands", service, &["demands"], &many);
-        let as_of = Some(timestamp(Clock::system().now()));
-        let then = CheckEligibilityRequest { as_of, ..good.clone() };
-        table.bad(CHECK_ELIGIBILITY, "a service at another time", service, &["as_of"], &then);
-        let claims =
-            CheckEligibilityRequest { acting_partner_id: DIRECT.to_string(), acting_roles: vec![1], ..good };
-        let fields = ["channel", "acting_partner_id", "acting_roles"];
-        table.bad(CHECK_ELIGIBILITY, "a partner with a service's claims", direct, &fields, &claims);
-
-        let fields = ["request_id", "customer_id", "payer_id", "purchased_at"];
-        table.all_bad(REPORT_PURCHASE, service, &fields, |n| ReportPurchaseRequest {
-            request_id: id(n),
-            customer_id: id(n + 1),
-            payer_id: id(n + 2),
-            purchased_at: required_time(n),
-        });
-    }
-
-    fn offers(&self, table: &mut Table) {
-        let direct = &self.direct;
-        let fields = ["country", "page_size", "page_token"];
-        table.all_bad(LIST_OFFERS, direct, &fields, |n| ListOffersRequest {
-            country: pick_given(&COUNTRIES, n),
-            page_size: pick(&PAGE_SIZES, n),
-            page_token: pick(&PAGE_TOKENS, n).into(),
-        });
-        table.all_bad(GET_OFFER, direct, &["offer_id"], |n| GetOfferRequest { offer_id: text(n, 100) });
-    }
-
-    fn orders(&self, table: &mut Table) {
-        let Self { direct, operator, .. } = self;
-        let fields = [
-            "request_id",
-            "customer_id",
-            "payer_id",
-            "reseller_id",
-            "lines[0].offer_id",
-            "lines[0].quantity",
-            "lines[0].friendly_name",
-            "lines[2].offer_id",
-        ];
-        let line = |offer: &str, quantity| NewOrderLine {
-            offer_id: offer.into(),
-            quantity,
-            friendly_name: String::new(),
-        };
-        table.all_bad(CREATE_ORDER, direct, &fields, |n| CreateOrderRequest {
-            request_id: id(n),
-            customer_id: id(n + 1),
-            payer_id: given_id(n),
-            reseller_id: given_id(n + 1),
-            lines: vec![
-                // No offer has a minimum below 1, so that nothing needs to be known to refuse this.
-                NewOrderLine { friendly_name: given_text(n, 200), ..line(&text(n, 100), 0) },
-                line(OFFICE, 1),
-                line(&text(n + 1, 100), 1),
-            ],
-            validate_only: n % 2 == 0,
-        });
-        let order = |lines| CreateOrderRequest {
-            lines,
-            ..world::new_order(&self.customer.customer_id, None, OFFICE, 1)
-        };
-        let (direct_id, other) = (DIRECT.to_string(), PROVIDER.to_string());
-        for (about, bad, request) in [
-            ("no line", &["lines"][..], order(vec![])),
-            ("101 lines", &["lines"], order(vec![line(OFFICE, 1); 101])),
-            (
-                "lines out of bounds, unknown and not sold there",
-                &[
-                    "lines[0].quantity",
-                    "lines[1].quantity",
-                    "lines[2].quantity",
-                    "lines[3].offer_id",
-                    "lines[4].offer_id",
-                    "lines[5].offer_id",
-                    "lines[6].quantity",
-                    "lines[6].offer_id",
-                ],
-                order(vec![
-                    line(OFFICE, 0),
-                    line(OFFICE, u32::MAX),
-                    line(OFFICE, 301),
-                    line("no such offer", 1),
-                    line("' OR '1'='1", 1),
-                    line(RIGHTS_MANAGEMENT, 1),
-                    line(RIGHTS_MANAGEMENT, u32::MAX),
-                ]),
-            ),
-            (
-                "two other partners",
-                &["reseller_id"],
-                CreateOrderRequest {
-                    payer_id: other.clone(),
-                    reseller_id: RESELLER.to_string(),
-                    ..order(vec![line(OFFICE, 1)])
-                },
-            ),
-            (
-                "its own reseller",
-                &["payer_id"],
-                CreateOrderRequest { reseller_id: direct_id, ..order(vec![line(OFFICE, 1)]) },
-            ),
-        ] {
-            table.bad(CREATE_ORDER, about, direct, bad, &request);
-            let rehearsed = CreateOrderRequest { validate_only: true, ..request };
-            table.bad(CREATE_ORDER, &format!("{about}, rehearsed"), direct, bad, &rehearsed);
-        }
-
-        table.all_bad(GET_ORDER, direct, &["order_id"], |n| GetOrderRequest { order_id: id(n) });
-        let fields = ["customer_id", "page_size", "page_token"];
-        table.all_bad(LIST_ORDERS, operator, &fields, |n| ListOrdersRequest {
-            customer_id: given_id(n),
-            page_size: pick(&PAGE_SIZES, n),
-            page_token: pick(&PAGE_TOKENS, n).into(),
-        });
-    }
-
-    fn subscriptions(&self, table: &mut Table) {
-        let direct = &self.direct;
-        table.all_bad(GET_SUBSCRIPTION, direct, &["subscription_id"], |n| GetSubscriptionRequest {
-            subscription_id: id(n),
-        });
-        let fields = ["customer_id", "page_size", "page_token"];
-        table.all_bad(LIST_SUBSCRIPTIONS, direct, &fields, |n| ListSubscriptionsRequest {
-            customer_id: given_id(n),
-            page_size: pick(&PAGE_SIZES, n),
-            page_token: pick(&PAGE_TOKENS, n).into(),
-        });
-        let fields = ["subscription_id", "page_size", "page_token"];
-        table.all_bad(LIST_SUBSCRIPTION_CHANGES, direct, &fields, |n| ListSubscriptionChangesRequest {
-            subscription_id: id(n),
-            page_size: pick(&PAGE_SIZES, n),
-            page_token: pick(&PAGE_TOKENS, n).into(),
-        });
-        let fields = ["request_id", "subscription_id", "quantity", "etag"];
-        table.all_bad(CHANGE_SEATS, direct, &fields, |n| ChangeSeatsRequest {
-            request_id: id(n),
-            subscription_id: id(n + 1),
-            quantity: 0,
-            etag: text(n, 50),
-            validate_only: n % 2 == 0,
-        });
-        for quantity in [0, 301, u32::MAX] {
-            let request = seats(&self.subscription, quantity);
-            table.bad(CHANGE_SEATS, &format!("{quantity} seats"), direct, &["quantity"], &request);
-        }
     }
 
     /// Everything there is, as the operator sees it.
@@ -743,7 +339,10 @@ impl Existing {
         let (mut customers, mut attested) = (operator.customers(), operator.attestations());
         let (mut orders, mut subscriptions) = (operator.orders(), operator.subscriptions());
         let all = ListSubscriptionsRequest::default();
+        let beyond = WatchEventsRequest { after_revision: i64::MAX };
+        let beyond = operator.events().watch_events(beyond).await.unwrap_err();
         Everything {
+            head: metadata_of(&beyond)["head"].clone(),
             templates: templates.list_templates(types).await.unwrap().into_inner(),
             partners: partners.list_partners(ListPartnersRequest::default()).await.unwrap().into_inner(),
             customers: customers.list_customers(ListCustomersRequest::default()).await.unwrap().into_inner(),
@@ -753,14 +352,31 @@ impl Existing {
         }
     }
 
-    async fn answer_to(&self, row: &Row) -> Result<Vec<u8>, Status> {
+    /// How a request is refused, if it is: code, reason and the fields named. A row of an import is
+    /// refused in an answer.
+    async fn refusal_of(&self, row: &Row) -> Option<(Code, String, BTreeSet<String>)> {
         let services = self.cluster.as_caller(row.by.clone());
-        call(wire(&services, row.call), services.identity.clone(), row.call, &row.request).await
+        let answer = call(wire(&services, row.call), services.identity.clone(), row.call, &row.request).await;
+        match answer {
+            Err(refused) => {
+                let named = bad_fields_of(&refused).into_iter().collect();
+                Some((refused.code(), reason_of(&refused), named))
+            }
+            Ok(answer) if row.call == IMPORT_ATTESTATIONS => {
+                let answer = ImportAttestationsResponse::decode(answer.as_slice()).unwrap();
+                let refusal = answer.refusal?;
+                let (code, reason) = (Code::from_i32(refusal.code), refusal.reason().name().to_owned());
+                Some((code, reason, refusal.fields.into_iter().map(|problem| problem.field).collect()))
+            }
+            Ok(_) => None,
+        }
     }
 }
 
 #[derive(Debug, PartialEq)]
 struct Everything {
+    /// The revision of the last event there is.
+    head: String,
     templates: ListTemplatesResponse,
     partners: ListPartnersResponse,
     customers: ListCustomersResponse,
@@ -816,19 +432,16 @@ async fn every_bad_field_of_every_call_is_named_and_nothing_is_stored() {
     let mut wrong = vec![];
     for row in existing.table() {
         let about = format!("{}, {}", row.call, row.about);
-        match existing.answer_to(&row).await {
-            Ok(_) => wrong.push(format!("{about}: accepted")),
-            Err(refused) => {
-                let named: BTreeSet<_> = bad_fields_of(&refused).into_iter().collect();
-                if (refused.code(), reason_of(&refused).as_str()) != (Code::InvalidArgument, "INVALID_FIELDS")
-                {
-                    wrong.push(format!("{about}: {refused}"));
-                } else if named != row.bad {
+        match existing.refusal_of(&row).await {
+            None => wrong.push(format!("{about}: accepted")),
+            Some((Code::InvalidArgument, reason, named)) if reason == "INVALID_FIELDS" => {
+                if named != row.bad {
                     let missing: Vec<_> = row.bad.difference(&named).collect();
                     let more: Vec<_> = named.difference(&row.bad).collect();
                     wrong.push(format!("{about}: does not name {missing:?}, and names {more:?}"));
                 }
             }
+            Some((code, reason, _)) => wrong.push(format!("{about}: {code:?} {reason}")),
         }
     }
     assert_eq!(existing.everything().await, before);
@@ -858,7 +471,8 @@ async fn every_bad_field_of_an_item_of_a_batch_is_named_with_that_item() {
 const ANSWERED_BY_ITEM: [(&str, &str); 1] = [(BATCH_CHECK_ELIGIBILITY, "items.")];
 
 /// Fields that hold nothing bad: flags, and a version that exists or does not.
-const NEVER_BAD: [&str; 4] = ["validate_only", "include_history", "never_reaccept", "version"];
+const NEVER_BAD: [&str; 5] =
+    ["validate_only", "include_history", "include_ended", "never_reaccept", "version"];
 
 /// The fields of a message by path, down to those that are no message of ours.
 fn leaves(messages: &BTreeMap<String, DescriptorProto>, name: &str, path: &str) -> Vec<String> {
@@ -927,7 +541,10 @@ fn allowed(call: &str) -> Caller {
     match call {
         REGISTER_PARTNER | LINK_RESELLER | UNLINK_RESELLER | LIST_PARTNERS => world::operator(),
         PUBLISH_TEMPLATE_VERSION | RETIRE_TEMPLATE => world::operator(),
-        REPORT_PURCHASE => world::service(),
+        REPORT_PURCHASE | WATCH_EVENTS => world::service(),
+        LIST_CUSTOMER_PARTNERS | ACCEPT_INVITATION | SIGN_AGREEMENT | WITHDRAW_SIGNATURE => {
+            world::admin(Uuid::from_u128(0xc1))
+        }
         _ => world::sales(DIRECT),
     }
 }
@@ -1081,6 +698,52 @@ async fn a_page_token_serves_only_the_caller_and_the_filter_it_was_made_for() {
     answers.push(("attestations, operator", {
         operator.attestations().list_attestations(same).await.map(drop)
     }));
+
+    let admin = existing.cluster.as_caller(existing.admin.clone());
+    let other_admin = existing.cluster.as_caller(world::admin(existing.other_customer.parse().unwrap()));
+    let partners = |page_token: &str| ListCustomerPartnersRequest {
+        include_ended: true,
+        page_size: 1,
+        page_token: page_token.into(),
+    };
+    let mut calls = admin.customers();
+    let token = calls.list_customer_partners(partners("")).await.unwrap().into_inner().next_page_token;
+    let active = ListCustomerPartnersRequest { include_ended: false, ..partners(&token) };
+    answers.push(("its partners, same", calls.list_customer_partners(partners(&token)).await.map(drop)));
+    answers.push(("its partners, active", calls.list_customer_partners(active).await.map(drop)));
+    answers.push(("its partners, customer", {
+        other_admin.customers().list_customer_partners(partners(&token)).await.map(drop)
+    }));
+
+    let invitations = |page_token: &str| ListInvitationsRequest {
+        page_size: 1,
+        page_token: page_token.into(),
+        ..ListInvitationsRequest::default()
+    };
+    let mut calls = direct.signatures();
+    let token = calls.list_invitations(invitations("")).await.unwrap().into_inner().next_page_token;
+    let pending = ListInvitationsRequest { state: InvitationState::Pending.into(), ..invitations(&token) };
+    let named = ListInvitationsRequest { customer_id: customer.clone(), ..invitations(&token) };
+    answers.push(("invitations, same", calls.list_invitations(invitations(&token)).await.map(drop)));
+    answers.push(("invitations, pending", calls.list_invitations(pending).await.map(drop)));
+    answers.push(("invitations, customer", calls.list_invitations(named).await.map(drop)));
+    for (about, somebody) in [("invitations, provider", &provider), ("invitations, operator", &operator)] {
+        answers.push((about, somebody.signatures().list_invitations(invitations(&token)).await.map(drop)));
+    }
+
+    let events = |customer_id: &str, page_token: &str| ListEventsRequest {
+        customer_id: customer_id.into(),
+        page_size: 1,
+        page_token: page_token.into(),
+    };
+    let mut calls = direct.events();
+    let token = calls.list_events(events(&customer, "")).await.unwrap().into_inner().next_page_token;
+    let elsewhere = events(&existing.other_customer, &token);
+    answers.push(("events, same", calls.list_events(events(&customer, &token)).await.map(drop)));
+    answers.push(("events, customer", calls.list_events(elsewhere).await.map(drop)));
+    for (about, somebody) in [("events, provider", &provider), ("events, operator", &operator)] {
+        answers.push((about, somebody.events().list_events(events(&customer, &token)).await.map(drop)));
+    }
 
     let offers = |country: &str, page_token: &str| ListOffersRequest {
         country: country.into(),

@@ -1,0 +1,566 @@
+//! Rows of agreement-svc's calls.
+
+use chassis::clock::Clock;
+use chassis::form::timestamp;
+use chrono::Duration;
+use proto::agreement::publish_template_version_request::Reacceptance;
+use proto::agreement::{
+    AcceptInvitationRequest, AgreementDemand, BatchCheckEligibilityRequest, CheckEligibilityRequest,
+    CompanyProfile, CreateAttestationRequest, CreateCustomerRequest, CreateInvitationRequest,
+    EndRelationshipRequest, GetAttestationRequest, GetCustomerRequest, GetDirectSignStatusRequest,
+    GetInvitationRequest, GetPartnerRequest, GetTemplateDocumentRequest, GetTemplateRequest,
+    ImportAttestationsRequest, InlineAttestation, InlineInvitation, LinkResellerRequest,
+    ListAttestationsRequest, ListBlockedCustomersRequest, ListCustomerPartnersRequest, ListCustomersRequest,
+    ListEventsRequest, ListInvitationsRequest, ListPartnersRequest, ListTemplatesRequest,
+    PublishTemplateVersionRequest, RegisterPartnerRequest, ReportPurchaseRequest, RetireTemplateRequest,
+    RetryNotificationRequest, RevokeInvitationRequest, SignAgreementRequest, TemplateDocument,
+    UnlinkResellerRequest, UpdateCustomerRequest, WatchEventsRequest, WithdrawAttestationRequest,
+    WithdrawSignatureRequest,
+};
+use proto::types::{AgreementType, Channel, Operation};
+use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
+
+use super::{
+    ACCEPT_INVITATION, BATCH_CHECK_ELIGIBILITY, CHECK_ELIGIBILITY, COUNTRIES, CREATE_ATTESTATION,
+    CREATE_CUSTOMER, CREATE_INVITATION, DIGESTS, DOMAINS, END_RELATIONSHIP, ENUMS, Existing, GET_ATTESTATION,
+    GET_CUSTOMER, GET_DIRECT_SIGN_STATUS, GET_INVITATION, GET_PARTNER, GET_TEMPLATE, GET_TEMPLATE_DOCUMENT,
+    IMPORT_ATTESTATIONS, LANGUAGES, LINK_RESELLER, LINKS, LIST_ATTESTATIONS, LIST_BLOCKED_CUSTOMERS,
+    LIST_CUSTOMER_PARTNERS, LIST_CUSTOMERS, LIST_EVENTS, LIST_INVITATIONS, LIST_PARTNERS, LIST_TEMPLATES,
+    PAGE_SIZES, PAGE_TOKENS, PUBLISH_TEMPLATE_VERSION, REGISTER_PARTNER, REPORT_PURCHASE, RETIRE_TEMPLATE,
+    RETRY_NOTIFICATION, REVOKE_INVITATION, SIGN_AGREEMENT, TIMES, Table, UNLINK_RESELLER, UPDATE_CUSTOMER,
+    WATCH_EVENTS, WITHDRAW_ATTESTATION, WITHDRAW_SIGNATURE, attestation, contact, document, expiry, given_id,
+    given_text, id, pick, publication, required_time, text,
+};
+
+impl Existing {
+    pub(super) fn templates(&self, table: &mut Table) {
+        let Self { direct, operator, .. } = self;
+        let known = AgreementType::MicrosoftCustomerAgreement.into();
+        let fields = ["agreement_types[0]", "agreement_types[2]"];
+        table.all_bad(LIST_TEMPLATES, direct, &fields, |n| ListTemplatesRequest {
+            agreement_types: vec![pick(&ENUMS, n), known, pick(&ENUMS, n + 1)],
+        });
+        let none = ListTemplatesRequest::default();
+        table.bad(LIST_TEMPLATES, "no type", direct, &["agreement_types"], &none);
+
+        table.all_bad(GET_TEMPLATE, direct, &["template_id"], |n| GetTemplateRequest { template_id: id(n) });
+
+        let fields = ["template_id", "country", "language"];
+        table.all_bad(GET_TEMPLATE_DOCUMENT, direct, &fields, |n| GetTemplateDocumentRequest {
+            template_id: id(n),
+            version: u32::MAX,
+            country: pick(&COUNTRIES, n).into(),
+            language: pick(&LANGUAGES, n).into(),
+        });
+
+        let fields = [
+            "request_id",
+            "template_id",
+            "agreement_type",
+            "name",
+            "effective_from",
+            "reaccept_by",
+            "documents",
+            "documents[0].country",
+            "documents[0].language",
+            "documents[0].link",
+            "documents[0].sha256",
+        ];
+        table.all_bad(PUBLISH_TEMPLATE_VERSION, operator, &fields, |n| PublishTemplateVersionRequest {
+            request_id: id(n),
+            template_id: id(n + 1),
+            agreement_type: pick(&ENUMS[1..], n),
+            name: given_text(n, 200),
+            effective_from: Some(pick(&TIMES, n)),
+            reacceptance: Some(Reacceptance::ReacceptBy(pick(&TIMES, n + 1))),
+            documents: vec![TemplateDocument {
+                country: pick(&COUNTRIES, n).into(),
+                language: pick(&LANGUAGES, n).into(),
+                link: if n == 0 { "x".repeat(2001) } else { pick(&LINKS, n).into() },
+                sha256: pick(&DIGESTS, n).into(),
+            }],
+            validate_only: false,
+        });
+        let (now, document) = (Clock::system().now(), document("US", "en-US"));
+        let publish = |documents: Vec<TemplateDocument>| publication(CUSTOMER_AGREEMENT, documents);
+        for (about, bad, request) in [
+            ("no documents", &["documents"][..], publish(vec![])),
+            ("2,001 documents", &["documents"], publish(vec![document.clone(); 2001])),
+            ("a repetition", &["documents[1].language"], publish(vec![document.clone(); 2])),
+            ("no last resort", &["documents"], publish(vec![self::document("FR", "fr-FR")])),
+            (
+                "a new template without type and name",
+                &["agreement_type", "name"],
+                publication(&world::request_id(), vec![document.clone()]),
+            ),
+            (
+                "another type and name than the template has",
+                &["agreement_type", "name"],
+                PublishTemplateVersionRequest {
+                    agreement_type: AgreementType::MicrosoftCloudAgreement.into(),
+                    name: "Another name".into(),
+                    ..publish(vec![document.clone()])
+                },
+            ),
+            (
+                "reacceptance before the version",
+                &["reaccept_by"],
+                PublishTemplateVersionRequest {
+                    effective_from: Some(timestamp(now + Duration::days(2))),
+                    reacceptance: Some(Reacceptance::ReacceptBy(timestamp(now + Duration::days(1)))),
+                    ..publish(vec![document])
+                },
+            ),
+        ] {
+            table.bad(PUBLISH_TEMPLATE_VERSION, about, operator, bad, &request);
+        }
+
+        let fields = ["request_id", "template_id", "etag"];
+        table.all_bad(RETIRE_TEMPLATE, operator, &fields, |n| RetireTemplateRequest {
+            request_id: id(n),
+            template_id: id(n + 1),
+            etag: text(n, 50),
+        });
+    }
+
+    pub(super) fn partners(&self, table: &mut Table) {
+        let Self { direct, operator, .. } = self;
+        let fields = ["request_id", "partner_id", "name", "kind", "cloud"];
+        table.all_bad(REGISTER_PARTNER, operator, &fields, |n| RegisterPartnerRequest {
+            request_id: id(n),
+            partner_id: id(n + 1),
+            name: text(n, 200),
+            kind: pick(&ENUMS, n),
+            cloud: pick(&ENUMS, n + 1),
+        });
+        let fields = ["request_id", "provider_id", "reseller_id"];
+        table.all_bad(LINK_RESELLER, operator, &fields, |n| LinkResellerRequest {
+            request_id: id(n),
+            provider_id: id(n + 1),
+            reseller_id: id(n + 2),
+        });
+        table.all_bad(UNLINK_RESELLER, operator, &fields, |n| UnlinkResellerRequest {
+            request_id: id(n),
+            provider_id: id(n + 1),
+            reseller_id: id(n + 2),
+        });
+        table.all_bad(LIST_PARTNERS, operator, &["page_size", "page_token"], |n| ListPartnersRequest {
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
+        table.all_bad(GET_PARTNER, direct, &["partner_id"], |n| GetPartnerRequest { partner_id: id(n) });
+    }
+
+    pub(super) fn customers(&self, table: &mut Table) {
+        let Self { direct, operator, admin, .. } = self;
+        let fields = [
+            "request_id",
+            "company_name",
+            "domain",
+            "country",
+            "primary_contact.first_name",
+            "primary_contact.last_name",
+            "primary_contact.email",
+            "primary_contact.phone",
+            "provider_id",
+            "reseller_id",
+            "attestation.template_id",
+            "attestation.contact.first_name",
+            "attestation.contact.last_name",
+            "attestation.contact.email",
+            "attestation.contact.phone",
+            "attestation.agreed_at",
+        ];
+        table.all_bad(CREATE_CUSTOMER, direct, &fields, |n| CreateCustomerRequest {
+            request_id: id(n),
+            company_name: text(n, 200),
+            domain: if n == 0 { "x.".repeat(127) } else { pick(&DOMAINS, n).into() },
+            country: pick(&COUNTRIES, n).into(),
+            primary_contact: contact(n),
+            provider_id: given_id(n),
+            reseller_id: given_id(n + 1),
+            attestation: Some(InlineAttestation {
+                template_id: id(n + 1),
+                contact: contact(n + 1),
+                agreed_at: required_time(n),
+            }),
+            invitation: None,
+        });
+        let good = world::new_customer("Northwind", "FR", None);
+        let contact_fields =
+            ["primary_contact.first_name", "primary_contact.last_name", "primary_contact.email"];
+        let alone = CreateCustomerRequest { primary_contact: None, ..good.clone() };
+        table.bad(CREATE_CUSTOMER, "no contact", direct, &contact_fields, &alone);
+        let both = CreateCustomerRequest {
+            provider_id: PROVIDER.to_string(),
+            reseller_id: RESELLER.to_string(),
+            ..good.clone()
+        };
+        table.bad(CREATE_CUSTOMER, "two partners", direct, &["reseller_id"], &both);
+        let through =
+            CreateCustomerRequest { provider_id: PROVIDER.to_string(), reseller_id: String::new(), ..both };
+        table.bad(CREATE_CUSTOMER, "through a provider", direct, &["provider_id"], &through);
+        let with = CreateCustomerRequest { reseller_id: RESELLER.to_string(), ..good.clone() };
+        table.bad(CREATE_CUSTOMER, "with a reseller", direct, &["reseller_id"], &with);
+        let invited = |n| InlineInvitation { template_id: id(n), expires_at: expiry(n) };
+        let fields = ["invitation.template_id", "invitation.expires_at"];
+        table.all_bad(CREATE_CUSTOMER, direct, &fields, |n| CreateCustomerRequest {
+            invitation: Some(invited(n)),
+            ..good.clone()
+        });
+        let both = CreateCustomerRequest {
+            attestation: Some(InlineAttestation {
+                template_id: CUSTOMER_AGREEMENT.into(),
+                contact: None,
+                agreed_at: Some(timestamp(Clock::system().now())),
+            }),
+            invitation: Some(InlineInvitation { template_id: CUSTOMER_AGREEMENT.into(), expires_at: None }),
+            ..good.clone()
+        };
+        table.bad(CREATE_CUSTOMER, "attested and invited", direct, &["invitation"], &both);
+        let reseller = world::sales(RESELLER);
+        table.bad(CREATE_CUSTOMER, "a reseller by itself", &reseller, &["provider_id"], &good);
+
+        let fields = [
+            "request_id",
+            "customer_id",
+            "etag",
+            "company_name",
+            "primary_contact.first_name",
+            "primary_contact.last_name",
+            "primary_contact.email",
+            "primary_contact.phone",
+        ];
+        table.all_bad(UPDATE_CUSTOMER, direct, &fields, |n| UpdateCustomerRequest {
+            request_id: id(n),
+            customer_id: id(n + 1),
+            etag: text(n, 50),
+            company_name: text(n + 1, 200),
+            primary_contact: contact(n),
+        });
+        let alone = UpdateCustomerRequest {
+            request_id: world::request_id(),
+            customer_id: self.customer.customer_id.clone(),
+            etag: self.customer.etag.clone(),
+            company_name: "Northwind".into(),
+            primary_contact: None,
+        };
+        table.bad(UPDATE_CUSTOMER, "no contact", direct, &contact_fields, &alone);
+
+        table.all_bad(GET_CUSTOMER, direct, &["customer_id"], |n| GetCustomerRequest { customer_id: id(n) });
+        let fields = ["page_size", "page_token"];
+        table.all_bad(LIST_CUSTOMERS, operator, &fields, |n| ListCustomersRequest {
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
+        table.all_bad(LIST_CUSTOMER_PARTNERS, admin, &fields, |n| ListCustomerPartnersRequest {
+            include_ended: n % 2 == 0,
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
+
+        let fields = ["request_id", "customer_id", "provider_id", "reseller_id"];
+        table.all_bad(END_RELATIONSHIP, direct, &fields, |n| EndRelationshipRequest {
+            request_id: id(n),
+            customer_id: id(n + 1),
+            provider_id: given_id(n),
+            reseller_id: given_id(n + 1),
+        });
+        let end = |provider_id: &str, reseller_id: &str| EndRelationshipRequest {
+            request_id: world::request_id(),
+            customer_id: self.customer.customer_id.clone(),
+            provider_id: provider_id.into(),
+            reseller_id: reseller_id.into(),
+        };
+        let (provider, other) = (PROVIDER.to_string(), RESELLER.to_string());
+        for (about, bad, request) in [
+            ("two partners", "reseller_id", end(&provider, &other)),
+            ("through a provider", "provider_id", end(&provider, "")),
+            ("with a reseller", "reseller_id", end("", &other)),
+        ] {
+            table.bad(END_RELATIONSHIP, about, direct, &[bad], &request);
+        }
+    }
+
+    pub(super) fn attestations(&self, table: &mut Table) {
+        let direct = &self.direct;
+        let fields = [
+            "request_id",
+            "customer_id",
+            "template_id",
+            "contact.first_name",
+            "contact.last_name",
+            "contact.email",
+            "contact.phone",
+            "agreed_at",
+        ];
+        table.all_bad(CREATE_ATTESTATION, direct, &fields, |n| CreateAttestationRequest {
+            request_id: id(n),
+            customer_id: id(n + 1),
+            template_id: id(n + 2),
+            contact: contact(n),
+            agreed_at: required_time(n),
+            validate_only: n % 2 == 0,
+        });
+        table.all_bad(IMPORT_ATTESTATIONS, direct, &fields, |n| ImportAttestationsRequest {
+            request_id: id(n),
+            customer_id: id(n + 1),
+            template_id: id(n + 2),
+            contact: contact(n),
+            agreed_at: required_time(n),
+        });
+        let alone =
+            CreateAttestationRequest { contact: None, ..attestation(&self.customer.customer_id, None) };
+        let fields = ["contact.first_name", "contact.last_name", "contact.email", "agreed_at"];
+        table.bad(CREATE_ATTESTATION, "no contact and no date", direct, &fields, &alone);
+
+        let fields = ["request_id", "attestation_id", "reason"];
+        table.all_bad(WITHDRAW_ATTESTATION, direct, &fields, |n| WithdrawAttestationRequest {
+            request_id: id(n),
+            attestation_id: id(n + 1),
+            reason: pick(&ENUMS, n),
+        });
+        let fields = ["request_id", "attestation_id"];
+        table.all_bad(RETRY_NOTIFICATION, direct, &fields, |n| RetryNotificationRequest {
+            request_id: id(n),
+            attestation_id: id(n + 1),
+        });
+        table.all_bad(GET_ATTESTATION, direct, &["attestation_id"], |n| GetAttestationRequest {
+            attestation_id: id(n),
+        });
+        let fields = ["customer_id", "page_size", "page_token"];
+        table.all_bad(LIST_ATTESTATIONS, direct, &fields, |n| ListAttestationsRequest {
+            customer_id: id(n),
+            include_history: n % 2 == 0,
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
+    }
+
+    pub(super) fn invitations(&self, table: &mut Table) {
+        let Self { direct, admin, .. } = self;
+        let fields = [
+            "request_id",
+            "kind",
+            "customer_id",
+            "template_id",
+            "provider_id",
+            "reseller_id",
+            "recipient.first_name",
+            "recipient.last_name",
+            "recipient.email",
+            "recipient.phone",
+            "expires_at",
+        ];
+        table.all_bad(CREATE_INVITATION, direct, &fields, |n| CreateInvitationRequest {
+            request_id: id(n),
+            kind: pick(&ENUMS, n),
+            customer_id: given_id(n),
+            template_id: id(n + 1),
+            provider_id: given_id(n + 1),
+            reseller_id: given_id(n + 2),
+            recipient: contact(n),
+            expires_at: expiry(n),
+        });
+        let of_customer = world::new_invitation(Some(&self.customer.customer_id), None);
+        let of_anybody = world::new_invitation(None, None);
+        let (provider, other) = (PROVIDER.to_string(), RESELLER.to_string());
+        let through = |invitation: &CreateInvitationRequest| CreateInvitationRequest {
+            provider_id: provider.clone(),
+            ..invitation.clone()
+        };
+        let with = |invitation: CreateInvitationRequest| CreateInvitationRequest {
+            reseller_id: other.clone(),
+            ..invitation
+        };
+        let of_nobody = CreateInvitationRequest { customer_id: String::new(), ..of_customer.clone() };
+        let of_somebody = CreateInvitationRequest { kind: of_anybody.kind, ..of_customer.clone() };
+        let reseller = world::sales(RESELLER);
+        for (about, by, bad, request) in [
+            ("of nobody", direct, &["customer_id"][..], of_nobody),
+            (
+                "of a customer, by others",
+                direct,
+                &["provider_id", "reseller_id"],
+                with(through(&of_customer)),
+            ),
+            ("of a customer, to enter", direct, &["customer_id"], of_somebody),
+            ("two partners", direct, &["reseller_id"], with(through(&of_anybody))),
+            ("through a provider", direct, &["provider_id"], through(&of_anybody)),
+            ("with a reseller", direct, &["reseller_id"], with(of_anybody.clone())),
+            ("a reseller by itself", &reseller, &["provider_id"], of_anybody),
+        ] {
+            table.bad(CREATE_INVITATION, about, by, bad, &request);
+        }
+
+        let fields = ["request_id", "invitation_id"];
+        table.all_bad(REVOKE_INVITATION, direct, &fields, |n| RevokeInvitationRequest {
+            request_id: id(n),
+            invitation_id: id(n + 1),
+        });
+        // Customers need a token; to others it is of no use.
+        for (by, token) in [(admin, ""), (direct, "token")] {
+            table.all_bad(GET_INVITATION, by, &["invitation_id", "token"], |n| GetInvitationRequest {
+                invitation_id: id(n),
+                token: token.into(),
+            });
+        }
+        let fields = ["customer_id", "state", "page_size", "page_token"];
+        table.all_bad(LIST_INVITATIONS, direct, &fields, |n| ListInvitationsRequest {
+            customer_id: given_id(n),
+            state: pick(&ENUMS[1..], n),
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
+        let fields = [
+            "request_id",
+            "invitation_id",
+            "token",
+            "template_version",
+            "company.company_name",
+            "company.domain",
+            "company.country",
+            "company.primary_contact.first_name",
+            "company.primary_contact.last_name",
+            "company.primary_contact.email",
+            "company.primary_contact.phone",
+        ];
+        table.all_bad(ACCEPT_INVITATION, admin, &fields, |n| AcceptInvitationRequest {
+            request_id: id(n),
+            invitation_id: id(n + 1),
+            token: String::new(),
+            template_version: 0,
+            company: Some(CompanyProfile {
+                company_name: text(n, 200),
+                domain: pick(&DOMAINS, n).into(),
+                country: pick(&COUNTRIES, n).into(),
+                primary_contact: contact(n),
+            }),
+        });
+        let fields = [
+            "company.company_name",
+            "company.domain",
+            "company.country",
+            "company.primary_contact.first_name",
+            "company.primary_contact.last_name",
+            "company.primary_contact.email",
+        ];
+        let unnamed = AcceptInvitationRequest {
+            request_id: world::request_id(),
+            invitation_id: world::request_id(),
+            token: "token".into(),
+            template_version: 2,
+            company: Some(CompanyProfile::default()),
+        };
+        table.bad(ACCEPT_INVITATION, "an empty company", admin, &fields, &unnamed);
+    }
+
+    pub(super) fn signatures(&self, table: &mut Table) {
+        let Self { direct, admin, .. } = self;
+        let fields = ["request_id", "template_id", "template_version"];
+        table.all_bad(SIGN_AGREEMENT, admin, &fields, |n| SignAgreementRequest {
+            request_id: id(n),
+            template_id: id(n + 1),
+            template_version: 0,
+        });
+        let fields = ["request_id", "signature_id", "reason"];
+        table.all_bad(WITHDRAW_SIGNATURE, admin, &fields, |n| WithdrawSignatureRequest {
+            request_id: id(n),
+            signature_id: id(n + 1),
+            reason: pick(&ENUMS, n),
+        });
+        table.all_bad(GET_DIRECT_SIGN_STATUS, direct, &["customer_id"], |n| GetDirectSignStatusRequest {
+            customer_id: id(n),
+        });
+    }
+
+    pub(super) fn gate(&self, table: &mut Table) {
+        let Self { direct, service, .. } = self;
+        let fields = [
+            "payer_id",
+            "customer_id",
+            "reseller_id",
+            "operation",
+            "channel",
+            "demands[0].agreement_types",
+            "demands[1].agreement_types[1]",
+            "at_least_revision",
+            "acting_partner_id",
+            "acting_roles[0]",
+            "acting_roles[2]",
+            "as_of",
+        ];
+        let known = AgreementType::MicrosoftCustomerAgreement.into();
+        let question = |n| CheckEligibilityRequest {
+            payer_id: id(n),
+            customer_id: id(n + 1),
+            reseller_id: given_id(n),
+            operation: pick(&ENUMS, n),
+            channel: pick(&ENUMS, n),
+            demands: vec![
+                AgreementDemand::default(),
+                AgreementDemand { agreement_types: vec![known, pick(&ENUMS, n)] },
+            ],
+            at_least_revision: pick(&[-1, i64::MIN], n),
+            acting_partner_id: given_id(n + 1),
+            acting_roles: vec![pick(&ENUMS, n), 1, pick(&ENUMS, n + 1)],
+            as_of: Some(pick(&TIMES, n)),
+        };
+        table.all_bad(CHECK_ELIGIBILITY, service, &fields, question);
+        // A partner user's identity says who acts and how, whatever the request claims.
+        let fields: Vec<_> = fields.into_iter().filter(|field| !field.contains("roles[")).collect();
+        let fields = [&fields[..], &["acting_roles"]].concat();
+        table.all_bad(CHECK_ELIGIBILITY, direct, &fields, |n| CheckEligibilityRequest {
+            channel: pick(&ENUMS[1..], n),
+            ..question(n)
+        });
+        let good = CheckEligibilityRequest {
+            payer_id: DIRECT.to_string(),
+            customer_id: self.customer.customer_id.clone(),
+            operation: Operation::NewPurchase.into(),
+            channel: Channel::Api.into(),
+            ..CheckEligibilityRequest::default()
+        };
+        let many = vec![AgreementDemand { agreement_types: vec![known] }; 101];
+        let many = CheckEligibilityRequest { demands: many, ..good.clone() };
+        table.bad(CHECK_ELIGIBILITY, "101 demands", service, &["demands"], &many);
+        // Items are answered one by one; that there are none, or too many, is the call's.
+        for (about, count) in [("no item", 0), ("101 items", 101)] {
+            let request = BatchCheckEligibilityRequest { items: vec![good.clone(); count] };
+            table.bad(BATCH_CHECK_ELIGIBILITY, about, service, &["items"], &request);
+        }
+        let fields = ["as_of", "page_size", "page_token"];
+        table.all_bad(LIST_BLOCKED_CUSTOMERS, &self.direct, &fields, |n| ListBlockedCustomersRequest {
+            as_of: Some(pick(&TIMES, n)),
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
+        let as_of = Some(timestamp(Clock::system().now()));
+        let then = CheckEligibilityRequest { as_of, ..good.clone() };
+        table.bad(CHECK_ELIGIBILITY, "a service at another time", service, &["as_of"], &then);
+        let claims =
+            CheckEligibilityRequest { acting_partner_id: DIRECT.to_string(), acting_roles: vec![1], ..good };
+        let fields = ["channel", "acting_partner_id", "acting_roles"];
+        table.bad(CHECK_ELIGIBILITY, "a partner with a service's claims", direct, &fields, &claims);
+
+        let fields = ["request_id", "customer_id", "payer_id", "purchased_at"];
+        table.all_bad(REPORT_PURCHASE, service, &fields, |n| ReportPurchaseRequest {
+            request_id: id(n),
+            customer_id: id(n + 1),
+            payer_id: id(n + 2),
+            purchased_at: required_time(n),
+        });
+    }
+    pub(super) fn events(&self, table: &mut Table) {
+        let Self { direct, operator, .. } = self;
+        let fields = ["customer_id", "page_size", "page_token"];
+        table.all_bad(LIST_EVENTS, direct, &fields, |n| ListEventsRequest {
+            customer_id: id(n),
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
+        table.all_bad(WATCH_EVENTS, operator, &["after_revision"], |n| WatchEventsRequest {
+            after_revision: pick(&[-1, i64::MIN], n),
+        });
+    }
+}

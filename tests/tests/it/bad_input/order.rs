@@ -1,0 +1,147 @@
+//! Rows of order-svc's calls.
+
+use proto::order::{
+    ChangeSeatsRequest, CreateOrderRequest, GetOfferRequest, GetOrderRequest, GetSubscriptionRequest,
+    ListOffersRequest, ListOrdersRequest, ListSubscriptionChangesRequest, ListSubscriptionsRequest,
+    NewOrderLine,
+};
+use tests::world::{self, DIRECT, OFFICE, PROVIDER, RESELLER, RIGHTS_MANAGEMENT};
+
+use super::{
+    CHANGE_SEATS, COUNTRIES, CREATE_ORDER, Existing, GET_OFFER, GET_ORDER, GET_SUBSCRIPTION, LIST_OFFERS,
+    LIST_ORDERS, LIST_SUBSCRIPTION_CHANGES, LIST_SUBSCRIPTIONS, PAGE_SIZES, PAGE_TOKENS, Table, given_id,
+    given_text, id, pick, pick_given, seats, text,
+};
+
+impl Existing {
+    pub(super) fn offers(&self, table: &mut Table) {
+        let direct = &self.direct;
+        let fields = ["country", "page_size", "page_token"];
+        table.all_bad(LIST_OFFERS, direct, &fields, |n| ListOffersRequest {
+            country: pick_given(&COUNTRIES, n),
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
+        table.all_bad(GET_OFFER, direct, &["offer_id"], |n| GetOfferRequest { offer_id: text(n, 100) });
+    }
+
+    pub(super) fn orders(&self, table: &mut Table) {
+        let Self { direct, operator, .. } = self;
+        let fields = [
+            "request_id",
+            "customer_id",
+            "payer_id",
+            "reseller_id",
+            "lines[0].offer_id",
+            "lines[0].quantity",
+            "lines[0].friendly_name",
+            "lines[2].offer_id",
+        ];
+        let line = |offer: &str, quantity| NewOrderLine {
+            offer_id: offer.into(),
+            quantity,
+            friendly_name: String::new(),
+        };
+        table.all_bad(CREATE_ORDER, direct, &fields, |n| CreateOrderRequest {
+            request_id: id(n),
+            customer_id: id(n + 1),
+            payer_id: given_id(n),
+            reseller_id: given_id(n + 1),
+            lines: vec![
+                // No offer has a minimum below 1, so that nothing needs to be known to refuse this.
+                NewOrderLine { friendly_name: given_text(n, 200), ..line(&text(n, 100), 0) },
+                line(OFFICE, 1),
+                line(&text(n + 1, 100), 1),
+            ],
+            validate_only: n % 2 == 0,
+        });
+        let order = |lines| CreateOrderRequest {
+            lines,
+            ..world::new_order(&self.customer.customer_id, None, OFFICE, 1)
+        };
+        let (direct_id, other) = (DIRECT.to_string(), PROVIDER.to_string());
+        for (about, bad, request) in [
+            ("no line", &["lines"][..], order(vec![])),
+            ("101 lines", &["lines"], order(vec![line(OFFICE, 1); 101])),
+            (
+                "lines out of bounds, unknown and not sold there",
+                &[
+                    "lines[0].quantity",
+                    "lines[1].quantity",
+                    "lines[2].quantity",
+                    "lines[3].offer_id",
+                    "lines[4].offer_id",
+                    "lines[5].offer_id",
+                    "lines[6].quantity",
+                    "lines[6].offer_id",
+                ],
+                order(vec![
+                    line(OFFICE, 0),
+                    line(OFFICE, u32::MAX),
+                    line(OFFICE, 301),
+                    line("no such offer", 1),
+                    line("' OR '1'='1", 1),
+                    line(RIGHTS_MANAGEMENT, 1),
+                    line(RIGHTS_MANAGEMENT, u32::MAX),
+                ]),
+            ),
+            (
+                "two other partners",
+                &["reseller_id"],
+                CreateOrderRequest {
+                    payer_id: other.clone(),
+                    reseller_id: RESELLER.to_string(),
+                    ..order(vec![line(OFFICE, 1)])
+                },
+            ),
+            (
+                "its own reseller",
+                &["payer_id"],
+                CreateOrderRequest { reseller_id: direct_id, ..order(vec![line(OFFICE, 1)]) },
+            ),
+        ] {
+            table.bad(CREATE_ORDER, about, direct, bad, &request);
+            let rehearsed = CreateOrderRequest { validate_only: true, ..request };
+            table.bad(CREATE_ORDER, &format!("{about}, rehearsed"), direct, bad, &rehearsed);
+        }
+
+        table.all_bad(GET_ORDER, direct, &["order_id"], |n| GetOrderRequest { order_id: id(n) });
+        let fields = ["customer_id", "page_size", "page_token"];
+        table.all_bad(LIST_ORDERS, operator, &fields, |n| ListOrdersRequest {
+            customer_id: given_id(n),
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
+    }
+
+    pub(super) fn subscriptions(&self, table: &mut Table) {
+        let direct = &self.direct;
+        table.all_bad(GET_SUBSCRIPTION, direct, &["subscription_id"], |n| GetSubscriptionRequest {
+            subscription_id: id(n),
+        });
+        let fields = ["customer_id", "page_size", "page_token"];
+        table.all_bad(LIST_SUBSCRIPTIONS, direct, &fields, |n| ListSubscriptionsRequest {
+            customer_id: given_id(n),
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
+        let fields = ["subscription_id", "page_size", "page_token"];
+        table.all_bad(LIST_SUBSCRIPTION_CHANGES, direct, &fields, |n| ListSubscriptionChangesRequest {
+            subscription_id: id(n),
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
+        let fields = ["request_id", "subscription_id", "quantity", "etag"];
+        table.all_bad(CHANGE_SEATS, direct, &fields, |n| ChangeSeatsRequest {
+            request_id: id(n),
+            subscription_id: id(n + 1),
+            quantity: 0,
+            etag: text(n, 50),
+            validate_only: n % 2 == 0,
+        });
+        for quantity in [0, 301, u32::MAX] {
+            let request = seats(&self.subscription, quantity);
+            table.bad(CHANGE_SEATS, &format!("{quantity} seats"), direct, &["quantity"], &request);
+        }
+    }
+}
