@@ -4,16 +4,20 @@ use std::time::Duration;
 
 use chassis::clock::Time;
 use chassis::form::timestamp;
+use futures_util::stream::{self, StreamExt};
 use proto::agreement::{
     AttestationState, CreateAttestationRequest, ImportAttestationsRequest, ImportAttestationsResponse,
     ImportOutcome, ListAttestationsRequest,
 };
 use proto::types::{Contact, ErrorReason};
+use tokio::sync::oneshot;
 use tonic::Status;
+use tonic::transport::Endpoint;
 use uuid::Uuid;
 
 use crate::clients::As;
-use crate::world::{self, CUSTOMER_AGREEMENT};
+use crate::cluster::Cluster;
+use crate::world::{self, CUSTOMER_AGREEMENT, DIRECT};
 
 /// Rows for a few customers that take turns, so that rows of one customer are in flight together. Round
 /// by round each of them is attested anew, twice the same, badly, of an older version, and as before.
@@ -165,6 +169,57 @@ impl Sheet {
         };
         Ok(partner.attestations().create_attestation(request).await?.into_inner().revision - 1)
     }
+}
+
+/// Where a stream is cut: the client is gone at once, with its connection, whatever was under way.
+#[derive(Clone, Copy, Debug)]
+pub enum Cut {
+    /// All rows are being sent; that many answers were read.
+    AfterAnswers(usize),
+    /// That many rows were sent, and no answer was read.
+    AfterRows(usize),
+}
+
+/// Begins to import the rows as a process of its own would, on a runtime that is dropped: a client that
+/// only drops its stream keeps the call open while its rows go on.
+///
+/// # Errors
+/// What went wrong before the cut.
+pub async fn import_and_cut(cluster: &Cluster, sheet: &Sheet, rows: usize, cut: Cut) -> Result<(), String> {
+    let address = format!("http://{}", cluster.agreements_address());
+    let (partner, sheet) = (cluster.as_caller(world::sales(DIRECT)), sheet.clone());
+    let client = move || {
+        let runtime = chassis::server::runtime(1).map_err(|error| error.to_string())?;
+        runtime.block_on(async {
+            let endpoint = Endpoint::from_shared(address).map_err(|error| error.to_string())?;
+            let partner = As { agreements: endpoint.connect_lazy(), ..partner };
+            begin_to_import(&partner, &sheet, rows, cut).await.map_err(|status| status.to_string())
+        })
+    };
+    tokio::task::spawn_blocking(client).await.map_err(|error| error.to_string())?
+}
+
+async fn begin_to_import(partner: &As, sheet: &Sheet, rows: usize, cut: Cut) -> Result<(), Status> {
+    match cut {
+        Cut::AfterAnswers(answers) => {
+            let rows = stream::iter(sheet.rows().take(rows));
+            let mut stream = partner.attestations().import_attestations(rows).await?.into_inner();
+            for _ in 0..answers {
+                stream.message().await?;
+            }
+        }
+        Cut::AfterRows(rows) => {
+            let (sent, all_sent) = oneshot::channel::<()>();
+            let rest = stream::once(async move {
+                drop(sent);
+                std::future::pending().await
+            });
+            let rows = stream::iter(sheet.rows().take(rows)).chain(rest);
+            let _answers = partner.attestations().import_attestations(rows).await?;
+            drop(all_sent.await);
+        }
+    }
+    Ok(())
 }
 
 /// The round in which that person was first attested.

@@ -6,9 +6,10 @@
 //! them, so a client that sends and never reads stops being read after a few windows.
 
 use std::future::{poll_fn, ready};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use chassis::auth::{self, Caller};
 use chassis::form::Form;
@@ -19,8 +20,10 @@ use futures_util::{Stream, StreamExt, stream};
 use proto::agreement::{
     CreateAttestationRequest, ImportAttestationsRequest, ImportAttestationsResponse, ImportOutcome,
 };
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc::error::SendTimeoutError;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::coop::unconstrained;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
@@ -32,6 +35,10 @@ use crate::store::change::ChangeError;
 /// Rows of one import that wait for their commit: half of what the writer commits at once, so that an
 /// import fills its commits and other calls still find room in them.
 const ROWS_IN_FLIGHT: usize = 64;
+
+/// How long an import may stand still, because its rows do not come or its answers are not taken. There
+/// is room for few imports, and one that nobody attends to any more must not keep its place.
+const STANDSTILL_MAX: Duration = Duration::from_secs(60);
 
 /// Characters of a row's request id that its answer repeats. An id has no more; what is longer is none
 /// and is not worth keeping until the rows before are answered.
@@ -60,7 +67,7 @@ impl Api {
             .filter_map(|stopping| ready(stopping.then(|| Err(status::stopping()))));
         let api = self.clone();
         let rows = request.into_inner().map(|row| row.map_err(unreadable)).take_until(Box::pin(stop));
-        let rows = rows.chain(end).zip(stream::iter(1..));
+        let rows = sent_in_time(rows).chain(end).zip(stream::iter(1..));
         let mut answers = rows
             .then(move |(row, number)| begin(attest_row(api.clone(), Arc::clone(&caller), number, row)))
             .buffered(ROWS_IN_FLIGHT)
@@ -72,7 +79,7 @@ impl Api {
             }
             answer
         });
-        Ok(Response::new(counted.boxed()))
+        Ok(Response::new(taken_in_time(counted)))
     }
 
     async fn attest(&self, caller: &Caller, mut row: CreateAttestationRequest) -> Answer {
@@ -140,6 +147,33 @@ async fn begin(row: impl Future<Output = Answer> + Send) -> impl Future<Output =
     }
 }
 
+/// Ends a stream of which the client sends nothing for too long.
+fn sent_in_time<T>(rows: impl Stream<Item = Result<T, Status>>) -> impl Stream<Item = Result<T, Status>> {
+    tokio_stream::StreamExt::timeout(rows, STANDSTILL_MAX)
+        .map(|row| row.unwrap_or_else(|_| Err(status::standstill(STANDSTILL_MAX))))
+}
+
+/// Ends a stream of which the client takes nothing for too long. The stream is on a task of its own,
+/// because nobody asks for the next answer of a client that does not read.
+fn taken_in_time(answers: impl Stream<Item = Answer> + Send + 'static) -> Answers {
+    let (tell, told) = mpsc::channel(1);
+    let in_time = async move {
+        let mut answers = pin!(answers);
+        while let Some(answer) = answers.next().await {
+            match tell.send_timeout(answer, STANDSTILL_MAX).await {
+                Ok(()) => {}
+                Err(SendTimeoutError::Timeout(_)) => return Some(Err(status::standstill(STANDSTILL_MAX))),
+                Err(SendTimeoutError::Closed(_)) => return None,
+            }
+        }
+        None
+    };
+    let in_time = tokio::spawn(in_time);
+    let end = stream::once(in_time)
+        .filter_map(|ended| ready(ended.unwrap_or_else(|_| Some(Err(status::panicked())))));
+    ReceiverStream::new(told).chain(end).boxed()
+}
+
 fn settled(outcome: ImportOutcome, attestation_id: Uuid) -> ImportAttestationsResponse {
     ImportAttestationsResponse {
         outcome: outcome.into(),
@@ -174,7 +208,7 @@ impl Tally {
             replayed: 0,
             duplicate: 0,
             refused: 0,
-            ended: "the caller went away",
+            ended: "its answers were not taken any more",
             _permit: permit,
         }
     }
@@ -196,5 +230,34 @@ impl Drop for Tally {
         let Self { stored, replayed, duplicate, refused, ended, .. } = *self;
         let (call_id, tenant) = (&self.call_id, self.tenant_id);
         tracing::info!(%tenant, stored, replayed, duplicate, refused, ended, call_id, "import");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_to_which_nothing_is_sent_ends() {
+        let mut rows = pin!(sent_in_time(stream::iter([Ok(7)]).chain(stream::pending())));
+        assert_eq!(rows.next().await.and_then(Result::ok), Some(7));
+        let ended = rows.next().await.and_then(Result::err).unwrap();
+        assert!(ended.message().starts_with("DEADLINE_PASSED: "), "{ended}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_of_which_nothing_is_taken_ends_and_gives_its_place_back() {
+        let place = Arc::new(());
+        let held = Arc::clone(&place);
+        let answers = taken_in_time(stream::repeat_with(move || {
+            let _held = &held;
+            Ok(ImportAttestationsResponse::default())
+        }));
+        // The clock stands still but for sleepers: nobody waits here.
+        tokio::time::sleep(STANDSTILL_MAX * 2).await;
+        assert_eq!(Arc::strong_count(&place), 1);
+        let taken: Vec<Answer> = answers.collect().await;
+        let ended = taken.last().and_then(|last| last.as_ref().err()).unwrap();
+        assert!(ended.message().starts_with("DEADLINE_PASSED: "), "{ended}");
     }
 }

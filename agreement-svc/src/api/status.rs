@@ -66,6 +66,22 @@ pub(super) fn stopping() -> Status {
     .status()
 }
 
+/// Nothing came, or was taken, of a stream for that long.
+pub(super) fn standstill(limit: Duration) -> Status {
+    with(
+        Code::Unavailable,
+        ErrorReason::DeadlinePassed,
+        format!("the stream stood still for {} s; begin again", limit.as_secs()),
+    )
+    .retry_after(STREAM_RETRY)
+    .status()
+}
+
+/// What served a stream panicked; the panic itself is in the log.
+pub(super) fn panicked() -> Status {
+    internal(DOMAIN).status()
+}
+
 /// A refusal as an item of many carries it.
 pub(super) fn item(status: &Status) -> types::Refusal {
     let details = status.get_error_details();

@@ -10,7 +10,7 @@ use proto::agreement::{
 use proto::types::{Contact, ErrorReason};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tests::imports::Sheet;
+use tests::imports::{Cut, Sheet, import_and_cut};
 use tests::world::{self, DIRECT};
 use tests::{As, Backend, Cluster, reason_of};
 use tokio::sync::oneshot;
@@ -57,47 +57,6 @@ async fn import_all(partner: &As, sheet: &Sheet, rows: usize, again: bool) {
     }
 }
 
-/// Where a stream is cut: the client is gone at once, with its connection, whatever was under way.
-#[derive(Clone, Copy, Debug)]
-enum Cut {
-    /// All rows are being sent; that many answers were read.
-    AfterAnswers(usize),
-    /// That many rows were sent, and no answer was read.
-    AfterRows(usize),
-}
-
-/// Begins to import the rows from a process of its own, as it were: a runtime that is dropped.
-async fn import_and_cut(cluster: &Cluster, sheet: &Sheet, rows: usize, cut: Cut) {
-    let address = format!("http://{}", cluster.agreements_address());
-    let (partner, sheet) = (cluster.as_caller(world::sales(DIRECT)), sheet.clone());
-    let client = move || {
-        let runtime = chassis::server::runtime(1).unwrap();
-        runtime.block_on(async {
-            let agreements = Endpoint::from_shared(address).unwrap().connect_lazy();
-            let partner = As { agreements, ..partner };
-            match cut {
-                Cut::AfterAnswers(answers) => {
-                    let mut stream = import(&partner, sheet.rows().take(rows)).await;
-                    for row in 0..answers {
-                        assert_eq!(stream.message().await.unwrap().unwrap().row, row as u64 + 1);
-                    }
-                }
-                Cut::AfterRows(rows) => {
-                    let (sent, all_sent) = oneshot::channel::<()>();
-                    let rest = stream::once(async move {
-                        drop(sent);
-                        std::future::pending().await
-                    });
-                    let rows = stream::iter(sheet.rows().take(rows)).chain(rest);
-                    let _answers = partner.attestations().import_attestations(rows).await.unwrap();
-                    assert!(all_sent.await.is_err());
-                }
-            }
-        });
-    };
-    tokio::task::spawn_blocking(client).await.unwrap();
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn every_row_is_answered_in_order_and_sending_them_again_changes_nothing() {
     for backend in Backend::all() {
@@ -131,7 +90,7 @@ async fn a_stream_cut_at_any_tenth_row_and_sent_again_leaves_what_an_uncut_one_l
         for cut in (0..=ROWS).step_by(10) {
             for cut in [Cut::AfterAnswers(cut), Cut::AfterRows(cut)] {
                 let sheet = Sheet::new(&direct, &format!("{cut:?}"), CUSTOMERS).await.unwrap();
-                import_and_cut(&cluster, &sheet, ROWS, cut).await;
+                import_and_cut(&cluster, &sheet, ROWS, cut).await.unwrap();
                 let (answers, ended) = read_all(import(&direct, sheet.rows().take(ROWS)).await).await;
                 assert!(ended.is_none() && answers.len() == ROWS, "{ended:?}");
                 // What had been answered before is not stored a second time, whatever came after it.
@@ -157,7 +116,7 @@ async fn a_stream_cut_twenty_times_at_random_leaves_what_an_uncut_one_leaves() {
         for n in 0..CUTS {
             let cut = random.random_range(0..ROWS);
             let cut = if n % 2 == 0 { Cut::AfterAnswers(cut) } else { Cut::AfterRows(cut) };
-            import_and_cut(&cluster, &sheet, ROWS, cut).await;
+            import_and_cut(&cluster, &sheet, ROWS, cut).await.unwrap();
         }
         let (answers, ended) = read_all(import(&direct, sheet.rows().take(ROWS)).await).await;
         assert!(ended.is_none() && answers.len() == ROWS, "{ended:?}; seed {seed}");

@@ -1,0 +1,200 @@
+//! `cargo import-soak`: a hundred thousand rows, cut twenty times at random and sent again, and what
+//! they cost the server in memory beside a thousand.
+//!
+//! The first part compares what is stored with what an import that was never cut has to leave. The
+//! second runs the real binary, a fresh one for each size, and reads its resident memory.
+
+use std::error::Error;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use chassis::database::Url;
+use clap::Parser;
+use futures_util::stream;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tests::imports::{Cut, Sheet, import_and_cut};
+use tests::world::{self, DIRECT};
+use tests::{As, Backend, Cluster};
+use tonic::transport::Endpoint;
+
+/// How much more a hundred thousand rows may cost than a thousand.
+const RATIO_MAX: f64 = 1.2;
+
+const FEW: usize = 1000;
+
+#[derive(Parser)]
+#[command(about = "Cuts a large import at random, and measures what it costs the server in memory.")]
+struct Options {
+    /// Rows of the large import. They attest the same customers over and over.
+    #[arg(long, default_value_t = 100_000)]
+    rows: usize,
+    #[arg(long, default_value_t = 300)]
+    customers: usize,
+    /// How often it is cut.
+    #[arg(long, default_value_t = 20)]
+    cuts: usize,
+    /// Makes the same cuts again.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let options = Options::parse();
+    build_the_server()?;
+    let mut ratios = vec![];
+    for backend in Backend::all() {
+        cut_at_random(backend, &options).await?;
+        let few = memory_growth(backend, FEW, &options).await?;
+        let many = memory_growth(backend, options.rows, &options).await?;
+        ratios.push(f64::from(many) / f64::from(few));
+        let ratio = ratios.last().copied().unwrap_or_default();
+        say(&format!(
+            "{backend:?}: memory grew by {few} KiB over {FEW} rows, {many} KiB over {}: {ratio:.2}",
+            options.rows
+        ));
+    }
+    if ratios.iter().any(|ratio| *ratio > RATIO_MAX) {
+        return Err(format!("memory grows with the rows: more than {RATIO_MAX} times").into());
+    }
+    Ok(())
+}
+
+async fn sheet_on(cluster: &Cluster, customers: usize) -> Result<(As, Sheet), Box<dyn Error>> {
+    world::register_partners(cluster).await?;
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let sheet = Sheet::new(&direct, "Soak", customers).await?;
+    Ok((direct, sheet))
+}
+
+async fn cut_at_random(backend: Backend, options: &Options) -> Result<(), Box<dyn Error>> {
+    let seed = options.seed.unwrap_or_else(rand::random);
+    let replay = format!("{backend:?}; replay with --seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let cluster = Cluster::on(backend).await;
+    let (direct, sheet) = sheet_on(&cluster, options.customers).await?;
+    let rows = options.rows;
+    let began = Instant::now();
+    for n in 0..options.cuts {
+        let at = random.random_range(0..rows);
+        let cut = if n % 2 == 0 { Cut::AfterAnswers(at) } else { Cut::AfterRows(at) };
+        import_and_cut(&cluster, &sheet, rows, cut).await.map_err(|error| format!("{error}; {replay}"))?;
+    }
+    let answered = import(&direct, &sheet, rows, None).await.map_err(|error| format!("{error}; {replay}"))?;
+    let took = began.elapsed().as_secs_f64();
+    if sheet.stored(&direct).await? != sheet.expected_stored(rows) {
+        return Err(format!("what is stored is not what an uncut import leaves: {replay}").into());
+    }
+    let head = sheet.head(&direct).await?;
+    import(&direct, &sheet, rows, Some(true)).await.map_err(|error| format!("{error}; {replay}"))?;
+    if sheet.head(&direct).await? != head {
+        return Err(format!("a complete import sent again changed something: {replay}").into());
+    }
+    say(&format!("{backend:?}: {answered} rows cut {} times in {took:.0} s, seed {seed}", options.cuts));
+    Ok(())
+}
+
+/// Imports all rows; where it is known whether they were sent before, every answer is checked.
+async fn import(
+    partner: &As,
+    sheet: &Sheet,
+    rows: usize,
+    again: Option<bool>,
+) -> Result<usize, Box<dyn Error>> {
+    let sent = stream::iter(sheet.rows().take(rows));
+    let mut answers = partner.attestations().import_attestations(sent).await?.into_inner();
+    let mut answered = 0;
+    while let Some(answer) = answers.message().await? {
+        if let Some(again) = again {
+            sheet.check(answered, &answer, again)?;
+        }
+        answered += 1;
+    }
+    if answered == rows { Ok(rows) } else { Err(format!("{answered} of {rows} rows were answered").into()) }
+}
+
+/// How far the resident memory of a fresh server rises over its start while it imports, in KiB.
+async fn memory_growth(backend: Backend, rows: usize, options: &Options) -> Result<u32, Box<dyn Error>> {
+    let mut cluster = Cluster::on(backend).await;
+    let (direct, sheet) = sheet_on(&cluster, options.customers).await?;
+    cluster.stop_agreements();
+    let server = Server::start(cluster.agreements_database())?;
+    let agreements = Endpoint::from_shared(server.address.clone())?.connect_lazy();
+    let direct = As { agreements, ..direct };
+    sheet.head(&direct).await?;
+    let before = server.memory("VmRSS:")?;
+    let began = Instant::now();
+    import(&direct, &sheet, rows, Some(false)).await?;
+    let rate = f64::from(u32::try_from(rows)?) / began.elapsed().as_secs_f64();
+    let highest = server.memory("VmHWM:")?;
+    say(&format!(
+        "{backend:?}: {rows} rows at {rate:.0}/s; {before} KiB before, at most {highest} KiB, {} KiB after",
+        server.memory("VmRSS:")?
+    ));
+    Ok(highest.saturating_sub(before))
+}
+
+/// Where cargo puts the binary that this one stands beside.
+fn build_the_server() -> Result<(), Box<dyn Error>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--quiet", "--package", "agreement-svc", "--bin", "agreement-svc"]);
+    if !cfg!(debug_assertions) {
+        build.arg("--release");
+    }
+    if build.status()?.success() { Ok(()) } else { Err("agreement-svc cannot be built".into()) }
+}
+
+/// The real binary. Dropping it ends it.
+struct Server {
+    process: Child,
+    address: String,
+}
+
+impl Server {
+    fn start(database: &Url) -> Result<Self, Box<dyn Error>> {
+        let url = match database {
+            Url::Sqlite(path) => format!("sqlite:{}", path.display()),
+            Url::Postgres(url) => url.clone(),
+        };
+        let binary = std::env::current_exe()?.with_file_name("agreement-svc");
+        let mut process = Command::new(binary)
+            .args(["serve", "--auth", "insecure", "--listen", "127.0.0.1:0", "--log-format", "json"])
+            .args(["--database", &url])
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let mut log = BufReader::new(process.stderr.take().ok_or("no log")?);
+        let mut line = String::new();
+        while log.read_line(&mut line)? > 0 {
+            if let Some((_, rest)) = line.split_once(r#""address":""#) {
+                let address = format!("http://{}", rest.split('"').next().unwrap_or_default());
+                // The log must be read on, or the server would block on a full pipe.
+                std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+                return Ok(Self { process, address });
+            }
+            line.clear();
+        }
+        Err("agreement-svc ended without serving".into())
+    }
+
+    /// A figure of the process's memory, in KiB.
+    fn memory(&self, name: &str) -> Result<u32, Box<dyn Error>> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).ok_or("no such figure")?;
+        Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // There is nothing to be done about a process that is gone already.
+        let _ = self.process.kill().and_then(|()| self.process.wait());
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "a measurement talks to whoever started it")]
+fn say(text: &str) {
+    println!("{text}");
+}
