@@ -24,7 +24,7 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(config) => server::runtime(config.worker_threads)?.block_on(async {
             let listener = server::bind(config.listen, config.auth).await?;
-            agreement_svc::serve(config, Clock::system(), listener, server::signal()).await
+            agreement_svc::serve(*config, Clock::system(), listener, server::signal()).await
         }),
         Command::Migrate(storage) => server::runtime(1)?.block_on(async {
             agreement_svc::migrate(&storage, &Clock::system()).await?;
