@@ -30,7 +30,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serves the API until it is told to stop.
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Brings the schema up to date and loads the templates into an empty database.
     Migrate(Storage),
     /// Asks a running server whether it serves; exits with 1 if not.

@@ -82,6 +82,7 @@ pub async fn serve(
 ) -> Result<(), Failure> {
     let policy = Arc::new(data::read_policy(config.policy.as_deref())?);
     read_templates(&config.storage)?;
+    let transport = Transport::new(&config.mail)?;
     let database = if config.storage.create {
         migrate(&config.storage, &clock).await?
     } else {
@@ -89,7 +90,6 @@ pub async fn serve(
     };
     let links = config.invitation_key_file.as_deref();
     let links = links.map(|file| read_links(file, &config.acceptance_page)).transpose()?;
-    let transport = Transport::new(&config.mail)?;
     let (committed, commits) = watch::channel(());
     let (head, _) = watch::channel(0);
     let (stop, stopping) = watch::channel(false);

@@ -25,7 +25,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Import(settings) => return Ok(server::runtime(1)?.block_on(import::run(settings))),
         Command::Serve(config) => server::runtime(config.worker_threads)?.block_on(async {
             let listener = server::bind(config.listen, config.auth).await?;
-            agreement_svc::serve(config, Clock::system(), listener, server::signal()).await
+            agreement_svc::serve(*config, Clock::system(), listener, server::signal()).await
         }),
         Command::Migrate(storage) => server::runtime(1)?.block_on(async {
             agreement_svc::migrate(&storage, &Clock::system()).await?;

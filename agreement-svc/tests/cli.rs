@@ -47,6 +47,11 @@ fn help_names_every_command_and_setting() {
         "--policy",
         "--worker-threads",
         "--log-format",
+        "--smtp",
+        "--smtp-user",
+        "--smtp-password-file",
+        "--mail-from",
+        "--mail-folder",
         "AGREEMENT_DATABASE",
     ] {
         assert!(all.contains(word), "{word} is missing:\n{all}");
@@ -97,6 +102,48 @@ fn wrong_settings_are_refused_with_the_reason() {
         let output = run(&args);
         assert!(!output.status.success(), "{args:?}");
         assert!(words(&output).contains(reason), "{args:?}: {}", words(&output));
+    }
+}
+
+#[test]
+fn wrong_settings_of_mail_are_refused_without_quoting_a_password() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = format!("sqlite:{}", folder.path().join("agreements.sqlite").display());
+    let password = folder.path().join("password");
+    std::fs::write(&password, "\n").unwrap();
+    let password = password.display().to_string();
+    let server = ["--smtp", "smtps://mail.example"];
+    for (args, reason) in [
+        (vec!["--smtp", "http://mail.example"], "smtps://HOST:PORT"),
+        (vec!["--smtp", "smtp://mail.example?tls=sometimes"], "smtps://HOST:PORT"),
+        (vec!["--smtp", "smtp://mailer:secret@mail.example"], "must not carry credentials"),
+        (vec!["--smtp-user", "mailer", "--smtp-password-file", &password], "--smtp <URL>"),
+        ([&server[..], &["--smtp-user", "mailer"]].concat(), "--smtp-password-file <FILE>"),
+        ([&server[..], &["--smtp-password-file", &password]].concat(), "--smtp-user <NAME>"),
+        (
+            [&server[..], &["--smtp-user", "mailer", "--smtp-password-file", &password]].concat(),
+            "the password is empty",
+        ),
+        ([&server[..], &["--smtp-user", "mailer", "--smtp-password-file", "/nowhere"]].concat(), "/nowhere"),
+        (
+            vec![
+                "--smtp",
+                "smtp://mail.example?tls=none",
+                "--smtp-user",
+                "mailer",
+                "--smtp-password-file",
+                &password,
+            ],
+            "encrypted connections only",
+        ),
+        (vec!["--mail-from", "nobody"], "--mail-from"),
+    ] {
+        let fixed =
+            ["serve", "--auth", "insecure", "--create", "--listen", "127.0.0.1:0", "--database", &database];
+        let output = run(&[&fixed[..], &args].concat());
+        assert!(!output.status.success(), "{args:?}");
+        assert!(words(&output).contains(reason), "{args:?}: {}", words(&output));
+        assert!(!words(&output).contains("secret"), "{args:?}: {}", words(&output));
     }
 }
 

@@ -20,6 +20,7 @@ pub(crate) struct SmtpServer {
 
 /// The Python that has `aiosmtpd`, as `TEST_SMTP_PYTHON` names it. Without it there is no mail server;
 /// in CI that is a failure, not a reason to skip.
+#[expect(clippy::print_stderr, reason = "a skipped server must be seen")]
 pub(crate) fn python() -> Option<String> {
     let python = std::env::var("TEST_SMTP_PYTHON").ok().filter(|python| !python.is_empty());
     if python.is_none() {
@@ -54,7 +55,11 @@ impl SmtpServer {
     /// What happens next.
     pub(crate) async fn event(&mut self) -> String {
         let event = tokio::time::timeout(PATIENCE, self.events.recv()).await;
-        event.expect("the mail server reports nothing").expect("the mail server has ended")
+        match event {
+            Ok(Some(event)) => event,
+            Ok(None) => panic!("the mail server has ended"),
+            Err(_) => panic!("the mail server reports nothing"),
+        }
     }
 
     /// What has happened and was not asked for yet.
@@ -64,7 +69,8 @@ impl SmtpServer {
 
     /// The next mail, which must be accepted.
     pub(crate) async fn mail(&mut self) -> String {
-        read(self.event().await.strip_prefix("accepted ").expect("accepted"))
+        let event = self.event().await;
+        read(event.strip_prefix("accepted ").unwrap_or_else(|| panic!("{event}, not accepted")))
     }
 }
 
