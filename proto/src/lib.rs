@@ -15,6 +15,10 @@ pub mod csp {
     /// What agreement-svc serves.
     pub mod agreement {
         /// Version 1.
+        #[expect(
+            clippy::large_enum_variant,
+            reason = "the code is generated, and most of a stream is events"
+        )]
         pub mod v1 {
             tonic::include_proto!("csp.agreement.v1");
         }

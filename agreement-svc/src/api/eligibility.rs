@@ -5,6 +5,7 @@ use chassis::database::{Connection, Error};
 use chassis::form::{Form, timestamp};
 use chassis::page::Page;
 use chassis::request::RequestKey;
+use chrono::Datelike;
 use proto::agreement::eligibility_result::Result as ItemResult;
 use proto::agreement::eligibility_service_server::EligibilityService;
 use proto::agreement::{
@@ -36,8 +37,8 @@ use crate::store::template::template_live;
 /// One entry for each line of the largest order.
 const DEMANDS_MAX: usize = 100;
 
-/// Questions of one batch: as many as one order has lines, and few enough that a batch is answered
-/// as fast as a list.
+/// Questions of one batch: a screenful of customers several times over. Each costs a statement of its
+/// own, and all of them together hold one connection.
 const ITEMS_MAX: usize = 100;
 
 /// Pairs of payer and customer that are read together: enough to make the statements cheap, few enough
@@ -404,6 +405,7 @@ fn position(at: Time, last: Pair) -> String {
 fn read_position(key: &str) -> Option<(Time, Pair)> {
     let (at, pair) = key.split_once('/')?;
     let (customer_id, payer_id) = pair.split_once('/')?;
-    let at = Time::from_timestamp_micros(at.parse().ok()?)?;
+    // Only times that the wire can carry; a token that was made up may hold any.
+    let at = Time::from_timestamp_micros(at.parse().ok()?).filter(|at| (1..=9999).contains(&at.year()))?;
     Some((at, Pair { customer_id: customer_id.parse().ok()?, payer_id: payer_id.parse().ok()? }))
 }

@@ -788,7 +788,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::print_stderr, reason = "what was not tested must be seen")]
     fn many_pairs_are_read_as_each_of_them_is_by_itself_on_postgresql() {
         match std::env::var("TEST_POSTGRES_URL").ok().filter(|url| !url.is_empty()) {
             Some(url) => compare_on(Some(&url)),
