@@ -334,9 +334,12 @@ async fn invitations_end_by_revocation_or_time_and_each_partner_sees_its_own() {
             let listed = partner.signatures().list_invitations(request).await.unwrap().into_inner();
             listed.invitations.into_iter().map(|row| row.invitation_id).collect::<Vec<_>>()
         };
-        assert_eq!(list(&direct, InvitationState::Revoked).await, [revoked.invitation_id.clone()]);
-        assert_eq!(list(&direct, InvitationState::Expired).await, [soon.invitation_id.clone()]);
-        assert_eq!(list(&direct, InvitationState::Accepted).await, [late.invitation_id.clone()]);
+        assert_eq!(
+            list(&direct, InvitationState::Revoked).await,
+            std::slice::from_ref(&revoked.invitation_id)
+        );
+        assert_eq!(list(&direct, InvitationState::Expired).await, std::slice::from_ref(&soon.invitation_id));
+        assert_eq!(list(&direct, InvitationState::Accepted).await, std::slice::from_ref(&late.invitation_id));
         assert_eq!(list(&direct, InvitationState::Unspecified).await.len(), 3);
         let provider = cluster.as_caller(world::sales(PROVIDER));
         assert!(list(&provider, InvitationState::Unspecified).await.is_empty());
