@@ -728,11 +728,14 @@ impl Existing {
         let (mut customers, mut attested) = (operator.customers(), operator.attestations());
         let (mut orders, mut subscriptions) = (operator.orders(), operator.subscriptions());
         let all = ListSubscriptionsRequest::default();
+        let mut attestations = attested.list_attestations(attestations).await.unwrap().into_inner();
+        // How far its announcement is changes by itself.
+        attestations.attestations.iter_mut().for_each(|attestation| attestation.notification = None);
         Everything {
             templates: templates.list_templates(types).await.unwrap().into_inner(),
             partners: partners.list_partners(ListPartnersRequest::default()).await.unwrap().into_inner(),
             customers: customers.list_customers(ListCustomersRequest::default()).await.unwrap().into_inner(),
-            attestations: attested.list_attestations(attestations).await.unwrap().into_inner(),
+            attestations,
             orders: orders.list_orders(ListOrdersRequest::default()).await.unwrap().into_inner(),
             subscriptions: subscriptions.list_subscriptions(all).await.unwrap().into_inner(),
         }
