@@ -448,11 +448,8 @@ async fn agreement_svc_answers_a_request_as_it_did_first_whatever_happened_since
         partner.customers().update_customer(update).await.unwrap();
         assert_eq!(everything(&cluster), before);
 
-        let states: Vec<_> = history(&partner, &customer.customer_id)
-            .await
-            .iter()
-            .map(proto::agreement::Attestation::state)
-            .collect();
+        let states: Vec<_> =
+            history(&partner, &customer.customer_id).await.iter().map(Attestation::state).collect();
         let superseded = AttestationState::Superseded;
         assert_eq!(states, [superseded, superseded, AttestationState::Current]);
     }
