@@ -341,12 +341,15 @@ impl Existing {
         let all = ListSubscriptionsRequest::default();
         let beyond = WatchEventsRequest { after_revision: i64::MAX };
         let beyond = operator.events().watch_events(beyond).await.unwrap_err();
+        let mut attestations = attested.list_attestations(attestations).await.unwrap().into_inner();
+        // How far its announcement is changes by itself.
+        attestations.attestations.iter_mut().for_each(|attestation| attestation.notification = None);
         Everything {
             head: metadata_of(&beyond)["head"].clone(),
             templates: templates.list_templates(types).await.unwrap().into_inner(),
             partners: partners.list_partners(ListPartnersRequest::default()).await.unwrap().into_inner(),
             customers: customers.list_customers(ListCustomersRequest::default()).await.unwrap().into_inner(),
-            attestations: attested.list_attestations(attestations).await.unwrap().into_inner(),
+            attestations,
             orders: orders.list_orders(ListOrdersRequest::default()).await.unwrap().into_inner(),
             subscriptions: subscriptions.list_subscriptions(all).await.unwrap().into_inner(),
         }
