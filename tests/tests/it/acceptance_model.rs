@@ -351,11 +351,6 @@ struct Play {
     model: Model,
 }
 
-/// Fails with both values where an answer is not the model's.
-macro_rules! same {
-    ($($argument:tt)*) => { prop_assert_eq!($($argument)*) };
-}
-
 fn reason<T>(answer: Result<tonic::Response<T>, Status>) -> Result<T, String> {
     answer.map(tonic::Response::into_inner).map_err(|status| reason_of(&status))
 }
@@ -476,7 +471,7 @@ impl Play {
         }
         let told =
             answer.map(|answer| (answer.attestation.unwrap_or_default().template_version, answer.revision));
-        same!(told, expected(decided.map(|()| (version, model.head()))));
+        prop_assert_eq!(told, expected(decided.map(|()| (version, model.head()))));
         Ok(())
     }
 
@@ -507,7 +502,7 @@ impl Play {
             model.withdrawn(which);
         }
         let is_uncovered = model.without_acceptance(customer).contains(&owner);
-        same!(told, expected(decided.map(|_| (is_uncovered, model.head()))));
+        prop_assert_eq!(told, expected(decided.map(|_| (is_uncovered, model.head()))));
         Ok(vec![customer])
     }
 
@@ -521,7 +516,7 @@ impl Play {
         }
         let told = answer.map(|signature| signature.signature_id).map_err(|status| reason_of(&status));
         let signature = self.model.current(customer, None).map(|n| self.model.acceptances[n].id.clone());
-        same!(told, expected(decided.map(|_| signature.unwrap_or_default())));
+        prop_assert_eq!(told, expected(decided.map(|_| signature.unwrap_or_default())));
         Ok(())
     }
 
@@ -544,7 +539,7 @@ impl Play {
             Ok(true) => model.withdrawn(which),
             Ok(false) | Err(_) => vec![],
         };
-        same!(told, expected(decided.map(|_| (uncovered, model.head()))));
+        prop_assert_eq!(told, expected(decided.map(|_| (uncovered, model.head()))));
         Ok(vec![customer])
     }
 
@@ -582,7 +577,7 @@ impl Play {
             model.happened("TemplateVersionPublished", None, None, vec![]);
         }
         let decided = if is_later { Ok(model.head()) } else { Err("NOT_LATER_THAN_LAST_VERSION") };
-        same!(answer.map(|answer| answer.revision), expected(decided));
+        prop_assert_eq!(answer.map(|answer| answer.revision), expected(decided));
         Ok(())
     }
 
@@ -599,7 +594,7 @@ impl Play {
             model.happened("RelationshipEnded", Some(customer), Some(partner), vec![]);
         }
         let decided = if is_active { Ok(model.head()) } else { Err(NOT_FOUND) };
-        same!(answer.map(|answer| answer.revision), expected(decided));
+        prop_assert_eq!(answer.map(|answer| answer.revision), expected(decided));
         Ok(())
     }
 
@@ -639,7 +634,7 @@ impl Play {
             let signature = answer.signature.map(|signature| signature.signature_id);
             (signature, answer.contact_partner, answer.revision)
         });
-        same!(told, expected(decided));
+        prop_assert_eq!(told, expected(decided));
         Ok(())
     }
 
@@ -664,7 +659,7 @@ impl Play {
             model.happened("FirstPurchaseReported", Some(customer), Some(partner), vec![]);
         }
         let first = model.customers[customer].first_purchase_at.map(timestamp);
-        same!(answer.map(|answer| answer.first_purchase_at), Ok(first));
+        prop_assert_eq!(answer.map(|answer| answer.first_purchase_at), Ok(first));
         Ok(())
     }
 
@@ -704,7 +699,7 @@ impl Play {
         let answer = reason(self.service.gate().check_eligibility(request).await);
         let model = &self.model;
         if !model.customers[customer].partners.contains(&partner) {
-            same!(answer.map(|answer| answer.decision()), expected(Err(NOT_FOUND)));
+            prop_assert_eq!(answer.map(|answer| answer.decision()), expected(Err(NOT_FOUND)));
             return Ok(());
         }
         let Ok(answer) = answer else { return Err(TestCaseError::fail(format!("the gate: {answer:?}"))) };
@@ -715,13 +710,17 @@ impl Play {
             Decision::Allowed => Ok(evidence.as_deref().unwrap_or_default()),
             _ => Err(reasons.clone()),
         };
-        same!(told, decided.clone(), "the gate for partner {} and customer {}", partner, customer);
+        prop_assert_eq!(told, decided.clone(), "the gate for partner {} and customer {}", partner, customer);
         let decision = if decided.is_ok() { Decision::Allowed } else { Decision::Blocked };
-        same!(answer.decision(), decision);
-        same!((reasons.len(), reasons.is_empty()), (answer.reasons.len(), decided.is_ok()));
-        same!(answer.revision, model.customers[customer].acceptance_revision, "the acceptance revision");
+        prop_assert_eq!(answer.decision(), decision);
+        prop_assert_eq!((reasons.len(), reasons.is_empty()), (answer.reasons.len(), decided.is_ok()));
+        prop_assert_eq!(
+            answer.revision,
+            model.customers[customer].acceptance_revision,
+            "the acceptance revision"
+        );
         let can_invite = answer.remedies.iter().any(|remedy| remedy.kind() == RemedyKind::InviteCustomer);
-        same!(can_invite, decided.is_err() && model.may_sign_directly(customer), "the remedies");
+        prop_assert_eq!(can_invite, decided.is_err() && model.may_sign_directly(customer), "the remedies");
         if let Some(changes_at) = model.gate_changes_at(customer, partner).map(timestamp) {
             let valid_until = answer.valid_until.map(|until| (until.seconds, until.nanos));
             prop_assert!(
@@ -762,8 +761,12 @@ impl Play {
         let current = known.iter().filter(|(state, ..)| *state == AttestationState::Current);
         let partners: Vec<_> = current.map(|(_, partner, ..)| partner).collect();
         let each_once: BTreeSet<_> = partners.iter().collect();
-        same!(partners.len(), each_once.len(), "the model has two current attestations of a partner");
-        same!(told.collect::<Vec<_>>(), known, "the attestations of customer {}", customer);
+        prop_assert_eq!(
+            partners.len(),
+            each_once.len(),
+            "the model has two current attestations of a partner"
+        );
+        prop_assert_eq!(told.collect::<Vec<_>>(), known, "the attestations of customer {}", customer);
         Ok(())
     }
 
@@ -774,16 +777,16 @@ impl Play {
         let model = &self.model;
         let current = model.current(customer, None).map(|n| &model.acceptances[n]);
         let signature = told.signature.map(|signature| (signature.signature_id, signature.template_version));
-        same!(signature, current.map(|signature| (signature.id.clone(), signature.version)));
+        prop_assert_eq!(signature, current.map(|signature| (signature.id.clone(), signature.version)));
         let satisfies = current.is_some_and(|signature| model.still_counts(signature.version, model.now));
-        same!((told.is_signed, told.satisfies), (current.is_some(), satisfies));
+        prop_assert_eq!((told.is_signed, told.satisfies), (current.is_some(), satisfies));
         Ok(())
     }
 
     /// The history from its beginning: no gaps, the model's events, and nothing behind the last.
     async fn compare_history(&self) -> Result<(), TestCaseError> {
         let head = self.model.head();
-        same!(self::head(&self.operator).await, head, "the revision of the last event");
+        prop_assert_eq!(self::head(&self.operator).await, head, "the revision of the last event");
         let request = WatchEventsRequest { after_revision: 0 };
         let mut stream = self.operator.events().watch_events(request).await.unwrap().into_inner();
         let mut events = vec![];
@@ -794,17 +797,17 @@ impl Play {
             }
         }
         let revisions: Vec<_> = events.iter().map(|event| event.revision).collect();
-        same!(revisions, (1..=head).collect::<Vec<_>>());
+        prop_assert_eq!(revisions, (1..=head).collect::<Vec<_>>());
         let told: Vec<_> = events[usize::try_from(self.model.base).unwrap()..].iter().collect();
         for (event, known) in told.iter().zip(&self.model.history) {
-            same!(&self.happened(event)?, known, "revision {}", event.revision);
+            prop_assert_eq!(&self.happened(event)?, known, "revision {}", event.revision);
         }
         for (id, admin) in self.customer_ids.iter().zip(&self.admins) {
             let request =
                 ListEventsRequest { customer_id: id.clone(), page_size: 500, page_token: String::new() };
             let listed = admin.events().list_events(request).await.unwrap().into_inner().events;
             let own: Vec<_> = events.iter().filter(|event| event.customer_id == *id).cloned().collect();
-            same!(listed, own, "the history of one customer");
+            prop_assert_eq!(listed, own, "the history of one customer");
         }
         for customer in 0..CUSTOMERS {
             self.compare_attestations(customer, false).await?;
@@ -859,7 +862,7 @@ async fn play(backend: Backend, steps: &[Step]) -> Result<(), TestCaseError> {
     play.compare_history().await
 }
 
-/// Histories for each backend: as many as a few seconds allow, PostgreSQL being the slower.
+/// Histories for each backend: as many as about ten seconds allow, PostgreSQL being the slower.
 fn cases(backend: Backend) -> u32 {
     match backend {
         Backend::Sqlite => 20,
