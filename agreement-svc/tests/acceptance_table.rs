@@ -1,5 +1,7 @@
 //! The life of acceptances and invitations, each as one table: every state, every move.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::fmt::Write;
 
 use agreement_svc::rules::attestation::{self, Attestation, Claim, attest};
