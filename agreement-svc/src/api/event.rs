@@ -165,7 +165,7 @@ impl Watch {
     async fn send(&self, item: Item) -> Result<(), Option<Status>> {
         let sent = self.sender.send_timeout(WatchEventsResponse { item: Some(item) }, READER_PATIENCE).await;
         sent.map_err(|unsent| match unsent {
-            SendTimeoutError::Timeout(_) => Some(status::reader_too_slow(self.cursor)),
+            SendTimeoutError::Timeout(_) => Some(status::stood_still(READER_PATIENCE, Some(self.cursor))),
             SendTimeoutError::Closed(_) => None,
         })
     }
@@ -247,7 +247,7 @@ mod tests {
         let (mut watch, mut world) = world(1000, 0).await;
         let status = watch.run().await.unwrap();
         assert_eq!(status.code(), Code::ResourceExhausted);
-        assert!(status.message().starts_with("READER_TOO_SLOW"), "{}", status.message());
+        assert!(status.message().starts_with("STREAM_STOOD_STILL"), "{}", status.message());
         let held = i64::try_from(EVENTS_WAITING_MAX).unwrap();
         assert_eq!(watch.cursor, held);
         assert!(status.message().ends_with(&format!("after revision {held}")), "{}", status.message());

@@ -150,7 +150,7 @@ async fn begin(row: impl Future<Output = Answer> + Send) -> impl Future<Output =
 /// Ends a stream of which the client sends nothing for too long.
 fn sent_in_time<T>(rows: impl Stream<Item = Result<T, Status>>) -> impl Stream<Item = Result<T, Status>> {
     tokio_stream::StreamExt::timeout(rows, STANDSTILL_MAX)
-        .map(|row| row.unwrap_or_else(|_| Err(status::standstill(STANDSTILL_MAX))))
+        .map(|row| row.unwrap_or_else(|_| Err(status::stood_still(STANDSTILL_MAX, None))))
 }
 
 /// Ends a stream of which the client takes nothing for too long. The stream is on a task of its own,
@@ -162,7 +162,9 @@ fn taken_in_time(answers: impl Stream<Item = Answer> + Send + 'static) -> Answer
         while let Some(answer) = answers.next().await {
             match tell.send_timeout(answer, STANDSTILL_MAX).await {
                 Ok(()) => {}
-                Err(SendTimeoutError::Timeout(_)) => return Some(Err(status::standstill(STANDSTILL_MAX))),
+                Err(SendTimeoutError::Timeout(_)) => {
+                    return Some(Err(status::stood_still(STANDSTILL_MAX, None)));
+                }
                 Err(SendTimeoutError::Closed(_)) => return None,
             }
         }

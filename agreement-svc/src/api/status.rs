@@ -49,12 +49,6 @@ pub(super) fn too_many_streams(kind: &str) -> Status {
     .status()
 }
 
-/// Whoever reads a stream takes nothing.
-pub(super) fn reader_too_slow(revision: i64) -> Status {
-    let sentence = format!("the stream was not read in time; begin again after revision {revision}");
-    with(Code::ResourceExhausted, ErrorReason::ReaderTooSlow, sentence).with("revision", revision).status()
-}
-
 /// The server stops and ends its streams.
 pub(super) fn stopping() -> Status {
     with(
@@ -66,15 +60,17 @@ pub(super) fn stopping() -> Status {
     .status()
 }
 
-/// Nothing came, or was taken, of a stream for that long.
-pub(super) fn standstill(limit: Duration) -> Status {
-    with(
-        Code::Unavailable,
-        ErrorReason::DeadlinePassed,
-        format!("the stream stood still for {} s; begin again", limit.as_secs()),
-    )
-    .retry_after(STREAM_RETRY)
-    .status()
+/// For that long nothing came of a stream, or nothing of it was taken. A watcher goes on after the last
+/// revision that was put into it.
+pub(super) fn stood_still(limit: Duration, revision: Option<i64>) -> Status {
+    let after = revision.map(|revision| format!(" after revision {revision}")).unwrap_or_default();
+    let sentence = format!("the stream stood still for {} s; begin again{after}", limit.as_secs());
+    let failure = with(Code::ResourceExhausted, ErrorReason::StreamStoodStill, sentence);
+    let failure = failure.retry_after(STREAM_RETRY);
+    match revision {
+        Some(revision) => failure.with("revision", revision).status(),
+        None => failure.status(),
+    }
 }
 
 /// What served a stream panicked; the panic itself is in the log.

@@ -243,7 +243,11 @@ async fn who_sends_and_never_reads_is_not_read_for_long() {
         }
         assert!(head - before < TAKEN_MAX, "{backend:?}: {} rows", head - before);
         let (answers, ended) = read_all(answers).await;
-        assert!(ended.is_none() && answers.len() == ROWS);
+        match ended {
+            None => assert_eq!(answers.len(), ROWS),
+            // On a machine that is busy enough, looking took so long that the import was given up.
+            Some(status) => assert_eq!(reason_of(&status), "STREAM_STOOD_STILL"),
+        }
     }
 }
 
