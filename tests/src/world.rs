@@ -33,6 +33,9 @@ pub const DIRECT: Uuid = uuid!("00000000-0000-4000-8000-0000000000d1");
 pub const PROVIDER: Uuid = uuid!("00000000-0000-4000-8000-0000000000e1");
 pub const RESELLER: Uuid = uuid!("00000000-0000-4000-8000-0000000000f1");
 
+/// A company that is no customer until it accepts an invitation.
+pub const TAILSPIN: Uuid = uuid!("00000000-0000-4000-8000-0000000000c1");
+
 #[must_use]
 pub fn operator() -> Caller {
     caller(TenantKind::Operator, OPERATOR, &[])

@@ -244,7 +244,7 @@ mod tests {
         let mut rows = pin!(sent_in_time(stream::iter([Ok(7)]).chain(stream::pending())));
         assert_eq!(rows.next().await.and_then(Result::ok), Some(7));
         let ended = rows.next().await.and_then(Result::err).unwrap();
-        assert!(ended.message().starts_with("DEADLINE_PASSED: "), "{ended}");
+        assert!(ended.message().starts_with("STREAM_STOOD_STILL: "), "{ended}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -260,6 +260,6 @@ mod tests {
         assert_eq!(Arc::strong_count(&place), 1);
         let taken: Vec<Answer> = answers.collect().await;
         let ended = taken.last().and_then(|last| last.as_ref().err()).unwrap();
-        assert!(ended.message().starts_with("DEADLINE_PASSED: "), "{ended}");
+        assert!(ended.message().starts_with("STREAM_STOOD_STILL: "), "{ended}");
     }
 }

@@ -1,10 +1,15 @@
 //! `cargo demo`: the product in one screen. Both services on embedded SQLite, a story over gRPC.
 //! `cargo demo --serve` loads the same world, keeps both services up and prints lines to paste.
 
+use std::time::Duration;
+
 use chassis::clock::Clock;
 use chassis::telemetry::{self, LogFormat};
 use clap::Parser;
-use proto::agreement::{PublishTemplateVersionRequest, TemplateDocument};
+use proto::agreement::{
+    AcceptInvitationRequest, GetCustomerRequest, ListBlockedCustomersRequest, PublishTemplateVersionRequest,
+    TemplateDocument, WithdrawAttestationRequest, WithdrawalReason,
+};
 use proto::order::{ChangeSeatsRequest, CreateOrderResponse};
 use proto::types::{AcceptanceKind, Evidence};
 use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
@@ -108,7 +113,68 @@ async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn std::error::Error>
     ));
     let seats = change_seats(&direct, &bought.subscription_id, &seats.etag, 10).await?;
     accepted(&format!("{} seats", seats.quantity));
+
+    step("The partner invites a company that is no customer yet. Its administrator accepts and signs:");
+    let invitation = world::invite(&direct, None, None).await?;
+    say(&format!("         {}", invitation.mail_subject));
+    say(&format!("         {}", invitation.acceptance_url));
+    let tenant = world::TAILSPIN;
+    let admin = cluster.as_caller(world::admin(tenant));
+    let acceptance = AcceptInvitationRequest {
+        template_version: 3,
+        ..world::acceptance(&invitation, Some("Tailspin Toys Nantes"))
+    };
+    let signed = admin.signatures().accept_invitation(acceptance).await?.into_inner();
+    let signed = signed.signature.unwrap_or_default();
+    accepted(&format!("signature {} of template version {}", signed.signature_id, signed.template_version));
+    let invited = tenant.to_string();
+    accepted(&describe(&world::order(&direct, &invited, None, 4).await?));
+
+    step("The first customer tries to sign, too. It bought before it ever signed, so it cannot:");
+    wait_until_reported(cluster, &customer).await?;
+    refused(world::sign(&cluster.as_caller(world::admin(customer.parse()?)), 3).await)?;
+
+    step("It no longer accepts, and the partner withdraws its attestation. No seat can be added:");
+    let withdrawal = WithdrawAttestationRequest {
+        request_id: world::request_id(),
+        attestation_id: attested.attestation_id,
+        reason: WithdrawalReason::NoLongerAccepts.into(),
+    };
+    direct.attestations().withdraw_attestation(withdrawal).await?;
+    refused(change_seats(&direct, &bought.subscription_id, &seats.etag, 12).await)?;
+
+    step("Which customers would be refused right now? The direct-bill partner asks, and the reseller:");
+    for (who, partner) in [("direct", &direct), ("reseller", &reseller)] {
+        let blocked =
+            partner.gate().list_blocked_customers(ListBlockedCustomersRequest::default()).await?.into_inner();
+        for row in blocked.customers {
+            let reasons: Vec<_> = row.reasons().map(|reason| short(reason.as_str_name())).collect();
+            let remedies = row.remedies.iter().map(|remedy| short(remedy.kind().as_str_name()));
+            let remedies: Vec<_> = remedies.collect();
+            let (reasons, remedies) = (reasons.join(", "), remedies.join(" or "));
+            say(&format!("    {who}: {} ({reasons}): {remedies}", row.company_name));
+        }
+    }
     Ok(Customers { direct: customer, resold })
+}
+
+/// The end of an enum's name, which is what it says.
+fn short(name: &str) -> &str {
+    ["BLOCK_REASON_", "REMEDY_KIND_"].iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name)
+}
+
+/// Waits until order-svc has told agreement-svc that a customer bought, which it does in its own time.
+async fn wait_until_reported(cluster: &Cluster, customer: &str) -> Result<(), Status> {
+    const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+    let operator = cluster.as_caller(world::operator());
+    loop {
+        let request = GetCustomerRequest { customer_id: customer.to_owned() };
+        let found = operator.customers().get_customer(request).await?.into_inner().customer;
+        if found.unwrap_or_default().first_purchase_at.is_some() {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
 }
 
 async fn change_seats(
@@ -174,6 +240,7 @@ fn print_lines(cluster: &Cluster, customers: &Customers) {
     let (direct, reseller) = (identity("PARTNER", DIRECT), identity("PARTNER", RESELLER));
     let operator = identity("OPERATOR", world::OPERATOR);
     let (own, resold) = (&customers.direct, &customers.resold);
+    let signed = world::TAILSPIN;
     let line = |about: &str, call: String| say(&format!("# {about}\ngrpcurl -plaintext {call}\n"));
     let id = world::request_id;
 
@@ -188,7 +255,7 @@ fn print_lines(cluster: &Cluster, customers: &Customers) {
     line(
         "an order that passes",
         format!(
-            "{direct} -d '{{\"request_id\":\"{}\",\"customer_id\":\"{own}\",\"lines\":[{{\"offer_id\":\"{}\",\"quantity\":2}}]}}' {orders} csp.order.v1.OrderService/CreateOrder",
+            "{direct} -d '{{\"request_id\":\"{}\",\"customer_id\":\"{signed}\",\"lines\":[{{\"offer_id\":\"{}\",\"quantity\":2}}]}}' {orders} csp.order.v1.OrderService/CreateOrder",
             id(),
             world::OFFICE
         ),
@@ -199,6 +266,16 @@ fn print_lines(cluster: &Cluster, customers: &Customers) {
             "{reseller} -d '{{\"request_id\":\"{}\",\"customer_id\":\"{resold}\",\"payer_id\":\"{PROVIDER}\",\"lines\":[{{\"offer_id\":\"{}\",\"quantity\":2}}]}}' {orders} csp.order.v1.OrderService/CreateOrder",
             id(),
             world::OFFICE
+        ),
+    );
+    line(
+        "who would be refused, and what can be done",
+        format!("{reseller} -d '{{}}' {agreements} csp.agreement.v1.EligibilityService/ListBlockedCustomers"),
+    );
+    line(
+        "a customer's history, as its partner sees it",
+        format!(
+            "{direct} -d '{{\"customer_id\":\"{own}\"}}' {agreements} csp.agreement.v1.EventService/ListEvents"
         ),
     );
     line(
