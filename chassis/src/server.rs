@@ -31,6 +31,10 @@ pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Calls one connection may have open, so that one client cannot hold every slot.
 const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 
+/// Bytes of one call's requests that may wait to be read: a stream of them fills this and no more. A
+/// message that is larger takes a few round trips.
+const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+
 /// Request headers beyond this are refused by HTTP/2 itself; an identity takes a tenth.
 const HEADER_BYTES_MAX: u32 = 16 << 10;
 
@@ -128,6 +132,7 @@ pub async fn serve(
     };
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .max_connection_age(CONNECTION_AGE_MAX)

@@ -156,7 +156,9 @@ fn sent_in_time<T>(rows: impl Stream<Item = Result<T, Status>>) -> impl Stream<I
 /// Ends a stream of which the client takes nothing for too long. The stream is on a task of its own,
 /// because nobody asks for the next answer of a client that does not read.
 fn taken_in_time(answers: impl Stream<Item = Answer> + Send + 'static) -> Answers {
-    let (tell, told) = mpsc::channel(1);
+    // As many as one commit brings: answers that travel one by one cost a frame of HTTP/2 each, and clients
+    // count those.
+    let (tell, told) = mpsc::channel(ROWS_IN_FLIGHT);
     let in_time = async move {
         let mut answers = pin!(answers);
         while let Some(answer) = answers.next().await {
