@@ -94,8 +94,8 @@ pub struct EraseContact {
     #[arg(long, value_name = "ADDRESS")]
     pub email: Address,
     /// The folder that the service writes mails to, where it does.
-    #[arg(long, env = "AGREEMENT_MAIL_FOLDER", value_name = "DIR")]
-    pub mail_folder: Option<PathBuf>,
+    #[arg(long, env = "AGREEMENT_MAIL_FOLDER", value_name = "DIR", default_value = "mails")]
+    pub mail_folder: PathBuf,
 }
 
 /// An e-mail address as somebody typed it. Its `Debug` does not show it.

@@ -48,7 +48,7 @@ pub struct Erased {
     pub invitations: usize,
     /// Answers kept for repeated requests.
     pub answers: usize,
-    /// Mails deleted; `None` where no folder was named.
+    /// Mails deleted; `None` where there is no folder of them.
     pub mails: Option<usize>,
 }
 
@@ -65,7 +65,7 @@ impl fmt::Display for Erased {
         }
         match mails {
             Some(mails) => write!(f, "; mails deleted: {mails}"),
-            None => f.write_str("; no mail folder was named, so mails were not looked for"),
+            None => f.write_str("; there is no such mail folder, so mails were not looked for"),
         }
     }
 }

@@ -175,7 +175,8 @@ pub async fn verify(config: &Verify) -> Result<Verified, Failure> {
 /// What is no address; a database or folder that cannot be read or changed. The address is in none.
 pub async fn erase_contact(config: &EraseContact, clock: &Clock) -> Result<Erased, Failure> {
     let database = open(&config.database)?;
-    erase::erase(&database, clock.now(), &config.email.0, config.mail_folder.as_deref()).await
+    let mail_folder = config.mail_folder.is_dir().then_some(config.mail_folder.as_path());
+    erase::erase(&database, clock.now(), &config.email.0, mail_folder).await
 }
 
 fn open(url: &Url) -> Result<Database, Failure> {

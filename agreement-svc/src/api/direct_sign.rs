@@ -340,14 +340,17 @@ impl DirectSignService for Api {
             let current = signatures_current(change.connection, customer_id)?;
             let current = current.iter().find(|current| current.agreement_type == signature.agreement_type);
             let current = current.map(|current| current.id);
-            if check_withdrawal(id, signature.superseded_at, signature.withdrawn, current)? {
+            let is_new = check_withdrawal(id, signature.superseded_at, signature.withdrawn, current)?;
+            if is_new {
                 let withdrawal = Withdrawal { at: now, reason, by: caller.user_id };
                 acceptance_withdraw(change.connection, id, withdrawal)?;
                 signature.withdrawn = Some(withdrawal);
-                let remaining = acceptances_cover(change.connection, customer_id)?;
-                let active = active_partners(change.connection, customer_id)?;
-                let uncovered = uncovered(Covers::Everyone, &remaining, &active);
-                let uncovered_partner_ids = uncovered.iter().map(ToString::to_string).collect();
+            }
+            let remaining = acceptances_cover(change.connection, customer_id)?;
+            let active = active_partners(change.connection, customer_id)?;
+            let uncovered = uncovered(Covers::Everyone, &remaining, &active);
+            let uncovered_partner_ids = uncovered.iter().map(ToString::to_string).collect();
+            if is_new {
                 let revision = change.record(&Event::SignatureWithdrawn {
                     signature_id: id,
                     customer_id,
@@ -356,11 +359,12 @@ impl DirectSignService for Api {
                     by: caller.user_id,
                 })?;
                 customer_set_acceptance_revision(change.connection, customer_id, revision)?;
-                let signature = Some(convert::signature(&signature));
-                return Ok(WithdrawSignatureResponse { signature, uncovered_partner_ids, revision });
             }
-            let (signature, revision) = (Some(convert::signature(&signature)), change.revision());
-            Ok(WithdrawSignatureResponse { signature, uncovered_partner_ids: vec![], revision })
+            Ok(WithdrawSignatureResponse {
+                signature: Some(convert::signature(&signature)),
+                uncovered_partner_ids,
+                revision: change.revision(),
+            })
         })
         .await
     }

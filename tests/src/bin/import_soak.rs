@@ -6,6 +6,7 @@
 
 use std::error::Error;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
@@ -47,9 +48,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut ratios = vec![];
     for backend in Backend::all() {
         cut_at_random(backend, &options).await?;
-        let few = peak_memory(backend, FEW, &options).await?;
-        let many = peak_memory(backend, options.rows, &options).await?;
-        ratios.push(f64::from(many) / f64::from(few));
+        let few = memory(backend, FEW, &options).await?;
+        let many = memory(backend, options.rows, &options).await?;
+        let growth = f64::from(many.growth) / f64::from(few.growth.max(1));
+        say(&format!("{backend:?}: growth {growth:.2} times that of {FEW} rows"));
+        ratios.push(f64::from(many.peak) / f64::from(few.peak));
     }
     if ratios.iter().any(|ratio| *ratio > RATIO_MAX) {
         return Err(format!("memory grows with the rows: more than {RATIO_MAX} times").into());
@@ -110,12 +113,20 @@ async fn import(
     if answered == rows { Ok(rows) } else { Err(format!("{answered} of {rows} rows were answered").into()) }
 }
 
-/// The most resident memory that a fresh server has needed when it has imported the rows, in KiB.
-async fn peak_memory(backend: Backend, rows: usize, options: &Options) -> Result<u32, Box<dyn Error>> {
+/// The resident memory of a server, in KiB.
+struct Memory {
+    /// The most it has needed.
+    peak: u32,
+    /// How much more that is than when it had started.
+    growth: u32,
+}
+
+/// What a fresh server needs to import the rows.
+async fn memory(backend: Backend, rows: usize, options: &Options) -> Result<Memory, Box<dyn Error>> {
     let mut cluster = Cluster::on(backend).await;
     let (direct, sheet) = sheet_on(&cluster, options.customers).await?;
     cluster.stop_agreements();
-    let server = Server::start(cluster.agreements_database())?;
+    let server = Server::start(cluster.agreements_database(), &cluster.mail_folder())?;
     let agreements = Endpoint::from_shared(server.address.clone())?.connect_lazy();
     let direct = As { agreements, ..direct };
     sheet.head(&direct).await?;
@@ -126,7 +137,7 @@ async fn peak_memory(backend: Backend, rows: usize, options: &Options) -> Result
     let peak = server.memory("VmHWM:")?;
     let growth = peak.saturating_sub(before);
     say(&format!("{backend:?}: {rows} rows at {rate:.0}/s; {before} KiB before, {growth} more at the peak"));
-    Ok(peak)
+    Ok(Memory { peak, growth })
 }
 
 /// Where cargo puts the binary that this one stands beside.
@@ -147,7 +158,7 @@ struct Server {
 }
 
 impl Server {
-    fn start(database: &Url) -> Result<Self, Box<dyn Error>> {
+    fn start(database: &Url, mail_folder: &Path) -> Result<Self, Box<dyn Error>> {
         let url = match database {
             Url::Sqlite(path) => format!("sqlite:{}", path.display()),
             Url::Postgres(url) => url.clone(),
@@ -156,6 +167,8 @@ impl Server {
         let mut process = Command::new(binary)
             .args(["serve", "--auth", "insecure", "--listen", "127.0.0.1:0", "--log-format", "json"])
             .args(["--database", &url])
+            .arg("--mail-folder")
+            .arg(mail_folder)
             .stderr(Stdio::piped())
             .spawn()?;
         let mut log = BufReader::new(process.stderr.take().ok_or("no log")?);

@@ -283,8 +283,8 @@ impl Model {
         }
     }
 
-    /// WD-1: withdraws and tells who is left without acceptance by that.
-    fn withdrawn(&mut self, which: usize) -> Vec<String> {
+    /// WD-1: withdraws; the event tells who is left without acceptance by that.
+    fn withdrawn(&mut self, which: usize) {
         self.acceptances[which].standing = Standing::Withdrawn;
         let Acceptance { customer, partner, .. } = self.acceptances[which];
         let uncovered = self.without_acceptance(customer);
@@ -292,8 +292,7 @@ impl Model {
             uncovered.into_iter().filter(|p| partner.is_none_or(|own| own == *p)).collect();
         let uncovered: Vec<_> = uncovered.iter().map(|p| PARTNERS[*p].to_string()).collect();
         let kind = if partner.is_some() { "AttestationWithdrawn" } else { "SignatureWithdrawn" };
-        self.happened(kind, Some(customer), partner, uncovered.clone());
-        uncovered
+        self.happened(kind, Some(customer), partner, uncovered);
     }
 
     /// The customer's partners for which neither their own attestation nor a signature is current.
@@ -535,10 +534,11 @@ impl Play {
         let told = answer.map(|answer| (answer.uncovered_partner_ids, answer.revision));
         let model = &mut self.model;
         let decided = if is_own { model.may_withdraw(which) } else { Err(NOT_FOUND) };
-        let uncovered = match decided {
-            Ok(true) => model.withdrawn(which),
-            Ok(false) | Err(_) => vec![],
-        };
+        if decided == Ok(true) {
+            model.withdrawn(which);
+        }
+        let uncovered = model.without_acceptance(customer);
+        let uncovered: Vec<_> = uncovered.iter().map(|partner| PARTNERS[*partner].to_string()).collect();
         prop_assert_eq!(told, expected(decided.map(|_| (uncovered, model.head()))));
         Ok(vec![customer])
     }

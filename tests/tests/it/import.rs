@@ -105,6 +105,26 @@ async fn a_stream_cut_at_any_tenth_row_and_sent_again_leaves_what_an_uncut_one_l
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_stream_of_a_thousand_rows_cut_at_every_tenth_in_turn_leaves_what_an_uncut_one_leaves() {
+    const ROWS: usize = 1000;
+    for backend in Backend::all() {
+        let (cluster, direct) = world_on(backend).await;
+        let sheet = Sheet::new(&direct, "Sheet", CUSTOMERS).await.unwrap();
+        let (mut head, mut interrupted) = (sheet.head(&direct).await.unwrap(), 0);
+        for cut in (10..ROWS).step_by(10) {
+            import_and_cut(&cluster, &sheet, ROWS, Cut::AfterRows(cut)).await.unwrap();
+            let now = sheet.head(&direct).await.unwrap();
+            interrupted += usize::from(now > head);
+            head = now;
+        }
+        assert!(interrupted > 1, "no cut left anything to the next");
+        let (answers, ended) = read_all(import(&direct, sheet.rows().take(ROWS)).await).await;
+        assert!(ended.is_none() && answers.len() == ROWS, "{ended:?}");
+        assert_eq!(sheet.stored(&direct).await.unwrap(), sheet.expected_stored(ROWS), "{backend:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_stream_cut_twenty_times_at_random_leaves_what_an_uncut_one_leaves() {
     const ROWS: usize = 5000;
     const CUTS: usize = 20;
