@@ -154,9 +154,11 @@ fn sent_in_time<T>(rows: impl Stream<Item = Result<T, Status>>) -> impl Stream<I
 }
 
 /// Ends a stream of which the client takes nothing for too long. The stream is on a task of its own,
-/// because nobody asks for the next answer of a client that does not read.
+/// because nobody asks for the next answer of a client that does not read. The answers of a commit wait
+/// for each other in between, so that they travel together: many small frames cost much, and HTTP/2
+/// libraries count them as an attack when they are not read at once.
 fn taken_in_time(answers: impl Stream<Item = Answer> + Send + 'static) -> Answers {
-    let (tell, told) = mpsc::channel(1);
+    let (tell, told) = mpsc::channel(ROWS_IN_FLIGHT);
     let in_time = async move {
         let mut answers = pin!(answers);
         while let Some(answer) = answers.next().await {
