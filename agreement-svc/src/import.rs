@@ -39,6 +39,9 @@ const NOT_CARRIED_THROUGH: u8 = 2;
 /// Rows read and not answered yet: enough to keep the server busy over a slow line, few to hold.
 const ROWS_AHEAD: usize = 1024;
 
+/// Rows that are sent together, where the server takes them as fast as the file is read.
+const ROWS_TOGETHER: usize = 64;
+
 /// How long the server may take to accept a connection.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
@@ -78,7 +81,7 @@ async fn import(settings: Import) -> Result<Tally, Failure> {
     progress.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} rows, {eta} left: {msg}")?);
     let mut report = Report::create(&results, progress)?;
     let (tell, mut asked) = mpsc::channel(ROWS_AHEAD);
-    let (send, rows) = mpsc::channel(1);
+    let (send, rows) = mpsc::channel(ROWS_TOGETHER);
     let mut request = Request::new(ReceiverStream::new(rows));
     identity(&settings).present(request.metadata_mut());
     let mut client = AttestationServiceClient::new(channel);

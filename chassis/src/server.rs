@@ -32,7 +32,8 @@ pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 
 /// Bytes of one call's requests that may wait to be read: a stream of them fills this and no more. A
-/// message that is larger takes a few round trips.
+/// message that is larger takes a few round trips. More would be held for a client that sends faster than
+/// its requests are handled, and small messages in it would be counted as an attack.
 const STREAM_WINDOW_BYTES: u32 = 64 << 10;
 
 /// Request headers beyond this are refused by HTTP/2 itself; an identity takes a tenth.

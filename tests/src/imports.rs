@@ -180,6 +180,9 @@ pub enum Cut {
     AfterRows(usize),
 }
 
+/// What a client that reads nothing has room for: the answers to a hundred thousand rows.
+const UNREAD_BYTES_MAX: u32 = 16 << 20;
+
 /// Begins to import the rows as a process of its own would, on a runtime that is dropped: a client that
 /// only drops its stream keeps the call open while its rows go on.
 ///
@@ -192,6 +195,9 @@ pub async fn import_and_cut(cluster: &Cluster, sheet: &Sheet, rows: usize, cut: 
         let runtime = chassis::server::runtime(1).map_err(|error| error.to_string())?;
         runtime.block_on(async {
             let endpoint = Endpoint::from_shared(address).map_err(|error| error.to_string())?;
+            let endpoint = endpoint
+                .initial_stream_window_size(UNREAD_BYTES_MAX)
+                .initial_connection_window_size(UNREAD_BYTES_MAX);
             let partner = As { agreements: endpoint.connect_lazy(), ..partner };
             begin_to_import(&partner, &sheet, rows, cut).await.map_err(|status| status.to_string())
         })

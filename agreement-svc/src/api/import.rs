@@ -154,10 +154,10 @@ fn sent_in_time<T>(rows: impl Stream<Item = Result<T, Status>>) -> impl Stream<I
 }
 
 /// Ends a stream of which the client takes nothing for too long. The stream is on a task of its own,
-/// because nobody asks for the next answer of a client that does not read.
+/// because nobody asks for the next answer of a client that does not read. The answers of a commit wait
+/// for each other in between, so that they travel together: many small frames cost much, and HTTP/2
+/// libraries count them as an attack when they are not read at once.
 fn taken_in_time(answers: impl Stream<Item = Answer> + Send + 'static) -> Answers {
-    // As many as one commit brings: answers that travel one by one cost a frame of HTTP/2 each, and clients
-    // count those.
     let (tell, told) = mpsc::channel(ROWS_IN_FLIGHT);
     let in_time = async move {
         let mut answers = pin!(answers);
