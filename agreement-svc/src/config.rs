@@ -8,11 +8,10 @@ use chassis::auth::Auth;
 use chassis::clock::Time;
 use chassis::database::Url;
 use chassis::telemetry::LogFormat;
+use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, Utc};
 use clap::{Args, Parser, Subcommand};
 use lettre::message::Mailbox;
 use uuid::Uuid;
-
-use crate::import;
 
 use crate::rules::history::Head;
 
@@ -68,11 +67,27 @@ pub struct Import {
     pub template_id: Uuid,
     /// When those agreed whose rows do not say, as DateAgreed is written: 2026-11-21T09:30:00Z,
     /// 2026-11-21 09:30:00 or 2026-11-21, in UTC.
-    #[arg(long, value_name = "TIME", value_parser = import::read_date)]
+    #[arg(long, value_name = "TIME", value_parser = read_date)]
     pub agreed_at: Option<Time>,
     /// Where to write what became of each row; by default beside the file, as FILE.results.csv.
     #[arg(long, value_name = "RESULTS.csv")]
     pub results: Option<PathBuf>,
+}
+
+/// Reads a time as the vendor's tool writes it, or as RFC 3339.
+///
+/// # Errors
+/// How it has to be written.
+pub fn read_date(text: &str) -> Result<Time, String> {
+    let time = DateTime::parse_from_rfc3339(text).map(|time| time.with_timezone(&Utc));
+    let time =
+        time.or_else(|_| NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S").map(|time| time.and_utc()));
+    let time = time.or_else(|_| {
+        NaiveDate::parse_from_str(text, "%Y-%m-%d").map(|day| day.and_time(NaiveTime::MIN).and_utc())
+    });
+    time.map_err(|_| {
+        "must be a time such as 2026-11-21T09:30:00Z, 2026-11-21 09:30:00 or 2026-11-21, in UTC".into()
+    })
 }
 
 #[derive(Clone, Debug, Args)]

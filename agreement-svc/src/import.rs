@@ -14,7 +14,6 @@ use std::time::Duration;
 use chassis::auth::{Caller, Channel, Role, TenantKind};
 use chassis::clock::Time;
 use chassis::form::timestamp;
-use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, Utc};
 use csv::StringRecord;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::agreement::attestation_service_client::AttestationServiceClient;
@@ -28,7 +27,7 @@ use tonic::{Request, Status, Streaming};
 use uuid::Uuid;
 
 use crate::Failure;
-use crate::config::Import;
+use crate::config::{Import, read_date};
 
 /// Exit code: every row that was not refused is settled, and some were refused.
 const ROWS_REFUSED: u8 = 1;
@@ -157,22 +156,6 @@ fn results_of(settings: &Import) -> Result<PathBuf, String> {
         return Err("the results would overwrite the file; name another with --results".into());
     }
     Ok(results)
-}
-
-/// Reads a time as the vendor's tool writes it, or as RFC 3339.
-///
-/// # Errors
-/// How it has to be written.
-pub fn read_date(text: &str) -> Result<Time, String> {
-    let time = DateTime::parse_from_rfc3339(text).map(|time| time.with_timezone(&Utc));
-    let time =
-        time.or_else(|_| NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S").map(|time| time.and_utc()));
-    let time = time.or_else(|_| {
-        NaiveDate::parse_from_str(text, "%Y-%m-%d").map(|day| day.and_time(NaiveTime::MIN).and_utc())
-    });
-    time.map_err(|_| {
-        "must be a time such as 2026-11-21T09:30:00Z, 2026-11-21 09:30:00 or 2026-11-21, in UTC".into()
-    })
 }
 
 /// A file that was checked: every row can be read and has all columns.

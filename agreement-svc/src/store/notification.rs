@@ -1,6 +1,6 @@
 //! Announcements of attestations, on their way to the customers' primary contacts.
 //!
-//! One is queued in the transaction that stores the attestation, claimed by moving its due time
+//! One is written together with its attestation, claimed by moving its due time
 //! forward, and due again when whoever claimed it does not finish. It is never deleted.
 //!
 //! What happens to it after that is no change of what anybody accepted: it takes no revision and no lock

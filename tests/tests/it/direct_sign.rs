@@ -487,7 +487,7 @@ async fn a_withdrawn_attestation_uncovers_its_partner_unless_something_else_coun
         let withdrawn_at =
             |answer: &WithdrawAttestationResponse| answer.attestation.clone().unwrap().withdrawn_at;
         assert_eq!((withdrawn_at(&twice), twice.revision), (withdrawn_at(&bare), bare.revision));
-        // After a withdrawal the same content is new (ATT-8).
+        // What was withdrawn can be attested anew (ATT-8).
         let anew = world::attest(&direct, &other, Clock::system().now()).await.unwrap().attestation.unwrap();
         assert_ne!(anew.attestation_id, only.attestation_id);
         assert_eq!(gate(&direct, DIRECT, &other).await.0, Decision::Allowed);
