@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use chassis::auth::{self, TenantKind};
 use chassis::clock::{new_id, new_salt};
+use chassis::database::row::at;
 use chassis::database::{Connection, Error};
 use chassis::form::{Form, timestamp};
 use chassis::page::Page;
@@ -68,7 +69,9 @@ impl DirectSignService for Api {
         let expires_at = read_lifetime(&mut form, "expires_at", message.expires_at.as_ref(), now);
         match kind {
             Some(InvitationKind::Agreement) => {
-                form.id("customer_id", &message.customer_id);
+                if message.customer_id.is_empty() {
+                    form.wrong("customer_id", "is required");
+                }
                 for (field, given) in [("provider_id", provider_id), ("reseller_id", reseller_id)] {
                     if given.is_some() {
                         form.wrong(field, "must be empty: the relationship with the customer says it");
@@ -243,9 +246,10 @@ impl DirectSignService for Api {
         });
         checked(form)?;
 
-        let links = self.links.clone().ok_or_else(|| status::refused(&Refusal::InvitationsOff))?;
+        let links = self.links.clone();
         let key = RequestKey::new(&caller, "AcceptInvitation", request_id, &message);
         self.change(key, now, false, move |change| {
+            let links = links.ok_or(Refusal::InvitationsOff)?;
             let unseen = Refusal::NotFound { resource: "invitation", id };
             let mut invitation = invitation_find(change.connection, id)?.ok_or_else(|| unseen.clone())?;
             if !links.is_token_of(id, &message.token) {
@@ -389,10 +393,10 @@ impl DirectSignService for Api {
                 let templates = template_list(connection, &[signature.agreement_type])?;
                 let signed = templates.iter().find(|template| template.id == signature.template_id);
                 let signed = signed.and_then(|template| template.version(signature.template_version));
-                if let Some(signed) = signed {
-                    let later = reacceptances(&templates, signed.effective_from);
-                    is_satisfying = satisfies(&policy, channel, signature.agreement_type, &later, now);
-                }
+                let key = signature.id.to_string();
+                let signed = signed.ok_or_else(|| at("acceptance", &key).corrupt("template_version"))?;
+                let later = reacceptances(&templates, signed.effective_from);
+                is_satisfying = satisfies(&policy, channel, signature, signed.effective_from, later, now);
             }
             Ok(GetDirectSignStatusResponse {
                 is_signed: newest.is_some(),
@@ -412,11 +416,13 @@ impl Api {
         let Some(made) = made else { return Ok(()) };
         let Ok(id) = made.invitation_id.parse() else { return Ok(()) };
         let links = self.links.clone();
-        let now = self.clock.now();
         let read = move |connection: &mut Connection| {
             let unseen = Refusal::NotFound { resource: "invitation", id };
             let invitation = invitation_find(connection, id)?.ok_or(unseen)?;
-            with_link(connection, links.as_deref(), &mut Names::default(), invitation, now)
+            // As it was when it was made: a repeated request is answered as it was the first time.
+            let made = Invitation { settled: None, ..invitation };
+            let made_at = made.created_at;
+            with_link(connection, links.as_deref(), &mut Names::default(), made, made_at)
         };
         let shown = self.database.read(read).await.map_err(status::of)?;
         made.acceptance_url = shown.acceptance_url;
@@ -456,7 +462,7 @@ pub(super) fn store_invitation(
     if let Some(customer) = customer {
         let first_signed_at = first_signed_at(change.connection, customer.id)?;
         if !may_sign_directly(customer.first_purchase_at, first_signed_at) {
-            return Err(Refusal::ContactPartner.into());
+            return Err(Refusal::MustBeAttested.into());
         }
     }
     let contact_salt = if new.recipient.is_some() { new_salt() } else { String::new() };

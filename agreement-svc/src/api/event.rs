@@ -62,6 +62,8 @@ impl EventService for Api {
             let as_seen = |mut row: Recorded| {
                 if let Some(partner) = partner {
                     row.event = row.event.as_seen_by(partner);
+                    // It covers what was just left out, and somebody who guesses could check the guess.
+                    row.hash.clear();
                 }
                 convert::event(row)
             };
@@ -97,7 +99,8 @@ impl EventService for Api {
             cursor: after,
         };
         // Before anything is answered, so that a wrong cursor is an error of the call.
-        watch.read().await.map_err(status::of)?;
+        let check = move |connection: &mut Connection| check_cursor(connection, after);
+        self.database.read(check).await.map_err(status::of)?;
         tokio::spawn(async move {
             let _permit = permit;
             if let Some(status) = watch.run().await {
@@ -135,6 +138,9 @@ impl Watch {
             };
             let is_idle = events.is_empty();
             for event in events {
+                if Instant::now() >= over {
+                    return None;
+                }
                 let revision = event.revision;
                 if let Err(end) = self.send(Item::Event(convert::event(event))).await {
                     return end;
@@ -163,7 +169,11 @@ impl Watch {
     /// Puts an item into the stream. The error is how the stream ends: with a status for a watcher that is
     /// too slow, without for one that went away.
     async fn send(&self, item: Item) -> Result<(), Option<Status>> {
-        let sent = self.sender.send_timeout(WatchEventsResponse { item: Some(item) }, READER_PATIENCE).await;
+        let mut stopping = self.stopping.clone();
+        let sent = tokio::select! {
+            sent = self.sender.send_timeout(WatchEventsResponse { item: Some(item) }, READER_PATIENCE) => sent,
+            _ = stopping.wait_for(|stopping| *stopping) => return Err(Some(status::stopping())),
+        };
         sent.map_err(|unsent| match unsent {
             SendTimeoutError::Timeout(_) => Some(status::stood_still(READER_PATIENCE, Some(self.cursor))),
             SendTimeoutError::Closed(_) => None,
@@ -176,15 +186,17 @@ impl Watch {
         let read = move |connection: &mut Connection| {
             let events = events_after(connection, cursor, EVENTS_PER_READ)?;
             if events.is_empty() {
-                let head = revision_head(connection)?;
-                if head < cursor {
-                    return Err(ChangeError::from(Refusal::CursorAhead { head }));
-                }
+                check_cursor(connection, cursor)?;
             }
             Ok(events)
         };
         self.database.list(read).await
     }
+}
+
+fn check_cursor(connection: &mut Connection, cursor: i64) -> Result<(), ChangeError> {
+    let head = revision_head(connection)?;
+    if head < cursor { Err(Refusal::CursorAhead { head }.into()) } else { Ok(()) }
 }
 
 #[cfg(test)]

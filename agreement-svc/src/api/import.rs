@@ -128,11 +128,16 @@ async fn attest_row(
         agreed_at,
         validate_only: false,
     };
-    let answer = api.attest(&caller, row).await.unwrap_or_else(|refused| ImportAttestationsResponse {
-        outcome: ImportOutcome::Refused.into(),
-        refusal: Some(status::item(&refused)),
-        ..ImportAttestationsResponse::default()
-    });
+    let answer = match api.attest(&caller, row).await {
+        Ok(answer) => answer,
+        Err(refused) if status::is_refusal(&refused) => ImportAttestationsResponse {
+            outcome: ImportOutcome::Refused.into(),
+            refusal: Some(status::item(&refused)),
+            ..ImportAttestationsResponse::default()
+        },
+        // The rows after it must not be decided without it: they may be about the same customer.
+        Err(failed) => return Err(failed),
+    };
     Ok(ImportAttestationsResponse { row: number, request_id: echo, ..answer })
 }
 
@@ -162,7 +167,10 @@ fn taken_in_time(answers: impl Stream<Item = Answer> + Send + 'static) -> Answer
     let in_time = async move {
         let mut answers = pin!(answers);
         while let Some(answer) = answers.next().await {
+            // What is waited for after that would never come, and would keep the import's place.
+            let is_last = answer.is_err();
             match tell.send_timeout(answer, STANDSTILL_MAX).await {
+                Ok(()) if is_last => return None,
                 Ok(()) => {}
                 Err(SendTimeoutError::Timeout(_)) => {
                     return Some(Err(status::stood_still(STANDSTILL_MAX, None)));

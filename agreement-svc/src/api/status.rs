@@ -78,6 +78,11 @@ pub(super) fn panicked() -> Status {
     internal(DOMAIN).status()
 }
 
+/// Whether a status says no to what was asked, and not that nobody could tell.
+pub(super) fn is_refusal(status: &Status) -> bool {
+    !matches!(status.code(), Code::Unavailable | Code::Internal)
+}
+
 /// A refusal as an item of many carries it.
 pub(super) fn item(status: &Status) -> types::Refusal {
     let details = status.get_error_details();
@@ -250,6 +255,12 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
             "Contact your partner to confirm your acceptance of the Microsoft Customer Agreement",
         )
         .status(),
+        Refusal::MustBeAttested => with(
+            Code::FailedPrecondition,
+            ErrorReason::ContactPartner,
+            "the customer bought before it ever signed, so it cannot sign directly; attest its acceptance instead",
+        )
+        .status(),
         Refusal::InvitationNotPending { invitation_id, state } => precondition(
             ErrorReason::InvitationNotPending,
             format!("invitation {invitation_id} is {}; ask the partner for a new one", state.name()),
@@ -354,6 +365,7 @@ mod tests {
             Refusal::RevisionBehind { head: 7 },
             Refusal::VersionChanged { template_id: id, shown: 1, in_force: 2 },
             Refusal::ContactPartner,
+            Refusal::MustBeAttested,
             Refusal::InvitationNotPending { invitation_id: id, state: InvitationState::Expired },
             Refusal::InvitationsOff,
             Refusal::AcceptanceSuperseded { acceptance_id: id, current_id: Some(id) },

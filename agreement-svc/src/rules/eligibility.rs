@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::Time;
 use super::party::Cloud;
 use super::policy::{Channel, Policy, Requirement};
+use super::signature::Signature;
 use super::template::{AgreementType, Template, Version};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,16 +184,28 @@ pub fn reacceptances(templates: &[Template], after: Time) -> Vec<Reacceptance> {
     later.filter_map(|(template, version)| reacceptance(template, version)).collect()
 }
 
-/// Whether a current acceptance of a type counts for a new purchase at a time (DIR-3), given the later
-/// versions of that type.
+/// Whether a signature counts for a new purchase at a time (DIR-3), given when its version took effect and
+/// the later versions of its type.
 pub fn satisfies(
     policy: &Policy,
     channel: Channel,
-    of: AgreementType,
-    later: &[Reacceptance],
+    signature: &Signature,
+    effective_from: Time,
+    later: Vec<Reacceptance>,
     at: Time,
 ) -> bool {
-    policy.at(at, channel).1.contains(&of) && !later.iter().any(|later| later.reaccept_by <= at)
+    let acceptance = Acceptance {
+        id: signature.id,
+        kind: AcceptanceKind::Signature,
+        agreement_type: signature.agreement_type,
+        template_id: signature.template_id,
+        template_version: signature.template_version,
+        effective_from,
+        agreed_at: signature.signed_at,
+        standing: Standing::Current,
+    };
+    let facts = Facts { cloud: Cloud::Public, acceptances: vec![acceptance], reacceptances: later };
+    stands(&acceptance, policy.at(at, channel).1, &facts, at)
 }
 
 /// Whether a version that is not published yet would close the gate: once it is due, a new purchase at

@@ -113,8 +113,10 @@ pub enum Refusal {
     RevisionBehind { head: i64 },
     /// DIR-1: another version is in force than the one that was shown.
     VersionChanged { template_id: Uuid, shown: u32, in_force: u32 },
-    /// DIR-4: whoever bought before it ever signed cannot sign directly.
+    /// DIR-4, told to the customer: whoever bought before it ever signed cannot sign directly.
     ContactPartner,
+    /// DIR-4, told to the partner that would invite it.
+    MustBeAttested,
     /// INV-2.
     InvitationNotPending { invitation_id: Uuid, state: InvitationState },
     /// There is no key to make acceptance links with.

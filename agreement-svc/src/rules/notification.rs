@@ -125,7 +125,10 @@ pub fn after_failure(failure: Failure, attempts: u32, now: Time, wait: Duration)
     match failure {
         Failure::Address | Failure::Erased => Outcome::DeadLetter,
         _ if attempts >= ATTEMPTS_MAX => Outcome::DeadLetter,
-        _ => Outcome::Queued { due_at: now + wait },
+        _ => {
+            let wait = u64::try_from(wait.as_micros()).unwrap_or(u64::MAX);
+            Outcome::Queued { due_at: now + Duration::from_micros(wait) }
+        }
     }
 }
 

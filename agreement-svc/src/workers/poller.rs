@@ -13,6 +13,9 @@ use crate::store::event::revision_head;
 /// How long another replica's commit goes unnoticed at most. Shorter would keep an idle database busy.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
+/// How long to wait after a failure, so that an outage does not fill the log.
+const OUTAGE_PAUSE: Duration = Duration::from_secs(2);
+
 /// Keeps `head` at the revision of the last event while anybody watches it, until `stop` says so.
 pub(crate) async fn run(
     database: Database,
@@ -21,18 +24,22 @@ pub(crate) async fn run(
     mut stop: watch::Receiver<bool>,
 ) {
     loop {
+        let mut pause = LOOK_INTERVAL;
         if head.receiver_count() > 0 {
             match database.read(revision_head).await {
                 Ok(now) => {
                     head.send_if_modified(|known| std::mem::replace(known, now) != now);
                 }
-                Err(error) => tracing::warn!(%error, "the history cannot be looked at; trying again"),
+                Err(error) => {
+                    tracing::warn!(%error, "the history cannot be looked at; trying again");
+                    pause = OUTAGE_PAUSE;
+                }
             }
         }
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
             Ok(()) = committed.changed() => {}
-            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }
