@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::Duration;
 
 use agreement_svc::config::{Address, EraseContact, Verify};
 use agreement_svc::rules::history::{Broken, Differs, Finding, Head, Verified};
@@ -13,9 +14,9 @@ use diesel::sql_types::Text;
 use diesel::{Connection, PgConnection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query};
 use proto::agreement::{
     CreateAttestationRequest, CreateAttestationResponse, CreateCustomerRequest, CreateInvitationRequest,
-    GetAttestationRequest, GetCustomerRequest, InlineAttestation, PublishTemplateVersionRequest,
-    SignAgreementRequest, TemplateDocument, UpdateCustomerRequest, WithdrawAttestationRequest,
-    WithdrawSignatureRequest, WithdrawalReason,
+    GetAttestationRequest, GetCustomerRequest, InlineAttestation, NotificationState,
+    PublishTemplateVersionRequest, SignAgreementRequest, TemplateDocument, UpdateCustomerRequest,
+    WithdrawAttestationRequest, WithdrawSignatureRequest, WithdrawalReason,
 };
 use proto::types::Contact;
 use sha2::{Digest, Sha256};
@@ -623,6 +624,26 @@ async fn people(backend: Backend) -> Peopled {
 }
 
 impl Peopled {
+    /// The mail that the service wrote of an attestation, beside those that are typed here.
+    async fn written(&self, attestation: &CreateAttestationResponse) -> std::path::PathBuf {
+        let attestation_id = attestation.attestation.clone().unwrap().attestation_id;
+        let sent = async {
+            loop {
+                let request = GetAttestationRequest { attestation_id: attestation_id.clone() };
+                let read = self.direct.attestations().get_attestation(request).await.unwrap().into_inner();
+                if read.attestation.unwrap().notification.unwrap().state() == NotificationState::Sent {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), sent).await.unwrap();
+        let name = format!("{attestation_id}.eml");
+        let path = self.mails.path().join(&name);
+        fs::copy(self.cluster.mail_folder().join(name), &path).unwrap();
+        path
+    }
+
     fn mail(&self, attestation: &CreateAttestationResponse, to: &str, text: &str) -> std::path::PathBuf {
         let id = &attestation.attestation.as_ref().unwrap().attestation_id;
         self.mail_named(id, to, text)
@@ -642,12 +663,14 @@ async fn an_erased_person_is_nowhere_and_nobody_else_is_touched() {
         let world = people(backend).await;
         let Peopled { cluster, direct, .. } = &world;
         let database = cluster.agreements_database();
-        let naming = world.mail(&world.attested, &namesake().email, "Zebulon Brambleton agreed.");
+        let naming = world.written(&world.attested).await;
+        let mail = fs::read_to_string(&naming).unwrap();
+        assert!(mail.contains("Brambleton") && mail.contains(&namesake().email), "{mail}");
         let to = "=?utf-8?b?WmVi?=\r\n <Zeb.Quxley@contoso.example>, bob@contoso.example";
         let addressed = world.mail_named(&Uuid::from_u128(1).to_string(), to, "Anna Vance agreed.");
         let unfinished = world.mails.path().join(format!(".{}.unfinished", Uuid::from_u128(3)));
         fs::write(&unfinished, format!("To: {}\r\n", person().email)).unwrap();
-        let others = world.mail(&world.other_answer, &namesake().email, "Anna Vance agreed.\r\nTo: zeb");
+        let others = world.written(&world.other_answer).await;
         let before = everything(database);
         let Contact { first_name, last_name, email, phone } = person();
         let etag = etag_of(direct, &world.customer).await;
