@@ -63,7 +63,7 @@ async fn rest(stream: &mut Streaming<WatchEventsResponse>) -> (Vec<i64>, Status)
     loop {
         match stream.message().await {
             Ok(Some(WatchEventsResponse { item: Some(Item::Event(event)) })) => {
-                revisions.push(event.revision)
+                revisions.push(event.revision);
             }
             Ok(Some(_)) => {}
             Ok(None) => panic!("the stream ended without a status after {revisions:?}"),
