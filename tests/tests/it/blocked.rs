@@ -716,7 +716,7 @@ async fn of_ten_thousand_customers_none_is_listed_twice_or_lost_while_others_att
             done.set(true);
         };
         let read = async {
-            let mut lists = 0;
+            let (mut lists, mut between) = (0, 0);
             while !done.get() || lists == 0 {
                 let pages = pages(&direct, None, 500).await;
                 let listed = ids_of(&pages);
@@ -724,8 +724,11 @@ async fn of_ten_thousand_customers_none_is_listed_twice_or_lost_while_others_att
                 let listed: BTreeSet<_> = listed.into_iter().collect();
                 let lost = throughout.difference(&listed).count();
                 assert_eq!(lost, 0, "{backend:?}: blocked throughout and not listed");
+                let still = attested.iter().filter(|id| listed.contains(id)).count();
+                between += usize::from(0 < still && still < attested.len());
                 lists += 1;
             }
+            assert!(between > 0, "{backend:?}: of {lists} lists none was read while others attested");
         };
         tokio::join!(read, write);
         let after = pages(&direct, None, 500).await;

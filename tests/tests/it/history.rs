@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::Duration;
 
 use agreement_svc::config::{Address, EraseContact, Verify};
 use agreement_svc::rules::history::{Broken, Differs, Finding, Head, Verified};
@@ -12,9 +13,10 @@ use chassis::form::timestamp;
 use diesel::sql_types::Text;
 use diesel::{Connection, PgConnection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query};
 use proto::agreement::{
-    CreateAttestationRequest, CreateAttestationResponse, CreateCustomerRequest, GetAttestationRequest,
-    GetCustomerRequest, InlineAttestation, PublishTemplateVersionRequest, TemplateDocument,
-    UpdateCustomerRequest, WithdrawAttestationRequest, WithdrawalReason,
+    CreateAttestationRequest, CreateAttestationResponse, CreateCustomerRequest, CreateInvitationRequest,
+    GetAttestationRequest, GetCustomerRequest, InlineAttestation, NotificationState,
+    PublishTemplateVersionRequest, SignAgreementRequest, TemplateDocument, UpdateCustomerRequest,
+    WithdrawAttestationRequest, WithdrawSignatureRequest, WithdrawalReason,
 };
 use proto::types::Contact;
 use sha2::{Digest, Sha256};
@@ -80,7 +82,7 @@ async fn publish(cluster: &Cluster, version: u32) -> i64 {
 }
 
 /// What the history of a test tells of: `first` was superseded by `second`, and `withdrawn` is another
-/// customer's. Numbers are of their events.
+/// customer's. An invitation is in it, too. Numbers are of their events.
 struct Told {
     customer: String,
     other_customer: String,
@@ -88,6 +90,9 @@ struct Told {
     second: (String, i64),
     withdrawn: (String, i64),
     withdrawal: i64,
+    /// The other customer's too, and withdrawn by it.
+    signature: (String, i64),
+    signature_withdrawal: i64,
     last: i64,
 }
 
@@ -103,8 +108,34 @@ async fn tell(cluster: &Cluster) -> Told {
     let second = known(attest(&direct, &customer, other_contact()).await);
     let withdrawn = known(attest(&direct, &other_customer, world::contact()).await);
     let withdrawal = withdraw(&direct, &withdrawn.0).await;
+    let admin = cluster.as_caller(world::admin(other_customer.parse().unwrap()));
+    let signing = SignAgreementRequest {
+        request_id: world::request_id(),
+        template_id: CUSTOMER_AGREEMENT.into(),
+        template_version: 2,
+    };
+    let signed = admin.signatures().sign_agreement(signing).await.unwrap().into_inner();
+    let signature = (signed.signature.unwrap().signature_id, signed.revision);
+    let withdrawing = WithdrawSignatureRequest {
+        request_id: world::request_id(),
+        signature_id: signature.0.clone(),
+        reason: WithdrawalReason::Other.into(),
+    };
+    let signature_withdrawal =
+        admin.signatures().withdraw_signature(withdrawing).await.unwrap().into_inner().revision;
+    world::invite(&direct, Some(&other_customer), None).await.unwrap();
     let last = publish(cluster, 1).await;
-    Told { customer, other_customer, first, second, withdrawn, withdrawal, last }
+    Told {
+        customer,
+        other_customer,
+        first,
+        second,
+        withdrawn,
+        withdrawal,
+        signature,
+        signature_withdrawal,
+        last,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -333,7 +364,7 @@ async fn whatever_is_done_to_an_acceptance_is_named() {
     for backend in Backend::all() {
         let cluster = Cluster::on(backend).await;
         let told = tell(&cluster).await;
-        let Told { first, withdrawn, withdrawal, second, .. } = &told;
+        let Told { first, withdrawn, withdrawal, second, signature, signature_withdrawal, .. } = &told;
         let restored = Restored::new(&cluster, backend);
         let set =
             |what: &str, (id, _): &(String, i64)| format!("UPDATE acceptance SET {what} WHERE id = '{id}'");
@@ -373,6 +404,33 @@ async fn whatever_is_done_to_an_acceptance_is_named() {
                 .map(|column| differs(withdrawn, Differs::Column(column, *withdrawal)))
                 .to_vec(),
         ));
+        // A signature is nobody's but the customer's, and names no contact.
+        for (column, value, says) in [
+            ("kind", "ATTESTATION", signature.1),
+            ("partner_id", &somebody, signature.1),
+            ("customer_id", &told.customer, signature.1),
+            ("template_version", "1", signature.1),
+            ("agreed_at", "2001-01-01 00:00:00", signature.1),
+            ("recorded_by", &somebody, signature.1),
+            ("superseded_at", "2001-01-01 00:00:00", signature.1),
+            ("withdrawal_reason", "RECORDED_IN_ERROR", *signature_withdrawal),
+            ("withdrawn_by", &somebody, *signature_withdrawal),
+        ] {
+            let sql = set(&format!("{column} = '{value}'"), signature);
+            table.push((sql, vec![differs(signature, Differs::Column(column, says))]));
+        }
+        let sql = set("email = 'somebody@else.example'", signature);
+        table.push((sql, vec![differs(signature, Differs::PersonOnSignature)]));
+        table.push((
+            set("withdrawn_at = NULL, withdrawal_reason = '', withdrawn_by = ''", signature),
+            ["withdrawn_at", "withdrawal_reason", "withdrawn_by"]
+                .map(|column| differs(signature, Differs::Column(column, *signature_withdrawal)))
+                .to_vec(),
+        ));
+        table.push((
+            format!("DELETE FROM acceptance WHERE id = '{}'", signature.0),
+            vec![differs(signature, Differs::Gone(signature.1))],
+        ));
         table.push((
             format!("DELETE FROM acceptance WHERE id = '{}'", first.0),
             vec![differs(first, Differs::Gone(first.1))],
@@ -395,7 +453,9 @@ async fn whatever_is_done_to_an_acceptance_is_named() {
         // Every disagreement at once, each on its own line.
         table.push((
             "UPDATE acceptance SET recorded_by = ''".into(),
-            [first, second, withdrawn].map(|of| differs(of, Differs::Column("recorded_by", of.1))).to_vec(),
+            [first, second, withdrawn, signature]
+                .map(|of| differs(of, Differs::Column("recorded_by", of.1)))
+                .to_vec(),
         ));
         if backend == Backend::Sqlite {
             // SQLite keeps anything anywhere.
@@ -554,11 +614,36 @@ async fn people(backend: Backend) -> Peopled {
     // Superseded by somebody who is to stay.
     let other = attestation(&former.customer_id, namesake());
     let other_answer = direct.attestations().create_attestation(other.clone()).await.unwrap().into_inner();
+    let invitation = CreateInvitationRequest {
+        recipient: Some(person()),
+        ..world::new_invitation(Some(&former.customer_id), None)
+    };
+    direct.signatures().create_invitation(invitation).await.unwrap();
     let mails = tempfile::tempdir().unwrap();
     Peopled { cluster, direct, customer, created, attested, attested_request, other, other_answer, mails }
 }
 
 impl Peopled {
+    /// The mail that the service wrote of an attestation, beside those that are typed here.
+    async fn written(&self, attestation: &CreateAttestationResponse) -> std::path::PathBuf {
+        let attestation_id = attestation.attestation.clone().unwrap().attestation_id;
+        let sent = async {
+            loop {
+                let request = GetAttestationRequest { attestation_id: attestation_id.clone() };
+                let read = self.direct.attestations().get_attestation(request).await.unwrap().into_inner();
+                if read.attestation.unwrap().notification.unwrap().state() == NotificationState::Sent {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), sent).await.unwrap();
+        let name = format!("{attestation_id}.eml");
+        let path = self.mails.path().join(&name);
+        fs::copy(self.cluster.mail_folder().join(name), &path).unwrap();
+        path
+    }
+
     fn mail(&self, attestation: &CreateAttestationResponse, to: &str, text: &str) -> std::path::PathBuf {
         let id = &attestation.attestation.as_ref().unwrap().attestation_id;
         self.mail_named(id, to, text)
@@ -578,20 +663,23 @@ async fn an_erased_person_is_nowhere_and_nobody_else_is_touched() {
         let world = people(backend).await;
         let Peopled { cluster, direct, .. } = &world;
         let database = cluster.agreements_database();
-        let naming = world.mail(&world.attested, &namesake().email, "Zebulon Brambleton agreed.");
+        let naming = world.written(&world.attested).await;
+        let mail = fs::read_to_string(&naming).unwrap();
+        assert!(mail.contains("Brambleton") && mail.contains(&namesake().email), "{mail}");
         let to = "=?utf-8?b?WmVi?=\r\n <Zeb.Quxley@contoso.example>, bob@contoso.example";
         let addressed = world.mail_named(&Uuid::from_u128(1).to_string(), to, "Anna Vance agreed.");
         let unfinished = world.mails.path().join(format!(".{}.unfinished", Uuid::from_u128(3)));
         fs::write(&unfinished, format!("To: {}\r\n", person().email)).unwrap();
-        let others = world.mail(&world.other_answer, &namesake().email, "Anna Vance agreed.\r\nTo: zeb");
+        let others = world.written(&world.other_answer).await;
         let before = everything(database);
         let Contact { first_name, last_name, email, phone } = person();
         let etag = etag_of(direct, &world.customer).await;
         let kept = verify(cluster, &[]).await.head;
 
         let erased = erase(cluster, " ZEB.Quxley@Contoso.example ", world.mails.path()).await.unwrap();
-        // Answers: two customers, an attestation and a withdrawal. The update names only who came after.
-        let expected = Erased { attestations: 2, customers: 1, invitations: 0, answers: 4, mails: Some(3) };
+        // Answers: two customers, an attestation, a withdrawal and an invitation. The update names only who
+        // came after.
+        let expected = Erased { attestations: 2, customers: 1, invitations: 1, answers: 5, mails: Some(3) };
         assert_eq!(erased, expected, "{backend:?}");
 
         let after = everything(database);

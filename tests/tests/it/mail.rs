@@ -6,6 +6,7 @@ mod smtp_server;
 
 use std::time::Duration;
 
+use agreement_svc::config::{Address, EraseContact};
 use chassis::clock::{Clock, Time};
 use chassis::database::Url;
 use chassis::form::timestamp;
@@ -13,10 +14,12 @@ use diesel::connection::SimpleConnection;
 use diesel::sql_types::BigInt;
 use diesel::{Connection, PgConnection, QueryableByName, RunQueryDsl, sql_query};
 use proto::agreement::{
-    GetAttestationRequest, LinkResellerRequest, Notification, NotificationState, RetryNotificationRequest,
+    CreateAttestationRequest, CreateCustomerRequest, GetAttestationRequest, LinkResellerRequest,
+    Notification, NotificationState, RetryNotificationRequest,
 };
+use proto::types::Contact;
 use smtp_server::{SmtpServer, header, python, read};
-use tests::world::{self, DIRECT, PROVIDER, RESELLER};
+use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
 use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
 use tonic::Code;
 
@@ -48,9 +51,24 @@ impl Post {
 
     /// Attests for a new customer and returns the attestation's id.
     async fn attest(&self, customer: &str) -> String {
-        let customer = world::create_customer(&self.direct, customer, "FR", None).await.unwrap();
-        let attested = world::attest(&self.direct, &customer, self.now).await.unwrap();
-        attested.attestation.unwrap().attestation_id
+        self.attest_by(customer, &world::contact(), &world::contact()).await
+    }
+
+    /// Attests for a new customer, of which the one is told and for which the other agreed.
+    async fn attest_by(&self, customer: &str, told: &Contact, agreed: &Contact) -> String {
+        let new = world::new_customer(customer, "FR", None);
+        let new = CreateCustomerRequest { primary_contact: Some(told.clone()), ..new };
+        let created = self.direct.customers().create_customer(new).await.unwrap().into_inner();
+        let request = CreateAttestationRequest {
+            request_id: world::request_id(),
+            customer_id: created.customer.unwrap().customer_id,
+            template_id: CUSTOMER_AGREEMENT.into(),
+            contact: Some(agreed.clone()),
+            agreed_at: Some(timestamp(self.now)),
+            validate_only: false,
+        };
+        let attested = self.direct.attestations().create_attestation(request).await.unwrap();
+        attested.into_inner().attestation.unwrap().attestation_id
     }
 
     async fn notification(&self, id: &str) -> Notification {
@@ -88,6 +106,16 @@ impl Post {
             reseller_id: RESELLER.to_string(),
         };
         self.cluster.as_caller(world::operator()).partners().link_reseller(again).await.unwrap();
+    }
+}
+
+/// Somebody to be erased.
+fn person() -> Contact {
+    Contact {
+        first_name: "Zebulon".into(),
+        last_name: "Brambleton".into(),
+        email: "zeb.quxley@contoso.example".into(),
+        phone: String::new(),
     }
 }
 
@@ -200,19 +228,24 @@ async fn erased_people_get_no_mail_and_are_not_named_in_any() {
         let mut server = SmtpServer::start(&python, &["--plan", "451,451,451"]).await;
         let mut post = Post::through(backend, Some(&server)).await;
         let mut ids = vec![];
-        for customer in ["Contoso", "Fabrikam", "Tailspin"] {
-            let id = post.attest(customer).await;
+        let (to_stay, to_go) = (world::contact(), person());
+        for (customer, told, agreed) in
+            [("Contoso", &to_go, &to_go), ("Fabrikam", &to_stay, &to_stay), ("Tailspin", &to_stay, &to_go)]
+        {
+            let id = post.attest_by(customer, told, agreed).await;
             assert!(server.event().await.starts_with("refused "));
             post.settled(&id, NotificationState::Queued, 1).await;
             ids.push(id);
         }
-        let sql = format!(
-            "UPDATE customer SET first_name = '', last_name = '', email = '', phone = '' WHERE company_name = 'Contoso';
-             UPDATE customer SET email = 'tània@fabrikam.example' WHERE company_name = 'Fabrikam';
-             UPDATE acceptance SET first_name = '', last_name = '', email = '', phone = '' WHERE id = '{}'",
-            ids[2]
-        );
-        post.cluster.agreements_sql(&sql).unwrap();
+        let config = EraseContact {
+            database: post.cluster.agreements_database().clone(),
+            email: Address(to_go.email.clone()),
+            mail_folder: None,
+        };
+        let erased = agreement_svc::erase_contact(&config, &post.clock).await.unwrap();
+        assert_eq!((erased.customers, erased.attestations), (1, 2), "{backend:?}");
+        let sql = "UPDATE customer SET email = 'tània@fabrikam.example' WHERE company_name = 'Fabrikam'";
+        post.cluster.agreements_sql(sql).unwrap();
         post.later().await;
         let erased = post.settled(&ids[0], NotificationState::DeadLetter, 2).await;
         assert_eq!(erased.last_failure, "ERASED");
@@ -221,7 +254,7 @@ async fn erased_people_get_no_mail_and_are_not_named_in_any() {
         assert_eq!(undeliverable.last_failure, "ADDRESS");
         let mail = server.mail().await;
         assert_eq!(header(&mail, "Message-ID"), format!("<{}@vendor.example>", ids[2]));
-        assert!(mail.contains("has been erased") && !mail.contains("Carr"), "{mail}");
+        assert!(mail.contains("has been erased") && !mail.contains(&to_go.last_name), "{mail}");
         post.settled(&ids[2], NotificationState::Sent, 2).await;
         assert_eq!(server.events_so_far(), [""; 0]);
     }
@@ -269,9 +302,12 @@ async fn replicas_never_claim_the_same_announcement() {
     post.clock.set(post.now);
     let waiting =
         "SELECT count(*) AS count FROM pg_locks WHERE NOT granted AND relation = 'notification'::regclass";
-    while sql_query(waiting).get_result::<Waiting>(&mut gate).unwrap().count < 2 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let both_wait = async {
+        while sql_query(waiting).get_result::<Waiting>(&mut gate).unwrap().count < 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), both_wait).await.unwrap();
     gate.batch_execute("COMMIT").unwrap();
 
     for id in &ids {
