@@ -258,6 +258,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_stream_that_has_stood_still_gives_its_place_back() {
+        let place = Arc::new(());
+        let held = Arc::clone(&place);
+        let rows = sent_in_time(stream::pending::<Result<(), Status>>());
+        let mut answers = taken_in_time(rows.map(move |row| {
+            let _held = &held;
+            row.map(|()| ImportAttestationsResponse::default())
+        }));
+        assert!(matches!(answers.next().await, Some(Err(_))));
+        assert!(answers.next().await.is_none());
+        assert_eq!(Arc::strong_count(&place), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_stream_of_which_nothing_is_taken_ends_and_gives_its_place_back() {
         let place = Arc::new(());
         let held = Arc::clone(&place);

@@ -395,6 +395,7 @@ mod tests {
             Unavailable REVISION_BEHIND: the database is at revision 7, behind the one asked for; try again ["head=7"]
             FailedPrecondition VERSION_CHANGED: version 1 of template 00000000-0000-0000-0000-000000000001 was shown, and version 2 is in force; show that one and ask again ["shown_version=1", "template_id=00000000-0000-0000-0000-000000000001", "version_in_force=2"]
             FailedPrecondition CONTACT_PARTNER: Contact your partner to confirm your acceptance of the Microsoft Customer Agreement []
+            FailedPrecondition CONTACT_PARTNER: the customer bought before it ever signed, so it cannot sign directly; attest its acceptance instead []
             FailedPrecondition INVITATION_NOT_PENDING: invitation 00000000-0000-0000-0000-000000000001 is EXPIRED; ask the partner for a new one ["invitation_id=00000000-0000-0000-0000-000000000001", "state=EXPIRED"]
             FailedPrecondition INVITATIONS_OFF: this service has no key for acceptance links; ask the operator to start it with --invitation-key-file []
             FailedPrecondition ACCEPTANCE_SUPERSEDED: acceptance 00000000-0000-0000-0000-000000000001 was replaced and no longer counts; withdraw 00000000-0000-0000-0000-000000000001 ["acceptance_id=00000000-0000-0000-0000-000000000001", "current_id=00000000-0000-0000-0000-000000000001"]
