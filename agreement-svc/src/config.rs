@@ -15,6 +15,9 @@ use uuid::Uuid;
 
 use crate::rules::history::Head;
 
+/// Where mails are written when nothing else is said.
+pub const MAIL_FOLDER: &str = "mails";
+
 /// Owns attestations and direct-sign status, and answers the gate.
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -108,9 +111,9 @@ pub struct EraseContact {
     /// The person's e-mail address, whatever its case.
     #[arg(long, value_name = "ADDRESS")]
     pub email: Address,
-    /// The folder that the service writes mails to, where it does.
-    #[arg(long, env = "AGREEMENT_MAIL_FOLDER", value_name = "DIR", default_value = "mails")]
-    pub mail_folder: PathBuf,
+    /// The folder that the service writes mails to, where it does; by default `mails`, if there is one.
+    #[arg(long, env = "AGREEMENT_MAIL_FOLDER", value_name = "DIR")]
+    pub mail_folder: Option<PathBuf>,
 }
 
 /// An e-mail address as somebody typed it. Its `Debug` does not show it.
@@ -204,6 +207,6 @@ pub struct Mail {
     #[arg(long, env = "AGREEMENT_MAIL_FROM", value_name = "ADDRESS", default_value = "agreements@localhost")]
     pub mail_from: Mailbox,
     /// Where mails are written when there is no --smtp, each to ATTESTATION_ID.eml.
-    #[arg(long, env = "AGREEMENT_MAIL_FOLDER", value_name = "DIR", default_value = "mails")]
+    #[arg(long, env = "AGREEMENT_MAIL_FOLDER", value_name = "DIR", default_value = MAIL_FOLDER)]
     pub mail_folder: PathBuf,
 }

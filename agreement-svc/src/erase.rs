@@ -65,7 +65,7 @@ impl fmt::Display for Erased {
         }
         match mails {
             Some(mails) => write!(f, "; mails deleted: {mails}"),
-            None => f.write_str("; there is no such mail folder, so mails were not looked for"),
+            None => f.write_str("; there is no mail folder, so mails were not looked for"),
         }
     }
 }

@@ -22,7 +22,7 @@ mod workers;
 
 use std::error::Error;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use chassis::clock::Clock;
@@ -175,8 +175,9 @@ pub async fn verify(config: &Verify) -> Result<Verified, Failure> {
 /// What is no address; a database or folder that cannot be read or changed. The address is in none.
 pub async fn erase_contact(config: &EraseContact, clock: &Clock) -> Result<Erased, Failure> {
     let database = open(&config.database)?;
-    let mail_folder = config.mail_folder.is_dir().then_some(config.mail_folder.as_path());
-    erase::erase(&database, clock.now(), &config.email.0, mail_folder).await
+    let usual = || Some(PathBuf::from(config::MAIL_FOLDER)).filter(|folder| folder.is_dir());
+    let mail_folder = config.mail_folder.clone().or_else(usual);
+    erase::erase(&database, clock.now(), &config.email.0, mail_folder.as_deref()).await
 }
 
 fn open(url: &Url) -> Result<Database, Failure> {

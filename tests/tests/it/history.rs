@@ -538,7 +538,7 @@ async fn erase(cluster: &Cluster, email: &str, mails: &std::path::Path) -> Resul
     let config = EraseContact {
         database: cluster.agreements_database().clone(),
         email: Address(email.into()),
-        mail_folder: mails.to_owned(),
+        mail_folder: Some(mails.to_owned()),
     };
     agreement_svc::erase_contact(&config, &Clock::system()).await
 }
