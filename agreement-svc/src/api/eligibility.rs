@@ -56,7 +56,7 @@ impl EligibilityService for Api {
         request: Request<CheckEligibilityRequest>,
     ) -> Result<Response<CheckEligibilityResponse>, Status> {
         let caller = auth::caller(&request)?;
-        let asked = Asked::read(&caller, &request.into_inner(), self.clock.now())?;
+        let asked = Asked::read(&caller, &request.into_inner(), self.clock.now(), self.links.is_some())?;
         let policy = self.policy.clone();
         let read = move |connection: &mut Connection| answered(connection, &policy, &caller, &asked);
         self.database.read(read).await.map(Response::new).map_err(status::of)
@@ -74,7 +74,8 @@ impl EligibilityService for Api {
             form.wrong("items", format!("must have 1 to {ITEMS_MAX} entries"));
         }
         checked(form)?;
-        let items: Vec<_> = items.iter().map(|item| Asked::read(&caller, item, now)).collect();
+        let may_invite = self.links.is_some();
+        let items: Vec<_> = items.iter().map(|item| Asked::read(&caller, item, now, may_invite)).collect();
 
         let policy = self.policy.clone();
         let read = move |connection: &mut Connection| {
@@ -108,7 +109,11 @@ impl EligibilityService for Api {
         let (begun_at, after) = resumed.flatten().unzip();
         let at = as_of.or(begun_at).unwrap_or(now);
         let listing = Listing {
-            acting: Acting { partner_id: caller.tenant_id, may_act: caller.is(Who::PartnerActs) },
+            acting: Acting {
+                partner_id: caller.tenant_id,
+                may_act: caller.is(Who::PartnerActs),
+                may_invite: self.links.is_some(),
+            },
             question: Question { operation: Operation::NewPurchase, channel, demands: vec![], at },
             after,
             size: page.size,
@@ -168,7 +173,12 @@ struct Asked {
 }
 
 impl Asked {
-    fn read(caller: &Caller, message: &CheckEligibilityRequest, now: Time) -> Result<Self, Status> {
+    fn read(
+        caller: &Caller,
+        message: &CheckEligibilityRequest,
+        now: Time,
+        may_invite: bool,
+    ) -> Result<Self, Status> {
         let mut form = Form::new();
         let payer_id = form.id("payer_id", &message.payer_id);
         let customer_id = form.id("customer_id", &message.customer_id);
@@ -187,7 +197,8 @@ impl Asked {
                 form.wrong("as_of", "is for partner users who ask for an explanation, not for services");
             }
             let partner_id = acting_partner_id.or(reseller_id).unwrap_or(payer_id);
-            acting = Acting { partner_id, may_act: read_roles(&mut form, &message.acting_roles) };
+            let may_act = read_roles(&mut form, &message.acting_roles);
+            acting = Acting { partner_id, may_act, may_invite };
         } else {
             channel = Some(convert::channel_of(caller));
             for (field, is_given) in [
@@ -199,7 +210,8 @@ impl Asked {
                     form.wrong(field, "is for services; a partner user's identity says it");
                 }
             }
-            acting = Acting { partner_id: caller.tenant_id, may_act: caller.is(Who::PartnerActs) };
+            let may_act = caller.is(Who::PartnerActs);
+            acting = Acting { partner_id: caller.tenant_id, may_act, may_invite };
         }
         checked(form)?;
         let question = Question {

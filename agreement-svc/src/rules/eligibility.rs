@@ -272,6 +272,8 @@ pub struct Acting {
     pub partner_id: Uuid,
     /// Its user may attest and invite (ROLE-1).
     pub may_act: bool,
+    /// There are acceptance links to invite with.
+    pub may_invite: bool,
 }
 
 /// What can be done about a missing acceptance.
@@ -297,7 +299,7 @@ pub fn remedies(
     } else if acting.may_act {
         remedies.push(Remedy::Attest { template_id });
     }
-    if acting.may_act && may_sign_directly {
+    if acting.may_act && acting.may_invite && may_sign_directly {
         remedies.push(Remedy::InviteCustomer { template_id });
     }
     remedies
@@ -336,9 +338,15 @@ mod tests {
             (RESELLER, true, false, vec![ask]),
             (RESELLER, false, true, vec![ask]),
         ] {
-            let acting = Acting { partner_id, may_act };
+            let acting = Acting { partner_id, may_act, may_invite: true };
             let open = remedies(&blocked(), PAYER, acting, Some(TEMPLATE), may_sign);
             assert_eq!(open, expected, "{partner_id} {may_act} {may_sign}");
+
+            // A server that makes no acceptance links offers no invitation.
+            let acting = Acting { may_invite: false, ..acting };
+            let open = remedies(&blocked(), PAYER, acting, Some(TEMPLATE), may_sign);
+            let but_invite: Vec<_> = expected.into_iter().filter(|remedy| *remedy != invite).collect();
+            assert_eq!(open, but_invite, "{partner_id} {may_act} {may_sign}");
         }
     }
 
@@ -439,7 +447,7 @@ mod tests {
 
     #[test]
     fn without_a_reason_or_a_template_there_is_no_remedy() {
-        let acting = Acting { partner_id: PAYER, may_act: true };
+        let acting = Acting { partner_id: PAYER, may_act: true, may_invite: true };
         assert_eq!(remedies(&blocked(), PAYER, acting, None, true), []);
         let allowed = Answer { reasons: vec![], ..blocked() };
         assert_eq!(remedies(&allowed, PAYER, acting, Some(TEMPLATE), true), []);
