@@ -20,7 +20,7 @@ use tonic_types::StatusExt;
 use uuid::Uuid;
 
 use crate::rules::gate::{
-    AgreementType, Answer, Decision, Evidence, EvidenceKind, Permit, Reason, Remedy, Rule, Verdict,
+    AgreementType, Answer, Decision, Evidence, EvidenceKind, Operation, Permit, Reason, Remedy, Rule, Verdict,
 };
 use crate::rules::order::{Parties, PurchaseReport};
 
@@ -41,13 +41,6 @@ const SERVICE_ID: Uuid = uuid::uuid!("0de05dc0-0000-7000-8000-000000000001");
 
 /// Reporting a purchase is not waited for by anybody, so it may take longer than the gate.
 const REPORT_DEADLINE: Duration = Duration::from_secs(5);
-
-/// What is asked before a purchase or change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Operation {
-    NewPurchase,
-    SeatChange,
-}
 
 /// A question to the gate.
 #[derive(Clone, Debug)]
@@ -176,6 +169,7 @@ impl Ask {
         let operation = match self.operation {
             Operation::NewPurchase => types::Operation::NewPurchase,
             Operation::SeatChange => types::Operation::SeatChange,
+            Operation::ManualRenewal => types::Operation::ManualRenewal,
         };
         let channel = match self.caller.channel {
             CallerChannel::Dashboard => types::Channel::Dashboard,

@@ -35,7 +35,7 @@ const EVENTS_WAITING_MAX: usize = 64;
 const READER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How often a watcher hears that nothing happened.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long one stream lasts: identities expire, and watchers should find new replicas.
 const WATCH_DURATION_MAX: Duration = Duration::from_secs(1800);
@@ -304,7 +304,7 @@ mod tests {
             checkpoints += u32::from(matches!(item.item, Some(Item::Checkpoint(_))));
         }
         assert!(running.await.unwrap());
-        assert_eq!(checkpoints, 360, "one every 5 seconds for 30 minutes");
+        assert_eq!(checkpoints, 1800, "one every second for 30 minutes");
 
         let (mut watch, world) = self::world(1, 1).await;
         drop(world.events);

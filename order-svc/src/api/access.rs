@@ -19,4 +19,9 @@ pub const WHO_MAY: Access = &[
     ("/csp.order.v1.SubscriptionService/ListSubscriptions", PARTNER_OR_OPERATOR),
     ("/csp.order.v1.SubscriptionService/ListSubscriptionChanges", PARTNER_OR_OPERATOR),
     ("/csp.order.v1.SubscriptionService/ChangeSeats", PARTNER_ACTS),
+    ("/csp.order.v1.SubscriptionService/RenewSubscription", PARTNER_ACTS),
+    ("/csp.order.v1.SubscriptionService/SetAutoRenew", PARTNER_ACTS),
+    ("/csp.order.v1.SubscriptionService/SuspendSubscription", PARTNER_ACTS),
+    ("/csp.order.v1.SubscriptionService/ResumeSubscription", PARTNER_ACTS),
+    ("/csp.order.v1.SubscriptionService/CancelSubscription", PARTNER_ACTS),
 ];

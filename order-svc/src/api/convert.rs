@@ -7,7 +7,7 @@ use proto::types;
 use crate::rules::gate::{AgreementType, Decision, EvidenceKind, Permit, Rule};
 use crate::rules::offer::{BillingCycle, Offer, OfferKind, Term};
 use crate::rules::order::{Order, PlacedLine};
-use crate::rules::subscription::{Change, ChangeKind, State, Subscription};
+use crate::rules::subscription::{Cause, Change, ChangeKind, State, Subscription};
 
 pub(super) fn offer(offer: &Offer) -> wire::Offer {
     let kind = match offer.kind {
@@ -87,19 +87,37 @@ pub(super) fn subscription(subscription: &Subscription) -> wire::Subscription {
 }
 
 pub(super) fn change(change: &Change) -> wire::SubscriptionChange {
+    use wire::SubscriptionChangeReason as Reason;
     let kind = match change.kind {
         ChangeKind::Created => wire::SubscriptionChangeKind::Created,
         ChangeKind::SeatsChanged => wire::SubscriptionChangeKind::SeatsChanged,
+        ChangeKind::Renewed => wire::SubscriptionChangeKind::Renewed,
+        ChangeKind::AutoRenewOn => wire::SubscriptionChangeKind::AutoRenewOn,
+        ChangeKind::AutoRenewOff => wire::SubscriptionChangeKind::AutoRenewOff,
+        ChangeKind::Suspended => wire::SubscriptionChangeKind::Suspended,
+        ChangeKind::Resumed => wire::SubscriptionChangeKind::Resumed,
+        ChangeKind::Cancelled => wire::SubscriptionChangeKind::Cancelled,
+        ChangeKind::Expired => wire::SubscriptionChangeKind::Expired,
     };
+    let (reason, actor, event_revision) = match change.cause {
+        Cause::Requested { tenant_id, user_id } => (Reason::Requested, Some((tenant_id, user_id)), 0),
+        Cause::TermEnded => (Reason::TermEnded, None, 0),
+        Cause::AgreementWithdrawn { revision } => (Reason::AgreementWithdrawn, None, revision),
+        Cause::RelationshipEnded { revision } => (Reason::RelationshipEnded, None, revision),
+    };
+    let (actor_tenant, actor) = actor.map(|(t, u)| (t.to_string(), u.to_string())).unwrap_or_default();
     wire::SubscriptionChange {
         number: u32::try_from(change.number).unwrap_or(u32::MAX),
         kind: kind.into(),
         changed_at: Some(timestamp(change.changed_at)),
-        actor_tenant: change.actor_tenant.to_string(),
-        actor: change.actor.to_string(),
+        actor_tenant,
+        actor,
         quantity_before: change.quantity_before,
         quantity_after: change.quantity_after,
-        gate: Some(permit(&change.permit)),
+        gate: change.permit.as_ref().map(permit),
+        reason: reason.into(),
+        event_revision,
+        term_number: change.term_number,
     }
 }
 

@@ -18,10 +18,10 @@ use proto::order::{
 use tonic::{Request, Response, Status};
 
 use super::{Api, Failure, ROUNDS_MAX, Round, checked, convert, status, time_until, viewer};
-use crate::agreements::{Ask, Operation};
-use crate::rules::gate::Answer;
+use crate::agreements::Ask;
+use crate::rules::gate::{Answer, Operation};
 use crate::rules::order::{Line, Order, Parties, Placing, check_lines, demands, parties, place};
-use crate::rules::subscription::{Change, ChangeKind, Subscription};
+use crate::rules::subscription::{Cause, Change, ChangeKind, Subscription};
 use crate::rules::{Refusal, Time};
 use crate::store::Slice;
 use crate::store::gated::{Stored, store_gated};
@@ -195,11 +195,11 @@ fn creation(new: &Subscription, order: &Order) -> Change {
         number: new.version,
         kind: ChangeKind::Created,
         changed_at: order.placed_at,
-        actor_tenant: order.placed_by_tenant,
-        actor: order.placed_by,
+        cause: Cause::Requested { tenant_id: order.placed_by_tenant, user_id: order.placed_by },
         quantity_before: 0,
         quantity_after: new.quantity,
-        permit: order.permit.clone(),
+        term_number: new.term_number,
+        permit: Some(order.permit.clone()),
     }
 }
 

@@ -78,7 +78,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::NotActive { state } => {
             let failure = precondition(
                 ErrorReason::SubscriptionNotActive,
-                format!("the subscription is {}; only an ACTIVE one can be changed", state.name()),
+                format!("the subscription is {}; this takes an ACTIVE one", state.name()),
             )
             .with("state", state.name());
             match state {
@@ -87,6 +87,22 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
                 State::Active => failure.status(),
             }
         }
+        Refusal::Ended { state } => precondition(
+            ErrorReason::SubscriptionEnded,
+            format!("the subscription is {}, which is final; order anew", state.name()),
+        )
+        .with("state", state.name())
+        .with("partner_center_code", 2011)
+        .status(),
+        Refusal::NotRenewable { offer_id } => precondition(
+            ErrorReason::NotRenewable,
+            format!(
+                "subscriptions to offer {offer_id} do not renew that way; let the term end and order anew"
+            ),
+        )
+        .with("offer_id", offer_id)
+        .with("partner_center_code", 800_093)
+        .status(),
         Refusal::NotALicence { kind } => precondition(
             ErrorReason::NotALicence,
             format!("only licence subscriptions have seats, and this is {}; order another one", kind.name()),
@@ -220,6 +236,8 @@ mod tests {
             Refusal::NotActive { state: State::Suspended },
             Refusal::NotActive { state: State::Cancelled },
             Refusal::NotActive { state: State::Expired },
+            Refusal::Ended { state: State::Cancelled },
+            Refusal::NotRenewable { offer_id: "MS-AZR-0145P".into() },
             Refusal::NotALicence { kind: OfferKind::AzurePlan },
             Refusal::TermEnded { term_end: Time::UNIX_EPOCH },
             Refusal::OfferWithdrawn { offer_id: "MS-AZR-0145P".into() },
@@ -236,10 +254,12 @@ mod tests {
             FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (WRONG_AGREEMENT_TYPE); remedy: there is nothing that you can do about it with your role and these offers ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "reasons=WRONG_AGREEMENT_TYPE", "remedies="]
             Unavailable GATE_UNAVAILABLE: whether the customer accepted is not known right now, and nothing was stored; retry under the same request id []
             Aborted ANSWER_OUTDATED: the customer's acceptance kept changing while this was decided; try again []
-            FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is ACTIVE; only an ACTIVE one can be changed ["state=ACTIVE"]
-            FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is SUSPENDED; only an ACTIVE one can be changed ["partner_center_code=2001", "state=SUSPENDED"]
-            FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is CANCELLED; only an ACTIVE one can be changed ["partner_center_code=2011", "state=CANCELLED"]
-            FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is EXPIRED; only an ACTIVE one can be changed ["partner_center_code=2011", "state=EXPIRED"]
+            FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is ACTIVE; this takes an ACTIVE one ["state=ACTIVE"]
+            FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is SUSPENDED; this takes an ACTIVE one ["partner_center_code=2001", "state=SUSPENDED"]
+            FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is CANCELLED; this takes an ACTIVE one ["partner_center_code=2011", "state=CANCELLED"]
+            FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is EXPIRED; this takes an ACTIVE one ["partner_center_code=2011", "state=EXPIRED"]
+            FailedPrecondition SUBSCRIPTION_ENDED: the subscription is CANCELLED, which is final; order anew ["partner_center_code=2011", "state=CANCELLED"]
+            FailedPrecondition NOT_RENEWABLE: subscriptions to offer MS-AZR-0145P do not renew that way; let the term end and order anew ["offer_id=MS-AZR-0145P", "partner_center_code=800093"]
             FailedPrecondition NOT_A_LICENCE: only licence subscriptions have seats, and this is AZURE_PLAN; order another one ["kind=AZURE_PLAN"]
             FailedPrecondition TERM_ENDED: the term ended at 1970-01-01T00:00:00.000000Z and is being processed; read it again and retry ["term_end=1970-01-01T00:00:00.000000Z"]
             FailedPrecondition OFFER_WITHDRAWN: offer MS-AZR-0145P is no longer in the catalogue; order another one ["offer_id=MS-AZR-0145P"]

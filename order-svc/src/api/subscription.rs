@@ -11,23 +11,28 @@ use chassis::server;
 use prost::Message;
 use proto::order::subscription_service_server::SubscriptionService;
 use proto::order::{
-    ChangeSeatsRequest, ChangeSeatsResponse, GetSubscriptionRequest, GetSubscriptionResponse,
-    ListSubscriptionChangesRequest, ListSubscriptionChangesResponse, ListSubscriptionsRequest,
-    ListSubscriptionsResponse,
+    self as wire, CancelSubscriptionRequest, CancelSubscriptionResponse, ChangeSeatsRequest,
+    ChangeSeatsResponse, GetSubscriptionRequest, GetSubscriptionResponse, ListSubscriptionChangesRequest,
+    ListSubscriptionChangesResponse, ListSubscriptionsRequest, ListSubscriptionsResponse,
+    RenewSubscriptionRequest, RenewSubscriptionResponse, ResumeSubscriptionRequest,
+    ResumeSubscriptionResponse, SetAutoRenewRequest, SetAutoRenewResponse, SuspendSubscriptionRequest,
+    SuspendSubscriptionResponse,
 };
+use proto::types::GateEvidence;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::{Api, Failure, ROUNDS_MAX, Round, checked, convert, status, time_until, viewer};
-use crate::agreements::{Ask, Operation};
+use crate::agreements::Ask;
 use crate::rules::Refusal;
+use crate::rules::gate::Operation;
 use crate::rules::offer::Offer;
 use crate::rules::order::Parties;
-use crate::rules::subscription::{Change, ChangeKind, SeatChange, Subscription};
+use crate::rules::subscription::{Cause, Planned, Subscription, Wish};
 use crate::store::Slice;
-use crate::store::gated::{Stored, store_answer, store_gated};
+use crate::store::gated::{Stored, store_gated, store_ungated};
 use crate::store::subscription::{
-    change_list, changes_insert, subscription_find, subscription_list, subscription_set_seats,
+    change_list, changes_insert, subscription_find, subscription_list, subscription_update,
 };
 
 #[tonic::async_trait]
@@ -95,46 +100,158 @@ impl SubscriptionService for Api {
         &self,
         request: Request<ChangeSeatsRequest>,
     ) -> Result<Response<ChangeSeatsResponse>, Status> {
+        let asked = Asked::read("ChangeSeats", request, |form, message| {
+            if message.quantity == 0 {
+                form.wrong("quantity", "must be at least 1; to have none, cancel the subscription");
+            }
+            Fields {
+                request_id: std::mem::take(&mut message.request_id),
+                validate_only: std::mem::take(&mut message.validate_only),
+                subscription_id: message.subscription_id.clone(),
+                etag: message.etag.clone(),
+                wish: Wish::Seats(message.quantity),
+            }
+        })?;
+        let answer = |subscription, gate| ChangeSeatsResponse { subscription: Some(subscription), gate };
+        self.change(asked, answer).await
+    }
+
+    async fn renew_subscription(
+        &self,
+        request: Request<RenewSubscriptionRequest>,
+    ) -> Result<Response<RenewSubscriptionResponse>, Status> {
+        let asked = Asked::read("RenewSubscription", request, |_, message| Fields {
+            request_id: std::mem::take(&mut message.request_id),
+            validate_only: std::mem::take(&mut message.validate_only),
+            subscription_id: message.subscription_id.clone(),
+            etag: message.etag.clone(),
+            wish: Wish::Renew,
+        })?;
+        let answer =
+            |subscription, gate| RenewSubscriptionResponse { subscription: Some(subscription), gate };
+        self.change(asked, answer).await
+    }
+
+    async fn set_auto_renew(
+        &self,
+        request: Request<SetAutoRenewRequest>,
+    ) -> Result<Response<SetAutoRenewResponse>, Status> {
+        let asked = Asked::read("SetAutoRenew", request, |_, message| Fields {
+            request_id: std::mem::take(&mut message.request_id),
+            validate_only: false,
+            subscription_id: message.subscription_id.clone(),
+            etag: message.etag.clone(),
+            wish: Wish::AutoRenew(message.auto_renew),
+        })?;
+        let answer = |subscription, gate| SetAutoRenewResponse { subscription: Some(subscription), gate };
+        self.change(asked, answer).await
+    }
+
+    async fn suspend_subscription(
+        &self,
+        request: Request<SuspendSubscriptionRequest>,
+    ) -> Result<Response<SuspendSubscriptionResponse>, Status> {
+        let asked = Asked::read("SuspendSubscription", request, |_, message| Fields {
+            request_id: std::mem::take(&mut message.request_id),
+            validate_only: false,
+            subscription_id: message.subscription_id.clone(),
+            etag: message.etag.clone(),
+            wish: Wish::Suspend,
+        })?;
+        let answer = |subscription, _| SuspendSubscriptionResponse { subscription: Some(subscription) };
+        self.change(asked, answer).await
+    }
+
+    async fn resume_subscription(
+        &self,
+        request: Request<ResumeSubscriptionRequest>,
+    ) -> Result<Response<ResumeSubscriptionResponse>, Status> {
+        let asked = Asked::read("ResumeSubscription", request, |_, message| Fields {
+            request_id: std::mem::take(&mut message.request_id),
+            validate_only: false,
+            subscription_id: message.subscription_id.clone(),
+            etag: message.etag.clone(),
+            wish: Wish::Resume,
+        })?;
+        let answer = |subscription, _| ResumeSubscriptionResponse { subscription: Some(subscription) };
+        self.change(asked, answer).await
+    }
+
+    async fn cancel_subscription(
+        &self,
+        request: Request<CancelSubscriptionRequest>,
+    ) -> Result<Response<CancelSubscriptionResponse>, Status> {
+        let asked = Asked::read("CancelSubscription", request, |_, message| Fields {
+            request_id: std::mem::take(&mut message.request_id),
+            validate_only: false,
+            subscription_id: message.subscription_id.clone(),
+            etag: message.etag.clone(),
+            wish: Wish::Cancel,
+        })?;
+        let answer = |subscription, _| CancelSubscriptionResponse { subscription: Some(subscription) };
+        self.change(asked, answer).await
+    }
+}
+
+/// The fields that every change has. The request id and `validate_only` are taken out of the message,
+/// so that what is left is the request's content.
+struct Fields {
+    request_id: String,
+    validate_only: bool,
+    subscription_id: String,
+    etag: String,
+    wish: Wish,
+}
+
+/// A change that was asked for.
+struct Asked {
+    id: Uuid,
+    etag: String,
+    wish: Wish,
+    caller: Caller,
+    call_id: String,
+    give_up: Instant,
+    /// Absent when it is only to be validated.
+    key: Option<RequestKey>,
+}
+
+impl Asked {
+    fn read<M: Message>(
+        call: &'static str,
+        request: Request<M>,
+        fields: impl FnOnce(&mut Form, &mut M) -> Fields,
+    ) -> Result<Self, Status> {
         let caller = auth::caller(&request)?;
         let call_id = server::call_id(&request);
         let give_up = Instant::now() + server::time_left(&request);
         let mut message = request.into_inner();
         let mut form = Form::new();
-        let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));
-        let validate_only = std::mem::take(&mut message.validate_only);
-        let id = form.id("subscription_id", &message.subscription_id);
-        form.text("etag", &message.etag, 1, 50);
-        if message.quantity == 0 {
-            form.wrong("quantity", "must be at least 1; to have none, cancel the subscription");
-        }
+        let Fields { request_id, validate_only, subscription_id, etag, wish } =
+            fields(&mut form, &mut message);
+        let request_id = form.id("request_id", &request_id);
+        let id = form.id("subscription_id", &subscription_id);
+        form.text("etag", &etag, 1, 50);
         checked(form)?;
-
-        let key = RequestKey::new(&caller, "ChangeSeats", request_id, &message);
+        let key = RequestKey::new(&caller, call, request_id, &message);
         let key = (!validate_only).then_some(key);
-        let new = NewSeats { id, quantity: message.quantity, etag: message.etag, caller, call_id };
-
-        let mut last = Refusal::GateUnavailable;
-        for _ in 0..ROUNDS_MAX {
-            if let Some(first) = self.replay(key.as_ref()).await? {
-                return Ok(first);
-            }
-            match self.try_seats(&new, key.as_ref(), give_up).await {
-                Ok(Round::Done(changed)) => return Ok(Response::new(changed)),
-                Ok(Round::Again(refusal)) => last = refusal,
-                Err(failure) => return self.fail(failure, key.as_ref()).await,
-            }
-        }
-        self.fail(last.into(), key.as_ref()).await
+        Ok(Self { id, etag, wish, caller, call_id, give_up, key })
     }
-}
 
-/// A number of seats that was asked for.
-struct NewSeats {
-    id: Uuid,
-    quantity: u32,
-    etag: String,
-    caller: Caller,
-    call_id: String,
+    /// What the gate is asked about it.
+    fn question(&self, known: &Subscription, operation: Operation, offer: Option<&Offer>) -> Ask {
+        let demanded = offer.map(|offer| offer.agreement_types.clone()).filter(|types| !types.is_empty());
+        Ask {
+            parties: Parties {
+                payer_id: known.payer_id,
+                reseller_id: known.reseller_id,
+                customer_id: known.customer_id,
+            },
+            operation,
+            demands: demanded.into_iter().collect(),
+            caller: self.caller.clone(),
+            call_id: self.call_id.clone(),
+        }
+    }
 }
 
 impl Api {
@@ -146,76 +263,73 @@ impl Api {
         Ok(subscription.ok_or_else(unseen)?)
     }
 
-    /// One round: asks, changes and, with a key, stores.
-    async fn try_seats(
+    /// Does what was asked, under its request id; `answer` makes the call's response of the
+    /// subscription as it is then and the gate's answer.
+    async fn change<A: Message + Default>(
         &self,
-        new: &NewSeats,
-        key: Option<&RequestKey>,
-        give_up: Instant,
-    ) -> Result<Round<ChangeSeatsResponse>, Failure> {
-        let known = self.visible(&new.caller, new.id).await?;
-        let offer = self.catalogue.find(&known.offer_id);
-        if known.check_seats(offer, &new.etag, new.quantity, self.clock.now())? == SeatChange::None {
-            let response =
-                ChangeSeatsResponse { subscription: Some(convert::subscription(&known)), gate: None };
-            let Some(key) = key else { return Ok(Round::Done(response)) };
-            let encoded = response.encode_to_vec();
-            let is_first = store_answer(&self.database, &self.clock, key.clone(), encoded).await?;
-            return Ok(match is_first {
-                true => Round::Done(response),
-                false => Round::Again(Refusal::AnswerOutdated),
-            });
-        }
-
-        let answer = self.ask(&question(new, &known, offer), time_until(give_up)).await?;
-        let permit = answer.permit()?.clone();
-        let changed = known.with_seats(new.quantity, &permit);
-        let response = ChangeSeatsResponse {
-            subscription: Some(convert::subscription(&changed)),
-            gate: Some(convert::permit(&permit)),
-        };
-        let Some(key) = key else { return Ok(Round::Done(response)) };
-
-        let change = Change {
-            number: changed.version,
-            kind: ChangeKind::SeatsChanged,
-            changed_at: self.clock.now(),
-            actor_tenant: new.caller.tenant_id,
-            actor: new.caller.user_id,
-            quantity_before: known.quantity,
-            quantity_after: changed.quantity,
-            permit: permit.clone(),
-        };
-        let effect = move |connection: &mut Connection| {
-            let is_as_read = subscription_set_seats(connection, &changed, known.version)?;
-            if is_as_read {
-                changes_insert(connection, &[(changed.id, change)])?;
+        asked: Asked,
+        answer: impl Fn(wire::Subscription, Option<GateEvidence>) -> A + Send + Sync,
+    ) -> Result<Response<A>, Status> {
+        let mut last = Refusal::GateUnavailable;
+        for _ in 0..ROUNDS_MAX {
+            if let Some(first) = self.replay(asked.key.as_ref()).await? {
+                return Ok(first);
             }
-            Ok(is_as_read)
+            match self.try_change(&asked, &answer).await {
+                Ok(Round::Done(changed)) => return Ok(Response::new(changed)),
+                Ok(Round::Again(refusal)) => last = refusal,
+                Err(failure) => return self.fail(failure, asked.key.as_ref()).await,
+            }
+        }
+        self.fail(last.into(), asked.key.as_ref()).await
+    }
+
+    /// One round: plans, asks if it must and, with a key, stores.
+    async fn try_change<A: Message>(
+        &self,
+        asked: &Asked,
+        answer: &(impl Fn(wire::Subscription, Option<GateEvidence>) -> A + Sync),
+    ) -> Result<Round<A>, Failure> {
+        let known = self.visible(&asked.caller, asked.id).await?;
+        let offer = self.catalogue.find(&known.offer_id);
+        let (step, basis) = match known.plan(asked.wish, &asked.etag, offer, self.clock.now())? {
+            Planned::Nothing => (None, None),
+            Planned::Free(step) => (Some(step), None),
+            Planned::Gated(step, operation) => {
+                let question = asked.question(&known, operation, offer);
+                let told = self.ask(&question, time_until(asked.give_up)).await?;
+                let permit = told.permit()?.clone();
+                (Some(step.resting_on(&permit)), Some((told, permit)))
+            }
+        };
+        let permit = basis.as_ref().map(|(_, permit)| permit.clone());
+        let after = step.as_ref().map_or(&known, |step| &step.after);
+        let response = answer(convert::subscription(after), permit.as_ref().map(convert::permit));
+        let Some(key) = asked.key.clone() else { return Ok(Round::Done(response)) };
+
+        let cause = Cause::Requested { tenant_id: asked.caller.tenant_id, user_id: asked.caller.user_id };
+        let now = self.clock.now();
+        let effect = move |connection: &mut Connection| match step {
+            None => Ok(true),
+            Some(step) => {
+                let is_as_read = subscription_update(connection, &step.after, known.version)?;
+                if is_as_read {
+                    let change = step.change(known.quantity, cause, permit, now);
+                    changes_insert(connection, &[(known.id, change)])?;
+                }
+                Ok(is_as_read)
+            }
         };
         let encoded = response.encode_to_vec();
-        match store_gated(&self.database, &self.clock, key.clone(), (answer, permit), encoded, effect).await?
-        {
+        let stored = match basis {
+            Some(basis) => store_gated(&self.database, &self.clock, key, basis, encoded, effect).await?,
+            None => store_ungated(&self.database, &self.clock, key, encoded, effect).await?,
+        };
+        match stored {
             Stored::Done => Ok(Round::Done(response)),
             Stored::LostRace => Err(Refusal::StaleEtag.into()),
             Stored::SeenBefore | Stored::AnswerOutdated => Ok(Round::Again(Refusal::AnswerOutdated)),
             Stored::AnswerStale => Ok(Round::Again(Refusal::GateUnavailable)),
         }
-    }
-}
-
-/// What the gate is asked about a change of seats.
-fn question(new: &NewSeats, known: &Subscription, offer: Option<&Offer>) -> Ask {
-    let demanded = offer.map(|offer| offer.agreement_types.clone()).filter(|types| !types.is_empty());
-    Ask {
-        parties: Parties {
-            payer_id: known.payer_id,
-            reseller_id: known.reseller_id,
-            customer_id: known.customer_id,
-        },
-        operation: Operation::SeatChange,
-        demands: demanded.into_iter().collect(),
-        caller: new.caller.clone(),
-        call_id: new.call_id.clone(),
     }
 }

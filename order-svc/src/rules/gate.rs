@@ -10,6 +10,15 @@ use super::{Refusal, Time, names};
 /// An answer older than this is asked for again (I1).
 pub const ANSWER_AGE_MAX: Duration = Duration::seconds(5);
 
+/// What the gate is asked about. Automatic renewal is not among it: no call leads to one (I5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    NewPurchase,
+    SeatChange,
+    /// Also switching automatic renewal on, or it would be a way round.
+    ManualRenewal,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     Allowed,

@@ -62,10 +62,14 @@ pub enum Refusal {
     GateUnavailable,
     /// Withdrawals kept overtaking the gate's answers.
     AnswerOutdated,
-    /// SUB-2.
+    /// SUB-2, SUB-4.
     NotActive { state: State },
+    /// SUB-1: the state is final.
+    Ended { state: State },
     /// SUB-2.
     NotALicence { kind: OfferKind },
+    /// SUB-4: it lasts for good, or its offer does not renew by itself, or the calendar ends.
+    NotRenewable { offer_id: String },
     /// SUB-3.
     TermEnded { term_end: Time },
     /// The subscription's offer is no longer in the catalogue.

@@ -1,9 +1,9 @@
 //! Subscriptions: their states and terms, and what may happen to them.
 
-use chrono::Months;
+use chrono::{Datelike, Months};
 use uuid::Uuid;
 
-use super::gate::Permit;
+use super::gate::{Operation, Permit};
 use super::offer::{Offer, OfferKind, Term};
 use super::{BadField, Refusal, Time, names};
 
@@ -47,14 +47,51 @@ pub struct Subscription {
     pub version: i64,
 }
 
+impl State {
+    /// Whether nothing can follow.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Cancelled | Self::Expired)
+    }
+}
+
 /// What happened to a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChangeKind {
     Created,
     SeatsChanged,
+    Renewed,
+    AutoRenewOn,
+    AutoRenewOff,
+    Suspended,
+    Resumed,
+    Cancelled,
+    Expired,
 }
 
-names!(ChangeKind { Created = "CREATED", SeatsChanged = "SEATS_CHANGED" });
+names!(ChangeKind {
+    Created = "CREATED",
+    SeatsChanged = "SEATS_CHANGED",
+    Renewed = "RENEWED",
+    AutoRenewOn = "AUTO_RENEW_ON",
+    AutoRenewOff = "AUTO_RENEW_OFF",
+    Suspended = "SUSPENDED",
+    Resumed = "RESUMED",
+    Cancelled = "CANCELLED",
+    Expired = "EXPIRED",
+});
+
+/// Why a subscription changed, and who did it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// A user asked for it.
+    Requested { tenant_id: Uuid, user_id: Uuid },
+    /// SUB-3.
+    TermEnded,
+    /// WD-2: the event that withdrew the acceptance.
+    AgreementWithdrawn { revision: i64 },
+    /// CUS-3: the event that ended the relationship.
+    RelationshipEnded { revision: i64 },
+}
 
 /// One change, as it is kept (SUB-5).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,11 +99,13 @@ pub struct Change {
     pub number: i64,
     pub kind: ChangeKind,
     pub changed_at: Time,
-    pub actor_tenant: Uuid,
-    pub actor: Uuid,
+    pub cause: Cause,
     pub quantity_before: u32,
     pub quantity_after: u32,
-    pub permit: Permit,
+    /// The current term afterwards.
+    pub term_number: u32,
+    /// The gate's yes, where it was asked.
+    pub permit: Option<Permit>,
 }
 
 /// When the n-th term ends: the start plus n terms, clamped to the end of the month (SUB-3).
@@ -80,49 +119,162 @@ pub fn term_end(started_at: Time, term: Term, number: u32) -> Option<Time> {
     started_at.checked_add_months(Months::new(number.saturating_mul(months)))
 }
 
-/// What a request for another number of seats comes to, before the gate is asked.
+/// What a user may ask of a subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    Seats(u32),
+    Renew,
+    AutoRenew(bool),
+    Suspend,
+    Resume,
+    Cancel,
+}
+
+/// One step of a subscription's life: what it is afterwards.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SeatChange {
-    /// It has that many already: a success without effect.
-    None,
-    /// The gate must be asked.
-    Gated,
+pub struct Step {
+    pub kind: ChangeKind,
+    pub after: Subscription,
+}
+
+/// What a wish comes to, before the gate is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Planned {
+    /// It is so already: a success without effect.
+    Nothing,
+    /// It can be done.
+    Free(Step),
+    /// It can be done on the gate's yes.
+    Gated(Step, Operation),
 }
 
 impl Subscription {
-    /// Whether the seats may be changed to `quantity` (SUB-2), given the etag that the caller read.
-    pub fn check_seats(
-        &self,
-        offer: Option<&Offer>,
-        etag: &str,
-        quantity: u32,
-        now: Time,
-    ) -> Result<SeatChange, Refusal> {
+    /// When its term has to be processed: never once it has ended.
+    pub fn due_at(&self) -> Option<Time> {
+        self.term_end.filter(|_| !self.state.is_final())
+    }
+
+    /// What a wish comes to (SUB-1 to SUB-4), given the etag that the caller read.
+    pub fn plan(&self, wish: Wish, etag: &str, offer: Option<&Offer>, now: Time) -> Result<Planned, Refusal> {
         if self.version.to_string() != etag {
             return Err(Refusal::StaleEtag);
         }
-        if self.state != State::Active {
-            return Err(Refusal::NotActive { state: self.state });
+        match (wish, self.state) {
+            (Wish::Cancel, State::Cancelled) => return Ok(Planned::Nothing),
+            (Wish::Seats(_) | Wish::Renew, state) if state != State::Active => {
+                return Err(Refusal::NotActive { state });
+            }
+            (_, state) if state.is_final() => return Err(Refusal::Ended { state }),
+            _ => {}
         }
         if let Some(term_end) = self.term_end.filter(|term_end| *term_end <= now) {
             return Err(Refusal::TermEnded { term_end });
         }
-        let offer = offer.ok_or_else(|| Refusal::OfferWithdrawn { offer_id: self.offer_id.clone() })?;
+        let offer = offer.ok_or_else(|| Refusal::OfferWithdrawn { offer_id: self.offer_id.clone() });
+        match wish {
+            Wish::Seats(quantity) => self.plan_seats(quantity, offer?),
+            Wish::Renew => {
+                let renewed = self.renewed().ok_or_else(|| self.not_renewable())?;
+                offer?;
+                Ok(Planned::Gated(renewed, Operation::ManualRenewal))
+            }
+            Wish::AutoRenew(on) if self.auto_renew == on => Ok(Planned::Nothing),
+            Wish::AutoRenew(true) => {
+                if self.term == Term::Perpetual || !offer?.auto_renews {
+                    return Err(self.not_renewable());
+                }
+                let step = self.step(ChangeKind::AutoRenewOn, |s| s.auto_renew = true);
+                Ok(Planned::Gated(step, Operation::ManualRenewal))
+            }
+            Wish::AutoRenew(false) => {
+                Ok(Planned::Free(self.step(ChangeKind::AutoRenewOff, |s| s.auto_renew = false)))
+            }
+            Wish::Suspend if self.state == State::Suspended => Ok(Planned::Nothing),
+            Wish::Suspend => {
+                Ok(Planned::Free(self.step(ChangeKind::Suspended, |s| s.state = State::Suspended)))
+            }
+            Wish::Resume if self.state == State::Active => Ok(Planned::Nothing),
+            Wish::Resume => Ok(Planned::Free(self.step(ChangeKind::Resumed, |s| s.state = State::Active))),
+            Wish::Cancel => {
+                Ok(Planned::Free(self.step(ChangeKind::Cancelled, |s| s.state = State::Cancelled)))
+            }
+        }
+    }
+
+    fn plan_seats(&self, quantity: u32, offer: &Offer) -> Result<Planned, Refusal> {
         if offer.kind != OfferKind::License {
             return Err(Refusal::NotALicence { kind: offer.kind });
         }
         if self.quantity == quantity {
-            return Ok(SeatChange::None);
+            return Ok(Planned::Nothing);
         }
-        match offer.quantity_problem(quantity) {
-            Some(problem) => Err(Refusal::Fields(vec![BadField { field: "quantity".into(), problem }])),
-            None => Ok(SeatChange::Gated),
+        if let Some(problem) = offer.quantity_problem(quantity) {
+            return Err(Refusal::Fields(vec![BadField { field: "quantity".into(), problem }]));
+        }
+        let step = self.step(ChangeKind::SeatsChanged, |s| s.quantity = quantity);
+        Ok(Planned::Gated(step, Operation::SeatChange))
+    }
+
+    /// Everything that its ended terms come to at `now`, in order (SUB-3): as many renewals as terms
+    /// have ended where it renews by itself, else its end. The gate is not asked (GATE-1).
+    pub fn settle(&self, now: Time) -> Vec<Step> {
+        let mut steps: Vec<Step> = vec![];
+        loop {
+            let current = steps.last().map_or(self, |step| &step.after);
+            if current.due_at().is_none_or(|due_at| now < due_at) {
+                return steps;
+            }
+            let renewed = current.renewed().filter(|_| current.auto_renew);
+            let expired = || current.step(ChangeKind::Expired, |s| s.state = State::Expired);
+            steps.push(renewed.unwrap_or_else(expired));
         }
     }
 
-    /// The subscription with another number of seats, on the gate's yes.
-    pub fn with_seats(&self, quantity: u32, permit: &Permit) -> Self {
-        Self { quantity, answer_revision: permit.revision, version: self.version + 1, ..self.clone() }
+    /// One term more, at the end of those it has; none for what lasts for good, nor beyond the
+    /// calendar that times can be written in.
+    fn renewed(&self) -> Option<Step> {
+        const YEAR_MAX: i32 = 9999;
+        let term_number = self.term_number.checked_add(1)?;
+        let term_end = term_end(self.started_at, self.term, term_number)?;
+        (term_end.year() <= YEAR_MAX).then(|| {
+            self.step(ChangeKind::Renewed, |s| {
+                s.term_number = term_number;
+                s.term_end = Some(term_end);
+            })
+        })
+    }
+
+    fn not_renewable(&self) -> Refusal {
+        Refusal::NotRenewable { offer_id: self.offer_id.clone() }
+    }
+
+    fn step(&self, kind: ChangeKind, change: impl FnOnce(&mut Self)) -> Step {
+        let mut after = Self { version: self.version + 1, ..self.clone() };
+        change(&mut after);
+        Step { kind, after }
+    }
+}
+
+impl Step {
+    /// The step, resting on the gate's yes.
+    #[must_use]
+    pub fn resting_on(mut self, permit: &Permit) -> Self {
+        self.after.answer_revision = permit.revision;
+        self
+    }
+
+    /// What is kept of it.
+    pub fn change(&self, quantity_before: u32, cause: Cause, permit: Option<Permit>, at: Time) -> Change {
+        Change {
+            number: self.after.version,
+            kind: self.kind,
+            changed_at: at,
+            cause,
+            quantity_before,
+            quantity_after: self.after.quantity,
+            term_number: self.after.term_number,
+            permit,
+        }
     }
 }
 
@@ -182,46 +334,200 @@ mod tests {
         }
     }
 
+    fn at(seconds: i64) -> Time {
+        Time::from_timestamp(seconds, 0).unwrap()
+    }
+
+    /// What a wish is answered with, in short: the kind of change and what the gate is asked about.
+    fn told(planned: Result<Planned, Refusal>) -> Result<Option<(ChangeKind, Option<Operation>)>, Refusal> {
+        planned.map(|planned| match planned {
+            Planned::Nothing => None,
+            Planned::Free(step) => Some((step.kind, None)),
+            Planned::Gated(step, operation) => Some((step.kind, Some(operation))),
+        })
+    }
+
     #[test]
-    fn every_state_etag_time_and_count_gets_its_answer() {
+    fn every_number_of_seats_gets_its_answer() {
         let licence = offer(OfferKind::License);
         let bounds = || {
             let problem = "must be 2 to 300".into();
             Err(Refusal::Fields(vec![BadField { field: "quantity".into(), problem }]))
         };
-        let term_end = Time::from_timestamp(1000, 0).unwrap();
-        // state, etag, now, quantity -> answer, in the order in which refusals come first
-        for (state, etag, now, quantity, expected) in [
-            (State::Active, "7", 0, 8, Ok(SeatChange::Gated)),
-            (State::Active, "7", 0, 3, Ok(SeatChange::Gated)),
-            (State::Active, "7", 0, 5, Ok(SeatChange::None)),
-            (State::Active, "7", 0, 1, bounds()),
-            (State::Active, "7", 0, 301, bounds()),
-            (State::Active, "7", 0, u32::MAX, bounds()),
-            (State::Active, "7", 999, 8, Ok(SeatChange::Gated)),
-            (State::Active, "7", 1000, 8, Err(Refusal::TermEnded { term_end })),
-            (State::Active, "7", 1000, 5, Err(Refusal::TermEnded { term_end })),
-            (State::Active, "6", 1000, 8, Err(Refusal::StaleEtag)),
-            (State::Suspended, "7", 0, 8, Err(Refusal::NotActive { state: State::Suspended })),
-            (State::Cancelled, "7", 0, 5, Err(Refusal::NotActive { state: State::Cancelled })),
-            (State::Expired, "7", 2000, 8, Err(Refusal::NotActive { state: State::Expired })),
-            (State::Expired, "", 0, 8, Err(Refusal::StaleEtag)),
+        let changed = || Ok(Some((ChangeKind::SeatsChanged, Some(Operation::SeatChange))));
+        for (quantity, expected) in [
+            (8, changed()),
+            (3, changed()),
+            (5, Ok(None)),
+            (1, bounds()),
+            (0, bounds()),
+            (301, bounds()),
+            (u32::MAX, bounds()),
         ] {
-            let now = Time::from_timestamp(now, 0).unwrap();
-            let answer = subscription(state).check_seats(Some(&licence), etag, quantity, now);
-            assert_eq!(answer, expected, "{state:?} {etag} {now} {quantity}");
+            let planned = subscription(State::Active).plan(Wish::Seats(quantity), "7", Some(&licence), at(0));
+            assert_eq!(told(planned), expected, "{quantity}");
         }
     }
 
     #[test]
     fn only_licences_that_are_still_offered_have_seats() {
-        let check = |offer: Option<&Offer>| {
-            subscription(State::Active).check_seats(offer, "7", 8, Time::from_timestamp(0, 0).unwrap())
-        };
+        let check =
+            |offer: Option<&Offer>| subscription(State::Active).plan(Wish::Seats(8), "7", offer, at(0));
         assert_eq!(check(None), Err(Refusal::OfferWithdrawn { offer_id: "offer".into() }));
         for kind in [OfferKind::AzurePlan, OfferKind::ReservedInstance, OfferKind::Software] {
             assert_eq!(check(Some(&offer(kind))), Err(Refusal::NotALicence { kind }));
         }
+    }
+
+    /// The wishes by the states, and what each comes to there.
+    #[test]
+    fn every_wish_has_its_answer_in_every_state() {
+        use ChangeKind::{AutoRenewOff, AutoRenewOn, Cancelled, Renewed, Resumed, SeatsChanged, Suspended};
+        use Operation::{ManualRenewal, SeatChange};
+        let not_active = |state| Err(Refusal::NotActive { state });
+        let ended = |state| Err(Refusal::Ended { state });
+        let free = |kind| Ok(Some((kind, None)));
+        let gated = |kind, operation| Ok(Some((kind, Some(operation))));
+        let all_ended = || [ended(State::Cancelled), ended(State::Expired)];
+        let all_inactive = || [State::Suspended, State::Cancelled, State::Expired].map(not_active);
+        // What it comes to when ACTIVE, SUSPENDED, CANCELLED, EXPIRED.
+        let row = |active, suspended, [cancelled, expired]: [_; 2]| [active, suspended, cancelled, expired];
+        let active_only = |active| {
+            let [suspended, cancelled, expired] = all_inactive();
+            [active, suspended, cancelled, expired]
+        };
+        for (wish, expected) in [
+            (Wish::Seats(8), active_only(gated(SeatsChanged, SeatChange))),
+            (Wish::Seats(5), active_only(Ok(None))),
+            (Wish::Renew, active_only(gated(Renewed, ManualRenewal))),
+            (Wish::AutoRenew(true), row(Ok(None), Ok(None), all_ended())),
+            (Wish::AutoRenew(false), row(free(AutoRenewOff), free(AutoRenewOff), all_ended())),
+            (Wish::Suspend, row(free(Suspended), Ok(None), all_ended())),
+            (Wish::Resume, row(Ok(None), free(Resumed), all_ended())),
+            (Wish::Cancel, row(free(Cancelled), free(Cancelled), [Ok(None), ended(State::Expired)])),
+        ] {
+            let states = [State::Active, State::Suspended, State::Cancelled, State::Expired];
+            for (state, expected) in states.into_iter().zip(expected) {
+                let licence = offer(OfferKind::License);
+                let plan = |etag: &str, now| subscription(state).plan(wish, etag, Some(&licence), at(now));
+                assert_eq!(told(plan("7", 999)), expected, "{wish:?} when {state:?}");
+                // A stale etag comes first, and what nobody can change needs no term.
+                assert_eq!(plan("6", 1000), Err(Refusal::StaleEtag));
+                if !state.is_final() && expected != Err(Refusal::NotActive { state }) {
+                    assert_eq!(plan("7", 1000), Err(Refusal::TermEnded { term_end: at(1000) }), "{wish:?}");
+                }
+            }
+        }
+        // Without automatic renewal, switching it on is gated, and off is done already.
+        for state in [State::Active, State::Suspended] {
+            let licence = offer(OfferKind::License);
+            let without = Subscription { auto_renew: false, ..subscription(state) };
+            let plan = |on| told(without.plan(Wish::AutoRenew(on), "7", Some(&licence), at(0)));
+            assert_eq!(plan(true), gated(AutoRenewOn, ManualRenewal));
+            assert_eq!(plan(false), Ok(None));
+        }
+    }
+
+    #[test]
+    fn what_cannot_renew_is_not_renewed() {
+        let licence = offer(OfferKind::License);
+        let refused = Err(Refusal::NotRenewable { offer_id: "offer".into() });
+        let perpetual = Subscription {
+            term: Term::Perpetual,
+            term_end: None,
+            auto_renew: false,
+            ..subscription(State::Active)
+        };
+        assert_eq!(perpetual.plan(Wish::Renew, "7", Some(&licence), at(0)), refused);
+        assert_eq!(perpetual.plan(Wish::AutoRenew(true), "7", Some(&licence), at(0)), refused);
+        assert_eq!(perpetual.due_at(), None);
+
+        let by_hand = Offer { auto_renews: false, ..offer(OfferKind::ReservedInstance) };
+        let without = Subscription { auto_renew: false, ..subscription(State::Active) };
+        assert_eq!(without.plan(Wish::AutoRenew(true), "7", Some(&by_hand), at(0)), refused);
+        assert!(without.plan(Wish::Renew, "7", Some(&by_hand), at(0)).is_ok());
+
+        let gone = Err(Refusal::OfferWithdrawn { offer_id: "offer".into() });
+        assert_eq!(without.plan(Wish::Renew, "7", None, at(0)), gone);
+        assert_eq!(without.plan(Wish::AutoRenew(true), "7", None, at(0)), gone);
+        for wish in [Wish::Suspend, Wish::Cancel] {
+            assert!(without.plan(wish, "7", None, at(0)).is_ok(), "{wish:?} needs no offer");
+        }
+
+        let last_year = chrono::Utc.with_ymd_and_hms(9998, 6, 1, 0, 0, 0).unwrap();
+        let at_the_end = |term_number| Subscription {
+            started_at: last_year,
+            term_number,
+            term_end: term_end(last_year, Term::Year, term_number),
+            ..subscription(State::Active)
+        };
+        assert_eq!(at_the_end(1).plan(Wish::Renew, "7", Some(&licence), last_year), refused);
+        let end = at_the_end(1).term_end.unwrap();
+        assert_eq!(at_the_end(1).settle(end).last().map(|step| step.kind), Some(ChangeKind::Expired));
+    }
+
+    #[test]
+    fn ended_terms_are_renewed_one_by_one_or_end_it() {
+        let day = |y, m, d| chrono::Utc.with_ymd_and_hms(y, m, d, 12, 0, 0).unwrap();
+        let start = day(2024, 1, 31);
+        let monthly = Subscription {
+            started_at: start,
+            term: Term::Month,
+            term_end: term_end(start, Term::Month, 1),
+            ..subscription(State::Active)
+        };
+        let settled = |of: &Subscription, now| -> Vec<_> {
+            let steps = of.settle(now).into_iter();
+            steps.map(|step| (step.kind, step.after.term_end.unwrap(), step.after.version)).collect()
+        };
+        use ChangeKind::{Expired, Renewed};
+        assert_eq!(settled(&monthly, day(2024, 2, 29) - chrono::Duration::microseconds(1)), []);
+        assert_eq!(settled(&monthly, day(2024, 2, 29)), [(Renewed, day(2024, 3, 31), 8)]);
+        // Four months of downtime: each term once.
+        let caught_up = [
+            (Renewed, day(2024, 3, 31), 8),
+            (Renewed, day(2024, 4, 30), 9),
+            (Renewed, day(2024, 5, 31), 10),
+            (Renewed, day(2024, 6, 30), 11),
+        ];
+        assert_eq!(settled(&monthly, day(2024, 6, 1)), caught_up);
+        // Suspended ones renew, too, and stay suspended.
+        let suspended = Subscription { state: State::Suspended, ..monthly.clone() };
+        assert_eq!(settled(&suspended, day(2024, 6, 1)), caught_up);
+        assert!(suspended.settle(day(2024, 6, 1)).iter().all(|step| step.after.state == State::Suspended));
+
+        for state in [State::Active, State::Suspended] {
+            let without = Subscription { auto_renew: false, state, ..monthly.clone() };
+            assert_eq!(settled(&without, day(2024, 6, 1)), [(Expired, day(2024, 2, 29), 8)]);
+        }
+        for state in [State::Cancelled, State::Expired] {
+            assert_eq!(Subscription { state, ..monthly.clone() }.settle(day(2030, 1, 1)), []);
+        }
+    }
+
+    #[test]
+    fn a_gated_step_rests_on_its_answer_and_a_free_one_on_the_last() {
+        let licence = offer(OfferKind::License);
+        let known = subscription(State::Active);
+        let permit = Permit {
+            decision: super::super::gate::Decision::Exempt,
+            rule: super::super::gate::Rule::OutsidePublicCloud,
+            evidence: None,
+            revision: 42,
+            evaluated_at: at(0),
+        };
+        let Ok(Planned::Gated(step, _)) = known.plan(Wish::Seats(8), "7", Some(&licence), at(0)) else {
+            panic!("seats are gated")
+        };
+        assert_eq!(step.resting_on(&permit).after.answer_revision, 42);
+        let Ok(Planned::Free(step)) = known.plan(Wish::Suspend, "7", None, at(0)) else {
+            panic!("suspending is free")
+        };
+        assert_eq!(step.after.answer_revision, known.answer_revision);
+        let settled = known.settle(at(1000));
+        assert!(
+            !settled.is_empty() && settled.iter().all(|s| s.after.answer_revision == known.answer_revision)
+        );
     }
 
     proptest! {
@@ -238,6 +544,30 @@ mod tests {
                     prop_assert_eq!(end.time(), start.time());
                 }
             }
+        }
+
+        /// However long nobody looked, looking once is looking each day.
+        #[test]
+        fn catching_up_at_once_is_catching_up_step_by_step(
+            seconds in 0_i64..2_000_000_000, days in 0_i64..1200, auto_renew: bool, stride in 1_i64..90,
+        ) {
+            let start = at(seconds);
+            let bought = Subscription {
+                started_at: start,
+                term: Term::Month,
+                term_end: term_end(start, Term::Month, 1),
+                auto_renew,
+                ..subscription(State::Active)
+            };
+            let end = start + chrono::Duration::days(days);
+            let mut stepwise = vec![];
+            let mut now = start;
+            while now < end {
+                now = (now + chrono::Duration::days(stride)).min(end);
+                let current = stepwise.last().map_or(&bought, |step: &Step| &step.after).clone();
+                stepwise.extend(current.settle(now));
+            }
+            prop_assert_eq!(bought.settle(end), stepwise);
         }
     }
 }

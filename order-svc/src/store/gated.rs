@@ -1,5 +1,6 @@
-//! The fenced transaction: whatever the gate allowed is stored here, at most once for each request
-//! id, and only if the answer is not older than a withdrawal that was applied (WD-3).
+//! The transactions in which requests take effect, at most once for each request id. Whatever the
+//! gate allowed is stored behind the customer's fence, only if the answer is not older than a
+//! withdrawal that was applied (WD-3).
 
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
@@ -10,9 +11,10 @@ use diesel::query_dsl::methods::FilterDsl;
 use uuid::Uuid;
 
 use super::schema::fence;
+use crate::rules::Time;
 use crate::rules::gate::{Answer, Permit};
 
-/// How a gated transaction ended.
+/// How such a transaction ended.
 #[derive(Debug)]
 pub(crate) enum Stored {
     Done,
@@ -26,7 +28,7 @@ pub(crate) enum Stored {
     LostRace,
 }
 
-/// Why a gated transaction was rolled back.
+/// Why such a transaction was rolled back.
 enum Undone {
     Because(Stored),
     Failed(Error),
@@ -60,13 +62,7 @@ pub(crate) async fn store_gated(
         if !pass_fence(connection, answer.customer_id, permit.revision)? {
             return Err(Undone::Because(Stored::AnswerOutdated));
         }
-        let now = clock.now();
-        if !request_answered(connection, &key, &response, now)? {
-            return Err(Undone::Because(Stored::SeenBefore));
-        }
-        if !effect(connection)? {
-            return Err(Undone::Because(Stored::LostRace));
-        }
+        once(connection, &key, &response, clock.now(), effect)?;
         // Looked at last: the queue for the transaction, the fence and the request id may each have
         // taken longer than the answer may be old.
         if !answer.is_fresh(clock.now()) {
@@ -74,25 +70,45 @@ pub(crate) async fn store_gated(
         }
         Ok(())
     };
-    match database.write(write).await {
-        Ok(()) => Ok(Stored::Done),
-        Err(Undone::Because(stored)) => Ok(stored),
-        Err(Undone::Failed(error)) => Err(error),
-    }
+    ended(database.write(write).await)
 }
 
-/// Stores the answer to a request that changed nothing and rests on no answer of the gate; false
-/// when somebody else was first with the same request id.
-pub(crate) async fn store_answer(
+/// Stores an effect that needs no answer of the gate, and the answer to the caller under its request
+/// id, in one transaction. `effect` says whether its row was still as it was read.
+pub(crate) async fn store_ungated(
     database: &Database,
     clock: &Clock,
     key: RequestKey,
     response: Vec<u8>,
-) -> Result<bool, Error> {
+    effect: impl FnOnce(&mut Connection) -> Result<bool, Error> + Send + 'static,
+) -> Result<Stored, Error> {
     let now = clock.now();
-    database
-        .write(move |connection: &mut Connection| request_answered(connection, &key, &response, now))
-        .await
+    let write = move |connection: &mut Connection| once(connection, &key, &response, now, effect);
+    ended(database.write(write).await)
+}
+
+fn once(
+    connection: &mut Connection,
+    key: &RequestKey,
+    response: &[u8],
+    now: Time,
+    effect: impl FnOnce(&mut Connection) -> Result<bool, Error>,
+) -> Result<(), Undone> {
+    if !request_answered(connection, key, response, now)? {
+        return Err(Undone::Because(Stored::SeenBefore));
+    }
+    if !effect(connection)? {
+        return Err(Undone::Because(Stored::LostRace));
+    }
+    Ok(())
+}
+
+fn ended(written: Result<(), Undone>) -> Result<Stored, Error> {
+    match written {
+        Ok(()) => Ok(Stored::Done),
+        Err(Undone::Because(stored)) => Ok(stored),
+        Err(Undone::Failed(error)) => Err(error),
+    }
 }
 
 /// Takes the customer's fence, unless a withdrawal newer than the answer was applied. Transactions

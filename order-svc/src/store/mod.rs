@@ -15,6 +15,7 @@ use chrono::NaiveDateTime;
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use uuid::Uuid;
 
+use crate::rules::Time;
 use crate::rules::gate::{Decision, Permit, Rule};
 
 /// The schema, for both databases.
@@ -90,6 +91,11 @@ fn permit_row(permit: &Permit) -> Result<PermitRow, Error> {
         permit.revision,
         permit.evaluated_at.naive_utc(),
     ))
+}
+
+/// The same columns where the gate was not asked.
+fn no_permit_row(at: Time) -> PermitRow {
+    (String::new(), String::new(), String::new(), 0, at.naive_utc())
 }
 
 fn read_permit(table: &'static str, key: &str, row: PermitRow) -> Result<Permit, Error> {

@@ -53,6 +53,7 @@ diesel::table! {
         term_end -> Nullable<Timestamp>,
         answer_revision -> BigInt,
         version -> BigInt,
+        due_at -> Nullable<Timestamp>,
     }
 }
 
@@ -71,6 +72,50 @@ diesel::table! {
         gate_evidence -> Text,
         gate_revision -> BigInt,
         gate_evaluated_at -> Timestamp,
+        reason -> Text,
+        event_revision -> BigInt,
+        term_number -> Integer,
+    }
+}
+
+diesel::table! {
+    follower (id) {
+        id -> Integer,
+        revision -> BigInt,
+    }
+}
+
+diesel::table! {
+    withdrawal (revision) {
+        revision -> BigInt,
+        customer_id -> Text,
+        kind -> Text,
+        acceptance_id -> Text,
+        partner_id -> Text,
+        withdrawn_at -> Timestamp,
+        applied_at -> Timestamp,
+        cancelled -> Integer,
+        stayed -> Integer,
+    }
+}
+
+diesel::table! {
+    withdrawal_partner (partner_id, revision) {
+        partner_id -> Text,
+        revision -> BigInt,
+        is_uncovered -> Bool,
+        cancelled -> Integer,
+        stayed -> Integer,
+    }
+}
+
+diesel::table! {
+    withdrawal_effect (revision, subscription_id) {
+        revision -> BigInt,
+        subscription_id -> Text,
+        payer_id -> Text,
+        reseller_id -> Text,
+        outcome -> Text,
     }
 }
 

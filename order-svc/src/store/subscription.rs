@@ -8,11 +8,12 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::schema::{subscription, subscription_change};
-use super::{Side, Slice, Viewer, permit_row, read_permit};
+use super::{Side, Slice, Viewer, no_permit_row, permit_row, read_permit};
 use crate::rules::offer::Term;
-use crate::rules::subscription::{Change, ChangeKind, State, Subscription};
+use crate::rules::subscription::{Cause, Change, ChangeKind, State, Subscription};
 
-#[derive(Queryable)]
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = subscription)]
 struct Row {
     id: String,
     order_id: String,
@@ -56,7 +57,8 @@ impl Row {
     }
 }
 
-#[derive(Queryable)]
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = subscription_change)]
 struct ChangeRow {
     subscription_id: String,
     number: i32,
@@ -71,6 +73,9 @@ struct ChangeRow {
     gate_evidence: String,
     gate_revision: i64,
     gate_evaluated_at: NaiveDateTime,
+    reason: String,
+    event_revision: i64,
+    term_number: i32,
 }
 
 impl ChangeRow {
@@ -83,15 +88,26 @@ impl ChangeRow {
             self.gate_revision,
             self.gate_evaluated_at,
         );
+        let revision = self.event_revision;
+        let cause = match self.reason.as_str() {
+            "REQUESTED" => Cause::Requested {
+                tenant_id: at(table, id).parse("actor_tenant", &self.actor_tenant)?,
+                user_id: at(table, id).parse("actor", &self.actor)?,
+            },
+            "TERM_ENDED" => Cause::TermEnded,
+            "AGREEMENT_WITHDRAWN" => Cause::AgreementWithdrawn { revision },
+            "RELATIONSHIP_ENDED" => Cause::RelationshipEnded { revision },
+            _ => return Err(at(table, id).corrupt("reason")),
+        };
         Ok(Change {
             number: self.number.into(),
             kind: at(table, id).named("kind", ChangeKind::from_name(&self.kind))?,
             changed_at: utc(self.changed_at),
-            actor_tenant: at(table, id).parse("actor_tenant", &self.actor_tenant)?,
-            actor: at(table, id).parse("actor", &self.actor)?,
+            cause,
             quantity_before: at(table, id).count("quantity_before", self.quantity_before)?,
             quantity_after: at(table, id).count("quantity_after", self.quantity_after)?,
-            permit: read_permit(table, id, gate)?,
+            term_number: at(table, id).count("term_number", self.term_number)?,
+            permit: (!gate.0.is_empty()).then(|| read_permit(table, id, gate)).transpose()?,
         })
     }
 }
@@ -117,6 +133,7 @@ pub(crate) fn subscriptions_insert(connection: &mut Connection, new: &[Subscript
                 subscription::term_end.eq(new.term_end.map(|at| at.naive_utc())),
                 subscription::answer_revision.eq(new.answer_revision),
                 subscription::version.eq(new.version),
+                subscription::due_at.eq(new.due_at().map(|at| at.naive_utc())),
             )
         })
         .collect();
@@ -124,8 +141,8 @@ pub(crate) fn subscriptions_insert(connection: &mut Connection, new: &[Subscript
     Ok(())
 }
 
-/// Stores the changed seats if the row is still at `version`; false when it is not.
-pub(crate) fn subscription_set_seats(
+/// Stores a changed subscription if the row is still at `version`; false when it is not.
+pub(crate) fn subscription_update(
     connection: &mut Connection,
     changed: &Subscription,
     version: i64,
@@ -138,8 +155,13 @@ pub(crate) fn subscription_set_seats(
         )
         .set((
             subscription::quantity.eq(i64::from(changed.quantity)),
+            subscription::state.eq(changed.state.name()),
+            subscription::auto_renew.eq(changed.auto_renew),
+            subscription::term_number.eq(i32::try_from(changed.term_number).unwrap_or(i32::MAX)),
+            subscription::term_end.eq(changed.term_end.map(|at| at.naive_utc())),
             subscription::answer_revision.eq(changed.answer_revision),
             subscription::version.eq(changed.version),
+            subscription::due_at.eq(changed.due_at().map(|at| at.naive_utc())),
         ))
         .execute(c)
     })?;
@@ -150,7 +172,18 @@ pub(crate) fn subscription_set_seats(
 pub(crate) fn changes_insert(connection: &mut Connection, changes: &[(Uuid, Change)]) -> Result<(), Error> {
     let mut rows = vec![];
     for (id, change) in changes {
-        let (decision, rule, evidence, revision, evaluated_at) = permit_row(&change.permit)?;
+        let gate = match &change.permit {
+            Some(permit) => permit_row(permit)?,
+            None => no_permit_row(change.changed_at),
+        };
+        let (decision, rule, evidence, revision, evaluated_at) = gate;
+        let (reason, actor, event_revision) = match change.cause {
+            Cause::Requested { tenant_id, user_id } => ("REQUESTED", Some((tenant_id, user_id)), 0),
+            Cause::TermEnded => ("TERM_ENDED", None, 0),
+            Cause::AgreementWithdrawn { revision } => ("AGREEMENT_WITHDRAWN", None, revision),
+            Cause::RelationshipEnded { revision } => ("RELATIONSHIP_ENDED", None, revision),
+        };
+        let (actor_tenant, actor) = actor.unzip();
         let number = i32::try_from(change.number)
             .map_err(|_| at("subscription", &id.to_string()).corrupt("version"))?;
         rows.push((
@@ -158,8 +191,8 @@ pub(crate) fn changes_insert(connection: &mut Connection, changes: &[(Uuid, Chan
             subscription_change::number.eq(number),
             subscription_change::kind.eq(change.kind.name()),
             subscription_change::changed_at.eq(change.changed_at.naive_utc()),
-            subscription_change::actor_tenant.eq(change.actor_tenant.to_string()),
-            subscription_change::actor.eq(change.actor.to_string()),
+            subscription_change::actor_tenant.eq(id_or_empty(actor_tenant)),
+            subscription_change::actor.eq(id_or_empty(actor)),
             subscription_change::quantity_before.eq(i64::from(change.quantity_before)),
             subscription_change::quantity_after.eq(i64::from(change.quantity_after)),
             subscription_change::gate_decision.eq(decision),
@@ -167,6 +200,9 @@ pub(crate) fn changes_insert(connection: &mut Connection, changes: &[(Uuid, Chan
             subscription_change::gate_evidence.eq(evidence),
             subscription_change::gate_revision.eq(revision),
             subscription_change::gate_evaluated_at.eq(evaluated_at),
+            subscription_change::reason.eq(reason),
+            subscription_change::event_revision.eq(event_revision),
+            subscription_change::term_number.eq(i32::try_from(change.term_number).unwrap_or(i32::MAX)),
         ));
     }
     query!(connection, c => diesel::insert_into(subscription_change::table).values(&rows).execute(c))?;
@@ -178,8 +214,9 @@ pub(crate) fn subscription_find(
     viewer: Viewer,
     id: Uuid,
 ) -> Result<Option<Subscription>, Error> {
-    let row: Option<Row> =
-        query!(connection, c => subscription::table.find(id.to_string()).first(c).optional())?;
+    let row: Option<Row> = query!(connection, c => {
+        subscription::table.find(id.to_string()).select(Row::as_select()).first(c).optional()
+    })?;
     row.filter(|row| viewer.sees(&row.payer_id, &row.reseller_id)).map(Row::read).transpose()
 }
 
@@ -193,6 +230,7 @@ pub(crate) fn subscription_list(
                 .filter(subscription::id.gt(slice.after.as_deref().unwrap_or_default()))
                 .order(subscription::id)
                 .limit(slice.limit)
+                .select(Row::as_select())
                 .into_boxed();
             match side {
                 Side::Anyone => {}
@@ -222,6 +260,7 @@ pub(crate) fn change_list(
             .filter(subscription_change::number.gt(after))
             .order(subscription_change::number)
             .limit(limit)
+            .select(ChangeRow::as_select())
             .load(c)
     })?;
     rows.into_iter().map(ChangeRow::read).collect()

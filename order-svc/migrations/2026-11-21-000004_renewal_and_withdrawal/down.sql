@@ -1,0 +1,10 @@
+DROP TABLE withdrawal_effect;
+DROP TABLE withdrawal_partner;
+DROP TABLE withdrawal;
+DROP TABLE follower;
+ALTER TABLE subscription_change DROP COLUMN term_number;
+ALTER TABLE subscription_change DROP COLUMN event_revision;
+ALTER TABLE subscription_change DROP COLUMN reason;
+DROP INDEX subscription_due;
+ALTER TABLE subscription DROP COLUMN due_at;
+DROP INDEX request_by_age;
