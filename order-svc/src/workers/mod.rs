@@ -1,3 +1,4 @@
 //! What runs without being asked.
 
+pub(crate) mod follower;
 pub(crate) mod reporter;

@@ -17,3 +17,4 @@ mod mail;
 mod samples;
 mod stories;
 mod tidy;
+mod withdrawals;
