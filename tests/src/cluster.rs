@@ -177,12 +177,17 @@ impl Cluster {
         self.run_agreements(listener).await
     }
 
-    /// Stops order-svc and starts it again on its old address and state.
+    /// Stops order-svc as a first signal would, and waits until it is gone.
+    pub fn stop_orders(&mut self) {
+        drop(self.orders.stop());
+    }
+
+    /// Starts order-svc again on its old address and state, after stopping it if it runs.
     ///
     /// # Errors
     /// Why it does not start.
     pub async fn restart_orders(&mut self) -> Result<(), String> {
-        drop(self.orders.stop());
+        self.stop_orders();
         let listener = listen(self.orders.address.port())?;
         self.run_orders(listener).await
     }
