@@ -12,6 +12,7 @@ use diesel::connection::SimpleConnection;
 use diesel::{Connection, PgConnection, SqliteConnection};
 use order_svc::config as order_config;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
@@ -90,6 +91,8 @@ pub struct Cluster {
     agreements: Service,
     replica: Option<Service>,
     orders: Service,
+    /// Where order-svc's metrics are, once it has been started.
+    metrics: Option<SocketAddr>,
     state: State,
 }
 
@@ -118,7 +121,8 @@ impl Cluster {
         let mut state = State::new()?;
         let agreements = Service::new(setup.agreement_port, state.database(setup.backend, "agreements")?)?;
         let orders = Service::new(setup.order_port, state.database(setup.backend, "orders")?)?;
-        let mut cluster = Self { setup, agreements: agreements.0, replica: None, orders: orders.0, state };
+        let mut cluster =
+            Self { setup, agreements: agreements.0, replica: None, orders: orders.0, metrics: None, state };
         if cluster.setup.agreements_at.is_none() {
             cluster.run_agreements(agreements.1).await?;
         }
@@ -161,6 +165,15 @@ impl Cluster {
     #[must_use]
     pub fn orders_address(&self) -> SocketAddr {
         self.orders.address
+    }
+
+    /// What order-svc says of itself in numbers.
+    ///
+    /// # Errors
+    /// Why it cannot be fetched.
+    pub async fn orders_metrics(&self) -> Result<String, String> {
+        let address = self.metrics.ok_or("order-svc was not started")?;
+        fetch(address).await.map_err(|error| error.to_string())
     }
 
     /// Stops agreement-svc as a first signal would, and waits until it is gone.
@@ -290,12 +303,16 @@ impl Cluster {
             agreements: self.setup.agreements_at.clone().unwrap_or(own),
             gate_deadline_ms: self.setup.gate_deadline_ms,
             auth: Auth::Insecure,
+            metrics_listen: None,
             offers: None,
             worker_threads: self.setup.worker_threads,
         };
         let clock = self.setup.clock.clone();
-        self.orders.run(self.setup.worker_threads, listener, move |listener, stop| {
-            order_svc::serve(config, clock, listener, stop)
+        let metrics = listen(0)?;
+        self.metrics = Some(metrics.local_addr().map_err(|error| error.to_string())?);
+        self.orders.run(self.setup.worker_threads, listener, async move |calls, stop| {
+            let metrics = Some(tokio::net::TcpListener::from_std(metrics)?);
+            order_svc::serve(config, clock, order_svc::Listeners { calls, metrics }, stop).await
         });
         self.orders.wait_until_serving().await
     }
@@ -393,6 +410,14 @@ impl Service {
         drop(stop);
         thread.join().unwrap_or_else(|_| Err("the service panicked".into()))
     }
+}
+
+async fn fetch(address: SocketAddr) -> std::io::Result<String> {
+    let mut connection = tokio::net::TcpStream::connect(address).await?;
+    connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+    let mut text = String::new();
+    connection.read_to_string(&mut text).await?;
+    Ok(text)
 }
 
 type StopSignal = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;

@@ -2,15 +2,16 @@
 
 use proto::order::{
     ChangeSeatsRequest, CreateOrderRequest, GetOfferRequest, GetOrderRequest, GetSubscriptionRequest,
-    ListOffersRequest, ListOrdersRequest, ListSubscriptionChangesRequest, ListSubscriptionsRequest,
-    NewOrderLine,
+    GetWithdrawalReportRequest, ListOffersRequest, ListOrdersRequest, ListSubscriptionChangesRequest,
+    ListSubscriptionsRequest, ListWithdrawalReportsRequest, NewOrderLine,
 };
 use tests::world::{self, DIRECT, OFFICE, PROVIDER, RESELLER, RIGHTS_MANAGEMENT};
 
 use super::{
-    CHANGE_SEATS, COUNTRIES, CREATE_ORDER, Existing, GET_OFFER, GET_ORDER, GET_SUBSCRIPTION, LIST_OFFERS,
-    LIST_ORDERS, LIST_SUBSCRIPTION_CHANGES, LIST_SUBSCRIPTIONS, PAGE_SIZES, PAGE_TOKENS, Table, given_id,
-    given_text, id, pick, pick_given, seats, text,
+    CHANGE_SEATS, COUNTRIES, CREATE_ORDER, Existing, GET_OFFER, GET_ORDER, GET_SUBSCRIPTION,
+    GET_WITHDRAWAL_REPORT, LIST_OFFERS, LIST_ORDERS, LIST_SUBSCRIPTION_CHANGES, LIST_SUBSCRIPTIONS,
+    LIST_WITHDRAWAL_REPORTS, PAGE_SIZES, PAGE_TOKENS, Table, given_id, given_text, id, pick, pick_given,
+    seats, text,
 };
 
 impl Existing {
@@ -143,5 +144,21 @@ impl Existing {
             let request = seats(&self.subscription, quantity);
             table.bad(CHANGE_SEATS, &format!("{quantity} seats"), direct, &["quantity"], &request);
         }
+    }
+
+    pub(super) fn withdrawals(&self, table: &mut Table) {
+        let direct = &self.direct;
+        let fields = ["revision", "page_size", "page_token"];
+        table.all_bad(GET_WITHDRAWAL_REPORT, direct, &fields, |n| GetWithdrawalReportRequest {
+            revision: pick(&[0, -1, i64::MIN], n),
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
+        let fields = ["customer_id", "page_size", "page_token"];
+        table.all_bad(LIST_WITHDRAWAL_REPORTS, direct, &fields, |n| ListWithdrawalReportsRequest {
+            customer_id: given_id(n),
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
     }
 }
