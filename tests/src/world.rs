@@ -9,7 +9,7 @@ use proto::agreement::{
     CreateCustomerRequest, CreateInvitationRequest, Invitation, InvitationKind, LinkResellerRequest,
     PartnerKind, RegisterPartnerRequest, SignAgreementRequest, Signature,
 };
-use proto::order::{CreateOrderRequest, CreateOrderResponse, NewOrderLine};
+use proto::order::{CreateOrderRequest, CreateOrderResponse, InlineAttestation, NewOrderLine};
 use proto::types::{Cloud, Contact};
 use tonic::Status;
 use uuid::{Uuid, uuid};
@@ -246,6 +246,17 @@ pub fn new_order(
         reseller_id: String::new(),
         lines: vec![NewOrderLine { offer_id: offer_id.into(), quantity, friendly_name: String::new() }],
         validate_only: false,
+        attestation: None,
+    }
+}
+
+/// That the usual contact accepted the Customer Agreement, as an order carries it.
+#[must_use]
+pub fn inline_attestation(agreed_at: Time) -> InlineAttestation {
+    InlineAttestation {
+        template_id: CUSTOMER_AGREEMENT.into(),
+        contact: Some(contact()),
+        agreed_at: Some(timestamp(agreed_at)),
     }
 }
 

@@ -10,7 +10,7 @@ use proto::agreement::event_service_client::EventServiceClient;
 use proto::agreement::watch_events_response::Item;
 use uuid::Uuid;
 
-use super::Agreements;
+use super::{Agreements, request_as, service};
 use crate::rules::Time;
 use crate::rules::gate::EvidenceKind;
 use crate::rules::withdrawal::{Moment, News, Parting, Withdrawal};
@@ -36,7 +36,7 @@ impl Agreements {
     /// Why it cannot be followed, for the log.
     pub(crate) async fn follow(&self, after_revision: i64) -> Result<History, String> {
         let call_id = new_id(self.clock.now()).to_string();
-        let request = self.own_request(wire::WatchEventsRequest { after_revision }, &call_id);
+        let request = request_as(&service(), wire::WatchEventsRequest { after_revision }, &call_id);
         let mut client = EventServiceClient::new(self.channel.clone());
         let stream = tokio::time::timeout(SILENCE_MAX, client.watch_events(request));
         let stream = stream.await.map_err(|_| silent())?.map_err(|status| status.to_string())?.into_inner();

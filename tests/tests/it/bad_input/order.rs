@@ -1,17 +1,20 @@
 //! Rows of order-svc's calls.
 
+use chassis::clock::Clock;
+use chrono::Duration;
 use proto::order::{
     ChangeSeatsRequest, CreateOrderRequest, GetOfferRequest, GetOrderRequest, GetSubscriptionRequest,
-    GetWithdrawalReportRequest, ListOffersRequest, ListOrdersRequest, ListSubscriptionChangesRequest,
-    ListSubscriptionsRequest, ListWithdrawalReportsRequest, NewOrderLine,
+    GetWithdrawalReportRequest, InlineAttestation, ListOffersRequest, ListOrdersRequest,
+    ListSubscriptionChangesRequest, ListSubscriptionsRequest, ListWithdrawalReportsRequest, NewOrderLine,
 };
+use proto::types::Contact;
 use tests::world::{self, DIRECT, OFFICE, PROVIDER, RESELLER, RIGHTS_MANAGEMENT};
 
 use super::{
     CHANGE_SEATS, COUNTRIES, CREATE_ORDER, Existing, GET_OFFER, GET_ORDER, GET_SUBSCRIPTION,
     GET_WITHDRAWAL_REPORT, LIST_OFFERS, LIST_ORDERS, LIST_SUBSCRIPTION_CHANGES, LIST_SUBSCRIPTIONS,
-    LIST_WITHDRAWAL_REPORTS, PAGE_SIZES, PAGE_TOKENS, Table, given_id, given_text, id, pick, pick_given,
-    seats, text,
+    LIST_WITHDRAWAL_REPORTS, PAGE_SIZES, PAGE_TOKENS, TIMES, Table, contact, given_id, given_text, id, pick,
+    pick_given, seats, text,
 };
 
 impl Existing {
@@ -37,6 +40,12 @@ impl Existing {
             "lines[0].quantity",
             "lines[0].friendly_name",
             "lines[2].offer_id",
+            "attestation.template_id",
+            "attestation.contact.first_name",
+            "attestation.contact.last_name",
+            "attestation.contact.email",
+            "attestation.contact.phone",
+            "attestation.agreed_at",
         ];
         let line = |offer: &str, quantity| NewOrderLine {
             offer_id: offer.into(),
@@ -55,14 +64,50 @@ impl Existing {
                 line(&text(n + 1, 100), 1),
             ],
             validate_only: n % 2 == 0,
+            // Whether it is an e-mail address, and not in the future, is looked at once all this is right.
+            attestation: Some(InlineAttestation {
+                template_id: id(n),
+                contact: contact(n).map(|contact| Contact { email: text(n, 254), ..contact }),
+                agreed_at: pick(&[&[None], &TIMES.map(Some)[..]].concat(), n),
+            }),
         });
         let order = |lines| CreateOrderRequest {
             lines,
             ..world::new_order(&self.customer.customer_id, None, OFFICE, 1)
         };
         let (direct_id, other) = (DIRECT.to_string(), PROVIDER.to_string());
+        let now = Clock::system().now();
+        let attested = |attestation| CreateOrderRequest {
+            customer_id: self.other_customer.clone(),
+            attestation: Some(attestation),
+            ..order(vec![line(OFFICE, 1)])
+        };
+        let all = [
+            "attestation.template_id",
+            "attestation.contact.first_name",
+            "attestation.contact.last_name",
+            "attestation.contact.email",
+            "attestation.agreed_at",
+        ];
         for (about, bad, request) in [
-            ("no line", &["lines"][..], order(vec![])),
+            ("an empty attestation", &all[..], attested(InlineAttestation::default())),
+            (
+                "a stranger's e-mail address, and a date to come",
+                &["attestation.contact.email", "attestation.agreed_at"],
+                attested(InlineAttestation {
+                    contact: Some(Contact { email: "tania@contoso".into(), ..world::contact() }),
+                    ..world::inline_attestation(now + Duration::hours(1))
+                }),
+            ),
+            (
+                "an attestation beside a bad line",
+                &["lines[0].quantity"],
+                CreateOrderRequest {
+                    lines: vec![line(OFFICE, 301)],
+                    ..attested(world::inline_attestation(now))
+                },
+            ),
+            ("no line", &["lines"], order(vec![])),
             ("101 lines", &["lines"], order(vec![line(OFFICE, 1); 101])),
             (
                 "lines out of bounds, unknown and not sold there",
