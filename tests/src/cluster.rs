@@ -7,9 +7,10 @@ use std::thread::JoinHandle;
 use agreement_svc::config as agreement_config;
 use chassis::auth::{Auth, Caller};
 use chassis::clock::Clock;
-use chassis::database::Url;
+use chassis::database::{Connection, Url};
+use chassis::query;
 use diesel::connection::SimpleConnection;
-use diesel::{Connection, PgConnection, SqliteConnection};
+use diesel::{Connection as _, PgConnection, SqliteConnection};
 use order_svc::config as order_config;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -96,8 +97,8 @@ pub struct Cluster {
     state: State,
 }
 
-/// Where a cluster's state is, to be removed with it.
-struct State {
+/// Where the services' state is. Dropping it removes it.
+pub(crate) struct State {
     folder: TempDir,
     schemas: Vec<String>,
 }
@@ -323,17 +324,27 @@ impl Drop for Cluster {
         drop(self.orders.stop());
         drop(self.replica.as_mut().map(Service::stop));
         drop(self.agreements.stop());
-        self.state.remove_schemas();
     }
 }
 
 impl State {
-    fn new() -> Result<Self, String> {
+    pub(crate) fn new() -> Result<Self, String> {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
         Ok(Self { folder, schemas: vec![] })
     }
 
-    fn database(&mut self, backend: Backend, name: &str) -> Result<Url, String> {
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Leaves the folder behind for whoever has to find out what went wrong.
+    pub(crate) fn leave_folder(&mut self) -> PathBuf {
+        self.folder.disable_cleanup(true);
+        self.folder.path().to_owned()
+    }
+
+    /// The URL of an empty database.
+    pub(crate) fn database(&mut self, backend: Backend, name: &str) -> Result<Url, String> {
         match backend {
             Backend::Sqlite => sqlite(&self.folder.path().join(format!("{name}.sqlite"))),
             Backend::Postgres => {
@@ -347,9 +358,11 @@ impl State {
             }
         }
     }
+}
 
+impl Drop for State {
     #[expect(clippy::print_stderr, reason = "nothing else can be done about it while dropping")]
-    fn remove_schemas(&mut self) {
+    fn drop(&mut self) {
         let Some(Ok(base)) = postgres_url().map(|url| url.parse()) else { return };
         for schema in self.schemas.drain(..) {
             if let Err(error) = behind(&base, &format!("DROP SCHEMA {schema} CASCADE")) {
@@ -422,7 +435,7 @@ async fn fetch(address: SocketAddr) -> std::io::Result<String> {
 
 type StopSignal = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
-fn lazy(address: SocketAddr) -> Channel {
+pub(crate) fn lazy(address: SocketAddr) -> Channel {
     match Endpoint::from_shared(format!("http://{address}")) {
         Ok(endpoint) => endpoint.connect_lazy(),
         Err(error) => panic!("{address} is no address: {error}"),
@@ -443,20 +456,28 @@ pub fn sqlite(path: &Path) -> Result<Url, String> {
     format!("sqlite:{}", path.display()).parse()
 }
 
+/// Connects to a database without any service.
+///
+/// # Errors
+/// The database's.
+pub fn connect(database: &Url) -> Result<Connection, String> {
+    let connected = match database {
+        Url::Sqlite(path) => SqliteConnection::establish(&path.to_string_lossy()).map(Connection::Sqlite),
+        Url::Postgres(url) => PgConnection::establish(url).map(Connection::Postgres),
+    };
+    let mut connection = connected.map_err(|error| error.to_string())?;
+    if let Connection::Sqlite(c) = &mut connection {
+        c.batch_execute("PRAGMA busy_timeout = 5000").map_err(|error| error.to_string())?;
+    }
+    Ok(connection)
+}
+
 /// Runs SQL on a database without any service.
 ///
 /// # Errors
 /// The database's.
 pub fn behind(database: &Url, sql: &str) -> Result<(), String> {
-    let run = match database {
-        Url::Sqlite(path) => SqliteConnection::establish(&path.to_string_lossy())
-            .map_err(|error| error.to_string())?
-            .batch_execute(&format!("PRAGMA busy_timeout = 5000; {sql}")),
-        Url::Postgres(url) => {
-            PgConnection::establish(url).map_err(|error| error.to_string())?.batch_execute(sql)
-        }
-    };
-    run.map_err(|error| error.to_string())
+    query!(&mut connect(database)?, c => c.batch_execute(sql)).map_err(|error| error.to_string())
 }
 
 fn rand_u128() -> u128 {

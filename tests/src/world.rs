@@ -80,13 +80,20 @@ pub fn request_id() -> String {
 /// # Errors
 /// The refusal.
 pub async fn register_partners(cluster: &Cluster) -> Result<(), Status> {
-    let operator = cluster.as_caller(operator());
+    register_partners_as(&cluster.as_caller(operator())).await
+}
+
+/// The same, for an operator of whatever serves.
+///
+/// # Errors
+/// The refusal.
+pub async fn register_partners_as(operator: &As) -> Result<(), Status> {
     for (partner, name, kind) in [
         (DIRECT, "Northwind Direct", PartnerKind::DirectBill),
         (PROVIDER, "Fabrikam Distribution", PartnerKind::IndirectProvider),
         (RESELLER, "Adventure Works Reselling", PartnerKind::IndirectReseller),
     ] {
-        register_partner(&operator, partner, name, kind, Cloud::Public).await?;
+        register_partner(operator, partner, name, kind, Cloud::Public).await?;
     }
     let link = LinkResellerRequest {
         request_id: request_id(),

@@ -13,6 +13,7 @@ mod fail_closed;
 mod gate;
 mod history;
 mod import;
+mod kill;
 mod mail;
 mod orders;
 mod samples;
