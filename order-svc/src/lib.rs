@@ -21,8 +21,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chassis::clock::Clock;
+use chassis::clock::{Clock, Time};
 use chassis::database::{Database, Writes};
+use chassis::request;
 use chassis::server::{self, MESSAGE_BYTES_MAX, Options};
 use proto::order::offer_service_server::OfferServiceServer;
 use proto::order::order_service_server::OrderServiceServer;
@@ -35,7 +36,7 @@ use agreements::Agreements;
 use api::Api;
 pub use api::access::WHO_MAY;
 use config::{Serve, Storage};
-use workers::reporter;
+use workers::{renewals, reporter};
 
 /// Whatever keeps a command from doing its work, for the person who started it.
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -67,8 +68,14 @@ pub async fn serve(
 
     let (orders, new_orders) = watch::channel(());
     let (stop, stopped) = watch::channel(false);
-    let reporter = reporter::run(database.clone(), clock.clone(), agreements.clone(), new_orders, stopped);
+    let reporter =
+        reporter::run(database.clone(), clock.clone(), agreements.clone(), new_orders, stopped.clone());
     let mut reporter = tokio::spawn(reporter);
+    // TO BE REPLACED by what the follower of agreement-svc's history tells.
+    let (_followed, followed) = watch::channel(Some(Time::MAX_UTC));
+    let renewals = renewals::run(database.clone(), clock.clone(), followed, stopped.clone());
+    let mut renewals = tokio::spawn(renewals);
+    let mut forgetting = tokio::spawn(request::forget(database.clone(), clock.clone(), stopped));
 
     let api = Api { database, clock, catalogue, agreements, orders };
     let mut routes = RoutesBuilder::default();
@@ -86,9 +93,13 @@ pub async fn serve(
     let served = tokio::select! {
         served = server::serve(listener, routes, options, shutdown) => served,
         ended = &mut reporter => return Err(format!("the reporter ended by itself: {ended:?}").into()),
+        ended = &mut renewals => return Err(format!("the renewals ended by themselves: {ended:?}").into()),
+        ended = &mut forgetting => return Err(format!("the forgetting ended by itself: {ended:?}").into()),
     };
     stop.send_replace(true);
     reporter.await?;
+    renewals.await?;
+    forgetting.await?;
     served
 }
 

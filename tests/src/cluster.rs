@@ -39,6 +39,8 @@ pub struct Setup {
     pub agreements_at: Option<String>,
     pub gate_deadline_ms: u64,
     pub document_table: Option<PathBuf>,
+    /// A catalogue of offers to use instead of the one that ships.
+    pub offers: Option<PathBuf>,
     pub worker_threads: u16,
     /// A mail server to use instead of the cluster's mail folder, as `--smtp` names it.
     pub smtp: Option<String>,
@@ -54,6 +56,7 @@ impl Default for Setup {
             agreements_at: None,
             gate_deadline_ms: 4000,
             document_table: None,
+            offers: None,
             worker_threads: 1,
             smtp: None,
         }
@@ -90,6 +93,7 @@ pub struct Cluster {
     agreements: Service,
     replica: Option<Service>,
     orders: Service,
+    orders_replica: Option<Service>,
     state: State,
 }
 
@@ -118,7 +122,14 @@ impl Cluster {
         let mut state = State::new()?;
         let agreements = Service::new(setup.agreement_port, state.database(setup.backend, "agreements")?)?;
         let orders = Service::new(setup.order_port, state.database(setup.backend, "orders")?)?;
-        let mut cluster = Self { setup, agreements: agreements.0, replica: None, orders: orders.0, state };
+        let mut cluster = Self {
+            setup,
+            agreements: agreements.0,
+            replica: None,
+            orders: orders.0,
+            orders_replica: None,
+            state,
+        };
         if cluster.setup.agreements_at.is_none() {
             cluster.run_agreements(agreements.1).await?;
         }
@@ -177,12 +188,17 @@ impl Cluster {
         self.run_agreements(listener).await
     }
 
-    /// Stops order-svc and starts it again on its old address and state.
+    /// Stops order-svc as a first signal would, and waits until it is gone.
+    pub fn stop_orders(&mut self) {
+        drop(self.orders.stop());
+    }
+
+    /// Stops order-svc, if it runs, and starts it again on its old address and state.
     ///
     /// # Errors
     /// Why it does not start.
     pub async fn restart_orders(&mut self) -> Result<(), String> {
-        drop(self.orders.stop());
+        self.stop_orders();
         let listener = listen(self.orders.address.port())?;
         self.run_orders(listener).await
     }
@@ -277,27 +293,39 @@ impl Cluster {
         self.agreements.serve_agreements(config, self.setup.clock.clone(), listener).await
     }
 
+    /// Starts a second order-svc on the state of the first.
+    ///
+    /// # Errors
+    /// Why it does not start.
+    pub async fn start_orders_replica(&mut self) -> Result<(), String> {
+        let (mut replica, listener) = Service::new(0, self.orders.database.clone())?;
+        replica.serve_orders(self.orders_config(), self.setup.clock.clone(), listener).await?;
+        self.orders_replica = Some(replica);
+        Ok(())
+    }
+
     async fn run_orders(&mut self, listener: TcpListener) -> Result<(), String> {
+        let config = self.orders_config();
+        self.orders.serve_orders(config, self.setup.clock.clone(), listener).await
+    }
+
+    fn orders_config(&self) -> order_config::Serve {
         let own = format!("http://{}", self.agreements.address);
-        let config = order_config::Serve {
+        order_config::Serve {
             storage: order_config::Storage { database: self.orders.database.clone(), create: true },
             listen: self.orders.address,
             agreements: self.setup.agreements_at.clone().unwrap_or(own),
             gate_deadline_ms: self.setup.gate_deadline_ms,
             auth: Auth::Insecure,
-            offers: None,
+            offers: self.setup.offers.clone(),
             worker_threads: self.setup.worker_threads,
-        };
-        let clock = self.setup.clock.clone();
-        self.orders.run(self.setup.worker_threads, listener, move |listener, stop| {
-            order_svc::serve(config, clock, listener, stop)
-        });
-        self.orders.wait_until_serving().await
+        }
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        drop(self.orders_replica.as_mut().map(Service::stop));
         drop(self.orders.stop());
         drop(self.replica.as_mut().map(Service::stop));
         drop(self.agreements.stop());
@@ -372,6 +400,18 @@ impl Service {
     ) -> Result<(), String> {
         self.run(config.worker_threads, listener, move |listener, stop| {
             agreement_svc::serve(config, clock, listener, stop)
+        });
+        self.wait_until_serving().await
+    }
+
+    async fn serve_orders(
+        &mut self,
+        config: order_config::Serve,
+        clock: Clock,
+        listener: TcpListener,
+    ) -> Result<(), String> {
+        self.run(config.worker_threads, listener, move |listener, stop| {
+            order_svc::serve(config, clock, listener, stop)
         });
         self.wait_until_serving().await
     }

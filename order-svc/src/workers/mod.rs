@@ -1,3 +1,4 @@
 //! What runs without being asked.
 
+pub(crate) mod renewals;
 pub(crate) mod reporter;

@@ -1,16 +1,18 @@
 //! Rows of order-svc's calls.
 
 use proto::order::{
-    ChangeSeatsRequest, CreateOrderRequest, GetOfferRequest, GetOrderRequest, GetSubscriptionRequest,
-    ListOffersRequest, ListOrdersRequest, ListSubscriptionChangesRequest, ListSubscriptionsRequest,
-    NewOrderLine,
+    CancelSubscriptionRequest, ChangeSeatsRequest, CreateOrderRequest, GetOfferRequest, GetOrderRequest,
+    GetSubscriptionRequest, ListOffersRequest, ListOrdersRequest, ListSubscriptionChangesRequest,
+    ListSubscriptionsRequest, NewOrderLine, RenewSubscriptionRequest, ResumeSubscriptionRequest,
+    SetAutoRenewRequest, SuspendSubscriptionRequest,
 };
 use tests::world::{self, DIRECT, OFFICE, PROVIDER, RESELLER, RIGHTS_MANAGEMENT};
 
 use super::{
-    CHANGE_SEATS, COUNTRIES, CREATE_ORDER, Existing, GET_OFFER, GET_ORDER, GET_SUBSCRIPTION, LIST_OFFERS,
-    LIST_ORDERS, LIST_SUBSCRIPTION_CHANGES, LIST_SUBSCRIPTIONS, PAGE_SIZES, PAGE_TOKENS, Table, given_id,
-    given_text, id, pick, pick_given, seats, text,
+    CANCEL_SUBSCRIPTION, CHANGE_SEATS, COUNTRIES, CREATE_ORDER, Existing, GET_OFFER, GET_ORDER,
+    GET_SUBSCRIPTION, LIST_OFFERS, LIST_ORDERS, LIST_SUBSCRIPTION_CHANGES, LIST_SUBSCRIPTIONS, PAGE_SIZES,
+    PAGE_TOKENS, RENEW_SUBSCRIPTION, RESUME_SUBSCRIPTION, SET_AUTO_RENEW, SUSPEND_SUBSCRIPTION, Table,
+    given_id, given_text, id, pick, pick_given, seats, text,
 };
 
 impl Existing {
@@ -143,5 +145,33 @@ impl Existing {
             let request = seats(&self.subscription, quantity);
             table.bad(CHANGE_SEATS, &format!("{quantity} seats"), direct, &["quantity"], &request);
         }
+        let fields = ["request_id", "subscription_id", "etag"];
+        table.all_bad(RENEW_SUBSCRIPTION, direct, &fields, |n| RenewSubscriptionRequest {
+            request_id: id(n),
+            subscription_id: id(n + 1),
+            etag: text(n, 50),
+            validate_only: n % 2 == 0,
+        });
+        table.all_bad(SET_AUTO_RENEW, direct, &fields, |n| SetAutoRenewRequest {
+            request_id: id(n),
+            subscription_id: id(n + 1),
+            auto_renew: n % 2 == 0,
+            etag: text(n, 50),
+        });
+        table.all_bad(SUSPEND_SUBSCRIPTION, direct, &fields, |n| SuspendSubscriptionRequest {
+            request_id: id(n),
+            subscription_id: id(n + 1),
+            etag: text(n, 50),
+        });
+        table.all_bad(RESUME_SUBSCRIPTION, direct, &fields, |n| ResumeSubscriptionRequest {
+            request_id: id(n),
+            subscription_id: id(n + 1),
+            etag: text(n, 50),
+        });
+        table.all_bad(CANCEL_SUBSCRIPTION, direct, &fields, |n| CancelSubscriptionRequest {
+            request_id: id(n),
+            subscription_id: id(n + 1),
+            etag: text(n, 50),
+        });
     }
 }
