@@ -16,4 +16,5 @@ mod import;
 mod mail;
 mod samples;
 mod stories;
+mod subscriptions;
 mod tidy;
