@@ -26,7 +26,7 @@ use tempfile::TempDir;
 use tests::clients::bad_fields_of;
 use tests::world::{self, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT};
 use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
 
 /// One offer of each term and kind, with the term as its id where that says enough.
 const OFFERS: &str = r#"{"offers": [
@@ -879,12 +879,12 @@ async fn a_first_answer_is_given_again_for_thirty_days_and_then_its_request_id_i
         let start = time("2026-01-31T12:00:00Z");
         let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
         let place = async |world: &World, order: &CreateOrderRequest| {
-            world.direct.orders().create_order(order.clone()).await.map(|placed| placed.into_inner())
+            world.direct.orders().create_order(order.clone()).await.map(Response::into_inner)
         };
         let create = async |world: &World, name: &str, request_id: &str| {
             let new = world::new_customer(name, "FR", None);
             let new = proto::agreement::CreateCustomerRequest { request_id: request_id.into(), ..new };
-            world.direct.customers().create_customer(new).await.map(|created| created.into_inner())
+            world.direct.customers().create_customer(new).await.map(Response::into_inner)
         };
         let (old_order, order) = (world.new_order("YEAR", 1), world.new_order("YEAR", 1));
         let (old_id, id) = (world::request_id(), world::request_id());
