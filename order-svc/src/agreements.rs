@@ -1,6 +1,8 @@
 //! The neighbour: agreement-svc, asked over gRPC. Its answer becomes a fact, or it becomes
 //! "unknown", which is a refusal (I8).
 
+pub(crate) mod history;
+
 use std::time::{Duration, Instant};
 
 use chassis::auth::{Caller, Channel as CallerChannel, Role, TenantKind};
@@ -68,6 +70,7 @@ pub(crate) enum NoAnswer {
 /// The client of agreement-svc. Clones share its connection.
 #[derive(Clone)]
 pub(crate) struct Agreements {
+    channel: Channel,
     gate: EligibilityServiceClient<Channel>,
     deadline: Duration,
     clock: Clock,
@@ -89,7 +92,8 @@ impl Agreements {
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
-        Ok(Self { gate: EligibilityServiceClient::new(endpoint.connect_lazy()), deadline, clock })
+        let channel = endpoint.connect_lazy();
+        Ok(Self { gate: EligibilityServiceClient::new(channel.clone()), channel, deadline, clock })
     }
 
     /// Asks the gate, for no longer than the deadline or the caller's patience, retries included.
@@ -147,6 +151,13 @@ impl Agreements {
     }
 
     fn request<M>(&self, message: M, call_id: &str, deadline: Duration) -> Request<M> {
+        let mut request = self.own_request(message, call_id);
+        request.set_timeout(deadline);
+        request
+    }
+
+    /// A request of order-svc itself, without a deadline.
+    fn own_request<M>(&self, message: M, call_id: &str) -> Request<M> {
         let mut request = Request::new(message);
         let service = Caller {
             tenant_kind: TenantKind::Service,
@@ -159,7 +170,6 @@ impl Agreements {
         if let Ok(call_id) = MetadataValue::try_from(call_id) {
             request.metadata_mut().insert("x-call-id", call_id);
         }
-        request.set_timeout(deadline);
         request
     }
 }

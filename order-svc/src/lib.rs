@@ -1,4 +1,4 @@
-//! order-svc: purchases and seat changes, accepted only on the gate's yes.
+//! order-svc: purchases and changes of subscriptions, accepted only on the gate's yes.
 //!
 //! - [`rules`]: the decisions, pure.
 //! - `store`: the memory; whatever is gated goes through one fenced transaction.
@@ -21,29 +21,36 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chassis::clock::{Clock, Time};
+use chassis::clock::Clock;
 use chassis::database::{Database, Writes};
 use chassis::request;
 use chassis::server::{self, MESSAGE_BYTES_MAX, Options};
 use proto::order::offer_service_server::OfferServiceServer;
 use proto::order::order_service_server::OrderServiceServer;
 use proto::order::subscription_service_server::SubscriptionServiceServer;
+use proto::order::withdrawal_service_server::WithdrawalServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tonic::service::RoutesBuilder;
 
 use agreements::Agreements;
 use api::Api;
 pub use api::access::WHO_MAY;
 use config::{Serve, Storage};
+use workers::follower::{self, Followed};
 use workers::{renewals, reporter};
 
 /// Whatever keeps a command from doing its work, for the person who started it.
 pub type Failure = Box<dyn Error + Send + Sync>;
 
 /// The full names of the gRPC services, as health knows them.
-pub const SERVICES: &[&str] =
-    &["csp.order.v1.OfferService", "csp.order.v1.OrderService", "csp.order.v1.SubscriptionService"];
+pub const SERVICES: &[&str] = &[
+    "csp.order.v1.OfferService",
+    "csp.order.v1.OrderService",
+    "csp.order.v1.SubscriptionService",
+    "csp.order.v1.WithdrawalService",
+];
 
 /// Serves on `listener` until `shutdown` resolves.
 ///
@@ -67,22 +74,33 @@ pub async fn serve(
     };
 
     let (orders, new_orders) = watch::channel(());
+    let (followed, following) = watch::channel(Followed::default());
     let (stop, stopped) = watch::channel(false);
-    let reporter =
-        reporter::run(database.clone(), clock.clone(), agreements.clone(), new_orders, stopped.clone());
-    let mut reporter = tokio::spawn(reporter);
-    // TO BE REPLACED by what the follower of agreement-svc's history tells.
-    let (_followed, followed) = watch::channel(Some(Time::MAX_UTC));
-    let renewals = renewals::run(database.clone(), clock.clone(), followed, stopped.clone());
-    let mut renewals = tokio::spawn(renewals);
-    let mut forgetting = tokio::spawn(request::forget(database.clone(), clock.clone(), stopped));
+    let mut workers = JoinSet::new();
+    workers.spawn(reporter::run(
+        database.clone(),
+        clock.clone(),
+        agreements.clone(),
+        new_orders,
+        stopped.clone(),
+    ));
+    workers.spawn(follower::run(
+        database.clone(),
+        clock.clone(),
+        agreements.clone(),
+        followed,
+        stopped.clone(),
+    ));
+    workers.spawn(renewals::run(database.clone(), clock.clone(), following, stopped.clone()));
+    workers.spawn(request::forget(database.clone(), clock.clone(), stopped));
 
     let api = Api { database, clock, catalogue, agreements, orders };
     let mut routes = RoutesBuilder::default();
     routes
         .add_service(OfferServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(OrderServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(SubscriptionServiceServer::new(api).max_decoding_message_size(MESSAGE_BYTES_MAX));
+        .add_service(SubscriptionServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(WithdrawalServiceServer::new(api).max_decoding_message_size(MESSAGE_BYTES_MAX));
     let options = Options {
         domain: "order-svc",
         auth: config.auth,
@@ -92,14 +110,12 @@ pub async fn serve(
     };
     let served = tokio::select! {
         served = server::serve(listener, routes, options, shutdown) => served,
-        ended = &mut reporter => return Err(format!("the reporter ended by itself: {ended:?}").into()),
-        ended = &mut renewals => return Err(format!("the renewals ended by themselves: {ended:?}").into()),
-        ended = &mut forgetting => return Err(format!("the forgetting ended by itself: {ended:?}").into()),
+        ended = workers.join_next() => return Err(format!("a worker ended by itself: {ended:?}").into()),
     };
     stop.send_replace(true);
-    reporter.await?;
-    renewals.await?;
-    forgetting.await?;
+    while let Some(ended) = workers.join_next().await {
+        ended?;
+    }
     served
 }
 

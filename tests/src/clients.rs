@@ -13,6 +13,7 @@ use proto::agreement::template_service_client::TemplateServiceClient;
 use proto::order::offer_service_client::OfferServiceClient;
 use proto::order::order_service_client::OrderServiceClient;
 use proto::order::subscription_service_client::SubscriptionServiceClient;
+use proto::order::withdrawal_service_client::WithdrawalServiceClient;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel as Wire;
@@ -92,6 +93,11 @@ impl As {
     #[must_use]
     pub fn subscriptions(&self) -> SubscriptionServiceClient<Identified> {
         SubscriptionServiceClient::with_interceptor(self.orders.clone(), self.identity.clone())
+    }
+
+    #[must_use]
+    pub fn withdrawals(&self) -> WithdrawalServiceClient<Identified> {
+        WithdrawalServiceClient::with_interceptor(self.orders.clone(), self.identity.clone())
     }
 }
 

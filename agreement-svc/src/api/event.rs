@@ -4,8 +4,9 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use chassis::auth::{self, TenantKind};
+use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
-use chassis::form::Form;
+use chassis::form::{Form, timestamp};
 use chassis::page::Page;
 use chassis::server::call_id;
 use futures_util::{Stream, StreamExt, stream};
@@ -93,6 +94,7 @@ impl EventService for Api {
         let (end, ended) = oneshot::channel::<Status>();
         let mut watch = Watch {
             database: self.database.clone(),
+            clock: self.clock.clone(),
             head: self.head.subscribe(),
             stopping: self.stopping.clone(),
             sender,
@@ -117,6 +119,7 @@ impl EventService for Api {
 /// One watcher's stream, from this side.
 struct Watch {
     database: Database,
+    clock: Clock,
     head: watch::Receiver<i64>,
     stopping: watch::Receiver<bool>,
     sender: mpsc::Sender<WatchEventsResponse>,
@@ -132,6 +135,7 @@ impl Watch {
             if *self.stopping.borrow() {
                 return Some(status::stopping());
             }
+            let looked_at = self.clock.now();
             let events = match self.read().await {
                 Ok(events) => events,
                 Err(error) => return Some(status::of(error)),
@@ -158,8 +162,8 @@ impl Watch {
                 _ = self.head.wait_for(|head| *head > cursor) => {}
                 () = tokio::time::sleep(CHECKPOINT_INTERVAL) => is_silent = true,
             }
-            if is_silent && let Err(end) = self.send(Item::Checkpoint(Checkpoint { revision: cursor })).await
-            {
+            let checkpoint = Checkpoint { revision: cursor, looked_at: Some(timestamp(looked_at)) };
+            if is_silent && let Err(end) = self.send(Item::Checkpoint(checkpoint)).await {
                 return end;
             }
         }
@@ -201,8 +205,8 @@ fn check_cursor(connection: &mut Connection, cursor: i64) -> Result<(), ChangeEr
 
 #[cfg(test)]
 mod tests {
-    use chassis::clock::Clock;
     use chassis::database::Writes;
+    use chrono::DateTime;
     use tempfile::TempDir;
     use tonic::Code;
     use uuid::Uuid;
@@ -231,7 +235,8 @@ mod tests {
         let (sender, events) = mpsc::channel(EVENTS_WAITING_MAX);
         let (head, watched) = watch::channel(recorded);
         let (stop, stopping) = watch::channel(false);
-        let watch = Watch { database: database.clone(), head: watched, stopping, sender, cursor };
+        let clock = Clock::manual(DateTime::UNIX_EPOCH);
+        let watch = Watch { database: database.clone(), clock, head: watched, stopping, sender, cursor };
         (watch, World { database, events, head, stop, _folder: folder })
     }
 
@@ -277,7 +282,8 @@ mod tests {
         assert_eq!(revision_of(world.events.recv().await), 3);
         for _ in 0..2 {
             let checkpoint = world.events.recv().await.unwrap().item;
-            assert_eq!(checkpoint, Some(Item::Checkpoint(Checkpoint { revision: 3 })));
+            let looked_at = Some(timestamp(DateTime::UNIX_EPOCH));
+            assert_eq!(checkpoint, Some(Item::Checkpoint(Checkpoint { revision: 3, looked_at })));
         }
         record(&world.database, 2).await;
         world.head.send_replace(5);

@@ -24,4 +24,6 @@ pub const WHO_MAY: Access = &[
     ("/csp.order.v1.SubscriptionService/SuspendSubscription", PARTNER_ACTS),
     ("/csp.order.v1.SubscriptionService/ResumeSubscription", PARTNER_ACTS),
     ("/csp.order.v1.SubscriptionService/CancelSubscription", PARTNER_ACTS),
+    ("/csp.order.v1.WithdrawalService/GetWithdrawalReport", PARTNER_OR_OPERATOR),
+    ("/csp.order.v1.WithdrawalService/ListWithdrawalReports", PARTNER_OR_OPERATOR),
 ];

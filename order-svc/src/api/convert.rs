@@ -1,5 +1,6 @@
 //! From the rules to the wire. Writing cannot fail.
 
+use chassis::database::row::id_or_empty;
 use chassis::form::timestamp;
 use proto::order as wire;
 use proto::types;
@@ -8,6 +9,7 @@ use crate::rules::gate::{AgreementType, Decision, EvidenceKind, Permit, Rule};
 use crate::rules::offer::{BillingCycle, Offer, OfferKind, Term};
 use crate::rules::order::{Order, PlacedLine};
 use crate::rules::subscription::{Cause, Change, ChangeKind, State, Subscription};
+use crate::rules::withdrawal::{Effect, Outcome, Report};
 
 pub(super) fn offer(offer: &Offer) -> wire::Offer {
     let kind = match offer.kind {
@@ -51,7 +53,7 @@ pub(super) fn order(order: &Order) -> wire::Order {
     wire::Order {
         order_id: order.id.to_string(),
         payer_id: order.parties.payer_id.to_string(),
-        reseller_id: order.parties.reseller_id.map(|id| id.to_string()).unwrap_or_default(),
+        reseller_id: id_or_empty(order.parties.reseller_id),
         customer_id: order.parties.customer_id.to_string(),
         lines: order.lines.iter().map(line).collect(),
         placed_at: Some(timestamp(order.placed_at)),
@@ -72,7 +74,7 @@ pub(super) fn subscription(subscription: &Subscription) -> wire::Subscription {
         subscription_id: subscription.id.to_string(),
         order_id: subscription.order_id.to_string(),
         payer_id: subscription.payer_id.to_string(),
-        reseller_id: subscription.reseller_id.map(|id| id.to_string()).unwrap_or_default(),
+        reseller_id: id_or_empty(subscription.reseller_id),
         customer_id: subscription.customer_id.to_string(),
         offer_id: subscription.offer_id.clone(),
         quantity: subscription.quantity,
@@ -121,6 +123,36 @@ pub(super) fn change(change: &Change) -> wire::SubscriptionChange {
     }
 }
 
+pub(super) fn report(report: &Report) -> wire::WithdrawalReport {
+    let withdrawal = &report.withdrawal;
+    wire::WithdrawalReport {
+        revision: report.revision,
+        customer_id: withdrawal.customer_id.to_string(),
+        kind: acceptance_kind(withdrawal.kind),
+        acceptance_id: withdrawal.acceptance_id.to_string(),
+        partner_id: id_or_empty(withdrawal.partner_id),
+        uncovered_partner_ids: withdrawal.uncovered.iter().map(ToString::to_string).collect(),
+        withdrawn_at: Some(timestamp(report.withdrawn_at)),
+        applied_at: Some(timestamp(report.applied_at)),
+        cancelled: report.cancelled,
+        stayed: report.stayed,
+    }
+}
+
+pub(super) fn effect(effect: &Effect) -> wire::WithdrawalEffect {
+    let outcome = match effect.outcome {
+        Outcome::Cancelled => wire::WithdrawalOutcome::Cancelled,
+        Outcome::StillCovered => wire::WithdrawalOutcome::StillCovered,
+        Outcome::NewerAnswer => wire::WithdrawalOutcome::NewerAnswer,
+    };
+    wire::WithdrawalEffect {
+        subscription_id: effect.subscription_id.to_string(),
+        payer_id: effect.payer_id.to_string(),
+        reseller_id: id_or_empty(effect.reseller_id),
+        outcome: outcome.into(),
+    }
+}
+
 pub(super) fn permit(permit: &Permit) -> types::GateEvidence {
     let decision = match permit.decision {
         Decision::Allowed => types::Decision::Allowed,
@@ -132,18 +164,12 @@ pub(super) fn permit(permit: &Permit) -> types::GateEvidence {
         Rule::DirectSignature => types::GateRule::DirectSignature,
         Rule::Attestation => types::GateRule::Attestation,
     };
-    let evidence = permit.evidence.as_ref().map(|evidence| {
-        let kind = match evidence.kind {
-            EvidenceKind::Attestation => types::AcceptanceKind::Attestation,
-            EvidenceKind::DirectSignature => types::AcceptanceKind::DirectSignature,
-        };
-        types::Evidence {
-            kind: kind.into(),
-            acceptance_id: evidence.acceptance_id.to_string(),
-            template_id: evidence.template_id.to_string(),
-            template_version: evidence.template_version,
-            agreement_type: agreement_type(evidence.agreement_type),
-        }
+    let evidence = permit.evidence.as_ref().map(|evidence| types::Evidence {
+        kind: acceptance_kind(evidence.kind),
+        acceptance_id: evidence.acceptance_id.to_string(),
+        template_id: evidence.template_id.to_string(),
+        template_version: evidence.template_version,
+        agreement_type: agreement_type(evidence.agreement_type),
     });
     types::GateEvidence {
         decision: decision.into(),
@@ -152,6 +178,14 @@ pub(super) fn permit(permit: &Permit) -> types::GateEvidence {
         revision: permit.revision,
         evaluated_at: Some(timestamp(permit.evaluated_at)),
     }
+}
+
+fn acceptance_kind(kind: EvidenceKind) -> i32 {
+    let kind = match kind {
+        EvidenceKind::Attestation => types::AcceptanceKind::Attestation,
+        EvidenceKind::DirectSignature => types::AcceptanceKind::DirectSignature,
+    };
+    kind.into()
 }
 
 fn agreement_type(of: AgreementType) -> i32 {

@@ -11,6 +11,7 @@ mod offer;
 mod order;
 mod status;
 mod subscription;
+mod withdrawal;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

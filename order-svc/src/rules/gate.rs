@@ -49,6 +49,8 @@ pub enum EvidenceKind {
     DirectSignature,
 }
 
+names!(EvidenceKind { Attestation = "ATTESTATION", DirectSignature = "DIRECT_SIGNATURE" });
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum AgreementType {

@@ -7,6 +7,7 @@ pub mod gate;
 pub mod offer;
 pub mod order;
 pub mod subscription;
+pub mod withdrawal;
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;

@@ -127,3 +127,16 @@ fn pass_fence(connection: &mut Connection, customer: Uuid, answer_revision: i64)
     })?;
     Ok(passed > 0)
 }
+
+/// Raises a customer's fence to the revision of an event, past which no older answer comes.
+pub(super) fn fence_raise(connection: &mut Connection, customer: Uuid, revision: i64) -> Result<(), Error> {
+    query!(connection, c => {
+        diesel::insert_into(fence::table)
+            .values((fence::customer_id.eq(customer.to_string()), fence::fence_revision.eq(revision)))
+            .on_conflict(fence::customer_id)
+            .do_update()
+            .set(fence::fence_revision.eq(revision))
+            .execute(c)
+    })?;
+    Ok(())
+}

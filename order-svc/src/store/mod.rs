@@ -3,11 +3,13 @@
 //! Each noun has its file. Functions take a connection, so that a caller composes them inside its own
 //! transaction. No business rule lives here, and no gRPC status.
 
+pub(crate) mod follower;
 pub(crate) mod gated;
 pub(crate) mod order;
 pub(crate) mod report;
 mod schema;
 pub(crate) mod subscription;
+pub(crate) mod withdrawal;
 
 use chassis::database::Error;
 use chassis::database::row::{at, utc};

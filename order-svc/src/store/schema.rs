@@ -130,3 +130,6 @@ diesel::table! {
         reported_at -> Nullable<Timestamp>,
     }
 }
+
+diesel::joinable!(withdrawal_partner -> withdrawal (revision));
+diesel::allow_tables_to_appear_in_same_query!(withdrawal_partner, withdrawal);

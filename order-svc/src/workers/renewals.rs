@@ -13,6 +13,7 @@ use chassis::database::{Connection, Database, Error};
 use futures_util::{StreamExt, stream};
 use tokio::sync::watch;
 
+use super::follower::Followed;
 use crate::rules::subscription::{Cause, Step};
 use crate::store::subscription::{Due, changes_insert, due_list, subscription_due, subscription_update};
 
@@ -40,21 +41,20 @@ enum Outcome {
     Failed,
 }
 
-/// Processes ended terms until `stop` says so. `followed` is until when everything that agreement-svc
-/// recorded has been applied here; while it is absent, nobody knows.
+/// Processes ended terms until `stop` says so, as far as agreement-svc's history has been `followed`.
 pub(crate) async fn run(
     database: Database,
     clock: Clock,
-    followed: watch::Receiver<Option<Time>>,
+    followed: watch::Receiver<Followed>,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut failures = 0;
     loop {
         // Taken before anything is read: what was applied until then is in what is read.
-        let followed = *followed.borrow();
-        let is_futile = match followed.map(|followed| followed.min(clock.now())) {
+        let known_until = followed.borrow().until;
+        let is_futile = match known_until {
             None => false,
-            Some(until) => settle_all(&database, &clock, until, &stop).await,
+            Some(known_until) => settle_all(&database, &clock, known_until.min(clock.now()), &stop).await,
         };
         failures = if is_futile { failures + 1 } else { 0 };
         let pause = match failures {

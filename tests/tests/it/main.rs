@@ -18,3 +18,4 @@ mod samples;
 mod stories;
 mod subscriptions;
 mod tidy;
+mod withdrawals;

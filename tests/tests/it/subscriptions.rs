@@ -11,8 +11,8 @@ use futures_util::future::join_all;
 use prost::Message;
 use proto::agreement::publish_template_version_request::Reacceptance;
 use proto::agreement::{
-    CreateAttestationRequest, PublishTemplateVersionRequest, TemplateDocument, WithdrawAttestationRequest,
-    WithdrawalReason,
+    CreateAttestationRequest, EndRelationshipRequest, PublishTemplateVersionRequest, TemplateDocument,
+    WithdrawAttestationRequest, WithdrawalReason,
 };
 use proto::order::{
     CancelSubscriptionRequest, ChangeSeatsRequest, CreateOrderRequest, GetSubscriptionRequest,
@@ -238,12 +238,6 @@ impl World {
         };
         let operator = self.cluster.as_caller(world::operator());
         operator.templates().publish_template_version(request).await.unwrap();
-    }
-
-    /// Keeps the scheduler from ended terms, or lets it have them.
-    fn hold_terms(&self, is_held: bool) {
-        let due_at = if is_held { "NULL" } else { "term_end" };
-        self.cluster.orders_sql(&format!("UPDATE subscription SET due_at = {due_at}")).unwrap();
     }
 }
 
@@ -510,14 +504,16 @@ async fn a_new_version_blocks_what_is_gated_once_it_must_be_accepted_and_renewal
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn nothing_changes_between_the_end_of_a_term_and_its_processing() {
     for backend in Backend::all() {
-        let world = World::new(backend, "2026-01-31T12:00:00Z").await;
+        let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
         let bought = world.subscribe_to("MONTH", 2).await;
         let suspended = world.done(Wish::Suspend, &bought[1]).await;
         let end = time("2026-02-28T12:00:00Z");
         world.clock.set(end - Duration::from_micros(1));
         let active = world.done(Wish::Seats(8), &bought[0]).await;
-        world.hold_terms(true);
+        // Without agreement-svc nobody knows what came before the end.
+        world.cluster.stop_agreements();
         world.clock.set(end);
+        world.cluster.restart_orders().await.unwrap();
         let wishes = [
             Wish::Seats(9),
             Wish::Seats(8),
@@ -534,7 +530,7 @@ async fn nothing_changes_between_the_end_of_a_term_and_its_processing() {
         for wish in &wishes[3..] {
             assert_eq!(world.refused(*wish, &suspended).await, forbidden("TERM_ENDED"), "{wish:?}");
         }
-        world.hold_terms(false);
+        world.cluster.restart_agreements().await.unwrap();
         let renewed = world.once(&active, |s| s.term_number == 2).await;
         for wish in [Wish::Seats(9), Wish::Cancel] {
             assert_eq!(world.refused(wish, &active).await, stale(), "{wish:?}");
@@ -915,5 +911,46 @@ async fn a_first_answer_is_given_again_for_thirty_days_and_then_its_request_id_i
         world.cluster.stop_agreements();
         world.cluster.restart_agreements().await.unwrap();
         eventually(async || create(&world, "Another", &id).await.ok()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_came_before_the_end_of_a_term_comes_first_whoever_was_down_meanwhile() {
+    for backend in Backend::all() {
+        let mut world = World::without_acceptance(backend, "2026-01-31T12:00:00Z").await;
+        let attested = world::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap();
+        let withdrawn = world.subscribe("MONTH").await;
+        let left = world::create_customer(&world.direct, "Fabrikam", "FR", None).await.unwrap();
+        world::attest(&world.direct, &left, world.clock.now()).await.unwrap();
+        let order = CreateOrderRequest { customer_id: left.clone(), ..world.new_order("MONTH", 1) };
+        let parted = world.direct.orders().create_order(order).await.unwrap().into_inner();
+        let parted = &parted.subscriptions[0];
+
+        world.cluster.stop_orders();
+        world.clock.set(time("2026-02-28T11:00:00Z"));
+        let request = WithdrawAttestationRequest {
+            request_id: world::request_id(),
+            attestation_id: attested.attestation.unwrap().attestation_id,
+            reason: WithdrawalReason::NoLongerAccepts.into(),
+        };
+        world.direct.attestations().withdraw_attestation(request).await.unwrap();
+        let request = EndRelationshipRequest {
+            request_id: world::request_id(),
+            customer_id: left,
+            ..EndRelationshipRequest::default()
+        };
+        world.direct.customers().end_relationship(request).await.unwrap();
+        world.clock.set(time("2026-04-30T12:00:00Z"));
+        world.cluster.restart_orders().await.unwrap();
+
+        world.once(parted, |s| s.state() == State::Expired).await;
+        world.once(&withdrawn, |s| s.state() == State::Cancelled).await;
+        assert_eq!(
+            world.kinds(parted).await,
+            [(1, Kind::Created), (2, Kind::AutoRenewOff), (3, Kind::Expired)]
+        );
+        assert_eq!(world.kinds(&withdrawn).await, [(1, Kind::Created), (2, Kind::Cancelled)]);
+        let why: Vec<_> = world.changes(parted).await.iter().map(SubscriptionChange::reason).collect();
+        assert_eq!(why, [Why::Requested, Why::RelationshipEnded, Why::TermEnded]);
     }
 }

@@ -1,0 +1,95 @@
+//! What happened at agreement-svc and has consequences here: withdrawals of acceptances (WD-2) and
+//! ends of relationships (CUS-3).
+
+use uuid::Uuid;
+
+use super::gate::EvidenceKind;
+use super::{Time, names};
+
+/// A point of agreement-svc's history: an event, or the quiet after one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// The last event up to here; there are no gaps.
+    pub revision: i64,
+    /// Everything recorded until then is in the history up to here.
+    pub until: Time,
+    /// What follows from that event; `None` for all that has no consequences here.
+    pub news: Option<News>,
+}
+
+/// An event with consequences. Nothing may be stored for its customer any more on an answer of the
+/// gate that is older (WD-3), and what rests on newer answers is left alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    Withdrawn(Withdrawal),
+    RelationshipEnded(Parting),
+}
+
+/// An attestation or signature was withdrawn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Withdrawal {
+    pub customer_id: Uuid,
+    pub kind: EvidenceKind,
+    pub acceptance_id: Uuid,
+    /// The partner that withdrew its attestation; none where a customer withdrew its signature.
+    pub partner_id: Option<Uuid>,
+    /// The partners that it left without any acceptance: what they pay for is cancelled.
+    pub uncovered: Vec<Uuid>,
+}
+
+/// A payer and a customer parted. What the payer pays for does not renew by itself any more, and so
+/// runs out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parting {
+    pub customer_id: Uuid,
+    pub payer_id: Uuid,
+    /// The reseller that was on the relationship.
+    pub reseller_id: Option<Uuid>,
+    /// They have another relationship; then only what has this reseller on record is concerned.
+    pub others_remain: bool,
+}
+
+/// What became of a subscription that had not ended when its customer's acceptance was withdrawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Cancelled,
+    /// Its payer still has an acceptance to rest on.
+    StillCovered,
+    /// It rests on an answer given after the withdrawal.
+    NewerAnswer,
+}
+
+names!(Outcome {
+    Cancelled = "CANCELLED",
+    StillCovered = "STILL_COVERED",
+    NewerAnswer = "NEWER_ANSWER",
+});
+
+impl Withdrawal {
+    /// Why a subscription was not cancelled.
+    pub fn why_it_stays(&self, payer_id: Uuid) -> Outcome {
+        if self.uncovered.contains(&payer_id) { Outcome::NewerAnswer } else { Outcome::StillCovered }
+    }
+}
+
+/// What a withdrawal did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    pub revision: i64,
+    pub withdrawal: Withdrawal,
+    pub withdrawn_at: Time,
+    pub applied_at: Time,
+    /// Subscriptions that it cancelled, of those that the reader may see.
+    pub cancelled: u32,
+    /// Subscriptions that had not ended and stayed, of those that the reader may see.
+    pub stayed: u32,
+}
+
+/// What became of one subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Effect {
+    pub subscription_id: Uuid,
+    pub payer_id: Uuid,
+    pub reseller_id: Option<Uuid>,
+    pub outcome: Outcome,
+}

@@ -1,0 +1,278 @@
+//! What withdrawals did: written with what they did, for those whom it concerns.
+
+use std::collections::BTreeMap;
+
+use chassis::database::row::{at, id_or_empty, utc};
+use chassis::database::{Connection, Error};
+use chassis::query;
+use chrono::NaiveDateTime;
+use diesel::prelude::*;
+use uuid::Uuid;
+
+use super::follower::Touched;
+use super::schema::{subscription, withdrawal, withdrawal_effect, withdrawal_partner};
+use super::{Slice, Viewer};
+use crate::rules::Time;
+use crate::rules::gate::EvidenceKind;
+use crate::rules::subscription::State;
+use crate::rules::withdrawal::{Effect, Moment, Outcome, Report, Withdrawal};
+
+/// Statements have a limited number of parameters.
+const EFFECTS_PER_STATEMENT: usize = 1000;
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = withdrawal)]
+struct Row {
+    revision: i64,
+    customer_id: String,
+    kind: String,
+    acceptance_id: String,
+    partner_id: String,
+    withdrawn_at: NaiveDateTime,
+    applied_at: NaiveDateTime,
+    cancelled: i32,
+    stayed: i32,
+}
+
+/// A partner's part: how many subscriptions were cancelled and stayed.
+type PartRow = (i32, i32);
+
+impl Row {
+    /// `part` counts what the reader may see of it; without, that is everything.
+    fn read(self, uncovered: Vec<Uuid>, part: Option<PartRow>) -> Result<Report, Error> {
+        let key = self.revision.to_string();
+        let row = at("withdrawal", &key);
+        let (cancelled, stayed) = part.unwrap_or((self.cancelled, self.stayed));
+        Ok(Report {
+            revision: self.revision,
+            withdrawal: Withdrawal {
+                customer_id: row.parse("customer_id", &self.customer_id)?,
+                kind: row.named("kind", EvidenceKind::from_name(&self.kind))?,
+                acceptance_id: row.parse("acceptance_id", &self.acceptance_id)?,
+                partner_id: row.optional_id("partner_id", &self.partner_id)?,
+                uncovered,
+            },
+            withdrawn_at: utc(self.withdrawn_at),
+            applied_at: utc(self.applied_at),
+            cancelled: row.count("cancelled", cancelled)?,
+            stayed: row.count("stayed", stayed)?,
+        })
+    }
+}
+
+/// What a partner may know of a withdrawal.
+#[derive(Default)]
+struct Part {
+    is_uncovered: bool,
+    cancelled: i32,
+    stayed: i32,
+}
+
+/// Keeps what a withdrawal did: `cancelled` by it, and what else of the customer's has not ended.
+pub(super) fn withdrawal_insert(
+    connection: &mut Connection,
+    moment: &Moment,
+    of: &Withdrawal,
+    cancelled: &[Touched],
+    now: Time,
+) -> Result<(), Error> {
+    let stayed: Vec<(String, String, String)> = query!(connection, c => {
+        subscription::table
+            .filter(subscription::customer_id.eq(of.customer_id.to_string()))
+            .filter(subscription::state.eq_any([State::Active.name(), State::Suspended.name()]))
+            .select((subscription::id, subscription::payer_id, subscription::reseller_id))
+            .load(c)
+    })?;
+    let mut effects = vec![];
+    for touched in cancelled {
+        effects.push((&touched.id, &touched.payer_id, &touched.reseller_id, Outcome::Cancelled));
+    }
+    for (id, payer, reseller) in &stayed {
+        let outcome = of.why_it_stays(at("subscription", id).parse("payer_id", payer)?);
+        effects.push((id, payer, reseller, outcome));
+    }
+
+    let mut parts: BTreeMap<String, Part> = BTreeMap::new();
+    if let Some(partner) = of.partner_id {
+        parts.entry(partner.to_string()).or_default();
+    }
+    for partner in &of.uncovered {
+        parts.entry(partner.to_string()).or_default().is_uncovered = true;
+    }
+    for (_, payer, reseller, outcome) in &effects {
+        for partner in [payer, reseller].into_iter().filter(|partner| !partner.is_empty()) {
+            let part = parts.entry((*partner).clone()).or_default();
+            match outcome {
+                Outcome::Cancelled => part.cancelled += 1,
+                Outcome::StillCovered | Outcome::NewerAnswer => part.stayed += 1,
+            }
+        }
+    }
+
+    let revision = moment.revision;
+    let count = |rows: usize| i32::try_from(rows).unwrap_or(i32::MAX);
+    query!(connection, c => {
+        diesel::insert_into(withdrawal::table)
+            .values((
+                withdrawal::revision.eq(revision),
+                withdrawal::customer_id.eq(of.customer_id.to_string()),
+                withdrawal::kind.eq(of.kind.name()),
+                withdrawal::acceptance_id.eq(of.acceptance_id.to_string()),
+                withdrawal::partner_id.eq(id_or_empty(of.partner_id)),
+                withdrawal::withdrawn_at.eq(moment.until.naive_utc()),
+                withdrawal::applied_at.eq(now.naive_utc()),
+                withdrawal::cancelled.eq(count(cancelled.len())),
+                withdrawal::stayed.eq(count(stayed.len())),
+            ))
+            .execute(c)
+    })?;
+    let parts: Vec<_> = parts
+        .iter()
+        .map(|(partner, part)| {
+            (
+                withdrawal_partner::partner_id.eq(partner),
+                withdrawal_partner::revision.eq(revision),
+                withdrawal_partner::is_uncovered.eq(part.is_uncovered),
+                withdrawal_partner::cancelled.eq(part.cancelled),
+                withdrawal_partner::stayed.eq(part.stayed),
+            )
+        })
+        .collect();
+    for parts in parts.chunks(EFFECTS_PER_STATEMENT) {
+        query!(connection, c => diesel::insert_into(withdrawal_partner::table).values(parts.to_vec()).execute(c))?;
+    }
+    let effects: Vec<_> = effects
+        .into_iter()
+        .map(|(id, payer, reseller, outcome)| {
+            (
+                withdrawal_effect::revision.eq(revision),
+                withdrawal_effect::subscription_id.eq(id),
+                withdrawal_effect::payer_id.eq(payer),
+                withdrawal_effect::reseller_id.eq(reseller),
+                withdrawal_effect::outcome.eq(outcome.name()),
+            )
+        })
+        .collect();
+    for effects in effects.chunks(EFFECTS_PER_STATEMENT) {
+        query!(connection, c => diesel::insert_into(withdrawal_effect::table).values(effects.to_vec()).execute(c))?;
+    }
+    Ok(())
+}
+
+/// What a withdrawal did, as the viewer may see it.
+pub(crate) fn withdrawal_find(
+    connection: &mut Connection,
+    viewer: Viewer,
+    revision: i64,
+) -> Result<Option<Report>, Error> {
+    let slice = Slice { viewer, customer_id: None, after: Some((revision - 1).to_string()), limit: 1 };
+    let found = withdrawal_list(connection, &slice)?.pop();
+    Ok(found.filter(|report| report.revision == revision))
+}
+
+/// What withdrawals did, as the viewer may see it, in the order of revisions.
+pub(crate) fn withdrawal_list(connection: &mut Connection, slice: &Slice) -> Result<Vec<Report>, Error> {
+    let after: i64 = slice.after.as_deref().and_then(|key| key.parse().ok()).unwrap_or(0);
+    let customer = slice.customer_id.map(|id| id.to_string());
+    let rows: Vec<(Row, Option<PartRow>)> = match slice.viewer {
+        Viewer::Everything => {
+            let rows: Vec<Row> = query!(connection, c => {
+                let mut list = withdrawal::table
+                    .filter(withdrawal::revision.gt(after))
+                    .order(withdrawal::revision)
+                    .limit(slice.limit)
+                    .select(Row::as_select())
+                    .into_boxed();
+                if let Some(customer) = &customer {
+                    list = list.filter(withdrawal::customer_id.eq(customer));
+                }
+                list.load(c)
+            })?;
+            rows.into_iter().map(|row| (row, None)).collect()
+        }
+        Viewer::Partner(partner) => query!(&mut *connection, c => {
+            let mut list = withdrawal_partner::table
+                .inner_join(withdrawal::table)
+                .filter(withdrawal_partner::partner_id.eq(partner.to_string()))
+                .filter(withdrawal_partner::revision.gt(after))
+                .order(withdrawal_partner::revision)
+                .limit(slice.limit)
+                .select((
+                    Row::as_select(),
+                    (withdrawal_partner::cancelled, withdrawal_partner::stayed).nullable(),
+                ))
+                .into_boxed();
+            if let Some(customer) = &customer {
+                list = list.filter(withdrawal::customer_id.eq(customer));
+            }
+            list.load(c)
+        })?,
+    };
+    let revisions: Vec<i64> = rows.iter().map(|(row, _)| row.revision).collect();
+    let mut uncovered = uncovered_of(connection, &revisions)?;
+    let read = |(row, part): (Row, Option<PartRow>)| {
+        let mut uncovered = uncovered.remove(&row.revision).unwrap_or_default();
+        if let Viewer::Partner(partner) = slice.viewer {
+            uncovered.retain(|of| *of == partner);
+        }
+        row.read(uncovered, part)
+    };
+    rows.into_iter().map(read).collect()
+}
+
+fn uncovered_of(connection: &mut Connection, revisions: &[i64]) -> Result<BTreeMap<i64, Vec<Uuid>>, Error> {
+    let rows: Vec<(i64, String)> = query!(connection, c => {
+        withdrawal_partner::table
+            .filter(withdrawal_partner::revision.eq_any(revisions))
+            .filter(withdrawal_partner::is_uncovered.eq(true))
+            .order((withdrawal_partner::revision, withdrawal_partner::partner_id))
+            .select((withdrawal_partner::revision, withdrawal_partner::partner_id))
+            .load(c)
+    })?;
+    let mut uncovered: BTreeMap<i64, Vec<Uuid>> = BTreeMap::new();
+    for (revision, partner) in rows {
+        let id = at("withdrawal_partner", &partner).parse("partner_id", &partner)?;
+        uncovered.entry(revision).or_default().push(id);
+    }
+    Ok(uncovered)
+}
+
+/// What became of the customer's subscriptions, as the viewer may see it, in the order of their ids.
+pub(crate) fn effect_list(
+    connection: &mut Connection,
+    viewer: Viewer,
+    revision: i64,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<Effect>, Error> {
+    let rows: Vec<(String, String, String, String)> = query!(connection, c => {
+        let mut list = withdrawal_effect::table
+            .filter(withdrawal_effect::revision.eq(revision))
+            .filter(withdrawal_effect::subscription_id.gt(after))
+            .order(withdrawal_effect::subscription_id)
+            .limit(limit)
+            .select((
+                withdrawal_effect::subscription_id,
+                withdrawal_effect::payer_id,
+                withdrawal_effect::reseller_id,
+                withdrawal_effect::outcome,
+            ))
+            .into_boxed();
+        if let Viewer::Partner(partner) = viewer {
+            let partner = partner.to_string();
+            let is_payer = withdrawal_effect::payer_id.eq(partner.clone());
+            list = list.filter(is_payer.or(withdrawal_effect::reseller_id.eq(partner)));
+        }
+        list.load(c)
+    })?;
+    let read = |(id, payer, reseller, outcome): (String, String, String, String)| {
+        let row = at("withdrawal_effect", &id);
+        Ok(Effect {
+            subscription_id: row.parse("subscription_id", &id)?,
+            payer_id: row.parse("payer_id", &payer)?,
+            reseller_id: row.optional_id("reseller_id", &reseller)?,
+            outcome: row.named("outcome", Outcome::from_name(&outcome))?,
+        })
+    };
+    rows.into_iter().map(read).collect()
+}
