@@ -954,3 +954,44 @@ async fn what_came_before_the_end_of_a_term_comes_first_whoever_was_down_meanwhi
         assert_eq!(why, [Why::Requested, Why::RelationshipEnded, Why::TermEnded]);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_term_waits_while_the_history_before_its_end_cannot_be_followed() {
+    for backend in Backend::all() {
+        let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
+        let bought = world.subscribe_to("MONTH", 4).await;
+        // Whoever is moved behind the service's back into the time that was followed is processed at
+        // the next look.
+        let next_look = async |world: &World, moved: &Subscription| {
+            let end = "'2026-01-31 11:59:59'";
+            let id = &moved.subscription_id;
+            let sql = format!("UPDATE subscription SET term_end = {end}, due_at = {end} WHERE id = '{id}'");
+            world.cluster.orders_sql(&sql).unwrap();
+            world.once(moved, |s| s.term_number == 2).await;
+        };
+        next_look(&world, &bought[1]).await;
+        world.cluster.start_replica().await.unwrap();
+        world.cluster.stop_agreements();
+        world.clock.set(time("2026-02-28T11:00:00Z"));
+        let request = EndRelationshipRequest {
+            request_id: world::request_id(),
+            customer_id: world.customer.clone(),
+            ..EndRelationshipRequest::default()
+        };
+        let at_replica = world.cluster.at_replica(world::sales(DIRECT));
+        at_replica.customers().end_relationship(request).await.unwrap();
+        world.clock.set(time("2026-03-05T00:00:00Z"));
+        // The second look begins when the first is over.
+        next_look(&world, &bought[2]).await;
+        next_look(&world, &bought[3]).await;
+        assert_eq!(world.now(&bought[0]).await, bought[0]);
+        assert_eq!(world.refused(Wish::Cancel, &bought[0]).await, forbidden("TERM_ENDED"));
+
+        world.cluster.restart_agreements().await.unwrap();
+        world.once(&bought[0], |s| s.state() == State::Expired).await;
+        assert_eq!(
+            world.kinds(&bought[0]).await,
+            [(1, Kind::Created), (2, Kind::AutoRenewOff), (3, Kind::Expired)]
+        );
+    }
+}
