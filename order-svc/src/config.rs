@@ -65,6 +65,9 @@ pub struct Serve {
     /// How callers are identified. There is no default: `insecure` is for one's own machine.
     #[arg(long, env = "ORDER_AUTH", value_enum)]
     pub auth: Auth,
+    /// Where Prometheus may fetch metrics, at /metrics. Without it there are none. They name nobody.
+    #[arg(long, env = "ORDER_METRICS_LISTEN")]
+    pub metrics_listen: Option<SocketAddr>,
     /// The catalogue of offers, instead of the one that ships with the service.
     #[arg(long, env = "ORDER_OFFERS", value_name = "FILE.json")]
     pub offers: Option<PathBuf>,

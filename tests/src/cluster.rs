@@ -12,6 +12,7 @@ use diesel::connection::SimpleConnection;
 use diesel::{Connection, PgConnection, SqliteConnection};
 use order_svc::config as order_config;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
@@ -94,6 +95,8 @@ pub struct Cluster {
     replica: Option<Service>,
     orders: Service,
     orders_replica: Option<Service>,
+    /// Where order-svc's metrics are, once it has been started.
+    metrics: Option<SocketAddr>,
     state: State,
 }
 
@@ -128,6 +131,7 @@ impl Cluster {
             replica: None,
             orders: orders.0,
             orders_replica: None,
+            metrics: None,
             state,
         };
         if cluster.setup.agreements_at.is_none() {
@@ -174,6 +178,15 @@ impl Cluster {
         self.orders.address
     }
 
+    /// What order-svc says of itself in numbers.
+    ///
+    /// # Errors
+    /// Why it cannot be fetched.
+    pub async fn orders_metrics(&self) -> Result<String, String> {
+        let address = self.metrics.ok_or("order-svc was not started")?;
+        fetch(address).await.map_err(|error| error.to_string())
+    }
+
     /// Stops agreement-svc as a first signal would, and waits until it is gone.
     pub fn stop_agreements(&mut self) {
         drop(self.agreements.stop());
@@ -193,7 +206,7 @@ impl Cluster {
         drop(self.orders.stop());
     }
 
-    /// Stops order-svc, if it runs, and starts it again on its old address and state.
+    /// Starts order-svc again on its old address and state, after stopping it if it runs.
     ///
     /// # Errors
     /// Why it does not start.
@@ -299,14 +312,16 @@ impl Cluster {
     /// Why it does not start.
     pub async fn start_orders_replica(&mut self) -> Result<(), String> {
         let (mut replica, listener) = Service::new(0, self.orders.database.clone())?;
-        replica.serve_orders(self.orders_config(), self.setup.clock.clone(), listener).await?;
+        replica.serve_orders(self.orders_config(), self.setup.clock.clone(), listener, None).await?;
         self.orders_replica = Some(replica);
         Ok(())
     }
 
     async fn run_orders(&mut self, listener: TcpListener) -> Result<(), String> {
         let config = self.orders_config();
-        self.orders.serve_orders(config, self.setup.clock.clone(), listener).await
+        let metrics = listen(0)?;
+        self.metrics = Some(metrics.local_addr().map_err(|error| error.to_string())?);
+        self.orders.serve_orders(config, self.setup.clock.clone(), listener, Some(metrics)).await
     }
 
     fn orders_config(&self) -> order_config::Serve {
@@ -317,6 +332,7 @@ impl Cluster {
             agreements: self.setup.agreements_at.clone().unwrap_or(own),
             gate_deadline_ms: self.setup.gate_deadline_ms,
             auth: Auth::Insecure,
+            metrics_listen: None,
             offers: self.setup.offers.clone(),
             worker_threads: self.setup.worker_threads,
         }
@@ -409,9 +425,11 @@ impl Service {
         config: order_config::Serve,
         clock: Clock,
         listener: TcpListener,
+        metrics: Option<TcpListener>,
     ) -> Result<(), String> {
-        self.run(config.worker_threads, listener, move |listener, stop| {
-            order_svc::serve(config, clock, listener, stop)
+        self.run(config.worker_threads, listener, async move |calls, stop| {
+            let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
+            order_svc::serve(config, clock, order_svc::Listeners { calls, metrics }, stop).await
         });
         self.wait_until_serving().await
     }
@@ -428,6 +446,14 @@ impl Service {
         drop(stop);
         thread.join().unwrap_or_else(|_| Err("the service panicked".into()))
     }
+}
+
+async fn fetch(address: SocketAddr) -> std::io::Result<String> {
+    let mut connection = tokio::net::TcpStream::connect(address).await?;
+    connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+    let mut text = String::new();
+    connection.read_to_string(&mut text).await?;
+    Ok(text)
 }
 
 type StopSignal = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;

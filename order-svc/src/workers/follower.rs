@@ -35,6 +35,9 @@ pub(crate) struct Followed {
 enum Interruption {
     Neighbour(String),
     Database(Error),
+    /// The row that says how far the history has been applied says less than before: the database was
+    /// restored under us. What was passed over must be looked at again.
+    WentBack,
 }
 
 impl From<String> for Interruption {
@@ -81,6 +84,12 @@ pub(crate) async fn run(
                             "the history cannot be followed; trying again"
                         );
                     }
+                    Interruption::WentBack => {
+                        tracing::warn!(
+                            revision,
+                            "the database knows less of the history than before; starting over"
+                        );
+                    }
                     Interruption::Database(error) => {
                         tracing::warn!(revision, failures, %error, "the history cannot be applied; trying again");
                     }
@@ -119,14 +128,23 @@ async fn follow(
 /// Applies the history up to a moment, unless another replica has or does: up to `applied` it has been,
 /// and between there and the moment nothing has consequences. The answer is how far it has been
 /// applied then, which is not before the moment.
-async fn apply(database: &Database, clock: &Clock, applied: i64, moment: Moment) -> Result<i64, Error> {
+async fn apply(
+    database: &Database,
+    clock: &Clock,
+    applied: i64,
+    moment: Moment,
+) -> Result<i64, Interruption> {
     let mut applied = applied;
     while applied < moment.revision {
         let (to, now) = (moment.clone(), clock.now());
         let is_ours = database
             .write(move |connection: &mut Connection| moment_apply(connection, applied, &to, now))
             .await?;
+        let before = applied;
         applied = if is_ours { moment.revision } else { database.read(follower_revision).await? };
+        if applied <= before {
+            return Err(Interruption::WentBack);
+        }
     }
     Ok(applied)
 }

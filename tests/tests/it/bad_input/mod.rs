@@ -247,6 +247,8 @@ const GET_ORDER: &str = "/csp.order.v1.OrderService/GetOrder";
 const LIST_ORDERS: &str = "/csp.order.v1.OrderService/ListOrders";
 const GET_SUBSCRIPTION: &str = "/csp.order.v1.SubscriptionService/GetSubscription";
 const LIST_SUBSCRIPTIONS: &str = "/csp.order.v1.SubscriptionService/ListSubscriptions";
+const GET_WITHDRAWAL_REPORT: &str = "/csp.order.v1.WithdrawalService/GetWithdrawalReport";
+const LIST_WITHDRAWAL_REPORTS: &str = "/csp.order.v1.WithdrawalService/ListWithdrawalReports";
 const LIST_SUBSCRIPTION_CHANGES: &str = "/csp.order.v1.SubscriptionService/ListSubscriptionChanges";
 const CHANGE_SEATS: &str = "/csp.order.v1.SubscriptionService/ChangeSeats";
 const RENEW_SUBSCRIPTION: &str = "/csp.order.v1.SubscriptionService/RenewSubscription";
@@ -327,6 +329,7 @@ impl Existing {
         self.offers(&mut table);
         self.orders(&mut table);
         self.subscriptions(&mut table);
+        self.withdrawals(&mut table);
         table.0
     }
 

@@ -2,17 +2,18 @@
 
 use proto::order::{
     CancelSubscriptionRequest, ChangeSeatsRequest, CreateOrderRequest, GetOfferRequest, GetOrderRequest,
-    GetSubscriptionRequest, ListOffersRequest, ListOrdersRequest, ListSubscriptionChangesRequest,
-    ListSubscriptionsRequest, NewOrderLine, RenewSubscriptionRequest, ResumeSubscriptionRequest,
-    SetAutoRenewRequest, SuspendSubscriptionRequest,
+    GetSubscriptionRequest, GetWithdrawalReportRequest, ListOffersRequest, ListOrdersRequest,
+    ListSubscriptionChangesRequest, ListSubscriptionsRequest, ListWithdrawalReportsRequest, NewOrderLine,
+    RenewSubscriptionRequest, ResumeSubscriptionRequest, SetAutoRenewRequest, SuspendSubscriptionRequest,
 };
 use tests::world::{self, DIRECT, OFFICE, PROVIDER, RESELLER, RIGHTS_MANAGEMENT};
 
 use super::{
     CANCEL_SUBSCRIPTION, CHANGE_SEATS, COUNTRIES, CREATE_ORDER, Existing, GET_OFFER, GET_ORDER,
-    GET_SUBSCRIPTION, LIST_OFFERS, LIST_ORDERS, LIST_SUBSCRIPTION_CHANGES, LIST_SUBSCRIPTIONS, PAGE_SIZES,
-    PAGE_TOKENS, RENEW_SUBSCRIPTION, RESUME_SUBSCRIPTION, SET_AUTO_RENEW, SUSPEND_SUBSCRIPTION, Table,
-    given_id, given_text, id, pick, pick_given, seats, text,
+    GET_SUBSCRIPTION, GET_WITHDRAWAL_REPORT, LIST_OFFERS, LIST_ORDERS, LIST_SUBSCRIPTION_CHANGES,
+    LIST_SUBSCRIPTIONS, LIST_WITHDRAWAL_REPORTS, PAGE_SIZES, PAGE_TOKENS, RENEW_SUBSCRIPTION,
+    RESUME_SUBSCRIPTION, SET_AUTO_RENEW, SUSPEND_SUBSCRIPTION, Table, given_id, given_text, id, pick,
+    pick_given, seats, text,
 };
 
 impl Existing {
@@ -172,6 +173,22 @@ impl Existing {
             request_id: id(n),
             subscription_id: id(n + 1),
             etag: text(n, 50),
+        });
+    }
+
+    pub(super) fn withdrawals(&self, table: &mut Table) {
+        let direct = &self.direct;
+        let fields = ["revision", "page_size", "page_token"];
+        table.all_bad(GET_WITHDRAWAL_REPORT, direct, &fields, |n| GetWithdrawalReportRequest {
+            revision: pick(&[0, -1, i64::MIN], n),
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
+        let fields = ["customer_id", "page_size", "page_token"];
+        table.all_bad(LIST_WITHDRAWAL_REPORTS, direct, &fields, |n| ListWithdrawalReportsRequest {
+            customer_id: given_id(n),
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
         });
     }
 }
