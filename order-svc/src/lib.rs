@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use chassis::clock::Clock;
 use chassis::database::{Database, Writes};
+use chassis::request;
 use chassis::server::{self, MESSAGE_BYTES_MAX, Options};
 use proto::order::offer_service_server::OfferServiceServer;
 use proto::order::order_service_server::OrderServiceServer;
@@ -40,7 +41,7 @@ use api::Api;
 pub use api::access::WHO_MAY;
 use config::{Serve, Storage};
 use workers::follower::{self, Followed};
-use workers::reporter;
+use workers::{renewals, reporter};
 
 /// Whatever keeps a command from doing its work, for the person who started it.
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -101,6 +102,8 @@ pub async fn serve(
         followed,
         stopped.clone(),
     ));
+    workers.spawn(renewals::run(database.clone(), clock.clone(), following.clone(), stopped.clone()));
+    workers.spawn(request::forget(database.clone(), clock.clone(), stopped.clone()));
     if let Some(listener) = listeners.metrics {
         let mut stopped = stopped.clone();
         let stop = async move { drop(stopped.wait_for(|stop| *stop).await) };

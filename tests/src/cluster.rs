@@ -41,6 +41,8 @@ pub struct Setup {
     pub agreements_at: Option<String>,
     pub gate_deadline_ms: u64,
     pub document_table: Option<PathBuf>,
+    /// A catalogue of offers to use instead of the one that ships.
+    pub offers: Option<PathBuf>,
     pub worker_threads: u16,
     /// A mail server to use instead of the cluster's mail folder, as `--smtp` names it.
     pub smtp: Option<String>,
@@ -56,6 +58,7 @@ impl Default for Setup {
             agreements_at: None,
             gate_deadline_ms: 4000,
             document_table: None,
+            offers: None,
             worker_threads: 1,
             smtp: None,
         }
@@ -92,6 +95,7 @@ pub struct Cluster {
     agreements: Service,
     replica: Option<Service>,
     orders: Service,
+    orders_replica: Option<Service>,
     /// Where order-svc's metrics are, once it has been started.
     metrics: Option<SocketAddr>,
     state: State,
@@ -122,8 +126,15 @@ impl Cluster {
         let mut state = State::new()?;
         let agreements = Service::new(setup.agreement_port, state.database(setup.backend, "agreements")?)?;
         let orders = Service::new(setup.order_port, state.database(setup.backend, "orders")?)?;
-        let mut cluster =
-            Self { setup, agreements: agreements.0, replica: None, orders: orders.0, metrics: None, state };
+        let mut cluster = Self {
+            setup,
+            agreements: agreements.0,
+            replica: None,
+            orders: orders.0,
+            orders_replica: None,
+            metrics: None,
+            state,
+        };
         if cluster.setup.agreements_at.is_none() {
             cluster.run_agreements(agreements.1).await?;
         }
@@ -296,31 +307,42 @@ impl Cluster {
         self.agreements.serve_agreements(config, self.setup.clock.clone(), listener).await
     }
 
+    /// Starts a second order-svc on the state of the first.
+    ///
+    /// # Errors
+    /// Why it does not start.
+    pub async fn start_orders_replica(&mut self) -> Result<(), String> {
+        let (mut replica, listener) = Service::new(0, self.orders.database.clone())?;
+        replica.serve_orders(self.orders_config(), self.setup.clock.clone(), listener, None).await?;
+        self.orders_replica = Some(replica);
+        Ok(())
+    }
+
     async fn run_orders(&mut self, listener: TcpListener) -> Result<(), String> {
+        let config = self.orders_config();
+        let metrics = listen(0)?;
+        self.metrics = Some(metrics.local_addr().map_err(|error| error.to_string())?);
+        self.orders.serve_orders(config, self.setup.clock.clone(), listener, Some(metrics)).await
+    }
+
+    fn orders_config(&self) -> order_config::Serve {
         let own = format!("http://{}", self.agreements.address);
-        let config = order_config::Serve {
+        order_config::Serve {
             storage: order_config::Storage { database: self.orders.database.clone(), create: true },
             listen: self.orders.address,
             agreements: self.setup.agreements_at.clone().unwrap_or(own),
             gate_deadline_ms: self.setup.gate_deadline_ms,
             auth: Auth::Insecure,
             metrics_listen: None,
-            offers: None,
+            offers: self.setup.offers.clone(),
             worker_threads: self.setup.worker_threads,
-        };
-        let clock = self.setup.clock.clone();
-        let metrics = listen(0)?;
-        self.metrics = Some(metrics.local_addr().map_err(|error| error.to_string())?);
-        self.orders.run(self.setup.worker_threads, listener, async move |calls, stop| {
-            let metrics = Some(tokio::net::TcpListener::from_std(metrics)?);
-            order_svc::serve(config, clock, order_svc::Listeners { calls, metrics }, stop).await
-        });
-        self.orders.wait_until_serving().await
+        }
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        drop(self.orders_replica.as_mut().map(Service::stop));
         drop(self.orders.stop());
         drop(self.replica.as_mut().map(Service::stop));
         drop(self.agreements.stop());
@@ -407,6 +429,20 @@ impl Service {
     ) -> Result<(), String> {
         self.run(config.worker_threads, listener, move |listener, stop| {
             agreement_svc::serve(config, clock, listener, stop)
+        });
+        self.wait_until_serving().await
+    }
+
+    async fn serve_orders(
+        &mut self,
+        config: order_config::Serve,
+        clock: Clock,
+        listener: TcpListener,
+        metrics: Option<TcpListener>,
+    ) -> Result<(), String> {
+        self.run(config.worker_threads, listener, async move |calls, stop| {
+            let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
+            order_svc::serve(config, clock, order_svc::Listeners { calls, metrics }, stop).await
         });
         self.wait_until_serving().await
     }

@@ -18,5 +18,6 @@ mod mail;
 mod orders;
 mod samples;
 mod stories;
+mod subscriptions;
 mod tidy;
 mod withdrawals;

@@ -251,6 +251,11 @@ const GET_WITHDRAWAL_REPORT: &str = "/csp.order.v1.WithdrawalService/GetWithdraw
 const LIST_WITHDRAWAL_REPORTS: &str = "/csp.order.v1.WithdrawalService/ListWithdrawalReports";
 const LIST_SUBSCRIPTION_CHANGES: &str = "/csp.order.v1.SubscriptionService/ListSubscriptionChanges";
 const CHANGE_SEATS: &str = "/csp.order.v1.SubscriptionService/ChangeSeats";
+const RENEW_SUBSCRIPTION: &str = "/csp.order.v1.SubscriptionService/RenewSubscription";
+const SET_AUTO_RENEW: &str = "/csp.order.v1.SubscriptionService/SetAutoRenew";
+const SUSPEND_SUBSCRIPTION: &str = "/csp.order.v1.SubscriptionService/SuspendSubscription";
+const RESUME_SUBSCRIPTION: &str = "/csp.order.v1.SubscriptionService/ResumeSubscription";
+const CANCEL_SUBSCRIPTION: &str = "/csp.order.v1.SubscriptionService/CancelSubscription";
 
 /// What exists before the table is tried, so that good ids can stand beside bad fields.
 struct Existing {
@@ -477,8 +482,8 @@ async fn every_bad_field_of_an_item_of_a_batch_is_named_with_that_item() {
 const ANSWERED_BY_ITEM: [(&str, &str); 1] = [(BATCH_CHECK_ELIGIBILITY, "items.")];
 
 /// Fields that hold nothing bad: flags, and a version that exists or does not.
-const NEVER_BAD: [&str; 5] =
-    ["validate_only", "include_history", "include_ended", "never_reaccept", "version"];
+const NEVER_BAD: [&str; 6] =
+    ["validate_only", "include_history", "include_ended", "never_reaccept", "version", "auto_renew"];
 
 /// The fields of a message by path, down to those that are no message of ours.
 fn leaves(messages: &BTreeMap<String, DescriptorProto>, name: &str, path: &str) -> Vec<String> {

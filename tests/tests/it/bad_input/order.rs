@@ -3,18 +3,21 @@
 use chassis::clock::Clock;
 use chrono::Duration;
 use proto::order::{
-    ChangeSeatsRequest, CreateOrderRequest, GetOfferRequest, GetOrderRequest, GetSubscriptionRequest,
-    GetWithdrawalReportRequest, InlineAttestation, ListOffersRequest, ListOrdersRequest,
-    ListSubscriptionChangesRequest, ListSubscriptionsRequest, ListWithdrawalReportsRequest, NewOrderLine,
+    CancelSubscriptionRequest, ChangeSeatsRequest, CreateOrderRequest, GetOfferRequest, GetOrderRequest,
+    GetSubscriptionRequest, GetWithdrawalReportRequest, InlineAttestation, ListOffersRequest,
+    ListOrdersRequest, ListSubscriptionChangesRequest, ListSubscriptionsRequest,
+    ListWithdrawalReportsRequest, NewOrderLine, RenewSubscriptionRequest, ResumeSubscriptionRequest,
+    SetAutoRenewRequest, SuspendSubscriptionRequest,
 };
 use proto::types::Contact;
 use tests::world::{self, DIRECT, OFFICE, PROVIDER, RESELLER, RIGHTS_MANAGEMENT};
 
 use super::{
-    CHANGE_SEATS, COUNTRIES, CREATE_ORDER, Existing, GET_OFFER, GET_ORDER, GET_SUBSCRIPTION,
-    GET_WITHDRAWAL_REPORT, LIST_OFFERS, LIST_ORDERS, LIST_SUBSCRIPTION_CHANGES, LIST_SUBSCRIPTIONS,
-    LIST_WITHDRAWAL_REPORTS, PAGE_SIZES, PAGE_TOKENS, TIMES, Table, contact, given_id, given_text, id, pick,
-    pick_given, seats, text,
+    CANCEL_SUBSCRIPTION, CHANGE_SEATS, COUNTRIES, CREATE_ORDER, Existing, GET_OFFER, GET_ORDER,
+    GET_SUBSCRIPTION, GET_WITHDRAWAL_REPORT, LIST_OFFERS, LIST_ORDERS, LIST_SUBSCRIPTION_CHANGES,
+    LIST_SUBSCRIPTIONS, LIST_WITHDRAWAL_REPORTS, PAGE_SIZES, PAGE_TOKENS, RENEW_SUBSCRIPTION,
+    RESUME_SUBSCRIPTION, SET_AUTO_RENEW, SUSPEND_SUBSCRIPTION, TIMES, Table, contact, given_id, given_text,
+    id, pick, pick_given, seats, text,
 };
 
 impl Existing {
@@ -189,6 +192,34 @@ impl Existing {
             let request = seats(&self.subscription, quantity);
             table.bad(CHANGE_SEATS, &format!("{quantity} seats"), direct, &["quantity"], &request);
         }
+        let fields = ["request_id", "subscription_id", "etag"];
+        table.all_bad(RENEW_SUBSCRIPTION, direct, &fields, |n| RenewSubscriptionRequest {
+            request_id: id(n),
+            subscription_id: id(n + 1),
+            etag: text(n, 50),
+            validate_only: n % 2 == 0,
+        });
+        table.all_bad(SET_AUTO_RENEW, direct, &fields, |n| SetAutoRenewRequest {
+            request_id: id(n),
+            subscription_id: id(n + 1),
+            auto_renew: n % 2 == 0,
+            etag: text(n, 50),
+        });
+        table.all_bad(SUSPEND_SUBSCRIPTION, direct, &fields, |n| SuspendSubscriptionRequest {
+            request_id: id(n),
+            subscription_id: id(n + 1),
+            etag: text(n, 50),
+        });
+        table.all_bad(RESUME_SUBSCRIPTION, direct, &fields, |n| ResumeSubscriptionRequest {
+            request_id: id(n),
+            subscription_id: id(n + 1),
+            etag: text(n, 50),
+        });
+        table.all_bad(CANCEL_SUBSCRIPTION, direct, &fields, |n| CancelSubscriptionRequest {
+            request_id: id(n),
+            subscription_id: id(n + 1),
+            etag: text(n, 50),
+        });
     }
 
     pub(super) fn withdrawals(&self, table: &mut Table) {
