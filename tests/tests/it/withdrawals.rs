@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use chassis::clock::{Clock, Time};
 use chrono::TimeDelta;
+use futures_util::future::join_all;
 use proto::agreement::{
     EndRelationshipRequest, GetDirectSignStatusRequest, WithdrawAttestationRequest, WithdrawSignatureRequest,
     WithdrawalReason,
@@ -358,6 +359,30 @@ async fn withdrawals_are_applied_once_whoever_was_away_meanwhile() {
 
         for ((_, _, bought), revision) in customers.iter().zip([first, second, third]) {
             assert_cancelled(&direct, bought, revision).await;
+            assert_eq!(changes_of(&direct, bought).await.len(), 2);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn replicas_apply_each_withdrawal_once() {
+    const CUSTOMERS: usize = 40;
+    for backend in Backend::all() {
+        let mut cluster = cluster_on(backend).await;
+        cluster.start_orders_replica().await.unwrap();
+        let direct = cluster.as_caller(world::sales(DIRECT));
+        let customers = (0..CUSTOMERS).map(async |n| {
+            let customer =
+                world::create_customer(&direct, &format!("Customer {n}"), "FR", None).await.unwrap();
+            let attestation = attest(&direct, &customer).await;
+            (attestation, buy(&direct, &customer, None).await)
+        });
+        let customers = join_all(customers).await;
+        let revisions =
+            join_all(customers.iter().map(|(attestation, _)| withdraw(&direct, attestation))).await;
+        for ((_, bought), revision) in customers.iter().zip(&revisions) {
+            assert_eq!(told(&applied(&direct, *revision).await).0, (1, 0));
+            assert_cancelled(&direct, bought, *revision).await;
             assert_eq!(changes_of(&direct, bought).await.len(), 2);
         }
     }
