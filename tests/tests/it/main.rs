@@ -11,6 +11,7 @@ mod direct_sign;
 mod events;
 mod fail_closed;
 mod gate;
+mod histories;
 mod history;
 mod import;
 mod kill;
