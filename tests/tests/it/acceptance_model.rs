@@ -121,7 +121,7 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
         6 => (customer(), shown()).prop_map(|(customer, shown)| Step::Sign { customer, shown }),
         3 => which().prop_map(|(which, is_own)| Step::WithdrawSignature { which, is_own }),
         3 => publish,
-        1 => (partner(), customer()).prop_map(|(partner, customer)| Step::EndRelationship { partner, customer }),
+        2 => (partner(), customer()).prop_map(|(partner, customer)| Step::EndRelationship { partner, customer }),
         4 => accept,
         1 => purchase,
         4 => wait.prop_map(|micros| Step::Wait { micros }),
@@ -135,6 +135,7 @@ pub(crate) type Reason = &'static str;
 
 pub(crate) const NOT_FOUND: Reason = "RESOURCE_NOT_FOUND";
 
+#[derive(Clone)]
 struct Version {
     effective_from: Time,
     reaccept_by: Option<Time>,
@@ -148,7 +149,7 @@ enum Standing {
 }
 
 /// An attestation, or a signature where no partner made it.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Acceptance {
     pub id: String,
     customer: usize,
@@ -172,7 +173,7 @@ pub(crate) struct Happened {
     pub others_remain: bool,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Customer {
     /// The relationships, by the partner that entered each.
     pub relationships: BTreeSet<usize>,
@@ -192,12 +193,13 @@ impl Customer {
     }
 }
 
+#[derive(Clone)]
 pub(crate) struct Model {
     pub now: Time,
     versions: Vec<Version>,
     pub customers: Vec<Customer>,
     /// In the order in which they were made.
-    acceptances: Vec<Acceptance>,
+    pub acceptances: Vec<Acceptance>,
     /// The revision that the history began with.
     pub base: i64,
     pub history: Vec<Happened>,
@@ -221,7 +223,7 @@ impl Model {
     }
 
     /// ATT-4: the first version has no lower bound.
-    fn in_force(&self, at: Time) -> u32 {
+    pub(crate) fn in_force(&self, at: Time) -> u32 {
         let begun = self.versions.iter().filter(|version| version.effective_from <= at).count();
         u32::try_from(begun.max(1)).unwrap()
     }
@@ -241,14 +243,20 @@ impl Model {
         }
     }
 
-    fn current(&self, customer: usize, partner: Option<usize>) -> Option<usize> {
+    pub(crate) fn current(&self, customer: usize, partner: Option<usize>) -> Option<usize> {
         let is_it =
             |a: &Acceptance| (a.customer, a.partner, a.standing) == (customer, partner, Standing::Current);
         self.acceptances.iter().position(is_it)
     }
 
     /// ATT-8, given which version the date agreed selects.
-    fn may_attest(&self, customer: usize, partner: usize, person: usize, version: u32) -> Result<(), Reason> {
+    pub(crate) fn may_attest(
+        &self,
+        customer: usize,
+        partner: usize,
+        person: usize,
+        version: u32,
+    ) -> Result<(), Reason> {
         if !self.customers[customer].is_seen_by(partner) {
             return Err(NOT_FOUND);
         }
@@ -290,7 +298,14 @@ impl Model {
     }
 
     /// Puts a new acceptance into the place of the current one.
-    fn accepted(&mut self, id: String, customer: usize, partner: Option<usize>, version: u32, person: usize) {
+    pub(crate) fn accepted(
+        &mut self,
+        id: String,
+        customer: usize,
+        partner: Option<usize>,
+        version: u32,
+        person: usize,
+    ) {
         let mut superseded = vec![];
         if let Some(n) = self.current(customer, partner) {
             self.acceptances[n].standing = Standing::Superseded;

@@ -12,7 +12,10 @@ use tokio::runtime::Handle;
 const SHRINK_MS: u32 = 60_000;
 
 /// Histories that are played at a time: services wait for their disks, and for the time to look again.
-const LANES: u32 = 4;
+const LANES: u32 = 3;
+
+/// What calls within calls need of it without optimization.
+const STACK_BYTES: usize = 64 * 1024 * 1024;
 
 /// Plays histories of such steps on each backend, as many as `cases` says. Proptest takes another seed and
 /// another number of cases from its own variables, `PROPTEST_RNG_SEED` and `PROPTEST_CASES`.
@@ -61,7 +64,11 @@ pub(crate) fn check<S: Clone + Debug, T: Strategy<Value = Vec<S>>>(
         let outcomes: Vec<Result<(), String>> = tokio::task::block_in_place(|| {
             std::thread::scope(|scope| {
                 let run = &run;
-                let lanes: Vec<_> = (0..LANES).map(lane).map(|lane| scope.spawn(move || run(lane))).collect();
+                let spawn = |lane| {
+                    let builder = std::thread::Builder::new().stack_size(STACK_BYTES);
+                    builder.spawn_scoped(scope, move || run(lane)).unwrap()
+                };
+                let lanes: Vec<_> = (0..LANES).map(lane).map(spawn).collect();
                 lanes.into_iter().map(|lane| lane.join().unwrap()).collect()
             })
         });
