@@ -31,7 +31,8 @@ pub struct Withdrawal {
     pub customer_id: Uuid,
     pub kind: EvidenceKind,
     pub acceptance_id: Uuid,
-    /// The partner that withdrew its attestation; none where a customer withdrew its signature.
+    /// The partner that withdrew its attestation, which covered only what that partner paid for (ATT-7);
+    /// none where a customer withdrew its signature.
     pub partner_id: Option<Uuid>,
     /// The partners that it left without any acceptance: what they pay for is cancelled.
     pub uncovered: Vec<Uuid>,
@@ -49,11 +50,11 @@ pub struct Parting {
     pub others_remain: bool,
 }
 
-/// What became of a subscription that had not ended when its customer's acceptance was withdrawn.
+/// What became of a subscription that had not ended and that the withdrawn acceptance could cover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Cancelled,
-    /// Its payer still has an acceptance to rest on.
+    /// Its payer has another acceptance to rest on, or had parted with the customer before.
     StillCovered,
     /// It rests on an answer given after the withdrawal.
     NewerAnswer,

@@ -68,7 +68,8 @@ struct Part {
     stayed: i32,
 }
 
-/// Keeps what a withdrawal did: `cancelled` by it, and what else of the customer's has not ended.
+/// Keeps what a withdrawal did: `cancelled` by it, and what else has not ended of what the acceptance
+/// could cover. Nobody else is told of it.
 pub(super) fn withdrawal_insert(
     connection: &mut Connection,
     moment: &Moment,
@@ -77,11 +78,15 @@ pub(super) fn withdrawal_insert(
     now: Time,
 ) -> Result<(), Error> {
     let stayed: Vec<(String, String, String)> = query!(connection, c => {
-        subscription::table
+        let mut stayed = subscription::table
             .filter(subscription::customer_id.eq(of.customer_id.to_string()))
             .filter(subscription::state.eq_any([State::Active.name(), State::Suspended.name()]))
             .select((subscription::id, subscription::payer_id, subscription::reseller_id))
-            .load(c)
+            .into_boxed();
+        if let Some(partner) = of.partner_id {
+            stayed = stayed.filter(subscription::payer_id.eq(partner.to_string()));
+        }
+        stayed.load(c)
     })?;
     let mut effects = vec![];
     for touched in cancelled {

@@ -135,6 +135,14 @@ async fn what_rests_on_a_withdrawn_attestation_is_cancelled_for_payer_and_resell
             etag: paused.etag.clone(),
         };
         provider.subscriptions().suspend_subscription(suspend).await.unwrap();
+        // Another payer of the customer's was never covered by it, and learns nothing of it.
+        let admin = cluster.as_caller(world::admin(customer.parse().unwrap()));
+        let invitation = world::invite(&direct, None, None).await.unwrap();
+        admin.signatures().accept_invitation(world::acceptance(&invitation, None)).await.unwrap();
+        let foreign = buy(&direct, &customer, None).await;
+        withdraw_signature(&admin, &customer).await;
+        attest(&direct, &customer).await;
+        let foreign_too = buy(&direct, &customer, None).await;
         // Another customer of the same provider rests on its own.
         let other = world::create_customer(&reseller, "Fourth Coffee", "FR", Some(PROVIDER)).await.unwrap();
         attest(&provider, &other).await;
@@ -161,6 +169,8 @@ async fn what_rests_on_a_withdrawn_attestation_is_cancelled_for_payer_and_resell
             assert_cancelled(&operator, bought, revision).await;
         }
         assert_eq!(read(&operator, &unconcerned).await, unconcerned);
+        assert_eq!(read(&operator, &foreign).await.state(), SubscriptionState::Cancelled);
+        assert_eq!(read(&operator, &foreign_too).await, foreign_too);
 
         // Nothing more is sold, and a later acceptance does not bring anything back.
         let refused = world::order(&provider, &customer, None, 5).await.unwrap_err();
