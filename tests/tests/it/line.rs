@@ -72,7 +72,7 @@ async fn carry(
     if is_cut {
         // The far end may know; order-svc must find out by itself.
         drop(far);
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

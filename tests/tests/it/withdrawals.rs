@@ -293,7 +293,6 @@ async fn a_database_that_is_restored_under_order_svc_is_told_again_what_it_forgo
             forget_from(revision)
         );
         cluster.orders_sql(&restore).unwrap();
-        assert_eq!(read(&direct, &bought).await, bought);
         // The next event does not fit what the database knows, and so nothing between is passed over.
         world::create_customer(&direct, "Fabrikam", "FR", None).await.unwrap();
         let again = applied(&direct, revision).await;
@@ -339,7 +338,9 @@ async fn a_database_that_is_ahead_of_the_history_is_told_nothing_and_order_svc_g
         cluster.orders_sql("UPDATE follower SET revision = revision - 1000000").unwrap();
         assert_eq!(told(&applied(&direct, revision).await).0, (1, 0));
         assert_cancelled(&direct, &bought, revision).await;
-        assert!(metric(&cluster, "order_svc_history_behind_seconds").await.is_finite());
+        let catching_up =
+            async { while !metric(&cluster, "order_svc_history_behind_seconds").await.is_finite() {} };
+        tokio::time::timeout(LONG, catching_up).await.unwrap();
     }
 }
 
