@@ -105,14 +105,7 @@ pub async fn serve(
     workers.spawn(renewals::run(database.clone(), clock.clone(), following.clone(), stopped.clone()));
     workers.spawn(request::forget(database.clone(), clock.clone(), stopped.clone()));
     if let Some(listener) = listeners.metrics {
-        let mut stopped = stopped.clone();
-        let stop = async move { drop(stopped.wait_for(|stop| *stop).await) };
-        let serving = metrics::serve(listener, clock.clone(), following, stop);
-        workers.spawn(async {
-            if let Err(error) = serving.await {
-                tracing::error!(%error, "metrics cannot be served any more");
-            }
-        });
+        workers.spawn(metrics::serve(listener, clock.clone(), following, stopped));
     }
 
     let api = Api { database, clock, catalogue, agreements, orders };

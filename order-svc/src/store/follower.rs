@@ -57,8 +57,8 @@ pub(crate) fn follower_revision(connection: &mut Connection) -> Result<i64, Erro
     Ok(query!(connection, c => follower::table.select(follower::revision).first(c))?)
 }
 
-/// Applies the history from the event after `applied` up to a moment; false, and nothing done, when it
-/// has been applied further than `applied` already.
+/// Applies the history from the event after `applied` up to a moment; false, and nothing done, when that
+/// is not how far it has been applied.
 pub(crate) fn moment_apply(
     connection: &mut Connection,
     applied: i64,

@@ -275,6 +275,18 @@ pub(crate) fn due_list(
     })?)
 }
 
+/// The customer's subscriptions whose term has ended until then, oldest first.
+pub(crate) fn due_of(connection: &mut Connection, customer: Uuid, until: Time) -> Result<Vec<String>, Error> {
+    Ok(query!(connection, c => {
+        subscription::table
+            .filter(subscription::customer_id.eq(customer.to_string()))
+            .filter(subscription::due_at.le(until.naive_utc()))
+            .order((subscription::due_at, subscription::id))
+            .select(subscription::id)
+            .load(c)
+    })?)
+}
+
 /// A subscription, if its term has ended until then and nobody has processed it yet.
 pub(crate) fn subscription_due(
     connection: &mut Connection,
@@ -301,9 +313,11 @@ pub(crate) fn subscription_due(
 pub(crate) fn change_list(
     connection: &mut Connection,
     id: Uuid,
-    after: i32,
+    after: i64,
     limit: i64,
 ) -> Result<Vec<Change>, Error> {
+    // Numbers beyond what a row can have come only from tokens that were made up.
+    let after = i32::try_from(after).unwrap_or(i32::MAX);
     let rows: Vec<ChangeRow> = query!(connection, c => {
         subscription_change::table
             .filter(subscription_change::subscription_id.eq(id.to_string()))
