@@ -14,6 +14,7 @@ mod gate;
 mod history;
 mod import;
 mod mail;
+mod race;
 mod samples;
 mod stories;
 mod tidy;
