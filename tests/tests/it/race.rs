@@ -621,10 +621,9 @@ impl<'a> Truth<'a> {
             }
         }
         let end = kept.cancelled_by().unwrap_or(i64::MAX);
-        for (revision, _) in self.withdrawals.range(kept.answer() + 1..end) {
-            if uncovers(revision) {
-                wrong.push(format!("{id}: rests on answer {}, but outlived {revision}", kept.answer()));
-            }
+        let outlived = |revision: &&i64| kept.answer() < **revision && **revision < end && uncovers(revision);
+        for revision in self.withdrawals.keys().filter(outlived) {
+            wrong.push(format!("{id}: rests on answer {}, but outlived {revision}", kept.answer()));
         }
     }
 
