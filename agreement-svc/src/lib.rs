@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use chassis::clock::Clock;
 use chassis::database::{Database, Url, Writes};
+use chassis::request;
 use chassis::server::{self, MESSAGE_BYTES_MAX, Options};
 use config::{EraseContact, Serve, Storage, Verify};
 use proto::agreement::attestation_service_server::AttestationServiceServer;
@@ -103,7 +104,8 @@ pub async fn serve(
     let mut poller = tokio::spawn(poller);
     let mailer =
         Mailer { database: database.clone(), clock: clock.clone(), transport, from: config.mail.mail_from };
-    let mut mailer = tokio::spawn(mailer::run(mailer, commits, workers_stop));
+    let mut mailer = tokio::spawn(mailer::run(mailer, commits, workers_stop.clone()));
+    let mut forgetting = tokio::spawn(request::forget(database.clone(), clock.clone(), workers_stop));
     let api = Api {
         database,
         clock,
@@ -135,10 +137,12 @@ pub async fn serve(
         served = server::serve(listener, routes, options, shutdown) => served,
         ended = &mut poller => return Err(format!("the poller ended by itself: {ended:?}").into()),
         ended = &mut mailer => return Err(format!("the mailer ended by itself: {ended:?}").into()),
+        ended = &mut forgetting => return Err(format!("the forgetting ended by itself: {ended:?}").into()),
     };
     stop_workers.send_replace(true);
     poller.await?;
     mailer.await?;
+    forgetting.await?;
     served
 }
 

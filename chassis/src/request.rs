@@ -1,15 +1,19 @@
 //! Requests that must have at most one effect: under one id and content the first answer is given
-//! again, whatever has changed since. Each service has the table `request` in its own schema.
+//! again, whatever has changed since, for at least [`ANSWER_KEPT`]. Each service has the table `request`
+//! in its own schema.
 
-use chrono::NaiveDateTime;
+use std::time::Duration;
+
+use chrono::{NaiveDateTime, TimeDelta};
 use diesel::prelude::*;
 use prost::Message;
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::auth::Caller;
-use crate::clock::Time;
-use crate::database::{Connection, Error};
+use crate::clock::{Clock, Time};
+use crate::database::{Connection, Database, Error};
 use crate::query;
 
 use schema::request;
@@ -26,6 +30,15 @@ mod schema {
         }
     }
 }
+
+/// How long a first answer is given again at least: longer than any client goes on repeating itself.
+pub const ANSWER_KEPT: TimeDelta = TimeDelta::days(30);
+
+/// How often old answers are looked for. An hour more or less is nothing to their age.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60 * 60);
+
+/// Answers forgotten in one transaction: calls that write wait for hardly more than a millisecond.
+const FORGOTTEN_AT_A_TIME: i64 = 100;
 
 /// A request id, with whose it is and what it asked for.
 #[derive(Clone, Debug)]
@@ -109,6 +122,53 @@ pub fn request_answered(
     Ok(inserted > 0)
 }
 
+/// Forgets answers that are older than [`ANSWER_KEPT`], at once and then every hour, until `stop` says
+/// so: their request ids are then as good as new. Several replicas may do so at the same time.
+pub async fn forget(database: Database, clock: Clock, mut stop: watch::Receiver<bool>) {
+    loop {
+        let before = clock.now() - ANSWER_KEPT;
+        let forget = move |connection: &mut Connection| answers_forget(connection, before);
+        while !*stop.borrow() {
+            match database.write(forget).await {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    let error: Error = error;
+                    tracing::warn!(%error, "old answers cannot be forgotten; trying again in an hour");
+                    break;
+                }
+            }
+        }
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+        }
+    }
+}
+
+/// Forgets some of the answers from before a time, oldest first; whether there may be more.
+fn answers_forget(connection: &mut Connection, before: Time) -> Result<bool, Error> {
+    let is_old = || request::answered_at.lt(before.naive_utc());
+    let old: Vec<(String, String, String)> = query!(&mut *connection, c => {
+        request::table
+            .filter(is_old())
+            // One order for all replicas, so that they wait for each other instead of deadlocking.
+            .order((request::answered_at, request::request_id))
+            .limit(FORGOTTEN_AT_A_TIME)
+            .select((request::tenant_id, request::call, request::request_id))
+            .load(c)
+    })?;
+    for key in &old {
+        // Its age is asked for again: another replica may have forgotten it meanwhile, and somebody
+        // else may have used its id anew.
+        let (tenant_id, call, request_id) = key;
+        query!(&mut *connection, c => {
+            diesel::delete(request::table.find((tenant_id, call, request_id)).filter(is_old())).execute(c)
+        })?;
+    }
+    Ok(!old.is_empty())
+}
+
 /// The answer to a request, as it is stored.
 #[derive(Clone, Debug)]
 pub struct StoredAnswer {
@@ -160,4 +220,55 @@ pub fn answer_replace(connection: &mut Connection, changed: &StoredAnswer) -> Re
             .execute(c)
     })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::connection::SimpleConnection;
+
+    use super::*;
+    use crate::database::Writes;
+
+    const TABLE: &str = "CREATE TABLE request (tenant_id TEXT NOT NULL, call TEXT NOT NULL,
+        request_id TEXT NOT NULL, content TEXT NOT NULL, answer BYTEA NOT NULL,
+        answered_at TIMESTAMP NOT NULL, PRIMARY KEY (tenant_id, call, request_id))";
+
+    fn key(n: u128) -> RequestKey {
+        RequestKey {
+            request_id: Uuid::from_u128(n),
+            tenant_id: Uuid::from_u128(1),
+            call: "Call",
+            content: "content".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_kept_for_thirty_days_and_then_forgotten_whole_batches_after_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("requests").display()).parse().unwrap();
+        let database = Database::open(&url, true, Writes::Serial).unwrap();
+        let now = Time::from_timestamp(1_800_000_000, 0).unwrap();
+        let older = now - ANSWER_KEPT - TimeDelta::microseconds(1);
+        let count = FORGOTTEN_AT_A_TIME.unsigned_abs() as u128 * 2 + 1;
+        let write = move |connection: &mut Connection| -> Result<(), Error> {
+            query!(&mut *connection, c => c.batch_execute(TABLE))?;
+            request_answered(connection, &key(0), b"kept", now - ANSWER_KEPT)?;
+            for n in 1..=count {
+                assert!(request_answered(connection, &key(n), b"forgotten", older)?);
+            }
+            Ok(())
+        };
+        database.write(write).await.unwrap();
+        let (stop, stopped) = watch::channel(false);
+        let forgetting = tokio::spawn(forget(database.clone(), Clock::manual(now), stopped));
+        let left = || database.list(|connection: &mut Connection| answers_after(connection, None, 1000));
+        while left().await.unwrap().len() > 1 {
+            tokio::task::yield_now().await;
+        }
+        stop.send_replace(true);
+        forgetting.await.unwrap();
+        let read = |n| database.read(move |connection: &mut Connection| request_seen(connection, &key(n)));
+        assert_eq!(read(0).await.unwrap(), Seen::Answered(b"kept".to_vec()));
+        assert_eq!(read(count).await.unwrap(), Seen::Never);
+    }
 }

@@ -3,6 +3,9 @@
 
 pub(crate) mod history;
 
+use std::error::Error;
+use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chassis::auth::{Caller, Channel as CallerChannel, Role, TenantKind};
@@ -10,28 +13,42 @@ use chassis::backoff;
 use chassis::clock::{Clock, Time};
 use chassis::form::timestamp;
 use chrono::DateTime;
+use proto::agreement::attestation_service_client::AttestationServiceClient;
 use proto::agreement::eligibility_service_client::EligibilityServiceClient;
 use proto::agreement::{
-    AgreementDemand, CheckEligibilityRequest, CheckEligibilityResponse, PartnerRole, ReportPurchaseRequest,
+    AgreementDemand, AssumedAttestation, CheckEligibilityRequest, CheckEligibilityResponse,
+    CreateAttestationRequest, CreateAttestationResponse, PartnerRole, ReportPurchaseRequest,
 };
-use proto::types;
+use proto::types::{self, ErrorReason};
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Response, Status, TimeoutExpired};
 use tonic_types::StatusExt;
+use tower::retry::budget::{Budget, TpsBudget};
 use uuid::Uuid;
 
 use crate::rules::gate::{
-    AgreementType, Answer, Decision, Evidence, EvidenceKind, Operation, Permit, Reason, Remedy, Rule, Verdict,
+    AgreementType, Answer, Decision, Evidence, EvidenceKind, Operation, Permit, Reason, Rehearsal, Remedy,
+    Rule, Verdict,
 };
 use crate::rules::order::{Parties, PurchaseReport};
 
+/// `ErrorInfo.domain` of what the neighbour refuses.
+pub(crate) const DOMAIN: &str = "agreement-svc";
+
 /// Tries for one question. More would only add to the load of a neighbour in trouble.
-const ATTEMPTS_MAX: u32 = 3;
+const TRIES_MAX: u32 = 3;
 
 /// Waits between tries, before jitter: the first, and the longest.
 const RETRY_BASE: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_millis(200);
+
+/// What all calls of the process together may try again, in any ten seconds: this many for each of them,
+/// and one for every five calls that were answered. So a neighbour in trouble is not asked three times as
+/// much, and one that restarts is asked again by everybody.
+const BUDGET_WINDOW: Duration = Duration::from_secs(10);
+const BUDGET_PER_SECOND: u32 = 5;
+const BUDGET_OF_ANSWERED: f32 = 0.2;
 
 /// A dead connection is noticed after the interval and the timeout together, also while idle;
 /// without this a channel stays dead after a network partition.
@@ -44,12 +61,28 @@ const SERVICE_ID: Uuid = uuid::uuid!("0de05dc0-0000-7000-8000-000000000001");
 /// Reporting a purchase is not waited for by anybody, so it may take longer than the gate.
 const REPORT_DEADLINE: Duration = Duration::from_secs(5);
 
+/// What CreateAttestation may say no with, and what it means for whoever orders. ALREADY_ATTESTED is not
+/// among them: then there is nothing to do.
+const REFUSALS: [(ErrorReason, Code); 9] = [
+    (ErrorReason::InvalidFields, Code::InvalidArgument),
+    (ErrorReason::RequestIdReused, Code::InvalidArgument),
+    (ErrorReason::IdentityRequired, Code::Unauthenticated),
+    (ErrorReason::RoleNotAllowed, Code::PermissionDenied),
+    (ErrorReason::ResourceNotFound, Code::NotFound),
+    (ErrorReason::ResellerCannotAttest, Code::PermissionDenied),
+    (ErrorReason::CloudNotSupported, Code::FailedPrecondition),
+    (ErrorReason::TemplateRetired, Code::FailedPrecondition),
+    (ErrorReason::OlderThanCurrent, Code::FailedPrecondition),
+];
+
 /// A question to the gate.
 #[derive(Clone, Debug)]
 pub(crate) struct Ask {
     pub parties: Parties,
     pub operation: Operation,
     pub demands: Vec<Vec<AgreementType>>,
+    /// The answer must know of everything up to this revision; 0 is any.
+    pub at_least_revision: i64,
     /// The user for whom it is asked.
     pub caller: Caller,
     /// The id under which both services log.
@@ -67,13 +100,45 @@ pub(crate) enum NoAnswer {
     Unknown(String),
 }
 
-/// The client of agreement-svc. Clones share its connection.
+/// An attestation as it was stored, or as it would be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Attested {
+    pub id: Uuid,
+    pub template_id: Uuid,
+    pub template_version: u32,
+    /// The revision that stored it.
+    pub revision: i64,
+}
+
+/// Why nothing is known to be attested.
+#[derive(Debug)]
+pub(crate) enum NotAttested {
+    /// The neighbour's own refusal.
+    Refused(Status),
+    /// Anything else. For the log.
+    Unknown(String),
+}
+
+/// The client of agreement-svc. Clones share its connection and its retries.
 #[derive(Clone)]
 pub(crate) struct Agreements {
     channel: Channel,
     gate: EligibilityServiceClient<Channel>,
     deadline: Duration,
+    retries: Arc<TpsBudget>,
     clock: Clock,
+}
+
+/// On what terms a call is made.
+struct Terms<'a> {
+    /// As whom.
+    identity: &'a Caller,
+    /// The id under which both services log.
+    call_id: &'a str,
+    /// How long it may take, with all its tries.
+    deadline: Duration,
+    /// How long whoever waits for it still does.
+    patience: Duration,
 }
 
 impl Agreements {
@@ -87,13 +152,20 @@ impl Agreements {
         if uri.scheme_str() != Some("http") || uri.port().is_none() {
             return Err(wrong());
         }
-        let endpoint = Endpoint::from(uri)
+        let channel = Endpoint::from(uri)
             .connect_timeout(deadline)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true);
-        let channel = endpoint.connect_lazy();
-        Ok(Self { gate: EligibilityServiceClient::new(channel.clone()), channel, deadline, clock })
+            .keep_alive_while_idle(true)
+            .connect_lazy();
+        let retries = TpsBudget::new(BUDGET_WINDOW, BUDGET_PER_SECOND, BUDGET_OF_ANSWERED);
+        Ok(Self {
+            gate: EligibilityServiceClient::new(channel.clone()),
+            channel,
+            deadline,
+            retries: Arc::new(retries),
+            clock,
+        })
     }
 
     /// Asks the gate, for no longer than the deadline or the caller's patience, retries included.
@@ -101,34 +173,78 @@ impl Agreements {
     /// # Errors
     /// [`NoAnswer`]; only its first two cases are words of the neighbour.
     pub(crate) async fn check(&self, ask: &Ask, patience: Duration) -> Result<Answer, NoAnswer> {
-        let give_up = Instant::now() + self.deadline.min(patience);
-        let mut last = String::from("the deadline had passed before it was asked");
-        for attempt in 0..ATTEMPTS_MAX {
-            let left = give_up.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            let asked_at = self.clock.now();
-            let request = self.request(ask.message(), &ask.call_id, left);
-            match tokio::time::timeout(left, self.gate.clone().check_eligibility(request)).await {
-                Ok(Ok(answer)) => return read_answer(ask, asked_at, answer.into_inner()),
-                Ok(Err(status)) => match status.code() {
-                    Code::NotFound if has_reason(&status, types::ErrorReason::ResourceNotFound) => {
-                        return Err(NoAnswer::NotTogether);
-                    }
-                    Code::InvalidArgument if has_reason(&status, types::ErrorReason::PayerIsReseller) => {
-                        return Err(NoAnswer::PayerIsReseller);
-                    }
-                    // tonic reports its own time-out as CANCELLED.
-                    Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded => last = status.to_string(),
-                    _ => return Err(NoAnswer::Unknown(status.to_string())),
-                },
-                Err(_) => return Err(NoAnswer::Unknown("it did not answer in time".into())),
-            }
-            let pause = backoff::wait(attempt, RETRY_BASE, RETRY_MAX);
-            tokio::time::sleep(pause.min(give_up.saturating_duration_since(Instant::now()))).await;
+        self.question(ask, ask.message(), patience).await
+    }
+
+    /// Asks the gate what it would answer, on the assumption of an attestation where one is given.
+    ///
+    /// # Errors
+    /// As [`Agreements::check`].
+    pub(crate) async fn rehearse(
+        &self,
+        ask: &Ask,
+        assumed: Option<&Attested>,
+        patience: Duration,
+    ) -> Result<Rehearsal, NoAnswer> {
+        let assumed_attestation = assumed.map(|attested| AssumedAttestation {
+            attestation_id: attested.id.to_string(),
+            template_id: attested.template_id.to_string(),
+            template_version: attested.template_version,
+        });
+        let message = CheckEligibilityRequest { assumed_attestation, ..ask.message() };
+        self.question(ask, message, patience).await.map(Rehearsal::new)
+    }
+
+    async fn question(
+        &self,
+        ask: &Ask,
+        message: CheckEligibilityRequest,
+        patience: Duration,
+    ) -> Result<Answer, NoAnswer> {
+        let terms = Terms { identity: &service(), call_id: &ask.call_id, deadline: self.deadline, patience };
+        let call = |request| {
+            let (mut gate, asked_at) = (self.gate.clone(), self.clock.now());
+            async move { Ok(gate.check_eligibility(request).await?.map(|answer| (asked_at, answer))) }
+        };
+        match self.insist(terms, message, call).await {
+            Ok((asked_at, answer)) => read_answer(ask, asked_at, answer),
+            Err(status) => Err(match (reason_of(&status), status.code()) {
+                (Some(ErrorReason::ResourceNotFound), Code::NotFound) => NoAnswer::NotTogether,
+                (Some(ErrorReason::PayerIsReseller), Code::InvalidArgument) => NoAnswer::PayerIsReseller,
+                _ => NoAnswer::Unknown(status.to_string()),
+            }),
         }
-        Err(NoAnswer::Unknown(last))
+    }
+
+    /// Attests with the caller's own identity, for as long as the gate may take. `None`: the current
+    /// attestation says the same.
+    ///
+    /// # Errors
+    /// [`NotAttested`].
+    pub(crate) async fn attest(
+        &self,
+        message: &CreateAttestationRequest,
+        caller: &Caller,
+        call_id: &str,
+        patience: Duration,
+    ) -> Result<Option<Attested>, NotAttested> {
+        let terms = Terms { identity: caller, call_id, deadline: self.deadline, patience };
+        let call = |request| {
+            let mut attestations = AttestationServiceClient::new(self.channel.clone());
+            async move { attestations.create_attestation(request).await }
+        };
+        let status = match self.insist(terms, message.clone(), call).await {
+            Ok(answer) => {
+                let nonsense = || NotAttested::Unknown("its attestation makes no sense".into());
+                return read_attested(message, caller, answer).map(Some).ok_or_else(nonsense);
+            }
+            Err(status) => status,
+        };
+        match (reason_of(&status), status.code()) {
+            (Some(ErrorReason::AlreadyAttested), Code::AlreadyExists) => Ok(None),
+            (Some(reason), code) if REFUSALS.contains(&(reason, code)) => Err(NotAttested::Refused(status)),
+            _ => Err(NotAttested::Unknown(status.to_string())),
+        }
     }
 
     /// Reports a customer's first purchase. Reporting again under the same order is safe.
@@ -142,36 +258,113 @@ impl Agreements {
             payer_id: report.payer_id.to_string(),
             purchased_at: Some(timestamp(report.purchased_at)),
         };
-        let request = self.request(message, &report.order_id.to_string(), REPORT_DEADLINE);
-        let late = |_| Status::unavailable("it did not answer in time");
-        tokio::time::timeout(REPORT_DEADLINE, self.gate.clone().report_purchase(request))
-            .await
-            .map_err(late)??;
-        Ok(())
-    }
-
-    fn request<M>(&self, message: M, call_id: &str, deadline: Duration) -> Request<M> {
-        let mut request = self.own_request(message, call_id);
-        request.set_timeout(deadline);
-        request
-    }
-
-    /// A request of order-svc itself, without a deadline.
-    fn own_request<M>(&self, message: M, call_id: &str) -> Request<M> {
-        let mut request = Request::new(message);
-        let service = Caller {
-            tenant_kind: TenantKind::Service,
-            tenant_id: SERVICE_ID,
-            user_id: SERVICE_ID,
-            roles: vec![],
-            channel: CallerChannel::Api,
+        let terms = Terms {
+            identity: &service(),
+            call_id: &report.order_id.to_string(),
+            deadline: REPORT_DEADLINE,
+            patience: REPORT_DEADLINE,
         };
-        service.present(request.metadata_mut());
-        if let Ok(call_id) = MetadataValue::try_from(call_id) {
-            request.metadata_mut().insert("x-call-id", call_id);
-        }
-        request
+        let call = |request| {
+            let mut gate = self.gate.clone();
+            async move { gate.report_purchase(request).await }
+        };
+        self.insist(terms, message, call).await.map(drop)
     }
+
+    /// Makes a call until it is answered; only for calls that may be made twice, since they read or carry a
+    /// request id. One try takes at most half of the deadline, so that a lost one leaves time for another.
+    ///
+    /// # Errors
+    /// The refusal, or how the last try ended.
+    async fn insist<M: Clone, A, F>(
+        &self,
+        terms: Terms<'_>,
+        message: M,
+        call: impl Fn(Request<M>) -> F,
+    ) -> Result<A, Status>
+    where
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        let give_up = Instant::now() + terms.deadline.min(terms.patience);
+        let mut last = Status::deadline_exceeded("the deadline had passed before it was asked");
+        for attempt in 0..TRIES_MAX {
+            if attempt > 0 {
+                if !self.retries.withdraw() {
+                    break;
+                }
+                let pause = backoff::wait(attempt - 1, RETRY_BASE, RETRY_MAX);
+                tokio::time::sleep(pause.min(give_up.saturating_duration_since(Instant::now()))).await;
+            }
+            let left = give_up.saturating_duration_since(Instant::now()).min(terms.deadline / 2);
+            if left.is_zero() {
+                break;
+            }
+            let mut request = request_as(terms.identity, message.clone(), terms.call_id);
+            request.set_timeout(left);
+            match tokio::time::timeout(left, call(request)).await {
+                Err(_) => last = Status::deadline_exceeded("it did not answer in time"),
+                Ok(Err(status)) if status.code() == Code::Unavailable || is_late(&status) => last = status,
+                Ok(answered) => {
+                    self.retries.deposit();
+                    return answered.map(Response::into_inner);
+                }
+            }
+        }
+        Err(last)
+    }
+}
+
+/// A request as somebody, without a deadline.
+fn request_as<M>(identity: &Caller, message: M, call_id: &str) -> Request<M> {
+    let mut request = Request::new(message);
+    identity.present(request.metadata_mut());
+    if let Ok(call_id) = MetadataValue::try_from(call_id) {
+        request.metadata_mut().insert("x-call-id", call_id);
+    }
+    request
+}
+
+/// order-svc itself.
+fn service() -> Caller {
+    Caller {
+        tenant_kind: TenantKind::Service,
+        tenant_id: SERVICE_ID,
+        user_id: SERVICE_ID,
+        roles: vec![],
+        channel: CallerChannel::Api,
+    }
+}
+
+/// Whether a status is our own time-out. tonic gives it the code CANCELLED, which from the neighbour
+/// means something else; only what happened here has a source.
+fn is_late(status: &Status) -> bool {
+    let mut causes = std::iter::successors(status.source(), |&cause| cause.source());
+    causes.any(<dyn Error>::is::<TimeoutExpired>)
+}
+
+/// The reason of a refusal by the neighbour, and by nobody else.
+fn reason_of(status: &Status) -> Option<ErrorReason> {
+    let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN)?;
+    ErrorReason::from_str_name(&format!("ERROR_REASON_{}", info.reason))
+}
+
+/// Reads what was attested, if it is what was asked for.
+fn read_attested(
+    asked: &CreateAttestationRequest,
+    caller: &Caller,
+    answer: CreateAttestationResponse,
+) -> Option<Attested> {
+    let attestation = answer.attestation?;
+    let is_as_asked = attestation.customer_id == asked.customer_id
+        && attestation.template_id == asked.template_id
+        && attestation.partner_id == caller.tenant_id.to_string();
+    let attested = Attested {
+        id: attestation.attestation_id.parse().ok()?,
+        template_id: attestation.template_id.parse().ok()?,
+        template_version: attestation.template_version,
+        revision: answer.revision,
+    };
+    (is_as_asked && attested.template_version > 0 && attested.revision > 0).then_some(attested)
 }
 
 impl Ask {
@@ -201,10 +394,11 @@ impl Ask {
             operation: operation.into(),
             channel: channel.into(),
             demands: self.demands.iter().map(demand).collect(),
-            at_least_revision: 0,
+            at_least_revision: self.at_least_revision,
             acting_partner_id: self.caller.tenant_id.to_string(),
             acting_roles: self.caller.roles.iter().map(|r| role(r).into()).collect(),
             as_of: None,
+            assumed_attestation: None,
         }
     }
 }
@@ -216,10 +410,6 @@ fn agreement_type(of: AgreementType) -> types::AgreementType {
     }
 }
 
-fn has_reason(status: &Status, reason: types::ErrorReason) -> bool {
-    status.get_details_error_info().is_some_and(|info| info.reason == reason.name())
-}
-
 /// Reads an answer to a question; whatever does not fit together makes it unknown.
 fn read_answer(ask: &Ask, asked_at: Time, answer: CheckEligibilityResponse) -> Result<Answer, NoAnswer> {
     let nonsense = |what: &str| NoAnswer::Unknown(format!("its answer makes no sense: {what}"));
@@ -229,7 +419,7 @@ fn read_answer(ask: &Ask, asked_at: Time, answer: CheckEligibilityResponse) -> R
         return Err(nonsense("it is about somebody else"));
     }
     let is_country = answer.customer_country.len() == 2;
-    if !is_country || answer.revision < 0 {
+    if !is_country || answer.revision < ask.at_least_revision {
         return Err(nonsense("the customer's country or revision"));
     }
     let time = |time: Option<prost_types::Timestamp>| {
@@ -330,5 +520,16 @@ fn read_remedy(remedy: &types::Remedy) -> Option<Remedy> {
             Some(Remedy::InviteCustomer { template_id: remedy.template_id.parse().ok()? })
         }
         types::RemedyKind::Unspecified => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_time_out_is_told_from_what_the_neighbour_calls_one() {
+        assert!(is_late(&Status::from_error(Box::new(TimeoutExpired(())))));
+        assert!(!is_late(&Status::cancelled("Timeout expired")));
     }
 }

@@ -58,13 +58,16 @@ pub struct Serve {
     /// Where agreement-svc listens.
     #[arg(long, env = "ORDER_AGREEMENTS", default_value = "http://127.0.0.1:50051")]
     pub agreements: String,
-    /// How long the gate may take to answer, retries included, in milliseconds. An answer older than
-    /// five seconds is not used, so more would be of no use.
+    /// How long the gate may take to answer, retries included, in milliseconds; and so may an attestation
+    /// that an order carries. An answer older than five seconds is not used, so more would be of no use.
     #[arg(long, env = "ORDER_GATE_DEADLINE_MS", default_value = "1000", value_parser = clap::value_parser!(u64).range(10..=4000))]
     pub gate_deadline_ms: u64,
     /// How callers are identified. There is no default: `insecure` is for one's own machine.
     #[arg(long, env = "ORDER_AUTH", value_enum)]
     pub auth: Auth,
+    /// Where Prometheus may fetch metrics, at /metrics. Without it there are none. They name nobody.
+    #[arg(long, env = "ORDER_METRICS_LISTEN")]
+    pub metrics_listen: Option<SocketAddr>,
     /// The catalogue of offers, instead of the one that ships with the service.
     #[arg(long, env = "ORDER_OFFERS", value_name = "FILE.json")]
     pub offers: Option<PathBuf>,

@@ -5,6 +5,7 @@
 //! - `agreements`: the neighbour, whose answer becomes a fact.
 //! - `api`: the gRPC services, each in its file.
 //! - `workers`: what runs without being asked.
+//! - `metrics`: how it is doing, in numbers.
 //! - [`config`]: commands and settings.
 //!
 //! [`serve`] wires them; `main` only chooses the command.
@@ -12,6 +13,7 @@
 mod agreements;
 mod api;
 pub mod config;
+mod metrics;
 pub mod rules;
 mod store;
 mod workers;
@@ -23,6 +25,7 @@ use std::time::Duration;
 
 use chassis::clock::Clock;
 use chassis::database::{Database, Writes};
+use chassis::request;
 use chassis::server::{self, MESSAGE_BYTES_MAX, Options};
 use proto::order::offer_service_server::OfferServiceServer;
 use proto::order::order_service_server::OrderServiceServer;
@@ -38,7 +41,7 @@ use api::Api;
 pub use api::access::WHO_MAY;
 use config::{Serve, Storage};
 use workers::follower::{self, Followed};
-use workers::reporter;
+use workers::{renewals, reporter};
 
 /// Whatever keeps a command from doing its work, for the person who started it.
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -51,14 +54,23 @@ pub const SERVICES: &[&str] = &[
     "csp.order.v1.WithdrawalService",
 ];
 
-/// Serves on `listener` until `shutdown` resolves.
+/// Where the service is reached.
+#[derive(Debug)]
+pub struct Listeners {
+    /// By its callers.
+    pub calls: TcpListener,
+    /// By whoever fetches metrics.
+    pub metrics: Option<TcpListener>,
+}
+
+/// Serves until `shutdown` resolves.
 ///
 /// # Errors
 /// A setting, data file or database that makes no sense or cannot be used.
 pub async fn serve(
     config: Serve,
     clock: Clock,
-    listener: TcpListener,
+    listeners: Listeners,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Failure> {
     let catalogue = Arc::new(config::read_offers(config.offers.as_deref())?);
@@ -73,7 +85,7 @@ pub async fn serve(
     };
 
     let (orders, new_orders) = watch::channel(());
-    let (followed, _) = watch::channel(Followed::default());
+    let (followed, following) = watch::channel(Followed::default());
     let (stop, stopped) = watch::channel(false);
     let mut workers = JoinSet::new();
     workers.spawn(reporter::run(
@@ -83,7 +95,25 @@ pub async fn serve(
         new_orders,
         stopped.clone(),
     ));
-    workers.spawn(follower::run(database.clone(), clock.clone(), agreements.clone(), followed, stopped));
+    workers.spawn(follower::run(
+        database.clone(),
+        clock.clone(),
+        agreements.clone(),
+        followed,
+        stopped.clone(),
+    ));
+    workers.spawn(renewals::run(database.clone(), clock.clone(), following.clone(), stopped.clone()));
+    workers.spawn(request::forget(database.clone(), clock.clone(), stopped.clone()));
+    if let Some(listener) = listeners.metrics {
+        let mut stopped = stopped.clone();
+        let stop = async move { drop(stopped.wait_for(|stop| *stop).await) };
+        let serving = metrics::serve(listener, clock.clone(), following, stop);
+        workers.spawn(async {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "metrics cannot be served any more");
+            }
+        });
+    }
 
     let api = Api { database, clock, catalogue, agreements, orders };
     let mut routes = RoutesBuilder::default();
@@ -100,7 +130,7 @@ pub async fn serve(
         descriptors: proto::FILE_DESCRIPTOR_SET,
     };
     let served = tokio::select! {
-        served = server::serve(listener, routes, options, shutdown) => served,
+        served = server::serve(listeners.calls, routes, options, shutdown) => served,
         ended = workers.join_next() => return Err(format!("a worker ended by itself: {ended:?}").into()),
     };
     stop.send_replace(true);

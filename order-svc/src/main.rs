@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use chassis::clock::Clock;
 use chassis::{server, telemetry};
 use clap::Parser;
-use order_svc::Failure;
 use order_svc::config::{Cli, Command};
+use order_svc::{Failure, Listeners};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -23,8 +23,12 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(config) => server::runtime(config.worker_threads)?.block_on(async {
-            let listener = server::bind(config.listen, config.auth).await?;
-            order_svc::serve(config, Clock::system(), listener, server::signal()).await
+            let calls = server::bind(config.listen, config.auth).await?;
+            let metrics = match config.metrics_listen {
+                None => None,
+                Some(at) => Some(server::bind(at, config.auth).await?),
+            };
+            order_svc::serve(config, Clock::system(), Listeners { calls, metrics }, server::signal()).await
         }),
         Command::Migrate(storage) => order_svc::migrate(&storage).map(|_| ()),
         Command::CheckHealth { address } => {

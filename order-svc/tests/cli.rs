@@ -27,6 +27,7 @@ fn help_names_every_command_and_setting() {
         "--listen",
         "--auth",
         "--gate-deadline-ms",
+        "--metrics-listen",
         "--worker-threads",
         "--log-format",
         "ORDER_DATABASE",

@@ -7,11 +7,13 @@ use std::thread::JoinHandle;
 use agreement_svc::config as agreement_config;
 use chassis::auth::{Auth, Caller};
 use chassis::clock::Clock;
-use chassis::database::Url;
+use chassis::database::{Connection, Url};
+use chassis::query;
 use diesel::connection::SimpleConnection;
-use diesel::{Connection, PgConnection, SqliteConnection};
+use diesel::{Connection as _, PgConnection, SqliteConnection};
 use order_svc::config as order_config;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
@@ -39,6 +41,8 @@ pub struct Setup {
     pub agreements_at: Option<String>,
     pub gate_deadline_ms: u64,
     pub document_table: Option<PathBuf>,
+    /// A catalogue of offers to use instead of the one that ships.
+    pub offers: Option<PathBuf>,
     pub worker_threads: u16,
     /// A mail server to use instead of the cluster's mail folder, as `--smtp` names it.
     pub smtp: Option<String>,
@@ -54,6 +58,7 @@ impl Default for Setup {
             agreements_at: None,
             gate_deadline_ms: 4000,
             document_table: None,
+            offers: None,
             worker_threads: 1,
             smtp: None,
         }
@@ -90,11 +95,14 @@ pub struct Cluster {
     agreements: Service,
     replica: Option<Service>,
     orders: Service,
+    orders_replica: Option<Service>,
+    /// Where order-svc's metrics are, once it has been started.
+    metrics: Option<SocketAddr>,
     state: State,
 }
 
-/// Where a cluster's state is, to be removed with it.
-struct State {
+/// Where the services' state is. Dropping it removes it.
+pub(crate) struct State {
     folder: TempDir,
     schemas: Vec<String>,
 }
@@ -118,7 +126,15 @@ impl Cluster {
         let mut state = State::new()?;
         let agreements = Service::new(setup.agreement_port, state.database(setup.backend, "agreements")?)?;
         let orders = Service::new(setup.order_port, state.database(setup.backend, "orders")?)?;
-        let mut cluster = Self { setup, agreements: agreements.0, replica: None, orders: orders.0, state };
+        let mut cluster = Self {
+            setup,
+            agreements: agreements.0,
+            replica: None,
+            orders: orders.0,
+            orders_replica: None,
+            metrics: None,
+            state,
+        };
         if cluster.setup.agreements_at.is_none() {
             cluster.run_agreements(agreements.1).await?;
         }
@@ -161,6 +177,15 @@ impl Cluster {
     #[must_use]
     pub fn orders_address(&self) -> SocketAddr {
         self.orders.address
+    }
+
+    /// What order-svc says of itself in numbers.
+    ///
+    /// # Errors
+    /// Why it cannot be fetched.
+    pub async fn orders_metrics(&self) -> Result<String, String> {
+        let address = self.metrics.ok_or("order-svc was not started")?;
+        fetch(address).await.map_err(|error| error.to_string())
     }
 
     /// Stops agreement-svc as a first signal would, and waits until it is gone.
@@ -282,41 +307,66 @@ impl Cluster {
         self.agreements.serve_agreements(config, self.setup.clock.clone(), listener).await
     }
 
+    /// Starts a second order-svc on the state of the first.
+    ///
+    /// # Errors
+    /// Why it does not start.
+    pub async fn start_orders_replica(&mut self) -> Result<(), String> {
+        let (mut replica, listener) = Service::new(0, self.orders.database.clone())?;
+        replica.serve_orders(self.orders_config(), self.setup.clock.clone(), listener, None).await?;
+        self.orders_replica = Some(replica);
+        Ok(())
+    }
+
     async fn run_orders(&mut self, listener: TcpListener) -> Result<(), String> {
+        let config = self.orders_config();
+        let metrics = listen(0)?;
+        self.metrics = Some(metrics.local_addr().map_err(|error| error.to_string())?);
+        self.orders.serve_orders(config, self.setup.clock.clone(), listener, Some(metrics)).await
+    }
+
+    fn orders_config(&self) -> order_config::Serve {
         let own = format!("http://{}", self.agreements.address);
-        let config = order_config::Serve {
+        order_config::Serve {
             storage: order_config::Storage { database: self.orders.database.clone(), create: true },
             listen: self.orders.address,
             agreements: self.setup.agreements_at.clone().unwrap_or(own),
             gate_deadline_ms: self.setup.gate_deadline_ms,
             auth: Auth::Insecure,
-            offers: None,
+            metrics_listen: None,
+            offers: self.setup.offers.clone(),
             worker_threads: self.setup.worker_threads,
-        };
-        let clock = self.setup.clock.clone();
-        self.orders.run(self.setup.worker_threads, listener, move |listener, stop| {
-            order_svc::serve(config, clock, listener, stop)
-        });
-        self.orders.wait_until_serving().await
+        }
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        drop(self.orders_replica.as_mut().map(Service::stop));
         drop(self.orders.stop());
         drop(self.replica.as_mut().map(Service::stop));
         drop(self.agreements.stop());
-        self.state.remove_schemas();
     }
 }
 
 impl State {
-    fn new() -> Result<Self, String> {
+    pub(crate) fn new() -> Result<Self, String> {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
         Ok(Self { folder, schemas: vec![] })
     }
 
-    fn database(&mut self, backend: Backend, name: &str) -> Result<Url, String> {
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Leaves the folder behind for whoever has to find out what went wrong.
+    pub(crate) fn leave_folder(&mut self) -> PathBuf {
+        self.folder.disable_cleanup(true);
+        self.folder.path().to_owned()
+    }
+
+    /// The URL of an empty database.
+    pub(crate) fn database(&mut self, backend: Backend, name: &str) -> Result<Url, String> {
         match backend {
             Backend::Sqlite => sqlite(&self.folder.path().join(format!("{name}.sqlite"))),
             Backend::Postgres => {
@@ -330,9 +380,11 @@ impl State {
             }
         }
     }
+}
 
+impl Drop for State {
     #[expect(clippy::print_stderr, reason = "nothing else can be done about it while dropping")]
-    fn remove_schemas(&mut self) {
+    fn drop(&mut self) {
         let Some(Ok(base)) = postgres_url().map(|url| url.parse()) else { return };
         for schema in self.schemas.drain(..) {
             if let Err(error) = behind(&base, &format!("DROP SCHEMA {schema} CASCADE")) {
@@ -381,6 +433,20 @@ impl Service {
         self.wait_until_serving().await
     }
 
+    async fn serve_orders(
+        &mut self,
+        config: order_config::Serve,
+        clock: Clock,
+        listener: TcpListener,
+        metrics: Option<TcpListener>,
+    ) -> Result<(), String> {
+        self.run(config.worker_threads, listener, async move |calls, stop| {
+            let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
+            order_svc::serve(config, clock, order_svc::Listeners { calls, metrics }, stop).await
+        });
+        self.wait_until_serving().await
+    }
+
     async fn wait_until_serving(&mut self) -> Result<(), String> {
         match chassis::server::check_health(&format!("http://{}", self.address)).await {
             Ok(()) => Ok(()),
@@ -395,9 +461,17 @@ impl Service {
     }
 }
 
+async fn fetch(address: SocketAddr) -> std::io::Result<String> {
+    let mut connection = tokio::net::TcpStream::connect(address).await?;
+    connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+    let mut text = String::new();
+    connection.read_to_string(&mut text).await?;
+    Ok(text)
+}
+
 type StopSignal = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
-fn lazy(address: SocketAddr) -> Channel {
+pub(crate) fn lazy(address: SocketAddr) -> Channel {
     match Endpoint::from_shared(format!("http://{address}")) {
         Ok(endpoint) => endpoint.connect_lazy(),
         Err(error) => panic!("{address} is no address: {error}"),
@@ -418,20 +492,28 @@ pub fn sqlite(path: &Path) -> Result<Url, String> {
     format!("sqlite:{}", path.display()).parse()
 }
 
+/// Connects to a database without any service.
+///
+/// # Errors
+/// The database's.
+pub fn connect(database: &Url) -> Result<Connection, String> {
+    let connected = match database {
+        Url::Sqlite(path) => SqliteConnection::establish(&path.to_string_lossy()).map(Connection::Sqlite),
+        Url::Postgres(url) => PgConnection::establish(url).map(Connection::Postgres),
+    };
+    let mut connection = connected.map_err(|error| error.to_string())?;
+    if let Connection::Sqlite(c) = &mut connection {
+        c.batch_execute("PRAGMA busy_timeout = 5000").map_err(|error| error.to_string())?;
+    }
+    Ok(connection)
+}
+
 /// Runs SQL on a database without any service.
 ///
 /// # Errors
 /// The database's.
 pub fn behind(database: &Url, sql: &str) -> Result<(), String> {
-    let run = match database {
-        Url::Sqlite(path) => SqliteConnection::establish(&path.to_string_lossy())
-            .map_err(|error| error.to_string())?
-            .batch_execute(&format!("PRAGMA busy_timeout = 5000; {sql}")),
-        Url::Postgres(url) => {
-            PgConnection::establish(url).map_err(|error| error.to_string())?.batch_execute(sql)
-        }
-    };
-    run.map_err(|error| error.to_string())
+    query!(&mut connect(database)?, c => c.batch_execute(sql)).map_err(|error| error.to_string())
 }
 
 fn rand_u128() -> u128 {

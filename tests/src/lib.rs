@@ -5,7 +5,10 @@
 
 pub mod clients;
 pub mod cluster;
+mod history;
 pub mod imports;
+pub mod kill;
+pub mod processes;
 pub mod world;
 
 pub use clients::{As, metadata_of, reason_of};

@@ -9,7 +9,7 @@ use proto::agreement::{
     CreateCustomerRequest, CreateInvitationRequest, Invitation, InvitationKind, LinkResellerRequest,
     PartnerKind, RegisterPartnerRequest, SignAgreementRequest, Signature,
 };
-use proto::order::{CreateOrderRequest, CreateOrderResponse, NewOrderLine};
+use proto::order::{CreateOrderRequest, CreateOrderResponse, InlineAttestation, NewOrderLine};
 use proto::types::{Cloud, Contact};
 use tonic::Status;
 use uuid::{Uuid, uuid};
@@ -80,13 +80,20 @@ pub fn request_id() -> String {
 /// # Errors
 /// The refusal.
 pub async fn register_partners(cluster: &Cluster) -> Result<(), Status> {
-    let operator = cluster.as_caller(operator());
+    register_partners_as(&cluster.as_caller(operator())).await
+}
+
+/// The same, for an operator of whatever serves.
+///
+/// # Errors
+/// The refusal.
+pub async fn register_partners_as(operator: &As) -> Result<(), Status> {
     for (partner, name, kind) in [
         (DIRECT, "Northwind Direct", PartnerKind::DirectBill),
         (PROVIDER, "Fabrikam Distribution", PartnerKind::IndirectProvider),
         (RESELLER, "Adventure Works Reselling", PartnerKind::IndirectReseller),
     ] {
-        register_partner(&operator, partner, name, kind, Cloud::Public).await?;
+        register_partner(operator, partner, name, kind, Cloud::Public).await?;
     }
     let link = LinkResellerRequest {
         request_id: request_id(),
@@ -246,6 +253,17 @@ pub fn new_order(
         reseller_id: String::new(),
         lines: vec![NewOrderLine { offer_id: offer_id.into(), quantity, friendly_name: String::new() }],
         validate_only: false,
+        attestation: None,
+    }
+}
+
+/// That the usual contact accepted the Customer Agreement, as an order carries it.
+#[must_use]
+pub fn inline_attestation(agreed_at: Time) -> InlineAttestation {
+    InlineAttestation {
+        template_id: CUSTOMER_AGREEMENT.into(),
+        contact: Some(contact()),
+        agreed_at: Some(timestamp(agreed_at)),
     }
 }
 

@@ -9,9 +9,9 @@ use chrono::Datelike;
 use proto::agreement::eligibility_result::Result as ItemResult;
 use proto::agreement::eligibility_service_server::EligibilityService;
 use proto::agreement::{
-    BatchCheckEligibilityRequest, BatchCheckEligibilityResponse, BlockedCustomer, CheckEligibilityRequest,
-    CheckEligibilityResponse, EligibilityResult, ListBlockedCustomersRequest, ListBlockedCustomersResponse,
-    PartnerRole, ReportPurchaseRequest, ReportPurchaseResponse,
+    AssumedAttestation, BatchCheckEligibilityRequest, BatchCheckEligibilityResponse, BlockedCustomer,
+    CheckEligibilityRequest, CheckEligibilityResponse, EligibilityResult, ListBlockedCustomersRequest,
+    ListBlockedCustomersResponse, PartnerRole, ReportPurchaseRequest, ReportPurchaseResponse,
 };
 use proto::types;
 use tonic::{Request, Response, Status};
@@ -20,7 +20,8 @@ use uuid::Uuid;
 use super::{Api, checked, convert, existing, status, visible};
 use crate::rules::attestation::check_not_in_the_future;
 use crate::rules::eligibility::{
-    AcceptanceKind, Acting, Answer, Decision, Operation, Question, decide, remedies,
+    Acceptance, AcceptanceKind, Acting, Answer, Decision, Facts, Operation, Question, Standing, decide,
+    reacceptances, remedies,
 };
 use crate::rules::event::Event;
 use crate::rules::party::PartnerKind;
@@ -32,7 +33,7 @@ use crate::store::change::ChangeError;
 use crate::store::customer::{Viewer, customer_names, customer_set_first_purchase};
 use crate::store::gate::{Pair, Snapshot, active_pairs, gate_snapshot, gate_snapshots};
 use crate::store::partner::partner_find;
-use crate::store::template::template_live;
+use crate::store::template::{template_find, template_list, template_live};
 
 /// One entry for each line of the largest order.
 const DEMANDS_MAX: usize = 100;
@@ -170,6 +171,14 @@ struct Asked {
     at_least_revision: i64,
     acting: Acting,
     question: Question,
+    assumed: Option<Assumed>,
+}
+
+/// An attestation that is not stored and is to be taken for the payer's current one (ORD-5).
+struct Assumed {
+    attestation_id: Uuid,
+    template_id: Uuid,
+    template_version: u32,
 }
 
 impl Asked {
@@ -190,6 +199,7 @@ impl Asked {
         }
         let as_of = form.optional_time("as_of", message.as_of.as_ref());
         let acting_partner_id = form.optional_id("acting_partner_id", &message.acting_partner_id);
+        let assumed = message.assumed_attestation.as_ref().map(|assumed| read_assumed(&mut form, assumed));
         let (channel, acting);
         if caller.tenant_kind == TenantKind::Service {
             channel = convert::read_channel(&mut form, "channel", message.channel);
@@ -210,6 +220,9 @@ impl Asked {
                     form.wrong(field, "is for services; a partner user's identity says it");
                 }
             }
+            if assumed.is_some() {
+                form.wrong("assumed_attestation", "is for services; validate the attestation by itself");
+            }
             let may_act = caller.is(Who::PartnerActs);
             acting = Acting { partner_id: caller.tenant_id, may_act, may_invite };
         }
@@ -221,7 +234,7 @@ impl Asked {
             at: as_of.unwrap_or(now),
         };
         let at_least_revision = message.at_least_revision;
-        Ok(Self { payer_id, customer_id, reseller_id, at_least_revision, acting, question })
+        Ok(Self { payer_id, customer_id, reseller_id, at_least_revision, acting, question, assumed })
     }
 
     /// A partner is told about itself only, as payer or as the reseller.
@@ -229,6 +242,17 @@ impl Asked {
         caller.tenant_kind == TenantKind::Service
             || caller.tenant_id == self.payer_id
             || Some(caller.tenant_id) == self.reseller_id
+    }
+}
+
+fn read_assumed(form: &mut Form, assumed: &AssumedAttestation) -> Assumed {
+    if assumed.template_version == 0 {
+        form.wrong("assumed_attestation.template_version", "must be at least 1");
+    }
+    Assumed {
+        attestation_id: form.id("assumed_attestation.attestation_id", &assumed.attestation_id),
+        template_id: form.id("assumed_attestation.template_id", &assumed.template_id),
+        template_version: assumed.template_version,
     }
 }
 
@@ -300,9 +324,12 @@ fn answered(
         return Err(Refusal::NotFound { resource: "customer", id: asked.customer_id }.into());
     }
     let together = gate_snapshot(connection, asked.payer_id, asked.customer_id, asked.reseller_id)?;
-    let Some(snapshot) = together else { return Err(apart(connection, asked)?) };
+    let Some(mut snapshot) = together else { return Err(apart(connection, asked)?) };
     if snapshot.head < asked.at_least_revision {
         return Err(Refusal::RevisionBehind { head: snapshot.head }.into());
+    }
+    if let Some(assumed) = &asked.assumed {
+        snapshot.facts = assuming(connection, snapshot.facts, assumed, asked.question.at)?;
     }
     let answer = decide(policy, &asked.question, &snapshot.facts);
     let live = match answer.reasons.as_slice() {
@@ -323,6 +350,34 @@ fn answered(
         evaluated_at: Some(timestamp(asked.question.at)),
         valid_until: answer.valid_until.map(timestamp),
     })
+}
+
+/// The facts as they would be had the payer attested what is only assumed.
+fn assuming(
+    connection: &mut Connection,
+    facts: Facts,
+    assumed: &Assumed,
+    at: Time,
+) -> Result<Facts, ChangeError> {
+    let Assumed { attestation_id, template_id, template_version } = *assumed;
+    let template = template_find(connection, template_id)?;
+    let unknown = || Refusal::field("assumed_attestation.template_id", "is not a template");
+    let template = template.ok_or_else(unknown)?;
+    let version = template.versions.iter().find(|version| version.number == template_version);
+    let unknown = || Refusal::field("assumed_attestation.template_version", "is not one of the template's");
+    let effective_from = version.ok_or_else(unknown)?.effective_from;
+    let attested = Acceptance {
+        id: attestation_id,
+        kind: AcceptanceKind::Attestation,
+        agreement_type: template.agreement_type,
+        template_id,
+        template_version,
+        effective_from,
+        agreed_at: at,
+        standing: Standing::Current,
+    };
+    let later = reacceptances(&template_list(connection, &[template.agreement_type])?, effective_from);
+    Ok(facts.with_attestation(attested, later))
 }
 
 fn open_remedies(

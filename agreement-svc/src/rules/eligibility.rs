@@ -89,6 +89,31 @@ pub struct Facts {
     pub reacceptances: Vec<Reacceptance>,
 }
 
+impl Facts {
+    /// What the facts would be had the payer attested: the attestation takes the place of the current one
+    /// of its type. `later` are the versions of the type's templates that demand acceptance anew.
+    pub fn with_attestation(mut self, attested: Acceptance, later: Vec<Reacceptance>) -> Self {
+        let is_replaced = |known: &Acceptance| {
+            known.kind == AcceptanceKind::Attestation
+                && known.standing == Standing::Current
+                && known.agreement_type == attested.agreement_type
+        };
+        self.acceptances.retain(|known| !is_replaced(known));
+        self.acceptances.push(attested);
+        self.reacceptances.extend(later);
+        let acceptances = &self.acceptances;
+        self.reacceptances.retain(|later| acceptances.iter().any(|known| later.outdates(known)));
+        self
+    }
+}
+
+impl Reacceptance {
+    /// Whether an acceptance is of an earlier version of the type.
+    fn outdates(&self, acceptance: &Acceptance) -> bool {
+        self.agreement_type == acceptance.agreement_type && self.effective_from > acceptance.effective_from
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     Allowed,
@@ -229,11 +254,7 @@ pub fn would_close(policy: &Policy, facts: &Facts, planned: Reacceptance) -> boo
 fn stands(acceptance: &Acceptance, satisfying: &[AgreementType], facts: &Facts, at: Time) -> bool {
     acceptance.standing == Standing::Current
         && satisfying.contains(&acceptance.agreement_type)
-        && !facts.reacceptances.iter().any(|later| {
-            later.agreement_type == acceptance.agreement_type
-                && later.effective_from > acceptance.effective_from
-                && later.reaccept_by <= at
-        })
+        && !facts.reacceptances.iter().any(|later| later.outdates(acceptance) && later.reaccept_by <= at)
 }
 
 /// All reasons that hold, given that nothing stands.

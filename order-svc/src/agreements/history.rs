@@ -10,7 +10,7 @@ use proto::agreement::event_service_client::EventServiceClient;
 use proto::agreement::watch_events_response::Item;
 use uuid::Uuid;
 
-use super::Agreements;
+use super::{Agreements, request_as, service};
 use crate::rules::Time;
 use crate::rules::gate::EvidenceKind;
 use crate::rules::withdrawal::{Moment, News, Parting, Withdrawal};
@@ -36,7 +36,7 @@ impl Agreements {
     /// Why it cannot be followed, for the log.
     pub(crate) async fn follow(&self, after_revision: i64) -> Result<History, String> {
         let call_id = new_id(self.clock.now()).to_string();
-        let request = self.own_request(wire::WatchEventsRequest { after_revision }, &call_id);
+        let request = request_as(&service(), wire::WatchEventsRequest { after_revision }, &call_id);
         let mut client = EventServiceClient::new(self.channel.clone());
         let stream = tokio::time::timeout(SILENCE_MAX, client.watch_events(request));
         let stream = stream.await.map_err(|_| silent())?.map_err(|status| status.to_string())?.into_inner();
@@ -70,15 +70,7 @@ impl History {
         let response = tokio::time::timeout(SILENCE_MAX, self.stream.message()).await;
         let response = response.map_err(|_| silent())?.map_err(|status| status.to_string())?;
         let Some(response) = response else { return Ok(None) };
-        let moment = match response.item {
-            Some(Item::Event(event)) if event.revision == self.seen + 1 => read_event(event),
-            Some(Item::Checkpoint(checkpoint)) if checkpoint.revision == self.seen => {
-                let until = checkpoint.looked_at.and_then(time);
-                until.map(|until| Moment { revision: self.seen, until, news: None })
-            }
-            _ => None,
-        };
-        let moment = moment.ok_or_else(|| nonsense(self.seen))?;
+        let moment = read_moment(self.seen, response).ok_or_else(|| nonsense(self.seen))?;
         self.seen = moment.revision;
         Ok(Some(moment))
     }
@@ -94,6 +86,17 @@ fn nonsense(revision: i64) -> String {
 
 fn time(time: prost_types::Timestamp) -> Option<Time> {
     DateTime::from_timestamp(time.seconds, u32::try_from(time.nanos).ok()?)
+}
+
+/// What came after a revision; `None` when it makes no sense there.
+fn read_moment(seen: i64, response: wire::WatchEventsResponse) -> Option<Moment> {
+    match response.item? {
+        Item::Event(event) => read_event(event).filter(|event| event.revision == seen + 1),
+        Item::Checkpoint(checkpoint) => {
+            let until = checkpoint.looked_at.and_then(time)?;
+            (checkpoint.revision == seen).then_some(Moment { revision: seen, until, news: None })
+        }
+    }
 }
 
 fn read_event(event: wire::Event) -> Option<Moment> {
@@ -133,4 +136,113 @@ fn read_event(event: wire::Event) -> Option<Moment> {
 
 fn read_ids(ids: &[String]) -> Option<Vec<Uuid>> {
     ids.iter().map(|id| id.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::agreement::event::Change;
+    use proto::agreement::{
+        AttestationWithdrawn, Attested, Checkpoint, RelationshipEnded, SignatureWithdrawn,
+        WatchEventsResponse,
+    };
+
+    use super::*;
+
+    const CUSTOMER: Uuid = Uuid::from_u128(1);
+    const PARTNER: Uuid = Uuid::from_u128(2);
+    const OTHER: Uuid = Uuid::from_u128(3);
+    const AT: prost_types::Timestamp = prost_types::Timestamp { seconds: 5, nanos: 0 };
+
+    fn event(revision: i64, change: Option<Change>) -> wire::Event {
+        wire::Event {
+            revision,
+            recorded_at: Some(AT),
+            customer_id: CUSTOMER.to_string(),
+            partner_id: PARTNER.to_string(),
+            change,
+            ..wire::Event::default()
+        }
+    }
+
+    fn after(seen: i64, event: wire::Event) -> Option<Moment> {
+        read_moment(seen, WatchEventsResponse { item: Some(Item::Event(event)) })
+    }
+
+    fn withdrawn(uncovered: &[&str]) -> Option<Change> {
+        Some(Change::AttestationWithdrawn(AttestationWithdrawn {
+            attestation_id: OTHER.to_string(),
+            reason: 1,
+            uncovered_partner_ids: uncovered.iter().map(ToString::to_string).collect(),
+        }))
+    }
+
+    fn ended(reseller_id: &str) -> Option<Change> {
+        let reseller_id = reseller_id.to_owned();
+        Some(Change::RelationshipEnded(RelationshipEnded { reseller_id, others_remain: true }))
+    }
+
+    #[test]
+    fn what_has_consequences_is_read() {
+        let news = |change| after(6, event(7, change)).unwrap().news;
+        let uncovered = PARTNER.to_string();
+        assert_eq!(
+            news(withdrawn(&[&uncovered])),
+            Some(News::Withdrawn(Withdrawal {
+                customer_id: CUSTOMER,
+                kind: EvidenceKind::Attestation,
+                acceptance_id: OTHER,
+                partner_id: Some(PARTNER),
+                uncovered: vec![PARTNER],
+            }))
+        );
+        let signature = SignatureWithdrawn { signature_id: OTHER.to_string(), ..Default::default() };
+        let signature = Some(Change::SignatureWithdrawn(signature));
+        let by_customer = wire::Event { partner_id: String::new(), ..event(7, signature) };
+        assert_eq!(
+            after(6, by_customer).unwrap().news,
+            Some(News::Withdrawn(Withdrawal {
+                customer_id: CUSTOMER,
+                kind: EvidenceKind::DirectSignature,
+                acceptance_id: OTHER,
+                partner_id: None,
+                uncovered: vec![],
+            }))
+        );
+        let parted = |reseller_id| {
+            let (customer_id, payer_id) = (CUSTOMER, PARTNER);
+            Some(News::RelationshipEnded(Parting { customer_id, payer_id, reseller_id, others_remain: true }))
+        };
+        assert_eq!(news(ended("")), parted(None));
+        assert_eq!(news(ended(&OTHER.to_string())), parted(Some(OTHER)));
+        // All others are passed over, those of newer neighbours included.
+        assert_eq!(news(Some(Change::Attested(Attested::default()))), None);
+        assert_eq!(news(None), None);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_not_passed_over() {
+        let right = || event(7, withdrawn(&[&PARTNER.to_string()]));
+        let until = time(AT).unwrap();
+        assert_eq!(after(6, right()).map(|moment| (moment.revision, moment.until)), Some((7, until)));
+        for (about, seen, event) in [
+            ("a gap", 5, right()),
+            ("an event again", 7, right()),
+            ("no time", 6, wire::Event { recorded_at: None, ..right() }),
+            ("no customer", 6, wire::Event { customer_id: String::new(), ..right() }),
+            ("no partner", 6, wire::Event { partner_id: String::new(), ..right() }),
+            ("an uncovered partner that is none", 6, event(7, withdrawn(&["nobody"]))),
+            ("a reseller that is none", 6, event(7, ended("nobody"))),
+        ] {
+            assert_eq!(after(seen, event), None, "{about}");
+        }
+        let checkpoint = |revision, looked_at| {
+            let item = Some(Item::Checkpoint(Checkpoint { revision, looked_at }));
+            read_moment(7, WatchEventsResponse { item })
+        };
+        assert_eq!(checkpoint(7, Some(AT)), Some(Moment { revision: 7, until, news: None }));
+        assert_eq!(checkpoint(8, Some(AT)), None, "it knows of an event that did not come");
+        assert_eq!(checkpoint(6, Some(AT)), None);
+        assert_eq!(checkpoint(7, None), None, "it does not say when it looked");
+        assert_eq!(read_moment(7, WatchEventsResponse { item: None }), None);
+    }
 }

@@ -29,6 +29,7 @@ use crate::agreements::{Agreements, Ask, NoAnswer};
 use crate::rules::Refusal;
 use crate::rules::gate::Answer;
 use crate::rules::offer::Catalogue;
+use crate::rules::order::Parties;
 use crate::store::Viewer;
 
 /// How often the gate is asked again because a withdrawal overtook its answer.
@@ -73,27 +74,32 @@ impl Api {
         failure: Failure,
         key: Option<&RequestKey>,
     ) -> Result<Response<A>, Status> {
-        match failure {
-            Failure::Refused(refusal) => match self.replay(key).await? {
-                Some(first) => Ok(first),
-                None => Err(status::refused(&refusal)),
-            },
-            Failure::Database(error) => Err(status::failed(&error)),
-        }
+        let status = match failure {
+            Failure::Refused(refusal) => status::refused(&refusal),
+            Failure::NotAttested(refused) => status::not_attested(&refused),
+            Failure::Database(error) => return Err(status::failed(&error)),
+        };
+        self.replay(key).await?.ok_or(status)
     }
 
     /// Asks the gate; everything but an answer becomes a refusal.
     async fn ask(&self, ask: &Ask, patience: Duration) -> Result<Answer, Refusal> {
-        self.agreements.check(ask, patience).await.map_err(|no_answer| match no_answer {
-            NoAnswer::NotTogether => {
-                Refusal::NotFound { resource: "customer", id: ask.parties.customer_id.to_string() }
-            }
-            NoAnswer::PayerIsReseller => Refusal::PayerIsReseller { payer_id: ask.parties.payer_id },
-            NoAnswer::Unknown(why) => {
-                tracing::warn!(why, "the gate gave no answer");
-                Refusal::GateUnavailable
-            }
-        })
+        let answered = self.agreements.check(ask, patience).await;
+        answered.map_err(|no_answer| unanswered(&ask.parties, no_answer))
+    }
+}
+
+/// What a question without an answer is refused with.
+fn unanswered(parties: &Parties, no_answer: NoAnswer) -> Refusal {
+    match no_answer {
+        NoAnswer::NotTogether => {
+            Refusal::NotFound { resource: "customer", id: parties.customer_id.to_string() }
+        }
+        NoAnswer::PayerIsReseller => Refusal::PayerIsReseller { payer_id: parties.payer_id },
+        NoAnswer::Unknown(why) => {
+            tracing::warn!(why, "the gate gave no answer");
+            Refusal::GateUnavailable
+        }
     }
 }
 
@@ -107,6 +113,8 @@ enum Round<A> {
 /// Why a call that buys or changes stored nothing.
 enum Failure {
     Refused(Refusal),
+    /// By the neighbour, whose words these are.
+    NotAttested(Status),
     Database(Error),
 }
 

@@ -10,15 +10,17 @@ use chassis::page::Page;
 use chassis::request::RequestKey;
 use chassis::server;
 use prost::Message;
+use proto::agreement::CreateAttestationRequest;
 use proto::order::order_service_server::OrderService;
 use proto::order::{
-    CreateOrderRequest, CreateOrderResponse, GetOrderRequest, GetOrderResponse, ListOrdersRequest,
-    ListOrdersResponse,
+    CreateOrderRequest, CreateOrderResponse, GetOrderRequest, GetOrderResponse, InlineAttestation,
+    ListOrdersRequest, ListOrdersResponse,
 };
 use tonic::{Request, Response, Status};
+use uuid::Uuid;
 
-use super::{Api, Failure, ROUNDS_MAX, Round, checked, convert, status, time_until, viewer};
-use crate::agreements::Ask;
+use super::{Api, Failure, ROUNDS_MAX, Round, checked, convert, status, time_until, unanswered, viewer};
+use crate::agreements::{Ask, Attested, NotAttested};
 use crate::rules::gate::{Answer, Operation};
 use crate::rules::order::{Line, Order, Parties, Placing, check_lines, demands, parties, place};
 use crate::rules::subscription::{Cause, Change, ChangeKind, Subscription};
@@ -47,6 +49,7 @@ impl OrderService for Api {
         let validate_only = std::mem::take(&mut message.validate_only);
         let parties = read_parties(&mut form, &caller, &message);
         let lines = read_lines(&mut form, &message);
+        read_attestation(&mut form, &message);
         // Beside other bad fields bad lines are named at once; alone they wait for the customer's
         // country, which the gate tells.
         if !form.is_clean()
@@ -60,21 +63,35 @@ impl OrderService for Api {
         }
         checked(form)?;
         let key = RequestKey::new(&caller, "CreateOrder", request_id, &message);
-        let key = (!validate_only).then_some(key);
-        let new = NewOrder { parties, lines, caller, call_id };
+        let attestation = attestation_of(message, request_id, validate_only);
+        let new = NewOrder { parties, lines, attestation, caller, call_id, give_up };
+        if validate_only {
+            return match self.rehearse_order(&new).await {
+                Ok(would_be) => Ok(Response::new(would_be)),
+                Err(failure) => self.fail(failure, None).await,
+            };
+        }
 
+        if let Some(first) = self.replay(Some(&key)).await? {
+            return Ok(first);
+        }
+        // Once a call: whoever asks the gate again asks about the same attestation.
+        let at_least_revision = match self.attest(&new).await {
+            Ok(attested) => attested.map_or(0, |attested| attested.revision),
+            Err(failure) => return self.fail(failure, Some(&key)).await,
+        };
         let mut last = Refusal::GateUnavailable;
         for _ in 0..ROUNDS_MAX {
-            if let Some(first) = self.replay(key.as_ref()).await? {
-                return Ok(first);
-            }
-            match self.try_order(&new, key.as_ref(), give_up).await {
+            match self.try_order(&new, at_least_revision, &key).await {
                 Ok(Round::Done(placed)) => return Ok(Response::new(placed)),
                 Ok(Round::Again(refusal)) => last = refusal,
-                Err(failure) => return self.fail(failure, key.as_ref()).await,
+                Err(failure) => return self.fail(failure, Some(&key)).await,
+            }
+            if let Some(first) = self.replay(Some(&key)).await? {
+                return Ok(first);
             }
         }
-        self.fail(last.into(), key.as_ref()).await
+        self.fail(last.into(), Some(&key)).await
     }
 
     async fn get_order(
@@ -117,28 +134,48 @@ impl OrderService for Api {
 struct NewOrder {
     parties: Parties,
     lines: Vec<Line>,
+    /// To be made first (ORD-4).
+    attestation: Option<CreateAttestationRequest>,
     caller: Caller,
     call_id: String,
+    /// When the caller does.
+    give_up: Instant,
 }
 
 impl Api {
-    /// The gate's answer. Where there is none, lines that are bad whatever the answer are named
-    /// instead: their sender can act on that.
-    async fn ask_about(&self, new: &NewOrder, give_up: Instant) -> Result<Answer, Refusal> {
-        let ask = Ask {
+    /// Makes the attestation that an order carries, if it carries one. None is made for lines that are
+    /// refused whatever the gate says; they are refused once the gate has told the customer's country.
+    async fn attest(&self, new: &NewOrder) -> Result<Option<Attested>, Failure> {
+        let Some(attestation) = &new.attestation else { return Ok(None) };
+        if check_lines(&new.lines, &self.catalogue, None).is_err() {
+            return Ok(None);
+        }
+        let patience = time_until(new.give_up);
+        let attested = self.agreements.attest(attestation, &new.caller, &new.call_id, patience).await;
+        attested.map_err(|why| match why {
+            NotAttested::Refused(status) => Failure::NotAttested(status),
+            NotAttested::Unknown(why) => {
+                tracing::warn!(why, "whether the attestation was stored is not known");
+                Refusal::GateUnavailable.into()
+            }
+        })
+    }
+
+    fn question(&self, new: &NewOrder, at_least_revision: i64) -> Ask {
+        Ask {
             parties: new.parties,
             operation: Operation::NewPurchase,
             demands: demands(&new.lines, &self.catalogue),
+            at_least_revision,
             caller: new.caller.clone(),
             call_id: new.call_id.clone(),
-        };
-        match self.ask(&ask, time_until(give_up)).await {
-            Err(refusal) => {
-                check_lines(&new.lines, &self.catalogue, None)?;
-                Err(refusal)
-            }
-            answer => answer,
         }
+    }
+
+    /// Why an order is refused about which the gate gave no answer. Lines that are bad whatever the answer
+    /// are named instead: their sender can act on that.
+    fn without_answer(&self, new: &NewOrder, refusal: Refusal) -> Refusal {
+        check_lines(&new.lines, &self.catalogue, None).err().unwrap_or(refusal)
     }
 
     fn place(&self, new: &NewOrder, answer: &Answer) -> Result<(Order, Vec<Subscription>), Refusal> {
@@ -153,18 +190,29 @@ impl Api {
         place(new.parties, new.lines.clone(), &self.catalogue, answer, placing)
     }
 
-    /// One round: asks, places and, with a key, stores.
+    /// What the order would become; nothing is stored anywhere (ORD-5).
+    async fn rehearse_order(&self, new: &NewOrder) -> Result<CreateOrderResponse, Failure> {
+        let assumed = self.attest(new).await?;
+        let ask = self.question(new, 0);
+        let rehearsal = self.agreements.rehearse(&ask, assumed.as_ref(), time_until(new.give_up)).await;
+        let rehearsal =
+            rehearsal.map_err(|no_answer| self.without_answer(new, unanswered(&new.parties, no_answer)))?;
+        let (order, subscriptions) = self.place(new, rehearsal.answer())?;
+        Ok(response(&order, &subscriptions))
+    }
+
+    /// One round: asks, places and stores.
     async fn try_order(
         &self,
         new: &NewOrder,
-        key: Option<&RequestKey>,
-        give_up: Instant,
+        at_least_revision: i64,
+        key: &RequestKey,
     ) -> Result<Round<CreateOrderResponse>, Failure> {
-        let answer = self.ask_about(new, give_up).await?;
+        let ask = self.question(new, at_least_revision);
+        let answer = self.ask(&ask, time_until(new.give_up)).await;
+        let answer = answer.map_err(|refusal| self.without_answer(new, refusal))?;
         let (order, subscriptions) = self.place(new, &answer)?;
         let response = response(&order, &subscriptions);
-        let Some(key) = key else { return Ok(Round::Done(response)) };
-
         let basis = (answer, order.permit.clone());
         let effect = move |connection: &mut Connection| {
             order_insert(connection, &order)?;
@@ -218,6 +266,40 @@ fn read_parties(form: &mut Form, caller: &Caller, message: &CreateOrderRequest) 
         form.wrong(bad.field, bad.problem);
         Parties { payer_id: caller.tenant_id, reseller_id: None, customer_id }
     })
+}
+
+/// Names what is wrong with the form of the attestation; whether it can be made is the neighbour's word.
+fn read_attestation(form: &mut Form, message: &CreateOrderRequest) {
+    let Some(attestation) = &message.attestation else { return };
+    let contact = attestation.contact.clone().unwrap_or_default();
+    form.id("attestation.template_id", &attestation.template_id);
+    form.text("attestation.contact.first_name", &contact.first_name, 1, 100);
+    form.text("attestation.contact.last_name", &contact.last_name, 1, 100);
+    form.text("attestation.contact.email", &contact.email, 1, 254);
+    form.text("attestation.contact.phone", &contact.phone, 0, 50);
+    form.time("attestation.agreed_at", attestation.agreed_at.as_ref());
+}
+
+/// The attestation that an order carries, as a request of its own. Its id follows from the order's and
+/// from what is attested: the same order attests the same once, and one that was refused can be sent again
+/// with another attestation.
+fn attestation_of(
+    message: CreateOrderRequest,
+    order: Uuid,
+    validate_only: bool,
+) -> Option<CreateAttestationRequest> {
+    let InlineAttestation { template_id, contact, agreed_at } = message.attestation?;
+    let mut request = CreateAttestationRequest {
+        request_id: String::new(),
+        customer_id: message.customer_id,
+        template_id,
+        contact,
+        agreed_at,
+        validate_only: false,
+    };
+    request.request_id = Uuid::new_v5(&order, &request.encode_to_vec()).to_string();
+    request.validate_only = validate_only;
+    Some(request)
 }
 
 fn read_lines(form: &mut Form, message: &CreateOrderRequest) -> Vec<Line> {

@@ -5,14 +5,20 @@ use chassis::form::Violation;
 use chassis::status::{Failure, RETRY, database_failure, failure, internal, invalid_fields};
 use proto::types::ErrorReason;
 use tonic::{Code, Status};
+use tonic_types::StatusExt;
 use uuid::Uuid;
 
+use crate::agreements;
 use crate::rules::Refusal;
 use crate::rules::gate::{Reason, Remedy};
 use crate::rules::subscription::State;
 
 /// `ErrorInfo.domain` of everything this service refuses.
 pub(super) const DOMAIN: &str = "order-svc";
+
+/// What an attestation needs to know of the user, and what it also takes: paths in one.
+const REQUIRED_FIELDS: &str = "template_id,contact.first_name,contact.last_name,contact.email,agreed_at";
+const OPTIONAL_FIELDS: &str = "contact.phone";
 
 pub(super) fn invalid(violations: &[Violation]) -> Status {
     invalid_fields(DOMAIN, violations).status()
@@ -64,7 +70,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::GateUnavailable => with(
             Code::Unavailable,
             ErrorReason::GateUnavailable,
-            "whether the customer accepted is not known right now, and nothing was stored; \
+            "whether the customer accepted is not known right now, and nothing was ordered or changed; \
              retry under the same request id",
         )
         .retry_after(RETRY)
@@ -143,6 +149,22 @@ fn not_found(resource: &str, id: &str) -> Status {
     failure.with("partner_center_code", partner_center_code).status()
 }
 
+/// The neighbour's refusal of the attestation that an order carries, in its own words; the bad fields of
+/// the attestation become those of the order.
+pub(super) fn not_attested(refused: &Status) -> Status {
+    let details = refused.get_error_details();
+    let (Some(bad), Some(info)) = (details.bad_request(), details.error_info()) else {
+        // Without its headers, which are not ours to send.
+        return Status::with_details(refused.code(), refused.message(), refused.details().to_vec().into());
+    };
+    let violations = bad.field_violations.iter().map(|violation| Violation {
+        field: format!("attestation.{}", violation.field),
+        problem: violation.description.clone(),
+    });
+    let failure = invalid_fields(agreements::DOMAIN, &violations.collect::<Vec<_>>());
+    info.metadata.iter().fold(failure, |failure, (key, value)| failure.with(key, value)).status()
+}
+
 /// The refusal that says what is missing and what the caller can do about it, also to programs.
 fn agreement_required(customer_id: Uuid, reasons: &[Reason], remedies: &[Remedy]) -> Status {
     let mut keys = vec![];
@@ -154,6 +176,8 @@ fn agreement_required(customer_id: Uuid, reasons: &[Reason], remedies: &[Remedy]
                 keys.push("ATTEST");
                 advice.push(format!("attest its acceptance of template {template_id}"));
                 metadata.push(("template_id", template_id.to_string()));
+                metadata.push(("required_fields", REQUIRED_FIELDS.to_owned()));
+                metadata.push(("optional_fields", OPTIONAL_FIELDS.to_owned()));
             }
             Remedy::AskProvider { provider_id } => {
                 keys.push("ASK_PROVIDER");
@@ -194,7 +218,6 @@ fn with(code: Code, reason: ErrorReason, sentence: impl Into<String>) -> Failure
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
-    use tonic_types::StatusExt;
 
     use super::*;
     use crate::rules::offer::OfferKind;
@@ -249,10 +272,10 @@ mod tests {
             InvalidArgument REQUEST_ID_REUSED: the request id was used before with other content; use a new one for new content ["request_id=00000000-0000-0000-0000-000000000001"]
             Aborted ETAG_STALE: the subscription has changed since the etag was read; read it again and retry ["partner_center_code=2055"]
             InvalidArgument PAYER_IS_RESELLER: partner 00000000-0000-0000-0000-000000000001 is an indirect reseller and does not pay; name its provider in payer_id ["payer_id=00000000-0000-0000-0000-000000000001"]
-            FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (NO_ACCEPTANCE); remedy: attest its acceptance of template 00000000-0000-0000-0000-000000000001, or invite the customer to sign directly ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "reasons=NO_ACCEPTANCE", "remedies=ATTEST,INVITE_CUSTOMER", "template_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (NO_ACCEPTANCE); remedy: attest its acceptance of template 00000000-0000-0000-0000-000000000001, or invite the customer to sign directly ["customer_id=00000000-0000-0000-0000-000000000001", "optional_fields=contact.phone", "partner_center_code=13605", "reasons=NO_ACCEPTANCE", "remedies=ATTEST,INVITE_CUSTOMER", "required_fields=template_id,contact.first_name,contact.last_name,contact.email,agreed_at", "template_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (WITHDRAWN,VERSION_SUPERSEDED); remedy: ask provider 00000000-0000-0000-0000-000000000001 to attest ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "provider_id=00000000-0000-0000-0000-000000000001", "reasons=WITHDRAWN,VERSION_SUPERSEDED", "remedies=ASK_PROVIDER"]
             FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (WRONG_AGREEMENT_TYPE); remedy: there is nothing that you can do about it with your role and these offers ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "reasons=WRONG_AGREEMENT_TYPE", "remedies="]
-            Unavailable GATE_UNAVAILABLE: whether the customer accepted is not known right now, and nothing was stored; retry under the same request id []
+            Unavailable GATE_UNAVAILABLE: whether the customer accepted is not known right now, and nothing was ordered or changed; retry under the same request id []
             Aborted ANSWER_OUTDATED: the customer's acceptance kept changing while this was decided; try again []
             FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is ACTIVE; this takes an ACTIVE one ["state=ACTIVE"]
             FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is SUSPENDED; this takes an ACTIVE one ["partner_center_code=2001", "state=SUSPENDED"]
@@ -264,5 +287,36 @@ mod tests {
             FailedPrecondition TERM_ENDED: the term ended at 1970-01-01T00:00:00.000000Z and is being processed; read it again and retry ["term_end=1970-01-01T00:00:00.000000Z"]
             FailedPrecondition OFFER_WITHDRAWN: offer MS-AZR-0145P is no longer in the catalogue; order another one ["offer_id=MS-AZR-0145P"]
         "#]].assert_eq(&told);
+    }
+
+    #[test]
+    fn the_neighbours_refusal_stays_what_it_is_except_for_where_the_fields_are() {
+        let violations = [("contact.email", "is required"), ("agreed_at", "must not be in the future")]
+            .map(|(field, problem)| Violation { field: field.into(), problem: problem.into() });
+        let bad = invalid_fields(agreements::DOMAIN, &violations).with("partner_center_code", 600_002);
+        let told = not_attested(&bad.status());
+        assert_eq!(
+            (told.code(), told.message()),
+            (
+                Code::InvalidArgument,
+                "INVALID_FIELDS: attestation.contact.email is required; \
+                 attestation.agreed_at must not be in the future"
+            )
+        );
+        let info = told.get_details_error_info().unwrap();
+        assert_eq!((info.domain.as_str(), info.reason.as_str()), ("agreement-svc", "INVALID_FIELDS"));
+        assert_eq!(info.metadata["partner_center_code"], "600002");
+        let fields = told.get_details_bad_request().unwrap().field_violations;
+        let fields: Vec<_> = fields.iter().map(|violation| violation.field.as_str()).collect();
+        assert_eq!(fields, ["attestation.contact.email", "attestation.agreed_at"]);
+
+        let mut other = failure(agreements::DOMAIN, Code::NotFound, "RESOURCE_NOT_FOUND", "there is none")
+            .resource("customer", 7)
+            .status();
+        other.metadata_mut().insert("x-call-id", "theirs".parse().unwrap());
+        let told = not_attested(&other);
+        assert_eq!((told.code(), told.message()), (other.code(), other.message()));
+        assert_eq!(told.details(), other.details());
+        assert!(told.metadata().is_empty());
     }
 }

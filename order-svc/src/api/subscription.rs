@@ -248,6 +248,7 @@ impl Asked {
             },
             operation,
             demands: demanded.into_iter().collect(),
+            at_least_revision: 0,
             caller: self.caller.clone(),
             call_id: self.call_id.clone(),
         }

@@ -107,8 +107,8 @@ pub enum Verdict {
     Blocked { reasons: Vec<Reason>, remedies: Vec<Remedy> },
 }
 
-/// The gate's answer about one customer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The gate's answer about one customer. It has no copies: what is stored on it takes it.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Answer {
     pub customer_id: Uuid,
     /// ISO 3166-1 alpha-2.
@@ -139,6 +139,21 @@ impl Answer {
         age >= Duration::zero()
             && age < ANSWER_AGE_MAX
             && self.valid_until.is_none_or(|valid_until| now < valid_until)
+    }
+}
+
+/// What the gate would answer, maybe on the assumption of an attestation that is not stored (ORD-5). It
+/// only lends its answer, so that nothing can be stored on it.
+#[derive(Debug)]
+pub struct Rehearsal(Answer);
+
+impl Rehearsal {
+    pub fn new(answer: Answer) -> Self {
+        Self(answer)
+    }
+
+    pub fn answer(&self) -> &Answer {
+        &self.0
     }
 }
 

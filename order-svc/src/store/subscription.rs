@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::schema::{subscription, subscription_change};
 use super::{Side, Slice, Viewer, no_permit_row, permit_row, read_permit};
+use crate::rules::Time;
 use crate::rules::offer::Term;
 use crate::rules::subscription::{Cause, Change, ChangeKind, State, Subscription};
 
@@ -246,6 +247,55 @@ pub(crate) fn subscription_list(
     };
     let rows = slice.load(side, |row| &row.id)?;
     rows.into_iter().map(Row::read).collect()
+}
+
+/// A subscription whose term may have to be processed: when it ends, and the subscription's id. The row
+/// itself is read by [`subscription_due`], so that one that cannot be read stands in nobody's way.
+pub(crate) type Due = (NaiveDateTime, String);
+
+/// Terms that have ended until then, oldest first, after the last of the page before.
+pub(crate) fn due_list(
+    connection: &mut Connection,
+    until: Time,
+    after: Option<&Due>,
+    limit: i64,
+) -> Result<Vec<Due>, Error> {
+    Ok(query!(connection, c => {
+        let mut list = subscription::table
+            .filter(subscription::due_at.le(until.naive_utc()))
+            .order((subscription::due_at, subscription::id))
+            .limit(limit)
+            .select((subscription::due_at.assume_not_null(), subscription::id))
+            .into_boxed();
+        if let Some((due_at, id)) = after {
+            let of_same_time = subscription::due_at.eq(due_at).and(subscription::id.gt(id));
+            list = list.filter(subscription::due_at.gt(due_at).or(of_same_time).assume_not_null());
+        }
+        list.load(c)
+    })?)
+}
+
+/// A subscription, if its term has ended until then and nobody has processed it yet.
+pub(crate) fn subscription_due(
+    connection: &mut Connection,
+    id: &str,
+    until: Time,
+) -> Result<Option<Subscription>, Error> {
+    let row: Option<Row> = query!(connection, c => {
+        subscription::table
+            .find(id)
+            .filter(subscription::due_at.le(until.naive_utc()))
+            .select(Row::as_select())
+            .first(c)
+            .optional()
+    })?;
+    let subscription = row.map(Row::read).transpose()?;
+    match subscription {
+        Some(read) if read.due_at().is_none_or(|due_at| until < due_at) => {
+            Err(at("subscription", id).corrupt("due_at"))
+        }
+        subscription => Ok(subscription),
+    }
 }
 
 pub(crate) fn change_list(

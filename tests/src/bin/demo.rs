@@ -4,17 +4,24 @@
 use std::time::Duration;
 
 use chassis::clock::Clock;
+use chassis::form::timestamp;
 use chassis::telemetry::{self, LogFormat};
 use clap::Parser;
 use proto::agreement::{
     AcceptInvitationRequest, GetCustomerRequest, ListBlockedCustomersRequest, PublishTemplateVersionRequest,
     TemplateDocument, WithdrawAttestationRequest, WithdrawalReason,
 };
-use proto::order::{ChangeSeatsRequest, CreateOrderResponse};
+use proto::order::{
+    ChangeSeatsRequest, CreateOrderRequest, CreateOrderResponse, GetWithdrawalReportRequest,
+    InlineAttestation, WithdrawalReport,
+};
 use proto::types::{AcceptanceKind, Evidence};
 use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
 use tests::{As, Cluster, Setup, metadata_of};
 use tonic::Status;
+
+/// How often to look for what order-svc does in its own time.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 #[derive(Parser)]
 #[command(about = "Plays the story of the gate against both services.")]
@@ -134,14 +141,16 @@ async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn std::error::Error>
     wait_until_reported(cluster, &customer).await?;
     refused(world::sign(&cluster.as_caller(world::admin(customer.parse()?)), 3).await)?;
 
-    step("It no longer accepts, and the partner withdraws its attestation. No seat can be added:");
+    step("It no longer accepts, and the partner withdraws its attestation. What rested on it ends:");
     let withdrawal = WithdrawAttestationRequest {
         request_id: world::request_id(),
         attestation_id: attested.attestation_id,
         reason: WithdrawalReason::NoLongerAccepts.into(),
     };
-    direct.attestations().withdraw_attestation(withdrawal).await?;
-    refused(change_seats(&direct, &bought.subscription_id, &seats.etag, 12).await)?;
+    let withdrawn = direct.attestations().withdraw_attestation(withdrawal).await?.into_inner();
+    let report = report_of(&direct, withdrawn.revision).await?;
+    accepted(&format!("{} subscription cancelled by revision {}", report.cancelled, report.revision));
+    refused(world::order(&direct, &customer, None, 5).await)?;
 
     step("Which customers would be refused right now? The direct-bill partner asks, and the reseller:");
     for (who, partner) in [("direct", &direct), ("reseller", &reseller)] {
@@ -155,6 +164,17 @@ async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn std::error::Error>
             say(&format!("    {who}: {} ({reasons}): {remedies}", row.company_name));
         }
     }
+
+    step("The customer accepts again. The partner attests and orders in one call:");
+    let order = CreateOrderRequest {
+        attestation: Some(InlineAttestation {
+            template_id: CUSTOMER_AGREEMENT.into(),
+            contact: Some(world::contact()),
+            agreed_at: Some(timestamp(clock.now())),
+        }),
+        ..world::new_order(&customer, None, world::OFFICE, 5)
+    };
+    accepted(&describe(&direct.orders().create_order(order).await?.into_inner()));
     Ok(Customers { direct: customer, resold })
 }
 
@@ -165,13 +185,24 @@ fn short(name: &str) -> &str {
 
 /// Waits until order-svc has told agreement-svc that a customer bought, which it does in its own time.
 async fn wait_until_reported(cluster: &Cluster, customer: &str) -> Result<(), Status> {
-    const LOOK_INTERVAL: Duration = Duration::from_millis(20);
     let operator = cluster.as_caller(world::operator());
     loop {
         let request = GetCustomerRequest { customer_id: customer.to_owned() };
         let found = operator.customers().get_customer(request).await?.into_inner().customer;
         if found.unwrap_or_default().first_purchase_at.is_some() {
             return Ok(());
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// What a withdrawal did, once order-svc has applied it, which it does in moments.
+async fn report_of(partner: &As, revision: i64) -> Result<WithdrawalReport, Status> {
+    loop {
+        let request = GetWithdrawalReportRequest { revision, ..GetWithdrawalReportRequest::default() };
+        let found = partner.withdrawals().get_withdrawal_report(request).await?.into_inner();
+        if let Some(report) = found.report {
+            return Ok(report);
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
@@ -281,6 +312,10 @@ fn print_lines(cluster: &Cluster, customers: &Customers) {
     line(
         "what the direct-bill partner has",
         format!("{direct} -d '{{}}' {orders} csp.order.v1.SubscriptionService/ListSubscriptions"),
+    );
+    line(
+        "what withdrawals did",
+        format!("{direct} -d '{{}}' {orders} csp.order.v1.WithdrawalService/ListWithdrawalReports"),
     );
     line(
         "who is registered",

@@ -5,17 +5,14 @@
 //! second runs the real binary, a fresh one for each size, and reads its resident memory.
 
 use std::error::Error;
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use chassis::database::Url;
 use clap::Parser;
 use futures_util::stream;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tests::imports::{Cut, Sheet, import_and_cut};
+use tests::processes::{Process, build_binaries};
 use tests::world::{self, DIRECT};
 use tests::{As, Backend, Cluster};
 use tonic::transport::Endpoint;
@@ -44,7 +41,7 @@ struct Options {
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse();
-    build_the_server()?;
+    build_binaries()?;
     let mut ratios = vec![];
     for backend in Backend::all() {
         cut_at_random(backend, &options).await?;
@@ -126,78 +123,29 @@ async fn memory(backend: Backend, rows: usize, options: &Options) -> Result<Memo
     let mut cluster = Cluster::on(backend).await;
     let (direct, sheet) = sheet_on(&cluster, options.customers).await?;
     cluster.stop_agreements();
-    let server = Server::start(cluster.agreements_database(), &cluster.mail_folder())?;
-    let agreements = Endpoint::from_shared(server.address.clone())?.connect_lazy();
+    let mails = cluster.mail_folder();
+    let folder = mails.parent().unwrap_or(&mails);
+    let mut server = Process::agreements(cluster.agreements_database().clone(), &mails, folder)?;
+    server.start().await?;
+    let agreements = Endpoint::from_shared(server.address())?.connect_lazy();
     let direct = As { agreements, ..direct };
     sheet.head(&direct).await?;
-    let before = server.memory("VmRSS:")?;
+    let before = memory_of(&server, "VmRSS:")?;
     let began = Instant::now();
     import(&direct, &sheet, rows, Some(false)).await?;
     let rate = f64::from(u32::try_from(rows)?) / began.elapsed().as_secs_f64();
-    let peak = server.memory("VmHWM:")?;
+    let peak = memory_of(&server, "VmHWM:")?;
     let growth = peak.saturating_sub(before);
     say(&format!("{backend:?}: {rows} rows at {rate:.0}/s; {before} KiB before, {growth} more at the peak"));
     Ok(Memory { peak, growth })
 }
 
-/// Where cargo puts the binary that this one stands beside.
-fn build_the_server() -> Result<(), Box<dyn Error>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(cargo);
-    build.args(["build", "--quiet", "--package", "agreement-svc", "--bin", "agreement-svc"]);
-    if !cfg!(debug_assertions) {
-        build.arg("--release");
-    }
-    if build.status()?.success() { Ok(()) } else { Err("agreement-svc cannot be built".into()) }
-}
-
-/// The real binary. Dropping it ends it.
-struct Server {
-    process: Child,
-    address: String,
-}
-
-impl Server {
-    fn start(database: &Url, mail_folder: &Path) -> Result<Self, Box<dyn Error>> {
-        let url = match database {
-            Url::Sqlite(path) => format!("sqlite:{}", path.display()),
-            Url::Postgres(url) => url.clone(),
-        };
-        let binary = std::env::current_exe()?.with_file_name("agreement-svc");
-        let mut process = Command::new(binary)
-            .args(["serve", "--auth", "insecure", "--listen", "127.0.0.1:0", "--log-format", "json"])
-            .args(["--database", &url])
-            .arg("--mail-folder")
-            .arg(mail_folder)
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let mut log = BufReader::new(process.stderr.take().ok_or("no log")?);
-        let mut line = String::new();
-        while log.read_line(&mut line)? > 0 {
-            if let Some((_, rest)) = line.split_once(r#""address":""#) {
-                let address = format!("http://{}", rest.split('"').next().unwrap_or_default());
-                // The log must be read on, or the server would block on a full pipe.
-                std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-                return Ok(Self { process, address });
-            }
-            line.clear();
-        }
-        Err("agreement-svc ended without serving".into())
-    }
-
-    /// A figure of the process's memory, in KiB.
-    fn memory(&self, name: &str) -> Result<u32, Box<dyn Error>> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).ok_or("no such figure")?;
-        Ok(line.trim().trim_end_matches("kB").trim().parse()?)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // There is nothing to be done about a process that is gone already.
-        let _ = self.process.kill().and_then(|()| self.process.wait());
-    }
+/// A figure of a process's memory, in KiB.
+fn memory_of(process: &Process, name: &str) -> Result<u32, Box<dyn Error>> {
+    let id = process.id().ok_or("it does not run")?;
+    let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).ok_or("no such figure")?;
+    Ok(line.trim().trim_end_matches("kB").trim().parse()?)
 }
 
 #[expect(clippy::print_stdout, reason = "a measurement talks to whoever started it")]

@@ -15,10 +15,9 @@ use chassis::database::{Connection, Url};
 use chassis::form::timestamp;
 use chassis::query;
 use chrono::NaiveDateTime;
-use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
+use diesel::sql_query;
 use diesel::sql_types::{BigInt, Text, Timestamp};
-use diesel::{Connection as _, PgConnection, SqliteConnection, sql_query};
 use futures_util::future::join_all;
 use prost::Message;
 use proto::agreement::{
@@ -34,6 +33,7 @@ use proto::order::{
 use proto::types::{Cloud, Contact, Decision, Operation};
 use sha2::{Digest, Sha256};
 use tests::clients::caller;
+use tests::cluster::connect;
 use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER};
 use tests::{As, Backend, Cluster, metadata_of, reason_of};
 use tonic::{Code, Response, Status};
@@ -106,14 +106,7 @@ struct Count {
 
 /// A connection behind the service's back.
 fn behind(database: &Url) -> Connection {
-    match database {
-        Url::Sqlite(path) => {
-            let mut c = SqliteConnection::establish(&path.to_string_lossy()).unwrap();
-            c.batch_execute("PRAGMA busy_timeout = 5000").unwrap();
-            Connection::Sqlite(c)
-        }
-        Url::Postgres(url) => Connection::Postgres(PgConnection::establish(url).unwrap()),
-    }
+    connect(database).unwrap()
 }
 
 /// Rows of each table.

@@ -1,37 +1,80 @@
 //! Unknown is no (I8): whatever keeps order-svc from a clear yes, nothing is stored, and the caller
 //! can tell "no" from "unknown".
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use chassis::clock::Clock;
 use chassis::database::Url;
 use chassis::form::timestamp;
 use diesel::connection::SimpleConnection;
 use diesel::{Connection, PgConnection, RunQueryDsl};
+use proto::agreement::attestation_service_server::{AttestationService, AttestationServiceServer};
 use proto::agreement::eligibility_service_server::{EligibilityService, EligibilityServiceServer};
 use proto::agreement::{
-    BatchCheckEligibilityRequest, BatchCheckEligibilityResponse, CheckEligibilityRequest,
-    CheckEligibilityResponse, ListBlockedCustomersRequest, ListBlockedCustomersResponse,
-    ReportPurchaseRequest, ReportPurchaseResponse,
+    Attestation, BatchCheckEligibilityRequest, BatchCheckEligibilityResponse, CheckEligibilityRequest,
+    CheckEligibilityResponse, CreateAttestationRequest, CreateAttestationResponse, GetAttestationRequest,
+    GetAttestationResponse, ImportAttestationsRequest, ImportAttestationsResponse, ListAttestationsRequest,
+    ListAttestationsResponse, ListBlockedCustomersRequest, ListBlockedCustomersResponse,
+    ReportPurchaseRequest, ReportPurchaseResponse, RetryNotificationRequest, RetryNotificationResponse,
+    WithdrawAttestationRequest, WithdrawAttestationResponse,
 };
-use proto::order::{ChangeSeatsRequest, GetOrderRequest, ListOffersRequest, ListOrdersRequest};
+use proto::order::{
+    ChangeSeatsRequest, CreateOrderRequest, GetOrderRequest, ListOffersRequest, ListOrdersRequest,
+};
 use proto::types::{AcceptanceKind, AgreementType, Cloud, Decision, Evidence, GateRule};
 use tests::world::{self, AZURE_PLAN, DIRECT, OFFICE};
 use tests::{As, Backend, Cluster, Setup, reason_of};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tonic::transport::server::TcpIncoming;
-use tonic::{Code, Request, Response, Status};
-use tonic_types::StatusExt;
+use tonic::{Code, Request, Response, Status, Streaming};
+use tonic_types::{ErrorDetails, StatusExt};
 use uuid::Uuid;
 
 /// What the impostor makes of a truthful answer.
 type Twist = fn(CheckEligibilityResponse) -> Result<CheckEligibilityResponse, Status>;
 
+/// What it makes of a truthful attestation.
+type AttestationTwist = fn(CreateAttestationResponse) -> Result<CreateAttestationResponse, Status>;
+
 /// Something at agreement-svc's address that answers as it pleases, or never.
+#[derive(Clone)]
 struct Impostor {
-    twist: Option<Twist>,
+    twist: Twist,
+    attestation_twist: AttestationTwist,
+    /// So many questions are not answered before the first that is.
+    silent: usize,
+    /// Questions so far.
+    questions: Arc<AtomicUsize>,
+    /// Attestations so far.
+    attestations: Arc<AtomicUsize>,
     asked: Arc<Notify>,
+}
+
+impl Impostor {
+    fn new(twist: Twist) -> Self {
+        let (questions, attestations, asked) = Default::default();
+        Self { twist, attestation_twist: Ok, silent: 0, questions, attestations, asked }
+    }
+
+    /// One that never answers.
+    fn silent() -> Self {
+        Self { silent: usize::MAX, ..Self::new(Ok) }
+    }
+
+    /// Serves until the test ends.
+    async fn listen(&self) -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tonic::transport::Server::builder()
+            .add_service(EligibilityServiceServer::new(self.clone()))
+            .add_service(AttestationServiceServer::new(self.clone()))
+            .serve_with_incoming(TcpIncoming::from(listener));
+        tokio::spawn(server);
+        address
+    }
 }
 
 #[tonic::async_trait]
@@ -41,10 +84,10 @@ impl EligibilityService for Impostor {
         request: Request<CheckEligibilityRequest>,
     ) -> Result<Response<CheckEligibilityResponse>, Status> {
         self.asked.notify_one();
-        match self.twist {
-            Some(twist) => twist(yes_to(&request.into_inner())).map(Response::new),
-            None => std::future::pending().await,
+        if self.questions.fetch_add(1, Ordering::SeqCst) < self.silent {
+            return std::future::pending().await;
         }
+        (self.twist)(yes_to(&request.into_inner())).map(Response::new)
     }
 
     async fn batch_check_eligibility(
@@ -69,6 +112,69 @@ impl EligibilityService for Impostor {
     }
 }
 
+#[tonic::async_trait]
+impl AttestationService for Impostor {
+    async fn create_attestation(
+        &self,
+        request: Request<CreateAttestationRequest>,
+    ) -> Result<Response<CreateAttestationResponse>, Status> {
+        self.attestations.fetch_add(1, Ordering::SeqCst);
+        (self.attestation_twist)(attested_for(request)).map(Response::new)
+    }
+
+    async fn get_attestation(
+        &self,
+        _request: Request<GetAttestationRequest>,
+    ) -> Result<Response<GetAttestationResponse>, Status> {
+        Err(Status::unavailable("not today"))
+    }
+
+    async fn list_attestations(
+        &self,
+        _request: Request<ListAttestationsRequest>,
+    ) -> Result<Response<ListAttestationsResponse>, Status> {
+        Err(Status::unavailable("not today"))
+    }
+
+    async fn withdraw_attestation(
+        &self,
+        _request: Request<WithdrawAttestationRequest>,
+    ) -> Result<Response<WithdrawAttestationResponse>, Status> {
+        Err(Status::unavailable("not today"))
+    }
+
+    type ImportAttestationsStream = tokio_stream::Empty<Result<ImportAttestationsResponse, Status>>;
+
+    async fn import_attestations(
+        &self,
+        _request: Request<Streaming<ImportAttestationsRequest>>,
+    ) -> Result<Response<Self::ImportAttestationsStream>, Status> {
+        Err(Status::unavailable("not today"))
+    }
+
+    async fn retry_notification(
+        &self,
+        _request: Request<RetryNotificationRequest>,
+    ) -> Result<Response<RetryNotificationResponse>, Status> {
+        Err(Status::unavailable("not today"))
+    }
+}
+
+/// An attestation as agreement-svc would answer that it is stored.
+fn attested_for(request: Request<CreateAttestationRequest>) -> CreateAttestationResponse {
+    let partner_id = request.metadata().get("x-tenant-id").unwrap().to_str().unwrap().to_owned();
+    let message = request.into_inner();
+    let attestation = Attestation {
+        attestation_id: Uuid::from_u128(1).to_string(),
+        partner_id,
+        customer_id: message.customer_id,
+        template_id: message.template_id,
+        template_version: 2,
+        ..Attestation::default()
+    };
+    CreateAttestationResponse { attestation: Some(attestation), revision: 5 }
+}
+
 /// A yes as agreement-svc would say it.
 fn yes_to(asked: &CheckEligibilityRequest) -> CheckEligibilityResponse {
     CheckEligibilityResponse {
@@ -91,22 +197,8 @@ fn yes_to(asked: &CheckEligibilityRequest) -> CheckEligibilityResponse {
     }
 }
 
-async fn impostor(twist: Option<Twist>) -> SocketAddr {
-    impostor_that_tells(twist, Arc::default()).await
-}
-
-/// An impostor that tells when it is asked.
-async fn impostor_that_tells(twist: Option<Twist>, asked: Arc<Notify>) -> SocketAddr {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let server = tonic::transport::Server::builder()
-        .add_service(EligibilityServiceServer::new(Impostor { twist, asked }))
-        .serve_with_incoming(TcpIncoming::from(listener));
-    tokio::spawn(server);
-    address
-}
-
-async fn cluster_asking(address: SocketAddr, gate_deadline_ms: u64) -> Cluster {
+async fn cluster_asking(impostor: &Impostor, gate_deadline_ms: u64) -> Cluster {
+    let address = impostor.listen().await;
     let setup =
         Setup { agreements_at: Some(format!("http://{address}")), gate_deadline_ms, ..Setup::default() };
     Cluster::start(setup).await.unwrap()
@@ -128,7 +220,7 @@ fn assert_unknown(refused: &Status, about: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_truthful_impostor_is_believed_so_that_the_others_prove_something() {
-    let cluster = cluster_asking(impostor(Some(Ok)).await, 1000).await;
+    let cluster = cluster_asking(&Impostor::new(Ok), 1000).await;
     let direct = cluster.as_caller(world::sales(DIRECT));
     world::order(&direct, &world::request_id(), None, 5).await.unwrap();
     assert_eq!(orders_of(&direct).await, 1);
@@ -182,7 +274,7 @@ async fn an_answer_that_makes_no_sense_is_unknown() {
         }),
     ];
     for (about, twist) in twists {
-        let cluster = cluster_asking(impostor(Some(twist)).await, 1000).await;
+        let cluster = cluster_asking(&Impostor::new(twist), 1000).await;
         let direct = cluster.as_caller(world::sales(DIRECT));
         let refused = world::order(&direct, &world::request_id(), None, 5).await.unwrap_err();
         assert_unknown(&refused, about);
@@ -198,7 +290,7 @@ async fn evidence_of_a_type_that_the_offer_does_not_demand_is_unknown() {
         }
         Ok(answer)
     };
-    let cluster = cluster_asking(impostor(Some(cloud)).await, 1000).await;
+    let cluster = cluster_asking(&Impostor::new(cloud), 1000).await;
     let direct = cluster.as_caller(world::sales(DIRECT));
     let customer = world::request_id();
     direct.orders().create_order(world::new_order(&customer, None, OFFICE, 1)).await.unwrap();
@@ -208,7 +300,7 @@ async fn evidence_of_a_type_that_the_offer_does_not_demand_is_unknown() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_answer_that_never_comes_is_unknown_within_the_deadline() {
-    let cluster = cluster_asking(impostor(None).await, 50).await;
+    let cluster = cluster_asking(&Impostor::silent(), 50).await;
     let direct = cluster.as_caller(world::sales(DIRECT));
     let refused = world::order(&direct, &world::request_id(), None, 5).await.unwrap_err();
     assert_unknown(&refused, "never");
@@ -221,12 +313,200 @@ async fn an_answer_that_never_comes_is_unknown_within_the_deadline() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_caller_that_waits_less_than_the_gate_takes_hears_that_it_is_unknown() {
-    let cluster = cluster_asking(impostor(None).await, 30_000).await;
+    let cluster = cluster_asking(&Impostor::silent(), 30_000).await;
     let direct = cluster.as_caller(world::sales(DIRECT));
     let mut request = Request::new(world::new_order(&world::request_id(), None, OFFICE, 5));
     request.set_timeout(std::time::Duration::from_millis(500));
     let refused = direct.orders().create_order(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_answer_that_was_lost_is_asked_for_again_while_there_is_time() {
+    let impostor = Impostor { silent: 1, ..Impostor::new(Ok) };
+    let cluster = cluster_asking(&impostor, 4000).await;
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    world::order(&direct, &world::request_id(), None, 5).await.unwrap();
+    assert_eq!(impostor.questions.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn only_what_may_pass_by_itself_is_asked_again() {
+    let twists: [(&str, usize, Twist); 6] = [
+        ("unavailable", 3, |_| Err(Status::unavailable("not today"))),
+        ("cancelled, in the words of our own time-out", 1, |_| Err(Status::cancelled("Timeout expired"))),
+        ("its own time-out", 1, |_| Err(Status::deadline_exceeded("too slow"))),
+        ("overloaded", 1, |_| Err(Status::resource_exhausted("too many"))),
+        ("internal", 1, |_| Err(Status::internal("oops"))),
+        ("nonsense", 1, |_| Ok(CheckEligibilityResponse::default())),
+    ];
+    for (about, questions, twist) in twists {
+        let impostor = Impostor::new(twist);
+        let cluster = cluster_asking(&impostor, 4000).await;
+        let direct = cluster.as_caller(world::sales(DIRECT));
+        let refused = world::order(&direct, &world::request_id(), None, 5).await.unwrap_err();
+        assert_unknown(&refused, about);
+        assert_eq!(impostor.questions.load(Ordering::SeqCst), questions, "{about}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_neighbour_in_trouble_is_not_asked_three_times_as_much() {
+    const CALLS: usize = 200;
+    let impostor = Impostor::new(|_| Err(Status::unavailable("not today")));
+    let cluster = cluster_asking(&impostor, 1000).await;
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    for _ in 0..CALLS {
+        let refused = world::order(&direct, &world::request_id(), None, 5).await.unwrap_err();
+        assert_unknown(&refused, "in trouble");
+    }
+    let questions = impostor.questions.load(Ordering::SeqCst);
+    assert!((CALLS..2 * CALLS).contains(&questions), "{questions} questions for {CALLS} calls");
+}
+
+fn refused_with(code: Code, domain: &str, reason: &str) -> Status {
+    let details = ErrorDetails::with_error_info(reason, domain, HashMap::new());
+    Status::with_error_details(code, format!("{reason}: because"), details)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_attestation_that_is_not_clearly_made_or_refused_is_unknown_and_nothing_is_ordered() {
+    const US: &str = "agreement-svc";
+    let prompted = || CreateOrderRequest {
+        attestation: Some(world::inline_attestation(Clock::system().now())),
+        ..world::new_order(&world::request_id(), None, OFFICE, 5)
+    };
+    // What is clear passes, so that the others prove something.
+    let clear: [(&str, AttestationTwist); 3] = [
+        ("", Ok),
+        ("", |_| Err(refused_with(Code::AlreadyExists, US, "ALREADY_ATTESTED"))),
+        ("CLOUD_NOT_SUPPORTED", |_| Err(refused_with(Code::FailedPrecondition, US, "CLOUD_NOT_SUPPORTED"))),
+    ];
+    for (reason, attestation_twist) in clear {
+        let cluster = cluster_asking(&Impostor { attestation_twist, ..Impostor::new(Ok) }, 1000).await;
+        let direct = cluster.as_caller(world::sales(DIRECT));
+        let placed = direct.orders().create_order(prompted()).await;
+        assert_eq!(placed.as_ref().err().map(reason_of).unwrap_or_default(), reason);
+        assert_eq!(orders_of(&direct).await, usize::from(placed.is_ok()), "{reason}");
+    }
+
+    let twists: [(&str, AttestationTwist); 18] = [
+        ("unavailable", |_| Err(Status::unavailable("not today"))),
+        ("its database away", |_| Err(refused_with(Code::Unavailable, US, "DATABASE_UNAVAILABLE"))),
+        ("a defect", |_| Err(refused_with(Code::Internal, US, "INTERNAL"))),
+        ("overloaded", |_| Err(refused_with(Code::ResourceExhausted, US, "OVERLOADED"))),
+        ("no reason", |_| Err(Status::failed_precondition("no"))),
+        ("somebody else's reason", |_| {
+            Err(refused_with(Code::FailedPrecondition, "some-svc", "CLOUD_NOT_SUPPORTED"))
+        }),
+        ("ours", |_| Err(refused_with(Code::FailedPrecondition, "order-svc", "CLOUD_NOT_SUPPORTED"))),
+        ("a reason nobody knows", |_| Err(refused_with(Code::FailedPrecondition, US, "MERCURY_RETROGRADE"))),
+        ("an unspecified reason", |_| Err(refused_with(Code::FailedPrecondition, US, "UNSPECIFIED"))),
+        ("a reason of another call", |_| {
+            Err(refused_with(Code::FailedPrecondition, US, "AGREEMENT_REQUIRED"))
+        }),
+        ("a reason with another code", |_| Err(refused_with(Code::Unknown, US, "CLOUD_NOT_SUPPORTED"))),
+        ("attested already, and yet a defect", |_| Err(refused_with(Code::Internal, US, "ALREADY_ATTESTED"))),
+        ("nothing", |_| Ok(CreateAttestationResponse::default())),
+        ("no attestation", |a| Ok(CreateAttestationResponse { attestation: None, ..a })),
+        ("no revision", |a| Ok(CreateAttestationResponse { revision: 0, ..a })),
+        ("a revision that the gate has not reached", |a| Ok(CreateAttestationResponse { revision: 6, ..a })),
+        ("another customer's", |mut answer| {
+            answer.attestation.as_mut().unwrap().customer_id = Uuid::from_u128(9).to_string();
+            Ok(answer)
+        }),
+        ("another partner's", |mut answer| {
+            answer.attestation.as_mut().unwrap().partner_id = Uuid::from_u128(9).to_string();
+            Ok(answer)
+        }),
+    ];
+    for (about, attestation_twist) in twists {
+        let cluster = cluster_asking(&Impostor { attestation_twist, ..Impostor::new(Ok) }, 1000).await;
+        let direct = cluster.as_caller(world::sales(DIRECT));
+        let refused = direct.orders().create_order(prompted()).await.unwrap_err();
+        assert_unknown(&refused, about);
+        assert_eq!(orders_of(&direct).await, 0, "{about}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_an_order_carries_is_attested_once_however_often_it_is_sent_and_the_gate_is_asked() {
+    let impostor = Impostor::new(Ok);
+    let cluster = cluster_asking(&impostor, 1000).await;
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let counts = || [&impostor.attestations, &impostor.questions].map(|count| count.load(Ordering::SeqCst));
+    let order = CreateOrderRequest {
+        attestation: Some(world::inline_attestation(Clock::system().now())),
+        ..world::new_order(&world::request_id(), None, OFFICE, 5)
+    };
+    for _ in 0..3 {
+        direct.orders().create_order(order.clone()).await.unwrap();
+        assert_eq!(counts(), [1, 1]);
+    }
+    cluster.orders_sql("UPDATE fence SET fence_revision = 1000000").unwrap();
+    let order = CreateOrderRequest { request_id: world::request_id(), ..order };
+    let refused = direct.orders().create_order(order).await.unwrap_err();
+    assert_eq!(reason_of(&refused), "ANSWER_OUTDATED");
+    assert_eq!(counts(), [2, 4]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn orders_outlive_a_restart_of_agreement_svc_under_their_request_ids() {
+    const CALLERS: usize = 8;
+    const ORDERS: usize = 4;
+    for backend in Backend::all() {
+        let mut cluster = Cluster::on(backend).await;
+        world::register_partners(&cluster).await.unwrap();
+        let direct = cluster.as_caller(world::sales(DIRECT));
+        let mut customers = vec![];
+        for n in 0..CALLERS {
+            let customer =
+                world::create_customer(&direct, &format!("Contoso {n}"), "FR", None).await.unwrap();
+            customers.push(customer);
+        }
+        // How many orders were placed, and how many calls were refused.
+        let (seen, mut watched) = watch::channel((0, 0));
+        let (is_away, away) = watch::channel(false);
+        let callers = customers.iter().cloned().map(|customer| {
+            let (caller, seen, mut away) = (direct.clone(), seen.clone(), away.clone());
+            tokio::spawn(async move {
+                for n in 0..ORDERS {
+                    // The last one meets nobody, the others whatever comes.
+                    if n + 1 == ORDERS {
+                        away.wait_for(|away| *away).await.unwrap();
+                    }
+                    let order = CreateOrderRequest {
+                        attestation: Some(world::inline_attestation(Clock::system().now())),
+                        ..world::new_order(&customer, None, OFFICE, 5)
+                    };
+                    while let Err(refused) = caller.orders().create_order(order.clone()).await {
+                        assert_unknown(&refused, "while agreement-svc restarts");
+                        seen.send_modify(|(_, refused)| *refused += 1);
+                    }
+                    seen.send_modify(|(placed, _)| *placed += 1);
+                }
+            })
+        });
+        let callers: Vec<_> = callers.collect();
+        watched.wait_for(|(placed, _)| *placed > 0).await.unwrap();
+        cluster.stop_agreements();
+        is_away.send_replace(true);
+        watched.wait_for(|(_, refused)| *refused >= CALLERS).await.unwrap();
+        cluster.restart_agreements().await.unwrap();
+        for caller in callers {
+            caller.await.unwrap();
+        }
+        assert_eq!(orders_of(&direct).await, CALLERS * ORDERS);
+        for customer_id in customers {
+            let request = ListAttestationsRequest {
+                customer_id,
+                include_history: true,
+                ..ListAttestationsRequest::default()
+            };
+            let stored = direct.attestations().list_attestations(request).await.unwrap().into_inner();
+            assert_eq!(stored.attestations.len(), 1);
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -265,12 +545,12 @@ async fn without_agreement_svc_nothing_is_sold_but_everything_can_be_read() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_call_in_progress_is_answered_before_the_service_stops() {
-    let asked = Arc::new(Notify::new());
-    let mut cluster = cluster_asking(impostor_that_tells(None, asked.clone()).await, 1000).await;
+    let impostor = Impostor::silent();
+    let mut cluster = cluster_asking(&impostor, 1000).await;
     let direct = cluster.as_caller(world::sales(DIRECT));
     let caller = direct.clone();
     let waiting = tokio::spawn(async move { world::order(&caller, &world::request_id(), None, 5).await });
-    asked.notified().await;
+    impostor.asked.notified().await;
     cluster.restart_orders().await.unwrap();
     // It heard the service's own words, not a broken connection's.
     assert_unknown(&waiting.await.unwrap().unwrap_err(), "while stopping");

@@ -4,8 +4,12 @@
 use chassis::auth::{Caller, Channel};
 use chassis::clock::{Clock, Time};
 use chassis::form::timestamp;
+use chrono::Duration;
+use proto::agreement::publish_template_version_request::Reacceptance;
 use proto::agreement::{
-    CheckEligibilityRequest, CheckEligibilityResponse, CreateAttestationRequest, PartnerKind,
+    AssumedAttestation, CheckEligibilityRequest, CheckEligibilityResponse, CreateAttestationRequest,
+    PartnerKind, PublishTemplateVersionRequest, TemplateDocument, WithdrawAttestationRequest,
+    WithdrawalReason,
 };
 use proto::types::{self, Cloud, Decision, GateRule, Operation};
 use tests::clients::bad_fields_of;
@@ -299,4 +303,125 @@ async fn a_revision_that_is_not_there_yet_is_not_answered_from_an_older_one() {
     asked.at_least_revision = attested.revision + 1;
     let refused = check(&direct, asked).await.unwrap_err();
     assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::Unavailable, "REVISION_BEHIND"));
+}
+
+/// What happens to a customer's acceptances before it is asked about.
+#[derive(Clone, Copy, Debug)]
+enum Before {
+    /// Attested as of a date.
+    Attested(&'static str),
+    Withdrawn,
+    Signed,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_assumed_attestation_is_answered_as_the_real_one_is() {
+    use Before::{Attested, Signed, Withdrawn};
+    const FIRST: &str = "2021-01-01T00:00:00Z";
+    const SECOND: &str = "2024-01-01T00:00:00Z";
+    const THIRD: &str = "2026-03-06T00:00:00Z";
+    for backend in Backend::all() {
+        let start = time("2026-03-04T05:06:07Z");
+        let clock = Clock::manual(start);
+        let setup = Setup { backend, clock: clock.clone(), ..Setup::default() };
+        let cluster = Cluster::start(setup).await.unwrap();
+        world::register_partners(&cluster).await.unwrap();
+        let direct = cluster.as_caller(world::sales(DIRECT));
+        let service = cluster.as_caller(world::service());
+        // A third version is in force, and some day the second will not do.
+        let next = PublishTemplateVersionRequest {
+            request_id: world::request_id(),
+            template_id: CUSTOMER_AGREEMENT.into(),
+            effective_from: Some(timestamp(start + Duration::days(1))),
+            reacceptance: Some(Reacceptance::ReacceptBy(timestamp(start + Duration::days(30)))),
+            documents: vec![TemplateDocument {
+                country: "US".into(),
+                language: "en-US".into(),
+                link: "https://aka.ms/customeragreement".into(),
+                sha256: String::new(),
+            }],
+            ..PublishTemplateVersionRequest::default()
+        };
+        cluster.as_caller(world::operator()).templates().publish_template_version(next).await.unwrap();
+        clock.set(start + Duration::days(2));
+
+        for (n, (before, agreed_at)) in [
+            (vec![], FIRST),
+            (vec![], SECOND),
+            (vec![], THIRD),
+            (vec![Attested(FIRST)], SECOND),
+            (vec![Attested(SECOND)], SECOND),
+            (vec![Attested(SECOND)], THIRD),
+            (vec![Attested(FIRST), Withdrawn], FIRST),
+            (vec![Attested(SECOND), Withdrawn], FIRST),
+            (vec![Attested(SECOND), Withdrawn], SECOND),
+            (vec![Attested(SECOND), Withdrawn], THIRD),
+            (vec![Signed], FIRST),
+            (vec![Signed, Attested(FIRST)], SECOND),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let about = format!("{before:?}, then {agreed_at}");
+            let customer =
+                world::create_customer(&direct, &format!("Contoso {n}"), "FR", None).await.unwrap();
+            let mut last = String::new();
+            for step in before {
+                match step {
+                    Attested(agreed_at) => {
+                        let attested = world::attest(&direct, &customer, time(agreed_at)).await.unwrap();
+                        last = attested.attestation.unwrap().attestation_id;
+                    }
+                    Withdrawn => {
+                        let withdrawal = WithdrawAttestationRequest {
+                            request_id: world::request_id(),
+                            attestation_id: last.clone(),
+                            reason: WithdrawalReason::Other.into(),
+                        };
+                        direct.attestations().withdraw_attestation(withdrawal).await.unwrap();
+                    }
+                    Signed => {
+                        let admin = cluster.as_caller(world::admin(customer.parse().unwrap()));
+                        world::sign(&admin, 3).await.unwrap();
+                    }
+                }
+            }
+            let new = CreateAttestationRequest {
+                request_id: world::request_id(),
+                customer_id: customer.clone(),
+                template_id: CUSTOMER_AGREEMENT.into(),
+                contact: Some(types::Contact { first_name: "Tomas".into(), ..world::contact() }),
+                agreed_at: Some(timestamp(time(agreed_at))),
+                validate_only: true,
+            };
+            let would_be = direct.attestations().create_attestation(new.clone()).await.unwrap().into_inner();
+            let would_be = would_be.attestation.unwrap();
+            let plain = CheckEligibilityRequest {
+                channel: types::Channel::Dashboard.into(),
+                ..question(DIRECT, &customer, None)
+            };
+            let assumed_attestation = Some(AssumedAttestation {
+                attestation_id: would_be.attestation_id.clone(),
+                template_id: would_be.template_id,
+                template_version: would_be.template_version,
+            });
+            let assuming = CheckEligibilityRequest { assumed_attestation, ..plain.clone() };
+            let unasked = check(&service, plain.clone()).await.unwrap();
+            let mut assumed = check(&service, assuming).await.unwrap();
+            // Assuming leaves nothing behind.
+            assert_eq!(check(&service, plain.clone()).await.unwrap(), unasked, "{about}");
+
+            let new = CreateAttestationRequest { validate_only: false, ..new };
+            let stored = direct.attestations().create_attestation(new).await.unwrap().into_inner();
+            let mut real = check(&service, plain).await.unwrap();
+            assert!(real.revision == stored.revision && assumed.revision < stored.revision, "{about}");
+            (real.revision, assumed.revision) = (0, 0);
+            if let Some(evidence) = assumed.evidence.as_mut()
+                && evidence.acceptance_id == would_be.attestation_id
+            {
+                evidence.acceptance_id = stored.attestation.unwrap().attestation_id;
+            }
+            assert_eq!(assumed, real, "{about}");
+        }
+    }
 }

@@ -70,6 +70,11 @@ async fn a_refused_order_carries_what_a_user_interface_needs_and_passes_after_th
                     ("reasons", "NO_ACCEPTANCE"),
                     ("remedies", "ATTEST,INVITE_CUSTOMER"),
                     ("template_id", CUSTOMER_AGREEMENT),
+                    (
+                        "required_fields",
+                        "template_id,contact.first_name,contact.last_name,contact.email,agreed_at"
+                    ),
+                    ("optional_fields", "contact.phone"),
                     ("partner_center_code", "13605"),
                 ]
                 .map(|(key, value)| (key.to_owned(), value.to_owned()))

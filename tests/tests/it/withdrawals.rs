@@ -4,6 +4,8 @@
 use std::time::Duration;
 
 use chassis::clock::{Clock, Time};
+use chrono::TimeDelta;
+use futures_util::future::join_all;
 use proto::agreement::{
     EndRelationshipRequest, GetDirectSignStatusRequest, WithdrawAttestationRequest, WithdrawSignatureRequest,
     WithdrawalReason,
@@ -16,7 +18,7 @@ use proto::order::{
 };
 use proto::types::AcceptanceKind;
 use tests::world::{self, DIRECT, OFFICE, PROVIDER, RESELLER};
-use tests::{As, Backend, Cluster, metadata_of, reason_of};
+use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
 use tonic::{Code, Status};
 use uuid::Uuid;
 
@@ -363,6 +365,30 @@ async fn withdrawals_are_applied_once_whoever_was_away_meanwhile() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn replicas_apply_each_withdrawal_once() {
+    const CUSTOMERS: usize = 40;
+    for backend in Backend::all() {
+        let mut cluster = cluster_on(backend).await;
+        cluster.start_orders_replica().await.unwrap();
+        let direct = cluster.as_caller(world::sales(DIRECT));
+        let customers = (0..CUSTOMERS).map(async |n| {
+            let customer =
+                world::create_customer(&direct, &format!("Customer {n}"), "FR", None).await.unwrap();
+            let attestation = attest(&direct, &customer).await;
+            (attestation, buy(&direct, &customer, None).await)
+        });
+        let customers = join_all(customers).await;
+        let revisions =
+            join_all(customers.iter().map(|(attestation, _)| withdraw(&direct, attestation))).await;
+        for ((_, bought), revision) in customers.iter().zip(&revisions) {
+            assert_eq!(told(&applied(&direct, *revision).await).0, (1, 0));
+            assert_cancelled(&direct, bought, *revision).await;
+            assert_eq!(changes_of(&direct, bought).await.len(), 2);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn reports_and_their_effects_are_listed_page_by_page() {
     const SUBSCRIPTIONS: usize = 7;
     for backend in Backend::all() {
@@ -438,4 +464,40 @@ async fn reports_and_their_effects_are_listed_page_by_page() {
         let refused = direct.withdrawals().get_withdrawal_report(request).await.unwrap_err();
         assert_eq!(tests::clients::bad_fields_of(&refused), ["page_token"]);
     }
+}
+
+/// A metric of order-svc.
+async fn metric(cluster: &Cluster, name: &str) -> f64 {
+    let text = cluster.orders_metrics().await.unwrap();
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("{name} is not in {text}")).parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn how_far_behind_the_history_order_svc_is_can_be_measured() {
+    let clock = Clock::manual(now());
+    let setup = Setup { clock: clock.clone(), ..Setup::default() };
+    let mut cluster = Cluster::start(setup).await.unwrap();
+    world::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let revision = world::new_customer("Contoso", "FR", None);
+    let revision = direct.customers().create_customer(revision).await.unwrap().into_inner().revision;
+    followed(&direct, revision).await;
+    let (behind, applied) = ("order_svc_history_behind_seconds", "order_svc_history_revision");
+    let catching_up = async {
+        while (metric(&cluster, behind).await, metric(&cluster, applied).await) != (0.0, revision as f64) {}
+    };
+    tokio::time::timeout(LONG, catching_up).await.unwrap();
+
+    cluster.stop_agreements();
+    clock.set(clock.now() + TimeDelta::hours(2));
+    assert_eq!(metric(&cluster, behind).await, 7200.0);
+    cluster.restart_agreements().await.unwrap();
+    let catching_up = async { while metric(&cluster, behind).await > 0.0 {} };
+    tokio::time::timeout(LONG, catching_up).await.unwrap();
+
+    // Who has not been told anything yet is behind without limit.
+    cluster.stop_agreements();
+    cluster.restart_orders().await.unwrap();
+    assert_eq!(metric(&cluster, behind).await, f64::INFINITY);
 }

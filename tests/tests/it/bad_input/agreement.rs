@@ -5,11 +5,11 @@ use chassis::form::timestamp;
 use chrono::Duration;
 use proto::agreement::publish_template_version_request::Reacceptance;
 use proto::agreement::{
-    AcceptInvitationRequest, AgreementDemand, BatchCheckEligibilityRequest, CheckEligibilityRequest,
-    CompanyProfile, CreateAttestationRequest, CreateCustomerRequest, CreateInvitationRequest,
-    EndRelationshipRequest, GetAttestationRequest, GetCustomerRequest, GetDirectSignStatusRequest,
-    GetInvitationRequest, GetPartnerRequest, GetTemplateDocumentRequest, GetTemplateRequest,
-    ImportAttestationsRequest, InlineAttestation, InlineInvitation, LinkResellerRequest,
+    AcceptInvitationRequest, AgreementDemand, AssumedAttestation, BatchCheckEligibilityRequest,
+    CheckEligibilityRequest, CompanyProfile, CreateAttestationRequest, CreateCustomerRequest,
+    CreateInvitationRequest, EndRelationshipRequest, GetAttestationRequest, GetCustomerRequest,
+    GetDirectSignStatusRequest, GetInvitationRequest, GetPartnerRequest, GetTemplateDocumentRequest,
+    GetTemplateRequest, ImportAttestationsRequest, InlineAttestation, InlineInvitation, LinkResellerRequest,
     ListAttestationsRequest, ListBlockedCustomersRequest, ListCustomerPartnersRequest, ListCustomersRequest,
     ListEventsRequest, ListInvitationsRequest, ListPartnersRequest, ListTemplatesRequest,
     PublishTemplateVersionRequest, RegisterPartnerRequest, ReportPurchaseRequest, RetireTemplateRequest,
@@ -489,6 +489,9 @@ impl Existing {
             "acting_roles[0]",
             "acting_roles[2]",
             "as_of",
+            "assumed_attestation.attestation_id",
+            "assumed_attestation.template_id",
+            "assumed_attestation.template_version",
         ];
         let known = AgreementType::MicrosoftCustomerAgreement.into();
         let question = |n| CheckEligibilityRequest {
@@ -505,11 +508,16 @@ impl Existing {
             acting_partner_id: given_id(n + 1),
             acting_roles: vec![pick(&ENUMS, n), 1, pick(&ENUMS, n + 1)],
             as_of: Some(pick(&TIMES, n)),
+            assumed_attestation: Some(AssumedAttestation {
+                attestation_id: id(n),
+                template_id: id(n + 1),
+                template_version: 0,
+            }),
         };
         table.all_bad(CHECK_ELIGIBILITY, service, &fields, question);
         // A partner user's identity says who acts and how, whatever the request claims.
         let fields: Vec<_> = fields.into_iter().filter(|field| !field.contains("roles[")).collect();
-        let fields = [&fields[..], &["acting_roles"]].concat();
+        let fields = [&fields[..], &["acting_roles", "assumed_attestation"]].concat();
         table.all_bad(CHECK_ELIGIBILITY, direct, &fields, |n| CheckEligibilityRequest {
             channel: pick(&ENUMS[1..], n),
             ..question(n)
@@ -535,6 +543,22 @@ impl Existing {
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
         });
+        let assumed = |template_id: &str, template_version| AssumedAttestation {
+            attestation_id: world::request_id(),
+            template_id: template_id.into(),
+            template_version,
+        };
+        let unknown = world::request_id();
+        for (about, by, field, assumed) in [
+            ("no template", service, "assumed_attestation.template_id", assumed(&unknown, 1)),
+            ("no version", service, "assumed_attestation.template_version", assumed(CUSTOMER_AGREEMENT, 9)),
+            ("a partner assumes", direct, "assumed_attestation", assumed(CUSTOMER_AGREEMENT, 2)),
+        ] {
+            let channel = if by == direct { 0 } else { good.channel };
+            let assuming =
+                CheckEligibilityRequest { assumed_attestation: Some(assumed), channel, ..good.clone() };
+            table.bad(CHECK_ELIGIBILITY, about, by, &[field], &assuming);
+        }
         let as_of = Some(timestamp(Clock::system().now()));
         let then = CheckEligibilityRequest { as_of, ..good.clone() };
         table.bad(CHECK_ELIGIBILITY, "a service at another time", service, &["as_of"], &then);

@@ -247,8 +247,15 @@ const GET_ORDER: &str = "/csp.order.v1.OrderService/GetOrder";
 const LIST_ORDERS: &str = "/csp.order.v1.OrderService/ListOrders";
 const GET_SUBSCRIPTION: &str = "/csp.order.v1.SubscriptionService/GetSubscription";
 const LIST_SUBSCRIPTIONS: &str = "/csp.order.v1.SubscriptionService/ListSubscriptions";
+const GET_WITHDRAWAL_REPORT: &str = "/csp.order.v1.WithdrawalService/GetWithdrawalReport";
+const LIST_WITHDRAWAL_REPORTS: &str = "/csp.order.v1.WithdrawalService/ListWithdrawalReports";
 const LIST_SUBSCRIPTION_CHANGES: &str = "/csp.order.v1.SubscriptionService/ListSubscriptionChanges";
 const CHANGE_SEATS: &str = "/csp.order.v1.SubscriptionService/ChangeSeats";
+const RENEW_SUBSCRIPTION: &str = "/csp.order.v1.SubscriptionService/RenewSubscription";
+const SET_AUTO_RENEW: &str = "/csp.order.v1.SubscriptionService/SetAutoRenew";
+const SUSPEND_SUBSCRIPTION: &str = "/csp.order.v1.SubscriptionService/SuspendSubscription";
+const RESUME_SUBSCRIPTION: &str = "/csp.order.v1.SubscriptionService/ResumeSubscription";
+const CANCEL_SUBSCRIPTION: &str = "/csp.order.v1.SubscriptionService/CancelSubscription";
 
 /// What exists before the table is tried, so that good ids can stand beside bad fields.
 struct Existing {
@@ -322,6 +329,7 @@ impl Existing {
         self.offers(&mut table);
         self.orders(&mut table);
         self.subscriptions(&mut table);
+        self.withdrawals(&mut table);
         table.0
     }
 
@@ -474,8 +482,8 @@ async fn every_bad_field_of_an_item_of_a_batch_is_named_with_that_item() {
 const ANSWERED_BY_ITEM: [(&str, &str); 1] = [(BATCH_CHECK_ELIGIBILITY, "items.")];
 
 /// Fields that hold nothing bad: flags, and a version that exists or does not.
-const NEVER_BAD: [&str; 5] =
-    ["validate_only", "include_history", "include_ended", "never_reaccept", "version"];
+const NEVER_BAD: [&str; 6] =
+    ["validate_only", "include_history", "include_ended", "never_reaccept", "version", "auto_renew"];
 
 /// The fields of a message by path, down to those that are no message of ours.
 fn leaves(messages: &BTreeMap<String, DescriptorProto>, name: &str, path: &str) -> Vec<String> {

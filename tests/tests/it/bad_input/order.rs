@@ -1,16 +1,23 @@
 //! Rows of order-svc's calls.
 
+use chassis::clock::Clock;
+use chrono::Duration;
 use proto::order::{
-    ChangeSeatsRequest, CreateOrderRequest, GetOfferRequest, GetOrderRequest, GetSubscriptionRequest,
-    ListOffersRequest, ListOrdersRequest, ListSubscriptionChangesRequest, ListSubscriptionsRequest,
-    NewOrderLine,
+    CancelSubscriptionRequest, ChangeSeatsRequest, CreateOrderRequest, GetOfferRequest, GetOrderRequest,
+    GetSubscriptionRequest, GetWithdrawalReportRequest, InlineAttestation, ListOffersRequest,
+    ListOrdersRequest, ListSubscriptionChangesRequest, ListSubscriptionsRequest,
+    ListWithdrawalReportsRequest, NewOrderLine, RenewSubscriptionRequest, ResumeSubscriptionRequest,
+    SetAutoRenewRequest, SuspendSubscriptionRequest,
 };
+use proto::types::Contact;
 use tests::world::{self, DIRECT, OFFICE, PROVIDER, RESELLER, RIGHTS_MANAGEMENT};
 
 use super::{
-    CHANGE_SEATS, COUNTRIES, CREATE_ORDER, Existing, GET_OFFER, GET_ORDER, GET_SUBSCRIPTION, LIST_OFFERS,
-    LIST_ORDERS, LIST_SUBSCRIPTION_CHANGES, LIST_SUBSCRIPTIONS, PAGE_SIZES, PAGE_TOKENS, Table, given_id,
-    given_text, id, pick, pick_given, seats, text,
+    CANCEL_SUBSCRIPTION, CHANGE_SEATS, COUNTRIES, CREATE_ORDER, Existing, GET_OFFER, GET_ORDER,
+    GET_SUBSCRIPTION, GET_WITHDRAWAL_REPORT, LIST_OFFERS, LIST_ORDERS, LIST_SUBSCRIPTION_CHANGES,
+    LIST_SUBSCRIPTIONS, LIST_WITHDRAWAL_REPORTS, PAGE_SIZES, PAGE_TOKENS, RENEW_SUBSCRIPTION,
+    RESUME_SUBSCRIPTION, SET_AUTO_RENEW, SUSPEND_SUBSCRIPTION, TIMES, Table, contact, given_id, given_text,
+    id, pick, pick_given, seats, text,
 };
 
 impl Existing {
@@ -36,6 +43,12 @@ impl Existing {
             "lines[0].quantity",
             "lines[0].friendly_name",
             "lines[2].offer_id",
+            "attestation.template_id",
+            "attestation.contact.first_name",
+            "attestation.contact.last_name",
+            "attestation.contact.email",
+            "attestation.contact.phone",
+            "attestation.agreed_at",
         ];
         let line = |offer: &str, quantity| NewOrderLine {
             offer_id: offer.into(),
@@ -54,14 +67,50 @@ impl Existing {
                 line(&text(n + 1, 100), 1),
             ],
             validate_only: n % 2 == 0,
+            // Whether it is an e-mail address, and not in the future, is looked at once all this is right.
+            attestation: Some(InlineAttestation {
+                template_id: id(n),
+                contact: contact(n).map(|contact| Contact { email: text(n, 254), ..contact }),
+                agreed_at: pick(&[&[None], &TIMES.map(Some)[..]].concat(), n),
+            }),
         });
         let order = |lines| CreateOrderRequest {
             lines,
             ..world::new_order(&self.customer.customer_id, None, OFFICE, 1)
         };
         let (direct_id, other) = (DIRECT.to_string(), PROVIDER.to_string());
+        let now = Clock::system().now();
+        let attested = |attestation| CreateOrderRequest {
+            customer_id: self.other_customer.clone(),
+            attestation: Some(attestation),
+            ..order(vec![line(OFFICE, 1)])
+        };
+        let all = [
+            "attestation.template_id",
+            "attestation.contact.first_name",
+            "attestation.contact.last_name",
+            "attestation.contact.email",
+            "attestation.agreed_at",
+        ];
         for (about, bad, request) in [
-            ("no line", &["lines"][..], order(vec![])),
+            ("an empty attestation", &all[..], attested(InlineAttestation::default())),
+            (
+                "a stranger's e-mail address, and a date to come",
+                &["attestation.contact.email", "attestation.agreed_at"],
+                attested(InlineAttestation {
+                    contact: Some(Contact { email: "tania@contoso".into(), ..world::contact() }),
+                    ..world::inline_attestation(now + Duration::hours(1))
+                }),
+            ),
+            (
+                "an attestation beside a bad line",
+                &["lines[0].quantity"],
+                CreateOrderRequest {
+                    lines: vec![line(OFFICE, 301)],
+                    ..attested(world::inline_attestation(now))
+                },
+            ),
+            ("no line", &["lines"], order(vec![])),
             ("101 lines", &["lines"], order(vec![line(OFFICE, 1); 101])),
             (
                 "lines out of bounds, unknown and not sold there",
@@ -143,5 +192,49 @@ impl Existing {
             let request = seats(&self.subscription, quantity);
             table.bad(CHANGE_SEATS, &format!("{quantity} seats"), direct, &["quantity"], &request);
         }
+        let fields = ["request_id", "subscription_id", "etag"];
+        table.all_bad(RENEW_SUBSCRIPTION, direct, &fields, |n| RenewSubscriptionRequest {
+            request_id: id(n),
+            subscription_id: id(n + 1),
+            etag: text(n, 50),
+            validate_only: n % 2 == 0,
+        });
+        table.all_bad(SET_AUTO_RENEW, direct, &fields, |n| SetAutoRenewRequest {
+            request_id: id(n),
+            subscription_id: id(n + 1),
+            auto_renew: n % 2 == 0,
+            etag: text(n, 50),
+        });
+        table.all_bad(SUSPEND_SUBSCRIPTION, direct, &fields, |n| SuspendSubscriptionRequest {
+            request_id: id(n),
+            subscription_id: id(n + 1),
+            etag: text(n, 50),
+        });
+        table.all_bad(RESUME_SUBSCRIPTION, direct, &fields, |n| ResumeSubscriptionRequest {
+            request_id: id(n),
+            subscription_id: id(n + 1),
+            etag: text(n, 50),
+        });
+        table.all_bad(CANCEL_SUBSCRIPTION, direct, &fields, |n| CancelSubscriptionRequest {
+            request_id: id(n),
+            subscription_id: id(n + 1),
+            etag: text(n, 50),
+        });
+    }
+
+    pub(super) fn withdrawals(&self, table: &mut Table) {
+        let direct = &self.direct;
+        let fields = ["revision", "page_size", "page_token"];
+        table.all_bad(GET_WITHDRAWAL_REPORT, direct, &fields, |n| GetWithdrawalReportRequest {
+            revision: pick(&[0, -1, i64::MIN], n),
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
+        let fields = ["customer_id", "page_size", "page_token"];
+        table.all_bad(LIST_WITHDRAWAL_REPORTS, direct, &fields, |n| ListWithdrawalReportsRequest {
+            customer_id: given_id(n),
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
     }
 }

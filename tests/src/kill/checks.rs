@@ -1,0 +1,387 @@
+//! What must hold between two databases, the history and everything that clients were told, however often
+//! the services were killed. The clients are quiet meanwhile; what runs unasked goes on.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Debug;
+use std::path::Path;
+use std::time::Instant;
+
+use chassis::clock::Time;
+use chassis::database::Connection;
+use chrono::TimeDelta;
+
+use super::load::{Asked, CALLS, Call, Done};
+use super::rows::{self, Acceptance, Answered, Change, Gated, Report, Subscription};
+use crate::history::History;
+
+/// How old an answer of the gate may be when something is stored on it.
+const ANSWER_AGE_MAX: TimeDelta = TimeDelta::seconds(5);
+
+/// All that order-svc has stored, in one snapshot.
+pub(super) struct Orders {
+    pub cursor: i64,
+    gated: Vec<Gated>,
+    changes: Vec<Change>,
+    subscriptions: Vec<Subscription>,
+    answered: Vec<Answered>,
+    orders: Vec<String>,
+    reports: Vec<Report>,
+    uncovered: BTreeMap<i64, Vec<String>>,
+}
+
+impl Orders {
+    pub(super) fn read(orders: &mut Connection) -> Result<Self, String> {
+        Ok(Self {
+            cursor: rows::cursor(orders)?,
+            gated: rows::gated(orders)?,
+            changes: rows::changes(orders)?,
+            subscriptions: rows::subscriptions(orders)?,
+            answered: rows::answered(orders)?,
+            orders: rows::ids(orders, "orders")?,
+            reports: rows::reports(orders)?,
+            uncovered: rows::uncovered(orders)?,
+        })
+    }
+
+    /// The subscriptions that withdrawals have ended.
+    pub(super) fn cancelled(&self) -> usize {
+        self.changes.iter().filter(|change| change.reason == "AGREEMENT_WITHDRAWN").count()
+    }
+}
+
+/// All that agreement-svc has stored besides its history, in one snapshot.
+pub(super) struct Agreements {
+    acceptances: Vec<Acceptance>,
+    customers: Vec<String>,
+    answered: Vec<Answered>,
+}
+
+impl Agreements {
+    pub(super) fn read(agreements: &mut Connection) -> Result<Self, String> {
+        Ok(Self {
+            acceptances: rows::acceptances(agreements)?,
+            customers: rows::ids(agreements, "customer")?,
+            answered: rows::answered(agreements)?,
+        })
+    }
+
+    /// The announcements that are still to be sent.
+    pub(super) fn queued(&self) -> usize {
+        self.acceptances.iter().filter(|known| known.notification.as_deref() == Some("QUEUED")).count()
+    }
+}
+
+/// Everything. `orders` was read before `history`, so that nothing in it is unknown to the history.
+pub(super) fn check(
+    agreements: &Agreements,
+    orders: &Orders,
+    history: &History,
+    asked: &[Asked],
+    mails: &Path,
+) -> Result<(), String> {
+    gate_was_asked(&orders.gated, history)?;
+    nothing_older_than_a_told_withdrawal(asked, history)?;
+    one_answer_each(asked, agreements.answered.iter().chain(&orders.answered))?;
+    one_effect_each(asked, agreements, orders)?;
+    changes_add_up(&orders.changes, &orders.subscriptions)?;
+    withdrawals_were_applied(orders, history)?;
+    customers_were_told(&agreements.acceptances, mails)
+}
+
+/// I1: whatever needs the gate rests on an answer that was a yes, was young, and was right at its revision.
+fn gate_was_asked(gated: &[Gated], history: &History) -> Result<(), String> {
+    for made in gated {
+        let (kind, id) = (&made.kind, &made.id);
+        let wrong = |what: &str| Err(format!("I1: {kind} {id}: {what}: {made:?}"));
+        if made.gate_decision != "ALLOWED" {
+            // Nothing here is exempt: every customer is in the public cloud, and acceptance mandatory.
+            return wrong("stored without a yes");
+        }
+        check_age(made.evaluated_at(), made.made_at()).or_else(|why| wrong(&why))?;
+        if !history.changed_at(&made.customer_id, made.gate_revision) {
+            return wrong("no change of the customer has the answer's revision");
+        }
+        let evidence: serde_json::Value =
+            serde_json::from_str(&made.gate_evidence).map_err(|error| error.to_string())?;
+        let covering = history.evidence_at(&made.customer_id, &made.payer_id, made.gate_revision);
+        if !covering.contains(evidence["acceptance_id"].as_str().unwrap_or_default()) {
+            return wrong("the payer was not covered by that at the answer's revision");
+        }
+    }
+    Ok(())
+}
+
+/// That an answer was not too old when it was used. Both services read the same clock.
+fn check_age(evaluated_at: Time, used_at: Time) -> Result<(), String> {
+    let age = used_at - evaluated_at;
+    if (TimeDelta::zero()..ANSWER_AGE_MAX).contains(&age) {
+        return Ok(());
+    }
+    Err(format!("the gate's answer was {} ms old", age.num_milliseconds()))
+}
+
+/// I1, as a client sees it: what was asked after somebody was told of a withdrawal does not rest on an
+/// answer from before it.
+fn nothing_older_than_a_told_withdrawal(asked: &[Asked], history: &History) -> Result<(), String> {
+    let by_acceptance: HashMap<&str, (&str, i64)> = history
+        .withdrawals()
+        .iter()
+        .map(|known| (known.acceptance_id.as_str(), (known.customer_id.as_str(), known.revision)))
+        .collect();
+    let mut told: HashMap<&str, Vec<(Instant, i64)>> = HashMap::new();
+    for (at, done) in asked.iter().flat_map(Asked::done) {
+        if let Some(acceptance) = withdrawn(done) {
+            let known = by_acceptance.get(acceptance);
+            let (customer, revision) =
+                known.ok_or_else(|| format!("I4: the withdrawal of {acceptance} is not in the history"))?;
+            told.entry(customer).or_default().push((at, *revision));
+        }
+    }
+    for one in asked {
+        let Some((customer, gate)) = one.done().find_map(|(_, done)| done.gated()) else { continue };
+        let before = told.get(customer).into_iter().flatten().filter(|(at, _)| *at < one.first_sent);
+        let known = before.map(|(_, revision)| *revision).max().unwrap_or_default();
+        if gate.revision < known {
+            return Err(format!("I1: allowed on an answer older than withdrawal {known}: {one:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// I4: whoever repeats a request is answered the same, and that is what is stored under its id; a request
+/// that was never answered so has left nothing there.
+fn one_answer_each<'r>(asked: &[Asked], answered: impl Iterator<Item = &'r Answered>) -> Result<(), String> {
+    let answered = answered.filter(|row| CALLS.contains(&row.call.as_str()));
+    let mut stored: HashMap<(&str, &str), &Answered> =
+        answered.map(|row| ((row.call.as_str(), row.request_id.as_str()), row)).collect();
+    for one in asked {
+        let kept = stored.remove(&(one.call.name(), one.call.request_id()));
+        match (one.done().next(), kept) {
+            (None, None) => {}
+            (None, Some(_)) => return Err(format!("I4: never answered, and yet stored: {one:?}")),
+            (Some(_), None) => return Err(format!("I4: answered, and not stored: {one:?}")),
+            (Some(_), Some(kept)) => {
+                if one.done().any(|(_, done)| done.encoded() != kept.answer) {
+                    return Err(format!("I4: answered differently from what is stored: {one:?}"));
+                }
+                let gate = one.done().find_map(|(_, done)| done.gated()?.1.evaluated_at);
+                if let Some(at) = gate {
+                    let nanos = u32::try_from(at.nanos).unwrap_or_default();
+                    let evaluated_at = Time::from_timestamp(at.seconds, nanos).unwrap_or_default();
+                    check_age(evaluated_at, kept.answered_at())
+                        .map_err(|why| format!("I1: {why} when it was stored: {one:?}"))?;
+                }
+            }
+        }
+    }
+    match stored.into_keys().next() {
+        None => Ok(()),
+        Some(unasked) => Err(format!("I4: nobody asked for {unasked:?}")),
+    }
+}
+
+/// I4: what is stored is what clients were told, no more and no less, each once for one request id.
+fn one_effect_each(asked: &[Asked], agreements: &Agreements, orders: &Orders) -> Result<(), String> {
+    let mut told = Told::default();
+    for one in asked {
+        if let Some((_, done)) = one.done().next() {
+            told.note(&one.call, done)?;
+        }
+    }
+    same("customer", &told.customers, &agreements.customers)?;
+    let of_kind = |kind: &'static str| {
+        agreements.acceptances.iter().filter(move |known| known.kind == kind).map(|known| &known.id)
+    };
+    same("attestation", &told.attestations, of_kind("ATTESTATION"))?;
+    same("signature", &told.signatures, of_kind("SIGNATURE"))?;
+    let withdrawn = agreements.acceptances.iter().filter(|known| known.is_withdrawn).map(|known| &known.id);
+    same("withdrawal", &told.withdrawn, withdrawn)?;
+    same("order", &told.orders, &orders.orders)?;
+    same("subscription", &told.subscriptions, orders.subscriptions.iter().map(|known| &known.id))?;
+    let requested = orders.changes.iter().filter(|row| row.reason == "REQUESTED" && row.kind != "CREATED");
+    let stored: BTreeSet<_> =
+        requested.map(|row| (row.subscription_id.clone(), row.number, row.quantity_after)).collect();
+    same("change", &told.changes, &stored)
+}
+
+/// What clients were told that there is now.
+#[derive(Default)]
+struct Told {
+    customers: BTreeSet<String>,
+    attestations: BTreeSet<String>,
+    signatures: BTreeSet<String>,
+    withdrawn: BTreeSet<String>,
+    orders: BTreeSet<String>,
+    subscriptions: BTreeSet<String>,
+    /// Subscription, number of the change, and quantity after it.
+    changes: BTreeSet<(String, i32, i64)>,
+}
+
+impl Told {
+    fn note(&mut self, call: &Call, done: &Done) -> Result<(), String> {
+        let twice =
+            |is_new: bool| if is_new { Ok(()) } else { Err(format!("I4: two requests did {done:?}")) };
+        match done {
+            Done::CreateCustomer(created) => {
+                let customer = created.customer.clone().unwrap_or_default();
+                twice(self.customers.insert(customer.customer_id))?;
+                let attested = created.attestation.clone();
+                attested.map_or(Ok(()), |it| twice(self.attestations.insert(it.attestation_id)))
+            }
+            Done::CreateAttestation(created) => {
+                let attestation = created.attestation.clone().unwrap_or_default();
+                twice(self.attestations.insert(attestation.attestation_id))
+            }
+            // Signing or withdrawing twice is once (DIR-1, WD-1).
+            Done::SignAgreement(signed) => {
+                self.signatures.extend(signed.signature.clone().map(|it| it.signature_id));
+                Ok(())
+            }
+            Done::AcceptInvitation(accepted) => {
+                self.signatures.extend(accepted.signature.clone().map(|it| it.signature_id));
+                Ok(())
+            }
+            Done::WithdrawAttestation(_) | Done::WithdrawSignature(_) => {
+                self.withdrawn.extend(withdrawn(done).map(str::to_owned));
+                Ok(())
+            }
+            Done::CreateOrder(placed) => {
+                let order = placed.order.clone().unwrap_or_default();
+                self.subscriptions.extend(placed.subscriptions.iter().map(|it| it.subscription_id.clone()));
+                twice(self.orders.insert(order.order_id))
+            }
+            _ => {
+                let changed = done.changed().cloned().unwrap_or_default();
+                // What was so already changes nothing, and keeps its etag.
+                if call.etag().as_ref() == Some(&changed.etag) {
+                    return Ok(());
+                }
+                let number = changed.etag.parse().map_err(|_| "an etag that is no number")?;
+                twice(self.changes.insert((changed.subscription_id, number, changed.quantity.into())))
+            }
+        }
+    }
+}
+
+fn withdrawn(done: &Done) -> Option<&str> {
+    match done {
+        Done::WithdrawAttestation(done) => Some(&done.attestation.as_ref()?.attestation_id),
+        Done::WithdrawSignature(done) => Some(&done.signature.as_ref()?.signature_id),
+        _ => None,
+    }
+}
+
+fn same<'r, T: Ord + Debug + 'r>(
+    what: &str,
+    told: &BTreeSet<T>,
+    stored: impl IntoIterator<Item = &'r T>,
+) -> Result<(), String> {
+    let stored: BTreeSet<&T> = stored.into_iter().collect();
+    if let Some(lost) = told.iter().find(|one| !stored.contains(one)) {
+        return Err(format!("I4: {what} {lost:?} was acknowledged and is not stored"));
+    }
+    match stored.into_iter().find(|one| !told.contains(*one)) {
+        None => Ok(()),
+        Some(unknown) => Err(format!("I4: {what} {unknown:?} is stored and nobody was told")),
+    }
+}
+
+/// Every subscription is what its changes made of it, one after the other.
+fn changes_add_up(changes: &[Change], subscriptions: &[Subscription]) -> Result<(), String> {
+    let mut last: HashMap<&str, (i32, i64)> = HashMap::new();
+    for change in changes {
+        let (number, quantity) = last.entry(&change.subscription_id).or_default();
+        if change.number != *number + 1 {
+            return Err(format!("change {number} is followed by {change:?}"));
+        }
+        (*number, *quantity) = (change.number, change.quantity_after);
+    }
+    for known in subscriptions {
+        let (number, quantity) = last.get(known.id.as_str()).copied().unwrap_or_default();
+        if (i64::from(number), quantity) != (known.version, known.quantity) {
+            return Err(format!("its {number} changes led to {quantity} seats: {known:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// I2 and I3: each withdrawal up to the cursor has had its effect, once, and no other.
+fn withdrawals_were_applied(orders: &Orders, history: &History) -> Result<(), String> {
+    let applied: Vec<_> =
+        history.withdrawals().iter().filter(|known| known.revision <= orders.cursor).collect();
+    let reported = orders.reports.iter().map(|row| (row.revision, &row.customer_id, &row.acceptance_id));
+    let expected = applied.iter().map(|known| (known.revision, &known.customer_id, &known.acceptance_id));
+    let (reported, expected): (BTreeSet<_>, BTreeSet<_>) = (reported.collect(), expected.collect());
+    if let Some(one) = reported.symmetric_difference(&expected).next() {
+        let cursor = orders.cursor;
+        return Err(format!("I3: applied up to {cursor}, and not one report for each withdrawal: {one:?}"));
+    }
+    let mut uncovering: HashMap<(&str, &str), Vec<i64>> = HashMap::new();
+    for withdrawal in applied {
+        let told = orders.uncovered.get(&withdrawal.revision).into_iter().flatten().cloned();
+        if told.collect::<BTreeSet<_>>() != withdrawal.uncovered {
+            return Err(format!("I3: another report uncovers whom {withdrawal:?} uncovers"));
+        }
+        for partner in &withdrawal.uncovered {
+            let key = (withdrawal.customer_id.as_str(), partner.as_str());
+            uncovering.entry(key).or_default().push(withdrawal.revision);
+        }
+    }
+    let mut cancelled: HashMap<&str, i64> = HashMap::new();
+    let mut of_report: HashMap<i64, i32> = HashMap::new();
+    for change in orders.changes.iter().filter(|change| change.reason == "AGREEMENT_WITHDRAWN") {
+        if cancelled.insert(&change.subscription_id, change.event_revision).is_some() {
+            return Err(format!("I3: cancelled twice: {change:?}"));
+        }
+        *of_report.entry(change.event_revision).or_default() += 1;
+    }
+    for report in &orders.reports {
+        let found = of_report.remove(&report.revision).unwrap_or_default();
+        if found != report.cancelled {
+            return Err(format!("I3: {found} were cancelled: {report:?}"));
+        }
+    }
+    for known in &orders.subscriptions {
+        let revisions = uncovering.get(&(known.customer_id.as_str(), known.payer_id.as_str()));
+        let after: Vec<i64> =
+            revisions.into_iter().flatten().copied().filter(|w| known.answer_revision < *w).collect();
+        if !after.is_empty() && !known.is_final() {
+            return Err(format!("I2: it rests on an answer older than withdrawals {after:?}: {known:?}"));
+        }
+        let by = cancelled.get(known.id.as_str());
+        if let Some(by) = by.filter(|by| after.first() != Some(by)) {
+            return Err(format!("I2: cancelled for {by}, though {after:?} should have: {known:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// I6: every attestation has its mail, or it can be seen that it has none yet, or never will; signatures
+/// have none.
+fn customers_were_told(acceptances: &[Acceptance], mails: &Path) -> Result<(), String> {
+    let mut written = BTreeSet::new();
+    // There is no folder before the first mail.
+    for entry in std::fs::read_dir(mails).into_iter().flatten() {
+        let name = entry.map_err(|error| error.to_string())?.file_name();
+        let name = name.to_string_lossy();
+        if !name.starts_with('.') {
+            written.insert(name.trim_end_matches(".eml").to_owned());
+        }
+    }
+    for known in acceptances {
+        let is_written = written.remove(&known.id);
+        let is_right = match (known.kind.as_str(), known.notification.as_deref()) {
+            ("ATTESTATION", Some("SENT")) => is_written,
+            ("ATTESTATION", Some("QUEUED" | "DEAD_LETTER")) => true,
+            ("SIGNATURE", None) => !is_written,
+            _ => false,
+        };
+        if !is_right {
+            return Err(format!("I6: with a mail: {is_written}: {known:?}"));
+        }
+    }
+    match written.pop_first() {
+        None => Ok(()),
+        Some(unknown) => Err(format!("I6: a mail for {unknown}, which is no attestation")),
+    }
+}

@@ -1,0 +1,509 @@
+//! What clients ask of both services while these are killed, and all that they were ever answered.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use chassis::auth::Caller;
+use chassis::clock::Clock;
+use chassis::form::timestamp;
+use futures_util::stream::{self, StreamExt};
+use prost::Message;
+use proto::agreement::{
+    AcceptInvitationRequest, AcceptInvitationResponse, CreateAttestationRequest, CreateAttestationResponse,
+    CreateCustomerRequest, CreateCustomerResponse, InlineAttestation, SignAgreementRequest,
+    SignAgreementResponse, WithdrawAttestationRequest, WithdrawAttestationResponse, WithdrawSignatureRequest,
+    WithdrawSignatureResponse, WithdrawalReason,
+};
+use proto::order::{
+    CancelSubscriptionRequest, CancelSubscriptionResponse, ChangeSeatsRequest, ChangeSeatsResponse,
+    CreateOrderRequest, CreateOrderResponse, GetSubscriptionRequest, RenewSubscriptionRequest,
+    RenewSubscriptionResponse, ResumeSubscriptionRequest, ResumeSubscriptionResponse, SetAutoRenewRequest,
+    SetAutoRenewResponse, Subscription, SuspendSubscriptionRequest, SuspendSubscriptionResponse,
+};
+use proto::types::{Contact, GateEvidence};
+use rand::Rng;
+use rand::rngs::StdRng;
+use rand::seq::{IndexedRandom, IteratorRandom};
+use tokio::sync::watch;
+use tonic::{Code, Status};
+use uuid::Uuid;
+
+use crate::clients::{As, Identity, reason_of};
+use crate::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, RESELLER};
+
+/// A request that nobody answers for so long never will be.
+const ANSWER_MAX: Duration = Duration::from_secs(60);
+
+/// How long one try may take: longer than any wait inside the services.
+const TRY_MAX: Duration = Duration::from_secs(20);
+
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// With more of them clients would seldom meet at one.
+const CUSTOMERS_MAX: usize = 24;
+
+/// Those that have two partners from the start.
+const SHARED_CUSTOMERS: usize = 4;
+
+/// As many subscriptions are known at a time; older ones are left alone.
+const SUBSCRIPTIONS_MAX: usize = 60;
+
+/// The version of the Customer Agreement in force.
+const VERSION: u32 = 2;
+
+/// Requests that are repeated at the same time.
+const REPEATED_AT_ONCE: usize = 8;
+
+/// What may be answered to a request that was right when it was made.
+const REFUSALS: [Code; 3] = [Code::FailedPrecondition, Code::AlreadyExists, Code::Aborted];
+
+/// Calls with their requests, request id included, and what they were answered when it was done.
+macro_rules! calls {
+    ($($call:ident($request:ty) -> $response:ty: $client:ident.$method:ident;)*) => {
+        #[derive(Clone, Debug)]
+        pub(super) enum Call { $($call($request),)* }
+
+        #[derive(Clone, Debug)]
+        #[expect(clippy::large_enum_variant, reason = "most are orders and their changes")]
+        pub(super) enum Done { $($call($response),)* }
+
+        impl Call {
+            async fn send(&self, to: &As) -> Result<Done, Status> {
+                match self {
+                    $(Self::$call(request) => {
+                        to.$client().$method(request.clone()).await.map(|done| Done::$call(done.into_inner()))
+                    })*
+                }
+            }
+
+            pub(super) fn request_id(&self) -> &str {
+                match self { $(Self::$call(request) => &request.request_id,)* }
+            }
+
+            /// The call as the services' tables of answers name it.
+            pub(super) fn name(&self) -> &'static str {
+                match self { $(Self::$call(_) => stringify!($call),)* }
+            }
+        }
+
+        impl Done {
+            pub(super) fn encoded(&self) -> Vec<u8> {
+                match self { $(Self::$call(response) => response.encode_to_vec(),)* }
+            }
+        }
+
+        /// The names of all of them.
+        pub(super) const CALLS: &[&str] = &[$(stringify!($call),)*];
+    };
+}
+
+calls! {
+    CreateCustomer(CreateCustomerRequest) -> CreateCustomerResponse: customers.create_customer;
+    CreateAttestation(CreateAttestationRequest) -> CreateAttestationResponse: attestations.create_attestation;
+    WithdrawAttestation(WithdrawAttestationRequest) -> WithdrawAttestationResponse: attestations.withdraw_attestation;
+    SignAgreement(SignAgreementRequest) -> SignAgreementResponse: signatures.sign_agreement;
+    WithdrawSignature(WithdrawSignatureRequest) -> WithdrawSignatureResponse: signatures.withdraw_signature;
+    AcceptInvitation(AcceptInvitationRequest) -> AcceptInvitationResponse: signatures.accept_invitation;
+    CreateOrder(CreateOrderRequest) -> CreateOrderResponse: orders.create_order;
+    ChangeSeats(ChangeSeatsRequest) -> ChangeSeatsResponse: subscriptions.change_seats;
+    RenewSubscription(RenewSubscriptionRequest) -> RenewSubscriptionResponse: subscriptions.renew_subscription;
+    SetAutoRenew(SetAutoRenewRequest) -> SetAutoRenewResponse: subscriptions.set_auto_renew;
+    SuspendSubscription(SuspendSubscriptionRequest) -> SuspendSubscriptionResponse: subscriptions.suspend_subscription;
+    ResumeSubscription(ResumeSubscriptionRequest) -> ResumeSubscriptionResponse: subscriptions.resume_subscription;
+    CancelSubscription(CancelSubscriptionRequest) -> CancelSubscriptionResponse: subscriptions.cancel_subscription;
+}
+
+impl Done {
+    /// The subscription as a change left it.
+    pub(super) fn changed(&self) -> Option<&Subscription> {
+        match self {
+            Self::ChangeSeats(done) => done.subscription.as_ref(),
+            Self::RenewSubscription(done) => done.subscription.as_ref(),
+            Self::SetAutoRenew(done) => done.subscription.as_ref(),
+            Self::SuspendSubscription(done) => done.subscription.as_ref(),
+            Self::ResumeSubscription(done) => done.subscription.as_ref(),
+            Self::CancelSubscription(done) => done.subscription.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Customer and answer of the gate, where it was asked.
+    pub(super) fn gated(&self) -> Option<(&str, &GateEvidence)> {
+        match self {
+            Self::CreateOrder(done) => {
+                let order = done.order.as_ref()?;
+                Some((&order.customer_id, order.gate.as_ref()?))
+            }
+            Self::ChangeSeats(done) => Some((&done.subscription.as_ref()?.customer_id, done.gate.as_ref()?)),
+            Self::RenewSubscription(done) => {
+                Some((&done.subscription.as_ref()?.customer_id, done.gate.as_ref()?))
+            }
+            Self::SetAutoRenew(done) => Some((&done.subscription.as_ref()?.customer_id, done.gate.as_ref()?)),
+            _ => None,
+        }
+    }
+}
+
+/// A request, and everything that was ever answered to it.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub by: Caller,
+    pub call: Call,
+    pub first_sent: Instant,
+    /// What was done, with when that was told; `None` where it was refused, which has no effect.
+    pub told: Vec<(Instant, Option<Done>)>,
+    /// After how many tries nobody knew what had become of it.
+    pub unknown: usize,
+}
+
+impl Asked {
+    /// The answers that say it was done, with when they came.
+    pub(super) fn done(&self) -> impl Iterator<Item = (Instant, &Done)> {
+        self.told.iter().filter_map(|(at, done)| Some((*at, done.as_ref()?)))
+    }
+}
+
+/// What the clients know of, together.
+#[derive(Debug, Default)]
+struct Known {
+    named: usize,
+    /// Who may buy for a customer, and who pays.
+    buyers: BTreeMap<String, Vec<(Uuid, Uuid)>>,
+    /// The last attestation that a partner made, by customer and partner.
+    attestations: BTreeMap<(String, Uuid), String>,
+    /// The last signature, by customer.
+    signatures: BTreeMap<String, String>,
+    subscriptions: Vec<Subscription>,
+}
+
+/// The clients of a run.
+pub(super) struct Load {
+    /// Both services, without identity.
+    services: As,
+    asked: Mutex<Vec<Asked>>,
+    known: Mutex<Known>,
+}
+
+impl Load {
+    pub(super) fn new(services: As) -> Self {
+        Self { services, asked: Mutex::default(), known: Mutex::default() }
+    }
+
+    /// Everything that was asked so far.
+    pub(super) fn asked(&self) -> MutexGuard<'_, Vec<Asked>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn as_caller(&self, caller: Caller) -> As {
+        As { identity: Identity::of(caller), ..self.services.clone() }
+    }
+
+    /// Registers the partners, and makes customers that have two of them.
+    pub(super) async fn begin(&self) -> Result<(), String> {
+        let failed = |status: Status| status.to_string();
+        world::register_partners_as(&self.as_caller(world::operator())).await.map_err(failed)?;
+        let provider = self.as_caller(world::sales(PROVIDER));
+        for _ in 0..SHARED_CUSTOMERS {
+            let request = self.known().new_customer(DIRECT, false);
+            let Some(Done::CreateCustomer(created)) =
+                self.ask(world::sales(DIRECT), Call::CreateCustomer(request)).await?
+            else {
+                return Err("the first customers are refused".into());
+            };
+            let customer_id = created.customer.unwrap_or_default().customer_id;
+            let admin = world::admin(customer_id.parse().map_err(|_| "no id")?);
+            let invitation = world::invite(&provider, None, None).await.map_err(failed)?;
+            self.ask(admin, Call::AcceptInvitation(world::acceptance(&invitation, None))).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks one thing after the other, until told to stop.
+    pub(super) async fn run(&self, mut random: StdRng, stop: watch::Receiver<bool>) -> Result<(), String> {
+        while !*stop.borrow() {
+            let next = self.known().next(&mut random);
+            let (by, mut call) = next;
+            // Others may have changed the subscription; half of the time that is found out first.
+            if random.random_bool(0.5) {
+                self.refresh(&by, &mut call).await;
+            }
+            if random.random_bool(0.1) {
+                let n = self.note(by, call);
+                let (one, other) = tokio::join!(self.settle(n), self.settle(n));
+                one.and(other)?;
+            } else {
+                self.ask(by, call).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Repeats what was done since that request, each under its id.
+    pub(super) async fn repeat_since(&self, first: usize) -> Result<(), String> {
+        let done: Vec<usize> = {
+            let asked = self.asked();
+            (first..asked.len()).filter(|n| asked[*n].done().next().is_some()).collect()
+        };
+        let repeated = stream::iter(done).map(|n| self.settle(n)).buffer_unordered(REPEATED_AT_ONCE);
+        repeated.collect::<Vec<_>>().await.into_iter().try_for_each(|told| told.map(drop))
+    }
+
+    async fn ask(&self, by: Caller, call: Call) -> Result<Option<Done>, String> {
+        let n = self.note(by, call);
+        self.settle(n).await
+    }
+
+    fn note(&self, by: Caller, call: Call) -> usize {
+        let mut asked = self.asked();
+        asked.push(Asked { by, call, first_sent: Instant::now(), told: vec![], unknown: 0 });
+        asked.len() - 1
+    }
+
+    /// Sends a request again and again, under its one id, until its outcome is known: what was done, or
+    /// `None` where it was refused.
+    async fn settle(&self, n: usize) -> Result<Option<Done>, String> {
+        let (by, call) = {
+            let asked = &self.asked()[n];
+            (asked.by.clone(), asked.call.clone())
+        };
+        let caller = self.as_caller(by.clone());
+        let began = Instant::now();
+        loop {
+            let sent = tokio::time::timeout(TRY_MAX, call.send(&caller)).await;
+            let answer = sent.unwrap_or_else(|_| Err(Status::unavailable("no answer in time")));
+            let told = match answer {
+                Ok(done) => Some(done),
+                Err(status) if !is_known(&status) => {
+                    self.asked()[n].unknown += 1;
+                    if began.elapsed() > ANSWER_MAX {
+                        return Err(format!("{call:?} is not answered: {status}"));
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+                Err(status) if REFUSALS.contains(&status.code()) => None,
+                // A defect, or something that was acknowledged and is gone.
+                Err(status) => return Err(format!("{call:?} is answered {status}")),
+            };
+            let is_news = {
+                let asked = &mut self.asked()[n];
+                let is_news = asked.done().next().is_none();
+                asked.told.push((Instant::now(), told.clone()));
+                is_news
+            };
+            if let (Some(done), true) = (&told, is_news) {
+                self.known().learn(&call, by.tenant_id, done);
+            }
+            return Ok(told);
+        }
+    }
+
+    /// Puts the etag of now into a change of a subscription.
+    async fn refresh(&self, by: &Caller, call: &mut Call) {
+        let Some((subscription_id, etag)) = call.changes() else { return };
+        let request = GetSubscriptionRequest { subscription_id: subscription_id.clone() };
+        let found = self.as_caller(by.clone()).subscriptions().get_subscription(request).await;
+        if let Ok(Some(current)) = found.map(|found| found.into_inner().subscription) {
+            *etag = current.etag;
+        }
+    }
+}
+
+/// Whether an answer says what became of the call. Where no service gave a reason, the connection broke or
+/// nobody listened; `UNAVAILABLE` is what services say when they do not know either.
+fn is_known(status: &Status) -> bool {
+    !reason_of(status).is_empty() && status.code() != Code::Unavailable
+}
+
+impl Call {
+    /// The etag of what it was to change.
+    pub(super) fn etag(&self) -> Option<String> {
+        self.clone().changes().map(|(_, etag)| etag.clone())
+    }
+
+    /// The subscription that it is to change, and the etag.
+    fn changes(&mut self) -> Option<(&mut String, &mut String)> {
+        match self {
+            Self::ChangeSeats(request) => Some((&mut request.subscription_id, &mut request.etag)),
+            Self::RenewSubscription(request) => Some((&mut request.subscription_id, &mut request.etag)),
+            Self::SetAutoRenew(request) => Some((&mut request.subscription_id, &mut request.etag)),
+            Self::SuspendSubscription(request) => Some((&mut request.subscription_id, &mut request.etag)),
+            Self::ResumeSubscription(request) => Some((&mut request.subscription_id, &mut request.etag)),
+            Self::CancelSubscription(request) => Some((&mut request.subscription_id, &mut request.etag)),
+            _ => None,
+        }
+    }
+}
+
+impl Known {
+    /// What a client does next.
+    fn next(&mut self, random: &mut StdRng) -> (Caller, Call) {
+        let chosen = match random.random_range(0..100) {
+            0..4 => None,
+            4..22 => self.attestation(random),
+            22..32 => self.withdrawal(random),
+            32..38 => self.signature(random),
+            38..42 => self.signature_withdrawal(random),
+            42..66 => self.order(random),
+            _ => self.change(random),
+        };
+        // Where there is nothing yet to do that with, and no room for a customer, somebody orders.
+        let room = self.buyers.len() < CUSTOMERS_MAX;
+        let chosen = chosen.or_else(|| if room { None } else { self.order(random) });
+        chosen.unwrap_or_else(|| {
+            let by = *[DIRECT, PROVIDER, RESELLER].choose(random).unwrap_or(&DIRECT);
+            (world::sales(by), Call::CreateCustomer(self.new_customer(by, random.random_bool(0.7))))
+        })
+    }
+
+    fn new_customer(&mut self, by: Uuid, attested: bool) -> CreateCustomerRequest {
+        self.named += 1;
+        let through = (by == RESELLER).then_some(PROVIDER);
+        CreateCustomerRequest {
+            // Only who pays may attest.
+            attestation: (attested && by != RESELLER).then(|| InlineAttestation {
+                template_id: CUSTOMER_AGREEMENT.into(),
+                contact: None,
+                agreed_at: Some(timestamp(Clock::system().now())),
+            }),
+            ..world::new_customer(&format!("Killed {}", self.named), "FR", through)
+        }
+    }
+
+    /// A customer, who buys for it, and who pays.
+    fn pair(&self, random: &mut StdRng) -> Option<(&str, Uuid, Uuid)> {
+        let (customer, buyers) = self.buyers.iter().choose(random)?;
+        let (buyer, payer) = buyers.choose(random)?;
+        Some((customer, *buyer, *payer))
+    }
+
+    fn attestation(&self, random: &mut StdRng) -> Option<(Caller, Call)> {
+        let (customer_id, _, payer) = self.pair(random)?;
+        let email = format!("person-{}@contoso.example", random.random_range(0..1000));
+        let request = CreateAttestationRequest {
+            request_id: world::request_id(),
+            customer_id: customer_id.to_owned(),
+            template_id: CUSTOMER_AGREEMENT.into(),
+            contact: Some(Contact { email, ..world::contact() }),
+            agreed_at: Some(timestamp(Clock::system().now())),
+            validate_only: false,
+        };
+        Some((world::sales(payer), Call::CreateAttestation(request)))
+    }
+
+    fn withdrawal(&self, random: &mut StdRng) -> Option<(Caller, Call)> {
+        let ((_, partner), attestation_id) = self.attestations.iter().choose(random)?;
+        let request = WithdrawAttestationRequest {
+            request_id: world::request_id(),
+            attestation_id: attestation_id.clone(),
+            reason: WithdrawalReason::NoLongerAccepts.into(),
+        };
+        Some((world::sales(*partner), Call::WithdrawAttestation(request)))
+    }
+
+    fn signature(&self, random: &mut StdRng) -> Option<(Caller, Call)> {
+        let customer = self.buyers.keys().choose(random)?;
+        let request = SignAgreementRequest {
+            request_id: world::request_id(),
+            template_id: CUSTOMER_AGREEMENT.into(),
+            template_version: VERSION,
+        };
+        Some((world::admin(customer.parse().ok()?), Call::SignAgreement(request)))
+    }
+
+    fn signature_withdrawal(&self, random: &mut StdRng) -> Option<(Caller, Call)> {
+        let (customer, signature_id) = self.signatures.iter().choose(random)?;
+        let request = WithdrawSignatureRequest {
+            request_id: world::request_id(),
+            signature_id: signature_id.clone(),
+            reason: WithdrawalReason::NoLongerAccepts.into(),
+        };
+        Some((world::admin(customer.parse().ok()?), Call::WithdrawSignature(request)))
+    }
+
+    fn order(&self, random: &mut StdRng) -> Option<(Caller, Call)> {
+        let (customer, buyer, payer) = self.pair(random)?;
+        let request = world::new_order(customer, Some(payer), OFFICE, random.random_range(1..=300));
+        Some((world::sales(buyer), Call::CreateOrder(request)))
+    }
+
+    fn change(&self, random: &mut StdRng) -> Option<(Caller, Call)> {
+        let known = self.subscriptions.choose(random)?;
+        let (request_id, subscription_id, etag) =
+            (world::request_id(), known.subscription_id.clone(), known.etag.clone());
+        let call = match random.random_range(0..20) {
+            0..11 => {
+                let quantity = random.random_range(1..=300);
+                Call::ChangeSeats(ChangeSeatsRequest {
+                    request_id,
+                    subscription_id,
+                    quantity,
+                    etag,
+                    validate_only: false,
+                })
+            }
+            11..14 => Call::RenewSubscription(RenewSubscriptionRequest {
+                request_id,
+                subscription_id,
+                etag,
+                validate_only: false,
+            }),
+            14..17 => {
+                let auto_renew = random.random_bool(0.5);
+                Call::SetAutoRenew(SetAutoRenewRequest { request_id, subscription_id, auto_renew, etag })
+            }
+            17 => Call::SuspendSubscription(SuspendSubscriptionRequest { request_id, subscription_id, etag }),
+            18 => Call::ResumeSubscription(ResumeSubscriptionRequest { request_id, subscription_id, etag }),
+            _ => Call::CancelSubscription(CancelSubscriptionRequest { request_id, subscription_id, etag }),
+        };
+        Some((world::sales(known.payer_id.parse().ok()?), call))
+    }
+
+    /// Remembers what can be gone on with.
+    fn learn(&mut self, call: &Call, by: Uuid, done: &Done) {
+        match (call, done) {
+            (Call::CreateCustomer(_), Done::CreateCustomer(created)) => {
+                let customer = created.customer.clone().unwrap_or_default().customer_id;
+                if let Some(attested) = &created.attestation {
+                    self.attestations.insert((customer.clone(), by), attested.attestation_id.clone());
+                }
+                let payer = if by == RESELLER { PROVIDER } else { by };
+                self.buyers.insert(customer, vec![(by, payer), (payer, payer)]);
+            }
+            (_, Done::AcceptInvitation(accepted)) => {
+                let Some(signature) = accepted.signature.clone() else { return };
+                let buyers = self.buyers.entry(signature.customer_id.clone()).or_default();
+                buyers.push((PROVIDER, PROVIDER));
+                self.signatures.insert(signature.customer_id, signature.signature_id);
+            }
+            (_, Done::CreateAttestation(created)) => {
+                let made = created.attestation.clone().unwrap_or_default();
+                let partner = made.partner_id.parse().unwrap_or_default();
+                self.attestations.insert((made.customer_id, partner), made.attestation_id);
+            }
+            (_, Done::SignAgreement(signed)) => {
+                let signature = signed.signature.clone().unwrap_or_default();
+                self.signatures.insert(signature.customer_id, signature.signature_id);
+            }
+            (_, Done::CreateOrder(placed)) => {
+                self.subscriptions.extend(placed.subscriptions.iter().cloned());
+                if self.subscriptions.len() > SUBSCRIPTIONS_MAX {
+                    self.subscriptions.remove(0);
+                }
+            }
+            (_, done) => {
+                let Some(changed) = done.changed() else { return };
+                let same = |known: &&mut Subscription| known.subscription_id == changed.subscription_id;
+                if let Some(known) = self.subscriptions.iter_mut().find(same) {
+                    *known = changed.clone();
+                }
+            }
+        }
+    }
+}

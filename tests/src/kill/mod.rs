@@ -1,0 +1,238 @@
+//! Kills both services under load, again and again, and compares what is stored with what was answered.
+
+mod checks;
+mod load;
+mod rows;
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use futures_util::future::try_join_all;
+use proto::agreement::WatchEventsRequest;
+use proto::agreement::watch_events_response::Item;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use self::checks::{Agreements, Orders, check};
+use self::load::{Done, Load};
+use crate::cluster::Backend;
+use crate::history::History;
+use crate::processes::{Processes, verify};
+use crate::world;
+
+/// Clients that call at the same time.
+const CLIENTS: usize = 6;
+
+/// How long to wait for what runs unasked: longer than the minute for which a process that was killed
+/// has claimed what it was at.
+const SETTLE_MAX: Duration = Duration::from_secs(90);
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub backend: Backend,
+    pub rounds: usize,
+    pub seed: u64,
+    /// Whether to wait until the last mail is written. Otherwise it suffices that those missing can be
+    /// seen to be queued: one that was claimed by a process that was killed takes a minute.
+    pub until_mails_are_sent: bool,
+}
+
+/// What was done.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    pub rounds: usize,
+    pub agreements_killed: usize,
+    pub orders_killed: usize,
+    pub calls: usize,
+    /// Calls that were sent again since nobody knew what had become of them.
+    pub retried: usize,
+    pub orders: usize,
+    pub withdrawals: usize,
+    pub subscriptions_cancelled: usize,
+    /// How often everything was checked.
+    pub checks: usize,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} rounds; agreement-svc killed {} times, order-svc {}; {} calls, {} of them retried; {} orders, \
+             {} withdrawals, {} subscriptions cancelled by them; everything checked {} times",
+            self.rounds,
+            self.agreements_killed,
+            self.orders_killed,
+            self.calls,
+            self.retried,
+            self.orders,
+            self.withdrawals,
+            self.subscriptions_cancelled,
+            self.checks
+        )
+    }
+}
+
+/// Runs all rounds on one database.
+///
+/// # Errors
+/// What does not hold, with the seed, and where logs and SQLite files are left behind.
+pub async fn run(plan: Plan) -> Result<Summary, String> {
+    let processes = Processes::new(plan.backend)?;
+    let mut soak = Soak {
+        load: Load::new(processes.as_caller(world::operator())),
+        processes,
+        random: StdRng::seed_from_u64(plan.seed),
+        history: History::default(),
+        heads: vec![],
+        summary: Summary::default(),
+    };
+    match soak.run(plan).await {
+        Ok(()) => Ok(soak.summary),
+        Err(why) => {
+            let folder = soak.processes.leave_behind();
+            Err(format!("{why}\n{plan:?}; replay with --seed {}; see {}", plan.seed, folder.display()))
+        }
+    }
+}
+
+struct Soak {
+    load: Load,
+    processes: Processes,
+    random: StdRng,
+    history: History,
+    /// The ends of the history, as they were before each kill.
+    heads: Vec<String>,
+    summary: Summary,
+}
+
+impl Soak {
+    async fn run(&mut self, plan: Plan) -> Result<(), String> {
+        self.processes.start().await?;
+        self.load.begin().await?;
+        for _ in 0..plan.rounds {
+            self.round().await?;
+            self.check().await?;
+            self.summary.rounds += 1;
+        }
+        self.settle(plan).await?;
+        self.check().await?;
+        self.count();
+        Ok(())
+    }
+
+    /// Drives load, kills while it runs, waits until every client has its answers, and has them repeat what
+    /// was done.
+    async fn round(&mut self) -> Result<(), String> {
+        let first = self.load.asked().len();
+        let (stop, stopped) = watch::channel(false);
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|_| self.load.run(StdRng::from_rng(&mut self.random), stopped.clone()))
+            .collect();
+        let killing = async {
+            let (processes, random, heads, summary) =
+                (&mut self.processes, &mut self.random, &mut self.heads, &mut self.summary);
+            kill(processes, random, heads, summary).await?;
+            // Often again, while they have just come back and clients retry.
+            if random.random_bool(0.3) {
+                kill(processes, random, heads, summary).await?;
+            }
+            pause(random, 20..200).await;
+            stop.send_replace(true);
+            Ok(())
+        };
+        tokio::try_join!(try_join_all(clients), killing)?;
+        self.load.repeat_since(first).await
+    }
+
+    /// Checks everything that is stored.
+    async fn check(&mut self) -> Result<(), String> {
+        self.processes.agreements.check_running()?;
+        self.processes.orders.check_running()?;
+        let orders = Orders::read(&mut rows::snapshot(self.processes.orders.database())?)?;
+        self.read_history().await?;
+        let agreements = Agreements::read(&mut rows::snapshot(self.processes.agreements.database())?)?;
+        verify(self.processes.agreements.database(), &self.heads)?;
+        check(&agreements, &orders, &self.history, &self.load.asked(), &self.processes.mail_folder())?;
+        self.summary.subscriptions_cancelled = orders.cancelled();
+        self.summary.checks += 1;
+        Ok(())
+    }
+
+    /// Reads on to the end of the history.
+    async fn read_history(&mut self) -> Result<(), String> {
+        let (head, _) = rows::head(&mut rows::snapshot(self.processes.agreements.database())?)?;
+        let request = WatchEventsRequest { after_revision: self.history.head() };
+        let watcher = self.processes.as_caller(world::operator());
+        let watched = watcher.events().watch_events(request).await.map_err(|error| error.to_string())?;
+        let mut events = watched.into_inner();
+        while self.history.head() < head {
+            let next = events.message().await.map_err(|error| error.to_string())?;
+            // A checkpoint would say that there is no more.
+            let Some(Item::Event(event)) = next.and_then(|next| next.item) else {
+                return Err(format!("the history ends at {} of {head}", self.history.head()));
+            };
+            self.history.apply(event).map_err(|why| format!("the history: {why}"))?;
+        }
+        Ok(())
+    }
+
+    /// Waits for what runs unasked.
+    async fn settle(&mut self, plan: Plan) -> Result<(), String> {
+        let began = Instant::now();
+        loop {
+            let agreements = Agreements::read(&mut rows::snapshot(self.processes.agreements.database())?)?;
+            let queued = if plan.until_mails_are_sent { agreements.queued() } else { 0 };
+            let (head, _) = rows::head(&mut rows::snapshot(self.processes.agreements.database())?)?;
+            let cursor = rows::cursor(&mut rows::snapshot(self.processes.orders.database())?)?;
+            if queued == 0 && cursor == head {
+                return Ok(());
+            }
+            if began.elapsed() > SETTLE_MAX {
+                return Err(format!(
+                    "I3, I6: {queued} mails are queued, and {cursor} of {head} events applied"
+                ));
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn count(&mut self) {
+        let asked = self.load.asked();
+        self.summary.calls = asked.len();
+        self.summary.retried = asked.iter().filter(|one| one.unknown > 0).count();
+        let is_order = |done: &Done| matches!(done, Done::CreateOrder(_));
+        let orders = asked.iter().filter(|one| one.done().any(|(_, done)| is_order(done)));
+        self.summary.orders = orders.count();
+        self.summary.withdrawals = self.history.withdrawals().len();
+    }
+}
+
+/// Kills one service or both at a random moment, and starts them again.
+async fn kill(
+    processes: &mut Processes,
+    random: &mut StdRng,
+    heads: &mut Vec<String>,
+    summary: &mut Summary,
+) -> Result<(), String> {
+    pause(random, 20..400).await;
+    let (revision, hash) = rows::head(&mut rows::snapshot(processes.agreements.database())?)?;
+    heads.push(format!("{revision}:{hash}"));
+    let which = random.random_range(0..3);
+    if which != 0 {
+        processes.agreements.kill()?;
+        summary.agreements_killed += 1;
+    }
+    if which != 1 {
+        processes.orders.kill()?;
+        summary.orders_killed += 1;
+    }
+    pause(random, 0..60).await;
+    processes.start().await
+}
+
+async fn pause(random: &mut StdRng, milliseconds: std::ops::Range<u64>) {
+    sleep(Duration::from_millis(random.random_range(milliseconds))).await;
+}
