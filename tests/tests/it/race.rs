@@ -81,6 +81,10 @@ async fn race(backend: Backend) {
     let mut cluster = Cluster::start(setup).await.unwrap();
     cluster.restart_agreements().await.unwrap();
     relay.pass_to(cluster.agreements_address());
+    if backend == Backend::Postgres {
+        // Two followers, of which each event is applied by one.
+        cluster.start_orders_replica().await.unwrap();
+    }
     world::register_partners(&cluster).await.unwrap();
 
     let racing = (0..CUSTOMERS).map(|n| {
