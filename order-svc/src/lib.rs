@@ -40,8 +40,7 @@ use agreements::Agreements;
 use api::Api;
 pub use api::access::WHO_MAY;
 use config::{Serve, Storage};
-use workers::follower::{self, Followed};
-use workers::{renewals, reporter};
+use workers::{Followed, follower, renewals, reporter};
 
 /// Whatever keeps a command from doing its work, for the person who started it.
 pub type Failure = Box<dyn Error + Send + Sync>;

@@ -113,6 +113,37 @@ impl ChangeRow {
     }
 }
 
+/// A subscription that was just changed, as far as keeping that needs it.
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = subscription)]
+pub(super) struct Touched {
+    pub id: String,
+    pub payer_id: String,
+    pub reseller_id: String,
+    quantity: i64,
+    term_number: i32,
+    version: i64,
+}
+
+impl Touched {
+    /// What is kept of it, where nothing but its kind and cause is to be said.
+    pub(super) fn change(&self, kind: ChangeKind, cause: Cause, now: Time) -> Result<(Uuid, Change), Error> {
+        let row = at("subscription", &self.id);
+        let quantity = row.count("quantity", self.quantity)?;
+        let change = Change {
+            number: self.version,
+            kind,
+            changed_at: now,
+            cause,
+            quantity_before: quantity,
+            quantity_after: quantity,
+            term_number: row.count("term_number", self.term_number)?,
+            permit: None,
+        };
+        Ok((row.parse("id", &self.id)?, change))
+    }
+}
+
 pub(crate) fn subscriptions_insert(connection: &mut Connection, new: &[Subscription]) -> Result<(), Error> {
     let rows: Vec<_> = new
         .iter()

@@ -10,8 +10,8 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::Viewer;
-use super::follower::Touched;
 use super::schema::{subscription, withdrawal, withdrawal_effect, withdrawal_partner};
+use super::subscription::Touched;
 use crate::rules::Time;
 use crate::rules::gate::EvidenceKind;
 use crate::rules::subscription::State;

@@ -11,10 +11,10 @@ use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
 use tokio::sync::watch;
 
+use super::Followed;
 use super::renewals::settle_customer;
 use crate::agreements::Agreements;
 use crate::agreements::history::NotFollowed;
-use crate::rules::Time;
 use crate::rules::withdrawal::Moment;
 use crate::store::follower::{follower_revision, moment_apply};
 
@@ -22,16 +22,6 @@ use crate::store::follower::{follower_revision, moment_apply};
 /// meanwhile.
 const RETRY_BASE: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
-
-/// How far the history has been applied, as this process knows it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Followed {
-    /// The revision of the last event.
-    pub revision: i64,
-    /// What was recorded until then has been applied, but for what was just being stored; `None` when that
-    /// is not known.
-    pub until: Option<Time>,
-}
 
 /// Why following was interrupted.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::follower::Followed;
+use super::Followed;
 use crate::rules::subscription::{Cause, Step};
 use crate::store::subscription::{
     Due, changes_insert, due_list, due_of, subscription_due, subscription_update,
