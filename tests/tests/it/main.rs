@@ -19,6 +19,7 @@ mod line;
 mod mail;
 mod order_model;
 mod orders;
+mod race;
 mod relay;
 mod samples;
 mod stories;
