@@ -8,9 +8,10 @@ use tests::processes::build_binaries;
 async fn whatever_is_killed_when_what_was_acknowledged_is_stored_once_and_nothing_else_is() {
     build_binaries().unwrap();
     for backend in Backend::all() {
-        let plan = Plan { backend, rounds: 5, seed: rand::random(), until_mails_are_sent: false };
+        let plan = Plan { backend, rounds: 5, seed: rand::random(), until_all_is_sent: false };
         let done = run(plan).await.unwrap_or_else(|why| panic!("{why}"));
         // Otherwise it proved nothing.
         assert!(done.retried > 0 && done.orders > 0 && done.withdrawals > 0, "{done}");
+        assert!(done.brought > 0 && done.partings > 0, "{done}");
     }
 }
