@@ -129,11 +129,11 @@ pub async fn forget(database: Database, clock: Clock, mut stop: watch::Receiver<
         let before = clock.now() - ANSWER_KEPT;
         let forget = move |connection: &mut Connection| answers_forget(connection, before);
         while !*stop.borrow() {
-            match database.write(forget).await {
+            let forgotten: Result<bool, Error> = database.write(forget).await;
+            match forgotten {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
-                    let error: Error = error;
                     tracing::warn!(%error, "old answers cannot be forgotten; trying again in an hour");
                     break;
                 }

@@ -59,7 +59,8 @@ pub struct Serve {
     #[arg(long, env = "ORDER_AGREEMENTS", default_value = "http://127.0.0.1:50051")]
     pub agreements: String,
     /// How long the gate may take to answer, retries included, in milliseconds; and so may an attestation
-    /// that an order carries. An answer older than five seconds is not used, so more would be of no use.
+    /// that an order carries. One try takes at most half of it. An answer older than five seconds is not
+    /// used, so more would be of no use.
     #[arg(long, env = "ORDER_GATE_DEADLINE_MS", default_value = "1000", value_parser = clap::value_parser!(u64).range(10..=4000))]
     pub gate_deadline_ms: u64,
     /// How callers are identified. There is no default: `insecure` is for one's own machine.

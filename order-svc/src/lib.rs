@@ -40,8 +40,7 @@ use agreements::Agreements;
 use api::Api;
 pub use api::access::WHO_MAY;
 use config::{Serve, Storage};
-use workers::follower::{self, Followed};
-use workers::{renewals, reporter};
+use workers::{Followed, follower, renewals, reporter};
 
 /// Whatever keeps a command from doing its work, for the person who started it.
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -105,14 +104,7 @@ pub async fn serve(
     workers.spawn(renewals::run(database.clone(), clock.clone(), following.clone(), stopped.clone()));
     workers.spawn(request::forget(database.clone(), clock.clone(), stopped.clone()));
     if let Some(listener) = listeners.metrics {
-        let mut stopped = stopped.clone();
-        let stop = async move { drop(stopped.wait_for(|stop| *stop).await) };
-        let serving = metrics::serve(listener, clock.clone(), following, stop);
-        workers.spawn(async {
-            if let Err(error) = serving.await {
-                tracing::error!(%error, "metrics cannot be served any more");
-            }
-        });
+        workers.spawn(metrics::serve(listener, clock.clone(), following, stopped));
     }
 
     let api = Api { database, clock, catalogue, agreements, orders };

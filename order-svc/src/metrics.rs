@@ -1,6 +1,5 @@
 //! What can be measured of the running service, for Prometheus to fetch at `/metrics`.
 
-use std::future::Future;
 use std::sync::atomic::AtomicU64;
 
 use axum::Router;
@@ -14,24 +13,32 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::workers::follower::Followed;
+use crate::workers::Followed;
 
 /// The format's name, with the version that the encoder writes.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Answers whoever fetches until `stop` resolves.
+/// Answers whoever fetches until `stop` resolves. Nobody is waited for then, and without metrics the
+/// service goes on.
 pub(crate) async fn serve(
     listener: TcpListener,
     clock: Clock,
     followed: watch::Receiver<Followed>,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    tracing::info!(metrics_address = %listener.local_addr()?, "serving metrics");
+    mut stop: watch::Receiver<bool>,
+) {
+    if let Ok(metrics_address) = listener.local_addr() {
+        tracing::info!(%metrics_address, "serving metrics");
+    }
     let fetch = async move || {
         let text = describe(*followed.borrow(), &clock);
         ([(CONTENT_TYPE, OPEN_METRICS)], text)
     };
-    axum::serve(listener, Router::new().route("/metrics", get(fetch))).with_graceful_shutdown(stop).await
+    let serving = axum::serve(listener, Router::new().route("/metrics", get(fetch)));
+    tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => return,
+        served = serving => tracing::error!(?served, "metrics are served no more"),
+    }
+    drop(stop.wait_for(|stop| *stop).await);
 }
 
 fn describe(followed: Followed, clock: &Clock) -> String {

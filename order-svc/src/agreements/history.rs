@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 use proto::agreement as wire;
 use proto::agreement::event_service_client::EventServiceClient;
 use proto::agreement::watch_events_response::Item;
+use tonic::{Code, Status};
 use uuid::Uuid;
 
 use super::{Agreements, request_as, service};
@@ -27,20 +28,32 @@ pub(crate) struct History {
     stream: tonic::Streaming<wire::WatchEventsResponse>,
     /// The last revision that came.
     seen: i64,
+    /// What came after moments that were passed over, to be told next.
+    kept: Option<Result<Option<Moment>, NotFollowed>>,
+}
+
+/// Why the history cannot be followed. For the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NotFollowed {
+    /// The neighbour is away, slow or stopping; that passes.
+    Away(String),
+    /// It says what cannot be: that its history ends before what was applied here, or something out of
+    /// its order. Somebody has to look.
+    Nonsense(String),
 }
 
 impl Agreements {
     /// Follows the history after a revision.
     ///
     /// # Errors
-    /// Why it cannot be followed, for the log.
-    pub(crate) async fn follow(&self, after_revision: i64) -> Result<History, String> {
+    /// [`NotFollowed`].
+    pub(crate) async fn follow(&self, after_revision: i64) -> Result<History, NotFollowed> {
         let call_id = new_id(self.clock.now()).to_string();
         let request = request_as(&service(), wire::WatchEventsRequest { after_revision }, &call_id);
         let mut client = EventServiceClient::new(self.channel.clone());
-        let stream = tokio::time::timeout(SILENCE_MAX, client.watch_events(request));
-        let stream = stream.await.map_err(|_| silent())?.map_err(|status| status.to_string())?.into_inner();
-        Ok(History { stream, seen: after_revision })
+        let stream = tokio::time::timeout(SILENCE_MAX, client.watch_events(request)).await;
+        let stream = stream.map_err(|_| silent())?.map_err(|status| not_followed(&status))?.into_inner();
+        Ok(History { stream, seen: after_revision, kept: None })
     }
 }
 
@@ -49,39 +62,50 @@ impl History {
     /// stream has ended as streams do, to be followed anew.
     ///
     /// # Errors
-    /// The neighbour's, silence, and whatever makes no sense: an event out of its order, or one with
-    /// consequences that cannot be read. Passing over such would leave subscriptions that must end.
-    pub(crate) async fn next(&mut self) -> Result<Option<Moment>, String> {
-        let Some(mut last) = self.read().await? else { return Ok(None) };
+    /// [`NotFollowed`]. An event with consequences that cannot be read is nonsense: passing over it would
+    /// leave subscriptions that must end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Moment>, NotFollowed> {
+        let first = match self.kept.take() {
+            Some(kept) => kept?,
+            None => self.read().await?,
+        };
+        let Some(mut last) = first else { return Ok(None) };
         for _ in 0..PASSED_OVER_MAX {
             if last.news.is_some() {
                 break;
             }
             match self.read().now_or_never() {
+                None => break,
                 Some(Ok(Some(next))) => last = next,
-                // What failed will fail again, once what has come is settled.
-                Some(Ok(None) | Err(_)) | None => break,
+                Some(ended) => {
+                    self.kept = Some(ended);
+                    break;
+                }
             }
         }
         Ok(Some(last))
     }
 
-    async fn read(&mut self) -> Result<Option<Moment>, String> {
+    async fn read(&mut self) -> Result<Option<Moment>, NotFollowed> {
         let response = tokio::time::timeout(SILENCE_MAX, self.stream.message()).await;
-        let response = response.map_err(|_| silent())?.map_err(|status| status.to_string())?;
+        let response = response.map_err(|_| silent())?.map_err(|status| not_followed(&status))?;
         let Some(response) = response else { return Ok(None) };
-        let moment = read_moment(self.seen, response).ok_or_else(|| nonsense(self.seen))?;
+        let nonsense = || NotFollowed::Nonsense(format!("it makes no sense after revision {}", self.seen));
+        let moment = read_moment(self.seen, response).ok_or_else(nonsense)?;
         self.seen = moment.revision;
         Ok(Some(moment))
     }
 }
 
-fn silent() -> String {
-    format!("nothing came for {SILENCE_MAX:?}")
+fn silent() -> NotFollowed {
+    NotFollowed::Away(format!("nothing came for {SILENCE_MAX:?}"))
 }
 
-fn nonsense(revision: i64) -> String {
-    format!("it makes no sense after revision {revision}")
+fn not_followed(status: &Status) -> NotFollowed {
+    match status.code() {
+        Code::OutOfRange => NotFollowed::Nonsense(status.to_string()),
+        _ => NotFollowed::Away(status.to_string()),
+    }
 }
 
 fn time(time: prost_types::Timestamp) -> Option<Time> {

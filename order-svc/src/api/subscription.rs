@@ -87,8 +87,7 @@ impl SubscriptionService for Api {
         if let Err(failure) = self.visible(&caller, id).await {
             return self.fail(failure, None).await;
         }
-        let (after, limit) =
-            (page.after.as_deref().and_then(|key| key.parse().ok()).unwrap_or(0), page.fetch());
+        let (after, limit) = (page.after_number(), page.fetch());
         let list = move |connection: &mut Connection| change_list(connection, id, after, limit);
         let mut rows = self.database.list(list).await.map_err(|error: Error| status::failed(&error))?;
         let next_page_token = page.cut(&mut rows, |change| change.number.to_string());

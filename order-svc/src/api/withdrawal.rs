@@ -13,9 +13,8 @@ use tonic::{Request, Response, Status};
 
 use super::{Api, checked, convert, status, viewer};
 use crate::rules::Refusal;
-use crate::store::Slice;
 use crate::store::follower::follower_revision;
-use crate::store::withdrawal::{effect_list, withdrawal_find, withdrawal_list};
+use crate::store::withdrawal::{Withdrawals, effect_list, withdrawal_find, withdrawal_list};
 
 #[tonic::async_trait]
 impl WithdrawalService for Api {
@@ -35,7 +34,6 @@ impl WithdrawalService for Api {
         checked(form)?;
         let viewer = viewer(&caller);
         let (after, limit) = (page.after.clone().unwrap_or_default(), page.fetch());
-        // How far the history has been applied is read first: what is found to be applied is then there.
         let read = move |connection: &mut Connection| {
             let applied_up_to = follower_revision(connection)?;
             let report = withdrawal_find(connection, viewer, revision)?;
@@ -45,7 +43,7 @@ impl WithdrawalService for Api {
             };
             Ok((applied_up_to, report, effects))
         };
-        let read = self.database.list(read).await;
+        let read = self.database.snapshot(read).await;
         let (applied_up_to, report, mut effects) = read.map_err(|error: Error| status::failed(&error))?;
         if report.is_none() && applied_up_to >= revision {
             let refusal = Refusal::NotFound { resource: "withdrawal", id: revision.to_string() };
@@ -72,9 +70,9 @@ impl WithdrawalService for Api {
         let asked = (message.page_size, message.page_token.as_str());
         let page = Page::read(&mut form, asked, &caller, "ListWithdrawalReports", &message.customer_id);
         checked(form)?;
-        let slice =
-            Slice { viewer: viewer(&caller), customer_id, after: page.after.clone(), limit: page.fetch() };
-        let list = move |connection: &mut Connection| withdrawal_list(connection, &slice);
+        let (after, limit) = (page.after_number(), page.fetch());
+        let slice = Withdrawals { viewer: viewer(&caller), customer_id, after, limit };
+        let list = move |connection: &mut Connection| withdrawal_list(connection, slice);
         let mut rows = self.database.list(list).await.map_err(|error: Error| status::failed(&error))?;
         let next_page_token = page.cut(&mut rows, |report| report.revision.to_string());
         let reports = rows.iter().map(convert::report).collect();

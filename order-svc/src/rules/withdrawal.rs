@@ -11,7 +11,7 @@ use super::{Time, names};
 pub struct Moment {
     /// The last event up to here; there are no gaps.
     pub revision: i64,
-    /// Everything recorded until then is in the history up to here.
+    /// What was recorded until then is in the history up to here, but for what was just being stored.
     pub until: Time,
     /// What follows from that event; `None` for all that has no consequences here.
     pub news: Option<News>,
@@ -23,6 +23,15 @@ pub struct Moment {
 pub enum News {
     Withdrawn(Withdrawal),
     RelationshipEnded(Parting),
+}
+
+impl News {
+    pub fn customer_id(&self) -> Uuid {
+        match self {
+            Self::Withdrawn(withdrawal) => withdrawal.customer_id,
+            Self::RelationshipEnded(parting) => parting.customer_id,
+        }
+    }
 }
 
 /// An attestation or signature was withdrawn.

@@ -3,7 +3,7 @@
 //! It takes its locks in the order cursor, fence, subscriptions; gated transactions begin at the fence,
 //! so that what a customer buys and what is withdrawn for it happen one after the other.
 
-use chassis::database::row::{at, id_or_empty};
+use chassis::database::row::id_or_empty;
 use chassis::database::{Connection, Error};
 use chassis::query;
 use chrono::NaiveDateTime;
@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::gated::fence_raise;
 use super::schema::{follower, subscription};
-use super::subscription::changes_insert;
+use super::subscription::{Touched, changes_insert};
 use super::withdrawal::withdrawal_insert;
 use crate::rules::Time;
 use crate::rules::subscription::{Cause, Change, ChangeKind, State};
@@ -22,43 +22,13 @@ use crate::rules::withdrawal::{Moment, News, Parting, Withdrawal};
 /// Statements have a limited number of parameters.
 const CHANGES_PER_STATEMENT: usize = 1000;
 
-/// A subscription that was just changed, as far as keeping that needs it.
-#[derive(Queryable, Selectable)]
-#[diesel(table_name = subscription)]
-pub(super) struct Touched {
-    pub id: String,
-    pub payer_id: String,
-    pub reseller_id: String,
-    quantity: i64,
-    term_number: i32,
-    version: i64,
-}
-
-impl Touched {
-    fn change(&self, kind: ChangeKind, cause: Cause, now: Time) -> Result<(Uuid, Change), Error> {
-        let row = at("subscription", &self.id);
-        let quantity = row.count("quantity", self.quantity)?;
-        let change = Change {
-            number: self.version,
-            kind,
-            changed_at: now,
-            cause,
-            quantity_before: quantity,
-            quantity_after: quantity,
-            term_number: row.count("term_number", self.term_number)?,
-            permit: None,
-        };
-        Ok((row.parse("id", &self.id)?, change))
-    }
-}
-
 /// The revision of the last event that was applied.
 pub(crate) fn follower_revision(connection: &mut Connection) -> Result<i64, Error> {
     Ok(query!(connection, c => follower::table.select(follower::revision).first(c))?)
 }
 
-/// Applies the history from the event after `applied` up to a moment; false, and nothing done, when it
-/// has been applied further than `applied` already.
+/// Applies the history from the event after `applied` up to a moment; false, and nothing done, when that
+/// is not how far it has been applied.
 pub(crate) fn moment_apply(
     connection: &mut Connection,
     applied: i64,

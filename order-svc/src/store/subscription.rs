@@ -113,6 +113,37 @@ impl ChangeRow {
     }
 }
 
+/// A subscription that was just changed, as far as keeping that needs it.
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = subscription)]
+pub(super) struct Touched {
+    pub id: String,
+    pub payer_id: String,
+    pub reseller_id: String,
+    quantity: i64,
+    term_number: i32,
+    version: i64,
+}
+
+impl Touched {
+    /// What is kept of it, where nothing but its kind and cause is to be said.
+    pub(super) fn change(&self, kind: ChangeKind, cause: Cause, now: Time) -> Result<(Uuid, Change), Error> {
+        let row = at("subscription", &self.id);
+        let quantity = row.count("quantity", self.quantity)?;
+        let change = Change {
+            number: self.version,
+            kind,
+            changed_at: now,
+            cause,
+            quantity_before: quantity,
+            quantity_after: quantity,
+            term_number: row.count("term_number", self.term_number)?,
+            permit: None,
+        };
+        Ok((row.parse("id", &self.id)?, change))
+    }
+}
+
 pub(crate) fn subscriptions_insert(connection: &mut Connection, new: &[Subscription]) -> Result<(), Error> {
     let rows: Vec<_> = new
         .iter()
@@ -275,6 +306,18 @@ pub(crate) fn due_list(
     })?)
 }
 
+/// The customer's subscriptions whose term has ended until then, oldest first.
+pub(crate) fn due_of(connection: &mut Connection, customer: Uuid, until: Time) -> Result<Vec<String>, Error> {
+    Ok(query!(connection, c => {
+        subscription::table
+            .filter(subscription::customer_id.eq(customer.to_string()))
+            .filter(subscription::due_at.le(until.naive_utc()))
+            .order((subscription::due_at, subscription::id))
+            .select(subscription::id)
+            .load(c)
+    })?)
+}
+
 /// A subscription, if its term has ended until then and nobody has processed it yet.
 pub(crate) fn subscription_due(
     connection: &mut Connection,
@@ -301,9 +344,11 @@ pub(crate) fn subscription_due(
 pub(crate) fn change_list(
     connection: &mut Connection,
     id: Uuid,
-    after: i32,
+    after: i64,
     limit: i64,
 ) -> Result<Vec<Change>, Error> {
+    // Numbers beyond what a row can have come only from tokens that were made up.
+    let after = i32::try_from(after).unwrap_or(i32::MAX);
     let rows: Vec<ChangeRow> = query!(connection, c => {
         subscription_change::table
             .filter(subscription_change::subscription_id.eq(id.to_string()))

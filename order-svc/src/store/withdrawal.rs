@@ -9,16 +9,16 @@ use chrono::NaiveDateTime;
 use diesel::prelude::*;
 use uuid::Uuid;
 
-use super::follower::Touched;
+use super::Viewer;
 use super::schema::{subscription, withdrawal, withdrawal_effect, withdrawal_partner};
-use super::{Slice, Viewer};
+use super::subscription::Touched;
 use crate::rules::Time;
 use crate::rules::gate::EvidenceKind;
 use crate::rules::subscription::State;
 use crate::rules::withdrawal::{Effect, Moment, Outcome, Report, Withdrawal};
 
 /// Statements have a limited number of parameters.
-const EFFECTS_PER_STATEMENT: usize = 1000;
+const ROWS_PER_STATEMENT: usize = 1000;
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = withdrawal)]
@@ -97,23 +97,6 @@ pub(super) fn withdrawal_insert(
         effects.push((id, payer, reseller, outcome));
     }
 
-    let mut parts: BTreeMap<String, Part> = BTreeMap::new();
-    if let Some(partner) = of.partner_id {
-        parts.entry(partner.to_string()).or_default();
-    }
-    for partner in &of.uncovered {
-        parts.entry(partner.to_string()).or_default().is_uncovered = true;
-    }
-    for (_, payer, reseller, outcome) in &effects {
-        for partner in [payer, reseller].into_iter().filter(|partner| !partner.is_empty()) {
-            let part = parts.entry((*partner).clone()).or_default();
-            match outcome {
-                Outcome::Cancelled => part.cancelled += 1,
-                Outcome::StillCovered | Outcome::NewerAnswer => part.stayed += 1,
-            }
-        }
-    }
-
     let revision = moment.revision;
     let count = |rows: usize| i32::try_from(rows).unwrap_or(i32::MAX);
     query!(connection, c => {
@@ -131,8 +114,8 @@ pub(super) fn withdrawal_insert(
             ))
             .execute(c)
     })?;
-    let parts: Vec<_> = parts
-        .iter()
+    let parts: Vec<_> = parts_of(of, &effects)
+        .into_iter()
         .map(|(partner, part)| {
             (
                 withdrawal_partner::partner_id.eq(partner),
@@ -143,8 +126,10 @@ pub(super) fn withdrawal_insert(
             )
         })
         .collect();
-    for parts in parts.chunks(EFFECTS_PER_STATEMENT) {
-        query!(connection, c => diesel::insert_into(withdrawal_partner::table).values(parts.to_vec()).execute(c))?;
+    for parts in parts.chunks(ROWS_PER_STATEMENT) {
+        query!(connection, c => {
+            diesel::insert_into(withdrawal_partner::table).values(parts.to_vec()).execute(c)
+        })?;
     }
     let effects: Vec<_> = effects
         .into_iter()
@@ -158,10 +143,44 @@ pub(super) fn withdrawal_insert(
             )
         })
         .collect();
-    for effects in effects.chunks(EFFECTS_PER_STATEMENT) {
-        query!(connection, c => diesel::insert_into(withdrawal_effect::table).values(effects.to_vec()).execute(c))?;
+    for effects in effects.chunks(ROWS_PER_STATEMENT) {
+        query!(connection, c => {
+            diesel::insert_into(withdrawal_effect::table).values(effects.to_vec()).execute(c)
+        })?;
     }
     Ok(())
+}
+
+/// Who may know of a withdrawal, and how much: whoever withdrew or was left without acceptance, and the
+/// payers and resellers of the subscriptions.
+fn parts_of(of: &Withdrawal, effects: &[(&String, &String, &String, Outcome)]) -> BTreeMap<String, Part> {
+    let mut parts: BTreeMap<String, Part> = BTreeMap::new();
+    if let Some(partner) = of.partner_id {
+        parts.entry(partner.to_string()).or_default();
+    }
+    for partner in &of.uncovered {
+        parts.entry(partner.to_string()).or_default().is_uncovered = true;
+    }
+    for (_, payer, reseller, outcome) in effects {
+        for partner in [payer, reseller].into_iter().filter(|partner| !partner.is_empty()) {
+            let part = parts.entry((*partner).clone()).or_default();
+            match outcome {
+                Outcome::Cancelled => part.cancelled += 1,
+                Outcome::StillCovered | Outcome::NewerAnswer => part.stayed += 1,
+            }
+        }
+    }
+    parts
+}
+
+/// Which withdrawals are asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Withdrawals {
+    pub viewer: Viewer,
+    pub customer_id: Option<Uuid>,
+    /// Those of later revisions.
+    pub after: i64,
+    pub limit: i64,
 }
 
 /// What a withdrawal did, as the viewer may see it.
@@ -170,22 +189,22 @@ pub(crate) fn withdrawal_find(
     viewer: Viewer,
     revision: i64,
 ) -> Result<Option<Report>, Error> {
-    let slice = Slice { viewer, customer_id: None, after: Some((revision - 1).to_string()), limit: 1 };
-    let found = withdrawal_list(connection, &slice)?.pop();
+    let slice = Withdrawals { viewer, customer_id: None, after: revision - 1, limit: 1 };
+    let found = withdrawal_list(connection, slice)?.pop();
     Ok(found.filter(|report| report.revision == revision))
 }
 
 /// What withdrawals did, as the viewer may see it, in the order of revisions.
-pub(crate) fn withdrawal_list(connection: &mut Connection, slice: &Slice) -> Result<Vec<Report>, Error> {
-    let after: i64 = slice.after.as_deref().and_then(|key| key.parse().ok()).unwrap_or(0);
-    let customer = slice.customer_id.map(|id| id.to_string());
-    let rows: Vec<(Row, Option<PartRow>)> = match slice.viewer {
+pub(crate) fn withdrawal_list(connection: &mut Connection, slice: Withdrawals) -> Result<Vec<Report>, Error> {
+    let Withdrawals { viewer, customer_id, after, limit } = slice;
+    let customer = customer_id.map(|id| id.to_string());
+    let rows: Vec<(Row, Option<PartRow>)> = match viewer {
         Viewer::Everything => {
             let rows: Vec<Row> = query!(connection, c => {
                 let mut list = withdrawal::table
                     .filter(withdrawal::revision.gt(after))
                     .order(withdrawal::revision)
-                    .limit(slice.limit)
+                    .limit(limit)
                     .select(Row::as_select())
                     .into_boxed();
                 if let Some(customer) = &customer {
@@ -201,7 +220,7 @@ pub(crate) fn withdrawal_list(connection: &mut Connection, slice: &Slice) -> Res
                 .filter(withdrawal_partner::partner_id.eq(partner.to_string()))
                 .filter(withdrawal_partner::revision.gt(after))
                 .order(withdrawal_partner::revision)
-                .limit(slice.limit)
+                .limit(limit)
                 .select((
                     Row::as_select(),
                     (withdrawal_partner::cancelled, withdrawal_partner::stayed).nullable(),
@@ -214,25 +233,31 @@ pub(crate) fn withdrawal_list(connection: &mut Connection, slice: &Slice) -> Res
         })?,
     };
     let revisions: Vec<i64> = rows.iter().map(|(row, _)| row.revision).collect();
-    let mut uncovered = uncovered_of(connection, &revisions)?;
+    let mut uncovered = uncovered_of(connection, viewer, &revisions)?;
     let read = |(row, part): (Row, Option<PartRow>)| {
-        let mut uncovered = uncovered.remove(&row.revision).unwrap_or_default();
-        if let Viewer::Partner(partner) = slice.viewer {
-            uncovered.retain(|of| *of == partner);
-        }
+        let uncovered = uncovered.remove(&row.revision).unwrap_or_default();
         row.read(uncovered, part)
     };
     rows.into_iter().map(read).collect()
 }
 
-fn uncovered_of(connection: &mut Connection, revisions: &[i64]) -> Result<BTreeMap<i64, Vec<Uuid>>, Error> {
+/// Whom withdrawals left without acceptance; a partner is told of itself only.
+fn uncovered_of(
+    connection: &mut Connection,
+    viewer: Viewer,
+    revisions: &[i64],
+) -> Result<BTreeMap<i64, Vec<Uuid>>, Error> {
     let rows: Vec<(i64, String)> = query!(connection, c => {
-        withdrawal_partner::table
+        let mut list = withdrawal_partner::table
             .filter(withdrawal_partner::revision.eq_any(revisions))
             .filter(withdrawal_partner::is_uncovered.eq(true))
             .order((withdrawal_partner::revision, withdrawal_partner::partner_id))
             .select((withdrawal_partner::revision, withdrawal_partner::partner_id))
-            .load(c)
+            .into_boxed();
+        if let Viewer::Partner(partner) = viewer {
+            list = list.filter(withdrawal_partner::partner_id.eq(partner.to_string()));
+        }
+        list.load(c)
     })?;
     let mut uncovered: BTreeMap<i64, Vec<Uuid>> = BTreeMap::new();
     for (revision, partner) in rows {

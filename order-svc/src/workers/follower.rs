@@ -11,8 +11,10 @@ use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
 use tokio::sync::watch;
 
+use super::Followed;
+use super::renewals::settle_customer;
 use crate::agreements::Agreements;
-use crate::rules::Time;
+use crate::agreements::history::NotFollowed;
 use crate::rules::withdrawal::Moment;
 use crate::store::follower::{follower_revision, moment_apply};
 
@@ -21,27 +23,18 @@ use crate::store::follower::{follower_revision, moment_apply};
 const RETRY_BASE: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// How far the history has been applied, as this process knows it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Followed {
-    /// The revision of the last event.
-    pub revision: i64,
-    /// Everything recorded until then has been applied; `None` when that is not known yet.
-    pub until: Option<Time>,
-}
-
 /// Why following was interrupted.
 #[derive(Debug)]
 enum Interruption {
-    Neighbour(String),
+    Neighbour(NotFollowed),
     Database(Error),
     /// The row that says how far the history has been applied says less than before: the database was
     /// restored under us. What was passed over must be looked at again.
     WentBack,
 }
 
-impl From<String> for Interruption {
-    fn from(why: String) -> Self {
+impl From<NotFollowed> for Interruption {
+    fn from(why: NotFollowed) -> Self {
         Self::Neighbour(why)
     }
 }
@@ -49,6 +42,37 @@ impl From<String> for Interruption {
 impl From<Error> for Interruption {
     fn from(error: Error) -> Self {
         Self::Database(error)
+    }
+}
+
+impl Interruption {
+    /// Tells it to those who run the service: what passes by itself as a warning, the rest as an error.
+    fn log(&self, revision: i64) {
+        match self {
+            Self::Neighbour(NotFollowed::Away(why)) => {
+                tracing::warn!(revision, why, "the history cannot be followed; trying again");
+            }
+            Self::Neighbour(NotFollowed::Nonsense(why)) => {
+                tracing::error!(revision, why, "the history cannot be followed any further");
+            }
+            Self::Database(error @ Error::Unavailable(_)) => {
+                tracing::warn!(revision, %error, "the history cannot be applied; trying again");
+            }
+            Self::Database(error) => {
+                tracing::error!(revision, %error, "the history cannot be applied any further");
+            }
+            Self::WentBack => {
+                tracing::error!(
+                    revision,
+                    "the database knows less of the history than before; starting over"
+                );
+            }
+        }
+    }
+
+    /// Whether what was known before may not be so.
+    fn unsettles(&self) -> bool {
+        matches!(self, Self::WentBack | Self::Neighbour(NotFollowed::Nonsense(_)))
     }
 }
 
@@ -62,45 +86,26 @@ pub(crate) async fn run(
 ) {
     let mut failures = 0;
     loop {
-        let before = followed.borrow().revision;
-        let interrupted = tokio::select! {
+        let before = *followed.borrow();
+        let ended = tokio::select! {
             // Between two events or in the middle of a transaction, which then counts or does not.
             _ = stop.wait_for(|stop| *stop) => return,
-            interrupted = follow(&database, &clock, &agreements, &followed) => interrupted,
+            ended = follow(&database, &clock, &agreements, &followed) => ended,
         };
-        if followed.borrow().revision > before {
+        let now = *followed.borrow();
+        if now != before {
             failures = 0;
         }
-        let pause = match interrupted {
-            Ok(()) => backoff::wait(0, RETRY_BASE, RETRY_MAX),
-            Err(interruption) => {
-                let revision = followed.borrow().revision;
-                match interruption {
-                    Interruption::Neighbour(why) => {
-                        tracing::warn!(
-                            revision,
-                            failures,
-                            why,
-                            "the history cannot be followed; trying again"
-                        );
-                    }
-                    Interruption::WentBack => {
-                        tracing::warn!(
-                            revision,
-                            "the database knows less of the history than before; starting over"
-                        );
-                    }
-                    Interruption::Database(error) => {
-                        tracing::warn!(revision, failures, %error, "the history cannot be applied; trying again");
-                    }
-                }
-                failures += 1;
-                backoff::wait(failures, RETRY_BASE, RETRY_MAX)
+        if let Err(interruption) = ended {
+            interruption.log(now.revision);
+            failures += 1;
+            if interruption.unsettles() {
+                followed.send_replace(Followed::default());
             }
-        };
+        }
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(backoff::wait(failures, RETRY_BASE, RETRY_MAX)) => {}
         }
     }
 }
@@ -134,17 +139,28 @@ async fn apply(
     applied: i64,
     moment: Moment,
 ) -> Result<i64, Interruption> {
-    let mut applied = applied;
-    while applied < moment.revision {
+    // Terms that ended before come first, as they would have, had nobody been away.
+    if let Some(news) = &moment.news {
+        settle_customer(database, clock, news.customer_id(), moment.until).await?;
+    }
+    let mut known = applied;
+    while known < moment.revision {
         let (to, now) = (moment.clone(), clock.now());
         let is_ours = database
-            .write(move |connection: &mut Connection| moment_apply(connection, applied, &to, now))
+            .write(move |connection: &mut Connection| moment_apply(connection, known, &to, now))
             .await?;
-        let before = applied;
-        applied = if is_ours { moment.revision } else { database.read(follower_revision).await? };
-        if applied <= before {
+        if is_ours {
+            return Ok(moment.revision);
+        }
+        let before = known;
+        known = database.read(follower_revision).await?;
+        if known <= before {
             return Err(Interruption::WentBack);
         }
     }
-    Ok(applied)
+    // In the quiet, too, the row is looked at, so that a restored database is noticed at once.
+    if applied == moment.revision && database.read(follower_revision).await? < applied {
+        return Err(Interruption::WentBack);
+    }
+    Ok(known)
 }

@@ -3,3 +3,15 @@
 pub(crate) mod follower;
 pub(crate) mod renewals;
 pub(crate) mod reporter;
+
+use crate::rules::Time;
+
+/// How far the history has been applied, as this process knows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Followed {
+    /// The revision of the last event.
+    pub revision: i64,
+    /// What was recorded until then has been applied, but for what was just being stored; `None` when that
+    /// is not known.
+    pub until: Option<Time>,
+}

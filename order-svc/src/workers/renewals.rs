@@ -10,14 +10,18 @@ use std::time::Duration;
 use chassis::backoff;
 use chassis::clock::{Clock, Time};
 use chassis::database::{Connection, Database, Error};
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::watch;
+use uuid::Uuid;
 
-use super::follower::Followed;
+use super::Followed;
 use crate::rules::subscription::{Cause, Step};
-use crate::store::subscription::{Due, changes_insert, due_list, subscription_due, subscription_update};
+use crate::store::subscription::{
+    Due, changes_insert, due_list, due_of, subscription_due, subscription_update,
+};
 
-/// How often to look for ended terms: how long a renewal is late at most while all is well.
+/// How often to look for ended terms. With the history, which is known a second or two late, a renewal is
+/// about three seconds late at most while all is well.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Waits besides, before jitter, while everything fails: the first, and the longest. A single damaged
@@ -36,8 +40,11 @@ const AT_A_TIME: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     Settled,
+    /// There was nothing left to do.
+    NotDue,
     /// Another replica, or a change, was first.
     LostRace,
+    /// The row is damaged.
     Failed,
 }
 
@@ -91,7 +98,8 @@ async fn settle_all(database: &Database, clock: &Clock, until: Time, stop: &watc
             .take_while(|_| std::future::ready(!*stop.borrow()))
             .map(|(_, id)| settle_one(database, clock, id, until))
             .buffer_unordered(AT_A_TIME);
-        let outcomes: Vec<Outcome> = outcomes.collect().await;
+        let outcomes: Result<Vec<Outcome>, Error> = outcomes.try_collect().await;
+        let Ok(outcomes) = outcomes else { return true };
         failed += outcomes.iter().filter(|outcome| **outcome == Outcome::Failed).count();
         settled += outcomes.iter().filter(|outcome| **outcome == Outcome::Settled).count();
         if after.is_none() || *stop.borrow() {
@@ -100,27 +108,47 @@ async fn settle_all(database: &Database, clock: &Clock, until: Time, stop: &watc
     }
 }
 
-async fn settle_one(database: &Database, clock: &Clock, id: String, until: Time) -> Outcome {
+/// Processes the terms of one customer that have ended until then.
+///
+/// # Errors
+/// The database is unavailable. Damaged rows are passed over.
+pub(super) async fn settle_customer(
+    database: &Database,
+    clock: &Clock,
+    customer: Uuid,
+    until: Time,
+) -> Result<(), Error> {
+    let list = move |connection: &mut Connection| due_of(connection, customer, until);
+    for id in database.list(list).await? {
+        while settle_one(database, clock, id.clone(), until).await? == Outcome::LostRace {}
+    }
+    Ok(())
+}
+
+/// Processes the ended terms of one subscription; a damaged row is logged.
+///
+/// # Errors
+/// The database is unavailable.
+async fn settle_one(database: &Database, clock: &Clock, id: String, until: Time) -> Result<Outcome, Error> {
     match try_settle(database, clock, id.clone(), until).await {
-        Ok(true) => Outcome::Settled,
-        Ok(false) => Outcome::LostRace,
         Err(error @ Error::Unavailable(_)) => {
             tracing::warn!(subscription = %id, %error, "an ended term is not processed yet; trying again");
-            Outcome::Failed
+            Err(error)
         }
         Err(error) => {
             tracing::error!(subscription = %id, %error, "an ended term cannot be processed");
-            Outcome::Failed
+            Ok(Outcome::Failed)
         }
+        settled => settled,
     }
 }
 
-/// Processes the ended terms of one subscription in one transaction; false when somebody else did.
-async fn try_settle(database: &Database, clock: &Clock, id: String, until: Time) -> Result<bool, Error> {
+/// Processes the ended terms of one subscription in one transaction.
+async fn try_settle(database: &Database, clock: &Clock, id: String, until: Time) -> Result<Outcome, Error> {
     let read = move |connection: &mut Connection| subscription_due(connection, &id, until);
-    let Some(known) = database.read(read).await? else { return Ok(false) };
+    let Some(known) = database.read(read).await? else { return Ok(Outcome::NotDue) };
     let steps = known.settle(until);
-    let Some(Step { after, .. }) = steps.last().cloned() else { return Ok(false) };
+    let Some(Step { after, .. }) = steps.last().cloned() else { return Ok(Outcome::NotDue) };
     let now = clock.now();
     let change = |step: &Step| (known.id, step.change(known.quantity, Cause::TermEnded, None, now));
     let changes: Vec<_> = steps.iter().map(change).collect();
@@ -129,7 +157,7 @@ async fn try_settle(database: &Database, clock: &Clock, id: String, until: Time)
         if is_as_read {
             changes_insert(connection, &changes)?;
         }
-        Ok(is_as_read)
+        Ok(if is_as_read { Outcome::Settled } else { Outcome::LostRace })
     };
     database.write(write).await
 }

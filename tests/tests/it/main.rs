@@ -18,6 +18,7 @@ mod kill;
 mod mail;
 mod order_model;
 mod orders;
+mod race;
 mod relay;
 mod samples;
 mod stories;

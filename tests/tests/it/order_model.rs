@@ -932,7 +932,9 @@ impl Model {
         let mut effects = vec![];
         for life in self.lives.values_mut().filter(of_customer) {
             let is_older = life.answer_revision() < revision;
-            if is_withdrawal {
+            // An attestation covers only what its own partner pays for (ATT-7).
+            let could_cover = event.partner.is_none_or(|of| life.now.payer_id == PARTNERS[of].to_string());
+            if is_withdrawal && could_cover {
                 let is_uncovered = event.others.contains(&life.now.payer_id);
                 let outcome = match (is_uncovered, is_older) {
                     (false, _) => WithdrawalOutcome::StillCovered,
@@ -948,7 +950,7 @@ impl Model {
                     reseller_id: life.now.reseller_id.clone(),
                     outcome: outcome.into(),
                 });
-            } else {
+            } else if !is_withdrawal {
                 let others_remain = event.others_remain;
                 let reseller = event.others.first().map_or("", String::as_str);
                 let is_concerned = Some(life.now.payer_id.clone())
