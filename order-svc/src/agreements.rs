@@ -525,11 +525,27 @@ fn read_remedy(remedy: &types::Remedy) -> Option<Remedy> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt;
+
     use super::*;
 
     #[test]
     fn our_own_time_out_is_told_from_what_the_neighbour_calls_one() {
         assert!(is_late(&Status::from_error(Box::new(TimeoutExpired(())))));
         assert!(!is_late(&Status::cancelled("Timeout expired")));
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_given_up_when_its_other_end_is_silent_although_nobody_asks_for_anything() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", silent.local_addr().unwrap());
+        let agreements = Agreements::new(&address, Duration::from_millis(100), Clock::system()).unwrap();
+        let (nothing, patience) = (CreateAttestationRequest::default(), Duration::from_millis(100));
+        let answer = agreements.attest(&nothing, &service(), "call", patience).await;
+        assert!(matches!(answer, Err(NotAttested::Unknown(_))), "{answer:?}");
+        let (mut connection, _) = silent.accept().await.unwrap();
+        let closing = async { while connection.read(&mut [0; 4096]).await.unwrap() > 0 {} };
+        let soon = 2 * (KEEPALIVE_INTERVAL + KEEPALIVE_TIMEOUT);
+        tokio::time::timeout(soon, closing).await.unwrap();
     }
 }

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::Followed;
-use crate::rules::subscription::{Cause, Step};
+use crate::rules::subscription::{Cause, Step, Subscription};
 use crate::store::subscription::{
     Due, changes_insert, due_list, due_of, subscription_due, subscription_update,
 };
@@ -143,10 +143,22 @@ async fn settle_one(database: &Database, clock: &Clock, id: String, until: Time)
     }
 }
 
-/// Processes the ended terms of one subscription in one transaction.
+/// Processes the ended terms of one subscription.
 async fn try_settle(database: &Database, clock: &Clock, id: String, until: Time) -> Result<Outcome, Error> {
     let read = move |connection: &mut Connection| subscription_due(connection, &id, until);
-    let Some(known) = database.read(read).await? else { return Ok(Outcome::NotDue) };
+    match database.read(read).await? {
+        Some(known) => settle(database, clock, known, until).await,
+        None => Ok(Outcome::NotDue),
+    }
+}
+
+/// Processes the ended terms of a subscription in one transaction, if it is still as it is known.
+async fn settle(
+    database: &Database,
+    clock: &Clock,
+    known: Subscription,
+    until: Time,
+) -> Result<Outcome, Error> {
     let steps = known.settle(until);
     let Some(Step { after, .. }) = steps.last().cloned() else { return Ok(Outcome::NotDue) };
     let now = clock.now();
@@ -160,4 +172,90 @@ async fn try_settle(database: &Database, clock: &Clock, id: String, until: Time)
         Ok(if is_as_read { Outcome::Settled } else { Outcome::LostRace })
     };
     database.write(write).await
+}
+
+#[cfg(test)]
+mod tests {
+    use chassis::database::Writes;
+    use chrono::DateTime;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::rules::gate::{Decision, Permit, Rule};
+    use crate::rules::offer::Term;
+    use crate::rules::order::{Order, Parties};
+    use crate::rules::subscription::{Change, ChangeKind, State};
+    use crate::store::MIGRATIONS;
+    use crate::store::order::order_insert;
+    use crate::store::subscription::{change_list, subscriptions_insert};
+
+    /// An order as it is stored, with one subscription by the month, whose first term has this end.
+    fn bought(started_at: Time, term_end: Time) -> (Order, Subscription) {
+        let parties =
+            Parties { payer_id: Uuid::from_u128(1), reseller_id: None, customer_id: Uuid::from_u128(2) };
+        let order = Order {
+            id: Uuid::from_u128(3),
+            parties,
+            lines: vec![],
+            placed_at: started_at,
+            placed_by_tenant: parties.payer_id,
+            placed_by: parties.payer_id,
+            permit: Permit {
+                decision: Decision::Allowed,
+                rule: Rule::NotYetMandatory,
+                evidence: None,
+                revision: 1,
+                evaluated_at: started_at,
+            },
+        };
+        let subscription = Subscription {
+            id: Uuid::from_u128(4),
+            order_id: order.id,
+            payer_id: parties.payer_id,
+            reseller_id: None,
+            customer_id: parties.customer_id,
+            offer_id: "MONTH".into(),
+            quantity: 5,
+            friendly_name: String::new(),
+            state: State::Active,
+            auto_renew: true,
+            started_at,
+            term: Term::Month,
+            term_number: 1,
+            term_end: Some(term_end),
+            answer_revision: 1,
+            version: 1,
+        };
+        (order, subscription)
+    }
+
+    #[tokio::test]
+    async fn whoever_knows_an_ended_term_that_somebody_else_processed_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("orders.sqlite").display()).parse().unwrap();
+        let database = Database::open(&url, true, Writes::Concurrent).unwrap();
+        database.migrate(MIGRATIONS).unwrap();
+        let time = |text: &str| DateTime::parse_from_rfc3339(text).unwrap().to_utc();
+        let (order, subscription) = bought(time("2026-01-31T12:00:00Z"), time("2026-02-28T12:00:00Z"));
+        let id = subscription.id;
+        let insert = move |connection: &mut Connection| {
+            order_insert(connection, &order)?;
+            subscriptions_insert(connection, &[subscription])
+        };
+        database.write(insert).await.unwrap();
+
+        let until = time("2026-04-30T12:00:00Z");
+        let clock = Clock::manual(until);
+        let look = move |connection: &mut Connection| subscription_due(connection, &id.to_string(), until);
+        let known: Subscription = database.read(look).await.unwrap().unwrap();
+        let known_too = database.read(look).await.unwrap().unwrap();
+        assert_eq!(settle(&database, &clock, known, until).await.unwrap(), Outcome::Settled);
+        assert_eq!(settle(&database, &clock, known_too, until).await.unwrap(), Outcome::LostRace);
+
+        let list = move |connection: &mut Connection| change_list(connection, id, 0, 100);
+        let changes: Vec<Change> = database.read(list).await.unwrap();
+        let kept: Vec<_> = changes.iter().map(|c| (c.number, c.kind, c.term_number)).collect();
+        let renewed = ChangeKind::Renewed;
+        assert_eq!(kept, [(2, renewed, 2), (3, renewed, 3), (4, renewed, 4)]);
+    }
 }

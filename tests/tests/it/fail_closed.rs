@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use chassis::clock::Clock;
 use chassis::database::Url;
@@ -19,10 +20,12 @@ use proto::agreement::{
     GetAttestationResponse, ImportAttestationsRequest, ImportAttestationsResponse, ListAttestationsRequest,
     ListAttestationsResponse, ListBlockedCustomersRequest, ListBlockedCustomersResponse,
     ReportPurchaseRequest, ReportPurchaseResponse, RetryNotificationRequest, RetryNotificationResponse,
-    WithdrawAttestationRequest, WithdrawAttestationResponse,
+    WithdrawAttestationRequest, WithdrawAttestationResponse, WithdrawalReason,
 };
 use proto::order::{
-    ChangeSeatsRequest, CreateOrderRequest, GetOrderRequest, ListOffersRequest, ListOrdersRequest,
+    ChangeSeatsRequest, CreateOrderRequest, GetOfferRequest, GetOrderRequest, GetSubscriptionRequest,
+    GetWithdrawalReportRequest, ListOffersRequest, ListOrdersRequest, ListSubscriptionChangesRequest,
+    ListSubscriptionsRequest, ListWithdrawalReportsRequest, Subscription,
 };
 use proto::types::{AcceptanceKind, AgreementType, Cloud, Decision, Evidence, GateRule};
 use tests::world::{self, AZURE_PLAN, DIRECT, OFFICE};
@@ -32,6 +35,11 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt};
 use uuid::Uuid;
+
+use crate::line::Line;
+
+/// Far longer than anything here takes.
+const LONG: Duration = Duration::from_secs(30);
 
 /// What the impostor makes of a truthful answer.
 type Twist = fn(CheckEligibilityResponse) -> Result<CheckEligibilityResponse, Status>;
@@ -204,6 +212,14 @@ async fn cluster_asking(impostor: &Impostor, gate_deadline_ms: u64) -> Cluster {
     Cluster::start(setup).await.unwrap()
 }
 
+/// The same, at the other end of a line.
+async fn cluster_far_from(impostor: &Impostor, gate_deadline_ms: u64) -> (Line, Cluster) {
+    let line = Line::start().await;
+    line.lead_to(impostor.listen().await);
+    let setup = Setup { agreements_at: Some(line.url.clone()), gate_deadline_ms, ..Setup::default() };
+    (line, Cluster::start(setup).await.unwrap())
+}
+
 async fn orders_of(caller: &As) -> usize {
     let listed = caller.orders().list_orders(ListOrdersRequest::default()).await.unwrap();
     listed.into_inner().orders.len()
@@ -316,7 +332,7 @@ async fn a_caller_that_waits_less_than_the_gate_takes_hears_that_it_is_unknown()
     let cluster = cluster_asking(&Impostor::silent(), 30_000).await;
     let direct = cluster.as_caller(world::sales(DIRECT));
     let mut request = Request::new(world::new_order(&world::request_id(), None, OFFICE, 5));
-    request.set_timeout(std::time::Duration::from_millis(500));
+    request.set_timeout(Duration::from_millis(500));
     let refused = direct.orders().create_order(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
 }
@@ -328,6 +344,72 @@ async fn an_answer_that_was_lost_is_asked_for_again_while_there_is_time() {
     let direct = cluster.as_caller(world::sales(DIRECT));
     world::order(&direct, &world::request_id(), None, 5).await.unwrap();
     assert_eq!(impostor.questions.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_yes_that_comes_too_late_is_unknown_and_without_effect() {
+    let impostor = Impostor::new(Ok);
+    let (line, cluster) = cluster_far_from(&impostor, 1000).await;
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    line.hold_answers(true);
+    let order = world::new_order(&world::request_id(), None, OFFICE, 5);
+    let mut orders = direct.orders();
+    let asking = tokio::time::timeout(LONG, orders.create_order(order.clone()));
+    assert_unknown(&asking.await.unwrap().unwrap_err(), "late");
+    assert!(impostor.questions.load(Ordering::SeqCst) > 0);
+    assert_eq!(orders_of(&direct).await, 0);
+
+    // What is answered to the next order comes by the same connection, after the late yes.
+    line.hold_answers(false);
+    world::order(&direct, &world::request_id(), None, 5).await.unwrap();
+    assert_eq!(orders_of(&direct).await, 1);
+    orders.create_order(order).await.unwrap();
+    assert_eq!(orders_of(&direct).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_late_yes_and_the_one_that_came_instead_make_one_order() {
+    let impostor = Impostor::new(Ok);
+    let (line, cluster) = cluster_far_from(&impostor, 4000).await;
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    line.hold_answers(true);
+    let caller = direct.clone();
+    let waiting = tokio::spawn(async move { world::order(&caller, &world::request_id(), None, 5).await });
+    // It is asked again once the first answer is too late.
+    for _ in 0..2 {
+        tokio::time::timeout(LONG, impostor.asked.notified()).await.unwrap();
+    }
+    line.hold_answers(false);
+    waiting.await.unwrap().unwrap();
+    assert_eq!(impostor.questions.load(Ordering::SeqCst), 2);
+    assert_eq!(orders_of(&direct).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_connection_that_died_without_a_word_is_given_up_for_a_new_one() {
+    let line = Line::start().await;
+    let setup = Setup { agreements_at: Some(line.url.clone()), gate_deadline_ms: 1000, ..Setup::default() };
+    let mut cluster = Cluster::start(setup).await.unwrap();
+    cluster.restart_agreements().await.unwrap();
+    line.lead_to(cluster.agreements_address());
+    world::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    world::order(&direct, &customer, None, 5).await.unwrap();
+
+    line.cut();
+    let order = world::new_order(&customer, None, OFFICE, 5);
+    assert_unknown(&direct.orders().create_order(order.clone()).await.unwrap_err(), "cut off");
+    assert_eq!(orders_of(&direct).await, 1);
+    // Nobody tells it; it notices within the seven seconds that its keep-alive takes.
+    let asking = async {
+        while let Err(refused) = direct.orders().create_order(order.clone()).await {
+            assert_unknown(&refused, "cut off");
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(15), asking).await.unwrap();
+    assert_eq!(orders_of(&direct).await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -479,15 +561,20 @@ async fn orders_outlive_a_restart_of_agreement_svc_under_their_request_ids() {
                         attestation: Some(world::inline_attestation(Clock::system().now())),
                         ..world::new_order(&customer, None, OFFICE, 5)
                     };
-                    while let Err(refused) = caller.orders().create_order(order.clone()).await {
-                        assert_unknown(&refused, "while agreement-svc restarts");
-                        seen.send_modify(|(_, refused)| *refused += 1);
-                    }
+                    let placing = async {
+                        while let Err(refused) = caller.orders().create_order(order.clone()).await {
+                            assert_unknown(&refused, "while agreement-svc restarts");
+                            seen.send_modify(|(_, refused)| *refused += 1);
+                        }
+                    };
+                    tokio::time::timeout(LONG, placing).await.unwrap();
                     seen.send_modify(|(placed, _)| *placed += 1);
                 }
             })
         });
         let callers: Vec<_> = callers.collect();
+        // Whoever watches hears it when all callers have given up.
+        drop(seen);
         watched.wait_for(|(placed, _)| *placed > 0).await.unwrap();
         cluster.stop_agreements();
         is_away.send_replace(true);
@@ -509,15 +596,64 @@ async fn orders_outlive_a_restart_of_agreement_svc_under_their_request_ids() {
     }
 }
 
+/// Everything that order-svc can be asked for, where this was bought and this was withdrawn.
+async fn assert_readable(caller: &As, bought: &Subscription, withdrawal: i64) {
+    let (order_id, subscription_id) = (bought.order_id.clone(), bought.subscription_id.clone());
+    let offers = caller.offers().list_offers(ListOffersRequest::default()).await.unwrap().into_inner();
+    assert!(offers.offers.iter().any(|offer| offer.offer_id == bought.offer_id));
+    let offer = GetOfferRequest { offer_id: bought.offer_id.clone() };
+    let offer = caller.offers().get_offer(offer).await.unwrap().into_inner().offer.unwrap();
+    assert!(offers.offers.contains(&offer));
+
+    let orders = caller.orders().list_orders(ListOrdersRequest::default()).await.unwrap().into_inner();
+    let order = caller.orders().get_order(GetOrderRequest { order_id }).await.unwrap().into_inner();
+    assert!(orders.orders.contains(&order.order.unwrap()));
+
+    let mut subscriptions = caller.subscriptions();
+    let all = subscriptions.list_subscriptions(ListSubscriptionsRequest::default()).await.unwrap();
+    assert!(all.into_inner().subscriptions.contains(bought));
+    let one = GetSubscriptionRequest { subscription_id: subscription_id.clone() };
+    let one = subscriptions.get_subscription(one).await.unwrap().into_inner().subscription;
+    assert_eq!(one.as_ref(), Some(bought));
+    let changes = ListSubscriptionChangesRequest { subscription_id, ..Default::default() };
+    let changes = subscriptions.list_subscription_changes(changes).await.unwrap().into_inner().changes;
+    assert_eq!(changes.len(), 1);
+
+    let mut withdrawals = caller.withdrawals();
+    let report = GetWithdrawalReportRequest { revision: withdrawal, ..Default::default() };
+    let report = withdrawals.get_withdrawal_report(report).await.unwrap().into_inner();
+    assert_eq!((report.applied, report.effects.len()), (true, 1));
+    let reports = ListWithdrawalReportsRequest::default();
+    let reports = withdrawals.list_withdrawal_reports(reports).await.unwrap().into_inner().reports;
+    assert_eq!(reports, [report.report.unwrap()]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn without_agreement_svc_nothing_is_sold_but_everything_can_be_read() {
     for backend in Backend::all() {
         let mut cluster = Cluster::on(backend).await;
         world::register_partners(&cluster).await.unwrap();
         let direct = cluster.as_caller(world::sales(DIRECT));
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-        let bought = world::order(&direct, &customer, None, 5).await.unwrap().subscriptions.remove(0);
+        let mut customers = vec![];
+        for name in ["Contoso", "Fabrikam"] {
+            let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
+            let attested = world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+            let bought = world::order(&direct, &customer, None, 5).await.unwrap().subscriptions.remove(0);
+            customers.push((customer, attested.attestation.unwrap().attestation_id, bought));
+        }
+        let [(customer, _, bought), (_, attestation_id, _)] = customers.try_into().unwrap();
+        let withdraw = WithdrawAttestationRequest {
+            request_id: world::request_id(),
+            attestation_id,
+            reason: WithdrawalReason::NoLongerAccepts.into(),
+        };
+        let withdrawn = direct.attestations().withdraw_attestation(withdraw).await.unwrap().into_inner();
+        let report = GetWithdrawalReportRequest { revision: withdrawn.revision, ..Default::default() };
+        let applying = async {
+            let mut client = direct.withdrawals();
+            while !client.get_withdrawal_report(report.clone()).await.unwrap().into_inner().applied {}
+        };
+        tokio::time::timeout(LONG, applying).await.unwrap();
         let change = |quantity| ChangeSeatsRequest {
             request_id: world::request_id(),
             subscription_id: bought.subscription_id.clone(),
@@ -532,14 +668,17 @@ async fn without_agreement_svc_nothing_is_sold_but_everything_can_be_read() {
         assert_unknown(&refused, "seats");
         // The same count never needed the gate.
         direct.subscriptions().change_seats(change(5)).await.unwrap();
-        direct.offers().list_offers(ListOffersRequest::default()).await.unwrap();
-        assert_eq!(orders_of(&direct).await, 1);
+        assert_readable(&direct, &bought, withdrawn.revision).await;
+        assert_eq!(orders_of(&direct).await, 2);
+        // Also when it starts alone.
+        cluster.restart_orders().await.unwrap();
+        assert_readable(&direct, &bought, withdrawn.revision).await;
         chassis::server::check_health(&format!("http://{}", cluster.orders_address())).await.unwrap();
 
         cluster.restart_agreements().await.unwrap();
         direct.subscriptions().change_seats(change(8)).await.unwrap();
         world::order(&direct, &customer, None, 5).await.unwrap();
-        assert_eq!(orders_of(&direct).await, 2);
+        assert_eq!(orders_of(&direct).await, 3);
     }
 }
 

@@ -15,6 +15,7 @@ mod histories;
 mod history;
 mod import;
 mod kill;
+mod line;
 mod mail;
 mod order_model;
 mod orders;

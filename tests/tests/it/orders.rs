@@ -446,6 +446,33 @@ async fn a_repeated_order_gets_its_first_answer_and_attests_nothing_anew() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_refused_order_that_is_sent_again_does_not_attest_again_what_was_withdrawn_meanwhile() {
+    for backend in Backend::all() {
+        let (cluster, direct) = world_on(backend).await;
+        let customer = buyer(&cluster, "Contoso").await;
+        let order = CreateOrderRequest { lines: vec![line(RIGHTS_MANAGEMENT, 1)], ..prompted(&customer) };
+        let refused = place(&direct, order.clone()).await.unwrap_err();
+        assert_eq!(bad_fields_of(&refused), ["lines[0].offer_id"]);
+        let [attestation] = attestations(&direct, &customer).await.try_into().unwrap();
+        let withdrawal = WithdrawAttestationRequest {
+            request_id: world::request_id(),
+            attestation_id: attestation.attestation_id.clone(),
+            reason: WithdrawalReason::NoLongerAccepts.into(),
+        };
+        direct.attestations().withdraw_attestation(withdrawal).await.unwrap();
+
+        // It was refused, so no answer is kept for it; the attestation's own request id tells that it was made.
+        let before = head(&cluster).await;
+        let refused = place(&direct, order).await.unwrap_err();
+        assert_eq!(bad_fields_of(&refused), ["lines[0].offer_id"]);
+        let [withdrawn] = attestations(&direct, &customer).await.try_into().unwrap();
+        assert_eq!(withdrawn.attestation_id, attestation.attestation_id);
+        assert_eq!(withdrawn.state(), AttestationState::Withdrawn);
+        assert_eq!((bought(&direct).await, head(&cluster).await), ((0, 0), before));
+    }
+}
+
 /// What does not depend on when and under which ids it was answered.
 fn essence(answer: Result<CreateOrderResponse, Status>) -> Result<CreateOrderResponse, (Code, String)> {
     let mut response = answer.map_err(|status| (status.code(), status.message().to_owned()))?;

@@ -29,6 +29,7 @@ pub(crate) struct Relay {
     to: Arc<Mutex<Option<Channel>>>,
     hold: Arc<Mutex<Option<Hold>>>,
     is_history_held: watch::Sender<bool>,
+    histories: watch::Sender<usize>,
 }
 
 /// Tells that there is an answer, and waits until it may be passed on.
@@ -42,8 +43,9 @@ impl Relay {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (is_history_held, held) = watch::channel(false);
-        let relay = Self { address, to: Arc::default(), hold: Arc::default(), is_history_held };
-        let history = History { to: relay.to.clone(), held };
+        let (to, hold, histories) = (Arc::default(), Arc::default(), watch::Sender::new(0));
+        let relay = Self { address, to, hold, is_history_held, histories };
+        let history = History { to: relay.to.clone(), held, asked: relay.histories.clone() };
         let server = Server::builder()
             .add_service(relay.pass::<EligibilityServiceServer<()>>())
             .add_service(relay.pass::<AttestationServiceServer<()>>())
@@ -75,6 +77,11 @@ impl Relay {
     /// Holds back what happens from now on, or lets it go.
     pub(crate) fn hold_history(&self, hold: bool) {
         self.is_history_held.send_replace(hold);
+    }
+
+    /// How often the history has been asked for.
+    pub(crate) fn histories(&self) -> watch::Receiver<usize> {
+        self.histories.subscribe()
     }
 
     fn pass<S: NamedService>(&self) -> Pass<S> {
@@ -127,6 +134,7 @@ impl<S> Service<http::Request<Body>> for Pass<S> {
 struct History {
     to: Arc<Mutex<Option<Channel>>>,
     held: watch::Receiver<bool>,
+    asked: watch::Sender<usize>,
 }
 
 #[tonic::async_trait]
@@ -144,6 +152,7 @@ impl EventService for History {
         &self,
         request: Request<WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        self.asked.send_modify(|asked| *asked += 1);
         let to = self.to.lock().unwrap().clone().ok_or_else(away)?;
         let stream = EventServiceClient::new(to).watch_events(request).await?.into_inner();
         let held = self.held.clone();

@@ -22,6 +22,8 @@ use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
 use tonic::{Code, Status};
 use uuid::Uuid;
 
+use crate::relay::Relay;
+
 /// Far longer than anything here takes.
 const LONG: Duration = Duration::from_secs(30);
 
@@ -244,6 +246,15 @@ async fn a_withdrawn_signature_leaves_those_who_attested_alone() {
     }
 }
 
+/// What takes order-svc back to before a withdrawal, the only one since, except what was cancelled.
+fn forget_from(revision: i64) -> String {
+    format!(
+        "UPDATE follower SET revision = {}; DELETE FROM withdrawal_effect; \
+         DELETE FROM withdrawal_partner; DELETE FROM withdrawal; DELETE FROM fence",
+        revision - 1
+    )
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_rests_on_a_newer_answer_stays_however_late_a_withdrawal_is_applied() {
     use WithdrawalOutcome::NewerAnswer;
@@ -259,19 +270,88 @@ async fn what_rests_on_a_newer_answer_stays_however_late_a_withdrawal_is_applied
         let after = buy(&direct, &customer, None).await;
 
         // As if the withdrawal had not been applied yet: it is applied once more, to what there is now.
-        let forget = format!(
-            "UPDATE follower SET revision = {}; DELETE FROM withdrawal_effect; \
-             DELETE FROM withdrawal_partner; DELETE FROM withdrawal; DELETE FROM fence",
-            revision - 1
-        );
         cluster.stop_orders();
-        cluster.orders_sql(&forget).unwrap();
+        cluster.orders_sql(&format!("BEGIN; {}; COMMIT", forget_from(revision))).unwrap();
         cluster.restart_orders().await.unwrap();
         let again = applied(&direct, revision).await;
         assert_eq!(told(&again), ((0, 1), outcomes(&[(&after, NewerAnswer)])));
         assert_eq!(read(&direct, &after).await, after);
         assert_cancelled(&direct, &before, revision).await;
         world::order(&direct, &customer, None, 1).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_database_that_is_restored_under_order_svc_is_told_again_what_it_forgot() {
+    for backend in Backend::all() {
+        let cluster = cluster_on(backend).await;
+        let direct = cluster.as_caller(world::sales(DIRECT));
+        for (name, is_quiet) in [("Contoso", false), ("Fourth Coffee", true)] {
+            let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
+            let attestation = attest(&direct, &customer).await;
+            let bought = buy(&direct, &customer, None).await;
+            let revision = withdraw(&direct, &attestation).await;
+            applied(&direct, revision).await;
+
+            let restore = format!(
+                "BEGIN; {}; DELETE FROM subscription_change WHERE event_revision = {revision}; \
+                 UPDATE subscription SET state = 'ACTIVE', due_at = term_end, version = version - 1 \
+                 WHERE id = '{}'; COMMIT",
+                forget_from(revision),
+                bought.subscription_id
+            );
+            cluster.orders_sql(&restore).unwrap();
+            // The next event must not pass over what came before it, and none has to come.
+            if !is_quiet {
+                world::create_customer(&direct, "Fabrikam", "FR", None).await.unwrap();
+            }
+            let again = applied(&direct, revision).await;
+            assert_eq!(told(&again), ((1, 0), outcomes(&[(&bought, WithdrawalOutcome::Cancelled)])));
+            assert_cancelled(&direct, &bought, revision).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_database_that_is_ahead_of_the_history_is_told_nothing_and_order_svc_goes_on() {
+    for backend in Backend::all() {
+        let relay = Relay::start().await;
+        let agreements_at = Some(format!("http://{}", relay.address));
+        let setup = Setup { backend, agreements_at, ..Setup::default() };
+        let mut cluster = Cluster::start(setup).await.unwrap();
+        cluster.restart_agreements().await.unwrap();
+        relay.pass_to(cluster.agreements_address());
+        world::register_partners(&cluster).await.unwrap();
+        let direct = cluster.as_caller(world::sales(DIRECT));
+        let covered = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+        let uncovered = world::create_customer(&direct, "Fabrikam", "FR", None).await.unwrap();
+        attest(&direct, &covered).await;
+        let attestation = attest(&direct, &uncovered).await;
+        let bought = buy(&direct, &uncovered, None).await;
+
+        // As after a restore of agreement-svc's database.
+        cluster.stop_orders();
+        cluster.orders_sql("UPDATE follower SET revision = revision + 1000000").unwrap();
+        cluster.restart_orders().await.unwrap();
+        let revision = withdraw(&direct, &attestation).await;
+        // Whoever has asked twice since was refused once.
+        let mut histories = relay.histories();
+        let twice = *histories.borrow() + 2;
+        let asking = histories.wait_for(|histories| *histories >= twice);
+        tokio::time::timeout(LONG, asking).await.unwrap().unwrap();
+        assert_eq!(metric(&cluster, "order_svc_history_behind_seconds").await, f64::INFINITY);
+        assert_eq!(read(&direct, &bought).await, bought);
+        buy(&direct, &covered, None).await;
+        let refused = world::order(&direct, &uncovered, None, 5).await.unwrap_err();
+        assert_eq!(reason_of(&refused), "AGREEMENT_REQUIRED");
+
+        // Once the row is right it is found so without a restart.
+        cluster.orders_sql("UPDATE follower SET revision = revision - 1000000").unwrap();
+        assert_eq!(told(&applied(&direct, revision).await).0, (1, 0));
+        assert_cancelled(&direct, &bought, revision).await;
+        let catching_up =
+            async { while !metric(&cluster, "order_svc_history_behind_seconds").await.is_finite() {} };
+        tokio::time::timeout(LONG, catching_up).await.unwrap();
     }
 }
 
