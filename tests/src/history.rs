@@ -12,6 +12,7 @@ pub(crate) struct History {
     head: i64,
     customers: HashMap<String, Customer>,
     withdrawals: Vec<Withdrawal>,
+    partings: Vec<Parting>,
 }
 
 /// A withdrawal and the partners that it left without any acceptance.
@@ -21,6 +22,17 @@ pub(crate) struct Withdrawal {
     pub customer_id: String,
     pub acceptance_id: String,
     pub uncovered: BTreeSet<String>,
+}
+
+/// The end of a relationship.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Parting {
+    pub revision: i64,
+    pub customer_id: String,
+    pub partner_id: String,
+    pub reseller_id: String,
+    /// The partner has another relationship with the customer.
+    pub others_remain: bool,
 }
 
 #[derive(Debug, Default)]
@@ -88,11 +100,14 @@ impl Customer {
         Ok(())
     }
 
+    fn works_with(&self, partner_id: &str, revision: i64) -> bool {
+        let related = |known: &Relationship| known.partner_id == partner_id && known.span.holds_at(revision);
+        self.relationships.iter().any(related)
+    }
+
     /// The acceptances on which the partner may buy at a revision.
     fn evidence_at(&self, partner_id: &str, revision: i64) -> BTreeSet<&str> {
-        let works_with =
-            |known: &Relationship| known.partner_id == partner_id && known.span.holds_at(revision);
-        if !self.relationships.iter().any(works_with) {
+        if !self.works_with(partner_id, revision) {
             return BTreeSet::new();
         }
         let counts = |known: &&Acceptance| {
@@ -122,6 +137,11 @@ impl History {
     /// All withdrawals, oldest first.
     pub(crate) fn withdrawals(&self) -> &[Withdrawal] {
         &self.withdrawals
+    }
+
+    /// All ends of relationships, oldest first.
+    pub(crate) fn partings(&self) -> &[Parting] {
+        &self.partings
     }
 
     /// The acceptances on which a partner may buy for a customer at a revision: none where it is not
@@ -165,6 +185,15 @@ impl History {
                         && known.span.holds_at(revision)
                 });
                 known.ok_or("a relationship ends that does not exist")?.span.until = revision;
+                let others_remain = customer.works_with(&partner_id, revision);
+                if others_remain != ended.others_remain {
+                    return Err(format!(
+                        "at {revision} others remain: {others_remain}, and it says otherwise"
+                    ));
+                }
+                let reseller_id = ended.reseller_id;
+                let customer_id = customer_id.clone();
+                self.partings.push(Parting { revision, customer_id, partner_id, reseller_id, others_remain });
                 None
             }
             Change::Attested(it) => {
@@ -266,6 +295,8 @@ mod tests {
         assert_eq!(at("c", 6), Vec::<&str>::new());
         let [withdrawal] = history.withdrawals() else { panic!("one withdrawal") };
         assert_eq!((withdrawal.revision, withdrawal.acceptance_id.as_str()), (7, "signature"));
+        let [parting] = history.partings() else { panic!("one parting") };
+        assert_eq!((parting.revision, parting.partner_id.as_str(), parting.others_remain), (8, "a", false));
         let changed: Vec<i64> =
             (0..10).filter(|revision| history.changed_at("customer", *revision)).collect();
         assert_eq!(changed, [2, 3, 4, 5, 6, 7, 8]);
@@ -281,5 +312,8 @@ mod tests {
         assert!(history.apply(event(9, "b", attested("third", "unknown"))).is_err());
         let mut history = story(&["b"]).unwrap();
         assert!(history.apply(event(9, "", signature_withdrawn("signature", &[]))).is_err());
+        let mut history = story(&["b"]).unwrap();
+        let ended = RelationshipEnded { others_remain: true, ..RelationshipEnded::default() };
+        assert!(history.apply(event(9, "b", Change::RelationshipEnded(ended))).is_err());
     }
 }

@@ -75,6 +75,8 @@ impl Processes {
 pub struct Process {
     name: &'static str,
     port: u16,
+    /// Keeps the port until the first start, so that nobody else draws it.
+    reserved: Option<TcpListener>,
     database: Url,
     arguments: Vec<OsString>,
     log: PathBuf,
@@ -107,7 +109,7 @@ impl Process {
         settings: impl IntoIterator<Item = (&'static str, OsString)>,
         folder: &Path,
     ) -> Result<Self, String> {
-        let port = free_port()?;
+        let (port, reserved) = reserve_port()?;
         let listen = format!("127.0.0.1:{port}");
         let url = url(&database);
         let mut arguments: Vec<OsString> =
@@ -115,7 +117,8 @@ impl Process {
                 .map(OsString::from)
                 .to_vec();
         arguments.extend(settings.into_iter().flat_map(|(name, value)| [name.into(), value]));
-        Ok(Self { name, port, database, arguments, log: folder.join(format!("{name}.log")), running: None })
+        let log = folder.join(format!("{name}.log"));
+        Ok(Self { name, port, reserved: Some(reserved), database, arguments, log, running: None })
     }
 
     #[must_use]
@@ -144,6 +147,7 @@ impl Process {
         let log = File::options().create(true).append(true).open(&self.log).map_err(|e| e.to_string())?;
         let mut command = Command::new(binary(self.name)?);
         command.args(&self.arguments).stdin(Stdio::null()).stderr(log);
+        self.reserved = None;
         self.running = Some(command.spawn().map_err(|error| format!("{}: {error}", self.name))?);
         let began = Instant::now();
         while let Err(why) = chassis::server::check_health(&self.address()).await {
@@ -201,12 +205,11 @@ fn url(database: &Url) -> String {
     }
 }
 
-fn free_port() -> Result<u16, String> {
+fn reserve_port() -> Result<(u16, TcpListener), String> {
     let mut random = rand::rng();
-    let tries = (0..100).map(|_| random.random_range(PORTS));
+    let mut tries = (0..100).map(|_| random.random_range(PORTS));
     tries
-        .into_iter()
-        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .find_map(|port| Some((port, TcpListener::bind(("127.0.0.1", port)).ok()?)))
         .ok_or_else(|| format!("no port of {PORTS:?} is free"))
 }
 

@@ -1,4 +1,5 @@
-//! `cargo kill-soak`: both services, the real binaries, killed fifty times on each database.
+//! `cargo kill-soak`: fifty rounds on each database, in each of which one service or both, the real
+//! binaries, are killed under load.
 
 use std::error::Error;
 
@@ -10,7 +11,7 @@ use tests::processes::build_binaries;
 #[derive(Parser)]
 #[command(about = "Kills both services under load, and compares what is stored with what was answered.")]
 struct Options {
-    /// How often to kill, on each database.
+    /// Rounds on each database; in each of them something is killed once or twice.
     #[arg(long, default_value_t = 50)]
     rounds: usize,
     /// Makes the same choices again; when exactly a process dies is not among them.
@@ -25,7 +26,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     build_binaries()?;
     for backend in Backend::all() {
         let seed = seed.unwrap_or_else(rand::random);
-        let done = run(Plan { backend, rounds, seed, until_mails_are_sent: true }).await?;
+        let done = run(Plan { backend, rounds, seed, until_all_is_sent: true }).await?;
         println!("{backend:?}: {done}; seed {seed}");
     }
     Ok(())

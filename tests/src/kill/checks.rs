@@ -9,10 +9,13 @@ use std::time::Instant;
 use chassis::clock::Time;
 use chassis::database::Connection;
 use chrono::TimeDelta;
+use prost::Message;
+use proto::agreement::CreateAttestationResponse;
+use tonic::Code;
 
-use super::load::{Asked, CALLS, Call, Done};
-use super::rows::{self, Acceptance, Answered, Change, Gated, Report, Subscription};
-use crate::history::History;
+use super::load::{Asked, CALLS, Call, Done, brought_by};
+use super::rows::{self, Acceptance, Answered, Change, Customer, Gated, Purchase, Report, Subscription};
+use crate::history::{History, Parting};
 
 /// How old an answer of the gate may be when something is stored on it.
 const ANSWER_AGE_MAX: TimeDelta = TimeDelta::seconds(5);
@@ -24,9 +27,9 @@ pub(super) struct Orders {
     changes: Vec<Change>,
     subscriptions: Vec<Subscription>,
     answered: Vec<Answered>,
-    orders: Vec<String>,
     reports: Vec<Report>,
     uncovered: BTreeMap<i64, Vec<String>>,
+    purchases: Vec<Purchase>,
 }
 
 impl Orders {
@@ -37,22 +40,36 @@ impl Orders {
             changes: rows::changes(orders)?,
             subscriptions: rows::subscriptions(orders)?,
             answered: rows::answered(orders)?,
-            orders: rows::ids(orders, "orders")?,
             reports: rows::reports(orders)?,
             uncovered: rows::uncovered(orders)?,
+            purchases: rows::purchases(orders)?,
         })
     }
 
-    /// The subscriptions that withdrawals have ended.
-    pub(super) fn cancelled(&self) -> usize {
-        self.changes.iter().filter(|change| change.reason == "AGREEMENT_WITHDRAWN").count()
+    /// All orders.
+    fn placed(&self) -> impl Iterator<Item = &Gated> {
+        self.gated.iter().filter(|made| made.kind == "ORDER")
+    }
+
+    /// Changes of subscriptions that were made for a reason.
+    pub(super) fn changed_because(&self, reason: &str) -> usize {
+        self.changes.iter().filter(|change| change.reason == reason).count()
+    }
+
+    /// The first purchases that are still to be reported.
+    pub(super) fn unreported(&self) -> usize {
+        self.purchases.len() - self.reported()
+    }
+
+    pub(super) fn reported(&self) -> usize {
+        self.purchases.iter().filter(|known| known.is_reported).count()
     }
 }
 
 /// All that agreement-svc has stored besides its history, in one snapshot.
 pub(super) struct Agreements {
     acceptances: Vec<Acceptance>,
-    customers: Vec<String>,
+    customers: Vec<Customer>,
     answered: Vec<Answered>,
 }
 
@@ -60,7 +77,7 @@ impl Agreements {
     pub(super) fn read(agreements: &mut Connection) -> Result<Self, String> {
         Ok(Self {
             acceptances: rows::acceptances(agreements)?,
-            customers: rows::ids(agreements, "customer")?,
+            customers: rows::customers(agreements)?,
             answered: rows::answered(agreements)?,
         })
     }
@@ -68,6 +85,11 @@ impl Agreements {
     /// The announcements that are still to be sent.
     pub(super) fn queued(&self) -> usize {
         self.acceptances.iter().filter(|known| known.notification.as_deref() == Some("QUEUED")).count()
+    }
+
+    /// The attestations that orders have brought along.
+    pub(super) fn brought(&self) -> usize {
+        self.acceptances.iter().filter(|known| brought_by(&known.email).is_some()).count()
     }
 }
 
@@ -80,11 +102,14 @@ pub(super) fn check(
     mails: &Path,
 ) -> Result<(), String> {
     gate_was_asked(&orders.gated, history)?;
-    nothing_older_than_a_told_withdrawal(asked, history)?;
-    one_answer_each(asked, agreements.answered.iter().chain(&orders.answered))?;
-    one_effect_each(asked, agreements, orders)?;
+    nothing_older_than_told(asked, history)?;
+    let brought = brought_once(asked, &agreements.acceptances)?;
+    one_answer_each(asked, &brought, agreements.answered.iter().chain(&orders.answered))?;
+    one_effect_each(asked, &brought, agreements, orders, history)?;
     changes_add_up(&orders.changes, &orders.subscriptions)?;
     withdrawals_were_applied(orders, history)?;
+    partings_were_applied(orders, history)?;
+    first_purchases_were_reported(asked, agreements, orders)?;
     customers_were_told(&agreements.acceptances, mails)
 }
 
@@ -120,9 +145,9 @@ fn check_age(evaluated_at: Time, used_at: Time) -> Result<(), String> {
     Err(format!("the gate's answer was {} ms old", age.num_milliseconds()))
 }
 
-/// I1, as a client sees it: what was asked after somebody was told of a withdrawal does not rest on an
-/// answer from before it.
-fn nothing_older_than_a_told_withdrawal(asked: &[Asked], history: &History) -> Result<(), String> {
+/// I1, as a client sees it: what was asked after somebody was told of a withdrawal, or of the end of a
+/// relationship, does not rest on an answer from before it.
+fn nothing_older_than_told(asked: &[Asked], history: &History) -> Result<(), String> {
     let by_acceptance: HashMap<&str, (&str, i64)> = history
         .withdrawals()
         .iter()
@@ -136,21 +161,68 @@ fn nothing_older_than_a_told_withdrawal(asked: &[Asked], history: &History) -> R
                 known.ok_or_else(|| format!("I4: the withdrawal of {acceptance} is not in the history"))?;
             told.entry(customer).or_default().push((at, *revision));
         }
+        if let Done::EndRelationship(ended) = done {
+            let parting = history.partings().iter().find(|known| known.revision == ended.revision);
+            let parting = parting.ok_or_else(|| format!("I4: {ended:?} is not in the history"))?;
+            told.entry(&parting.customer_id).or_default().push((at, parting.revision));
+        }
     }
     for one in asked {
         let Some((customer, gate)) = one.done().find_map(|(_, done)| done.gated()) else { continue };
         let before = told.get(customer).into_iter().flatten().filter(|(at, _)| *at < one.first_sent);
         let known = before.map(|(_, revision)| *revision).max().unwrap_or_default();
         if gate.revision < known {
-            return Err(format!("I1: allowed on an answer older than withdrawal {known}: {one:?}"));
+            return Err(format!(
+                "I1: allowed on an answer older than {known}, which was told before: {one:?}"
+            ));
         }
     }
     Ok(())
 }
 
+/// ORD-4: each order has at most the one attestation that it brought along, stored as that of whoever ordered. It
+/// is there, and stays, once the order was accepted or refused for anything but that the customer is not
+/// there, and the order rests on nothing older. Answers their ids.
+fn brought_once<'r>(asked: &[Asked], acceptances: &'r [Acceptance]) -> Result<BTreeSet<&'r str>, String> {
+    let mut stored: HashMap<&str, &Acceptance> = HashMap::new();
+    for known in acceptances {
+        let Some(order) = brought_by(&known.email) else { continue };
+        if let Some(first) = stored.insert(order, known) {
+            return Err(format!("I4: two attestations for one order: {first:?} and {known:?}"));
+        }
+    }
+    let brought = stored.values().map(|known| known.id.as_str()).collect();
+    for one in asked {
+        let Some(order) = one.bringing() else { continue };
+        let Some(known) = stored.remove(order.request_id.as_str()) else {
+            if one.told.iter().any(|(_, told)| !matches!(told, Err(Code::NotFound))) {
+                return Err(format!("I7: the attestation is not stored: {one:?}"));
+            }
+            continue;
+        };
+        let by = (one.by.tenant_id.to_string(), one.by.user_id.to_string());
+        if (&known.partner_id, &known.recorded_by, &known.customer_id) != (&by.0, &by.1, &order.customer_id) {
+            return Err(format!("ORD-4: stored as somebody else's: {known:?}: {one:?}"));
+        }
+        let gate = one.done().find_map(|(_, done)| done.gated());
+        if gate.is_some_and(|(_, gate)| gate.revision < known.revision) {
+            return Err(format!("ORD-4: the order rests on an answer older than {known:?}: {one:?}"));
+        }
+    }
+    match stored.into_values().next() {
+        None => Ok(brought),
+        Some(unknown) => Err(format!("I4: no order brought {unknown:?}")),
+    }
+}
+
 /// I4: whoever repeats a request is answered the same, and that is what is stored under its id; a request
-/// that was never answered so has left nothing there.
-fn one_answer_each<'r>(asked: &[Asked], answered: impl Iterator<Item = &'r Answered>) -> Result<(), String> {
+/// that was never answered so has left nothing there. What orders brought along was answered to order-svc,
+/// once.
+fn one_answer_each<'r>(
+    asked: &[Asked],
+    brought: &BTreeSet<&str>,
+    answered: impl Iterator<Item = &'r Answered>,
+) -> Result<(), String> {
     let answered = answered.filter(|row| CALLS.contains(&row.call.as_str()));
     let mut stored: HashMap<(&str, &str), &Answered> =
         answered.map(|row| ((row.call.as_str(), row.request_id.as_str()), row)).collect();
@@ -174,21 +246,43 @@ fn one_answer_each<'r>(asked: &[Asked], answered: impl Iterator<Item = &'r Answe
             }
         }
     }
+    let mut of_orders = brought.clone();
+    stored.retain(|(call, _), row| {
+        *call != "CreateAttestation" || !is_about_one_of(&mut of_orders, &row.answer)
+    });
+    if let Some(unanswered) = of_orders.first() {
+        return Err(format!("I4: stored, and no answer with it: attestation {unanswered}"));
+    }
     match stored.into_keys().next() {
         None => Ok(()),
         Some(unasked) => Err(format!("I4: nobody asked for {unasked:?}")),
     }
 }
 
+/// Whether an answer is about one of the attestations, which is taken out.
+fn is_about_one_of(attestations: &mut BTreeSet<&str>, answer: &[u8]) -> bool {
+    let made = CreateAttestationResponse::decode(answer).unwrap_or_default().attestation;
+    made.is_some_and(|made| attestations.remove(made.attestation_id.as_str()))
+}
+
 /// I4: what is stored is what clients were told, no more and no less, each once for one request id.
-fn one_effect_each(asked: &[Asked], agreements: &Agreements, orders: &Orders) -> Result<(), String> {
+fn one_effect_each(
+    asked: &[Asked],
+    brought: &BTreeSet<&str>,
+    agreements: &Agreements,
+    orders: &Orders,
+    history: &History,
+) -> Result<(), String> {
     let mut told = Told::default();
+    // Orders do not name theirs.
+    told.attestations.extend(brought.iter().map(ToString::to_string));
     for one in asked {
         if let Some((_, done)) = one.done().next() {
             told.note(&one.call, done)?;
         }
     }
-    same("customer", &told.customers, &agreements.customers)?;
+    same("customer", &told.customers, agreements.customers.iter().map(|known| &known.id))?;
+    same("end of a relationship", &told.partings, history.partings().iter().map(|known| &known.revision))?;
     let of_kind = |kind: &'static str| {
         agreements.acceptances.iter().filter(move |known| known.kind == kind).map(|known| &known.id)
     };
@@ -196,7 +290,7 @@ fn one_effect_each(asked: &[Asked], agreements: &Agreements, orders: &Orders) ->
     same("signature", &told.signatures, of_kind("SIGNATURE"))?;
     let withdrawn = agreements.acceptances.iter().filter(|known| known.is_withdrawn).map(|known| &known.id);
     same("withdrawal", &told.withdrawn, withdrawn)?;
-    same("order", &told.orders, &orders.orders)?;
+    same("order", &told.orders, orders.placed().map(|order| &order.id))?;
     same("subscription", &told.subscriptions, orders.subscriptions.iter().map(|known| &known.id))?;
     let requested = orders.changes.iter().filter(|row| row.reason == "REQUESTED" && row.kind != "CREATED");
     let stored: BTreeSet<_> =
@@ -211,6 +305,8 @@ struct Told {
     attestations: BTreeSet<String>,
     signatures: BTreeSet<String>,
     withdrawn: BTreeSet<String>,
+    /// The revisions of the ends of relationships.
+    partings: BTreeSet<i64>,
     orders: BTreeSet<String>,
     subscriptions: BTreeSet<String>,
     /// Subscription, number of the change, and quantity after it.
@@ -228,6 +324,7 @@ impl Told {
                 let attested = created.attestation.clone();
                 attested.map_or(Ok(()), |it| twice(self.attestations.insert(it.attestation_id)))
             }
+            Done::EndRelationship(ended) => twice(self.partings.insert(ended.revision)),
             Done::CreateAttestation(created) => {
                 let attestation = created.attestation.clone().unwrap_or_default();
                 twice(self.attestations.insert(attestation.attestation_id))
@@ -286,20 +383,29 @@ fn same<'r, T: Ord + Debug + 'r>(
     }
 }
 
-/// Every subscription is what its changes made of it, one after the other.
+/// Every subscription is what its changes made of it, one after the other, and rests on the last answer
+/// that one of them needed. No event changed it that is older than the answer it rested on then.
 fn changes_add_up(changes: &[Change], subscriptions: &[Subscription]) -> Result<(), String> {
-    let mut last: HashMap<&str, (i32, i64)> = HashMap::new();
+    let mut last: HashMap<&str, (i32, i64, i64)> = HashMap::new();
     for change in changes {
-        let (number, quantity) = last.entry(&change.subscription_id).or_default();
+        let (number, quantity, answer) = last.entry(&change.subscription_id).or_default();
         if change.number != *number + 1 {
             return Err(format!("change {number} is followed by {change:?}"));
         }
+        if change.event_revision != 0 && change.event_revision <= *answer {
+            return Err(format!("I2, CUS-3: it rested on the newer answer {answer}: {change:?}"));
+        }
         (*number, *quantity) = (change.number, change.quantity_after);
+        if change.gate_revision != 0 {
+            *answer = change.gate_revision;
+        }
     }
     for known in subscriptions {
-        let (number, quantity) = last.get(known.id.as_str()).copied().unwrap_or_default();
-        if (i64::from(number), quantity) != (known.version, known.quantity) {
-            return Err(format!("its {number} changes led to {quantity} seats: {known:?}"));
+        let (number, quantity, answer) = last.get(known.id.as_str()).copied().unwrap_or_default();
+        if (i64::from(number), quantity, answer) != (known.version, known.quantity, known.answer_revision) {
+            return Err(format!(
+                "its {number} changes led to {quantity} seats on answer {answer}: {known:?}"
+            ));
         }
     }
     Ok(())
@@ -354,6 +460,92 @@ fn withdrawals_were_applied(orders: &Orders, history: &History) -> Result<(), St
         }
     }
     Ok(())
+}
+
+/// CUS-3 and I3: each end of a relationship up to the cursor has had its effect, once, and no other.
+/// Whether it came before the answers that a subscription rested on, the changes tell.
+fn partings_were_applied(orders: &Orders, history: &History) -> Result<(), String> {
+    let concerns = |parting: &Parting, known: &Subscription| {
+        (&known.customer_id, &known.payer_id) == (&parting.customer_id, &parting.partner_id)
+            && (!parting.others_remain || known.reseller_id == parting.reseller_id)
+    };
+    let subscriptions: HashMap<&str, &Subscription> =
+        orders.subscriptions.iter().map(|known| (known.id.as_str(), known)).collect();
+    let mut switched_off = BTreeSet::new();
+    for change in orders.changes.iter().filter(|change| change.reason == "RELATIONSHIP_ENDED") {
+        let parting = history.partings().iter().find(|known| known.revision == change.event_revision);
+        let known = subscriptions.get(change.subscription_id.as_str());
+        let is_concerned = parting.zip(known).is_some_and(|(parting, known)| concerns(parting, known));
+        if change.kind != "AUTO_RENEW_OFF" || change.event_revision > orders.cursor || !is_concerned {
+            return Err(format!("CUS-3: no end of a relationship did this: {change:?}"));
+        }
+        if !switched_off.insert((&change.subscription_id, change.event_revision)) {
+            return Err(format!("I3: done twice: {change:?}"));
+        }
+    }
+    for parting in history.partings().iter().filter(|known| known.revision <= orders.cursor) {
+        let goes_on = |known: &&Subscription| {
+            concerns(parting, known)
+                && known.answer_revision < parting.revision
+                && known.auto_renew
+                && !known.is_final()
+        };
+        if let Some(known) = orders.subscriptions.iter().find(goes_on) {
+            return Err(format!("CUS-3: it renews by itself after {parting:?}: {known:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// DIR-4: every customer with an order has one report, of its first, and agreement-svc knows what was
+/// reported and nothing else.
+fn first_purchases_were_reported(
+    asked: &[Asked],
+    agreements: &Agreements,
+    orders: &Orders,
+) -> Result<(), String> {
+    let placed: HashMap<&str, &Gated> = orders.placed().map(|made| (made.id.as_str(), made)).collect();
+    let mut told: HashMap<&str, (Instant, Instant)> = HashMap::new();
+    for one in asked {
+        if let Some((at, Done::CreateOrder(done))) = one.done().next() {
+            let order = done.order.as_ref().map(|order| order.order_id.as_str()).unwrap_or_default();
+            told.insert(order, (one.first_sent, at));
+        }
+    }
+    let mut first: HashMap<&str, &Purchase> =
+        orders.purchases.iter().map(|known| (known.customer_id.as_str(), known)).collect();
+    for order in placed.values() {
+        let Some(reported) = first.get(order.customer_id.as_str()) else {
+            return Err(format!("a first purchase is not to be reported: {order:?}"));
+        };
+        // Which of two at the same time comes first is the database's choice.
+        let of_reported = told.get(reported.order_id.as_str()).zip(told.get(order.id.as_str()));
+        if of_reported.is_some_and(|((sent, _), (_, told))| told < sent) {
+            return Err(format!("{order:?} came before the reported {reported:?}"));
+        }
+    }
+    for known in &agreements.customers {
+        let reported = first.remove(known.id.as_str());
+        let is_right = match (reported, known.first_purchase_at) {
+            (None, None) => true,
+            (None, Some(_)) => false,
+            // It may be there, and its sender was killed before it knew.
+            (Some(reported), None) => !reported.is_reported,
+            (Some(reported), Some(at)) => at == reported.purchased_at,
+        };
+        if !is_right {
+            return Err(format!("DIR-4: {known:?}, and reported is {reported:?}"));
+        }
+        let order =
+            reported.map(|reported| placed.get(reported.order_id.as_str()).map(|order| order.made_at()));
+        if order.is_some_and(|at| at != reported.map(|reported| reported.purchased_at.and_utc())) {
+            return Err(format!("DIR-4: the order was placed at another time: {reported:?}"));
+        }
+    }
+    match first.into_values().next() {
+        None => Ok(()),
+        Some(unknown) => Err(format!("DIR-4: nobody is that customer: {unknown:?}")),
+    }
 }
 
 /// I6: every attestation has its mail, or it can be seen that it has none yet, or never will; signatures

@@ -11,9 +11,9 @@ use futures_util::stream::{self, StreamExt};
 use prost::Message;
 use proto::agreement::{
     AcceptInvitationRequest, AcceptInvitationResponse, CreateAttestationRequest, CreateAttestationResponse,
-    CreateCustomerRequest, CreateCustomerResponse, InlineAttestation, SignAgreementRequest,
-    SignAgreementResponse, WithdrawAttestationRequest, WithdrawAttestationResponse, WithdrawSignatureRequest,
-    WithdrawSignatureResponse, WithdrawalReason,
+    CreateCustomerRequest, CreateCustomerResponse, EndRelationshipRequest, EndRelationshipResponse,
+    InlineAttestation, Invitation, SignAgreementRequest, SignAgreementResponse, WithdrawAttestationRequest,
+    WithdrawAttestationResponse, WithdrawSignatureRequest, WithdrawSignatureResponse, WithdrawalReason,
 };
 use proto::order::{
     CancelSubscriptionRequest, CancelSubscriptionResponse, ChangeSeatsRequest, ChangeSeatsResponse,
@@ -21,7 +21,7 @@ use proto::order::{
     RenewSubscriptionResponse, ResumeSubscriptionRequest, ResumeSubscriptionResponse, SetAutoRenewRequest,
     SetAutoRenewResponse, Subscription, SuspendSubscriptionRequest, SuspendSubscriptionResponse,
 };
-use proto::types::{Contact, GateEvidence};
+use proto::types::{AcceptanceKind, Contact, GateEvidence};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, IteratorRandom};
@@ -30,7 +30,7 @@ use tonic::{Code, Status};
 use uuid::Uuid;
 
 use crate::clients::{As, Identity, reason_of};
-use crate::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, RESELLER};
+use crate::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, RESELLER, RIGHTS_MANAGEMENT};
 
 /// A request that nobody answers for so long never will be.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
@@ -56,8 +56,11 @@ const VERSION: u32 = 2;
 /// Requests that are repeated at the same time.
 const REPEATED_AT_ONCE: usize = 8;
 
-/// What may be answered to a request that was right when it was made.
-const REFUSALS: [Code; 3] = [Code::FailedPrecondition, Code::AlreadyExists, Code::Aborted];
+/// Customers that may enter their relationship again, for each round. Without an invitation nobody parts.
+const INVITATIONS_PER_ROUND: usize = 4;
+
+/// Of the address in an attestation that an order brings along; before it stands the order's request id.
+const BROUGHT_BY: &str = "@order.example";
 
 /// Calls with their requests, request id included, and what they were answered when it was done.
 macro_rules! calls {
@@ -101,6 +104,7 @@ macro_rules! calls {
 
 calls! {
     CreateCustomer(CreateCustomerRequest) -> CreateCustomerResponse: customers.create_customer;
+    EndRelationship(EndRelationshipRequest) -> EndRelationshipResponse: customers.end_relationship;
     CreateAttestation(CreateAttestationRequest) -> CreateAttestationResponse: attestations.create_attestation;
     WithdrawAttestation(WithdrawAttestationRequest) -> WithdrawAttestationResponse: attestations.withdraw_attestation;
     SignAgreement(SignAgreementRequest) -> SignAgreementResponse: signatures.sign_agreement;
@@ -152,8 +156,9 @@ pub(super) struct Asked {
     pub by: Caller,
     pub call: Call,
     pub first_sent: Instant,
-    /// What was done, with when that was told; `None` where it was refused, which has no effect.
-    pub told: Vec<(Instant, Option<Done>)>,
+    /// What was done, with when that was told; a code where it was refused. A refusal has no effect, but for
+    /// the attestation that an order brought along.
+    pub told: Vec<(Instant, Result<Done, Code>)>,
     /// After how many tries nobody knew what had become of it.
     pub unknown: usize,
 }
@@ -161,7 +166,15 @@ pub(super) struct Asked {
 impl Asked {
     /// The answers that say it was done, with when they came.
     pub(super) fn done(&self) -> impl Iterator<Item = (Instant, &Done)> {
-        self.told.iter().filter_map(|(at, done)| Some((*at, done.as_ref()?)))
+        self.told.iter().filter_map(|(at, done)| Some((*at, done.as_ref().ok()?)))
+    }
+
+    /// The order that was asked for, if it brought an attestation along.
+    pub(super) fn bringing(&self) -> Option<&CreateOrderRequest> {
+        match &self.call {
+            Call::CreateOrder(order) if order.attestation.is_some() => Some(order),
+            _ => None,
+        }
     }
 }
 
@@ -176,6 +189,10 @@ struct Known {
     /// The last signature, by customer.
     signatures: BTreeMap<String, String>,
     subscriptions: Vec<Subscription>,
+    /// Customers with which DIRECT has parted.
+    parted: Vec<String>,
+    /// DIRECT's, for customers that come back.
+    invitations: Vec<Invitation>,
 }
 
 /// The clients of a run.
@@ -204,8 +221,8 @@ impl Load {
         As { identity: Identity::of(caller), ..self.services.clone() }
     }
 
-    /// Registers the partners, and makes customers that have two of them.
-    pub(super) async fn begin(&self) -> Result<(), String> {
+    /// Registers the partners, makes customers that have two of them, and what many rounds need.
+    pub(super) async fn begin(&self, rounds: usize) -> Result<(), String> {
         let failed = |status: Status| status.to_string();
         world::register_partners_as(&self.as_caller(world::operator())).await.map_err(failed)?;
         let provider = self.as_caller(world::sales(PROVIDER));
@@ -220,6 +237,11 @@ impl Load {
             let admin = world::admin(customer_id.parse().map_err(|_| "no id")?);
             let invitation = world::invite(&provider, None, None).await.map_err(failed)?;
             self.ask(admin, Call::AcceptInvitation(world::acceptance(&invitation, None))).await?;
+        }
+        let direct = self.as_caller(world::sales(DIRECT));
+        for _ in 0..rounds * INVITATIONS_PER_ROUND {
+            let invitation = world::invite(&direct, None, None).await.map_err(failed)?;
+            self.known().invitations.push(invitation);
         }
         Ok(())
     }
@@ -244,11 +266,13 @@ impl Load {
         Ok(())
     }
 
-    /// Repeats what was done since that request, each under its id.
+    /// Repeats what was done since that request, each under its id, and what may have been done in part:
+    /// orders that were refused after their attestation was stored.
     pub(super) async fn repeat_since(&self, first: usize) -> Result<(), String> {
         let done: Vec<usize> = {
             let asked = self.asked();
-            (first..asked.len()).filter(|n| asked[*n].done().next().is_some()).collect()
+            let has_effect = |one: &Asked| one.done().next().is_some() || one.bringing().is_some();
+            (first..asked.len()).filter(|n| has_effect(&asked[*n])).collect()
         };
         let repeated = stream::iter(done).map(|n| self.settle(n)).buffer_unordered(REPEATED_AT_ONCE);
         repeated.collect::<Vec<_>>().await.into_iter().try_for_each(|told| told.map(drop))
@@ -278,7 +302,7 @@ impl Load {
             let sent = tokio::time::timeout(TRY_MAX, call.send(&caller)).await;
             let answer = sent.unwrap_or_else(|_| Err(Status::unavailable("no answer in time")));
             let told = match answer {
-                Ok(done) => Some(done),
+                Ok(done) => Ok(done),
                 Err(status) if !is_known(&status) => {
                     self.asked()[n].unknown += 1;
                     if began.elapsed() > ANSWER_MAX {
@@ -287,7 +311,7 @@ impl Load {
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
-                Err(status) if REFUSALS.contains(&status.code()) => None,
+                Err(status) if may_be_refused(&by, &call, status.code()) => Err(status.code()),
                 // A defect, or something that was acknowledged and is gone.
                 Err(status) => return Err(format!("{call:?} is answered {status}")),
             };
@@ -297,10 +321,10 @@ impl Load {
                 asked.told.push((Instant::now(), told.clone()));
                 is_news
             };
-            if let (Some(done), true) = (&told, is_news) {
+            if let (Ok(done), true) = (&told, is_news) {
                 self.known().learn(&call, by.tenant_id, done);
             }
-            return Ok(told);
+            return Ok(told.ok());
         }
     }
 
@@ -319,6 +343,26 @@ impl Load {
 /// nobody listened; `UNAVAILABLE` is what services say when they do not know either.
 fn is_known(status: &Status) -> bool {
     !reason_of(status).is_empty() && status.code() != Code::Unavailable
+}
+
+/// Whether a request that was right when it was made may be refused so.
+fn may_be_refused(by: &Caller, call: &Call, code: Code) -> bool {
+    match code {
+        Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted => true,
+        // Who has parted from a customer does not see it any more.
+        Code::NotFound => by.tenant_id == DIRECT,
+        // That an offer is not sold in the customer's country is found out last.
+        Code::InvalidArgument => {
+            let is_unsold = |order: &CreateOrderRequest| order.lines[0].offer_id == RIGHTS_MANAGEMENT;
+            matches!(call, Call::CreateOrder(order) if is_unsold(order))
+        }
+        _ => false,
+    }
+}
+
+/// The request id of the order that brought an attestation along, by the address in it.
+pub(super) fn brought_by(email: &str) -> Option<&str> {
+    email.strip_suffix(BROUGHT_BY)
 }
 
 impl Call {
@@ -346,11 +390,13 @@ impl Known {
     fn next(&mut self, random: &mut StdRng) -> (Caller, Call) {
         let chosen = match random.random_range(0..100) {
             0..4 => None,
-            4..22 => self.attestation(random),
-            22..32 => self.withdrawal(random),
-            32..38 => self.signature(random),
-            38..42 => self.signature_withdrawal(random),
-            42..66 => self.order(random),
+            4..20 => self.attestation(random),
+            20..29 => self.withdrawal(random),
+            29..34 => self.signature(random),
+            34..38 => self.signature_withdrawal(random),
+            38..43 => self.parting(random),
+            43..47 => self.coming_back(),
+            47..69 => self.order(random),
             _ => self.change(random),
         };
         // Where there is nothing yet to do that with, and no room for a customer, somebody orders.
@@ -427,9 +473,40 @@ impl Known {
         Some((world::admin(customer.parse().ok()?), Call::WithdrawSignature(request)))
     }
 
+    fn parting(&self, random: &mut StdRng) -> Option<(Caller, Call)> {
+        if self.invitations.len() <= self.parted.len() {
+            return None;
+        }
+        let is_direct = |(_, buyers): &(&String, &Vec<_>)| buyers.contains(&(DIRECT, DIRECT));
+        let (customer_id, _) = self.buyers.iter().filter(is_direct).choose(random)?;
+        let request = EndRelationshipRequest {
+            request_id: world::request_id(),
+            customer_id: customer_id.clone(),
+            ..EndRelationshipRequest::default()
+        };
+        Some((world::sales(DIRECT), Call::EndRelationship(request)))
+    }
+
+    fn coming_back(&mut self) -> Option<(Caller, Call)> {
+        let customer = self.parted.pop()?.parse().ok()?;
+        let invitation = self.invitations.pop()?;
+        Some((world::admin(customer), Call::AcceptInvitation(world::acceptance(&invitation, None))))
+    }
+
     fn order(&self, random: &mut StdRng) -> Option<(Caller, Call)> {
         let (customer, buyer, payer) = self.pair(random)?;
-        let request = world::new_order(customer, Some(payer), OFFICE, random.random_range(1..=300));
+        let mut request = world::new_order(customer, Some(payer), OFFICE, random.random_range(1..=300));
+        // Only who pays may attest.
+        if buyer == payer && random.random_bool(0.4) {
+            let email = format!("{}{BROUGHT_BY}", request.request_id);
+            let attestation = world::inline_attestation(Clock::system().now());
+            let contact = Some(Contact { email, ..world::contact() });
+            request.attestation = Some(proto::order::InlineAttestation { contact, ..attestation });
+            // Not sold to any of the customers: refused once the attestation is stored.
+            if random.random_bool(0.3) {
+                request.lines[0].offer_id = RIGHTS_MANAGEMENT.into();
+            }
+        }
         Some((world::sales(buyer), Call::CreateOrder(request)))
     }
 
@@ -477,10 +554,20 @@ impl Known {
                 self.buyers.insert(customer, vec![(by, payer), (payer, payer)]);
             }
             (_, Done::AcceptInvitation(accepted)) => {
-                let Some(signature) = accepted.signature.clone() else { return };
-                let buyers = self.buyers.entry(signature.customer_id.clone()).or_default();
-                buyers.push((PROVIDER, PROVIDER));
-                self.signatures.insert(signature.customer_id, signature.signature_id);
+                let entered = accepted.invitation.clone().unwrap_or_default();
+                let partner = entered.partner_id.parse().unwrap_or_default();
+                self.buyers.entry(entered.customer_id).or_default().push((partner, partner));
+                if let Some(signature) = accepted.signature.clone() {
+                    self.signatures.insert(signature.customer_id, signature.signature_id);
+                }
+            }
+            (Call::EndRelationship(ended), _) => {
+                let Some(buyers) = self.buyers.get_mut(&ended.customer_id) else { return };
+                buyers.retain(|(_, payer)| *payer != by);
+                if buyers.is_empty() {
+                    self.buyers.remove(&ended.customer_id);
+                }
+                self.parted.push(ended.customer_id.clone());
             }
             (_, Done::CreateAttestation(created)) => {
                 let made = created.attestation.clone().unwrap_or_default();
@@ -492,6 +579,12 @@ impl Known {
                 self.signatures.insert(signature.customer_id, signature.signature_id);
             }
             (_, Done::CreateOrder(placed)) => {
+                let order = placed.order.clone().unwrap_or_default();
+                let evidence = order.gate.and_then(|gate| gate.evidence).unwrap_or_default();
+                if evidence.kind() == AcceptanceKind::Attestation {
+                    let payer = order.payer_id.parse().unwrap_or_default();
+                    self.attestations.insert((order.customer_id, payer), evidence.acceptance_id);
+                }
                 self.subscriptions.extend(placed.subscriptions.iter().cloned());
                 if self.subscriptions.len() > SUBSCRIPTIONS_MAX {
                     self.subscriptions.remove(0);

@@ -35,9 +35,10 @@ pub struct Plan {
     pub backend: Backend,
     pub rounds: usize,
     pub seed: u64,
-    /// Whether to wait until the last mail is written. Otherwise it suffices that those missing can be
-    /// seen to be queued: one that was claimed by a process that was killed takes a minute.
-    pub until_mails_are_sent: bool,
+    /// Whether to wait until the last mail is written and the last first purchase reported. Otherwise it
+    /// suffices that those missing can be seen to be queued: one that was claimed by a process that was
+    /// killed takes a minute.
+    pub until_all_is_sent: bool,
 }
 
 /// What was done.
@@ -50,8 +51,16 @@ pub struct Summary {
     /// Calls that were sent again since nobody knew what had become of them.
     pub retried: usize,
     pub orders: usize,
+    /// Attestations that orders brought along, of those accepted and of those refused afterwards.
+    pub brought: usize,
     pub withdrawals: usize,
     pub subscriptions_cancelled: usize,
+    /// Relationships that ended.
+    pub partings: usize,
+    /// Subscriptions that stopped renewing because of that.
+    pub running_out: usize,
+    /// Customers whose first purchase was reported.
+    pub reported: usize,
     /// How often everything was checked.
     pub checks: usize,
 }
@@ -61,15 +70,21 @@ impl fmt::Display for Summary {
         write!(
             f,
             "{} rounds; agreement-svc killed {} times, order-svc {}; {} calls, {} of them retried; {} orders, \
-             {} withdrawals, {} subscriptions cancelled by them; everything checked {} times",
+             {} attestations brought by orders; {} withdrawals, {} subscriptions cancelled by them; {} \
+             relationships ended, {} subscriptions running out by that; {} first purchases reported; everything \
+             checked {} times",
             self.rounds,
             self.agreements_killed,
             self.orders_killed,
             self.calls,
             self.retried,
             self.orders,
+            self.brought,
             self.withdrawals,
             self.subscriptions_cancelled,
+            self.partings,
+            self.running_out,
+            self.reported,
             self.checks
         )
     }
@@ -111,7 +126,7 @@ struct Soak {
 impl Soak {
     async fn run(&mut self, plan: Plan) -> Result<(), String> {
         self.processes.start().await?;
-        self.load.begin().await?;
+        self.load.begin(plan.rounds).await?;
         for _ in 0..plan.rounds {
             self.round().await?;
             self.check().await?;
@@ -156,7 +171,10 @@ impl Soak {
         let agreements = Agreements::read(&mut rows::snapshot(self.processes.agreements.database())?)?;
         verify(self.processes.agreements.database(), &self.heads)?;
         check(&agreements, &orders, &self.history, &self.load.asked(), &self.processes.mail_folder())?;
-        self.summary.subscriptions_cancelled = orders.cancelled();
+        self.summary.subscriptions_cancelled = orders.changed_because("AGREEMENT_WITHDRAWN");
+        self.summary.running_out = orders.changed_because("RELATIONSHIP_ENDED");
+        self.summary.reported = orders.reported();
+        self.summary.brought = agreements.brought();
         self.summary.checks += 1;
         Ok(())
     }
@@ -184,15 +202,17 @@ impl Soak {
         let began = Instant::now();
         loop {
             let agreements = Agreements::read(&mut rows::snapshot(self.processes.agreements.database())?)?;
-            let queued = if plan.until_mails_are_sent { agreements.queued() } else { 0 };
             let (head, _) = rows::head(&mut rows::snapshot(self.processes.agreements.database())?)?;
-            let cursor = rows::cursor(&mut rows::snapshot(self.processes.orders.database())?)?;
-            if queued == 0 && cursor == head {
+            let orders = Orders::read(&mut rows::snapshot(self.processes.orders.database())?)?;
+            let (mails, cursor, purchases) = (agreements.queued(), orders.cursor, orders.unreported());
+            let is_all_sent = (mails, purchases) == (0, 0);
+            if cursor == head && (is_all_sent || !plan.until_all_is_sent) {
                 return Ok(());
             }
             if began.elapsed() > SETTLE_MAX {
                 return Err(format!(
-                    "I3, I6: {queued} mails are queued, and {cursor} of {head} events applied"
+                    "I3, I6: {cursor} of {head} events are applied, {mails} mails queued, {purchases} first \
+                     purchases not reported"
                 ));
             }
             sleep(Duration::from_millis(50)).await;
@@ -207,6 +227,7 @@ impl Soak {
         let orders = asked.iter().filter(|one| one.done().any(|(_, done)| is_order(done)));
         self.summary.orders = orders.count();
         self.summary.withdrawals = self.history.withdrawals().len();
+        self.summary.partings = self.history.partings().len();
     }
 }
 

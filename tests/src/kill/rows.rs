@@ -94,13 +94,16 @@ pub(super) struct Change {
     pub reason: String,
     #[diesel(sql_type = BigInt)]
     pub event_revision: i64,
+    /// Of the answer it rests on; 0 where the gate was not asked.
+    #[diesel(sql_type = BigInt)]
+    pub gate_revision: i64,
 }
 
 /// All changes, in the order in which they happened to each subscription.
 pub(super) fn changes(orders: &mut Connection) -> Result<Vec<Change>, String> {
     load!(
         orders,
-        "SELECT subscription_id, number, kind, quantity_after, reason, event_revision
+        "SELECT subscription_id, number, kind, quantity_after, reason, event_revision, gate_revision
         FROM subscription_change ORDER BY subscription_id, number"
     )
 }
@@ -114,7 +117,11 @@ pub(super) struct Subscription {
     #[diesel(sql_type = Text)]
     pub payer_id: String,
     #[diesel(sql_type = Text)]
+    pub reseller_id: String,
+    #[diesel(sql_type = Text)]
     pub state: String,
+    #[diesel(sql_type = Bool)]
+    pub auto_renew: bool,
     #[diesel(sql_type = BigInt)]
     pub quantity: i64,
     #[diesel(sql_type = BigInt)]
@@ -132,7 +139,8 @@ impl Subscription {
 pub(super) fn subscriptions(orders: &mut Connection) -> Result<Vec<Subscription>, String> {
     load!(
         orders,
-        "SELECT id, customer_id, payer_id, state, quantity, answer_revision, version FROM subscription"
+        "SELECT id, customer_id, payer_id, reseller_id, state, auto_renew, quantity, answer_revision, version
+        FROM subscription"
     )
 }
 
@@ -160,16 +168,37 @@ pub(super) fn answered(service: &mut Connection) -> Result<Vec<Answered>, String
     load!(service, "SELECT call, request_id, answer, answered_at FROM request")
 }
 
-#[derive(QueryableByName)]
-struct Id {
+/// A customer, and what agreement-svc knows of its first purchase.
+#[derive(Debug, QueryableByName)]
+pub(super) struct Customer {
     #[diesel(sql_type = Text)]
-    id: String,
+    pub id: String,
+    #[diesel(sql_type = Nullable<Timestamp>)]
+    pub first_purchase_at: Option<NaiveDateTime>,
 }
 
-/// The ids of a table's rows.
-pub(super) fn ids(service: &mut Connection, table: &str) -> Result<Vec<String>, String> {
-    let rows: Vec<Id> = load!(service, format!("SELECT id FROM {table}"))?;
-    Ok(rows.into_iter().map(|row| row.id).collect())
+pub(super) fn customers(agreements: &mut Connection) -> Result<Vec<Customer>, String> {
+    load!(agreements, "SELECT id, first_purchase_at FROM customer")
+}
+
+/// A first purchase, and whether agreement-svc has been told.
+#[derive(Debug, QueryableByName)]
+pub(super) struct Purchase {
+    #[diesel(sql_type = Text)]
+    pub customer_id: String,
+    #[diesel(sql_type = Text)]
+    pub order_id: String,
+    #[diesel(sql_type = Timestamp)]
+    pub purchased_at: NaiveDateTime,
+    #[diesel(sql_type = Bool)]
+    pub is_reported: bool,
+}
+
+pub(super) fn purchases(orders: &mut Connection) -> Result<Vec<Purchase>, String> {
+    load!(
+        orders,
+        "SELECT customer_id, order_id, purchased_at, reported_at IS NOT NULL AS is_reported FROM purchase_report"
+    )
 }
 
 /// An acceptance, and how far its announcement is.
@@ -179,6 +208,16 @@ pub(super) struct Acceptance {
     pub id: String,
     #[diesel(sql_type = Text)]
     pub kind: String,
+    #[diesel(sql_type = Text)]
+    pub customer_id: String,
+    #[diesel(sql_type = Text)]
+    pub partner_id: String,
+    #[diesel(sql_type = Text)]
+    pub recorded_by: String,
+    #[diesel(sql_type = Text)]
+    pub email: String,
+    #[diesel(sql_type = BigInt)]
+    pub revision: i64,
     #[diesel(sql_type = Bool)]
     pub is_withdrawn: bool,
     /// There is none for signatures.
@@ -189,7 +228,8 @@ pub(super) struct Acceptance {
 pub(super) fn acceptances(agreements: &mut Connection) -> Result<Vec<Acceptance>, String> {
     load!(
         agreements,
-        "SELECT a.id, a.kind, a.withdrawn_at IS NOT NULL AS is_withdrawn, n.state AS notification
+        "SELECT a.id, a.kind, a.customer_id, a.partner_id, a.recorded_by, a.email, a.revision,
+            a.withdrawn_at IS NOT NULL AS is_withdrawn, n.state AS notification
         FROM acceptance a LEFT JOIN notification n ON n.attestation_id = a.id"
     )
 }
