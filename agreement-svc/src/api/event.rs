@@ -8,7 +8,7 @@ use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
 use chassis::form::{Form, timestamp};
 use chassis::page::Page;
-use chassis::server::call_id;
+use chassis::server::call::call_id;
 use futures_util::{Stream, StreamExt, stream};
 use proto::agreement::event_service_server::EventService;
 use proto::agreement::watch_events_response::Item;

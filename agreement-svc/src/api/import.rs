@@ -14,7 +14,7 @@ use std::time::Duration;
 use chassis::auth::{self, Caller};
 use chassis::form::Form;
 use chassis::request::RequestKey;
-use chassis::server::{call_id, unreadable_message};
+use chassis::server::call::{call_id, unreadable_message};
 use futures_util::future::Either;
 use futures_util::{Stream, StreamExt, stream};
 use proto::agreement::{

@@ -8,7 +8,7 @@ use chassis::database::{Connection, Error};
 use chassis::form::Form;
 use chassis::page::Page;
 use chassis::request::RequestKey;
-use chassis::server;
+use chassis::server::call::{call_id, time_left};
 use prost::Message;
 use proto::agreement::CreateAttestationRequest;
 use proto::order::order_service_server::OrderService;
@@ -41,8 +41,8 @@ impl OrderService for Api {
         request: Request<CreateOrderRequest>,
     ) -> Result<Response<CreateOrderResponse>, Status> {
         let caller = auth::caller(&request)?;
-        let call_id = server::call_id(&request);
-        let give_up = Instant::now() + server::time_left(&request);
+        let call_id = call_id(&request);
+        let give_up = Instant::now() + time_left(&request);
         let mut message = request.into_inner();
         let mut form = Form::new();
         let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));

@@ -7,7 +7,7 @@ use chassis::database::{Connection, Error};
 use chassis::form::Form;
 use chassis::page::Page;
 use chassis::request::RequestKey;
-use chassis::server;
+use chassis::server::call::{call_id, time_left};
 use prost::Message;
 use proto::order::subscription_service_server::SubscriptionService;
 use proto::order::{
@@ -221,8 +221,8 @@ impl Asked {
         fields: impl FnOnce(&mut Form, &mut M) -> Fields,
     ) -> Result<Self, Status> {
         let caller = auth::caller(&request)?;
-        let call_id = server::call_id(&request);
-        let give_up = Instant::now() + server::time_left(&request);
+        let call_id = call_id(&request);
+        let give_up = Instant::now() + time_left(&request);
         let mut message = request.into_inner();
         let mut form = Form::new();
         let Fields { request_id, validate_only, subscription_id, etag, wish } =
