@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use chassis::auth::{Caller, Channel, Role, TenantKind};
+use chassis::auth::{Bearer, Caller, Channel, Credentials, Role, TenantKind};
 use chassis::clock::Time;
 use chassis::form::timestamp;
+use chassis::{reread, tls};
 use csv::StringRecord;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::agreement::attestation_service_client::AttestationServiceClient;
@@ -22,7 +23,6 @@ use proto::types::{Contact, ErrorReason};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
 use tonic::{Request, Status, Streaming};
 use uuid::Uuid;
 
@@ -67,14 +67,18 @@ pub async fn run(settings: Import) -> ExitCode {
 
 async fn import(settings: Import) -> Result<Tally, Failure> {
     let results = results_of(&settings)?;
+    let credentials = credentials(&settings)?;
     let sheet = Sheet::open(&settings)?;
-    let endpoint = Endpoint::from_shared(settings.address.clone())
-        .map_err(|error| format!("{} is not an address: {error}", settings.address))?
+    if settings.token.is_some() && !settings.address.is_private() {
+        return Err(
+            format!("a token is sent to https or to this machine, not to {}", settings.address).into()
+        );
+    }
+    let endpoint = tls::Client::endpoint(&settings.address)
         .connect_timeout(CONNECT_MAX)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE);
-    let channel = endpoint.connect().await;
-    let channel = channel.map_err(|error| format!("{} cannot be reached: {error}", settings.address))?;
+    let channel = tls::Client::open(&settings.tls)?.connect(&settings.address, &endpoint).await?;
 
     let progress = ProgressBar::with_draw_target(Some(sheet.rows), ProgressDrawTarget::stderr());
     progress.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} rows, {eta} left: {msg}")?);
@@ -82,7 +86,7 @@ async fn import(settings: Import) -> Result<Tally, Failure> {
     let (tell, mut asked) = mpsc::channel(ROWS_AHEAD);
     let (send, rows) = mpsc::channel(ROWS_TOGETHER);
     let mut request = Request::new(ReceiverStream::new(rows));
-    identity(&settings).present(request.metadata_mut());
+    credentials.present(request.metadata_mut());
     let mut client = AttestationServiceClient::new(channel);
     let reading = tokio::task::spawn_blocking(move || sheet.send(&send, &tell));
     let answers = client.import_attestations(request).await;
@@ -109,14 +113,19 @@ async fn import(settings: Import) -> Result<Tally, Failure> {
 const AGAIN: &str =
     "run the same command again: rows that were stored will be REPLAYED, none is stored twice";
 
-fn identity(settings: &Import) -> Caller {
-    Caller {
-        tenant_kind: TenantKind::Partner,
-        tenant_id: settings.partner_id,
-        user_id: settings.user_id,
-        roles: vec![Role::SalesAgent],
-        channel: Channel::Api,
+/// The settings' token, or their word where there is none.
+fn credentials(settings: &Import) -> Result<Credentials, String> {
+    if let Some(file) = &settings.token {
+        let token = reread::read(file)
+            .and_then(|contents| Bearer::read(&contents).map_err(|why| format!("{}: {why}", file.display())));
+        return token.map(Credentials::Token).map_err(|why| format!("--token {why}"));
     }
+    let (Some(tenant_id), Some(user_id)) = (settings.partner_id, settings.user_id) else {
+        return Err("say who attests: --token, or --partner-id and --user-id".into());
+    };
+    let roles = vec![Role::SalesAgent];
+    let tenant_kind = TenantKind::Partner;
+    Ok(Credentials::Word(Caller { tenant_kind, tenant_id, user_id, roles, channel: Channel::Api }))
 }
 
 /// The next answer, which has to be the one to that request.

@@ -7,6 +7,7 @@
 //! - [`data`]: the files that ship with it: policy, templates.
 //! - [`config`]: commands and settings.
 //! - [`import`]: the command that attests from a file; a client of a running server.
+//! - [`token`]: the commands that make keys and sign tokens with them.
 //! - [`verify()`] and `erase`: the history held against the records, and a person erased from them.
 //!
 //! [`serve`] wires them; `main` only chooses the command.
@@ -18,6 +19,7 @@ mod erase;
 pub mod import;
 pub mod rules;
 mod store;
+pub mod token;
 mod workers;
 
 use std::error::Error;
@@ -25,10 +27,12 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use chassis::auth::Identities;
 use chassis::clock::Clock;
 use chassis::database::{Database, Url, Writes};
 use chassis::request;
 use chassis::server::{self, MESSAGE_BYTES_MAX, Options};
+use chassis::tls;
 use config::{EraseContact, Serve, Storage, Verify};
 use proto::agreement::attestation_service_server::AttestationServiceServer;
 use proto::agreement::customer_service_server::CustomerServiceServer;
@@ -81,6 +85,8 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Failure> {
+    let tls = tls::Server::open(&config.tls, config.identity.auth, listener.local_addr()?)?;
+    let identities = Identities::open(&config.identity, clock.clone())?;
     let policy = Arc::new(data::read_policy(config.policy.as_deref())?);
     read_templates(&config.storage)?;
     let transport = Transport::new(&config.mail)?;
@@ -128,7 +134,8 @@ pub async fn serve(
         .add_service(EligibilityServiceServer::new(api).max_decoding_message_size(MESSAGE_BYTES_MAX));
     let options = Options {
         domain: "agreement-svc",
-        auth: config.auth,
+        identities,
+        tls,
         access: WHO_MAY,
         services: SERVICES,
         descriptors: proto::FILE_DESCRIPTOR_SET,

@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use agreement_svc::config::{Cli, Command};
-use agreement_svc::{Failure, import};
+use agreement_svc::{Failure, import, token};
 use chassis::clock::Clock;
-use chassis::{server, telemetry};
+use chassis::{server, telemetry, tls};
 use clap::Parser;
 
 fn main() -> ExitCode {
@@ -24,15 +24,21 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
     let done: Result<(), Failure> = match command {
         Command::Import(settings) => return Ok(server::runtime(1)?.block_on(import::run(settings))),
         Command::Serve(config) => server::runtime(config.worker_threads)?.block_on(async {
-            let listener = server::bind(config.listen, config.auth).await?;
+            let listener = server::bind(config.listen, config.identity.auth).await?;
             agreement_svc::serve(*config, Clock::system(), listener, server::signal()).await
         }),
         Command::Migrate(storage) => server::runtime(1)?.block_on(async {
             agreement_svc::migrate(&storage, &Clock::system()).await?;
             Ok(())
         }),
-        Command::CheckHealth { address } => {
-            server::runtime(1)?.block_on(async { Ok(server::check_health(&address).await?) })
+        Command::CheckHealth(settings) => server::runtime(1)?.block_on(async {
+            let client = tls::Client::open(&settings.tls)?;
+            Ok(server::check_health(&settings.address, &client).await?)
+        }),
+        Command::Key { folder } => token::make_key(&folder),
+        Command::Token(settings) => {
+            say(&token::sign(&settings, &Clock::system())?);
+            Ok(())
         }
         Command::Verify(config) => {
             let verified = server::runtime(1)?.block_on(agreement_svc::verify(&config))?;

@@ -2,16 +2,19 @@
 //! "unknown", which is a refusal (I8).
 
 pub(crate) mod history;
+pub(crate) mod replicas;
 
 use std::error::Error;
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chassis::auth::{Caller, Channel as CallerChannel, Role, TenantKind};
+use chassis::auth::{Auth, Bearer, Caller, Channel as CallerChannel, Credentials, Role, TenantKind};
 use chassis::backoff;
 use chassis::clock::{Clock, Time};
 use chassis::form::timestamp;
+use chassis::reread::Reread;
 use chrono::DateTime;
 use proto::agreement::attestation_service_client::AttestationServiceClient;
 use proto::agreement::eligibility_service_client::EligibilityServiceClient;
@@ -21,7 +24,7 @@ use proto::agreement::{
 };
 use proto::types::{self, ErrorReason};
 use tonic::metadata::MetadataValue;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, TimeoutExpired};
 use tonic_types::StatusExt;
 use tower::retry::budget::{Budget, TpsBudget};
@@ -32,6 +35,7 @@ use crate::rules::gate::{
     Rule, Verdict,
 };
 use crate::rules::order::{Parties, PurchaseReport};
+use replicas::Replicas;
 
 /// `ErrorInfo.domain` of what the neighbour refuses.
 pub(crate) const DOMAIN: &str = "agreement-svc";
@@ -49,11 +53,6 @@ const RETRY_MAX: Duration = Duration::from_millis(200);
 const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 const BUDGET_PER_SECOND: u32 = 5;
 const BUDGET_OF_ANSWERED: f32 = 0.2;
-
-/// A dead connection is noticed after the interval and the timeout together, also while idle;
-/// without this a channel stays dead after a network partition.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How order-svc identifies itself where identities are trusted by their word.
 const SERVICE_ID: Uuid = uuid::uuid!("0de05dc0-0000-7000-8000-000000000001");
@@ -119,11 +118,47 @@ pub(crate) enum NotAttested {
     Unknown(String),
 }
 
+/// How this service identifies itself to the neighbour.
+#[derive(Clone)]
+pub(crate) enum Own {
+    /// By its word, where that is believed.
+    Word,
+    /// By a token of its own.
+    Token(Reread<Bearer>),
+}
+
+impl Own {
+    /// Reads the token, on a runtime that looks at it from then on.
+    ///
+    /// # Errors
+    /// A token that is missing, of no use, or cannot be read.
+    pub(crate) fn open(auth: Auth, token: Option<&Path>) -> Result<Self, String> {
+        match (auth, token) {
+            (Auth::Insecure, None) => Ok(Self::Word),
+            (Auth::Insecure, Some(_)) => {
+                Err("--auth insecure presents no token; leave --service-token out, or use --auth jwt".into())
+            }
+            (Auth::Jwt, None) => Err("--auth jwt needs --service-token".into()),
+            (Auth::Jwt, Some(file)) => {
+                let token = Reread::open(vec![file.to_owned()], |contents| Bearer::read(&contents[0]));
+                token.map(Self::Token).map_err(|why| format!("--service-token {why}"))
+            }
+        }
+    }
+
+    fn credentials(&self) -> Credentials {
+        match self {
+            Self::Word => Credentials::Word(service()),
+            Self::Token(token) => Credentials::Token(Bearer::clone(&token.now())),
+        }
+    }
+}
+
 /// The client of agreement-svc. Clones share its connection and its retries.
 #[derive(Clone)]
 pub(crate) struct Agreements {
-    channel: Channel,
-    gate: EligibilityServiceClient<Channel>,
+    own: Own,
+    replicas: Replicas,
     deadline: Duration,
     retries: Arc<TpsBudget>,
     clock: Clock,
@@ -132,7 +167,7 @@ pub(crate) struct Agreements {
 /// On what terms a call is made.
 struct Terms<'a> {
     /// As whom.
-    identity: &'a Caller,
+    identity: &'a Credentials,
     /// The id under which both services log.
     call_id: &'a str,
     /// How long it may take, with all its tries.
@@ -142,30 +177,9 @@ struct Terms<'a> {
 }
 
 impl Agreements {
-    /// A client that connects when first used and again whenever the connection is lost.
-    ///
-    /// # Errors
-    /// An address that is none.
-    pub(crate) fn new(address: &str, deadline: Duration, clock: Clock) -> Result<Self, String> {
-        let wrong = || format!("--agreements {address} must have the form http://HOST:PORT");
-        let uri: Uri = address.parse().map_err(|_| wrong())?;
-        if uri.scheme_str() != Some("http") || uri.port().is_none() {
-            return Err(wrong());
-        }
-        let channel = Endpoint::from(uri)
-            .connect_timeout(deadline)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true)
-            .connect_lazy();
+    pub(crate) fn new(replicas: Replicas, own: Own, deadline: Duration, clock: Clock) -> Self {
         let retries = TpsBudget::new(BUDGET_WINDOW, BUDGET_PER_SECOND, BUDGET_OF_ANSWERED);
-        Ok(Self {
-            gate: EligibilityServiceClient::new(channel.clone()),
-            channel,
-            deadline,
-            retries: Arc::new(retries),
-            clock,
-        })
+        Self { own, replicas, deadline, retries: Arc::new(retries), clock }
     }
 
     /// Asks the gate, for no longer than the deadline or the caller's patience, retries included.
@@ -201,12 +215,13 @@ impl Agreements {
         message: CheckEligibilityRequest,
         patience: Duration,
     ) -> Result<Answer, NoAnswer> {
-        let terms = Terms { identity: &service(), call_id: &ask.call_id, deadline: self.deadline, patience };
-        let call = |request| {
-            let (mut gate, asked_at) = (self.gate.clone(), self.clock.now());
+        let own = self.own.credentials();
+        let terms = Terms { identity: &own, call_id: &ask.call_id, deadline: self.deadline, patience };
+        let call = |channel, request| {
+            let (mut gate, asked_at) = (EligibilityServiceClient::new(channel), self.clock.now());
             async move { Ok(gate.check_eligibility(request).await?.map(|answer| (asked_at, answer))) }
         };
-        match self.insist(terms, message, call).await {
+        match self.insist(terms, message, call).await.inspect_err(say_if_unidentified) {
             Ok((asked_at, answer)) => read_answer(ask, asked_at, answer),
             Err(status) => Err(match (reason_of(&status), status.code()) {
                 (Some(ErrorReason::ResourceNotFound), Code::NotFound) => NoAnswer::NotTogether,
@@ -225,12 +240,13 @@ impl Agreements {
         &self,
         message: &CreateAttestationRequest,
         caller: &Caller,
+        credentials: &Credentials,
         call_id: &str,
         patience: Duration,
     ) -> Result<Option<Attested>, NotAttested> {
-        let terms = Terms { identity: caller, call_id, deadline: self.deadline, patience };
-        let call = |request| {
-            let mut attestations = AttestationServiceClient::new(self.channel.clone());
+        let terms = Terms { identity: credentials, call_id, deadline: self.deadline, patience };
+        let call = |channel, request| {
+            let mut attestations = AttestationServiceClient::new(channel);
             async move { attestations.create_attestation(request).await }
         };
         let status = match self.insist(terms, message.clone(), call).await {
@@ -258,17 +274,18 @@ impl Agreements {
             payer_id: report.payer_id.to_string(),
             purchased_at: Some(timestamp(report.purchased_at)),
         };
+        let own = self.own.credentials();
         let terms = Terms {
-            identity: &service(),
+            identity: &own,
             call_id: &report.order_id.to_string(),
             deadline: REPORT_DEADLINE,
             patience: REPORT_DEADLINE,
         };
-        let call = |request| {
-            let mut gate = self.gate.clone();
+        let call = |channel, request| {
+            let mut gate = EligibilityServiceClient::new(channel);
             async move { gate.report_purchase(request).await }
         };
-        self.insist(terms, message, call).await.map(drop)
+        self.insist(terms, message, call).await.inspect_err(say_if_unidentified).map(drop)
     }
 
     /// Makes a call until it is answered; only for calls that may be made twice, since they read or carry a
@@ -280,7 +297,7 @@ impl Agreements {
         &self,
         terms: Terms<'_>,
         message: M,
-        call: impl Fn(Request<M>) -> F,
+        call: impl Fn(Channel, Request<M>) -> F,
     ) -> Result<A, Status>
     where
         F: Future<Output = Result<Response<A>, Status>>,
@@ -301,10 +318,16 @@ impl Agreements {
             }
             let mut request = request_as(terms.identity, message.clone(), terms.call_id);
             request.set_timeout(left);
-            match tokio::time::timeout(left, call(request)).await {
-                Err(_) => last = Status::deadline_exceeded("it did not answer in time"),
-                Ok(Err(status)) if status.code() == Code::Unavailable || is_late(&status) => last = status,
-                Ok(answered) => {
+            let replica = self.replicas.next();
+            let answered = tokio::time::timeout(left, call(replica.channel(), request)).await;
+            let late = |_| Err(Status::deadline_exceeded("it did not answer in time"));
+            match answered.unwrap_or_else(late) {
+                Err(status) if is_worth_another(&status) => {
+                    replica.failed();
+                    last = status;
+                }
+                answered => {
+                    replica.answered();
                     self.retries.deposit();
                     return answered.map(Response::into_inner);
                 }
@@ -315,7 +338,7 @@ impl Agreements {
 }
 
 /// A request as somebody, without a deadline.
-fn request_as<M>(identity: &Caller, message: M, call_id: &str) -> Request<M> {
+fn request_as<M>(identity: &Credentials, message: M, call_id: &str) -> Request<M> {
     let mut request = Request::new(message);
     identity.present(request.metadata_mut());
     if let Ok(call_id) = MetadataValue::try_from(call_id) {
@@ -324,7 +347,18 @@ fn request_as<M>(identity: &Caller, message: M, call_id: &str) -> Request<M> {
     request
 }
 
-/// order-svc itself.
+/// Whether the neighbour refuses who this service is shows in no answer to a caller, so the log says it.
+fn say_if_unidentified(status: &Status) {
+    if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) {
+        let why = status.message();
+        tracing::error!(
+            why,
+            "agreement-svc refuses this service's identity; put a valid token into --service-token"
+        );
+    }
+}
+
+/// order-svc itself, by its word.
 fn service() -> Caller {
     Caller {
         tenant_kind: TenantKind::Service,
@@ -333,6 +367,10 @@ fn service() -> Caller {
         roles: vec![],
         channel: CallerChannel::Api,
     }
+}
+
+fn is_worth_another(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable) || is_late(status)
 }
 
 /// Whether a status is our own time-out. tonic gives it the code CANCELLED, which from the neighbour
@@ -525,27 +563,11 @@ fn read_remedy(remedy: &types::Remedy) -> Option<Remedy> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
-
     use super::*;
 
     #[test]
     fn our_own_time_out_is_told_from_what_the_neighbour_calls_one() {
         assert!(is_late(&Status::from_error(Box::new(TimeoutExpired(())))));
         assert!(!is_late(&Status::cancelled("Timeout expired")));
-    }
-
-    #[tokio::test]
-    async fn a_connection_is_given_up_when_its_other_end_is_silent_although_nobody_asks_for_anything() {
-        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("http://{}", silent.local_addr().unwrap());
-        let agreements = Agreements::new(&address, Duration::from_millis(100), Clock::system()).unwrap();
-        let (nothing, patience) = (CreateAttestationRequest::default(), Duration::from_millis(100));
-        let answer = agreements.attest(&nothing, &service(), "call", patience).await;
-        assert!(matches!(answer, Err(NotAttested::Unknown(_))), "{answer:?}");
-        let (mut connection, _) = silent.accept().await.unwrap();
-        let closing = async { while connection.read(&mut [0; 4096]).await.unwrap() > 0 {} };
-        let soon = 2 * (KEEPALIVE_INTERVAL + KEEPALIVE_TIMEOUT);
-        tokio::time::timeout(soon, closing).await.unwrap();
     }
 }
