@@ -13,6 +13,7 @@ use tonic::service::RoutesBuilder;
 use tonic::transport::server::TcpIncoming;
 
 use crate::auth::{Access, Auth};
+use crate::metrics::Metrics;
 
 /// The largest request message: a hundred full order lines fit forty times.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
@@ -36,6 +37,15 @@ const CONNECTION_AGE_MAX: Duration = Duration::from_secs(1800);
 
 /// How long calls in progress may go on after the first signal to stop.
 pub const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// Where a service is reached.
+#[derive(Debug)]
+pub struct Listeners {
+    /// By its callers.
+    pub calls: TcpListener,
+    /// By whoever fetches metrics.
+    pub metrics: Option<TcpListener>,
+}
 
 /// What a server needs to know of its service.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +71,7 @@ pub async fn serve(
     listener: TcpListener,
     routes: RoutesBuilder,
     options: Options,
+    metrics: &Metrics,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let address = listener.local_addr()?;
@@ -98,7 +109,7 @@ pub async fn serve(
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .max_connection_age(CONNECTION_AGE_MAX)
-        .layer(CallLayer::new(options))
+        .layer(CallLayer::new(options, metrics.calls().clone()))
         .add_routes(routes.routes())
         .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop);
 
@@ -173,6 +184,21 @@ pub async fn check_health(address: &str) -> Result<(), String> {
         Ok(tonic_health::pb::health_check_response::ServingStatus::Serving) => Ok(()),
         Ok(other) => Err(format!("{address} says {}", other.as_str_name())),
         Err(status) => Err(format!("{address} answered {status}")),
+    }
+}
+
+impl Listeners {
+    /// Binds the addresses, before anything else is opened or made.
+    ///
+    /// # Errors
+    /// As [`bind`].
+    pub async fn bind(calls: SocketAddr, metrics: Option<SocketAddr>, auth: Auth) -> Result<Self, String> {
+        let calls = bind(calls, auth).await?;
+        let metrics = match metrics {
+            None => None,
+            Some(at) => Some(bind(at, auth).await?),
+        };
+        Ok(Self { calls, metrics })
     }
 }
 

@@ -12,6 +12,7 @@ use chassis::auth::{Caller, Channel as CallerChannel, Role, TenantKind};
 use chassis::backoff;
 use chassis::clock::{Clock, Time};
 use chassis::form::timestamp;
+use chassis::telemetry::trace::Traced;
 use chrono::DateTime;
 use proto::agreement::attestation_service_client::AttestationServiceClient;
 use proto::agreement::eligibility_service_client::EligibilityServiceClient;
@@ -122,8 +123,8 @@ pub(crate) enum NotAttested {
 /// The client of agreement-svc. Clones share its connection and its retries.
 #[derive(Clone)]
 pub(crate) struct Agreements {
-    channel: Channel,
-    gate: EligibilityServiceClient<Channel>,
+    channel: Traced<Channel>,
+    gate: EligibilityServiceClient<Traced<Channel>>,
     deadline: Duration,
     retries: Arc<TpsBudget>,
     clock: Clock,
@@ -158,6 +159,7 @@ impl Agreements {
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
             .connect_lazy();
+        let channel = Traced(channel);
         let retries = TpsBudget::new(BUDGET_WINDOW, BUDGET_PER_SECOND, BUDGET_OF_ANSWERED);
         Ok(Self {
             gate: EligibilityServiceClient::new(channel.clone()),

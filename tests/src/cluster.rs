@@ -9,6 +9,7 @@ use chassis::auth::{Auth, Caller};
 use chassis::clock::Clock;
 use chassis::database::{Connection, Url};
 use chassis::query;
+use chassis::server::Listeners;
 use diesel::connection::SimpleConnection;
 use diesel::{Connection as _, PgConnection, SqliteConnection};
 use order_svc::config as order_config;
@@ -277,6 +278,7 @@ impl Cluster {
                 mail_from: "agreements@vendor.example".parse().map_err(|_| "no address")?,
                 mail_folder: self.mail_folder(),
             },
+            metrics_listen: None,
             worker_threads: self.setup.worker_threads,
         })
     }
@@ -427,8 +429,8 @@ impl Service {
         clock: Clock,
         listener: TcpListener,
     ) -> Result<(), String> {
-        self.run(config.worker_threads, listener, move |listener, stop| {
-            agreement_svc::serve(config, clock, listener, stop)
+        self.run(config.worker_threads, listener, move |calls, stop| {
+            agreement_svc::serve(config, clock, Listeners { calls, metrics: None }, stop)
         });
         self.wait_until_serving().await
     }
@@ -442,7 +444,7 @@ impl Service {
     ) -> Result<(), String> {
         self.run(config.worker_threads, listener, async move |calls, stop| {
             let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
-            order_svc::serve(config, clock, order_svc::Listeners { calls, metrics }, stop).await
+            order_svc::serve(config, clock, Listeners { calls, metrics }, stop).await
         });
         self.wait_until_serving().await
     }
