@@ -24,9 +24,9 @@ pub enum LogFormat {
 const LIBRARIES_MAX: Level = Level::DEBUG;
 
 /// Starts logging to standard error. `RUST_LOG` filters; without it `info` and above are shown. Only the
-/// crate `own` and this one are heard below `debug`.
+/// crates `own` and this one are heard below `debug`.
 /// A second call in the same process has no effect.
-pub fn start(format: LogFormat, own: &'static str) {
+pub fn start(format: LogFormat, own: &'static [&'static str]) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
@@ -35,7 +35,7 @@ pub fn start(format: LogFormat, own: &'static str) {
     };
     let is_own = move |target: &str| {
         let name = target.split("::").next().unwrap_or_default();
-        name == own || name == env!("CARGO_CRATE_NAME")
+        own.contains(&name) || name == env!("CARGO_CRATE_NAME")
     };
     let discreet = filter_fn(move |metadata| *metadata.level() <= LIBRARIES_MAX || is_own(metadata.target()));
     let started = tracing_subscriber::registry().with(lines).with(discreet).with(filter).try_init();
