@@ -3,6 +3,8 @@
 
 pub mod trace;
 
+use std::io::IsTerminal;
+
 use clap::ValueEnum;
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
@@ -28,7 +30,9 @@ const LIBRARIES_MAX: Level = Level::DEBUG;
 /// A second call in the same process has no effect.
 pub fn start(format: LogFormat, own: &'static [&'static str]) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     let lines = match format {
         LogFormat::Pretty => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),

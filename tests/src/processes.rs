@@ -172,7 +172,8 @@ impl Process {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    pub(crate) fn database(&self) -> &Url {
+    #[must_use]
+    pub fn database(&self) -> &Url {
         &self.database
     }
 

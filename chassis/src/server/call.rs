@@ -242,12 +242,16 @@ fn too_late(domain: &'static str) -> Status {
     failure(domain, Code::Unavailable, "DEADLINE_PASSED", sentence).retry_after(OVERLOAD_RETRY).status()
 }
 
-/// The caller's own id for the call if it is a plausible one, else a new one.
+/// The caller's own id for the call if it is a plausible one, else a new one. It is logged, so that nothing passes for one
+/// in which there is an e-mail address.
 fn call_id_of(headers: &HeaderMap) -> String {
     const LENGTH_MAX: usize = 64;
     let given = headers.get("x-call-id").and_then(|value| value.to_str().ok());
     given
-        .filter(|id| (1..=LENGTH_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic()))
+        .filter(|id| {
+            (1..=LENGTH_MAX).contains(&id.len())
+                && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte))
+        })
         .map_or_else(|| new_id(Clock::system().now()).to_string(), ToOwned::to_owned)
 }
 

@@ -2,7 +2,7 @@
 //! says that it was not (I6). The mail server is a real one that can be told to misbehave.
 
 #[path = "../../../agreement-svc/tests/smtp_server/mod.rs"]
-mod smtp_server;
+pub(crate) mod smtp_server;
 
 use std::time::Duration;
 

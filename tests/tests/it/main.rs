@@ -8,6 +8,7 @@ mod bad_input;
 mod blocked;
 mod concurrency;
 mod direct_sign;
+mod discretion;
 mod events;
 mod fail_closed;
 mod gate;
