@@ -216,3 +216,67 @@ impl Calls {
 pub(crate) fn waits(name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
     Histogram::with_opts(HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::database::Writes;
+
+    fn value(known: &[Known], name: &str) -> Option<f64> {
+        known.iter().find(|known| known.name == name).map(|known| known.value)
+    }
+
+    #[tokio::test]
+    async fn a_database_that_keeps_silent_is_waited_for_by_one_and_not_for_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("things.sqlite").display()).parse().unwrap();
+        let database = Database::open(&url, true, Writes::Concurrent).unwrap();
+        let metrics = Metrics::new("some_svc", "1", database).unwrap();
+        let answer = |_: &mut Connection| Ok(vec![Known { name: "things", help: "Things.", value: 7.0 }]);
+        let known = metrics.stored(answer).await;
+        assert_eq!((value(&known, "things"), value(&known, "database_answers")), (Some(7.0), Some(1.0)));
+
+        let (go_on, silence) = mpsc::channel::<()>();
+        let known = metrics
+            .stored(move |connection| {
+                let _ = silence.recv();
+                answer(connection)
+            })
+            .await;
+        assert_eq!((value(&known, "things"), value(&known, "database_answers")), (None, Some(0.0)));
+        assert_eq!(value(&known, "database_connections_in_use"), Some(1.0), "what is known is told");
+        // As long as it keeps the one waiting, nobody else asks it.
+        let known = metrics.stored(answer).await;
+        assert_eq!((value(&known, "things"), value(&known, "database_answers")), (None, Some(0.0)));
+        assert_eq!(value(&known, "database_connections_in_use"), Some(1.0));
+        drop(go_on);
+        while value(&metrics.stored(answer).await, "things").is_none() {}
+    }
+
+    #[tokio::test]
+    async fn calls_are_told_in_the_format_of_prometheus_with_what_is_looked_for_from_the_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("things.sqlite").display()).parse().unwrap();
+        let database = Database::open(&url, true, Writes::Concurrent).unwrap();
+        let metrics = Metrics::new("some_svc", "1", database).unwrap();
+        metrics.calls().expect(&[("/a.B/C", &[])]);
+        metrics.calls().end("/a.B/C", Code::Ok, Duration::from_millis(3));
+        let endless = Known { name: "behind_seconds", help: "How far behind.", value: f64::INFINITY };
+        let text = metrics.text(&[endless]);
+        for line in [
+            "# TYPE some_svc_calls_total counter",
+            r#"some_svc_calls_total{code="Internal",path="/a.B/C"} 0"#,
+            r#"some_svc_calls_total{code="Ok",path="/a.B/C"} 1"#,
+            r#"some_svc_call_duration_seconds_bucket{path="/a.B/C",le="0.0025"} 0"#,
+            r#"some_svc_call_duration_seconds_bucket{path="/a.B/C",le="0.005"} 1"#,
+            "# HELP some_svc_behind_seconds How far behind.",
+            "some_svc_behind_seconds inf",
+            "some_svc_database_connection_wait_seconds_count 0",
+            r#"some_svc_build_info{version="1"} 1"#,
+        ] {
+            assert!(text.lines().any(|told| told == line), "{line} is not in {text}");
+        }
+    }
+}
