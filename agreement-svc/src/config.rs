@@ -248,6 +248,9 @@ pub struct Serve {
     pub acceptance_page: String,
     #[command(flatten)]
     pub mail: Mail,
+    /// Where Prometheus may fetch metrics, at /metrics. Without it there are none. They name nobody.
+    #[arg(long, env = "AGREEMENT_METRICS_LISTEN")]
+    pub metrics_listen: Option<SocketAddr>,
     /// Threads that serve calls. One is the fastest on a few cores; blocking database work has
     /// threads of its own.
     #[arg(long, env = "AGREEMENT_WORKER_THREADS", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=256))]

@@ -5,6 +5,7 @@
 //! - `api`: the gRPC services, each in its file.
 //! - `workers`: what runs without being asked.
 //! - [`data`]: the files that ship with it: policy, templates.
+//! - `metrics`: how it is doing, in numbers.
 //! - [`config`]: commands and settings.
 //! - [`import`]: the command that attests from a file; a client of a running server.
 //! - [`token`]: the commands that make keys and sign tokens with them.
@@ -17,6 +18,7 @@ pub mod config;
 pub mod data;
 mod erase;
 pub mod import;
+mod metrics;
 pub mod rules;
 mod store;
 pub mod token;
@@ -30,10 +32,12 @@ use std::sync::Arc;
 use chassis::auth::Identities;
 use chassis::clock::Clock;
 use chassis::database::{Database, Url, Writes};
+use chassis::metrics::Metrics;
 use chassis::request;
-use chassis::server::{self, MESSAGE_BYTES_MAX, Options};
+use chassis::server::{self, Listeners, MESSAGE_BYTES_MAX, Options};
 use chassis::tls;
 use config::{EraseContact, Serve, Storage, Verify};
+use metrics::Decisions;
 use proto::agreement::attestation_service_server::AttestationServiceServer;
 use proto::agreement::customer_service_server::CustomerServiceServer;
 use proto::agreement::direct_sign_service_server::DirectSignServiceServer;
@@ -41,8 +45,8 @@ use proto::agreement::eligibility_service_server::EligibilityServiceServer;
 use proto::agreement::event_service_server::EventServiceServer;
 use proto::agreement::partner_service_server::PartnerServiceServer;
 use proto::agreement::template_service_server::TemplateServiceServer;
-use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tonic::service::RoutesBuilder;
 
 use api::Api;
@@ -75,17 +79,17 @@ const IMPORTS_MAX: usize = 8;
 /// Watchers that may be open at a time: replicas of a few services, and somebody who looks on.
 const WATCHERS_MAX: usize = 64;
 
-/// Serves on `listener` until `shutdown` resolves.
+/// Serves until `shutdown` resolves.
 ///
 /// # Errors
 /// A setting, data file or database that makes no sense or cannot be used.
 pub async fn serve(
     config: Serve,
     clock: Clock,
-    listener: TcpListener,
+    listeners: Listeners,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Failure> {
-    let tls = tls::Server::open(&config.tls, config.identity.auth, listener.local_addr()?)?;
+    let tls = tls::Server::open(&config.tls, config.identity.auth, listeners.calls.local_addr()?)?;
     let identities = Identities::open(&config.identity, clock.clone())?;
     let policy = Arc::new(data::read_policy(config.policy.as_deref())?);
     read_templates(&config.storage)?;
@@ -95,6 +99,8 @@ pub async fn serve(
     } else {
         open(&config.storage.database)?
     };
+    let metrics = Metrics::new("agreement_svc", env!("CARGO_PKG_VERSION"), database.clone())?;
+    let decisions = Decisions::new(&metrics)?;
     let links = config.invitation_key_file.as_deref();
     let links = links.map(|file| read_links(file, &config.acceptance_page)).transpose()?;
     let (committed, commits) = watch::channel(());
@@ -106,17 +112,21 @@ pub async fn serve(
     };
     // Workers go on until the last call in progress has ended.
     let (stop_workers, workers_stop) = watch::channel(false);
-    let poller = poller::run(database.clone(), head.clone(), committed.subscribe(), workers_stop.clone());
-    let mut poller = tokio::spawn(poller);
+    let mut workers = JoinSet::new();
+    workers.spawn(poller::run(database.clone(), head.clone(), committed.subscribe(), workers_stop.clone()));
     let mailer =
         Mailer { database: database.clone(), clock: clock.clone(), transport, from: config.mail.mail_from };
-    let mut mailer = tokio::spawn(mailer::run(mailer, commits, workers_stop.clone()));
-    let mut forgetting = tokio::spawn(request::forget(database.clone(), clock.clone(), workers_stop));
+    workers.spawn(mailer::run(mailer, commits, workers_stop.clone()));
+    workers.spawn(request::forget(database.clone(), clock.clone(), workers_stop.clone()));
+    if let Some(listener) = listeners.metrics {
+        workers.spawn(metrics::serve(listener, metrics.clone(), clock.clone(), workers_stop));
+    }
     let api = Api {
         database,
         clock,
         policy,
         links: links.map(Arc::new),
+        decisions,
         committed,
         head,
         stopping,
@@ -141,15 +151,13 @@ pub async fn serve(
         descriptors: proto::FILE_DESCRIPTOR_SET,
     };
     let served = tokio::select! {
-        served = server::serve(listener, routes, options, shutdown) => served,
-        ended = &mut poller => return Err(format!("the poller ended by itself: {ended:?}").into()),
-        ended = &mut mailer => return Err(format!("the mailer ended by itself: {ended:?}").into()),
-        ended = &mut forgetting => return Err(format!("the forgetting ended by itself: {ended:?}").into()),
+        served = server::serve(listeners.calls, routes, options, &metrics, shutdown) => served,
+        ended = workers.join_next() => return Err(format!("a worker ended by itself: {ended:?}").into()),
     };
     stop_workers.send_replace(true);
-    poller.await?;
-    mailer.await?;
-    forgetting.await?;
+    while let Some(ended) = workers.join_next().await {
+        ended?;
+    }
     served
 }
 

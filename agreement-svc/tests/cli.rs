@@ -45,6 +45,7 @@ fn help_names_every_command_and_setting() {
         "--listen",
         "--auth",
         "--policy",
+        "--metrics-listen",
         "--worker-threads",
         "--log-format",
         "--smtp",

@@ -14,6 +14,7 @@ use tonic::service::RoutesBuilder;
 use tonic::transport::server::TcpIncoming;
 
 use crate::auth::{Access, Auth, Identities};
+use crate::metrics::Metrics;
 use crate::tls::{self, Address};
 
 /// The largest request message: a hundred full order lines fit forty times.
@@ -38,6 +39,15 @@ const CONNECTION_AGE_MAX: Duration = Duration::from_secs(1800);
 
 /// How long calls in progress may go on after the first signal to stop.
 pub const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// Where a service is reached.
+#[derive(Debug)]
+pub struct Listeners {
+    /// By its callers.
+    pub calls: TcpListener,
+    /// By whoever fetches metrics.
+    pub metrics: Option<TcpListener>,
+}
 
 /// What a server needs to know of its service.
 #[derive(Clone)]
@@ -65,6 +75,7 @@ pub async fn serve(
     listener: TcpListener,
     routes: RoutesBuilder,
     options: Options,
+    metrics: &Metrics,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let address = listener.local_addr()?;
@@ -103,7 +114,7 @@ pub async fn serve(
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .max_connection_age(CONNECTION_AGE_MAX)
-        .layer(CallLayer::new(options))
+        .layer(CallLayer::new(options, metrics.calls().clone()))
         .add_routes(routes.routes());
     let server = match tls.0 {
         None => {
@@ -196,6 +207,21 @@ pub fn by_variable(prefix: &str, setting: clap::Arg) -> clap::Arg {
             setting.env(variable)
         }
         _ => setting,
+    }
+}
+
+impl Listeners {
+    /// Binds the addresses, before anything else is opened or made.
+    ///
+    /// # Errors
+    /// As [`bind`].
+    pub async fn bind(calls: SocketAddr, metrics: Option<SocketAddr>, auth: Auth) -> Result<Self, String> {
+        let calls = bind(calls, auth).await?;
+        let metrics = match metrics {
+            None => None,
+            Some(at) => Some(bind(at, auth).await?),
+        };
+        Ok(Self { calls, metrics })
     }
 }
 

@@ -9,6 +9,7 @@ use chassis::auth::{self, Caller};
 use chassis::clock::Clock;
 use chassis::database::{Connection, Url};
 use chassis::query;
+use chassis::server::Listeners;
 use diesel::connection::SimpleConnection;
 use diesel::{Connection as _, PgConnection, SqliteConnection};
 use order_svc::config as order_config;
@@ -96,8 +97,9 @@ pub struct Cluster {
     replica: Option<Service>,
     orders: Service,
     orders_replica: Option<Service>,
-    /// Where order-svc's metrics are, once it has been started.
-    metrics: Option<SocketAddr>,
+    /// Where the metrics of agreement-svc and order-svc are, once they have been started.
+    agreements_metrics: Option<SocketAddr>,
+    orders_metrics: Option<SocketAddr>,
     state: State,
 }
 
@@ -132,7 +134,8 @@ impl Cluster {
             replica: None,
             orders: orders.0,
             orders_replica: None,
-            metrics: None,
+            agreements_metrics: None,
+            orders_metrics: None,
             state,
         };
         if cluster.setup.agreements_at.is_none() {
@@ -184,7 +187,16 @@ impl Cluster {
     /// # Errors
     /// Why it cannot be fetched.
     pub async fn orders_metrics(&self) -> Result<String, String> {
-        let address = self.metrics.ok_or("order-svc was not started")?;
+        let address = self.orders_metrics.ok_or("order-svc was not started")?;
+        fetch(address).await.map_err(|error| error.to_string())
+    }
+
+    /// What agreement-svc says of itself in numbers.
+    ///
+    /// # Errors
+    /// Why it cannot be fetched.
+    pub async fn agreements_metrics(&self) -> Result<String, String> {
+        let address = self.agreements_metrics.ok_or("agreement-svc was not started")?;
         fetch(address).await.map_err(|error| error.to_string())
     }
 
@@ -277,6 +289,7 @@ impl Cluster {
                 mail_from: "agreements@vendor.example".parse().map_err(|_| "no address")?,
                 mail_folder: self.mail_folder(),
             },
+            metrics_listen: None,
             worker_threads: self.setup.worker_threads,
         })
     }
@@ -287,7 +300,8 @@ impl Cluster {
     /// Why it does not start.
     pub async fn start_replica(&mut self) -> Result<(), String> {
         let (mut replica, listener) = Service::new(0, self.agreements.database.clone())?;
-        replica.serve_agreements(self.agreements_config()?, self.setup.clock.clone(), listener).await?;
+        let config = self.agreements_config()?;
+        replica.serve_agreements(config, self.setup.clock.clone(), listener, None).await?;
         self.replica = Some(replica);
         Ok(())
     }
@@ -304,7 +318,9 @@ impl Cluster {
 
     async fn run_agreements(&mut self, listener: TcpListener) -> Result<(), String> {
         let config = self.agreements_config()?;
-        self.agreements.serve_agreements(config, self.setup.clock.clone(), listener).await
+        let metrics = listen(0)?;
+        self.agreements_metrics = Some(metrics.local_addr().map_err(|error| error.to_string())?);
+        self.agreements.serve_agreements(config, self.setup.clock.clone(), listener, Some(metrics)).await
     }
 
     /// Starts a second order-svc on the state of the first.
@@ -321,7 +337,7 @@ impl Cluster {
     async fn run_orders(&mut self, listener: TcpListener) -> Result<(), String> {
         let config = self.orders_config();
         let metrics = listen(0)?;
-        self.metrics = Some(metrics.local_addr().map_err(|error| error.to_string())?);
+        self.orders_metrics = Some(metrics.local_addr().map_err(|error| error.to_string())?);
         self.orders.serve_orders(config, self.setup.clock.clone(), listener, Some(metrics)).await
     }
 
@@ -427,9 +443,11 @@ impl Service {
         config: agreement_config::Serve,
         clock: Clock,
         listener: TcpListener,
+        metrics: Option<TcpListener>,
     ) -> Result<(), String> {
-        self.run(config.worker_threads, listener, move |listener, stop| {
-            agreement_svc::serve(config, clock, listener, stop)
+        self.run(config.worker_threads, listener, async move |calls, stop| {
+            let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
+            agreement_svc::serve(config, clock, Listeners { calls, metrics }, stop).await
         });
         self.wait_until_serving().await
     }
@@ -443,7 +461,7 @@ impl Service {
     ) -> Result<(), String> {
         self.run(config.worker_threads, listener, async move |calls, stop| {
             let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
-            order_svc::serve(config, clock, order_svc::Listeners { calls, metrics }, stop).await
+            order_svc::serve(config, clock, Listeners { calls, metrics }, stop).await
         });
         self.wait_until_serving().await
     }
@@ -462,7 +480,7 @@ impl Service {
     }
 }
 
-async fn fetch(address: SocketAddr) -> std::io::Result<String> {
+pub(crate) async fn fetch(address: SocketAddr) -> std::io::Result<String> {
     let mut connection = tokio::net::TcpStream::connect(address).await?;
     connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
     let mut text = String::new();

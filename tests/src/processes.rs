@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use chassis::database::Url;
 use rand::Rng;
 
 use crate::clients::{As, Identity};
-use crate::cluster::{Backend, State, lazy};
+use crate::cluster::{Backend, State, fetch, lazy};
 
 /// Ports of services that come back on them. Below what the system hands out to whoever asks for any, so
 /// that nobody is given one while its service is down.
@@ -22,7 +22,7 @@ const PORTS: std::ops::Range<u16> = 20_000..30_000;
 const START_MAX: Duration = Duration::from_secs(30);
 
 /// Both services, each on a port that stays the same. Dropping it kills them and removes their state.
-pub(crate) struct Processes {
+pub struct Processes {
     pub agreements: Process,
     pub orders: Process,
     state: State,
@@ -33,7 +33,7 @@ impl Processes {
     ///
     /// # Errors
     /// Why there is no place for their state.
-    pub(crate) fn new(backend: Backend) -> Result<Self, String> {
+    pub fn new(backend: Backend) -> Result<Self, String> {
         let mut state = State::new()?;
         let folder = state.folder().to_owned();
         let agreements =
@@ -46,18 +46,25 @@ impl Processes {
     ///
     /// # Errors
     /// Why it does not serve.
-    pub(crate) async fn start(&mut self) -> Result<(), String> {
+    pub async fn start(&mut self) -> Result<(), String> {
         self.agreements.start().await?;
         self.orders.start().await
     }
 
     /// The two services as somebody who calls them, whenever they are there.
-    pub(crate) fn as_caller(&self, caller: Caller) -> As {
+    #[must_use]
+    pub fn as_caller(&self, caller: Caller) -> As {
         As {
             agreements: lazy(([127, 0, 0, 1], self.agreements.port).into()),
             orders: lazy(([127, 0, 0, 1], self.orders.port).into()),
             identity: Identity::of(caller),
         }
+    }
+
+    /// Where their state is, and whatever else is to be removed with it.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.state.folder()
     }
 
     /// Where mails are written.
@@ -75,10 +82,12 @@ impl Processes {
 pub struct Process {
     name: &'static str,
     port: u16,
-    /// Keeps the port until the first start, so that nobody else draws it.
-    reserved: Option<TcpListener>,
+    metrics_port: u16,
+    /// Keep the ports until the first start, so that nobody else draws them.
+    reserved: Vec<TcpListener>,
     database: Url,
     arguments: Vec<OsString>,
+    environment: Vec<(&'static str, OsString)>,
     log: PathBuf,
     running: Option<Child>,
 }
@@ -110,15 +119,52 @@ impl Process {
         folder: &Path,
     ) -> Result<Self, String> {
         let (port, reserved) = reserve_port()?;
-        let listen = format!("127.0.0.1:{port}");
+        let (metrics_port, reserved_too) = reserve_port()?;
+        let (listen, metrics) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{metrics_port}"));
         let url = url(&database);
-        let mut arguments: Vec<OsString> =
-            ["serve", "--create", "--auth", "insecure", "--listen", &listen, "--database", &url]
-                .map(OsString::from)
-                .to_vec();
+        let usual = ["serve", "--create", "--auth", "insecure", "--database", &url];
+        let addresses = ["--listen", &listen, "--metrics-listen", &metrics];
+        let mut arguments: Vec<OsString> = usual.into_iter().chain(addresses).map(OsString::from).collect();
         arguments.extend(settings.into_iter().flat_map(|(name, value)| [name.into(), value]));
         let log = folder.join(format!("{name}.log"));
-        Ok(Self { name, port, reserved: Some(reserved), database, arguments, log, running: None })
+        Ok(Self {
+            name,
+            port,
+            metrics_port,
+            reserved: vec![reserved, reserved_too],
+            database,
+            arguments,
+            environment: vec![],
+            log,
+            running: None,
+        })
+    }
+
+    /// A setting for the next start: a flag, or one with its value.
+    pub fn set(&mut self, setting: &[&str]) {
+        self.arguments.extend(setting.iter().map(OsString::from));
+    }
+
+    /// An environment variable for the next start.
+    pub fn set_variable(&mut self, name: &'static str, value: &str) {
+        self.environment.push((name, value.into()));
+    }
+
+    /// What it says of itself in numbers.
+    ///
+    /// # Errors
+    /// Why it cannot be fetched.
+    pub async fn metrics(&self) -> Result<String, String> {
+        let address = SocketAddr::from(([127, 0, 0, 1], self.metrics_port));
+        fetch(address).await.map_err(|error| format!("{}: {error}", self.name))
+    }
+
+    /// Everything that it has said so far, however often it was started.
+    ///
+    /// # Errors
+    /// Why that cannot be read.
+    pub fn said(&self) -> Result<String, String> {
+        fs::read(&self.log).map(|said| String::from_utf8_lossy(&said).into_owned()).map_err(|e| e.to_string())
     }
 
     #[must_use]
@@ -126,7 +172,8 @@ impl Process {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    pub(crate) fn database(&self) -> &Url {
+    #[must_use]
+    pub fn database(&self) -> &Url {
         &self.database
     }
 
@@ -145,9 +192,11 @@ impl Process {
             return Ok(());
         }
         let log = File::options().create(true).append(true).open(&self.log).map_err(|e| e.to_string())?;
+        let also_log = log.try_clone().map_err(|e| e.to_string())?;
         let mut command = Command::new(binary(self.name)?);
-        command.args(&self.arguments).stdin(Stdio::null()).stderr(log);
-        self.reserved = None;
+        command.args(&self.arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(log).stderr(also_log);
+        self.reserved.clear();
         self.running = Some(command.spawn().map_err(|error| format!("{}: {error}", self.name))?);
         let began = Instant::now();
         while let Err(why) = chassis::server::check_health(&self.address()).await {
@@ -158,6 +207,20 @@ impl Process {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(())
+    }
+
+    /// Stops it as a first signal does (SIGTERM) and waits until it has ended.
+    ///
+    /// # Errors
+    /// It did not end well, or does not run.
+    pub fn stop(&mut self) -> Result<(), String> {
+        self.check_running()?;
+        let Some(mut running) = self.running.take() else { return Ok(()) };
+        let sent = Command::new("kill").args(["-TERM", &running.id().to_string()]).status();
+        match (sent, running.wait()) {
+            (Ok(sent), Ok(ended)) if sent.success() && ended.success() => Ok(()),
+            (sent, ended) => Err(format!("{}: signal {sent:?}, end {ended:?}", self.name)),
+        }
     }
 
     /// Kills it, whatever it is doing (SIGKILL).

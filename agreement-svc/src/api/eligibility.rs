@@ -60,7 +60,9 @@ impl EligibilityService for Api {
         let asked = Asked::read(&caller, &request.into_inner(), self.clock.now(), self.links.is_some())?;
         let policy = self.policy.clone();
         let read = move |connection: &mut Connection| answered(connection, &policy, &caller, &asked);
-        self.database.read(read).await.map(Response::new).map_err(status::of)
+        let answer = self.database.read(read).await.map_err(status::of)?;
+        self.decisions.count(&answer);
+        Ok(Response::new(answer))
     }
 
     async fn batch_check_eligibility(
@@ -86,7 +88,13 @@ impl EligibilityService for Api {
             });
             Ok(BatchCheckEligibilityResponse { results: results.collect::<Result<_, ChangeError>>()? })
         };
-        self.database.snapshot(read).await.map(Response::new).map_err(status::of)
+        let batch = self.database.snapshot(read).await.map_err(status::of)?;
+        for item in &batch.results {
+            if let Some(ItemResult::Answer(answer)) = &item.result {
+                self.decisions.count(answer);
+            }
+        }
+        Ok(Response::new(batch))
     }
 
     async fn list_blocked_customers(

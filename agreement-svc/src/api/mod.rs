@@ -30,6 +30,7 @@ use tokio::sync::{Semaphore, watch};
 use tonic::{Response, Status};
 use uuid::Uuid;
 
+use crate::metrics::Decisions;
 use crate::rules::party::{Customer, Partner};
 use crate::rules::policy::Policy;
 use crate::rules::template::{AgreementType, Template};
@@ -47,6 +48,7 @@ pub(crate) struct Api {
     pub policy: Arc<Policy>,
     /// Makes acceptance links; without it there are no invitations.
     pub links: Option<Arc<Links>>,
+    pub decisions: Decisions,
     /// Told after each commit of ours, so that nobody has to wait for its next look.
     pub committed: watch::Sender<()>,
     /// The revision of the last event, while anybody watches it.

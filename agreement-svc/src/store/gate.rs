@@ -373,6 +373,7 @@ mod tests {
     use chassis::auth::{Caller, Channel, Role, TenantKind};
     use chassis::clock::{Clock, new_id, new_salt};
     use chassis::form::timestamp;
+    use chassis::metrics::Metrics;
     use chrono::Duration;
     use diesel::Connection as _;
     use diesel::connection::SimpleConnection;
@@ -395,6 +396,7 @@ mod tests {
 
     use super::*;
     use crate::api::Api;
+    use crate::metrics::Decisions;
     use crate::rules::party::Relationship;
     use crate::rules::signature::Signature;
     use crate::store::acceptance::{acceptance_supersede, signature_insert};
@@ -501,8 +503,10 @@ mod tests {
             };
             let clock = Clock::manual("2026-11-21T00:00:00Z".parse().unwrap());
             let database = crate::migrate(&storage, &clock).await.unwrap();
+            let metrics = Metrics::new("agreement_svc", "0", database.clone()).unwrap();
             let api = Api {
                 database,
+                decisions: Decisions::new(&metrics).unwrap(),
                 clock: clock.clone(),
                 policy: crate::data::read_policy(None).unwrap().into(),
                 links: None,

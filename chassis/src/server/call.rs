@@ -1,5 +1,5 @@
-//! What happens to every call: it is identified, admitted, limited, timed, guarded against panics and
-//! logged, in this order and in this place only.
+//! What happens to every call: it is identified, admitted, limited, timed, guarded against panics,
+//! logged, counted and told to its trace, in this order and in this place only.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -21,7 +21,9 @@ use tracing::Instrument;
 use super::{MESSAGE_BYTES_MAX, Options};
 use crate::auth;
 use crate::clock::{Clock, new_id};
+use crate::metrics::{Calls, UNKNOWN_PATH};
 use crate::status::{failure, internal};
+use crate::telemetry::trace::{Span, code_of};
 
 /// Calls in progress beyond this are refused at once: they would only wait for the database.
 const CALLS_IN_FLIGHT_MAX: usize = 1024;
@@ -55,11 +57,14 @@ pub fn time_left<T>(request: &Request<T>) -> Duration {
 pub(super) struct CallLayer {
     options: Arc<Options>,
     in_flight: Arc<Semaphore>,
+    numbers: Calls,
 }
 
 impl CallLayer {
-    pub(super) fn new(options: Options) -> Self {
-        Self { options: Arc::new(options), in_flight: Arc::new(Semaphore::new(CALLS_IN_FLIGHT_MAX)) }
+    pub(super) fn new(options: Options, numbers: Calls) -> Self {
+        numbers.expect(options.access);
+        let in_flight = Arc::new(Semaphore::new(CALLS_IN_FLIGHT_MAX));
+        Self { options: Arc::new(options), in_flight, numbers }
     }
 }
 
@@ -87,19 +92,23 @@ impl Service<http::Request<Body>> for CallService {
     }
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
-        let path = request.uri().path().to_owned();
-        if path.starts_with("/grpc.") {
+        if request.uri().path().starts_with("/grpc.") {
             return Box::pin(self.inner.call(request));
         }
         let options = self.layer.options.clone();
         let call_id = call_id_of(request.headers());
-        let mut line = Line::new(path, call_id.clone());
+        let path = known_path(options.access, request.uri().path());
+        let span = Span::of_server(request.headers(), path, &call_id);
+        let mut line = Line::new(path, call_id.clone(), span, self.layer.numbers.clone());
         let admitted = options.identities.identify(request.headers(), options.domain);
         let admitted = admitted.and_then(|(caller, bearer)| {
             line.caller = Some((caller.tenant_kind.to_string(), caller.tenant_id.to_string()));
-            auth::admit(options.access, &line.path, &caller, options.domain)?;
+            auth::admit(options.access, request.uri().path(), &caller, options.domain)?;
             let permit = self.layer.in_flight.clone().try_acquire_owned();
-            let permit = permit.map_err(|_| overloaded(options.domain))?;
+            let permit = permit.map_err(|_| {
+                self.layer.numbers.refused_for_load.inc();
+                overloaded(options.domain)
+            })?;
             request.extensions_mut().insert(caller);
             if let Some(bearer) = bearer {
                 request.extensions_mut().insert(bearer);
@@ -117,9 +126,10 @@ impl Service<http::Request<Body>> for CallService {
         request.extensions_mut().insert(CallId(call_id.clone()));
         request.extensions_mut().insert(Deadline(Instant::now() + patience));
 
-        let span = tracing::info_span!("call", id = %call_id, path = %line.path);
+        let lines = tracing::info_span!("call", id = %call_id, path, trace_id = line.span.trace_id());
         let mut inner = self.inner.clone();
-        let handled = AssertUnwindSafe(async move { inner.call(request).await }).catch_unwind();
+        let handled = line.span.around(async move { inner.call(request).await });
+        let handled = AssertUnwindSafe(handled).catch_unwind();
         let guarded = async move {
             let _permit = permit;
             let response = match tokio::time::timeout(patience, handled).await {
@@ -129,36 +139,50 @@ impl Service<http::Request<Body>> for CallService {
             };
             Ok(line.finish(response, options.domain))
         };
-        Box::pin(guarded.instrument(span))
+        Box::pin(guarded.instrument(lines))
     }
 }
 
-/// The log line of one call. Dropped unfinished, it says that the caller went away.
+/// The path of a call, if it is one of the service's. Others are the caller's words, and there is no end to
+/// them: they are neither logged nor counted.
+fn known_path(access: auth::Access, path: &str) -> &'static str {
+    access.iter().find(|(call, _)| *call == path).map_or(UNKNOWN_PATH, |(call, _)| call)
+}
+
+/// What is kept of one call: a log line, a count and a span. Dropped unfinished, they say that the caller went
+/// away.
 struct Line {
-    path: String,
+    path: &'static str,
     call_id: String,
     caller: Option<(String, String)>,
     began: Instant,
     finished: bool,
+    span: Span,
+    numbers: Calls,
 }
 
 impl Line {
-    fn new(path: String, call_id: String) -> Self {
-        Self { path, call_id, caller: None, began: Instant::now(), finished: false }
+    fn new(path: &'static str, call_id: String, span: Span, numbers: Calls) -> Self {
+        numbers.in_progress.inc();
+        Self { path, call_id, caller: None, began: Instant::now(), finished: false, span, numbers }
     }
 
     fn finish(mut self, response: http::Response<Body>, domain: &'static str) -> http::Response<Body> {
         let mut response = unreadable(&response, domain).map_or(response, Status::into_http);
-        let code = response
-            .headers()
-            .get(Status::GRPC_STATUS)
-            .map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));
+        let code = code_of(response.headers());
         self.finished = true;
-        self.log(&format!("{code:?}"));
+        self.end(code, &format!("{code:?}"));
         if let Ok(value) = HeaderValue::from_str(&self.call_id) {
             response.headers_mut().insert("x-call-id", value);
         }
         response
+    }
+
+    fn end(&mut self, code: Code, in_words: &str) {
+        self.log(in_words);
+        self.span.end(code);
+        self.numbers.end(self.path, code, self.began.elapsed());
+        self.numbers.in_progress.dec();
     }
 
     fn log(&self, code: &str) {
@@ -170,6 +194,7 @@ impl Line {
             tenant_kind = kind,
             tenant,
             call_id = self.call_id,
+            trace_id = self.span.trace_id(),
             "call"
         );
     }
@@ -178,7 +203,7 @@ impl Line {
 impl Drop for Line {
     fn drop(&mut self) {
         if !self.finished {
-            self.log("caller went away");
+            self.end(Code::Cancelled, "caller went away");
         }
     }
 }
@@ -222,12 +247,16 @@ fn too_late(domain: &'static str) -> Status {
     failure(domain, Code::Unavailable, "DEADLINE_PASSED", sentence).retry_after(OVERLOAD_RETRY).status()
 }
 
-/// The caller's own id for the call if it is a plausible one, else a new one.
+/// The caller's own id for the call if it is a plausible one, else a new one. It is logged, so that nothing passes for one
+/// in which there is an e-mail address.
 fn call_id_of(headers: &HeaderMap) -> String {
     const LENGTH_MAX: usize = 64;
     let given = headers.get("x-call-id").and_then(|value| value.to_str().ok());
     given
-        .filter(|id| (1..=LENGTH_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic()))
+        .filter(|id| {
+            (1..=LENGTH_MAX).contains(&id.len())
+                && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte))
+        })
         .map_or_else(|| new_id(Clock::system().now()).to_string(), ToOwned::to_owned)
 }
 

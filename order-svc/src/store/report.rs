@@ -7,6 +7,7 @@ use chassis::database::row::{at, utc};
 use chassis::database::{Connection, Error};
 use chassis::query;
 use chrono::{Duration, NaiveDateTime};
+use diesel::dsl::{count_star, min};
 use diesel::prelude::*;
 use uuid::Uuid;
 
@@ -84,6 +85,17 @@ pub(crate) fn reports_claim(
         }
     }
     Ok(claimed)
+}
+
+/// How many reports are on their way, and when the oldest of them was written.
+pub(crate) fn reports_waiting(connection: &mut Connection) -> Result<(i64, Option<Time>), Error> {
+    let (count, oldest): (i64, Option<NaiveDateTime>) = query!(connection, c => {
+        purchase_report::table
+            .filter(purchase_report::reported_at.is_null())
+            .select((count_star(), min(purchase_report::purchased_at)))
+            .first(c)
+    })?;
+    Ok((count, oldest.map(utc)))
 }
 
 pub(crate) fn report_done(connection: &mut Connection, customer: Uuid, now: Time) -> Result<(), Error> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use chassis::backoff;
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
+use chassis::telemetry::trace::unasked;
 use tokio::sync::watch;
 
 use super::Followed;
@@ -121,7 +122,10 @@ async fn follow(
     let mut history = agreements.follow(applied).await?;
     while let Some(moment) = history.next().await? {
         let until = moment.until;
-        applied = apply(database, clock, applied, moment).await?;
+        applied = match moment.news {
+            None => apply(database, clock, applied, moment).await?,
+            Some(_) => unasked("apply an event", apply(database, clock, applied, moment)).await?,
+        };
         followed.send_modify(|followed| {
             followed.revision = applied;
             followed.until = followed.until.max(Some(until));
