@@ -22,7 +22,7 @@ const PORTS: std::ops::Range<u16> = 20_000..30_000;
 const START_MAX: Duration = Duration::from_secs(30);
 
 /// Both services, each on a port that stays the same. Dropping it kills them and removes their state.
-pub(crate) struct Processes {
+pub struct Processes {
     pub agreements: Process,
     pub orders: Process,
     state: State,
@@ -33,7 +33,7 @@ impl Processes {
     ///
     /// # Errors
     /// Why there is no place for their state.
-    pub(crate) fn new(backend: Backend) -> Result<Self, String> {
+    pub fn new(backend: Backend) -> Result<Self, String> {
         let mut state = State::new()?;
         let folder = state.folder().to_owned();
         let agreements =
@@ -46,13 +46,14 @@ impl Processes {
     ///
     /// # Errors
     /// Why it does not serve.
-    pub(crate) async fn start(&mut self) -> Result<(), String> {
+    pub async fn start(&mut self) -> Result<(), String> {
         self.agreements.start().await?;
         self.orders.start().await
     }
 
     /// The two services as somebody who calls them, whenever they are there.
-    pub(crate) fn as_caller(&self, caller: Caller) -> As {
+    #[must_use]
+    pub fn as_caller(&self, caller: Caller) -> As {
         As {
             agreements: lazy(([127, 0, 0, 1], self.agreements.port).into()),
             orders: lazy(([127, 0, 0, 1], self.orders.port).into()),
@@ -128,6 +129,24 @@ impl Process {
 
     pub(crate) fn database(&self) -> &Url {
         &self.database
+    }
+
+    /// Has it start with one more setting.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.arguments.extend([name.into(), value.into()]);
+    }
+
+    /// A figure of its memory in KiB, as the system names it: `VmRSS` is what is resident, `VmHWM` the most
+    /// that ever was.
+    ///
+    /// # Errors
+    /// It does not run, or the system does not tell.
+    pub fn memory(&self, name: &str) -> Result<u32, String> {
+        let id = self.id().ok_or_else(|| format!("{} does not run", self.name))?;
+        let status = fs::read_to_string(format!("/proc/{id}/status")).map_err(|error| error.to_string())?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let figure = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse().ok());
+        figure.ok_or_else(|| format!("the system does not tell {name} of {}", self.name))
     }
 
     /// The process, while it runs.
