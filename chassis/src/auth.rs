@@ -23,7 +23,7 @@ pub enum Auth {
 }
 
 /// What kind of tenant the caller belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TenantKind {
     /// A reseller of any kind.
     Partner,

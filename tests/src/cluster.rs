@@ -44,6 +44,8 @@ pub struct Setup {
     /// A catalogue of offers to use instead of the one that ships.
     pub offers: Option<PathBuf>,
     pub worker_threads: u16,
+    /// Calls that each service lets in at a time.
+    pub calls_max: u16,
     /// A mail server to use instead of the cluster's mail folder, as `--smtp` names it.
     pub smtp: Option<String>,
 }
@@ -60,6 +62,7 @@ impl Default for Setup {
             document_table: None,
             offers: None,
             worker_threads: 1,
+            calls_max: 256,
             smtp: None,
         }
     }
@@ -278,6 +281,7 @@ impl Cluster {
                 mail_folder: self.mail_folder(),
             },
             worker_threads: self.setup.worker_threads,
+            calls_max: self.setup.calls_max,
         })
     }
 
@@ -336,6 +340,7 @@ impl Cluster {
             metrics_listen: None,
             offers: self.setup.offers.clone(),
             worker_threads: self.setup.worker_threads,
+            calls_max: self.setup.calls_max,
         }
     }
 }

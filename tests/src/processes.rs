@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -55,8 +55,8 @@ impl Processes {
     #[must_use]
     pub fn as_caller(&self, caller: Caller) -> As {
         As {
-            agreements: lazy(([127, 0, 0, 1], self.agreements.port).into()),
-            orders: lazy(([127, 0, 0, 1], self.orders.port).into()),
+            agreements: lazy(self.agreements.socket_address()),
+            orders: lazy(self.orders.socket_address()),
             identity: Identity::of(caller),
         }
     }
@@ -81,6 +81,7 @@ pub struct Process {
     database: Url,
     arguments: Vec<OsString>,
     log: PathBuf,
+    descriptors_max: Option<usize>,
     running: Option<Child>,
 }
 
@@ -119,7 +120,8 @@ impl Process {
                 .to_vec();
         arguments.extend(settings.into_iter().flat_map(|(name, value)| [name.into(), value]));
         let log = folder.join(format!("{name}.log"));
-        Ok(Self { name, port, reserved: Some(reserved), database, arguments, log, running: None })
+        let (reserved, descriptors_max, running) = (Some(reserved), None, None);
+        Ok(Self { name, port, reserved, database, arguments, log, descriptors_max, running })
     }
 
     #[must_use]
@@ -134,6 +136,23 @@ impl Process {
     /// Has it start with one more setting.
     pub fn set(&mut self, name: &str, value: &str) {
         self.arguments.extend([name.into(), value.into()]);
+    }
+
+    /// Has it start with so many files and connections at most, by the system's word.
+    pub fn limit_descriptors(&mut self, most: usize) {
+        self.descriptors_max = Some(most);
+    }
+
+    #[must_use]
+    pub fn socket_address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
+    }
+
+    /// It alone as somebody who calls it, whichever service it is.
+    #[must_use]
+    pub fn as_caller(&self, caller: Caller) -> As {
+        let channel = lazy(self.socket_address());
+        As { agreements: channel.clone(), orders: channel, identity: Identity::of(caller) }
     }
 
     /// A figure of its memory in KiB, as the system names it: `VmRSS` is what is resident, `VmHWM` the most
@@ -165,6 +184,10 @@ impl Process {
         }
         let log = File::options().create(true).append(true).open(&self.log).map_err(|e| e.to_string())?;
         let mut command = Command::new(binary(self.name)?);
+        if let Some(most) = self.descriptors_max {
+            command = Command::new("sh");
+            command.arg("-c").arg(format!("ulimit -n {most} && exec \"$0\" \"$@\"")).arg(binary(self.name)?);
+        }
         command.args(&self.arguments).stdin(Stdio::null()).stderr(log);
         self.reserved = None;
         self.running = Some(command.spawn().map_err(|error| format!("{}: {error}", self.name))?);

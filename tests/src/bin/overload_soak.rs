@@ -231,7 +231,11 @@ impl Partner {
 }
 
 /// What is served with a fixed number of calls in flight, when nobody is refused.
-async fn served(subject: Subject, partner: &Arc<Partner>, length: Duration) -> Result<Outcome, Box<dyn Error>> {
+async fn served(
+    subject: Subject,
+    partner: &Arc<Partner>,
+    length: Duration,
+) -> Result<Outcome, Box<dyn Error>> {
     let (next, began) = (Arc::new(AtomicUsize::new(0)), Instant::now());
     let mut calls = JoinSet::new();
     for _ in 0..IN_FLIGHT {

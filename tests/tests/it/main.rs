@@ -19,6 +19,7 @@ mod line;
 mod mail;
 mod order_model;
 mod orders;
+mod overload;
 mod race;
 mod relay;
 mod samples;
