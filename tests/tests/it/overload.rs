@@ -140,7 +140,7 @@ impl Lock {
         match database {
             Url::Sqlite(path) => {
                 let mut connection = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
-                connection.batch_execute("BEGIN IMMEDIATE").unwrap();
+                connection.batch_execute("PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE").unwrap();
                 Self::Sqlite(connection)
             }
             Url::Postgres(url) => {
@@ -380,7 +380,7 @@ async fn connections_beyond_what_a_process_can_hold_are_closed_and_those_that_ar
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
 
     drop(open);
-    let anew = server.as_caller(world::service());
+    let anew = server.as_caller(world::sales(DIRECT));
     let question = CheckEligibilityRequest {
         payer_id: DIRECT.to_string(),
         customer_id: customer,
