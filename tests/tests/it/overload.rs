@@ -208,12 +208,12 @@ async fn the_gate_answers_for_everybody_while_a_partner_has_taken_its_share() {
 async fn one_operator_has_half_of_the_watchers_places_and_services_find_theirs() {
     // One of 64 is order-svc.
     const OPERATORS_MAX: usize = 32;
-    let cluster = Cluster::on(Backend::Sqlite).await;
+    let cluster = Cluster::start(few_calls(Backend::Sqlite)).await.unwrap();
     let watch = async |caller: Caller| {
         let request = WatchEventsRequest { after_revision: 0 };
         cluster.as_caller(caller).events().watch_events(request).await
     };
-    // The clusters own watcher is there before anybody else.
+    // The cluster's own watcher is there before anybody else.
     let following = async {
         while cluster.orders_metrics().await.unwrap().contains("order_svc_history_behind_seconds inf") {}
     };
@@ -225,7 +225,7 @@ async fn one_operator_has_half_of_the_watchers_places_and_services_find_theirs()
     let refused = watch(world::operator()).await.unwrap_err();
     assert_overloaded(&refused, "TENANT_OVERLOADED");
     watchers.push(watch(world::service()).await.unwrap());
-    // Streams that go on are not calls in progress, of which there may be more.
+    // Streams that go on are no calls in progress: of those there may be fewer.
     assert!(watchers.len() > usize::from(CALLS_MAX));
 }
 
