@@ -34,6 +34,7 @@ use chassis::clock::Clock;
 use chassis::database::{Database, Url, Writes};
 use chassis::metrics::Metrics;
 use chassis::request;
+use chassis::server::places::Places;
 use chassis::server::{self, Listeners, MESSAGE_BYTES_MAX, Options};
 use chassis::tls;
 use config::{EraseContact, Serve, Storage, Verify};
@@ -45,7 +46,7 @@ use proto::agreement::eligibility_service_server::EligibilityServiceServer;
 use proto::agreement::event_service_server::EventServiceServer;
 use proto::agreement::partner_service_server::PartnerServiceServer;
 use proto::agreement::template_service_server::TemplateServiceServer;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::service::RoutesBuilder;
 
@@ -73,7 +74,8 @@ pub const SERVICES: &[&str] = &[
     "csp.agreement.v1.EventService",
 ];
 
-/// Imports that may be open at a time: each keeps up to 64 rows in the queue of changes.
+/// Imports that may be open at a time: each keeps up to 64 rows in the queue of changes. A partner has half of
+/// them, and fewer beside others.
 const IMPORTS_MAX: usize = 8;
 
 /// Watchers that may be open at a time: replicas of a few services, and somebody who looks on.
@@ -130,8 +132,8 @@ pub async fn serve(
         committed,
         head,
         stopping,
-        imports: Arc::new(Semaphore::new(IMPORTS_MAX)),
-        watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
+        imports: Places::new(IMPORTS_MAX),
+        watchers: Places::new(WATCHERS_MAX),
     };
     let mut routes = RoutesBuilder::default();
     routes
@@ -149,6 +151,7 @@ pub async fn serve(
         access: WHO_MAY,
         services: SERVICES,
         descriptors: proto::FILE_DESCRIPTOR_SET,
+        calls_max: config.calls_max.into(),
     };
     let served = tokio::select! {
         served = server::serve(listeners.calls, routes, options, &metrics, shutdown) => served,

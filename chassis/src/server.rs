@@ -1,7 +1,10 @@
 //! One gRPC server, from the address it binds to the last call it lets end; health and reflection
-//! stand beside the service's own calls. What happens to each call is in [`call`].
+//! stand beside the service's own calls. What happens to each call is in [`call`], to each connection in
+//! `connections`.
 
 pub mod call;
+mod connections;
+pub mod places;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -20,7 +23,7 @@ use crate::tls::{self, Address};
 /// The largest request message: a hundred full order lines fit forty times.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 
-/// Calls one connection may have open, so that one client cannot hold every slot.
+/// Calls one connection may have open. What a client sends beyond it waits with the client.
 const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 
 /// Bytes of one call's requests that may wait to be read: a stream of them fills this and no more. A
@@ -36,6 +39,9 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 
 /// A connection is renewed after this long, so that clients spread over new replicas.
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(1800);
+
+/// How long what is on a connection then may go on before it is closed: as long as the longest streams.
+const CONNECTION_GRACE: Duration = Duration::from_secs(1800);
 
 /// How long calls in progress may go on after the first signal to stop.
 pub const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -64,6 +70,8 @@ pub struct Options {
     pub services: &'static [&'static str],
     /// The encoded contract, for reflection.
     pub descriptors: &'static [u8],
+    /// Calls that may be in progress at a time.
+    pub calls_max: usize,
 }
 
 /// Serves until `shutdown` resolves, then reports NOT_SERVING, lets calls in progress end for at
@@ -108,27 +116,29 @@ pub async fn serve(
         drop(draining);
     };
     let tls = options.tls.clone();
+    let calls = CallLayer::new(options, metrics.calls().clone());
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = connections::admitted(incoming, connections::connections_max());
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .max_connection_age(CONNECTION_AGE_MAX)
-        .layer(CallLayer::new(options, metrics.calls().clone()))
+        .max_connection_age_grace(CONNECTION_GRACE)
+        .layer(calls.clone())
         .add_routes(routes.routes());
     let server = match tls.0 {
-        None => {
-            let connections = TcpIncoming::from(listener).with_nodelay(Some(true));
-            Either::Left(server.serve_with_incoming_shutdown(connections, stop))
-        }
+        None => Either::Left(server.serve_with_incoming_shutdown(incoming, stop)),
         Some(config) => {
-            Either::Right(server.serve_with_incoming_shutdown(tls::accept(listener, config), stop))
+            Either::Right(server.serve_with_incoming_shutdown(tls::accept(incoming, config), stop))
         }
     };
 
     tracing::info!(%address, "serving");
     tokio::select! {
         served = server => served?,
+        () = calls.tell_refused() => {}
         () = async { let _ = drain.await; tokio::time::sleep(DRAIN_MAX).await } => {
             tracing::warn!("stopped with calls still in progress");
         }

@@ -122,6 +122,7 @@ pub async fn serve(
         access: WHO_MAY,
         services: SERVICES,
         descriptors: proto::FILE_DESCRIPTOR_SET,
+        calls_max: config.calls_max.into(),
     };
     let served = tokio::select! {
         served = server::serve(listeners.calls, routes, options, &metrics, shutdown) => served,

@@ -45,6 +45,8 @@ pub struct Setup {
     /// A catalogue of offers to use instead of the one that ships.
     pub offers: Option<PathBuf>,
     pub worker_threads: u16,
+    /// Calls that each service lets in at a time.
+    pub calls_max: u16,
     /// A mail server to use instead of the cluster's mail folder, as `--smtp` names it.
     pub smtp: Option<String>,
 }
@@ -61,6 +63,7 @@ impl Default for Setup {
             document_table: None,
             offers: None,
             worker_threads: 1,
+            calls_max: 256,
             smtp: None,
         }
     }
@@ -291,6 +294,7 @@ impl Cluster {
             },
             metrics_listen: None,
             worker_threads: self.setup.worker_threads,
+            calls_max: self.setup.calls_max,
         })
     }
 
@@ -353,6 +357,7 @@ impl Cluster {
             metrics_listen: None,
             offers: self.setup.offers.clone(),
             worker_threads: self.setup.worker_threads,
+            calls_max: self.setup.calls_max,
         }
     }
 }

@@ -55,8 +55,8 @@ impl Processes {
     #[must_use]
     pub fn as_caller(&self, caller: Caller) -> As {
         As {
-            agreements: lazy(([127, 0, 0, 1], self.agreements.port).into()),
-            orders: lazy(([127, 0, 0, 1], self.orders.port).into()),
+            agreements: lazy(self.agreements.socket_address()),
+            orders: lazy(self.orders.socket_address()),
             identity: Identity::of(caller),
         }
     }
@@ -89,6 +89,7 @@ pub struct Process {
     arguments: Vec<OsString>,
     environment: Vec<(&'static str, OsString)>,
     log: PathBuf,
+    descriptors_max: Option<usize>,
     running: Option<Child>,
 }
 
@@ -136,6 +137,7 @@ impl Process {
             arguments,
             environment: vec![],
             log,
+            descriptors_max: None,
             running: None,
         })
     }
@@ -177,6 +179,36 @@ impl Process {
         &self.database
     }
 
+    /// Has it start with so many files and connections at most, by the system's word.
+    pub fn limit_descriptors(&mut self, most: usize) {
+        self.descriptors_max = Some(most);
+    }
+
+    #[must_use]
+    pub fn socket_address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
+    }
+
+    /// It alone as somebody who calls it, whichever service it is.
+    #[must_use]
+    pub fn as_caller(&self, caller: Caller) -> As {
+        let channel = lazy(self.socket_address());
+        As { agreements: channel.clone(), orders: channel, identity: Identity::of(caller) }
+    }
+
+    /// A figure of its memory in KiB, as the system names it: `VmRSS` is what is resident, `VmHWM` the most
+    /// that ever was.
+    ///
+    /// # Errors
+    /// It does not run, or the system does not tell.
+    pub fn memory(&self, name: &str) -> Result<u32, String> {
+        let id = self.id().ok_or_else(|| format!("{} does not run", self.name))?;
+        let status = fs::read_to_string(format!("/proc/{id}/status")).map_err(|error| error.to_string())?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let figure = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse().ok());
+        figure.ok_or_else(|| format!("the system does not tell {name} of {}", self.name))
+    }
+
     /// The process, while it runs.
     #[must_use]
     pub fn id(&self) -> Option<u32> {
@@ -194,6 +226,10 @@ impl Process {
         let log = File::options().create(true).append(true).open(&self.log).map_err(|e| e.to_string())?;
         let also_log = log.try_clone().map_err(|e| e.to_string())?;
         let mut command = Command::new(binary(self.name)?);
+        if let Some(most) = self.descriptors_max {
+            command = Command::new("sh");
+            command.arg("-c").arg(format!("ulimit -n {most} && exec \"$0\" \"$@\"")).arg(binary(self.name)?);
+        }
         command.args(&self.arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(log).stderr(also_log);
         self.reserved.clear();

@@ -8,7 +8,7 @@ use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
 use chassis::form::{Form, timestamp};
 use chassis::page::Page;
-use chassis::server::call::call_id;
+use chassis::server::call::{call_id, open_ended};
 use futures_util::{Stream, StreamExt, stream};
 use proto::agreement::event_service_server::EventService;
 use proto::agreement::watch_events_response::Item;
@@ -80,6 +80,7 @@ impl EventService for Api {
         &self,
         request: Request<WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let caller = auth::caller(&request)?;
         let call_id = call_id(&request);
         let after = request.get_ref().after_revision;
         let mut form = Form::new();
@@ -87,8 +88,8 @@ impl EventService for Api {
             form.wrong("after_revision", "must not be negative");
         }
         checked(form)?;
-        let permit = self.watchers.clone().try_acquire_owned();
-        let permit = permit.map_err(|_| status::too_many_streams("watchers"))?;
+        let place = self.watchers.take(&caller);
+        let place = place.map_err(|full| status::too_many_streams("watchers", full))?;
 
         let (sender, events) = mpsc::channel(EVENTS_WAITING_MAX);
         let (end, ended) = oneshot::channel::<Status>();
@@ -104,7 +105,7 @@ impl EventService for Api {
         let check = move |connection: &mut Connection| check_cursor(connection, after);
         self.database.read(check).await.map_err(status::of)?;
         tokio::spawn(async move {
-            let _permit = permit;
+            let _place = place;
             if let Some(status) = watch.run().await {
                 // A watcher that has gone away does not hear it.
                 let _ = end.send(status);
@@ -112,7 +113,7 @@ impl EventService for Api {
             tracing::info!(call_id, after, cursor = watch.cursor, "a watcher's stream ended");
         });
         let last = stream::once(ended).filter_map(|ended| async { ended.ok().map(Err) });
-        Ok(Response::new(Box::pin(ReceiverStream::new(events).map(Ok).chain(last))))
+        Ok(open_ended(Box::pin(ReceiverStream::new(events).map(Ok).chain(last))))
     }
 }
 

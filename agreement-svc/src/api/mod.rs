@@ -24,9 +24,10 @@ use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
 use chassis::form::Form;
 use chassis::request::RequestKey;
+use chassis::server::places::Places;
 use link::Links;
 use prost::Message;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tonic::{Response, Status};
 use uuid::Uuid;
 
@@ -56,9 +57,9 @@ pub(crate) struct Api {
     /// True once the server stops: open streams end.
     pub stopping: watch::Receiver<bool>,
     /// One for each import that may be open.
-    pub imports: Arc<Semaphore>,
+    pub imports: Places,
     /// One for each watcher that may be open.
-    pub watchers: Arc<Semaphore>,
+    pub watchers: Places,
 }
 
 /// A change's answer, and whether it had been given before.

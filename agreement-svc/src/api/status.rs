@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use chassis::database::Error;
 use chassis::form::Violation;
+use chassis::server::places::Full;
 use chassis::status::{Failure, RETRY, database_failure, failure, internal, invalid_fields};
 use proto::types::{self, ErrorReason};
 use tonic::{Code, Status};
@@ -39,14 +40,24 @@ pub(super) fn invalid(violations: &[Violation]) -> Status {
 }
 
 /// Too many streams of one kind are open.
-pub(super) fn too_many_streams(kind: &str) -> Status {
-    with(
-        Code::ResourceExhausted,
-        ErrorReason::Overloaded,
-        format!("too many {kind} are open; try again shortly"),
-    )
-    .retry_after(STREAM_RETRY)
-    .status()
+pub(super) fn too_many_streams(kind: &str, full: Full) -> Status {
+    let (reason, whose) = match full {
+        Full::Everybody => (ErrorReason::Overloaded, "too many".to_owned()),
+        Full::Tenant => {
+            (ErrorReason::TenantOverloaded, "of your tenant's as many as are left for others".into())
+        }
+    };
+    let sentence = format!("{whose} {kind} are open; try again when one has ended");
+    with(Code::ResourceExhausted, reason, sentence).retry_after(STREAM_RETRY).status()
+}
+
+/// A stream went on for longer than any may.
+pub(super) fn too_long(limit: Duration) -> Status {
+    let sentence = format!(
+        "the stream went on for {} minutes, and none may for longer; begin again",
+        limit.as_secs() / 60
+    );
+    with(Code::Unavailable, ErrorReason::DeadlinePassed, sentence).retry_after(STREAM_RETRY).status()
 }
 
 /// The server stops and ends its streams.

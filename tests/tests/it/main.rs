@@ -21,6 +21,7 @@ mod mail;
 mod metrics;
 mod order_model;
 mod orders;
+mod overload;
 mod race;
 mod relay;
 mod samples;
