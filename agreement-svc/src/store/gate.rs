@@ -374,6 +374,7 @@ mod tests {
     use chassis::clock::{Clock, new_id, new_salt};
     use chassis::form::timestamp;
     use chassis::metrics::Metrics;
+    use chassis::server::places::Places;
     use chrono::Duration;
     use diesel::Connection as _;
     use diesel::connection::SimpleConnection;
@@ -391,7 +392,7 @@ mod tests {
         TemplateDocument, WithdrawAttestationRequest, WithdrawalReason,
     };
     use proto::types::{self, Contact};
-    use tokio::sync::{Semaphore, watch};
+    use tokio::sync::watch;
     use tonic::Request;
 
     use super::*;
@@ -513,8 +514,8 @@ mod tests {
                 committed: watch::channel(()).0,
                 head: watch::channel(0).0,
                 stopping: watch::channel(false).1,
-                imports: Semaphore::new(1).into(),
-                watchers: Semaphore::new(1).into(),
+                imports: Places::new(1),
+                watchers: Places::new(1),
             };
             let templates = vec![CLOUD_AGREEMENT.into(), CUSTOMER_AGREEMENT.into()];
             let (customers, attestations) = (vec![], vec![]);

@@ -263,7 +263,7 @@ mod tests {
     async fn a_connection_that_does_not_begin_ends() {
         let (_client, mut connection) = connection().await;
         let began = Instant::now();
-        let ended = connection.read_u8().await.unwrap_err();
+        let ended = tokio::time::timeout(GREETING_MAX * 2, connection.read_u8()).await.unwrap().unwrap_err();
         assert_eq!((ended.kind(), began.elapsed()), (io::ErrorKind::TimedOut, GREETING_MAX));
     }
 
