@@ -12,15 +12,28 @@ use diesel::sql_types::Bool;
 use uuid::Uuid;
 
 use super::gated::fence_raise;
-use super::schema::{follower, subscription};
+use super::schema::{fence, follower, subscription};
 use super::subscription::{Touched, changes_insert};
 use super::withdrawal::withdrawal_insert;
 use crate::rules::Time;
 use crate::rules::subscription::{Cause, Change, ChangeKind, State};
-use crate::rules::withdrawal::{Moment, News, Parting, Withdrawal};
+use crate::rules::withdrawal::{Moment, News, Parting, Place, Restore, Withdrawal};
 
 /// Statements have a limited number of parameters.
 const CHANGES_PER_STATEMENT: usize = 1000;
+
+/// Of what rests on lost answers as many are named: enough to begin with, few enough for a log.
+const NAMED_MAX: i64 = 100;
+
+/// How far the history has been applied.
+pub(crate) fn follower_place(connection: &mut Connection) -> Result<Place, Error> {
+    let (revision, head): (i64, Option<String>) = query!(connection, c => {
+        follower::table.select((follower::revision, follower::head)).first(c)
+    })?;
+    // Of another revision it is when somebody moved the row who does not know the column.
+    let hash = head.and_then(|head| Some(head.strip_prefix(&format!("{revision}:"))?.to_owned()));
+    Ok(Place { revision, hash })
+}
 
 /// The revision of the last event that was applied.
 pub(crate) fn follower_revision(connection: &mut Connection) -> Result<i64, Error> {
@@ -35,15 +48,10 @@ pub(crate) fn moment_apply(
     moment: &Moment,
     now: Time,
 ) -> Result<bool, Error> {
-    let moved = query!(connection, c => {
-        diesel::update(follower::table.filter(follower::revision.eq(applied)))
-            .set(follower::revision.eq(moment.revision))
-            .execute(c)
-    })?;
-    if moved == 0 {
+    if !follower_move(connection, applied, &moment.place)? {
         return Ok(false);
     }
-    let revision = moment.revision;
+    let revision = moment.place.revision;
     match &moment.news {
         None => {}
         Some(News::Withdrawn(withdrawal)) => {
@@ -61,6 +69,61 @@ pub(crate) fn moment_apply(
         }
     }
     Ok(true)
+}
+
+/// Takes the row back to the beginning of the history, so that all of it is applied again; false, and nothing
+/// done, when `applied` is not how far it has been applied.
+pub(crate) fn follower_start_over(connection: &mut Connection, applied: i64) -> Result<bool, Error> {
+    follower_move(connection, applied, &Place::default())
+}
+
+fn follower_move(connection: &mut Connection, applied: i64, to: &Place) -> Result<bool, Error> {
+    let head = to.hash.as_ref().map(|hash| format!("{}:{hash}", to.revision));
+    let moved = query!(connection, c => {
+        diesel::update(follower::table.filter(follower::revision.eq(applied)))
+            .set((follower::revision.eq(to.revision), follower::head.eq(head)))
+            .execute(c)
+    })?;
+    Ok(moved > 0)
+}
+
+/// What is left here of the part that a restore lost.
+#[derive(Debug)]
+pub(crate) struct Remains {
+    /// Subscriptions that have not ended and rest on answers of it, and the first of them with their customers.
+    pub subscriptions: i64,
+    pub named_subscriptions: Vec<(String, String)>,
+    /// Customers of whom a withdrawal or the end of a relationship was lost, and the first of them. Their fence keeps
+    /// what agreement-svc says of them now from being used.
+    pub customers: i64,
+    pub named_customers: Vec<String>,
+}
+
+pub(crate) fn remains(connection: &mut Connection, lost: Restore) -> Result<Remains, Error> {
+    let Restore { last_revision, revision } = lost;
+    let (subscriptions, named_subscriptions) = query!(&mut *connection, c => {
+        let resting = subscription::table
+            .filter(subscription::answer_revision.gt(last_revision))
+            .filter(subscription::answer_revision.lt(revision))
+            .filter(subscription::state.eq_any([State::Active.name(), State::Suspended.name()]));
+        (
+            resting.clone().count().get_result(c)?,
+            resting
+                .order(subscription::id)
+                .limit(NAMED_MAX)
+                .select((subscription::id, subscription::customer_id))
+                .load(c)?,
+        )
+    });
+    let (customers, named_customers) = query!(connection, c => {
+        let closed =
+            fence::table.filter(fence::fence_revision.gt(last_revision)).filter(fence::fence_revision.lt(revision));
+        (
+            closed.clone().count().get_result(c)?,
+            closed.order(fence::customer_id).limit(NAMED_MAX).select(fence::customer_id).load(c)?,
+        )
+    });
+    Ok(Remains { subscriptions, named_subscriptions, customers, named_customers })
 }
 
 /// Cancels what a withdrawal leaves without ground: what has not ended, is paid by a partner without
