@@ -23,6 +23,7 @@ mod race;
 mod relay;
 mod restore;
 mod samples;
+mod settings;
 mod stories;
 mod subscriptions;
 mod tidy;
