@@ -196,3 +196,65 @@ fn keep(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use chassis::database::{Database, Writes};
+    use diesel::connection::SimpleConnection;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::store::MIGRATIONS;
+
+    fn database() -> (Database, TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("orders.sqlite").display());
+        let database = Database::open(&url.parse().unwrap(), true, Writes::Concurrent).unwrap();
+        database.migrate(MIGRATIONS).unwrap();
+        (database, folder)
+    }
+
+    async fn sql(database: &Database, sql: &'static str) {
+        let run = move |connection: &mut Connection| {
+            query!(connection, c => c.batch_execute(sql)).map_err(Error::from)
+        };
+        database.write(run).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_left_of_a_lost_part_is_counted_and_named() {
+        let (database, _folder) = database();
+        sql(
+            &database,
+            "INSERT INTO orders VALUES ('order', 'p', '', 'c', '2026-01-01', 'p', 'p', 'ALLOWED', '', '', 1, '2026-01-01');
+            INSERT INTO subscription (id, order_id, payer_id, reseller_id, customer_id, offer_id, quantity, friendly_name,
+                state, auto_renew, started_at, term, term_number, answer_revision, version)
+            SELECT column1, 'order', 'p', '', 'c', 'o', 1, '', column2, TRUE, '2026-01-01', 'YEAR', 1, column3, 1 FROM (
+                VALUES ('copied', 'ACTIVE', 7), ('lost', 'ACTIVE', 8), ('lost too', 'SUSPENDED', 99),
+                    ('ended', 'CANCELLED', 9), ('new', 'ACTIVE', 100));
+            INSERT INTO fence VALUES ('copied', 7), ('lost', 8), ('new', 100)",
+        )
+        .await;
+        let lost = Restore { last_revision: 7, revision: 100 };
+        let found = database.read(move |connection: &mut Connection| remains(connection, lost)).await;
+        let found: Remains = found.unwrap();
+        assert_eq!((found.subscriptions, found.customers), (2, 1));
+        let named = ["lost", "lost too"].map(|id| (id.to_owned(), "c".to_owned()));
+        assert_eq!(
+            (found.named_subscriptions, found.named_customers),
+            (named.to_vec(), vec!["lost".to_owned()])
+        );
+    }
+
+    #[tokio::test]
+    async fn a_hash_counts_only_for_the_revision_that_it_was_stored_with() {
+        let (database, _folder) = database();
+        let place = async || database.read(follower_place).await.unwrap();
+        assert_eq!(place().await, Place::default());
+        sql(&database, "UPDATE follower SET revision = 5, head = '5:abc'").await;
+        assert_eq!(place().await, Place { revision: 5, hash: Some("abc".into()) });
+        // A version that does not know the column moves the row.
+        sql(&database, "UPDATE follower SET revision = 6").await;
+        assert_eq!(place().await, Place { revision: 6, hash: None });
+    }
+}
