@@ -15,6 +15,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 use tokio::time::sleep;
+use tonic::Code;
 
 use self::checks::{Agreements, Orders, check};
 use self::load::{Done, Load};
@@ -270,7 +271,14 @@ impl Soak {
         let request =
             WatchEventsRequest { after_revision: self.history.head(), ..WatchEventsRequest::default() };
         let watcher = self.processes.as_caller(world::operator());
-        let watched = watcher.events().watch_events(request).await.map_err(|error| error.to_string())?;
+        let began = Instant::now();
+        let watched = loop {
+            match watcher.events().watch_events(request.clone()).await {
+                // Connections that died with the primary are found dead one by one.
+                Err(status) if status.code() == Code::Unavailable && began.elapsed() < RESUME_MAX => {}
+                watched => break watched.map_err(|error| error.to_string())?,
+            }
+        };
         let mut events = watched.into_inner();
         while self.history.head() < head {
             let next = events.message().await.map_err(|error| error.to_string())?;
