@@ -223,7 +223,11 @@ async fn after_an_announced_restore_what_was_lost_stays_done_and_orders_go_on() 
         let mut world = world_on(backend).await;
         let direct = world.direct.clone();
         let (untouched, _, _) = world.buyer().await;
-        let (withdrawn, attestation, ended) = world.buyer().await;
+        // What was withdrawn and accepted anew before is applied again and opens nothing.
+        let (withdrawn, earlier, _) = world.buyer().await;
+        withdraw(&direct, &earlier).await;
+        let attestation = attest(&direct, &withdrawn).await;
+        let ended = buy(&direct, &withdrawn).await;
         let accepted = world.customer().await;
         let before = world.followed().await;
         let copy = Backup::of(world.cluster.agreements_database()).unwrap();
