@@ -36,7 +36,7 @@ pub enum Command {
     /// Serves the API until it is told to stop.
     Serve(Box<Serve>),
     /// Brings the schema up to date and loads the templates into an empty database.
-    Migrate(Storage),
+    Migrate(Migrate),
     /// Asks a running server whether it serves; exits with 1 if not.
     CheckHealth(CheckHealth),
     /// Attests from a CSV file, row by row. The same file sent again changes nothing. Exits with 0 when
@@ -55,6 +55,17 @@ pub enum Command {
     Verify(Verify),
     /// Erases a person from records, stored answers and written mails.
     EraseContact(EraseContact),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Migrate {
+    #[command(flatten)]
+    pub storage: Storage,
+    /// Announces that the database was restored from an older copy: lifts the revision by 2^32, so that what others
+    /// know of the part that was lost is not taken for what happens next. To be said once after each restore,
+    /// before the service is started; once too often does no harm.
+    #[arg(long)]
+    pub after_restore: bool,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -31,7 +31,7 @@ use std::sync::Arc;
 
 use chassis::auth::Identities;
 use chassis::clock::Clock;
-use chassis::database::{Database, Url, Writes};
+use chassis::database::{self, Database, Url, Writes};
 use chassis::metrics::Metrics;
 use chassis::request;
 use chassis::server::places::Places;
@@ -55,7 +55,7 @@ pub use api::access::WHO_MAY;
 use api::link::Links;
 pub use erase::Erased;
 use rules::history::Verified;
-use store::change::ChangeError;
+use store::change::{ChangeError, change_unasked};
 use workers::mailer::{self, Mailer};
 use workers::poller;
 use workers::transport::Transport;
@@ -177,6 +177,24 @@ pub async fn migrate(storage: &Storage, clock: &Clock) -> Result<Database, Failu
         ChangeError::Refused(refusal) => Failure::from(format!("the templates do not fit: {refusal:?}")),
     })?;
     Ok(database)
+}
+
+/// Announces in the history that the database was restored from an older copy, whose last event is the last one
+/// now. The answer says which that was, and where the history goes on.
+///
+/// It may be done beside a running service, and once too often: whoever follows the history goes on behind each
+/// announcement. But between a restore and its announcement numbers of lost events are used again, so it should
+/// come before the first start.
+///
+/// # Errors
+/// A database that cannot be changed.
+pub async fn announce_restore(database: &Database, clock: &Clock) -> Result<String, Failure> {
+    let announced = change_unasked(database, clock.now(), |change| {
+        let last = change.revision();
+        Ok::<_, database::Error>((last, change.record_restored()?))
+    });
+    let (last, restored) = announced.await?;
+    Ok(format!("the copy ended with event {last}; the history goes on with event {restored}"))
 }
 
 /// Finds out whether the history is whole, goes through every head that was kept, and is what the

@@ -33,8 +33,11 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
                 agreement_svc::serve(*config, Clock::system(), listeners, server::signal()).await
             })
         }
-        Command::Migrate(storage) => server::runtime(1)?.block_on(async {
-            agreement_svc::migrate(&storage, &Clock::system()).await?;
+        Command::Migrate(config) => server::runtime(1)?.block_on(async {
+            let database = agreement_svc::migrate(&config.storage, &Clock::system()).await?;
+            if config.after_restore {
+                say(&agreement_svc::announce_restore(&database, &Clock::system()).await?);
+            }
             Ok(())
         }),
         Command::CheckHealth(settings) => server::runtime(1)?.block_on(async {

@@ -327,6 +327,17 @@ impl Cluster {
         self.agreements.serve_agreements(config, self.setup.clock.clone(), listener, Some(metrics)).await
     }
 
+    /// Announces in agreement-svc's history that its database was restored.
+    ///
+    /// # Errors
+    /// Why that cannot be done.
+    pub async fn announce_restore(&self) -> Result<(), String> {
+        let (config, clock) = (self.agreements_config()?, &self.setup.clock);
+        let database =
+            agreement_svc::migrate(&config.storage, clock).await.map_err(|error| error.to_string())?;
+        agreement_svc::announce_restore(&database, clock).await.map(drop).map_err(|error| error.to_string())
+    }
+
     /// Starts a second order-svc on the state of the first.
     ///
     /// # Errors
@@ -496,8 +507,12 @@ pub(crate) async fn fetch(address: SocketAddr) -> std::io::Result<String> {
 type StopSignal = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 pub(crate) fn lazy(address: SocketAddr) -> Channel {
+    endpoint(address).connect_lazy()
+}
+
+pub(crate) fn endpoint(address: SocketAddr) -> Endpoint {
     match Endpoint::from_shared(format!("http://{address}")) {
-        Ok(endpoint) => endpoint.connect_lazy(),
+        Ok(endpoint) => endpoint,
         Err(error) => panic!("{address} is no address: {error}"),
     }
 }

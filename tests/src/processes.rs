@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use chassis::auth::Caller;
 use chassis::database::Url;
 use rand::Rng;
+use tonic::transport::Channel;
 
 use crate::clients::{As, Identity};
-use crate::cluster::{Backend, State, fetch, lazy};
+use crate::cluster::{Backend, State, endpoint, fetch, lazy};
 
 /// Ports of services that come back on them. Below what the system hands out to whoever asks for any, so
 /// that nobody is given one while its service is down.
@@ -25,6 +26,8 @@ const START_MAX: Duration = Duration::from_secs(30);
 pub struct Processes {
     pub agreements: Process,
     pub orders: Process,
+    /// A second one of each, where there is.
+    pub replicas: Option<(Process, Process)>,
     state: State,
 }
 
@@ -39,7 +42,47 @@ impl Processes {
         let agreements =
             Process::agreements(state.database(backend, "agreements")?, &folder.join("mails"), &folder)?;
         let orders = Process::orders(state.database(backend, "orders")?, &agreements.address(), &folder)?;
-        Ok(Self { agreements, orders, state })
+        Ok(Self { agreements, orders, replicas: None, state })
+    }
+
+    /// Two of each service, not running yet, on empty databases of PostgreSQL.
+    ///
+    /// # Errors
+    /// Why there is no place for their state.
+    pub(crate) fn replicated() -> Result<Self, String> {
+        let mut state = State::new()?;
+        let databases =
+            [state.database(Backend::Postgres, "agreements")?, state.database(Backend::Postgres, "orders")?];
+        Self::replicated_on(databases, state)
+    }
+
+    /// Two of each service, not running yet, on empty databases of theirs and in an empty folder.
+    ///
+    /// # Errors
+    /// No port is free.
+    pub(crate) fn replicated_on([agreements, orders]: [Url; 2], state: State) -> Result<Self, String> {
+        let folder = state.folder().to_owned();
+        let two = || {
+            let first = Process::agreements(agreements.clone(), &folder.join("mails"), &folder)?;
+            let second = Process::orders(orders.clone(), &first.address(), &folder)?;
+            Ok::<_, String>((first, second))
+        };
+        let (first, second) = two()?;
+        Ok(Self { agreements: first, orders: second, replicas: Some(two()?), state })
+    }
+
+    /// All of them.
+    fn all(&mut self) -> impl Iterator<Item = &mut Process> {
+        let replicas = self.replicas.iter_mut().flat_map(|(agreements, orders)| [agreements, orders]);
+        [&mut self.agreements, &mut self.orders].into_iter().chain(replicas)
+    }
+
+    /// That all of them run.
+    ///
+    /// # Errors
+    /// As [`Process::check_running`].
+    pub(crate) fn check_running(&mut self) -> Result<(), String> {
+        self.all().try_for_each(Process::check_running)
     }
 
     /// Starts whatever is not running.
@@ -47,16 +90,19 @@ impl Processes {
     /// # Errors
     /// Why it does not serve.
     pub async fn start(&mut self) -> Result<(), String> {
-        self.agreements.start().await?;
-        self.orders.start().await
+        for process in self.all() {
+            process.start().await?;
+        }
+        Ok(())
     }
 
-    /// The two services as somebody who calls them, whenever they are there.
+    /// The two services as somebody who calls them, whenever they are there, and whichever of each.
     #[must_use]
     pub fn as_caller(&self, caller: Caller) -> As {
+        let replicas = self.replicas.as_ref();
         As {
-            agreements: lazy(self.agreements.socket_address()),
-            orders: lazy(self.orders.socket_address()),
+            agreements: balanced(&self.agreements, replicas.map(|(agreements, _)| agreements)),
+            orders: balanced(&self.orders, replicas.map(|(_, orders)| orders)),
             identity: Identity::of(caller),
         }
     }
@@ -75,6 +121,16 @@ impl Processes {
     /// Leaves logs, mails and SQLite files behind for whoever has to find out what went wrong.
     pub(crate) fn leave_behind(&mut self) -> PathBuf {
         self.state.leave_folder()
+    }
+}
+
+fn balanced(one: &Process, other: Option<&Process>) -> Channel {
+    let address = |process: &Process| ([127, 0, 0, 1], process.port).into();
+    match other {
+        None => lazy(address(one)),
+        Some(other) => {
+            Channel::balance_list([one, other].map(|process| endpoint(address(process))).into_iter())
+        }
     }
 }
 
@@ -267,6 +323,18 @@ impl Process {
         self.check_running()?;
         let ended = self.running.take().map_or(Ok(()), end);
         ended.map_err(|error| format!("{}: {error}", self.name))
+    }
+
+    /// Stops it as a first signal does, and waits until it has gone.
+    ///
+    /// # Errors
+    /// It had ended by itself, does not run, or ends as if something were wrong.
+    pub(crate) fn stop(&mut self) -> Result<(), String> {
+        self.check_running()?;
+        let Some(mut process) = self.running.take() else { return Ok(()) };
+        let told = Command::new("kill").arg(process.id().to_string()).status();
+        let ended = told.and_then(|_| process.wait()).map_err(|error| format!("{}: {error}", self.name))?;
+        if ended.success() { Ok(()) } else { Err(format!("{} ended with {ended}", self.name)) }
     }
 
     /// That it runs.

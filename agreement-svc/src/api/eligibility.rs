@@ -31,6 +31,7 @@ use crate::rules::template::AgreementType;
 use crate::rules::{Refusal, Time};
 use crate::store::change::ChangeError;
 use crate::store::customer::{Viewer, customer_names, customer_set_first_purchase};
+use crate::store::event::event_exists;
 use crate::store::gate::{Pair, Snapshot, active_pairs, gate_snapshot, gate_snapshots};
 use crate::store::partner::partner_find;
 use crate::store::template::{template_find, template_list, template_live};
@@ -335,6 +336,10 @@ fn answered(
     let Some(mut snapshot) = together else { return Err(apart(connection, asked)?) };
     if snapshot.head < asked.at_least_revision {
         return Err(Refusal::RevisionBehind { head: snapshot.head }.into());
+    }
+    // A revision that a restore passed over is below the head, and nothing of it is known.
+    if asked.at_least_revision > 0 && !event_exists(connection, asked.at_least_revision)? {
+        return Err(Refusal::HistoryForked { revision: asked.at_least_revision }.into());
     }
     if let Some(assumed) = &asked.assumed {
         snapshot.facts = assuming(connection, snapshot.facts, assumed, asked.question.at)?;

@@ -22,9 +22,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{Api, checked, convert, status, viewer, visible};
-use crate::rules::Refusal;
 use crate::store::change::ChangeError;
-use crate::store::event::{Recorded, events_after, events_of, revision_head};
+use crate::store::event::{Recorded, events_following, events_of};
 
 /// Events read at a time for one watcher: few enough to hold, enough to catch up fast.
 const EVENTS_PER_READ: i64 = 256;
@@ -82,10 +81,13 @@ impl EventService for Api {
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
         let caller = auth::caller(&request)?;
         let call_id = call_id(&request);
-        let after = request.get_ref().after_revision;
+        let WatchEventsRequest { after_revision: after, after_hash } = request.into_inner();
         let mut form = Form::new();
         if after < 0 {
             form.wrong("after_revision", "must not be negative");
+        }
+        if after == 0 && !after_hash.is_empty() {
+            form.wrong("after_hash", "must be empty where after_revision is 0");
         }
         checked(form)?;
         let place = self.watchers.take(&caller);
@@ -100,10 +102,10 @@ impl EventService for Api {
             stopping: self.stopping.clone(),
             sender,
             cursor: after,
+            hash: Some(after_hash).filter(|hash| !hash.is_empty()),
         };
         // Before anything is answered, so that a wrong cursor is an error of the call.
-        let check = move |connection: &mut Connection| check_cursor(connection, after);
-        self.database.read(check).await.map_err(status::of)?;
+        watch.read(1).await.map_err(status::of)?;
         tokio::spawn(async move {
             let _place = place;
             if let Some(status) = watch.run().await {
@@ -126,6 +128,8 @@ struct Watch {
     sender: mpsc::Sender<WatchEventsResponse>,
     /// The last revision put into the stream.
     cursor: i64,
+    /// The hash of that event, unless the watcher did not say and nothing was sent yet.
+    hash: Option<String>,
 }
 
 impl Watch {
@@ -137,7 +141,7 @@ impl Watch {
                 return Some(status::stopping());
             }
             let looked_at = self.clock.now();
-            let events = match self.read().await {
+            let events = match self.read(EVENTS_PER_READ).await {
                 Ok(events) => events,
                 Err(error) => return Some(status::of(error)),
             };
@@ -146,11 +150,12 @@ impl Watch {
                 if Instant::now() >= over {
                     return None;
                 }
-                let revision = event.revision;
+                let (revision, hash) = (event.revision, event.hash.clone());
                 if let Err(end) = self.send(Item::Event(convert::event(event))).await {
                     return end;
                 }
                 self.cursor = revision;
+                self.hash = Some(hash);
             }
             if !is_idle {
                 continue;
@@ -185,23 +190,13 @@ impl Watch {
         })
     }
 
-    /// What follows the cursor, unless the history ends before it.
-    async fn read(&self) -> Result<Vec<Recorded>, ChangeError> {
-        let cursor = self.cursor;
-        let read = move |connection: &mut Connection| {
-            let events = events_after(connection, cursor, EVENTS_PER_READ)?;
-            if events.is_empty() {
-                check_cursor(connection, cursor)?;
-            }
-            Ok(events)
-        };
+    /// What follows the cursor, unless it is no part of the history.
+    async fn read(&self, limit: i64) -> Result<Vec<Recorded>, ChangeError> {
+        let (cursor, hash) = (self.cursor, self.hash.clone());
+        let read =
+            move |connection: &mut Connection| events_following(connection, (cursor, hash.as_deref()), limit);
         self.database.list(read).await
     }
-}
-
-fn check_cursor(connection: &mut Connection, cursor: i64) -> Result<(), ChangeError> {
-    let head = revision_head(connection)?;
-    if head < cursor { Err(Refusal::CursorAhead { head }.into()) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -213,6 +208,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::rules::Refusal;
     use crate::rules::event::Event;
     use crate::store::MIGRATIONS;
     use crate::store::change::change_unasked;
@@ -237,7 +233,9 @@ mod tests {
         let (head, watched) = watch::channel(recorded);
         let (stop, stopping) = watch::channel(false);
         let clock = Clock::manual(DateTime::UNIX_EPOCH);
-        let watch = Watch { database: database.clone(), clock, head: watched, stopping, sender, cursor };
+        let database_of_watch = database.clone();
+        let watch =
+            Watch { database: database_of_watch, clock, head: watched, stopping, sender, cursor, hash: None };
         (watch, World { database, events, head, stop, _folder: folder })
     }
 
@@ -321,7 +319,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_cursor_ahead_of_the_history_is_refused_also_when_the_history_shrinks_under_it() {
         let (watch, _world) = world(3, 4).await;
-        let ahead = watch.read().await.unwrap_err();
+        let ahead = watch.read(1).await.unwrap_err();
         assert!(matches!(ahead, ChangeError::Refused(Refusal::CursorAhead { head: 3 })), "{ahead:?}");
 
         let (mut watch, _world) = world(3, 3).await;

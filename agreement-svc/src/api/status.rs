@@ -310,6 +310,15 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         )
         .with("head", head)
         .status(),
+        Refusal::HistoryForked { revision } => precondition(
+            ErrorReason::HistoryForked,
+            format!(
+                "what is known as revision {revision} is no part of the history: it was lost when an older copy \
+                 was restored"
+            ),
+        )
+        .with("revision", revision)
+        .status(),
     }
 }
 
@@ -383,6 +392,7 @@ mod tests {
             Refusal::AcceptanceSuperseded { acceptance_id: id, current_id: None },
             Refusal::NotificationNotDead { state: NotificationState::Sent },
             Refusal::CursorAhead { head: 7 },
+            Refusal::HistoryForked { revision: 7 },
         ];
         let told: String = refusals.iter().map(|refusal| told(&refused(refusal))).collect();
         expect![[r#"
@@ -413,6 +423,7 @@ mod tests {
             FailedPrecondition ACCEPTANCE_SUPERSEDED: acceptance 00000000-0000-0000-0000-000000000001 was replaced and no longer counts ["acceptance_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition NOTIFICATION_NOT_DEAD: the announcement is SENT; only a DEAD_LETTER can be retried ["state=SENT"]
             OutOfRange CURSOR_AHEAD: the history ends at revision 7, before the one asked for; begin again after 0 ["head=7"]
+            FailedPrecondition HISTORY_FORKED: what is known as revision 7 is no part of the history: it was lost when an older copy was restored ["revision=7"]
         "#]].assert_eq(&told);
     }
 }
