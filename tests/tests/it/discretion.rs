@@ -262,13 +262,14 @@ async fn nobody_and_no_secret_is_named_in_what_is_said_whatever_is_asked_and_wha
             vec![processes.agreements.metrics().await.unwrap(), processes.orders.metrics().await.unwrap()];
 
         // The databases lose tables.
-        for (service, table) in [(&processes.agreements, "acceptance"), (&processes.orders, "orders")] {
-            tests::cluster::behind(service.database(), &format!("ALTER TABLE {table} RENAME TO gone"))
-                .unwrap();
-        }
+        let behind = |service: &Process, sql: &str| tests::cluster::behind(service.database(), sql).unwrap();
+        behind(&processes.orders, "ALTER TABLE orders RENAME TO gone");
+        let unattested = CreateOrderRequest { attestation: None, ..order(&customer) };
+        direct.orders().create_order(marked(unattested)).await.unwrap_err();
+        behind(&processes.orders, "ALTER TABLE gone RENAME TO orders");
+        behind(&processes.agreements, "ALTER TABLE acceptance RENAME TO gone");
         direct.attestations().create_attestation(marked(attestation(&customer))).await.unwrap_err();
         direct.orders().create_order(marked(order(&customer))).await.unwrap_err();
-        tests::cluster::behind(processes.orders.database(), "ALTER TABLE gone RENAME TO orders").unwrap();
         // The neighbour is away.
         processes.agreements.stop().unwrap();
         direct.orders().create_order(marked(order(&customer))).await.unwrap_err();
