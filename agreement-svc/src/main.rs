@@ -12,7 +12,7 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    telemetry::start(cli.log_format, &[env!("CARGO_CRATE_NAME")]);
+    telemetry::start(cli.log_format);
     match run(cli.command) {
         Ok(ended) => ended,
         Err(failure) => {

@@ -12,7 +12,7 @@ use order_svc::config::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    telemetry::start(cli.log_format, &[env!("CARGO_CRATE_NAME")]);
+    telemetry::start(cli.log_format);
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -41,7 +41,7 @@ struct Options {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let options = Options::parse();
     if std::env::var_os("RUST_LOG").is_some() {
-        telemetry::start(LogFormat::Pretty, &["agreement_svc", "order_svc"]);
+        telemetry::start(LogFormat::Pretty);
     }
     let setup = match options.serve {
         true => Setup {

@@ -35,7 +35,7 @@ fn deploy(path: &str) -> PathBuf {
 
 /// The samples of a scrape, by name and labels.
 fn samples(scrape: &str) -> BTreeMap<String, f64> {
-    let body = scrape.split_once("\r\n\r\n").unwrap().1;
+    let body = scrape.split_once("\r\n\r\n").map_or("", |(_, body)| body);
     let lines = body.lines().filter(|line| !line.starts_with('#'));
     lines
         .map(|line| {
@@ -73,12 +73,21 @@ async fn prometheus_takes_what_both_services_say_and_alarms_and_dashboard_ask_fo
         processes.start().await.unwrap();
         let direct = processes.as_caller(world::sales(DIRECT));
         traffic(&processes.as_caller(world::operator()), &direct).await;
+        let (mut agreements, mut orders) = (String::new(), String::new());
         let told = async {
-            while !processes.orders.metrics().await.unwrap().contains("purchase_reports_waiting 0\n") {}
+            let is_told = |of: &str, name: &str, value: f64| samples(of).get(name) == Some(&value);
+            while !is_told(&orders, "order_svc_purchase_reports_waiting", 0.0)
+                || !is_told(
+                    &orders,
+                    "order_svc_history_revision",
+                    samples(&agreements)["agreement_svc_history_revision"],
+                )
+            {
+                agreements = processes.agreements.metrics().await.unwrap();
+                orders = processes.orders.metrics().await.unwrap();
+            }
         };
         tokio::time::timeout(LONG, told).await.unwrap();
-        let agreements = processes.agreements.metrics().await.unwrap();
-        let orders = processes.orders.metrics().await.unwrap();
         for scrape in [&agreements, &orders] {
             assert!(scrape.contains("\r\ncontent-type: text/plain; version=0.0.4\r\n"), "{scrape}");
             let Some(mut promtool) = promtool() else { continue };
