@@ -7,7 +7,6 @@ use agreement_svc::{Failure, import, token};
 use chassis::clock::Clock;
 use chassis::server::{self, Listeners};
 use chassis::telemetry::{self, trace};
-use chassis::tls;
 use clap::Parser;
 
 fn main() -> ExitCode {
@@ -40,10 +39,8 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             }
             Ok(())
         }),
-        Command::CheckHealth(settings) => server::runtime(1)?.block_on(async {
-            let client = tls::Client::open(&settings.tls)?;
-            Ok(server::check_health(&settings.address, &client).await?)
-        }),
+        Command::CheckHealth(settings) => server::runtime(1)?
+            .block_on(async { Ok(server::check_health(&settings.address, &settings.tls).await?) }),
         Command::Key { folder } => token::make_key(&folder),
         Command::Token(settings) => {
             say(&token::sign(&settings, &Clock::system())?);

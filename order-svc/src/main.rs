@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use chassis::clock::Clock;
 use chassis::server::{self, Listeners};
 use chassis::telemetry::{self, trace};
-use chassis::tls;
 use clap::Parser;
 use order_svc::Failure;
 use order_svc::config::{Cli, Command};
@@ -33,9 +32,7 @@ fn run(command: Command) -> Result<(), Failure> {
             })
         }
         Command::Migrate(storage) => order_svc::migrate(&storage).map(|_| ()),
-        Command::CheckHealth(settings) => server::runtime(1)?.block_on(async {
-            let client = tls::Client::open(&settings.tls)?;
-            Ok(server::check_health(&settings.address, &client).await?)
-        }),
+        Command::CheckHealth(settings) => server::runtime(1)?
+            .block_on(async { Ok(server::check_health(&settings.address, &settings.tls).await?) }),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use chassis::auth::{Caller, Channel, Role, TenantKind};
+use chassis::auth::{Caller, Channel, Credentials, Role, TenantKind};
 use proto::agreement::attestation_service_client::AttestationServiceClient;
 use proto::agreement::customer_service_client::CustomerServiceClient;
 use proto::agreement::direct_sign_service_client::DirectSignServiceClient;
@@ -23,12 +23,12 @@ use uuid::Uuid;
 
 /// Adds an identity to every call.
 #[derive(Clone)]
-pub struct Identity(Option<Caller>);
+pub struct Identity(Option<Credentials>);
 
 impl Interceptor for Identity {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(caller) = &self.0 {
-            caller.present(request.metadata_mut());
+        if let Some(credentials) = &self.0 {
+            credentials.present(request.metadata_mut());
         }
         Ok(request)
     }
@@ -108,9 +108,16 @@ impl Identity {
         Self(None)
     }
 
+    /// Somebody by its word.
     #[must_use]
     pub fn of(caller: Caller) -> Self {
-        Self(Some(caller))
+        Self(Some(Credentials::Word(caller)))
+    }
+
+    /// Whoever presents these.
+    #[must_use]
+    pub fn by(credentials: Credentials) -> Self {
+        Self(Some(credentials))
     }
 }
 

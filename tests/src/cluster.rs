@@ -8,8 +8,8 @@ use agreement_svc::config as agreement_config;
 use chassis::auth::{self, Caller};
 use chassis::clock::Clock;
 use chassis::database::{Connection, Url};
-use chassis::query;
 use chassis::server::Listeners;
+use chassis::{query, tls};
 use diesel::connection::SimpleConnection;
 use diesel::{Connection as _, PgConnection, SqliteConnection};
 use order_svc::config as order_config;
@@ -20,6 +20,7 @@ use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 
 use crate::clients::{As, Identity};
+use crate::vault::{Vault, bearer};
 
 /// Where the services keep their state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub struct Setup {
     pub worker_threads: u16,
     /// Calls that each service lets in at a time.
     pub calls_max: u16,
+    /// With signed tokens and mutual TLS on both services, instead of callers that are believed.
+    pub secured: bool,
     /// A mail server to use instead of the cluster's mail folder, as `--smtp` names it.
     pub smtp: Option<String>,
 }
@@ -64,6 +67,7 @@ impl Default for Setup {
             offers: None,
             worker_threads: 1,
             calls_max: 256,
+            secured: false,
             smtp: None,
         }
     }
@@ -103,6 +107,7 @@ pub struct Cluster {
     /// Where the metrics of agreement-svc and order-svc are, once they have been started.
     agreements_metrics: Option<SocketAddr>,
     orders_metrics: Option<SocketAddr>,
+    vault: Option<Vault>,
     state: State,
 }
 
@@ -115,6 +120,8 @@ pub(crate) struct State {
 /// A service on a thread of its own.
 struct Service {
     address: SocketAddr,
+    /// How it is reached over TLS, where it speaks that.
+    tls: Option<tls::ClientSettings>,
     database: Url,
     running: Option<Running>,
 }
@@ -129,10 +136,14 @@ impl Cluster {
     /// Why one of them does not.
     pub async fn start(setup: Setup) -> Result<Self, String> {
         let mut state = State::new()?;
-        let agreements = Service::new(setup.agreement_port, state.database(setup.backend, "agreements")?)?;
-        let orders = Service::new(setup.order_port, state.database(setup.backend, "orders")?)?;
+        let vault = setup.secured.then(|| Vault::new(setup.clock.clone())).transpose()?;
+        let tls = vault.as_ref().map(|vault| vault.client_tls(Some("client")));
+        let database = state.database(setup.backend, "agreements")?;
+        let agreements = Service::new(setup.agreement_port, database, tls.clone())?;
+        let orders = Service::new(setup.order_port, state.database(setup.backend, "orders")?, tls)?;
         let mut cluster = Self {
             setup,
+            vault,
             agreements: agreements.0,
             replica: None,
             orders: orders.0,
@@ -162,7 +173,34 @@ impl Cluster {
     /// The two services as somebody who calls them.
     #[must_use]
     pub fn as_caller(&self, caller: Caller) -> As {
-        self.with_identity(Identity::of(caller))
+        self.with_identity(self.identity(caller))
+    }
+
+    /// Somebody as the services identify callers.
+    #[must_use]
+    pub fn identity(&self, caller: Caller) -> Identity {
+        match &self.vault {
+            None => Identity::of(caller),
+            Some(vault) => Identity::by(bearer(&vault.token(&caller))),
+        }
+    }
+
+    /// The secrets of a secured cluster.
+    ///
+    /// # Panics
+    /// When it is none.
+    #[must_use]
+    pub fn vault(&self) -> &Vault {
+        let Some(vault) = &self.vault else { panic!("the cluster is not secured") };
+        vault
+    }
+
+    /// A channel to a service, with the client's certificate where one is needed.
+    fn wire(&self, address: SocketAddr) -> Channel {
+        match &self.vault {
+            None => lazy(address),
+            Some(vault) => secure(address, &vault.client_tls(Some("client"))),
+        }
     }
 
     /// The two services without any identity.
@@ -172,7 +210,11 @@ impl Cluster {
     }
 
     fn with_identity(&self, identity: Identity) -> As {
-        As { agreements: lazy(self.agreements.address), orders: lazy(self.orders.address), identity }
+        As {
+            agreements: self.wire(self.agreements.address),
+            orders: self.wire(self.orders.address),
+            identity,
+        }
     }
 
     #[must_use]
@@ -281,7 +323,8 @@ impl Cluster {
                 document_table: self.setup.document_table.clone(),
             },
             listen: self.agreements.address,
-            identity: auth::Settings::insecure(),
+            identity: self.identity_settings(),
+            tls: self.vault.as_ref().map(Vault::server_tls).unwrap_or_default(),
             policy: None,
             invitation_key_file: Some(key),
             acceptance_page: "https://portal.example/accept".into(),
@@ -303,7 +346,8 @@ impl Cluster {
     /// # Errors
     /// Why it does not start.
     pub async fn start_replica(&mut self) -> Result<(), String> {
-        let (mut replica, listener) = Service::new(0, self.agreements.database.clone())?;
+        let (mut replica, listener) =
+            Service::new(0, self.agreements.database.clone(), self.agreements.tls.clone())?;
         let config = self.agreements_config()?;
         replica.serve_agreements(config, self.setup.clock.clone(), listener, None).await?;
         self.replica = Some(replica);
@@ -317,7 +361,7 @@ impl Cluster {
     #[must_use]
     pub fn at_replica(&self, caller: Caller) -> As {
         let Some(replica) = &self.replica else { panic!("no replica was started") };
-        As { agreements: lazy(replica.address), ..self.as_caller(caller) }
+        As { agreements: self.wire(replica.address), ..self.as_caller(caller) }
     }
 
     async fn run_agreements(&mut self, listener: TcpListener) -> Result<(), String> {
@@ -343,33 +387,44 @@ impl Cluster {
     /// # Errors
     /// Why it does not start.
     pub async fn start_orders_replica(&mut self) -> Result<(), String> {
-        let (mut replica, listener) = Service::new(0, self.orders.database.clone())?;
-        replica.serve_orders(self.orders_config(), self.setup.clock.clone(), listener, None).await?;
+        let (mut replica, listener) = Service::new(0, self.orders.database.clone(), self.orders.tls.clone())?;
+        replica.serve_orders(self.orders_config()?, self.setup.clock.clone(), listener, None).await?;
         self.orders_replica = Some(replica);
         Ok(())
     }
 
     async fn run_orders(&mut self, listener: TcpListener) -> Result<(), String> {
-        let config = self.orders_config();
+        let config = self.orders_config()?;
         let metrics = listen(0)?;
         self.orders_metrics = Some(metrics.local_addr().map_err(|error| error.to_string())?);
         self.orders.serve_orders(config, self.setup.clock.clone(), listener, Some(metrics)).await
     }
 
-    fn orders_config(&self) -> order_config::Serve {
-        let own = format!("http://{}", self.agreements.address);
-        order_config::Serve {
+    fn identity_settings(&self) -> auth::Settings {
+        self.vault.as_ref().map_or_else(auth::Settings::insecure, Vault::identity)
+    }
+
+    fn orders_config(&self) -> Result<order_config::Serve, String> {
+        let scheme = if self.vault.is_some() { "https" } else { "http" };
+        let own = format!("{scheme}://{}", self.agreements.address);
+        let at = self.setup.agreements_at.clone().unwrap_or(own);
+        let client = self.vault.as_ref().map(|vault| vault.client_tls(Some("client"))).unwrap_or_default();
+        Ok(order_config::Serve {
             storage: order_config::Storage { database: self.orders.database.clone(), create: true },
             listen: self.orders.address,
-            agreements: self.setup.agreements_at.clone().unwrap_or(own),
+            agreements: at.split(',').map(str::parse).collect::<Result<_, _>>()?,
+            agreements_ca: client.ca,
+            agreements_cert: client.cert,
+            agreements_key: client.key,
             gate_deadline_ms: self.setup.gate_deadline_ms,
-            service_token: None,
-            identity: auth::Settings::insecure(),
+            service_token: self.vault.as_ref().map(|vault| vault.file("service.token")),
+            identity: self.identity_settings(),
+            tls: self.vault.as_ref().map(Vault::server_tls).unwrap_or_default(),
             metrics_listen: None,
             offers: self.setup.offers.clone(),
             worker_threads: self.setup.worker_threads,
             calls_max: self.setup.calls_max,
-        }
+        })
     }
 }
 
@@ -428,10 +483,14 @@ impl Drop for State {
 }
 
 impl Service {
-    fn new(port: u16, database: Url) -> Result<(Self, TcpListener), String> {
+    fn new(
+        port: u16,
+        database: Url,
+        tls: Option<tls::ClientSettings>,
+    ) -> Result<(Self, TcpListener), String> {
         let listener = listen(port)?;
         let address = listener.local_addr().map_err(|error| error.to_string())?;
-        Ok((Self { address, database, running: None }, listener))
+        Ok((Self { address, tls, database, running: None }, listener))
     }
 
     fn run<F>(
@@ -483,7 +542,9 @@ impl Service {
     }
 
     async fn wait_until_serving(&mut self) -> Result<(), String> {
-        match chassis::server::check_health(&format!("http://{}", self.address)).await {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let address = format!("{scheme}://{}", self.address).parse()?;
+        match chassis::server::check_health(&address, &self.tls.clone().unwrap_or_default()).await {
             Ok(()) => Ok(()),
             Err(why) => Err(self.stop().err().unwrap_or(why)),
         }
@@ -514,6 +575,23 @@ pub(crate) fn endpoint(address: SocketAddr) -> Endpoint {
     match Endpoint::from_shared(format!("http://{address}")) {
         Ok(endpoint) => endpoint,
         Err(error) => panic!("{address} is no address: {error}"),
+    }
+}
+
+/// A channel to a service that speaks TLS.
+///
+/// # Panics
+/// When the client's files cannot be read.
+#[must_use]
+pub fn secure(address: SocketAddr, settings: &tls::ClientSettings) -> Channel {
+    let open = || -> Result<Channel, String> {
+        let address = format!("https://{address}").parse()?;
+        let client = tls::Client::open(settings, std::slice::from_ref(&address))?;
+        Ok(client.connect_lazy(&address, &tls::Client::endpoint(&address)))
+    };
+    match open() {
+        Ok(channel) => channel,
+        Err(why) => panic!("{why}"),
     }
 }
 

@@ -11,6 +11,7 @@ pub mod imports;
 pub mod kill;
 mod pair;
 pub mod processes;
+pub mod vault;
 pub mod world;
 
 pub use clients::{As, metadata_of, reason_of};

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use chassis::auth::Caller;
 use chassis::database::Url;
+use chassis::tls::ClientSettings;
 use rand::Rng;
 use tonic::transport::Channel;
 
@@ -291,7 +292,8 @@ impl Process {
         self.reserved.clear();
         self.running = Some(command.spawn().map_err(|error| format!("{}: {error}", self.name))?);
         let began = Instant::now();
-        while let Err(why) = chassis::server::check_health(&self.address()).await {
+        let (address, tls) = (self.address().parse()?, ClientSettings::default());
+        while let Err(why) = chassis::server::check_health(&address, &tls).await {
             self.check_running()?;
             if began.elapsed() > START_MAX {
                 return Err(format!("{} does not serve: {why}", self.name));
@@ -323,18 +325,6 @@ impl Process {
         self.check_running()?;
         let ended = self.running.take().map_or(Ok(()), end);
         ended.map_err(|error| format!("{}: {error}", self.name))
-    }
-
-    /// Stops it as a first signal does, and waits until it has gone.
-    ///
-    /// # Errors
-    /// It had ended by itself, does not run, or ends as if something were wrong.
-    pub(crate) fn stop(&mut self) -> Result<(), String> {
-        self.check_running()?;
-        let Some(mut process) = self.running.take() else { return Ok(()) };
-        let told = Command::new("kill").arg(process.id().to_string()).status();
-        let ended = told.and_then(|_| process.wait()).map_err(|error| format!("{}: {error}", self.name))?;
-        if ended.success() { Ok(()) } else { Err(format!("{} ended with {ended}", self.name)) }
     }
 
     /// That it runs.

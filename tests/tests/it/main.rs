@@ -26,6 +26,7 @@ mod race;
 mod relay;
 mod restore;
 mod samples;
+mod secured;
 mod settings;
 mod stories;
 mod subscriptions;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use chassis::auth::Caller;
 use chassis::clock::Clock;
 use chassis::database::Url;
+use chassis::tls::ClientSettings;
 use diesel::connection::SimpleConnection;
 use diesel::{Connection, PgConnection, SqliteConnection};
 use futures_util::StreamExt;
@@ -114,7 +115,8 @@ async fn what_is_too_much_is_refused_at_once_and_a_modest_tenant_is_served_besid
         let (_, fourth) = order_often(&stranger(2), &customers[0], 1).await;
         let refused = world::order(&stranger(3), &customers[0], None, 5).await.unwrap_err();
         assert_overloaded(&refused, "OVERLOADED");
-        chassis::server::check_health(&format!("http://{}", cluster.orders_address())).await.unwrap();
+        let orders = format!("http://{}", cluster.orders_address()).parse().unwrap();
+        chassis::server::check_health(&orders, &ClientSettings::default()).await.unwrap();
 
         line.hold_answers(false);
         for ordered in timeout(LONG, join_all(under_way)).await.unwrap() {
@@ -210,7 +212,7 @@ async fn one_operator_has_half_of_the_watchers_places_and_services_find_theirs()
     const OPERATORS_MAX: usize = 32;
     let cluster = Cluster::start(few_calls(Backend::Sqlite)).await.unwrap();
     let watch = async |caller: Caller| {
-        let request = WatchEventsRequest { after_revision: 0 };
+        let request = WatchEventsRequest::default();
         cluster.as_caller(caller).events().watch_events(request).await
     };
     // The cluster's own watcher is there before anybody else.
