@@ -23,6 +23,7 @@ mod race;
 mod relay;
 mod samples;
 mod secured;
+mod settings;
 mod stories;
 mod subscriptions;
 mod tidy;
