@@ -103,7 +103,7 @@ fn wait_until_closed(path: &Path) {
         if !Path::new(&log).exists() {
             return;
         }
-        std::thread::sleep(PAUSE);
+        std::thread::park_timeout(PAUSE);
     }
 }
 

@@ -119,7 +119,7 @@ pub(crate) fn remains(connection: &mut Connection, lost: Restore) -> Result<Rema
         let closed =
             fence::table.filter(fence::fence_revision.gt(last_revision)).filter(fence::fence_revision.lt(revision));
         (
-            closed.clone().count().get_result(c)?,
+            closed.count().get_result(c)?,
             closed.order(fence::customer_id).limit(NAMED_MAX).select(fence::customer_id).load(c)?,
         )
     });

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use agreement_svc::config::Verify;
 use agreement_svc::rules::history::{Broken, Finding, Head};
-use chassis::clock::{Clock, Time};
+use chassis::clock::{Clock, Time, new_id};
 use chassis::query;
 use diesel::sql_types::{BigInt, Nullable, Text, Timestamp};
 use diesel::{QueryableByName, RunQueryDsl, sql_query};
@@ -25,8 +25,6 @@ use tests::world::{self, DIRECT};
 use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
 use tokio::time::timeout;
 use tonic::{Code, Status};
-
-use uuid::Uuid;
 
 use crate::relay::Relay;
 
@@ -85,7 +83,7 @@ impl World {
     async fn one_event(&self, name: &str) {
         let operator = self.cluster.as_caller(world::operator());
         let (kind, cloud) = (PartnerKind::DirectBill, Cloud::Public);
-        world::register_partner(&operator, Uuid::new_v4(), name, kind, cloud).await.unwrap();
+        world::register_partner(&operator, new_id(now()), name, kind, cloud).await.unwrap();
     }
 
     /// Number and hash of agreement-svc's last event.
@@ -255,8 +253,8 @@ async fn after_an_announced_restore_what_was_lost_stays_done_and_orders_go_on() 
         // What was done stays done, and what rests on what was lost can be found.
         assert_eq!([world.state(&ended).await, world.state(&on_lost).await], [Cancelled, Active]);
         let [customers, subscriptions] = remains(before.revision, restored.revision);
-        assert_eq!(world.ids(&customers), [withdrawn.clone()]);
-        assert_eq!(world.ids(&subscriptions), [on_lost.subscription_id.clone()]);
+        assert_eq!(world.ids(&customers), vec![withdrawn.clone()]);
+        assert_eq!(world.ids(&subscriptions), vec![on_lost.subscription_id.clone()]);
         // The first purchase of the customer whose report was lost with the rest is known again.
         let reported = async {
             let get = || GetCustomerRequest { customer_id: accepted.clone() };
