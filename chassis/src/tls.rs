@@ -3,16 +3,16 @@
 //! each call on it is identified by itself.
 
 use std::fmt;
-use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::Args;
-use futures_util::{Stream, StreamExt};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, Stream, StreamExt};
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -67,6 +67,9 @@ pub struct ClientSettings {
     #[arg(long, value_name = "FILE.pem", requires = "cert")]
     pub key: Option<PathBuf>,
 }
+
+/// A connection of a client, while it comes about.
+type Connecting = BoxFuture<'static, io::Result<TokioIo<client::TlsStream<TcpStream>>>>;
 
 /// How a server takes connections.
 #[derive(Clone, Debug)]
@@ -223,20 +226,20 @@ impl Client {
         Uri,
         Response = TokioIo<client::TlsStream<TcpStream>>,
         Error = io::Error,
-        Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<client::TlsStream<TcpStream>>>> + Send>>,
+        Future = Connecting,
     > + Send
     + 'static {
         let (config, address) = (self.0.clone(), address.clone());
         tower::service_fn(move |_: Uri| {
             let (connector, address) = (TlsConnector::from(config.now()), address.clone());
-            let connecting = async move {
+            async move {
                 let host = address.host.trim_matches(['[', ']']);
                 let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
                 let connection = TcpStream::connect((host, address.port)).await?;
                 connection.set_nodelay(true)?;
                 connector.connect(name, connection).await.map(TokioIo::new)
-            };
-            Box::pin(connecting) as Pin<Box<dyn Future<Output = _> + Send>>
+            }
+            .boxed()
         })
     }
 }
