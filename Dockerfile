@@ -33,6 +33,16 @@ EXPOSE 50051 9464
 ENTRYPOINT ["agreement-svc"]
 CMD ["serve"]
 
+# Makes the secrets of a development stack; see deploy/secrets/make.
+FROM agreement-svc AS secrets
+USER 0
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends openssl \
+ && rm -rf /var/lib/apt/lists/*
+COPY deploy/secrets/make /usr/local/bin/make-secrets
+ENTRYPOINT ["make-secrets"]
+CMD []
+
 FROM runtime AS order-svc
 LABEL org.opencontainers.image.title="order-svc" \
       org.opencontainers.image.description="Accepts purchases and seat changes once the gate allows them."
