@@ -4,11 +4,12 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use chassis::auth::Auth;
+use chassis::auth::{self, Channel, Role, TenantKind};
 use chassis::clock::Time;
 use chassis::database::Url;
+use chassis::server::by_variable;
 use chassis::telemetry::LogFormat;
-use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, Utc};
+use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, Utc};
 use clap::{Args, Parser, Subcommand};
 use lettre::message::Mailbox;
 use uuid::Uuid;
@@ -44,10 +45,65 @@ pub enum Command {
     /// Attests from a CSV file, row by row. The same file sent again changes nothing. Exits with 0 when
     /// every row is settled, with 1 when some were refused, with 2 when it could not be carried through.
     Import(Import),
+    /// Makes a key for tokens of one's own: FOLDER/signing-key.pem signs them, and FOLDER/jwks.json is for
+    /// --jwks of both services. Overwrites nothing.
+    Key {
+        #[arg(value_name = "FOLDER")]
+        folder: PathBuf,
+    },
+    /// Prints a token, signed with such a key: for development, and for the services themselves where
+    /// nobody else issues any.
+    Token(Token),
     /// Finds out whether the history is whole and the acceptances are what it says; exits with 1 if not.
     Verify(Verify),
     /// Erases a person from records, stored answers and written mails.
     EraseContact(EraseContact),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Token {
+    /// The private key, as the command `key` makes it.
+    #[arg(long, value_name = "FILE.pem")]
+    pub signing_key: PathBuf,
+    /// The service's --jwt-issuer.
+    #[arg(long, value_name = "NAME")]
+    pub issuer: String,
+    /// The service's --jwt-audience.
+    #[arg(long, value_name = "NAME")]
+    pub audience: String,
+    /// What kind of tenant.
+    #[arg(long, value_enum)]
+    pub tenant_kind: TenantKind,
+    /// Which tenant.
+    #[arg(long, value_name = "UUID")]
+    pub tenant_id: Uuid,
+    /// Which user of it.
+    #[arg(long, value_name = "UUID")]
+    pub user_id: Uuid,
+    /// What the user may do.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub roles: Vec<Role>,
+    /// How the user comes in.
+    #[arg(long, value_enum, default_value = "DASHBOARD")]
+    pub channel: Channel,
+    /// For how long, from now on: 90s, 15m, 1h or 30d.
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = read_duration)]
+    pub valid_for: TimeDelta,
+}
+
+/// Reads a whole number of seconds, minutes, hours or days, up to ten years.
+fn read_duration(text: &str) -> Result<TimeDelta, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => 0,
+    };
+    let duration = number.parse().ok().and_then(|number: i64| number.checked_mul(seconds));
+    let duration = duration.filter(|seconds| (1..=3650 * 86_400).contains(seconds)).map(TimeDelta::seconds);
+    duration.ok_or_else(|| "must be a time such as 90s, 15m, 1h or 30d, up to 3650d".into())
 }
 
 #[derive(Clone, Debug, Args)]
@@ -59,12 +115,15 @@ pub struct Import {
     /// Where the server listens.
     #[arg(long, env = "AGREEMENT_ADDRESS", default_value = "http://127.0.0.1:50051")]
     pub address: String,
-    /// The partner that attests.
-    #[arg(long, env = "AGREEMENT_PARTNER_ID", value_name = "UUID")]
-    pub partner_id: Uuid,
-    /// The partner's user who attests.
-    #[arg(long, env = "AGREEMENT_USER_ID", value_name = "UUID")]
-    pub user_id: Uuid,
+    /// A file with the token of the partner's user who attests.
+    #[arg(long, env = "AGREEMENT_TOKEN", value_name = "FILE", conflicts_with_all = ["partner_id", "user_id"])]
+    pub token: Option<PathBuf>,
+    /// The partner that attests, where the server runs with --auth insecure.
+    #[arg(long, env = "AGREEMENT_PARTNER_ID", value_name = "UUID", required_unless_present = "token")]
+    pub partner_id: Option<Uuid>,
+    /// The partner's user who attests, where the server runs with --auth insecure.
+    #[arg(long, env = "AGREEMENT_USER_ID", value_name = "UUID", required_unless_present = "token")]
+    pub user_id: Option<Uuid>,
     /// The template of rows that name none: by default the vendor's Customer Agreement.
     #[arg(long, value_name = "UUID", default_value = "117a77b0-9360-443b-8795-c6dedc750cf9")]
     pub template_id: Uuid,
@@ -151,15 +210,15 @@ pub struct Storage {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(mut_args = |setting| by_variable("AGREEMENT", setting))]
 pub struct Serve {
     #[command(flatten)]
     pub storage: Storage,
     /// The address to listen on.
     #[arg(long, env = "AGREEMENT_LISTEN", default_value = "127.0.0.1:50051")]
     pub listen: SocketAddr,
-    /// How callers are identified. There is no default: `insecure` is for one's own machine.
-    #[arg(long, env = "AGREEMENT_AUTH", value_enum)]
-    pub auth: Auth,
+    #[command(flatten)]
+    pub identity: auth::Settings,
     /// What is required when, instead of the vendor's timeline that ships with the service.
     #[arg(long, env = "AGREEMENT_POLICY", value_name = "FILE.json")]
     pub policy: Option<PathBuf>,

@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use chassis::auth::{Caller, Channel, Role, TenantKind};
+use chassis::auth::{Bearer, Caller, Channel, Credentials, Role, TenantKind};
 use chassis::clock::Time;
 use chassis::form::timestamp;
+use chassis::reread;
 use csv::StringRecord;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::agreement::attestation_service_client::AttestationServiceClient;
@@ -67,6 +68,7 @@ pub async fn run(settings: Import) -> ExitCode {
 
 async fn import(settings: Import) -> Result<Tally, Failure> {
     let results = results_of(&settings)?;
+    let credentials = credentials(&settings)?;
     let sheet = Sheet::open(&settings)?;
     let endpoint = Endpoint::from_shared(settings.address.clone())
         .map_err(|error| format!("{} is not an address: {error}", settings.address))?
@@ -82,7 +84,7 @@ async fn import(settings: Import) -> Result<Tally, Failure> {
     let (tell, mut asked) = mpsc::channel(ROWS_AHEAD);
     let (send, rows) = mpsc::channel(ROWS_TOGETHER);
     let mut request = Request::new(ReceiverStream::new(rows));
-    identity(&settings).present(request.metadata_mut());
+    credentials.present(request.metadata_mut());
     let mut client = AttestationServiceClient::new(channel);
     let reading = tokio::task::spawn_blocking(move || sheet.send(&send, &tell));
     let answers = client.import_attestations(request).await;
@@ -109,14 +111,19 @@ async fn import(settings: Import) -> Result<Tally, Failure> {
 const AGAIN: &str =
     "run the same command again: rows that were stored will be REPLAYED, none is stored twice";
 
-fn identity(settings: &Import) -> Caller {
-    Caller {
-        tenant_kind: TenantKind::Partner,
-        tenant_id: settings.partner_id,
-        user_id: settings.user_id,
-        roles: vec![Role::SalesAgent],
-        channel: Channel::Api,
+/// The settings' token, or their word where there is none.
+fn credentials(settings: &Import) -> Result<Credentials, String> {
+    if let Some(file) = &settings.token {
+        let token = reread::read(file)
+            .and_then(|contents| Bearer::read(&contents).map_err(|why| format!("{}: {why}", file.display())));
+        return token.map(Credentials::Token).map_err(|why| format!("--token {why}"));
     }
+    let (Some(tenant_id), Some(user_id)) = (settings.partner_id, settings.user_id) else {
+        return Err("say who attests: --token, or --partner-id and --user-id".into());
+    };
+    let roles = vec![Role::SalesAgent];
+    let tenant_kind = TenantKind::Partner;
+    Ok(Credentials::Word(Caller { tenant_kind, tenant_id, user_id, roles, channel: Channel::Api }))
 }
 
 /// The next answer, which has to be the one to that request.

@@ -7,6 +7,7 @@
 //! - [`data`]: the files that ship with it: policy, templates.
 //! - [`config`]: commands and settings.
 //! - [`import`]: the command that attests from a file; a client of a running server.
+//! - [`token`]: the commands that make keys and sign tokens with them.
 //! - [`verify()`] and `erase`: the history held against the records, and a person erased from them.
 //!
 //! [`serve`] wires them; `main` only chooses the command.
@@ -18,6 +19,7 @@ mod erase;
 pub mod import;
 pub mod rules;
 mod store;
+pub mod token;
 mod workers;
 
 use std::error::Error;
@@ -25,6 +27,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use chassis::auth::Identities;
 use chassis::clock::Clock;
 use chassis::database::{Database, Url, Writes};
 use chassis::request;
@@ -81,6 +84,7 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Failure> {
+    let identities = Identities::open(&config.identity, clock.clone())?;
     let policy = Arc::new(data::read_policy(config.policy.as_deref())?);
     read_templates(&config.storage)?;
     let transport = Transport::new(&config.mail)?;
@@ -128,7 +132,7 @@ pub async fn serve(
         .add_service(EligibilityServiceServer::new(api).max_decoding_message_size(MESSAGE_BYTES_MAX));
     let options = Options {
         domain: "agreement-svc",
-        auth: config.auth,
+        identities,
         access: WHO_MAY,
         services: SERVICES,
         descriptors: proto::FILE_DESCRIPTOR_SET,

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use agreement_svc::config::{Cli, Command};
-use agreement_svc::{Failure, import};
+use agreement_svc::{Failure, import, token};
 use chassis::clock::Clock;
 use chassis::{server, telemetry};
 use clap::Parser;
@@ -24,7 +24,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
     let done: Result<(), Failure> = match command {
         Command::Import(settings) => return Ok(server::runtime(1)?.block_on(import::run(settings))),
         Command::Serve(config) => server::runtime(config.worker_threads)?.block_on(async {
-            let listener = server::bind(config.listen, config.auth).await?;
+            let listener = server::bind(config.listen, config.identity.auth).await?;
             agreement_svc::serve(*config, Clock::system(), listener, server::signal()).await
         }),
         Command::Migrate(storage) => server::runtime(1)?.block_on(async {
@@ -33,6 +33,11 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         }),
         Command::CheckHealth { address } => {
             server::runtime(1)?.block_on(async { Ok(server::check_health(&address).await?) })
+        }
+        Command::Key { folder } => token::make_key(&folder),
+        Command::Token(settings) => {
+            say(&token::sign(&settings, &Clock::system())?);
+            Ok(())
         }
         Command::Verify(config) => {
             let verified = server::runtime(1)?.block_on(agreement_svc::verify(&config))?;

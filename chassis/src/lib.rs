@@ -12,6 +12,7 @@ pub mod database;
 pub mod form;
 pub mod page;
 pub mod request;
+pub mod reread;
 pub mod server;
 pub mod status;
 pub mod telemetry;

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tonic::service::RoutesBuilder;
 use tonic::transport::server::TcpIncoming;
 
-use crate::auth::{Access, Auth};
+use crate::auth::{Access, Auth, Identities};
 
 /// The largest request message: a hundred full order lines fit forty times.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
@@ -38,12 +38,12 @@ const CONNECTION_AGE_MAX: Duration = Duration::from_secs(1800);
 pub const DRAIN_MAX: Duration = Duration::from_secs(10);
 
 /// What a server needs to know of its service.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// `ErrorInfo.domain` of its errors.
     pub domain: &'static str,
-    /// How callers are identified.
-    pub auth: Auth,
+    /// Who calls.
+    pub identities: Identities,
     /// Who may make which call.
     pub access: Access,
     /// The full names of its gRPC services, for health.
@@ -64,7 +64,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let address = listener.local_addr()?;
-    options.auth.check_address(address)?;
+    options.identities.auth().check_address(address)?;
 
     let (health, health_service) = tonic_health::server::health_reporter();
     for service in options.services.iter().chain(&[""]) {
@@ -173,6 +173,19 @@ pub async fn check_health(address: &str) -> Result<(), String> {
         Ok(tonic_health::pb::health_check_response::ServingStatus::Serving) => Ok(()),
         Ok(other) => Err(format!("{address} says {}", other.as_str_name())),
         Err(status) => Err(format!("{address} answered {status}")),
+    }
+}
+
+/// Lets a setting be given by environment variable, too: `PREFIX_` and its flag in upper case. For settings
+/// that both services share and each names its own way.
+#[must_use]
+pub fn by_variable(prefix: &str, setting: clap::Arg) -> clap::Arg {
+    match (setting.get_long(), setting.get_env()) {
+        (Some(flag), None) => {
+            let variable = format!("{prefix}_{}", flag.to_uppercase().replace('-', "_"));
+            setting.env(variable)
+        }
+        _ => setting,
     }
 }
 

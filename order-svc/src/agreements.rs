@@ -5,13 +5,15 @@ pub(crate) mod history;
 
 use std::error::Error;
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chassis::auth::{Caller, Channel as CallerChannel, Role, TenantKind};
+use chassis::auth::{Auth, Bearer, Caller, Channel as CallerChannel, Credentials, Role, TenantKind};
 use chassis::backoff;
 use chassis::clock::{Clock, Time};
 use chassis::form::timestamp;
+use chassis::reread::Reread;
 use chrono::DateTime;
 use proto::agreement::attestation_service_client::AttestationServiceClient;
 use proto::agreement::eligibility_service_client::EligibilityServiceClient;
@@ -119,9 +121,46 @@ pub(crate) enum NotAttested {
     Unknown(String),
 }
 
+/// How this service identifies itself to the neighbour.
+#[derive(Clone)]
+pub(crate) enum Own {
+    /// By its word, where that is believed.
+    Word,
+    /// By a token of its own.
+    Token(Reread<Bearer>),
+}
+
+impl Own {
+    /// Reads the token, on a runtime that looks at it from then on.
+    ///
+    /// # Errors
+    /// A token that is missing, of no use, or cannot be read.
+    pub(crate) fn open(auth: Auth, token: Option<&Path>) -> Result<Self, String> {
+        match (auth, token) {
+            (Auth::Insecure, None) => Ok(Self::Word),
+            (Auth::Insecure, Some(_)) => {
+                Err("--auth insecure presents no token; leave --service-token out, or use --auth jwt".into())
+            }
+            (Auth::Jwt, None) => Err("--auth jwt needs --service-token".into()),
+            (Auth::Jwt, Some(file)) => {
+                let token = Reread::open(vec![file.to_owned()], |contents| Bearer::read(&contents[0]));
+                token.map(Self::Token).map_err(|why| format!("--service-token {why}"))
+            }
+        }
+    }
+
+    fn credentials(&self) -> Credentials {
+        match self {
+            Self::Word => Credentials::Word(service()),
+            Self::Token(token) => Credentials::Token(Bearer::clone(&token.now())),
+        }
+    }
+}
+
 /// The client of agreement-svc. Clones share its connection and its retries.
 #[derive(Clone)]
 pub(crate) struct Agreements {
+    own: Own,
     channel: Channel,
     gate: EligibilityServiceClient<Channel>,
     deadline: Duration,
@@ -132,7 +171,7 @@ pub(crate) struct Agreements {
 /// On what terms a call is made.
 struct Terms<'a> {
     /// As whom.
-    identity: &'a Caller,
+    identity: &'a Credentials,
     /// The id under which both services log.
     call_id: &'a str,
     /// How long it may take, with all its tries.
@@ -146,7 +185,7 @@ impl Agreements {
     ///
     /// # Errors
     /// An address that is none.
-    pub(crate) fn new(address: &str, deadline: Duration, clock: Clock) -> Result<Self, String> {
+    pub(crate) fn new(address: &str, own: Own, deadline: Duration, clock: Clock) -> Result<Self, String> {
         let wrong = || format!("--agreements {address} must have the form http://HOST:PORT");
         let uri: Uri = address.parse().map_err(|_| wrong())?;
         if uri.scheme_str() != Some("http") || uri.port().is_none() {
@@ -160,6 +199,7 @@ impl Agreements {
             .connect_lazy();
         let retries = TpsBudget::new(BUDGET_WINDOW, BUDGET_PER_SECOND, BUDGET_OF_ANSWERED);
         Ok(Self {
+            own,
             gate: EligibilityServiceClient::new(channel.clone()),
             channel,
             deadline,
@@ -201,12 +241,13 @@ impl Agreements {
         message: CheckEligibilityRequest,
         patience: Duration,
     ) -> Result<Answer, NoAnswer> {
-        let terms = Terms { identity: &service(), call_id: &ask.call_id, deadline: self.deadline, patience };
+        let own = self.own.credentials();
+        let terms = Terms { identity: &own, call_id: &ask.call_id, deadline: self.deadline, patience };
         let call = |request| {
             let (mut gate, asked_at) = (self.gate.clone(), self.clock.now());
             async move { Ok(gate.check_eligibility(request).await?.map(|answer| (asked_at, answer))) }
         };
-        match self.insist(terms, message, call).await {
+        match self.insist(terms, message, call).await.inspect_err(say_if_unidentified) {
             Ok((asked_at, answer)) => read_answer(ask, asked_at, answer),
             Err(status) => Err(match (reason_of(&status), status.code()) {
                 (Some(ErrorReason::ResourceNotFound), Code::NotFound) => NoAnswer::NotTogether,
@@ -225,10 +266,11 @@ impl Agreements {
         &self,
         message: &CreateAttestationRequest,
         caller: &Caller,
+        credentials: &Credentials,
         call_id: &str,
         patience: Duration,
     ) -> Result<Option<Attested>, NotAttested> {
-        let terms = Terms { identity: caller, call_id, deadline: self.deadline, patience };
+        let terms = Terms { identity: credentials, call_id, deadline: self.deadline, patience };
         let call = |request| {
             let mut attestations = AttestationServiceClient::new(self.channel.clone());
             async move { attestations.create_attestation(request).await }
@@ -258,8 +300,9 @@ impl Agreements {
             payer_id: report.payer_id.to_string(),
             purchased_at: Some(timestamp(report.purchased_at)),
         };
+        let own = self.own.credentials();
         let terms = Terms {
-            identity: &service(),
+            identity: &own,
             call_id: &report.order_id.to_string(),
             deadline: REPORT_DEADLINE,
             patience: REPORT_DEADLINE,
@@ -268,7 +311,7 @@ impl Agreements {
             let mut gate = self.gate.clone();
             async move { gate.report_purchase(request).await }
         };
-        self.insist(terms, message, call).await.map(drop)
+        self.insist(terms, message, call).await.inspect_err(say_if_unidentified).map(drop)
     }
 
     /// Makes a call until it is answered; only for calls that may be made twice, since they read or carry a
@@ -315,7 +358,7 @@ impl Agreements {
 }
 
 /// A request as somebody, without a deadline.
-fn request_as<M>(identity: &Caller, message: M, call_id: &str) -> Request<M> {
+fn request_as<M>(identity: &Credentials, message: M, call_id: &str) -> Request<M> {
     let mut request = Request::new(message);
     identity.present(request.metadata_mut());
     if let Ok(call_id) = MetadataValue::try_from(call_id) {
@@ -324,7 +367,18 @@ fn request_as<M>(identity: &Caller, message: M, call_id: &str) -> Request<M> {
     request
 }
 
-/// order-svc itself.
+/// Whether the neighbour refuses who this service is shows in no answer to a caller, so the log says it.
+fn say_if_unidentified(status: &Status) {
+    if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) {
+        let why = status.message();
+        tracing::error!(
+            why,
+            "agreement-svc refuses this service's identity; put a valid token into --service-token"
+        );
+    }
+}
+
+/// order-svc itself, by its word.
 fn service() -> Caller {
     Caller {
         tenant_kind: TenantKind::Service,
@@ -539,9 +593,11 @@ mod tests {
     async fn a_connection_is_given_up_when_its_other_end_is_silent_although_nobody_asks_for_anything() {
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", silent.local_addr().unwrap());
-        let agreements = Agreements::new(&address, Duration::from_millis(100), Clock::system()).unwrap();
+        let agreements = Agreements::new(&address, Own::Word, Duration::from_millis(100), Clock::system());
+        let agreements = agreements.unwrap();
         let (nothing, patience) = (CreateAttestationRequest::default(), Duration::from_millis(100));
-        let answer = agreements.attest(&nothing, &service(), "call", patience).await;
+        let word = Credentials::Word(service());
+        let answer = agreements.attest(&nothing, &service(), &word, "call", patience).await;
         assert!(matches!(answer, Err(NotAttested::Unknown(_))), "{answer:?}");
         let (mut connection, _) = silent.accept().await.unwrap();
         let closing = async { while connection.read(&mut [0; 4096]).await.unwrap() > 0 {} };

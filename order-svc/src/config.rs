@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use chassis::auth::Auth;
+use chassis::auth;
 use chassis::database::Url;
+use chassis::server::by_variable;
 use chassis::telemetry::LogFormat;
 use clap::{Args, Parser, Subcommand};
 
@@ -26,7 +27,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serves the API until it is told to stop.
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Brings the schema up to date.
     Migrate(Storage),
     /// Asks a running server whether it serves; exits with 1 if not.
@@ -49,6 +50,7 @@ pub struct Storage {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(mut_args = |setting| by_variable("ORDER", setting))]
 pub struct Serve {
     #[command(flatten)]
     pub storage: Storage,
@@ -58,14 +60,17 @@ pub struct Serve {
     /// Where agreement-svc listens.
     #[arg(long, env = "ORDER_AGREEMENTS", default_value = "http://127.0.0.1:50051")]
     pub agreements: String,
+    /// A file with the token by which this service identifies itself to agreement-svc: tenant_kind SERVICE,
+    /// issued for the same audience. Needed with --auth jwt. Read again when it changes.
+    #[arg(long, env = "ORDER_SERVICE_TOKEN", value_name = "FILE")]
+    pub service_token: Option<PathBuf>,
     /// How long the gate may take to answer, retries included, in milliseconds; and so may an attestation
     /// that an order carries. One try takes at most half of it. An answer older than five seconds is not
     /// used, so more would be of no use.
     #[arg(long, env = "ORDER_GATE_DEADLINE_MS", default_value = "1000", value_parser = clap::value_parser!(u64).range(10..=4000))]
     pub gate_deadline_ms: u64,
-    /// How callers are identified. There is no default: `insecure` is for one's own machine.
-    #[arg(long, env = "ORDER_AUTH", value_enum)]
-    pub auth: Auth,
+    #[command(flatten)]
+    pub identity: auth::Settings,
     /// Where Prometheus may fetch metrics, at /metrics. Without it there are none. They name nobody.
     #[arg(long, env = "ORDER_METRICS_LISTEN")]
     pub metrics_listen: Option<SocketAddr>,

@@ -23,6 +23,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chassis::auth::Identities;
 use chassis::clock::Clock;
 use chassis::database::{Database, Writes};
 use chassis::request;
@@ -36,7 +37,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::service::RoutesBuilder;
 
-use agreements::Agreements;
+use agreements::{Agreements, Own};
 use api::Api;
 pub use api::access::WHO_MAY;
 use config::{Serve, Storage};
@@ -72,9 +73,11 @@ pub async fn serve(
     listeners: Listeners,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Failure> {
+    let identities = Identities::open(&config.identity, clock.clone())?;
     let catalogue = Arc::new(config::read_offers(config.offers.as_deref())?);
     let deadline = Duration::from_millis(config.gate_deadline_ms);
-    let agreements = Agreements::new(&config.agreements, deadline, clock.clone())?;
+    let own = Own::open(config.identity.auth, config.service_token.as_deref())?;
+    let agreements = Agreements::new(&config.agreements, own, deadline, clock.clone())?;
     let database = if config.storage.create {
         migrate(&config.storage)?
     } else {
@@ -116,7 +119,7 @@ pub async fn serve(
         .add_service(WithdrawalServiceServer::new(api).max_decoding_message_size(MESSAGE_BYTES_MAX));
     let options = Options {
         domain: "order-svc",
-        auth: config.auth,
+        identities,
         access: WHO_MAY,
         services: SERVICES,
         descriptors: proto::FILE_DESCRIPTOR_SET,

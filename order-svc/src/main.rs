@@ -23,12 +23,12 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(config) => server::runtime(config.worker_threads)?.block_on(async {
-            let calls = server::bind(config.listen, config.auth).await?;
+            let calls = server::bind(config.listen, config.identity.auth).await?;
             let metrics = match config.metrics_listen {
                 None => None,
-                Some(at) => Some(server::bind(at, config.auth).await?),
+                Some(at) => Some(server::bind(at, config.identity.auth).await?),
             };
-            order_svc::serve(config, Clock::system(), Listeners { calls, metrics }, server::signal()).await
+            order_svc::serve(*config, Clock::system(), Listeners { calls, metrics }, server::signal()).await
         }),
         Command::Migrate(storage) => order_svc::migrate(&storage).map(|_| ()),
         Command::CheckHealth { address } => {

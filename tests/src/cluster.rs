@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use agreement_svc::config as agreement_config;
-use chassis::auth::{Auth, Caller};
+use chassis::auth::{self, Caller};
 use chassis::clock::Clock;
 use chassis::database::{Connection, Url};
 use chassis::query;
@@ -266,7 +266,7 @@ impl Cluster {
                 document_table: self.setup.document_table.clone(),
             },
             listen: self.agreements.address,
-            auth: Auth::Insecure,
+            identity: auth::Settings::insecure(),
             policy: None,
             invitation_key_file: Some(key),
             acceptance_page: "https://portal.example/accept".into(),
@@ -332,7 +332,8 @@ impl Cluster {
             listen: self.orders.address,
             agreements: self.setup.agreements_at.clone().unwrap_or(own),
             gate_deadline_ms: self.setup.gate_deadline_ms,
-            auth: Auth::Insecure,
+            service_token: None,
+            identity: auth::Settings::insecure(),
             metrics_listen: None,
             offers: self.setup.offers.clone(),
             worker_threads: self.setup.worker_threads,

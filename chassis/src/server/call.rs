@@ -53,13 +53,13 @@ pub fn time_left<T>(request: &Request<T>) -> Duration {
 
 #[derive(Clone)]
 pub(super) struct CallLayer {
-    options: Options,
+    options: Arc<Options>,
     in_flight: Arc<Semaphore>,
 }
 
 impl CallLayer {
     pub(super) fn new(options: Options) -> Self {
-        Self { options, in_flight: Arc::new(Semaphore::new(CALLS_IN_FLIGHT_MAX)) }
+        Self { options: Arc::new(options), in_flight: Arc::new(Semaphore::new(CALLS_IN_FLIGHT_MAX)) }
     }
 }
 
@@ -91,15 +91,19 @@ impl Service<http::Request<Body>> for CallService {
         if path.starts_with("/grpc.") {
             return Box::pin(self.inner.call(request));
         }
-        let options = self.layer.options;
+        let options = self.layer.options.clone();
         let call_id = call_id_of(request.headers());
         let mut line = Line::new(path, call_id.clone());
-        let admitted = options.auth.caller(request.headers(), options.domain).and_then(|caller| {
+        let admitted = options.identities.identify(request.headers(), options.domain);
+        let admitted = admitted.and_then(|(caller, bearer)| {
             line.caller = Some((caller.tenant_kind.to_string(), caller.tenant_id.to_string()));
             auth::admit(options.access, &line.path, &caller, options.domain)?;
             let permit = self.layer.in_flight.clone().try_acquire_owned();
             let permit = permit.map_err(|_| overloaded(options.domain))?;
             request.extensions_mut().insert(caller);
+            if let Some(bearer) = bearer {
+                request.extensions_mut().insert(bearer);
+            }
             Ok(permit)
         });
         let permit = match admitted {

@@ -11,7 +11,7 @@ use proto::agreement::watch_events_response::Item;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use super::{Agreements, request_as, service};
+use super::{Agreements, request_as, say_if_unidentified};
 use crate::rules::Time;
 use crate::rules::gate::EvidenceKind;
 use crate::rules::withdrawal::{Moment, News, Parting, Withdrawal};
@@ -49,10 +49,12 @@ impl Agreements {
     /// [`NotFollowed`].
     pub(crate) async fn follow(&self, after_revision: i64) -> Result<History, NotFollowed> {
         let call_id = new_id(self.clock.now()).to_string();
-        let request = request_as(&service(), wire::WatchEventsRequest { after_revision }, &call_id);
+        let request =
+            request_as(&self.own.credentials(), wire::WatchEventsRequest { after_revision }, &call_id);
         let mut client = EventServiceClient::new(self.channel.clone());
         let stream = tokio::time::timeout(SILENCE_MAX, client.watch_events(request)).await;
-        let stream = stream.map_err(|_| silent())?.map_err(|status| not_followed(&status))?.into_inner();
+        let stream = stream.map_err(|_| silent())?.inspect_err(say_if_unidentified);
+        let stream = stream.map_err(|status| not_followed(&status))?.into_inner();
         Ok(History { stream, seen: after_revision, kept: None })
     }
 }

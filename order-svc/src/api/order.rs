@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use chassis::auth::{self, Caller};
+use chassis::auth::{self, Caller, Credentials};
 use chassis::clock::new_id;
 use chassis::database::{Connection, Error};
 use chassis::form::Form;
@@ -41,6 +41,7 @@ impl OrderService for Api {
         request: Request<CreateOrderRequest>,
     ) -> Result<Response<CreateOrderResponse>, Status> {
         let caller = auth::caller(&request)?;
+        let credentials = auth::credentials(&request)?;
         let call_id = call_id(&request);
         let give_up = Instant::now() + time_left(&request);
         let mut message = request.into_inner();
@@ -64,7 +65,7 @@ impl OrderService for Api {
         checked(form)?;
         let key = RequestKey::new(&caller, "CreateOrder", request_id, &message);
         let attestation = attestation_of(message, request_id, validate_only);
-        let new = NewOrder { parties, lines, attestation, caller, call_id, give_up };
+        let new = NewOrder { parties, lines, attestation, caller, credentials, call_id, give_up };
         if validate_only {
             return match self.rehearse_order(&new).await {
                 Ok(would_be) => Ok(Response::new(would_be)),
@@ -137,6 +138,8 @@ struct NewOrder {
     /// To be made first (ORD-4).
     attestation: Option<CreateAttestationRequest>,
     caller: Caller,
+    /// For the attestation, which is the caller's own.
+    credentials: Credentials,
     call_id: String,
     /// When the caller does.
     give_up: Instant,
@@ -151,7 +154,8 @@ impl Api {
             return Ok(None);
         }
         let patience = time_until(new.give_up);
-        let attested = self.agreements.attest(attestation, &new.caller, &new.call_id, patience).await;
+        let (caller, credentials) = (&new.caller, &new.credentials);
+        let attested = self.agreements.attest(attestation, caller, credentials, &new.call_id, patience).await;
         attested.map_err(|why| match why {
             NotAttested::Refused(status) => Failure::NotAttested(status),
             NotAttested::Unknown(why) => {
