@@ -19,6 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 
 use crate::clients::{As, Identity};
+use crate::stack::{Alias, Stack};
 
 /// Where the services keep their state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,10 @@ impl Backend {
     #[must_use]
     #[expect(clippy::print_stderr, reason = "a skipped database must be seen")]
     pub fn all() -> Vec<Self> {
+        if Stack::named().is_some() {
+            // Whatever a cluster is asked for, it is the stack.
+            return vec![Self::Postgres];
+        }
         match postgres_url() {
             Some(_) => vec![Self::Sqlite, Self::Postgres],
             None => {
@@ -99,6 +104,8 @@ pub struct Cluster {
     /// Where order-svc's metrics are, once it has been started.
     metrics: Option<SocketAddr>,
     state: State,
+    /// What the small world is called on a stack of somebody else's, if this is one. Then nothing runs here.
+    alias: Option<Alias>,
 }
 
 /// Where the services' state is. Dropping it removes it.
@@ -134,7 +141,13 @@ impl Cluster {
             orders_replica: None,
             metrics: None,
             state,
+            alias: None,
         };
+        if Stack::named().is_some() {
+            cluster.check_nothing_is_asked_for()?;
+            cluster.alias = Some(Alias::fresh());
+            return Ok(cluster);
+        }
         if cluster.setup.agreements_at.is_none() {
             cluster.run_agreements(agreements.1).await?;
         }
@@ -156,27 +169,52 @@ impl Cluster {
     /// The two services as somebody who calls them.
     #[must_use]
     pub fn as_caller(&self, caller: Caller) -> As {
-        self.with_identity(Identity::of(caller))
+        self.with_identity(match self.alias {
+            Some(alias) => Identity::of(alias.of(&caller)).under(alias),
+            None => Identity::of(caller),
+        })
     }
 
     /// The two services without any identity.
     #[must_use]
     pub fn as_nobody(&self) -> As {
-        self.with_identity(Identity::none())
+        self.with_identity(match self.alias {
+            Some(alias) => Identity::none().under(alias),
+            None => Identity::none(),
+        })
     }
 
     fn with_identity(&self, identity: Identity) -> As {
+        if let (Some(stack), Some(_)) = (Stack::named(), self.alias) {
+            return As { agreements: stack.agreements(), orders: stack.orders(), identity };
+        }
         As { agreements: lazy(self.agreements.address), orders: lazy(self.orders.address), identity }
     }
 
     #[must_use]
     pub fn agreements_address(&self) -> SocketAddr {
+        self.services_are_own();
         self.agreements.address
     }
 
     #[must_use]
     pub fn orders_address(&self) -> SocketAddr {
+        self.services_are_own();
         self.orders.address
+    }
+
+    /// # Panics
+    /// When they are those of a stack.
+    fn services_are_own(&self) {
+        assert!(self.alias.is_none(), "the services of a stack are left alone; say so with needs_own!");
+    }
+
+    fn check_nothing_is_asked_for(&self) -> Result<(), String> {
+        let Setup { agreement_port, order_port, agreements_at, document_table, offers, smtp, .. } = &self.setup;
+        let is_usual = (*agreement_port, *order_port) == (0, 0)
+            && [agreements_at, smtp].iter().all(|setting| setting.is_none())
+            && [document_table, offers].iter().all(|setting| setting.is_none());
+        if is_usual { Ok(()) } else { Err("a stack is as it is; say so with needs_own!".into()) }
     }
 
     /// What order-svc says of itself in numbers.
@@ -190,6 +228,7 @@ impl Cluster {
 
     /// Stops agreement-svc as a first signal would, and waits until it is gone.
     pub fn stop_agreements(&mut self) {
+        self.services_are_own();
         drop(self.agreements.stop());
     }
 
@@ -198,12 +237,14 @@ impl Cluster {
     /// # Errors
     /// Why it does not start.
     pub async fn restart_agreements(&mut self) -> Result<(), String> {
+        self.services_are_own();
         let listener = listen(self.agreements.address.port())?;
         self.run_agreements(listener).await
     }
 
     /// Stops order-svc as a first signal would, and waits until it is gone.
     pub fn stop_orders(&mut self) {
+        self.services_are_own();
         drop(self.orders.stop());
     }
 
@@ -222,6 +263,7 @@ impl Cluster {
     /// # Errors
     /// The database's.
     pub fn agreements_sql(&self, sql: &str) -> Result<(), String> {
+        self.services_are_own();
         behind(&self.agreements.database, sql)
     }
 
@@ -230,24 +272,28 @@ impl Cluster {
     /// # Errors
     /// The database's.
     pub fn orders_sql(&self, sql: &str) -> Result<(), String> {
+        self.services_are_own();
         behind(&self.orders.database, sql)
     }
 
     /// Where order-svc keeps its state.
     #[must_use]
     pub fn orders_database(&self) -> &Url {
+        self.services_are_own();
         &self.orders.database
     }
 
     /// Where agreement-svc keeps its state.
     #[must_use]
     pub fn agreements_database(&self) -> &Url {
+        self.services_are_own();
         &self.agreements.database
     }
 
     /// Where mails are written, unless there is a mail server.
     #[must_use]
     pub fn mail_folder(&self) -> PathBuf {
+        self.services_are_own();
         self.state.folder.path().join("mails")
     }
 
@@ -286,6 +332,7 @@ impl Cluster {
     /// # Errors
     /// Why it does not start.
     pub async fn start_replica(&mut self) -> Result<(), String> {
+        self.services_are_own();
         let (mut replica, listener) = Service::new(0, self.agreements.database.clone())?;
         replica.serve_agreements(self.agreements_config()?, self.setup.clock.clone(), listener).await?;
         self.replica = Some(replica);
@@ -312,6 +359,7 @@ impl Cluster {
     /// # Errors
     /// Why it does not start.
     pub async fn start_orders_replica(&mut self) -> Result<(), String> {
+        self.services_are_own();
         let (mut replica, listener) = Service::new(0, self.orders.database.clone())?;
         replica.serve_orders(self.orders_config(), self.setup.clock.clone(), listener, None).await?;
         self.orders_replica = Some(replica);

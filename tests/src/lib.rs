@@ -9,6 +9,7 @@ mod history;
 pub mod imports;
 pub mod kill;
 pub mod processes;
+pub mod stack;
 pub mod world;
 
 pub use clients::{As, metadata_of, reason_of};

@@ -309,6 +309,7 @@ fn claiming(claim: &'static str, value: Option<&[u8]>) -> impl Interceptor {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_malformed_identity_is_no_identity_and_the_refusal_names_the_claim() {
+    tests::needs_own!("callers whose word is believed");
     const BAD_IDS: [Option<&[u8]>; 9] = [
         None,
         Some(b""),
@@ -370,6 +371,7 @@ async fn a_malformed_identity_is_no_identity_and_the_refusal_names_the_claim() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn unknown_roles_grant_nothing_and_take_nothing_away() {
+    tests::needs_own!("callers whose word is believed");
     let readable =
         ["/csp.agreement.v1.CustomerService/ListCustomers", "/csp.order.v1.OrderService/ListOrders"];
     let cluster = Cluster::on(Backend::Sqlite).await;

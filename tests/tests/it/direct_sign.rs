@@ -165,6 +165,7 @@ async fn a_signature_opens_the_gate_for_every_partner_until_it_is_withdrawn() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_later_version_asks_for_a_new_signature_and_replaces_the_old_one() {
+    tests::needs_own!("templates that nobody else uses");
     for backend in Backend::all() {
         let (cluster, direct) = world_on(backend).await;
         let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
@@ -287,6 +288,7 @@ async fn whoever_accepts_an_invitation_becomes_a_customer_and_signs_in_one_step(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn invitations_end_by_revocation_or_time_and_each_partner_sees_its_own() {
+    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
         let clock = Clock::manual(Clock::system().now());
         let setup = Setup { backend, clock: clock.clone(), ..Setup::default() };

@@ -174,6 +174,7 @@ async fn what_the_vendor_prints_as_invalid_json_is_still_a_good_or_a_refused_mes
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_vendors_table_of_countries_serves_every_country_in_every_language_it_lists() {
+    tests::needs_own!("settings of its own");
     let Some(folder) = samples() else { return };
     let table = folder.join("mca-country-language.csv");
     for backend in Backend::all() {
