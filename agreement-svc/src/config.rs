@@ -9,6 +9,7 @@ use chassis::clock::Time;
 use chassis::database::Url;
 use chassis::server::by_variable;
 use chassis::telemetry::LogFormat;
+use chassis::tls;
 use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, Utc};
 use clap::{Args, Parser, Subcommand};
 use lettre::message::Mailbox;
@@ -37,11 +38,7 @@ pub enum Command {
     /// Brings the schema up to date and loads the templates into an empty database.
     Migrate(Storage),
     /// Asks a running server whether it serves; exits with 1 if not.
-    CheckHealth {
-        /// Where it listens.
-        #[arg(long, env = "AGREEMENT_ADDRESS", default_value = "http://127.0.0.1:50051")]
-        address: String,
-    },
+    CheckHealth(CheckHealth),
     /// Attests from a CSV file, row by row. The same file sent again changes nothing. Exits with 0 when
     /// every row is settled, with 1 when some were refused, with 2 when it could not be carried through.
     Import(Import),
@@ -58,6 +55,16 @@ pub enum Command {
     Verify(Verify),
     /// Erases a person from records, stored answers and written mails.
     EraseContact(EraseContact),
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(mut_args = |setting| by_variable("AGREEMENT", setting))]
+pub struct CheckHealth {
+    /// Where it listens.
+    #[arg(long, default_value = "http://127.0.0.1:50051")]
+    pub address: tls::Address,
+    #[command(flatten)]
+    pub tls: tls::ClientSettings,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -107,6 +114,7 @@ fn read_duration(text: &str) -> Result<TimeDelta, String> {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(mut_args = |setting| by_variable("AGREEMENT", setting))]
 pub struct Import {
     /// Columns: CustomerTenantId or CustomerId, FirstName, LastName, Email, and optionally PhoneNumber,
     /// TemplateId, DateAgreed and PartnerAttestationCompleted (rows where it is not true are skipped).
@@ -114,7 +122,9 @@ pub struct Import {
     pub file: PathBuf,
     /// Where the server listens.
     #[arg(long, env = "AGREEMENT_ADDRESS", default_value = "http://127.0.0.1:50051")]
-    pub address: String,
+    pub address: tls::Address,
+    #[command(flatten)]
+    pub tls: tls::ClientSettings,
     /// A file with the token of the partner's user who attests.
     #[arg(long, env = "AGREEMENT_TOKEN", value_name = "FILE", conflicts_with_all = ["partner_id", "user_id"])]
     pub token: Option<PathBuf>,
@@ -219,6 +229,8 @@ pub struct Serve {
     pub listen: SocketAddr,
     #[command(flatten)]
     pub identity: auth::Settings,
+    #[command(flatten)]
+    pub tls: tls::ServerSettings,
     /// What is required when, instead of the vendor's timeline that ships with the service.
     #[arg(long, env = "AGREEMENT_POLICY", value_name = "FILE.json")]
     pub policy: Option<PathBuf>,

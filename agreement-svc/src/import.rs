@@ -14,7 +14,7 @@ use std::time::Duration;
 use chassis::auth::{Bearer, Caller, Channel, Credentials, Role, TenantKind};
 use chassis::clock::Time;
 use chassis::form::timestamp;
-use chassis::reread;
+use chassis::{reread, tls};
 use csv::StringRecord;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::agreement::attestation_service_client::AttestationServiceClient;
@@ -23,7 +23,6 @@ use proto::types::{Contact, ErrorReason};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
 use tonic::{Request, Status, Streaming};
 use uuid::Uuid;
 
@@ -70,13 +69,16 @@ async fn import(settings: Import) -> Result<Tally, Failure> {
     let results = results_of(&settings)?;
     let credentials = credentials(&settings)?;
     let sheet = Sheet::open(&settings)?;
-    let endpoint = Endpoint::from_shared(settings.address.clone())
-        .map_err(|error| format!("{} is not an address: {error}", settings.address))?
+    if settings.token.is_some() && !settings.address.is_private() {
+        return Err(
+            format!("a token is sent to https or to this machine, not to {}", settings.address).into()
+        );
+    }
+    let endpoint = tls::Client::endpoint(&settings.address)
         .connect_timeout(CONNECT_MAX)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE);
-    let channel = endpoint.connect().await;
-    let channel = channel.map_err(|error| format!("{} cannot be reached: {error}", settings.address))?;
+    let channel = tls::Client::open(&settings.tls)?.connect(&settings.address, &endpoint).await?;
 
     let progress = ProgressBar::with_draw_target(Some(sheet.rows), ProgressDrawTarget::stderr());
     progress.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} rows, {eta} left: {msg}")?);

@@ -32,6 +32,7 @@ use chassis::clock::Clock;
 use chassis::database::{Database, Url, Writes};
 use chassis::request;
 use chassis::server::{self, MESSAGE_BYTES_MAX, Options};
+use chassis::tls;
 use config::{EraseContact, Serve, Storage, Verify};
 use proto::agreement::attestation_service_server::AttestationServiceServer;
 use proto::agreement::customer_service_server::CustomerServiceServer;
@@ -84,6 +85,7 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Failure> {
+    let tls = tls::Server::open(&config.tls, config.identity.auth, listener.local_addr()?)?;
     let identities = Identities::open(&config.identity, clock.clone())?;
     let policy = Arc::new(data::read_policy(config.policy.as_deref())?);
     read_templates(&config.storage)?;
@@ -133,6 +135,7 @@ pub async fn serve(
     let options = Options {
         domain: "agreement-svc",
         identities,
+        tls,
         access: WHO_MAY,
         services: SERVICES,
         descriptors: proto::FILE_DESCRIPTOR_SET,

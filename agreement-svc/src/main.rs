@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use agreement_svc::config::{Cli, Command};
 use agreement_svc::{Failure, import, token};
 use chassis::clock::Clock;
-use chassis::{server, telemetry};
+use chassis::{server, telemetry, tls};
 use clap::Parser;
 
 fn main() -> ExitCode {
@@ -31,9 +31,10 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             agreement_svc::migrate(&storage, &Clock::system()).await?;
             Ok(())
         }),
-        Command::CheckHealth { address } => {
-            server::runtime(1)?.block_on(async { Ok(server::check_health(&address).await?) })
-        }
+        Command::CheckHealth(settings) => server::runtime(1)?.block_on(async {
+            let client = tls::Client::open(&settings.tls)?;
+            Ok(server::check_health(&settings.address, &client).await?)
+        }),
         Command::Key { folder } => token::make_key(&folder),
         Command::Token(settings) => {
             say(&token::sign(&settings, &Clock::system())?);

@@ -16,3 +16,4 @@ pub mod reread;
 pub mod server;
 pub mod status;
 pub mod telemetry;
+pub mod tls;

@@ -38,6 +38,9 @@ impl<T: Send + Sync + 'static> Reread<T> {
         let mut seen = read_all(&files);
         let first = parse_read(&files, &seen, &parse)?;
         let (sender, receiver) = watch::channel(Arc::new(first));
+        if files.is_empty() {
+            return Ok(Self(receiver));
+        }
         let look = async move {
             let files = Arc::new(files);
             loop {

@@ -8,11 +8,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use call::CallLayer;
+use futures_util::future::Either;
 use tokio::net::TcpListener;
 use tonic::service::RoutesBuilder;
 use tonic::transport::server::TcpIncoming;
 
 use crate::auth::{Access, Auth, Identities};
+use crate::tls::{self, Address};
 
 /// The largest request message: a hundred full order lines fit forty times.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
@@ -44,6 +46,8 @@ pub struct Options {
     pub domain: &'static str,
     /// Who calls.
     pub identities: Identities,
+    /// How connections are taken.
+    pub tls: tls::Server,
     /// Who may make which call.
     pub access: Access,
     /// The full names of its gRPC services, for health.
@@ -92,6 +96,7 @@ pub async fn serve(
         }
         drop(draining);
     };
+    let tls = options.tls.clone();
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -99,8 +104,16 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .max_connection_age(CONNECTION_AGE_MAX)
         .layer(CallLayer::new(options))
-        .add_routes(routes.routes())
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop);
+        .add_routes(routes.routes());
+    let server = match tls.0 {
+        None => {
+            let connections = TcpIncoming::from(listener).with_nodelay(Some(true));
+            Either::Left(server.serve_with_incoming_shutdown(connections, stop))
+        }
+        Some(config) => {
+            Either::Right(server.serve_with_incoming_shutdown(tls::accept(listener, config), stop))
+        }
+    };
 
     tracing::info!(%address, "serving");
     tokio::select! {
@@ -155,18 +168,15 @@ async fn first_signal() {
     let _ = tokio::signal::ctrl_c().await;
 }
 
-/// Asks the server at `address` (as in `http://127.0.0.1:50051`) whether it serves.
+/// Asks the server at an address whether it serves.
 ///
 /// # Errors
 /// Why it does not, in words.
-pub async fn check_health(address: &str) -> Result<(), String> {
-    let channel = tonic::transport::Endpoint::from_shared(address.to_owned())
-        .map_err(|error| format!("{address} is not an address: {error}"))?
+pub async fn check_health(address: &Address, tls: &tls::Client) -> Result<(), String> {
+    let endpoint = tls::Client::endpoint(address)
         .connect_timeout(Duration::from_secs(2))
-        .timeout(Duration::from_secs(2))
-        .connect()
-        .await
-        .map_err(|error| format!("{address} cannot be reached: {error}"))?;
+        .timeout(Duration::from_secs(2));
+    let channel = tls.connect(address, &endpoint).await?;
     let request = tonic_health::pb::HealthCheckRequest { service: String::new() };
     let answer = tonic_health::pb::health_client::HealthClient::new(channel).check(request).await;
     match answer.map(|answer| answer.into_inner().status()) {

@@ -2,6 +2,7 @@
 //! "unknown", which is a refusal (I8).
 
 pub(crate) mod history;
+pub(crate) mod replicas;
 
 use std::error::Error;
 use std::future::Future;
@@ -23,7 +24,7 @@ use proto::agreement::{
 };
 use proto::types::{self, ErrorReason};
 use tonic::metadata::MetadataValue;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, TimeoutExpired};
 use tonic_types::StatusExt;
 use tower::retry::budget::{Budget, TpsBudget};
@@ -34,6 +35,7 @@ use crate::rules::gate::{
     Rule, Verdict,
 };
 use crate::rules::order::{Parties, PurchaseReport};
+use replicas::Replicas;
 
 /// `ErrorInfo.domain` of what the neighbour refuses.
 pub(crate) const DOMAIN: &str = "agreement-svc";
@@ -51,11 +53,6 @@ const RETRY_MAX: Duration = Duration::from_millis(200);
 const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 const BUDGET_PER_SECOND: u32 = 5;
 const BUDGET_OF_ANSWERED: f32 = 0.2;
-
-/// A dead connection is noticed after the interval and the timeout together, also while idle;
-/// without this a channel stays dead after a network partition.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How order-svc identifies itself where identities are trusted by their word.
 const SERVICE_ID: Uuid = uuid::uuid!("0de05dc0-0000-7000-8000-000000000001");
@@ -161,8 +158,7 @@ impl Own {
 #[derive(Clone)]
 pub(crate) struct Agreements {
     own: Own,
-    channel: Channel,
-    gate: EligibilityServiceClient<Channel>,
+    replicas: Replicas,
     deadline: Duration,
     retries: Arc<TpsBudget>,
     clock: Clock,
@@ -181,31 +177,9 @@ struct Terms<'a> {
 }
 
 impl Agreements {
-    /// A client that connects when first used and again whenever the connection is lost.
-    ///
-    /// # Errors
-    /// An address that is none.
-    pub(crate) fn new(address: &str, own: Own, deadline: Duration, clock: Clock) -> Result<Self, String> {
-        let wrong = || format!("--agreements {address} must have the form http://HOST:PORT");
-        let uri: Uri = address.parse().map_err(|_| wrong())?;
-        if uri.scheme_str() != Some("http") || uri.port().is_none() {
-            return Err(wrong());
-        }
-        let channel = Endpoint::from(uri)
-            .connect_timeout(deadline)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true)
-            .connect_lazy();
+    pub(crate) fn new(replicas: Replicas, own: Own, deadline: Duration, clock: Clock) -> Self {
         let retries = TpsBudget::new(BUDGET_WINDOW, BUDGET_PER_SECOND, BUDGET_OF_ANSWERED);
-        Ok(Self {
-            own,
-            gate: EligibilityServiceClient::new(channel.clone()),
-            channel,
-            deadline,
-            retries: Arc::new(retries),
-            clock,
-        })
+        Self { own, replicas, deadline, retries: Arc::new(retries), clock }
     }
 
     /// Asks the gate, for no longer than the deadline or the caller's patience, retries included.
@@ -243,8 +217,8 @@ impl Agreements {
     ) -> Result<Answer, NoAnswer> {
         let own = self.own.credentials();
         let terms = Terms { identity: &own, call_id: &ask.call_id, deadline: self.deadline, patience };
-        let call = |request| {
-            let (mut gate, asked_at) = (self.gate.clone(), self.clock.now());
+        let call = |channel, request| {
+            let (mut gate, asked_at) = (EligibilityServiceClient::new(channel), self.clock.now());
             async move { Ok(gate.check_eligibility(request).await?.map(|answer| (asked_at, answer))) }
         };
         match self.insist(terms, message, call).await.inspect_err(say_if_unidentified) {
@@ -271,8 +245,8 @@ impl Agreements {
         patience: Duration,
     ) -> Result<Option<Attested>, NotAttested> {
         let terms = Terms { identity: credentials, call_id, deadline: self.deadline, patience };
-        let call = |request| {
-            let mut attestations = AttestationServiceClient::new(self.channel.clone());
+        let call = |channel, request| {
+            let mut attestations = AttestationServiceClient::new(channel);
             async move { attestations.create_attestation(request).await }
         };
         let status = match self.insist(terms, message.clone(), call).await {
@@ -307,8 +281,8 @@ impl Agreements {
             deadline: REPORT_DEADLINE,
             patience: REPORT_DEADLINE,
         };
-        let call = |request| {
-            let mut gate = self.gate.clone();
+        let call = |channel, request| {
+            let mut gate = EligibilityServiceClient::new(channel);
             async move { gate.report_purchase(request).await }
         };
         self.insist(terms, message, call).await.inspect_err(say_if_unidentified).map(drop)
@@ -323,7 +297,7 @@ impl Agreements {
         &self,
         terms: Terms<'_>,
         message: M,
-        call: impl Fn(Request<M>) -> F,
+        call: impl Fn(Channel, Request<M>) -> F,
     ) -> Result<A, Status>
     where
         F: Future<Output = Result<Response<A>, Status>>,
@@ -344,10 +318,16 @@ impl Agreements {
             }
             let mut request = request_as(terms.identity, message.clone(), terms.call_id);
             request.set_timeout(left);
-            match tokio::time::timeout(left, call(request)).await {
-                Err(_) => last = Status::deadline_exceeded("it did not answer in time"),
-                Ok(Err(status)) if status.code() == Code::Unavailable || is_late(&status) => last = status,
-                Ok(answered) => {
+            let replica = self.replicas.next();
+            let answered = tokio::time::timeout(left, call(replica.channel(), request)).await;
+            let late = |_| Err(Status::deadline_exceeded("it did not answer in time"));
+            match answered.unwrap_or_else(late) {
+                Err(status) if is_worth_another(&status) => {
+                    replica.failed();
+                    last = status;
+                }
+                answered => {
+                    replica.answered();
                     self.retries.deposit();
                     return answered.map(Response::into_inner);
                 }
@@ -387,6 +367,10 @@ fn service() -> Caller {
         roles: vec![],
         channel: CallerChannel::Api,
     }
+}
+
+fn is_worth_another(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable) || is_late(status)
 }
 
 /// Whether a status is our own time-out. tonic gives it the code CANCELLED, which from the neighbour
@@ -579,29 +563,11 @@ fn read_remedy(remedy: &types::Remedy) -> Option<Remedy> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
-
     use super::*;
 
     #[test]
     fn our_own_time_out_is_told_from_what_the_neighbour_calls_one() {
         assert!(is_late(&Status::from_error(Box::new(TimeoutExpired(())))));
         assert!(!is_late(&Status::cancelled("Timeout expired")));
-    }
-
-    #[tokio::test]
-    async fn a_connection_is_given_up_when_its_other_end_is_silent_although_nobody_asks_for_anything() {
-        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("http://{}", silent.local_addr().unwrap());
-        let agreements = Agreements::new(&address, Own::Word, Duration::from_millis(100), Clock::system());
-        let agreements = agreements.unwrap();
-        let (nothing, patience) = (CreateAttestationRequest::default(), Duration::from_millis(100));
-        let word = Credentials::Word(service());
-        let answer = agreements.attest(&nothing, &service(), &word, "call", patience).await;
-        assert!(matches!(answer, Err(NotAttested::Unknown(_))), "{answer:?}");
-        let (mut connection, _) = silent.accept().await.unwrap();
-        let closing = async { while connection.read(&mut [0; 4096]).await.unwrap() > 0 {} };
-        let soon = 2 * (KEEPALIVE_INTERVAL + KEEPALIVE_TIMEOUT);
-        tokio::time::timeout(soon, closing).await.unwrap();
     }
 }

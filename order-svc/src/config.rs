@@ -7,6 +7,7 @@ use chassis::auth;
 use chassis::database::Url;
 use chassis::server::by_variable;
 use chassis::telemetry::LogFormat;
+use chassis::tls::{self, Address};
 use clap::{Args, Parser, Subcommand};
 
 use crate::rules::offer::Catalogue;
@@ -31,11 +32,17 @@ pub enum Command {
     /// Brings the schema up to date.
     Migrate(Storage),
     /// Asks a running server whether it serves; exits with 1 if not.
-    CheckHealth {
-        /// Where it listens.
-        #[arg(long, env = "ORDER_ADDRESS", default_value = "http://127.0.0.1:50052")]
-        address: String,
-    },
+    CheckHealth(CheckHealth),
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(mut_args = |setting| by_variable("ORDER", setting))]
+pub struct CheckHealth {
+    /// Where it listens.
+    #[arg(long, default_value = "http://127.0.0.1:50052")]
+    pub address: Address,
+    #[command(flatten)]
+    pub tls: tls::ClientSettings,
 }
 
 /// Where everything is kept.
@@ -57,9 +64,25 @@ pub struct Serve {
     /// The address to listen on.
     #[arg(long, env = "ORDER_LISTEN", default_value = "127.0.0.1:50052")]
     pub listen: SocketAddr,
-    /// Where agreement-svc listens.
-    #[arg(long, env = "ORDER_AGREEMENTS", default_value = "http://127.0.0.1:50051")]
-    pub agreements: String,
+    /// Where agreement-svc listens; several addresses, separated by commas, are its replicas.
+    #[arg(
+        long,
+        env = "ORDER_AGREEMENTS",
+        value_name = "ADDRESS",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:50051"
+    )]
+    pub agreements: Vec<Address>,
+    /// The authorities whose certificates agreement-svc needs, in PEM, instead of those that the system
+    /// trusts. Read again when it changes.
+    #[arg(long, env = "ORDER_AGREEMENTS_CA", value_name = "FILE.pem")]
+    pub agreements_ca: Option<PathBuf>,
+    /// This service's own certificate in PEM, where agreement-svc asks for one. Read again when it changes.
+    #[arg(long, env = "ORDER_AGREEMENTS_CERT", value_name = "FILE.pem", requires = "agreements_key")]
+    pub agreements_cert: Option<PathBuf>,
+    /// The certificate's private key in PEM. Read again when it changes.
+    #[arg(long, env = "ORDER_AGREEMENTS_KEY", value_name = "FILE.pem", requires = "agreements_cert")]
+    pub agreements_key: Option<PathBuf>,
     /// A file with the token by which this service identifies itself to agreement-svc: tenant_kind SERVICE,
     /// issued for the same audience. Needed with --auth jwt. Read again when it changes.
     #[arg(long, env = "ORDER_SERVICE_TOKEN", value_name = "FILE")]
@@ -71,6 +94,8 @@ pub struct Serve {
     pub gate_deadline_ms: u64,
     #[command(flatten)]
     pub identity: auth::Settings,
+    #[command(flatten)]
+    pub tls: tls::ServerSettings,
     /// Where Prometheus may fetch metrics, at /metrics. Without it there are none. They name nobody.
     #[arg(long, env = "ORDER_METRICS_LISTEN")]
     pub metrics_listen: Option<SocketAddr>,
@@ -81,6 +106,18 @@ pub struct Serve {
     /// threads of its own.
     #[arg(long, env = "ORDER_WORKER_THREADS", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub worker_threads: u16,
+}
+
+impl Serve {
+    /// How order-svc speaks TLS to agreement-svc.
+    #[must_use]
+    pub fn agreements_tls(&self) -> tls::ClientSettings {
+        tls::ClientSettings {
+            ca: self.agreements_ca.clone(),
+            cert: self.agreements_cert.clone(),
+            key: self.agreements_key.clone(),
+        }
+    }
 }
 
 /// The catalogue in a file, or the default one.

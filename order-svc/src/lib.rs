@@ -28,6 +28,7 @@ use chassis::clock::Clock;
 use chassis::database::{Database, Writes};
 use chassis::request;
 use chassis::server::{self, MESSAGE_BYTES_MAX, Options};
+use chassis::tls;
 use proto::order::offer_service_server::OfferServiceServer;
 use proto::order::order_service_server::OrderServiceServer;
 use proto::order::subscription_service_server::SubscriptionServiceServer;
@@ -37,6 +38,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::service::RoutesBuilder;
 
+use agreements::replicas::Replicas;
 use agreements::{Agreements, Own};
 use api::Api;
 pub use api::access::WHO_MAY;
@@ -73,11 +75,13 @@ pub async fn serve(
     listeners: Listeners,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Failure> {
+    let tls = tls::Server::open(&config.tls, config.identity.auth, listeners.calls.local_addr()?)?;
     let identities = Identities::open(&config.identity, clock.clone())?;
     let catalogue = Arc::new(config::read_offers(config.offers.as_deref())?);
     let deadline = Duration::from_millis(config.gate_deadline_ms);
     let own = Own::open(config.identity.auth, config.service_token.as_deref())?;
-    let agreements = Agreements::new(&config.agreements, own, deadline, clock.clone())?;
+    let replicas = Replicas::open(&config, deadline)?;
+    let agreements = Agreements::new(replicas, own, deadline, clock.clone());
     let database = if config.storage.create {
         migrate(&config.storage)?
     } else {
@@ -120,6 +124,7 @@ pub async fn serve(
     let options = Options {
         domain: "order-svc",
         identities,
+        tls,
         access: WHO_MAY,
         services: SERVICES,
         descriptors: proto::FILE_DESCRIPTOR_SET,

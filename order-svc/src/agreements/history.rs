@@ -51,8 +51,13 @@ impl Agreements {
         let call_id = new_id(self.clock.now()).to_string();
         let request =
             request_as(&self.own.credentials(), wire::WatchEventsRequest { after_revision }, &call_id);
-        let mut client = EventServiceClient::new(self.channel.clone());
+        let replica = self.replicas.next();
+        let mut client = EventServiceClient::new(replica.channel());
         let stream = tokio::time::timeout(SILENCE_MAX, client.watch_events(request)).await;
+        match &stream {
+            Ok(Ok(_)) => replica.answered(),
+            Err(_) | Ok(Err(_)) => replica.failed(),
+        }
         let stream = stream.map_err(|_| silent())?.inspect_err(say_if_unidentified);
         let stream = stream.map_err(|status| not_followed(&status))?.into_inner();
         Ok(History { stream, seen: after_revision, kept: None })

@@ -1,0 +1,213 @@
+//! The replicas of agreement-svc: a connection to each, and whose turn it is.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use chassis::auth::Auth;
+use chassis::tls::{self, Address};
+use tonic::transport::Channel;
+
+use crate::config::Serve;
+
+/// A dead connection is noticed after the interval and the timeout together, also while idle;
+/// without this a channel stays dead after a network partition.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// For how long a replica that failed is passed over, as long as there is another. Then one call tries it.
+const PASSED_OVER: Duration = Duration::from_secs(2);
+
+/// The replicas, of which each call takes the next. Clones share connections and turns.
+#[derive(Clone)]
+pub(crate) struct Replicas {
+    all: Arc<[Replica]>,
+    turn: Arc<AtomicUsize>,
+}
+
+/// One of them.
+pub(crate) struct Replica {
+    channel: Channel,
+    passed_over_until: Mutex<Option<Instant>>,
+}
+
+impl Replicas {
+    /// Connects to each when it is first used and again whenever the connection is lost.
+    ///
+    /// # Errors
+    /// Certificates that are missing or do not fit; tokens that would travel unencrypted.
+    pub(crate) fn open(config: &Serve, deadline: Duration) -> Result<Self, String> {
+        let settings = config.agreements_tls();
+        let is_readable_on_the_way = |address: &&Address| !address.is_private();
+        if let Some(address) = config.agreements.iter().find(is_readable_on_the_way)
+            && config.identity.auth == Auth::Jwt
+            && !config.tls.plaintext
+        {
+            return Err(format!(
+                "tokens would travel to --agreements {address} unencrypted: use https, or, where something else \
+                 encrypts, --plaintext"
+            ));
+        }
+        if settings.ca.is_some() && !config.agreements.iter().any(Address::is_https) {
+            return Err("--agreements-ca is for --agreements with https".into());
+        }
+        let client = tls::Client::open(&settings);
+        let client =
+            client.map_err(|why| format!("--agreements-ca, --agreements-cert, --agreements-key: {why}"))?;
+        let replica = |address: &Address| {
+            let endpoint = tls::Client::endpoint(address)
+                .connect_timeout(deadline)
+                .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+                .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+                .keep_alive_while_idle(true);
+            let channel = client.connect_lazy(address, &endpoint);
+            Replica { channel, passed_over_until: Mutex::new(None) }
+        };
+        let all: Arc<[_]> = config.agreements.iter().map(replica).collect();
+        if all.is_empty() {
+            return Err("--agreements names no address".into());
+        }
+        Ok(Self { all, turn: Arc::default() })
+    }
+
+    /// Whose turn it is: the next that did not fail just now, or the next at all where all did.
+    pub(crate) fn next(&self) -> &Replica {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let now = Instant::now();
+        let in_turn = (0..self.all.len()).map(|n| &self.all[turn.wrapping_add(n) % self.all.len()]);
+        in_turn.clone().find(|replica| replica.is_usable(now)).unwrap_or(&self.all[turn % self.all.len()])
+    }
+}
+
+impl Replica {
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// It did not answer, or could not.
+    pub(crate) fn failed(&self) {
+        self.pass_over_until(Some(Instant::now() + PASSED_OVER));
+    }
+
+    /// It answered, whatever it said.
+    pub(crate) fn answered(&self) {
+        self.pass_over_until(None);
+    }
+
+    /// Whether it is to be asked. Of those who ask when its time is over, only the first is told yes: if it
+    /// is still down, that costs one call a try and not all.
+    fn is_usable(&self, now: Instant) -> bool {
+        let mut until = self.passed_over_until.lock().unwrap_or_else(PoisonError::into_inner);
+        match *until {
+            None => true,
+            Some(time) if time <= now => {
+                *until = Some(now + PASSED_OVER);
+                true
+            }
+            Some(_) => false,
+        }
+    }
+
+    fn pass_over_until(&self, time: Option<Instant>) {
+        *self.passed_over_until.lock().unwrap_or_else(PoisonError::into_inner) = time;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use clap::Parser;
+    use proto::agreement::CheckEligibilityRequest;
+    use proto::agreement::eligibility_service_client::EligibilityServiceClient;
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::config::{Cli, Command};
+
+    fn replicas(settings: &[&str]) -> Result<Replicas, String> {
+        let fixed = ["order-svc", "serve", "--database", "sqlite:x"];
+        let cli = Cli::try_parse_from(fixed.iter().chain(settings)).map_err(|error| error.to_string())?;
+        let Command::Serve(config) = cli.command else { panic!("it was told to serve") };
+        Replicas::open(&config, Duration::from_millis(100))
+    }
+
+    fn three() -> Replicas {
+        let addresses = "http://127.0.0.1:1,http://127.0.0.1:2,https://127.0.0.1:3";
+        replicas(&["--auth", "insecure", "--agreements", addresses]).unwrap()
+    }
+
+    /// The places of the replicas whose turn it is in so many calls.
+    fn turns(replicas: &Replicas, calls: usize) -> BTreeSet<usize> {
+        let place = |replica| replicas.all.iter().position(|other| std::ptr::eq(other, replica)).unwrap();
+        (0..calls).map(|_| place(replicas.next())).collect()
+    }
+
+    #[tokio::test]
+    async fn each_call_takes_the_next_and_one_that_failed_is_passed_over_until_it_answers() {
+        let replicas = three();
+        assert_eq!(turns(&replicas, 3), [0, 1, 2].into());
+        replicas.all[1].failed();
+        assert_eq!(turns(&replicas, 30), [0, 2].into());
+        replicas.all[0].failed();
+        assert_eq!(turns(&replicas, 30), [2].into());
+        replicas.all[1].answered();
+        assert_eq!(turns(&replicas, 30), [1, 2].into());
+    }
+
+    #[tokio::test]
+    async fn when_all_have_failed_each_is_asked_all_the_same() {
+        let replicas = three();
+        replicas.all.iter().for_each(Replica::failed);
+        assert_eq!(turns(&replicas, 3), [0, 1, 2].into());
+    }
+
+    #[tokio::test]
+    async fn when_its_time_is_over_one_call_tries_and_not_all() {
+        let replicas = three();
+        let now = Instant::now();
+        replicas.all[1].pass_over_until(Some(now));
+        assert!(replicas.all[1].is_usable(now));
+        assert!(!replicas.all[1].is_usable(now));
+        assert!(replicas.all[1].is_usable(now + PASSED_OVER));
+    }
+
+    #[tokio::test]
+    async fn addresses_that_make_no_sense_or_would_show_tokens_are_refused() {
+        let jwt = |address| ["--auth", "jwt", "--jwks", "x", "--agreements", address];
+        for (settings, complaint) in [
+            (&["--auth", "insecure", "--agreements", "localhost:50051"][..], "http://HOST:PORT"),
+            (&["--auth", "insecure", "--agreements", "ftp://localhost:50051"], "http://HOST:PORT"),
+            (&["--auth", "insecure", "--agreements", "http://localhost"], "http://HOST:PORT"),
+            (&["--auth", "insecure", "--agreements", "http://localhost:1/path"], "http://HOST:PORT"),
+            (&["--auth", "insecure", "--agreements", "http://localhost:1,"], "http://HOST:PORT"),
+            (&["--auth", "insecure", "--agreements-ca", "ca.pem"], "https"),
+            (&["--auth", "insecure", "--agreements-cert", "cert.pem"], "--agreements-key"),
+            (&jwt("http://agreements:50051"), "--plaintext"),
+            (&jwt("http://10.0.0.1:50051"), "--plaintext"),
+        ] {
+            let why = replicas(settings).err().unwrap();
+            assert!(why.contains(complaint), "{settings:?}: {why}");
+        }
+        for address in ["http://localhost:1", "http://[::1]:1", "http://127.0.0.1:1/", "https://agreements:1"]
+        {
+            assert!(replicas(&jwt(address)).is_ok(), "{address}");
+        }
+        let meshed = [&jwt("http://agreements:1")[..], &["--plaintext"]].concat();
+        assert!(replicas(&meshed).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_given_up_when_its_other_end_is_silent_although_nobody_asks_for_anything() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", silent.local_addr().unwrap());
+        let replicas = replicas(&["--auth", "insecure", "--agreements", &address]).unwrap();
+        let mut gate = EligibilityServiceClient::new(replicas.next().channel());
+        let asking = gate.check_eligibility(CheckEligibilityRequest::default());
+        assert!(tokio::time::timeout(Duration::from_millis(100), asking).await.is_err());
+        let (mut connection, _) = silent.accept().await.unwrap();
+        let closing = async { while connection.read(&mut [0; 4096]).await.unwrap() > 0 {} };
+        let soon = 2 * (KEEPALIVE_INTERVAL + KEEPALIVE_TIMEOUT);
+        tokio::time::timeout(soon, closing).await.unwrap();
+    }
+}
