@@ -12,8 +12,9 @@ COPY proto proto
 COPY chassis chassis
 COPY agreement-svc agreement-svc
 COPY order-svc order-svc
-# Nothing of it is built, but it is a member of the workspace.
-COPY tests tests
+# Not built, but Cargo wants to see every member of the workspace.
+COPY tests/Cargo.toml tests/
+COPY tests/src/lib.rs tests/src/
 # Without the bundled libpq, the system's is linked, which speaks TLS to PostgreSQL.
 RUN cargo build --release --locked --no-default-features --package agreement-svc --package order-svc
 

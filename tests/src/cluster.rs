@@ -210,7 +210,8 @@ impl Cluster {
     }
 
     fn check_nothing_is_asked_for(&self) -> Result<(), String> {
-        let Setup { agreement_port, order_port, agreements_at, document_table, offers, smtp, .. } = &self.setup;
+        let Setup { agreement_port, order_port, agreements_at, document_table, offers, smtp, .. } =
+            &self.setup;
         let is_usual = (*agreement_port, *order_port) == (0, 0)
             && [agreements_at, smtp].iter().all(|setting| setting.is_none())
             && [document_table, offers].iter().all(|setting| setting.is_none());

@@ -6,6 +6,7 @@
 
 use std::env;
 use std::fs;
+use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use base64::Engine;
@@ -14,11 +15,12 @@ use bytes::BytesMut;
 use chassis::auth::token::{self, SigningKey};
 use chassis::auth::{Bearer, Caller, Credentials};
 use chassis::clock::Clock;
+use chassis::tls::{self, Address};
 use chrono::TimeDelta;
 use http::{HeaderMap, HeaderValue};
 use http_body_util::BodyExt;
 use tonic::body::Body;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::Channel;
 use uuid::Uuid;
 
 /// Tokens are made for each client, and no test takes longer.
@@ -26,8 +28,9 @@ const TOKEN_VALID: TimeDelta = TimeDelta::minutes(30);
 
 /// Where a stack is, and what it takes to be somebody there.
 pub struct Stack {
-    agreements: Endpoint,
-    orders: Endpoint,
+    agreements: Address,
+    orders: Address,
+    tls: tls::Client,
     signing_key: SigningKey,
     issuer: String,
     audience: String,
@@ -40,8 +43,9 @@ static NAMED: LazyLock<Option<Stack>> = LazyLock::new(|| match Stack::from_envir
 
 impl Stack {
     /// The stack that the environment names, if it names one: `TEST_AGREEMENTS` and `TEST_ORDERS` are its
-    /// addresses, `TEST_CA` the certificate of those that it trusts, `TEST_SIGNING_KEY` the private
-    /// key of tokens that it believes, issued by `TEST_JWT_ISSUER` for `TEST_JWT_AUDIENCE`.
+    /// addresses, `TEST_CA`, `TEST_CLIENT_CERT` and `TEST_CLIENT_KEY` what it takes to connect there, and
+    /// `TEST_SIGNING_KEY` the private key of tokens that it believes, issued by `TEST_JWT_ISSUER` for
+    /// `TEST_JWT_AUDIENCE`.
     ///
     /// # Panics
     /// When the rest is not as it should be: then no test means anything.
@@ -53,27 +57,30 @@ impl Stack {
     fn from_environment() -> Result<Option<Self>, String> {
         let Ok(agreements) = env::var("TEST_AGREEMENTS") else { return Ok(None) };
         let say = |name: &'static str| env::var(name).map_err(|_| format!("{name} is not set"));
-        let read = |name| fs::read(say(name)?).map_err(|error| format!("{name}: {error}"));
-        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("TEST_CA")?));
-        let endpoint = |address: String| {
-            let endpoint = Endpoint::from_shared(address).map_err(|error| error.to_string())?;
-            endpoint.tls_config(tls.clone()).map_err(|error| error.to_string())
+        let file = |name| say(name).map(PathBuf::from);
+        let tls = tls::ClientSettings {
+            ca: Some(file("TEST_CA")?),
+            cert: Some(file("TEST_CLIENT_CERT")?),
+            key: Some(file("TEST_CLIENT_KEY")?),
         };
+        let key =
+            fs::read(file("TEST_SIGNING_KEY")?).map_err(|error| format!("TEST_SIGNING_KEY: {error}"))?;
         Ok(Some(Self {
-            agreements: endpoint(agreements)?,
-            orders: endpoint(say("TEST_ORDERS")?)?,
-            signing_key: SigningKey::read(&read("TEST_SIGNING_KEY")?)?,
+            agreements: agreements.parse()?,
+            orders: say("TEST_ORDERS")?.parse()?,
+            tls: tls::Client::open(&tls)?,
+            signing_key: SigningKey::read(&key)?,
             issuer: say("TEST_JWT_ISSUER")?,
             audience: say("TEST_JWT_AUDIENCE")?,
         }))
     }
 
     pub(crate) fn agreements(&self) -> Channel {
-        self.agreements.connect_lazy()
+        self.tls.connect_lazy(&self.agreements, &tls::Client::endpoint(&self.agreements))
     }
 
     pub(crate) fn orders(&self) -> Channel {
-        self.orders.connect_lazy()
+        self.tls.connect_lazy(&self.orders, &tls::Client::endpoint(&self.orders))
     }
 
     /// What a caller presents to the stack.

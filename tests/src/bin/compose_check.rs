@@ -98,7 +98,8 @@ fn docker(arguments: &[&str]) -> Result<String, String> {
 }
 
 fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
-    let said = Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
+    let said =
+        Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
     let text = String::from_utf8_lossy(&said.stdout).trim().to_owned();
     if said.status.success() {
         return Ok(text);
@@ -190,12 +191,13 @@ fn secrets_stay_with_their_owners() -> Result<(), String> {
             return Err(format!("{service} and {other} have the same {file}"));
         }
     }
-    let settings =
-        RUNNING.map(|name| Container::of(name)?.inspect("{{json .Config}} {{json .HostConfig}} {{json .Args}}"));
+    let settings = RUNNING
+        .map(|name| Container::of(name)?.inspect("{{json .Config}} {{json .HostConfig}} {{json .Args}}"));
     for settings in settings {
         let settings = settings?;
         for (service, file, content) in &known {
-            let plain = run("sh", &["-c", &format!("printf %s '{content}' | base64 --decode | tr -d '\\000'")])?;
+            let plain =
+                run("sh", &["-c", &format!("printf %s '{content}' | base64 --decode | tr -d '\\000'")])?;
             let words = plain.split([':', '\n']).filter(|word| word.len() >= 32);
             if let Some(_word) = words.clone().find(|word| settings.contains(*word)) {
                 return Err(format!("{file} of {service} is in the settings of a container"));
