@@ -22,6 +22,7 @@ mod orders;
 mod race;
 mod relay;
 mod samples;
+mod settings;
 mod stories;
 mod subscriptions;
 mod tidy;
