@@ -78,7 +78,8 @@ async fn import(settings: Import) -> Result<Tally, Failure> {
         .connect_timeout(CONNECT_MAX)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE);
-    let channel = tls::Client::open(&settings.tls)?.connect(&settings.address, &endpoint).await?;
+    let client = tls::Client::open(&settings.tls, std::slice::from_ref(&settings.address))?;
+    let channel = client.connect(&settings.address, &endpoint).await?;
 
     let progress = ProgressBar::with_draw_target(Some(sheet.rows), ProgressDrawTarget::stderr());
     progress.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} rows, {eta} left: {msg}")?);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use agreement_svc::config::{Cli, Command};
 use agreement_svc::{Failure, import, token};
 use chassis::clock::Clock;
-use chassis::{server, telemetry, tls};
+use chassis::{server, telemetry};
 use clap::Parser;
 
 fn main() -> ExitCode {
@@ -31,10 +31,8 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             agreement_svc::migrate(&storage, &Clock::system()).await?;
             Ok(())
         }),
-        Command::CheckHealth(settings) => server::runtime(1)?.block_on(async {
-            let client = tls::Client::open(&settings.tls)?;
-            Ok(server::check_health(&settings.address, &client).await?)
-        }),
+        Command::CheckHealth(settings) => server::runtime(1)?
+            .block_on(async { Ok(server::check_health(&settings.address, &settings.tls).await?) }),
         Command::Key { folder } => token::make_key(&folder),
         Command::Token(settings) => {
             say(&token::sign(&settings, &Clock::system())?);

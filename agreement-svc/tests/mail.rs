@@ -322,7 +322,8 @@ async fn a_crash_between_claim_and_mail_is_followed_by_the_mail_after_the_lease(
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let stopped = async { drop(stopped.await) };
     let serving = tokio::spawn(agreement_svc::serve(*config, clock.clone(), listener, stopped));
-    chassis::server::check_health(&address).await.unwrap();
+    let client = chassis::tls::ClientSettings::default();
+    chassis::server::check_health(&address.parse().unwrap(), &client).await.unwrap();
 
     let claimed = notification(&address, &id).await;
     assert_eq!((claimed.state(), claimed.attempts), (NotificationState::Queued, 1));

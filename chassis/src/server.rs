@@ -14,7 +14,7 @@ use tonic::service::RoutesBuilder;
 use tonic::transport::server::TcpIncoming;
 
 use crate::auth::{Access, Auth, Identities};
-use crate::tls::{self, Address};
+use crate::tls::{self, Address, ClientSettings};
 
 /// The largest request message: a hundred full order lines fit forty times.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
@@ -172,11 +172,12 @@ async fn first_signal() {
 ///
 /// # Errors
 /// Why it does not, in words.
-pub async fn check_health(address: &Address, tls: &tls::Client) -> Result<(), String> {
+pub async fn check_health(address: &Address, tls: &ClientSettings) -> Result<(), String> {
     let endpoint = tls::Client::endpoint(address)
         .connect_timeout(Duration::from_secs(2))
         .timeout(Duration::from_secs(2));
-    let channel = tls.connect(address, &endpoint).await?;
+    let client = tls::Client::open(tls, std::slice::from_ref(address))?;
+    let channel = client.connect(address, &endpoint).await?;
     let request = tonic_health::pb::HealthCheckRequest { service: String::new() };
     let answer = tonic_health::pb::health_client::HealthClient::new(channel).check(request).await;
     match answer.map(|answer| answer.into_inner().status()) {

@@ -167,11 +167,15 @@ pub(crate) fn accept(
 
 impl Client {
     /// Reads the files, on a runtime that looks at them from then on. Without an authority of one's own the
-    /// system's are read, once.
+    /// system's are read, once, if one of the addresses needs any.
     ///
     /// # Errors
-    /// Files that cannot be read or do not fit together.
-    pub fn open(settings: &ClientSettings) -> Result<Self, String> {
+    /// Files that cannot be read or do not fit together, or that none of the addresses has a use for.
+    pub fn open(settings: &ClientSettings, addresses: &[Address]) -> Result<Self, String> {
+        let is_of_use = addresses.iter().any(|address| address.is_https);
+        if !is_of_use && (settings.ca.is_some() || settings.cert.is_some()) {
+            return Err("certificates are for addresses with https".into());
+        }
         let identity = match (&settings.cert, &settings.key) {
             (None, None) => vec![],
             (Some(certificate), Some(key)) => vec![certificate.clone(), key.clone()],
@@ -179,7 +183,7 @@ impl Client {
         };
         let (has_ca, has_identity) = (settings.ca.is_some(), !identity.is_empty());
         let all = settings.ca.iter().cloned().chain(identity).collect();
-        let system = if has_ca { RootCertStore::empty() } else { system_authorities() };
+        let system = if is_of_use && !has_ca { system_authorities() } else { RootCertStore::empty() };
         let parse = move |contents: &[Vec<u8>]| {
             let (ca, identity) = contents.split_at(usize::from(has_ca));
             let roots = match ca {
@@ -261,12 +265,6 @@ impl Address {
     pub fn is_private(&self) -> bool {
         let host = self.host.trim_matches(['[', ']']);
         self.is_https || host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
-    }
-
-    /// Whether TLS is spoken there.
-    #[must_use]
-    pub fn is_https(&self) -> bool {
-        self.is_https
     }
 }
 

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use chassis::clock::Clock;
-use chassis::{server, telemetry, tls};
+use chassis::{server, telemetry};
 use clap::Parser;
 use order_svc::config::{Cli, Command};
 use order_svc::{Failure, Listeners};
@@ -31,9 +31,7 @@ fn run(command: Command) -> Result<(), Failure> {
             order_svc::serve(*config, Clock::system(), Listeners { calls, metrics }, server::signal()).await
         }),
         Command::Migrate(storage) => order_svc::migrate(&storage).map(|_| ()),
-        Command::CheckHealth(settings) => server::runtime(1)?.block_on(async {
-            let client = tls::Client::open(&settings.tls)?;
-            Ok(server::check_health(&settings.address, &client).await?)
-        }),
+        Command::CheckHealth(settings) => server::runtime(1)?
+            .block_on(async { Ok(server::check_health(&settings.address, &settings.tls).await?) }),
     }
 }

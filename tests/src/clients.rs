@@ -161,6 +161,12 @@ impl Identity {
         Self { credentials: Some(credentials), alias: None }
     }
 
+    /// Whoever presents these.
+    #[must_use]
+    pub fn by(credentials: Credentials) -> Self {
+        Self { credentials: Some(credentials), alias: None }
+    }
+
     /// The same one, in a world that has another name where the services are.
     #[must_use]
     pub fn under(self, alias: Alias) -> Self {

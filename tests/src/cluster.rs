@@ -8,7 +8,7 @@ use agreement_svc::config as agreement_config;
 use chassis::auth::{self, Caller};
 use chassis::clock::Clock;
 use chassis::database::{Connection, Url};
-use chassis::query;
+use chassis::{query, tls};
 use diesel::connection::SimpleConnection;
 use diesel::{Connection as _, PgConnection, SqliteConnection};
 use order_svc::config as order_config;
@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use crate::clients::{As, Identity};
 use crate::stack::{Alias, Stack};
+use crate::vault::{Vault, bearer};
 
 /// Where the services keep their state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub struct Setup {
     /// A catalogue of offers to use instead of the one that ships.
     pub offers: Option<PathBuf>,
     pub worker_threads: u16,
+    /// With signed tokens and mutual TLS on both services, instead of callers that are believed.
+    pub secured: bool,
     /// A mail server to use instead of the cluster's mail folder, as `--smtp` names it.
     pub smtp: Option<String>,
 }
@@ -61,8 +64,21 @@ impl Default for Setup {
             document_table: None,
             offers: None,
             worker_threads: 1,
+            secured: false,
             smtp: None,
         }
+    }
+}
+
+impl Setup {
+    /// Refuses whatever a stack of somebody else's cannot be asked for.
+    fn check_nothing_is_asked_for(&self) -> Result<(), String> {
+        let Self { agreement_port, order_port, agreements_at, document_table, offers, smtp, secured, .. } =
+            self;
+        let is_usual = (*agreement_port, *order_port, *secured) == (0, 0, false)
+            && [agreements_at, smtp].iter().all(|setting| setting.is_none())
+            && [document_table, offers].iter().all(|setting| setting.is_none());
+        if is_usual { Ok(()) } else { Err("a stack is as it is; say so with needs_own!".into()) }
     }
 }
 
@@ -103,6 +119,7 @@ pub struct Cluster {
     orders_replica: Option<Service>,
     /// Where order-svc's metrics are, once it has been started.
     metrics: Option<SocketAddr>,
+    vault: Option<Vault>,
     state: State,
     /// What the small world is called on a stack of somebody else's, if this is one. Then nothing runs here.
     alias: Option<Alias>,
@@ -117,6 +134,8 @@ pub(crate) struct State {
 /// A service on a thread of its own.
 struct Service {
     address: SocketAddr,
+    /// How it is reached over TLS, where it speaks that.
+    tls: Option<tls::ClientSettings>,
     database: Url,
     running: Option<Running>,
 }
@@ -129,23 +148,31 @@ impl Cluster {
     ///
     /// # Errors
     /// Why one of them does not.
-    pub async fn start(setup: Setup) -> Result<Self, String> {
+    pub async fn start(mut setup: Setup) -> Result<Self, String> {
+        let alias = Stack::named().map(|_| Alias::fresh());
+        if alias.is_some() {
+            setup.check_nothing_is_asked_for()?;
+            // Nothing is ever stored here.
+            setup.backend = Backend::Sqlite;
+        }
         let mut state = State::new()?;
-        let agreements = Service::new(setup.agreement_port, state.database(setup.backend, "agreements")?)?;
-        let orders = Service::new(setup.order_port, state.database(setup.backend, "orders")?)?;
+        let vault = setup.secured.then(|| Vault::new(setup.clock.clone())).transpose()?;
+        let tls = vault.as_ref().map(|vault| vault.client_tls(Some("client")));
+        let database = state.database(setup.backend, "agreements")?;
+        let agreements = Service::new(setup.agreement_port, database, tls.clone())?;
+        let orders = Service::new(setup.order_port, state.database(setup.backend, "orders")?, tls)?;
         let mut cluster = Self {
             setup,
+            vault,
             agreements: agreements.0,
             replica: None,
             orders: orders.0,
             orders_replica: None,
             metrics: None,
             state,
-            alias: None,
+            alias,
         };
-        if Stack::named().is_some() {
-            cluster.check_nothing_is_asked_for()?;
-            cluster.alias = Some(Alias::fresh());
+        if cluster.alias.is_some() {
             return Ok(cluster);
         }
         if cluster.setup.agreements_at.is_none() {
@@ -169,10 +196,37 @@ impl Cluster {
     /// The two services as somebody who calls them.
     #[must_use]
     pub fn as_caller(&self, caller: Caller) -> As {
-        self.with_identity(match self.alias {
-            Some(alias) => Identity::of(alias.of(&caller)).under(alias),
-            None => Identity::of(caller),
-        })
+        self.with_identity(self.identity(caller))
+    }
+
+    /// Somebody as the services identify callers.
+    #[must_use]
+    pub fn identity(&self, caller: Caller) -> Identity {
+        match &self.vault {
+            None => match self.alias {
+                Some(alias) => Identity::of(alias.of(&caller)).under(alias),
+                None => Identity::of(caller),
+            },
+            Some(vault) => Identity::by(bearer(&vault.token(&caller))),
+        }
+    }
+
+    /// The secrets of a secured cluster.
+    ///
+    /// # Panics
+    /// When it is none.
+    #[must_use]
+    pub fn vault(&self) -> &Vault {
+        let Some(vault) = &self.vault else { panic!("the cluster is not secured") };
+        vault
+    }
+
+    /// A channel to a service, with the client's certificate where one is needed.
+    fn wire(&self, address: SocketAddr) -> Channel {
+        match &self.vault {
+            None => lazy(address),
+            Some(vault) => secure(address, &vault.client_tls(Some("client"))),
+        }
     }
 
     /// The two services without any identity.
@@ -188,7 +242,11 @@ impl Cluster {
         if let (Some(stack), Some(_)) = (Stack::named(), self.alias) {
             return As { agreements: stack.agreements(), orders: stack.orders(), identity };
         }
-        As { agreements: lazy(self.agreements.address), orders: lazy(self.orders.address), identity }
+        As {
+            agreements: self.wire(self.agreements.address),
+            orders: self.wire(self.orders.address),
+            identity,
+        }
     }
 
     #[must_use]
@@ -207,15 +265,6 @@ impl Cluster {
     /// When they are those of a stack.
     fn services_are_own(&self) {
         assert!(self.alias.is_none(), "the services of a stack are left alone; say so with needs_own!");
-    }
-
-    fn check_nothing_is_asked_for(&self) -> Result<(), String> {
-        let Setup { agreement_port, order_port, agreements_at, document_table, offers, smtp, .. } =
-            &self.setup;
-        let is_usual = (*agreement_port, *order_port) == (0, 0)
-            && [agreements_at, smtp].iter().all(|setting| setting.is_none())
-            && [document_table, offers].iter().all(|setting| setting.is_none());
-        if is_usual { Ok(()) } else { Err("a stack is as it is; say so with needs_own!".into()) }
     }
 
     /// What order-svc says of itself in numbers.
@@ -313,7 +362,8 @@ impl Cluster {
                 document_table: self.setup.document_table.clone(),
             },
             listen: self.agreements.address,
-            identity: auth::Settings::insecure(),
+            identity: self.identity_settings(),
+            tls: self.vault.as_ref().map(Vault::server_tls).unwrap_or_default(),
             policy: None,
             invitation_key_file: Some(key),
             acceptance_page: "https://portal.example/accept".into(),
@@ -334,7 +384,8 @@ impl Cluster {
     /// Why it does not start.
     pub async fn start_replica(&mut self) -> Result<(), String> {
         self.services_are_own();
-        let (mut replica, listener) = Service::new(0, self.agreements.database.clone())?;
+        let (mut replica, listener) =
+            Service::new(0, self.agreements.database.clone(), self.agreements.tls.clone())?;
         replica.serve_agreements(self.agreements_config()?, self.setup.clock.clone(), listener).await?;
         self.replica = Some(replica);
         Ok(())
@@ -347,7 +398,7 @@ impl Cluster {
     #[must_use]
     pub fn at_replica(&self, caller: Caller) -> As {
         let Some(replica) = &self.replica else { panic!("no replica was started") };
-        As { agreements: lazy(replica.address), ..self.as_caller(caller) }
+        As { agreements: self.wire(replica.address), ..self.as_caller(caller) }
     }
 
     async fn run_agreements(&mut self, listener: TcpListener) -> Result<(), String> {
@@ -361,32 +412,43 @@ impl Cluster {
     /// Why it does not start.
     pub async fn start_orders_replica(&mut self) -> Result<(), String> {
         self.services_are_own();
-        let (mut replica, listener) = Service::new(0, self.orders.database.clone())?;
-        replica.serve_orders(self.orders_config(), self.setup.clock.clone(), listener, None).await?;
+        let (mut replica, listener) = Service::new(0, self.orders.database.clone(), self.orders.tls.clone())?;
+        replica.serve_orders(self.orders_config()?, self.setup.clock.clone(), listener, None).await?;
         self.orders_replica = Some(replica);
         Ok(())
     }
 
     async fn run_orders(&mut self, listener: TcpListener) -> Result<(), String> {
-        let config = self.orders_config();
+        let config = self.orders_config()?;
         let metrics = listen(0)?;
         self.metrics = Some(metrics.local_addr().map_err(|error| error.to_string())?);
         self.orders.serve_orders(config, self.setup.clock.clone(), listener, Some(metrics)).await
     }
 
-    fn orders_config(&self) -> order_config::Serve {
-        let own = format!("http://{}", self.agreements.address);
-        order_config::Serve {
+    fn identity_settings(&self) -> auth::Settings {
+        self.vault.as_ref().map_or_else(auth::Settings::insecure, Vault::identity)
+    }
+
+    fn orders_config(&self) -> Result<order_config::Serve, String> {
+        let scheme = if self.vault.is_some() { "https" } else { "http" };
+        let own = format!("{scheme}://{}", self.agreements.address);
+        let at = self.setup.agreements_at.clone().unwrap_or(own);
+        let client = self.vault.as_ref().map(|vault| vault.client_tls(Some("client"))).unwrap_or_default();
+        Ok(order_config::Serve {
             storage: order_config::Storage { database: self.orders.database.clone(), create: true },
             listen: self.orders.address,
-            agreements: self.setup.agreements_at.clone().unwrap_or(own),
+            agreements: at.split(',').map(str::parse).collect::<Result<_, _>>()?,
+            agreements_ca: client.ca,
+            agreements_cert: client.cert,
+            agreements_key: client.key,
             gate_deadline_ms: self.setup.gate_deadline_ms,
-            service_token: None,
-            identity: auth::Settings::insecure(),
+            service_token: self.vault.as_ref().map(|vault| vault.file("service.token")),
+            identity: self.identity_settings(),
+            tls: self.vault.as_ref().map(Vault::server_tls).unwrap_or_default(),
             metrics_listen: None,
             offers: self.setup.offers.clone(),
             worker_threads: self.setup.worker_threads,
-        }
+        })
     }
 }
 
@@ -445,10 +507,14 @@ impl Drop for State {
 }
 
 impl Service {
-    fn new(port: u16, database: Url) -> Result<(Self, TcpListener), String> {
+    fn new(
+        port: u16,
+        database: Url,
+        tls: Option<tls::ClientSettings>,
+    ) -> Result<(Self, TcpListener), String> {
         let listener = listen(port)?;
         let address = listener.local_addr().map_err(|error| error.to_string())?;
-        Ok((Self { address, database, running: None }, listener))
+        Ok((Self { address, tls, database, running: None }, listener))
     }
 
     fn run<F>(
@@ -498,7 +564,9 @@ impl Service {
     }
 
     async fn wait_until_serving(&mut self) -> Result<(), String> {
-        match chassis::server::check_health(&format!("http://{}", self.address)).await {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let address = format!("{scheme}://{}", self.address).parse()?;
+        match chassis::server::check_health(&address, &self.tls.clone().unwrap_or_default()).await {
             Ok(()) => Ok(()),
             Err(why) => Err(self.stop().err().unwrap_or(why)),
         }
@@ -525,6 +593,23 @@ pub(crate) fn lazy(address: SocketAddr) -> Channel {
     match Endpoint::from_shared(format!("http://{address}")) {
         Ok(endpoint) => endpoint.connect_lazy(),
         Err(error) => panic!("{address} is no address: {error}"),
+    }
+}
+
+/// A channel to a service that speaks TLS.
+///
+/// # Panics
+/// When the client's files cannot be read.
+#[must_use]
+pub fn secure(address: SocketAddr, settings: &tls::ClientSettings) -> Channel {
+    let open = || -> Result<Channel, String> {
+        let address = format!("https://{address}").parse()?;
+        let client = tls::Client::open(settings, std::slice::from_ref(&address))?;
+        Ok(client.connect_lazy(&address, &tls::Client::endpoint(&address)))
+    };
+    match open() {
+        Ok(channel) => channel,
+        Err(why) => panic!("{why}"),
     }
 }
 

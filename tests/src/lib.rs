@@ -10,6 +10,7 @@ pub mod imports;
 pub mod kill;
 pub mod processes;
 pub mod stack;
+pub mod vault;
 pub mod world;
 
 pub use clients::{As, metadata_of, reason_of};

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use chassis::auth::Caller;
 use chassis::database::Url;
+use chassis::tls::ClientSettings;
 use rand::Rng;
 
 use crate::clients::{As, Identity};
@@ -150,7 +151,8 @@ impl Process {
         self.reserved = None;
         self.running = Some(command.spawn().map_err(|error| format!("{}: {error}", self.name))?);
         let began = Instant::now();
-        while let Err(why) = chassis::server::check_health(&self.address()).await {
+        let (address, tls) = (self.address().parse()?, ClientSettings::default());
+        while let Err(why) = chassis::server::check_health(&address, &tls).await {
             self.check_running()?;
             if began.elapsed() > START_MAX {
                 return Err(format!("{} does not serve: {why}", self.name));

@@ -65,10 +65,13 @@ impl Stack {
         };
         let key =
             fs::read(file("TEST_SIGNING_KEY")?).map_err(|error| format!("TEST_SIGNING_KEY: {error}"))?;
+        let addresses = [agreements.parse()?, say("TEST_ORDERS")?.parse()?];
+        let tls = tls::Client::open(&tls, &addresses)?;
+        let [agreements, orders] = addresses;
         Ok(Some(Self {
-            agreements: agreements.parse()?,
-            orders: say("TEST_ORDERS")?.parse()?,
-            tls: tls::Client::open(&tls)?,
+            agreements,
+            orders,
+            tls,
             signing_key: SigningKey::read(&key)?,
             issuer: say("TEST_JWT_ISSUER")?,
             audience: say("TEST_JWT_AUDIENCE")?,
@@ -121,30 +124,36 @@ macro_rules! needs_own {
     };
 }
 
-/// The ids of the [small world](crate::world) are the same in every test, and a stack is shared by all of
-/// them. So each cluster on it has that world under ids of its own there, which only differ in how they
-/// begin: they are put in what is sent, and taken out of what comes back.
+/// The ids and domains of the [small world](crate::world) are the same in every test, and a stack is shared
+/// by all of them. So each cluster on it has that world under ids and domains of its own there, which only
+/// differ in how they begin and end: they are put in what is sent, and taken out of what comes back.
 #[derive(Clone, Copy)]
-pub struct Alias([u8; Self::LENGTH]);
+pub struct Alias {
+    ids: [u8; 24],
+    domains: [u8; 8],
+}
+
+/// How they begin and end in the tests.
+const WORLD: Alias = Alias { ids: *b"00000000-0000-4000-8000-", domains: *b".example" };
 
 impl Alias {
-    const LENGTH: usize = 24;
-    const WORLD: [u8; Self::LENGTH] = *b"00000000-0000-4000-8000-";
-
     /// One that nobody else has.
     #[must_use]
     pub fn fresh() -> Self {
-        let mut alias = Self::WORLD;
-        let chance = Uuid::new_v4().simple().to_string();
-        alias[..8].copy_from_slice(&chance.as_bytes()[..8]);
-        Self(alias)
+        let mut alias = WORLD;
+        let chance = Uuid::new_v4();
+        alias.ids[..8].copy_from_slice(&chance.simple().to_string().as_bytes()[..8]);
+        for (letter, chance) in alias.domains[1..].iter_mut().zip(chance.as_bytes()) {
+            *letter = b'a' + chance % 26;
+        }
+        alias
     }
 
     /// The caller as the stack knows it.
     #[must_use]
     pub fn of(self, caller: &Caller) -> Caller {
         let mut id = caller.tenant_id.to_string().into_bytes();
-        replace(&Self::WORLD, &self.0, &mut id);
+        rename(WORLD, self, &mut id);
         let tenant_id = Uuid::try_parse_ascii(&id).unwrap_or(caller.tenant_id);
         Caller { tenant_id, ..caller.clone() }
     }
@@ -152,30 +161,30 @@ impl Alias {
     /// Puts the alias into the messages of a request.
     #[must_use]
     pub fn put_into(self, request: http::Request<Body>) -> http::Request<Body> {
-        request.map(|body| renamed(body, Self::WORLD, self.0))
+        request.map(|body| renamed(body, WORLD, self))
     }
 
     /// Takes the alias out of the messages of an answer, and out of a refusal.
     #[must_use]
     pub fn take_out_of(self, mut response: http::Response<Body>) -> http::Response<Body> {
-        rename_refusal(&self.0, &Self::WORLD, response.headers_mut());
-        response.map(|body| renamed(body, self.0, Self::WORLD))
+        rename_refusal(self, WORLD, response.headers_mut());
+        response.map(|body| renamed(body, self, WORLD))
     }
 }
 
-/// A body in which ids begin otherwise. Messages are passed on whole, since an id may be cut in two.
-fn renamed(body: Body, from: [u8; Alias::LENGTH], to: [u8; Alias::LENGTH]) -> Body {
+/// A body with other names. Messages are passed on whole, since a name may be cut in two.
+fn renamed(body: Body, from: Alias, to: Alias) -> Body {
     let mut held = BytesMut::new();
     Body::new(body.map_frame(move |frame| match frame.into_data() {
         Ok(data) => {
             held.extend_from_slice(&data);
             let mut whole = held.split_to(whole_messages(&held));
-            replace(&from, &to, &mut whole);
+            rename(from, to, &mut whole);
             http_body::Frame::data(whole.freeze())
         }
         Err(frame) => match frame.into_trailers() {
             Ok(mut trailers) => {
-                rename_refusal(&from, &to, &mut trailers);
+                rename_refusal(from, to, &mut trailers);
                 http_body::Frame::trailers(trailers)
             }
             Err(frame) => http_body::Frame::data(frame.into_data().unwrap_or_default()),
@@ -199,13 +208,13 @@ fn whole_messages(bytes: &[u8]) -> usize {
 }
 
 /// The sentence of a refusal is in one header, and its details, encoded, in another.
-fn rename_refusal(from: &[u8], to: &[u8], headers: &mut HeaderMap) {
+fn rename_refusal(from: Alias, to: Alias, headers: &mut HeaderMap) {
     for (name, is_encoded) in [("grpc-message", false), ("grpc-status-details-bin", true)] {
         let Some(value) = headers.get(name) else { continue };
         let text = value.as_bytes();
         let text = if is_encoded { STANDARD_NO_PAD.decode(text).ok() } else { Some(text.to_vec()) };
         let Some(mut text) = text else { continue };
-        replace(from, to, &mut text);
+        rename(from, to, &mut text);
         let text = if is_encoded { STANDARD_NO_PAD.encode(text).into_bytes() } else { text };
         if let Ok(value) = HeaderValue::from_bytes(&text) {
             headers.insert(name, value);
@@ -213,10 +222,61 @@ fn rename_refusal(from: &[u8], to: &[u8], headers: &mut HeaderMap) {
     }
 }
 
+fn rename(from: Alias, to: Alias, bytes: &mut [u8]) {
+    replace(&from.ids, &to.ids, bytes);
+    replace(&from.domains, &to.domains, bytes);
+}
+
 fn replace(from: &[u8], to: &[u8], bytes: &mut [u8]) {
     let found: Vec<usize> =
         bytes.windows(from.len()).enumerate().filter(|(_, part)| *part == from).map(|(at, _)| at).collect();
     for at in found {
         bytes[at..at + to.len()].copy_from_slice(to);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "00000000-0000-4000-8000-0000000000d1";
+
+    fn message(text: &str) -> Vec<u8> {
+        let length = u32::try_from(text.len()).unwrap();
+        [&[0][..], &length.to_be_bytes(), text.as_bytes()].concat()
+    }
+
+    #[tokio::test]
+    async fn an_id_comes_and_goes_under_its_alias_however_the_bytes_are_cut() {
+        let alias = Alias::fresh();
+        let sent = [message(ID), message("contoso.example"), message(ID)].concat();
+        for cut in 0..sent.len() {
+            let parts = [sent[..cut].to_vec(), sent[cut..].to_vec()];
+            let parts = futures_util::stream::iter(
+                parts.map(|part| Ok::<_, tonic::Status>(http_body::Frame::data(part.into()))),
+            );
+            let request = http::Request::new(Body::new(http_body_util::StreamBody::new(parts)));
+            let there = alias.put_into(request).into_body().collect().await.unwrap().to_bytes();
+            assert!(
+                there.len() == sent.len()
+                    && !there.windows(8).any(|part| part == b"00000000" || part == b".example")
+            );
+            let back = alias.take_out_of(http::Response::new(Body::new(http_body_util::Full::new(there))));
+            assert_eq!(back.into_body().collect().await.unwrap().to_bytes(), sent, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_speaks_of_ids_as_the_test_knows_them() {
+        let alias = Alias::fresh();
+        let there = ID.replacen("00000000", &String::from_utf8_lossy(&alias.ids[..8]), 1);
+        let mut refused = http::Response::new(Body::empty());
+        let details = STANDARD_NO_PAD.encode(format!("details of {there}"));
+        refused.headers_mut().insert("grpc-message", HeaderValue::try_from(&there).unwrap());
+        refused.headers_mut().insert("grpc-status-details-bin", HeaderValue::try_from(details).unwrap());
+        let refused = alias.take_out_of(refused);
+        assert_eq!(refused.headers()["grpc-message"], ID);
+        let details = STANDARD_NO_PAD.decode(&refused.headers()["grpc-status-details-bin"]);
+        assert_eq!(details, Ok(format!("details of {ID}").into_bytes()));
     }
 }

@@ -48,10 +48,7 @@ impl Replicas {
                  encrypts, --plaintext"
             ));
         }
-        if settings.ca.is_some() && !config.agreements.iter().any(Address::is_https) {
-            return Err("--agreements-ca is for --agreements with https".into());
-        }
-        let client = tls::Client::open(&settings);
+        let client = tls::Client::open(&settings, &config.agreements);
         let client =
             client.map_err(|why| format!("--agreements-ca, --agreements-cert, --agreements-key: {why}"))?;
         let replica = |address: &Address| {

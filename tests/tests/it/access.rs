@@ -4,13 +4,13 @@
 
 use std::collections::BTreeSet;
 
-use chassis::auth::{Role, TenantKind};
+use chassis::auth::{Caller, Role, TenantKind};
 use prost::Message;
 use prost::bytes::{Buf, BufMut};
 use prost_types::FileDescriptorSet;
 use tests::clients::{Identity, caller};
 use tests::world::{self, DIRECT, OPERATOR};
-use tests::{As, Backend, Cluster, metadata_of, reason_of};
+use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::{Ascii, MetadataValue};
@@ -91,12 +91,12 @@ const EVERY_ROLE: [Role; 4] = [Role::AdminAgent, Role::SalesAgent, Role::Helpdes
 
 /// Callers, each with the column of the table it belongs to. Roles mean nothing to operators and
 /// services, and a partner's roles mean nothing in a customer's tenant.
-fn kinds() -> Vec<(usize, &'static str, Identity)> {
+fn kinds() -> Vec<(usize, &'static str, Option<Caller>)> {
     let customer = Uuid::from_u128(0xc1);
     let service = Uuid::from_u128(0x5e);
-    let of = |kind, tenant, roles: &[Role]| Identity::of(caller(kind, tenant, roles));
+    let of = |kind, tenant, roles: &[Role]| Some(caller(kind, tenant, roles));
     vec![
-        (0, "nobody", Identity::none()),
+        (0, "nobody", None),
         (1, "partner user with ADMIN_AGENT", of(TenantKind::Partner, DIRECT, &[Role::AdminAgent])),
         (2, "partner user with SALES_AGENT", of(TenantKind::Partner, DIRECT, &[Role::SalesAgent])),
         (3, "partner user with HELPDESK_AGENT", of(TenantKind::Partner, DIRECT, &[Role::HelpdeskAgent])),
@@ -224,12 +224,23 @@ fn door(path: &str, answer: Result<Vec<u8>, Status>) -> Result<bool, String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn every_call_lets_in_whom_the_table_says_and_nobody_else() {
-    let cluster = Cluster::on(Backend::Sqlite).await;
+    see_whom_the_table_lets_in(&Cluster::on(Backend::Sqlite).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn with_tokens_over_mutual_tls_the_table_is_the_same() {
+    tests::needs_own!("keys and certificates that it makes");
+    let setup = Setup { secured: true, ..Setup::default() };
+    see_whom_the_table_lets_in(&Cluster::start(setup).await.unwrap()).await;
+}
+
+async fn see_whom_the_table_lets_in(cluster: &Cluster) {
     let services = cluster.as_nobody();
     let mut wrong = vec![];
     for (path, row) in LET_IN {
         let marks = marks(row);
-        for (column, who, identity) in kinds() {
+        for (column, who, caller) in kinds() {
+            let identity = caller.map_or_else(Identity::none, |caller| cluster.identity(caller));
             let answer = call(wire(&services, path), identity, path, &[]).await;
             let expected = marks[column] != '-';
             match door(path, answer) {
@@ -283,7 +294,7 @@ fn the_services_that_health_knows_are_those_of_the_contract() {
 }
 
 /// Everybody may make these, so that only the identity can be wrong.
-const FOR_EVERYONE: [&str; 2] =
+pub(crate) const FOR_EVERYONE: [&str; 2] =
     ["/csp.agreement.v1.TemplateService/GetTemplate", "/csp.order.v1.OfferService/GetOffer"];
 
 /// An identity, claim by claim, with one claim replaced or, without a value, left out.

@@ -102,6 +102,7 @@ async fn invitation(partner: &As, id: &str) -> Result<Invitation, Status> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_signature_opens_the_gate_for_every_partner_until_it_is_withdrawn() {
+    tests::needs_own!("a history that nobody else adds to");
     for backend in Backend::all() {
         let (cluster, direct) = world_on(backend).await;
         let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
@@ -454,6 +455,7 @@ async fn a_customer_is_created_with_an_invitation_in_one_step_or_not_at_all() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_withdrawn_attestation_uncovers_its_partner_unless_something_else_counts() {
+    tests::needs_own!("a history that nobody else adds to");
     for backend in Backend::all() {
         let (cluster, direct) = world_on(backend).await;
         let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();

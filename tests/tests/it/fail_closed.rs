@@ -10,6 +10,7 @@ use std::time::Duration;
 use chassis::clock::Clock;
 use chassis::database::Url;
 use chassis::form::timestamp;
+use chassis::tls::ClientSettings;
 use diesel::connection::SimpleConnection;
 use diesel::{Connection, PgConnection, RunQueryDsl};
 use proto::agreement::attestation_service_server::{AttestationService, AttestationServiceServer};
@@ -689,7 +690,8 @@ async fn without_agreement_svc_nothing_is_sold_but_everything_can_be_read() {
         // Also when it starts alone.
         cluster.restart_orders().await.unwrap();
         assert_readable(&direct, &bought, withdrawn.revision).await;
-        chassis::server::check_health(&format!("http://{}", cluster.orders_address())).await.unwrap();
+        let address = format!("http://{}", cluster.orders_address()).parse().unwrap();
+        chassis::server::check_health(&address, &ClientSettings::default()).await.unwrap();
 
         cluster.restart_agreements().await.unwrap();
         direct.subscriptions().change_seats(change(8)).await.unwrap();

@@ -59,6 +59,7 @@ async fn import_all(partner: &As, sheet: &Sheet, rows: usize, again: bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn every_row_is_answered_in_order_and_sending_them_again_changes_nothing() {
+    tests::needs_own!("a history that nobody else adds to");
     for backend in Backend::all() {
         let (_cluster, direct) = world_on(backend).await;
         // Around the 500 at which the vendor's own tool loses a row, and where a batch may end.

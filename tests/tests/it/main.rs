@@ -22,6 +22,7 @@ mod orders;
 mod race;
 mod relay;
 mod samples;
+mod secured;
 mod settings;
 mod stories;
 mod subscriptions;

@@ -500,6 +500,7 @@ async fn replicas_apply_each_withdrawal_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn reports_and_their_effects_are_listed_page_by_page() {
+    tests::needs_own!("a history that nobody else adds to");
     const SUBSCRIPTIONS: usize = 7;
     for backend in Backend::all() {
         let cluster = cluster_on(backend).await;

@@ -1,0 +1,400 @@
+//! Both services with signed tokens and mutual TLS: what is forged is refused, and everything that
+//! identifies anybody can be replaced while they serve.
+
+#![expect(clippy::unwrap_used, reason = "an unexpected answer fails the test")]
+
+use std::time::{Duration, Instant};
+
+use chassis::auth::token::{SigningKey, claims};
+use chassis::auth::{Caller, Channel};
+use chassis::clock::Clock;
+use chrono::TimeDelta;
+use proto::agreement::ListAttestationsRequest;
+use proto::order::{CreateOrderRequest, CreateOrderResponse};
+use serde_json::{Value, json};
+use tests::clients::Identity;
+use tests::cluster::secure;
+use tests::vault::{AUDIENCE, Authority, ISSUER, bearer};
+use tests::world::{self, DIRECT, OFFICE};
+use tests::{As, Cluster, Setup, metadata_of, reason_of};
+use tokio::net::TcpStream;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::{Code, Request, Status};
+use uuid::Uuid;
+
+use crate::access::{FOR_EVERYONE, call, wire};
+
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn secured() -> Cluster {
+    Cluster::start(Setup { secured: true, ..Setup::default() }).await.unwrap()
+}
+
+/// Makes a call again and again until it is answered as expected.
+async fn until<T, F: Future<Output = T>>(
+    about: &str,
+    attempt: impl Fn() -> F,
+    is_so: impl Fn(&T) -> bool,
+) -> T {
+    let began = Instant::now();
+    loop {
+        let answer = attempt().await;
+        if is_so(&answer) {
+            return answer;
+        }
+        assert!(began.elapsed() < PATIENCE, "{about}: that never happened");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The claims of an operator, who may do most.
+fn operator() -> Value {
+    claims(&world::operator(), ISSUER, AUDIENCE, Clock::system().now(), TimeDelta::hours(1))
+}
+
+fn with(claim: &str, value: Value) -> Value {
+    let mut claims = operator();
+    claims[claim] = value;
+    claims
+}
+
+fn base64(json: &Value) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json.to_string())
+}
+
+/// Metadata as it is given, in the order in which it is given.
+fn sending(
+    headers: Vec<(&'static str, String)>,
+) -> impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone {
+    move |mut request| {
+        for (key, value) in &headers {
+            let value: MetadataValue<Ascii> = value.parse().unwrap();
+            request.metadata_mut().append(*key, value);
+        }
+        Ok(request)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_is_forged_or_of_no_use_is_refused_by_both_services_with_what_is_the_matter() {
+    tests::needs_own!("keys and certificates that it makes");
+    let cluster = secured().await;
+    let (vault, services) = (cluster.vault(), cluster.as_nobody());
+    let signed = |claims: &Value| vault.signs().sign(claims).unwrap();
+    let good = signed(&operator());
+    let [header, payload, signature] = good.split('.').collect::<Vec<_>>()[..] else { panic!("{good}") };
+    let (stranger, _) = SigningKey::generate().unwrap();
+    let now = Clock::system().now().timestamp();
+    let everything = with("roles", json!(["ADMIN_AGENT", "SALES_AGENT"]));
+    let kid =
+        serde_json::from_str::<Value>(&SigningKey::public_set(&[vault.signs()])).unwrap()["keys"][0].clone();
+    let hmac = {
+        use base64::Engine;
+        use hmac::{Hmac, KeyInit, Mac};
+        let engine = base64::engine::general_purpose::URL_SAFE_NO_PAD;
+        let message =
+            format!("{}.{payload}", base64(&json!({"alg": "HS256", "typ": "JWT", "kid": kid["kid"]})));
+        let public = engine.decode(kid["x"].as_str().unwrap()).unwrap();
+        let mut mac = Hmac::<sha2::Sha256>::new_from_slice(&public).unwrap();
+        mac.update(message.as_bytes());
+        format!("{message}.{}", engine.encode(mac.finalize().into_bytes()))
+    };
+    let unsigned = base64(&json!({"alg": "none", "kid": kid["kid"]}));
+    let mine = base64(&json!({"alg": "EdDSA", "kid": "unknown"}));
+    let refused = [
+        ("forged claims", format!("{header}.{}.{signature}", base64(&everything)), "authorization"),
+        ("no signature", format!("{header}.{payload}."), "authorization"),
+        ("truncated", good[..good.len() - 10].to_owned(), "authorization"),
+        ("alg none", format!("{unsigned}.{payload}."), "authorization"),
+        ("HS256 by the public key", hmac, "authorization"),
+        ("a stranger's key", stranger.sign(&operator()).unwrap(), "kid"),
+        ("an unknown kid", format!("{mine}.{payload}.{signature}"), "kid"),
+        ("expired", signed(&with("exp", json!(now - 1))), "exp"),
+        ("without an end", signed(&with("exp", json!(null))), "exp"),
+        ("not yet valid", signed(&with("nbf", json!(now + 3600))), "nbf"),
+        ("another audience", signed(&with("aud", json!("other"))), "aud"),
+        ("another issuer", signed(&with("iss", json!("https://other.example"))), "iss"),
+        ("no tenant", signed(&with("tenant_id", json!(null))), "tenant_id"),
+        ("no kind of tenant", signed(&with("tenant_kind", json!("GOD"))), "tenant_kind"),
+        ("no user", signed(&with("sub", json!("somebody"))), "sub"),
+        ("a channel that is none", signed(&with("channel", json!("RENEWAL"))), "channel"),
+    ];
+    let mut wrong = vec![];
+    for path in FOR_EVERYONE {
+        let sound = call(wire(&services, path), Identity::by(bearer(&good)), path, &[]).await.unwrap_err();
+        assert_eq!(sound.code(), Code::InvalidArgument, "{path}: a sound token");
+        for (about, token, claim) in &refused {
+            let headers = vec![("authorization", format!("Bearer {token}"))];
+            let answer = call(wire(&services, path), sending(headers), path, &[]).await;
+            let status = answer.map_or_else(|status| status, |_| Status::ok("let in"));
+            let said = (status.code(), reason_of(&status), metadata_of(&status).remove("claim"));
+            if said != (Code::Unauthenticated, "IDENTITY_REQUIRED".into(), Some((*claim).into()))
+                || status.message().contains(&token[..20])
+            {
+                wrong.push(format!("{path}, {about}: {said:?} {status}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn only_one_bearer_token_identifies_and_metadata_beside_it_counts_for_nothing() {
+    tests::needs_own!("keys and certificates that it makes");
+    let cluster = secured().await;
+    let services = cluster.as_nobody();
+    let token = |caller| cluster.vault().token(&caller);
+    let operator_word = || {
+        let mut word = vec![("x-tenant-kind", "OPERATOR".to_owned())];
+        word.push(("x-tenant-id", world::OPERATOR.to_string()));
+        word.push(("x-user-id", Uuid::from_u128(1).to_string()));
+        word
+    };
+    let (sales, operator) = (token(world::sales(DIRECT)), token(world::operator()));
+    for path in FOR_EVERYONE {
+        for headers in [
+            operator_word(),
+            vec![
+                ("authorization", format!("Bearer {sales}")),
+                ("authorization", format!("Bearer {operator}")),
+            ],
+            vec![("authorization", format!("Bearer {sales}")), ("authorization", format!("Bearer {sales}"))],
+            vec![("authorization", format!("Basic {sales}"))],
+            vec![("authorization", sales.clone())],
+        ] {
+            let refused = call(wire(&services, path), sending(headers.clone()), path, &[]).await.unwrap_err();
+            assert_eq!(
+                (refused.code(), reason_of(&refused).as_str()),
+                (Code::Unauthenticated, "IDENTITY_REQUIRED")
+            );
+        }
+        for scheme in ["Bearer", "bearer", "BEARER"] {
+            let headers = vec![("authorization", format!("{scheme} {sales}"))];
+            let let_in = call(wire(&services, path), sending(headers), path, &[]).await.unwrap_err();
+            assert_eq!(let_in.code(), Code::InvalidArgument, "{scheme}");
+        }
+    }
+    // An operator by its word, a partner by its token: a partner.
+    let path = "/csp.agreement.v1.PartnerService/ListPartners";
+    let mut both = operator_word();
+    both.push(("authorization", format!("Bearer {sales}")));
+    let refused = call(&services.agreements, sending(both), path, &[]).await.unwrap_err();
+    assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::PermissionDenied, "ROLE_NOT_ALLOWED"));
+}
+
+/// A customer of the direct partner.
+async fn customer(cluster: &Cluster) -> (As, String) {
+    world::register_partners(cluster).await.unwrap();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let customer_id = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    (direct, customer_id)
+}
+
+async fn place(partner: &As, order: CreateOrderRequest) -> Result<CreateOrderResponse, Status> {
+    partner.orders().create_order(order).await.map(tonic::Response::into_inner)
+}
+
+fn prompted(customer_id: &str) -> CreateOrderRequest {
+    CreateOrderRequest {
+        attestation: Some(world::inline_attestation(Clock::system().now())),
+        ..world::new_order(customer_id, None, OFFICE, 5)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_order_with_its_attestation_is_placed_and_no_identity_is_exempt_from_the_gate() {
+    tests::needs_own!("keys and certificates that it makes");
+    let cluster = secured().await;
+    let (direct, customer_id) = customer(&cluster).await;
+    for channel in [Channel::Dashboard, Channel::Api] {
+        let partner = cluster.as_caller(Caller { channel, ..world::sales(DIRECT) });
+        let blocked = place(&partner, world::new_order(&customer_id, None, OFFICE, 5)).await.unwrap_err();
+        assert_eq!(blocked.code(), Code::FailedPrecondition, "{channel}: {blocked}");
+    }
+    let everything = [world::sales(DIRECT).roles, world::admin(DIRECT).roles].concat();
+    for channel in [Channel::Dashboard, Channel::Api] {
+        let service = Caller { channel, roles: everything.clone(), ..world::service() };
+        for tenant_id in [service.tenant_id, DIRECT] {
+            let service = cluster.as_caller(Caller { tenant_id, ..service.clone() });
+            let refused = place(&service, prompted(&customer_id)).await.unwrap_err();
+            assert_eq!(
+                (refused.code(), reason_of(&refused).as_str()),
+                (Code::PermissionDenied, "ROLE_NOT_ALLOWED")
+            );
+        }
+    }
+
+    // The attestation is the caller's own, and the question the service's.
+    place(&direct, prompted(&customer_id)).await.unwrap();
+    let of =
+        ListAttestationsRequest { customer_id: customer_id.clone(), ..ListAttestationsRequest::default() };
+    let attested = direct.attestations().list_attestations(of).await.unwrap().into_inner().attestations;
+    assert_eq!(attested.len(), 1);
+    assert_eq!(attested[0].recorded_by, world::sales(DIRECT).user_id.to_string());
+    place(&direct, world::new_order(&customer_id, None, OFFICE, 5)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_keys_of_the_issuer_are_replaced_while_both_services_serve() {
+    tests::needs_own!("keys and certificates that it makes");
+    let cluster = secured().await;
+    let services = cluster.as_nobody();
+    let (next, _) = SigningKey::generate().unwrap();
+    let old = || Identity::by(bearer(&cluster.vault().token(&world::operator())));
+    let new = || Identity::by(bearer(&next.sign(&operator()).unwrap()));
+    let is_let_in =
+        |answer: &Result<_, Status>| !matches!(answer, Err(status) if status.code() == Code::Unauthenticated);
+    let sets = [
+        (SigningKey::public_set(&[cluster.vault().signs()]), (true, false)),
+        (SigningKey::public_set(&[cluster.vault().signs(), &next]), (true, true)),
+        (SigningKey::public_set(&[&next]), (false, true)),
+        ("not a set at all".to_owned(), (false, true)),
+        (SigningKey::public_set(&[cluster.vault().signs()]), (true, false)),
+    ];
+    for (n, (set, expected)) in sets.iter().enumerate() {
+        cluster.vault().put("jwks.json", set).unwrap();
+        for path in FOR_EVERYONE {
+            let wire = wire(&services, path);
+            let both = || async {
+                let (old, new) = (call(wire, old(), path, &[]).await, call(wire, new(), path, &[]).await);
+                (is_let_in(&old), is_let_in(&new))
+            };
+            until(&format!("set {n} at {path}"), both, |both| both == expected).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn without_a_valid_token_of_its_own_order_svc_sells_nothing_until_it_is_given_one() {
+    tests::needs_own!("keys and certificates that it makes");
+    let cluster = secured().await;
+    let (direct, customer_id) = customer(&cluster).await;
+    place(&direct, prompted(&customer_id)).await.unwrap();
+    let vault = cluster.vault();
+    let order = || place(&direct, world::new_order(&customer_id, None, OFFICE, 5));
+    let expired = vault.signs().sign(&json!({"exp": 1})).unwrap();
+    // One that is believed, of somebody who may not ask for others.
+    let partners = vault.token(&world::sales(Uuid::from_u128(0xbad)));
+    for token in [expired, partners] {
+        vault.put("service.token", &token).unwrap();
+        let refused = until("refused", order, Result::is_err).await.unwrap_err();
+        assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::Unavailable, "GATE_UNAVAILABLE"));
+        vault.put("service.token", &vault.token(&world::service())).unwrap();
+        until("accepted again", order, Result::is_ok).await.unwrap();
+    }
+    // What is no token at all is not taken.
+    vault.put("service.token", "two words").unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    order().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_client_is_let_in_by_a_certificate_of_the_authority_and_by_no_other() {
+    tests::needs_own!("keys and certificates that it makes");
+    let cluster = secured().await;
+    let vault = cluster.vault();
+    let other = Authority::new().unwrap();
+    vault.issue(&other, "stranger").unwrap();
+    for (address, path) in
+        [(cluster.agreements_address(), FOR_EVERYONE[0]), (cluster.orders_address(), FOR_EVERYONE[1])]
+    {
+        let ask = |certificate: Option<&str>| {
+            let wire = secure(address, &vault.client_tls(certificate));
+            let identity = cluster.identity(world::operator());
+            async move { call(&wire, identity, path, &[]).await.unwrap_err().code() }
+        };
+        assert_eq!(ask(Some("client")).await, Code::InvalidArgument);
+        assert_eq!(ask(None).await, Code::Unknown);
+        assert_eq!(ask(Some("stranger")).await, Code::Unknown);
+        // Without TLS nobody answers at all.
+        let plain = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap();
+        let answer = call(&plain.connect_lazy(), cluster.identity(world::operator()), path, &[]).await;
+        assert_eq!(answer.unwrap_err().code(), Code::Unknown);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn certificates_and_authorities_are_replaced_while_both_services_serve() {
+    tests::needs_own!("keys and certificates that it makes");
+    let cluster = secured().await;
+    let (direct, customer_id) = customer(&cluster).await;
+    place(&direct, prompted(&customer_id)).await.unwrap();
+    let vault = cluster.vault();
+    let next = Authority::new().unwrap();
+    let fresh = |certificate: &'static str, authority: &'static str| {
+        let mut settings = vault.client_tls(Some(certificate));
+        settings.ca = Some(vault.file(authority));
+        let wire = secure(cluster.agreements_address(), &settings);
+        let identity = cluster.identity(world::operator());
+        async move { call(&wire, identity, FOR_EVERYONE[0], &[]).await.unwrap_err().code() }
+    };
+    vault.put("old.pem", &std::fs::read_to_string(vault.file("ca.pem")).unwrap()).unwrap();
+    vault.put("next.pem", &next.pem()).unwrap();
+    vault.issue(&next, "successor").unwrap();
+    assert_eq!(fresh("client", "old.pem").await, Code::InvalidArgument);
+    assert_eq!(fresh("client", "next.pem").await, Code::Unknown);
+
+    // First both authorities are believed, then everybody has new certificates, then one authority is.
+    let both = format!("{}{}", next.pem(), std::fs::read_to_string(vault.file("ca.pem")).unwrap());
+    vault.put("ca.pem", &both).unwrap();
+    until("the successor is let in", || fresh("successor", "old.pem"), |code| *code == Code::InvalidArgument)
+        .await;
+    vault.issue(&next, "server").unwrap();
+    vault.issue(&next, "client").unwrap();
+    until(
+        "the new certificate is shown",
+        || fresh("successor", "next.pem"),
+        |code| *code == Code::InvalidArgument,
+    )
+    .await;
+    assert_eq!(fresh("successor", "old.pem").await, Code::Unknown);
+    // The connections that there are go on.
+    place(&direct, world::new_order(&customer_id, None, OFFICE, 5)).await.unwrap();
+    vault.put("ca.pem", &next.pem()).unwrap();
+
+    let mut cluster = cluster;
+    // order-svc has to connect anew, and does so with what the files say now.
+    cluster.stop_agreements();
+    cluster.restart_agreements().await.unwrap();
+    let order = || place(&direct, world::new_order(&customer_id, None, OFFICE, 5));
+    until("order-svc has connected again", order, Result::is_ok).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn connections_that_never_shake_hands_hold_up_nobody() {
+    tests::needs_own!("keys and certificates that it makes");
+    let cluster = secured().await;
+    for address in [cluster.agreements_address(), cluster.orders_address()] {
+        let mut silent = vec![];
+        for _ in 0..100 {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let wire = secure(address, &cluster.vault().client_tls(Some("client")));
+        let path = if address == cluster.agreements_address() { FOR_EVERYONE[0] } else { FOR_EVERYONE[1] };
+        let asking = call(&wire, cluster.identity(world::operator()), path, &[]);
+        let answer = tokio::time::timeout(PATIENCE, asking).await.unwrap();
+        assert_eq!(answer.unwrap_err().code(), Code::InvalidArgument);
+        drop(silent);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_replica_that_is_down_costs_no_order() {
+    tests::needs_own!("keys and certificates that it makes");
+    let first = Cluster::start(Setup::default()).await.unwrap();
+    let (_, customer_id) = customer(&first).await;
+    // It takes connections and never says a word.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let all = [silent.local_addr().unwrap(), first.agreements_address(), gone];
+    let all: Vec<_> = all.iter().map(|address| format!("http://{address}")).collect();
+    let setup = Setup { agreements_at: Some(all.join(",")), gate_deadline_ms: 2000, ..Setup::default() };
+    let second = Cluster::start(setup).await.unwrap();
+    let direct = second.as_caller(world::sales(DIRECT));
+    place(&direct, prompted(&customer_id)).await.unwrap();
+    for _ in 0..30 {
+        place(&direct, world::new_order(&customer_id, None, OFFICE, 5)).await.unwrap();
+    }
+}
