@@ -290,6 +290,17 @@ async fn without_a_valid_token_of_its_own_order_svc_sells_nothing_until_it_is_gi
     order().await.unwrap();
 }
 
+/// Whether a call came as far as to a form that it does not fill in, or its connection did not come about.
+fn is_connected(answer: Result<Vec<u8>, Status>) -> bool {
+    let status = answer.unwrap_err();
+    match (status.code(), reason_of(&status).as_str()) {
+        (Code::InvalidArgument, "INVALID_FIELDS") => true,
+        // What the client's own side says, in words that differ with the moment at which it was cut off.
+        (Code::Unknown | Code::Unavailable | Code::Internal, "") => false,
+        _ => panic!("{status}"),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_client_is_let_in_by_a_certificate_of_the_authority_and_by_no_other() {
     tests::needs_own!("keys and certificates that it makes");
@@ -303,15 +314,15 @@ async fn a_client_is_let_in_by_a_certificate_of_the_authority_and_by_no_other() 
         let ask = |certificate: Option<&str>| {
             let wire = secure(address, &vault.client_tls(certificate));
             let identity = cluster.identity(world::operator());
-            async move { call(&wire, identity, path, &[]).await.unwrap_err().code() }
+            async move { is_connected(call(&wire, identity, path, &[]).await) }
         };
-        assert_eq!(ask(Some("client")).await, Code::InvalidArgument);
-        assert_eq!(ask(None).await, Code::Unknown);
-        assert_eq!(ask(Some("stranger")).await, Code::Unknown);
+        assert!(ask(Some("client")).await);
+        assert!(!ask(None).await);
+        assert!(!ask(Some("stranger")).await);
         // Without TLS nobody answers at all.
         let plain = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap();
         let answer = call(&plain.connect_lazy(), cluster.identity(world::operator()), path, &[]).await;
-        assert_eq!(answer.unwrap_err().code(), Code::Unknown);
+        assert!(!is_connected(answer));
     }
 }
 
@@ -328,28 +339,22 @@ async fn certificates_and_authorities_are_replaced_while_both_services_serve() {
         settings.ca = Some(vault.file(authority));
         let wire = secure(cluster.agreements_address(), &settings);
         let identity = cluster.identity(world::operator());
-        async move { call(&wire, identity, FOR_EVERYONE[0], &[]).await.unwrap_err().code() }
+        async move { is_connected(call(&wire, identity, FOR_EVERYONE[0], &[]).await) }
     };
     vault.put("old.pem", &std::fs::read_to_string(vault.file("ca.pem")).unwrap()).unwrap();
     vault.put("next.pem", &next.pem()).unwrap();
     vault.issue(&next, "successor").unwrap();
-    assert_eq!(fresh("client", "old.pem").await, Code::InvalidArgument);
-    assert_eq!(fresh("client", "next.pem").await, Code::Unknown);
+    assert!(fresh("client", "old.pem").await);
+    assert!(!fresh("client", "next.pem").await);
 
     // First both authorities are believed, then everybody has new certificates, then one authority is.
     let both = format!("{}{}", next.pem(), std::fs::read_to_string(vault.file("ca.pem")).unwrap());
     vault.put("ca.pem", &both).unwrap();
-    until("the successor is let in", || fresh("successor", "old.pem"), |code| *code == Code::InvalidArgument)
-        .await;
+    until("the successor is let in", || fresh("successor", "old.pem"), |is_let_in| *is_let_in).await;
     vault.issue(&next, "server").unwrap();
     vault.issue(&next, "client").unwrap();
-    until(
-        "the new certificate is shown",
-        || fresh("successor", "next.pem"),
-        |code| *code == Code::InvalidArgument,
-    )
-    .await;
-    assert_eq!(fresh("successor", "old.pem").await, Code::Unknown);
+    until("the new certificate is shown", || fresh("successor", "next.pem"), |is_let_in| *is_let_in).await;
+    assert!(!fresh("successor", "old.pem").await);
     // The connections that there are go on.
     place(&direct, world::new_order(&customer_id, None, OFFICE, 5)).await.unwrap();
     vault.put("ca.pem", &next.pem()).unwrap();
