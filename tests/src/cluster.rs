@@ -20,6 +20,7 @@ use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 
 use crate::clients::{As, Identity};
+use crate::stack::{Alias, Stack};
 use crate::vault::{Vault, bearer};
 
 /// Where the services keep their state.
@@ -73,6 +74,18 @@ impl Default for Setup {
     }
 }
 
+impl Setup {
+    /// Refuses whatever a stack of somebody else's cannot be asked for.
+    fn check_nothing_is_asked_for(&self) -> Result<(), String> {
+        let Self { agreement_port, order_port, agreements_at, document_table, offers, smtp, secured, .. } =
+            self;
+        let is_usual = (*agreement_port, *order_port, *secured) == (0, 0, false)
+            && [agreements_at, smtp].iter().all(|setting| setting.is_none())
+            && [document_table, offers].iter().all(|setting| setting.is_none());
+        if is_usual { Ok(()) } else { Err("a stack is as it is; say so with needs_own!".into()) }
+    }
+}
+
 impl Backend {
     /// SQLite, and PostgreSQL where `TEST_POSTGRES_URL` names one.
     ///
@@ -81,6 +94,10 @@ impl Backend {
     #[must_use]
     #[expect(clippy::print_stderr, reason = "a skipped database must be seen")]
     pub fn all() -> Vec<Self> {
+        if Stack::named().is_some() {
+            // Whatever a cluster is asked for, it is the stack.
+            return vec![Self::Postgres];
+        }
         match postgres_url() {
             Some(_) => vec![Self::Sqlite, Self::Postgres],
             None => {
@@ -109,6 +126,8 @@ pub struct Cluster {
     orders_metrics: Option<SocketAddr>,
     vault: Option<Vault>,
     state: State,
+    /// What the small world is called on a stack of somebody else's, if this is one. Then nothing runs here.
+    alias: Option<Alias>,
 }
 
 /// Where the services' state is. Dropping it removes it.
@@ -134,7 +153,13 @@ impl Cluster {
     ///
     /// # Errors
     /// Why one of them does not.
-    pub async fn start(setup: Setup) -> Result<Self, String> {
+    pub async fn start(mut setup: Setup) -> Result<Self, String> {
+        let alias = Stack::named().map(|_| Alias::fresh());
+        if alias.is_some() {
+            setup.check_nothing_is_asked_for()?;
+            // Nothing is ever stored here.
+            setup.backend = Backend::Sqlite;
+        }
         let mut state = State::new()?;
         let vault = setup.secured.then(|| Vault::new(setup.clock.clone())).transpose()?;
         let tls = vault.as_ref().map(|vault| vault.client_tls(Some("client")));
@@ -151,7 +176,11 @@ impl Cluster {
             agreements_metrics: None,
             orders_metrics: None,
             state,
+            alias,
         };
+        if cluster.alias.is_some() {
+            return Ok(cluster);
+        }
         if cluster.setup.agreements_at.is_none() {
             cluster.run_agreements(agreements.1).await?;
         }
@@ -180,7 +209,10 @@ impl Cluster {
     #[must_use]
     pub fn identity(&self, caller: Caller) -> Identity {
         match &self.vault {
-            None => Identity::of(caller),
+            None => match self.alias {
+                Some(alias) => Identity::of(alias.of(&caller)).under(alias),
+                None => Identity::of(caller),
+            },
             Some(vault) => Identity::by(bearer(&vault.token(&caller))),
         }
     }
@@ -206,10 +238,16 @@ impl Cluster {
     /// The two services without any identity.
     #[must_use]
     pub fn as_nobody(&self) -> As {
-        self.with_identity(Identity::none())
+        self.with_identity(match self.alias {
+            Some(alias) => Identity::none().under(alias),
+            None => Identity::none(),
+        })
     }
 
     fn with_identity(&self, identity: Identity) -> As {
+        if let (Some(stack), Some(_)) = (Stack::named(), self.alias) {
+            return As { agreements: stack.agreements(), orders: stack.orders(), identity };
+        }
         As {
             agreements: self.wire(self.agreements.address),
             orders: self.wire(self.orders.address),
@@ -219,12 +257,20 @@ impl Cluster {
 
     #[must_use]
     pub fn agreements_address(&self) -> SocketAddr {
+        self.services_are_own();
         self.agreements.address
     }
 
     #[must_use]
     pub fn orders_address(&self) -> SocketAddr {
+        self.services_are_own();
         self.orders.address
+    }
+
+    /// # Panics
+    /// When they are those of a stack.
+    fn services_are_own(&self) {
+        assert!(self.alias.is_none(), "the services of a stack are left alone; say so with needs_own!");
     }
 
     /// What order-svc says of itself in numbers.
@@ -247,6 +293,7 @@ impl Cluster {
 
     /// Stops agreement-svc as a first signal would, and waits until it is gone.
     pub fn stop_agreements(&mut self) {
+        self.services_are_own();
         drop(self.agreements.stop());
     }
 
@@ -255,12 +302,14 @@ impl Cluster {
     /// # Errors
     /// Why it does not start.
     pub async fn restart_agreements(&mut self) -> Result<(), String> {
+        self.services_are_own();
         let listener = listen(self.agreements.address.port())?;
         self.run_agreements(listener).await
     }
 
     /// Stops order-svc as a first signal would, and waits until it is gone.
     pub fn stop_orders(&mut self) {
+        self.services_are_own();
         drop(self.orders.stop());
     }
 
@@ -279,6 +328,7 @@ impl Cluster {
     /// # Errors
     /// The database's.
     pub fn agreements_sql(&self, sql: &str) -> Result<(), String> {
+        self.services_are_own();
         behind(&self.agreements.database, sql)
     }
 
@@ -287,24 +337,28 @@ impl Cluster {
     /// # Errors
     /// The database's.
     pub fn orders_sql(&self, sql: &str) -> Result<(), String> {
+        self.services_are_own();
         behind(&self.orders.database, sql)
     }
 
     /// Where order-svc keeps its state.
     #[must_use]
     pub fn orders_database(&self) -> &Url {
+        self.services_are_own();
         &self.orders.database
     }
 
     /// Where agreement-svc keeps its state.
     #[must_use]
     pub fn agreements_database(&self) -> &Url {
+        self.services_are_own();
         &self.agreements.database
     }
 
     /// Where mails are written, unless there is a mail server.
     #[must_use]
     pub fn mail_folder(&self) -> PathBuf {
+        self.services_are_own();
         self.state.folder.path().join("mails")
     }
 
@@ -346,6 +400,7 @@ impl Cluster {
     /// # Errors
     /// Why it does not start.
     pub async fn start_replica(&mut self) -> Result<(), String> {
+        self.services_are_own();
         let (mut replica, listener) =
             Service::new(0, self.agreements.database.clone(), self.agreements.tls.clone())?;
         let config = self.agreements_config()?;
@@ -387,6 +442,7 @@ impl Cluster {
     /// # Errors
     /// Why it does not start.
     pub async fn start_orders_replica(&mut self) -> Result<(), String> {
+        self.services_are_own();
         let (mut replica, listener) = Service::new(0, self.orders.database.clone(), self.orders.tls.clone())?;
         replica.serve_orders(self.orders_config()?, self.setup.clock.clone(), listener, None).await?;
         self.orders_replica = Some(replica);

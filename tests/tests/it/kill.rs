@@ -6,6 +6,7 @@ use tests::processes::build_binaries;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn whatever_is_killed_when_what_was_acknowledged_is_stored_once_and_nothing_else_is() {
+    tests::needs_own!("processes that it kills");
     build_binaries().unwrap();
     let (mut brought, mut partings) = (0, 0);
     for backend in Backend::all() {

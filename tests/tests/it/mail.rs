@@ -126,6 +126,7 @@ fn retry(id: &str) -> RetryNotificationRequest {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn without_a_mail_server_the_mail_is_in_the_folder() {
+    tests::needs_own!("mails in a folder");
     for backend in Backend::all() {
         let post = Post::through(backend, None).await;
         let id = post.attest("Contoso").await;
@@ -145,6 +146,7 @@ async fn without_a_mail_server_the_mail_is_in_the_folder() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_mail_arrives_though_the_server_first_refuses_drops_and_hangs() {
+    tests::needs_own!("a clock that it sets");
     let Some(python) = python() else { return };
     for backend in Backend::all() {
         // Hanging takes as long as a mail may take, so once is enough.
@@ -177,6 +179,7 @@ async fn the_mail_arrives_though_the_server_first_refuses_drops_and_hangs() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_failed_too_often_is_a_dead_letter_that_its_partner_can_retry() {
+    tests::needs_own!("a clock that it sets");
     let Some(python) = python() else { return };
     const ATTEMPTS_MAX: u32 = 12;
     for backend in Backend::all() {
@@ -224,6 +227,7 @@ async fn what_failed_too_often_is_a_dead_letter_that_its_partner_can_retry() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn erased_people_get_no_mail_and_are_not_named_in_any() {
+    tests::needs_own!("databases that it writes to");
     let Some(python) = python() else { return };
     for backend in Backend::all() {
         let mut server = SmtpServer::start(&python, &["--plan", "451,451,451"]).await;
@@ -269,6 +273,7 @@ struct Waiting {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn replicas_never_claim_the_same_announcement() {
+    tests::needs_own!("a clock that it sets");
     let Some(python) = python() else { return };
     if !Backend::all().contains(&Backend::Postgres) {
         return;

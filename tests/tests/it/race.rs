@@ -63,11 +63,13 @@ const MAY_BE_REFUSED: [&str; 5] =
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn nothing_outlives_a_withdrawal_on_an_older_answer_and_nothing_newer_is_touched_on_sqlite() {
+    tests::needs_own!("services that it stops");
     race(Backend::Sqlite).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn nothing_outlives_a_withdrawal_on_an_older_answer_and_nothing_newer_is_touched_on_postgres() {
+    tests::needs_own!("services that it stops");
     if Backend::all().contains(&Backend::Postgres) {
         race(Backend::Postgres).await;
     }
