@@ -121,8 +121,8 @@ impl Metrics {
         &self.0.calls
     }
 
-    /// What is read from the database, and how the database itself is. It is asked for a second at most and by one at
-    /// a time: what it has not said by then is missing.
+    /// What is read from the database, and how the database itself is. It is asked for a second at most and
+    /// by one at a time: what it has not said by then is missing.
     pub async fn stored<F>(&self, read: F) -> Vec<Known>
     where
         F: FnOnce(&mut Connection) -> Result<Vec<Known>, Error> + Send + 'static,
@@ -153,8 +153,8 @@ impl Metrics {
         database.usage().into_iter().chain([answers]).chain(answer.unwrap_or_default()).collect()
     }
 
-    /// Answers whoever fetches until `stop` resolves; `look` finds out what nobody counts. Nobody is waited for at the end,
-    /// and the service goes on without.
+    /// Answers whoever fetches until `stop` resolves; `look` finds out what nobody counts. Nobody is waited
+    /// for at the end, and the service goes on without.
     pub async fn serve<L, F>(self, listener: TcpListener, look: L, mut stop: watch::Receiver<bool>)
     where
         L: Fn() -> F + Clone + Send + Sync + 'static,

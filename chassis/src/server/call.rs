@@ -285,8 +285,8 @@ impl<T: Unpin> http_body::Body for Until<T> {
     }
 }
 
-/// What is kept of one call: a log line, a count and a span. Dropped unfinished, they say that the caller went
-/// away.
+/// What is kept of one call: a log line, a count and a span. Dropped unfinished, they say that the caller
+/// went away.
 struct Line {
     path: &'static str,
     call_id: String,
@@ -396,8 +396,8 @@ fn too_late(domain: &'static str) -> Status {
     failure(domain, Code::Unavailable, "DEADLINE_PASSED", sentence).retry_after(OVERLOAD_RETRY).status()
 }
 
-/// The caller's own id for the call if it is a plausible one, else a new one. It is logged, so that nothing passes for one
-/// in which there is an e-mail address.
+/// The caller's own id for the call if it is a plausible one, else a new one. It is logged, so that nothing
+/// passes for one in which there is an e-mail address.
 fn call_id_of(headers: &HeaderMap) -> String {
     const LENGTH_MAX: usize = 64;
     let given = headers.get("x-call-id").and_then(|value| value.to_str().ok());

@@ -1,9 +1,9 @@
 //! Where a call belongs in a trace (W3C Trace Context), and the spans that tell a collector so.
 //!
-//! The context of a call is that of OpenTelemetry, current while the call is worked on: what is sent to
-//! a neighbour meanwhile carries it. Without an exporter there are no spans, and the caller's context is
-//! passed on as it came, so that a trace is not cut here. A span says which call it was and how it ended, never what was
-//! in it.
+//! The context of a call is that of OpenTelemetry, current while the call is worked on: what is sent to a
+//! neighbour meanwhile carries it. Without an exporter there are no spans, and the caller's context is
+//! passed on as it came, so that a trace is not cut here. A span says which call it was and how it ended,
+//! never what was in it.
 
 use std::env;
 use std::future::Future;
@@ -31,7 +31,8 @@ const FLUSH_MAX: Duration = Duration::from_secs(3);
 /// Set once, when a collector was named; without it nothing is recorded.
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
-/// Sends spans to a collector until it is dropped; then those that are left are sent, for a few seconds at most.
+/// Sends spans to a collector until it is dropped; then those that are left are sent, for a few seconds at
+/// most.
 ///
 /// Ended spans wait in a queue of bounded length and are sent from threads of their own. While the collector
 /// is away or slow, the queue fills, and what finds it full is not sent; nobody waits.
@@ -168,7 +169,8 @@ impl Drop for Span {
     }
 }
 
-/// A server is not to blame for what its callers did wrong; to a client every end but the good one is a failure.
+/// A server is not to blame for what its callers did wrong; to a client every end but the good one is a
+/// failure.
 fn is_failure(kind: &SpanKind, code: Code) -> bool {
     match (kind, code) {
         (_, Code::Ok) => false,
@@ -191,8 +193,8 @@ fn trace_id(context: &Context) -> Option<String> {
     known.is_valid().then(|| known.trace_id().to_string())
 }
 
-/// Does what nobody has called for in a trace of its own, under a name; log lines meanwhile carry its id. Without an
-/// exporter it just does it.
+/// Does what nobody has called for in a trace of its own, under a name; log lines meanwhile carry its id.
+/// Without an exporter it just does it.
 pub async fn unasked<F: Future>(name: &'static str, work: F) -> F::Output {
     let Some(tracer) = TRACER.get() else { return work.await };
     let nothing = Context::new();
@@ -235,8 +237,8 @@ where
     }
 }
 
-/// How a call ended, as far as the head of the response says: there our servers put every failure, and nothing
-/// if there is none.
+/// How a call ended, as far as the head of the response says: there our servers put every failure, and
+/// nothing if there is none.
 pub(crate) fn code_of(headers: &HeaderMap) -> Code {
     headers.get(Status::GRPC_STATUS).map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
 }
