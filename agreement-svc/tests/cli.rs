@@ -44,6 +44,16 @@ fn help_names_every_command_and_setting() {
         "--document-table",
         "--listen",
         "--auth",
+        "--jwks",
+        "--jwt-issuer",
+        "--jwt-audience",
+        "--jwt-leeway-seconds",
+        "--plaintext",
+        "--tls-cert",
+        "--tls-key",
+        "--tls-client-ca",
+        "AGREEMENT_JWKS",
+        "AGREEMENT_TLS_CERT",
         "--policy",
         "--worker-threads",
         "--log-format",
@@ -68,6 +78,50 @@ fn wrong_settings_are_refused_with_the_reason() {
     for (args, reason) in [
         (vec!["serve", "--database", &missing], "--auth"),
         (vec!["serve", "--database", &missing, "--auth", "trust"], "trust"),
+        (vec!["serve", "--database", &missing, "--auth", "jwt"], "--jwks"),
+        (vec!["serve", "--database", &missing, "--auth", "insecure", "--jwks", "keys.json"], "--jwks"),
+        (vec!["serve", "--database", &missing, "--auth", "insecure", "--jwt-leeway-seconds", "9"], "--jwks"),
+        (
+            vec![
+                "serve",
+                "--database",
+                &missing,
+                "--auth",
+                "jwt",
+                "--jwks",
+                "x",
+                "--jwt-leeway-seconds",
+                "301",
+            ],
+            "--jwt-leeway-seconds",
+        ),
+        (vec!["serve", "--database", &missing, "--auth", "jwt", "--listen", "0.0.0.0:0"], "--plaintext"),
+        (
+            vec!["serve", "--database", &missing, "--auth", "jwt", "--listen", "0.0.0.0:0", "--plaintext"],
+            "--jwks",
+        ),
+        (vec!["serve", "--database", &missing, "--auth", "insecure", "--tls-cert", "x.pem"], "--tls-key"),
+        (vec!["serve", "--database", &missing, "--auth", "insecure", "--tls-key", "x.pem"], "--tls-cert"),
+        (
+            vec!["serve", "--database", &missing, "--auth", "insecure", "--tls-client-ca", "x.pem"],
+            "--tls-cert",
+        ),
+        (
+            vec![
+                "serve",
+                "--database",
+                &missing,
+                "--auth",
+                "insecure",
+                "--listen",
+                "127.0.0.1:0",
+                "--tls-cert",
+                "/nowhere/tls.pem",
+                "--tls-key",
+                "/nowhere/tls.key",
+            ],
+            "/nowhere/tls.pem",
+        ),
         (vec!["serve", "--database", "mysql://x", "--auth", "insecure"], "sqlite:PATH"),
         (vec!["serve", "--database", &missing, "--auth", "insecure", "--listen", "127.0.0.1:0"], "--create"),
         (
@@ -94,6 +148,9 @@ fn wrong_settings_are_refused_with_the_reason() {
         ),
         (vec!["migrate", "--database", &missing], "--create"),
         (vec!["check-health", "--address", "http://127.0.0.1:1"], "cannot be reached"),
+        (vec!["check-health", "--address", "https://127.0.0.1:1"], "cannot be reached"),
+        (vec!["check-health", "--address", "127.0.0.1:1"], "https://HOST:PORT"),
+        (vec!["check-health", "--address", "http://127.0.0.1:1", "--ca", "x.pem"], "https"),
         (vec!["verify", "--database", &missing], "does not exist"),
         (vec!["verify", "--database", &missing, "--head", "12"], "REVISION:HASH"),
         (vec!["verify", "--database", &missing, "--head", "12:abc"], "REVISION:HASH"),
@@ -460,4 +517,71 @@ fn address_of(serving: &mut Child) -> String {
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
         return address;
     }
+}
+
+#[test]
+fn a_key_is_made_once_for_its_owner_only_and_signs_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = folder.path().join("keys");
+    assert!(run(&["key", &keys.display().to_string()]).status.success());
+    let (secret, public) = (keys.join("signing-key.pem"), keys.join("jwks.json"));
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(&secret).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+    let made = (std::fs::read(&secret).unwrap(), std::fs::read(&public).unwrap());
+    for left_over in [&public, &secret] {
+        let again = run(&["key", &keys.display().to_string()]);
+        assert!(!again.status.success() && words(&again).contains("exists"), "{}", words(&again));
+        std::fs::remove_file(left_over).unwrap();
+        if left_over == &public {
+            // A key without its public set is not overwritten either, and no set is left for another.
+            let again = run(&["key", &keys.display().to_string()]);
+            assert!(!again.status.success() && !public.exists(), "{}", words(&again));
+            assert_eq!(std::fs::read(&secret).unwrap(), made.0);
+            std::fs::write(&public, &made.1).unwrap();
+        }
+    }
+    std::fs::write(&secret, &made.0).unwrap();
+
+    let secret = secret.display().to_string();
+    let id = Uuid::from_u128(0xd1).to_string();
+    let fixed = [
+        "token",
+        "--signing-key",
+        &secret,
+        "--issuer",
+        "me",
+        "--audience",
+        "us",
+        "--tenant-id",
+        &id,
+        "--user-id",
+        &id,
+    ];
+    let with = |more: &[&str]| run(&[&fixed[..], more].concat());
+    let minted =
+        with(&["--tenant-kind", "PARTNER", "--roles", "SALES_AGENT,ADMIN_AGENT", "--valid-for", "15m"]);
+    assert!(minted.status.success(), "{}", words(&minted));
+    assert_eq!(String::from_utf8_lossy(&minted.stdout).trim().split('.').count(), 3);
+    for (more, reason) in [
+        (&["--tenant-kind", "PARTNER", "--roles", "OWNER"][..], "OWNER"),
+        (&["--tenant-kind", "GOD"], "GOD"),
+        (&["--tenant-kind", "PARTNER", "--valid-for", "1w"], "30d"),
+        (&["--tenant-kind", "PARTNER", "--valid-for", "0s"], "30d"),
+        (&["--tenant-kind", "PARTNER", "--valid-for", "9999999999999999999d"], "30d"),
+        (&["--tenant-kind", "PARTNER", "--channel", "PHONE"], "PHONE"),
+    ] {
+        let refused = with(more);
+        assert!(!refused.status.success() && words(&refused).contains(reason), "{}", words(&refused));
+    }
+    let empty = folder.path().join("empty.csv");
+    std::fs::write(&empty, "").unwrap();
+    let (empty, at) = (empty.display().to_string(), "http://agreements.example:50051");
+    let mixed = run(&["import", &empty, "--token", &secret, "--partner-id", &id, "--user-id", &id]);
+    assert!(words(&mixed).contains("cannot be used with"), "{}", words(&mixed));
+    let nobody = run(&["import", &empty, "--address", at]);
+    assert!(words(&nobody).contains("--partner-id"), "{}", words(&nobody));
 }

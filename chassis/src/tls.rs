@@ -124,7 +124,10 @@ impl Server {
         }
         let mut files = vec![certificate, key];
         files.extend(settings.tls_client_ca.clone());
-        Reread::open(files, server_config).map(|config| Self(Some(config)))
+        let config = Reread::open(files, server_config);
+        config
+            .map(|config| Self(Some(config)))
+            .map_err(|why| format!("--tls-cert, --tls-key, --tls-client-ca: {why}"))
     }
 }
 
@@ -229,7 +232,8 @@ impl Client {
         connected.map_err(|error| {
             let causes =
                 std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
-            let causes: Vec<_> = causes.map(ToString::to_string).collect();
+            let mut causes: Vec<_> = causes.map(ToString::to_string).collect();
+            causes.dedup();
             format!("{address} cannot be reached: {}", causes.join(": "))
         })
     }

@@ -237,6 +237,34 @@ async fn an_order_with_its_attestation_is_placed_and_no_identity_is_exempt_from_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_file_is_imported_by_whom_a_token_names_over_mutual_tls() {
+    let cluster = secured().await;
+    let (direct, customer_id) = customer(&cluster).await;
+    let vault = cluster.vault();
+    vault.put("partner.token", &vault.token(&world::sales(DIRECT))).unwrap();
+    let rows = format!(
+        "CustomerId,FirstName,LastName,Email,DateAgreed\n{customer_id},Tania,Carr,t@a.example,2026-01-01\n"
+    );
+    vault.put("customers.csv", &rows).unwrap();
+    let import = agreement_svc::config::Import {
+        file: vault.file("customers.csv"),
+        address: format!("https://{}", cluster.agreements_address()).parse().unwrap(),
+        tls: vault.client_tls(Some("client")),
+        token: Some(vault.file("partner.token")),
+        partner_id: None,
+        user_id: None,
+        template_id: world::CUSTOMER_AGREEMENT.parse().unwrap(),
+        agreed_at: None,
+        results: None,
+    };
+    drop(agreement_svc::import::run(import).await);
+    let of = ListAttestationsRequest { customer_id, ..ListAttestationsRequest::default() };
+    let attested = direct.attestations().list_attestations(of).await.unwrap().into_inner().attestations;
+    assert_eq!(attested.len(), 1);
+    assert_eq!(attested[0].recorded_by, world::sales(DIRECT).user_id.to_string());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_keys_of_the_issuer_are_replaced_while_both_services_serve() {
     tests::needs_own!("keys and certificates that it makes");
     let cluster = secured().await;
