@@ -9,6 +9,7 @@ pub mod row;
 mod writer;
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -342,7 +343,13 @@ impl Database {
             let connection = inner.pool.get();
             inner.waits.observe(began.elapsed().as_secs_f64());
             let mut connection = connection.map_err(|error| Error::Unavailable(error.to_string()))?;
-            run(&mut connection)
+            let result = run(&mut connection);
+            // The pool does not look at what it lends, which would cost a round trip each time. So whoever
+            // fails finds out whether the server has closed the connection, and it is not lent again.
+            if result.is_err() {
+                connection.is_dead = connection.probe().is_err();
+            }
+            result
         };
         tokio::task::spawn_blocking(job).await.map_err(|_| Error::Panicked)?
     }
@@ -357,6 +364,27 @@ struct Checkpoint {
 }
 
 type Pooled = PooledConnection<Manager>;
+
+/// A connection as the pool keeps it.
+struct Lent {
+    connection: Connection,
+    /// It is of no more use.
+    is_dead: bool,
+}
+
+impl Deref for Lent {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Lent {
+    fn deref_mut(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+}
 
 /// Runs a closure and turns its panic into an error.
 fn guarded<T, E: From<Error>>(
@@ -429,10 +457,7 @@ struct Manager {
     read_only: bool,
 }
 
-impl ManageConnection for Manager {
-    type Connection = Connection;
-    type Error = Error;
-
+impl Manager {
     fn connect(&self) -> Result<Connection, Error> {
         match &self.url {
             Url::Sqlite(path) => {
@@ -455,13 +480,23 @@ impl ManageConnection for Manager {
             }
         }
     }
+}
 
-    fn is_valid(&self, connection: &mut Connection) -> Result<(), Error> {
-        connection.probe()
+impl ManageConnection for Manager {
+    type Connection = Lent;
+    type Error = Error;
+
+    fn connect(&self) -> Result<Lent, Error> {
+        Ok(Lent { connection: Self::connect(self)?, is_dead: false })
     }
 
-    fn has_broken(&self, connection: &mut Connection) -> bool {
-        query!(connection, c => AnsiTransactionManager::is_broken_transaction_manager(c))
+    fn is_valid(&self, lent: &mut Lent) -> Result<(), Error> {
+        lent.probe()
+    }
+
+    fn has_broken(&self, lent: &mut Lent) -> bool {
+        lent.is_dead
+            || query!(&mut lent.connection, c => AnsiTransactionManager::is_broken_transaction_manager(c))
     }
 }
 

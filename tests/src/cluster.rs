@@ -518,7 +518,8 @@ impl State {
                 let schema = format!("test_{}_{name}", Uuid::from_u128(rand_u128()).simple());
                 behind(&base.parse()?, &format!("CREATE SCHEMA {schema}"))?;
                 let separator = if base.contains('?') { '&' } else { '?' };
-                let url = format!("{base}{separator}options=-csearch_path%3D{schema}");
+                let url =
+                    format!("{base}{separator}options=-csearch_path%3D{schema}&application_name={schema}");
                 self.schemas.push(schema);
                 url.parse()
             }

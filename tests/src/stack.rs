@@ -14,7 +14,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bytes::BytesMut;
 use chassis::auth::token::{self, SigningKey};
 use chassis::auth::{Bearer, Caller, Credentials};
-use chassis::clock::Clock;
+use chassis::clock::{self, Clock};
 use chassis::tls::{self, Address};
 use chrono::TimeDelta;
 use http::{HeaderMap, HeaderValue};
@@ -141,10 +141,11 @@ impl Alias {
     #[must_use]
     pub fn fresh() -> Self {
         let mut alias = WORLD;
-        let chance = Uuid::from_u128(rand::random());
-        alias.ids[..8].copy_from_slice(&chance.simple().to_string().as_bytes()[..8]);
-        for (letter, chance) in alias.domains[1..].iter_mut().zip(chance.as_bytes()) {
-            *letter = b'a' + chance % 26;
+        let chance = clock::new_salt();
+        let (digits, rest) = chance.as_bytes().split_at(8);
+        alias.ids[..8].copy_from_slice(digits);
+        for (letter, digit) in alias.domains[1..].iter_mut().zip(rest) {
+            *letter = b'a' + digit % 26;
         }
         alias
     }

@@ -7,7 +7,6 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use diesel::r2d2::ManageConnection;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Connection, Error, Manager};

@@ -716,6 +716,30 @@ async fn a_call_in_progress_is_answered_before_the_service_stops() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn connections_that_the_database_closed_are_replaced() {
+    tests::needs_own!("databases that it writes to");
+    const CLOSE_ALL: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+        WHERE application_name = current_setting('application_name') AND pid <> pg_backend_pid()";
+    for backend in Backend::all().into_iter().filter(|backend| *backend == Backend::Postgres) {
+        let cluster = Cluster::on(backend).await;
+        world::register_partners(&cluster).await.unwrap();
+        let direct = cluster.as_caller(world::sales(DIRECT));
+        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+        world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+        world::order(&direct, &customer, None, 5).await.unwrap();
+        cluster.agreements_sql(CLOSE_ALL).unwrap();
+        cluster.orders_sql(CLOSE_ALL).unwrap();
+        // Who meets a dead one is told to come back. There are no more of them than the pools had.
+        let mut failures = vec![];
+        while let Err(status) = world::order(&direct, &customer, None, 5).await {
+            assert_eq!(status.code(), Code::Unavailable, "{status}");
+            failures.push(status.to_string());
+            assert!(failures.len() < 50, "{failures:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn nothing_is_stored_on_an_answer_older_than_the_customers_fence() {
     tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
