@@ -257,7 +257,10 @@ async fn a_file_is_imported_by_whom_a_token_names_over_mutual_tls() {
         agreed_at: None,
         results: None,
     };
-    let _ended = agreement_svc::import::run(import).await;
+    assert_eq!(
+        format!("{:?}", agreement_svc::import::run(import).await),
+        format!("{:?}", std::process::ExitCode::SUCCESS)
+    );
     let of = ListAttestationsRequest { customer_id, ..ListAttestationsRequest::default() };
     let attested = direct.attestations().list_attestations(of).await.unwrap().into_inner().attestations;
     assert_eq!(attested.len(), 1);
