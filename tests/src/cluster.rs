@@ -8,6 +8,7 @@ use agreement_svc::config as agreement_config;
 use chassis::auth::{self, Caller};
 use chassis::clock::Clock;
 use chassis::database::{Connection, Url};
+use chassis::server::Listeners;
 use chassis::{query, tls};
 use diesel::connection::SimpleConnection;
 use diesel::{Connection as _, PgConnection, SqliteConnection};
@@ -46,6 +47,8 @@ pub struct Setup {
     /// A catalogue of offers to use instead of the one that ships.
     pub offers: Option<PathBuf>,
     pub worker_threads: u16,
+    /// Calls that each service lets in at a time.
+    pub calls_max: u16,
     /// With signed tokens and mutual TLS on both services, instead of callers that are believed.
     pub secured: bool,
     /// A mail server to use instead of the cluster's mail folder, as `--smtp` names it.
@@ -64,6 +67,7 @@ impl Default for Setup {
             document_table: None,
             offers: None,
             worker_threads: 1,
+            calls_max: 256,
             secured: false,
             smtp: None,
         }
@@ -117,8 +121,9 @@ pub struct Cluster {
     replica: Option<Service>,
     orders: Service,
     orders_replica: Option<Service>,
-    /// Where order-svc's metrics are, once it has been started.
-    metrics: Option<SocketAddr>,
+    /// Where the metrics of agreement-svc and order-svc are, once they have been started.
+    agreements_metrics: Option<SocketAddr>,
+    orders_metrics: Option<SocketAddr>,
     vault: Option<Vault>,
     state: State,
     /// What the small world is called on a stack of somebody else's, if this is one. Then nothing runs here.
@@ -168,7 +173,8 @@ impl Cluster {
             replica: None,
             orders: orders.0,
             orders_replica: None,
-            metrics: None,
+            agreements_metrics: None,
+            orders_metrics: None,
             state,
             alias,
         };
@@ -272,7 +278,16 @@ impl Cluster {
     /// # Errors
     /// Why it cannot be fetched.
     pub async fn orders_metrics(&self) -> Result<String, String> {
-        let address = self.metrics.ok_or("order-svc was not started")?;
+        let address = self.orders_metrics.ok_or("order-svc was not started")?;
+        fetch(address).await.map_err(|error| error.to_string())
+    }
+
+    /// What agreement-svc says of itself in numbers.
+    ///
+    /// # Errors
+    /// Why it cannot be fetched.
+    pub async fn agreements_metrics(&self) -> Result<String, String> {
+        let address = self.agreements_metrics.ok_or("agreement-svc was not started")?;
         fetch(address).await.map_err(|error| error.to_string())
     }
 
@@ -374,7 +389,9 @@ impl Cluster {
                 mail_from: "agreements@vendor.example".parse().map_err(|_| "no address")?,
                 mail_folder: self.mail_folder(),
             },
+            metrics_listen: None,
             worker_threads: self.setup.worker_threads,
+            calls_max: self.setup.calls_max,
         })
     }
 
@@ -386,7 +403,8 @@ impl Cluster {
         self.services_are_own();
         let (mut replica, listener) =
             Service::new(0, self.agreements.database.clone(), self.agreements.tls.clone())?;
-        replica.serve_agreements(self.agreements_config()?, self.setup.clock.clone(), listener).await?;
+        let config = self.agreements_config()?;
+        replica.serve_agreements(config, self.setup.clock.clone(), listener, None).await?;
         self.replica = Some(replica);
         Ok(())
     }
@@ -403,7 +421,20 @@ impl Cluster {
 
     async fn run_agreements(&mut self, listener: TcpListener) -> Result<(), String> {
         let config = self.agreements_config()?;
-        self.agreements.serve_agreements(config, self.setup.clock.clone(), listener).await
+        let metrics = listen(0)?;
+        self.agreements_metrics = Some(metrics.local_addr().map_err(|error| error.to_string())?);
+        self.agreements.serve_agreements(config, self.setup.clock.clone(), listener, Some(metrics)).await
+    }
+
+    /// Announces in agreement-svc's history that its database was restored.
+    ///
+    /// # Errors
+    /// Why that cannot be done.
+    pub async fn announce_restore(&self) -> Result<(), String> {
+        let (config, clock) = (self.agreements_config()?, &self.setup.clock);
+        let database =
+            agreement_svc::migrate(&config.storage, clock).await.map_err(|error| error.to_string())?;
+        agreement_svc::announce_restore(&database, clock).await.map(drop).map_err(|error| error.to_string())
     }
 
     /// Starts a second order-svc on the state of the first.
@@ -421,7 +452,7 @@ impl Cluster {
     async fn run_orders(&mut self, listener: TcpListener) -> Result<(), String> {
         let config = self.orders_config()?;
         let metrics = listen(0)?;
-        self.metrics = Some(metrics.local_addr().map_err(|error| error.to_string())?);
+        self.orders_metrics = Some(metrics.local_addr().map_err(|error| error.to_string())?);
         self.orders.serve_orders(config, self.setup.clock.clone(), listener, Some(metrics)).await
     }
 
@@ -448,6 +479,7 @@ impl Cluster {
             metrics_listen: None,
             offers: self.setup.offers.clone(),
             worker_threads: self.setup.worker_threads,
+            calls_max: self.setup.calls_max,
         })
     }
 }
@@ -543,9 +575,11 @@ impl Service {
         config: agreement_config::Serve,
         clock: Clock,
         listener: TcpListener,
+        metrics: Option<TcpListener>,
     ) -> Result<(), String> {
-        self.run(config.worker_threads, listener, move |listener, stop| {
-            agreement_svc::serve(config, clock, listener, stop)
+        self.run(config.worker_threads, listener, async move |calls, stop| {
+            let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
+            agreement_svc::serve(config, clock, Listeners { calls, metrics }, stop).await
         });
         self.wait_until_serving().await
     }
@@ -559,7 +593,7 @@ impl Service {
     ) -> Result<(), String> {
         self.run(config.worker_threads, listener, async move |calls, stop| {
             let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
-            order_svc::serve(config, clock, order_svc::Listeners { calls, metrics }, stop).await
+            order_svc::serve(config, clock, Listeners { calls, metrics }, stop).await
         });
         self.wait_until_serving().await
     }
@@ -580,7 +614,7 @@ impl Service {
     }
 }
 
-async fn fetch(address: SocketAddr) -> std::io::Result<String> {
+pub(crate) async fn fetch(address: SocketAddr) -> std::io::Result<String> {
     let mut connection = tokio::net::TcpStream::connect(address).await?;
     connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
     let mut text = String::new();
@@ -591,8 +625,12 @@ async fn fetch(address: SocketAddr) -> std::io::Result<String> {
 type StopSignal = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 pub(crate) fn lazy(address: SocketAddr) -> Channel {
+    endpoint(address).connect_lazy()
+}
+
+pub(crate) fn endpoint(address: SocketAddr) -> Endpoint {
     match Endpoint::from_shared(format!("http://{address}")) {
-        Ok(endpoint) => endpoint.connect_lazy(),
+        Ok(endpoint) => endpoint,
         Err(error) => panic!("{address} is no address: {error}"),
     }
 }

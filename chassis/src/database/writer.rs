@@ -37,6 +37,11 @@ impl Writer {
         Self { jobs }
     }
 
+    /// Commands that wait to be run.
+    pub(super) fn waiting(&self) -> usize {
+        self.jobs.max_capacity() - self.jobs.capacity()
+    }
+
     pub(super) async fn write<T, E, F>(&self, write: F) -> Result<T, E>
     where
         F: FnOnce(&mut Connection) -> Result<T, E> + Send + 'static,

@@ -28,7 +28,7 @@ async fn world_on(backend: Backend) -> (Cluster, As) {
 }
 
 async fn watch(caller: &As, after_revision: i64) -> Result<Streaming<WatchEventsResponse>, Status> {
-    let request = WatchEventsRequest { after_revision };
+    let request = WatchEventsRequest { after_revision, ..WatchEventsRequest::default() };
     caller.events().watch_events(request).await.map(tonic::Response::into_inner)
 }
 

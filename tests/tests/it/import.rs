@@ -11,11 +11,12 @@ use proto::types::{Contact, ErrorReason};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tests::imports::{Cut, Sheet, import_and_cut};
-use tests::world::{self, DIRECT};
+use tests::world::{self, DIRECT, PROVIDER};
 use tests::{As, Backend, Cluster, reason_of};
 use tokio::sync::oneshot;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status, Streaming};
+use tonic_types::StatusExt;
 
 /// Customers that take turns: nine rows of each are in flight together.
 const CUSTOMERS: usize = 7;
@@ -279,23 +280,27 @@ async fn who_sends_and_never_reads_is_not_read_for_long() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn too_many_imports_at_once_are_refused_until_one_ends() {
+async fn one_partner_has_half_of_all_imports_and_another_finds_room() {
     tests::needs_own!("all the imports that there may be");
     const IMPORTS_MAX: usize = 8;
-    let (_cluster, direct) = world_on(Backend::Sqlite).await;
+    let (cluster, direct) = world_on(Backend::Sqlite).await;
+    let provider = cluster.as_caller(world::sales(PROVIDER));
     let sheet = Sheet::new(&direct, "Sheet", CUSTOMERS).await.unwrap();
     // An import without rows that lasts until the sender is dropped.
-    let open = || async {
+    let open = async |partner: &As| {
         let (end, ended) = oneshot::channel::<()>();
         let rows = stream::pending().take_until(ended);
-        direct.attestations().import_attestations(rows).await.map(|answers| (end, answers))
+        partner.attestations().import_attestations(rows).await.map(|answers| (end, answers))
     };
     let mut held = vec![];
-    for _ in 0..IMPORTS_MAX {
-        held.push(open().await.unwrap());
+    for _ in 0..IMPORTS_MAX / 2 {
+        held.push(open(&direct).await.unwrap());
     }
-    let refused = open().await.unwrap_err();
-    assert_eq!((refused.code(), reason_of(&refused)), (Code::ResourceExhausted, "OVERLOADED".to_owned()));
+    let refused = open(&direct).await.unwrap_err();
+    let tenant_overloaded = (Code::ResourceExhausted, "TENANT_OVERLOADED".to_owned());
+    assert_eq!((refused.code(), reason_of(&refused)), tenant_overloaded);
+    assert!(refused.get_details_retry_info().unwrap().retry_delay.is_some());
+    drop(open(&provider).await.unwrap());
     let (end, answers) = held.remove(0);
     drop(end);
     let (answers, ended) = read_all(answers.into_inner()).await;

@@ -2,7 +2,7 @@
 //! says that it was not (I6). The mail server is a real one that can be told to misbehave.
 
 #[path = "../../../agreement-svc/tests/smtp_server/mod.rs"]
-mod smtp_server;
+pub(crate) mod smtp_server;
 
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use agreement_svc::config::{Address, EraseContact};
 use chassis::clock::{Clock, Time};
 use chassis::database::Url;
 use chassis::form::timestamp;
+use chassis::server::Listeners;
 use diesel::connection::SimpleConnection;
 use diesel::sql_types::BigInt;
 use diesel::{Connection, PgConnection, QueryableByName, RunQueryDsl, sql_query};
@@ -296,7 +297,8 @@ async fn replicas_never_claim_the_same_announcement() {
     let clock = post.clock.clone();
     let second = tokio::spawn(async move {
         let stopped = async { drop(stopped.await) };
-        agreement_svc::serve(config, clock, listener, stopped).await.unwrap();
+        let listeners = Listeners { calls: listener, metrics: None };
+        agreement_svc::serve(config, clock, listeners, stopped).await.unwrap();
     });
 
     // Both claim at the same moment: nobody may write to the table until both want to.

@@ -84,7 +84,7 @@ async fn buyer(cluster: &Cluster, name: &str) -> String {
 
 /// The revision of agreement-svc's last event.
 async fn head(cluster: &Cluster) -> String {
-    let beyond = WatchEventsRequest { after_revision: i64::MAX };
+    let beyond = WatchEventsRequest { after_revision: i64::MAX, ..WatchEventsRequest::default() };
     let refused = cluster.as_caller(world::operator()).events().watch_events(beyond).await.unwrap_err();
     metadata_of(&refused)["head"].clone()
 }

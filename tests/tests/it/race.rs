@@ -491,7 +491,7 @@ async fn report_page(caller: &As, revision: i64, page_token: &str) -> GetWithdra
 
 /// agreement-svc's history, up to its head.
 async fn all_events(operator: &As) -> Vec<Event> {
-    let request = WatchEventsRequest { after_revision: 0 };
+    let request = WatchEventsRequest { after_revision: 0, ..WatchEventsRequest::default() };
     let mut stream = operator.events().watch_events(request).await.unwrap().into_inner();
     let mut events = vec![];
     loop {

@@ -257,7 +257,7 @@ async fn a_file_is_imported_by_whom_a_token_names_over_mutual_tls() {
         agreed_at: None,
         results: None,
     };
-    drop(agreement_svc::import::run(import).await);
+    let _ended = agreement_svc::import::run(import).await;
     let of = ListAttestationsRequest { customer_id, ..ListAttestationsRequest::default() };
     let attested = direct.attestations().list_attestations(of).await.unwrap().into_inner().attestations;
     assert_eq!(attested.len(), 1);

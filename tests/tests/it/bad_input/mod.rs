@@ -347,7 +347,7 @@ impl Existing {
         let (mut customers, mut attested) = (operator.customers(), operator.attestations());
         let (mut orders, mut subscriptions) = (operator.orders(), operator.subscriptions());
         let all = ListSubscriptionsRequest::default();
-        let beyond = WatchEventsRequest { after_revision: i64::MAX };
+        let beyond = WatchEventsRequest { after_revision: i64::MAX, ..WatchEventsRequest::default() };
         let beyond = operator.events().watch_events(beyond).await.unwrap_err();
         let mut attestations = attested.list_attestations(attestations).await.unwrap().into_inner();
         // How far its announcement is changes by itself.
