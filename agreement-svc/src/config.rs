@@ -36,7 +36,7 @@ pub enum Command {
     /// Serves the API until it is told to stop.
     Serve(Box<Serve>),
     /// Brings the schema up to date and loads the templates into an empty database.
-    Migrate(Storage),
+    Migrate(Migrate),
     /// Asks a running server whether it serves; exits with 1 if not.
     CheckHealth(CheckHealth),
     /// Attests from a CSV file, row by row. The same file sent again changes nothing. Exits with 0 when
@@ -55,6 +55,17 @@ pub enum Command {
     Verify(Verify),
     /// Erases a person from records, stored answers and written mails.
     EraseContact(EraseContact),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Migrate {
+    #[command(flatten)]
+    pub storage: Storage,
+    /// Announces that the database was restored from an older copy: lifts the revision by 2^32, so that what others
+    /// know of the part that was lost is not taken for what happens next. To be said once after each restore,
+    /// before the service is started; once too often does no harm.
+    #[arg(long)]
+    pub after_restore: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -248,6 +259,14 @@ pub struct Serve {
     pub acceptance_page: String,
     #[command(flatten)]
     pub mail: Mail,
+    /// Calls that may be in progress at a time; more are refused at once, and of one tenant as many as are
+    /// left. Whoever is let in waits for those before: of 2,000 a second 256 take an eighth of a second. Fewer
+    /// than 128 cannot fill a commit.
+    #[arg(long, env = "AGREEMENT_CALLS_MAX", default_value = "256", value_parser = clap::value_parser!(u16).range(1..))]
+    pub calls_max: u16,
+    /// Where Prometheus may fetch metrics, at /metrics. Without it there are none. They name nobody.
+    #[arg(long, env = "AGREEMENT_METRICS_LISTEN")]
+    pub metrics_listen: Option<SocketAddr>,
     /// Threads that serve calls. One is the fastest on a few cores; blocking database work has
     /// threads of its own.
     #[arg(long, env = "AGREEMENT_WORKER_THREADS", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=256))]

@@ -5,6 +5,7 @@
 //! - `api`: the gRPC services, each in its file.
 //! - `workers`: what runs without being asked.
 //! - [`data`]: the files that ship with it: policy, templates.
+//! - `metrics`: how it is doing, in numbers.
 //! - [`config`]: commands and settings.
 //! - [`import`]: the command that attests from a file; a client of a running server.
 //! - [`token`]: the commands that make keys and sign tokens with them.
@@ -17,6 +18,7 @@ pub mod config;
 pub mod data;
 mod erase;
 pub mod import;
+mod metrics;
 pub mod rules;
 mod store;
 pub mod token;
@@ -29,11 +31,14 @@ use std::sync::Arc;
 
 use chassis::auth::Identities;
 use chassis::clock::Clock;
-use chassis::database::{Database, Url, Writes};
+use chassis::database::{self, Database, Url, Writes};
+use chassis::metrics::Metrics;
 use chassis::request;
-use chassis::server::{self, MESSAGE_BYTES_MAX, Options};
+use chassis::server::places::Places;
+use chassis::server::{self, Listeners, MESSAGE_BYTES_MAX, Options};
 use chassis::tls;
 use config::{EraseContact, Serve, Storage, Verify};
+use metrics::Decisions;
 use proto::agreement::attestation_service_server::AttestationServiceServer;
 use proto::agreement::customer_service_server::CustomerServiceServer;
 use proto::agreement::direct_sign_service_server::DirectSignServiceServer;
@@ -41,8 +46,8 @@ use proto::agreement::eligibility_service_server::EligibilityServiceServer;
 use proto::agreement::event_service_server::EventServiceServer;
 use proto::agreement::partner_service_server::PartnerServiceServer;
 use proto::agreement::template_service_server::TemplateServiceServer;
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tonic::service::RoutesBuilder;
 
 use api::Api;
@@ -50,7 +55,7 @@ pub use api::access::WHO_MAY;
 use api::link::Links;
 pub use erase::Erased;
 use rules::history::Verified;
-use store::change::ChangeError;
+use store::change::{ChangeError, change_unasked};
 use workers::mailer::{self, Mailer};
 use workers::poller;
 use workers::transport::Transport;
@@ -69,23 +74,24 @@ pub const SERVICES: &[&str] = &[
     "csp.agreement.v1.EventService",
 ];
 
-/// Imports that may be open at a time: each keeps up to 64 rows in the queue of changes.
+/// Imports that may be open at a time: each keeps up to 64 rows in the queue of changes. A partner has half of
+/// them, and fewer beside others.
 const IMPORTS_MAX: usize = 8;
 
 /// Watchers that may be open at a time: replicas of a few services, and somebody who looks on.
 const WATCHERS_MAX: usize = 64;
 
-/// Serves on `listener` until `shutdown` resolves.
+/// Serves until `shutdown` resolves.
 ///
 /// # Errors
 /// A setting, data file or database that makes no sense or cannot be used.
 pub async fn serve(
     config: Serve,
     clock: Clock,
-    listener: TcpListener,
+    listeners: Listeners,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Failure> {
-    let tls = tls::Server::open(&config.tls, config.identity.auth, listener.local_addr()?)?;
+    let tls = tls::Server::open(&config.tls, config.identity.auth, listeners.calls.local_addr()?)?;
     let identities = Identities::open(&config.identity, clock.clone())?;
     let policy = Arc::new(data::read_policy(config.policy.as_deref())?);
     read_templates(&config.storage)?;
@@ -95,6 +101,8 @@ pub async fn serve(
     } else {
         open(&config.storage.database)?
     };
+    let metrics = Metrics::new("agreement_svc", env!("CARGO_PKG_VERSION"), database.clone())?;
+    let decisions = Decisions::new(&metrics)?;
     let links = config.invitation_key_file.as_deref();
     let links = links.map(|file| read_links(file, &config.acceptance_page)).transpose()?;
     let (committed, commits) = watch::channel(());
@@ -106,22 +114,26 @@ pub async fn serve(
     };
     // Workers go on until the last call in progress has ended.
     let (stop_workers, workers_stop) = watch::channel(false);
-    let poller = poller::run(database.clone(), head.clone(), committed.subscribe(), workers_stop.clone());
-    let mut poller = tokio::spawn(poller);
+    let mut workers = JoinSet::new();
+    workers.spawn(poller::run(database.clone(), head.clone(), committed.subscribe(), workers_stop.clone()));
     let mailer =
         Mailer { database: database.clone(), clock: clock.clone(), transport, from: config.mail.mail_from };
-    let mut mailer = tokio::spawn(mailer::run(mailer, commits, workers_stop.clone()));
-    let mut forgetting = tokio::spawn(request::forget(database.clone(), clock.clone(), workers_stop));
+    workers.spawn(mailer::run(mailer, commits, workers_stop.clone()));
+    workers.spawn(request::forget(database.clone(), clock.clone(), workers_stop.clone()));
+    if let Some(listener) = listeners.metrics {
+        workers.spawn(metrics::serve(listener, metrics.clone(), clock.clone(), workers_stop));
+    }
     let api = Api {
         database,
         clock,
         policy,
         links: links.map(Arc::new),
+        decisions,
         committed,
         head,
         stopping,
-        imports: Arc::new(Semaphore::new(IMPORTS_MAX)),
-        watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
+        imports: Places::new(IMPORTS_MAX),
+        watchers: Places::new(WATCHERS_MAX),
     };
     let mut routes = RoutesBuilder::default();
     routes
@@ -139,17 +151,16 @@ pub async fn serve(
         access: WHO_MAY,
         services: SERVICES,
         descriptors: proto::FILE_DESCRIPTOR_SET,
+        calls_max: config.calls_max.into(),
     };
     let served = tokio::select! {
-        served = server::serve(listener, routes, options, shutdown) => served,
-        ended = &mut poller => return Err(format!("the poller ended by itself: {ended:?}").into()),
-        ended = &mut mailer => return Err(format!("the mailer ended by itself: {ended:?}").into()),
-        ended = &mut forgetting => return Err(format!("the forgetting ended by itself: {ended:?}").into()),
+        served = server::serve(listeners.calls, routes, options, &metrics, shutdown) => served,
+        ended = workers.join_next() => return Err(format!("a worker ended by itself: {ended:?}").into()),
     };
     stop_workers.send_replace(true);
-    poller.await?;
-    mailer.await?;
-    forgetting.await?;
+    while let Some(ended) = workers.join_next().await {
+        ended?;
+    }
     served
 }
 
@@ -166,6 +177,24 @@ pub async fn migrate(storage: &Storage, clock: &Clock) -> Result<Database, Failu
         ChangeError::Refused(refusal) => Failure::from(format!("the templates do not fit: {refusal:?}")),
     })?;
     Ok(database)
+}
+
+/// Announces in the history that the database was restored from an older copy, whose last event is the last one
+/// now. The answer says which that was, and where the history goes on.
+///
+/// It may be done beside a running service, and once too often: whoever follows the history goes on behind each
+/// announcement. But between a restore and its announcement numbers of lost events are used again, so it should
+/// come before the first start.
+///
+/// # Errors
+/// A database that cannot be changed.
+pub async fn announce_restore(database: &Database, clock: &Clock) -> Result<String, Failure> {
+    let announced = change_unasked(database, clock.now(), |change| {
+        let last = change.revision();
+        Ok::<_, database::Error>((last, change.record_restored()?))
+    });
+    let (last, restored) = announced.await?;
+    Ok(format!("the copy ended with event {last}; the history goes on with event {restored}"))
 }
 
 /// Finds out whether the history is whole, goes through every head that was kept, and is what the

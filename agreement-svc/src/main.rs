@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use agreement_svc::config::{Cli, Command};
 use agreement_svc::{Failure, import, token};
 use chassis::clock::Clock;
-use chassis::{server, telemetry};
+use chassis::server::{self, Listeners};
+use chassis::telemetry::{self, trace};
 use clap::Parser;
 
 fn main() -> ExitCode {
@@ -23,12 +24,19 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode, Failure> {
     let done: Result<(), Failure> = match command {
         Command::Import(settings) => return Ok(server::runtime(1)?.block_on(import::run(settings))),
-        Command::Serve(config) => server::runtime(config.worker_threads)?.block_on(async {
-            let listener = server::bind(config.listen, config.identity.auth).await?;
-            agreement_svc::serve(*config, Clock::system(), listener, server::signal()).await
-        }),
-        Command::Migrate(storage) => server::runtime(1)?.block_on(async {
-            agreement_svc::migrate(&storage, &Clock::system()).await?;
+        Command::Serve(config) => {
+            let _export = trace::export(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))?;
+            server::runtime(config.worker_threads)?.block_on(async {
+                let auth = config.identity.auth;
+                let listeners = Listeners::bind(config.listen, config.metrics_listen, auth).await?;
+                agreement_svc::serve(*config, Clock::system(), listeners, server::signal()).await
+            })
+        }
+        Command::Migrate(config) => server::runtime(1)?.block_on(async {
+            let database = agreement_svc::migrate(&config.storage, &Clock::system()).await?;
+            if config.after_restore {
+                say(&agreement_svc::announce_restore(&database, &Clock::system()).await?);
+            }
             Ok(())
         }),
         Command::CheckHealth(settings) => server::runtime(1)?

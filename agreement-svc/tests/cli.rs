@@ -55,6 +55,7 @@ fn help_names_every_command_and_setting() {
         "AGREEMENT_JWKS",
         "AGREEMENT_TLS_CERT",
         "--policy",
+        "--metrics-listen",
         "--worker-threads",
         "--log-format",
         "--smtp",

@@ -15,6 +15,7 @@ use agreement_svc::config::{Cli, Command as Chosen};
 use chassis::auth::{Caller, Channel, Role, TenantKind};
 use chassis::clock::{Clock, Time, new_id};
 use chassis::form::timestamp;
+use chassis::server::Listeners;
 use clap::Parser;
 use proto::agreement::attestation_service_client::AttestationServiceClient;
 use proto::agreement::customer_service_client::CustomerServiceClient;
@@ -321,7 +322,8 @@ async fn a_crash_between_claim_and_mail_is_followed_by_the_mail_after_the_lease(
     let address = format!("http://{}", listener.local_addr().unwrap());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let stopped = async { drop(stopped.await) };
-    let serving = tokio::spawn(agreement_svc::serve(*config, clock.clone(), listener, stopped));
+    let listeners = Listeners { calls: listener, metrics: None };
+    let serving = tokio::spawn(agreement_svc::serve(*config, clock.clone(), listeners, stopped));
     let client = chassis::tls::ClientSettings::default();
     chassis::server::check_health(&address.parse().unwrap(), &client).await.unwrap();
 

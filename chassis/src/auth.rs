@@ -230,7 +230,7 @@ pub fn credentials<T>(request: &Request<T>) -> Result<Credentials, Status> {
 }
 
 /// What kind of tenant the caller belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
 #[value(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum TenantKind {
     /// A reseller of any kind.

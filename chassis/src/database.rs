@@ -9,11 +9,12 @@ pub mod row;
 mod writer;
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::r2d2::{self, ManageConnection, Pool, PooledConnection};
@@ -21,8 +22,10 @@ use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::sql_types::Integer;
 use diesel::{Connection as _, PgConnection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness};
+use prometheus::Histogram;
 use tokio::sync::Semaphore;
 
+use crate::metrics::{self, Known};
 use writer::Writer;
 
 /// More connections do not make PostgreSQL faster on few cores; fewer leave it idle.
@@ -115,6 +118,8 @@ struct Inner {
     /// As many as the pool has connections, so that calls wait here and not on threads.
     permits: Arc<Semaphore>,
     writer: Option<Writer>,
+    /// How long whoever had to wait for a connection of the pool did.
+    waits: Histogram,
 }
 
 impl Database {
@@ -145,7 +150,12 @@ impl Database {
         let serial = writes == Writes::Serial || matches!(url, Url::Sqlite(_));
         let writer = serial.then(|| Writer::start(Manager { read_only: false, ..manager.clone() }));
         let permits = Arc::new(Semaphore::new(POOL_SIZE as usize));
-        Ok(Self(Arc::new(Inner { manager, pool, permits, writer })))
+        let waits = metrics::waits(
+            "database_connection_wait_seconds",
+            "How long calls waited for a connection to the database; short reads of SQLite that found one at once are not among them.",
+        );
+        let waits = waits.map_err(|error| Error::Query(error.to_string()))?;
+        Ok(Self(Arc::new(Inner { manager, pool, permits, writer, waits })))
     }
 
     /// Brings the schema up to date. Several processes may do so at the same time.
@@ -296,6 +306,27 @@ impl Database {
         tokio::task::spawn_blocking(job).await.map_err(|_| Error::Panicked)?
     }
 
+    /// How long calls waited for connections.
+    pub(crate) fn waits(&self) -> &Histogram {
+        &self.0.waits
+    }
+
+    /// How busy it is right now.
+    pub(crate) fn usage(&self) -> Vec<Known> {
+        let pool = self.0.pool.state();
+        let connections = Known {
+            name: "database_connections_in_use",
+            help: "Connections of the pool that are in use; it has eight.",
+            value: pool.connections.saturating_sub(pool.idle_connections).into(),
+        };
+        let queue = self.0.writer.as_ref().map(|writer| Known {
+            name: "database_writes_waiting",
+            help: "Writes that wait for the one thread that writes.",
+            value: writer.waiting() as f64,
+        });
+        [connections].into_iter().chain(queue).collect()
+    }
+
     async fn blocking<T, E, F>(&self, run: F) -> Result<T, E>
     where
         F: FnOnce(&mut Pooled) -> Result<T, E> + Send + 'static,
@@ -303,14 +334,22 @@ impl Database {
         E: From<Error> + Send + 'static,
     {
         let busy = || Error::Unavailable("no connection became free in time".into());
+        let began = Instant::now();
         let permit = tokio::time::timeout(POOL_WAIT, self.0.permits.clone().acquire_owned()).await;
         let permit = permit.map_err(|_| busy())?.map_err(|_| busy())?;
         let inner = Arc::clone(&self.0);
         let job = move || {
             let _permit = permit;
             let connection = inner.pool.get();
+            inner.waits.observe(began.elapsed().as_secs_f64());
             let mut connection = connection.map_err(|error| Error::Unavailable(error.to_string()))?;
-            run(&mut connection)
+            let result = run(&mut connection);
+            // The pool does not look at what it lends, which would cost a round trip each time. So whoever
+            // fails finds out whether the server has closed the connection, and it is not lent again.
+            if result.is_err() {
+                connection.is_dead = connection.probe().is_err();
+            }
+            result
         };
         tokio::task::spawn_blocking(job).await.map_err(|_| Error::Panicked)?
     }
@@ -325,6 +364,27 @@ struct Checkpoint {
 }
 
 type Pooled = PooledConnection<Manager>;
+
+/// A connection as the pool keeps it.
+struct Lent {
+    connection: Connection,
+    /// It is of no more use.
+    is_dead: bool,
+}
+
+impl Deref for Lent {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Lent {
+    fn deref_mut(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+}
 
 /// Runs a closure and turns its panic into an error.
 fn guarded<T, E: From<Error>>(
@@ -397,10 +457,7 @@ struct Manager {
     read_only: bool,
 }
 
-impl ManageConnection for Manager {
-    type Connection = Connection;
-    type Error = Error;
-
+impl Manager {
     fn connect(&self) -> Result<Connection, Error> {
         match &self.url {
             Url::Sqlite(path) => {
@@ -423,13 +480,23 @@ impl ManageConnection for Manager {
             }
         }
     }
+}
 
-    fn is_valid(&self, connection: &mut Connection) -> Result<(), Error> {
-        connection.probe()
+impl ManageConnection for Manager {
+    type Connection = Lent;
+    type Error = Error;
+
+    fn connect(&self) -> Result<Lent, Error> {
+        Ok(Lent { connection: Self::connect(self)?, is_dead: false })
     }
 
-    fn has_broken(&self, connection: &mut Connection) -> bool {
-        query!(connection, c => AnsiTransactionManager::is_broken_transaction_manager(c))
+    fn is_valid(&self, lent: &mut Lent) -> Result<(), Error> {
+        lent.probe()
+    }
+
+    fn has_broken(&self, lent: &mut Lent) -> bool {
+        lent.is_dead
+            || query!(&mut lent.connection, c => AnsiTransactionManager::is_broken_transaction_manager(c))
     }
 }
 

@@ -10,6 +10,7 @@ pub mod backoff;
 pub mod clock;
 pub mod database;
 pub mod form;
+pub mod metrics;
 pub mod page;
 pub mod request;
 pub mod reread;

@@ -1,7 +1,10 @@
 //! One gRPC server, from the address it binds to the last call it lets end; health and reflection
-//! stand beside the service's own calls. What happens to each call is in [`call`].
+//! stand beside the service's own calls. What happens to each call is in [`call`], to each connection in
+//! `connections`.
 
 pub mod call;
+mod connections;
+pub mod places;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -14,12 +17,13 @@ use tonic::service::RoutesBuilder;
 use tonic::transport::server::TcpIncoming;
 
 use crate::auth::{Access, Auth, Identities};
+use crate::metrics::Metrics;
 use crate::tls::{self, Address, ClientSettings};
 
 /// The largest request message: a hundred full order lines fit forty times.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 
-/// Calls one connection may have open, so that one client cannot hold every slot.
+/// Calls one connection may have open. What a client sends beyond it waits with the client.
 const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 
 /// Bytes of one call's requests that may wait to be read: a stream of them fills this and no more. A
@@ -36,8 +40,20 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 /// A connection is renewed after this long, so that clients spread over new replicas.
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(1800);
 
+/// How long what is on a connection then may go on before it is closed: as long as the longest streams.
+const CONNECTION_GRACE: Duration = Duration::from_secs(1800);
+
 /// How long calls in progress may go on after the first signal to stop.
 pub const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// Where a service is reached.
+#[derive(Debug)]
+pub struct Listeners {
+    /// By its callers.
+    pub calls: TcpListener,
+    /// By whoever fetches metrics.
+    pub metrics: Option<TcpListener>,
+}
 
 /// What a server needs to know of its service.
 #[derive(Clone)]
@@ -54,6 +70,8 @@ pub struct Options {
     pub services: &'static [&'static str],
     /// The encoded contract, for reflection.
     pub descriptors: &'static [u8],
+    /// Calls that may be in progress at a time.
+    pub calls_max: usize,
 }
 
 /// Serves until `shutdown` resolves, then reports NOT_SERVING, lets calls in progress end for at
@@ -65,6 +83,7 @@ pub async fn serve(
     listener: TcpListener,
     routes: RoutesBuilder,
     options: Options,
+    metrics: &Metrics,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let address = listener.local_addr()?;
@@ -97,27 +116,29 @@ pub async fn serve(
         drop(draining);
     };
     let tls = options.tls.clone();
+    let calls = CallLayer::new(options, metrics.calls().clone());
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = connections::admitted(incoming, connections::connections_max());
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .max_connection_age(CONNECTION_AGE_MAX)
-        .layer(CallLayer::new(options))
+        .max_connection_age_grace(CONNECTION_GRACE)
+        .layer(calls.clone())
         .add_routes(routes.routes());
     let server = match tls.0 {
-        None => {
-            let connections = TcpIncoming::from(listener).with_nodelay(Some(true));
-            Either::Left(server.serve_with_incoming_shutdown(connections, stop))
-        }
+        None => Either::Left(server.serve_with_incoming_shutdown(incoming, stop)),
         Some(config) => {
-            Either::Right(server.serve_with_incoming_shutdown(tls::accept(listener, config), stop))
+            Either::Right(server.serve_with_incoming_shutdown(tls::accept(incoming, config), stop))
         }
     };
 
     tracing::info!(%address, "serving");
     tokio::select! {
         served = server => served?,
+        () = calls.tell_refused() => {}
         () = async { let _ = drain.await; tokio::time::sleep(DRAIN_MAX).await } => {
             tracing::warn!("stopped with calls still in progress");
         }
@@ -197,6 +218,21 @@ pub fn by_variable(prefix: &str, setting: clap::Arg) -> clap::Arg {
             setting.env(variable)
         }
         _ => setting,
+    }
+}
+
+impl Listeners {
+    /// Binds the addresses, before anything else is opened or made.
+    ///
+    /// # Errors
+    /// As [`bind`].
+    pub async fn bind(calls: SocketAddr, metrics: Option<SocketAddr>, auth: Auth) -> Result<Self, String> {
+        let calls = bind(calls, auth).await?;
+        let metrics = match metrics {
+            None => None,
+            Some(at) => Some(bind(at, auth).await?),
+        };
+        Ok(Self { calls, metrics })
     }
 }
 

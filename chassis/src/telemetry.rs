@@ -1,4 +1,9 @@
-//! What the process says about itself.
+//! What the process says about itself: log lines here, traces in [`trace`]. Numbers are in
+//! [`metrics`](crate::metrics).
+
+pub mod trace;
+
+use std::io::IsTerminal;
 
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
@@ -16,7 +21,9 @@ pub enum LogFormat {
 /// A second call in the same process has no effect.
 pub fn start(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt().with_env_filter(filter);
+    // Colours are for people who look at it right now.
+    let lines = lines.with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let started = match format {
         LogFormat::Pretty => lines.try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),

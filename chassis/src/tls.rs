@@ -3,20 +3,21 @@
 //! each call on it is identified by itself.
 
 use std::fmt;
-use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::pin::Pin;
+use std::pin::pin;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Args;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, Stream, StreamExt};
 use http::Uri;
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -29,20 +30,8 @@ use tonic::transport::{Channel, Endpoint};
 use crate::auth::Auth;
 use crate::reread::Reread;
 
-/// How long a handshake may take. Two round trips and a signature need a tenth of a second over any line;
-/// who has not come so far by then is dead, or wants to hold the place.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
-
-/// Handshakes in progress. Each holds some ten kilobytes. When there are more, new connections wait in the
-/// system's queue until one of these has ended or its time is over.
-const HANDSHAKES_MAX: usize = 1024;
-
 /// Connections that have shaken hands and wait to be served, which takes no time.
 const READY_MAX: usize = 64;
-
-/// After an error of the system, which is mostly that there are no more file descriptors, nothing is
-/// accepted for this long, so that some can be given back.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What HTTP/2 is called in a handshake.
 const H2: &[u8] = b"h2";
@@ -78,6 +67,9 @@ pub struct ClientSettings {
     #[arg(long, value_name = "FILE.pem", requires = "cert")]
     pub key: Option<PathBuf>,
 }
+
+/// A connection of a client, while it comes about.
+type Connecting = BoxFuture<'static, io::Result<TokioIo<client::TlsStream<TcpStream>>>>;
 
 /// How a server takes connections.
 #[derive(Clone, Debug)]
@@ -131,36 +123,29 @@ impl Server {
     }
 }
 
-/// Connections of a listener that have shaken hands. A slow one holds up no other.
-pub(crate) fn accept(
-    listener: TcpListener,
+/// Connections that have shaken hands. A slow one holds up no other, and the connection itself fails when it
+/// takes too long to begin.
+pub(crate) fn accept<C>(
+    incoming: impl Stream<Item = io::Result<C>> + Send + 'static,
     config: Reread<ServerConfig>,
-) -> ReceiverStream<io::Result<server::TlsStream<TcpStream>>> {
+) -> ReceiverStream<io::Result<server::TlsStream<C>>>
+where
+    C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (ready, connections) = mpsc::channel(READY_MAX);
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     tokio::spawn(async move {
+        let mut incoming = pin!(incoming);
         loop {
-            let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
-            let accepted = tokio::select! {
+            let connection = tokio::select! {
                 () = ready.closed() => return,
-                accepted = listener.accept() => accepted,
+                connection = incoming.next() => connection,
             };
-            let connection = match accepted {
-                Ok((connection, _)) => connection,
-                Err(error) => {
-                    tracing::warn!(%error, "a connection cannot be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
+            let Some(Ok(connection)) = connection else { return };
             let (acceptor, ready) = (TlsAcceptor::from(config.now()), ready.clone());
             tokio::spawn(async move {
-                let _permit = permit;
-                let _ = connection.set_nodelay(true);
-                match tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(connection)).await {
-                    Ok(Ok(connection)) => drop(ready.send(Ok(connection)).await),
-                    Ok(Err(error)) => tracing::info!(%error, "a connection did not come about"),
-                    Err(_) => tracing::info!("a connection did not come about in time"),
+                match acceptor.accept(connection).await {
+                    Ok(connection) => drop(ready.send(Ok(connection)).await),
+                    Err(error) => tracing::info!(%error, "a connection did not come about"),
                 }
             });
         }
@@ -245,20 +230,20 @@ impl Client {
         Uri,
         Response = TokioIo<client::TlsStream<TcpStream>>,
         Error = io::Error,
-        Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<client::TlsStream<TcpStream>>>> + Send>>,
+        Future = Connecting,
     > + Send
     + 'static {
         let (config, address) = (self.0.clone(), address.clone());
         tower::service_fn(move |_: Uri| {
             let (connector, address) = (TlsConnector::from(config.now()), address.clone());
-            let connecting = async move {
+            async move {
                 let host = address.host.trim_matches(['[', ']']);
                 let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
                 let connection = TcpStream::connect((host, address.port)).await?;
                 connection.set_nodelay(true)?;
                 connector.connect(name, connection).await.map(TokioIo::new)
-            };
-            Box::pin(connecting) as Pin<Box<dyn Future<Output = _> + Send>>
+            }
+            .boxed()
         })
     }
 }

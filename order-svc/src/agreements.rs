@@ -15,6 +15,7 @@ use chassis::backoff;
 use chassis::clock::{Clock, Time};
 use chassis::form::timestamp;
 use chassis::reread::Reread;
+use chassis::telemetry::trace::Traced;
 use chrono::DateTime;
 use proto::agreement::attestation_service_client::AttestationServiceClient;
 use proto::agreement::eligibility_service_client::EligibilityServiceClient;
@@ -297,7 +298,7 @@ impl Agreements {
         &self,
         terms: Terms<'_>,
         message: M,
-        call: impl Fn(Channel, Request<M>) -> F,
+        call: impl Fn(Traced<Channel>, Request<M>) -> F,
     ) -> Result<A, Status>
     where
         F: Future<Output = Result<Response<A>, Status>>,

@@ -26,14 +26,14 @@ use std::time::Duration;
 use chassis::auth::Identities;
 use chassis::clock::Clock;
 use chassis::database::{Database, Writes};
+use chassis::metrics::Metrics;
 use chassis::request;
-use chassis::server::{self, MESSAGE_BYTES_MAX, Options};
+use chassis::server::{self, Listeners, MESSAGE_BYTES_MAX, Options};
 use chassis::tls;
 use proto::order::offer_service_server::OfferServiceServer;
 use proto::order::order_service_server::OrderServiceServer;
 use proto::order::subscription_service_server::SubscriptionServiceServer;
 use proto::order::withdrawal_service_server::WithdrawalServiceServer;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::service::RoutesBuilder;
@@ -43,6 +43,7 @@ use agreements::{Agreements, Own};
 use api::Api;
 pub use api::access::WHO_MAY;
 use config::{Serve, Storage};
+use metrics::Decisions;
 use workers::{Followed, follower, renewals, reporter};
 
 /// Whatever keeps a command from doing its work, for the person who started it.
@@ -55,15 +56,6 @@ pub const SERVICES: &[&str] = &[
     "csp.order.v1.SubscriptionService",
     "csp.order.v1.WithdrawalService",
 ];
-
-/// Where the service is reached.
-#[derive(Debug)]
-pub struct Listeners {
-    /// By its callers.
-    pub calls: TcpListener,
-    /// By whoever fetches metrics.
-    pub metrics: Option<TcpListener>,
-}
 
 /// Serves until `shutdown` resolves.
 ///
@@ -90,6 +82,8 @@ pub async fn serve(
         database
     };
 
+    let metrics = Metrics::new("order_svc", env!("CARGO_PKG_VERSION"), database.clone())?;
+    let decisions = Decisions::new(&metrics)?;
     let (orders, new_orders) = watch::channel(());
     let (followed, following) = watch::channel(Followed::default());
     let (stop, stopped) = watch::channel(false);
@@ -111,10 +105,10 @@ pub async fn serve(
     workers.spawn(renewals::run(database.clone(), clock.clone(), following.clone(), stopped.clone()));
     workers.spawn(request::forget(database.clone(), clock.clone(), stopped.clone()));
     if let Some(listener) = listeners.metrics {
-        workers.spawn(metrics::serve(listener, clock.clone(), following, stopped));
+        workers.spawn(metrics::serve(listener, metrics.clone(), clock.clone(), following, stopped));
     }
 
-    let api = Api { database, clock, catalogue, agreements, orders };
+    let api = Api { database, clock, catalogue, agreements, decisions, orders };
     let mut routes = RoutesBuilder::default();
     routes
         .add_service(OfferServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
@@ -128,9 +122,10 @@ pub async fn serve(
         access: WHO_MAY,
         services: SERVICES,
         descriptors: proto::FILE_DESCRIPTOR_SET,
+        calls_max: config.calls_max.into(),
     };
     let served = tokio::select! {
-        served = server::serve(listeners.calls, routes, options, shutdown) => served,
+        served = server::serve(listeners.calls, routes, options, &metrics, shutdown) => served,
         ended = workers.join_next() => return Err(format!("a worker ended by itself: {ended:?}").into()),
     };
     stop.send_replace(true);

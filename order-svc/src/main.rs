@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 
 use chassis::clock::Clock;
-use chassis::{server, telemetry};
+use chassis::server::{self, Listeners};
+use chassis::telemetry::{self, trace};
 use clap::Parser;
+use order_svc::Failure;
 use order_svc::config::{Cli, Command};
-use order_svc::{Failure, Listeners};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -22,14 +23,14 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Serve(config) => server::runtime(config.worker_threads)?.block_on(async {
-            let calls = server::bind(config.listen, config.identity.auth).await?;
-            let metrics = match config.metrics_listen {
-                None => None,
-                Some(at) => Some(server::bind(at, config.identity.auth).await?),
-            };
-            order_svc::serve(*config, Clock::system(), Listeners { calls, metrics }, server::signal()).await
-        }),
+        Command::Serve(config) => {
+            let _export = trace::export(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))?;
+            server::runtime(config.worker_threads)?.block_on(async {
+                let auth = config.identity.auth;
+                let listeners = Listeners::bind(config.listen, config.metrics_listen, auth).await?;
+                order_svc::serve(*config, Clock::system(), listeners, server::signal()).await
+            })
+        }
         Command::Migrate(storage) => order_svc::migrate(&storage).map(|_| ()),
         Command::CheckHealth(settings) => server::runtime(1)?
             .block_on(async { Ok(server::check_health(&settings.address, &settings.tls).await?) }),

@@ -1,97 +1,147 @@
-//! What can be measured of the running service, for Prometheus to fetch at `/metrics`.
+//! What can be measured of the running service beside its calls: what the gate said, how far the history
+//! has been followed, and what has not been done yet.
 
-use std::sync::atomic::AtomicU64;
-
-use axum::Router;
-use axum::http::header::CONTENT_TYPE;
-use axum::routing::get;
-use chassis::clock::Clock;
+use chassis::clock::{Clock, Time};
+use chassis::database::{Connection, Error};
+use chassis::metrics::{Known, Metrics};
 use chrono::TimeDelta;
-use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus::{IntCounterVec, Opts};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::agreements::NoAnswer;
+use crate::rules::gate::{Answer, Reason, Verdict};
+use crate::store::report::reports_waiting;
+use crate::store::subscription::terms_overdue;
 use crate::workers::Followed;
 
-/// The format's name, with the version that the encoder writes.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Counts what the gate said. Clones count together.
+#[derive(Clone)]
+pub(crate) struct Decisions(IntCounterVec);
 
-/// Answers whoever fetches until `stop` resolves. Nobody is waited for then, and without metrics the
-/// service goes on.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    clock: Clock,
-    followed: watch::Receiver<Followed>,
-    mut stop: watch::Receiver<bool>,
-) {
-    if let Ok(metrics_address) = listener.local_addr() {
-        tracing::info!(%metrics_address, "serving metrics");
+impl Decisions {
+    /// Begins to count.
+    ///
+    /// # Errors
+    /// They are counted already.
+    pub(crate) fn new(metrics: &Metrics) -> Result<Self, prometheus::Error> {
+        let opts = Opts::new(
+            "gate_decisions_total",
+            "What the gate said about what was asked for, as it was acted on; UNKNOWN is no answer, or none that makes sense.",
+        );
+        let decisions = IntCounterVec::new(opts, &["decision", "rule", "reasons"])?;
+        // The first is to be seen as a rise.
+        decisions.with_label_values(&["UNKNOWN", "", ""]);
+        metrics.register(decisions.clone())?;
+        Ok(Self(decisions))
     }
-    let fetch = async move || {
-        let text = describe(*followed.borrow(), &clock);
-        ([(CONTENT_TYPE, OPEN_METRICS)], text)
-    };
-    let serving = axum::serve(listener, Router::new().route("/metrics", get(fetch)));
-    tokio::select! {
-        _ = stop.wait_for(|stop| *stop) => return,
-        served = serving => tracing::error!(?served, "metrics are served no more"),
+
+    pub(crate) fn count(&self, answered: &Result<Answer, NoAnswer>) {
+        let (decision, rule, reasons) = match answered {
+            Ok(answer) => match &answer.verdict {
+                Verdict::Permitted(permit) => (permit.decision.name(), permit.rule.name(), String::new()),
+                Verdict::Blocked { reasons, .. } => {
+                    // Each at most once and always in this order, so that there are few combinations.
+                    let all = [
+                        Reason::NoAcceptance,
+                        Reason::Withdrawn,
+                        Reason::VersionSuperseded,
+                        Reason::WrongAgreementType,
+                    ];
+                    let given = all.into_iter().filter(|reason| reasons.contains(reason));
+                    ("BLOCKED", "", given.map(Reason::name).collect::<Vec<_>>().join(","))
+                }
+            },
+            Err(NoAnswer::NotTogether) => ("REFUSED", "", "NOT_TOGETHER".to_owned()),
+            Err(NoAnswer::PayerIsReseller) => ("REFUSED", "", "PAYER_IS_RESELLER".to_owned()),
+            Err(NoAnswer::Unknown(_)) => ("UNKNOWN", "", String::new()),
+        };
+        self.0.with_label_values(&[decision, rule, &reasons]).inc();
     }
-    drop(stop.wait_for(|stop| *stop).await);
 }
 
-fn describe(followed: Followed, clock: &Clock) -> String {
-    let behind = Gauge::<f64, AtomicU64>::default();
-    // Not to know is to be behind without limit, which every alarm notices.
-    let age = followed.until.map(|until| (clock.now() - until).max(TimeDelta::zero()).as_seconds_f64());
-    behind.set(age.unwrap_or(f64::INFINITY));
-    let revision = Gauge::<i64>::default();
-    revision.set(followed.revision);
+/// Answers whoever fetches until `stop` resolves.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    metrics: Metrics,
+    clock: Clock,
+    followed: watch::Receiver<Followed>,
+    stop: watch::Receiver<bool>,
+) {
+    let numbers = metrics.clone();
+    let look = move || {
+        let (metrics, now) = (metrics.clone(), clock.now());
+        let followed = history(*followed.borrow(), now);
+        let undone = move |connection: &mut Connection| undone(connection, now);
+        async move { metrics.stored(undone).await.into_iter().chain(followed).collect() }
+    };
+    numbers.serve(listener, look, stop).await;
+}
 
-    let mut registry = Registry::with_prefix("order_svc");
-    registry.register_with_unit(
-        "history_behind",
-        "How far behind agreement-svc's history this process is: withdrawals older than this have been applied",
-        Unit::Seconds,
-        behind,
-    );
-    registry.register(
-        "history_revision",
-        "The last revision of agreement-svc's history that this process knows to have been applied",
-        revision,
-    );
-    let mut text = String::new();
-    // Writing into a string does not fail.
-    let _ = encode(&mut text, &registry);
-    text
+/// How far the history has been followed.
+fn history(followed: Followed, now: Time) -> [Known; 2] {
+    // Not to know is to be behind without limit, which every alarm notices.
+    let behind = followed.until.map_or(f64::INFINITY, |until| seconds(now - until));
+    [
+        Known {
+            name: "history_behind_seconds",
+            help: "How far behind agreement-svc's history this process is: withdrawals older than this have been applied.",
+            value: behind,
+        },
+        Known {
+            name: "history_revision",
+            help: "The last revision of agreement-svc's history that this process knows to have been applied.",
+            value: followed.revision as f64,
+        },
+    ]
+}
+
+/// What the database knows of work that is not done.
+fn undone(connection: &mut Connection, now: Time) -> Result<Vec<Known>, Error> {
+    let age = |since: Option<Time>| since.map_or(0.0, |since| seconds(now - since));
+    let (reports, oldest_report) = reports_waiting(connection)?;
+    let (terms, oldest_term) = terms_overdue(connection, now)?;
+    Ok(vec![
+        Known {
+            name: "purchase_reports_waiting",
+            help: "First purchases that agreement-svc has not been told of.",
+            value: reports as f64,
+        },
+        Known {
+            name: "purchase_reports_oldest_age_seconds",
+            help: "The age of the oldest of them, 0 when there is none.",
+            value: age(oldest_report),
+        },
+        Known {
+            name: "terms_overdue",
+            help: "Subscriptions whose term has ended and was neither renewed nor expired yet.",
+            value: terms as f64,
+        },
+        Known {
+            name: "terms_overdue_oldest_age_seconds",
+            help: "How long ago the first of them ended, 0 when there is none.",
+            value: age(oldest_term),
+        },
+    ])
+}
+
+fn seconds(length: TimeDelta) -> f64 {
+    // A neighbour's clock may be ahead.
+    length.max(TimeDelta::zero()).as_seconds_f64()
 }
 
 #[cfg(test)]
 mod tests {
     use chrono::DateTime;
-    use expect_test::expect;
 
     use super::*;
 
     #[test]
     fn how_far_the_history_was_followed_is_told() {
-        let clock = Clock::manual(DateTime::from_timestamp_millis(10_500).unwrap());
-        let told = describe(Followed { revision: 42, until: DateTime::from_timestamp(3, 0) }, &clock);
-        expect![[r#"
-            # HELP order_svc_history_behind_seconds How far behind agreement-svc's history this process is: withdrawals older than this have been applied.
-            # TYPE order_svc_history_behind_seconds gauge
-            # UNIT order_svc_history_behind_seconds seconds
-            order_svc_history_behind_seconds 7.5
-            # HELP order_svc_history_revision The last revision of agreement-svc's history that this process knows to have been applied.
-            # TYPE order_svc_history_revision gauge
-            order_svc_history_revision 42
-            # EOF
-        "#]].assert_eq(&told);
-        // A neighbour's clock may be ahead.
-        let ahead = describe(Followed { revision: 42, until: DateTime::from_timestamp(11, 0) }, &clock);
-        assert!(ahead.contains("order_svc_history_behind_seconds 0.0\n"), "{ahead}");
-        let unknown = describe(Followed::default(), &clock);
-        assert!(unknown.contains("order_svc_history_behind_seconds inf\n"), "{unknown}");
+        let now = DateTime::from_timestamp_millis(10_500).unwrap();
+        let told = |until| history(Followed { revision: 42, until }, now).map(|known| known.value);
+        assert_eq!(told(DateTime::from_timestamp(3, 0)), [7.5, 42.0]);
+        assert_eq!(told(DateTime::from_timestamp(11, 0)), [0.0, 42.0], "a neighbour's clock may be ahead");
+        assert_eq!(told(None), [f64::INFINITY, 42.0]);
     }
 }

@@ -206,3 +206,35 @@ fn address_of(serving: &mut Child) -> String {
         return address;
     }
 }
+
+#[test]
+fn traces_that_cannot_be_exported_as_asked_are_refused_with_the_variable() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = format!("sqlite:{}", folder.path().join("orders.sqlite").display());
+    for (variables, named) in [
+        (vec![("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")], "OTEL_EXPORTER_OTLP_PROTOCOL"),
+        (vec![("OTEL_TRACES_EXPORTER", "zipkin")], "OTEL_TRACES_EXPORTER"),
+        (
+            vec![("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://127.0.0.1:1")],
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        ),
+        (vec![("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "no address")], "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_order-svc"))
+            .args([
+                "serve",
+                "--auth",
+                "insecure",
+                "--create",
+                "--listen",
+                "127.0.0.1:0",
+                "--database",
+                &database,
+            ])
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+            .envs(variables)
+            .output()
+            .unwrap();
+        assert!(!output.status.success() && words(&output).contains(named), "{named}: {}", words(&output));
+    }
+}

@@ -1,6 +1,8 @@
 //! Clients with an identity, and what they read from refusals.
 
 use std::collections::HashMap;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use chassis::auth::{Caller, Channel, Credentials, Role, TenantKind};
 use proto::agreement::attestation_service_client::AttestationServiceClient;
@@ -14,27 +16,64 @@ use proto::order::offer_service_client::OfferServiceClient;
 use proto::order::order_service_client::OrderServiceClient;
 use proto::order::subscription_service_client::SubscriptionServiceClient;
 use proto::order::withdrawal_service_client::WithdrawalServiceClient;
+use tonic::body::Body;
+use tonic::metadata::MetadataMap;
 use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel as Wire;
 use tonic::{Request, Status};
 use tonic_types::StatusExt;
+use tower::Service;
 use uuid::Uuid;
 
-/// Adds an identity to every call.
+use crate::stack::{Alias, Stack};
+
+/// What is presented with every call.
 #[derive(Clone)]
-pub struct Identity(Option<Credentials>);
+pub struct Identity {
+    credentials: Option<Credentials>,
+    alias: Option<Alias>,
+}
 
 impl Interceptor for Identity {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(credentials) = &self.0 {
+        if let Some(credentials) = &self.credentials {
             credentials.present(request.metadata_mut());
         }
         Ok(request)
     }
 }
 
-type Identified = InterceptedService<Wire, Identity>;
+/// A connection on which every call presents an identity.
+#[derive(Clone)]
+pub struct Identified {
+    wire: Wire,
+    identity: Identity,
+}
+
+impl Service<http::Request<Body>> for Identified {
+    type Response = http::Response<Body>;
+    type Error = tonic::transport::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.wire.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        if let Some(credentials) = &self.identity.credentials {
+            let mut metadata = MetadataMap::from_headers(std::mem::take(request.headers_mut()));
+            credentials.present(&mut metadata);
+            *request.headers_mut() = metadata.into_headers();
+        }
+        match self.identity.alias {
+            None => Box::pin(self.wire.call(request)),
+            Some(alias) => {
+                let answered = self.wire.call(alias.put_into(request));
+                Box::pin(async move { answered.await.map(|response| alias.take_out_of(response)) })
+            }
+        }
+    }
+}
 
 /// Somebody who calls both services.
 #[derive(Clone)]
@@ -45,59 +84,63 @@ pub struct As {
 }
 
 impl As {
+    fn identified(&self, wire: &Wire) -> Identified {
+        Identified { wire: wire.clone(), identity: self.identity.clone() }
+    }
+
     #[must_use]
     pub fn templates(&self) -> TemplateServiceClient<Identified> {
-        TemplateServiceClient::with_interceptor(self.agreements.clone(), self.identity.clone())
+        TemplateServiceClient::new(self.identified(&self.agreements))
     }
 
     #[must_use]
     pub fn partners(&self) -> PartnerServiceClient<Identified> {
-        PartnerServiceClient::with_interceptor(self.agreements.clone(), self.identity.clone())
+        PartnerServiceClient::new(self.identified(&self.agreements))
     }
 
     #[must_use]
     pub fn customers(&self) -> CustomerServiceClient<Identified> {
-        CustomerServiceClient::with_interceptor(self.agreements.clone(), self.identity.clone())
+        CustomerServiceClient::new(self.identified(&self.agreements))
     }
 
     #[must_use]
     pub fn attestations(&self) -> AttestationServiceClient<Identified> {
-        AttestationServiceClient::with_interceptor(self.agreements.clone(), self.identity.clone())
+        AttestationServiceClient::new(self.identified(&self.agreements))
     }
 
     #[must_use]
     pub fn signatures(&self) -> DirectSignServiceClient<Identified> {
-        DirectSignServiceClient::with_interceptor(self.agreements.clone(), self.identity.clone())
+        DirectSignServiceClient::new(self.identified(&self.agreements))
     }
 
     #[must_use]
     pub fn events(&self) -> EventServiceClient<Identified> {
-        EventServiceClient::with_interceptor(self.agreements.clone(), self.identity.clone())
+        EventServiceClient::new(self.identified(&self.agreements))
     }
 
     #[must_use]
     pub fn gate(&self) -> EligibilityServiceClient<Identified> {
-        EligibilityServiceClient::with_interceptor(self.agreements.clone(), self.identity.clone())
+        EligibilityServiceClient::new(self.identified(&self.agreements))
     }
 
     #[must_use]
     pub fn offers(&self) -> OfferServiceClient<Identified> {
-        OfferServiceClient::with_interceptor(self.orders.clone(), self.identity.clone())
+        OfferServiceClient::new(self.identified(&self.orders))
     }
 
     #[must_use]
     pub fn orders(&self) -> OrderServiceClient<Identified> {
-        OrderServiceClient::with_interceptor(self.orders.clone(), self.identity.clone())
+        OrderServiceClient::new(self.identified(&self.orders))
     }
 
     #[must_use]
     pub fn subscriptions(&self) -> SubscriptionServiceClient<Identified> {
-        SubscriptionServiceClient::with_interceptor(self.orders.clone(), self.identity.clone())
+        SubscriptionServiceClient::new(self.identified(&self.orders))
     }
 
     #[must_use]
     pub fn withdrawals(&self) -> WithdrawalServiceClient<Identified> {
-        WithdrawalServiceClient::with_interceptor(self.orders.clone(), self.identity.clone())
+        WithdrawalServiceClient::new(self.identified(&self.orders))
     }
 }
 
@@ -105,19 +148,29 @@ impl Identity {
     /// Nobody: no metadata at all.
     #[must_use]
     pub fn none() -> Self {
-        Self(None)
+        Self { credentials: None, alias: None }
     }
 
-    /// Somebody by its word.
+    /// Somebody, by a token where tests run against a stack, else by its word.
     #[must_use]
     pub fn of(caller: Caller) -> Self {
-        Self(Some(Credentials::Word(caller)))
+        let credentials = match Stack::named() {
+            Some(stack) => stack.credentials(&caller),
+            None => Credentials::Word(caller),
+        };
+        Self { credentials: Some(credentials), alias: None }
     }
 
     /// Whoever presents these.
     #[must_use]
     pub fn by(credentials: Credentials) -> Self {
-        Self(Some(credentials))
+        Self { credentials: Some(credentials), alias: None }
+    }
+
+    /// The same one, in a world that has another name where the services are.
+    #[must_use]
+    pub fn under(self, alias: Alias) -> Self {
+        Self { alias: Some(alias), ..self }
     }
 }
 

@@ -8,6 +8,7 @@ use agreement_svc::config as agreement_config;
 use chassis::auth::{self, Caller};
 use chassis::clock::Clock;
 use chassis::database::{Connection, Url};
+use chassis::server::Listeners;
 use chassis::{query, tls};
 use diesel::connection::SimpleConnection;
 use diesel::{Connection as _, PgConnection, SqliteConnection};
@@ -19,6 +20,7 @@ use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 
 use crate::clients::{As, Identity};
+use crate::stack::{Alias, Stack};
 use crate::vault::{Vault, bearer};
 
 /// Where the services keep their state.
@@ -45,6 +47,8 @@ pub struct Setup {
     /// A catalogue of offers to use instead of the one that ships.
     pub offers: Option<PathBuf>,
     pub worker_threads: u16,
+    /// Calls that each service lets in at a time.
+    pub calls_max: u16,
     /// With signed tokens and mutual TLS on both services, instead of callers that are believed.
     pub secured: bool,
     /// A mail server to use instead of the cluster's mail folder, as `--smtp` names it.
@@ -63,9 +67,22 @@ impl Default for Setup {
             document_table: None,
             offers: None,
             worker_threads: 1,
+            calls_max: 256,
             secured: false,
             smtp: None,
         }
+    }
+}
+
+impl Setup {
+    /// Refuses whatever a stack of somebody else's cannot be asked for.
+    fn check_nothing_is_asked_for(&self) -> Result<(), String> {
+        let Self { agreement_port, order_port, agreements_at, document_table, offers, smtp, secured, .. } =
+            self;
+        let is_usual = (*agreement_port, *order_port, *secured) == (0, 0, false)
+            && [agreements_at, smtp].iter().all(|setting| setting.is_none())
+            && [document_table, offers].iter().all(|setting| setting.is_none());
+        if is_usual { Ok(()) } else { Err("a stack is as it is; say so with needs_own!".into()) }
     }
 }
 
@@ -77,6 +94,10 @@ impl Backend {
     #[must_use]
     #[expect(clippy::print_stderr, reason = "a skipped database must be seen")]
     pub fn all() -> Vec<Self> {
+        if Stack::named().is_some() {
+            // Whatever a cluster is asked for, it is the stack.
+            return vec![Self::Postgres];
+        }
         match postgres_url() {
             Some(_) => vec![Self::Sqlite, Self::Postgres],
             None => {
@@ -100,10 +121,13 @@ pub struct Cluster {
     replica: Option<Service>,
     orders: Service,
     orders_replica: Option<Service>,
-    /// Where order-svc's metrics are, once it has been started.
-    metrics: Option<SocketAddr>,
+    /// Where the metrics of agreement-svc and order-svc are, once they have been started.
+    agreements_metrics: Option<SocketAddr>,
+    orders_metrics: Option<SocketAddr>,
     vault: Option<Vault>,
     state: State,
+    /// What the small world is called on a stack of somebody else's, if this is one. Then nothing runs here.
+    alias: Option<Alias>,
 }
 
 /// Where the services' state is. Dropping it removes it.
@@ -129,7 +153,13 @@ impl Cluster {
     ///
     /// # Errors
     /// Why one of them does not.
-    pub async fn start(setup: Setup) -> Result<Self, String> {
+    pub async fn start(mut setup: Setup) -> Result<Self, String> {
+        let alias = Stack::named().map(|_| Alias::fresh());
+        if alias.is_some() {
+            setup.check_nothing_is_asked_for()?;
+            // Nothing is ever stored here.
+            setup.backend = Backend::Sqlite;
+        }
         let mut state = State::new()?;
         let vault = setup.secured.then(|| Vault::new(setup.clock.clone())).transpose()?;
         let tls = vault.as_ref().map(|vault| vault.client_tls(Some("client")));
@@ -143,9 +173,14 @@ impl Cluster {
             replica: None,
             orders: orders.0,
             orders_replica: None,
-            metrics: None,
+            agreements_metrics: None,
+            orders_metrics: None,
             state,
+            alias,
         };
+        if cluster.alias.is_some() {
+            return Ok(cluster);
+        }
         if cluster.setup.agreements_at.is_none() {
             cluster.run_agreements(agreements.1).await?;
         }
@@ -174,7 +209,10 @@ impl Cluster {
     #[must_use]
     pub fn identity(&self, caller: Caller) -> Identity {
         match &self.vault {
-            None => Identity::of(caller),
+            None => match self.alias {
+                Some(alias) => Identity::of(alias.of(&caller)).under(alias),
+                None => Identity::of(caller),
+            },
             Some(vault) => Identity::by(bearer(&vault.token(&caller))),
         }
     }
@@ -200,10 +238,16 @@ impl Cluster {
     /// The two services without any identity.
     #[must_use]
     pub fn as_nobody(&self) -> As {
-        self.with_identity(Identity::none())
+        self.with_identity(match self.alias {
+            Some(alias) => Identity::none().under(alias),
+            None => Identity::none(),
+        })
     }
 
     fn with_identity(&self, identity: Identity) -> As {
+        if let (Some(stack), Some(_)) = (Stack::named(), self.alias) {
+            return As { agreements: stack.agreements(), orders: stack.orders(), identity };
+        }
         As {
             agreements: self.wire(self.agreements.address),
             orders: self.wire(self.orders.address),
@@ -213,12 +257,20 @@ impl Cluster {
 
     #[must_use]
     pub fn agreements_address(&self) -> SocketAddr {
+        self.services_are_own();
         self.agreements.address
     }
 
     #[must_use]
     pub fn orders_address(&self) -> SocketAddr {
+        self.services_are_own();
         self.orders.address
+    }
+
+    /// # Panics
+    /// When they are those of a stack.
+    fn services_are_own(&self) {
+        assert!(self.alias.is_none(), "the services of a stack are left alone; say so with needs_own!");
     }
 
     /// What order-svc says of itself in numbers.
@@ -226,12 +278,22 @@ impl Cluster {
     /// # Errors
     /// Why it cannot be fetched.
     pub async fn orders_metrics(&self) -> Result<String, String> {
-        let address = self.metrics.ok_or("order-svc was not started")?;
+        let address = self.orders_metrics.ok_or("order-svc was not started")?;
+        fetch(address).await.map_err(|error| error.to_string())
+    }
+
+    /// What agreement-svc says of itself in numbers.
+    ///
+    /// # Errors
+    /// Why it cannot be fetched.
+    pub async fn agreements_metrics(&self) -> Result<String, String> {
+        let address = self.agreements_metrics.ok_or("agreement-svc was not started")?;
         fetch(address).await.map_err(|error| error.to_string())
     }
 
     /// Stops agreement-svc as a first signal would, and waits until it is gone.
     pub fn stop_agreements(&mut self) {
+        self.services_are_own();
         drop(self.agreements.stop());
     }
 
@@ -240,12 +302,14 @@ impl Cluster {
     /// # Errors
     /// Why it does not start.
     pub async fn restart_agreements(&mut self) -> Result<(), String> {
+        self.services_are_own();
         let listener = listen(self.agreements.address.port())?;
         self.run_agreements(listener).await
     }
 
     /// Stops order-svc as a first signal would, and waits until it is gone.
     pub fn stop_orders(&mut self) {
+        self.services_are_own();
         drop(self.orders.stop());
     }
 
@@ -264,6 +328,7 @@ impl Cluster {
     /// # Errors
     /// The database's.
     pub fn agreements_sql(&self, sql: &str) -> Result<(), String> {
+        self.services_are_own();
         behind(&self.agreements.database, sql)
     }
 
@@ -272,24 +337,28 @@ impl Cluster {
     /// # Errors
     /// The database's.
     pub fn orders_sql(&self, sql: &str) -> Result<(), String> {
+        self.services_are_own();
         behind(&self.orders.database, sql)
     }
 
     /// Where order-svc keeps its state.
     #[must_use]
     pub fn orders_database(&self) -> &Url {
+        self.services_are_own();
         &self.orders.database
     }
 
     /// Where agreement-svc keeps its state.
     #[must_use]
     pub fn agreements_database(&self) -> &Url {
+        self.services_are_own();
         &self.agreements.database
     }
 
     /// Where mails are written, unless there is a mail server.
     #[must_use]
     pub fn mail_folder(&self) -> PathBuf {
+        self.services_are_own();
         self.state.folder.path().join("mails")
     }
 
@@ -320,7 +389,9 @@ impl Cluster {
                 mail_from: "agreements@vendor.example".parse().map_err(|_| "no address")?,
                 mail_folder: self.mail_folder(),
             },
+            metrics_listen: None,
             worker_threads: self.setup.worker_threads,
+            calls_max: self.setup.calls_max,
         })
     }
 
@@ -329,9 +400,11 @@ impl Cluster {
     /// # Errors
     /// Why it does not start.
     pub async fn start_replica(&mut self) -> Result<(), String> {
+        self.services_are_own();
         let (mut replica, listener) =
             Service::new(0, self.agreements.database.clone(), self.agreements.tls.clone())?;
-        replica.serve_agreements(self.agreements_config()?, self.setup.clock.clone(), listener).await?;
+        let config = self.agreements_config()?;
+        replica.serve_agreements(config, self.setup.clock.clone(), listener, None).await?;
         self.replica = Some(replica);
         Ok(())
     }
@@ -348,7 +421,20 @@ impl Cluster {
 
     async fn run_agreements(&mut self, listener: TcpListener) -> Result<(), String> {
         let config = self.agreements_config()?;
-        self.agreements.serve_agreements(config, self.setup.clock.clone(), listener).await
+        let metrics = listen(0)?;
+        self.agreements_metrics = Some(metrics.local_addr().map_err(|error| error.to_string())?);
+        self.agreements.serve_agreements(config, self.setup.clock.clone(), listener, Some(metrics)).await
+    }
+
+    /// Announces in agreement-svc's history that its database was restored.
+    ///
+    /// # Errors
+    /// Why that cannot be done.
+    pub async fn announce_restore(&self) -> Result<(), String> {
+        let (config, clock) = (self.agreements_config()?, &self.setup.clock);
+        let database =
+            agreement_svc::migrate(&config.storage, clock).await.map_err(|error| error.to_string())?;
+        agreement_svc::announce_restore(&database, clock).await.map(drop).map_err(|error| error.to_string())
     }
 
     /// Starts a second order-svc on the state of the first.
@@ -356,6 +442,7 @@ impl Cluster {
     /// # Errors
     /// Why it does not start.
     pub async fn start_orders_replica(&mut self) -> Result<(), String> {
+        self.services_are_own();
         let (mut replica, listener) = Service::new(0, self.orders.database.clone(), self.orders.tls.clone())?;
         replica.serve_orders(self.orders_config()?, self.setup.clock.clone(), listener, None).await?;
         self.orders_replica = Some(replica);
@@ -365,7 +452,7 @@ impl Cluster {
     async fn run_orders(&mut self, listener: TcpListener) -> Result<(), String> {
         let config = self.orders_config()?;
         let metrics = listen(0)?;
-        self.metrics = Some(metrics.local_addr().map_err(|error| error.to_string())?);
+        self.orders_metrics = Some(metrics.local_addr().map_err(|error| error.to_string())?);
         self.orders.serve_orders(config, self.setup.clock.clone(), listener, Some(metrics)).await
     }
 
@@ -392,6 +479,7 @@ impl Cluster {
             metrics_listen: None,
             offers: self.setup.offers.clone(),
             worker_threads: self.setup.worker_threads,
+            calls_max: self.setup.calls_max,
         })
     }
 }
@@ -430,7 +518,8 @@ impl State {
                 let schema = format!("test_{}_{name}", Uuid::from_u128(rand_u128()).simple());
                 behind(&base.parse()?, &format!("CREATE SCHEMA {schema}"))?;
                 let separator = if base.contains('?') { '&' } else { '?' };
-                let url = format!("{base}{separator}options=-csearch_path%3D{schema}");
+                let url =
+                    format!("{base}{separator}options=-csearch_path%3D{schema}&application_name={schema}");
                 self.schemas.push(schema);
                 url.parse()
             }
@@ -486,9 +575,11 @@ impl Service {
         config: agreement_config::Serve,
         clock: Clock,
         listener: TcpListener,
+        metrics: Option<TcpListener>,
     ) -> Result<(), String> {
-        self.run(config.worker_threads, listener, move |listener, stop| {
-            agreement_svc::serve(config, clock, listener, stop)
+        self.run(config.worker_threads, listener, async move |calls, stop| {
+            let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
+            agreement_svc::serve(config, clock, Listeners { calls, metrics }, stop).await
         });
         self.wait_until_serving().await
     }
@@ -502,7 +593,7 @@ impl Service {
     ) -> Result<(), String> {
         self.run(config.worker_threads, listener, async move |calls, stop| {
             let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
-            order_svc::serve(config, clock, order_svc::Listeners { calls, metrics }, stop).await
+            order_svc::serve(config, clock, Listeners { calls, metrics }, stop).await
         });
         self.wait_until_serving().await
     }
@@ -523,7 +614,7 @@ impl Service {
     }
 }
 
-async fn fetch(address: SocketAddr) -> std::io::Result<String> {
+pub(crate) async fn fetch(address: SocketAddr) -> std::io::Result<String> {
     let mut connection = tokio::net::TcpStream::connect(address).await?;
     connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
     let mut text = String::new();
@@ -534,8 +625,12 @@ async fn fetch(address: SocketAddr) -> std::io::Result<String> {
 type StopSignal = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 pub(crate) fn lazy(address: SocketAddr) -> Channel {
+    endpoint(address).connect_lazy()
+}
+
+pub(crate) fn endpoint(address: SocketAddr) -> Endpoint {
     match Endpoint::from_shared(format!("http://{address}")) {
-        Ok(endpoint) => endpoint.connect_lazy(),
+        Ok(endpoint) => endpoint,
         Err(error) => panic!("{address} is no address: {error}"),
     }
 }

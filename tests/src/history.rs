@@ -164,7 +164,14 @@ impl History {
     /// A gap, or an event that cannot follow on those before.
     pub(crate) fn apply(&mut self, event: Event) -> Result<(), String> {
         let Event { revision, customer_id, partner_id, change, .. } = event;
-        if revision != self.head + 1 {
+        // A restore leaves a gap, of that size and behind the last event of the copy.
+        let is_next = match &change {
+            Some(Change::HistoryRestored(restored)) => {
+                restored.last_revision == self.head && revision == self.head + (1 << 32)
+            }
+            _ => revision == self.head + 1,
+        };
+        if !is_next {
             return Err(format!("event {revision} follows on {}", self.head));
         }
         self.head = revision;
@@ -226,7 +233,8 @@ impl History {
 mod tests {
     use super::*;
     use proto::agreement::{
-        Attested, CustomerCreated, RelationshipEnded, RelationshipEstablished, SignatureWithdrawn, Signed,
+        Attested, CustomerCreated, HistoryRestored, RelationshipEnded, RelationshipEstablished,
+        SignatureWithdrawn, Signed,
     };
 
     fn event(revision: i64, partner_id: &str, change: Change) -> Event {
@@ -312,6 +320,16 @@ mod tests {
         assert!(history.apply(event(9, "b", attested("third", "unknown"))).is_err());
         let mut history = story(&["b"]).unwrap();
         assert!(history.apply(event(9, "", signature_withdrawn("signature", &[]))).is_err());
+        let restored = |last_revision| {
+            Change::HistoryRestored(HistoryRestored { last_revision, ..HistoryRestored::default() })
+        };
+        for (revision, last_revision) in [(9, 8), (8 + (1 << 32), 7), (9 + (1 << 32), 8)] {
+            let mut history = story(&["b"]).unwrap();
+            assert!(history.apply(event(revision, "", restored(last_revision))).is_err(), "{revision}");
+        }
+        let mut history = story(&["b"]).unwrap();
+        history.apply(event(8 + (1 << 32), "", restored(8))).unwrap();
+        history.apply(event(9 + (1 << 32), "b", attested("third", ""))).unwrap();
         let mut history = story(&["b"]).unwrap();
         let ended = RelationshipEnded { others_remain: true, ..RelationshipEnded::default() };
         assert!(history.apply(event(9, "b", Change::RelationshipEnded(ended))).is_err());

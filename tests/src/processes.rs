@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,9 +11,10 @@ use chassis::auth::Caller;
 use chassis::database::Url;
 use chassis::tls::ClientSettings;
 use rand::Rng;
+use tonic::transport::Channel;
 
 use crate::clients::{As, Identity};
-use crate::cluster::{Backend, State, lazy};
+use crate::cluster::{Backend, State, endpoint, fetch, lazy};
 
 /// Ports of services that come back on them. Below what the system hands out to whoever asks for any, so
 /// that nobody is given one while its service is down.
@@ -23,9 +24,11 @@ const PORTS: std::ops::Range<u16> = 20_000..30_000;
 const START_MAX: Duration = Duration::from_secs(30);
 
 /// Both services, each on a port that stays the same. Dropping it kills them and removes their state.
-pub(crate) struct Processes {
+pub struct Processes {
     pub agreements: Process,
     pub orders: Process,
+    /// A second one of each, where there is.
+    pub replicas: Option<(Process, Process)>,
     state: State,
 }
 
@@ -34,31 +37,81 @@ impl Processes {
     ///
     /// # Errors
     /// Why there is no place for their state.
-    pub(crate) fn new(backend: Backend) -> Result<Self, String> {
+    pub fn new(backend: Backend) -> Result<Self, String> {
         let mut state = State::new()?;
         let folder = state.folder().to_owned();
         let agreements =
             Process::agreements(state.database(backend, "agreements")?, &folder.join("mails"), &folder)?;
         let orders = Process::orders(state.database(backend, "orders")?, &agreements.address(), &folder)?;
-        Ok(Self { agreements, orders, state })
+        Ok(Self { agreements, orders, replicas: None, state })
+    }
+
+    /// Two of each service, not running yet, on empty databases of PostgreSQL.
+    ///
+    /// # Errors
+    /// Why there is no place for their state.
+    pub(crate) fn replicated() -> Result<Self, String> {
+        let mut state = State::new()?;
+        let databases =
+            [state.database(Backend::Postgres, "agreements")?, state.database(Backend::Postgres, "orders")?];
+        Self::replicated_on(databases, state)
+    }
+
+    /// Two of each service, not running yet, on empty databases of theirs and in an empty folder.
+    ///
+    /// # Errors
+    /// No port is free.
+    pub(crate) fn replicated_on([agreements, orders]: [Url; 2], state: State) -> Result<Self, String> {
+        let folder = state.folder().to_owned();
+        let two = || {
+            let first = Process::agreements(agreements.clone(), &folder.join("mails"), &folder)?;
+            let second = Process::orders(orders.clone(), &first.address(), &folder)?;
+            Ok::<_, String>((first, second))
+        };
+        let (first, second) = two()?;
+        Ok(Self { agreements: first, orders: second, replicas: Some(two()?), state })
+    }
+
+    /// All of them.
+    fn all(&mut self) -> impl Iterator<Item = &mut Process> {
+        let replicas = self.replicas.iter_mut().flat_map(|(agreements, orders)| [agreements, orders]);
+        [&mut self.agreements, &mut self.orders].into_iter().chain(replicas)
+    }
+
+    /// That all of them run.
+    ///
+    /// # Errors
+    /// As [`Process::check_running`].
+    pub(crate) fn check_running(&mut self) -> Result<(), String> {
+        self.all().try_for_each(Process::check_running)
     }
 
     /// Starts whatever is not running.
     ///
     /// # Errors
     /// Why it does not serve.
-    pub(crate) async fn start(&mut self) -> Result<(), String> {
-        self.agreements.start().await?;
-        self.orders.start().await
+    pub async fn start(&mut self) -> Result<(), String> {
+        for process in self.all() {
+            process.start().await?;
+        }
+        Ok(())
     }
 
-    /// The two services as somebody who calls them, whenever they are there.
-    pub(crate) fn as_caller(&self, caller: Caller) -> As {
+    /// The two services as somebody who calls them, whenever they are there, and whichever of each.
+    #[must_use]
+    pub fn as_caller(&self, caller: Caller) -> As {
+        let replicas = self.replicas.as_ref();
         As {
-            agreements: lazy(([127, 0, 0, 1], self.agreements.port).into()),
-            orders: lazy(([127, 0, 0, 1], self.orders.port).into()),
+            agreements: balanced(&self.agreements, replicas.map(|(agreements, _)| agreements)),
+            orders: balanced(&self.orders, replicas.map(|(_, orders)| orders)),
             identity: Identity::of(caller),
         }
+    }
+
+    /// Where their state is, and whatever else is to be removed with it.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.state.folder()
     }
 
     /// Where mails are written.
@@ -72,15 +125,28 @@ impl Processes {
     }
 }
 
+fn balanced(one: &Process, other: Option<&Process>) -> Channel {
+    let address = |process: &Process| ([127, 0, 0, 1], process.port).into();
+    match other {
+        None => lazy(address(one)),
+        Some(other) => {
+            Channel::balance_list([one, other].map(|process| endpoint(address(process))).into_iter())
+        }
+    }
+}
+
 /// One service. Dropping it kills it.
 pub struct Process {
     name: &'static str,
     port: u16,
-    /// Keeps the port until the first start, so that nobody else draws it.
-    reserved: Option<TcpListener>,
+    metrics_port: u16,
+    /// Keep the ports until the first start, so that nobody else draws them.
+    reserved: Vec<TcpListener>,
     database: Url,
     arguments: Vec<OsString>,
+    environment: Vec<(&'static str, OsString)>,
     log: PathBuf,
+    descriptors_max: Option<usize>,
     running: Option<Child>,
 }
 
@@ -111,15 +177,53 @@ impl Process {
         folder: &Path,
     ) -> Result<Self, String> {
         let (port, reserved) = reserve_port()?;
-        let listen = format!("127.0.0.1:{port}");
+        let (metrics_port, reserved_too) = reserve_port()?;
+        let (listen, metrics) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{metrics_port}"));
         let url = url(&database);
-        let mut arguments: Vec<OsString> =
-            ["serve", "--create", "--auth", "insecure", "--listen", &listen, "--database", &url]
-                .map(OsString::from)
-                .to_vec();
+        let usual = ["serve", "--create", "--auth", "insecure", "--database", &url];
+        let addresses = ["--listen", &listen, "--metrics-listen", &metrics];
+        let mut arguments: Vec<OsString> = usual.into_iter().chain(addresses).map(OsString::from).collect();
         arguments.extend(settings.into_iter().flat_map(|(name, value)| [name.into(), value]));
         let log = folder.join(format!("{name}.log"));
-        Ok(Self { name, port, reserved: Some(reserved), database, arguments, log, running: None })
+        Ok(Self {
+            name,
+            port,
+            metrics_port,
+            reserved: vec![reserved, reserved_too],
+            database,
+            arguments,
+            environment: vec![],
+            log,
+            descriptors_max: None,
+            running: None,
+        })
+    }
+
+    /// A setting for the next start: a flag, or one with its value.
+    pub fn set(&mut self, setting: &[&str]) {
+        self.arguments.extend(setting.iter().map(OsString::from));
+    }
+
+    /// An environment variable for the next start.
+    pub fn set_variable(&mut self, name: &'static str, value: &str) {
+        self.environment.push((name, value.into()));
+    }
+
+    /// What it says of itself in numbers.
+    ///
+    /// # Errors
+    /// Why it cannot be fetched.
+    pub async fn metrics(&self) -> Result<String, String> {
+        let address = SocketAddr::from(([127, 0, 0, 1], self.metrics_port));
+        fetch(address).await.map_err(|error| format!("{}: {error}", self.name))
+    }
+
+    /// Everything that it has said so far, however often it was started.
+    ///
+    /// # Errors
+    /// Why that cannot be read.
+    pub fn said(&self) -> Result<String, String> {
+        fs::read(&self.log).map(|said| String::from_utf8_lossy(&said).into_owned()).map_err(|e| e.to_string())
     }
 
     #[must_use]
@@ -127,8 +231,39 @@ impl Process {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    pub(crate) fn database(&self) -> &Url {
+    #[must_use]
+    pub fn database(&self) -> &Url {
         &self.database
+    }
+
+    /// Has it start with so many files and connections at most, by the system's word.
+    pub fn limit_descriptors(&mut self, most: usize) {
+        self.descriptors_max = Some(most);
+    }
+
+    #[must_use]
+    pub fn socket_address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
+    }
+
+    /// It alone as somebody who calls it, whichever service it is.
+    #[must_use]
+    pub fn as_caller(&self, caller: Caller) -> As {
+        let channel = lazy(self.socket_address());
+        As { agreements: channel.clone(), orders: channel, identity: Identity::of(caller) }
+    }
+
+    /// A figure of its memory in KiB, as the system names it: `VmRSS` is what is resident, `VmHWM` the most
+    /// that ever was.
+    ///
+    /// # Errors
+    /// It does not run, or the system does not tell.
+    pub fn memory(&self, name: &str) -> Result<u32, String> {
+        let id = self.id().ok_or_else(|| format!("{} does not run", self.name))?;
+        let status = fs::read_to_string(format!("/proc/{id}/status")).map_err(|error| error.to_string())?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let figure = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse().ok());
+        figure.ok_or_else(|| format!("the system does not tell {name} of {}", self.name))
     }
 
     /// The process, while it runs.
@@ -146,9 +281,15 @@ impl Process {
             return Ok(());
         }
         let log = File::options().create(true).append(true).open(&self.log).map_err(|e| e.to_string())?;
+        let also_log = log.try_clone().map_err(|e| e.to_string())?;
         let mut command = Command::new(binary(self.name)?);
-        command.args(&self.arguments).stdin(Stdio::null()).stderr(log);
-        self.reserved = None;
+        if let Some(most) = self.descriptors_max {
+            command = Command::new("sh");
+            command.arg("-c").arg(format!("ulimit -n {most} && exec \"$0\" \"$@\"")).arg(binary(self.name)?);
+        }
+        command.args(&self.arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(log).stderr(also_log);
+        self.reserved.clear();
         self.running = Some(command.spawn().map_err(|error| format!("{}: {error}", self.name))?);
         let began = Instant::now();
         let (address, tls) = (self.address().parse()?, ClientSettings::default());
@@ -160,6 +301,20 @@ impl Process {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(())
+    }
+
+    /// Stops it as a first signal does (SIGTERM) and waits until it has ended.
+    ///
+    /// # Errors
+    /// It did not end well, or does not run.
+    pub fn stop(&mut self) -> Result<(), String> {
+        self.check_running()?;
+        let Some(mut running) = self.running.take() else { return Ok(()) };
+        let sent = Command::new("kill").args(["-TERM", &running.id().to_string()]).status();
+        match (sent, running.wait()) {
+            (Ok(sent), Ok(ended)) if sent.success() && ended.success() => Ok(()),
+            (sent, ended) => Err(format!("{}: signal {sent:?}, end {ended:?}", self.name)),
+        }
     }
 
     /// Kills it, whatever it is doing (SIGKILL).

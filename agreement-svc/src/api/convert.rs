@@ -368,6 +368,9 @@ fn change(event: Event) -> wire::event::Change {
             let purchased_at = Some(timestamp(purchased_at));
             Change::FirstPurchaseReported(wire::FirstPurchaseReported { purchased_at })
         }
+        Event::HistoryRestored { last_revision, last_hash } => {
+            Change::HistoryRestored(wire::HistoryRestored { last_revision, last_hash })
+        }
         Event::ContactErased { attestation_ids, invitation_ids, was_primary_contact, .. } => {
             Change::ContactErased(wire::ContactErased {
                 attestation_ids: ids(attestation_ids),

@@ -31,6 +31,7 @@ use crate::rules::template::AgreementType;
 use crate::rules::{Refusal, Time};
 use crate::store::change::ChangeError;
 use crate::store::customer::{Viewer, customer_names, customer_set_first_purchase};
+use crate::store::event::event_exists;
 use crate::store::gate::{Pair, Snapshot, active_pairs, gate_snapshot, gate_snapshots};
 use crate::store::partner::partner_find;
 use crate::store::template::{template_find, template_list, template_live};
@@ -60,7 +61,9 @@ impl EligibilityService for Api {
         let asked = Asked::read(&caller, &request.into_inner(), self.clock.now(), self.links.is_some())?;
         let policy = self.policy.clone();
         let read = move |connection: &mut Connection| answered(connection, &policy, &caller, &asked);
-        self.database.read(read).await.map(Response::new).map_err(status::of)
+        let answer = self.database.read(read).await.map_err(status::of)?;
+        self.decisions.count(&answer);
+        Ok(Response::new(answer))
     }
 
     async fn batch_check_eligibility(
@@ -86,7 +89,13 @@ impl EligibilityService for Api {
             });
             Ok(BatchCheckEligibilityResponse { results: results.collect::<Result<_, ChangeError>>()? })
         };
-        self.database.snapshot(read).await.map(Response::new).map_err(status::of)
+        let batch = self.database.snapshot(read).await.map_err(status::of)?;
+        for item in &batch.results {
+            if let Some(ItemResult::Answer(answer)) = &item.result {
+                self.decisions.count(answer);
+            }
+        }
+        Ok(Response::new(batch))
     }
 
     async fn list_blocked_customers(
@@ -327,6 +336,10 @@ fn answered(
     let Some(mut snapshot) = together else { return Err(apart(connection, asked)?) };
     if snapshot.head < asked.at_least_revision {
         return Err(Refusal::RevisionBehind { head: snapshot.head }.into());
+    }
+    // A revision that a restore passed over is below the head, and nothing of it is known.
+    if asked.at_least_revision > 0 && !event_exists(connection, asked.at_least_revision)? {
+        return Err(Refusal::HistoryForked { revision: asked.at_least_revision }.into());
     }
     if let Some(assumed) = &asked.assumed {
         snapshot.facts = assuming(connection, snapshot.facts, assumed, asked.question.at)?;

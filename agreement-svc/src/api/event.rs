@@ -8,7 +8,7 @@ use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
 use chassis::form::{Form, timestamp};
 use chassis::page::Page;
-use chassis::server::call::call_id;
+use chassis::server::call::{call_id, open_ended};
 use futures_util::{Stream, StreamExt, stream};
 use proto::agreement::event_service_server::EventService;
 use proto::agreement::watch_events_response::Item;
@@ -22,9 +22,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{Api, checked, convert, status, viewer, visible};
-use crate::rules::Refusal;
 use crate::store::change::ChangeError;
-use crate::store::event::{Recorded, events_after, events_of, revision_head};
+use crate::store::event::{Recorded, events_following, events_of};
 
 /// Events read at a time for one watcher: few enough to hold, enough to catch up fast.
 const EVENTS_PER_READ: i64 = 256;
@@ -80,15 +79,19 @@ impl EventService for Api {
         &self,
         request: Request<WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let caller = auth::caller(&request)?;
         let call_id = call_id(&request);
-        let after = request.get_ref().after_revision;
+        let WatchEventsRequest { after_revision: after, after_hash } = request.into_inner();
         let mut form = Form::new();
         if after < 0 {
             form.wrong("after_revision", "must not be negative");
         }
+        if after == 0 && !after_hash.is_empty() {
+            form.wrong("after_hash", "must be empty where after_revision is 0");
+        }
         checked(form)?;
-        let permit = self.watchers.clone().try_acquire_owned();
-        let permit = permit.map_err(|_| status::too_many_streams("watchers"))?;
+        let place = self.watchers.take(&caller);
+        let place = place.map_err(|full| status::too_many_streams("watchers", full))?;
 
         let (sender, events) = mpsc::channel(EVENTS_WAITING_MAX);
         let (end, ended) = oneshot::channel::<Status>();
@@ -99,12 +102,12 @@ impl EventService for Api {
             stopping: self.stopping.clone(),
             sender,
             cursor: after,
+            hash: Some(after_hash).filter(|hash| !hash.is_empty()),
         };
         // Before anything is answered, so that a wrong cursor is an error of the call.
-        let check = move |connection: &mut Connection| check_cursor(connection, after);
-        self.database.read(check).await.map_err(status::of)?;
+        watch.read(1).await.map_err(status::of)?;
         tokio::spawn(async move {
-            let _permit = permit;
+            let _place = place;
             if let Some(status) = watch.run().await {
                 // A watcher that has gone away does not hear it.
                 let _ = end.send(status);
@@ -112,7 +115,7 @@ impl EventService for Api {
             tracing::info!(call_id, after, cursor = watch.cursor, "a watcher's stream ended");
         });
         let last = stream::once(ended).filter_map(|ended| async { ended.ok().map(Err) });
-        Ok(Response::new(Box::pin(ReceiverStream::new(events).map(Ok).chain(last))))
+        Ok(open_ended(Box::pin(ReceiverStream::new(events).map(Ok).chain(last))))
     }
 }
 
@@ -125,6 +128,8 @@ struct Watch {
     sender: mpsc::Sender<WatchEventsResponse>,
     /// The last revision put into the stream.
     cursor: i64,
+    /// The hash of that event, unless the watcher did not say and nothing was sent yet.
+    hash: Option<String>,
 }
 
 impl Watch {
@@ -136,7 +141,7 @@ impl Watch {
                 return Some(status::stopping());
             }
             let looked_at = self.clock.now();
-            let events = match self.read().await {
+            let events = match self.read(EVENTS_PER_READ).await {
                 Ok(events) => events,
                 Err(error) => return Some(status::of(error)),
             };
@@ -145,11 +150,12 @@ impl Watch {
                 if Instant::now() >= over {
                     return None;
                 }
-                let revision = event.revision;
+                let (revision, hash) = (event.revision, event.hash.clone());
                 if let Err(end) = self.send(Item::Event(convert::event(event))).await {
                     return end;
                 }
                 self.cursor = revision;
+                self.hash = Some(hash);
             }
             if !is_idle {
                 continue;
@@ -184,23 +190,13 @@ impl Watch {
         })
     }
 
-    /// What follows the cursor, unless the history ends before it.
-    async fn read(&self) -> Result<Vec<Recorded>, ChangeError> {
-        let cursor = self.cursor;
-        let read = move |connection: &mut Connection| {
-            let events = events_after(connection, cursor, EVENTS_PER_READ)?;
-            if events.is_empty() {
-                check_cursor(connection, cursor)?;
-            }
-            Ok(events)
-        };
+    /// What follows the cursor, unless it is no part of the history.
+    async fn read(&self, limit: i64) -> Result<Vec<Recorded>, ChangeError> {
+        let (cursor, hash) = (self.cursor, self.hash.clone());
+        let read =
+            move |connection: &mut Connection| events_following(connection, (cursor, hash.as_deref()), limit);
         self.database.list(read).await
     }
-}
-
-fn check_cursor(connection: &mut Connection, cursor: i64) -> Result<(), ChangeError> {
-    let head = revision_head(connection)?;
-    if head < cursor { Err(Refusal::CursorAhead { head }.into()) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -212,6 +208,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::rules::Refusal;
     use crate::rules::event::Event;
     use crate::store::MIGRATIONS;
     use crate::store::change::change_unasked;
@@ -236,7 +233,9 @@ mod tests {
         let (head, watched) = watch::channel(recorded);
         let (stop, stopping) = watch::channel(false);
         let clock = Clock::manual(DateTime::UNIX_EPOCH);
-        let watch = Watch { database: database.clone(), clock, head: watched, stopping, sender, cursor };
+        let database_of_watch = database.clone();
+        let watch =
+            Watch { database: database_of_watch, clock, head: watched, stopping, sender, cursor, hash: None };
         (watch, World { database, events, head, stop, _folder: folder })
     }
 
@@ -320,7 +319,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_cursor_ahead_of_the_history_is_refused_also_when_the_history_shrinks_under_it() {
         let (watch, _world) = world(3, 4).await;
-        let ahead = watch.read().await.unwrap_err();
+        let ahead = watch.read(1).await.unwrap_err();
         assert!(matches!(ahead, ChangeError::Refused(Refusal::CursorAhead { head: 3 })), "{ahead:?}");
 
         let (mut watch, _world) = world(3, 3).await;

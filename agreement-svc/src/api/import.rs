@@ -14,14 +14,15 @@ use std::time::Duration;
 use chassis::auth::{self, Caller};
 use chassis::form::Form;
 use chassis::request::RequestKey;
-use chassis::server::call::{call_id, unreadable_message};
+use chassis::server::call::{call_id, open_ended, unreadable_message};
+use chassis::server::places::Place;
 use futures_util::future::Either;
 use futures_util::{Stream, StreamExt, stream};
 use proto::agreement::{
     CreateAttestationRequest, ImportAttestationsRequest, ImportAttestationsResponse, ImportOutcome,
 };
+use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendTimeoutError;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::coop::unconstrained;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -40,6 +41,10 @@ const ROWS_IN_FLIGHT: usize = 64;
 /// is room for few imports, and one that nobody attends to any more must not keep its place.
 const STANDSTILL_MAX: Duration = Duration::from_secs(60);
 
+/// How long an import may take as a whole, so that it makes room for others however slowly its rows come, and
+/// an identity does not outlive itself for long. A million rows take less; more are sent in parts.
+const IMPORT_DURATION_MAX: Duration = Duration::from_secs(1800);
+
 /// Characters of a row's request id that its answer repeats. An id has no more; what is longer is none
 /// and is not worth keeping until the rows before are answered.
 const REQUEST_ID_LENGTH: usize = 36;
@@ -56,9 +61,9 @@ impl Api {
         request: Request<Streaming<ImportAttestationsRequest>>,
     ) -> Result<Response<Answers>, Status> {
         let caller = Arc::new(auth::caller(&request)?);
-        let permit = self.imports.clone().try_acquire_owned();
-        let permit = permit.map_err(|_| status::too_many_streams("imports"))?;
-        let mut tally = Tally::new(call_id(&request), &caller, permit);
+        let place = self.imports.take(&caller);
+        let place = place.map_err(|full| status::too_many_streams("imports", full))?;
+        let mut tally = Tally::new(call_id(&request), &caller, place);
 
         let (mut stop, stopped) = (self.stopping.clone(), self.stopping.clone());
         let stop = async move { drop(stop.wait_for(|stopping| *stopping).await) };
@@ -79,7 +84,7 @@ impl Api {
             }
             answer
         });
-        Ok(Response::new(taken_in_time(counted)))
+        Ok(open_ended(taken_in_time(counted)))
     }
 
     async fn attest(&self, caller: &Caller, mut row: CreateAttestationRequest) -> Answer {
@@ -158,7 +163,7 @@ fn sent_in_time<T>(rows: impl Stream<Item = Result<T, Status>>) -> impl Stream<I
         .map(|row| row.unwrap_or_else(|_| Err(status::stood_still(STANDSTILL_MAX, None))))
 }
 
-/// Ends a stream of which the client takes nothing for too long. The stream is on a task of its own,
+/// Ends a stream of which the client takes nothing for too long, and one that goes on for too long. The stream is on a task of its own,
 /// because nobody asks for the next answer of a client that does not read. The answers of a commit wait
 /// for each other in between, so that they travel together: many small frames cost much, and HTTP/2
 /// libraries count them as an attack when they are not read at once.
@@ -179,6 +184,10 @@ fn taken_in_time(answers: impl Stream<Item = Answer> + Send + 'static) -> Answer
             }
         }
         None
+    };
+    let in_time = async {
+        let too_long = |_| Some(Err(status::too_long(IMPORT_DURATION_MAX)));
+        tokio::time::timeout(IMPORT_DURATION_MAX, in_time).await.unwrap_or_else(too_long)
     };
     let in_time = tokio::spawn(in_time);
     let end = stream::once(in_time)
@@ -208,11 +217,11 @@ struct Tally {
     duplicate: u64,
     refused: u64,
     ended: &'static str,
-    _permit: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Tally {
-    fn new(call_id: String, caller: &Caller, permit: OwnedSemaphorePermit) -> Self {
+    fn new(call_id: String, caller: &Caller, place: Place) -> Self {
         Self {
             call_id,
             tenant_id: caller.tenant_id,
@@ -221,7 +230,7 @@ impl Tally {
             duplicate: 0,
             refused: 0,
             ended: "its answers were not taken any more",
-            _permit: permit,
+            _place: place,
         }
     }
 
@@ -268,6 +277,27 @@ mod tests {
         }));
         assert!(matches!(answers.next().await, Some(Err(_))));
         assert!(answers.next().await.is_none());
+        assert_eq!(Arc::strong_count(&place), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_whose_rows_come_ever_so_slowly_ends_and_gives_its_place_back() {
+        let place = Arc::new(());
+        let held = Arc::clone(&place);
+        let began = tokio::time::Instant::now();
+        let rows = stream::repeat(()).then(|()| async {
+            tokio::time::sleep(STANDSTILL_MAX - Duration::from_secs(1)).await;
+            Ok(())
+        });
+        let answers = taken_in_time(sent_in_time(rows).map(move |row| {
+            let _held = &held;
+            row.map(|()| ImportAttestationsResponse::default())
+        }));
+        let taken: Vec<Answer> = answers.collect().await;
+        let ended = taken.last().and_then(|last| last.as_ref().err()).unwrap();
+        assert!(ended.message().starts_with("DEADLINE_PASSED: "), "{ended}");
+        assert_eq!(taken.len(), 31);
+        assert!(began.elapsed() >= IMPORT_DURATION_MAX);
         assert_eq!(Arc::strong_count(&place), 1);
     }
 

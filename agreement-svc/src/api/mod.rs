@@ -24,12 +24,14 @@ use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
 use chassis::form::Form;
 use chassis::request::RequestKey;
+use chassis::server::places::Places;
 use link::Links;
 use prost::Message;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tonic::{Response, Status};
 use uuid::Uuid;
 
+use crate::metrics::Decisions;
 use crate::rules::party::{Customer, Partner};
 use crate::rules::policy::Policy;
 use crate::rules::template::{AgreementType, Template};
@@ -47,6 +49,7 @@ pub(crate) struct Api {
     pub policy: Arc<Policy>,
     /// Makes acceptance links; without it there are no invitations.
     pub links: Option<Arc<Links>>,
+    pub decisions: Decisions,
     /// Told after each commit of ours, so that nobody has to wait for its next look.
     pub committed: watch::Sender<()>,
     /// The revision of the last event, while anybody watches it.
@@ -54,9 +57,9 @@ pub(crate) struct Api {
     /// True once the server stops: open streams end.
     pub stopping: watch::Receiver<bool>,
     /// One for each import that may be open.
-    pub imports: Arc<Semaphore>,
+    pub imports: Places,
     /// One for each watcher that may be open.
-    pub watchers: Arc<Semaphore>,
+    pub watchers: Places,
 }
 
 /// A change's answer, and whether it had been given before.

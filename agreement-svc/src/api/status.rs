@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use chassis::database::Error;
 use chassis::form::Violation;
+use chassis::server::places::Full;
 use chassis::status::{Failure, RETRY, database_failure, failure, internal, invalid_fields};
 use proto::types::{self, ErrorReason};
 use tonic::{Code, Status};
@@ -39,14 +40,24 @@ pub(super) fn invalid(violations: &[Violation]) -> Status {
 }
 
 /// Too many streams of one kind are open.
-pub(super) fn too_many_streams(kind: &str) -> Status {
-    with(
-        Code::ResourceExhausted,
-        ErrorReason::Overloaded,
-        format!("too many {kind} are open; try again shortly"),
-    )
-    .retry_after(STREAM_RETRY)
-    .status()
+pub(super) fn too_many_streams(kind: &str, full: Full) -> Status {
+    let (reason, whose) = match full {
+        Full::Everybody => (ErrorReason::Overloaded, "too many".to_owned()),
+        Full::Tenant => {
+            (ErrorReason::TenantOverloaded, "of your tenant's as many as are left for others".into())
+        }
+    };
+    let sentence = format!("{whose} {kind} are open; try again when one has ended");
+    with(Code::ResourceExhausted, reason, sentence).retry_after(STREAM_RETRY).status()
+}
+
+/// A stream went on for longer than any may.
+pub(super) fn too_long(limit: Duration) -> Status {
+    let sentence = format!(
+        "the stream went on for {} minutes, and none may for longer; begin again",
+        limit.as_secs() / 60
+    );
+    with(Code::Unavailable, ErrorReason::DeadlinePassed, sentence).retry_after(STREAM_RETRY).status()
 }
 
 /// The server stops and ends its streams.
@@ -299,6 +310,15 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         )
         .with("head", head)
         .status(),
+        Refusal::HistoryForked { revision } => precondition(
+            ErrorReason::HistoryForked,
+            format!(
+                "what is known as revision {revision} is no part of the history: it was lost when an older copy \
+                 was restored"
+            ),
+        )
+        .with("revision", revision)
+        .status(),
     }
 }
 
@@ -372,6 +392,7 @@ mod tests {
             Refusal::AcceptanceSuperseded { acceptance_id: id, current_id: None },
             Refusal::NotificationNotDead { state: NotificationState::Sent },
             Refusal::CursorAhead { head: 7 },
+            Refusal::HistoryForked { revision: 7 },
         ];
         let told: String = refusals.iter().map(|refusal| told(&refused(refusal))).collect();
         expect![[r#"
@@ -402,6 +423,7 @@ mod tests {
             FailedPrecondition ACCEPTANCE_SUPERSEDED: acceptance 00000000-0000-0000-0000-000000000001 was replaced and no longer counts ["acceptance_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition NOTIFICATION_NOT_DEAD: the announcement is SENT; only a DEAD_LETTER can be retried ["state=SENT"]
             OutOfRange CURSOR_AHEAD: the history ends at revision 7, before the one asked for; begin again after 0 ["head=7"]
+            FailedPrecondition HISTORY_FORKED: what is known as revision 7 is no part of the history: it was lost when an older copy was restored ["revision=7"]
         "#]].assert_eq(&told);
     }
 }

@@ -1,4 +1,5 @@
-//! What is written into the history: one event for each change, in order, without gaps.
+//! What is written into the history: one event for each change, in order, without gaps but for those that
+//! restores leave.
 //!
 //! An event carries no personal data. Where a person belongs to it, it carries a commitment: a
 //! salted hash that can be checked against the record as long as the record has the person.
@@ -149,7 +150,16 @@ pub enum Event {
         invitation_ids: Vec<Uuid>,
         was_primary_contact: bool,
     },
+    /// The database was restored from a copy, whose last event this was. It has the revision [`LIFT`]
+    /// above, so that no number of an event that was lost is used again, and old answers and cursors stay behind.
+    HistoryRestored {
+        last_revision: i64,
+        last_hash: String,
+    },
 }
+
+/// How far a restore lifts the revision: beyond whatever was recorded after the copy was made.
+pub const LIFT: i64 = 1 << 32;
 
 impl Event {
     /// The customer whose history it belongs to.
@@ -172,7 +182,8 @@ impl Event {
             | Self::ResellerLinked { .. }
             | Self::ResellerUnlinked { .. }
             | Self::TemplateVersionPublished { .. }
-            | Self::TemplateRetired { .. } => None,
+            | Self::TemplateRetired { .. }
+            | Self::HistoryRestored { .. } => None,
         }
     }
 
@@ -198,7 +209,8 @@ impl Event {
             | Self::SignatureWithdrawn { .. }
             | Self::TemplateVersionPublished { .. }
             | Self::TemplateRetired { .. }
-            | Self::ContactErased { .. } => None,
+            | Self::ContactErased { .. }
+            | Self::HistoryRestored { .. } => None,
         }
     }
 
@@ -221,7 +233,9 @@ impl Event {
             | Self::InvitationCreated { by, .. }
             | Self::InvitationRevoked { by, .. }
             | Self::InvitationAccepted { by, .. } => Some(*by).filter(|by| !by.is_nil()),
-            Self::FirstPurchaseReported { .. } | Self::ContactErased { .. } => None,
+            Self::FirstPurchaseReported { .. }
+            | Self::ContactErased { .. }
+            | Self::HistoryRestored { .. } => None,
         }
     }
 

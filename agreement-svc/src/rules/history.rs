@@ -62,6 +62,8 @@ pub enum Finding {
     CounterHash { last: i64 },
     /// A head that was kept earlier is no part of the history.
     Head { kept: Head, last: i64 },
+    /// A head that was kept earlier is of a part that was lost when a copy was restored, which `restored` announced.
+    Lost { kept: Head, last: i64, restored: i64 },
     /// An event is about an acceptance that no event before it recorded.
     Baseless { revision: i64, acceptance_id: Uuid },
     /// A record of an acceptance differs from the history.
@@ -132,6 +134,10 @@ impl fmt::Display for Finding {
             Self::CounterHash { last } => {
                 write!(f, "the revision row has another hash than event {last}, the last one")
             }
+            Self::Lost { kept, last, restored } => write!(
+                f,
+                "the head {kept} was lost by a restore: the copy ended with event {last}, and event {restored} says so"
+            ),
             Self::Head { kept, last } if kept.revision > *last => {
                 write!(f, "the history ends with event {last} before the head {kept}: the end was cut off")
             }
@@ -336,7 +342,8 @@ impl Acceptances {
             | Event::InvitationCreated { .. }
             | Event::InvitationRevoked { .. }
             | Event::InvitationAccepted { .. }
-            | Event::FirstPurchaseReported { .. } => vec![],
+            | Event::FirstPurchaseReported { .. }
+            | Event::HistoryRestored { .. } => vec![],
         };
         baseless.into_iter().map(|acceptance_id| Finding::Baseless { revision, acceptance_id }).collect()
     }

@@ -127,4 +127,6 @@ pub enum Refusal {
     NotificationNotDead { state: NotificationState },
     /// A cursor ahead of the history.
     CursorAhead { head: i64 },
+    /// A revision, or the event that somebody knows it by, that is no part of the history.
+    HistoryForked { revision: i64 },
 }

@@ -1,8 +1,8 @@
 //! The locked transaction: everything that changes parties, templates or acceptances runs in it.
 //!
 //! It begins by locking the revision row, so that changes happen strictly one after the other: their
-//! numbers have no gaps, readers see them in order, and what is read inside cannot change before it
-//! is decided upon. It ends by writing the number and hash of the last event back into that row.
+//! numbers have no gaps but those that restores leave, readers see them in order, and what is read inside
+//! cannot change before it is decided upon. It ends by writing the number and hash of the last event back into that row.
 
 use chassis::database::{Connection, Database, Error};
 use chassis::query;
@@ -11,7 +11,7 @@ use diesel::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::schema::{event, revision};
-use crate::rules::event::Event;
+use crate::rules::event::{Event, LIFT};
 use crate::rules::party::Contact;
 use crate::rules::template::Document;
 use crate::rules::{Refusal, Time};
@@ -146,8 +146,19 @@ impl<'c> Change<'c> {
 
     /// Appends an event and returns its number.
     pub(crate) fn record(&mut self, happened: &Event) -> Result<i64, Error> {
+        self.append(self.revision + 1, happened)
+    }
+
+    /// Appends the event which says that the last one was the last of a copy that was restored, and returns
+    /// its number.
+    pub(crate) fn record_restored(&mut self) -> Result<i64, Error> {
+        let restored = Event::HistoryRestored { last_revision: self.revision, last_hash: self.head.clone() };
+        self.append(self.revision + LIFT, &restored)
+    }
+
+    fn append(&mut self, revision: i64, happened: &Event) -> Result<i64, Error> {
         let body = serde_json::to_string(happened).map_err(|error| Error::Query(error.to_string()))?;
-        self.revision += 1;
+        self.revision = revision;
         self.head = chained(&self.head, self.revision, self.now, &body);
         query!(self.connection, c => {
             diesel::insert_into(event::table)

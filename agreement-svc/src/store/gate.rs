@@ -373,6 +373,8 @@ mod tests {
     use chassis::auth::{Caller, Channel, Role, TenantKind};
     use chassis::clock::{Clock, new_id, new_salt};
     use chassis::form::timestamp;
+    use chassis::metrics::Metrics;
+    use chassis::server::places::Places;
     use chrono::Duration;
     use diesel::Connection as _;
     use diesel::connection::SimpleConnection;
@@ -390,11 +392,12 @@ mod tests {
         TemplateDocument, WithdrawAttestationRequest, WithdrawalReason,
     };
     use proto::types::{self, Contact};
-    use tokio::sync::{Semaphore, watch};
+    use tokio::sync::watch;
     use tonic::Request;
 
     use super::*;
     use crate::api::Api;
+    use crate::metrics::Decisions;
     use crate::rules::party::Relationship;
     use crate::rules::signature::Signature;
     use crate::store::acceptance::{acceptance_supersede, signature_insert};
@@ -501,16 +504,18 @@ mod tests {
             };
             let clock = Clock::manual("2026-11-21T00:00:00Z".parse().unwrap());
             let database = crate::migrate(&storage, &clock).await.unwrap();
+            let metrics = Metrics::new("agreement_svc", "0", database.clone()).unwrap();
             let api = Api {
                 database,
+                decisions: Decisions::new(&metrics).unwrap(),
                 clock: clock.clone(),
                 policy: crate::data::read_policy(None).unwrap().into(),
                 links: None,
                 committed: watch::channel(()).0,
                 head: watch::channel(0).0,
                 stopping: watch::channel(false).1,
-                imports: Semaphore::new(1).into(),
-                watchers: Semaphore::new(1).into(),
+                imports: Places::new(1),
+                watchers: Places::new(1),
             };
             let templates = vec![CLOUD_AGREEMENT.into(), CUSTOMER_AGREEMENT.into()];
             let (customers, attestations) = (vec![], vec![]);

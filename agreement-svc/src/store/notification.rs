@@ -12,6 +12,7 @@ use chassis::database::row::{at, utc};
 use chassis::database::{Connection, Error};
 use chassis::query;
 use chrono::{Duration, NaiveDateTime};
+use diesel::dsl::{count_star, min};
 use diesel::prelude::*;
 use uuid::Uuid;
 
@@ -100,6 +101,28 @@ pub(crate) fn notifications_claim(
             .execute(c)
     })?;
     announcements(connection, &ids)
+}
+
+/// How many announcements are on their way, and when the oldest of their attestations was recorded.
+pub(crate) fn notifications_waiting(connection: &mut Connection) -> Result<(i64, Option<Time>), Error> {
+    let (count, oldest): (i64, Option<NaiveDateTime>) = query!(connection, c => {
+        notification::table
+            .inner_join(acceptance::table.on(acceptance::id.eq(notification::attestation_id)))
+            .filter(notification::state.eq(NotificationState::Queued.name()))
+            .select((count_star(), min(acceptance::recorded_at)))
+            .first(c)
+    })?;
+    Ok((count, oldest.map(utc)))
+}
+
+/// How many announcements were given up.
+pub(crate) fn dead_letters(connection: &mut Connection) -> Result<i64, Error> {
+    Ok(query!(connection, c => {
+        notification::table
+            .filter(notification::state.eq(NotificationState::DeadLetter.name()))
+            .select(count_star())
+            .first(c)
+    })?)
 }
 
 #[derive(Queryable)]

@@ -17,7 +17,7 @@ use super::change::chained;
 use super::schema::{acceptance, event, revision};
 
 use crate::rules::Time;
-use crate::rules::event::Event;
+use crate::rules::event::{Event, LIFT};
 use crate::rules::history::{Acceptances, Broken, Finding, Head, Verified};
 
 /// Rows of one page: large enough that statements cost nothing, small enough to be held beside others.
@@ -45,6 +45,7 @@ pub(crate) fn verify(connection: &mut Connection, kept: &[Head]) -> Result<Verif
         head: Head { revision: 0, hash: String::new() },
         is_whole: true,
         kept: kept.iter().filter(|head| head.revision != 0).collect(),
+        lost: vec![],
     };
     let events: i64 = query!(connection, c => event::table.count().get_result(c))?;
     let read =
@@ -103,6 +104,8 @@ struct Walk<'k> {
     is_whole: bool,
     /// Heads from earlier that have not been met yet.
     kept: Vec<&'k Head>,
+    /// The numbers of the last event of each copy that was restored, and of the event that says so.
+    lost: Vec<(i64, i64)>,
 }
 
 impl Walk<'_> {
@@ -116,6 +119,8 @@ impl Walk<'_> {
         let happened: Option<Event> = serde_json::from_str(&row.body).ok();
         if let Some((number, how)) = self.breach(number, &row, recorded_at, happened.as_ref()) {
             self.broken(number, how);
+        } else if number != self.head.revision + 1 {
+            self.lost.push((self.head.revision, number));
         }
         if let Some(happened) = happened {
             self.findings.extend(self.acceptances.follow(number, recorded_at, &happened));
@@ -139,7 +144,9 @@ impl Walk<'_> {
         recorded_at: Time,
         happened: Option<&Event>,
     ) -> Option<(i64, Broken)> {
-        let due = self.head.revision + 1;
+        // A restore leaves the one gap that there may be, before the event that names the last one of the copy.
+        let step = if matches!(happened, Some(Event::HistoryRestored { .. })) { LIFT } else { 1 };
+        let due = self.head.revision + step;
         if number > due {
             return Some((due, Broken::Missing));
         }
@@ -150,6 +157,11 @@ impl Walk<'_> {
             return Some((number, Broken::Hash));
         }
         let Some(happened) = happened else { return Some((number, Broken::Body)) };
+        if let Event::HistoryRestored { last_revision, last_hash } = happened
+            && (*last_revision, last_hash) != (self.head.revision, &self.head.hash)
+        {
+            return Some((number, Broken::Hash));
+        }
         let columns = [
             ("customer_id", &row.customer_id, happened.customer_id()),
             ("partner_id", &row.partner_id, happened.partner_id()),
@@ -180,7 +192,14 @@ impl Walk<'_> {
     /// Names the heads that no event had.
     fn heads(&mut self) {
         let last = self.head.revision;
-        let unmet = self.kept.drain(..).map(|kept| Finding::Head { kept: kept.clone(), last });
+        let lost = &self.lost;
+        let unmet = self.kept.drain(..).map(|kept| {
+            let kept = kept.clone();
+            match lost.iter().find(|(last, restored)| (last + 1..*restored).contains(&kept.revision)) {
+                Some((last, restored)) => Finding::Lost { kept, last: *last, restored: *restored },
+                None => Finding::Head { kept, last },
+            }
+        });
         self.findings.extend(unmet);
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use chassis::backoff;
 use chassis::clock::{Clock, Time};
 use chassis::database::{Connection, Database, Error};
+use chassis::telemetry::trace::unasked;
 use chrono::TimeDelta;
 use futures_util::future::join_all;
 use lettre::Address;
@@ -83,14 +84,17 @@ impl Mailer {
             if *stop.borrow() {
                 break;
             }
-            let sent = match compose(&self.from, announcement, self.clock.now()) {
-                Ok(mail) => line.hand_over(announcement.attestation_id, &mail).await,
-                Err(failure) => Err(failure),
+            let send = async {
+                let sent = match compose(&self.from, announcement, self.clock.now()) {
+                    Ok(mail) => line.hand_over(announcement.attestation_id, &mail).await,
+                    Err(failure) => Err(failure),
+                };
+                if let Err(error) = self.settle(announcement, sent).await {
+                    let id = announcement.attestation_id;
+                    tracing::warn!(attestation = %id, %error, "what became of an announcement cannot be stored");
+                }
             };
-            if let Err(error) = self.settle(announcement, sent).await {
-                let id = announcement.attestation_id;
-                tracing::warn!(attestation = %id, %error, "what became of an announcement cannot be stored");
-            }
+            unasked("announce an attestation", send).await;
         }
         line.close().await;
     }

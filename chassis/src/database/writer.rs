@@ -7,7 +7,6 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use diesel::r2d2::ManageConnection;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Connection, Error, Manager};
@@ -36,6 +35,11 @@ impl Writer {
         let (jobs, queue) = mpsc::channel(QUEUE_MAX);
         std::thread::spawn(move || work(&manager, queue));
         Self { jobs }
+    }
+
+    /// Commands that wait to be run.
+    pub(super) fn waiting(&self) -> usize {
+        self.jobs.max_capacity() - self.jobs.capacity()
     }
 
     pub(super) async fn write<T, E, F>(&self, write: F) -> Result<T, E>

@@ -1,36 +1,51 @@
-//! What happens to every call: it is identified, admitted, limited, timed, guarded against panics and
-//! logged, in this order and in this place only.
+//! What happens to every call: it is identified, admitted, limited, timed, guarded against panics,
+//! logged, counted and told to its trace, in this order and in this place only.
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue};
-use tokio::sync::Semaphore;
+use http_body::{Frame, SizeHint};
 use tonic::body::Body;
 use tonic::service::Routes;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Response, Status};
 use tower::{Layer, Service};
 use tracing::Instrument;
 
+use super::connections::{Answers, Secured};
+use super::places::{Full, Places};
 use super::{MESSAGE_BYTES_MAX, Options};
 use crate::auth;
 use crate::clock::{Clock, new_id};
+use crate::metrics::{Calls, UNKNOWN_PATH};
 use crate::status::{failure, internal};
-
-/// Calls in progress beyond this are refused at once: they would only wait for the database.
-const CALLS_IN_FLIGHT_MAX: usize = 1024;
+use crate::telemetry::trace::{Span, code_of};
 
 /// No call takes longer, whatever deadline it came with.
 const CALL_DURATION_MAX: Duration = Duration::from_secs(30);
 
+/// How long the message of a call may take to come in; while it does, the call holds its place. The largest
+/// takes eight seconds over a megabit a second. Streams of requests are not meant, whose handlers are told of
+/// each message as it comes.
+const RECEIVE_MAX: Duration = Duration::from_secs(10);
+
+/// An answer is handed to HTTP/2 in pieces of this size, which takes the next one when the caller has taken
+/// about as much. All at once it would lie there where nobody counts it.
+const PIECE_BYTES: usize = 64 << 10;
+
 /// When a caller that was refused for load should come back.
 const OVERLOAD_RETRY: Duration = Duration::from_millis(200);
+
+/// How often it is logged how many were.
+const REFUSED_TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// The id under which everything about one call is logged, here and in the services it calls.
 #[derive(Clone, Debug)]
@@ -39,6 +54,19 @@ pub struct CallId(pub String);
 /// When the caller stops waiting.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline(pub Instant);
+
+/// Marks an answer as a stream that goes on.
+#[derive(Clone, Copy, Debug)]
+struct OpenEnded;
+
+/// The answer of a call that is a stream which goes on: it does not hold the place of a call. Whoever makes it
+/// sees to how many there are, and to how long each may stand still.
+#[must_use]
+pub fn open_ended<S>(stream: S) -> Response<S> {
+    let mut response = Response::new(stream);
+    response.extensions_mut().insert(OpenEnded);
+    response
+}
 
 /// The call id that the server gave this call.
 pub fn call_id<T>(request: &Request<T>) -> String {
@@ -54,12 +82,29 @@ pub fn time_left<T>(request: &Request<T>) -> Duration {
 #[derive(Clone)]
 pub(super) struct CallLayer {
     options: Arc<Options>,
-    in_flight: Arc<Semaphore>,
+    places: Places,
+    /// Calls refused for load that have not been told of.
+    refused: Arc<AtomicU64>,
+    numbers: Calls,
 }
 
 impl CallLayer {
-    pub(super) fn new(options: Options) -> Self {
-        Self { options: Arc::new(options), in_flight: Arc::new(Semaphore::new(CALLS_IN_FLIGHT_MAX)) }
+    pub(super) fn new(options: Options, numbers: Calls) -> Self {
+        numbers.expect(options.access);
+        let places = Places::new(options.calls_max);
+        Self { options: Arc::new(options), places, refused: Arc::default(), numbers }
+    }
+
+    /// Tells, for as long as it is waited for, how many calls were refused for load. A line for each would cost
+    /// more than refusing it, just when there is nothing to spare.
+    pub(super) async fn tell_refused(self) {
+        loop {
+            tokio::time::sleep(REFUSED_TOLD_EVERY).await;
+            let refused = self.refused.swap(0, Ordering::Relaxed);
+            if refused > 0 {
+                tracing::warn!(refused, "calls were refused for load");
+            }
+        }
     }
 }
 
@@ -87,27 +132,33 @@ impl Service<http::Request<Body>> for CallService {
     }
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
-        let path = request.uri().path().to_owned();
-        if path.starts_with("/grpc.") {
+        if request.uri().path().starts_with("/grpc.") {
             return Box::pin(self.inner.call(request));
         }
         let options = self.layer.options.clone();
         let call_id = call_id_of(request.headers());
-        let mut line = Line::new(path, call_id.clone());
+        let path = known_path(options.access, request.uri().path());
+        let span = Span::of_server(request.headers(), path, &call_id);
+        let mut line = Line::new(path, call_id.clone(), span, self.layer.numbers.clone());
         let admitted = options.identities.identify(request.headers(), options.domain);
         let admitted = admitted.and_then(|(caller, bearer)| {
             line.caller = Some((caller.tenant_kind.to_string(), caller.tenant_id.to_string()));
-            auth::admit(options.access, &line.path, &caller, options.domain)?;
-            let permit = self.layer.in_flight.clone().try_acquire_owned();
-            let permit = permit.map_err(|_| overloaded(options.domain))?;
+            auth::admit(options.access, request.uri().path(), &caller, options.domain)?;
+            let place = self.layer.places.take(&caller);
+            let place = place.map_err(|full| {
+                line.is_refused_for_load = true;
+                self.layer.refused.fetch_add(1, Ordering::Relaxed);
+                self.layer.numbers.refused_for_load.inc();
+                overloaded(options.domain, full)
+            })?;
             request.extensions_mut().insert(caller);
             if let Some(bearer) = bearer {
                 request.extensions_mut().insert(bearer);
             }
-            Ok(permit)
+            Ok(place)
         });
-        let permit = match admitted {
-            Ok(permit) => permit,
+        let place = match admitted {
+            Ok(place) => place,
             Err(refused) => {
                 let response = line.finish(refused.into_http(), options.domain);
                 return Box::pin(async { Ok(response) });
@@ -117,48 +168,161 @@ impl Service<http::Request<Body>> for CallService {
         request.extensions_mut().insert(CallId(call_id.clone()));
         request.extensions_mut().insert(Deadline(Instant::now() + patience));
 
-        let span = tracing::info_span!("call", id = %call_id, path = %line.path);
+        let lines = tracing::info_span!("call", id = %call_id, path, trace_id = line.span.trace_id());
         let mut inner = self.inner.clone();
-        let handled = AssertUnwindSafe(async move { inner.call(request).await }).catch_unwind();
+        let answers = answers_of(request.extensions_mut());
+        // Held by the body of the request until it has come in whole.
+        let coming = Arc::new(());
+        let request = request.map({
+            let held = Some(Arc::clone(&coming));
+            |body| Body::new(Until { body, held, rest: Bytes::new() })
+        });
+        let handled = line.span.around(async move { inner.call(request).await });
+        let handled = AssertUnwindSafe(handled).catch_unwind();
         let guarded = async move {
-            let _permit = permit;
-            let response = match tokio::time::timeout(patience, handled).await {
+            let has_come = move || Arc::strong_count(&coming) == 1;
+            let response = match in_time(handled, has_come, patience).await {
                 Ok(Ok(Ok(response))) => response,
                 Ok(Err(_)) => internal(options.domain).status().into_http(),
-                Err(_) => too_late(options.domain).into_http(),
+                Err(Late::Message) => stood_still(options.domain).into_http(),
+                Err(Late::Answer) => too_late(options.domain).into_http(),
             };
-            Ok(line.finish(response, options.domain))
+            let response = line.finish(response, options.domain);
+            if response.extensions().get::<OpenEnded>().is_some() {
+                return Ok(response);
+            }
+            // The place is the answer's until it is on its way.
+            let held = Some((place, answers.begin()));
+            Ok(response.map(|body| Body::new(Until { body, held, rest: Bytes::new() })))
         };
-        Box::pin(guarded.instrument(span))
+        Box::pin(guarded.instrument(lines))
     }
 }
 
-/// The log line of one call. Dropped unfinished, it says that the caller went away.
+/// The answers of the call's connection that have not been taken yet.
+fn answers_of(extensions: &mut http::Extensions) -> Answers {
+    let secured = extensions.remove::<Secured>().map(|info| info.get_ref().clone());
+    secured.or_else(|| extensions.remove()).unwrap_or_default()
+}
+
+/// The path of a call, if it is one of the service's. Others are the caller's words, and there is no end to
+/// them: they are neither logged nor counted.
+fn known_path(access: auth::Access, path: &str) -> &'static str {
+    access.iter().find(|(call, _)| *call == path).map_or(UNKNOWN_PATH, |(call, _)| call)
+}
+
+/// What took too long.
+#[derive(Debug, PartialEq, Eq)]
+enum Late {
+    Message,
+    Answer,
+}
+
+/// Waits for the answer, for as long as its caller does, and no longer than its message may take to come in.
+async fn in_time<A>(
+    handled: impl Future<Output = A>,
+    has_come: impl Fn() -> bool,
+    patience: Duration,
+) -> Result<A, Late> {
+    let mut handled = pin!(handled);
+    match tokio::time::timeout(patience.min(RECEIVE_MAX), &mut handled).await {
+        Ok(answer) => return Ok(answer),
+        Err(_) if patience <= RECEIVE_MAX => return Err(Late::Answer),
+        Err(_) if !has_come() => return Err(Late::Message),
+        Err(_) => {}
+    }
+    tokio::time::timeout(patience - RECEIVE_MAX, handled).await.map_err(|_| Late::Answer)
+}
+
+/// A body in pieces, that lets go of something when it has come to its end or is dropped.
+struct Until<T> {
+    body: Body,
+    held: Option<T>,
+    /// Of the frame of which the last piece is.
+    rest: Bytes,
+}
+
+impl<T: Unpin> http_body::Body for Until<T> {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.rest.is_empty() {
+            let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => self.rest = data,
+                Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
+                ended => {
+                    self.held = None;
+                    return Poll::Ready(ended.and_then(Result::err).map(Err));
+                }
+            }
+        }
+        let length = self.rest.len().min(PIECE_BYTES);
+        let piece = self.rest.split_to(length);
+        if self.is_end_stream() {
+            self.held = None;
+        }
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let left = u64::try_from(self.rest.len()).unwrap_or(u64::MAX);
+        let hint = self.body.size_hint();
+        let mut with_rest = SizeHint::new();
+        with_rest.set_lower(hint.lower().saturating_add(left));
+        if let Some(upper) = hint.upper() {
+            with_rest.set_upper(upper.saturating_add(left));
+        }
+        with_rest
+    }
+}
+
+/// What is kept of one call: a log line, a count and a span. Dropped unfinished, they say that the caller
+/// went away.
 struct Line {
-    path: String,
+    path: &'static str,
     call_id: String,
     caller: Option<(String, String)>,
     began: Instant,
+    is_refused_for_load: bool,
     finished: bool,
+    span: Span,
+    numbers: Calls,
 }
 
 impl Line {
-    fn new(path: String, call_id: String) -> Self {
-        Self { path, call_id, caller: None, began: Instant::now(), finished: false }
+    fn new(path: &'static str, call_id: String, span: Span, numbers: Calls) -> Self {
+        numbers.in_progress.inc();
+        let (began, is_refused_for_load, finished) = (Instant::now(), false, false);
+        Self { path, call_id, caller: None, began, is_refused_for_load, finished, span, numbers }
     }
 
     fn finish(mut self, response: http::Response<Body>, domain: &'static str) -> http::Response<Body> {
         let mut response = unreadable(&response, domain).map_or(response, Status::into_http);
-        let code = response
-            .headers()
-            .get(Status::GRPC_STATUS)
-            .map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));
+        let code = code_of(response.headers());
         self.finished = true;
-        self.log(&format!("{code:?}"));
+        self.end(code, &format!("{code:?}"));
         if let Ok(value) = HeaderValue::from_str(&self.call_id) {
             response.headers_mut().insert("x-call-id", value);
         }
         response
+    }
+
+    fn end(&mut self, code: Code, in_words: &str) {
+        if !self.is_refused_for_load {
+            self.log(in_words);
+        }
+        self.span.end(code);
+        self.numbers.end(self.path, code, self.began.elapsed());
+        self.numbers.in_progress.dec();
     }
 
     fn log(&self, code: &str) {
@@ -170,6 +334,7 @@ impl Line {
             tenant_kind = kind,
             tenant,
             call_id = self.call_id,
+            trace_id = self.span.trace_id(),
             "call"
         );
     }
@@ -178,7 +343,7 @@ impl Line {
 impl Drop for Line {
     fn drop(&mut self) {
         if !self.finished {
-            self.log("caller went away");
+            self.end(Code::Cancelled, "caller went away");
         }
     }
 }
@@ -206,15 +371,24 @@ pub fn unreadable_message(status: &Status, domain: &'static str) -> Option<Statu
     }
 }
 
-fn overloaded(domain: &'static str) -> Status {
-    failure(
-        domain,
-        Code::ResourceExhausted,
-        "OVERLOADED",
-        "too many calls are in progress; try again shortly",
-    )
-    .retry_after(OVERLOAD_RETRY)
-    .status()
+fn overloaded(domain: &'static str, full: Full) -> Status {
+    let (reason, sentence) = match full {
+        Full::Everybody => ("OVERLOADED", "too many calls are in progress; try again shortly"),
+        Full::Tenant => (
+            "TENANT_OVERLOADED",
+            "your tenant has as many calls in progress as are left for others; make fewer at a time, and try \
+             again shortly",
+        ),
+    };
+    failure(domain, Code::ResourceExhausted, reason, sentence).retry_after(OVERLOAD_RETRY).status()
+}
+
+fn stood_still(domain: &'static str) -> Status {
+    let sentence =
+        format!("the request did not come in whole within {} s; begin again", RECEIVE_MAX.as_secs());
+    failure(domain, Code::ResourceExhausted, "STREAM_STOOD_STILL", sentence)
+        .retry_after(OVERLOAD_RETRY)
+        .status()
 }
 
 fn too_late(domain: &'static str) -> Status {
@@ -222,12 +396,16 @@ fn too_late(domain: &'static str) -> Status {
     failure(domain, Code::Unavailable, "DEADLINE_PASSED", sentence).retry_after(OVERLOAD_RETRY).status()
 }
 
-/// The caller's own id for the call if it is a plausible one, else a new one.
+/// The caller's own id for the call if it is a plausible one, else a new one. It is logged, so that nothing
+/// passes for one in which there is an e-mail address.
 fn call_id_of(headers: &HeaderMap) -> String {
     const LENGTH_MAX: usize = 64;
     let given = headers.get("x-call-id").and_then(|value| value.to_str().ok());
     given
-        .filter(|id| (1..=LENGTH_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic()))
+        .filter(|id| {
+            (1..=LENGTH_MAX).contains(&id.len())
+                && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte))
+        })
         .map_or_else(|| new_id(Clock::system().now()).to_string(), ToOwned::to_owned)
 }
 
@@ -256,7 +434,43 @@ fn timeout_of(value: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_does_not_come_in_is_not_waited_for_as_long_as_an_answer() {
+        const WORK: Duration = Duration::from_secs(20);
+        let work = || tokio::time::sleep(WORK);
+        for (has_come, patience, outcome, after) in [
+            (true, CALL_DURATION_MAX, Ok(()), WORK),
+            (true, WORK / 2, Err(Late::Answer), WORK / 2),
+            (true, WORK * 3 / 4, Err(Late::Answer), WORK * 3 / 4),
+            (false, CALL_DURATION_MAX, Err(Late::Message), RECEIVE_MAX),
+            (false, RECEIVE_MAX / 2, Err(Late::Answer), RECEIVE_MAX / 2),
+        ] {
+            let began = tokio::time::Instant::now();
+            assert_eq!(in_time(work(), || has_come, patience).await, outcome);
+            // The clock of these timers goes by milliseconds.
+            let late = began.elapsed().saturating_sub(after);
+            assert!(began.elapsed() >= after && late < Duration::from_millis(5), "{has_come} {patience:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_comes_in_pieces_and_lets_go_at_its_end() {
+        let message = Bytes::from(vec![7; 2 * PIECE_BYTES + 1]);
+        let held = Arc::new(());
+        let body = Body::new(http_body_util::Full::new(message.clone()));
+        let mut body = pin!(Until { body, held: Some(Arc::clone(&held)), rest: Bytes::new() });
+        let mut come = vec![];
+        while let Some(frame) = body.frame().await {
+            come.push(frame.unwrap().into_data().unwrap());
+            assert_eq!(Arc::strong_count(&held), if come.len() < 3 { 2 } else { 1 });
+        }
+        assert_eq!(come.iter().map(Bytes::len).collect::<Vec<_>>(), [PIECE_BYTES, PIECE_BYTES, 1]);
+        assert_eq!(come.concat(), message);
+    }
 
     #[test]
     fn deadlines_are_read_in_every_unit() {

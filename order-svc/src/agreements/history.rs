@@ -6,6 +6,7 @@ use chassis::clock::new_id;
 use chrono::DateTime;
 use futures_util::FutureExt;
 use proto::agreement as wire;
+use proto::agreement::event::Change;
 use proto::agreement::event_service_client::EventServiceClient;
 use proto::agreement::watch_events_response::Item;
 use tonic::{Code, Status};
@@ -14,7 +15,7 @@ use uuid::Uuid;
 use super::{Agreements, request_as, say_if_unidentified};
 use crate::rules::Time;
 use crate::rules::gate::EvidenceKind;
-use crate::rules::withdrawal::{Moment, News, Parting, Withdrawal};
+use crate::rules::withdrawal::{Moment, News, Parting, Place, Restore, Withdrawal};
 
 /// Something comes each second; a stream that is silent for this long has lost its other end.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
@@ -26,10 +27,10 @@ const PASSED_OVER_MAX: usize = 256;
 /// The history after a revision, as it goes on.
 pub(crate) struct History {
     stream: tonic::Streaming<wire::WatchEventsResponse>,
-    /// The last revision that came.
-    seen: i64,
+    /// Up to where it came.
+    seen: Place,
     /// What came after moments that were passed over, to be told next.
-    kept: Option<Result<Option<Moment>, NotFollowed>>,
+    kept: Option<Result<Option<Told>, NotFollowed>>,
 }
 
 /// Why the history cannot be followed. For the log.
@@ -37,20 +38,31 @@ pub(crate) struct History {
 pub(crate) enum NotFollowed {
     /// The neighbour is away, slow or stopping; that passes.
     Away(String),
-    /// It says what cannot be: that its history ends before what was applied here, or something out of
-    /// its order. Somebody has to look.
+    /// It says what cannot be: that its history ends before what was applied here or went another way, or
+    /// something out of its order. Somebody has to look.
     Nonsense(String),
 }
 
+/// What comes next in the history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    Moment(Moment),
+    /// Its database was restored from an older copy, and something of what was followed is not in its history:
+    /// it has to be followed anew from the beginning.
+    Lost(Restore),
+}
+
 impl Agreements {
-    /// Follows the history after a revision.
+    /// Follows the history after a place, which the neighbour finds to be of its history where the hash is
+    /// known.
     ///
     /// # Errors
     /// [`NotFollowed`].
-    pub(crate) async fn follow(&self, after_revision: i64) -> Result<History, NotFollowed> {
+    pub(crate) async fn follow(&self, seen: Place) -> Result<History, NotFollowed> {
         let call_id = new_id(self.clock.now()).to_string();
-        let request =
-            request_as(&self.own.credentials(), wire::WatchEventsRequest { after_revision }, &call_id);
+        let after_hash = seen.hash.clone().unwrap_or_default();
+        let message = wire::WatchEventsRequest { after_revision: seen.revision, after_hash };
+        let request = request_as(&self.own.credentials(), message, &call_id);
         let replica = self.replicas.next();
         let mut client = EventServiceClient::new(replica.channel());
         let stream = tokio::time::timeout(SILENCE_MAX, client.watch_events(request)).await;
@@ -60,7 +72,7 @@ impl Agreements {
         }
         let stream = stream.map_err(|_| silent())?.inspect_err(say_if_unidentified);
         let stream = stream.map_err(|status| not_followed(&status))?.into_inner();
-        Ok(History { stream, seen: after_revision, kept: None })
+        Ok(History { stream, seen, kept: None })
     }
 }
 
@@ -71,36 +83,39 @@ impl History {
     /// # Errors
     /// [`NotFollowed`]. An event with consequences that cannot be read is nonsense: passing over it would
     /// leave subscriptions that must end.
-    pub(crate) async fn next(&mut self) -> Result<Option<Moment>, NotFollowed> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Told>, NotFollowed> {
         let first = match self.kept.take() {
             Some(kept) => kept?,
             None => self.read().await?,
         };
-        let Some(mut last) = first else { return Ok(None) };
+        let Some(Told::Moment(mut last)) = first else { return Ok(first) };
         for _ in 0..PASSED_OVER_MAX {
             if last.news.is_some() {
                 break;
             }
             match self.read().now_or_never() {
                 None => break,
-                Some(Ok(Some(next))) => last = next,
+                Some(Ok(Some(Told::Moment(next)))) => last = next,
                 Some(ended) => {
                     self.kept = Some(ended);
                     break;
                 }
             }
         }
-        Ok(Some(last))
+        Ok(Some(Told::Moment(last)))
     }
 
-    async fn read(&mut self) -> Result<Option<Moment>, NotFollowed> {
+    async fn read(&mut self) -> Result<Option<Told>, NotFollowed> {
         let response = tokio::time::timeout(SILENCE_MAX, self.stream.message()).await;
         let response = response.map_err(|_| silent())?.map_err(|status| not_followed(&status))?;
         let Some(response) = response else { return Ok(None) };
-        let nonsense = || NotFollowed::Nonsense(format!("it makes no sense after revision {}", self.seen));
-        let moment = read_moment(self.seen, response).ok_or_else(nonsense)?;
-        self.seen = moment.revision;
-        Ok(Some(moment))
+        let nonsense =
+            || NotFollowed::Nonsense(format!("it makes no sense after revision {}", self.seen.revision));
+        let told = read_item(&self.seen, response).ok_or_else(nonsense)?;
+        if let Told::Moment(moment) = &told {
+            self.seen = moment.place.clone();
+        }
+        Ok(Some(told))
     }
 }
 
@@ -110,7 +125,7 @@ fn silent() -> NotFollowed {
 
 fn not_followed(status: &Status) -> NotFollowed {
     match status.code() {
-        Code::OutOfRange => NotFollowed::Nonsense(status.to_string()),
+        Code::OutOfRange | Code::FailedPrecondition => NotFollowed::Nonsense(status.to_string()),
         _ => NotFollowed::Away(status.to_string()),
     }
 }
@@ -119,19 +134,37 @@ fn time(time: prost_types::Timestamp) -> Option<Time> {
     DateTime::from_timestamp(time.seconds, u32::try_from(time.nanos).ok()?)
 }
 
-/// What came after a revision; `None` when it makes no sense there.
-fn read_moment(seen: i64, response: wire::WatchEventsResponse) -> Option<Moment> {
+/// What came after a place; `None` when it makes no sense there.
+fn read_item(seen: &Place, response: wire::WatchEventsResponse) -> Option<Told> {
     match response.item? {
-        Item::Event(event) => read_event(event).filter(|event| event.revision == seen + 1),
+        Item::Event(mut event) => match event.change.take() {
+            Some(Change::HistoryRestored(restored)) => read_restored(seen, &restored, event),
+            change => {
+                event.change = change;
+                let moment = read_event(event).filter(|moment| moment.place.revision == seen.revision + 1);
+                moment.map(Told::Moment)
+            }
+        },
         Item::Checkpoint(checkpoint) => {
             let until = checkpoint.looked_at.and_then(time)?;
-            (checkpoint.revision == seen).then_some(Moment { revision: seen, until, news: None })
+            let moment = Moment { place: seen.clone(), until, news: None };
+            (checkpoint.revision == seen.revision).then_some(Told::Moment(moment))
         }
     }
 }
 
+/// A restore: nothing but the next event to whoever has seen exactly what the copy held.
+fn read_restored(seen: &Place, restored: &wire::HistoryRestored, event: wire::Event) -> Option<Told> {
+    let restore = Restore { last_revision: restored.last_revision, revision: event.revision };
+    if restore.revision <= seen.revision.max(restore.last_revision) {
+        return None;
+    }
+    let is_next = restore.last_revision == seen.revision
+        && seen.hash.as_ref().is_none_or(|hash| *hash == restored.last_hash);
+    if is_next { read_event(event).map(Told::Moment) } else { Some(Told::Lost(restore)) }
+}
+
 fn read_event(event: wire::Event) -> Option<Moment> {
-    use wire::event::Change;
     let customer_id = event.customer_id.parse();
     let partner_id: Option<Uuid> = event.partner_id.parse().ok();
     let news = match event.change {
@@ -162,7 +195,8 @@ fn read_event(event: wire::Event) -> Option<Moment> {
         // to withdraw.
         Some(_) | None => None,
     };
-    Some(Moment { revision: event.revision, until: event.recorded_at.and_then(time)?, news })
+    let place = Place { revision: event.revision, hash: Some(event.hash).filter(|hash| !hash.is_empty()) };
+    Some(Moment { place, until: event.recorded_at.and_then(time)?, news })
 }
 
 fn read_ids(ids: &[String]) -> Option<Vec<Uuid>> {
@@ -171,9 +205,8 @@ fn read_ids(ids: &[String]) -> Option<Vec<Uuid>> {
 
 #[cfg(test)]
 mod tests {
-    use proto::agreement::event::Change;
     use proto::agreement::{
-        AttestationWithdrawn, Attested, Checkpoint, RelationshipEnded, SignatureWithdrawn,
+        AttestationWithdrawn, Attested, Checkpoint, HistoryRestored, RelationshipEnded, SignatureWithdrawn,
         WatchEventsResponse,
     };
 
@@ -195,8 +228,19 @@ mod tests {
         }
     }
 
+    fn place(revision: i64, hash: Option<&str>) -> Place {
+        Place { revision, hash: hash.map(str::to_owned) }
+    }
+
+    fn told_after(seen: &Place, item: Item) -> Option<Told> {
+        read_item(seen, WatchEventsResponse { item: Some(item) })
+    }
+
     fn after(seen: i64, event: wire::Event) -> Option<Moment> {
-        read_moment(seen, WatchEventsResponse { item: Some(Item::Event(event)) })
+        match told_after(&place(seen, None), Item::Event(event))? {
+            Told::Moment(moment) => Some(moment),
+            Told::Lost(restore) => panic!("{restore:?}"),
+        }
     }
 
     fn withdrawn(uncovered: &[&str]) -> Option<Change> {
@@ -254,7 +298,7 @@ mod tests {
     fn what_makes_no_sense_is_not_passed_over() {
         let right = || event(7, withdrawn(&[&PARTNER.to_string()]));
         let until = time(AT).unwrap();
-        assert_eq!(after(6, right()).map(|moment| (moment.revision, moment.until)), Some((7, until)));
+        assert_eq!(after(6, right()).map(|moment| (moment.place.revision, moment.until)), Some((7, until)));
         for (about, seen, event) in [
             ("a gap", 5, right()),
             ("an event again", 7, right()),
@@ -266,14 +310,41 @@ mod tests {
         ] {
             assert_eq!(after(seen, event), None, "{about}");
         }
-        let checkpoint = |revision, looked_at| {
-            let item = Some(Item::Checkpoint(Checkpoint { revision, looked_at }));
-            read_moment(7, WatchEventsResponse { item })
-        };
-        assert_eq!(checkpoint(7, Some(AT)), Some(Moment { revision: 7, until, news: None }));
+        let seen = place(7, Some("seven"));
+        let checkpoint =
+            |revision, looked_at| told_after(&seen, Item::Checkpoint(Checkpoint { revision, looked_at }));
+        let quiet = Told::Moment(Moment { place: seen.clone(), until, news: None });
+        assert_eq!(checkpoint(7, Some(AT)), Some(quiet));
         assert_eq!(checkpoint(8, Some(AT)), None, "it knows of an event that did not come");
         assert_eq!(checkpoint(6, Some(AT)), None);
         assert_eq!(checkpoint(7, None), None, "it does not say when it looked");
-        assert_eq!(read_moment(7, WatchEventsResponse { item: None }), None);
+        assert_eq!(read_item(&seen, WatchEventsResponse { item: None }), None);
+    }
+
+    #[test]
+    fn a_restore_is_the_next_event_only_to_who_has_seen_exactly_what_the_copy_held() {
+        const LIFTED: i64 = 7 + (1 << 32);
+        let restored = |revision| {
+            let change =
+                Change::HistoryRestored(HistoryRestored { last_revision: 7, last_hash: "seven".into() });
+            let hash = "restored".to_owned();
+            Item::Event(wire::Event { hash, ..event(revision, Some(change)) })
+        };
+        let next = || {
+            let (place, until) = (place(LIFTED, Some("restored")), time(AT).unwrap());
+            Some(Told::Moment(Moment { place, until, news: None }))
+        };
+        let lost = || Some(Told::Lost(Restore { last_revision: 7, revision: LIFTED }));
+        for (about, seen, expected) in [
+            ("all of the copy", place(7, Some("seven")), next()),
+            ("as many events, and nobody knows which", place(7, None), next()),
+            ("as many events, of which one is another", place(7, Some("another")), lost()),
+            ("more than the copy held", place(9, Some("nine")), lost()),
+            ("less, and the rest did not come", place(6, Some("six")), lost()),
+            ("what comes later", place(LIFTED, Some("restored")), None),
+        ] {
+            assert_eq!(told_after(&seen, restored(LIFTED)), expected, "{about}");
+        }
+        assert_eq!(told_after(&place(3, None), restored(7)), None, "it comes before the end of the copy");
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chassis::auth::Auth;
+use chassis::telemetry::trace::Traced;
 use chassis::tls::{self, Address};
 use tonic::transport::Channel;
 
@@ -27,7 +28,7 @@ pub(crate) struct Replicas {
 
 /// One of them.
 pub(crate) struct Replica {
-    channel: Channel,
+    channel: Traced<Channel>,
     passed_over_until: Mutex<Option<Instant>>,
 }
 
@@ -57,7 +58,7 @@ impl Replicas {
                 .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
                 .keep_alive_timeout(KEEPALIVE_TIMEOUT)
                 .keep_alive_while_idle(true);
-            let channel = client.connect_lazy(address, &endpoint);
+            let channel = Traced(client.connect_lazy(address, &endpoint));
             Replica { channel, passed_over_until: Mutex::new(None) }
         };
         let all: Arc<[_]> = config.agreements.iter().map(replica).collect();
@@ -77,7 +78,7 @@ impl Replicas {
 }
 
 impl Replica {
-    pub(crate) fn channel(&self) -> Channel {
+    pub(crate) fn channel(&self) -> Traced<Channel> {
         self.channel.clone()
     }
 

@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use tonic::{Response, Status};
 
 use crate::agreements::{Agreements, Ask, NoAnswer};
+use crate::metrics::Decisions;
 use crate::rules::Refusal;
 use crate::rules::gate::Answer;
 use crate::rules::offer::Catalogue;
@@ -42,6 +43,7 @@ pub(crate) struct Api {
     pub clock: Clock,
     pub catalogue: Arc<Catalogue>,
     pub agreements: Agreements,
+    pub decisions: Decisions,
     /// Changed after every stored order, to wake the reporter.
     pub orders: watch::Sender<()>,
 }
@@ -85,6 +87,7 @@ impl Api {
     /// Asks the gate; everything but an answer becomes a refusal.
     async fn ask(&self, ask: &Ask, patience: Duration) -> Result<Answer, Refusal> {
         let answered = self.agreements.check(ask, patience).await;
+        self.decisions.count(&answered);
         answered.map_err(|no_answer| unanswered(&ask.parties, no_answer))
     }
 }

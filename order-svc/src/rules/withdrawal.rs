@@ -1,16 +1,32 @@
-//! What happened at agreement-svc and has consequences here: withdrawals of acceptances (WD-2) and
-//! ends of relationships (CUS-3).
+//! What happened at agreement-svc and has consequences here: withdrawals of acceptances (WD-2), ends of
+//! relationships (CUS-3), and a restore of its database that lost what was followed.
 
 use uuid::Uuid;
 
 use super::gate::EvidenceKind;
 use super::{Time, names};
 
+/// How far agreement-svc's history is known: up to the event of a revision, 0 for none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    pub revision: i64,
+    /// The hash of that event, which covers all before it; `None` where it is not known.
+    pub hash: Option<String>,
+}
+
+/// agreement-svc's database was restored from a copy that ended with one event; the history goes on with the
+/// other. Nothing between their revisions is known there any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restore {
+    pub last_revision: i64,
+    pub revision: i64,
+}
+
 /// A point of agreement-svc's history: an event, or the quiet after one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Moment {
-    /// The last event up to here; there are no gaps.
-    pub revision: i64,
+    /// Up to the last event before it; there are no gaps.
+    pub place: Place,
     /// What was recorded until then is in the history up to here, but for what was just being stored.
     pub until: Time,
     /// What follows from that event; `None` for all that has no consequences here.

@@ -128,15 +128,19 @@ fn pass_fence(connection: &mut Connection, customer: Uuid, answer_revision: i64)
     Ok(passed > 0)
 }
 
-/// Raises a customer's fence to the revision of an event, past which no older answer comes.
+/// Raises a customer's fence to the revision of an event, past which no older answer comes. It never falls,
+/// also when an event is applied again.
 pub(super) fn fence_raise(connection: &mut Connection, customer: Uuid, revision: i64) -> Result<(), Error> {
     query!(connection, c => {
-        diesel::insert_into(fence::table)
-            .values((fence::customer_id.eq(customer.to_string()), fence::fence_revision.eq(revision)))
-            .on_conflict(fence::customer_id)
-            .do_update()
-            .set(fence::fence_revision.eq(revision))
-            .execute(c)
+        FilterDsl::filter(
+            diesel::insert_into(fence::table)
+                .values((fence::customer_id.eq(customer.to_string()), fence::fence_revision.eq(revision)))
+                .on_conflict(fence::customer_id)
+                .do_update()
+                .set(fence::fence_revision.eq(revision)),
+            fence::fence_revision.lt(revision),
+        )
+        .execute(c)
     })?;
     Ok(())
 }

@@ -1,12 +1,14 @@
 //! First purchases on their way to agreement-svc.
 //!
 //! A report is written in the transaction that accepts the order, claimed by moving its due time
-//! forward, and due again when whoever claimed it does not finish. It is never deleted.
+//! forward, and due again when whoever claimed it does not finish, or when agreement-svc was restored from an
+//! older copy and may have forgotten it. It is never deleted.
 
 use chassis::database::row::{at, utc};
 use chassis::database::{Connection, Error};
 use chassis::query;
 use chrono::{Duration, NaiveDateTime};
+use diesel::dsl::{count_star, min};
 use diesel::prelude::*;
 use uuid::Uuid;
 
@@ -17,6 +19,9 @@ use crate::rules::order::{Order, PurchaseReport};
 
 /// Reports claimed at a time: so few that their claims outlast delivering them one by one.
 const CLAIM_MAX: i64 = 8;
+
+/// Reports made due again at a time: few enough that orders of the same customers do not wait.
+const AGAIN_MAX: i64 = 1000;
 
 /// Queues the report of a customer's first purchase; of later ones nothing is kept.
 pub(crate) fn report_insert(connection: &mut Connection, order: &Order) -> Result<(), Error> {
@@ -86,6 +91,17 @@ pub(crate) fn reports_claim(
     Ok(claimed)
 }
 
+/// How many reports are on their way, and when the oldest of them was written.
+pub(crate) fn reports_waiting(connection: &mut Connection) -> Result<(i64, Option<Time>), Error> {
+    let (count, oldest): (i64, Option<NaiveDateTime>) = query!(connection, c => {
+        purchase_report::table
+            .filter(purchase_report::reported_at.is_null())
+            .select((count_star(), min(purchase_report::purchased_at)))
+            .first(c)
+    })?;
+    Ok((count, oldest.map(utc)))
+}
+
 pub(crate) fn report_done(connection: &mut Connection, customer: Uuid, now: Time) -> Result<(), Error> {
     query!(connection, c => {
         diesel::update(purchase_report::table.find(customer.to_string()))
@@ -93,6 +109,31 @@ pub(crate) fn report_done(connection: &mut Connection, customer: Uuid, now: Time
             .execute(c)
     })?;
     Ok(())
+}
+
+/// Makes reports that were delivered before a time due again, as many as one transaction takes. The answer says
+/// whether that was all.
+pub(crate) fn reports_again(
+    connection: &mut Connection,
+    delivered_before: Time,
+    now: Time,
+) -> Result<bool, Error> {
+    let delivered: Vec<String> = query!(connection, c => {
+        purchase_report::table
+            .filter(purchase_report::reported_at.lt(delivered_before.naive_utc()))
+            .limit(AGAIN_MAX)
+            .select(purchase_report::customer_id)
+            .load(c)
+    })?;
+    query!(connection, c => {
+        diesel::update(purchase_report::table.filter(purchase_report::customer_id.eq_any(&delivered)))
+            .set((
+                purchase_report::reported_at.eq(None::<NaiveDateTime>),
+                purchase_report::due_at.eq(now.naive_utc()),
+            ))
+            .execute(c)
+    })?;
+    Ok(delivered.is_empty())
 }
 
 /// Puts a report back until `due_at`.

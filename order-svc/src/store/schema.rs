@@ -82,6 +82,7 @@ diesel::table! {
     follower (id) {
         id -> Integer,
         revision -> BigInt,
+        head -> Nullable<Text>,
     }
 }
 

@@ -4,6 +4,7 @@ use chassis::database::row::{at, id_or_empty, utc};
 use chassis::database::{Connection, Error};
 use chassis::query;
 use chrono::NaiveDateTime;
+use diesel::dsl::{count_star, min};
 use diesel::prelude::*;
 use uuid::Uuid;
 
@@ -304,6 +305,17 @@ pub(crate) fn due_list(
         }
         list.load(c)
     })?)
+}
+
+/// How many subscriptions have a term that ended before then, and when the first of those terms ended.
+pub(crate) fn terms_overdue(connection: &mut Connection, now: Time) -> Result<(i64, Option<Time>), Error> {
+    let (count, oldest): (i64, Option<NaiveDateTime>) = query!(connection, c => {
+        subscription::table
+            .filter(subscription::due_at.le(now.naive_utc()))
+            .select((count_star(), min(subscription::due_at)))
+            .first(c)
+    })?;
+    Ok((count, oldest.map(utc)))
 }
 
 /// The customer's subscriptions whose term has ended until then, oldest first.

@@ -69,7 +69,8 @@ struct Part {
 }
 
 /// Keeps what a withdrawal did: `cancelled` by it, and what else has not ended of what the acceptance
-/// could cover. Nobody else is told of it.
+/// could cover. Nobody else is told of it. What is kept already under its revision stays: it is applied
+/// again, or another one had the revision in a part of the history that was lost.
 pub(super) fn withdrawal_insert(
     connection: &mut Connection,
     moment: &Moment,
@@ -97,9 +98,9 @@ pub(super) fn withdrawal_insert(
         effects.push((id, payer, reseller, outcome));
     }
 
-    let revision = moment.revision;
+    let revision = moment.place.revision;
     let count = |rows: usize| i32::try_from(rows).unwrap_or(i32::MAX);
-    query!(connection, c => {
+    let inserted = query!(connection, c => {
         diesel::insert_into(withdrawal::table)
             .values((
                 withdrawal::revision.eq(revision),
@@ -112,8 +113,12 @@ pub(super) fn withdrawal_insert(
                 withdrawal::cancelled.eq(count(cancelled.len())),
                 withdrawal::stayed.eq(count(stayed.len())),
             ))
+            .on_conflict_do_nothing()
             .execute(c)
     })?;
+    if inserted == 0 {
+        return Ok(());
+    }
     let parts: Vec<_> = parts_of(of, &effects)
         .into_iter()
         .map(|(partner, part)| {

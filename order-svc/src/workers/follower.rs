@@ -3,20 +3,38 @@
 //!
 //! How far it has come is a row. An event is applied in the transaction that moves this row on to the
 //! event's revision from the one before; of several replicas that try, one succeeds.
+//!
+//! When agreement-svc was restored from an older copy, what was applied here may be no part of its history any
+//! more. What holds then:
+//!
+//! - Nothing is applied that does not follow on what was applied: the row keeps the hash of the last event, and
+//!   agreement-svc refuses whoever knows another one, until the restore is announced.
+//! - Once it is, the history is followed again from its beginning, since nobody knows from which event on it is
+//!   another one. Applying an event again changes nothing: what it ended has ended, what rests on newer answers is
+//!   left alone, no fence falls, and the report of the first time stays.
+//! - What was done for the lost part stays done. A customer whose withdrawal was lost stays closed: its fence has a
+//!   revision that answers reach only when its acceptance has changed since the restore.
+//! - What rests on answers of the lost part is counted once no such answer can be used any more.
+//! - First purchases are reported again, before the row goes back, so that this is not forgotten.
 
 use std::time::Duration;
 
 use chassis::backoff;
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
+use chassis::telemetry::trace::unasked;
 use tokio::sync::watch;
 
 use super::Followed;
 use super::renewals::settle_customer;
 use crate::agreements::Agreements;
-use crate::agreements::history::NotFollowed;
-use crate::rules::withdrawal::Moment;
-use crate::store::follower::{follower_revision, moment_apply};
+use crate::agreements::history::{NotFollowed, Told};
+use crate::rules::gate::ANSWER_AGE_MAX;
+use crate::rules::withdrawal::{Moment, Restore};
+use crate::store::follower::{
+    Remains, follower_place, follower_revision, follower_start_over, moment_apply, remains,
+};
+use crate::store::report::reports_again;
 
 /// Waits after failures, before jitter: the first, and the longest. What was withdrawn is not cancelled
 /// meanwhile.
@@ -31,6 +49,8 @@ enum Interruption {
     /// The row that says how far the history has been applied says less than before: the database was
     /// restored under us. What was passed over must be looked at again.
     WentBack,
+    /// agreement-svc's database was restored, and the history has to be followed from its beginning again.
+    Lost(Restore, Remains),
 }
 
 impl From<NotFollowed> for Interruption {
@@ -67,12 +87,33 @@ impl Interruption {
                     "the database knows less of the history than before; starting over"
                 );
             }
+            Self::Lost(Restore { last_revision, revision: restored }, remains) => {
+                tracing::error!(
+                    revision,
+                    last_revision,
+                    restored,
+                    subscriptions = remains.subscriptions,
+                    customers = remains.customers,
+                    "agreement-svc was restored from an older copy; starting over. So many subscriptions rest on \
+                     answers that it lost, and so many customers' withdrawals or ends of relationships it lost: \
+                     look at them"
+                );
+                for (subscription, customer) in &remains.named_subscriptions {
+                    tracing::warn!(subscription, customer, "rests on an answer that agreement-svc lost");
+                }
+                for customer in &remains.named_customers {
+                    tracing::warn!(
+                        customer,
+                        "a withdrawal or the end of a relationship was lost; repeat it at agreement-svc"
+                    );
+                }
+            }
         }
     }
 
     /// Whether what was known before may not be so.
     fn unsettles(&self) -> bool {
-        matches!(self, Self::WentBack | Self::Neighbour(NotFollowed::Nonsense(_)))
+        matches!(self, Self::WentBack | Self::Lost(..) | Self::Neighbour(NotFollowed::Nonsense(_)))
     }
 }
 
@@ -117,17 +158,42 @@ async fn follow(
     agreements: &Agreements,
     followed: &watch::Sender<Followed>,
 ) -> Result<(), Interruption> {
-    let mut applied = database.read(follower_revision).await?;
-    let mut history = agreements.follow(applied).await?;
-    while let Some(moment) = history.next().await? {
+    let place = database.read(follower_place).await?;
+    let mut applied = place.revision;
+    let mut history = agreements.follow(place).await?;
+    loop {
+        let moment = match history.next().await? {
+            None => return Ok(()),
+            Some(Told::Lost(restore)) => return Err(start_over(database, clock, applied, restore).await?),
+            Some(Told::Moment(moment)) => moment,
+        };
         let until = moment.until;
-        applied = apply(database, clock, applied, moment).await?;
+        applied = match moment.news {
+            None => apply(database, clock, applied, moment).await?,
+            Some(_) => unasked("apply an event", apply(database, clock, applied, moment)).await?,
+        };
         followed.send_modify(|followed| {
             followed.revision = applied;
             followed.until = followed.until.max(Some(until));
         });
     }
-    Ok(())
+}
+
+/// Goes back to the beginning of the history, unless another replica has or does.
+async fn start_over(
+    database: &Database,
+    clock: &Clock,
+    applied: i64,
+    lost: Restore,
+) -> Result<Interruption, Error> {
+    // agreement-svc answers out of the copy by now, so whatever it answered before is too old after this.
+    tokio::time::sleep(ANSWER_AGE_MAX.to_std().unwrap_or_default()).await;
+    let now = clock.now();
+    while !database.write(move |connection: &mut Connection| reports_again(connection, now, now)).await? {}
+    let remains = database.list(move |connection: &mut Connection| remains(connection, lost)).await?;
+    let is_ours =
+        database.write(move |connection: &mut Connection| follower_start_over(connection, applied)).await?;
+    Ok(if is_ours { Interruption::Lost(lost, remains) } else { Interruption::WentBack })
 }
 
 /// Applies the history up to a moment, unless another replica has or does: up to `applied` it has been,
@@ -144,13 +210,13 @@ async fn apply(
         settle_customer(database, clock, news.customer_id(), moment.until).await?;
     }
     let mut known = applied;
-    while known < moment.revision {
+    while known < moment.place.revision {
         let (to, now) = (moment.clone(), clock.now());
         let is_ours = database
             .write(move |connection: &mut Connection| moment_apply(connection, known, &to, now))
             .await?;
         if is_ours {
-            return Ok(moment.revision);
+            return Ok(moment.place.revision);
         }
         let before = known;
         known = database.read(follower_revision).await?;
@@ -159,7 +225,7 @@ async fn apply(
         }
     }
     // In the quiet, too, the row is looked at, so that a restored database is noticed at once.
-    if applied == moment.revision && database.read(follower_revision).await? < applied {
+    if applied == moment.place.revision && database.read(follower_revision).await? < applied {
         return Err(Interruption::WentBack);
     }
     Ok(known)

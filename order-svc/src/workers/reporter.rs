@@ -5,6 +5,7 @@ use std::time::Duration;
 use chassis::backoff;
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
+use chassis::telemetry::trace::unasked;
 use chrono::TimeDelta;
 use tokio::sync::watch;
 
@@ -57,7 +58,7 @@ async fn deliver(database: &Database, clock: &Clock, agreements: &Agreements) ->
             return Ok(());
         }
         for report in due {
-            settle(database, clock, agreements, report).await?;
+            unasked("report a first purchase", settle(database, clock, agreements, report)).await?;
         }
     }
 }

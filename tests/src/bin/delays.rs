@@ -61,7 +61,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 /// Every event's revision, with when it arrived.
 async fn follow(caller: As) -> Result<mpsc::UnboundedReceiver<(i64, Instant)>, Status> {
-    let request = WatchEventsRequest { after_revision: 0 };
+    let request = WatchEventsRequest { after_revision: 0, ..WatchEventsRequest::default() };
     let mut stream = caller.events().watch_events(request).await?.into_inner();
     let (sender, arrivals) = mpsc::unbounded_channel();
     tokio::spawn(async move {

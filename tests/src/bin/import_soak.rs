@@ -130,22 +130,14 @@ async fn memory(backend: Backend, rows: usize, options: &Options) -> Result<Memo
     let agreements = Endpoint::from_shared(server.address())?.connect_lazy();
     let direct = As { agreements, ..direct };
     sheet.head(&direct).await?;
-    let before = memory_of(&server, "VmRSS:")?;
+    let before = server.memory("VmRSS")?;
     let began = Instant::now();
     import(&direct, &sheet, rows, Some(false)).await?;
     let rate = f64::from(u32::try_from(rows)?) / began.elapsed().as_secs_f64();
-    let peak = memory_of(&server, "VmHWM:")?;
+    let peak = server.memory("VmHWM")?;
     let growth = peak.saturating_sub(before);
     say(&format!("{backend:?}: {rows} rows at {rate:.0}/s; {before} KiB before, {growth} more at the peak"));
     Ok(Memory { peak, growth })
-}
-
-/// A figure of a process's memory, in KiB.
-fn memory_of(process: &Process, name: &str) -> Result<u32, Box<dyn Error>> {
-    let id = process.id().ok_or("it does not run")?;
-    let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name)).ok_or("no such figure")?;
-    Ok(line.trim().trim_end_matches("kB").trim().parse()?)
 }
 
 #[expect(clippy::print_stdout, reason = "a measurement talks to whoever started it")]

@@ -1,4 +1,5 @@
-//! Kills both services under load, again and again, and compares what is stored with what was answered.
+//! Disturbs both services under load, again and again, and compares what is stored with what was answered: kills
+//! them, stops one of two, or takes the database from under them.
 
 mod checks;
 mod load;
@@ -14,11 +15,13 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 use tokio::time::sleep;
+use tonic::Code;
 
 use self::checks::{Agreements, Orders, check};
 use self::load::{Done, Load};
-use crate::cluster::Backend;
+use crate::cluster::{Backend, State};
 use crate::history::History;
+use crate::pair::Pair;
 use crate::processes::{Processes, verify};
 use crate::world;
 
@@ -28,6 +31,9 @@ const CLIENTS: usize = 6;
 /// How long to wait for what runs unasked: longer than the minute for which a process that was killed
 /// has claimed what it was at.
 const SETTLE_MAX: Duration = Duration::from_secs(90);
+
+/// How long it may take after the database has gone until everything is served from its standby.
+const RESUME_MAX: Duration = Duration::from_secs(60);
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug)]
@@ -90,22 +96,73 @@ impl fmt::Display for Summary {
     }
 }
 
-/// Runs all rounds on one database.
+/// What is done to the services in a round, while clients call them.
+enum Disturbance {
+    /// One of them or both are killed, and started again.
+    Kill,
+    /// Both replicas stay for a while, then one of each service is stopped, and started again. In the rounds
+    /// before, nothing is done to them.
+    Leave { after_rounds: usize },
+    /// The database fails over to its standby, and nothing else is done.
+    FailOver(Pair),
+}
+
+/// How long calls took to succeed again after the database was gone.
+#[derive(Clone, Copy, Debug)]
+pub struct FailedOver {
+    /// Until the standby was the primary.
+    pub promoted: Duration,
+    /// Until the first order was accepted that was asked for after the kill, and the first change at agreement-svc.
+    pub order: Duration,
+    pub agreement: Duration,
+}
+
+/// Kills the services in all rounds on one database.
 ///
 /// # Errors
 /// What does not hold, with the seed, and where logs and SQLite files are left behind.
 pub async fn run(plan: Plan) -> Result<Summary, String> {
-    let processes = Processes::new(plan.backend)?;
+    soak(Processes::new(plan.backend)?, Disturbance::Kill, plan).await.map(|soak| soak.summary)
+}
+
+/// Runs two replicas of each service on PostgreSQL, with clients balanced over them: in the first half of the rounds
+/// undisturbed, and then with one of each stopped and started again.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_replicas(rounds: usize, seed: u64) -> Result<Summary, String> {
+    let plan = Plan { backend: Backend::Postgres, rounds, seed, until_all_is_sent: true };
+    let leave = Disturbance::Leave { after_rounds: rounds / 2 };
+    soak(Processes::replicated()?, leave, plan).await.map(|soak| soak.summary)
+}
+
+/// Runs two replicas of each service on a PostgreSQL that fails over to a synchronous standby.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_fail_over(seed: u64, until_all_is_sent: bool) -> Result<(Summary, FailedOver), String> {
+    let pair = Pair::start()?;
+    let databases = [pair.database("agreements")?, pair.database("orders")?];
+    let processes = Processes::replicated_on(databases, State::new()?)?;
+    let plan = Plan { backend: Backend::Postgres, rounds: 1, seed, until_all_is_sent };
+    let soak = soak(processes, Disturbance::FailOver(pair), plan).await?;
+    let failed_over = soak.failed_over.ok_or("nothing failed over")?;
+    Ok((soak.summary, failed_over))
+}
+
+async fn soak(processes: Processes, disturbance: Disturbance, plan: Plan) -> Result<Soak, String> {
     let mut soak = Soak {
         load: Load::new(processes.as_caller(world::operator())),
         processes,
+        disturbance,
+        failed_over: None,
         random: StdRng::seed_from_u64(plan.seed),
         history: History::default(),
         heads: vec![],
         summary: Summary::default(),
     };
     match soak.run(plan).await {
-        Ok(()) => Ok(soak.summary),
+        Ok(()) => Ok(soak),
         Err(why) => {
             let folder = soak.processes.leave_behind();
             Err(format!("{why}\n{plan:?}; replay with --seed {}; see {}", plan.seed, folder.display()))
@@ -116,6 +173,8 @@ pub async fn run(plan: Plan) -> Result<Summary, String> {
 struct Soak {
     load: Load,
     processes: Processes,
+    disturbance: Disturbance,
+    failed_over: Option<FailedOver>,
     random: StdRng,
     history: History,
     /// The ends of the history, as they were before each kill.
@@ -131,6 +190,11 @@ impl Soak {
             self.round().await?;
             self.check().await?;
             self.summary.rounds += 1;
+            if matches!(self.disturbance, Disturbance::Leave { after_rounds } if after_rounds == self.summary.rounds)
+            {
+                self.settle(plan).await?;
+                self.check_tried_once()?;
+            }
         }
         self.settle(plan).await?;
         self.check().await?;
@@ -146,26 +210,36 @@ impl Soak {
         let clients: Vec<_> = (0..CLIENTS)
             .map(|_| self.load.run(StdRng::from_rng(&mut self.random), stopped.clone()))
             .collect();
-        let killing = async {
-            let (processes, random, heads, summary) =
-                (&mut self.processes, &mut self.random, &mut self.heads, &mut self.summary);
-            kill(processes, random, heads, summary).await?;
-            // Often again, while they have just come back and clients retry.
-            if random.random_bool(0.3) {
-                kill(processes, random, heads, summary).await?;
+        let round = self.summary.rounds;
+        let (processes, random, heads, summary) =
+            (&mut self.processes, &mut self.random, &mut self.heads, &mut self.summary);
+        let (load, disturbance, failed_over) = (&self.load, &self.disturbance, &mut self.failed_over);
+        let disturbing = async {
+            match disturbance {
+                Disturbance::Kill => {
+                    kill(processes, random, heads, summary).await?;
+                    // Often again, while they have just come back and clients retry.
+                    if random.random_bool(0.3) {
+                        kill(processes, random, heads, summary).await?;
+                    }
+                }
+                Disturbance::Leave { after_rounds } if round < *after_rounds => {
+                    pause(random, 300..800).await;
+                }
+                Disturbance::Leave { .. } => leave(processes, random, summary).await?,
+                Disturbance::FailOver(pair) => *failed_over = Some(fail_over(pair, load, random).await?),
             }
             pause(random, 20..200).await;
             stop.send_replace(true);
             Ok(())
         };
-        tokio::try_join!(try_join_all(clients), killing)?;
+        tokio::try_join!(try_join_all(clients), disturbing)?;
         self.load.repeat_since(first).await
     }
 
     /// Checks everything that is stored.
     async fn check(&mut self) -> Result<(), String> {
-        self.processes.agreements.check_running()?;
-        self.processes.orders.check_running()?;
+        self.processes.check_running()?;
         let orders = Orders::read(&mut rows::snapshot(self.processes.orders.database())?)?;
         self.read_history().await?;
         let agreements = Agreements::read(&mut rows::snapshot(self.processes.agreements.database())?)?;
@@ -179,12 +253,32 @@ impl Soak {
         Ok(())
     }
 
+    /// That nobody sent a mail or a report that another replica sends, while nothing failed.
+    fn check_tried_once(&mut self) -> Result<(), String> {
+        let mails =
+            rows::tried_again(&mut rows::snapshot(self.processes.agreements.database())?, "notification")?;
+        let reports =
+            rows::tried_again(&mut rows::snapshot(self.processes.orders.database())?, "purchase_report")?;
+        match (mails, reports) {
+            (0, 0) => Ok(()),
+            _ => Err(format!("{mails} mails and {reports} reports were sent more than once")),
+        }
+    }
+
     /// Reads on to the end of the history.
     async fn read_history(&mut self) -> Result<(), String> {
         let (head, _) = rows::head(&mut rows::snapshot(self.processes.agreements.database())?)?;
-        let request = WatchEventsRequest { after_revision: self.history.head() };
+        let request =
+            WatchEventsRequest { after_revision: self.history.head(), ..WatchEventsRequest::default() };
         let watcher = self.processes.as_caller(world::operator());
-        let watched = watcher.events().watch_events(request).await.map_err(|error| error.to_string())?;
+        let began = Instant::now();
+        let watched = loop {
+            match watcher.events().watch_events(request.clone()).await {
+                // Connections that died with the primary are found dead one by one.
+                Err(status) if status.code() == Code::Unavailable && began.elapsed() < RESUME_MAX => {}
+                watched => break watched.map_err(|error| error.to_string())?,
+            }
+        };
         let mut events = watched.into_inner();
         while self.history.head() < head {
             let next = events.message().await.map_err(|error| error.to_string())?;
@@ -252,6 +346,49 @@ async fn kill(
     }
     pause(random, 0..60).await;
     processes.start().await
+}
+
+/// Stops one of each service, both of them the first or the second, or one each, while the others go on.
+async fn leave(processes: &mut Processes, random: &mut StdRng, summary: &mut Summary) -> Result<(), String> {
+    pause(random, 100..400).await;
+    let Some((agreements, orders)) = &mut processes.replicas else {
+        return Err("there is one of each".into());
+    };
+    // In a thread that may wait: the process ends when its last call has.
+    tokio::task::block_in_place(|| {
+        let agreements = if random.random_bool(0.5) { agreements } else { &mut processes.agreements };
+        let orders = if random.random_bool(0.5) { orders } else { &mut processes.orders };
+        agreements.stop().and(orders.stop())
+    })?;
+    summary.agreements_killed += 1;
+    summary.orders_killed += 1;
+    pause(random, 200..600).await;
+    processes.start().await
+}
+
+/// Kills the primary and promotes the standby; then waits until both services do again what they are asked.
+async fn fail_over(pair: &Pair, load: &Load, random: &mut StdRng) -> Result<FailedOver, String> {
+    pause(random, 1000..2000).await;
+    tokio::task::block_in_place(|| pair.kill_primary())?;
+    let killed = Instant::now();
+    tokio::task::block_in_place(|| pair.promote())?;
+    let promoted = killed.elapsed();
+    while killed.elapsed() < RESUME_MAX {
+        sleep(Duration::from_millis(10)).await;
+        let first = |is_right: fn(&Done) -> bool| {
+            let asked = load.asked();
+            let since = asked.iter().filter(|one| one.first_sent > killed).flat_map(load::Asked::done);
+            since.filter(|(_, done)| is_right(done)).map(|(at, _)| at - killed).min()
+        };
+        let order = first(|done| matches!(done, Done::CreateOrder(_)));
+        let agreement =
+            first(|done| matches!(done, Done::CreateAttestation(_) | Done::WithdrawAttestation(_)));
+        if let Some((order, agreement)) = order.zip(agreement) {
+            pause(random, 1000..2000).await;
+            return Ok(FailedOver { promoted, order, agreement });
+        }
+    }
+    Err(format!("{RESUME_MAX:?} after the primary was killed, not everything is served again"))
 }
 
 async fn pause(random: &mut StdRng, milliseconds: std::ops::Range<u64>) {

@@ -295,3 +295,16 @@ pub(super) fn uncovered(orders: &mut Connection) -> Result<BTreeMap<i64, Vec<Str
     }
     Ok(uncovered)
 }
+
+#[derive(QueryableByName)]
+struct Tried {
+    #[diesel(sql_type = BigInt)]
+    count: i64,
+}
+
+/// How many of an outbox have been tried more than once.
+pub(super) fn tried_again(service: &mut Connection, outbox: &str) -> Result<i64, String> {
+    let rows: Vec<Tried> =
+        load!(service, format!("SELECT count(*) AS count FROM {outbox} WHERE attempts > 1"))?;
+    Ok(rows.iter().map(|row| row.count).sum())
+}

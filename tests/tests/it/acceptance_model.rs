@@ -866,7 +866,7 @@ impl Play {
     pub(crate) async fn compare_history(&self) -> Result<(), TestCaseError> {
         let head = self.model.head();
         prop_assert_eq!(self::head(&self.operator).await, head, "the revision of the last event");
-        let request = WatchEventsRequest { after_revision: 0 };
+        let request = WatchEventsRequest { after_revision: 0, ..WatchEventsRequest::default() };
         let mut stream = self.operator.events().watch_events(request).await.unwrap().into_inner();
         let mut events = vec![];
         while i64::try_from(events.len()).unwrap() < head {
@@ -945,7 +945,7 @@ fn of_relationship(kind: &'static str, partner: usize, customer: usize) -> Happe
 
 /// The revision of the last event, which a cursor beyond it is told.
 async fn head(operator: &As) -> i64 {
-    let beyond = WatchEventsRequest { after_revision: i64::MAX };
+    let beyond = WatchEventsRequest { after_revision: i64::MAX, ..WatchEventsRequest::default() };
     let refused = operator.events().watch_events(beyond).await.unwrap_err();
     assert_eq!(reason_of(&refused), "CURSOR_AHEAD", "{refused}");
     metadata_of(&refused)["head"].parse().unwrap()
@@ -975,5 +975,6 @@ fn cases(backend: Backend) -> u32 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn answers_records_gate_and_history_are_those_of_the_model_whatever_is_done() {
+    tests::needs_own!("a clock that it sets");
     histories::check(steps, cases, play);
 }

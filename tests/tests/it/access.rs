@@ -229,6 +229,7 @@ async fn every_call_lets_in_whom_the_table_says_and_nobody_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn with_tokens_over_mutual_tls_the_table_is_the_same() {
+    tests::needs_own!("keys and certificates that it makes");
     let setup = Setup { secured: true, ..Setup::default() };
     see_whom_the_table_lets_in(&Cluster::start(setup).await.unwrap()).await;
 }
@@ -319,6 +320,7 @@ fn claiming(claim: &'static str, value: Option<&[u8]>) -> impl Interceptor {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_malformed_identity_is_no_identity_and_the_refusal_names_the_claim() {
+    tests::needs_own!("callers whose word is believed");
     const BAD_IDS: [Option<&[u8]>; 9] = [
         None,
         Some(b""),
@@ -380,6 +382,7 @@ async fn a_malformed_identity_is_no_identity_and_the_refusal_names_the_claim() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn unknown_roles_grant_nothing_and_take_nothing_away() {
+    tests::needs_own!("callers whose word is believed");
     let readable =
         ["/csp.agreement.v1.CustomerService/ListCustomers", "/csp.order.v1.OrderService/ListOrders"];
     let cluster = Cluster::on(Backend::Sqlite).await;

@@ -195,6 +195,7 @@ async fn rehearse(operator: &As, version: &PublishTemplateVersionRequest) -> Pub
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_partner_sees_which_of_its_customers_are_blocked_why_and_what_it_can_do() {
+    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
         let (cluster, clock) = world_at(backend, "2019-11-01T00:00:00Z").await;
         let operator = cluster.as_caller(world::operator());
@@ -309,6 +310,7 @@ fn share(cluster: &Cluster, customer: &str, payer: Uuid, reseller: Option<Uuid>,
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_reseller_sees_its_own_customers_by_who_pays_and_is_sent_to_them() {
+    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
         let (cluster, _) = world_at(backend, "2026-11-21T00:00:00Z").await;
         let operator = cluster.as_caller(world::operator());
@@ -359,6 +361,7 @@ async fn a_reseller_sees_its_own_customers_by_who_pays_and_is_sent_to_them() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_pages_of_a_list_are_all_about_the_time_the_first_was() {
+    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
         let start = time("2026-11-21T00:00:00Z");
         let (cluster, clock) = world_at(backend, "2026-11-21T00:00:00Z").await;
@@ -415,6 +418,7 @@ async fn batch(caller: &As, items: Vec<CheckEligibilityRequest>) -> Result<Vec<I
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn each_item_of_a_batch_is_answered_in_its_place_as_a_call_of_its_own_would_be() {
+    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
         let (cluster, _) = world_at(backend, "2026-11-21T00:00:00Z").await;
         let direct = cluster.as_caller(world::sales(DIRECT));
@@ -499,6 +503,7 @@ async fn each_item_of_a_batch_is_answered_in_its_place_as_a_call_of_its_own_woul
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_batch_is_answered_from_one_state_at_one_time() {
+    tests::needs_own!("a clock that it sets");
     const PAIRS: usize = 50;
     /// Pairs that accept during one batch.
     const TOGETHER: usize = 10;
@@ -557,6 +562,7 @@ async fn a_batch_is_answered_from_one_state_at_one_time() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_rehearsal_tells_whom_publishing_would_stop_and_stores_nothing() {
+    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
         let start = time("2026-11-21T00:00:00Z");
         let (cluster, _) = world_at(backend, "2026-11-21T00:00:00Z").await;
@@ -691,6 +697,7 @@ fn ids_of(pages: &[ListBlockedCustomersResponse]) -> Vec<Uuid> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn of_ten_thousand_customers_none_is_listed_twice_or_lost_while_others_attest() {
+    tests::needs_own!("a clock that it sets");
     /// Attested at a time, and how far apart the customers are.
     const AT_ONCE: usize = 8;
     const EVERY: usize = 20;

@@ -222,6 +222,7 @@ async fn orders_of(partner: &As, customer_id: &str) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn one_customer_is_created_by_many_callers_with_one_request_id() {
+    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
         let cluster = start(backend).await;
         let agents = sales_agents(&cluster, DIRECT);
@@ -244,6 +245,7 @@ async fn one_customer_is_created_by_many_callers_with_one_request_id() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn one_attestation_is_stored_for_many_callers_with_one_request_id() {
+    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
         let cluster = start(backend).await;
         let agents = sales_agents(&cluster, DIRECT);
@@ -262,6 +264,7 @@ async fn one_attestation_is_stored_for_many_callers_with_one_request_id() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn one_order_is_placed_by_many_callers_with_one_request_id() {
+    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
         let cluster = start(backend).await;
         let agents = sales_agents(&cluster, DIRECT);
@@ -294,6 +297,7 @@ async fn one_order_is_placed_by_many_callers_with_one_request_id() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn seats_change_once_for_many_callers_with_one_request_id() {
+    tests::needs_own!("databases that it writes to");
     // A race between looking for the request and looking at the subscription needs several tries.
     const ROUNDS: u32 = 24;
     for backend in Backend::all() {
@@ -336,6 +340,7 @@ async fn check_grown(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_request_id_does_not_serve_for_other_content() {
+    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
         let cluster = start(backend).await;
         let partner = cluster.as_caller(world::sales(DIRECT));
@@ -401,6 +406,7 @@ async fn many_contents_under_one_request_id_at_once_have_one_effect() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn agreement_svc_answers_a_request_as_it_did_first_whatever_happened_since() {
+    tests::needs_own!("templates that nobody else uses");
     for backend in Backend::all() {
         let cluster = start(backend).await;
         let partner = cluster.as_caller(world::sales(DIRECT));
@@ -450,6 +456,7 @@ async fn agreement_svc_answers_a_request_as_it_did_first_whatever_happened_since
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn order_svc_answers_a_request_as_it_did_first_whatever_happened_since() {
+    tests::needs_own!("services that it stops");
     for backend in Backend::all() {
         let mut cluster = start(backend).await;
         let partner = cluster.as_caller(world::sales(DIRECT));
@@ -508,6 +515,7 @@ async fn check_replays(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_refused_order_passes_under_the_same_request_id_once_its_reason_is_gone() {
+    tests::needs_own!("services that it stops");
     for backend in Backend::all() {
         let mut cluster = start(backend).await;
         let partner = cluster.as_caller(world::sales(DIRECT));
@@ -591,6 +599,7 @@ async fn a_request_id_belongs_to_one_tenant_and_one_call() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn validate_only_stores_nothing_and_leaves_the_request_id_alone() {
+    tests::needs_own!("templates that nobody else uses");
     for backend in Backend::all() {
         let cluster = start(backend).await;
         let partner = cluster.as_caller(world::sales(DIRECT));
@@ -823,6 +832,7 @@ fn question(customer_id: &str) -> CheckEligibilityRequest {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_damaged_row_of_order_svc_is_an_internal_error_and_harms_no_other() {
+    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
         let cluster = start(backend).await;
         let partner = cluster.as_caller(world::sales(DIRECT));
@@ -876,6 +886,7 @@ async fn a_damaged_row_of_order_svc_is_an_internal_error_and_harms_no_other() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_damaged_row_of_agreement_svc_is_an_internal_error_and_lets_nothing_through_the_gate() {
+    tests::needs_own!("databases that it writes to");
     // What is damaged, and whether reading customer or attestation comes upon it.
     for (column, customers_fail, attestations_fail) in [
         ("acceptance SET kind", false, false),
@@ -955,6 +966,7 @@ struct RevisionRow {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn changes_by_many_partners_at_once_form_one_history_without_gaps_or_names() {
+    tests::needs_own!("databases that it writes to");
     const PARTNERS: usize = 4;
     const CUSTOMERS: usize = 5;
     for backend in Backend::all() {

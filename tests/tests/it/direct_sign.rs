@@ -102,6 +102,7 @@ async fn invitation(partner: &As, id: &str) -> Result<Invitation, Status> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_signature_opens_the_gate_for_every_partner_until_it_is_withdrawn() {
+    tests::needs_own!("a history that nobody else adds to");
     for backend in Backend::all() {
         let (cluster, direct) = world_on(backend).await;
         let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
@@ -165,6 +166,7 @@ async fn a_signature_opens_the_gate_for_every_partner_until_it_is_withdrawn() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_later_version_asks_for_a_new_signature_and_replaces_the_old_one() {
+    tests::needs_own!("templates that nobody else uses");
     for backend in Backend::all() {
         let (cluster, direct) = world_on(backend).await;
         let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
@@ -287,6 +289,7 @@ async fn whoever_accepts_an_invitation_becomes_a_customer_and_signs_in_one_step(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn invitations_end_by_revocation_or_time_and_each_partner_sees_its_own() {
+    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
         let clock = Clock::manual(Clock::system().now());
         let setup = Setup { backend, clock: clock.clone(), ..Setup::default() };
@@ -452,6 +455,7 @@ async fn a_customer_is_created_with_an_invitation_in_one_step_or_not_at_all() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_withdrawn_attestation_uncovers_its_partner_unless_something_else_counts() {
+    tests::needs_own!("a history that nobody else adds to");
     for backend in Backend::all() {
         let (cluster, direct) = world_on(backend).await;
         let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();

@@ -28,7 +28,7 @@ async fn world_on(backend: Backend) -> (Cluster, As) {
 }
 
 async fn watch(caller: &As, after_revision: i64) -> Result<Streaming<WatchEventsResponse>, Status> {
-    let request = WatchEventsRequest { after_revision };
+    let request = WatchEventsRequest { after_revision, ..WatchEventsRequest::default() };
     caller.events().watch_events(request).await.map(tonic::Response::into_inner)
 }
 
@@ -176,6 +176,7 @@ async fn a_partner_sees_its_own_history_with_a_customer_and_nothing_of_other_par
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_watcher_that_comes_back_at_its_cursor_misses_nothing_and_gets_nothing_twice() {
+    tests::needs_own!("services that it stops");
     for backend in Backend::all() {
         let (mut cluster, direct) = world_on(backend).await;
         cluster.start_replica().await.unwrap();
@@ -235,6 +236,7 @@ async fn a_watcher_that_comes_back_at_its_cursor_misses_nothing_and_gets_nothing
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_watcher_that_reads_nothing_is_closed_with_its_cursor_and_makes_room_for_another() {
+    tests::needs_own!("a service without TLS");
     // One more is order-svc.
     const WATCHERS_MAX: usize = 63;
     const AT_ONCE: usize = 25;

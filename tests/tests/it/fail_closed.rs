@@ -237,6 +237,7 @@ fn assert_unknown(refused: &Status, about: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_truthful_impostor_is_believed_so_that_the_others_prove_something() {
+    tests::needs_own!("a line to agreement-svc that it cuts");
     let cluster = cluster_asking(&Impostor::new(Ok), 1000).await;
     let direct = cluster.as_caller(world::sales(DIRECT));
     world::order(&direct, &world::request_id(), None, 5).await.unwrap();
@@ -245,6 +246,7 @@ async fn a_truthful_impostor_is_believed_so_that_the_others_prove_something() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_answer_that_makes_no_sense_is_unknown() {
+    tests::needs_own!("a line to agreement-svc that it cuts");
     let twists: [(&str, Twist); 24] = [
         ("unspecified decision", |a| Ok(CheckEligibilityResponse { decision: 0, ..a })),
         ("unknown decision", |a| Ok(CheckEligibilityResponse { decision: 99, ..a })),
@@ -301,6 +303,7 @@ async fn an_answer_that_makes_no_sense_is_unknown() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn evidence_of_a_type_that_the_offer_does_not_demand_is_unknown() {
+    tests::needs_own!("a line to agreement-svc that it cuts");
     let cloud: Twist = |mut answer| {
         if let Some(evidence) = &mut answer.evidence {
             evidence.agreement_type = AgreementType::MicrosoftCloudAgreement.into();
@@ -317,6 +320,7 @@ async fn evidence_of_a_type_that_the_offer_does_not_demand_is_unknown() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_answer_that_never_comes_is_unknown_within_the_deadline() {
+    tests::needs_own!("a line to agreement-svc that it cuts");
     let cluster = cluster_asking(&Impostor::silent(), 50).await;
     let direct = cluster.as_caller(world::sales(DIRECT));
     let refused = world::order(&direct, &world::request_id(), None, 5).await.unwrap_err();
@@ -330,6 +334,7 @@ async fn an_answer_that_never_comes_is_unknown_within_the_deadline() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_caller_that_waits_less_than_the_gate_takes_hears_that_it_is_unknown() {
+    tests::needs_own!("a line to agreement-svc that it cuts");
     let cluster = cluster_asking(&Impostor::silent(), 30_000).await;
     let direct = cluster.as_caller(world::sales(DIRECT));
     let mut request = Request::new(world::new_order(&world::request_id(), None, OFFICE, 5));
@@ -340,6 +345,7 @@ async fn a_caller_that_waits_less_than_the_gate_takes_hears_that_it_is_unknown()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_answer_that_was_lost_is_asked_for_again_while_there_is_time() {
+    tests::needs_own!("a line to agreement-svc that it cuts");
     let impostor = Impostor { silent: 1, ..Impostor::new(Ok) };
     let cluster = cluster_asking(&impostor, 4000).await;
     let direct = cluster.as_caller(world::sales(DIRECT));
@@ -349,6 +355,7 @@ async fn an_answer_that_was_lost_is_asked_for_again_while_there_is_time() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_yes_that_comes_too_late_is_unknown_and_without_effect() {
+    tests::needs_own!("a line to agreement-svc that it cuts");
     let impostor = Impostor::new(Ok);
     let (line, cluster) = cluster_far_from(&impostor, 1000).await;
     let direct = cluster.as_caller(world::sales(DIRECT));
@@ -371,6 +378,7 @@ async fn a_yes_that_comes_too_late_is_unknown_and_without_effect() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_late_yes_and_the_one_that_came_instead_make_one_order() {
+    tests::needs_own!("a line to agreement-svc that it cuts");
     let impostor = Impostor::new(Ok);
     let (line, cluster) = cluster_far_from(&impostor, 4000).await;
     let direct = cluster.as_caller(world::sales(DIRECT));
@@ -389,6 +397,7 @@ async fn a_late_yes_and_the_one_that_came_instead_make_one_order() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_connection_that_died_without_a_word_is_given_up_for_a_new_one() {
+    tests::needs_own!("services that it stops");
     let line = Line::start().await;
     let setup = Setup { agreements_at: Some(line.url.clone()), gate_deadline_ms: 1000, ..Setup::default() };
     let mut cluster = Cluster::start(setup).await.unwrap();
@@ -416,6 +425,7 @@ async fn a_connection_that_died_without_a_word_is_given_up_for_a_new_one() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn only_what_may_pass_by_itself_is_asked_again() {
+    tests::needs_own!("a line to agreement-svc that it cuts");
     let twists: [(&str, usize, Twist); 6] = [
         ("unavailable", 3, |_| Err(Status::unavailable("not today"))),
         ("cancelled, in the words of our own time-out", 1, |_| Err(Status::cancelled("Timeout expired"))),
@@ -436,6 +446,7 @@ async fn only_what_may_pass_by_itself_is_asked_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_neighbour_in_trouble_is_not_asked_three_times_as_much() {
+    tests::needs_own!("a line to agreement-svc that it cuts");
     const CALLS: usize = 200;
     let impostor = Impostor::new(|_| Err(Status::unavailable("not today")));
     let cluster = cluster_asking(&impostor, 1000).await;
@@ -455,6 +466,7 @@ fn refused_with(code: Code, domain: &str, reason: &str) -> Status {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_attestation_that_is_not_clearly_made_or_refused_is_unknown_and_nothing_is_ordered() {
+    tests::needs_own!("a line to agreement-svc that it cuts");
     const US: &str = "agreement-svc";
     let prompted = || CreateOrderRequest {
         attestation: Some(world::inline_attestation(Clock::system().now())),
@@ -515,6 +527,7 @@ async fn an_attestation_that_is_not_clearly_made_or_refused_is_unknown_and_nothi
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_an_order_carries_is_attested_once_however_often_it_is_sent_and_the_gate_is_asked() {
+    tests::needs_own!("databases that it writes to");
     let impostor = Impostor::new(Ok);
     let cluster = cluster_asking(&impostor, 1000).await;
     let direct = cluster.as_caller(world::sales(DIRECT));
@@ -536,6 +549,7 @@ async fn what_an_order_carries_is_attested_once_however_often_it_is_sent_and_the
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn orders_outlive_a_restart_of_agreement_svc_under_their_request_ids() {
+    tests::needs_own!("services that it stops");
     const CALLERS: usize = 8;
     const ORDERS: usize = 4;
     for backend in Backend::all() {
@@ -632,6 +646,7 @@ async fn assert_readable(caller: &As, bought: &Subscription, withdrawal: i64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn without_agreement_svc_nothing_is_sold_but_everything_can_be_read() {
+    tests::needs_own!("services that it stops");
     for backend in Backend::all() {
         let mut cluster = Cluster::on(backend).await;
         world::register_partners(&cluster).await.unwrap();
@@ -687,6 +702,7 @@ async fn without_agreement_svc_nothing_is_sold_but_everything_can_be_read() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_call_in_progress_is_answered_before_the_service_stops() {
+    tests::needs_own!("services that it stops");
     let impostor = Impostor::silent();
     let mut cluster = cluster_asking(&impostor, 1000).await;
     let direct = cluster.as_caller(world::sales(DIRECT));
@@ -700,7 +716,32 @@ async fn a_call_in_progress_is_answered_before_the_service_stops() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn connections_that_the_database_closed_are_replaced() {
+    tests::needs_own!("databases that it writes to");
+    const CLOSE_ALL: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+        WHERE application_name = current_setting('application_name') AND pid <> pg_backend_pid()";
+    for backend in Backend::all().into_iter().filter(|backend| *backend == Backend::Postgres) {
+        let cluster = Cluster::on(backend).await;
+        world::register_partners(&cluster).await.unwrap();
+        let direct = cluster.as_caller(world::sales(DIRECT));
+        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+        world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+        world::order(&direct, &customer, None, 5).await.unwrap();
+        cluster.agreements_sql(CLOSE_ALL).unwrap();
+        cluster.orders_sql(CLOSE_ALL).unwrap();
+        // Who meets a dead one is told to come back. There are no more of them than the pools had.
+        let mut failures = vec![];
+        while let Err(status) = world::order(&direct, &customer, None, 5).await {
+            assert_eq!(status.code(), Code::Unavailable, "{status}");
+            failures.push(status.to_string());
+            assert!(failures.len() < 50, "{failures:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn nothing_is_stored_on_an_answer_older_than_the_customers_fence() {
+    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
         let cluster = Cluster::on(backend).await;
         world::register_partners(&cluster).await.unwrap();
@@ -750,6 +791,7 @@ async fn bought_at(caller: &As, order_id: &str) -> i64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_answer_that_grew_old_at_the_fence_is_asked_for_again() {
+    tests::needs_own!("a clock that it sets");
     // Only PostgreSQL lets transactions of one customer wait for each other there.
     for backend in Backend::all().into_iter().filter(|backend| *backend == Backend::Postgres) {
         let start = Clock::system().now();

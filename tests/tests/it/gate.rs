@@ -65,6 +65,7 @@ fn over_api(caller: Caller) -> Caller {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_sample_of_the_table_holds_over_grpc() {
+    tests::needs_own!("a clock that it sets");
     use Channel::{Api, Dashboard};
 
     for backend in Backend::all() {
@@ -206,6 +207,7 @@ async fn a_sample_of_the_table_holds_over_grpc() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_partner_asks_for_a_date_and_a_service_may_not() {
+    tests::needs_own!("a clock that it sets");
     let clock = Clock::manual(time("2019-11-01T00:00:00Z"));
     let cluster = Cluster::start(Setup { clock, ..Setup::default() }).await.unwrap();
     world::register_partners(&cluster).await.unwrap();
@@ -229,6 +231,7 @@ async fn a_partner_asks_for_a_date_and_a_service_may_not() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn no_request_of_a_partner_can_choose_its_channel_or_whom_it_acts_for() {
+    tests::needs_own!("a clock that it sets");
     let clock = Clock::manual(time("2019-01-01T00:00:00Z"));
     let cluster = Cluster::start(Setup { clock, ..Setup::default() }).await.unwrap();
     world::register_partners(&cluster).await.unwrap();
@@ -316,6 +319,7 @@ enum Before {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_assumed_attestation_is_answered_as_the_real_one_is() {
+    tests::needs_own!("a clock that it sets");
     use Before::{Attested, Signed, Withdrawn};
     const FIRST: &str = "2021-01-01T00:00:00Z";
     const SECOND: &str = "2024-01-01T00:00:00Z";

@@ -140,6 +140,7 @@ async fn tell(cluster: &Cluster) -> Told {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_untouched_history_is_whole_and_goes_through_the_heads_it_had() {
+    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
         let cluster = Cluster::on(backend).await;
         let empty = verify(&cluster, &[]).await;
@@ -162,6 +163,7 @@ async fn an_untouched_history_is_whole_and_goes_through_the_heads_it_had() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_history_that_goes_on_meanwhile_is_whole() {
+    tests::needs_own!("databases that it writes to");
     const ATTESTATIONS: usize = 60;
     for backend in Backend::all() {
         let cluster = Cluster::on(backend).await;
@@ -228,6 +230,7 @@ fn differs((id, _): &(String, i64), how: Differs) -> Finding {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn whatever_is_done_to_the_history_is_named() {
+    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
         let cluster = Cluster::on(backend).await;
         let told = tell(&cluster).await;
@@ -336,6 +339,7 @@ async fn whatever_is_done_to_the_history_is_named() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_forged_event_with_all_hashes_made_anew_is_found_by_a_kept_head_alone() {
+    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
         let cluster = Cluster::on(backend).await;
         let told = tell(&cluster).await;
@@ -361,6 +365,7 @@ async fn a_forged_event_with_all_hashes_made_anew_is_found_by_a_kept_head_alone(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn whatever_is_done_to_an_acceptance_is_named() {
+    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
         let cluster = Cluster::on(backend).await;
         let told = tell(&cluster).await;
@@ -659,6 +664,7 @@ impl Peopled {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_erased_person_is_nowhere_and_nobody_else_is_touched() {
+    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
         let world = people(backend).await;
         let Peopled { cluster, direct, .. } = &world;
@@ -726,6 +732,7 @@ async fn etag_of(partner: &As, customer_id: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_was_cut_off_is_finished_by_the_next_run() {
+    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
         let world = people(backend).await;
         let cluster = &world.cluster;
@@ -756,6 +763,7 @@ async fn what_was_cut_off_is_finished_by_the_next_run() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_is_no_address_or_no_folder_is_refused_before_anything_is_erased() {
+    tests::needs_own!("databases that it writes to");
     let world = people(Backend::Sqlite).await;
     let cluster = &world.cluster;
     let before = verify(cluster, &[]).await.head;
@@ -770,6 +778,7 @@ async fn what_is_no_address_or_no_folder_is_refused_before_anything_is_erased() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_person_that_comes_back_after_an_erasure_is_found_out() {
+    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
         let world = people(backend).await;
         let cluster = &world.cluster;

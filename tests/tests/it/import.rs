@@ -11,11 +11,12 @@ use proto::types::{Contact, ErrorReason};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tests::imports::{Cut, Sheet, import_and_cut};
-use tests::world::{self, DIRECT};
+use tests::world::{self, DIRECT, PROVIDER};
 use tests::{As, Backend, Cluster, reason_of};
 use tokio::sync::oneshot;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status, Streaming};
+use tonic_types::StatusExt;
 
 /// Customers that take turns: nine rows of each are in flight together.
 const CUSTOMERS: usize = 7;
@@ -59,6 +60,7 @@ async fn import_all(partner: &As, sheet: &Sheet, rows: usize, again: bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn every_row_is_answered_in_order_and_sending_them_again_changes_nothing() {
+    tests::needs_own!("a history that nobody else adds to");
     for backend in Backend::all() {
         let (_cluster, direct) = world_on(backend).await;
         // Around the 500 at which the vendor's own tool loses a row, and where a batch may end.
@@ -78,6 +80,7 @@ async fn every_row_is_answered_in_order_and_sending_them_again_changes_nothing()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_stream_cut_at_any_tenth_row_and_sent_again_leaves_what_an_uncut_one_leaves() {
+    tests::needs_own!("connections that it cuts");
     const ROWS: usize = 200;
     for backend in Backend::all() {
         let uncut = {
@@ -106,6 +109,7 @@ async fn a_stream_cut_at_any_tenth_row_and_sent_again_leaves_what_an_uncut_one_l
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_stream_of_a_thousand_rows_cut_at_every_tenth_in_turn_leaves_what_an_uncut_one_leaves() {
+    tests::needs_own!("connections that it cuts");
     const ROWS: usize = 1000;
     for backend in Backend::all() {
         let (cluster, direct) = world_on(backend).await;
@@ -126,6 +130,7 @@ async fn a_stream_of_a_thousand_rows_cut_at_every_tenth_in_turn_leaves_what_an_u
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_stream_cut_twenty_times_at_random_leaves_what_an_uncut_one_leaves() {
+    tests::needs_own!("connections that it cuts");
     const ROWS: usize = 5000;
     const CUTS: usize = 20;
     for backend in Backend::all() {
@@ -215,6 +220,7 @@ async fn a_row_that_cannot_be_read_ends_the_stream_after_the_answers_before_it()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_server_that_stops_answers_what_it_took_and_says_so() {
+    tests::needs_own!("services that it stops");
     for backend in Backend::all() {
         let (mut cluster, direct) = world_on(backend).await;
         let sheet = Sheet::new(&direct, "Sheet", CUSTOMERS).await.unwrap();
@@ -237,6 +243,7 @@ async fn a_server_that_stops_answers_what_it_took_and_says_so() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn who_sends_and_never_reads_is_not_read_for_long() {
+    tests::needs_own!("a service without TLS");
     // Answers of 90 bytes: the client takes 64 KiB of them, the server encodes another 32 KiB and
     // keeps 128 rows and answers.
     const TAKEN_MAX: i64 = 2500;
@@ -273,22 +280,27 @@ async fn who_sends_and_never_reads_is_not_read_for_long() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn too_many_imports_at_once_are_refused_until_one_ends() {
+async fn one_partner_has_half_of_all_imports_and_another_finds_room() {
+    tests::needs_own!("all the imports that there may be");
     const IMPORTS_MAX: usize = 8;
-    let (_cluster, direct) = world_on(Backend::Sqlite).await;
+    let (cluster, direct) = world_on(Backend::Sqlite).await;
+    let provider = cluster.as_caller(world::sales(PROVIDER));
     let sheet = Sheet::new(&direct, "Sheet", CUSTOMERS).await.unwrap();
     // An import without rows that lasts until the sender is dropped.
-    let open = || async {
+    let open = async |partner: &As| {
         let (end, ended) = oneshot::channel::<()>();
         let rows = stream::pending().take_until(ended);
-        direct.attestations().import_attestations(rows).await.map(|answers| (end, answers))
+        partner.attestations().import_attestations(rows).await.map(|answers| (end, answers))
     };
     let mut held = vec![];
-    for _ in 0..IMPORTS_MAX {
-        held.push(open().await.unwrap());
+    for _ in 0..IMPORTS_MAX / 2 {
+        held.push(open(&direct).await.unwrap());
     }
-    let refused = open().await.unwrap_err();
-    assert_eq!((refused.code(), reason_of(&refused)), (Code::ResourceExhausted, "OVERLOADED".to_owned()));
+    let refused = open(&direct).await.unwrap_err();
+    let tenant_overloaded = (Code::ResourceExhausted, "TENANT_OVERLOADED".to_owned());
+    assert_eq!((refused.code(), reason_of(&refused)), tenant_overloaded);
+    assert!(refused.get_details_retry_info().unwrap().retry_delay.is_some());
+    drop(open(&provider).await.unwrap());
     let (end, answers) = held.remove(0);
     drop(end);
     let (answers, ended) = read_all(answers.into_inner()).await;

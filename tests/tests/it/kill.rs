@@ -1,11 +1,12 @@
 //! The real binaries, killed under load: what was acknowledged is there, once, and nothing else is.
 
 use tests::Backend;
-use tests::kill::{Plan, run};
+use tests::kill::{Plan, run, run_replicas};
 use tests::processes::build_binaries;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn whatever_is_killed_when_what_was_acknowledged_is_stored_once_and_nothing_else_is() {
+    tests::needs_own!("processes that it kills");
     build_binaries().unwrap();
     let (mut brought, mut partings) = (0, 0);
     for backend in Backend::all() {
@@ -17,4 +18,14 @@ async fn whatever_is_killed_when_what_was_acknowledged_is_stored_once_and_nothin
     }
     // They are fewer.
     assert!(brought > 0 && partings > 0, "{brought} attestations brought, {partings} relationships ended");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_of_each_service_do_everything_once_and_one_of_each_can_leave() {
+    if !Backend::all().contains(&Backend::Postgres) {
+        return;
+    }
+    build_binaries().unwrap();
+    let done = run_replicas(4, rand::random()).await.unwrap_or_else(|why| panic!("{why}"));
+    assert!(done.orders > 0 && done.withdrawals > 0 && done.reported > 0, "{done}");
 }

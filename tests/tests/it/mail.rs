@@ -2,7 +2,7 @@
 //! says that it was not (I6). The mail server is a real one that can be told to misbehave.
 
 #[path = "../../../agreement-svc/tests/smtp_server/mod.rs"]
-mod smtp_server;
+pub(crate) mod smtp_server;
 
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use agreement_svc::config::{Address, EraseContact};
 use chassis::clock::{Clock, Time};
 use chassis::database::Url;
 use chassis::form::timestamp;
+use chassis::server::Listeners;
 use diesel::connection::SimpleConnection;
 use diesel::sql_types::BigInt;
 use diesel::{Connection, PgConnection, QueryableByName, RunQueryDsl, sql_query};
@@ -125,6 +126,7 @@ fn retry(id: &str) -> RetryNotificationRequest {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn without_a_mail_server_the_mail_is_in_the_folder() {
+    tests::needs_own!("mails in a folder");
     for backend in Backend::all() {
         let post = Post::through(backend, None).await;
         let id = post.attest("Contoso").await;
@@ -144,6 +146,7 @@ async fn without_a_mail_server_the_mail_is_in_the_folder() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_mail_arrives_though_the_server_first_refuses_drops_and_hangs() {
+    tests::needs_own!("a clock that it sets");
     let Some(python) = python() else { return };
     for backend in Backend::all() {
         // Hanging takes as long as a mail may take, so once is enough.
@@ -176,6 +179,7 @@ async fn the_mail_arrives_though_the_server_first_refuses_drops_and_hangs() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_failed_too_often_is_a_dead_letter_that_its_partner_can_retry() {
+    tests::needs_own!("a clock that it sets");
     let Some(python) = python() else { return };
     const ATTEMPTS_MAX: u32 = 12;
     for backend in Backend::all() {
@@ -223,6 +227,7 @@ async fn what_failed_too_often_is_a_dead_letter_that_its_partner_can_retry() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn erased_people_get_no_mail_and_are_not_named_in_any() {
+    tests::needs_own!("databases that it writes to");
     let Some(python) = python() else { return };
     for backend in Backend::all() {
         let mut server = SmtpServer::start(&python, &["--plan", "451,451,451"]).await;
@@ -268,6 +273,7 @@ struct Waiting {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn replicas_never_claim_the_same_announcement() {
+    tests::needs_own!("a clock that it sets");
     let Some(python) = python() else { return };
     if !Backend::all().contains(&Backend::Postgres) {
         return;
@@ -291,7 +297,8 @@ async fn replicas_never_claim_the_same_announcement() {
     let clock = post.clock.clone();
     let second = tokio::spawn(async move {
         let stopped = async { drop(stopped.await) };
-        agreement_svc::serve(config, clock, listener, stopped).await.unwrap();
+        let listeners = Listeners { calls: listener, metrics: None };
+        agreement_svc::serve(config, clock, listeners, stopped).await.unwrap();
     });
 
     // Both claim at the same moment: nobody may write to the table until both want to.

@@ -1690,5 +1690,6 @@ fn cases(backend: Backend) -> u32 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn answers_subscriptions_and_their_histories_are_those_of_the_model_whatever_is_done() {
+    tests::needs_own!("a clock that it sets");
     histories::check(steps, cases, play);
 }

@@ -63,11 +63,13 @@ const MAY_BE_REFUSED: [&str; 5] =
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn nothing_outlives_a_withdrawal_on_an_older_answer_and_nothing_newer_is_touched_on_sqlite() {
+    tests::needs_own!("services that it stops");
     race(Backend::Sqlite).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn nothing_outlives_a_withdrawal_on_an_older_answer_and_nothing_newer_is_touched_on_postgres() {
+    tests::needs_own!("services that it stops");
     if Backend::all().contains(&Backend::Postgres) {
         race(Backend::Postgres).await;
     }
@@ -489,7 +491,7 @@ async fn report_page(caller: &As, revision: i64, page_token: &str) -> GetWithdra
 
 /// agreement-svc's history, up to its head.
 async fn all_events(operator: &As) -> Vec<Event> {
-    let request = WatchEventsRequest { after_revision: 0 };
+    let request = WatchEventsRequest { after_revision: 0, ..WatchEventsRequest::default() };
     let mut stream = operator.events().watch_events(request).await.unwrap().into_inner();
     let mut events = vec![];
     loop {

@@ -141,6 +141,7 @@ async fn the_vendors_quantity_change_is_a_seat_change_and_its_placeholder_etag_i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_the_vendor_prints_as_invalid_json_is_still_a_good_or_a_refused_message() {
+    tests::needs_own!("a domain that it takes for good");
     let Some(body) = body("create-customer.1.http") else { return };
     assert!(serde_json::from_str::<Value>(&body).is_err());
     // Taken apart by hand, since no parser takes it: the fields are those of a customer.
@@ -174,6 +175,7 @@ async fn what_the_vendor_prints_as_invalid_json_is_still_a_good_or_a_refused_mes
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_vendors_table_of_countries_serves_every_country_in_every_language_it_lists() {
+    tests::needs_own!("settings of its own");
     let Some(folder) = samples() else { return };
     let table = folder.join("mca-country-language.csv");
     for backend in Backend::all() {

@@ -339,6 +339,7 @@ async fn attestations_supersede_each_other_and_the_history_stays() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_new_version_stops_seat_changes_until_the_partner_attests_again() {
+    tests::needs_own!("templates that nobody else uses");
     for backend in Backend::all() {
         let (cluster, direct) = world_on(backend).await;
         let operator = cluster.as_caller(world::operator());
@@ -395,6 +396,7 @@ async fn wait_until_bought(cluster: &Cluster, customer: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_first_purchase_is_reported_even_if_agreement_svc_was_away_when_it_was_made() {
+    tests::needs_own!("services that it stops");
     let (mut cluster, direct) = world_on(Backend::Sqlite).await;
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
@@ -415,6 +417,7 @@ async fn the_first_purchase_is_reported_even_if_agreement_svc_was_away_when_it_w
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn templates_are_listed_by_type_and_retired_for_good() {
+    tests::needs_own!("templates that nobody else uses");
     for backend in Backend::all() {
         let (cluster, direct) = world_on(backend).await;
         let list = async |types: &[AgreementType]| {
@@ -498,6 +501,7 @@ async fn of_a_partner_that_is_not_linked_nothing_is_told() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_version_scheduled_before_its_template_was_retired_never_takes_effect() {
+    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
         let start = Clock::system().now();
         let clock = Clock::manual(start);

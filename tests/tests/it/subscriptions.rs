@@ -291,6 +291,7 @@ enum Comes {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn every_wish_has_its_answer_in_every_state() {
+    tests::needs_own!("a clock that it sets");
     use Comes::{Free, Gated, Nothing, Refused};
     const NOT_ACTIVE: Comes = Refused("SUBSCRIPTION_NOT_ACTIVE");
     const ENDED: Comes = Refused("SUBSCRIPTION_ENDED");
@@ -361,6 +362,7 @@ async fn every_wish_has_its_answer_in_every_state() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_the_offer_does_not_allow_is_refused() {
+    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
         let world = World::new(backend, "2026-01-31T12:00:00Z").await;
         let licences = world.subscribe("YEAR").await;
@@ -389,6 +391,7 @@ async fn what_the_offer_does_not_allow_is_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn only_what_is_gated_needs_agreement_svc() {
+    tests::needs_own!("services that it stops");
     for backend in Backend::all() {
         let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
         let on = world.subscribe("YEAR").await;
@@ -440,6 +443,7 @@ async fn check_blocked(world: &World, on: [&Subscription; 3], off: &Subscription
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_is_gated_needs_an_acceptance_that_was_not_withdrawn() {
+    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
         // Both agreements satisfy, for now.
         let world = World::new(backend, "2019-11-01T12:00:00Z").await;
@@ -473,6 +477,7 @@ async fn what_is_gated_needs_an_acceptance_that_was_not_withdrawn() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_new_version_blocks_what_is_gated_once_it_must_be_accepted_and_renewals_go_on() {
+    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
         let world = World::new(backend, "2026-01-31T12:00:00Z").await;
         let on = world.subscribe_to("MONTH", 6).await;
@@ -506,6 +511,7 @@ async fn a_new_version_blocks_what_is_gated_once_it_must_be_accepted_and_renewal
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn nothing_changes_between_the_end_of_a_term_and_its_processing() {
+    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
         let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
         let bought = world.subscribe_to("MONTH", 2).await;
@@ -544,6 +550,7 @@ async fn nothing_changes_between_the_end_of_a_term_and_its_processing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn each_renewal_by_hand_adds_one_term_that_ends_on_the_same_day_or_the_months_last() {
+    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
         for (start, offer, ends) in [
             ("2026-01-31", "MONTH", &["2026-02-28", "2026-03-31", "2026-04-30"][..]),
@@ -575,6 +582,7 @@ async fn each_renewal_by_hand_adds_one_term_that_ends_on_the_same_day_or_the_mon
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn after_downtime_each_term_is_processed_once() {
+    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
         let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
         let monthly = world.subscribe("MONTH").await;
@@ -634,6 +642,7 @@ impl Holder {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn replicas_never_renew_twice() {
+    tests::needs_own!("a clock that it sets");
     const ORDERS: usize = 4;
     for backend in Backend::all() {
         let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
@@ -667,6 +676,7 @@ async fn replicas_never_renew_twice() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn damaged_rows_keep_nobody_behind_them_from_being_renewed() {
+    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
         let world = World::new(backend, "2026-01-31T12:00:00Z").await;
         // More than are looked up at a time.
@@ -688,6 +698,7 @@ async fn damaged_rows_keep_nobody_behind_them_from_being_renewed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn everything_that_happened_is_kept_with_who_and_why() {
+    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
         let world = World::new(backend, "2026-01-31T12:00:00Z").await;
         let mut subscription = world.subscribe("MONTH").await;
@@ -755,6 +766,7 @@ async fn everything_that_happened_is_kept_with_who_and_why() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_channel_of_the_caller_decides_when_it_became_mandatory() {
+    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
         // Mandatory at the dashboard, optional through the API.
         let world = World::without_acceptance(backend, "2018-12-01T12:00:00Z").await;
@@ -782,6 +794,7 @@ async fn the_channel_of_the_caller_decides_when_it_became_mandatory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_is_only_validated_stores_nothing() {
+    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
         let world = World::new(backend, "2026-01-31T12:00:00Z").await;
         let subscription = world.subscribe("YEAR").await;
@@ -814,6 +827,7 @@ async fn what_is_only_validated_stores_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_repeated_change_gets_its_first_answer_whatever_has_happened_since() {
+    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
         let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
         let wishes = [
@@ -868,6 +882,7 @@ const CHANGING: [Wish; 5] =
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn many_callers_with_one_request_id_have_one_effect() {
+    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
         let world = World::new(backend, "2026-01-31T12:00:00Z").await;
         let agents = agents(&world);
@@ -884,6 +899,7 @@ async fn many_callers_with_one_request_id_have_one_effect() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn of_many_callers_with_one_etag_exactly_one_wins() {
+    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
         let world = World::new(backend, "2026-01-31T12:00:00Z").await;
         let agents = agents(&world);
@@ -904,6 +920,7 @@ async fn of_many_callers_with_one_etag_exactly_one_wins() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_first_answer_is_given_again_for_thirty_days_and_then_its_request_id_is_free() {
+    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
         let start = time("2026-01-31T12:00:00Z");
         let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
@@ -949,6 +966,7 @@ async fn a_first_answer_is_given_again_for_thirty_days_and_then_its_request_id_i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn terms_and_history_are_processed_in_their_order_whoever_was_down_meanwhile() {
+    tests::needs_own!("a clock that it sets");
     let before = Meanwhile {
         happened_at: "2026-02-28T11:00:00Z",
         parted: &[(Kind::AutoRenewOff, Why::RelationshipEnded), (Kind::Expired, Why::TermEnded)],
@@ -1027,6 +1045,7 @@ impl Meanwhile {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_term_waits_while_the_history_before_its_end_cannot_be_followed() {
+    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
         let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
         let bought = world.subscribe_to("MONTH", 4).await;

@@ -257,6 +257,7 @@ fn forget_from(revision: i64) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_rests_on_a_newer_answer_stays_however_late_a_withdrawal_is_applied() {
+    tests::needs_own!("services that it stops");
     use WithdrawalOutcome::NewerAnswer;
     for backend in Backend::all() {
         let mut cluster = cluster_on(backend).await;
@@ -283,6 +284,7 @@ async fn what_rests_on_a_newer_answer_stays_however_late_a_withdrawal_is_applied
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_database_that_is_restored_under_order_svc_is_told_again_what_it_forgot() {
+    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
         let cluster = cluster_on(backend).await;
         let direct = cluster.as_caller(world::sales(DIRECT));
@@ -314,6 +316,7 @@ async fn a_database_that_is_restored_under_order_svc_is_told_again_what_it_forgo
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_database_that_is_ahead_of_the_history_is_told_nothing_and_order_svc_goes_on() {
+    tests::needs_own!("services that it stops");
     for backend in Backend::all() {
         let relay = Relay::start().await;
         let agreements_at = Some(format!("http://{}", relay.address));
@@ -367,6 +370,7 @@ async fn end(caller: &As, customer: &str, reseller: Option<Uuid>) -> i64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_those_who_part_leave_behind_does_not_renew_and_is_not_cancelled() {
+    tests::needs_own!("services that it stops");
     use WithdrawalOutcome::{Cancelled, StillCovered};
     for backend in Backend::all() {
         let mut cluster = cluster_on(backend).await;
@@ -428,6 +432,7 @@ async fn a_provider_that_parts_with_one_reseller_goes_on_with_the_rest() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn withdrawals_are_applied_once_whoever_was_away_meanwhile() {
+    tests::needs_own!("services that it stops");
     for backend in Backend::all() {
         let mut cluster = cluster_on(backend).await;
         let direct = cluster.as_caller(world::sales(DIRECT));
@@ -470,6 +475,7 @@ async fn withdrawals_are_applied_once_whoever_was_away_meanwhile() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn replicas_apply_each_withdrawal_once() {
+    tests::needs_own!("replicas that it starts");
     const CUSTOMERS: usize = 40;
     for backend in Backend::all() {
         let mut cluster = cluster_on(backend).await;
@@ -494,6 +500,7 @@ async fn replicas_apply_each_withdrawal_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn reports_and_their_effects_are_listed_page_by_page() {
+    tests::needs_own!("a history that nobody else adds to");
     const SUBSCRIPTIONS: usize = 7;
     for backend in Backend::all() {
         let cluster = cluster_on(backend).await;
@@ -579,6 +586,7 @@ async fn metric(cluster: &Cluster, name: &str) -> f64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn how_far_behind_the_history_order_svc_is_can_be_measured() {
+    tests::needs_own!("a clock that it sets");
     let clock = Clock::manual(now());
     let setup = Setup { clock: clock.clone(), ..Setup::default() };
     let mut cluster = Cluster::start(setup).await.unwrap();

@@ -585,6 +585,11 @@ impl Existing {
         });
         table.all_bad(WATCH_EVENTS, operator, &["after_revision"], |n| WatchEventsRequest {
             after_revision: pick(&[-1, i64::MIN], n),
+            after_hash: String::new(),
+        });
+        table.all_bad(WATCH_EVENTS, operator, &["after_hash"], |_| WatchEventsRequest {
+            after_revision: 0,
+            after_hash: "0".repeat(64),
         });
     }
 }

@@ -347,7 +347,7 @@ impl Existing {
         let (mut customers, mut attested) = (operator.customers(), operator.attestations());
         let (mut orders, mut subscriptions) = (operator.orders(), operator.subscriptions());
         let all = ListSubscriptionsRequest::default();
-        let beyond = WatchEventsRequest { after_revision: i64::MAX };
+        let beyond = WatchEventsRequest { after_revision: i64::MAX, ..WatchEventsRequest::default() };
         let beyond = operator.events().watch_events(beyond).await.unwrap_err();
         let mut attestations = attested.list_attestations(attestations).await.unwrap().into_inner();
         // How far its announcement is changes by itself.
@@ -438,6 +438,7 @@ fn seats(subscription: &Subscription, quantity: u32) -> ChangeSeatsRequest {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn every_bad_field_of_every_call_is_named_and_nothing_is_stored() {
+    tests::needs_own!("databases that nobody else adds to");
     let existing = Existing::new().await;
     let before = existing.everything().await;
     let mut wrong = vec![];
@@ -832,6 +833,7 @@ async fn a_page_token_serves_only_the_caller_and_the_filter_it_was_made_for() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_date_up_to_five_minutes_ahead_is_taken_and_one_beyond_is_told_the_servers_time() {
+    tests::needs_own!("a clock that it sets");
     let now: Time = "2026-03-04T05:06:07.000089Z".parse().unwrap();
     let setup = Setup { clock: Clock::manual(now), ..Setup::default() };
     let cluster = Cluster::start(setup).await.unwrap();
@@ -935,6 +937,7 @@ async fn publish_and_retire(operator: &As, name: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn odd_but_legal_text_comes_back_as_it_was_given_without_the_blanks_around_it() {
+    tests::needs_own!("templates that nobody else uses");
     for backend in Backend::all() {
         let cluster = Cluster::on(backend).await;
         world::register_partners(&cluster).await.unwrap();

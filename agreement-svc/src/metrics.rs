@@ -1,0 +1,97 @@
+//! What can be measured of the running service beside its calls: what the gate answered, how long the history
+//! is, and which mails have not been sent.
+
+use chassis::clock::{Clock, Time};
+use chassis::database::{Connection, Error};
+use chassis::metrics::{Known, Metrics};
+use chrono::TimeDelta;
+use prometheus::{IntCounterVec, Opts};
+use proto::agreement::CheckEligibilityResponse;
+use proto::types::{BlockReason, Decision, GateRule};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::store::event::revision_head;
+use crate::store::notification::{dead_letters, notifications_waiting};
+
+/// Counts what the gate answers, whoever asked: order-svc, or a partner who wants to know why. Clones count
+/// together.
+#[derive(Clone)]
+pub(crate) struct Decisions(IntCounterVec);
+
+impl Decisions {
+    /// Begins to count.
+    ///
+    /// # Errors
+    /// They are counted already.
+    pub(crate) fn new(metrics: &Metrics) -> Result<Self, prometheus::Error> {
+        let opts = Opts::new(
+            "gate_decisions_total",
+            "What the gate answered, by decision, the rule that decided and the reasons, in the contract's words.",
+        );
+        let decisions = IntCounterVec::new(opts, &["decision", "rule", "reasons"])?;
+        metrics.register(decisions.clone())?;
+        Ok(Self(decisions))
+    }
+
+    pub(crate) fn count(&self, answer: &CheckEligibilityResponse) {
+        // The rules give each reason at most once and always in the same order, so there are few combinations.
+        let reasons = answer
+            .reasons()
+            .map(|reason| short(reason.as_str_name(), BlockReason::Unspecified.as_str_name()));
+        let reasons = reasons.collect::<Vec<_>>().join(",");
+        let decision = short(answer.decision().as_str_name(), Decision::Unspecified.as_str_name());
+        let rule = short(answer.rule().as_str_name(), GateRule::Unspecified.as_str_name());
+        self.0.with_label_values(&[decision, rule, &reasons]).inc();
+    }
+}
+
+/// The name of a value without that of its type, which the unspecified one shows.
+fn short(name: &'static str, unspecified: &str) -> &'static str {
+    name.strip_prefix(unspecified.trim_end_matches("UNSPECIFIED")).unwrap_or(name)
+}
+
+/// Answers whoever fetches until `stop` resolves.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    metrics: Metrics,
+    clock: Clock,
+    stop: watch::Receiver<bool>,
+) {
+    let numbers = metrics.clone();
+    let look = move || {
+        let (metrics, now) = (metrics.clone(), clock.now());
+        let known = move |connection: &mut Connection| known(connection, now);
+        async move { metrics.stored(known).await }
+    };
+    numbers.serve(listener, look, stop).await;
+}
+
+/// What the database knows of the history and of mails.
+fn known(connection: &mut Connection, now: Time) -> Result<Vec<Known>, Error> {
+    let head = revision_head(connection)?;
+    let (waiting, oldest) = notifications_waiting(connection)?;
+    let age = oldest.map_or(0.0, |oldest| (now - oldest).max(TimeDelta::zero()).as_seconds_f64());
+    Ok(vec![
+        Known {
+            name: "history_revision",
+            help: "The revision of the last event of the history.",
+            value: head as f64,
+        },
+        Known {
+            name: "mails_waiting",
+            help: "Announcements of attestations that were not sent yet.",
+            value: waiting as f64,
+        },
+        Known {
+            name: "mails_oldest_age_seconds",
+            help: "How long ago the oldest of them was recorded, 0 when there is none.",
+            value: age,
+        },
+        Known {
+            name: "mails_dead_letters",
+            help: "Announcements that were given up: they wait for RetryNotification.",
+            value: dead_letters(connection)? as f64,
+        },
+    ])
+}

@@ -1,0 +1,164 @@
+//! Places for what is in progress, so few that nobody waits for long, and shared so that no tenant takes
+//! them all.
+//!
+//! A tenant may hold as many places as are free. One that wants all of them gets half; two get a third
+//! each; and whoever comes with little finds as many free as each of the greedy ones holds. Nothing has to be
+//! known beforehand of who calls how much. Services of the house act for everybody and have
+//! been asked for by somebody who holds a place there, so for them only the end of all places is one.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use uuid::Uuid;
+
+use crate::auth::{Caller, TenantKind};
+
+/// So many places. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Places(Arc<Inner>);
+
+/// One place; dropping it gives it back.
+#[derive(Debug)]
+pub struct Place {
+    places: Places,
+    tenant: Tenant,
+}
+
+/// Why there is no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// All are taken.
+    Everybody,
+    /// The tenant holds as many as are left for others.
+    Tenant,
+}
+
+type Tenant = (TenantKind, Uuid);
+
+#[derive(Debug)]
+struct Inner {
+    max: usize,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    total: usize,
+    /// Tenants that hold any.
+    by_tenant: HashMap<Tenant, usize>,
+}
+
+impl Places {
+    /// That many, all free.
+    #[must_use]
+    pub fn new(max: usize) -> Self {
+        Self(Arc::new(Inner { max, taken: Mutex::default() }))
+    }
+
+    /// A place for a caller, now or not at all.
+    ///
+    /// # Errors
+    /// Who holds too many.
+    pub fn take(&self, caller: &Caller) -> Result<Place, Full> {
+        let tenant = (caller.tenant_kind, caller.tenant_id);
+        let mut taken = self.taken();
+        let free = self.0.max.saturating_sub(taken.total);
+        let held = taken.by_tenant.get(&tenant).copied().unwrap_or(0);
+        if free == 0 {
+            return Err(Full::Everybody);
+        }
+        if held >= free && caller.tenant_kind != TenantKind::Service {
+            return Err(Full::Tenant);
+        }
+        taken.total += 1;
+        taken.by_tenant.insert(tenant, held + 1);
+        Ok(Place { places: self.clone(), tenant })
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        // Nothing panics while it is locked.
+        self.0.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.taken();
+        taken.total -= 1;
+        if let Some(held) = taken.by_tenant.get_mut(&self.tenant) {
+            *held -= 1;
+            if *held == 0 {
+                taken.by_tenant.remove(&self.tenant);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::Channel;
+
+    fn caller(tenant_kind: TenantKind, tenant: u128) -> Caller {
+        let (tenant_id, user_id) = (Uuid::from_u128(tenant), Uuid::from_u128(1));
+        Caller { tenant_kind, tenant_id, user_id, roles: vec![], channel: Channel::Api }
+    }
+
+    /// All that a caller is given before it is refused, and why it is.
+    fn all(places: &Places, caller: &Caller) -> (Vec<Place>, Full) {
+        let mut held = vec![];
+        loop {
+            match places.take(caller) {
+                Ok(place) => held.push(place),
+                Err(full) => return (held, full),
+            }
+        }
+    }
+
+    #[test]
+    fn a_tenant_gets_as_many_places_as_are_left() {
+        let places = Places::new(12);
+        let [one, other, third] = [1, 2, 3].map(|tenant| caller(TenantKind::Partner, tenant));
+        let (held, why) = all(&places, &one);
+        assert_eq!((held.len(), why), (6, Full::Tenant));
+        let (others, why) = all(&places, &other);
+        assert_eq!((others.len(), why), (3, Full::Tenant));
+        // Places that become free are for whoever holds fewer of them.
+        drop(held);
+        let (again, _) = all(&places, &one);
+        assert_eq!(again.len(), 5);
+        let (mut thirds, why) = all(&places, &third);
+        assert_eq!((thirds.len(), why), (2, Full::Tenant));
+        assert_eq!(places.take(&other).unwrap_err(), Full::Tenant);
+        let (fourths, _) = all(&places, &caller(TenantKind::Customer, 3));
+        assert_eq!(fourths.len(), 1);
+        let (fifths, why) = all(&places, &caller(TenantKind::Customer, 4));
+        assert_eq!((fifths.len(), why), (1, Full::Everybody));
+        thirds.pop();
+        assert!(places.take(&caller(TenantKind::Customer, 5)).is_ok());
+    }
+
+    #[test]
+    fn the_last_place_can_be_taken() {
+        let places = Places::new(1);
+        let one = caller(TenantKind::Partner, 1);
+        let (held, why) = all(&places, &one);
+        assert_eq!((held.len(), why), (1, Full::Everybody));
+    }
+
+    #[test]
+    fn services_may_take_every_place_that_there_is() {
+        let places = Places::new(12);
+        let (partners, _) = all(&places, &caller(TenantKind::Partner, 1));
+        let (services, why) = all(&places, &caller(TenantKind::Service, 1));
+        assert_eq!((partners.len(), services.len(), why), (6, 6, Full::Everybody));
+    }
+
+    #[test]
+    fn nothing_is_remembered_of_who_holds_no_place() {
+        let places = Places::new(12);
+        drop(all(&places, &caller(TenantKind::Partner, 1)));
+        let taken = places.taken();
+        assert_eq!((taken.total, taken.by_tenant.len()), (0, 0));
+    }
+}

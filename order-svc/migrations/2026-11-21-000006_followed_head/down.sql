@@ -1,0 +1,1 @@
+ALTER TABLE follower DROP COLUMN head;

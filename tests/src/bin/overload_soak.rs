@@ -1,0 +1,399 @@
+//! `cargo overload-soak`: each service at several times the load that it can serve.
+//!
+//! The real binaries are called from this process, so that memory is theirs alone. What they can serve is
+//! found with a fixed number of calls in flight; then calls are offered at a fixed rate, whatever becomes of
+//! those before: most by one partner, and some by another that asks for little. Latencies count from when a
+//! call was due. Servers, database and load share the machine, so what is offered takes from what can be
+//! served, and of cheap calls this process cannot offer several times that; all bounds are ratios, or generous.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use chassis::clock::Clock;
+use clap::Parser;
+use futures_util::future::join_all;
+use proto::agreement::CheckEligibilityRequest;
+use proto::types::{Decision, Operation};
+use tests::processes::{Processes, build_binaries};
+use tests::world::{self, DIRECT, OFFICE, PROVIDER};
+use tests::{As, Backend, reason_of};
+use tokio::task::JoinSet;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+use uuid::Uuid;
+
+/// Calls in flight while nobody is to be refused: fewer than one tenant may have.
+const IN_FLIGHT: usize = 64;
+
+/// What the partner that asks for little offers, of what can be served.
+const MODEST: f64 = 0.05;
+
+/// How much of what the modest partner asks must be answered, however much the other one offers.
+const MODEST_ANSWERED_MIN: f64 = 0.95;
+
+/// What is in flight when a call is let in was let in before it: it waits for that, a few times over where
+/// load and servers share the cores.
+const WAITS_MAX: f64 = 6.0;
+const WAIT_BASE: Duration = Duration::from_millis(250);
+
+/// What more load than can be served may leave behind, or need for a while.
+const GROWTH_MAX_KIB: u32 = 48 << 10;
+
+/// Connections on which nothing happens, and what one of them may take.
+const IDLE: usize = 1000;
+const IDLE_MAX_KIB: u32 = 64;
+
+/// What must be served afterwards, of what was before.
+const RECOVERY_MIN: f64 = 0.8;
+
+/// Calls that this process can have under way; more than the servers let in, and what is on its way.
+const UNDER_WAY_MAX: usize = 20_000;
+
+/// Between two looks at what is due.
+const PAUSE: Duration = Duration::from_millis(1);
+
+const RECOVERY_TRIES_MAX: usize = 5;
+
+/// What the services let in when nothing else is said.
+const CALLS_MAX_DEFAULT: usize = 256;
+
+#[derive(Parser)]
+#[command(about = "Offers each service several times what it can serve, and measures what it makes of it.")]
+struct Options {
+    /// How long each load lasts.
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Connections of the greedy partner; one has at most 256 calls open.
+    #[arg(long, default_value_t = 24)]
+    connections: usize,
+    /// How many times what can be served is offered, one load after the other; the last one is judged.
+    #[arg(long, value_delimiter = ',', default_value = "1,2,4")]
+    times: Vec<f64>,
+    /// Customers of each partner.
+    #[arg(long, default_value_t = 32)]
+    customers: usize,
+    /// Calls in progress that the services let in, instead of their default.
+    #[arg(long)]
+    calls_max: Option<usize>,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+enum Subject {
+    Check,
+    Order,
+}
+
+/// Somebody who asks, over some connections, about customers of its own.
+struct Partner {
+    connections: Vec<As>,
+    payer: Uuid,
+    customers: Vec<String>,
+}
+
+/// What became of the calls of one load.
+#[derive(Debug, Default)]
+struct Outcome {
+    /// How long it lasted.
+    took: Duration,
+    /// Latencies of what was answered, and of what was refused for load.
+    answered: Vec<Duration>,
+    refused: Vec<Duration>,
+    /// Due while too many were under way.
+    not_sent: usize,
+    /// Anything else, which should not be.
+    wrong: Vec<String>,
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let options = Options::parse();
+    build_binaries()?;
+    let mut failed = vec![];
+    for backend in Backend::all() {
+        for subject in [Subject::Check, Subject::Order] {
+            failed.extend(overload(backend, subject, &options).await?);
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { Err(failed.join("\n").into()) }
+}
+
+/// Finds out what can be served, offers more, and says what does not hold.
+async fn overload(
+    backend: Backend,
+    subject: Subject,
+    options: &Options,
+) -> Result<Vec<String>, Box<dyn Error>> {
+    let mut processes = Processes::new(backend)?;
+    if let Some(calls_max) = options.calls_max {
+        for process in [&mut processes.agreements, &mut processes.orders] {
+            process.set(&["--calls-max", &calls_max.to_string()]);
+        }
+    }
+    processes.start().await?;
+    world::register_partners_as(&processes.as_caller(world::operator())).await?;
+    let greedy = Partner::new(&processes, DIRECT, options.connections, options.customers).await?;
+    let modest = Partner::new(&processes, PROVIDER, 1, options.customers).await?;
+    let server = match subject {
+        Subject::Check => &processes.agreements,
+        Subject::Order => &processes.orders,
+    };
+    let length = Duration::from_secs(options.seconds);
+
+    // What fills once (caches, windows, connections) is full after the first.
+    served(subject, &greedy, length / 2).await?;
+    let before = served(subject, &greedy, length).await?;
+    let (capacity, resident) = (before.rate(length), server.memory("VmRSS")?);
+    say(&format!("{backend:?} {subject:?}, {IN_FLIGHT} in flight: {before}; {} MiB", resident >> 10));
+
+    let mut failed = vec![];
+    let mut last = None;
+    for times in &options.times {
+        let much = offer(subject, &greedy, capacity * times, length);
+        let little = offer(subject, &modest, capacity * MODEST, length);
+        let (much, little) = tokio::try_join!(much, little)?;
+        let (now, peak) = (server.memory("VmRSS")?, server.memory("VmHWM")?);
+        say(&format!("  {times} times, greedy: {much}; {} MiB, peak {} MiB", now >> 10, peak >> 10));
+        say(&format!("  {times} times, modest: {little}"));
+        last = Some((much, little, peak));
+    }
+    if let Some((much, little, peak)) = last {
+        let calls_max = options.calls_max.unwrap_or(CALLS_MAX_DEFAULT);
+        let wait_max = WAIT_BASE + Duration::from_secs_f64(WAITS_MAX * number(calls_max) / capacity);
+        if much.not_sent > 0 {
+            say("  not judged but for memory: this process could not send as fast as that");
+        } else {
+            failed.extend(much.failed("greedy", wait_max));
+            failed.extend(little.failed("modest", wait_max));
+            if much.refused.is_empty() {
+                failed.push("nothing was refused, so nothing is proven".into());
+            }
+            if little.part_answered() < MODEST_ANSWERED_MIN {
+                let part = little.part_answered();
+                failed.push(format!("of the modest partner's calls {part:.3} were answered"));
+            }
+        }
+        if peak > resident + GROWTH_MAX_KIB {
+            failed.push(format!("memory grew from {resident} to {peak} KiB"));
+        }
+    }
+
+    // Whatever else the machine does falls on one of them and not on all.
+    let mut best = 0.0_f64;
+    for _ in 0..RECOVERY_TRIES_MAX {
+        let after = served(subject, &greedy, length / 2).await?;
+        say(&format!("  afterwards: {after}; {} MiB", server.memory("VmRSS")? >> 10));
+        best = best.max(after.rate(length / 2) / capacity);
+        if best >= RECOVERY_MIN {
+            break;
+        }
+    }
+    if best < RECOVERY_MIN {
+        failed.push(format!("afterwards {best:.2} of what was served before"));
+    }
+
+    let resident = server.memory("VmRSS")?;
+    let idle = join_all((0..IDLE).map(|_| connect(server.address()))).await;
+    let idle: Vec<Channel> = idle.into_iter().collect::<Result<_, _>>()?;
+    let beside = served(subject, &greedy, length / 2).await?;
+    let each = server.memory("VmRSS")?.saturating_sub(resident) / u32::try_from(IDLE)?;
+    say(&format!("  beside {} idle connections of {each} KiB: {beside}", idle.len()));
+    if each > IDLE_MAX_KIB {
+        failed.push(format!("an idle connection takes {each} KiB"));
+    }
+    Ok(failed.into_iter().map(|what| format!("{backend:?} {subject:?}: {what}")).collect())
+}
+
+async fn connect(address: String) -> Result<Channel, Box<dyn Error>> {
+    Ok(Endpoint::from_shared(address)?.connect().await?)
+}
+
+impl Partner {
+    async fn new(
+        processes: &Processes,
+        payer: Uuid,
+        connections: usize,
+        customers: usize,
+    ) -> Result<Arc<Self>, Status> {
+        let connections: Vec<_> =
+            (0..connections).map(|_| processes.as_caller(world::sales(payer))).collect();
+        let mut partner = Self { connections, payer, customers: vec![] };
+        for n in 0..customers {
+            let name = format!("Customer {n} of {payer}");
+            let customer = world::create_customer(&partner.connections[0], &name, "FR", None).await?;
+            world::attest(&partner.connections[0], &customer, Clock::system().now()).await?;
+            partner.customers.push(customer);
+        }
+        Ok(Arc::new(partner))
+    }
+
+    /// Makes one of its calls, in turn over its connections and customers.
+    async fn call(&self, subject: Subject, number: usize) -> Result<(), Status> {
+        let caller = &self.connections[number % self.connections.len()];
+        let customer = &self.customers[number % self.customers.len()];
+        match subject {
+            Subject::Check => {
+                let question = CheckEligibilityRequest {
+                    payer_id: self.payer.to_string(),
+                    customer_id: customer.clone(),
+                    operation: Operation::NewPurchase.into(),
+                    ..CheckEligibilityRequest::default()
+                };
+                let answer = caller.gate().check_eligibility(question).await?.into_inner();
+                let is_right = answer.decision() == Decision::Allowed;
+                if is_right { Ok(()) } else { Err(Status::internal("the gate is closed")) }
+            }
+            Subject::Order => {
+                let order = world::new_order(customer, None, OFFICE, 5);
+                caller.orders().create_order(order).await.map(drop)
+            }
+        }
+    }
+}
+
+/// What is served with a fixed number of calls in flight, when nobody is refused.
+async fn served(
+    subject: Subject,
+    partner: &Arc<Partner>,
+    length: Duration,
+) -> Result<Outcome, Box<dyn Error>> {
+    let (next, began) = (Arc::new(AtomicUsize::new(0)), Instant::now());
+    let mut calls = JoinSet::new();
+    for _ in 0..IN_FLIGHT {
+        let (partner, next) = (Arc::clone(partner), Arc::clone(&next));
+        calls.spawn(async move {
+            let mut latencies = vec![];
+            while began.elapsed() < length {
+                let sent = Instant::now();
+                partner.call(subject, next.fetch_add(1, Ordering::Relaxed)).await?;
+                latencies.push(sent.elapsed());
+            }
+            Ok::<_, Status>(latencies)
+        });
+    }
+    let mut outcome = Outcome { took: length, ..Outcome::default() };
+    while let Some(latencies) = calls.join_next().await {
+        outcome.answered.extend(latencies??);
+    }
+    Ok(outcome)
+}
+
+/// Offers calls at a fixed rate, whatever becomes of those before.
+async fn offer(
+    subject: Subject,
+    partner: &Arc<Partner>,
+    rate: f64,
+    length: Duration,
+) -> Result<Outcome, Box<dyn Error>> {
+    let mut outcome = Outcome { took: length, ..Outcome::default() };
+    let mut calls = JoinSet::new();
+    let began = Instant::now();
+    let mut number = 0;
+    loop {
+        while let Some(ended) = calls.try_join_next() {
+            outcome.count(ended?);
+        }
+        if began.elapsed() >= length {
+            break;
+        }
+        let mut due = began + Duration::from_secs_f64(f64::from(number) / rate);
+        while due <= Instant::now() {
+            number += 1;
+            if calls.len() >= UNDER_WAY_MAX {
+                outcome.not_sent += 1;
+            } else {
+                let partner = Arc::clone(partner);
+                calls.spawn(async move {
+                    let ended = partner.call(subject, number as usize).await;
+                    (due.elapsed(), ended)
+                });
+            }
+            due = began + Duration::from_secs_f64(f64::from(number) / rate);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    while let Some(ended) = calls.join_next().await {
+        outcome.count(ended?);
+    }
+    Ok(outcome)
+}
+
+impl Outcome {
+    fn count(&mut self, (latency, ended): (Duration, Result<(), Status>)) {
+        match ended {
+            Ok(()) => self.answered.push(latency),
+            Err(status) if is_overloaded(&status) => self.refused.push(latency),
+            Err(status) => self.wrong.push(status.to_string()),
+        }
+    }
+
+    fn rate(&self, length: Duration) -> f64 {
+        number(self.answered.len()) / length.as_secs_f64()
+    }
+
+    fn part_answered(&self) -> f64 {
+        let all = self.answered.len() + self.refused.len() + self.not_sent + self.wrong.len();
+        number(self.answered.len()) / number(all.max(1))
+    }
+
+    /// What of it should not be.
+    fn failed(&self, who: &str, wait_max: Duration) -> Vec<String> {
+        let mut failed = vec![];
+        if let Some(first) = self.wrong.first() {
+            failed.push(format!("{} calls of the {who} partner failed otherwise: {first}", self.wrong.len()));
+        }
+        let p99 = percentile(&self.answered, 99);
+        if p99 > wait_max {
+            failed.push(format!("the {who} partner waited for {p99:?}, more than {wait_max:?}"));
+        }
+        failed
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let a_second = |count: usize| number(count) / self.took.as_secs_f64();
+        let Self { answered, refused, not_sent, wrong, .. } = self;
+        let all = answered.len() + refused.len() + not_sent + wrong.len();
+        write!(
+            f,
+            "{:.0}/s offered, {:.0} answered ({:.1?} {:.1?}), {:.0} refused ({:.1?} {:.1?}), {:.0} wrong, {:.0} not sent",
+            a_second(all),
+            a_second(answered.len()),
+            percentile(answered, 50),
+            percentile(answered, 99),
+            a_second(refused.len()),
+            percentile(refused, 50),
+            percentile(refused, 99),
+            a_second(wrong.len()),
+            a_second(*not_sent),
+        )
+    }
+}
+
+/// Whether a refusal says all that one for load has to.
+fn is_overloaded(status: &Status) -> bool {
+    let reason = reason_of(status);
+    status.code() == Code::ResourceExhausted
+        && (reason == "OVERLOADED" || reason == "TENANT_OVERLOADED")
+        && status.get_details_retry_info().is_some_and(|info| info.retry_delay.is_some())
+}
+
+fn percentile(latencies: &[Duration], percent: usize) -> Duration {
+    let mut sorted = latencies.to_vec();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() * percent / 100).copied().unwrap_or_default()
+}
+
+fn number(count: usize) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
+}
+
+#[expect(clippy::print_stdout, reason = "a measurement talks to whoever started it")]
+fn say(text: &str) {
+    println!("{text}");
+}

@@ -1,0 +1,399 @@
+//! Limits: what is too much is refused at once and in words, nobody takes everything, whoever is slow holds up
+//! nobody else, and when it is over everything goes on.
+
+use std::time::Duration;
+
+use chassis::auth::Caller;
+use chassis::clock::Clock;
+use chassis::database::Url;
+use chassis::tls::ClientSettings;
+use diesel::connection::SimpleConnection;
+use diesel::{Connection, PgConnection, SqliteConnection};
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
+use h2::client::SendRequest;
+use http::{HeaderMap, Request};
+use prost::Message;
+use proto::agreement::{CheckEligibilityRequest, WatchEventsRequest};
+use proto::order::{CreateOrderRequest, CreateOrderResponse, GetOfferRequest, ListOrdersRequest};
+use proto::types::Operation;
+use tests::processes::{Process, build_binaries};
+use tests::world::{self, DIRECT, OFFICE, PROVIDER};
+use tests::{As, Backend, Cluster, Setup, reason_of};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+use uuid::Uuid;
+
+use crate::line::Line;
+
+/// Far longer than anything here takes.
+const LONG: Duration = Duration::from_secs(60);
+
+/// Calls that a service lets in here.
+const CALLS_MAX: u16 = 8;
+
+/// Calls of one tenant at once: more than it has places.
+const MANY: usize = 20;
+
+type Ordered = JoinHandle<Result<CreateOrderResponse, Status>>;
+
+fn few_calls(backend: Backend) -> Setup {
+    Setup { backend, calls_max: CALLS_MAX, ..Setup::default() }
+}
+
+#[track_caller]
+fn assert_overloaded(refused: &Status, reason: &str) {
+    assert_eq!(
+        (refused.code(), reason_of(refused).as_str()),
+        (Code::ResourceExhausted, reason),
+        "{refused:?}"
+    );
+    assert!(refused.get_details_retry_info().unwrap().retry_delay.is_some());
+}
+
+/// Has a partner order many times at once, and tells what was refused and what is under way.
+async fn order_often(partner: &As, customer: &str, under_way: usize) -> (Vec<Status>, Vec<Ordered>) {
+    let mut orders: FuturesUnordered<Ordered> = (0..MANY)
+        .map(|_| {
+            let (partner, customer) = (partner.clone(), customer.to_owned());
+            tokio::spawn(async move { world::order(&partner, &customer, None, 5).await })
+        })
+        .collect();
+    let mut refused = vec![];
+    while orders.len() > under_way {
+        let ended = timeout(LONG, orders.next()).await.unwrap().unwrap().unwrap();
+        refused.push(ended.unwrap_err());
+    }
+    (refused, orders.into_iter().collect())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_is_too_much_is_refused_at_once_and_a_modest_tenant_is_served_beside_greedy_ones() {
+    for backend in Backend::all() {
+        let line = Line::start().await;
+        let setup = Setup { agreements_at: Some(line.url.clone()), ..few_calls(backend) };
+        let mut cluster = Cluster::start(setup).await.unwrap();
+        cluster.restart_agreements().await.unwrap();
+        line.lead_to(cluster.agreements_address());
+        world::register_partners(&cluster).await.unwrap();
+        let (direct, provider) =
+            (cluster.as_caller(world::sales(DIRECT)), cluster.as_caller(world::sales(PROVIDER)));
+        let stranger = |n| cluster.as_caller(world::sales(Uuid::from_u128(n)));
+        let mut customers = vec![];
+        for partner in [&direct, &provider] {
+            let name = format!("Customer {}", customers.len());
+            let customer = world::create_customer(partner, &name, "FR", None).await.unwrap();
+            world::attest(partner, &customer, Clock::system().now()).await.unwrap();
+            world::order(partner, &customer, None, 5).await.unwrap();
+            customers.push(customer);
+        }
+
+        // From now on orders wait for the gate, until they are let go.
+        line.hold_answers(true);
+        let (refused, mut under_way) = order_often(&direct, &customers[0], 4).await;
+        assert_eq!(refused.len(), MANY - 4);
+        refused.iter().for_each(|refused| assert_overloaded(refused, "TENANT_OVERLOADED"));
+        let (refused, others) = order_often(&provider, &customers[1], 2).await;
+        refused.iter().for_each(|refused| assert_overloaded(refused, "TENANT_OVERLOADED"));
+        under_way.extend(others);
+        // Who asks for little finds room, though the two would have taken everything.
+        let seen =
+            cluster.as_caller(world::operator()).orders().list_orders(ListOrdersRequest::default()).await;
+        assert_eq!(seen.unwrap().into_inner().orders.len(), 2);
+        // What makes no sense is refused in the same way: it is not looked at.
+        let refused = direct.orders().create_order(CreateOrderRequest::default()).await.unwrap_err();
+        assert_overloaded(&refused, "TENANT_OVERLOADED");
+
+        // When the last place is taken, everybody hears so; but for health.
+        let (_, third) = order_often(&stranger(1), &customers[0], 1).await;
+        let (_, fourth) = order_often(&stranger(2), &customers[0], 1).await;
+        let refused = world::order(&stranger(3), &customers[0], None, 5).await.unwrap_err();
+        assert_overloaded(&refused, "OVERLOADED");
+        let orders = format!("http://{}", cluster.orders_address()).parse().unwrap();
+        chassis::server::check_health(&orders, &ClientSettings::default()).await.unwrap();
+
+        line.hold_answers(false);
+        for ordered in timeout(LONG, join_all(under_way)).await.unwrap() {
+            ordered.unwrap().unwrap();
+        }
+        for ordered in timeout(LONG, join_all(third.into_iter().chain(fourth))).await.unwrap() {
+            assert_eq!(reason_of(&ordered.unwrap().unwrap_err()), "RESOURCE_NOT_FOUND");
+        }
+        let (refused, under_way) = order_often(&direct, &customers[0], MANY).await;
+        let after = join_all(under_way).await.into_iter().filter(|ordered| matches!(ordered, Ok(Ok(_))));
+        assert!(refused.is_empty() && after.count() >= 4, "{backend:?}");
+    }
+}
+
+/// Keeps whoever writes to agreement-svc's database waiting, until it is dropped.
+enum Lock {
+    Sqlite(#[expect(dead_code, reason = "its end is what matters")] SqliteConnection),
+    Postgres(#[expect(dead_code, reason = "its end is what matters")] PgConnection),
+}
+
+impl Lock {
+    fn on(database: &Url) -> Self {
+        match database {
+            Url::Sqlite(path) => {
+                let mut connection = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+                connection.batch_execute("PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE").unwrap();
+                Self::Sqlite(connection)
+            }
+            Url::Postgres(url) => {
+                let mut connection = PgConnection::establish(url).unwrap();
+                connection.batch_execute("BEGIN; SELECT * FROM revision FOR UPDATE").unwrap();
+                Self::Postgres(connection)
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_gate_answers_for_everybody_while_a_partner_has_taken_its_share() {
+    for backend in Backend::all() {
+        let cluster = Cluster::start(few_calls(backend)).await.unwrap();
+        world::register_partners(&cluster).await.unwrap();
+        let direct = cluster.as_caller(world::sales(DIRECT));
+        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+        world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+        let mut names = vec![];
+        for n in 0..MANY {
+            names.push(world::new_customer(&format!("Customer {n}"), "FR", None));
+        }
+
+        let lock = Lock::on(cluster.agreements_database());
+        let mut creating: FuturesUnordered<_> = names
+            .into_iter()
+            .map(|new| {
+                let mut customers = direct.customers();
+                tokio::spawn(async move { customers.create_customer(new).await })
+            })
+            .collect();
+        while creating.len() > 4 {
+            let ended = timeout(LONG, creating.next()).await.unwrap().unwrap().unwrap();
+            assert_overloaded(&ended.unwrap_err(), "TENANT_OVERLOADED");
+        }
+        // Ordering needs agreement-svc, and order-svc asks for everybody: also for the greedy one.
+        let orders = (0..MANY).map(async |_| world::order(&direct, &customer, None, 5).await);
+        for ordered in join_all(orders).await {
+            match ordered {
+                Ok(_) => {}
+                Err(refused) => assert_overloaded(&refused, "TENANT_OVERLOADED"),
+            }
+        }
+        world::order(&direct, &customer, None, 5).await.unwrap();
+        // An attestation that an order carries is the partner's own call. Whether it was for load or for
+        // anything else that it was not made, all that can be done is to come again with the same order.
+        let order = CreateOrderRequest {
+            attestation: Some(world::inline_attestation(Clock::system().now())),
+            ..world::new_order(&customer, None, OFFICE, 5)
+        };
+        let refused = direct.orders().create_order(order.clone()).await.unwrap_err();
+        assert_eq!((refused.code(), reason_of(&refused)), (Code::Unavailable, "GATE_UNAVAILABLE".into()));
+        assert!(refused.get_details_retry_info().unwrap().retry_delay.is_some());
+
+        drop(lock);
+        while let Some(created) = timeout(LONG, creating.next()).await.unwrap() {
+            created.unwrap().unwrap();
+        }
+        direct.orders().create_order(order).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn one_operator_has_half_of_the_watchers_places_and_services_find_theirs() {
+    // One of 64 is order-svc.
+    const OPERATORS_MAX: usize = 32;
+    let cluster = Cluster::start(few_calls(Backend::Sqlite)).await.unwrap();
+    let watch = async |caller: Caller| {
+        let request = WatchEventsRequest::default();
+        cluster.as_caller(caller).events().watch_events(request).await
+    };
+    // The cluster's own watcher is there before anybody else.
+    let following = async {
+        while cluster.orders_metrics().await.unwrap().contains("order_svc_history_behind_seconds inf") {}
+    };
+    timeout(LONG, following).await.unwrap();
+    let mut watchers = vec![];
+    for _ in 0..OPERATORS_MAX {
+        watchers.push(watch(world::operator()).await.unwrap());
+    }
+    let refused = watch(world::operator()).await.unwrap_err();
+    assert_overloaded(&refused, "TENANT_OVERLOADED");
+    watchers.push(watch(world::service()).await.unwrap());
+    // Streams that go on are no calls in progress: of those there may be fewer.
+    assert!(watchers.len() > usize::from(CALLS_MAX));
+}
+
+/// An HTTP/2 connection that does as it is told, and no more.
+async fn http2(cluster: &Cluster, window: u32) -> SendRequest<bytes::Bytes> {
+    let stream = TcpStream::connect(cluster.orders_address()).await.unwrap();
+    let (client, connection) =
+        h2::client::Builder::new().initial_window_size(window).handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// A call of GetOffer by a partner, and its message as it travels.
+fn get_offer(cluster: &Cluster, partner: Uuid) -> (Request<()>, bytes::Bytes) {
+    let mut identity = MetadataMap::new();
+    world::sales(partner).present(&mut identity);
+    let uri = format!("http://{}/csp.order.v1.OfferService/GetOffer", cluster.orders_address());
+    let mut request = Request::post(uri).header("content-type", "application/grpc").header("te", "trailers");
+    request.headers_mut().unwrap().extend(identity.into_headers());
+    let message = GetOfferRequest { offer_id: OFFICE.into() }.encode_to_vec();
+    let length = u32::try_from(message.len()).unwrap();
+    (request.body(()).unwrap(), [&[0][..], &length.to_be_bytes(), &message].concat().into())
+}
+
+fn status_of(headers: &HeaderMap) -> Option<Status> {
+    Status::from_header_map(headers)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_message_that_comes_byte_by_byte_is_given_up_and_holds_up_nobody() {
+    let cluster = Cluster::start(few_calls(Backend::Sqlite)).await.unwrap();
+    let mut client = http2(&cluster, 65_535).await;
+    // One says nothing after its headers, one sends a byte every now and then, both for ever.
+    let (request, _) = get_offer(&cluster, DIRECT);
+    let (silent, _silent) = client.send_request(request, false).unwrap();
+    let (request, message) = get_offer(&cluster, DIRECT);
+    let (dribbling, mut dribble) = client.send_request(request, false).unwrap();
+    tokio::spawn(async move {
+        for byte in message.iter().cycle() {
+            if dribble.send_data(bytes::Bytes::copy_from_slice(&[*byte]), false).is_err() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    });
+    // A connection that never finishes its first line.
+    let mut unfinished = TcpStream::connect(cluster.orders_address()).await.unwrap();
+    unfinished.write_all(b"PRI * HTTP/2.0\r\n").await.unwrap();
+
+    // Others are served meanwhile, on the same connection, too.
+    let (request, message) = get_offer(&cluster, DIRECT);
+    let (answer, mut send) = client.send_request(request, false).unwrap();
+    send.send_data(message, true).unwrap();
+    let answer = timeout(LONG, answer).await.unwrap().unwrap();
+    assert!(status_of(answer.headers()).is_none(), "{answer:?}");
+    let offer = GetOfferRequest { offer_id: OFFICE.into() };
+    cluster.as_caller(world::sales(PROVIDER)).offers().get_offer(offer).await.unwrap();
+
+    for slow in [silent, dribbling] {
+        let refused = timeout(LONG, slow).await.unwrap().unwrap();
+        assert_overloaded(&status_of(refused.headers()).unwrap(), "STREAM_STOOD_STILL");
+    }
+    let mut said = vec![];
+    // How it ends, with or without a word, is up to the system.
+    drop(timeout(LONG, unfinished.read_to_end(&mut said)).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn answers_that_are_not_taken_are_held_against_their_tenant_and_nobody_else() {
+    let cluster = Cluster::start(few_calls(Backend::Sqlite)).await.unwrap();
+    let mut client = http2(&cluster, 0).await;
+    let mut answers = vec![];
+    for _ in 0..MANY {
+        let (request, message) = get_offer(&cluster, DIRECT);
+        let (answer, mut send) = client.send_request(request, false).unwrap();
+        send.send_data(message, true).unwrap();
+        answers.push(answer);
+    }
+    let mut untaken = vec![];
+    for answer in answers {
+        let answer = timeout(LONG, answer).await.unwrap().unwrap();
+        match status_of(answer.headers()) {
+            None => untaken.push(answer),
+            Some(refused) => assert_overloaded(&refused, "TENANT_OVERLOADED"),
+        }
+    }
+    assert_eq!(untaken.len(), 4);
+    let offer = || GetOfferRequest { offer_id: OFFICE.into() };
+    cluster.as_caller(world::sales(PROVIDER)).offers().get_offer(offer()).await.unwrap();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    assert_overloaded(&direct.offers().get_offer(offer()).await.unwrap_err(), "TENANT_OVERLOADED");
+
+    // When the connection ends, so do they; only the server knows when it has noticed.
+    drop((untaken, client));
+    let served = async {
+        while let Err(refused) = direct.offers().get_offer(offer()).await {
+            assert_overloaded(&refused, "TENANT_OVERLOADED");
+        }
+    };
+    timeout(LONG, served).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn headers_beyond_their_bound_are_refused_and_the_connection_goes_on() {
+    let cluster = Cluster::on(Backend::Sqlite).await;
+    let mut client = http2(&cluster, 65_535).await;
+    for (bytes, is_served) in [(8 << 10, true), (32 << 10, false), (8 << 10, true)] {
+        let (mut request, message) = get_offer(&cluster, DIRECT);
+        request.headers_mut().insert("x-more", "a".repeat(bytes).parse().unwrap());
+        let (answer, mut send) = client.send_request(request, false).unwrap();
+        // Nobody may be interested in it any more.
+        drop(send.send_data(message, true));
+        let answer = timeout(LONG, answer).await.unwrap();
+        let served =
+            answer.is_ok_and(|answer| answer.status() == 200 && status_of(answer.headers()).is_none());
+        assert_eq!(served, is_served, "{bytes} bytes");
+    }
+}
+
+/// What an HTTP/2 client says first: its preface and that it has no wishes.
+const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn connections_beyond_what_a_process_can_hold_are_closed_and_those_that_are_there_stay() {
+    const DESCRIPTORS: usize = 160;
+    const CONNECTIONS: usize = 200;
+    build_binaries().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let database = format!("sqlite:{}", folder.path().join("agreements.sqlite").display()).parse().unwrap();
+    let mut server = Process::agreements(database, &folder.path().join("mails"), folder.path()).unwrap();
+    server.limit_descriptors(DESCRIPTORS);
+    server.start().await.unwrap();
+    let operator = server.as_caller(world::operator());
+    world::register_partners_as(&operator).await.unwrap();
+
+    let mut open = vec![];
+    let mut closed = 0;
+    for _ in 0..CONNECTIONS {
+        let mut connection = TcpStream::connect(server.socket_address()).await.unwrap();
+        // One that is closed at once may have gone before it is spoken to.
+        drop(connection.write_all(HELLO).await);
+        match timeout(LONG, connection.read_u8()).await.unwrap() {
+            Ok(_) => open.push(connection),
+            Err(_) => closed += 1,
+        }
+    }
+    // Those of the harness are among them.
+    assert!(open.len() > 64 && open.len() < DESCRIPTORS - 64, "{} are open", open.len());
+    assert_eq!(open.len() + closed, CONNECTIONS);
+    // It still has what it needs to work.
+    let direct = As { identity: tests::clients::Identity::of(world::sales(DIRECT)), ..operator.clone() };
+    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+
+    drop(open);
+    let anew = server.as_caller(world::sales(DIRECT));
+    let question = CheckEligibilityRequest {
+        payer_id: DIRECT.to_string(),
+        customer_id: customer,
+        operation: Operation::NewPurchase.into(),
+        ..CheckEligibilityRequest::default()
+    };
+    let asking = async {
+        // Only the server knows when it has noticed that there is room.
+        while let Err(refused) = anew.gate().check_eligibility(question.clone()).await {
+            assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+        }
+    };
+    timeout(LONG, asking).await.unwrap();
+}
