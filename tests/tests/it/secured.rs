@@ -442,7 +442,7 @@ async fn a_replica_that_is_down_costs_no_order() {
     let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let all = [silent.local_addr().unwrap(), first.agreements_address(), gone];
     let all: Vec<_> = all.iter().map(|address| format!("http://{address}")).collect();
-    let setup = Setup { agreements_at: Some(all.join(",")), gate_deadline_ms: 2000, ..Setup::default() };
+    let setup = Setup { agreements_at: Some(all.join(",")), ..Setup::default() };
     let second = Cluster::start(setup).await.unwrap();
     let direct = second.as_caller(world::sales(DIRECT));
     place(&direct, prompted(&customer_id)).await.unwrap();
