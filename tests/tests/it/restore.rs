@@ -216,6 +216,7 @@ fn remains(last: i64, restored: i64) -> [String; 2] {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn after_an_announced_restore_what_was_lost_stays_done_and_orders_go_on() {
+    tests::needs_own!("databases that it restores");
     use SubscriptionState::{Active, Cancelled};
     for backend in Backend::all() {
         let mut world = world_on(backend).await;
@@ -293,6 +294,7 @@ async fn after_an_announced_restore_what_was_lost_stays_done_and_orders_go_on() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_history_that_went_another_way_is_not_followed_until_its_restore_is_announced() {
+    tests::needs_own!("databases that it restores");
     use SubscriptionState::{Active, Cancelled};
     for backend in Backend::all() {
         // Events lost, events recorded after the restore before it is announced.
@@ -340,6 +342,7 @@ async fn a_history_that_went_another_way_is_not_followed_until_its_restore_is_an
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_watcher_gets_what_follows_on_what_it_knows_or_the_restore_that_lost_it() {
+    tests::needs_own!("databases that it restores");
     for backend in Backend::all() {
         let mut world = world_on(backend).await;
         let first = world.head();
@@ -434,6 +437,7 @@ async fn a_watcher_gets_what_follows_on_what_it_knows_or_the_restore_that_lost_i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_answer_from_before_a_restore_is_too_old_once_the_restore_is_known() {
+    tests::needs_own!("databases that it restores");
     for backend in Backend::all() {
         let relay = Relay::start().await;
         let agreements_at = Some(format!("http://{}", relay.address));
@@ -479,6 +483,7 @@ struct Forged {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn no_other_gap_than_that_of_a_restore_holds() {
+    tests::needs_own!("databases that it restores");
     for backend in Backend::all() {
         let mut world = world_on(backend).await;
         world.customer().await;
@@ -545,6 +550,7 @@ impl Forged {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_restored_order_svc_goes_on_by_itself() {
+    tests::needs_own!("databases that it restores");
     use SubscriptionState::{Active, Cancelled};
     for backend in Backend::all() {
         let mut world = world_on(backend).await;
@@ -593,6 +599,7 @@ enum Lost {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn copies_made_under_load_bring_both_services_back() {
+    tests::needs_own!("databases that it restores");
     const CUSTOMERS: usize = 4;
     for backend in Backend::all() {
         for lost in [Lost::Agreements, Lost::Orders, Lost::Both] {
