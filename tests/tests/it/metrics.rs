@@ -66,7 +66,7 @@ async fn traffic(as_operator: &As, direct: &As) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn prometheus_takes_what_both_services_say_and_alarms_and_dashboard_ask_for_nothing_else() {
-    tests::needs_own!("metrics that nobody else adds to");
+    tests::needs_own!("metrics of services of its own");
     build_binaries().unwrap();
     let mut said = BTreeSet::new();
     for backend in Backend::all() {
@@ -180,7 +180,7 @@ async fn numbers(cluster: &Cluster) -> BTreeMap<String, f64> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_is_not_done_yet_is_counted_with_the_age_of_the_oldest() {
-    tests::needs_own!("metrics that nobody else adds to");
+    tests::needs_own!("metrics of services of its own");
     for backend in Backend::all() {
         let clock = Clock::manual(Clock::system().now());
         // Nobody takes mails.
@@ -224,7 +224,7 @@ async fn what_is_not_done_yet_is_counted_with_the_age_of_the_oldest() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_database_that_does_not_answer_is_said_not_to_and_nothing_is_made_up() {
-    tests::needs_own!("metrics that nobody else adds to");
+    tests::needs_own!("metrics of services of its own");
     for backend in Backend::all() {
         let cluster = Cluster::on(backend).await;
         let read = ["mails_waiting", "mails_dead_letters", "history_revision"];

@@ -115,7 +115,7 @@ async fn order(direct: &As, customer: &str, flags: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_order_is_one_trace_from_the_client_to_the_gate() {
-    tests::needs_own!("a collector of its own");
+    tests::needs_own!("a collector that its services export to");
     build_binaries().unwrap();
     let (collector, address) = Collector::start().await;
     let mut processes = Processes::new(Backend::Sqlite).unwrap();
@@ -187,7 +187,7 @@ async fn an_order_is_one_trace_from_the_client_to_the_gate() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_trace_that_the_client_does_not_want_recorded_is_not() {
-    tests::needs_own!("a collector of its own");
+    tests::needs_own!("a collector that its services export to");
     build_binaries().unwrap();
     let (collector, address) = Collector::start().await;
     let mut processes = Processes::new(Backend::Sqlite).unwrap();
@@ -207,7 +207,7 @@ async fn a_trace_that_the_client_does_not_want_recorded_is_not() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_service_that_exports_nothing_passes_the_trace_on() {
-    tests::needs_own!("a collector of its own");
+    tests::needs_own!("a collector that its services export to");
     build_binaries().unwrap();
     let (collector, address) = Collector::start().await;
     let mut processes = Processes::new(Backend::Sqlite).unwrap();
@@ -225,7 +225,7 @@ async fn a_service_that_exports_nothing_passes_the_trace_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_collector_that_is_away_or_silent_stops_nobody() {
-    tests::needs_own!("a collector of its own");
+    tests::needs_own!("a collector that its services export to");
     build_binaries().unwrap();
     // One accepts connections and never says anything; at the other address there is nobody.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -24,7 +24,7 @@ fn expand(tables: &[&str]) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_schema_that_newer_versions_have_expanded_is_served() {
-    tests::needs_own!("databases that it migrates");
+    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
         let mut cluster = Cluster::on(backend).await;
         world::register_partners(&cluster).await.unwrap();
@@ -56,7 +56,7 @@ async fn a_schema_that_newer_versions_have_expanded_is_served() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn processes_that_migrate_an_empty_database_together_all_end_well() {
-    tests::needs_own!("databases that it migrates");
+    tests::needs_own!("databases that it writes to");
     const PROCESSES: usize = 4;
     for backend in Backend::all() {
         let mut cluster = Cluster::on(backend).await;
