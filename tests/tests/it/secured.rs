@@ -238,6 +238,7 @@ async fn an_order_with_its_attestation_is_placed_and_no_identity_is_exempt_from_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_file_is_imported_by_whom_a_token_names_over_mutual_tls() {
+    tests::needs_own!("keys and certificates that it makes");
     let cluster = secured().await;
     let (direct, customer_id) = customer(&cluster).await;
     let vault = cluster.vault();
