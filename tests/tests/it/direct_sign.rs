@@ -242,7 +242,7 @@ async fn whoever_accepts_an_invitation_becomes_a_customer_and_signs_in_one_step(
         assert!(invited.mail_subject.contains("Northwind Direct"));
         assert_eq!(invitation(&direct, &invited.invitation_id).await.unwrap(), invited);
 
-        let tenant = Uuid::from_u128(0xc0);
+        let tenant = world::TAILSPIN;
         let admin = cluster.as_caller(world::admin(tenant));
         let good = acceptance(&invited, Some("Tailspin Toys"));
         let forged = AcceptInvitationRequest { token: good.token.chars().rev().collect(), ..good.clone() };

@@ -295,6 +295,7 @@ async fn payer_customer_and_reseller_must_belong_together() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_revision_that_is_not_there_yet_is_not_answered_from_an_older_one() {
+    tests::needs_own!("a history that nobody else adds to");
     let cluster = Cluster::on(Backend::Sqlite).await;
     world::register_partners(&cluster).await.unwrap();
     let direct = cluster.as_caller(world::sales(DIRECT));

@@ -380,6 +380,7 @@ async fn what_was_attested_already_is_as_good_as_new() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_order_that_is_refused_keeps_its_attestation_and_passes_once_it_is_right() {
+    tests::needs_own!("a history that nobody else adds to");
     for backend in Backend::all() {
         let (cluster, direct) = world_on(backend).await;
         let customer = buyer(&cluster, "Contoso").await;
@@ -450,6 +451,7 @@ async fn a_repeated_order_gets_its_first_answer_and_attests_nothing_anew() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_refused_order_that_is_sent_again_does_not_attest_again_what_was_withdrawn_meanwhile() {
+    tests::needs_own!("a history that nobody else adds to");
     for backend in Backend::all() {
         let (cluster, direct) = world_on(backend).await;
         let customer = buyer(&cluster, "Contoso").await;

@@ -597,6 +597,7 @@ async fn a_message_that_is_too_large_is_refused_with_its_reason() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn bytes_that_are_no_message_are_refused_and_harm_nobody() {
+    tests::needs_own!("databases that nobody else adds to");
     let existing = Existing::new().await;
     let before = existing.everything().await;
     let services = existing.cluster.as_nobody();
