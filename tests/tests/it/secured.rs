@@ -437,14 +437,14 @@ async fn a_replica_that_is_down_costs_no_order() {
     tests::needs_own!("keys and certificates that it makes");
     let first = Cluster::start(Setup::default()).await.unwrap();
     let (_, customer_id) = customer(&first).await;
-    // It takes connections and never says a word.
+    // It takes connections and never shakes hands.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let silent_address = silent.local_addr().unwrap();
-    let all = [silent_address, first.agreements_address(), gone];
-    // It does not shake hands either.
-    let shy = format!("https://{silent_address}");
-    let all: Vec<_> = all.iter().map(|address| format!("http://{address}")).chain([shy]).collect();
+    let all = [
+        format!("https://{}", silent.local_addr().unwrap()),
+        format!("http://{}", first.agreements_address()),
+        format!("http://{gone}"),
+    ];
     let setup = Setup { agreements_at: Some(all.join(",")), ..Setup::default() };
     let second = Cluster::start(setup).await.unwrap();
     let direct = second.as_caller(world::sales(DIRECT));
