@@ -336,6 +336,9 @@ impl Database {
         let busy = || Error::Unavailable("no connection became free in time".into());
         let began = Instant::now();
         let permit = tokio::time::timeout(POOL_WAIT, self.0.permits.clone().acquire_owned()).await;
+        if permit.is_err() {
+            self.0.waits.observe(began.elapsed().as_secs_f64());
+        }
         let permit = permit.map_err(|_| busy())?.map_err(|_| busy())?;
         let inner = Arc::clone(&self.0);
         let job = move || {

@@ -91,7 +91,7 @@ impl Metrics {
             in_progress: IntGauge::new("calls_in_progress", "Calls that are being worked on.")?,
             refused_for_load: IntCounter::new(
                 "calls_refused_for_load_total",
-                "Calls that were turned away because too many were in progress.",
+                "Calls that were turned away before they were looked at, because too many were in progress.",
             )?,
         };
         let opts =

@@ -23,6 +23,9 @@ use crate::tls::{self, Address, ClientSettings};
 /// The largest request message: a hundred full order lines fit forty times.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 
+/// The largest request of health and reflection, which anybody may make: the name of a service or a type.
+const ANYBODYS_BYTES_MAX: usize = 4 << 10;
+
 /// Calls one connection may have open. What a client sends beyond it waits with the client.
 const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 
@@ -104,7 +107,9 @@ pub async fn serve(
     }
     let reflection = reflection.build_v1()?;
     let mut routes = routes;
-    routes.add_service(health_service).add_service(reflection);
+    routes
+        .add_service(health_service.max_decoding_message_size(ANYBODYS_BYTES_MAX))
+        .add_service(reflection.max_decoding_message_size(ANYBODYS_BYTES_MAX));
 
     let (draining, drain) = tokio::sync::oneshot::channel::<()>();
     let stop = async move {

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use tokio_stream::wrappers::ReceiverStream;
@@ -145,7 +145,7 @@ where
             tokio::spawn(async move {
                 match acceptor.accept(connection).await {
                     Ok(connection) => drop(ready.send(Ok(connection)).await),
-                    Err(error) => tracing::info!(%error, "a connection did not come about"),
+                    Err(error) => tracing::debug!(%error, "a connection did not come about"),
                 }
             });
         }
@@ -300,6 +300,11 @@ fn server_config(contents: &[Vec<u8>]) -> Result<ServerConfig, String> {
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|error| error.to_string())?;
     config.alpn_protocols = vec![H2.to_vec()];
+    if contents.len() > 2 {
+        // A session that is resumed does not show its certificate again, which may have expired since.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    }
     Ok(config)
 }
 

@@ -320,14 +320,16 @@ impl Agreements {
             let mut request = request_as(terms.identity, message.clone(), terms.call_id);
             request.set_timeout(left);
             let replica = self.replicas.next();
-            let answered = tokio::time::timeout(left, call(replica.channel(), request)).await;
-            let late = |_| Err(Status::deadline_exceeded("it did not answer in time"));
-            match answered.unwrap_or_else(late) {
-                Err(status) if is_worth_another(&status) => {
+            match tokio::time::timeout(left, call(replica.channel(), request)).await {
+                Err(_) => {
+                    replica.failed();
+                    last = Status::deadline_exceeded("it did not answer in time");
+                }
+                Ok(Err(status)) if is_worth_another(&status) => {
                     replica.failed();
                     last = status;
                 }
-                answered => {
+                Ok(answered) => {
                     replica.answered();
                     self.retries.deposit();
                     return answered.map(Response::into_inner);

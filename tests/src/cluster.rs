@@ -77,9 +77,23 @@ impl Default for Setup {
 impl Setup {
     /// Refuses whatever a stack of somebody else's cannot be asked for.
     fn check_nothing_is_asked_for(&self) -> Result<(), String> {
-        let Self { agreement_port, order_port, agreements_at, document_table, offers, smtp, secured, .. } =
-            self;
+        let Self {
+            // Where it keeps things, its clock and how fast it is are the stack's own.
+            backend: _,
+            clock: _,
+            gate_deadline_ms: _,
+            worker_threads: _,
+            agreement_port,
+            order_port,
+            agreements_at,
+            document_table,
+            offers,
+            calls_max,
+            secured,
+            smtp,
+        } = self;
         let is_usual = (*agreement_port, *order_port, *secured) == (0, 0, false)
+            && *calls_max == Self::default().calls_max
             && [agreements_at, smtp].iter().all(|setting| setting.is_none())
             && [document_table, offers].iter().all(|setting| setting.is_none());
         if is_usual { Ok(()) } else { Err("a stack is as it is; say so with needs_own!".into()) }

@@ -1,5 +1,6 @@
 //! What happens to every call: it is identified, admitted, limited, timed, guarded against panics,
-//! logged, counted and told to its trace, in this order and in this place only.
+//! logged, counted and told to its trace, in this order and in this place only. Health and reflection are
+//! for anybody: they are bounded in number and size, and nothing else happens to them.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue};
 use http_body::{Frame, SizeHint};
+use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Code, Request, Response, Status};
@@ -46,6 +48,10 @@ const OVERLOAD_RETRY: Duration = Duration::from_millis(200);
 
 /// How often it is logged how many were.
 const REFUSED_TOLD_EVERY: Duration = Duration::from_secs(1);
+
+/// Calls of health and reflection at a time, from anybody. A few replicas of a client watch the health of
+/// this one, and somebody looks around; what they ask is small.
+const ANYBODYS_MAX: usize = 256;
 
 /// The id under which everything about one call is logged, here and in the services it calls.
 #[derive(Clone, Debug)]
@@ -83,6 +89,7 @@ pub fn time_left<T>(request: &Request<T>) -> Duration {
 pub(super) struct CallLayer {
     options: Arc<Options>,
     places: Places,
+    anybodys: Arc<Semaphore>,
     /// Calls refused for load that have not been told of.
     refused: Arc<AtomicU64>,
     numbers: Calls,
@@ -92,7 +99,8 @@ impl CallLayer {
     pub(super) fn new(options: Options, numbers: Calls) -> Self {
         numbers.expect(options.access);
         let places = Places::new(options.calls_max);
-        Self { options: Arc::new(options), places, refused: Arc::default(), numbers }
+        let anybodys = Arc::new(Semaphore::new(ANYBODYS_MAX));
+        Self { options: Arc::new(options), places, anybodys, refused: Arc::default(), numbers }
     }
 
     /// Tells, for as long as it is waited for, how many calls were refused for load. A line for each would cost
@@ -122,6 +130,24 @@ pub(super) struct CallService {
     inner: Routes,
 }
 
+impl CallService {
+    fn answer_anybody(
+        &mut self,
+        request: http::Request<Body>,
+    ) -> <Self as Service<http::Request<Body>>>::Future {
+        let Ok(place) = self.layer.anybodys.clone().try_acquire_owned() else {
+            let refused = overloaded(self.layer.options.domain, Full::Everybody).into_http();
+            return Box::pin(async { Ok(refused) });
+        };
+        let answered = self.inner.call(request);
+        let held = Some(place);
+        let answered = answered.map(|answer| {
+            answer.map(|response| response.map(|body| Body::new(Until { body, held, rest: Bytes::new() })))
+        });
+        Box::pin(answered)
+    }
+}
+
 impl Service<http::Request<Body>> for CallService {
     type Response = http::Response<Body>;
     type Error = Infallible;
@@ -133,7 +159,7 @@ impl Service<http::Request<Body>> for CallService {
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         if request.uri().path().starts_with("/grpc.") {
-            return Box::pin(self.inner.call(request));
+            return self.answer_anybody(request);
         }
         let options = self.layer.options.clone();
         let call_id = call_id_of(request.headers());
@@ -180,6 +206,9 @@ impl Service<http::Request<Body>> for CallService {
         let handled = line.span.around(async move { inner.call(request).await });
         let handled = AssertUnwindSafe(handled).catch_unwind();
         let guarded = async move {
+            // Those that came in together are all let in or refused before the first of them is answered. Calls
+            // that wait for nothing would else never be in progress at the same time, and never too many.
+            tokio::task::yield_now().await;
             let has_come = move || Arc::strong_count(&coming) == 1;
             let response = match in_time(handled, has_come, patience).await {
                 Ok(Ok(Ok(response))) => response,

@@ -12,7 +12,7 @@ use proto::agreement::watch_events_response::Item;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use super::{Agreements, request_as, say_if_unidentified};
+use super::{Agreements, is_worth_another, request_as, say_if_unidentified};
 use crate::rules::Time;
 use crate::rules::gate::EvidenceKind;
 use crate::rules::withdrawal::{Moment, News, Parting, Place, Restore, Withdrawal};
@@ -67,8 +67,12 @@ impl Agreements {
         let mut client = EventServiceClient::new(replica.channel());
         let stream = tokio::time::timeout(SILENCE_MAX, client.watch_events(request)).await;
         match &stream {
-            Ok(Ok(_)) => replica.answered(),
-            Err(_) | Ok(Err(_)) => replica.failed(),
+            Err(_) => replica.failed(),
+            // It has no place for another watcher, or is away.
+            Ok(Err(status)) if is_worth_another(status) || status.code() == Code::ResourceExhausted => {
+                replica.failed();
+            }
+            Ok(_) => replica.answered(),
         }
         let stream = stream.map_err(|_| silent())?.inspect_err(say_if_unidentified);
         let stream = stream.map_err(|status| not_followed(&status))?.into_inner();

@@ -11,7 +11,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chassis::clock::Clock;
 use proto::agreement::{
-    GetCustomerRequest, ListCustomersRequest, WithdrawAttestationRequest, WithdrawalReason,
+    GetAttestationRequest, GetCustomerRequest, ListCustomersRequest, NotificationState,
+    WithdrawAttestationRequest, WithdrawalReason,
 };
 use proto::order::{GetSubscriptionRequest, Subscription, SubscriptionState};
 use tests::world::{self, DIRECT};
@@ -254,15 +255,22 @@ impl Shop {
         Ok(Self { direct, customer, attestation_id, bought })
     }
 
+    /// The catcher has taken the mail about an attestation, and says itself that it has some.
     async fn mail_arrives(&self) -> Outcome {
-        let before = mails().await?;
         let customer = world::create_customer(&self.direct, "Fabrikam", "FR", None).await?;
-        world::attest(&self.direct, &customer, Clock::system().now()).await?;
+        let attested = world::attest(&self.direct, &customer, Clock::system().now()).await?;
+        let attestation_id = attested.attestation.unwrap_or_default().attestation_id;
         eventually("a mail", async || {
-            let now = mails().await.map_err(|error| error.to_string())?;
-            if now > before { Ok(()) } else { Err(format!("there are {now}")) }
+            let request = GetAttestationRequest { attestation_id: attestation_id.clone() };
+            let found = self.direct.attestations().get_attestation(request).await;
+            let found = found.map_err(|status| status.to_string())?.into_inner().attestation;
+            match found.and_then(|attestation| attestation.notification) {
+                Some(notification) if notification.state() == NotificationState::Sent => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
         })
-        .await
+        .await?;
+        if mails().await? == 0 { Err("the mail catcher has no mail".into()) } else { Ok(()) }
     }
 
     async fn buys(&self) -> Result<(), Status> {

@@ -211,7 +211,7 @@ async fn until_said(service: &Process, words: &str, times: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn nobody_and_no_secret_is_named_in_what_is_said_whatever_is_asked_and_whatever_fails() {
-    tests::needs_own!("services whose logs it reads");
+    tests::needs_own!("processes that it listens to");
     let Some(python) = python() else { return };
     build_binaries().unwrap();
     for backend in Backend::all() {

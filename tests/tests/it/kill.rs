@@ -22,7 +22,7 @@ async fn whatever_is_killed_when_what_was_acknowledged_is_stored_once_and_nothin
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_of_each_service_do_everything_once_and_one_of_each_can_leave() {
-    tests::needs_own!("processes that it kills");
+    tests::needs_own!("processes that it stops");
     if !Backend::all().contains(&Backend::Postgres) {
         return;
     }

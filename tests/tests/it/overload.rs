@@ -75,7 +75,7 @@ async fn order_often(partner: &As, customer: &str, under_way: usize) -> (Vec<Sta
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_is_too_much_is_refused_at_once_and_a_modest_tenant_is_served_beside_greedy_ones() {
-    tests::needs_own!("services that it overloads");
+    tests::needs_own!("limits and connections that it fills");
     for backend in Backend::all() {
         let line = Line::start().await;
         let setup = Setup { agreements_at: Some(line.url.clone()), ..few_calls(backend) };
@@ -157,7 +157,7 @@ impl Lock {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_gate_answers_for_everybody_while_a_partner_has_taken_its_share() {
-    tests::needs_own!("services that it overloads");
+    tests::needs_own!("limits and connections that it fills");
     for backend in Backend::all() {
         let cluster = Cluster::start(few_calls(backend)).await.unwrap();
         world::register_partners(&cluster).await.unwrap();
@@ -210,7 +210,7 @@ async fn the_gate_answers_for_everybody_while_a_partner_has_taken_its_share() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn one_operator_has_half_of_the_watchers_places_and_services_find_theirs() {
-    tests::needs_own!("services that it overloads");
+    tests::needs_own!("limits and connections that it fills");
     // One of 64 is order-svc.
     const OPERATORS_MAX: usize = 32;
     let cluster = Cluster::start(few_calls(Backend::Sqlite)).await.unwrap();
@@ -261,7 +261,7 @@ fn status_of(headers: &HeaderMap) -> Option<Status> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_message_that_comes_byte_by_byte_is_given_up_and_holds_up_nobody() {
-    tests::needs_own!("services that it overloads");
+    tests::needs_own!("limits and connections that it fills");
     let cluster = Cluster::start(few_calls(Backend::Sqlite)).await.unwrap();
     let mut client = http2(&cluster, 65_535).await;
     // One says nothing after its headers, one sends a byte every now and then, both for ever.
@@ -301,7 +301,7 @@ async fn a_message_that_comes_byte_by_byte_is_given_up_and_holds_up_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn answers_that_are_not_taken_are_held_against_their_tenant_and_nobody_else() {
-    tests::needs_own!("services that it overloads");
+    tests::needs_own!("limits and connections that it fills");
     let cluster = Cluster::start(few_calls(Backend::Sqlite)).await.unwrap();
     let mut client = http2(&cluster, 0).await;
     let mut answers = vec![];
@@ -337,7 +337,7 @@ async fn answers_that_are_not_taken_are_held_against_their_tenant_and_nobody_els
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn headers_beyond_their_bound_are_refused_and_the_connection_goes_on() {
-    tests::needs_own!("services that it overloads");
+    tests::needs_own!("limits and connections that it fills");
     let cluster = Cluster::on(Backend::Sqlite).await;
     let mut client = http2(&cluster, 65_535).await;
     for (bytes, is_served) in [(8 << 10, true), (32 << 10, false), (8 << 10, true)] {
@@ -358,7 +358,7 @@ const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn connections_beyond_what_a_process_can_hold_are_closed_and_those_that_are_there_stay() {
-    tests::needs_own!("services that it overloads");
+    tests::needs_own!("limits and connections that it fills");
     const DESCRIPTORS: usize = 160;
     const CONNECTIONS: usize = 200;
     build_binaries().unwrap();
