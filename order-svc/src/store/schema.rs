@@ -134,3 +134,4 @@ diesel::table! {
 
 diesel::joinable!(withdrawal_partner -> withdrawal (revision));
 diesel::allow_tables_to_appear_in_same_query!(withdrawal_partner, withdrawal);
+diesel::allow_tables_to_appear_in_same_query!(subscription_change, withdrawal_effect);

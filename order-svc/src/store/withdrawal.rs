@@ -6,11 +6,12 @@ use chassis::database::row::{at, id_or_empty, utc};
 use chassis::database::{Connection, Error};
 use chassis::query;
 use chrono::NaiveDateTime;
+use diesel::dsl::max;
 use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::Viewer;
-use super::schema::{subscription, withdrawal, withdrawal_effect, withdrawal_partner};
+use super::schema::{subscription, subscription_change, withdrawal, withdrawal_effect, withdrawal_partner};
 use super::subscription::Touched;
 use crate::rules::Time;
 use crate::rules::gate::EvidenceKind;
@@ -20,7 +21,11 @@ use crate::rules::withdrawal::{Effect, Moment, Outcome, Report, Withdrawal};
 /// Statements have a limited number of parameters.
 const ROWS_PER_STATEMENT: usize = 1000;
 
-#[derive(Queryable, Selectable)]
+/// By how much the announcement of a restore raises the revision: what is between is no event's, and half of it
+/// is more than anybody records before a restore is announced.
+const RESTORE_LIFT: i64 = 1 << 32;
+
+#[derive(Insertable, Queryable, Selectable)]
 #[diesel(table_name = withdrawal)]
 struct Row {
     revision: i64,
@@ -69,8 +74,7 @@ struct Part {
 }
 
 /// Keeps what a withdrawal did: `cancelled` by it, and what else has not ended of what the acceptance
-/// could cover. Nobody else is told of it. What is kept already under its revision stays: it is applied
-/// again, or another one had the revision in a part of the history that was lost.
+/// could cover. Nobody else is told of it. What is kept of it already stays: it is applied again.
 pub(super) fn withdrawal_insert(
     connection: &mut Connection,
     moment: &Moment,
@@ -78,6 +82,15 @@ pub(super) fn withdrawal_insert(
     cancelled: &[Touched],
     now: Time,
 ) -> Result<(), Error> {
+    let revision = moment.place.revision;
+    let kept: Option<Row> = query!(&mut *connection, c => {
+        withdrawal::table.find(revision).select(Row::as_select()).first(c).optional()
+    })?;
+    match kept {
+        None => {}
+        Some(kept) if kept.acceptance_id == of.acceptance_id.to_string() => return Ok(()),
+        Some(lost) => withdrawal_set_aside(connection, lost)?,
+    }
     let stayed: Vec<(String, String, String)> = query!(connection, c => {
         let mut stayed = subscription::table
             .filter(subscription::customer_id.eq(of.customer_id.to_string()))
@@ -98,27 +111,19 @@ pub(super) fn withdrawal_insert(
         effects.push((id, payer, reseller, outcome));
     }
 
-    let revision = moment.place.revision;
     let count = |rows: usize| i32::try_from(rows).unwrap_or(i32::MAX);
-    let inserted = query!(connection, c => {
-        diesel::insert_into(withdrawal::table)
-            .values((
-                withdrawal::revision.eq(revision),
-                withdrawal::customer_id.eq(of.customer_id.to_string()),
-                withdrawal::kind.eq(of.kind.name()),
-                withdrawal::acceptance_id.eq(of.acceptance_id.to_string()),
-                withdrawal::partner_id.eq(id_or_empty(of.partner_id)),
-                withdrawal::withdrawn_at.eq(moment.until.naive_utc()),
-                withdrawal::applied_at.eq(now.naive_utc()),
-                withdrawal::cancelled.eq(count(cancelled.len())),
-                withdrawal::stayed.eq(count(stayed.len())),
-            ))
-            .on_conflict_do_nothing()
-            .execute(c)
-    })?;
-    if inserted == 0 {
-        return Ok(());
-    }
+    let row = Row {
+        revision,
+        customer_id: of.customer_id.to_string(),
+        kind: of.kind.name().to_owned(),
+        acceptance_id: of.acceptance_id.to_string(),
+        partner_id: id_or_empty(of.partner_id),
+        withdrawn_at: moment.until.naive_utc(),
+        applied_at: now.naive_utc(),
+        cancelled: count(cancelled.len()),
+        stayed: count(stayed.len()),
+    };
+    query!(&mut *connection, c => diesel::insert_into(withdrawal::table).values(&row).execute(c))?;
     let parts: Vec<_> = parts_of(of, &effects)
         .into_iter()
         .map(|(partner, part)| {
@@ -153,6 +158,38 @@ pub(super) fn withdrawal_insert(
             diesel::insert_into(withdrawal_effect::table).values(effects.to_vec()).execute(c)
         })?;
     }
+    Ok(())
+}
+
+/// Keeps what a withdrawal did whose event a restore lost and whose revision is another withdrawal's now, as
+/// happens when one is recorded before the restore is announced. It goes to a revision that no event has, and
+/// with it what the subscriptions that it cancelled say of why they were.
+fn withdrawal_set_aside(connection: &mut Connection, lost: Row) -> Result<(), Error> {
+    let revision = lost.revision;
+    query!(connection, c => {
+        let last: Option<i64> = withdrawal::table
+            .filter(withdrawal::revision.lt(revision + RESTORE_LIFT))
+            .select(max(withdrawal::revision))
+            .first(c)?;
+        // Another one may be there from an earlier restore.
+        let aside = last.unwrap_or(0).max(revision + RESTORE_LIFT / 2) + 1;
+        diesel::insert_into(withdrawal::table).values(Row { revision: aside, ..lost }).execute(c)?;
+        diesel::update(withdrawal_partner::table.filter(withdrawal_partner::revision.eq(revision)))
+            .set(withdrawal_partner::revision.eq(aside))
+            .execute(c)?;
+        let touched = withdrawal_effect::table
+            .filter(withdrawal_effect::revision.eq(revision))
+            .select(withdrawal_effect::subscription_id);
+        let causes = subscription_change::table
+            .filter(subscription_change::reason.eq("AGREEMENT_WITHDRAWN"))
+            .filter(subscription_change::event_revision.eq(revision))
+            .filter(subscription_change::subscription_id.eq_any(touched));
+        diesel::update(causes).set(subscription_change::event_revision.eq(aside)).execute(c)?;
+        diesel::update(withdrawal_effect::table.filter(withdrawal_effect::revision.eq(revision)))
+            .set(withdrawal_effect::revision.eq(aside))
+            .execute(c)?;
+        diesel::delete(withdrawal::table.find(revision)).execute(c)?;
+    });
     Ok(())
 }
 

@@ -11,7 +11,8 @@
 //!   agreement-svc refuses whoever knows another one, until the restore is announced.
 //! - Once it is, the history is followed again from its beginning, since nobody knows from which event on it is
 //!   another one. Applying an event again changes nothing: what it ended has ended, what rests on newer answers is
-//!   left alone, no fence falls, and the report of the first time stays.
+//!   left alone, no fence falls, and the report of the first time stays. If its revision was another
+//!   withdrawal's in the lost part, the report of that one makes room for it.
 //! - What was done for the lost part stays done. A customer whose withdrawal was lost stays closed: its fence has a
 //!   revision that answers reach only when its acceptance has changed since the restore.
 //! - What rests on answers of the lost part is counted once no such answer can be used any more.

@@ -16,7 +16,10 @@ use proto::agreement::{
     CheckEligibilityRequest, Event, GetCustomerRequest, WatchEventsRequest, WithdrawAttestationRequest,
     WithdrawalReason,
 };
-use proto::order::{CreateOrderRequest, GetSubscriptionRequest, Subscription, SubscriptionState};
+use proto::order::{
+    CreateOrderRequest, GetSubscriptionRequest, GetWithdrawalReportRequest, ListSubscriptionChangesRequest,
+    ListWithdrawalReportsRequest, Subscription, SubscriptionState,
+};
 use proto::types::{Cloud, Operation};
 use sha2::{Digest, Sha256};
 use tests::backup::Backup;
@@ -336,6 +339,67 @@ async fn a_history_that_went_another_way_is_not_followed_until_its_restore_is_an
             let (customer, _, _) = world.buyer().await;
             buy(&direct, &customer).await;
             world.followed().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_withdrawal_under_the_revision_of_a_lost_one_has_its_report_and_the_lost_one_keeps_its_own() {
+    tests::needs_own!("databases that it restores");
+    for backend in Backend::all() {
+        let mut world = world_on(backend).await;
+        let direct = world.direct.clone();
+        let mut buyers = vec![];
+        for _ in 0..3 {
+            buyers.push(world.buyer().await);
+        }
+        world.followed().await;
+        let copy = Backup::of(world.cluster.agreements_database()).unwrap();
+        let revision = withdraw(&direct, &buyers[0].1).await;
+        world.followed().await;
+
+        // Each restore loses the withdrawal of one customer, and another one's has its revision before it is
+        // announced. The second copy is older than the first announcement.
+        for (n, announcements) in [(1, 1), (2, 2)] {
+            world.restore(&copy).await;
+            world.cluster.restart_agreements().await.unwrap();
+            assert_eq!(withdraw(&direct, &buyers[n].1).await, revision);
+            world.lost_track().await;
+            for _ in 0..announcements {
+                world.cluster.announce_restore().await.unwrap();
+            }
+            let restored = world.head();
+            world.passed(&restored).await;
+
+            // The last one has the revision, and each that was lost another, which is no event's.
+            let asked = ListWithdrawalReportsRequest::default();
+            let list = direct.withdrawals().list_withdrawal_reports(asked).await.unwrap();
+            let reports = list.into_inner().reports;
+            let revisions: Vec<_> = reports.iter().map(|report| report.revision).collect();
+            assert_eq!((revisions.len(), revisions[0]), (n + 1, revision), "{reports:#?}");
+            assert!(revisions.is_sorted() && revisions[1..].iter().all(|aside| *aside > revision + 1));
+            assert!(*revisions.last().unwrap() < restored.revision, "{revisions:?}");
+            let order = [n].into_iter().chain(0..n);
+            for (report, (_, attestation, bought)) in reports.iter().zip(order.map(|n| &buyers[n])) {
+                let request = GetWithdrawalReportRequest {
+                    revision: report.revision,
+                    ..GetWithdrawalReportRequest::default()
+                };
+                let told = direct.withdrawals().get_withdrawal_report(request).await.unwrap().into_inner();
+                assert_eq!(told.report.as_ref(), Some(report));
+                assert_eq!((&report.acceptance_id, report.cancelled), (attestation, 1));
+                assert_eq!(report.uncovered_partner_ids, [DIRECT.to_string()]);
+                let effects: Vec<_> = told.effects.iter().map(|effect| &effect.subscription_id).collect();
+                assert_eq!(effects, [&bought.subscription_id]);
+                assert_eq!(world.state(bought).await, SubscriptionState::Cancelled);
+                let asked = ListSubscriptionChangesRequest {
+                    subscription_id: bought.subscription_id.clone(),
+                    ..ListSubscriptionChangesRequest::default()
+                };
+                let changes = direct.subscriptions().list_subscription_changes(asked).await.unwrap();
+                let changes = changes.into_inner().changes;
+                assert_eq!(changes.last().unwrap().event_revision, report.revision, "{changes:#?}");
+            }
         }
     }
 }
