@@ -259,9 +259,9 @@ pub struct Serve {
     pub acceptance_page: String,
     #[command(flatten)]
     pub mail: Mail,
-    /// Calls that may be in progress at a time; more are refused at once, and of one tenant as many as are
-    /// left. Whoever is let in waits for those before: of 2,000 a second 256 take an eighth of a second. Fewer
-    /// than 128 cannot fill a commit.
+    /// Calls that may be in progress at a time, or as many as end within 100 ms, if that is more; others are
+    /// refused at once, and of one tenant as many as are left. Whoever is let in waits for those before: of
+    /// 2,000 a second 256 take an eighth of a second. Fewer than 128 cannot fill a commit.
     #[arg(long, env = "AGREEMENT_CALLS_MAX", default_value = "256", value_parser = clap::value_parser!(u16).range(1..))]
     pub calls_max: u16,
     /// Where Prometheus may fetch metrics, at /metrics. Without it there are none. They name nobody.

@@ -128,6 +128,7 @@ pub async fn serve(
         clock,
         policy,
         links: links.map(Arc::new),
+        metrics: metrics.clone(),
         decisions,
         committed,
         head,

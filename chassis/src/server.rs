@@ -2,8 +2,10 @@
 //! stand beside the service's own calls. What happens to each call is in [`call`], to each connection in
 //! `connections`.
 
+mod body;
 pub mod call;
 mod connections;
+mod flow;
 pub mod places;
 
 use std::future::Future;
@@ -120,6 +122,8 @@ pub async fn serve(
         }
         drop(draining);
     };
+    options.identities.tell(metrics);
+    options.tls.tell(metrics);
     let tls = options.tls.clone();
     let calls = CallLayer::new(options, metrics.calls().clone());
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -134,9 +138,13 @@ pub async fn serve(
         .layer(calls.clone())
         .add_routes(routes.routes());
     let server = match tls.0 {
-        None => Either::Left(server.serve_with_incoming_shutdown(incoming, stop)),
+        None => {
+            let incoming = connections::greeted(incoming, |connection| connection);
+            Either::Left(server.serve_with_incoming_shutdown(incoming, stop))
+        }
         Some(config) => {
-            Either::Right(server.serve_with_incoming_shutdown(tls::accept(incoming, config), stop))
+            let incoming = connections::greeted(tls::accept(incoming, config), |stream| stream.get_ref().0);
+            Either::Right(server.serve_with_incoming_shutdown(incoming, stop))
         }
     };
 

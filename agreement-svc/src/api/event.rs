@@ -90,8 +90,7 @@ impl EventService for Api {
             form.wrong("after_hash", "must be empty where after_revision is 0");
         }
         checked(form)?;
-        let place = self.watchers.take(&caller);
-        let place = place.map_err(|full| status::too_many_streams("watchers", full))?;
+        let place = self.stream_place(&self.watchers, "watchers", &caller)?;
 
         let (sender, events) = mpsc::channel(EVENTS_WAITING_MAX);
         let (end, ended) = oneshot::channel::<Status>();

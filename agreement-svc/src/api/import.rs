@@ -61,8 +61,7 @@ impl Api {
         request: Request<Streaming<ImportAttestationsRequest>>,
     ) -> Result<Response<Answers>, Status> {
         let caller = Arc::new(auth::caller(&request)?);
-        let place = self.imports.take(&caller);
-        let place = place.map_err(|full| status::too_many_streams("imports", full))?;
+        let place = self.stream_place(&self.imports, "imports", &caller)?;
         let mut tally = Tally::new(call_id(&request), &caller, place);
 
         let (mut stop, stopped) = (self.stopping.clone(), self.stopping.clone());

@@ -23,8 +23,9 @@ use chassis::auth::{Caller, TenantKind};
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
 use chassis::form::Form;
+use chassis::metrics::Metrics;
 use chassis::request::RequestKey;
-use chassis::server::places::Places;
+use chassis::server::places::{Place, Places};
 use link::Links;
 use prost::Message;
 use tokio::sync::watch;
@@ -49,6 +50,7 @@ pub(crate) struct Api {
     pub policy: Arc<Policy>,
     /// Makes acceptance links; without it there are no invitations.
     pub links: Option<Arc<Links>>,
+    pub metrics: Metrics,
     pub decisions: Decisions,
     /// Told after each commit of ours, so that nobody has to wait for its next look.
     pub committed: watch::Sender<()>,
@@ -69,6 +71,14 @@ struct Changed<A> {
 }
 
 impl Api {
+    /// A place for a stream that goes on. Who gets none is counted like a call that is refused for load.
+    fn stream_place(&self, places: &Places, kind: &str, caller: &Caller) -> Result<Place, Status> {
+        places.take(caller).map_err(|full| {
+            self.metrics.stream_refused_for_load();
+            status::too_many_streams(kind, full)
+        })
+    }
+
     /// Runs a change under its request id and answers what it stored.
     async fn change<A: Message + Default>(
         &self,

@@ -508,6 +508,7 @@ mod tests {
             let api = Api {
                 database,
                 decisions: Decisions::new(&metrics).unwrap(),
+                metrics,
                 clock: clock.clone(),
                 policy: crate::data::read_policy(None).unwrap().into(),
                 links: None,

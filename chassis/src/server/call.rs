@@ -1,5 +1,6 @@
 //! What happens to every call: it is identified, admitted, limited, timed, guarded against panics,
-//! logged, counted and told to its trace, in this order and in this place only. Health and reflection are
+//! logged, counted and told to its trace, in this order and in this place only. What is refused for load
+//! is counted and nothing else: it has to cost far less than an answer. Health and reflection are
 //! for anybody: they are bounded in number and size, and nothing else happens to them.
 
 use std::convert::Infallible;
@@ -8,13 +9,11 @@ use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue};
-use http_body::{Frame, SizeHint};
 use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::service::Routes;
@@ -22,10 +21,12 @@ use tonic::{Code, Request, Response, Status};
 use tower::{Layer, Service};
 use tracing::Instrument;
 
+use super::body::Until;
 use super::connections::{Answers, Secured};
+use super::flow::{Flows, Passage};
 use super::places::{Full, Places};
 use super::{MESSAGE_BYTES_MAX, Options};
-use crate::auth;
+use crate::auth::{self, Bearer, Caller};
 use crate::clock::{Clock, new_id};
 use crate::metrics::{Calls, UNKNOWN_PATH};
 use crate::status::{failure, internal};
@@ -38,10 +39,6 @@ const CALL_DURATION_MAX: Duration = Duration::from_secs(30);
 /// takes eight seconds over a megabit a second. Streams of requests are not meant, whose handlers are told of
 /// each message as it comes.
 const RECEIVE_MAX: Duration = Duration::from_secs(10);
-
-/// An answer is handed to HTTP/2 in pieces of this size, which takes the next one when the caller has taken
-/// about as much. All at once it would lie there where nobody counts it.
-const PIECE_BYTES: usize = 64 << 10;
 
 /// When a caller that was refused for load should come back.
 const OVERLOAD_RETRY: Duration = Duration::from_millis(200);
@@ -89,18 +86,56 @@ pub fn time_left<T>(request: &Request<T>) -> Duration {
 pub(super) struct CallLayer {
     options: Arc<Options>,
     places: Places,
+    flows: Flows,
     anybodys: Arc<Semaphore>,
+    overloaded: Arc<Overloaded>,
     /// Calls refused for load that have not been told of.
     refused: Arc<AtomicU64>,
     numbers: Calls,
 }
 
+/// A call that is not refused for load.
+enum Entered {
+    /// Nobody knows who makes it.
+    Unidentified(Status),
+    /// Who makes it may not.
+    Forbidden(Caller, Status),
+    /// It may be worked on.
+    In(Caller, Option<Bearer>, Passage),
+}
+
 impl CallLayer {
     pub(super) fn new(options: Options, numbers: Calls) -> Self {
         numbers.expect(options.access);
-        let places = Places::new(options.calls_max);
-        let anybodys = Arc::new(Semaphore::new(ANYBODYS_MAX));
-        Self { options: Arc::new(options), places, anybodys, refused: Arc::default(), numbers }
+        Self {
+            places: Places::new(options.calls_max),
+            flows: Flows::default(),
+            anybodys: Arc::new(Semaphore::new(ANYBODYS_MAX)),
+            overloaded: Arc::new(Overloaded::new(options.domain)),
+            options: Arc::new(options),
+            refused: Arc::default(),
+            numbers,
+        }
+    }
+
+    /// Identifies, admits and limits a call.
+    fn enter(&self, request: &http::Request<Body>, path: &'static str) -> Result<Entered, Full> {
+        let Options { identities, access, domain, .. } = &*self.options;
+        let (caller, bearer) = match identities.identify(request.headers(), domain) {
+            Ok(identified) => identified,
+            Err(refused) => return Ok(Entered::Unidentified(refused)),
+        };
+        if let Err(refused) = auth::admit(access, request.uri().path(), &caller, domain) {
+            return Ok(Entered::Forbidden(caller, refused));
+        }
+        let passage = self.flows.enter(path, self.places.take(&caller))?;
+        Ok(Entered::In(caller, bearer, passage))
+    }
+
+    fn refuse_for_load(&self, path: &'static str, full: Full) -> http::Response<Body> {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        self.numbers.refuse_for_load(path);
+        self.overloaded.response(full)
     }
 
     /// Tells, for as long as it is waited for, how many calls were refused for load. A line for each would cost
@@ -136,15 +171,60 @@ impl CallService {
         request: http::Request<Body>,
     ) -> <Self as Service<http::Request<Body>>>::Future {
         let Ok(place) = self.layer.anybodys.clone().try_acquire_owned() else {
-            let refused = overloaded(self.layer.options.domain, Full::Everybody).into_http();
+            let refused = self.layer.refuse_for_load(UNKNOWN_PATH, Full::Everybody);
             return Box::pin(async { Ok(refused) });
         };
         let answered = self.inner.call(request);
-        let held = Some(place);
-        let answered = answered.map(|answer| {
-            answer.map(|response| response.map(|body| Body::new(Until { body, held, rest: Bytes::new() })))
-        });
+        let answered = answered
+            .map(|answer| answer.map(|response| response.map(|body| Body::new(Until::new(body, place)))));
         Box::pin(answered)
+    }
+
+    /// Has a call worked on.
+    fn work(
+        &self,
+        mut request: http::Request<Body>,
+        line: Line,
+        mut passage: Passage,
+    ) -> impl Future<Output = Result<http::Response<Body>, Infallible>> + Send + use<> {
+        let patience = patience(request.headers());
+        request.extensions_mut().insert(CallId(line.call_id.clone()));
+        request.extensions_mut().insert(Deadline(Instant::now() + patience));
+
+        let lines = tracing::info_span!("call", id = %line.call_id, path = line.path, trace_id = line.span.trace_id());
+        let (mut inner, domain) = (self.inner.clone(), self.layer.options.domain);
+        let answers = answers_of(request.extensions_mut());
+        // Held by the body of the request until it has come in whole.
+        let coming = Arc::new(());
+        let request = request.map({
+            let held = Arc::clone(&coming);
+            |body| Body::new(Until::new(body, held))
+        });
+        let handled = line.span.around(async move { inner.call(request).await });
+        let handled = AssertUnwindSafe(handled).catch_unwind();
+        let guarded = async move {
+            // Those that came in together are all let in or refused before the first of them is answered. Calls
+            // that wait for nothing would else never be in progress at the same time, and never too many.
+            tokio::task::yield_now().await;
+            let has_come = move || Arc::strong_count(&coming) == 1;
+            let response = match in_time(handled, has_come, patience).await {
+                Ok(Ok(Ok(response))) => {
+                    passage.is_answered();
+                    response
+                }
+                Ok(Err(_)) => internal(domain).status().into_http(),
+                Err(Late::Message) => stood_still(domain).into_http(),
+                Err(Late::Answer) => too_late(domain).into_http(),
+            };
+            let response = line.finish(response, domain);
+            if response.extensions().get::<OpenEnded>().is_some() {
+                return Ok(response);
+            }
+            // The call is in progress until its answer is on its way.
+            let held = (passage, answers.begin());
+            Ok(response.map(|body| Body::new(Until::new(body, held))))
+        };
+        guarded.instrument(lines)
     }
 }
 
@@ -162,69 +242,31 @@ impl Service<http::Request<Body>> for CallService {
             return self.answer_anybody(request);
         }
         let options = self.layer.options.clone();
-        let call_id = call_id_of(request.headers());
         let path = known_path(options.access, request.uri().path());
-        let span = Span::of_server(request.headers(), path, &call_id);
-        let mut line = Line::new(path, call_id.clone(), span, self.layer.numbers.clone());
-        let admitted = options.identities.identify(request.headers(), options.domain);
-        let admitted = admitted.and_then(|(caller, bearer)| {
-            line.caller = Some((caller.tenant_kind.to_string(), caller.tenant_id.to_string()));
-            auth::admit(options.access, request.uri().path(), &caller, options.domain)?;
-            let place = self.layer.places.take(&caller);
-            let place = place.map_err(|full| {
-                line.is_refused_for_load = true;
-                self.layer.refused.fetch_add(1, Ordering::Relaxed);
-                self.layer.numbers.refused_for_load.inc();
-                overloaded(options.domain, full)
-            })?;
-            request.extensions_mut().insert(caller);
-            if let Some(bearer) = bearer {
-                request.extensions_mut().insert(bearer);
-            }
-            Ok(place)
-        });
-        let place = match admitted {
-            Ok(place) => place,
-            Err(refused) => {
-                let response = line.finish(refused.into_http(), options.domain);
+        let entered = match self.layer.enter(&request, path) {
+            Ok(entered) => entered,
+            Err(full) => {
+                let response = self.layer.refuse_for_load(path, full);
                 return Box::pin(async { Ok(response) });
             }
         };
-        let patience = patience(request.headers());
-        request.extensions_mut().insert(CallId(call_id.clone()));
-        request.extensions_mut().insert(Deadline(Instant::now() + patience));
-
-        let lines = tracing::info_span!("call", id = %call_id, path, trace_id = line.span.trace_id());
-        let mut inner = self.inner.clone();
-        let answers = answers_of(request.extensions_mut());
-        // Held by the body of the request until it has come in whole.
-        let coming = Arc::new(());
-        let request = request.map({
-            let held = Some(Arc::clone(&coming));
-            |body| Body::new(Until { body, held, rest: Bytes::new() })
-        });
-        let handled = line.span.around(async move { inner.call(request).await });
-        let handled = AssertUnwindSafe(handled).catch_unwind();
-        let guarded = async move {
-            // Those that came in together are all let in or refused before the first of them is answered. Calls
-            // that wait for nothing would else never be in progress at the same time, and never too many.
-            tokio::task::yield_now().await;
-            let has_come = move || Arc::strong_count(&coming) == 1;
-            let response = match in_time(handled, has_come, patience).await {
-                Ok(Ok(Ok(response))) => response,
-                Ok(Err(_)) => internal(options.domain).status().into_http(),
-                Err(Late::Message) => stood_still(options.domain).into_http(),
-                Err(Late::Answer) => too_late(options.domain).into_http(),
-            };
-            let response = line.finish(response, options.domain);
-            if response.extensions().get::<OpenEnded>().is_some() {
-                return Ok(response);
+        let call_id = call_id_of(request.headers());
+        let span = Span::of_server(request.headers(), path, &call_id);
+        let line = |caller| Line::new(path, call_id, caller, span, self.layer.numbers.clone());
+        let (line, refused) = match entered {
+            Entered::In(caller, bearer, passage) => {
+                let line = line(Some(&caller));
+                request.extensions_mut().insert(caller);
+                if let Some(bearer) = bearer {
+                    request.extensions_mut().insert(bearer);
+                }
+                return Box::pin(self.work(request, line, passage));
             }
-            // The place is the answer's until it is on its way.
-            let held = Some((place, answers.begin()));
-            Ok(response.map(|body| Body::new(Until { body, held, rest: Bytes::new() })))
+            Entered::Forbidden(caller, refused) => (line(Some(&caller)), refused),
+            Entered::Unidentified(refused) => (line(None), refused),
         };
-        Box::pin(guarded.instrument(lines))
+        let response = line.finish(refused.into_http(), options.domain);
+        Box::pin(async { Ok(response) })
     }
 }
 
@@ -263,57 +305,6 @@ async fn in_time<A>(
     tokio::time::timeout(patience - RECEIVE_MAX, handled).await.map_err(|_| Late::Answer)
 }
 
-/// A body in pieces, that lets go of something when it has come to its end or is dropped.
-struct Until<T> {
-    body: Body,
-    held: Option<T>,
-    /// Of the frame of which the last piece is.
-    rest: Bytes,
-}
-
-impl<T: Unpin> http_body::Body for Until<T> {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if self.rest.is_empty() {
-            let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-            match frame.map(|frame| frame.map(Frame::into_data)) {
-                Some(Ok(Ok(data))) => self.rest = data,
-                Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
-                ended => {
-                    self.held = None;
-                    return Poll::Ready(ended.and_then(Result::err).map(Err));
-                }
-            }
-        }
-        let length = self.rest.len().min(PIECE_BYTES);
-        let piece = self.rest.split_to(length);
-        if self.is_end_stream() {
-            self.held = None;
-        }
-        Poll::Ready(Some(Ok(Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let left = u64::try_from(self.rest.len()).unwrap_or(u64::MAX);
-        let hint = self.body.size_hint();
-        let mut with_rest = SizeHint::new();
-        with_rest.set_lower(hint.lower().saturating_add(left));
-        if let Some(upper) = hint.upper() {
-            with_rest.set_upper(upper.saturating_add(left));
-        }
-        with_rest
-    }
-}
-
 /// What is kept of one call: a log line, a count and a span. Dropped unfinished, they say that the caller
 /// went away.
 struct Line {
@@ -321,17 +312,16 @@ struct Line {
     call_id: String,
     caller: Option<(String, String)>,
     began: Instant,
-    is_refused_for_load: bool,
     finished: bool,
     span: Span,
     numbers: Calls,
 }
 
 impl Line {
-    fn new(path: &'static str, call_id: String, span: Span, numbers: Calls) -> Self {
+    fn new(path: &'static str, call_id: String, caller: Option<&Caller>, span: Span, numbers: Calls) -> Self {
         numbers.in_progress.inc();
-        let (began, is_refused_for_load, finished) = (Instant::now(), false, false);
-        Self { path, call_id, caller: None, began, is_refused_for_load, finished, span, numbers }
+        let caller = caller.map(|caller| (caller.tenant_kind.to_string(), caller.tenant_id.to_string()));
+        Self { path, call_id, caller, began: Instant::now(), finished: false, span, numbers }
     }
 
     fn finish(mut self, response: http::Response<Body>, domain: &'static str) -> http::Response<Body> {
@@ -346,9 +336,7 @@ impl Line {
     }
 
     fn end(&mut self, code: Code, in_words: &str) {
-        if !self.is_refused_for_load {
-            self.log(in_words);
-        }
+        self.log(in_words);
         self.span.end(code);
         self.numbers.end(self.path, code, self.began.elapsed());
         self.numbers.in_progress.dec();
@@ -400,16 +388,37 @@ pub fn unreadable_message(status: &Status, domain: &'static str) -> Option<Statu
     }
 }
 
-fn overloaded(domain: &'static str, full: Full) -> Status {
-    let (reason, sentence) = match full {
-        Full::Everybody => ("OVERLOADED", "too many calls are in progress; try again shortly"),
-        Full::Tenant => (
-            "TENANT_OVERLOADED",
-            "your tenant has as many calls in progress as are left for others; make fewer at a time, and try \
-             again shortly",
-        ),
-    };
-    failure(domain, Code::ResourceExhausted, reason, sentence).retry_after(OVERLOAD_RETRY).status()
+/// What is said to those who are refused for load, made once: it is said most often when there is least time.
+struct Overloaded {
+    everybody: HeaderMap,
+    tenant: HeaderMap,
+}
+
+impl Overloaded {
+    fn new(domain: &'static str) -> Self {
+        let headers = |reason, sentence| {
+            let refused = failure(domain, Code::ResourceExhausted, reason, sentence);
+            let response: http::Response<()> = refused.retry_after(OVERLOAD_RETRY).status().into_http();
+            response.into_parts().0.headers
+        };
+        Self {
+            everybody: headers("OVERLOADED", "too many calls are in progress; try again shortly"),
+            tenant: headers(
+                "TENANT_OVERLOADED",
+                "your tenant has as many calls in progress as are left for others; make fewer at a time, and \
+                 try again shortly",
+            ),
+        }
+    }
+
+    fn response(&self, full: Full) -> http::Response<Body> {
+        let mut response = http::Response::new(Body::empty());
+        *response.headers_mut() = match full {
+            Full::Everybody => self.everybody.clone(),
+            Full::Tenant => self.tenant.clone(),
+        };
+        response
+    }
 }
 
 fn stood_still(domain: &'static str) -> Status {
@@ -463,8 +472,6 @@ fn timeout_of(value: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::BodyExt;
-
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -484,21 +491,6 @@ mod tests {
             let late = began.elapsed().saturating_sub(after);
             assert!(began.elapsed() >= after && late < Duration::from_millis(5), "{has_come} {patience:?}");
         }
-    }
-
-    #[tokio::test]
-    async fn a_body_comes_in_pieces_and_lets_go_at_its_end() {
-        let message = Bytes::from(vec![7; 2 * PIECE_BYTES + 1]);
-        let held = Arc::new(());
-        let body = Body::new(http_body_util::Full::new(message.clone()));
-        let mut body = pin!(Until { body, held: Some(Arc::clone(&held)), rest: Bytes::new() });
-        let mut come = vec![];
-        while let Some(frame) = body.frame().await {
-            come.push(frame.unwrap().into_data().unwrap());
-            assert_eq!(Arc::strong_count(&held), if come.len() < 3 { 2 } else { 1 });
-        }
-        assert_eq!(come.iter().map(Bytes::len).collect::<Vec<_>>(), [PIECE_BYTES, PIECE_BYTES, 1]);
-        assert_eq!(come.concat(), message);
     }
 
     #[test]

@@ -91,8 +91,6 @@ pub(super) struct Connection {
     stream: TcpStream,
     /// Until it has come in whole.
     greeting: Option<Greeting>,
-    /// Set when tonic asks what this is, which it does once there is TLS where there is to be.
-    is_secured: AtomicBool,
     answers: Answers,
     _place: OwnedSemaphorePermit,
 }
@@ -100,10 +98,19 @@ pub(super) struct Connection {
 /// What tonic tells each call of its connection where there is TLS.
 pub(super) type Secured = <TlsStream<Connection> as Connected>::ConnectInfo;
 
-/// What has come of what a client sends first.
+/// What a client sends first.
 struct Greeting {
     over: Pin<Box<Sleep>>,
-    bytes: usize,
+    has_come: Arc<AtomicBool>,
+}
+
+/// A connection as HTTP/2 has it, above TLS where there is TLS. It tells the connection below when the greeting
+/// has come: there, what TLS makes of a single byte, or sends by itself, would count for as much.
+pub(super) struct Greeted<C> {
+    stream: C,
+    /// How many bytes of the greeting have not come yet.
+    missing: usize,
+    has_come: Arc<AtomicBool>,
 }
 
 /// The answers of one connection that have not been taken yet, by number, with when they are to be.
@@ -119,19 +126,15 @@ pub(super) struct Answer {
 
 impl Connection {
     fn new(stream: TcpStream, place: OwnedSemaphorePermit) -> Self {
-        let greeting = Greeting { over: Box::pin(sleep(GREETING_MAX)), bytes: 0 };
-        let (is_secured, answers) = (AtomicBool::new(false), Answers::default());
-        Self { stream, greeting: Some(greeting), is_secured, answers, _place: place }
+        let greeting = Greeting { over: Box::pin(sleep(GREETING_MAX)), has_come: Arc::default() };
+        Self { stream, greeting: Some(greeting), answers: Answers::default(), _place: place }
     }
 
-    /// Fails when the connection should be closed; told how many bytes have come, or that none have yet.
-    fn check(&mut self, come: Option<usize>, context: &mut Context<'_>) -> io::Result<()> {
+    /// Fails when the connection should be closed.
+    fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         let too_late = |why| Err(io::Error::new(io::ErrorKind::TimedOut, why));
         if let Some(greeting) = &mut self.greeting {
-            if self.is_secured.load(Ordering::Relaxed) {
-                greeting.bytes += come.unwrap_or(0);
-            }
-            if greeting.bytes >= GREETING_BYTES {
+            if greeting.has_come.load(Ordering::Relaxed) {
                 self.greeting = None;
             } else if greeting.over.as_mut().poll(context).is_ready() {
                 return too_late("it did not begin in time");
@@ -151,10 +154,8 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        let come = read.is_ready().then(|| buffer.filled().len() - before);
-        self.check(come, context)?;
+        self.check(context)?;
         read
     }
 }
@@ -193,8 +194,75 @@ impl Connected for Connection {
     type ConnectInfo = Answers;
 
     fn connect_info(&self) -> Answers {
-        self.is_secured.store(true, Ordering::Relaxed);
         self.answers.clone()
+    }
+}
+
+/// Connections as HTTP/2 takes them; `below` is the one that came in.
+pub(super) fn greeted<C>(
+    incoming: impl Stream<Item = io::Result<C>>,
+    below: impl Fn(&C) -> &Connection,
+) -> impl Stream<Item = io::Result<Greeted<C>>> {
+    incoming.map(move |stream| {
+        stream.map(|stream| {
+            let greeting = below(&stream).greeting.as_ref();
+            let has_come = greeting.map(|greeting| greeting.has_come.clone()).unwrap_or_default();
+            Greeted { stream, missing: GREETING_BYTES, has_come }
+        })
+    })
+}
+
+impl<C: AsyncRead + Unpin> AsyncRead for Greeted<C> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if self.missing > 0 {
+            self.missing = self.missing.saturating_sub(buffer.filled().len() - before);
+            self.has_come.store(self.missing == 0, Ordering::Relaxed);
+        }
+        read
+    }
+}
+
+impl<C: AsyncWrite + Unpin> AsyncWrite for Greeted<C> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+impl<C: Connected> Connected for Greeted<C> {
+    type ConnectInfo = C::ConnectInfo;
+
+    fn connect_info(&self) -> C::ConnectInfo {
+        self.stream.connect_info()
     }
 }
 
@@ -229,10 +297,16 @@ mod tests {
     use std::pin::pin;
 
     use futures_util::stream;
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
+    use tokio_rustls::rustls::crypto::aws_lc_rs;
+    use tokio_rustls::rustls::pki_types::ServerName;
+    use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+    use tokio_rustls::{TlsConnector, client};
 
     use super::*;
+    use crate::auth::Auth;
+    use crate::tls;
 
     /// Both ends of a connection.
     async fn connection() -> (TcpStream, Connection) {
@@ -267,27 +341,69 @@ mod tests {
         assert_eq!((ended.kind(), began.elapsed()), (io::ErrorKind::TimedOut, GREETING_MAX));
     }
 
+    /// Both ends of a connection over TLS, as client and HTTP/2 have them.
+    async fn secured() -> (client::TlsStream<TcpStream>, Greeted<TlsStream<Connection>>) {
+        let folder = tempfile::tempdir().unwrap();
+        let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let settings = tls::ServerSettings {
+            tls_cert: Some(folder.path().join("tls.pem")),
+            tls_key: Some(folder.path().join("tls.key")),
+            ..tls::ServerSettings::default()
+        };
+        fs::write(folder.path().join("tls.pem"), own.cert.pem()).unwrap();
+        fs::write(folder.path().join("tls.key"), own.signing_key.serialize_pem()).unwrap();
+        let server = tls::Server::open(&settings, Auth::Jwt, "127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(own.cert.der().clone()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+        let config = config.with_safe_default_protocol_versions().unwrap();
+        let config = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
+
+        let (client, connection) = connection().await;
+        let accepted = tls::accept(stream::iter([Ok(connection)]), server.0.unwrap());
+        let mut accepted = pin!(greeted(accepted, |stream| stream.get_ref().0));
+        let name = ServerName::try_from("localhost").unwrap();
+        let connecting = TlsConnector::from(config).connect(name, client);
+        let (client, accepted) = tokio::join!(connecting, accepted.next());
+        (client.unwrap(), accepted.unwrap().unwrap())
+    }
+
     #[tokio::test]
-    async fn bytes_from_before_tls_are_no_beginning() {
-        let (client, mut connection) = connection().await;
+    async fn a_connection_begins_with_the_greeting_and_not_with_what_tls_makes_of_its_first_bytes() {
+        let (mut client, mut server) = secured().await;
+        for byte in &b"PRI * HTTP/2.0"[..] {
+            client.write_all(&[*byte]).await.unwrap();
+            client.flush().await.unwrap();
+            assert_eq!(server.read_u8().await.unwrap(), *byte);
+        }
+        tokio::time::pause();
+        let ended = tokio::time::timeout(GREETING_MAX * 2, server.read_u8()).await.unwrap().unwrap_err();
+        assert_eq!(ended.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_has_begun_may_be_silent() {
+        let (mut client, mut server) = secured().await;
         let mut come = [0; GREETING_BYTES];
-        client.try_write(&come).unwrap();
-        connection.read_exact(&mut come).await.unwrap();
-        assert!(connection.greeting.is_some());
-        connection.connect_info();
-        client.try_write(&come).unwrap();
-        connection.read_exact(&mut come).await.unwrap();
-        assert!(connection.greeting.is_none());
+        client.write_all(&come).await.unwrap();
+        server.read_exact(&mut come).await.unwrap();
+        tokio::time::pause();
+        let silent = tokio::time::timeout(GREETING_MAX * 2, server.read_u8()).await;
+        assert!(silent.is_err());
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_is_not_taken_ends_the_connection() {
-        let (client, mut connection) = connection().await;
+        let (client, connection) = connection().await;
+        let mut connections = pin!(greeted(stream::iter([Ok(connection)]), |connection| connection));
+        let mut connection = connections.next().await.unwrap().unwrap();
+        let mut bytes = [0; GREETING_BYTES];
+        client.try_write(&bytes).unwrap();
+        connection.read_exact(&mut bytes).await.unwrap();
         let answers = connection.connect_info();
         let slow = answers.begin();
         tokio::time::advance(ANSWER_TAKEN_MAX / 2).await;
         let quick = answers.begin();
-        let mut bytes = [0; GREETING_BYTES];
         client.try_write(&bytes).unwrap();
         connection.read_exact(&mut bytes).await.unwrap();
         tokio::time::advance(ANSWER_TAKEN_MAX / 2).await;

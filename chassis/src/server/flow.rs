@@ -1,0 +1,140 @@
+//! What may be in progress beyond the places there are: calls that end so soon that nobody waits for long.
+//!
+//! Of a call of which hundreds end in a moment, hundreds are in progress as soon as they come in together.
+//! To refuse those takes a good part of what answering them takes, and spares nobody anything. So of each call as
+//! many may be in progress as were answered within [`WAIT_MAX`], whoever makes them: that is how long they then
+//! wait (Little's law). Places are for everything else, and are shared out as if there were none of this.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::places::{Full, Place};
+
+/// How long a call without a place waits for those before.
+const WAIT_MAX: Duration = Duration::from_millis(50);
+
+/// How each call flows. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Flows(Arc<Mutex<HashMap<&'static str, Flow>>>);
+
+/// How one of them does.
+#[derive(Debug, Default)]
+struct Flow {
+    in_progress: usize,
+    /// When calls were answered, as far back as it matters.
+    answered: VecDeque<Instant>,
+}
+
+/// A call in progress, with its place if there was one. Dropping it ends it.
+#[derive(Debug)]
+pub(super) struct Passage {
+    flows: Flows,
+    path: &'static str,
+    is_answered: bool,
+    _place: Option<Place>,
+}
+
+impl Flows {
+    /// Lets a call in that has a place or needs none.
+    ///
+    /// # Errors
+    /// Why it has no place; and its like do not end soon enough to do without.
+    pub(super) fn enter(&self, path: &'static str, place: Result<Place, Full>) -> Result<Passage, Full> {
+        let mut flows = self.flows();
+        let flow = flows.entry(path).or_default();
+        let place = match place {
+            Ok(place) => Some(place),
+            Err(full) if flow.in_progress >= flow.answered_lately() => return Err(full),
+            Err(_) => None,
+        };
+        flow.in_progress += 1;
+        Ok(Passage { flows: self.clone(), path, is_answered: false, _place: place })
+    }
+
+    fn flows(&self) -> MutexGuard<'_, HashMap<&'static str, Flow>> {
+        // Nothing panics while it is locked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Flow {
+    fn answered_lately(&mut self) -> usize {
+        let now = Instant::now();
+        while self.answered.front().is_some_and(|then| now.duration_since(*then) >= WAIT_MAX) {
+            self.answered.pop_front();
+        }
+        self.answered.len()
+    }
+}
+
+impl Passage {
+    /// There is an answer. What is given up is no sign that others will not have to wait.
+    pub(super) fn is_answered(&mut self) {
+        self.is_answered = true;
+    }
+}
+
+impl Drop for Passage {
+    fn drop(&mut self) {
+        let mut flows = self.flows.flows();
+        let flow = flows.entry(self.path).or_default();
+        flow.in_progress -= 1;
+        if self.is_answered {
+            // It makes room for those that ended long ago, also where nobody is ever refused.
+            flow.answered_lately();
+            flow.answered.push_back(Instant::now());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::super::places::Places;
+    use super::*;
+    use crate::auth::{Caller, Channel, TenantKind};
+
+    const CHEAP: &str = "/a.B/Cheap";
+    const DEAR: &str = "/a.B/Dear";
+
+    /// All that are let in without a place.
+    fn all(flows: &Flows, path: &'static str) -> Vec<Passage> {
+        std::iter::from_fn(|| flows.enter(path, Err(Full::Everybody)).ok()).collect()
+    }
+
+    fn answer(passages: Vec<Passage>) {
+        for mut passage in passages {
+            passage.is_answered();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn as_many_need_no_place_as_were_answered_lately() {
+        let flows = Flows::default();
+        assert_eq!(flows.enter(CHEAP, Err(Full::Tenant)).unwrap_err(), Full::Tenant);
+        let (tenant_kind, id, channel) = (TenantKind::Service, Uuid::nil(), Channel::Api);
+        let caller = Caller { tenant_kind, tenant_id: id, user_id: id, roles: vec![], channel };
+        let places = Places::new(1000);
+        let with_place = || flows.enter(CHEAP, places.take(&caller)).unwrap();
+        answer((0..10).map(|_| with_place()).collect());
+        let held = all(&flows, CHEAP);
+        assert_eq!(held.len(), 10);
+        assert_eq!(all(&flows, DEAR).len(), 0, "another call may take longer");
+
+        // Those that have places count, too.
+        answer(held);
+        let with_places: Vec<_> = (0..5).map(|_| with_place()).collect();
+        assert_eq!(all(&flows, CHEAP).len(), 15);
+
+        // From now on nothing ends.
+        tokio::time::advance(WAIT_MAX).await;
+        assert_eq!(all(&flows, CHEAP).len(), 0);
+        // What is given up counts for nothing.
+        drop(with_places);
+        assert_eq!(all(&flows, CHEAP).len(), 0);
+    }
+}
