@@ -19,6 +19,8 @@ use tonic::{Code, Request, Status};
 use uuid::Uuid;
 
 use crate::clock::Clock;
+use crate::credential::Credential;
+use crate::metrics::Metrics;
 use crate::reread::Reread;
 use crate::status::failure;
 use token::{KeySet, Tokens};
@@ -39,7 +41,7 @@ pub struct Settings {
     #[arg(long, value_enum)]
     pub auth: Auth,
     /// The keys whose tokens are believed, as a JWK set: the ones with a kid for EdDSA (Ed25519), ES256 and
-    /// RS256. Read again when it changes.
+    /// RS256. Read again when it changes; of an empty set nobody is believed.
     #[arg(long, value_name = "FILE.json")]
     pub jwks: Option<PathBuf>,
     /// Who has to have issued a token (iss).
@@ -108,6 +110,13 @@ impl Identities {
         Ok(Self(Way::Jwt(Arc::new(Tokens::new(keys, issuer, audience, leeway, clock)))))
     }
 
+    /// Has the keys told of, where there are any. They have no end.
+    pub(crate) fn tell(&self, metrics: &Metrics) {
+        if let Way::Jwt(tokens) = &self.0 {
+            metrics.tell_of("token-keys", tokens.keys(), |_| vec![]);
+        }
+    }
+
     pub(crate) fn auth(&self) -> Auth {
         match self.0 {
             Way::Insecure => Auth::Insecure,
@@ -163,6 +172,14 @@ impl Bearer {
         let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| "holds no token")?;
         value.set_sensitive(true);
         Ok(Self(value))
+    }
+
+    /// For how long the token says that it is valid, if it does. Nothing of it is verified: this is for
+    /// whoever presents it.
+    #[must_use]
+    pub fn credential(&self, name: &'static str) -> Option<Credential> {
+        let (begins, ends) = token::life(self.token())?;
+        Some(Credential { name, begins, ends })
     }
 
     fn of(headers: &HeaderMap) -> Result<Self, &'static str> {

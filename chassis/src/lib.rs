@@ -8,6 +8,7 @@
 pub mod auth;
 pub mod backoff;
 pub mod clock;
+pub mod credential;
 pub mod database;
 pub mod form;
 pub mod metrics;

@@ -3,7 +3,7 @@
 //! Here is what any service has: its calls, its database, its process. Each counts what is its own business
 //! beside that. Labels take few values, all of them known beforehand; none names anybody.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -11,15 +11,17 @@ use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TEXT_FORMAT, TextEncoder,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TEXT_FORMAT, TextEncoder,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
 use tonic::Code;
 
 use crate::auth::Access;
+use crate::credential::Credential;
 use crate::database::{Connection, Database, Error};
+use crate::reread::Reread;
 
 /// How long a scrape waits for the database. Scrapers commonly give up after ten seconds.
 const LOOK_MAX: Duration = Duration::from_secs(1);
@@ -42,6 +44,15 @@ struct Inner {
     database: Database,
     /// One look into the database at a time, however many fetch.
     looking: Arc<Mutex<()>>,
+    files: RwLock<Vec<Box<dyn Fn() -> Files + Send + Sync>>>,
+}
+
+/// Files that are read again when they change.
+struct Files {
+    name: &'static str,
+    make_sense: bool,
+    /// What they say that ends.
+    credentials: Vec<Credential>,
 }
 
 /// A number that is known now. What is not known has none: then it is missing from the answer.
@@ -61,7 +72,7 @@ pub(crate) struct Calls {
     ended: IntCounterVec,
     took: HistogramVec,
     pub(crate) in_progress: IntGauge,
-    pub(crate) refused_for_load: IntCounter,
+    refused_for_load: IntCounter,
 }
 
 impl Metrics {
@@ -83,7 +94,7 @@ impl Metrics {
             took: HistogramVec::new(
                 HistogramOpts::new(
                     "call_duration_seconds",
-                    "How long calls took until their answer, or the first of a stream of them, was ready.",
+                    "How long calls took until their answer, or the first of a stream of them, was ready; without those refused for load.",
                 )
                 .buckets(DURATION_BUCKETS.to_vec()),
                 &["path"],
@@ -91,14 +102,15 @@ impl Metrics {
             in_progress: IntGauge::new("calls_in_progress", "Calls that are being worked on.")?,
             refused_for_load: IntCounter::new(
                 "calls_refused_for_load_total",
-                "Calls that were turned away before they were looked at, because too many were in progress.",
+                "Calls and streams that were turned away because too many were in progress.",
             )?,
         };
         let opts =
             Opts::new("build_info", "1, labelled with what is running.").const_label("version", version);
         let build = IntGauge::with_opts(opts)?;
         build.set(1);
-        let metrics = Self(Arc::new(Inner { registry, prefix, calls, database, looking: Arc::default() }));
+        let (looking, files) = (Arc::default(), RwLock::default());
+        let metrics = Self(Arc::new(Inner { registry, prefix, calls, database, looking, files }));
         let Inner { calls, database, .. } = &*metrics.0;
         metrics.register(build)?;
         metrics.register(calls.ended.clone())?;
@@ -115,6 +127,25 @@ impl Metrics {
     /// There are some of the same name.
     pub fn register(&self, numbers: impl Collector + 'static) -> Result<(), prometheus::Error> {
         self.0.registry.register(Box::new(numbers))
+    }
+
+    /// Tells from now on whether files make sense, by a name that is not theirs, and when what they say ends.
+    pub fn tell_of<T: Send + Sync + 'static>(
+        &self,
+        name: &'static str,
+        files: &Reread<T>,
+        credentials: impl Fn(&T) -> Vec<Credential> + Send + Sync + 'static,
+    ) {
+        let files = files.clone();
+        let look =
+            move || Files { name, make_sense: files.makes_sense(), credentials: credentials(&files.now()) };
+        self.0.files.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(look));
+    }
+
+    /// Counts a stream that was turned away because too many are open. Whoever makes streams that go on sees
+    /// to how many there are; calls are counted where they are let in.
+    pub fn stream_refused_for_load(&self) {
+        self.0.calls.refused_for_load.inc();
     }
 
     pub(crate) fn calls(&self) -> &Calls {
@@ -176,9 +207,45 @@ impl Metrics {
         drop(stop.wait_for(|stop| *stop).await);
     }
 
+    /// What is known of files now.
+    fn files(&self) -> Result<[GaugeVec; 3], prometheus::Error> {
+        let by = |label, name: &str, help: &str| {
+            GaugeVec::new(Opts::new(format!("{}_{name}", self.0.prefix), help), &[label])
+        };
+        let unusable = by(
+            "files",
+            "files_unusable",
+            "1 if files have changed so that they make no sense, and what they said before goes on, else 0.",
+        )?;
+        let begins = by(
+            "credential",
+            "credential_begins_timestamp_seconds",
+            "Since when what identifies the service or its callers does, in seconds since 1970.",
+        )?;
+        let ends = by(
+            "credential",
+            "credential_ends_timestamp_seconds",
+            "Until when what identifies the service or its callers does, in seconds since 1970; of several certificates, the first that ends.",
+        )?;
+        for look in self.0.files.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            let files = look();
+            unusable.with_label_values(&[files.name]).set(f64::from(u8::from(!files.make_sense)));
+            for credential in files.credentials {
+                if let Some(since) = credential.begins {
+                    begins.with_label_values(&[credential.name]).set(since as f64);
+                }
+                ends.with_label_values(&[credential.name]).set(credential.ends as f64);
+            }
+        }
+        Ok([unusable, begins, ends])
+    }
+
     fn text(&self, known: &[Known]) -> String {
         let Inner { registry, prefix, .. } = &*self.0;
         let mut families = registry.gather();
+        // Their names are right, or a test would have said so.
+        let files = self.files().into_iter().flatten().flat_map(|numbers| numbers.collect());
+        families.extend(files.filter(|family| !family.get_metric().is_empty()));
         for Known { name, help, value } in known {
             // Its name is right, or a test would have said so.
             if let Ok(gauge) = Gauge::new(format!("{prefix}_{name}"), *help) {
@@ -204,6 +271,12 @@ impl Calls {
                 self.ended.with_label_values(&[*path, &format!("{code:?}")]);
             }
         }
+    }
+
+    /// Counts a call that nothing else is done about.
+    pub(crate) fn refuse_for_load(&self, path: &str) {
+        self.ended.with_label_values(&[path, "ResourceExhausted"]).inc();
+        self.refused_for_load.inc();
     }
 
     pub(crate) fn end(&self, path: &str, code: Code, took: Duration) {

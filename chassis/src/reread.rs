@@ -23,7 +23,14 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// What some files say now. Clones share it; the files are looked at until the last of them is dropped.
-pub struct Reread<T>(watch::Receiver<Arc<T>>);
+pub struct Reread<T>(watch::Receiver<Said<T>>);
+
+struct Said<T> {
+    /// What they said when they last made sense.
+    value: Arc<T>,
+    /// Whether they still did when they were last looked at.
+    makes_sense: bool,
+}
 
 impl<T: Send + Sync + 'static> Reread<T> {
     /// Reads the files, which have to make sense together, and goes on doing so on the current runtime.
@@ -37,7 +44,7 @@ impl<T: Send + Sync + 'static> Reread<T> {
     ) -> Result<Self, String> {
         let mut seen = read_all(&files);
         let first = parse_read(&files, &seen, &parse)?;
-        let (sender, receiver) = watch::channel(Arc::new(first));
+        let (sender, receiver) = watch::channel(Said { value: Arc::new(first), makes_sense: true });
         if files.is_empty() {
             return Ok(Self(receiver));
         }
@@ -58,10 +65,13 @@ impl<T: Send + Sync + 'static> Reread<T> {
                 }
                 match parse_read(&files, &contents, &parse) {
                     Ok(value) => {
-                        sender.send_replace(Arc::new(value));
+                        sender.send_replace(Said { value: Arc::new(value), makes_sense: true });
                         tracing::info!(files = names(&files), "read again after a change");
                     }
-                    Err(why) => tracing::error!(why, "what was read before goes on; put the file right"),
+                    Err(why) => {
+                        sender.send_modify(|said| said.makes_sense = false);
+                        tracing::error!(why, "what was read before goes on; put the file right");
+                    }
                 }
                 seen = contents;
             }
@@ -73,7 +83,13 @@ impl<T: Send + Sync + 'static> Reread<T> {
     /// What they said when they last made sense.
     #[must_use]
     pub fn now(&self) -> Arc<T> {
-        self.0.borrow().clone()
+        self.0.borrow().value.clone()
+    }
+
+    /// Whether they make sense now. If not, what they said before goes on, and nothing could start with them.
+    #[must_use]
+    pub fn makes_sense(&self) -> bool {
+        self.0.borrow().makes_sense
     }
 }
 
@@ -134,7 +150,7 @@ mod tests {
 
     async fn becomes(reread: &Reread<u32>, value: u32) {
         let mut receiver = reread.0.clone();
-        let waiting = receiver.wait_for(|now| **now == value);
+        let waiting = receiver.wait_for(|now| *now.value == value && now.makes_sense);
         tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap().unwrap();
     }
 
@@ -150,11 +166,14 @@ mod tests {
         for bad in ["three", ""] {
             std::fs::write(&file, bad).unwrap();
             tokio::time::sleep(2 * INTERVAL).await;
-            assert_eq!(*reread.now(), 2);
+            assert_eq!((*reread.now(), reread.makes_sense()), (2, false));
         }
+        // Also as it was before.
+        std::fs::write(&file, "2").unwrap();
+        becomes(&reread, 2).await;
         std::fs::remove_file(&file).unwrap();
         tokio::time::sleep(2 * INTERVAL).await;
-        assert_eq!(*reread.now(), 2);
+        assert_eq!((*reread.now(), reread.makes_sense()), (2, false));
         std::fs::write(&file, "4").unwrap();
         becomes(&reread, 4).await;
     }

@@ -28,6 +28,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::auth::Auth;
+use crate::credential::Credential;
+use crate::metrics::Metrics;
 use crate::reread::Reread;
 
 /// Connections that have shaken hands and wait to be served, which takes no time.
@@ -73,11 +75,17 @@ type Connecting = BoxFuture<'static, io::Result<TokioIo<client::TlsStream<TcpStr
 
 /// How a server takes connections.
 #[derive(Clone, Debug)]
-pub struct Server(pub(crate) Option<Reread<ServerConfig>>);
+pub struct Server(pub(crate) Option<Reread<Configured<ServerConfig>>>);
 
 /// How a client speaks TLS, where an address asks for it.
 #[derive(Clone, Debug)]
-pub struct Client(Reread<ClientConfig>);
+pub struct Client(Reread<Configured<ClientConfig>>);
+
+/// What files of certificates come to.
+pub(crate) struct Configured<C> {
+    config: Arc<C>,
+    credentials: Vec<Credential>,
+}
 
 /// Where a server is reached: `http://HOST:PORT` or `https://HOST:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,13 +129,20 @@ impl Server {
             .map(|config| Self(Some(config)))
             .map_err(|why| format!("--tls-cert, --tls-key, --tls-client-ca: {why}"))
     }
+
+    /// Has its certificates told of, where there are any.
+    pub(crate) fn tell(&self, metrics: &Metrics) {
+        if let Some(files) = &self.0 {
+            metrics.tell_of("server-tls", files, |configured| configured.credentials.clone());
+        }
+    }
 }
 
 /// Connections that have shaken hands. A slow one holds up no other, and the connection itself fails when it
 /// takes too long to begin.
 pub(crate) fn accept<C>(
     incoming: impl Stream<Item = io::Result<C>> + Send + 'static,
-    config: Reread<ServerConfig>,
+    config: Reread<Configured<ServerConfig>>,
 ) -> ReceiverStream<io::Result<server::TlsStream<C>>>
 where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -141,7 +156,7 @@ where
                 connection = incoming.next() => connection,
             };
             let Some(Ok(connection)) = connection else { return };
-            let (acceptor, ready) = (TlsAcceptor::from(config.now()), ready.clone());
+            let (acceptor, ready) = (TlsAcceptor::from(config.now().config.clone()), ready.clone());
             tokio::spawn(async move {
                 match acceptor.accept(connection).await {
                     Ok(connection) => drop(ready.send(Ok(connection)).await),
@@ -174,13 +189,22 @@ impl Client {
         let system = if is_of_use && !has_ca { system_authorities() } else { RootCertStore::empty() };
         let parse = move |contents: &[Vec<u8>]| {
             let (ca, identity) = contents.split_at(usize::from(has_ca));
+            let mut credentials = vec![];
             let roots = match ca {
-                [ca] => authorities(ca)?,
+                [ca] => authorities(ca, "server-authority", &mut credentials)?,
                 _ => system.clone(),
             };
-            client_config(roots, if has_identity { identity } else { &[] })
+            let config = client_config(roots, if has_identity { identity } else { &[] }, &mut credentials)?;
+            Ok(Configured { config: Arc::new(config), credentials })
         };
         Reread::open(all, parse).map(Self)
+    }
+
+    /// Has its certificates told of, where there are any.
+    pub fn tell(&self, metrics: &Metrics) {
+        if !self.0.now().credentials.is_empty() {
+            metrics.tell_of("client-tls", &self.0, |configured| configured.credentials.clone());
+        }
     }
 
     /// How a server is called there, before limits of time are added.
@@ -235,7 +259,7 @@ impl Client {
     + 'static {
         let (config, address) = (self.0.clone(), address.clone());
         tower::service_fn(move |_: Uri| {
-            let (connector, address) = (TlsConnector::from(config.now()), address.clone());
+            let (connector, address) = (TlsConnector::from(config.now().config.clone()), address.clone());
             async move {
                 let host = address.host.trim_matches(['[', ']']);
                 let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
@@ -286,15 +310,16 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 /// What certificate, key and, where there are any, authorities of clients come to.
-fn server_config(contents: &[Vec<u8>]) -> Result<ServerConfig, String> {
-    let (chain, key) = identity(contents)?;
+fn server_config(contents: &[Vec<u8>]) -> Result<Configured<ServerConfig>, String> {
+    let mut credentials = vec![];
+    let (chain, key) = identity(contents, "server-certificate", &mut credentials)?;
     let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| error.to_string())?;
     let builder = match contents.get(2) {
         None => builder.with_no_client_auth(),
         Some(ca) => {
-            let verifier =
-                WebPkiClientVerifier::builder_with_provider(Arc::new(authorities(ca)?), provider());
+            let roots = Arc::new(authorities(ca, "client-authority", &mut credentials)?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
             builder.with_client_cert_verifier(verifier.build().map_err(|error| error.to_string())?)
         }
     };
@@ -305,16 +330,20 @@ fn server_config(contents: &[Vec<u8>]) -> Result<ServerConfig, String> {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
     }
-    Ok(config)
+    Ok(Configured { config: Arc::new(config), credentials })
 }
 
-fn client_config(roots: RootCertStore, own: &[Vec<u8>]) -> Result<ClientConfig, String> {
+fn client_config(
+    roots: RootCertStore,
+    own: &[Vec<u8>],
+    credentials: &mut Vec<Credential>,
+) -> Result<ClientConfig, String> {
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| error.to_string())?.with_root_certificates(roots);
     let mut config = match own {
         [] => builder.with_no_client_auth(),
         own => {
-            let (chain, key) = identity(own)?;
+            let (chain, key) = identity(own, "client-certificate", credentials)?;
             builder.with_client_auth_cert(chain, key).map_err(|error| error.to_string())?
         }
     };
@@ -322,10 +351,16 @@ fn client_config(roots: RootCertStore, own: &[Vec<u8>]) -> Result<ClientConfig, 
     Ok(config)
 }
 
-fn identity(contents: &[Vec<u8>]) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), String> {
+fn identity(
+    contents: &[Vec<u8>],
+    name: &'static str,
+    credentials: &mut Vec<Credential>,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), String> {
     let [chain, key, ..] = contents else { return Err("a certificate needs its key".into()) };
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| "there is no private key in PEM")?;
-    Ok((certificates(chain)?, key))
+    let chain = certificates(chain)?;
+    credentials.extend(Credential::of_certificates(name, &chain));
+    Ok((chain, key))
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -334,9 +369,15 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     if all.is_empty() { Err("there is no certificate in PEM".into()) } else { Ok(all) }
 }
 
-fn authorities(pem: &[u8]) -> Result<RootCertStore, String> {
+fn authorities(
+    pem: &[u8],
+    name: &'static str,
+    credentials: &mut Vec<Credential>,
+) -> Result<RootCertStore, String> {
+    let all = certificates(pem)?;
+    credentials.extend(Credential::of_certificates(name, &all));
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(pem)? {
+    for certificate in all {
         roots.add(certificate).map_err(|error| format!("a certificate of an authority: {error}"))?;
     }
     Ok(roots)

@@ -14,6 +14,7 @@ use chassis::auth::{Auth, Bearer, Caller, Channel as CallerChannel, Credentials,
 use chassis::backoff;
 use chassis::clock::{Clock, Time};
 use chassis::form::timestamp;
+use chassis::metrics::Metrics;
 use chassis::reread::Reread;
 use chassis::telemetry::trace::Traced;
 use chrono::DateTime;
@@ -147,6 +148,15 @@ impl Own {
         }
     }
 
+    /// Has the token told of, where there is one.
+    pub(crate) fn tell(&self, metrics: &Metrics) {
+        if let Self::Token(token) = self {
+            metrics.tell_of("service-token", token, |token| {
+                token.credential("service-token").into_iter().collect()
+            });
+        }
+    }
+
     fn credentials(&self) -> Credentials {
         match self {
             Self::Word => Credentials::Word(service()),
@@ -181,6 +191,12 @@ impl Agreements {
     pub(crate) fn new(replicas: Replicas, own: Own, deadline: Duration, clock: Clock) -> Self {
         let retries = TpsBudget::new(BUDGET_WINDOW, BUDGET_PER_SECOND, BUDGET_OF_ANSWERED);
         Self { own, replicas, deadline, retries: Arc::new(retries), clock }
+    }
+
+    /// Has everything told of by which the neighbour and this process believe each other.
+    pub(crate) fn tell(&self, metrics: &Metrics) {
+        self.own.tell(metrics);
+        self.replicas.tell(metrics);
     }
 
     /// Asks the gate, for no longer than the deadline or the caller's patience, retries included.
@@ -373,7 +389,12 @@ fn service() -> Caller {
 }
 
 fn is_worth_another(status: &Status) -> bool {
-    matches!(status.code(), Code::Unavailable) || is_late(status)
+    match status.code() {
+        Code::Unavailable => true,
+        // The connection ended in the middle of the call.
+        Code::Unknown => status.source().is_some(),
+        _ => is_late(status),
+    }
 }
 
 /// Whether a status is our own time-out. tonic gives it the code CANCELLED, which from the neighbour

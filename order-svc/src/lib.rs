@@ -83,6 +83,7 @@ pub async fn serve(
     };
 
     let metrics = Metrics::new("order_svc", env!("CARGO_PKG_VERSION"), database.clone())?;
+    agreements.tell(&metrics);
     let decisions = Decisions::new(&metrics)?;
     let (orders, new_orders) = watch::channel(());
     let (followed, following) = watch::channel(Followed::default());

@@ -110,6 +110,10 @@ impl Tokens {
         verified.at(self.clock.now(), self.leeway)
     }
 
+    pub(super) fn keys(&self) -> &Reread<KeySet> {
+        &self.keys
+    }
+
     fn remembered(&self) -> std::sync::MutexGuard<'_, Remembered> {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -152,7 +156,9 @@ impl Verified {
 
 impl KeySet {
     /// Reads a JWK set. Keys of other uses, kinds and algorithms than verify tokens here are passed over,
-    /// since providers publish them side by side; and so is one without an id, which no token can name.
+    /// since providers publish them side by side; and so is one without an id, which no token can name. A
+    /// set of none at all is whoever empties it saying that nobody is to be believed; one in which nothing is
+    /// left after that was meant otherwise.
     pub(super) fn read(contents: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Set {
@@ -160,6 +166,10 @@ impl KeySet {
         }
         let set: Set = serde_json::from_slice(contents)
             .map_err(|error| format!("not a JWK set, {{\"keys\": [...]}}: {error}"))?;
+        if set.keys.is_empty() {
+            tracing::warn!("the set of keys is empty: nobody's token is believed");
+            return Ok(Self(vec![]));
+        }
         let mut keys: Vec<Key> = vec![];
         for (n, jwk) in set.keys.into_iter().enumerate() {
             let wrong = |why: &dyn std::fmt::Display| format!("keys[{n}]: {why}");
@@ -232,6 +242,14 @@ impl Key {
         let complaint = "its length is none for a key of its kind; RSA has 2048 to 8192 bits";
         if is_whole { Ok(Some(Self { id, algorithm, verifies })) } else { Err(complaint.into()) }
     }
+}
+
+/// From when, if it says so, and until when a token says that it is valid.
+pub(super) fn life(token: &str) -> Option<(Option<i64>, i64)> {
+    let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let claims: Value = serde_json::from_slice(&payload).ok()?;
+    let time = |claim| claims.get(claim).and_then(seconds);
+    Some((time("iat").or_else(|| time("nbf")), time("exp")?))
 }
 
 /// The claims that count, as they stand.
@@ -701,6 +719,28 @@ mod tests {
         assert_eq!(verifier.tokens.caller(&other.sign(&sound()).unwrap()), Ok(somebody()));
     }
 
+    #[tokio::test]
+    async fn an_empty_set_lets_nobody_in() {
+        let (key, _) = SigningKey::generate().unwrap();
+        let verifier = verifier(r#"{"keys": []}"#);
+        assert_eq!(refused(&verifier, &key.sign(&sound()).unwrap()), "kid");
+    }
+
+    #[test]
+    fn how_long_a_token_is_valid_is_read_without_its_key() {
+        let (key, _) = SigningKey::generate().unwrap();
+        let life_of = |claims: &Value| life(&key.sign(claims).unwrap());
+        let ends = NOW + 3600;
+        assert_eq!(life_of(&sound()), Some((Some(NOW), ends)));
+        assert_eq!(life_of(&with("iat", json!(null))), Some((Some(NOW), ends)));
+        assert_eq!(life_of(&json!({"exp": ends, "nbf": 7})), Some((Some(7), ends)));
+        assert_eq!(life_of(&json!({"exp": ends})), Some((None, ends)));
+        assert_eq!(life_of(&with("exp", json!(null))), None);
+        for none in ["", "a.b.c", "opaque"] {
+            assert_eq!(life(none), None, "{none}");
+        }
+    }
+
     #[test]
     fn a_set_that_makes_no_sense_is_refused() {
         let (key, _) = SigningKey::generate().unwrap();
@@ -712,7 +752,6 @@ mod tests {
         for (set, complaint) in [
             (String::new(), "not a JWK set"),
             ("{}".into(), "not a JWK set"),
-            (json!({"keys": []}).to_string(), "no key"),
             (json!({"keys": [{"kty": "oct", "kid": "a", "k": "AAAA"}]}).to_string(), "no key"),
             (json!({"keys": [public, public]}).to_string(), "keys[1]"),
             (json!({"keys": [short]}).to_string(), "length"),

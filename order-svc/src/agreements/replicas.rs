@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chassis::auth::Auth;
+use chassis::metrics::Metrics;
 use chassis::telemetry::trace::Traced;
 use chassis::tls::{self, Address};
 use tonic::transport::Channel;
@@ -24,6 +25,7 @@ const PASSED_OVER: Duration = Duration::from_secs(2);
 pub(crate) struct Replicas {
     all: Arc<[Replica]>,
     turn: Arc<AtomicUsize>,
+    tls: tls::Client,
 }
 
 /// One of them.
@@ -65,7 +67,12 @@ impl Replicas {
         if all.is_empty() {
             return Err("--agreements names no address".into());
         }
-        Ok(Self { all, turn: Arc::default() })
+        Ok(Self { all, turn: Arc::default(), tls: client })
+    }
+
+    /// Has the certificates told of by which they and this process believe each other.
+    pub(crate) fn tell(&self, metrics: &Metrics) {
+        self.tls.tell(metrics);
     }
 
     /// Whose turn it is: the next that did not fail just now, or the next at all where all did.
