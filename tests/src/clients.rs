@@ -84,7 +84,9 @@ pub struct As {
 }
 
 impl As {
-    fn identified(&self, wire: &Wire) -> Identified {
+    /// One of its connections, on which it calls.
+    #[must_use]
+    pub fn identified(&self, wire: &Wire) -> Identified {
         Identified { wire: wire.clone(), identity: self.identity.clone() }
     }
 

@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::clients::{As, Identity};
 use crate::stack::{Alias, Stack};
-use crate::vault::{Vault, bearer};
+use crate::vault::{Issuer, Vault, bearer};
 
 /// Where the services keep their state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,21 +78,21 @@ impl Setup {
     /// Refuses whatever a stack of somebody else's cannot be asked for.
     fn check_nothing_is_asked_for(&self) -> Result<(), String> {
         let Self {
-            // Where it keeps things, its clock and how fast it is are the stack's own.
+            // Where it keeps things, its clock and how fast it is are the stack's own, and it is secured.
             backend: _,
             clock: _,
             gate_deadline_ms: _,
             worker_threads: _,
+            secured: _,
             agreement_port,
             order_port,
             agreements_at,
             document_table,
             offers,
             calls_max,
-            secured,
             smtp,
         } = self;
-        let is_usual = (*agreement_port, *order_port, *secured) == (0, 0, false)
+        let is_usual = (*agreement_port, *order_port) == (0, 0)
             && *calls_max == Self::default().calls_max
             && [agreements_at, smtp].iter().all(|setting| setting.is_none())
             && [document_table, offers].iter().all(|setting| setting.is_none());
@@ -142,6 +142,8 @@ pub struct Cluster {
     state: State,
     /// What the small world is called on a stack of somebody else's, if this is one. Then nothing runs here.
     alias: Option<Alias>,
+    /// The last revision there was before anything of this cluster's.
+    began: i64,
 }
 
 /// Where the services' state is. Dropping it removes it.
@@ -175,7 +177,8 @@ impl Cluster {
             setup.backend = Backend::Sqlite;
         }
         let mut state = State::new()?;
-        let vault = setup.secured.then(|| Vault::new(setup.clock.clone())).transpose()?;
+        let own_vault = setup.secured && alias.is_none();
+        let vault = own_vault.then(|| Vault::new(setup.clock.clone())).transpose()?;
         let tls = vault.as_ref().map(|vault| vault.client_tls(Some("client")));
         let database = state.database(setup.backend, "agreements")?;
         let agreements = Service::new(setup.agreement_port, database, tls.clone())?;
@@ -191,8 +194,10 @@ impl Cluster {
             orders_metrics: None,
             state,
             alias,
+            began: 0,
         };
         if cluster.alias.is_some() {
+            cluster.began = cluster.head().await.map_err(|refused| refused.to_string())?;
             return Ok(cluster);
         }
         if cluster.setup.agreements_at.is_none() {
@@ -227,7 +232,7 @@ impl Cluster {
                 Some(alias) => Identity::of(alias.of(&caller)).under(alias),
                 None => Identity::of(caller),
             },
-            Some(vault) => Identity::by(bearer(&vault.token(&caller))),
+            Some(vault) => Identity::by(bearer(&vault.issuer().token(&caller))),
         }
     }
 
@@ -241,14 +246,6 @@ impl Cluster {
         vault
     }
 
-    /// A channel to a service, with the client's certificate where one is needed.
-    fn wire(&self, address: SocketAddr) -> Channel {
-        match &self.vault {
-            None => lazy(address),
-            Some(vault) => secure(address, &vault.client_tls(Some("client"))),
-        }
-    }
-
     /// The two services without any identity.
     #[must_use]
     pub fn as_nobody(&self) -> As {
@@ -259,14 +256,13 @@ impl Cluster {
     }
 
     fn with_identity(&self, identity: Identity) -> As {
-        if let (Some(stack), Some(_)) = (Stack::named(), self.alias) {
-            return As { agreements: stack.agreements(), orders: stack.orders(), identity };
-        }
-        As {
-            agreements: self.wire(self.agreements.address),
-            orders: self.wire(self.orders.address),
-            identity,
-        }
+        let [agreements, orders] = self.addresses().map(|address| self.wire(&address));
+        As { agreements, orders, identity }
+    }
+
+    /// A channel to an address, with the client's certificate where one is needed.
+    fn wire(&self, address: &str) -> Channel {
+        channel_to(address, &self.client_tls(), |endpoint| endpoint)
     }
 
     #[must_use]
@@ -303,6 +299,65 @@ impl Cluster {
     pub async fn agreements_metrics(&self) -> Result<String, String> {
         let address = self.agreements_metrics.ok_or("agreement-svc was not started")?;
         fetch(address).await.map_err(|error| error.to_string())
+    }
+
+    /// Whether the services are those of a stack, which others use, too.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.alias.is_some()
+    }
+
+    /// The last revision there was before anything of this cluster's.
+    pub(crate) fn began(&self) -> i64 {
+        self.began
+    }
+
+    /// Where agreement-svc and order-svc are, as settings name it.
+    #[must_use]
+    pub fn addresses(&self) -> [String; 2] {
+        if let (Some(stack), Some(_)) = (Stack::named(), self.alias) {
+            return stack.addresses();
+        }
+        [&self.agreements, &self.orders].map(|service| self.url(service))
+    }
+
+    /// Where a service of its own is.
+    fn url(&self, service: &Service) -> String {
+        let scheme = if self.vault.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", service.address)
+    }
+
+    /// What it takes to connect to either.
+    #[must_use]
+    pub fn client_tls(&self) -> tls::ClientSettings {
+        if let (Some(stack), Some(_)) = (Stack::named(), self.alias) {
+            return stack.client_tls();
+        }
+        self.vault.as_ref().map(|vault| vault.client_tls(Some("client"))).unwrap_or_default()
+    }
+
+    /// Whose tokens both services believe.
+    ///
+    /// # Panics
+    /// When they believe whatever a caller says of itself.
+    #[must_use]
+    pub fn issuer(&self) -> &Issuer {
+        match (Stack::named(), self.alias) {
+            (Some(stack), Some(_)) => stack.issuer(),
+            _ => self.vault().issuer(),
+        }
+    }
+
+    /// A token for somebody, as both services believe it.
+    ///
+    /// # Panics
+    /// As [`Cluster::issuer`].
+    #[must_use]
+    pub fn token(&self, caller: &Caller) -> String {
+        match self.alias {
+            Some(alias) => self.issuer().token(&alias.of(caller)),
+            None => self.issuer().token(caller),
+        }
     }
 
     /// Stops agreement-svc as a first signal would, and waits until it is gone.
@@ -430,7 +485,7 @@ impl Cluster {
     #[must_use]
     pub fn at_replica(&self, caller: Caller) -> As {
         let Some(replica) = &self.replica else { panic!("no replica was started") };
-        As { agreements: self.wire(replica.address), ..self.as_caller(caller) }
+        As { agreements: self.wire(&self.url(replica)), ..self.as_caller(caller) }
     }
 
     async fn run_agreements(&mut self, listener: TcpListener) -> Result<(), String> {
@@ -475,10 +530,8 @@ impl Cluster {
     }
 
     fn orders_config(&self) -> Result<order_config::Serve, String> {
-        let scheme = if self.vault.is_some() { "https" } else { "http" };
-        let own = format!("{scheme}://{}", self.agreements.address);
-        let at = self.setup.agreements_at.clone().unwrap_or(own);
-        let client = self.vault.as_ref().map(|vault| vault.client_tls(Some("client"))).unwrap_or_default();
+        let at = self.setup.agreements_at.clone().unwrap_or_else(|| self.url(&self.agreements));
+        let client = self.client_tls();
         Ok(order_config::Serve {
             storage: order_config::Storage { database: self.orders.database.clone(), create: true },
             listen: self.orders.address,
@@ -649,16 +702,20 @@ pub(crate) fn endpoint(address: SocketAddr) -> Endpoint {
     }
 }
 
-/// A channel to a service that speaks TLS.
+/// A channel to the service at an address, by an endpoint that was told more.
 ///
 /// # Panics
-/// When the client's files cannot be read.
+/// When it is no address, or the client's files cannot be read.
 #[must_use]
-pub fn secure(address: SocketAddr, settings: &tls::ClientSettings) -> Channel {
+pub fn channel_to(
+    address: &str,
+    settings: &tls::ClientSettings,
+    more: impl FnOnce(Endpoint) -> Endpoint,
+) -> Channel {
     let open = || -> Result<Channel, String> {
-        let address = format!("https://{address}").parse()?;
+        let address = address.parse()?;
         let client = tls::Client::open(settings, std::slice::from_ref(&address))?;
-        Ok(client.connect_lazy(&address, &tls::Client::endpoint(&address)))
+        Ok(client.connect_lazy(&address, &more(tls::Client::endpoint(&address))))
     };
     match open() {
         Ok(channel) => channel,

@@ -1,22 +1,22 @@
 //! Rows to import, and what has become of them.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use chassis::clock::Time;
 use chassis::form::timestamp;
-use futures_util::stream::{self, StreamExt};
+use futures_util::stream::{self, Stream, StreamExt};
 use proto::agreement::{
     AttestationState, CreateAttestationRequest, ImportAttestationsRequest, ImportAttestationsResponse,
     ImportOutcome, ListAttestationsRequest,
 };
 use proto::types::{Contact, ErrorReason};
-use tokio::sync::oneshot;
-use tonic::Status;
-use tonic::transport::Endpoint;
+use tokio::sync::Notify;
+use tonic::{Status, Streaming};
 use uuid::Uuid;
 
-use crate::clients::As;
-use crate::cluster::Cluster;
+use crate::clients::{As, reason_of};
+use crate::cluster::{Cluster, channel_to};
 use crate::world::{self, CUSTOMER_AGREEMENT, DIRECT};
 
 /// Rows for a few customers that take turns, so that rows of one customer are in flight together. Round
@@ -183,46 +183,78 @@ pub enum Cut {
 /// What a client that reads nothing has room for: the answers to a hundred thousand rows.
 const UNREAD_BYTES_MAX: u32 = 16 << 20;
 
+/// Far longer than any import takes to notice that its client is gone.
+const ROOM_MAX: Duration = Duration::from_secs(60);
+
 /// Begins to import the rows as a process of its own would, on a runtime that is dropped: a client that
 /// only drops its stream keeps the call open while its rows go on.
 ///
 /// # Errors
 /// What went wrong before the cut.
 pub async fn import_and_cut(cluster: &Cluster, sheet: &Sheet, rows: usize, cut: Cut) -> Result<(), String> {
-    let address = format!("http://{}", cluster.agreements_address());
+    let ([address, _], tls) = (cluster.addresses(), cluster.client_tls());
     let (partner, sheet) = (cluster.as_caller(world::sales(DIRECT)), sheet.clone());
     let client = move || {
         let runtime = chassis::server::runtime(1).map_err(|error| error.to_string())?;
         runtime.block_on(async {
-            let endpoint = Endpoint::from_shared(address).map_err(|error| error.to_string())?;
-            let endpoint = endpoint
-                .initial_stream_window_size(UNREAD_BYTES_MAX)
-                .initial_connection_window_size(UNREAD_BYTES_MAX);
-            let partner = As { agreements: endpoint.connect_lazy(), ..partner };
+            let agreements = channel_to(&address, &tls, |endpoint| {
+                endpoint
+                    .initial_stream_window_size(UNREAD_BYTES_MAX)
+                    .initial_connection_window_size(UNREAD_BYTES_MAX)
+            });
+            let partner = As { agreements, ..partner };
             begin_to_import(&partner, &sheet, rows, cut).await.map_err(|status| status.to_string())
         })
     };
     tokio::task::spawn_blocking(client).await.map_err(|error| error.to_string())?
 }
 
+/// Imports rows, as soon as there is room: only the service knows when an import that was cut is over, and on
+/// a stack others import, too.
+///
+/// # Errors
+/// Another refusal than that, or that there was no room for long.
+pub async fn import<S>(
+    partner: &As,
+    rows: impl Fn() -> S,
+) -> Result<Streaming<ImportAttestationsResponse>, Status>
+where
+    S: Stream<Item = ImportAttestationsRequest> + Send + 'static,
+{
+    let began = Instant::now();
+    loop {
+        let refused = match partner.attestations().import_attestations(rows()).await {
+            Ok(answers) => return Ok(answers.into_inner()),
+            Err(refused) => refused,
+        };
+        let is_full = ["OVERLOADED", "TENANT_OVERLOADED"].contains(&reason_of(&refused).as_str());
+        if !is_full || began.elapsed() > ROOM_MAX {
+            return Err(refused);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 async fn begin_to_import(partner: &As, sheet: &Sheet, rows: usize, cut: Cut) -> Result<(), Status> {
     match cut {
         Cut::AfterAnswers(answers) => {
-            let rows = stream::iter(sheet.rows().take(rows));
-            let mut stream = partner.attestations().import_attestations(rows).await?.into_inner();
+            let mut stream = import(partner, || stream::iter(sheet.rows().take(rows))).await?;
             for _ in 0..answers {
                 stream.message().await?;
             }
         }
         Cut::AfterRows(rows) => {
-            let (sent, all_sent) = oneshot::channel::<()>();
-            let rest = stream::once(async move {
-                drop(sent);
-                std::future::pending().await
-            });
-            let rows = stream::iter(sheet.rows().take(rows)).chain(rest);
-            let _answers = partner.attestations().import_attestations(rows).await?;
-            drop(all_sent.await);
+            let sent = Arc::new(Notify::new());
+            let rows = || {
+                let sent = sent.clone();
+                let rest = stream::once(async move {
+                    sent.notify_one();
+                    std::future::pending().await
+                });
+                stream::iter(sheet.rows().take(rows)).chain(rest)
+            };
+            let _answers = import(partner, rows).await?;
+            sent.notified().await;
         }
     }
     Ok(())

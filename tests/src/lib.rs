@@ -11,6 +11,7 @@ pub mod imports;
 pub mod kill;
 mod pair;
 pub mod processes;
+mod recorded;
 pub mod stack;
 pub mod vault;
 pub mod world;

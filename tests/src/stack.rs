@@ -12,28 +12,27 @@ use std::sync::LazyLock;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bytes::BytesMut;
-use chassis::auth::token::{self, SigningKey};
-use chassis::auth::{Bearer, Caller, Credentials};
+use chassis::auth::token::SigningKey;
+use chassis::auth::{Caller, Credentials};
 use chassis::clock::{self, Clock};
-use chassis::tls::{self, Address};
+use chassis::tls;
 use chrono::TimeDelta;
 use http::{HeaderMap, HeaderValue};
 use http_body_util::BodyExt;
 use tonic::body::Body;
-use tonic::transport::Channel;
 use uuid::Uuid;
+
+use crate::vault::{Issuer, bearer};
 
 /// Tokens are made for each client, and no test takes longer.
 const TOKEN_VALID: TimeDelta = TimeDelta::minutes(30);
 
 /// Where a stack is, and what it takes to be somebody there.
 pub struct Stack {
-    agreements: Address,
-    orders: Address,
-    tls: tls::Client,
-    signing_key: SigningKey,
-    issuer: String,
-    audience: String,
+    /// Of agreement-svc and order-svc.
+    addresses: [String; 2],
+    tls: tls::ClientSettings,
+    issuer: Issuer,
 }
 
 static NAMED: LazyLock<Option<Stack>> = LazyLock::new(|| match Stack::from_environment() {
@@ -65,25 +64,23 @@ impl Stack {
         };
         let key =
             fs::read(file("TEST_SIGNING_KEY")?).map_err(|error| format!("TEST_SIGNING_KEY: {error}"))?;
-        let addresses = [agreements.parse()?, say("TEST_ORDERS")?.parse()?];
-        let tls = tls::Client::open(&tls, &addresses)?;
-        let [agreements, orders] = addresses;
-        Ok(Some(Self {
-            agreements,
-            orders,
-            tls,
-            signing_key: SigningKey::read(&key)?,
-            issuer: say("TEST_JWT_ISSUER")?,
-            audience: say("TEST_JWT_AUDIENCE")?,
-        }))
+        let addresses = [agreements, say("TEST_ORDERS")?];
+        let signs = SigningKey::read(&key)?;
+        let (issuer, audience) = (say("TEST_JWT_ISSUER")?, say("TEST_JWT_AUDIENCE")?);
+        let issuer = Issuer::new(signs, issuer, audience, Clock::system(), TOKEN_VALID);
+        Ok(Some(Self { addresses, tls, issuer }))
     }
 
-    pub(crate) fn agreements(&self) -> Channel {
-        self.tls.connect_lazy(&self.agreements, &tls::Client::endpoint(&self.agreements))
+    pub(crate) fn addresses(&self) -> [String; 2] {
+        self.addresses.clone()
     }
 
-    pub(crate) fn orders(&self) -> Channel {
-        self.tls.connect_lazy(&self.orders, &tls::Client::endpoint(&self.orders))
+    pub(crate) fn client_tls(&self) -> tls::ClientSettings {
+        self.tls.clone()
+    }
+
+    pub(crate) fn issuer(&self) -> &Issuer {
+        &self.issuer
     }
 
     /// What a caller presents to the stack.
@@ -92,12 +89,7 @@ impl Stack {
     /// When it cannot be signed: then no test means anything.
     #[must_use]
     pub fn credentials(&self, caller: &Caller) -> Credentials {
-        let now = Clock::system().now();
-        let claims = token::claims(caller, &self.issuer, &self.audience, now, TOKEN_VALID);
-        match self.signing_key.sign(&claims).and_then(|token| Bearer::read(token.as_bytes())) {
-            Ok(token) => Credentials::Token(token),
-            Err(why) => panic!("there is no token for the caller: {why}"),
-        }
+        bearer(&self.issuer.token(caller))
     }
 }
 
@@ -135,6 +127,11 @@ pub struct Alias {
 
 /// How they begin and end in the tests.
 const WORLD: Alias = Alias { ids: *b"00000000-0000-4000-8000-", domains: *b".example" };
+
+/// Whether an id is one of the tests' world, as they know it.
+pub(crate) fn is_of_the_world(id: &str) -> bool {
+    id.as_bytes().starts_with(&WORLD.ids)
+}
 
 impl Alias {
     /// One that nobody else has.

@@ -9,20 +9,35 @@ use chassis::auth::{self, Auth, Bearer, Caller, Credentials};
 use chassis::clock::Clock;
 use chassis::tls;
 use chrono::TimeDelta;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::world;
 
 /// Who issues the tokens of a secured cluster, and for whom.
-pub const ISSUER: &str = "https://issuer.example";
-pub const AUDIENCE: &str = "csp";
+const ISSUER: &str = "https://issuer.example";
+const AUDIENCE: &str = "csp";
+
+/// Longer than any test takes, its clock's leaps included.
+const TOKEN_VALID: TimeDelta = TimeDelta::days(3650);
+
+/// A year in which no test runs any more.
+const FAR: i32 = 4096;
 
 /// The secrets of a secured cluster. Dropping it removes them.
 pub struct Vault {
     folder: TempDir,
-    clock: Clock,
+    issuer: Issuer,
+}
+
+/// Who issues tokens.
+pub struct Issuer {
     signs: SigningKey,
+    name: String,
+    audience: String,
+    clock: Clock,
+    valid_for: TimeDelta,
 }
 
 /// A certificate authority.
@@ -36,9 +51,10 @@ impl Vault {
     pub fn new(clock: Clock) -> Result<Self, String> {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
         let (signs, _) = SigningKey::generate()?;
-        let vault = Self { folder, clock, signs };
-        vault.put("jwks.json", &SigningKey::public_set(&[&vault.signs]))?;
-        vault.put("service.token", &vault.token(&world::service()))?;
+        let issuer = Issuer::new(signs, ISSUER.into(), AUDIENCE.into(), clock, TOKEN_VALID);
+        let vault = Self { folder, issuer };
+        vault.put("jwks.json", &SigningKey::public_set(&[vault.issuer.signs()]))?;
+        vault.put("service.token", &vault.issuer.token(&world::service()))?;
         let authority = Authority::new()?;
         vault.put("ca.pem", &authority.pem())?;
         vault.issue(&authority, "server")?;
@@ -66,31 +82,27 @@ impl Vault {
     /// # Errors
     /// Why it cannot be made.
     pub fn issue(&self, authority: &Authority, name: &str) -> Result<(), String> {
+        self.issue_until(authority, name, FAR)
+    }
+
+    /// The same, for one that ends when a year begins.
+    ///
+    /// # Errors
+    /// Why it cannot be made.
+    pub fn issue_until(&self, authority: &Authority, name: &str, year: i32) -> Result<(), String> {
         let failed = |error: rcgen::Error| error.to_string();
         let key = KeyPair::generate().map_err(failed)?;
-        let params = CertificateParams::new(["127.0.0.1".into(), "localhost".into()]).map_err(failed)?;
+        let mut params = CertificateParams::new(["127.0.0.1".into(), "localhost".into()]).map_err(failed)?;
+        params.not_after = date_time_ymd(year, 1, 1);
         let certificate = params.signed_by(&key, &authority.0).map_err(failed)?;
         self.put(&format!("{name}.key"), &key.serialize_pem())?;
         self.put(&format!("{name}.pem"), &certificate.pem())
     }
 
-    /// A token of the issuer's for somebody, for longer than any test takes.
-    ///
-    /// # Panics
-    /// When it cannot be signed: then no test means anything.
+    /// Who issues the tokens.
     #[must_use]
-    pub fn token(&self, caller: &Caller) -> String {
-        let claims = claims(caller, ISSUER, AUDIENCE, self.clock.now(), TimeDelta::days(3650));
-        match self.signs.sign(&claims) {
-            Ok(token) => token,
-            Err(why) => panic!("no token can be signed: {why}"),
-        }
-    }
-
-    /// The key that signs tokens.
-    #[must_use]
-    pub fn signs(&self) -> &SigningKey {
-        &self.signs
+    pub fn issuer(&self) -> &Issuer {
+        &self.issuer
     }
 
     /// How both services identify callers.
@@ -127,14 +139,61 @@ impl Vault {
     }
 }
 
+impl Issuer {
+    /// One of that name, whose tokens are for an audience and end so long after the clock.
+    #[must_use]
+    pub fn new(
+        signs: SigningKey,
+        name: String,
+        audience: String,
+        clock: Clock,
+        valid_for: TimeDelta,
+    ) -> Self {
+        Self { signs, name, audience, clock, valid_for }
+    }
+
+    /// What a token says of somebody.
+    #[must_use]
+    pub fn claims(&self, caller: &Caller) -> Value {
+        claims(caller, &self.name, &self.audience, self.clock.now(), self.valid_for)
+    }
+
+    /// A token for somebody.
+    ///
+    /// # Panics
+    /// When it cannot be signed: then no test means anything.
+    #[must_use]
+    pub fn token(&self, caller: &Caller) -> String {
+        match self.signs.sign(&self.claims(caller)) {
+            Ok(token) => token,
+            Err(why) => panic!("no token can be signed: {why}"),
+        }
+    }
+
+    /// The key that signs tokens.
+    #[must_use]
+    pub fn signs(&self) -> &SigningKey {
+        &self.signs
+    }
+}
+
 impl Authority {
     /// A new one, trusted by nobody yet.
     ///
     /// # Errors
     /// Why it cannot be made.
     pub fn new() -> Result<Self, String> {
+        Self::until(FAR)
+    }
+
+    /// The same, which ends when a year begins.
+    ///
+    /// # Errors
+    /// Why it cannot be made.
+    pub fn until(year: i32) -> Result<Self, String> {
         let failed = |error: rcgen::Error| error.to_string();
         let mut params = CertificateParams::new([]).map_err(failed)?;
+        params.not_after = date_time_ymd(year, 1, 1);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().map_err(failed)?;
         CertifiedIssuer::self_signed(params, key).map(Self).map_err(failed)

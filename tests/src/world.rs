@@ -6,11 +6,14 @@ use chassis::clock::{Clock, Time};
 use chassis::form::timestamp;
 use proto::agreement::{
     AcceptInvitationRequest, CompanyProfile, CreateAttestationRequest, CreateAttestationResponse,
-    CreateCustomerRequest, CreateInvitationRequest, Invitation, InvitationKind, LinkResellerRequest,
-    PartnerKind, RegisterPartnerRequest, SignAgreementRequest, Signature,
+    CreateCustomerRequest, CreateInvitationRequest, GetCustomerRequest, Invitation, InvitationKind,
+    LinkResellerRequest, ListTemplatesRequest, PartnerKind, PublishTemplateVersionRequest,
+    RegisterPartnerRequest, RetireTemplateRequest, SignAgreementRequest, Signature, Template,
+    TemplateDocument,
 };
 use proto::order::{CreateOrderRequest, CreateOrderResponse, InlineAttestation, NewOrderLine};
-use proto::types::{Cloud, Contact};
+use proto::types::{AgreementType, Cloud, Contact};
+use tokio::sync::{Mutex, MutexGuard};
 use tonic::Status;
 use uuid::{Uuid, uuid};
 
@@ -125,6 +128,66 @@ pub async fn register_partner(
     operator.partners().register_partner(request).await.map(drop)
 }
 
+/// The next version of a template, in force at once.
+#[must_use]
+pub fn new_version(template_id: &str) -> PublishTemplateVersionRequest {
+    PublishTemplateVersionRequest {
+        request_id: request_id(),
+        template_id: template_id.into(),
+        documents: vec![TemplateDocument {
+            country: "US".into(),
+            language: "en-US".into(),
+            link: "https://aka.ms/customeragreement".into(),
+            sha256: String::new(),
+        }],
+        ..PublishTemplateVersionRequest::default()
+    }
+}
+
+/// A test's turn with Cloud Agreements, of which at most one is live: on a stack tests have them one after
+/// the other.
+pub type Turn = Option<MutexGuard<'static, ()>>;
+
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// Waits for the turn. On a stack the Cloud Agreement of the test before is then retired.
+///
+/// # Errors
+/// The refusal.
+pub async fn cloud_agreements_turn(cluster: &Cluster) -> Result<Turn, Status> {
+    if !cluster.is_shared() {
+        return Ok(None);
+    }
+    let turn = TURN.lock().await;
+    let operator = cluster.as_caller(operator());
+    let request =
+        ListTemplatesRequest { agreement_types: vec![AgreementType::MicrosoftCloudAgreement.into()] };
+    let listed = operator.templates().list_templates(request).await?.into_inner().templates;
+    for live in listed.into_iter().filter(|template| template.retired_at.is_none()) {
+        let Template { template_id, etag, .. } = live;
+        let retire = RetireTemplateRequest { request_id: request_id(), template_id, etag };
+        operator.templates().retire_template(retire).await?;
+    }
+    Ok(Some(turn))
+}
+
+/// Publishes a Cloud Agreement of the test's own, with one version. Since 2020 none opens the gate, so that
+/// nobody else on a stack notices what becomes of it.
+///
+/// # Errors
+/// The refusal.
+pub async fn publish_cloud_agreement(cluster: &Cluster) -> Result<(Template, Turn), Status> {
+    let turn = cloud_agreements_turn(cluster).await?;
+    let request = PublishTemplateVersionRequest {
+        agreement_type: AgreementType::MicrosoftCloudAgreement.into(),
+        name: "Cloud Agreement of a test".into(),
+        ..new_version(&request_id())
+    };
+    let operator = cluster.as_caller(operator());
+    let published = operator.templates().publish_template_version(request).await?.into_inner();
+    Ok((published.template.unwrap_or_default(), turn))
+}
+
 /// A customer without acceptance.
 #[must_use]
 pub fn new_customer(name: &str, country: &str, provider: Option<Uuid>) -> CreateCustomerRequest {
@@ -173,6 +236,22 @@ pub async fn attest(
         validate_only: false,
     };
     Ok(partner.attestations().create_attestation(request).await?.into_inner())
+}
+
+/// Waits until agreement-svc knows of a customer's first purchase, of which order-svc tells it afterwards.
+///
+/// # Errors
+/// The refusal.
+pub async fn until_bought(cluster: &Cluster, customer_id: &str) -> Result<(), Status> {
+    let operator = cluster.as_caller(operator());
+    let request = GetCustomerRequest { customer_id: customer_id.into() };
+    loop {
+        let known = operator.customers().get_customer(request.clone()).await?.into_inner();
+        if known.customer.is_some_and(|customer| customer.first_purchase_at.is_some()) {
+            return Ok(());
+        }
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Signs a version of the Customer Agreement.

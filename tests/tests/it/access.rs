@@ -3,15 +3,19 @@
 #![expect(clippy::unwrap_used, reason = "an unexpected answer fails the test")]
 
 use std::collections::BTreeSet;
+use std::error::Error;
+use std::fmt::Display;
 
 use chassis::auth::{Caller, Role, TenantKind};
+use http_body::Body as HttpBody;
 use prost::Message;
-use prost::bytes::{Buf, BufMut};
+use prost::bytes::{Buf, BufMut, Bytes};
 use prost_types::FileDescriptorSet;
 use tests::clients::{Identity, caller};
 use tests::world::{self, DIRECT, OPERATOR};
 use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
-use tonic::client::Grpc;
+use tonic::body::Body;
+use tonic::client::{Grpc, GrpcService};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -166,7 +170,16 @@ pub(crate) async fn call(
     path: &str,
     message: &[u8],
 ) -> Result<Vec<u8>, Status> {
-    let mut client = Grpc::new(InterceptedService::new(wire.clone(), identity));
+    ask(InterceptedService::new(wire.clone(), identity), path, message).await
+}
+
+/// The same, by somebody whose calls go through a service of its own.
+pub(crate) async fn ask<S>(service: S, path: &str, message: &[u8]) -> Result<Vec<u8>, Status>
+where
+    S: GrpcService<Body, Error: Display>,
+    S::ResponseBody: HttpBody<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+{
+    let mut client = Grpc::new(service);
     client.ready().await.map_err(|error| Status::unknown(error.to_string()))?;
     let request = Request::new(message.to_vec());
     let mut answer = client.server_streaming(request, path.parse().unwrap(), Raw).await?.into_inner();

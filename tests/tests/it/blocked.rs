@@ -13,18 +13,22 @@ use proto::agreement::eligibility_result::Result as ItemResult;
 use proto::agreement::publish_template_version_request::Reacceptance;
 use proto::agreement::{
     BatchCheckEligibilityRequest, BatchCheckEligibilityResponse, BlockedCustomer, CheckEligibilityRequest,
-    CreateAttestationRequest, GetTemplateRequest, ListBlockedCustomersRequest, ListBlockedCustomersResponse,
-    PartnerKind, PublicationImpact, PublishTemplateVersionRequest, PublishTemplateVersionResponse,
-    ReportPurchaseRequest, TemplateDocument, WithdrawAttestationRequest, WithdrawalReason,
+    CreateAttestationRequest, EndRelationshipRequest, GetTemplateRequest, LinkResellerRequest,
+    ListBlockedCustomersRequest, ListBlockedCustomersResponse, PartnerKind, PublicationImpact,
+    PublishTemplateVersionRequest, PublishTemplateVersionResponse, ReportPurchaseRequest,
+    WithdrawAttestationRequest, WithdrawSignatureRequest, WithdrawalReason,
 };
 use proto::types::{AgreementType, Cloud, Decision, Operation, RemedyKind};
 use tests::clients::{bad_fields_of, caller, metadata_of};
-use tests::world::{self, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
+use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
 use tests::{As, Backend, Cluster, Setup, reason_of};
 use tonic::{Code, Status};
-use uuid::Uuid;
+use uuid::{Uuid, uuid};
 
-const GERMAN: Uuid = Uuid::from_u128(0xde);
+const GERMAN: Uuid = uuid!("00000000-0000-4000-8000-0000000000de");
+
+/// Another provider.
+const SECOND: Uuid = uuid!("00000000-0000-4000-8000-0000000000e2");
 
 fn time(text: &str) -> Time {
     text.parse().unwrap()
@@ -163,17 +167,9 @@ fn version(
     reacceptance: Option<Reacceptance>,
 ) -> PublishTemplateVersionRequest {
     PublishTemplateVersionRequest {
-        request_id: world::request_id(),
-        template_id: CUSTOMER_AGREEMENT.into(),
         effective_from: effective_from.map(timestamp),
         reacceptance,
-        documents: vec![TemplateDocument {
-            country: "US".into(),
-            language: "en-US".into(),
-            link: "https://aka.ms/customeragreement".into(),
-            sha256: String::new(),
-        }],
-        ..PublishTemplateVersionRequest::default()
+        ..world::new_version(CUSTOMER_AGREEMENT)
     }
 }
 
@@ -193,38 +189,49 @@ async fn rehearse(operator: &As, version: &PublishTemplateVersionRequest) -> Pub
     publish(operator, rehearsed).await.unwrap().impact.unwrap()
 }
 
+/// Customers of the direct-bill partner's, one for each way to stand, by what it is. A Cloud Agreement is
+/// one of the test's own: the vendor's can be accepted no more.
+async fn one_of_each(cluster: &Cluster, cloud_agreement: &str) -> BTreeMap<&'static str, String> {
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let mut customers = BTreeMap::new();
+    for name in ["None", "Withdrawn", "Old", "Cloud", "Current", "Bought", "Ended"] {
+        customers.insert(name, world::create_customer(&direct, name, "FR", None).await.unwrap());
+    }
+    // In 2019 both types satisfied.
+    let (then, now) = (time("2019-11-01T00:00:00Z"), Clock::system().now());
+    attest(&direct, &customers["Cloud"], cloud_agreement, then).await;
+    attest(&direct, &customers["Old"], CUSTOMER_AGREEMENT, then).await;
+    let given = attest(&direct, &customers["Withdrawn"], CUSTOMER_AGREEMENT, now).await;
+    withdraw(&direct, given).await;
+    attest(&direct, &customers["Current"], CUSTOMER_AGREEMENT, now).await;
+    let purchase = ReportPurchaseRequest {
+        request_id: world::request_id(),
+        customer_id: customers["Bought"].clone(),
+        payer_id: DIRECT.to_string(),
+        purchased_at: Some(timestamp(now)),
+    };
+    cluster.as_caller(world::service()).gate().report_purchase(purchase).await.unwrap();
+    end_relationship(&direct, &customers["Ended"], None).await;
+    customers
+}
+
+/// Those that the direct-bill partner still works with.
+fn active<'c>(customers: &'c BTreeMap<&str, String>) -> Vec<&'c String> {
+    customers.iter().filter(|(name, _)| **name != "Ended").map(|(_, id)| id).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_partner_sees_which_of_its_customers_are_blocked_why_and_what_it_can_do() {
-    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
-        let (cluster, clock) = world_at(backend, "2019-11-01T00:00:00Z").await;
+        let cluster = Cluster::on(backend).await;
+        world::register_partners(&cluster).await.unwrap();
         let operator = cluster.as_caller(world::operator());
         world::register_partner(&operator, GERMAN, "Nord", PartnerKind::DirectBill, Cloud::Germany)
             .await
             .unwrap();
         let direct = cluster.as_caller(world::sales(DIRECT));
-        let mut customers = BTreeMap::new();
-        for name in ["None", "Withdrawn", "Old", "Cloud", "Current", "Bought", "Ended"] {
-            customers.insert(name, world::create_customer(&direct, name, "FR", None).await.unwrap());
-        }
-        // In 2019 both types satisfied.
-        let then = time("2019-11-01T00:00:00Z");
-        attest(&direct, &customers["Cloud"], CLOUD_AGREEMENT, then).await;
-        attest(&direct, &customers["Old"], CUSTOMER_AGREEMENT, then).await;
-        let now = time("2026-11-21T00:00:00Z");
-        clock.set(now);
-        let given = attest(&direct, &customers["Withdrawn"], CUSTOMER_AGREEMENT, now).await;
-        withdraw(&direct, given).await;
-        attest(&direct, &customers["Current"], CUSTOMER_AGREEMENT, now).await;
-        let purchase = ReportPurchaseRequest {
-            request_id: world::request_id(),
-            customer_id: customers["Bought"].clone(),
-            payer_id: DIRECT.to_string(),
-            purchased_at: Some(timestamp(now)),
-        };
-        let service = cluster.as_caller(world::service());
-        service.gate().report_purchase(purchase).await.unwrap();
-        end_relationship(&cluster, &customers["Ended"]);
+        let (cloud_agreement, _turn) = world::publish_cloud_agreement(&cluster).await.unwrap();
+        let customers = one_of_each(&cluster, &cloud_agreement.template_id).await;
 
         let listed = blocked(&direct, None).await;
         assert_eq!(
@@ -240,8 +247,7 @@ async fn a_partner_sees_which_of_its_customers_are_blocked_why_and_what_it_can_d
         assert!(listed.iter().all(|row| row.payer_id == DIRECT.to_string()));
         let remedies = listed.iter().flat_map(|row| &row.remedies);
         assert!(remedies.into_iter().all(|remedy| remedy.template_id == CUSTOMER_AGREEMENT));
-        let active: Vec<_> =
-            customers.iter().filter(|(name, _)| **name != "Ended").map(|(_, id)| id).collect();
+        let active = active(&customers);
         check_against_the_gate(&direct, (DIRECT, None), &active, None).await;
         // Whoever only reads is shown no remedies of its own.
         let helpdesk = cluster.as_caller(caller(TenantKind::Partner, DIRECT, &[Role::HelpdeskAgent]));
@@ -272,8 +278,20 @@ async fn a_partner_sees_which_of_its_customers_are_blocked_why_and_what_it_can_d
             assert_eq!(names(&blocked(&partner, as_of).await), expected, "{as_of:?}");
             check_against_the_gate(&partner, (DIRECT, None), &active, as_of).await;
         }
+    }
+}
 
-        // And ahead: a version that is scheduled is seen from the day on which it is due.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_version_that_is_scheduled_is_seen_from_the_day_on_which_it_is_due() {
+    tests::needs_own!("templates that nobody else uses");
+    for backend in Backend::all() {
+        let cluster = Cluster::on(backend).await;
+        world::register_partners(&cluster).await.unwrap();
+        let (cloud_agreement, _turn) = world::publish_cloud_agreement(&cluster).await.unwrap();
+        let customers = one_of_each(&cluster, &cloud_agreement.template_id).await;
+        let operator = cluster.as_caller(world::operator());
+        let direct = cluster.as_caller(world::sales(DIRECT));
+        let now = Clock::system().now();
         let (effective, by) = (now + Duration::days(30), now + Duration::days(60));
         publish(&operator, version(Some(effective), due(by))).await.unwrap();
         let still = &["Bought", "Cloud", "None", "Old", "Withdrawn"][..];
@@ -285,15 +303,20 @@ async fn a_partner_sees_which_of_its_customers_are_blocked_why_and_what_it_can_d
             (Some(by), &then),
         ] {
             assert_eq!(names(&blocked(&direct, as_of).await), expected, "{as_of:?}");
-            check_against_the_gate(&direct, (DIRECT, None), &active, as_of).await;
+            check_against_the_gate(&direct, (DIRECT, None), &active(&customers), as_of).await;
         }
     }
 }
 
-/// Ends the relationships of a customer.
-fn end_relationship(cluster: &Cluster, customer: &str) {
-    let end = "UPDATE relationship SET ended_at = '2026-11-21 00:00:00.000000'";
-    cluster.agreements_sql(&format!("{end} WHERE customer_id = '{customer}'")).unwrap();
+/// Ends a partner's relationship with a customer, for a reseller the one through a provider.
+async fn end_relationship(partner: &As, customer: &str, provider: Option<Uuid>) {
+    let request = EndRelationshipRequest {
+        request_id: world::request_id(),
+        customer_id: customer.into(),
+        provider_id: provider.map(|id| id.to_string()).unwrap_or_default(),
+        reseller_id: String::new(),
+    };
+    partner.customers().end_relationship(request).await.unwrap();
 }
 
 /// Lets a partner work with a customer, beside those that do already.
@@ -310,50 +333,66 @@ fn share(cluster: &Cluster, customer: &str, payer: Uuid, reseller: Option<Uuid>,
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_reseller_sees_its_own_customers_by_who_pays_and_is_sent_to_them() {
-    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
-        let (cluster, _) = world_at(backend, "2026-11-21T00:00:00Z").await;
+        let cluster = Cluster::on(backend).await;
+        world::register_partners(&cluster).await.unwrap();
         let operator = cluster.as_caller(world::operator());
-        let second = Uuid::from_u128(0xe2);
-        world::register_partner(&operator, second, "Second", PartnerKind::IndirectProvider, Cloud::Public)
+        world::register_partner(&operator, SECOND, "Second", PartnerKind::IndirectProvider, Cloud::Public)
             .await
             .unwrap();
+        let link = LinkResellerRequest {
+            request_id: world::request_id(),
+            provider_id: SECOND.to_string(),
+            reseller_id: RESELLER.to_string(),
+        };
+        operator.partners().link_reseller(link).await.unwrap();
         let provider = cluster.as_caller(world::sales(PROVIDER));
         let reseller = cluster.as_caller(world::sales(RESELLER));
         let shared = world::create_customer(&reseller, "Shared", "FR", Some(PROVIDER)).await.unwrap();
         let other = world::create_customer(&reseller, "Other", "FR", Some(PROVIDER)).await.unwrap();
         world::create_customer(&provider, "Own", "FR", None).await.unwrap();
-        // The same pair of payer and customer through another relationship, and another payer.
-        share(&cluster, &shared, PROVIDER, None, 1001);
-        share(&cluster, &shared, second, Some(RESELLER), 1002);
+        // The same pair of payer and customer through another relationship, and another payer. Both come
+        // with a signature, which is withdrawn.
+        let admin = cluster.as_caller(world::admin(shared.parse().unwrap()));
+        for invited in [
+            world::invite(&provider, None, None).await.unwrap(),
+            world::invite(&reseller, None, Some(SECOND)).await.unwrap(),
+        ] {
+            admin.signatures().accept_invitation(world::acceptance(&invited, None)).await.unwrap();
+        }
+        let request = WithdrawSignatureRequest {
+            request_id: world::request_id(),
+            signature_id: world::sign(&admin, 2).await.unwrap().signature_id,
+            reason: WithdrawalReason::NoLongerAccepts.into(),
+        };
+        admin.signatures().withdraw_signature(request).await.unwrap();
 
         assert_eq!(
             shown(&blocked(&provider, None).await),
             [
                 "Other: NO_ACCEPTANCE; ATTEST,INVITE_CUSTOMER",
                 "Own: NO_ACCEPTANCE; ATTEST,INVITE_CUSTOMER",
-                "Shared: NO_ACCEPTANCE; ATTEST,INVITE_CUSTOMER",
+                "Shared: WITHDRAWN; ATTEST,INVITE_CUSTOMER",
             ]
         );
         let listed = blocked(&reseller, None).await;
-        let expected = ["Other", "Shared", "Shared"]
-            .map(|name| format!("{name}: NO_ACCEPTANCE; ASK_PROVIDER,INVITE_CUSTOMER"));
-        assert_eq!(shown(&listed), expected);
+        let expected = ["Other: NO_ACCEPTANCE", "Shared: WITHDRAWN", "Shared: WITHDRAWN"];
+        assert_eq!(shown(&listed), expected.map(|row| format!("{row}; ASK_PROVIDER,INVITE_CUSTOMER")));
         for row in &listed {
             let ask = row.remedies.iter().find(|remedy| remedy.kind() == RemedyKind::AskProvider);
             assert_eq!(ask.unwrap().provider_id, row.payer_id);
         }
         // One provider's attestation does not cover the other's orders.
-        world::attest(&provider, &shared, time("2026-11-21T00:00:00Z")).await.unwrap();
+        world::attest(&provider, &shared, Clock::system().now()).await.unwrap();
         let payers: Vec<_> = blocked(&reseller, None)
             .await
             .into_iter()
             .filter(|row| row.customer_id == shared)
             .map(|row| row.payer_id)
             .collect();
-        assert_eq!(payers, [second.to_string()]);
+        assert_eq!(payers, [SECOND.to_string()]);
         check_against_the_gate(&reseller, (PROVIDER, Some(RESELLER)), &[&other], None).await;
-        end_relationship(&cluster, &other);
+        end_relationship(&reseller, &other, Some(PROVIDER)).await;
         assert_eq!(names(&blocked(&reseller, None).await), ["Shared"]);
         assert_eq!(names(&blocked(&provider, None).await), ["Own"]);
     }
@@ -503,7 +542,6 @@ async fn each_item_of_a_batch_is_answered_in_its_place_as_a_call_of_its_own_woul
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_batch_is_answered_from_one_state_at_one_time() {
-    tests::needs_own!("a clock that it sets");
     const PAIRS: usize = 50;
     /// Pairs that accept during one batch.
     const TOGETHER: usize = 10;
@@ -582,7 +620,7 @@ async fn a_rehearsal_tells_whom_publishing_would_stop_and_stores_nothing() {
                 world::attest(&direct, &customer, agreed_at).await.unwrap();
             }
             if name == "Ended" {
-                end_relationship(&cluster, &customer);
+                end_relationship(&direct, &customer, None).await;
             }
         }
         for (creator, name, through) in [(&provider, "B", None), (&reseller, "C", Some(PROVIDER))] {
@@ -697,7 +735,7 @@ fn ids_of(pages: &[ListBlockedCustomersResponse]) -> Vec<Uuid> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn of_ten_thousand_customers_none_is_listed_twice_or_lost_while_others_attest() {
-    tests::needs_own!("a clock that it sets");
+    tests::needs_own!("databases that it writes to");
     /// Attested at a time, and how far apart the customers are.
     const AT_ONCE: usize = 8;
     const EVERY: usize = 20;

@@ -7,9 +7,9 @@ use proto::agreement::{
     AcceptInvitationRequest, CheckEligibilityRequest, CreateCustomerRequest, CreateInvitationRequest,
     EndRelationshipRequest, GetCustomerRequest, GetDirectSignStatusRequest, GetDirectSignStatusResponse,
     GetInvitationRequest, InlineInvitation, Invitation, InvitationState, LinkResellerRequest,
-    ListCustomerPartnersRequest, ListInvitationsRequest, PublishTemplateVersionRequest,
-    ReportPurchaseRequest, RevokeInvitationRequest, TemplateDocument, UnlinkResellerRequest,
-    WithdrawAttestationRequest, WithdrawAttestationResponse, WithdrawSignatureRequest, WithdrawalReason,
+    ListCustomerPartnersRequest, ListInvitationsRequest, ReportPurchaseRequest, RevokeInvitationRequest,
+    UnlinkResellerRequest, WithdrawAttestationRequest, WithdrawAttestationResponse, WithdrawSignatureRequest,
+    WithdrawalReason,
 };
 use proto::types::{AcceptanceKind, BlockReason, Cloud, Decision, Operation};
 use tests::clients::bad_fields_of;
@@ -70,20 +70,8 @@ async fn report_purchase(cluster: &Cluster, customer: &str, payer: Uuid, at: Tim
 }
 
 async fn publish(cluster: &Cluster) {
-    let document = TemplateDocument {
-        country: "US".into(),
-        language: "en-US".into(),
-        link: "https://aka.ms/customeragreement".into(),
-        sha256: String::new(),
-    };
-    let request = PublishTemplateVersionRequest {
-        request_id: world::request_id(),
-        template_id: CUSTOMER_AGREEMENT.into(),
-        documents: vec![document],
-        ..PublishTemplateVersionRequest::default()
-    };
     let operator = cluster.as_caller(world::operator());
-    operator.templates().publish_template_version(request).await.unwrap();
+    operator.templates().publish_template_version(world::new_version(CUSTOMER_AGREEMENT)).await.unwrap();
 }
 
 fn withdrawal(id: &str) -> WithdrawSignatureRequest {
@@ -94,6 +82,12 @@ fn withdrawal(id: &str) -> WithdrawSignatureRequest {
     }
 }
 
+/// That nothing was recorded since a change, and an answer without effect told the last revision there is.
+async fn assert_nothing_since(cluster: &Cluster, change: i64, told: i64) {
+    assert_eq!(cluster.events_after(change).await.unwrap(), []);
+    assert!((change..=cluster.head().await.unwrap()).contains(&told), "{told}");
+}
+
 async fn invitation(partner: &As, id: &str) -> Result<Invitation, Status> {
     let request = GetInvitationRequest { invitation_id: id.into(), token: String::new() };
     let found = partner.signatures().get_invitation(request).await?.into_inner();
@@ -102,7 +96,6 @@ async fn invitation(partner: &As, id: &str) -> Result<Invitation, Status> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_signature_opens_the_gate_for_every_partner_until_it_is_withdrawn() {
-    tests::needs_own!("a history that nobody else adds to");
     for backend in Backend::all() {
         let (cluster, direct) = world_on(backend).await;
         let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
@@ -119,6 +112,8 @@ async fn a_signature_opens_the_gate_for_every_partner_until_it_is_withdrawn() {
             assert!(status.is_signed && status.satisfies);
             assert_eq!(status.signature, Some(signature.clone()));
         }
+
+        world::until_bought(&cluster, &customer).await.unwrap();
 
         // A partner that comes later is covered too (DIR-2).
         let provider = cluster.as_caller(world::sales(PROVIDER));
@@ -149,7 +144,8 @@ async fn a_signature_opens_the_gate_for_every_partner_until_it_is_withdrawn() {
         assert_eq!(replay, withdrawn);
         let again = withdrawal(&signature.signature_id);
         let again = admin.signatures().withdraw_signature(again).await.unwrap().into_inner();
-        assert_eq!((again.signature, again.revision), (withdrawn.signature, withdrawn.revision));
+        assert_eq!(again.signature, withdrawn.signature);
+        assert_nothing_since(&cluster, withdrawn.revision, again.revision).await;
         let stranger = cluster.as_caller(world::admin(Uuid::from_u128(0xbad)));
         let unseen = withdrawal(&signature.signature_id);
         assert_eq!(
@@ -287,15 +283,24 @@ async fn whoever_accepts_an_invitation_becomes_a_customer_and_signs_in_one_step(
     }
 }
 
+/// The ids of a partner's invitations in a state.
+async fn invitations(partner: &As, state: InvitationState) -> Vec<String> {
+    let request = ListInvitationsRequest { state: state.into(), ..ListInvitationsRequest::default() };
+    let listed = partner.signatures().list_invitations(request).await.unwrap().into_inner();
+    listed.invitations.into_iter().map(|row| row.invitation_id).collect()
+}
+
+/// An invitation that can be accepted no more.
+async fn assert_ended(admin: &As, invited: &Invitation, state: &str) {
+    let answer = admin.signatures().accept_invitation(acceptance(invited, None)).await.unwrap_err();
+    assert_eq!(refused(&answer), precondition("INVITATION_NOT_PENDING"));
+    assert_eq!(metadata_of(&answer)["state"], state);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn invitations_end_by_revocation_or_time_and_each_partner_sees_its_own() {
-    tests::needs_own!("a clock that it sets");
+async fn an_invitation_ends_by_revocation_and_each_partner_sees_its_own() {
     for backend in Backend::all() {
-        let clock = Clock::manual(Clock::system().now());
-        let setup = Setup { backend, clock: clock.clone(), ..Setup::default() };
-        let cluster = Cluster::start(setup).await.unwrap();
-        world::register_partners(&cluster).await.unwrap();
-        let direct = cluster.as_caller(world::sales(DIRECT));
+        let (cluster, direct) = world_on(backend).await;
         let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
         let admin = admin_of(&cluster, &customer);
 
@@ -309,45 +314,55 @@ async fn invitations_end_by_revocation_or_time_and_each_partner_sees_its_own() {
             let answer = direct.signatures().revoke_invitation(request).await.unwrap().into_inner();
             assert_eq!(answer.invitation.unwrap().state(), InvitationState::Revoked);
         }
+        let other = invite(&direct, Some(&customer), None).await.unwrap();
+        assert_ended(&admin, &revoked, "REVOKED").await;
+        admin.signatures().accept_invitation(acceptance(&other, None)).await.unwrap();
+
+        for (state, expected) in [
+            (InvitationState::Revoked, vec![&revoked]),
+            (InvitationState::Accepted, vec![&other]),
+            (InvitationState::Expired, vec![]),
+            (InvitationState::Unspecified, vec![&revoked, &other]),
+        ] {
+            let expected: Vec<_> = expected.into_iter().map(|one| one.invitation_id.clone()).collect();
+            assert_eq!(invitations(&direct, state).await, expected, "{state:?}");
+        }
+        let provider = cluster.as_caller(world::sales(PROVIDER));
+        assert!(invitations(&provider, InvitationState::Unspecified).await.is_empty());
+        let unseen = invitation(&provider, &other.invitation_id).await.unwrap_err();
+        assert_eq!(refused(&unseen), not_found());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_invitation_ends_by_time() {
+    tests::needs_own!("a clock that it sets");
+    for backend in Backend::all() {
+        let clock = Clock::manual(Clock::system().now());
+        let setup = Setup { backend, clock: clock.clone(), ..Setup::default() };
+        let cluster = Cluster::start(setup).await.unwrap();
+        world::register_partners(&cluster).await.unwrap();
+        let direct = cluster.as_caller(world::sales(DIRECT));
+        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+        let admin = admin_of(&cluster, &customer);
+
         let late = invite(&direct, Some(&customer), None).await.unwrap();
-        let soon = CreateInvitationRequest {
-            expires_at: Some(timestamp(clock.now() + Duration::days(1))),
+        let ending_after = |days| CreateInvitationRequest {
+            expires_at: Some(timestamp(clock.now() + Duration::days(days))),
             ..world::new_invitation(Some(&customer), None)
         };
-        let soon =
-            direct.signatures().create_invitation(soon).await.unwrap().into_inner().invitation.unwrap();
-        let too_late = CreateInvitationRequest {
-            expires_at: Some(timestamp(clock.now() + Duration::days(91))),
-            ..world::new_invitation(Some(&customer), None)
-        };
-        let too_late = direct.signatures().create_invitation(too_late).await.unwrap_err();
+        let soon = direct.signatures().create_invitation(ending_after(1)).await.unwrap().into_inner();
+        let soon = soon.invitation.unwrap();
+        let too_late = direct.signatures().create_invitation(ending_after(91)).await.unwrap_err();
         assert_eq!(bad_fields_of(&too_late), ["expires_at"]);
 
         clock.set(clock.now() + Duration::days(1));
-        for (given, state) in [(&revoked, "REVOKED"), (&soon, "EXPIRED")] {
-            let answer = admin.signatures().accept_invitation(acceptance(given, None)).await.unwrap_err();
-            assert_eq!(refused(&answer), precondition("INVITATION_NOT_PENDING"));
-            assert_eq!(metadata_of(&answer)["state"], state);
-        }
+        assert_ended(&admin, &soon, "EXPIRED").await;
         clock.set(clock.now() + Duration::days(29) - Duration::microseconds(1));
         admin.signatures().accept_invitation(acceptance(&late, None)).await.unwrap();
-
-        let list = async |partner: &As, state: InvitationState| {
-            let request = ListInvitationsRequest { state: state.into(), ..ListInvitationsRequest::default() };
-            let listed = partner.signatures().list_invitations(request).await.unwrap().into_inner();
-            listed.invitations.into_iter().map(|row| row.invitation_id).collect::<Vec<_>>()
-        };
-        assert_eq!(
-            list(&direct, InvitationState::Revoked).await,
-            std::slice::from_ref(&revoked.invitation_id)
-        );
-        assert_eq!(list(&direct, InvitationState::Expired).await, std::slice::from_ref(&soon.invitation_id));
-        assert_eq!(list(&direct, InvitationState::Accepted).await, std::slice::from_ref(&late.invitation_id));
-        assert_eq!(list(&direct, InvitationState::Unspecified).await.len(), 3);
-        let provider = cluster.as_caller(world::sales(PROVIDER));
-        assert!(list(&provider, InvitationState::Unspecified).await.is_empty());
-        let unseen = invitation(&provider, &late.invitation_id).await.unwrap_err();
-        assert_eq!(refused(&unseen), not_found());
+        for (state, one) in [(InvitationState::Expired, &soon), (InvitationState::Accepted, &late)] {
+            assert_eq!(invitations(&direct, state).await, std::slice::from_ref(&one.invitation_id));
+        }
     }
 }
 
@@ -455,7 +470,6 @@ async fn a_customer_is_created_with_an_invitation_in_one_step_or_not_at_all() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_withdrawn_attestation_uncovers_its_partner_unless_something_else_counts() {
-    tests::needs_own!("a history that nobody else adds to");
     for backend in Backend::all() {
         let (cluster, direct) = world_on(backend).await;
         let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
@@ -490,7 +504,8 @@ async fn a_withdrawn_attestation_uncovers_its_partner_unless_something_else_coun
         let twice = withdraw(&direct, &only.attestation_id).await.unwrap();
         let withdrawn_at =
             |answer: &WithdrawAttestationResponse| answer.attestation.clone().unwrap().withdrawn_at;
-        assert_eq!((withdrawn_at(&twice), twice.revision), (withdrawn_at(&bare), bare.revision));
+        assert_eq!(withdrawn_at(&twice), withdrawn_at(&bare));
+        assert_nothing_since(&cluster, bare.revision, twice.revision).await;
         // What was withdrawn can be attested anew (ATT-8).
         let anew = world::attest(&direct, &other, Clock::system().now()).await.unwrap().attestation.unwrap();
         assert_ne!(anew.attestation_id, only.attestation_id);

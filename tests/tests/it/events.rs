@@ -236,7 +236,7 @@ async fn a_watcher_that_comes_back_at_its_cursor_misses_nothing_and_gets_nothing
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_watcher_that_reads_nothing_is_closed_with_its_cursor_and_makes_room_for_another() {
-    tests::needs_own!("a service without TLS");
+    tests::needs_own!("limits and connections that it fills");
     // One more is order-svc.
     const WATCHERS_MAX: usize = 63;
     const AT_ONCE: usize = 25;

@@ -395,9 +395,8 @@ async fn a_late_yes_and_the_one_that_came_instead_make_one_order() {
     assert_eq!(orders_of(&direct).await, 1);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_connection_that_died_without_a_word_is_given_up_for_a_new_one() {
-    tests::needs_own!("services that it stops");
+/// Both services with a line between them, and a partner with a customer that accepted.
+async fn behind_a_line() -> (Line, Cluster, As, String) {
     let line = Line::start().await;
     let setup = Setup { agreements_at: Some(line.url.clone()), gate_deadline_ms: 1000, ..Setup::default() };
     let mut cluster = Cluster::start(setup).await.unwrap();
@@ -407,6 +406,13 @@ async fn a_connection_that_died_without_a_word_is_given_up_for_a_new_one() {
     let direct = cluster.as_caller(world::sales(DIRECT));
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    (line, cluster, direct, customer)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_connection_that_died_without_a_word_is_given_up_for_a_new_one() {
+    tests::needs_own!("services that it stops");
+    let (line, _cluster, direct, customer) = behind_a_line().await;
     world::order(&direct, &customer, None, 5).await.unwrap();
 
     line.cut();
@@ -421,6 +427,18 @@ async fn a_connection_that_died_without_a_word_is_given_up_for_a_new_one() {
     };
     tokio::time::timeout(Duration::from_secs(15), asking).await.unwrap();
     assert_eq!(orders_of(&direct).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_connection_that_is_reset_under_a_question_costs_a_second_one_and_no_order() {
+    tests::needs_own!("a line to agreement-svc that it cuts");
+    const ORDERS: usize = 8;
+    let (line, _cluster, direct, customer) = behind_a_line().await;
+    for _ in 0..ORDERS {
+        line.reset_next();
+        world::order(&direct, &customer, None, 5).await.unwrap();
+    }
+    assert_eq!(orders_of(&direct).await, ORDERS);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

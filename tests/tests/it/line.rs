@@ -1,7 +1,8 @@
 //! A line between order-svc and agreement-svc: it carries bytes, can hold those of the answers back, and can
-//! go dead without a word, as networks do.
+//! go dead without a word or be reset, as networks and machines do.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
@@ -16,6 +17,7 @@ pub(crate) struct Line {
     to: Arc<Mutex<Option<SocketAddr>>>,
     cuts: watch::Sender<()>,
     are_answers_held: watch::Sender<bool>,
+    is_reset: Arc<AtomicBool>,
 }
 
 impl Line {
@@ -24,14 +26,15 @@ impl Line {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (cuts, are_answers_held) = (watch::Sender::new(()), watch::Sender::new(false));
-        let line = Self { url, to: Arc::default(), cuts, are_answers_held };
+        let line = Self { url, to: Arc::default(), cuts, are_answers_held, is_reset: Arc::default() };
         let (to, cuts, held) = (line.to.clone(), line.cuts.clone(), line.are_answers_held.clone());
+        let is_reset = line.is_reset.clone();
         tokio::spawn(async move {
             loop {
                 let (near, _) = listener.accept().await.unwrap();
                 let to = *to.lock().unwrap();
                 if let Some(to) = to {
-                    tokio::spawn(carry(near, to, cuts.subscribe(), held.subscribe()));
+                    tokio::spawn(carry(near, to, cuts.subscribe(), held.subscribe(), is_reset.clone()));
                 }
             }
         });
@@ -52,6 +55,11 @@ impl Line {
     pub(crate) fn hold_answers(&self, hold: bool) {
         self.are_answers_held.send_replace(hold);
     }
+
+    /// The next answer does not come: its connection is reset instead.
+    pub(crate) fn reset_next(&self) {
+        self.is_reset.store(true, Ordering::SeqCst);
+    }
 }
 
 /// Carries what comes until an end closes, or until the line is cut.
@@ -60,15 +68,23 @@ async fn carry(
     to: SocketAddr,
     mut cuts: watch::Receiver<()>,
     held: watch::Receiver<bool>,
+    is_reset: Arc<AtomicBool>,
 ) {
     let Ok(mut far) = TcpStream::connect(to).await else { return };
     let (mut asked, near_end) = near.split();
     let (answered, mut far_end) = far.split();
+    let mut has_failed = false;
     let is_cut = tokio::select! {
         _ = copy(&mut asked, &mut far_end) => false,
-        _ = answer(answered, near_end, held) => false,
+        ended = answer(answered, near_end, held, &is_reset) => {
+            has_failed = ended.is_err();
+            false
+        }
         cut = cuts.changed() => cut.is_ok(),
     };
+    if has_failed {
+        near.set_zero_linger().unwrap();
+    }
     if is_cut {
         // The far end may know; order-svc must find out by itself.
         drop(far);
@@ -80,12 +96,16 @@ async fn answer(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
     mut held: watch::Receiver<bool>,
+    is_reset: &AtomicBool,
 ) -> std::io::Result<()> {
     let mut bytes = [0; 4096];
     loop {
         let count = from.read(&mut bytes).await?;
         if count == 0 {
             return Ok(());
+        }
+        if is_reset.swap(false, Ordering::SeqCst) {
+            return Err(std::io::ErrorKind::ConnectionReset.into());
         }
         drop(held.wait_for(|held| !held).await);
         to.write_all(&bytes[..count]).await?;

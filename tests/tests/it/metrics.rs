@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use chassis::auth::token::SigningKey;
 use chassis::clock::Clock;
 use chrono::TimeDelta;
 use diesel::connection::SimpleConnection;
 use tests::processes::{Processes, build_binaries};
+use tests::vault::Authority;
 use tests::world::{self, DIRECT, OFFICE};
 use tests::{As, Backend, Cluster, Setup};
+use tokio::time::timeout;
 use tonic::codegen::http::uri::PathAndQuery;
 
 /// Longer than anything here takes.
@@ -31,6 +34,23 @@ fn promtool() -> Option<Command> {
 
 fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(path)
+}
+
+/// Has a scrape judged.
+fn judge(scrape: &str) {
+    assert!(scrape.contains("\r\ncontent-type: text/plain; version=0.0.4\r\n"), "{scrape}");
+    let Some(mut promtool) = promtool() else { return };
+    let judge = promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut judge = judge.stderr(Stdio::piped()).spawn().unwrap();
+    let body = scrape.split_once("\r\n\r\n").unwrap().1;
+    judge.stdin.take().unwrap().write_all(body.as_bytes()).unwrap();
+    let judged = judge.wait_with_output().unwrap();
+    let complaints = [judged.stdout, judged.stderr].concat();
+    assert!(judged.status.success(), "{}\n{body}", String::from_utf8_lossy(&complaints));
+}
+
+fn names(all: BTreeMap<String, f64>) -> impl Iterator<Item = String> {
+    all.into_keys().map(|name| name.split('{').next().unwrap().to_owned())
 }
 
 /// The samples of a scrape, by name and labels.
@@ -88,18 +108,9 @@ async fn prometheus_takes_what_both_services_say_and_alarms_and_dashboard_ask_fo
                 orders = processes.orders.metrics().await.unwrap();
             }
         };
-        tokio::time::timeout(LONG, told).await.unwrap();
-        for scrape in [&agreements, &orders] {
-            assert!(scrape.contains("\r\ncontent-type: text/plain; version=0.0.4\r\n"), "{scrape}");
-            let Some(mut promtool) = promtool() else { continue };
-            let judge = promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-            let mut judge = judge.stderr(Stdio::piped()).spawn().unwrap();
-            let body = scrape.split_once("\r\n\r\n").unwrap().1;
-            judge.stdin.take().unwrap().write_all(body.as_bytes()).unwrap();
-            let judged = judge.wait_with_output().unwrap();
-            let complaints = [judged.stdout, judged.stderr].concat();
-            assert!(judged.status.success(), "{}\n{body}", String::from_utf8_lossy(&complaints));
-        }
+        timeout(LONG, told).await.unwrap();
+        judge(&agreements);
+        judge(&orders);
 
         let all: BTreeMap<_, _> = samples(&agreements).into_iter().chain(samples(&orders)).collect();
         let expect = |name: &str, value: f64| {
@@ -136,8 +147,9 @@ async fn prometheus_takes_what_both_services_say_and_alarms_and_dashboard_ask_fo
         expect("agreement_svc_history_revision", all["order_svc_history_revision"]);
         expect(r#"order_svc_build_info{version="0.1.0"}"#, 1.0);
         assert!(all.keys().all(|name| !name.contains(&DIRECT.to_string()) && !name.contains("jane")));
-        said.extend(all.into_keys().map(|name| name.split('{').next().unwrap().to_owned()));
+        said.extend(names(all));
     }
+    said.extend(names(numbers(&secured().await).await));
 
     // Every name that alarms and dashboard ask for.
     for file in ["prometheus/alerts.yml", "grafana/dashboards/agreement-gate.json"] {
@@ -178,6 +190,97 @@ async fn numbers(cluster: &Cluster) -> BTreeMap<String, f64> {
     samples(&agreements).into_iter().chain(samples(&orders)).collect()
 }
 
+async fn secured() -> Cluster {
+    Cluster::start(Setup { secured: true, ..Setup::default() }).await.unwrap()
+}
+
+/// The numbers of both services, once some are as they are to be.
+async fn until(cluster: &Cluster, expected: &[(String, f64)]) -> BTreeMap<String, f64> {
+    let mut all = BTreeMap::new();
+    let told = async {
+        while expected.iter().any(|(name, value)| all.get(name) != Some(value)) {
+            all = numbers(cluster).await;
+        }
+    };
+    let told = timeout(LONG, told).await;
+    assert!(told.is_ok(), "{expected:#?} are not in {all:#?}");
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn it_is_told_when_certificates_and_tokens_end_and_that_files_make_no_sense() {
+    tests::needs_own!("keys and certificates that it makes");
+    let cluster = secured().await;
+    let vault = cluster.vault();
+    let year = |year| chrono::NaiveDate::from_ymd_opt(year, 1, 1).unwrap();
+    let year = |number| year(number).and_time(chrono::NaiveTime::MIN).and_utc().timestamp() as f64;
+    let told = |service: &str, what: &str, label: &str, of: &str, value: f64| {
+        (format!(r#"{service}_{what}{{{label}="{of}"}}"#), value)
+    };
+    let ends = |service, credential, value| {
+        told(service, "credential_ends_timestamp_seconds", "credential", credential, value)
+    };
+    let unusable = |service, files, value| told(service, "files_unusable", "files", files, value);
+    let both = ["agreement_svc", "order_svc"];
+    let all_files = || {
+        let of_both = both.into_iter().flat_map(|of| [(of, "server-tls"), (of, "token-keys")]);
+        of_both.chain([("order_svc", "client-tls"), ("order_svc", "service-token")])
+    };
+
+    // Of several certificates the one that ends first, whichever place it has.
+    let (authority, other) = (Authority::until(2042).unwrap(), Authority::until(2041).unwrap());
+    vault.issue_until(&authority, "server", 2040).unwrap();
+    let chain = std::fs::read_to_string(vault.file("server.pem")).unwrap();
+    vault.put("server.pem", &format!("{chain}{}", Authority::until(2039).unwrap().pem())).unwrap();
+    vault.issue_until(&authority, "client", 2038).unwrap();
+    vault.put("ca.pem", &format!("{}{}", authority.pem(), other.pem())).unwrap();
+    let issuer = vault.issuer();
+    let now = Clock::system().now().timestamp();
+    let mut claims = issuer.claims(&world::service());
+    (claims["iat"], claims["exp"]) = (now.into(), (now + 3600).into());
+    vault.put("service.token", &issuer.signs().sign(&claims).unwrap()).unwrap();
+    let token_begins =
+        told("order_svc", "credential_begins_timestamp_seconds", "credential", "service-token", now as f64);
+    let mut expected = vec![
+        ends("order_svc", "client-certificate", year(2038)),
+        ends("order_svc", "server-authority", year(2041)),
+        ends("order_svc", "service-token", (now + 3600) as f64),
+        token_begins,
+    ];
+    for service in both {
+        expected.push(ends(service, "server-certificate", year(2039)));
+        expected.push(ends(service, "client-authority", year(2041)));
+    }
+    expected.extend(all_files().map(|(service, files)| unusable(service, files, 0.0)));
+    let all = until(&cluster, &expected).await;
+    let is_of_files = |name: &&String| name.contains("_credential_ends_") || name.contains("_files_");
+    assert_eq!(all.keys().filter(is_of_files).count(), expected.len() - 1, "{all:#?}");
+
+    // What goes on is told of, and that it is not what the files say.
+    let key = std::fs::read_to_string(vault.file("server.key")).unwrap();
+    let right = [
+        ("server.key", key),
+        ("ca.pem", authority.pem()),
+        ("jwks.json", SigningKey::public_set(&[issuer.signs()])),
+        ("service.token", issuer.token(&world::service())),
+    ];
+    for (file, _) in &right {
+        vault.put(file, "nothing of use").unwrap();
+    }
+    let wrong: Vec<_> = all_files().map(|(service, files)| unusable(service, files, 1.0)).collect();
+    let all = until(&cluster, &wrong).await;
+    let (server, end) = ends("order_svc", "server-certificate", year(2039));
+    assert_eq!(all[&server], end);
+    for (file, contents) in &right {
+        vault.put(file, contents).unwrap();
+    }
+    let mut expected: Vec<_> = all_files().map(|(service, files)| unusable(service, files, 0.0)).collect();
+    expected.push(ends("order_svc", "server-authority", year(2042)));
+    until(&cluster, &expected).await;
+    judge(&cluster.agreements_metrics().await.unwrap());
+    judge(&cluster.orders_metrics().await.unwrap());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_is_not_done_yet_is_counted_with_the_age_of_the_oldest() {
     tests::needs_own!("metrics of services of its own");
@@ -189,7 +292,7 @@ async fn what_is_not_done_yet_is_counted_with_the_age_of_the_oldest() {
         let mut cluster = Cluster::start(setup).await.unwrap();
         traffic(&cluster.as_caller(world::operator()), &cluster.as_caller(world::sales(DIRECT))).await;
         let reported = async { while numbers(&cluster).await["order_svc_purchase_reports_waiting"] > 0.0 {} };
-        tokio::time::timeout(LONG, reported).await.unwrap();
+        timeout(LONG, reported).await.unwrap();
         let undone = [
             ("agreement_svc_mails_waiting", 1.0),
             ("agreement_svc_mails_oldest_age_seconds", 0.0),
@@ -244,7 +347,7 @@ async fn a_database_that_does_not_answer_is_said_not_to_and_nothing_is_made_up()
                 held = Some(other);
             }
         }
-        let now = tokio::time::timeout(LONG, numbers(&cluster)).await.unwrap();
+        let now = timeout(LONG, numbers(&cluster)).await.unwrap();
         assert_eq!(now["agreement_svc_database_answers"], 0.0);
         assert!(read.iter().all(|name| !now.contains_key(name)), "{now:#?}");
         assert_eq!(now["agreement_svc_calls_in_progress"], 0.0, "what is known is told");

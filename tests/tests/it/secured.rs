@@ -5,16 +5,16 @@
 
 use std::time::{Duration, Instant};
 
-use chassis::auth::token::{SigningKey, claims};
+use chassis::auth::token::SigningKey;
 use chassis::auth::{Caller, Channel};
 use chassis::clock::Clock;
-use chrono::TimeDelta;
+use chassis::tls::ClientSettings;
 use proto::agreement::ListAttestationsRequest;
 use proto::order::{CreateOrderRequest, CreateOrderResponse};
 use serde_json::{Value, json};
 use tests::clients::Identity;
-use tests::cluster::secure;
-use tests::vault::{AUDIENCE, Authority, ISSUER, bearer};
+use tests::cluster::channel_to;
+use tests::vault::{Authority, Vault, bearer};
 use tests::world::{self, DIRECT, OFFICE};
 use tests::{As, Cluster, Setup, metadata_of, reason_of};
 use tokio::net::TcpStream;
@@ -48,17 +48,6 @@ async fn until<T, F: Future<Output = T>>(
     }
 }
 
-/// The claims of an operator, who may do most.
-fn operator() -> Value {
-    claims(&world::operator(), ISSUER, AUDIENCE, Clock::system().now(), TimeDelta::hours(1))
-}
-
-fn with(claim: &str, value: Value) -> Value {
-    let mut claims = operator();
-    claims[claim] = value;
-    claims
-}
-
 fn base64(json: &Value) -> String {
     use base64::Engine;
     base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json.to_string())
@@ -79,17 +68,23 @@ fn sending(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_is_forged_or_of_no_use_is_refused_by_both_services_with_what_is_the_matter() {
-    tests::needs_own!("keys and certificates that it makes");
     let cluster = secured().await;
-    let (vault, services) = (cluster.vault(), cluster.as_nobody());
-    let signed = |claims: &Value| vault.signs().sign(claims).unwrap();
-    let good = signed(&operator());
+    let (issuer, services) = (cluster.issuer(), cluster.as_nobody());
+    let signed = |claims: &Value| issuer.signs().sign(claims).unwrap();
+    // An operator may do most.
+    let operator = issuer.claims(&world::operator());
+    let with = |claim: &str, value: Value| {
+        let mut claims = operator.clone();
+        claims[claim] = value;
+        claims
+    };
+    let good = signed(&operator);
     let [header, payload, signature] = good.split('.').collect::<Vec<_>>()[..] else { panic!("{good}") };
     let (stranger, _) = SigningKey::generate().unwrap();
     let now = Clock::system().now().timestamp();
     let everything = with("roles", json!(["ADMIN_AGENT", "SALES_AGENT"]));
     let kid =
-        serde_json::from_str::<Value>(&SigningKey::public_set(&[vault.signs()])).unwrap()["keys"][0].clone();
+        serde_json::from_str::<Value>(&SigningKey::public_set(&[issuer.signs()])).unwrap()["keys"][0].clone();
     let hmac = {
         use base64::Engine;
         use hmac::{Hmac, KeyInit, Mac};
@@ -109,9 +104,9 @@ async fn what_is_forged_or_of_no_use_is_refused_by_both_services_with_what_is_th
         ("truncated", good[..good.len() - 10].to_owned(), "authorization"),
         ("alg none", format!("{unsigned}.{payload}."), "authorization"),
         ("HS256 by the public key", hmac, "authorization"),
-        ("a stranger's key", stranger.sign(&operator()).unwrap(), "kid"),
+        ("a stranger's key", stranger.sign(&operator).unwrap(), "kid"),
         ("an unknown kid", format!("{mine}.{payload}.{signature}"), "kid"),
-        ("expired", signed(&with("exp", json!(now - 1))), "exp"),
+        ("expired", signed(&with("exp", json!(now - 3600))), "exp"),
         ("without an end", signed(&with("exp", json!(null))), "exp"),
         ("not yet valid", signed(&with("nbf", json!(now + 3600))), "nbf"),
         ("another audience", signed(&with("aud", json!("other"))), "aud"),
@@ -142,10 +137,9 @@ async fn what_is_forged_or_of_no_use_is_refused_by_both_services_with_what_is_th
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn only_one_bearer_token_identifies_and_metadata_beside_it_counts_for_nothing() {
-    tests::needs_own!("keys and certificates that it makes");
     let cluster = secured().await;
     let services = cluster.as_nobody();
-    let token = |caller| cluster.vault().token(&caller);
+    let token = |caller| cluster.token(&caller);
     let operator_word = || {
         let mut word = vec![("x-tenant-kind", "OPERATOR".to_owned())];
         word.push(("x-tenant-id", world::OPERATOR.to_string()));
@@ -205,7 +199,6 @@ fn prompted(customer_id: &str) -> CreateOrderRequest {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_order_with_its_attestation_is_placed_and_no_identity_is_exempt_from_the_gate() {
-    tests::needs_own!("keys and certificates that it makes");
     let cluster = secured().await;
     let (direct, customer_id) = customer(&cluster).await;
     for channel in [Channel::Dashboard, Channel::Api] {
@@ -238,20 +231,20 @@ async fn an_order_with_its_attestation_is_placed_and_no_identity_is_exempt_from_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_file_is_imported_by_whom_a_token_names_over_mutual_tls() {
-    tests::needs_own!("keys and certificates that it makes");
     let cluster = secured().await;
     let (direct, customer_id) = customer(&cluster).await;
-    let vault = cluster.vault();
-    vault.put("partner.token", &vault.token(&world::sales(DIRECT))).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (token, file) = (folder.path().join("partner.token"), folder.path().join("customers.csv"));
+    std::fs::write(&token, cluster.token(&world::sales(DIRECT))).unwrap();
     let rows = format!(
         "CustomerId,FirstName,LastName,Email,DateAgreed\n{customer_id},Tania,Carr,t@a.example,2026-01-01\n"
     );
-    vault.put("customers.csv", &rows).unwrap();
+    std::fs::write(&file, &rows).unwrap();
     let import = agreement_svc::config::Import {
-        file: vault.file("customers.csv"),
-        address: format!("https://{}", cluster.agreements_address()).parse().unwrap(),
-        tls: vault.client_tls(Some("client")),
-        token: Some(vault.file("partner.token")),
+        file,
+        address: cluster.addresses()[0].parse().unwrap(),
+        tls: cluster.client_tls(),
+        token: Some(token),
         partner_id: None,
         user_id: None,
         template_id: world::CUSTOMER_AGREEMENT.parse().unwrap(),
@@ -274,16 +267,19 @@ async fn the_keys_of_the_issuer_are_replaced_while_both_services_serve() {
     let cluster = secured().await;
     let services = cluster.as_nobody();
     let (next, _) = SigningKey::generate().unwrap();
-    let old = || Identity::by(bearer(&cluster.vault().token(&world::operator())));
-    let new = || Identity::by(bearer(&next.sign(&operator()).unwrap()));
+    let issuer = cluster.issuer();
+    let old = || Identity::by(bearer(&issuer.token(&world::operator())));
+    let new = || Identity::by(bearer(&next.sign(&issuer.claims(&world::operator())).unwrap()));
     let is_let_in =
         |answer: &Result<_, Status>| !matches!(answer, Err(status) if status.code() == Code::Unauthenticated);
     let sets = [
-        (SigningKey::public_set(&[cluster.vault().signs()]), (true, false)),
-        (SigningKey::public_set(&[cluster.vault().signs(), &next]), (true, true)),
+        (SigningKey::public_set(&[issuer.signs()]), (true, false)),
+        (SigningKey::public_set(&[issuer.signs(), &next]), (true, true)),
         (SigningKey::public_set(&[&next]), (false, true)),
         ("not a set at all".to_owned(), (false, true)),
-        (SigningKey::public_set(&[cluster.vault().signs()]), (true, false)),
+        // Whoever empties it wants nobody to be let in.
+        (r#"{"keys": []}"#.to_owned(), (false, false)),
+        (SigningKey::public_set(&[issuer.signs()]), (true, false)),
     ];
     for (n, (set, expected)) in sets.iter().enumerate() {
         cluster.vault().put("jwks.json", set).unwrap();
@@ -306,14 +302,15 @@ async fn without_a_valid_token_of_its_own_order_svc_sells_nothing_until_it_is_gi
     place(&direct, prompted(&customer_id)).await.unwrap();
     let vault = cluster.vault();
     let order = || place(&direct, world::new_order(&customer_id, None, OFFICE, 5));
-    let expired = vault.signs().sign(&json!({"exp": 1})).unwrap();
+    let issuer = vault.issuer();
+    let expired = issuer.signs().sign(&json!({"exp": 1})).unwrap();
     // One that is believed, of somebody who may not ask for others.
-    let partners = vault.token(&world::sales(Uuid::from_u128(0xbad)));
+    let partners = issuer.token(&world::sales(Uuid::from_u128(0xbad)));
     for token in [expired, partners] {
         vault.put("service.token", &token).unwrap();
         let refused = until("refused", order, Result::is_err).await.unwrap_err();
         assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::Unavailable, "GATE_UNAVAILABLE"));
-        vault.put("service.token", &vault.token(&world::service())).unwrap();
+        vault.put("service.token", &issuer.token(&world::service())).unwrap();
         until("accepted again", order, Result::is_ok).await.unwrap();
     }
     // What is no token at all is not taken.
@@ -335,26 +332,22 @@ fn is_connected(answer: Result<Vec<u8>, Status>) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_client_is_let_in_by_a_certificate_of_the_authority_and_by_no_other() {
-    tests::needs_own!("keys and certificates that it makes");
     let cluster = secured().await;
-    let vault = cluster.vault();
-    let other = Authority::new().unwrap();
-    vault.issue(&other, "stranger").unwrap();
-    for (address, path) in
-        [(cluster.agreements_address(), FOR_EVERYONE[0]), (cluster.orders_address(), FOR_EVERYONE[1])]
-    {
-        let ask = |certificate: Option<&str>| {
-            let wire = secure(address, &vault.client_tls(certificate));
+    let known = cluster.client_tls();
+    let unnamed = ClientSettings { cert: None, key: None, ..known.clone() };
+    let strangers = Vault::new(Clock::system()).unwrap();
+    let stranger = ClientSettings { ca: known.ca.clone(), ..strangers.client_tls(Some("client")) };
+    for (address, path) in cluster.addresses().iter().zip(FOR_EVERYONE) {
+        let ask = |address: &str, settings: &ClientSettings| {
+            let wire = channel_to(address, settings, |endpoint| endpoint);
             let identity = cluster.identity(world::operator());
             async move { is_connected(call(&wire, identity, path, &[]).await) }
         };
-        assert!(ask(Some("client")).await);
-        assert!(!ask(None).await);
-        assert!(!ask(Some("stranger")).await);
+        assert!(ask(address, &known).await);
+        assert!(!ask(address, &unnamed).await);
+        assert!(!ask(address, &stranger).await);
         // Without TLS nobody answers at all.
-        let plain = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap();
-        let answer = call(&plain.connect_lazy(), cluster.identity(world::operator()), path, &[]).await;
-        assert!(!is_connected(answer));
+        assert!(!ask(&address.replace("https://", "http://"), &ClientSettings::default()).await);
     }
 }
 
@@ -366,13 +359,13 @@ async fn certificates_and_authorities_are_replaced_while_both_services_serve() {
     place(&direct, prompted(&customer_id)).await.unwrap();
     let vault = cluster.vault();
     let next = Authority::new().unwrap();
-    let addresses = [cluster.agreements_address(), cluster.orders_address()];
+    let addresses = cluster.addresses();
     let identity = cluster.identity(world::operator());
     // How many of the two let a new connection in.
     let fresh = |certificate: &'static str, authority: &'static str| {
         let mut settings = vault.client_tls(Some(certificate));
         settings.ca = Some(vault.file(authority));
-        let wires = addresses.map(|address| secure(address, &settings));
+        let wires = addresses.each_ref().map(|address| channel_to(address, &settings, |endpoint| endpoint));
         let identity = identity.clone();
         async move {
             let mut let_in = 0;
@@ -416,15 +409,13 @@ async fn certificates_and_authorities_are_replaced_while_both_services_serve() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn connections_that_never_shake_hands_hold_up_nobody() {
-    tests::needs_own!("keys and certificates that it makes");
     let cluster = secured().await;
-    for address in [cluster.agreements_address(), cluster.orders_address()] {
+    for (address, path) in cluster.addresses().iter().zip(FOR_EVERYONE) {
         let mut silent = vec![];
         for _ in 0..100 {
-            silent.push(TcpStream::connect(address).await.unwrap());
+            silent.push(TcpStream::connect(address.trim_start_matches("https://")).await.unwrap());
         }
-        let wire = secure(address, &cluster.vault().client_tls(Some("client")));
-        let path = if address == cluster.agreements_address() { FOR_EVERYONE[0] } else { FOR_EVERYONE[1] };
+        let wire = channel_to(address, &cluster.client_tls(), |endpoint| endpoint);
         let asking = call(&wire, cluster.identity(world::operator()), path, &[]);
         let answer = tokio::time::timeout(PATIENCE, asking).await.unwrap();
         assert_eq!(answer.unwrap_err().code(), Code::InvalidArgument);
@@ -434,7 +425,7 @@ async fn connections_that_never_shake_hands_hold_up_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_replica_that_is_down_costs_no_order() {
-    tests::needs_own!("keys and certificates that it makes");
+    tests::needs_own!("replicas that it starts");
     let first = Cluster::start(Setup::default()).await.unwrap();
     let (_, customer_id) = customer(&first).await;
     // It takes connections and never shakes hands.

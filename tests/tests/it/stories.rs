@@ -6,9 +6,9 @@ use chassis::auth::{Role, TenantKind};
 use chassis::clock::Clock;
 use chassis::form::timestamp;
 use proto::agreement::{
-    CreateAttestationRequest, CreateCustomerRequest, GetAttestationRequest, GetCustomerRequest,
-    GetTemplateRequest, InlineAttestation, ListAttestationsRequest, ListTemplatesRequest, PartnerKind,
-    PublishTemplateVersionRequest, RetireTemplateRequest, TemplateDocument, UpdateCustomerRequest,
+    CreateAttestationRequest, CreateCustomerRequest, GetAttestationRequest, GetTemplateRequest,
+    InlineAttestation, ListAttestationsRequest, ListTemplatesRequest, PartnerKind,
+    PublishTemplateVersionRequest, RetireTemplateRequest, UpdateCustomerRequest,
 };
 use proto::order::{
     ChangeSeatsRequest, GetOrderRequest, ListSubscriptionChangesRequest, NewOrderLine, SubscriptionChangeKind,
@@ -346,18 +346,7 @@ async fn a_new_version_stops_seat_changes_until_the_partner_attests_again() {
         let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
         world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
         let bought = world::order(&direct, &customer, None, 5).await.unwrap().subscriptions.remove(0);
-        let document = TemplateDocument {
-            country: "US".into(),
-            language: "en-US".into(),
-            link: "https://aka.ms/customeragreement".into(),
-            sha256: String::new(),
-        };
-        let publish = PublishTemplateVersionRequest {
-            request_id: world::request_id(),
-            template_id: CUSTOMER_AGREEMENT.into(),
-            documents: vec![document],
-            ..PublishTemplateVersionRequest::default()
-        };
+        let publish = world::new_version(CUSTOMER_AGREEMENT);
         let published = operator.templates().publish_template_version(publish.clone()).await.unwrap();
         assert_eq!(published.into_inner().template.unwrap().version_in_force, 3);
 
@@ -365,7 +354,7 @@ async fn a_new_version_stops_seat_changes_until_the_partner_attests_again() {
         let refused = change_seats(&direct, id, &bought.etag, 8).await.unwrap_err();
         assert_eq!(metadata_of(&refused)["reasons"], "VERSION_SUPERSEDED");
         // The customer has bought, so it can no longer sign directly: only the partner helps.
-        wait_until_bought(&cluster, &customer).await;
+        world::until_bought(&cluster, &customer).await.unwrap();
         let refused = change_seats(&direct, id, &bought.etag, 8).await.unwrap_err();
         assert_eq!(metadata_of(&refused)["remedies"], "ATTEST");
         world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
@@ -378,19 +367,6 @@ async fn a_new_version_stops_seat_changes_until_the_partner_attests_again() {
         };
         let refused = operator.templates().publish_template_version(early).await.unwrap_err();
         assert_eq!(refusal(&refused), refused_as(Code::FailedPrecondition, "NOT_LATER_THAN_LAST_VERSION"));
-    }
-}
-
-/// The reporter tells agreement-svc of the first purchase; nothing else makes it known.
-async fn wait_until_bought(cluster: &Cluster, customer: &str) {
-    let operator = cluster.as_caller(world::operator());
-    let request = GetCustomerRequest { customer_id: customer.into() };
-    loop {
-        let known = operator.customers().get_customer(request.clone()).await.unwrap().into_inner();
-        if known.customer.unwrap().first_purchase_at.is_some() {
-            return;
-        }
-        tokio::task::yield_now().await;
     }
 }
 
@@ -412,44 +388,68 @@ async fn the_first_purchase_is_reported_even_if_agreement_svc_was_away_when_it_w
     cluster.restart_orders().await.unwrap();
     cluster.orders_sql("DROP TRIGGER hold").unwrap();
     cluster.restart_agreements().await.unwrap();
-    wait_until_bought(&cluster, &customer).await;
+    world::until_bought(&cluster, &customer).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn templates_are_listed_by_type_and_retired_for_good() {
-    tests::needs_own!("templates that nobody else uses");
+async fn templates_are_listed_by_type() {
     for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
+        let (_cluster, direct) = world_on(backend).await;
         let list = async |types: &[AgreementType]| {
             let agreement_types = types.iter().map(|t| (*t).into()).collect();
-            direct.templates().list_templates(ListTemplatesRequest { agreement_types }).await
+            let listed = direct.templates().list_templates(ListTemplatesRequest { agreement_types }).await?;
+            Ok::<_, Status>(listed.into_inner().templates)
         };
         let refused = list(&[]).await.unwrap_err();
         assert_eq!(bad_fields_of(&refused), ["agreement_types"]);
         use AgreementType::{MicrosoftCloudAgreement, MicrosoftCustomerAgreement};
-        let both = list(&[MicrosoftCustomerAgreement, MicrosoftCloudAgreement]).await.unwrap().into_inner();
-        let shown: Vec<_> =
-            both.templates.iter().map(|t| (t.template_id.as_str(), t.version_in_force)).collect();
+        let mut both = list(&[MicrosoftCustomerAgreement, MicrosoftCloudAgreement]).await.unwrap();
+        assert!(both.is_sorted_by_key(|template| template.agreement_type));
+        let of_cloud = list(&[MicrosoftCloudAgreement]).await.unwrap();
+        assert!(of_cloud.iter().all(|t| t.agreement_type() == MicrosoftCloudAgreement));
+        // On a stack other tests publish templates of their own.
+        both.retain(|t| [CLOUD_AGREEMENT, CUSTOMER_AGREEMENT].contains(&t.template_id.as_str()));
+        let shown: Vec<_> = both.iter().map(|t| (t.template_id.as_str(), t.version_in_force)).collect();
         assert_eq!(shown, [(CLOUD_AGREEMENT, 0), (CUSTOMER_AGREEMENT, 2)]);
-        let newest: Vec<_> = both.templates[1].versions.iter().map(|v| v.number).collect();
+        let newest: Vec<_> = both[1].versions.iter().map(|v| v.number).collect();
         assert_eq!(newest, [2, 1]);
+    }
+}
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_template_is_retired_under_its_etag_and_for_good() {
+    for backend in Backend::all() {
+        let (cluster, direct) = world_on(backend).await;
         let operator = cluster.as_caller(world::operator());
+        let (template, _turn) = world::publish_cloud_agreement(&cluster).await.unwrap();
+        assert_eq!((template.version_in_force, template.retired_at), (1, None));
+        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+        let attest = CreateAttestationRequest {
+            request_id: world::request_id(),
+            customer_id: customer,
+            template_id: template.template_id.clone(),
+            contact: Some(world::contact()),
+            agreed_at: Some(timestamp(Clock::system().now())),
+            validate_only: true,
+        };
+        direct.attestations().create_attestation(attest.clone()).await.unwrap();
         let retire = |etag: &str| RetireTemplateRequest {
             request_id: world::request_id(),
-            template_id: CUSTOMER_AGREEMENT.into(),
+            template_id: template.template_id.clone(),
             etag: etag.into(),
         };
         let stale = operator.templates().retire_template(retire("0")).await.unwrap_err();
         assert_eq!(refusal(&stale), refused_as(Code::Aborted, "ETAG_STALE"));
-        let etag = both.templates[1].etag.clone();
-        let retired = operator.templates().retire_template(retire(&etag)).await.unwrap().into_inner();
-        assert!(retired.template.unwrap().retired_at.is_some());
-        let request = GetTemplateRequest { template_id: CUSTOMER_AGREEMENT.into() };
+        let retired = operator.templates().retire_template(retire(&template.etag)).await.unwrap();
+        assert!(retired.into_inner().template.unwrap().retired_at.is_some());
+        let request = GetTemplateRequest { template_id: template.template_id.clone() };
         let read = direct.templates().get_template(request).await.unwrap().into_inner().template.unwrap();
         assert_eq!(read.version_in_force, 0);
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        let refused = world::attest(&direct, &customer, Clock::system().now()).await.unwrap_err();
+        let refused = direct.attestations().create_attestation(attest).await.unwrap_err();
+        assert_eq!(refusal(&refused), refused_as(Code::FailedPrecondition, "TEMPLATE_RETIRED"));
+        assert_eq!(metadata_of(&refused)["use_template_id"], CUSTOMER_AGREEMENT);
+        let next = world::new_version(&template.template_id);
+        let refused = operator.templates().publish_template_version(next).await.unwrap_err();
         assert_eq!(refusal(&refused), refused_as(Code::FailedPrecondition, "TEMPLATE_RETIRED"));
     }
 }
@@ -483,7 +483,7 @@ async fn a_customer_is_changed_under_its_etag_and_invisible_to_strangers() {
 async fn of_a_partner_that_is_not_linked_nothing_is_told() {
     let (cluster, _) = world_on(Backend::Sqlite).await;
     let operator = cluster.as_caller(world::operator());
-    let other = uuid::Uuid::from_u128(0xe2);
+    let other = uuid::uuid!("00000000-0000-4000-8000-0000000000e2");
     world::register_partner(&operator, other, "Other", PartnerKind::IndirectProvider, Cloud::Public)
         .await
         .unwrap();
@@ -512,16 +512,8 @@ async fn a_version_scheduled_before_its_template_was_retired_never_takes_effect(
         let direct = cluster.as_caller(world::sales(DIRECT));
         let successor = uuid::Uuid::from_u128(0x7e).to_string();
         let publish = |template_id: &str, effective_from| PublishTemplateVersionRequest {
-            request_id: world::request_id(),
-            template_id: template_id.into(),
             effective_from,
-            documents: vec![TemplateDocument {
-                country: "US".into(),
-                language: "en-US".into(),
-                link: "https://aka.ms/customeragreement".into(),
-                sha256: String::new(),
-            }],
-            ..PublishTemplateVersionRequest::default()
+            ..world::new_version(template_id)
         };
         let next_year = Some(timestamp(start + chrono::Duration::days(365)));
         let scheduled =

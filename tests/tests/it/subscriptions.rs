@@ -14,7 +14,7 @@ use futures_util::future::join_all;
 use prost::Message;
 use proto::agreement::publish_template_version_request::Reacceptance;
 use proto::agreement::{
-    CreateAttestationRequest, EndRelationshipRequest, PublishTemplateVersionRequest, TemplateDocument,
+    CreateAttestationRequest, EndRelationshipRequest, PublishTemplateVersionRequest,
     WithdrawAttestationRequest, WithdrawalReason,
 };
 use proto::order::{
@@ -27,7 +27,7 @@ use proto::order::{
 use proto::types::{GateEvidence, GateRule};
 use tempfile::TempDir;
 use tests::clients::bad_fields_of;
-use tests::world::{self, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT};
+use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE};
 use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
 use tonic::{Code, Response, Status};
 
@@ -133,13 +133,13 @@ impl Asked {
     }
 }
 
-/// Both services under a manual clock, and a customer that accepted when it began.
+/// Both services, most often under a manual clock, and a customer that accepted when it began.
 struct World {
     cluster: Cluster,
     clock: Clock,
     direct: As,
     customer: String,
-    _offers: TempDir,
+    _offers: Option<TempDir>,
 }
 
 impl World {
@@ -149,17 +149,28 @@ impl World {
         world
     }
 
+    /// Under the system's clock, with the offers that ship.
+    async fn today(backend: Backend) -> Self {
+        let world = Self::on(Setup { backend, ..Setup::default() }, None).await;
+        world::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap();
+        world
+    }
+
     async fn without_acceptance(backend: Backend, start: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let offers = folder.path().join("offers.json");
         std::fs::write(&offers, OFFERS).unwrap();
         let clock = Clock::manual(time(start));
-        let setup = Setup { backend, clock: clock.clone(), offers: Some(offers), ..Setup::default() };
+        Self::on(Setup { backend, clock, offers: Some(offers), ..Setup::default() }, Some(folder)).await
+    }
+
+    async fn on(setup: Setup, offers: Option<TempDir>) -> Self {
+        let clock = setup.clock.clone();
         let cluster = Cluster::start(setup).await.unwrap();
         world::register_partners(&cluster).await.unwrap();
         let direct = cluster.as_caller(world::sales(DIRECT));
         let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        Self { cluster, clock, direct, customer, _offers: folder }
+        Self { cluster, clock, direct, customer, _offers: offers }
     }
 
     fn new_order(&self, offer_id: &str, lines: usize) -> CreateOrderRequest {
@@ -227,18 +238,8 @@ impl World {
 
     /// Publishes a version of the Customer Agreement that is in force now.
     async fn publish(&self, reacceptance: Option<Reacceptance>) {
-        let request = PublishTemplateVersionRequest {
-            request_id: world::request_id(),
-            template_id: CUSTOMER_AGREEMENT.into(),
-            reacceptance,
-            documents: vec![TemplateDocument {
-                country: "US".into(),
-                language: "en-US".into(),
-                link: "https://aka.ms/customeragreement".into(),
-                sha256: String::new(),
-            }],
-            ..PublishTemplateVersionRequest::default()
-        };
+        let request =
+            PublishTemplateVersionRequest { reacceptance, ..world::new_version(CUSTOMER_AGREEMENT) };
         let operator = self.cluster.as_caller(world::operator());
         operator.templates().publish_template_version(request).await.unwrap();
     }
@@ -443,26 +444,24 @@ async fn check_blocked(world: &World, on: [&Subscription; 3], off: &Subscription
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_is_gated_needs_an_acceptance_that_was_not_withdrawn() {
-    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
-        // Both agreements satisfy, for now.
-        let world = World::new(backend, "2019-11-01T12:00:00Z").await;
+        let world = World::today(backend).await;
+        let (template, _turn) = world::publish_cloud_agreement(&world.cluster).await.unwrap();
         let cloud = CreateAttestationRequest {
             request_id: world::request_id(),
             customer_id: world.customer.clone(),
-            template_id: CLOUD_AGREEMENT.into(),
+            template_id: template.template_id,
             contact: Some(world::contact()),
             agreed_at: Some(timestamp(world.clock.now())),
             validate_only: false,
         };
         world.direct.attestations().create_attestation(cloud).await.unwrap();
-        let on = world.subscribe_to("YEAR", 3).await;
-        let off = world.subscribe("YEAR").await;
+        let on = world.subscribe_to(OFFICE, 3).await;
+        let off = world.subscribe(OFFICE).await;
         let off = world.done(Wish::AutoRenew(false), &off).await;
 
         // The Cloud Agreement that is left satisfies nobody any more, but it is an acceptance: nothing
         // is cancelled.
-        world.clock.set(time("2020-03-01T12:00:00Z"));
         let renewed = world::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap_err();
         assert_eq!(renewed.code(), Code::AlreadyExists);
         let request = WithdrawAttestationRequest {
@@ -794,7 +793,7 @@ async fn the_channel_of_the_caller_decides_when_it_became_mandatory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_is_only_validated_stores_nothing() {
-    tests::needs_own!("databases that it writes to");
+    tests::needs_own!("a clock that it sets");
     for backend in Backend::all() {
         let world = World::new(backend, "2026-01-31T12:00:00Z").await;
         let subscription = world.subscribe("YEAR").await;
@@ -882,12 +881,11 @@ const CHANGING: [Wish; 5] =
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn many_callers_with_one_request_id_have_one_effect() {
-    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
-        let world = World::new(backend, "2026-01-31T12:00:00Z").await;
+        let world = World::today(backend).await;
         let agents = agents(&world);
         for wish in CHANGING {
-            let subscription = world.subscribe("YEAR").await;
+            let subscription = world.subscribe(OFFICE).await;
             let asked = Asked::of(wish, &subscription);
             let told = at_once(&agents, || asked.clone()).await;
             let first = told[0].as_ref().unwrap();
@@ -899,12 +897,11 @@ async fn many_callers_with_one_request_id_have_one_effect() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn of_many_callers_with_one_etag_exactly_one_wins() {
-    tests::needs_own!("databases that it writes to");
     for backend in Backend::all() {
-        let world = World::new(backend, "2026-01-31T12:00:00Z").await;
+        let world = World::today(backend).await;
         let agents = agents(&world);
         for wish in CHANGING {
-            let subscription = world.subscribe("YEAR").await;
+            let subscription = world.subscribe(OFFICE).await;
             let told = at_once(&agents, || Asked::of(wish, &subscription)).await;
             let (won, lost): (Vec<_>, Vec<_>) = told.into_iter().partition(Result::is_ok);
             assert_eq!(won.len(), 1, "{wish:?}");
