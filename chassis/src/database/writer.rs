@@ -6,6 +6,7 @@
 //! lost connection), everybody in it is told so, and the next batch starts on a new connection.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread::{self, JoinHandle};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -28,13 +29,28 @@ struct Ran {
 
 pub(super) struct Writer {
     jobs: mpsc::Sender<Job>,
+    /// Dropped after `jobs`, whose end is its end.
+    _thread: Joined,
+}
+
+/// A thread that whoever drops this waits for. The last connection to a file of SQLite that is closed removes
+/// the file's log, and must not do so when the file is already another one.
+struct Joined(Option<JoinHandle<()>>);
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        // A command may be the last that has the database.
+        if let Some(thread) = self.0.take().filter(|own| own.thread().id() != thread::current().id()) {
+            drop(thread.join());
+        }
+    }
 }
 
 impl Writer {
     pub(super) fn start(manager: Manager) -> Self {
         let (jobs, queue) = mpsc::channel(QUEUE_MAX);
-        std::thread::spawn(move || work(&manager, queue));
-        Self { jobs }
+        let thread = thread::spawn(move || work(&manager, queue));
+        Self { jobs, _thread: Joined(Some(thread)) }
     }
 
     /// Commands that wait to be run.
@@ -123,4 +139,26 @@ fn batch(connection: &mut Connection, first: Job, queue: &mut mpsc::Receiver<Job
         answer(outage.clone());
     }
     outage.is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::connection::SimpleConnection;
+
+    use super::*;
+    use crate::database::Url;
+
+    #[tokio::test]
+    async fn a_file_is_let_go_of_when_its_writer_is_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, log) = (folder.path().join("a.sqlite"), folder.path().join("a.sqlite-wal"));
+        let writer = Writer::start(Manager { url: Url::Sqlite(file), read_only: false });
+        let create = |connection: &mut Connection| {
+            crate::query!(connection, c => c.batch_execute("CREATE TABLE t (id TEXT)")).map_err(Error::from)
+        };
+        writer.write(create).await.unwrap();
+        assert!(log.exists());
+        drop(writer);
+        assert!(!log.exists());
+    }
 }
