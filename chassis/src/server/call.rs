@@ -128,7 +128,7 @@ impl CallLayer {
         if let Err(refused) = auth::admit(access, request.uri().path(), &caller, domain) {
             return Ok(Entered::Forbidden(caller, refused));
         }
-        let passage = self.flows.enter(path, self.places.take(&caller))?;
+        let passage = self.flows.enter(path, &caller, self.places.take(&caller))?;
         Ok(Entered::In(caller, bearer, passage))
     }
 

@@ -2,8 +2,8 @@
 //!
 //! Of a call of which hundreds end in a moment, hundreds are in progress as soon as they come in together.
 //! To refuse those takes a good part of what answering them takes, and spares nobody anything. So of each call as
-//! many may be in progress as were answered within [`WAIT_MAX`], whoever makes them: that is how long they then
-//! wait (Little's law). Places are for everything else, and are shared out as if there were none of this.
+//! many may be in progress as were answered within [`WAIT_MAX`]: that is how long they then wait (Little's law).
+//! They are shared among tenants as places are; places themselves as if there were none of this.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::places::{Full, Place};
+use super::places::{Full, Place, Taken, Tenant};
+use crate::auth::Caller;
 
 /// How long a call without a place waits for those before.
-const WAIT_MAX: Duration = Duration::from_millis(50);
+const WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// How each call flows. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -23,7 +24,7 @@ pub(super) struct Flows(Arc<Mutex<HashMap<&'static str, Flow>>>);
 /// How one of them does.
 #[derive(Debug, Default)]
 struct Flow {
-    in_progress: usize,
+    in_progress: Taken,
     /// When calls were answered, as far back as it matters.
     answered: VecDeque<Instant>,
 }
@@ -33,6 +34,7 @@ struct Flow {
 pub(super) struct Passage {
     flows: Flows,
     path: &'static str,
+    tenant: Tenant,
     is_answered: bool,
     _place: Option<Place>,
 }
@@ -41,17 +43,26 @@ impl Flows {
     /// Lets a call in that has a place or needs none.
     ///
     /// # Errors
-    /// Why it has no place; and its like do not end soon enough to do without.
-    pub(super) fn enter(&self, path: &'static str, place: Result<Place, Full>) -> Result<Passage, Full> {
+    /// Why it has no place; and its like do not end soon enough to do without, or the tenant's are too many.
+    pub(super) fn enter(
+        &self,
+        path: &'static str,
+        caller: &Caller,
+        place: Result<Place, Full>,
+    ) -> Result<Passage, Full> {
+        let tenant = Tenant::of(caller);
         let mut flows = self.flows();
         let flow = flows.entry(path).or_default();
         let place = match place {
             Ok(place) => Some(place),
-            Err(full) if flow.in_progress >= flow.answered_lately() => return Err(full),
-            Err(_) => None,
+            Err(full) => {
+                let max = flow.answered_lately();
+                flow.in_progress.check(max, tenant).map_err(|_| full)?;
+                None
+            }
         };
-        flow.in_progress += 1;
-        Ok(Passage { flows: self.clone(), path, is_answered: false, _place: place })
+        flow.in_progress.add(tenant);
+        Ok(Passage { flows: self.clone(), path, tenant, is_answered: false, _place: place })
     }
 
     fn flows(&self) -> MutexGuard<'_, HashMap<&'static str, Flow>> {
@@ -81,7 +92,7 @@ impl Drop for Passage {
     fn drop(&mut self) {
         let mut flows = self.flows.flows();
         let flow = flows.entry(self.path).or_default();
-        flow.in_progress -= 1;
+        flow.in_progress.give_back(self.tenant);
         if self.is_answered {
             // It makes room for those that ended long ago, also where nobody is ever refused.
             flow.answered_lately();
@@ -96,14 +107,19 @@ mod tests {
 
     use super::super::places::Places;
     use super::*;
-    use crate::auth::{Caller, Channel, TenantKind};
+    use crate::auth::{Channel, TenantKind};
 
     const CHEAP: &str = "/a.B/Cheap";
     const DEAR: &str = "/a.B/Dear";
 
-    /// All that are let in without a place.
-    fn all(flows: &Flows, path: &'static str) -> Vec<Passage> {
-        std::iter::from_fn(|| flows.enter(path, Err(Full::Everybody)).ok()).collect()
+    fn caller(tenant_kind: TenantKind, tenant: u128) -> Caller {
+        let (tenant_id, user_id) = (Uuid::from_u128(tenant), Uuid::nil());
+        Caller { tenant_kind, tenant_id, user_id, roles: vec![], channel: Channel::Api }
+    }
+
+    /// All of a caller's that are let in without a place.
+    fn all(flows: &Flows, path: &'static str, caller: &Caller) -> Vec<Passage> {
+        std::iter::from_fn(|| flows.enter(path, caller, Err(Full::Everybody)).ok()).collect()
     }
 
     fn answer(passages: Vec<Passage>) {
@@ -115,26 +131,42 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn as_many_need_no_place_as_were_answered_lately() {
         let flows = Flows::default();
-        assert_eq!(flows.enter(CHEAP, Err(Full::Tenant)).unwrap_err(), Full::Tenant);
-        let (tenant_kind, id, channel) = (TenantKind::Service, Uuid::nil(), Channel::Api);
-        let caller = Caller { tenant_kind, tenant_id: id, user_id: id, roles: vec![], channel };
+        let service = caller(TenantKind::Service, 0);
+        assert_eq!(flows.enter(CHEAP, &service, Err(Full::Tenant)).unwrap_err(), Full::Tenant);
         let places = Places::new(1000);
-        let with_place = || flows.enter(CHEAP, places.take(&caller)).unwrap();
+        let with_place = || flows.enter(CHEAP, &service, places.take(&service)).unwrap();
         answer((0..10).map(|_| with_place()).collect());
-        let held = all(&flows, CHEAP);
+        let held = all(&flows, CHEAP, &service);
         assert_eq!(held.len(), 10);
-        assert_eq!(all(&flows, DEAR).len(), 0, "another call may take longer");
+        assert_eq!(all(&flows, DEAR, &service).len(), 0, "another call may take longer");
 
         // Those that have places count, too.
         answer(held);
         let with_places: Vec<_> = (0..5).map(|_| with_place()).collect();
-        assert_eq!(all(&flows, CHEAP).len(), 15);
+        assert_eq!(all(&flows, CHEAP, &service).len(), 15);
 
         // From now on nothing ends.
         tokio::time::advance(WAIT_MAX).await;
-        assert_eq!(all(&flows, CHEAP).len(), 0);
+        assert_eq!(all(&flows, CHEAP, &service).len(), 0);
         // What is given up counts for nothing.
         drop(with_places);
-        assert_eq!(all(&flows, CHEAP).len(), 0);
+        assert_eq!(all(&flows, CHEAP, &service).len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tenant_leaves_as_many_to_others_as_it_has() {
+        let flows = Flows::default();
+        let places = Places::new(1000);
+        let [greedy, modest] = [1, 2].map(|tenant| caller(TenantKind::Partner, tenant));
+        let with_place = || flows.enter(CHEAP, &greedy, places.take(&greedy)).unwrap();
+        answer((0..12).map(|_| with_place()).collect());
+        let greedys = all(&flows, CHEAP, &greedy);
+        assert_eq!((greedys.len(), all(&flows, CHEAP, &modest).len()), (6, 3));
+        drop(greedys);
+
+        // What it has with places is its own, too.
+        let _with_places: Vec<_> = (0..7).map(|_| with_place()).collect();
+        assert_eq!(all(&flows, CHEAP, &greedy).len(), 0);
+        assert_eq!(all(&flows, CHEAP, &modest).len(), 3);
     }
 }

@@ -33,7 +33,9 @@ pub enum Full {
     Tenant,
 }
 
-type Tenant = (TenantKind, Uuid);
+/// Whose a place is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Tenant(TenantKind, Uuid);
 
 #[derive(Debug)]
 struct Inner {
@@ -41,8 +43,9 @@ struct Inner {
     taken: Mutex<Taken>,
 }
 
+/// How many are taken, and by whom.
 #[derive(Debug, Default)]
-struct Taken {
+pub(super) struct Taken {
     total: usize,
     /// Tenants that hold any.
     by_tenant: HashMap<Tenant, usize>,
@@ -60,18 +63,10 @@ impl Places {
     /// # Errors
     /// Who holds too many.
     pub fn take(&self, caller: &Caller) -> Result<Place, Full> {
-        let tenant = (caller.tenant_kind, caller.tenant_id);
+        let tenant = Tenant::of(caller);
         let mut taken = self.taken();
-        let free = self.0.max.saturating_sub(taken.total);
-        let held = taken.by_tenant.get(&tenant).copied().unwrap_or(0);
-        if free == 0 {
-            return Err(Full::Everybody);
-        }
-        if held >= free && caller.tenant_kind != TenantKind::Service {
-            return Err(Full::Tenant);
-        }
-        taken.total += 1;
-        taken.by_tenant.insert(tenant, held + 1);
+        taken.check(self.0.max, tenant)?;
+        taken.add(tenant);
         Ok(Place { places: self.clone(), tenant })
     }
 
@@ -83,12 +78,40 @@ impl Places {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut taken = self.places.taken();
-        taken.total -= 1;
-        if let Some(held) = taken.by_tenant.get_mut(&self.tenant) {
+        self.places.taken().give_back(self.tenant);
+    }
+}
+
+impl Tenant {
+    pub(super) fn of(caller: &Caller) -> Self {
+        Self(caller.tenant_kind, caller.tenant_id)
+    }
+}
+
+impl Taken {
+    /// Whether a tenant may have one more, where there are `max`.
+    pub(super) fn check(&self, max: usize, tenant: Tenant) -> Result<(), Full> {
+        let free = max.saturating_sub(self.total);
+        let held = self.by_tenant.get(&tenant).copied().unwrap_or(0);
+        match tenant {
+            _ if free == 0 => Err(Full::Everybody),
+            Tenant(TenantKind::Service, _) => Ok(()),
+            _ if held >= free => Err(Full::Tenant),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn add(&mut self, tenant: Tenant) {
+        self.total += 1;
+        *self.by_tenant.entry(tenant).or_default() += 1;
+    }
+
+    pub(super) fn give_back(&mut self, tenant: Tenant) {
+        self.total -= 1;
+        if let Some(held) = self.by_tenant.get_mut(&tenant) {
             *held -= 1;
             if *held == 0 {
-                taken.by_tenant.remove(&self.tenant);
+                self.by_tenant.remove(&tenant);
             }
         }
     }
