@@ -1,21 +1,25 @@
 //! `AttestationService`.
 
+use std::pin::Pin;
+
 use chassis::auth::{self, TenantKind};
 use chassis::clock::{new_id, new_salt};
 use chassis::database::Connection;
 use chassis::form::Form;
 use chassis::page::Page;
 use chassis::request::RequestKey;
+use futures_util::Stream;
 use proto::agreement::attestation_service_server::AttestationService;
 use proto::agreement::{
     CreateAttestationRequest, CreateAttestationResponse, GetAttestationRequest, GetAttestationResponse,
-    ImportAttestationsRequest, ListAttestationsRequest, ListAttestationsResponse, RetryNotificationRequest,
-    RetryNotificationResponse, WithdrawAttestationRequest, WithdrawAttestationResponse,
+    ImportAttestationsRequest, ImportAttestationsResponse, ListAttestationsRequest, ListAttestationsResponse,
+    RetryNotificationRequest, RetryNotificationResponse, WithdrawAttestationRequest,
+    WithdrawAttestationResponse,
 };
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::{Api, checked, convert, existing, import, newest_live, status, viewer, visible};
+use super::{Api, checked, convert, existing, newest_live, status, viewer, visible};
 use crate::rules::attestation::{Attestation, Claim, Facts, attest, check_attester, check_not_in_the_future};
 use crate::rules::event::Event;
 use crate::rules::party::{Customer, Partner};
@@ -163,7 +167,8 @@ impl AttestationService for Api {
         .await
     }
 
-    type ImportAttestationsStream = import::Answers;
+    type ImportAttestationsStream =
+        Pin<Box<dyn Stream<Item = Result<ImportAttestationsResponse, Status>> + Send>>;
 
     async fn import_attestations(
         &self,

@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::attestation::{NewAttestation, store_attestation};
-use super::direct_sign::{NewInvitation, read_lifetime, store_invitation};
+use super::invitation::{NewInvitation, read_lifetime, store_invitation};
 use super::{Api, checked, convert, existing, status, viewer, visible};
 use crate::rules::Refusal;
 use crate::rules::attestation::{Claim, check_attester, check_not_in_the_future};

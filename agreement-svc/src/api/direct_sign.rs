@@ -1,52 +1,45 @@
 //! `DirectSignService`: invitations and signatures.
 
-use std::collections::HashMap;
-
 use chassis::auth::{self, TenantKind};
-use chassis::clock::{new_id, new_salt};
+use chassis::clock::new_id;
+use chassis::database::Connection;
 use chassis::database::row::at;
-use chassis::database::{Connection, Error};
 use chassis::form::{Form, timestamp};
 use chassis::page::Page;
 use chassis::request::RequestKey;
 use proto::agreement::direct_sign_service_server::DirectSignService;
 use proto::agreement::{
-    self as wire, AcceptInvitationRequest, AcceptInvitationResponse, CreateInvitationRequest,
-    CreateInvitationResponse, GetDirectSignStatusRequest, GetDirectSignStatusResponse, GetInvitationRequest,
-    GetInvitationResponse, ListInvitationsRequest, ListInvitationsResponse, RevokeInvitationRequest,
-    RevokeInvitationResponse, SignAgreementRequest, SignAgreementResponse, WithdrawSignatureRequest,
-    WithdrawSignatureResponse,
+    AcceptInvitationRequest, AcceptInvitationResponse, CreateInvitationRequest, CreateInvitationResponse,
+    GetDirectSignStatusRequest, GetDirectSignStatusResponse, GetInvitationRequest, GetInvitationResponse,
+    ListInvitationsRequest, ListInvitationsResponse, RevokeInvitationRequest, RevokeInvitationResponse,
+    SignAgreementRequest, SignAgreementResponse, WithdrawSignatureRequest, WithdrawSignatureResponse,
 };
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::customer::{named_relationship, store_customer, store_relationship};
-use super::link::Links;
-use super::{Api, checked, convert, existing, newest_live, status, viewer, visible};
+use super::invitation::{Names, NewInvitation, read_lifetime, store_invitation, with_link};
+use super::{Api, checked, convert, existing, existing_template, newest_live, status, viewer, visible};
+use crate::rules::Refusal;
 use crate::rules::eligibility::{reacceptances, satisfies};
 use crate::rules::event::Event;
-use crate::rules::invitation::{
-    Invitation, InvitationKind, InvitationState, LIFETIME_DEFAULT, check_lifetime, mail_of,
-};
-use crate::rules::party::{Cloud, Contact, Customer, Profile, Relationship};
+use crate::rules::invitation::{Invitation, InvitationKind};
+use crate::rules::party::{Customer, Profile, Relationship};
 use crate::rules::signature::{Facts, Signature, Signing, check_signable, may_sign_directly, sign};
 use crate::rules::template::Template;
 use crate::rules::withdrawal::{Covers, Withdrawal, WithdrawalReason, check_withdrawal, uncovered};
-use crate::rules::{Refusal, Time};
 use crate::store::acceptance::{
     acceptance_supersede, acceptance_withdraw, acceptances_cover, first_signed_at, signature_find,
     signature_insert, signatures_current,
 };
-use crate::store::change::{Change, ChangeError, commitment};
+use crate::store::change::{Change, ChangeError};
 use crate::store::customer::{
     Viewer, active_partners, customer_find, customer_set_acceptance_revision, relationship_active,
     relationship_find,
 };
-use crate::store::invitation::{
-    Filter, invitation_find, invitation_insert, invitation_list, invitation_settle,
-};
-use crate::store::partner::{link_exists, partner_find};
-use crate::store::template::{template_find, template_list};
+use crate::store::invitation::{Filter, invitation_find, invitation_list, invitation_settle};
+use crate::store::partner::link_exists;
+use crate::store::template::template_list;
 
 #[tonic::async_trait]
 impl DirectSignService for Api {
@@ -256,7 +249,7 @@ impl DirectSignService for Api {
                 return Err(unseen.into());
             }
             let is_new = invitation.accept(caller.tenant_id, now)?;
-            let template = found(change, invitation.template_id)?;
+            let template = existing_template(change.connection, invitation.template_id)?;
             let signature = if is_new {
                 let mut customer =
                     entered(change, &invitation, &template, caller.tenant_id, company, caller.user_id)?;
@@ -313,7 +306,7 @@ impl DirectSignService for Api {
         let key = RequestKey::new(&caller, "SignAgreement", request_id, &message);
         self.change(key, self.clock.now(), false, move |change| {
             let mut customer = visible(change.connection, viewer(&caller), caller.tenant_id)?;
-            let template = found(change, template_id)?;
+            let template = existing_template(change.connection, template_id)?;
             let signature = store_signature(change, &mut customer, &template, shown, caller.user_id)?;
             let signature = Some(convert::signature(&signature));
             Ok(SignAgreementResponse { signature, revision: change.revision() })
@@ -407,108 +400,6 @@ impl DirectSignService for Api {
         };
         self.database.read(read).await.map(Response::new).map_err(status::of)
     }
-}
-
-impl Api {
-    /// Adds link and mail to an invitation that was just made. They are not part of the stored answer,
-    /// which would otherwise keep the token.
-    pub(super) async fn add_link(&self, made: Option<&mut wire::Invitation>) -> Result<(), Status> {
-        let Some(made) = made else { return Ok(()) };
-        let Ok(id) = made.invitation_id.parse() else { return Ok(()) };
-        let links = self.links.clone();
-        let read = move |connection: &mut Connection| {
-            let unseen = Refusal::NotFound { resource: "invitation", id };
-            let invitation = invitation_find(connection, id)?.ok_or(unseen)?;
-            // As it was when it was made: a repeated request is answered as it was the first time.
-            let made = Invitation { settled: None, ..invitation };
-            let made_at = made.created_at;
-            with_link(connection, links.as_deref(), &mut Names::default(), made, made_at)
-        };
-        let shown = self.database.read(read).await.map_err(status::of)?;
-        made.acceptance_url = shown.acceptance_url;
-        made.mail_subject = shown.mail_subject;
-        made.mail_text = shown.mail_text;
-        Ok(())
-    }
-}
-
-/// An invitation to be stored.
-pub(super) struct NewInvitation {
-    pub kind: InvitationKind,
-    pub relationship: Relationship,
-    pub template_id: Uuid,
-    pub recipient: Option<Contact>,
-    pub expires_at: Time,
-    /// The partner's user who invites (ROLE-7).
-    pub by: Uuid,
-}
-
-/// Decides on and stores an invitation, of a customer or of anybody.
-pub(super) fn store_invitation(
-    change: &mut Change<'_>,
-    may_invite: bool,
-    cloud: Cloud,
-    customer: Option<&Customer>,
-    new: NewInvitation,
-) -> Result<Invitation, ChangeError> {
-    if !may_invite {
-        return Err(Refusal::InvitationsOff.into());
-    }
-    let now = change.now;
-    let template = found(change, new.template_id)?;
-    let cloud = customer.map_or(cloud, |customer| customer.cloud);
-    let live = newest_live(change, &template)?;
-    check_signable(cloud, &template, live, now)?;
-    if let Some(customer) = customer {
-        let first_signed_at = first_signed_at(change.connection, customer.id)?;
-        if !may_sign_directly(customer.first_purchase_at, first_signed_at) {
-            return Err(Refusal::MustBeAttested.into());
-        }
-    }
-    let contact_salt = if new.recipient.is_some() { new_salt() } else { String::new() };
-    let id = new_id(now);
-    let customer_id = customer.map(|customer| customer.id);
-    let revision = change.record(&Event::InvitationCreated {
-        invitation_id: id,
-        kind: new.kind,
-        partner_id: new.relationship.payer_id,
-        reseller_id: new.relationship.reseller_id,
-        customer_id,
-        template_id: new.template_id,
-        recipient_commitment: new.recipient.as_ref().map(|recipient| commitment(&contact_salt, recipient)),
-        expires_at: new.expires_at,
-        by: new.by,
-    })?;
-    let invitation = Invitation {
-        id,
-        kind: new.kind,
-        relationship: new.relationship,
-        customer_id,
-        template_id: new.template_id,
-        recipient: new.recipient,
-        contact_salt,
-        created_at: now,
-        created_by: new.by,
-        expires_at: new.expires_at,
-        settled: None,
-        revision,
-    };
-    invitation_insert(change.connection, &invitation)?;
-    Ok(invitation)
-}
-
-/// Reads until when an invitation may be accepted.
-pub(super) fn read_lifetime(
-    form: &mut Form,
-    field: &str,
-    expires_at: Option<&prost_types::Timestamp>,
-    now: Time,
-) -> Time {
-    let expires_at = form.optional_time(field, expires_at);
-    if let Some(Err(problem)) = expires_at.map(|expires_at| check_lifetime(expires_at, now)) {
-        form.wrong(field, problem);
-    }
-    expires_at.unwrap_or(now + LIFETIME_DEFAULT)
 }
 
 fn read_version(form: &mut Form, version: u32) -> u32 {
@@ -616,54 +507,4 @@ fn store_signature(
     customer_set_acceptance_revision(change.connection, customer.id, revision)?;
     customer.acceptance_revision = revision;
     Ok(signature)
-}
-
-fn found(change: &mut Change<'_>, id: Uuid) -> Result<Template, ChangeError> {
-    Ok(template_find(change.connection, id)?.ok_or(Refusal::NotFound { resource: "template", id })?)
-}
-
-/// Names that links are written with, each looked up once.
-#[derive(Default)]
-struct Names(HashMap<Uuid, String>);
-
-impl Names {
-    fn partner(&mut self, connection: &mut Connection, id: Uuid) -> Result<String, Error> {
-        self.named(id, || Ok(partner_find(connection, id)?.map(|partner| partner.name)))
-    }
-
-    fn template(&mut self, connection: &mut Connection, id: Uuid) -> Result<String, Error> {
-        self.named(id, || Ok(template_find(connection, id)?.map(|template| template.name)))
-    }
-
-    fn named(
-        &mut self,
-        id: Uuid,
-        look: impl FnOnce() -> Result<Option<String>, Error>,
-    ) -> Result<String, Error> {
-        if let Some(known) = self.0.get(&id) {
-            return Ok(known.clone());
-        }
-        let name = look()?.unwrap_or_default();
-        self.0.insert(id, name.clone());
-        Ok(name)
-    }
-}
-
-/// An invitation with its link and mail, as far as it can still be accepted.
-fn with_link(
-    connection: &mut Connection,
-    links: Option<&Links>,
-    names: &mut Names,
-    invitation: Invitation,
-    now: Time,
-) -> Result<wire::Invitation, ChangeError> {
-    let links = links.filter(|_| invitation.state(now) == InvitationState::Pending);
-    let Some(links) = links else { return Ok(convert::invitation(invitation, now)) };
-    let Relationship { payer_id, reseller_id } = invitation.relationship;
-    let partner = names.partner(connection, reseller_id.unwrap_or(payer_id))?;
-    let agreement = names.template(connection, invitation.template_id)?;
-    let acceptance_url = links.url(invitation.id);
-    let (mail_subject, mail_text) = mail_of(&invitation, &partner, &agreement, &acceptance_url);
-    let shown = convert::invitation(invitation, now);
-    Ok(wire::Invitation { acceptance_url, mail_subject, mail_text, ..shown })
 }

@@ -6,7 +6,7 @@
 //! them, so a client that sends and never reads stops being read after a few windows.
 
 use std::future::{poll_fn, ready};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use chassis::server::call::{call_id, open_ended, unreadable_message};
 use chassis::server::places::Place;
 use futures_util::future::Either;
 use futures_util::{Stream, StreamExt, stream};
+use proto::agreement::attestation_service_server::AttestationService;
 use proto::agreement::{
     CreateAttestationRequest, ImportAttestationsRequest, ImportAttestationsResponse, ImportOutcome,
 };
@@ -50,10 +51,10 @@ const IMPORT_DURATION_MAX: Duration = Duration::from_secs(1800);
 const REQUEST_ID_LENGTH: usize = 36;
 
 /// The answers, in the order of the rows.
-pub(super) type Answers = Pin<Box<dyn Stream<Item = Answer> + Send>>;
+type Answers = <Api as AttestationService>::ImportAttestationsStream;
 
 /// What became of a row, or why the stream ends.
-type Answer = Result<ImportAttestationsResponse, Status>;
+type Answer = <Answers as Stream>::Item;
 
 impl Api {
     pub(super) fn import(

@@ -12,6 +12,7 @@ mod direct_sign;
 mod eligibility;
 mod event;
 mod import;
+mod invitation;
 pub(crate) mod link;
 mod partner;
 mod status;
@@ -40,7 +41,7 @@ use crate::rules::{Refusal, Time};
 use crate::store::change::{Change, ChangeError, change};
 use crate::store::customer::{Viewer, customer_find};
 use crate::store::partner::partner_find;
-use crate::store::template::template_live;
+use crate::store::template::{template_find, template_live};
 
 /// The calls of every service, and what they share.
 #[derive(Clone)]
@@ -129,6 +130,11 @@ fn visible(connection: &mut Connection, viewer: Viewer, id: Uuid) -> Result<Cust
 fn existing(change: &mut Change<'_>, id: Uuid) -> Result<Partner, ChangeError> {
     let known = partner_find(change.connection, id)?;
     Ok(known.ok_or(Refusal::NotFound { resource: "partner", id })?)
+}
+
+/// A template that is known, retired or not.
+fn existing_template(connection: &mut Connection, id: Uuid) -> Result<Template, ChangeError> {
+    Ok(template_find(connection, id)?.ok_or(Refusal::NotFound { resource: "template", id })?)
 }
 
 /// What to use instead of a template that is retired: the live one of the newest type that has one.

@@ -19,7 +19,7 @@ use proto::agreement::{
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{Api, checked, convert, status};
+use super::{Api, checked, convert, existing_template, status};
 use crate::rules::eligibility::{Reacceptance, reacceptance, would_close};
 use crate::rules::event::Event;
 use crate::rules::policy::Policy;
@@ -71,7 +71,7 @@ impl TemplateService for Api {
         checked(form)?;
 
         let now = self.clock.now();
-        let read = move |connection: &mut Connection| found(connection, id);
+        let read = move |connection: &mut Connection| existing_template(connection, id);
         let template = self.database.read(read).await.map_err(status::of)?;
         Ok(Response::new(GetTemplateResponse { template: Some(convert::template(&template, now)) }))
     }
@@ -89,7 +89,7 @@ impl TemplateService for Api {
 
         let now = self.clock.now();
         let read = move |connection: &mut Connection| {
-            let template = found(connection, id)?;
+            let template = existing_template(connection, id)?;
             let version = match message.version {
                 0 => template.in_force_at(now),
                 number => template.version(number),
@@ -181,7 +181,7 @@ impl TemplateService for Api {
         let now = self.clock.now();
         let key = RequestKey::new(&caller, "RetireTemplate", request_id, &message);
         self.change(key, now, false, move |change| {
-            let mut template = found(change.connection, id)?;
+            let mut template = existing_template(change.connection, id)?;
             if template.revision.to_string() != message.etag {
                 return Err(Refusal::StaleEtag.into());
             }
@@ -239,10 +239,6 @@ fn impact_of(
     partners.sort_by_key(|partner| Reverse(partner.customers));
     partners.truncate(PARTNERS_MAX);
     Ok(PublicationImpact { relationships, customers, partners })
-}
-
-fn found(connection: &mut Connection, id: Uuid) -> Result<Template, ChangeError> {
-    Ok(template_find(connection, id)?.ok_or(Refusal::NotFound { resource: "template", id })?)
 }
 
 /// A known template, if what the request says of it is true.
