@@ -14,6 +14,9 @@ use crate::rules::Time;
 use crate::rules::offer::Term;
 use crate::rules::subscription::{Cause, Change, ChangeKind, State, Subscription};
 
+/// The reason of a change that a withdrawal made.
+pub(super) const AGREEMENT_WITHDRAWN: &str = "AGREEMENT_WITHDRAWN";
+
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = subscription)]
 struct Row {
@@ -97,7 +100,7 @@ impl ChangeRow {
                 user_id: at(table, id).parse("actor", &self.actor)?,
             },
             "TERM_ENDED" => Cause::TermEnded,
-            "AGREEMENT_WITHDRAWN" => Cause::AgreementWithdrawn { revision },
+            AGREEMENT_WITHDRAWN => Cause::AgreementWithdrawn { revision },
             "RELATIONSHIP_ENDED" => Cause::RelationshipEnded { revision },
             _ => return Err(at(table, id).corrupt("reason")),
         };
@@ -213,7 +216,7 @@ pub(crate) fn changes_insert(connection: &mut Connection, changes: &[(Uuid, Chan
         let (reason, actor, event_revision) = match change.cause {
             Cause::Requested { tenant_id, user_id } => ("REQUESTED", Some((tenant_id, user_id)), 0),
             Cause::TermEnded => ("TERM_ENDED", None, 0),
-            Cause::AgreementWithdrawn { revision } => ("AGREEMENT_WITHDRAWN", None, revision),
+            Cause::AgreementWithdrawn { revision } => (AGREEMENT_WITHDRAWN, None, revision),
             Cause::RelationshipEnded { revision } => ("RELATIONSHIP_ENDED", None, revision),
         };
         let (actor_tenant, actor) = actor.unzip();

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::Viewer;
 use super::schema::{subscription, subscription_change, withdrawal, withdrawal_effect, withdrawal_partner};
-use super::subscription::Touched;
+use super::subscription::{AGREEMENT_WITHDRAWN, Touched};
 use crate::rules::Time;
 use crate::rules::gate::EvidenceKind;
 use crate::rules::subscription::State;
@@ -177,13 +177,15 @@ fn withdrawal_set_aside(connection: &mut Connection, lost: Row) -> Result<(), Er
         diesel::update(withdrawal_partner::table.filter(withdrawal_partner::revision.eq(revision)))
             .set(withdrawal_partner::revision.eq(aside))
             .execute(c)?;
-        let touched = withdrawal_effect::table
+        let cancelled = withdrawal_effect::table
             .filter(withdrawal_effect::revision.eq(revision))
+            .filter(withdrawal_effect::outcome.eq(Outcome::Cancelled.name()))
             .select(withdrawal_effect::subscription_id);
+        // What the lost one left alone, the other one may just have ended.
         let causes = subscription_change::table
-            .filter(subscription_change::reason.eq("AGREEMENT_WITHDRAWN"))
+            .filter(subscription_change::reason.eq(AGREEMENT_WITHDRAWN))
             .filter(subscription_change::event_revision.eq(revision))
-            .filter(subscription_change::subscription_id.eq_any(touched));
+            .filter(subscription_change::subscription_id.eq_any(cancelled));
         diesel::update(causes).set(subscription_change::event_revision.eq(aside)).execute(c)?;
         diesel::update(withdrawal_effect::table.filter(withdrawal_effect::revision.eq(revision)))
             .set(withdrawal_effect::revision.eq(aside))

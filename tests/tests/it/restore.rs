@@ -30,6 +30,7 @@ use tokio::time::timeout;
 use tonic::{Code, Status};
 
 use crate::relay::Relay;
+use crate::withdrawals::withdraw_signature;
 
 /// Far longer than anything here takes.
 const LONG: Duration = Duration::from_secs(60);
@@ -401,6 +402,41 @@ async fn a_withdrawal_under_the_revision_of_a_lost_one_has_its_report_and_the_lo
                 assert_eq!(changes.last().unwrap().event_revision, report.revision, "{changes:#?}");
             }
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_a_lost_withdrawal_left_alone_was_ended_by_the_one_that_has_its_revision() {
+    tests::needs_own!("databases that it restores");
+    for backend in Backend::all() {
+        let mut world = world_on(backend).await;
+        let direct = world.direct.clone();
+        let customer = world.customer().await;
+        let admin = world.cluster.as_caller(world::admin(customer.parse().unwrap()));
+        world::sign(&admin, 2).await.unwrap();
+        let attestation = attest(&direct, &customer).await;
+        let bought = buy(&direct, &customer).await;
+        world.followed().await;
+        let copy = Backup::of(world.cluster.agreements_database()).unwrap();
+        world.one_event("Lost").await;
+        let revision = withdraw_signature(&admin, &customer).await;
+        world.followed().await;
+        assert_eq!(world.state(&bought).await, SubscriptionState::Active);
+
+        world.restore(&copy).await;
+        world.cluster.restart_agreements().await.unwrap();
+        assert_eq!(withdraw_signature(&admin, &customer).await, revision - 1);
+        assert_eq!(withdraw(&direct, &attestation).await, revision);
+        world.lost_track().await;
+        world.cluster.announce_restore().await.unwrap();
+        world.passed(&world.head()).await;
+        assert_eq!(world.state(&bought).await, SubscriptionState::Cancelled);
+        let asked = ListSubscriptionChangesRequest {
+            subscription_id: bought.subscription_id.clone(),
+            ..ListSubscriptionChangesRequest::default()
+        };
+        let changes = direct.subscriptions().list_subscription_changes(asked).await.unwrap();
+        assert_eq!(changes.into_inner().changes.last().unwrap().event_revision, revision);
     }
 }
 

@@ -203,7 +203,7 @@ async fn customer_of_two(cluster: &Cluster) -> (As, As, As, String) {
     (direct, provider, admin, customer)
 }
 
-async fn withdraw_signature(admin: &As, customer: &str) -> i64 {
+pub(crate) async fn withdraw_signature(admin: &As, customer: &str) -> i64 {
     let status = GetDirectSignStatusRequest { customer_id: customer.into() };
     let status = admin.signatures().get_direct_sign_status(status).await.unwrap().into_inner();
     let request = WithdrawSignatureRequest {
