@@ -142,7 +142,8 @@ impl Database {
         Manager { read_only: false, ..manager.clone() }.connect()?;
         let pool = Pool::builder()
             .max_size(POOL_SIZE)
-            .min_idle(Some(1))
+            // A file would be opened on a thread of the pool, also when it is about to be let go of.
+            .min_idle(Some(u32::from(!manager.read_only)))
             .connection_timeout(POOL_WAIT)
             .test_on_check_out(false)
             .error_handler(Box::new(r2d2::LoggingErrorHandler))

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Connection, Error, Manager};
+use super::{Connection, Error, Manager, Url};
 
 /// Commands of one commit. Beyond this the gain of a larger batch is small and its delay is not.
 const BATCH_MAX: usize = 128;
@@ -33,8 +33,9 @@ pub(super) struct Writer {
     _thread: Joined,
 }
 
-/// A thread that whoever drops this waits for. The last connection to a file of SQLite that is closed removes
-/// the file's log, and must not do so when the file is already another one.
+/// A thread that whoever drops this waits for, if it has a file. The last connection to a file of SQLite that is
+/// closed removes the file's log, and must not do so when the file is already another one. A server may
+/// keep silent, and nobody who stops waits for that.
 struct Joined(Option<JoinHandle<()>>);
 
 impl Drop for Joined {
@@ -49,8 +50,9 @@ impl Drop for Joined {
 impl Writer {
     pub(super) fn start(manager: Manager) -> Self {
         let (jobs, queue) = mpsc::channel(QUEUE_MAX);
+        let has_file = matches!(manager.url, Url::Sqlite(_));
         let thread = thread::spawn(move || work(&manager, queue));
-        Self { jobs, _thread: Joined(Some(thread)) }
+        Self { jobs, _thread: Joined(has_file.then_some(thread)) }
     }
 
     /// Commands that wait to be run.
@@ -146,7 +148,6 @@ mod tests {
     use diesel::connection::SimpleConnection;
 
     use super::*;
-    use crate::database::Url;
 
     #[tokio::test]
     async fn a_file_is_let_go_of_when_its_writer_is_dropped() {
