@@ -50,6 +50,9 @@ const REFUSED_TOLD_EVERY: Duration = Duration::from_secs(1);
 /// this one, and somebody looks around; what they ask is small.
 const ANYBODYS_MAX: usize = 256;
 
+/// How whoever restarts services asks whether this one is well. It finds a place whatever others watch.
+const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
+
 /// The id under which everything about one call is logged, here and in the services it calls.
 #[derive(Clone, Debug)]
 pub struct CallId(pub String);
@@ -88,6 +91,7 @@ pub(super) struct CallLayer {
     places: Places,
     flows: Flows,
     anybodys: Arc<Semaphore>,
+    health_checks: Arc<Semaphore>,
     overloaded: Arc<Overloaded>,
     /// Calls refused for load that have not been told of.
     refused: Arc<AtomicU64>,
@@ -111,6 +115,7 @@ impl CallLayer {
             places: Places::new(options.calls_max),
             flows: Flows::default(),
             anybodys: Arc::new(Semaphore::new(ANYBODYS_MAX)),
+            health_checks: Arc::new(Semaphore::new(ANYBODYS_MAX)),
             overloaded: Arc::new(Overloaded::new(options.domain)),
             options: Arc::new(options),
             refused: Arc::default(),
@@ -170,11 +175,22 @@ impl CallService {
         &mut self,
         request: http::Request<Body>,
     ) -> <Self as Service<http::Request<Body>>>::Future {
-        let Ok(place) = self.layer.anybodys.clone().try_acquire_owned() else {
+        let is_health_check = request.uri().path() == HEALTH_CHECK;
+        let places = if is_health_check { &self.layer.health_checks } else { &self.layer.anybodys };
+        let Ok(place) = places.clone().try_acquire_owned() else {
             let refused = self.layer.refuse_for_load(UNKNOWN_PATH, Full::Everybody);
             return Box::pin(async { Ok(refused) });
         };
         let answered = self.inner.call(request);
+        if is_health_check {
+            let domain = self.layer.options.domain;
+            return Box::pin(async move {
+                let _place = place;
+                tokio::time::timeout(RECEIVE_MAX, answered)
+                    .await
+                    .unwrap_or_else(|_| Ok(stood_still(domain).into_http()))
+            });
+        }
         let answered = answered
             .map(|answer| answer.map(|response| response.map(|body| Body::new(Until::new(body, place)))));
         Box::pin(answered)
@@ -209,7 +225,10 @@ impl CallService {
             let has_come = move || Arc::strong_count(&coming) == 1;
             let response = match in_time(handled, has_come, patience).await {
                 Ok(Ok(Ok(response))) => {
-                    passage.is_answered();
+                    // A refusal may take far less than an answer.
+                    if code_of(response.headers()) == Code::Ok {
+                        passage.is_answered();
+                    }
                     response
                 }
                 Ok(Err(_)) => internal(domain).status().into_http(),

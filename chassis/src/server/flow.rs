@@ -82,7 +82,7 @@ impl Flow {
 }
 
 impl Passage {
-    /// There is an answer. What is given up is no sign that others will not have to wait.
+    /// There is an answer. What is given up or refused is no sign that others will not have to wait.
     pub(super) fn is_answered(&mut self) {
         self.is_answered = true;
     }

@@ -27,6 +27,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
 use uuid::Uuid;
 
@@ -234,6 +236,26 @@ async fn one_operator_has_half_of_the_watchers_places_and_services_find_theirs()
     watchers.push(watch(world::service()).await.unwrap());
     // Streams that go on are no calls in progress: of those there may be fewer.
     assert!(watchers.len() > usize::from(CALLS_MAX));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn whoever_watches_health_keeps_nobody_from_asking_for_it() {
+    tests::needs_own!("limits and connections that it fills");
+    const ANYBODYS_MAX: usize = 256;
+    let cluster = Cluster::start(few_calls(Backend::Sqlite)).await.unwrap();
+    let mut health = HealthClient::new(cluster.as_nobody().orders);
+    let mut watchers = vec![];
+    for _ in 0..ANYBODYS_MAX {
+        watchers.push(health.watch(HealthCheckRequest::default()).await.unwrap());
+    }
+    // On a connection of its own: that one is full.
+    let mut other = HealthClient::new(cluster.as_nobody().orders);
+    let refused = other.watch(HealthCheckRequest::default()).await.unwrap_err();
+    assert_overloaded(&refused, "OVERLOADED");
+    other.check(HealthCheckRequest::default()).await.unwrap();
+    drop(watchers);
+    let room = async { while other.watch(HealthCheckRequest::default()).await.is_err() {} };
+    timeout(LONG, room).await.unwrap();
 }
 
 /// An HTTP/2 connection that does as it is told, and no more.
