@@ -27,7 +27,7 @@ use proto::agreement::{
 use proto::types::{self, ErrorReason};
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Response, Status, TimeoutExpired};
+use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt;
 use tower::retry::budget::{Budget, TpsBudget};
 use uuid::Uuid;
@@ -391,17 +391,11 @@ fn service() -> Caller {
 fn is_worth_another(status: &Status) -> bool {
     match status.code() {
         Code::Unavailable => true,
-        // The connection ended in the middle of the call.
-        Code::Unknown => status.source().is_some(),
-        _ => is_late(status),
+        // From the neighbour they mean something else; only what happened here has a source: we were late, or the
+        // connection ended before the call was sent, or in the middle of it.
+        Code::Cancelled | Code::Unknown | Code::Internal => status.source().is_some(),
+        _ => false,
     }
-}
-
-/// Whether a status is our own time-out. tonic gives it the code CANCELLED, which from the neighbour
-/// means something else; only what happened here has a source.
-fn is_late(status: &Status) -> bool {
-    let mut causes = std::iter::successors(status.source(), |&cause| cause.source());
-    causes.any(<dyn Error>::is::<TimeoutExpired>)
 }
 
 /// The reason of a refusal by the neighbour, and by nobody else.
@@ -587,11 +581,19 @@ fn read_remedy(remedy: &types::Remedy) -> Option<Remedy> {
 
 #[cfg(test)]
 mod tests {
+    use tonic::TimeoutExpired;
+
     use super::*;
 
     #[test]
-    fn our_own_time_out_is_told_from_what_the_neighbour_calls_one() {
-        assert!(is_late(&Status::from_error(Box::new(TimeoutExpired(())))));
-        assert!(!is_late(&Status::cancelled("Timeout expired")));
+    fn what_happened_here_is_told_from_what_the_neighbour_says() {
+        let here = |code| Status::from_error(Box::new(code));
+        assert!(is_worth_another(&here(TimeoutExpired(()))));
+        for code in [Code::Cancelled, Code::Unknown, Code::Internal] {
+            assert!(!is_worth_another(&Status::new(code, "Timeout expired")), "{code:?}");
+            let mut ended = Status::new(code, "the connection ended");
+            ended.set_source(Arc::new(std::io::Error::other("closed")));
+            assert!(is_worth_another(&ended), "{code:?}");
+        }
     }
 }
