@@ -26,6 +26,7 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 pub struct Reread<T>(watch::Receiver<Said<T>>);
 
 struct Said<T> {
+    has_files: bool,
     /// What they said when they last made sense.
     value: Arc<T>,
     /// Whether they still did when they were last looked at.
@@ -44,8 +45,10 @@ impl<T: Send + Sync + 'static> Reread<T> {
     ) -> Result<Self, String> {
         let mut seen = read_all(&files);
         let first = parse_read(&files, &seen, &parse)?;
-        let (sender, receiver) = watch::channel(Said { value: Arc::new(first), makes_sense: true });
-        if files.is_empty() {
+        let has_files = !files.is_empty();
+        let (sender, receiver) =
+            watch::channel(Said { has_files, value: Arc::new(first), makes_sense: true });
+        if !has_files {
             return Ok(Self(receiver));
         }
         let look = async move {
@@ -65,7 +68,7 @@ impl<T: Send + Sync + 'static> Reread<T> {
                 }
                 match parse_read(&files, &contents, &parse) {
                     Ok(value) => {
-                        sender.send_replace(Said { value: Arc::new(value), makes_sense: true });
+                        sender.send_replace(Said { has_files, value: Arc::new(value), makes_sense: true });
                         tracing::info!(files = names(&files), "read again after a change");
                     }
                     Err(why) => {
@@ -84,6 +87,11 @@ impl<T: Send + Sync + 'static> Reread<T> {
     #[must_use]
     pub fn now(&self) -> Arc<T> {
         self.0.borrow().value.clone()
+    }
+
+    /// Whether there are any.
+    pub(crate) fn has_files(&self) -> bool {
+        self.0.borrow().has_files
     }
 
     /// Whether they make sense now. If not, what they said before goes on, and nothing could start with them.

@@ -202,7 +202,7 @@ impl Client {
 
     /// Has its certificates told of, where there are any.
     pub fn tell(&self, metrics: &Metrics) {
-        if !self.0.now().credentials.is_empty() {
+        if self.0.has_files() {
             metrics.tell_of("client-tls", &self.0, |configured| configured.credentials.clone());
         }
     }
