@@ -1,6 +1,8 @@
 //! The small world that the story, the tests and the benchmark live in: an operator, a direct-bill
 //! partner, a provider with its reseller, and customers.
 
+use std::time::Duration;
+
 use chassis::auth::{Caller, Channel, Role, TenantKind};
 use chassis::clock::{Clock, Time};
 use chassis::form::timestamp;
@@ -14,6 +16,7 @@ use proto::agreement::{
 use proto::order::{CreateOrderRequest, CreateOrderResponse, InlineAttestation, NewOrderLine};
 use proto::types::{AgreementType, Cloud, Contact};
 use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::timeout;
 use tonic::Status;
 use uuid::{Uuid, uuid};
 
@@ -241,17 +244,21 @@ pub async fn attest(
 /// Waits until agreement-svc knows of a customer's first purchase, of which order-svc tells it afterwards.
 ///
 /// # Errors
-/// The refusal.
+/// The refusal, or that it took too long.
 pub async fn until_bought(cluster: &Cluster, customer_id: &str) -> Result<(), Status> {
+    const LONG: Duration = Duration::from_secs(60);
     let operator = cluster.as_caller(operator());
     let request = GetCustomerRequest { customer_id: customer_id.into() };
-    loop {
-        let known = operator.customers().get_customer(request.clone()).await?.into_inner();
-        if known.customer.is_some_and(|customer| customer.first_purchase_at.is_some()) {
-            return Ok(());
+    let bought = async {
+        loop {
+            let known = operator.customers().get_customer(request.clone()).await?.into_inner();
+            if known.customer.is_some_and(|customer| customer.first_purchase_at.is_some()) {
+                return Ok(());
+            }
         }
-        tokio::task::yield_now().await;
-    }
+    };
+    let late = || Status::deadline_exceeded("the first purchase was not reported");
+    timeout(LONG, bought).await.map_err(|_| late())?
 }
 
 /// Signs a version of the Customer Agreement.

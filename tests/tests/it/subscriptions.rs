@@ -615,27 +615,31 @@ async fn after_downtime_each_term_is_processed_once() {
 /// Subscriptions that one order-svc renews at a time.
 const RENEWED_AT_A_TIME: usize = 4;
 
-/// Keeps all subscriptions as they are, on PostgreSQL.
-struct Holder(PgConnection);
+/// Keeps all rows of a table as they are, on PostgreSQL.
+struct Holder {
+    connection: PgConnection,
+    table: &'static str,
+}
 
 impl Holder {
-    fn of(cluster: &Cluster) -> Option<Self> {
+    fn of(cluster: &Cluster, table: &'static str) -> Option<Self> {
         let Url::Postgres(url) = cluster.orders_database() else { return None };
-        let mut holder = PgConnection::establish(url).unwrap();
-        holder.batch_execute("BEGIN; LOCK TABLE subscription IN SHARE MODE").unwrap();
-        Some(Self(holder))
+        let mut connection = PgConnection::establish(url).unwrap();
+        connection.batch_execute(&format!("BEGIN; LOCK TABLE {table} IN SHARE MODE")).unwrap();
+        Some(Self { connection, table })
     }
 
     /// Lets go once so many transactions wait.
     async fn let_go_after(mut self, waiting: usize) {
-        let blocked = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'subscription'::regclass";
+        let blocked =
+            format!("SELECT 1 FROM pg_locks WHERE NOT granted AND relation = '{}'::regclass", self.table);
         let waiters = async {
-            while diesel::sql_query(blocked).execute(&mut self.0).unwrap() < waiting {
+            while diesel::sql_query(&blocked).execute(&mut self.connection).unwrap() < waiting {
                 tokio::task::yield_now().await;
             }
         };
         tokio::time::timeout(PATIENCE, waiters).await.unwrap();
-        self.0.batch_execute("COMMIT").unwrap();
+        self.connection.batch_execute("COMMIT").unwrap();
     }
 }
 
@@ -652,7 +656,7 @@ async fn replicas_never_renew_twice() {
         world.cluster.start_orders_replica().await.unwrap();
         // Each looks at its own times. On PostgreSQL nobody gets further than to a first change until
         // both are there; on SQLite it is left to chance where they meet.
-        let holder = Holder::of(&world.cluster);
+        let holder = Holder::of(&world.cluster, "subscription");
         world.clock.set(time("2026-04-30T12:00:00Z"));
         if let Some(holder) = holder {
             holder.let_go_after(2 * RENEWED_AT_A_TIME).await;
@@ -670,6 +674,44 @@ async fn replicas_never_renew_twice() {
             let expected = [Kind::Created, Kind::Renewed, Kind::Renewed, Kind::Renewed];
             assert_eq!(world.kinds(subscription).await, (1..).zip(expected).collect::<Vec<_>>());
         }
+    }
+}
+
+async fn all_are_reported(cluster: &Cluster) {
+    let look = async || {
+        let metrics = cluster.orders_metrics().await.unwrap();
+        metrics.contains("order_svc_purchase_reports_waiting 0\n").then_some(())
+    };
+    eventually(look).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn replicas_never_report_a_first_purchase_twice() {
+    tests::needs_own!("a clock that it sets");
+    const CUSTOMERS: usize = 6;
+    for backend in Backend::all() {
+        let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
+        for n in 0..CUSTOMERS {
+            world.customer =
+                world::create_customer(&world.direct, &format!("Customer {n}"), "FR", None).await.unwrap();
+            world::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap();
+            world.subscribe_to("MONTH", 1).await;
+        }
+        all_are_reported(&world.cluster).await;
+        // They are due once more, and both see it before either may claim them.
+        let again = "UPDATE purchase_report SET reported_at = NULL, due_at = '2026-02-01 00:00:00'";
+        world.cluster.orders_sql(again).unwrap();
+        world.cluster.start_orders_replica().await.unwrap();
+        let holder = Holder::of(&world.cluster, "purchase_report");
+        world.clock.set(time("2026-02-01T12:00:00Z"));
+        if let Some(holder) = holder {
+            holder.let_go_after(2).await;
+        }
+        all_are_reported(&world.cluster).await;
+        let calls = world.cluster.agreements_metrics().await.unwrap();
+        let path = "/csp.agreement.v1.EligibilityService/ReportPurchase";
+        let taken = format!("calls_total{{code=\"Ok\",path=\"{path}\"}} {}\n", 2 * CUSTOMERS);
+        assert!(calls.contains(&taken), "{calls}");
     }
 }
 
