@@ -22,10 +22,9 @@ use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::sql_types::Integer;
 use diesel::{Connection as _, PgConnection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness};
-use prometheus::Histogram;
+use prometheus::{Histogram, HistogramOpts};
 use tokio::sync::Semaphore;
 
-use crate::metrics::{self, Known};
 use writer::Writer;
 
 /// More connections do not make PostgreSQL faster on few cores; fewer leave it idle.
@@ -33,6 +32,9 @@ const POOL_SIZE: u32 = 8;
 
 /// How long a call waits for a free connection before it is told to come back.
 const POOL_WAIT: Duration = Duration::from_secs(2);
+
+/// Seconds that calls waited: for their turn and then for a connection, for neither longer than [`POOL_WAIT`].
+const WAIT_BUCKETS: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.0, 4.0];
 
 /// What is asked of libpq where the URL does not say: notice a server that cannot be reached, or has
 /// gone silent, within seconds.
@@ -151,11 +153,12 @@ impl Database {
         let serial = writes == Writes::Serial || matches!(url, Url::Sqlite(_));
         let writer = serial.then(|| Writer::start(Manager { read_only: false, ..manager.clone() }));
         let permits = Arc::new(Semaphore::new(POOL_SIZE as usize));
-        let waits = metrics::waits(
+        let waits = HistogramOpts::new(
             "database_connection_wait_seconds",
             "How long calls waited for a connection to the database; short reads of SQLite that found one at once are not among them.",
         );
-        let waits = waits.map_err(|error| Error::Query(error.to_string()))?;
+        let waits = Histogram::with_opts(waits.buckets(WAIT_BUCKETS.to_vec()))
+            .map_err(|error| Error::Query(error.to_string()))?;
         Ok(Self(Arc::new(Inner { manager, pool, permits, writer, waits })))
     }
 
@@ -312,20 +315,14 @@ impl Database {
         &self.0.waits
     }
 
-    /// How busy it is right now.
-    pub(crate) fn usage(&self) -> Vec<Known> {
+    pub(crate) fn connections_in_use(&self) -> u32 {
         let pool = self.0.pool.state();
-        let connections = Known {
-            name: "database_connections_in_use",
-            help: "Connections of the pool that are in use; it has eight.",
-            value: pool.connections.saturating_sub(pool.idle_connections).into(),
-        };
-        let queue = self.0.writer.as_ref().map(|writer| Known {
-            name: "database_writes_waiting",
-            help: "Writes that wait for the one thread that writes.",
-            value: writer.waiting() as f64,
-        });
-        [connections].into_iter().chain(queue).collect()
+        pool.connections.saturating_sub(pool.idle_connections)
+    }
+
+    /// Writes that wait for the one thread that writes, where there is one.
+    pub(crate) fn writes_waiting(&self) -> Option<usize> {
+        self.0.writer.as_ref().map(Writer::waiting)
     }
 
     async fn blocking<T, E, F>(&self, run: F) -> Result<T, E>

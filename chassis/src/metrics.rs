@@ -11,14 +11,13 @@ use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
-    Registry, TEXT_FORMAT, TextEncoder,
+    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TEXT_FORMAT, TextEncoder,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
 use tonic::Code;
 
-use crate::auth::Access;
 use crate::credential::Credential;
 use crate::database::{Connection, Database, Error};
 use crate::reread::Reread;
@@ -181,7 +180,17 @@ impl Metrics {
             help: "1 if the database answered this scrape in time, else 0, and what it would have said is missing.",
             value: f64::from(u8::from(answer.is_some())),
         };
-        database.usage().into_iter().chain([answers]).chain(answer.unwrap_or_default()).collect()
+        let connections = Known {
+            name: "database_connections_in_use",
+            help: "Connections of the pool that are in use; it has eight.",
+            value: database.connections_in_use().into(),
+        };
+        let queue = database.writes_waiting().map(|waiting| Known {
+            name: "database_writes_waiting",
+            help: "Writes that wait for the one thread that writes.",
+            value: waiting as f64,
+        });
+        [connections, answers].into_iter().chain(queue).chain(answer.unwrap_or_default()).collect()
     }
 
     /// Answers whoever fetches until `stop` resolves; `look` finds out what nobody counts. Nobody is waited
@@ -265,10 +274,10 @@ impl Metrics {
 
 impl Calls {
     /// Shows the codes of every call that are looked for as 0, so that the first is seen as a rise.
-    pub(crate) fn expect(&self, paths: Access) {
-        for (path, _) in paths {
+    pub(crate) fn expect(&self, paths: impl Iterator<Item = &'static str>) {
+        for path in paths {
             for code in [Code::Ok, Code::Internal] {
-                self.ended.with_label_values(&[*path, &format!("{code:?}")]);
+                self.ended.with_label_values(&[path, &format!("{code:?}")]);
             }
         }
     }
@@ -283,11 +292,6 @@ impl Calls {
         self.ended.with_label_values(&[path, &format!("{code:?}")]).inc();
         self.took.with_label_values(&[path]).observe(took.as_secs_f64());
     }
-}
-
-/// How long somebody waited, in seconds. It counts from the start, and is told of once it is registered.
-pub(crate) fn waits(name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
-    Histogram::with_opts(HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec()))
 }
 
 #[cfg(test)]
@@ -334,7 +338,7 @@ mod tests {
         let url = format!("sqlite:{}", folder.path().join("things.sqlite").display()).parse().unwrap();
         let database = Database::open(&url, true, Writes::Concurrent).unwrap();
         let metrics = Metrics::new("some_svc", "1", database).unwrap();
-        metrics.calls().expect(&[("/a.B/C", &[])]);
+        metrics.calls().expect(["/a.B/C"].into_iter());
         metrics.calls().end("/a.B/C", Code::Ok, Duration::from_millis(3));
         let endless = Known { name: "behind_seconds", help: "How far behind.", value: f64::INFINITY };
         let text = metrics.text(&[endless]);

@@ -110,7 +110,7 @@ enum Entered {
 
 impl CallLayer {
     pub(super) fn new(options: Options, numbers: Calls) -> Self {
-        numbers.expect(options.access);
+        numbers.expect(options.access.iter().map(|(path, _)| *path));
         Self {
             places: Places::new(options.calls_max),
             flows: Flows::default(),
