@@ -47,6 +47,9 @@ use uuid::Uuid;
 const CUSTOMERS: usize = 4;
 const ROUNDS: usize = 30;
 
+/// Times that all rounds are raced until a question was asked again.
+const BOUTS_MAX: usize = 8;
+
 /// Orders that a shopper places in a round.
 const ORDERS: usize = 3;
 
@@ -89,18 +92,27 @@ async fn race(backend: Backend) {
     }
     world::register_partners(&cluster).await.unwrap();
 
-    let racing = (0..CUSTOMERS).map(|n| {
-        let mut customer = Customer::new(&cluster, n);
-        tokio::spawn(async move {
-            customer.enter().await;
-            for _ in 0..ROUNDS {
-                customer.round().await;
-            }
-            customer
-        })
-    });
-    let customers: Vec<_> = join_all(racing).await.into_iter().map(Result::unwrap).collect();
-    let asked_again = relay.asked_again.load(Ordering::Relaxed);
+    let mut customers: Vec<_> = (0..CUSTOMERS).map(|n| Customer::new(&cluster, n)).collect();
+    for customer in &mut customers {
+        customer.enter().await;
+    }
+    let mut asked_again = 0;
+    // An answer is seldom outdated by the time it is stored, and by chance none is.
+    for _ in 0..BOUTS_MAX {
+        let racing = customers.into_iter().map(|mut customer| {
+            tokio::spawn(async move {
+                for _ in 0..ROUNDS {
+                    customer.round().await;
+                }
+                customer
+            })
+        });
+        customers = join_all(racing).await.into_iter().map(Result::unwrap).collect();
+        asked_again = relay.asked_again.load(Ordering::Relaxed);
+        if asked_again > 0 {
+            break;
+        }
+    }
 
     let operator = cluster.as_caller(world::operator());
     let events = all_events(&operator).await;
