@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use chassis::auth::{self, Channel, Role, TenantKind};
 use chassis::clock::Time;
 use chassis::database::Url;
-use chassis::server::by_variable;
+use chassis::server::with_env;
 use chassis::telemetry::LogFormat;
 use chassis::tls;
 use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, Utc};
@@ -69,7 +69,7 @@ pub struct Migrate {
 }
 
 #[derive(Clone, Debug, Args)]
-#[command(mut_args = |setting| by_variable("AGREEMENT", setting))]
+#[command(mut_args = |setting| with_env("AGREEMENT", setting))]
 pub struct CheckHealth {
     /// Where it listens.
     #[arg(long, default_value = "http://127.0.0.1:50051")]
@@ -125,7 +125,7 @@ fn read_duration(text: &str) -> Result<TimeDelta, String> {
 }
 
 #[derive(Clone, Debug, Args)]
-#[command(mut_args = |setting| by_variable("AGREEMENT", setting))]
+#[command(mut_args = |setting| with_env("AGREEMENT", setting))]
 pub struct Import {
     /// Columns: CustomerTenantId or CustomerId, FirstName, LastName, Email, and optionally PhoneNumber,
     /// TemplateId, DateAgreed and PartnerAttestationCompleted (rows where it is not true are skipped).
@@ -231,7 +231,7 @@ pub struct Storage {
 }
 
 #[derive(Clone, Debug, Args)]
-#[command(mut_args = |setting| by_variable("AGREEMENT", setting))]
+#[command(mut_args = |setting| with_env("AGREEMENT", setting))]
 pub struct Serve {
     #[command(flatten)]
     pub storage: Storage,

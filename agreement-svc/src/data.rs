@@ -15,7 +15,7 @@ use crate::rules::Time;
 use crate::rules::event::Event;
 use crate::rules::policy::Policy;
 use crate::rules::template::{AgreementType, Document, Template, Version, document_problems};
-use crate::store::change::{ChangeError, change_unasked};
+use crate::store::change::{ChangeError, change_internal};
 use crate::store::template::{template_publish, template_table_is_empty, template_update};
 
 const DEFAULT_POLICY: &str = include_str!("../data/policy.json");
@@ -169,7 +169,7 @@ impl Templates {
     /// # Errors
     /// The database's.
     pub async fn load(self, database: &Database, now: Time) -> Result<(), ChangeError> {
-        change_unasked(database, now, move |change| {
+        change_internal(database, now, move |change| {
             if !template_table_is_empty(change.connection)? {
                 return Ok(());
             }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use chassis::database::{Connection, Database, Error};
-use chassis::request::{StoredAnswer, answer_replace, answers_after};
+use chassis::idempotency::{StoredAnswer, answer_replace, answers_after};
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, ReflectMessage, Value};
 use uuid::Uuid;
@@ -22,7 +22,7 @@ use uuid::Uuid;
 use crate::Failure;
 use crate::rules::Time;
 use crate::rules::party::is_email;
-use crate::store::change::change_unasked;
+use crate::store::change::change_internal;
 use crate::store::erase::{FoundByCustomer, Person, person_erase, person_find};
 
 /// Answers of one page: each may be some kilobytes large.
@@ -88,7 +88,7 @@ pub(crate) async fn erase(
     }
 
     let (of_change, mails_of_change) = (person.clone(), mails.clone());
-    let (found, answers, deleted_inside) = change_unasked(database, now, move |change| {
+    let (found, answers, deleted_inside) = change_internal(database, now, move |change| {
         let found = person_find(change.connection, &of_change)?;
         let naming = attestation_ids(&found);
         let answers = erase_answers(change.connection, &of_change, &naming)?;
@@ -296,7 +296,7 @@ mod tests {
     use chassis::clock::{Clock, new_id};
     use chassis::database::Writes;
     use chassis::query;
-    use chassis::request::{RequestKey, Seen, request_answered, request_seen};
+    use chassis::idempotency::{IdempotencyKey, Lookup, answer_store, answer_find};
     use diesel::RunQueryDsl;
     use proto::agreement::{
         CreateInvitationResponse, GetAttestationRequest, ImportAttestationsResponse, Invitation,
@@ -330,7 +330,7 @@ mod tests {
         Ok(())
     }
 
-    fn key(n: u128, call: &'static str) -> RequestKey {
+    fn key(n: u128, call: &'static str) -> IdempotencyKey {
         let caller = Caller {
             tenant_kind: TenantKind::Partner,
             tenant_id: Uuid::from_u128(n % TENANTS),
@@ -338,7 +338,7 @@ mod tests {
             roles: vec![],
             channel: Channel::Api,
         };
-        RequestKey::new(&caller, call, Uuid::from_u128(n), &GetAttestationRequest::default())
+        IdempotencyKey::new(&caller, call, Uuid::from_u128(n), &GetAttestationRequest::default())
     }
 
     fn invited(email: &str) -> Vec<u8> {
@@ -389,11 +389,11 @@ mod tests {
                     _ if is_of_person(n) => invited("Zeb@Contoso.example"),
                     _ => invited("ann-zeb@contoso.example"),
                 };
-                request_answered(connection, &key(n, "CreateInvitation"), &answer, now)?;
+                answer_store(connection, &key(n, "CreateInvitation"), &answer, now)?;
             }
             for n in 1..=2 {
                 let id = if n == 1 { attestation } else { customer };
-                request_answered(connection, &key(n, "ImportAttestations"), &imported(id), now)?;
+                answer_store(connection, &key(n, "ImportAttestations"), &imported(id), now)?;
             }
             Ok::<_, Error>(())
         };
@@ -406,17 +406,17 @@ mod tests {
         assert_eq!(erased, expected);
         let seen = |n, call| {
             let database = database.clone();
-            async move { database.read(move |connection| request_seen(connection, &key(n, call))).await.unwrap() }
+            async move { database.read(move |connection| answer_find(connection, &key(n, call))).await.unwrap() }
         };
         for n in 1..=REQUESTS {
             let expected = match n {
-                _ if is_of_person(n) => Seen::OtherContent,
-                _ => Seen::Answered(invited("ann-zeb@contoso.example")),
+                _ if is_of_person(n) => Lookup::OtherContent,
+                _ => Lookup::Answered(invited("ann-zeb@contoso.example")),
             };
             assert_eq!(seen(n, "CreateInvitation").await, expected, "{n}");
         }
-        assert_eq!(seen(1, "ImportAttestations").await, Seen::OtherContent);
-        assert_eq!(seen(2, "ImportAttestations").await, Seen::Answered(imported(customer)));
+        assert_eq!(seen(1, "ImportAttestations").await, Lookup::OtherContent);
+        assert_eq!(seen(2, "ImportAttestations").await, Lookup::Answered(imported(customer)));
 
         let found = database.read(|connection| person_find(connection, &Person::new(EMAIL))).await.unwrap();
         assert!(found.is_empty(), "{found:?}");
@@ -435,13 +435,13 @@ mod tests {
         let database = empty_database(folder.path()).await;
         let now = Clock::system().now();
         let write = move |connection: &mut Connection| {
-            request_answered(connection, &key(1, "CreateInvitation"), &invited(EMAIL), now)?;
-            request_answered(connection, &key(2, "Unheard"), &invited(EMAIL), now)
+            answer_store(connection, &key(1, "CreateInvitation"), &invited(EMAIL), now)?;
+            answer_store(connection, &key(2, "Unheard"), &invited(EMAIL), now)
         };
         database.write(write).await.unwrap();
         let refused = erase(&database, now, EMAIL, None).await.unwrap_err().to_string();
         assert!(refused.contains("UnheardResponse") && !refused.contains("zeb"), "{refused}");
-        let seen = database.read(|connection| request_seen(connection, &key(1, "CreateInvitation"))).await;
-        assert_eq!(seen.unwrap(), Seen::Answered(invited(EMAIL)));
+        let seen = database.read(|connection| answer_find(connection, &key(1, "CreateInvitation"))).await;
+        assert_eq!(seen.unwrap(), Lookup::Answered(invited(EMAIL)));
     }
 }

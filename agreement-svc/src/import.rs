@@ -14,7 +14,7 @@ use std::time::Duration;
 use chassis::auth::{Bearer, Caller, Channel, Credentials, Role, TenantKind};
 use chassis::clock::Time;
 use chassis::form::timestamp;
-use chassis::{reread, tls};
+use chassis::{reload, tls};
 use csv::StringRecord;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::agreement::attestation_service_client::AttestationServiceClient;
@@ -117,7 +117,7 @@ const AGAIN: &str =
 /// The settings' token, or their word where there is none.
 fn credentials(settings: &Import) -> Result<Credentials, String> {
     if let Some(file) = &settings.token {
-        let token = reread::read(file)
+        let token = reload::read(file)
             .and_then(|contents| Bearer::read(&contents).map_err(|why| format!("{}: {why}", file.display())));
         return token.map(Credentials::Token).map_err(|why| format!("--token {why}"));
     }
@@ -126,7 +126,7 @@ fn credentials(settings: &Import) -> Result<Credentials, String> {
     };
     let roles = vec![Role::SalesAgent];
     let tenant_kind = TenantKind::Partner;
-    Ok(Credentials::Word(Caller { tenant_kind, tenant_id, user_id, roles, channel: Channel::Api }))
+    Ok(Credentials::Metadata(Caller { tenant_kind, tenant_id, user_id, roles, channel: Channel::Api }))
 }
 
 /// The next answer, which has to be the one to that request.

@@ -33,8 +33,8 @@ use chassis::auth::Identities;
 use chassis::clock::Clock;
 use chassis::database::{self, Database, Url, Writes};
 use chassis::metrics::Metrics;
-use chassis::request;
-use chassis::server::places::Places;
+use chassis::idempotency;
+use chassis::server::limits::tenant::TenantLimiter;
 use chassis::server::{self, Listeners, MESSAGE_BYTES_MAX, Options};
 use chassis::tls;
 use config::{EraseContact, Serve, Storage, Verify};
@@ -51,11 +51,11 @@ use tokio::task::JoinSet;
 use tonic::service::RoutesBuilder;
 
 use api::Api;
-pub use api::access::WHO_MAY;
+pub use api::access::ACCESS_POLICY;
 use api::link::Links;
 pub use erase::Erased;
 use rules::history::Verified;
-use store::change::{ChangeError, change_unasked};
+use store::change::{ChangeError, change_internal};
 use workers::mailer::{self, Mailer};
 use workers::poller;
 use workers::transport::Transport;
@@ -119,7 +119,7 @@ pub async fn serve(
     let mailer =
         Mailer { database: database.clone(), clock: clock.clone(), transport, from: config.mail.mail_from };
     workers.spawn(mailer::run(mailer, commits, workers_stop.clone()));
-    workers.spawn(request::forget(database.clone(), clock.clone(), workers_stop.clone()));
+    workers.spawn(idempotency::expire_answers(database.clone(), clock.clone(), workers_stop.clone()));
     if let Some(listener) = listeners.metrics {
         workers.spawn(metrics::serve(listener, metrics.clone(), clock.clone(), workers_stop));
     }
@@ -133,8 +133,8 @@ pub async fn serve(
         committed,
         head,
         stopping,
-        imports: Places::new(IMPORTS_MAX),
-        watchers: Places::new(WATCHERS_MAX),
+        imports: TenantLimiter::new(IMPORTS_MAX),
+        watchers: TenantLimiter::new(WATCHERS_MAX),
     };
     let mut routes = RoutesBuilder::default();
     routes
@@ -149,7 +149,7 @@ pub async fn serve(
         domain: "agreement-svc",
         identities,
         tls,
-        access: WHO_MAY,
+        access: ACCESS_POLICY,
         services: SERVICES,
         descriptors: proto::FILE_DESCRIPTOR_SET,
         calls_max: config.calls_max.into(),
@@ -190,7 +190,7 @@ pub async fn migrate(storage: &Storage, clock: &Clock) -> Result<Database, Failu
 /// # Errors
 /// A database that cannot be changed.
 pub async fn announce_restore(database: &Database, clock: &Clock) -> Result<String, Failure> {
-    let announced = change_unasked(database, clock.now(), |change| {
+    let announced = change_internal(database, clock.now(), |change| {
         let last = change.revision();
         Ok::<_, database::Error>((last, change.record_restored()?))
     });

@@ -3,7 +3,7 @@
 
 use chassis::clock::{Clock, Time};
 use chassis::database::{Connection, Error};
-use chassis::metrics::{Known, Metrics};
+use chassis::metrics::{Sample, Metrics};
 use chrono::TimeDelta;
 use prometheus::{IntCounterVec, Opts};
 use proto::agreement::CheckEligibilityResponse;
@@ -68,27 +68,27 @@ pub(crate) async fn serve(
 }
 
 /// What the database knows of the history and of mails.
-fn known(connection: &mut Connection, now: Time) -> Result<Vec<Known>, Error> {
+fn known(connection: &mut Connection, now: Time) -> Result<Vec<Sample>, Error> {
     let head = revision_head(connection)?;
     let (waiting, oldest) = notifications_waiting(connection)?;
     let age = oldest.map_or(0.0, |oldest| (now - oldest).max(TimeDelta::zero()).as_seconds_f64());
     Ok(vec![
-        Known {
+        Sample {
             name: "history_revision",
             help: "The revision of the last event of the history.",
             value: head as f64,
         },
-        Known {
+        Sample {
             name: "mails_waiting",
             help: "Announcements of attestations that were not sent yet.",
             value: waiting as f64,
         },
-        Known {
+        Sample {
             name: "mails_oldest_age_seconds",
             help: "How long ago the oldest of them was recorded, 0 when there is none.",
             value: age,
         },
-        Known {
+        Sample {
             name: "mails_dead_letters",
             help: "Announcements that were given up: they wait for RetryNotification.",
             value: dead_letters(connection)? as f64,

@@ -8,7 +8,7 @@ use std::path::Path;
 use chassis::auth::Caller;
 use chassis::auth::token::{SigningKey, claims};
 use chassis::clock::Clock;
-use chassis::reread;
+use chassis::reload;
 
 use crate::Failure;
 use crate::config::Token;
@@ -49,7 +49,7 @@ fn new_file(path: &Path, mode: u32) -> io::Result<File> {
 /// A key that cannot be read.
 pub fn sign(settings: &Token, clock: &Clock) -> Result<String, Failure> {
     let file = &settings.signing_key;
-    let key = SigningKey::read(&reread::read(file)?).map_err(|why| format!("{}: {why}", file.display()))?;
+    let key = SigningKey::read(&reload::read(file)?).map_err(|why| format!("{}: {why}", file.display()))?;
     let caller = Caller {
         tenant_kind: settings.tenant_kind,
         tenant_id: settings.tenant_id,

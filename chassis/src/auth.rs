@@ -19,9 +19,9 @@ use tonic::{Code, Request, Status};
 use uuid::Uuid;
 
 use crate::clock::Clock;
-use crate::credential::Credential;
+use crate::expiry::Validity;
 use crate::metrics::Metrics;
-use crate::reread::Reread;
+use crate::reload::Watched;
 use crate::status::failure;
 use token::{KeySet, Tokens};
 
@@ -71,10 +71,10 @@ impl Settings {
 
 /// Identifies callers, as the settings say.
 #[derive(Clone)]
-pub struct Identities(Way);
+pub struct Identities(Mode);
 
 #[derive(Clone)]
-enum Way {
+enum Mode {
     Insecure,
     Jwt(Arc<Tokens>),
 }
@@ -95,7 +95,7 @@ impl Identities {
             return Err(format!("--auth insecure looks at no token; leave {flag} out, or use --auth jwt"));
         }
         if *auth == Auth::Insecure {
-            return Ok(Self(Way::Insecure));
+            return Ok(Self(Mode::Insecure));
         }
         let missing = |flag| format!("--auth jwt needs {flag}");
         let name = |name: &Option<String>, flag| {
@@ -104,23 +104,23 @@ impl Identities {
         let file = jwks.clone().ok_or_else(|| missing("--jwks"))?;
         let issuer = name(jwt_issuer, "--jwt-issuer")?;
         let audience = name(jwt_audience, "--jwt-audience")?;
-        let keys = Reread::open(vec![file], |contents| KeySet::read(&contents[0]));
+        let keys = Watched::open(vec![file], |contents| KeySet::read(&contents[0]));
         let keys = keys.map_err(|why| format!("--jwks {why}"))?;
         let leeway = TimeDelta::seconds((*jwt_leeway_seconds).into());
-        Ok(Self(Way::Jwt(Arc::new(Tokens::new(keys, issuer, audience, leeway, clock)))))
+        Ok(Self(Mode::Jwt(Arc::new(Tokens::new(keys, issuer, audience, leeway, clock)))))
     }
 
     /// Has the keys told of, where there are any. They have no end.
-    pub(crate) fn tell(&self, metrics: &Metrics) {
-        if let Way::Jwt(tokens) = &self.0 {
-            metrics.tell_of("token-keys", tokens.keys(), |_| vec![]);
+    pub(crate) fn register_metrics(&self, metrics: &Metrics) {
+        if let Mode::Jwt(tokens) = &self.0 {
+            metrics.register_files("token-keys", tokens.keys(), |_| vec![]);
         }
     }
 
     pub(crate) fn auth(&self) -> Auth {
         match self.0 {
-            Way::Insecure => Auth::Insecure,
-            Way::Jwt(_) => Auth::Jwt,
+            Mode::Insecure => Auth::Insecure,
+            Mode::Jwt(_) => Auth::Jwt,
         }
     }
 
@@ -131,7 +131,7 @@ impl Identities {
         domain: &'static str,
     ) -> Result<(Caller, Option<Bearer>), Status> {
         match &self.0 {
-            Way::Insecure => Ok((
+            Mode::Insecure => Ok((
                 Caller::from_metadata(headers).map_err(|claim| {
                     let sentence = format!(
                         "the identity has no valid {claim}; send x-tenant-id, x-tenant-kind and x-user-id"
@@ -140,7 +140,7 @@ impl Identities {
                 })?,
                 None,
             )),
-            Way::Jwt(tokens) => {
+            Mode::Jwt(tokens) => {
                 let bearer = Bearer::of(headers).map_err(|why| unidentified(domain, "authorization", why))?;
                 let caller = tokens.caller(bearer.token());
                 let caller =
@@ -177,9 +177,9 @@ impl Bearer {
     /// For how long the token says that it is valid, if it does. Nothing of it is verified: this is for
     /// whoever presents it.
     #[must_use]
-    pub fn credential(&self, name: &'static str) -> Option<Credential> {
+    pub fn validity(&self, name: &'static str) -> Option<Validity> {
         let (begins, ends) = token::life(self.token())?;
-        Some(Credential { name, begins, ends })
+        Some(Validity { name, begins, ends })
     }
 
     fn of(headers: &HeaderMap) -> Result<Self, &'static str> {
@@ -214,7 +214,7 @@ impl fmt::Debug for Bearer {
 #[derive(Clone, Debug)]
 pub enum Credentials {
     /// An identity by its word, where that is believed.
-    Word(Caller),
+    Metadata(Caller),
     /// A token.
     Token(Bearer),
 }
@@ -223,7 +223,7 @@ impl Credentials {
     /// Adds them to the metadata of a call.
     pub fn present(&self, metadata: &mut MetadataMap) {
         match self {
-            Self::Word(caller) => caller.present(metadata),
+            Self::Metadata(caller) => caller.present(metadata),
             Self::Token(Bearer(value)) => {
                 let mut headers = std::mem::take(metadata).into_headers();
                 let mut value = value.clone();
@@ -242,7 +242,7 @@ impl Credentials {
 pub fn credentials<T>(request: &Request<T>) -> Result<Credentials, Status> {
     match request.extensions().get::<Bearer>() {
         Some(bearer) => Ok(Credentials::Token(bearer.clone())),
-        None => caller(request).map(Credentials::Word),
+        None => caller(request).map(Credentials::Metadata),
     }
 }
 
@@ -301,11 +301,11 @@ pub struct Caller {
 
 /// A class of callers, as the tables of who may do what name them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Who {
+pub enum CallerClass {
     /// A partner user with `ADMIN_AGENT` or `SALES_AGENT`.
-    PartnerActs,
+    PartnerWrite,
     /// A partner user with any of the roles.
-    PartnerReads,
+    PartnerRead,
     /// A customer user with `GLOBAL_ADMIN`.
     CustomerAdmin,
     /// An operator.
@@ -318,7 +318,7 @@ pub enum Who {
 
 /// Who may make which call, by the call's path (`/package.Service/Call`). A call that is not in
 /// the table may be made by nobody.
-pub type Access = &'static [(&'static str, &'static [Who])];
+pub type AccessPolicy = &'static [(&'static str, &'static [CallerClass])];
 
 impl Auth {
     /// Refuses an address that this way of establishing identities must not be reachable at.
@@ -338,17 +338,17 @@ impl Auth {
 impl Caller {
     /// Whether the caller belongs to a class.
     #[must_use]
-    pub fn is(&self, who: Who) -> bool {
+    pub fn is(&self, who: CallerClass) -> bool {
         let has = |role| self.roles.contains(&role);
         match who {
-            Who::PartnerActs => {
+            CallerClass::PartnerWrite => {
                 self.tenant_kind == TenantKind::Partner && (has(Role::AdminAgent) || has(Role::SalesAgent))
             }
-            Who::PartnerReads => self.tenant_kind == TenantKind::Partner && !self.roles.is_empty(),
-            Who::CustomerAdmin => self.tenant_kind == TenantKind::Customer && has(Role::GlobalAdmin),
-            Who::Operator => self.tenant_kind == TenantKind::Operator,
-            Who::Service => self.tenant_kind == TenantKind::Service,
-            Who::Anyone => true,
+            CallerClass::PartnerRead => self.tenant_kind == TenantKind::Partner && !self.roles.is_empty(),
+            CallerClass::CustomerAdmin => self.tenant_kind == TenantKind::Customer && has(Role::GlobalAdmin),
+            CallerClass::Operator => self.tenant_kind == TenantKind::Operator,
+            CallerClass::Service => self.tenant_kind == TenantKind::Service,
+            CallerClass::Anyone => true,
         }
     }
 
@@ -438,7 +438,7 @@ pub fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
 }
 
 /// Refuses callers that the table does not let make the call at `path`.
-pub(crate) fn admit(access: Access, path: &str, caller: &Caller, domain: &'static str) -> Result<(), Status> {
+pub(crate) fn admit(access: AccessPolicy, path: &str, caller: &Caller, domain: &'static str) -> Result<(), Status> {
     let allowed = access.iter().find(|(call, _)| *call == path).map_or(&[][..], |(_, who)| who);
     if allowed.iter().any(|who| caller.is(*who)) {
         return Ok(());
@@ -456,11 +456,11 @@ pub(crate) fn admit(access: Access, path: &str, caller: &Caller, domain: &'stati
     .status())
 }
 
-impl Who {
+impl CallerClass {
     fn description(self) -> &'static str {
         match self {
-            Self::PartnerActs => "a partner user with ADMIN_AGENT or SALES_AGENT",
-            Self::PartnerReads => {
+            Self::PartnerWrite => "a partner user with ADMIN_AGENT or SALES_AGENT",
+            Self::PartnerRead => {
                 "a partner user with ADMIN_AGENT, SALES_AGENT, HELPDESK_AGENT or GLOBAL_ADMIN"
             }
             Self::CustomerAdmin => "a customer user with GLOBAL_ADMIN",
@@ -494,10 +494,10 @@ mod tests {
             roles: vec![],
             channel: Channel::Dashboard,
         };
-        let refused = admit(&[("/a.B/C", &[Who::Anyone])], "/a.B/D", &caller, "some-svc").unwrap_err();
+        let refused = admit(&[("/a.B/C", &[CallerClass::Anyone])], "/a.B/D", &caller, "some-svc").unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied);
         assert_eq!(
-            admit(&[("/a.B/C", &[Who::Anyone])], "/a.B/C", &caller, "some-svc").map_err(|_| ()),
+            admit(&[("/a.B/C", &[CallerClass::Anyone])], "/a.B/C", &caller, "some-svc").map_err(|_| ()),
             Ok(())
         );
     }

@@ -32,7 +32,7 @@ impl Form {
     }
 
     /// Remembers a bad field.
-    pub fn wrong(&mut self, field: impl Into<String>, problem: impl Into<String>) {
+    pub fn violation(&mut self, field: impl Into<String>, problem: impl Into<String>) {
         self.violations.push(Violation { field: field.into(), problem: problem.into() });
     }
 
@@ -41,7 +41,7 @@ impl Form {
         let parsed = Uuid::try_parse(value).ok().filter(|id| !id.is_nil() && id.to_string() == value);
         parsed.unwrap_or_else(|| {
             let problem = if value.is_empty() { "is required" } else { "must be a lower-case UUID" };
-            self.wrong(field, problem);
+            self.violation(field, problem);
             Uuid::nil()
         })
     }
@@ -57,11 +57,11 @@ impl Form {
         let text = value.trim();
         let length = text.chars().count();
         if length < min && length == 0 {
-            self.wrong(field, "is required");
+            self.violation(field, "is required");
         } else if length < min || length > max {
-            self.wrong(field, format!("must have {min} to {max} characters"));
+            self.violation(field, format!("must have {min} to {max} characters"));
         } else if text.chars().any(char::is_control) {
-            self.wrong(field, "must not contain control characters");
+            self.violation(field, "must not contain control characters");
         }
         text.to_owned()
     }
@@ -69,7 +69,7 @@ impl Form {
     /// A required time in whole microseconds, in the years 1 to 9999.
     pub fn time(&mut self, field: &str, value: Option<&Timestamp>) -> Time {
         if value.is_none() {
-            self.wrong(field, "is required");
+            self.violation(field, "is required");
         }
         self.optional_time(field, value).unwrap_or(DateTime::UNIX_EPOCH)
     }
@@ -84,9 +84,9 @@ impl Form {
             .filter(|_| (YEAR_1..YEAR_10000).contains(&value.seconds))
             .and_then(|nanos| DateTime::from_timestamp(value.seconds, nanos));
         match time {
-            None => self.wrong(field, "must be a time in the years 1 to 9999"),
+            None => self.violation(field, "must be a time in the years 1 to 9999"),
             Some(time) if time.timestamp_subsec_nanos() % 1000 != 0 => {
-                self.wrong(field, "must be in whole microseconds");
+                self.violation(field, "must be in whole microseconds");
             }
             Some(_) => return time,
         }
@@ -95,13 +95,13 @@ impl Form {
 
     /// Whether a field was found to be bad.
     #[must_use]
-    pub fn names(&self, field: &str) -> bool {
+    pub fn has_violation(&self, field: &str) -> bool {
         self.violations.iter().any(|violation| violation.field == field)
     }
 
     /// Whether nothing was found so far.
     #[must_use]
-    pub fn is_clean(&self) -> bool {
+    pub fn is_valid(&self) -> bool {
         self.violations.is_empty()
     }
 

@@ -8,13 +8,13 @@
 pub mod auth;
 pub mod backoff;
 pub mod clock;
-pub mod credential;
+pub mod expiry;
 pub mod database;
 pub mod form;
 pub mod metrics;
-pub mod page;
-pub mod request;
-pub mod reread;
+pub mod paging;
+pub mod idempotency;
+pub mod reload;
 pub mod server;
 pub mod status;
 pub mod telemetry;

@@ -18,9 +18,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
 use tonic::Code;
 
-use crate::credential::Credential;
+use crate::expiry::Validity;
 use crate::database::{Connection, Database, Error};
-use crate::reread::Reread;
+use crate::reload::Watched;
 
 /// How long a scrape waits for the database. Scrapers commonly give up after ten seconds.
 const LOOK_MAX: Duration = Duration::from_secs(1);
@@ -51,12 +51,12 @@ struct Files {
     name: &'static str,
     make_sense: bool,
     /// What they say that ends.
-    credentials: Vec<Credential>,
+    credentials: Vec<Validity>,
 }
 
 /// A number that is known now. What is not known has none: then it is missing from the answer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Known {
+pub struct Sample {
     /// Without the service's prefix, with its unit.
     pub name: &'static str,
     /// What it means.
@@ -129,15 +129,15 @@ impl Metrics {
     }
 
     /// Tells from now on whether files make sense, by a name that is not theirs, and when what they say ends.
-    pub fn tell_of<T: Send + Sync + 'static>(
+    pub fn register_files<T: Send + Sync + 'static>(
         &self,
         name: &'static str,
-        files: &Reread<T>,
-        credentials: impl Fn(&T) -> Vec<Credential> + Send + Sync + 'static,
+        files: &Watched<T>,
+        credentials: impl Fn(&T) -> Vec<Validity> + Send + Sync + 'static,
     ) {
         let files = files.clone();
         let look =
-            move || Files { name, make_sense: files.makes_sense(), credentials: credentials(&files.now()) };
+            move || Files { name, make_sense: files.is_valid(), credentials: credentials(&files.now()) };
         self.0.files.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(look));
     }
 
@@ -153,9 +153,9 @@ impl Metrics {
 
     /// What is read from the database, and how the database itself is. It is asked for a second at most and
     /// by one at a time: what it has not said by then is missing.
-    pub async fn stored<F>(&self, read: F) -> Vec<Known>
+    pub async fn stored<F>(&self, read: F) -> Vec<Sample>
     where
-        F: FnOnce(&mut Connection) -> Result<Vec<Known>, Error> + Send + 'static,
+        F: FnOnce(&mut Connection) -> Result<Vec<Sample>, Error> + Send + 'static,
     {
         let Inner { database, looking, .. } = &*self.0;
         let look = async {
@@ -175,17 +175,17 @@ impl Metrics {
             }
             Err(_) => None,
         };
-        let answers = Known {
+        let answers = Sample {
             name: "database_answers",
             help: "1 if the database answered this scrape in time, else 0, and what it would have said is missing.",
             value: f64::from(u8::from(answer.is_some())),
         };
-        let connections = Known {
+        let connections = Sample {
             name: "database_connections_in_use",
             help: "Connections of the pool that are in use; it has eight.",
             value: database.connections_in_use().into(),
         };
-        let queue = database.writes_waiting().map(|waiting| Known {
+        let queue = database.writes_waiting().map(|waiting| Sample {
             name: "database_writes_waiting",
             help: "Writes that wait for the one thread that writes.",
             value: waiting as f64,
@@ -198,7 +198,7 @@ impl Metrics {
     pub async fn serve<L, F>(self, listener: TcpListener, look: L, mut stop: watch::Receiver<bool>)
     where
         L: Fn() -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = Vec<Known>> + Send,
+        F: Future<Output = Vec<Sample>> + Send,
     {
         if let Ok(metrics_address) = listener.local_addr() {
             tracing::info!(%metrics_address, "serving metrics");
@@ -249,13 +249,13 @@ impl Metrics {
         Ok([unusable, begins, ends])
     }
 
-    fn text(&self, known: &[Known]) -> String {
+    fn text(&self, known: &[Sample]) -> String {
         let Inner { registry, prefix, .. } = &*self.0;
         let mut families = registry.gather();
         // Their names are right, or a test would have said so.
         let files = self.files().into_iter().flatten().flat_map(|numbers| numbers.collect());
         families.extend(files.filter(|family| !family.get_metric().is_empty()));
-        for Known { name, help, value } in known {
+        for Sample { name, help, value } in known {
             // Its name is right, or a test would have said so.
             if let Ok(gauge) = Gauge::new(format!("{prefix}_{name}"), *help) {
                 gauge.set(*value);
@@ -301,7 +301,7 @@ mod tests {
     use super::*;
     use crate::database::Writes;
 
-    fn value(known: &[Known], name: &str) -> Option<f64> {
+    fn value(known: &[Sample], name: &str) -> Option<f64> {
         known.iter().find(|known| known.name == name).map(|known| known.value)
     }
 
@@ -311,7 +311,7 @@ mod tests {
         let url = format!("sqlite:{}", folder.path().join("things.sqlite").display()).parse().unwrap();
         let database = Database::open(&url, true, Writes::Concurrent).unwrap();
         let metrics = Metrics::new("some_svc", "1", database).unwrap();
-        let answer = |_: &mut Connection| Ok(vec![Known { name: "things", help: "Things.", value: 7.0 }]);
+        let answer = |_: &mut Connection| Ok(vec![Sample { name: "things", help: "Things.", value: 7.0 }]);
         let known = metrics.stored(answer).await;
         assert_eq!((value(&known, "things"), value(&known, "database_answers")), (Some(7.0), Some(1.0)));
 
@@ -340,7 +340,7 @@ mod tests {
         let metrics = Metrics::new("some_svc", "1", database).unwrap();
         metrics.calls().expect(["/a.B/C"].into_iter());
         metrics.calls().end("/a.B/C", Code::Ok, Duration::from_millis(3));
-        let endless = Known { name: "behind_seconds", help: "How far behind.", value: f64::INFINITY };
+        let endless = Sample { name: "behind_seconds", help: "How far behind.", value: f64::INFINITY };
         let text = metrics.text(&[endless]);
         for line in [
             "# TYPE some_svc_calls_total counter",

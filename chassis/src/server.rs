@@ -6,7 +6,7 @@ mod body;
 pub mod call;
 mod connections;
 mod flow;
-pub mod places;
+pub mod limits;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tonic::service::RoutesBuilder;
 use tonic::transport::server::TcpIncoming;
 
-use crate::auth::{Access, Auth, Identities};
+use crate::auth::{AccessPolicy, Auth, Identities};
 use crate::metrics::Metrics;
 use crate::tls::{self, Address, ClientSettings};
 
@@ -70,7 +70,7 @@ pub struct Options {
     /// How connections are taken.
     pub tls: tls::Server,
     /// Who may make which call.
-    pub access: Access,
+    pub access: AccessPolicy,
     /// The full names of its gRPC services, for health.
     pub services: &'static [&'static str],
     /// The encoded contract, for reflection.
@@ -122,8 +122,8 @@ pub async fn serve(
         }
         drop(draining);
     };
-    options.identities.tell(metrics);
-    options.tls.tell(metrics);
+    options.identities.register_metrics(metrics);
+    options.tls.register_metrics(metrics);
     let tls = options.tls.clone();
     let calls = CallLayer::new(options, metrics.calls().clone());
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -151,7 +151,7 @@ pub async fn serve(
     tracing::info!(%address, "serving");
     tokio::select! {
         served = server => served?,
-        () = calls.tell_refused() => {}
+        () = calls.report_refusals() => {}
         () = async { let _ = drain.await; tokio::time::sleep(DRAIN_MAX).await } => {
             tracing::warn!("stopped with calls still in progress");
         }
@@ -224,7 +224,7 @@ pub async fn check_health(address: &Address, tls: &ClientSettings) -> Result<(),
 /// Lets a setting be given by environment variable, too: `PREFIX_` and its flag in upper case. For settings
 /// that both services share and each names its own way.
 #[must_use]
-pub fn by_variable(prefix: &str, setting: clap::Arg) -> clap::Arg {
+pub fn with_env(prefix: &str, setting: clap::Arg) -> clap::Arg {
     match (setting.get_long(), setting.get_env()) {
         (Some(flag), None) => {
             let variable = format!("{prefix}_{}", flag.to_uppercase().replace('-', "_"));

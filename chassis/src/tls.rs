@@ -28,9 +28,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::auth::Auth;
-use crate::credential::Credential;
+use crate::expiry::Validity;
 use crate::metrics::Metrics;
-use crate::reread::Reread;
+use crate::reload::Watched;
 
 /// Connections that have shaken hands and wait to be served, which takes no time.
 const READY_MAX: usize = 64;
@@ -75,16 +75,16 @@ type Connecting = BoxFuture<'static, io::Result<TokioIo<client::TlsStream<TcpStr
 
 /// How a server takes connections.
 #[derive(Clone, Debug)]
-pub struct Server(pub(crate) Option<Reread<Configured<ServerConfig>>>);
+pub struct Server(pub(crate) Option<Watched<Configured<ServerConfig>>>);
 
 /// How a client speaks TLS, where an address asks for it.
 #[derive(Clone, Debug)]
-pub struct Client(Reread<Configured<ClientConfig>>);
+pub struct Client(Watched<Configured<ClientConfig>>);
 
 /// What files of certificates come to.
 pub(crate) struct Configured<C> {
     config: Arc<C>,
-    credentials: Vec<Credential>,
+    credentials: Vec<Validity>,
 }
 
 /// Where a server is reached: `http://HOST:PORT` or `https://HOST:PORT`.
@@ -124,16 +124,16 @@ impl Server {
         }
         let mut files = vec![certificate, key];
         files.extend(settings.tls_client_ca.clone());
-        let config = Reread::open(files, server_config);
+        let config = Watched::open(files, server_config);
         config
             .map(|config| Self(Some(config)))
             .map_err(|why| format!("--tls-cert, --tls-key, --tls-client-ca: {why}"))
     }
 
     /// Has its certificates told of, where there are any.
-    pub(crate) fn tell(&self, metrics: &Metrics) {
+    pub(crate) fn register_metrics(&self, metrics: &Metrics) {
         if let Some(files) = &self.0 {
-            metrics.tell_of("server-tls", files, |configured| configured.credentials.clone());
+            metrics.register_files("server-tls", files, |configured| configured.credentials.clone());
         }
     }
 }
@@ -142,7 +142,7 @@ impl Server {
 /// takes too long to begin.
 pub(crate) fn accept<C>(
     incoming: impl Stream<Item = io::Result<C>> + Send + 'static,
-    config: Reread<Configured<ServerConfig>>,
+    config: Watched<Configured<ServerConfig>>,
 ) -> ReceiverStream<io::Result<server::TlsStream<C>>>
 where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -197,13 +197,13 @@ impl Client {
             let config = client_config(roots, if has_identity { identity } else { &[] }, &mut credentials)?;
             Ok(Configured { config: Arc::new(config), credentials })
         };
-        Reread::open(all, parse).map(Self)
+        Watched::open(all, parse).map(Self)
     }
 
     /// Has its certificates told of, where there are any.
-    pub fn tell(&self, metrics: &Metrics) {
+    pub fn register_metrics(&self, metrics: &Metrics) {
         if self.0.has_files() {
-            metrics.tell_of("client-tls", &self.0, |configured| configured.credentials.clone());
+            metrics.register_files("client-tls", &self.0, |configured| configured.credentials.clone());
         }
     }
 
@@ -336,7 +336,7 @@ fn server_config(contents: &[Vec<u8>]) -> Result<Configured<ServerConfig>, Strin
 fn client_config(
     roots: RootCertStore,
     own: &[Vec<u8>],
-    credentials: &mut Vec<Credential>,
+    credentials: &mut Vec<Validity>,
 ) -> Result<ClientConfig, String> {
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| error.to_string())?.with_root_certificates(roots);
@@ -354,12 +354,12 @@ fn client_config(
 fn identity(
     contents: &[Vec<u8>],
     name: &'static str,
-    credentials: &mut Vec<Credential>,
+    credentials: &mut Vec<Validity>,
 ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), String> {
     let [chain, key, ..] = contents else { return Err("a certificate needs its key".into()) };
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| "there is no private key in PEM")?;
     let chain = certificates(chain)?;
-    credentials.extend(Credential::of_certificates(name, &chain));
+    credentials.extend(Validity::of_certificates(name, &chain));
     Ok((chain, key))
 }
 
@@ -372,10 +372,10 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
 fn authorities(
     pem: &[u8],
     name: &'static str,
-    credentials: &mut Vec<Credential>,
+    credentials: &mut Vec<Validity>,
 ) -> Result<RootCertStore, String> {
     let all = certificates(pem)?;
-    credentials.extend(Credential::of_certificates(name, &all));
+    credentials.extend(Validity::of_certificates(name, &all));
     let mut roots = RootCertStore::empty();
     for certificate in all {
         roots.add(certificate).map_err(|error| format!("a certificate of an authority: {error}"))?;

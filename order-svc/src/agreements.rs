@@ -15,7 +15,7 @@ use chassis::backoff;
 use chassis::clock::{Clock, Time};
 use chassis::form::timestamp;
 use chassis::metrics::Metrics;
-use chassis::reread::Reread;
+use chassis::reload::Watched;
 use chassis::telemetry::trace::Traced;
 use chrono::DateTime;
 use proto::agreement::attestation_service_client::AttestationServiceClient;
@@ -126,7 +126,7 @@ pub(crate) enum Own {
     /// By its word, where that is believed.
     Word,
     /// By a token of its own.
-    Token(Reread<Bearer>),
+    Token(Watched<Bearer>),
 }
 
 impl Own {
@@ -142,24 +142,24 @@ impl Own {
             }
             (Auth::Jwt, None) => Err("--auth jwt needs --service-token".into()),
             (Auth::Jwt, Some(file)) => {
-                let token = Reread::open(vec![file.to_owned()], |contents| Bearer::read(&contents[0]));
+                let token = Watched::open(vec![file.to_owned()], |contents| Bearer::read(&contents[0]));
                 token.map(Self::Token).map_err(|why| format!("--service-token {why}"))
             }
         }
     }
 
     /// Has the token told of, where there is one.
-    pub(crate) fn tell(&self, metrics: &Metrics) {
+    pub(crate) fn register_metrics(&self, metrics: &Metrics) {
         if let Self::Token(token) = self {
-            metrics.tell_of("service-token", token, |token| {
-                token.credential("service-token").into_iter().collect()
+            metrics.register_files("service-token", token, |token| {
+                token.validity("service-token").into_iter().collect()
             });
         }
     }
 
     fn credentials(&self) -> Credentials {
         match self {
-            Self::Word => Credentials::Word(service()),
+            Self::Word => Credentials::Metadata(service()),
             Self::Token(token) => Credentials::Token(Bearer::clone(&token.now())),
         }
     }
@@ -194,9 +194,9 @@ impl Agreements {
     }
 
     /// Has everything told of by which the neighbour and this process believe each other.
-    pub(crate) fn tell(&self, metrics: &Metrics) {
-        self.own.tell(metrics);
-        self.replicas.tell(metrics);
+    pub(crate) fn register_metrics(&self, metrics: &Metrics) {
+        self.own.register_metrics(metrics);
+        self.replicas.register_metrics(metrics);
     }
 
     /// Asks the gate, for no longer than the deadline or the caller's patience, retries included.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use chassis::auth;
 use chassis::database::Url;
-use chassis::server::by_variable;
+use chassis::server::with_env;
 use chassis::telemetry::LogFormat;
 use chassis::tls::{self, Address};
 use clap::{Args, Parser, Subcommand};
@@ -36,7 +36,7 @@ pub enum Command {
 }
 
 #[derive(Clone, Debug, Args)]
-#[command(mut_args = |setting| by_variable("ORDER", setting))]
+#[command(mut_args = |setting| with_env("ORDER", setting))]
 pub struct CheckHealth {
     /// Where it listens.
     #[arg(long, default_value = "http://127.0.0.1:50052")]
@@ -57,7 +57,7 @@ pub struct Storage {
 }
 
 #[derive(Clone, Debug, Args)]
-#[command(mut_args = |setting| by_variable("ORDER", setting))]
+#[command(mut_args = |setting| with_env("ORDER", setting))]
 pub struct Serve {
     #[command(flatten)]
     pub storage: Storage,

@@ -27,7 +27,7 @@ use chassis::auth::Identities;
 use chassis::clock::Clock;
 use chassis::database::{Database, Writes};
 use chassis::metrics::Metrics;
-use chassis::request;
+use chassis::idempotency;
 use chassis::server::{self, Listeners, MESSAGE_BYTES_MAX, Options};
 use chassis::tls;
 use proto::order::offer_service_server::OfferServiceServer;
@@ -41,7 +41,7 @@ use tonic::service::RoutesBuilder;
 use agreements::replicas::Replicas;
 use agreements::{Agreements, Own};
 use api::Api;
-pub use api::access::WHO_MAY;
+pub use api::access::ACCESS_POLICY;
 use config::{Serve, Storage};
 use metrics::Decisions;
 use workers::{Followed, follower, renewals, reporter};
@@ -83,7 +83,7 @@ pub async fn serve(
     };
 
     let metrics = Metrics::new("order_svc", env!("CARGO_PKG_VERSION"), database.clone())?;
-    agreements.tell(&metrics);
+    agreements.register_metrics(&metrics);
     let decisions = Decisions::new(&metrics)?;
     let (orders, new_orders) = watch::channel(());
     let (followed, following) = watch::channel(Followed::default());
@@ -104,7 +104,7 @@ pub async fn serve(
         stopped.clone(),
     ));
     workers.spawn(renewals::run(database.clone(), clock.clone(), following.clone(), stopped.clone()));
-    workers.spawn(request::forget(database.clone(), clock.clone(), stopped.clone()));
+    workers.spawn(idempotency::expire_answers(database.clone(), clock.clone(), stopped.clone()));
     if let Some(listener) = listeners.metrics {
         workers.spawn(metrics::serve(listener, metrics.clone(), clock.clone(), following, stopped));
     }
@@ -120,7 +120,7 @@ pub async fn serve(
         domain: "order-svc",
         identities,
         tls,
-        access: WHO_MAY,
+        access: ACCESS_POLICY,
         services: SERVICES,
         descriptors: proto::FILE_DESCRIPTOR_SET,
         calls_max: config.calls_max.into(),

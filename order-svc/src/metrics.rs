@@ -3,7 +3,7 @@
 
 use chassis::clock::{Clock, Time};
 use chassis::database::{Connection, Error};
-use chassis::metrics::{Known, Metrics};
+use chassis::metrics::{Sample, Metrics};
 use chrono::TimeDelta;
 use prometheus::{IntCounterVec, Opts};
 use tokio::net::TcpListener;
@@ -79,16 +79,16 @@ pub(crate) async fn serve(
 }
 
 /// How far the history has been followed.
-fn history(followed: Followed, now: Time) -> [Known; 2] {
+fn history(followed: Followed, now: Time) -> [Sample; 2] {
     // Not to know is to be behind without limit, which every alarm notices.
     let behind = followed.until.map_or(f64::INFINITY, |until| seconds(now - until));
     [
-        Known {
+        Sample {
             name: "history_behind_seconds",
             help: "How far behind agreement-svc's history this process is: withdrawals older than this have been applied.",
             value: behind,
         },
-        Known {
+        Sample {
             name: "history_revision",
             help: "The last revision of agreement-svc's history that this process knows to have been applied.",
             value: followed.revision as f64,
@@ -97,27 +97,27 @@ fn history(followed: Followed, now: Time) -> [Known; 2] {
 }
 
 /// What the database knows of work that is not done.
-fn undone(connection: &mut Connection, now: Time) -> Result<Vec<Known>, Error> {
+fn undone(connection: &mut Connection, now: Time) -> Result<Vec<Sample>, Error> {
     let age = |since: Option<Time>| since.map_or(0.0, |since| seconds(now - since));
     let (reports, oldest_report) = reports_waiting(connection)?;
     let (terms, oldest_term) = terms_overdue(connection, now)?;
     Ok(vec![
-        Known {
+        Sample {
             name: "purchase_reports_waiting",
             help: "First purchases that agreement-svc has not been told of.",
             value: reports as f64,
         },
-        Known {
+        Sample {
             name: "purchase_reports_oldest_age_seconds",
             help: "The age of the oldest of them, 0 when there is none.",
             value: age(oldest_report),
         },
-        Known {
+        Sample {
             name: "terms_overdue",
             help: "Subscriptions whose term has ended and was neither renewed nor expired yet.",
             value: terms as f64,
         },
-        Known {
+        Sample {
             name: "terms_overdue_oldest_age_seconds",
             help: "How long ago the first of them ended, 0 when there is none.",
             value: age(oldest_term),

@@ -158,7 +158,7 @@ impl Identity {
     pub fn of(caller: Caller) -> Self {
         let credentials = match Stack::named() {
             Some(stack) => stack.credentials(&caller),
-            None => Credentials::Word(caller),
+            None => Credentials::Metadata(caller),
         };
         Self { credentials: Some(credentials), alias: None }
     }

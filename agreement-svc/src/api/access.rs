@@ -2,17 +2,17 @@
 //! path and enforced before the call is handled, so that no handler can forget it. Which customers
 //! and partners a caller may see is decided by the calls themselves (ROLE-6).
 
-use chassis::auth::{Access, Who};
+use chassis::auth::{AccessPolicy, CallerClass};
 
-const EVERYONE: &[Who] = &[Who::Anyone];
-const OPERATOR: &[Who] = &[Who::Operator];
-const PARTNER_ACTS: &[Who] = &[Who::PartnerActs];
-const PARTNER_OR_OPERATOR: &[Who] = &[Who::PartnerReads, Who::Operator];
-const CUSTOMER: &[Who] = &[Who::CustomerAdmin];
-const READERS: &[Who] = &[Who::PartnerReads, Who::Operator, Who::CustomerAdmin];
+const EVERYONE: &[CallerClass] = &[CallerClass::Anyone];
+const OPERATOR: &[CallerClass] = &[CallerClass::Operator];
+const PARTNER_WRITE: &[CallerClass] = &[CallerClass::PartnerWrite];
+const PARTNER_OR_OPERATOR: &[CallerClass] = &[CallerClass::PartnerRead, CallerClass::Operator];
+const CUSTOMER: &[CallerClass] = &[CallerClass::CustomerAdmin];
+const READERS: &[CallerClass] = &[CallerClass::PartnerRead, CallerClass::Operator, CallerClass::CustomerAdmin];
 
 /// The table.
-pub const WHO_MAY: Access = &[
+pub const ACCESS_POLICY: AccessPolicy = &[
     ("/csp.agreement.v1.TemplateService/ListTemplates", EVERYONE),
     ("/csp.agreement.v1.TemplateService/GetTemplate", EVERYONE),
     ("/csp.agreement.v1.TemplateService/GetTemplateDocument", EVERYONE),
@@ -23,30 +23,30 @@ pub const WHO_MAY: Access = &[
     ("/csp.agreement.v1.PartnerService/UnlinkReseller", OPERATOR),
     ("/csp.agreement.v1.PartnerService/ListPartners", OPERATOR),
     ("/csp.agreement.v1.PartnerService/GetPartner", PARTNER_OR_OPERATOR),
-    ("/csp.agreement.v1.CustomerService/CreateCustomer", PARTNER_ACTS),
-    ("/csp.agreement.v1.CustomerService/UpdateCustomer", PARTNER_ACTS),
+    ("/csp.agreement.v1.CustomerService/CreateCustomer", PARTNER_WRITE),
+    ("/csp.agreement.v1.CustomerService/UpdateCustomer", PARTNER_WRITE),
     ("/csp.agreement.v1.CustomerService/GetCustomer", READERS),
     ("/csp.agreement.v1.CustomerService/ListCustomers", READERS),
-    ("/csp.agreement.v1.CustomerService/EndRelationship", PARTNER_ACTS),
+    ("/csp.agreement.v1.CustomerService/EndRelationship", PARTNER_WRITE),
     ("/csp.agreement.v1.CustomerService/ListCustomerPartners", CUSTOMER),
-    ("/csp.agreement.v1.AttestationService/CreateAttestation", PARTNER_ACTS),
+    ("/csp.agreement.v1.AttestationService/CreateAttestation", PARTNER_WRITE),
     ("/csp.agreement.v1.AttestationService/GetAttestation", READERS),
     ("/csp.agreement.v1.AttestationService/ListAttestations", READERS),
-    ("/csp.agreement.v1.AttestationService/WithdrawAttestation", PARTNER_ACTS),
-    ("/csp.agreement.v1.AttestationService/ImportAttestations", PARTNER_ACTS),
-    ("/csp.agreement.v1.AttestationService/RetryNotification", PARTNER_ACTS),
-    ("/csp.agreement.v1.DirectSignService/CreateInvitation", PARTNER_ACTS),
-    ("/csp.agreement.v1.DirectSignService/RevokeInvitation", PARTNER_ACTS),
+    ("/csp.agreement.v1.AttestationService/WithdrawAttestation", PARTNER_WRITE),
+    ("/csp.agreement.v1.AttestationService/ImportAttestations", PARTNER_WRITE),
+    ("/csp.agreement.v1.AttestationService/RetryNotification", PARTNER_WRITE),
+    ("/csp.agreement.v1.DirectSignService/CreateInvitation", PARTNER_WRITE),
+    ("/csp.agreement.v1.DirectSignService/RevokeInvitation", PARTNER_WRITE),
     ("/csp.agreement.v1.DirectSignService/GetInvitation", READERS),
     ("/csp.agreement.v1.DirectSignService/ListInvitations", PARTNER_OR_OPERATOR),
     ("/csp.agreement.v1.DirectSignService/AcceptInvitation", CUSTOMER),
     ("/csp.agreement.v1.DirectSignService/SignAgreement", CUSTOMER),
     ("/csp.agreement.v1.DirectSignService/WithdrawSignature", CUSTOMER),
     ("/csp.agreement.v1.DirectSignService/GetDirectSignStatus", READERS),
-    ("/csp.agreement.v1.EligibilityService/CheckEligibility", &[Who::Service, Who::PartnerReads]),
-    ("/csp.agreement.v1.EligibilityService/BatchCheckEligibility", &[Who::Service, Who::PartnerReads]),
-    ("/csp.agreement.v1.EligibilityService/ListBlockedCustomers", &[Who::PartnerReads]),
-    ("/csp.agreement.v1.EligibilityService/ReportPurchase", &[Who::Service]),
+    ("/csp.agreement.v1.EligibilityService/CheckEligibility", &[CallerClass::Service, CallerClass::PartnerRead]),
+    ("/csp.agreement.v1.EligibilityService/BatchCheckEligibility", &[CallerClass::Service, CallerClass::PartnerRead]),
+    ("/csp.agreement.v1.EligibilityService/ListBlockedCustomers", &[CallerClass::PartnerRead]),
+    ("/csp.agreement.v1.EligibilityService/ReportPurchase", &[CallerClass::Service]),
     ("/csp.agreement.v1.EventService/ListEvents", READERS),
-    ("/csp.agreement.v1.EventService/WatchEvents", &[Who::Service, Who::Operator]),
+    ("/csp.agreement.v1.EventService/WatchEvents", &[CallerClass::Service, CallerClass::Operator]),
 ];

@@ -6,8 +6,8 @@ use chassis::auth::{self, TenantKind};
 use chassis::clock::{new_id, new_salt};
 use chassis::database::Connection;
 use chassis::form::Form;
-use chassis::page::Page;
-use chassis::request::RequestKey;
+use chassis::paging::Page;
+use chassis::idempotency::IdempotencyKey;
 use futures_util::Stream;
 use proto::agreement::attestation_service_server::AttestationService;
 use proto::agreement::{
@@ -49,7 +49,7 @@ impl AttestationService for Api {
         let (customer_id, new) = read_new(&mut form, &message, caller.user_id, now);
         checked(form)?;
 
-        let key = RequestKey::new(&caller, "CreateAttestation", request_id, &message);
+        let key = IdempotencyKey::new(&caller, "CreateAttestation", request_id, &message);
         self.change(key, now, validate_only, move |change| {
             let attestation = attest_for_itself(change, caller.tenant_id, customer_id, new)?;
             let attestation = Some(convert::attestation(attestation, None));
@@ -128,7 +128,7 @@ impl AttestationService for Api {
         checked(form)?;
         let reason = reason.unwrap_or(WithdrawalReason::Other);
 
-        let key = RequestKey::new(&caller, "WithdrawAttestation", request_id, &message);
+        let key = IdempotencyKey::new(&caller, "WithdrawAttestation", request_id, &message);
         self.change(key, now, false, move |change| {
             let mut attestation = own_attestation(change, caller.tenant_id, id)?;
             let (partner_id, customer_id) = (attestation.partner_id, attestation.customer_id);
@@ -189,7 +189,7 @@ impl AttestationService for Api {
         let id = form.id("attestation_id", &message.attestation_id);
         checked(form)?;
 
-        let key = RequestKey::new(&caller, "RetryNotification", request_id, &message);
+        let key = IdempotencyKey::new(&caller, "RetryNotification", request_id, &message);
         self.change(key, now, false, move |change| {
             own_attestation(change, caller.tenant_id, id)?;
             // What was attested before there were announcements has none.
@@ -232,7 +232,7 @@ pub(super) fn read_new(
     let contact = convert::read_contact(form, "contact", message.contact.as_ref());
     let agreed_at = form.time("agreed_at", message.agreed_at.as_ref());
     if let Err(problem) = check_not_in_the_future(agreed_at, now) {
-        form.wrong("agreed_at", problem);
+        form.violation("agreed_at", problem);
     }
     (customer_id, NewAttestation { template_id, claim: Claim { contact, agreed_at }, by })
 }

@@ -45,7 +45,7 @@ macro_rules! reads {
             };
             if known.is_none() {
                 let names = [$(Wire::$variant.as_str_name()),+].join(", ");
-                form.wrong(field, format!("must be one of {names}"));
+                form.violation(field, format!("must be one of {names}"));
             }
             known
         }
@@ -95,7 +95,7 @@ pub(super) fn channel_of(caller: &auth::Caller) -> Channel {
 pub(super) fn read_agreement_types(form: &mut Form, field: &str, types: &[i32]) -> Vec<AgreementType> {
     const TYPES_MAX: usize = 10;
     if types.is_empty() || types.len() > TYPES_MAX {
-        form.wrong(field, format!("must name 1 to {TYPES_MAX} types"));
+        form.violation(field, format!("must name 1 to {TYPES_MAX} types"));
         return vec![];
     }
     let entries = types.iter().enumerate();
@@ -108,7 +108,7 @@ pub(super) fn read_contact(form: &mut Form, field: &str, contact: Option<&types:
     let email_field = format!("{field}.email");
     let email = form.text(&email_field, &contact.email, 1, 254);
     if (1..=254).contains(&email.chars().count()) && !is_email(&email) {
-        form.wrong(email_field, "must have the form of an e-mail address");
+        form.violation(email_field, "must have the form of an e-mail address");
     }
     Contact {
         first_name: form.text(&format!("{field}.first_name"), &contact.first_name, 1, 100),
@@ -130,7 +130,7 @@ pub(super) fn read_profile(
     if !is_domain(&domain) {
         let problem =
             if domain.is_empty() { "is required" } else { "must be a host name such as contoso.example" };
-        form.wrong(format!("{prefix}domain"), problem);
+        form.violation(format!("{prefix}domain"), problem);
     }
     let country = read_country(form, &format!("{prefix}country"), country);
     let primary_contact = read_contact(form, &format!("{prefix}primary_contact"), contact);
@@ -144,21 +144,21 @@ pub(super) fn read_country(form: &mut Form, field: &str, country: &str) -> Strin
         } else {
             "must be an ISO 3166-1 alpha-2 code in upper case"
         };
-        form.wrong(field, problem);
+        form.violation(field, problem);
     }
     country.to_owned()
 }
 
 pub(super) fn read_language(form: &mut Form, field: &str, language: &str) -> String {
     if !is_language(language) {
-        form.wrong(field, "must be a language tag such as fr-FR");
+        form.violation(field, "must be a language tag such as fr-FR");
     }
     language.to_owned()
 }
 
 pub(super) fn read_documents(form: &mut Form, documents: &[wire::TemplateDocument]) -> Vec<Document> {
     if documents.len() > DOCUMENTS_MAX {
-        form.wrong("documents", format!("must have 1 to {DOCUMENTS_MAX} entries"));
+        form.violation("documents", format!("must have 1 to {DOCUMENTS_MAX} entries"));
         return vec![];
     }
     let read = |document: &wire::TemplateDocument| Document {
@@ -169,7 +169,7 @@ pub(super) fn read_documents(form: &mut Form, documents: &[wire::TemplateDocumen
     };
     let documents: Vec<Document> = documents.iter().map(read).collect();
     for bad in document_problems(&documents) {
-        form.wrong(bad.field, bad.problem);
+        form.violation(bad.field, bad.problem);
     }
     documents
 }

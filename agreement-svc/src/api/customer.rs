@@ -4,8 +4,8 @@ use chassis::auth;
 use chassis::clock::{new_id, new_salt};
 use chassis::database::{Connection, Error};
 use chassis::form::Form;
-use chassis::page::Page;
-use chassis::request::RequestKey;
+use chassis::paging::Page;
+use chassis::idempotency::IdempotencyKey;
 use proto::agreement::customer_service_server::CustomerService;
 use proto::agreement::{
     CreateCustomerRequest, CreateCustomerResponse, EndRelationshipRequest, EndRelationshipResponse,
@@ -50,7 +50,7 @@ impl CustomerService for Api {
         let provider_id = form.optional_id("provider_id", &message.provider_id);
         let reseller_id = form.optional_id("reseller_id", &message.reseller_id);
         if provider_id.is_some() && reseller_id.is_some() {
-            form.wrong("reseller_id", "must be empty when provider_id is given");
+            form.violation("reseller_id", "must be empty when provider_id is given");
         }
         let attestation = message.attestation.as_ref().map(|attestation| {
             let contact = attestation.contact.as_ref().map_or_else(
@@ -59,7 +59,7 @@ impl CustomerService for Api {
             );
             let agreed_at = form.time("attestation.agreed_at", attestation.agreed_at.as_ref());
             if let Err(problem) = check_not_in_the_future(agreed_at, now) {
-                form.wrong("attestation.agreed_at", problem);
+                form.violation("attestation.agreed_at", problem);
             }
             let template_id = form.id("attestation.template_id", &attestation.template_id);
             NewAttestation { template_id, claim: Claim { contact, agreed_at }, by: caller.user_id }
@@ -70,11 +70,11 @@ impl CustomerService for Api {
             (template_id, read_lifetime(&mut form, "invitation.expires_at", expires_at, now))
         });
         if attestation.is_some() && invitation.is_some() {
-            form.wrong("invitation", "must be absent when an attestation is given");
+            form.violation("invitation", "must be absent when an attestation is given");
         }
         checked(form)?;
 
-        let key = RequestKey::new(&caller, "CreateCustomer", request_id, &message);
+        let key = IdempotencyKey::new(&caller, "CreateCustomer", request_id, &message);
         let may_invite = self.links.is_some();
         let created = self.change(key, now, false, move |change| {
             let creator = existing(change, caller.tenant_id)?;
@@ -129,7 +129,7 @@ impl CustomerService for Api {
             convert::read_contact(&mut form, "primary_contact", message.primary_contact.as_ref());
         checked(form)?;
 
-        let key = RequestKey::new(&caller, "UpdateCustomer", request_id, &message);
+        let key = IdempotencyKey::new(&caller, "UpdateCustomer", request_id, &message);
         self.change(key, self.clock.now(), false, move |change| {
             let mut customer = visible(change.connection, viewer(&caller), id)?;
             if customer.revision.to_string() != message.etag {
@@ -199,11 +199,11 @@ impl CustomerService for Api {
         let provider_id = form.optional_id("provider_id", &message.provider_id);
         let reseller_id = form.optional_id("reseller_id", &message.reseller_id);
         if provider_id.is_some() && reseller_id.is_some() {
-            form.wrong("reseller_id", "must be empty when provider_id is given");
+            form.violation("reseller_id", "must be empty when provider_id is given");
         }
         checked(form)?;
 
-        let key = RequestKey::new(&caller, "EndRelationship", request_id, &message);
+        let key = IdempotencyKey::new(&caller, "EndRelationship", request_id, &message);
         self.change(key, now, false, move |change| {
             let partner = existing(change, caller.tenant_id)?;
             visible(change.connection, viewer(&caller), customer_id)?;

@@ -5,8 +5,8 @@ use chassis::clock::new_id;
 use chassis::database::Connection;
 use chassis::database::row::at;
 use chassis::form::{Form, timestamp};
-use chassis::page::Page;
-use chassis::request::RequestKey;
+use chassis::paging::Page;
+use chassis::idempotency::IdempotencyKey;
 use proto::agreement::direct_sign_service_server::DirectSignService;
 use proto::agreement::{
     AcceptInvitationRequest, AcceptInvitationResponse, CreateInvitationRequest, CreateInvitationResponse,
@@ -63,26 +63,26 @@ impl DirectSignService for Api {
         match kind {
             Some(InvitationKind::Agreement) => {
                 if message.customer_id.is_empty() {
-                    form.wrong("customer_id", "is required");
+                    form.violation("customer_id", "is required");
                 }
                 for (field, given) in [("provider_id", provider_id), ("reseller_id", reseller_id)] {
                     if given.is_some() {
-                        form.wrong(field, "must be empty: the relationship with the customer says it");
+                        form.violation(field, "must be empty: the relationship with the customer says it");
                     }
                 }
             }
             Some(InvitationKind::RelationshipAndAgreement) if customer_id.is_some() => {
-                form.wrong("customer_id", "must be empty: whoever accepts becomes the customer");
+                form.violation("customer_id", "must be empty: whoever accepts becomes the customer");
             }
             _ if provider_id.is_some() && reseller_id.is_some() => {
-                form.wrong("reseller_id", "must be empty when provider_id is given");
+                form.violation("reseller_id", "must be empty when provider_id is given");
             }
             _ => {}
         }
         checked(form)?;
         let kind = kind.unwrap_or(InvitationKind::Agreement);
 
-        let key = RequestKey::new(&caller, "CreateInvitation", request_id, &message);
+        let key = IdempotencyKey::new(&caller, "CreateInvitation", request_id, &message);
         let may_invite = self.links.is_some();
         let created = self.change(key, now, false, move |change| {
             let inviter = existing(change, caller.tenant_id)?;
@@ -119,7 +119,7 @@ impl DirectSignService for Api {
         let id = form.id("invitation_id", &message.invitation_id);
         checked(form)?;
 
-        let key = RequestKey::new(&caller, "RevokeInvitation", request_id, &message);
+        let key = IdempotencyKey::new(&caller, "RevokeInvitation", request_id, &message);
         self.change(key, now, false, move |change| {
             let mut invitation = invitation_of(change.connection, caller.tenant_id, id)?;
             if invitation.revoke(now)? {
@@ -147,9 +147,9 @@ impl DirectSignService for Api {
         let id = form.id("invitation_id", &message.invitation_id);
         let is_customer = caller.tenant_kind == TenantKind::Customer;
         if is_customer && message.token.is_empty() {
-            form.wrong("token", "is required: it is in the link");
+            form.violation("token", "is required: it is in the link");
         } else if !is_customer && !message.token.is_empty() {
-            form.wrong("token", "is for customers");
+            form.violation("token", "is for customers");
         }
         checked(form)?;
 
@@ -230,7 +230,7 @@ impl DirectSignService for Api {
         let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));
         let id = form.id("invitation_id", &message.invitation_id);
         if message.token.is_empty() {
-            form.wrong("token", "is required: it is in the link");
+            form.violation("token", "is required: it is in the link");
         }
         let shown = read_version(&mut form, message.template_version);
         let company = message.company.as_ref().map(|company| {
@@ -240,7 +240,7 @@ impl DirectSignService for Api {
         checked(form)?;
 
         let links = self.links.clone();
-        let key = RequestKey::new(&caller, "AcceptInvitation", request_id, &message);
+        let key = IdempotencyKey::new(&caller, "AcceptInvitation", request_id, &message);
         self.change(key, now, false, move |change| {
             let links = links.ok_or(Refusal::InvitationsOff)?;
             let unseen = Refusal::NotFound { resource: "invitation", id };
@@ -303,7 +303,7 @@ impl DirectSignService for Api {
         let shown = read_version(&mut form, message.template_version);
         checked(form)?;
 
-        let key = RequestKey::new(&caller, "SignAgreement", request_id, &message);
+        let key = IdempotencyKey::new(&caller, "SignAgreement", request_id, &message);
         self.change(key, self.clock.now(), false, move |change| {
             let mut customer = visible(change.connection, viewer(&caller), caller.tenant_id)?;
             let template = existing_template(change.connection, template_id)?;
@@ -328,7 +328,7 @@ impl DirectSignService for Api {
         checked(form)?;
         let reason = reason.unwrap_or(WithdrawalReason::Other);
 
-        let key = RequestKey::new(&caller, "WithdrawSignature", request_id, &message);
+        let key = IdempotencyKey::new(&caller, "WithdrawSignature", request_id, &message);
         self.change(key, now, false, move |change| {
             let customer_id = caller.tenant_id;
             let known = signature_find(change.connection, id)?;
@@ -404,7 +404,7 @@ impl DirectSignService for Api {
 
 fn read_version(form: &mut Form, version: u32) -> u32 {
     if version == 0 {
-        form.wrong("template_version", "is required: the version that was shown, from 1");
+        form.violation("template_version", "is required: the version that was shown, from 1");
     }
     version
 }

@@ -1,10 +1,10 @@
 //! `EligibilityService`: the gate.
 
-use chassis::auth::{self, Caller, TenantKind, Who};
+use chassis::auth::{self, Caller, TenantKind, CallerClass};
 use chassis::database::{Connection, Error};
 use chassis::form::{Form, timestamp};
-use chassis::page::Page;
-use chassis::request::RequestKey;
+use chassis::paging::Page;
+use chassis::idempotency::IdempotencyKey;
 use chrono::Datelike;
 use proto::agreement::eligibility_result::Result as ItemResult;
 use proto::agreement::eligibility_service_server::EligibilityService;
@@ -75,7 +75,7 @@ impl EligibilityService for Api {
         let items = request.into_inner().items;
         let mut form = Form::new();
         if items.is_empty() || items.len() > ITEMS_MAX {
-            form.wrong("items", format!("must have 1 to {ITEMS_MAX} entries"));
+            form.violation("items", format!("must have 1 to {ITEMS_MAX} entries"));
         }
         checked(form)?;
         let may_invite = self.links.is_some();
@@ -113,7 +113,7 @@ impl EligibilityService for Api {
         let page = Page::read(&mut form, asked, &caller, "ListBlockedCustomers", &filter);
         let resumed = page.after.as_deref().map(read_position);
         if resumed == Some(None) {
-            form.wrong("page_token", "is not a token of this list; start without one");
+            form.violation("page_token", "is not a token of this list; start without one");
         }
         checked(form)?;
         let (begun_at, after) = resumed.flatten().unzip();
@@ -121,7 +121,7 @@ impl EligibilityService for Api {
         let listing = Listing {
             acting: Acting {
                 partner_id: caller.tenant_id,
-                may_act: caller.is(Who::PartnerActs),
+                may_act: caller.is(CallerClass::PartnerWrite),
                 may_invite: self.links.is_some(),
             },
             question: Question { operation: Operation::NewPurchase, channel, demands: vec![], at },
@@ -152,11 +152,11 @@ impl EligibilityService for Api {
         let payer_id = form.id("payer_id", &message.payer_id);
         let purchased_at = form.time("purchased_at", message.purchased_at.as_ref());
         if let Err(problem) = check_not_in_the_future(purchased_at, now) {
-            form.wrong("purchased_at", problem);
+            form.violation("purchased_at", problem);
         }
         checked(form)?;
 
-        let key = RequestKey::new(&caller, "ReportPurchase", request_id, &message);
+        let key = IdempotencyKey::new(&caller, "ReportPurchase", request_id, &message);
         self.change(key, now, false, move |change| {
             let customer = visible(change.connection, Viewer::Everything, customer_id)?;
             existing(change, payer_id)?;
@@ -204,7 +204,7 @@ impl Asked {
         let operation = convert::read_operation(&mut form, "operation", message.operation);
         let demands = read_demands(&mut form, message);
         if message.at_least_revision < 0 {
-            form.wrong("at_least_revision", "must not be negative");
+            form.violation("at_least_revision", "must not be negative");
         }
         let as_of = form.optional_time("as_of", message.as_of.as_ref());
         let acting_partner_id = form.optional_id("acting_partner_id", &message.acting_partner_id);
@@ -213,7 +213,7 @@ impl Asked {
         if caller.tenant_kind == TenantKind::Service {
             channel = convert::read_channel(&mut form, "channel", message.channel);
             if as_of.is_some() {
-                form.wrong("as_of", "is for partner users who ask for an explanation, not for services");
+                form.violation("as_of", "is for partner users who ask for an explanation, not for services");
             }
             let partner_id = acting_partner_id.or(reseller_id).unwrap_or(payer_id);
             let may_act = read_roles(&mut form, &message.acting_roles);
@@ -226,13 +226,13 @@ impl Asked {
                 ("acting_roles", !message.acting_roles.is_empty()),
             ] {
                 if is_given {
-                    form.wrong(field, "is for services; a partner user's identity says it");
+                    form.violation(field, "is for services; a partner user's identity says it");
                 }
             }
             if assumed.is_some() {
-                form.wrong("assumed_attestation", "is for services; validate the attestation by itself");
+                form.violation("assumed_attestation", "is for services; validate the attestation by itself");
             }
-            let may_act = caller.is(Who::PartnerActs);
+            let may_act = caller.is(CallerClass::PartnerWrite);
             acting = Acting { partner_id: caller.tenant_id, may_act, may_invite };
         }
         checked(form)?;
@@ -256,7 +256,7 @@ impl Asked {
 
 fn read_assumed(form: &mut Form, assumed: &AssumedAttestation) -> Assumed {
     if assumed.template_version == 0 {
-        form.wrong("assumed_attestation.template_version", "must be at least 1");
+        form.violation("assumed_attestation.template_version", "must be at least 1");
     }
     Assumed {
         attestation_id: form.id("assumed_attestation.attestation_id", &assumed.attestation_id),
@@ -267,7 +267,7 @@ fn read_assumed(form: &mut Form, assumed: &AssumedAttestation) -> Assumed {
 
 fn read_demands(form: &mut Form, message: &CheckEligibilityRequest) -> Vec<Vec<AgreementType>> {
     if message.demands.len() > DEMANDS_MAX {
-        form.wrong("demands", format!("must have at most {DEMANDS_MAX} entries"));
+        form.violation("demands", format!("must have at most {DEMANDS_MAX} entries"));
         return vec![];
     }
     let demands = message.demands.iter().enumerate();
@@ -283,7 +283,7 @@ fn read_demands(form: &mut Form, message: &CheckEligibilityRequest) -> Vec<Vec<A
 fn read_roles(form: &mut Form, roles: &[i32]) -> bool {
     const ROLES_MAX: usize = 10;
     if roles.len() > ROLES_MAX {
-        form.wrong("acting_roles", format!("must have at most {ROLES_MAX} entries"));
+        form.violation("acting_roles", format!("must have at most {ROLES_MAX} entries"));
         return false;
     }
     let mut may_act = false;
@@ -292,7 +292,7 @@ fn read_roles(form: &mut Form, roles: &[i32]) -> bool {
             Ok(PartnerRole::AdminAgent | PartnerRole::SalesAgent) => may_act = true,
             Ok(PartnerRole::HelpdeskAgent | PartnerRole::GlobalAdmin) => {}
             Ok(PartnerRole::Unspecified) | Err(_) => {
-                form.wrong(format!("acting_roles[{n}]"), "must be a role of partner users");
+                form.violation(format!("acting_roles[{n}]"), "must be a role of partner users");
             }
         }
     }

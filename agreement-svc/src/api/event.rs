@@ -7,7 +7,7 @@ use chassis::auth::{self, TenantKind};
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
 use chassis::form::{Form, timestamp};
-use chassis::page::Page;
+use chassis::paging::Page;
 use chassis::server::call::{call_id, open_ended};
 use futures_util::{Stream, StreamExt, stream};
 use proto::agreement::event_service_server::EventService;
@@ -84,10 +84,10 @@ impl EventService for Api {
         let WatchEventsRequest { after_revision: after, after_hash } = request.into_inner();
         let mut form = Form::new();
         if after < 0 {
-            form.wrong("after_revision", "must not be negative");
+            form.violation("after_revision", "must not be negative");
         }
         if after == 0 && !after_hash.is_empty() {
-            form.wrong("after_hash", "must be empty where after_revision is 0");
+            form.violation("after_hash", "must be empty where after_revision is 0");
         }
         checked(form)?;
         let place = self.stream_place(&self.watchers, "watchers", &caller)?;
@@ -210,7 +210,7 @@ mod tests {
     use crate::rules::Refusal;
     use crate::rules::event::Event;
     use crate::store::MIGRATIONS;
-    use crate::store::change::change_unasked;
+    use crate::store::change::change_internal;
 
     /// A watcher with nobody behind it yet, and what drives it. Time stands still and is moved on by the
     /// runtime whenever everybody waits.
@@ -239,7 +239,7 @@ mod tests {
     }
 
     async fn record(database: &Database, count: i64) {
-        change_unasked(database, Clock::system().now(), move |change| {
+        change_internal(database, Clock::system().now(), move |change| {
             for _ in 0..count {
                 let (provider_id, reseller_id) = (Uuid::from_u128(1), Uuid::from_u128(2));
                 change.record(&Event::ResellerLinked { provider_id, reseller_id, by: Uuid::from_u128(3) })?;

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use chassis::auth::{self, Caller};
 use chassis::form::Form;
-use chassis::request::RequestKey;
+use chassis::idempotency::IdempotencyKey;
 use chassis::server::call::{call_id, open_ended, unreadable_message};
-use chassis::server::places::Place;
+use chassis::server::limits::tenant::Permit;
 use futures_util::future::Either;
 use futures_util::{Stream, StreamExt, stream};
 use proto::agreement::attestation_service_server::AttestationService;
@@ -94,7 +94,7 @@ impl Api {
         let (customer_id, new) = read_new(&mut form, &row, caller.user_id, now);
         checked(form)?;
 
-        let key = RequestKey::new(caller, "ImportAttestations", request_id, &row);
+        let key = IdempotencyKey::new(caller, "ImportAttestations", request_id, &row);
         let partner_id = caller.tenant_id;
         let changed = self.changed(key, now, false, move |change| {
             match attest_for_itself(change, partner_id, customer_id, new) {
@@ -217,11 +217,11 @@ struct Tally {
     duplicate: u64,
     refused: u64,
     ended: &'static str,
-    _place: Place,
+    _place: Permit,
 }
 
 impl Tally {
-    fn new(call_id: String, caller: &Caller, place: Place) -> Self {
+    fn new(call_id: String, caller: &Caller, place: Permit) -> Self {
         Self {
             call_id,
             tenant_id: caller.tenant_id,

@@ -122,7 +122,7 @@ pub(super) fn read_lifetime(
 ) -> Time {
     let expires_at = form.optional_time(field, expires_at);
     if let Some(Err(problem)) = expires_at.map(|expires_at| check_lifetime(expires_at, now)) {
-        form.wrong(field, problem);
+        form.violation(field, problem);
     }
     expires_at.unwrap_or(now + LIFETIME_DEFAULT)
 }

@@ -25,8 +25,8 @@ use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
 use chassis::form::Form;
 use chassis::metrics::Metrics;
-use chassis::request::RequestKey;
-use chassis::server::places::{Place, Places};
+use chassis::idempotency::IdempotencyKey;
+use chassis::server::limits::tenant::{Permit, TenantLimiter};
 use link::Links;
 use prost::Message;
 use tokio::sync::watch;
@@ -60,9 +60,9 @@ pub(crate) struct Api {
     /// True once the server stops: open streams end.
     pub stopping: watch::Receiver<bool>,
     /// One for each import that may be open.
-    pub imports: Places,
+    pub imports: TenantLimiter,
     /// One for each watcher that may be open.
-    pub watchers: Places,
+    pub watchers: TenantLimiter,
 }
 
 /// A change's answer, and whether it had been given before.
@@ -73,8 +73,8 @@ struct Changed<A> {
 
 impl Api {
     /// A place for a stream that goes on. Who gets none is counted like a call that is refused for load.
-    fn stream_place(&self, places: &Places, kind: &str, caller: &Caller) -> Result<Place, Status> {
-        places.take(caller).map_err(|full| {
+    fn stream_place(&self, places: &TenantLimiter, kind: &str, caller: &Caller) -> Result<Permit, Status> {
+        places.try_acquire(caller).map_err(|full| {
             self.metrics.stream_refused_for_load();
             status::too_many_streams(kind, full)
         })
@@ -83,7 +83,7 @@ impl Api {
     /// Runs a change under its request id and answers what it stored.
     async fn change<A: Message + Default>(
         &self,
-        key: RequestKey,
+        key: IdempotencyKey,
         now: Time,
         validate_only: bool,
         decide: impl FnOnce(&mut Change<'_>) -> Result<A, ChangeError> + Send + 'static,
@@ -94,7 +94,7 @@ impl Api {
 
     async fn changed<A: Message + Default>(
         &self,
-        key: RequestKey,
+        key: IdempotencyKey,
         now: Time,
         validate_only: bool,
         decide: impl FnOnce(&mut Change<'_>) -> Result<A, ChangeError> + Send + 'static,

@@ -3,8 +3,8 @@
 use chassis::auth::{self, TenantKind};
 use chassis::database::{Connection, Error};
 use chassis::form::Form;
-use chassis::page::Page;
-use chassis::request::RequestKey;
+use chassis::paging::Page;
+use chassis::idempotency::IdempotencyKey;
 use proto::agreement::partner_service_server::PartnerService;
 use proto::agreement::{
     GetPartnerRequest, GetPartnerResponse, LinkResellerRequest, LinkResellerResponse, ListPartnersRequest,
@@ -47,7 +47,7 @@ impl PartnerService for Api {
             registered_at: now,
         };
 
-        let key = RequestKey::new(&caller, "RegisterPartner", request_id, &message);
+        let key = IdempotencyKey::new(&caller, "RegisterPartner", request_id, &message);
         self.change(key, now, false, move |change| {
             match partner_find(change.connection, new.id)? {
                 Some(known) if (&known.name, known.kind, known.cloud) == (&new.name, new.kind, new.cloud) => {
@@ -82,7 +82,7 @@ impl PartnerService for Api {
         let reseller_id = form.id("reseller_id", &message.reseller_id);
         checked(form)?;
 
-        let key = RequestKey::new(&caller, "LinkReseller", request_id, &message);
+        let key = IdempotencyKey::new(&caller, "LinkReseller", request_id, &message);
         self.change(key, self.clock.now(), false, move |change| {
             let provider = existing(change, provider_id)?;
             let reseller = existing(change, reseller_id)?;
@@ -108,7 +108,7 @@ impl PartnerService for Api {
         let reseller_id = form.id("reseller_id", &message.reseller_id);
         checked(form)?;
 
-        let key = RequestKey::new(&caller, "UnlinkReseller", request_id, &message);
+        let key = IdempotencyKey::new(&caller, "UnlinkReseller", request_id, &message);
         self.change(key, self.clock.now(), false, move |change| {
             existing(change, provider_id)?;
             existing(change, reseller_id)?;

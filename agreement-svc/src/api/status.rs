@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chassis::database::Error;
 use chassis::form::Violation;
-use chassis::server::places::Full;
+use chassis::server::limits::tenant::Overload;
 use chassis::status::{Failure, RETRY, database_failure, failure, internal, invalid_fields};
 use proto::types::{self, ErrorReason};
 use tonic::{Code, Status};
@@ -40,10 +40,10 @@ pub(super) fn invalid(violations: &[Violation]) -> Status {
 }
 
 /// Too many streams of one kind are open.
-pub(super) fn too_many_streams(kind: &str, full: Full) -> Status {
+pub(super) fn too_many_streams(kind: &str, full: Overload) -> Status {
     let (reason, whose) = match full {
-        Full::Everybody => (ErrorReason::Overloaded, "too many".to_owned()),
-        Full::Tenant => {
+        Overload::Process => (ErrorReason::Overloaded, "too many".to_owned()),
+        Overload::Tenant => {
             (ErrorReason::TenantOverloaded, "of your tenant's as many as are left for others".into())
         }
     };

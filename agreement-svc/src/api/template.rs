@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use chassis::auth;
 use chassis::database::{Connection, Error};
 use chassis::form::Form;
-use chassis::request::RequestKey;
+use chassis::idempotency::IdempotencyKey;
 use proto::agreement::publish_template_version_request::Reacceptance as Asked;
 use proto::agreement::template_service_server::TemplateService;
 use proto::agreement::{
@@ -139,7 +139,7 @@ impl TemplateService for Api {
         checked(form)?;
 
         let now = self.clock.now();
-        let key = RequestKey::new(&caller, "PublishTemplateVersion", request_id, &message);
+        let key = IdempotencyKey::new(&caller, "PublishTemplateVersion", request_id, &message);
         let planned = Arc::new(OnceLock::new());
         let plan = Arc::clone(&planned);
         let published = self.change(key, now, validate_only, move |change| {
@@ -179,7 +179,7 @@ impl TemplateService for Api {
         checked(form)?;
 
         let now = self.clock.now();
-        let key = RequestKey::new(&caller, "RetireTemplate", request_id, &message);
+        let key = IdempotencyKey::new(&caller, "RetireTemplate", request_id, &message);
         self.change(key, now, false, move |change| {
             let mut template = existing_template(change.connection, id)?;
             if template.revision.to_string() != message.etag {

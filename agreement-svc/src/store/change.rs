@@ -6,7 +6,7 @@
 
 use chassis::database::{Connection, Database, Error};
 use chassis::query;
-use chassis::request::{RequestKey, Seen, request_answered, request_seen};
+use chassis::idempotency::{IdempotencyKey, Lookup, answer_store, answer_find};
 use diesel::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -77,7 +77,7 @@ impl From<Error> for Undone {
 /// ignored and everything is undone.
 pub(crate) async fn change(
     database: &Database,
-    key: RequestKey,
+    key: IdempotencyKey,
     now: Time,
     validate_only: bool,
     decide: impl FnOnce(&mut Change<'_>) -> Result<Vec<u8>, ChangeError> + Send + 'static,
@@ -85,10 +85,10 @@ pub(crate) async fn change(
     let write = move |connection: &mut Connection| {
         let mut change = Change::begin(connection, now)?;
         if !validate_only {
-            match request_seen(change.connection, &key)? {
-                Seen::Never => {}
-                Seen::Answered(answer) => return Ok(Answered { answer, is_replay: true }),
-                Seen::OtherContent => {
+            match answer_find(change.connection, &key)? {
+                Lookup::Never => {}
+                Lookup::Answered(answer) => return Ok(Answered { answer, is_replay: true }),
+                Lookup::OtherContent => {
                     let request_id = key.request_id;
                     return Err(Undone::Not(Refusal::RequestIdReused { request_id }.into()));
                 }
@@ -98,7 +98,7 @@ pub(crate) async fn change(
         if validate_only {
             return Err(Undone::Rehearsed(answered));
         }
-        request_answered(change.connection, &key, &answered.answer, now)?;
+        answer_store(change.connection, &key, &answered.answer, now)?;
         change.finish()?;
         Ok(answered)
     };
@@ -109,7 +109,7 @@ pub(crate) async fn change(
 }
 
 /// Runs a change that no caller asked for and that cannot be asked for twice.
-pub(crate) async fn change_unasked<T, E>(
+pub(crate) async fn change_internal<T, E>(
     database: &Database,
     now: Time,
     decide: impl FnOnce(&mut Change<'_>) -> Result<T, E> + Send + 'static,

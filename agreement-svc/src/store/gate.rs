@@ -374,7 +374,7 @@ mod tests {
     use chassis::clock::{Clock, new_id, new_salt};
     use chassis::form::timestamp;
     use chassis::metrics::Metrics;
-    use chassis::server::places::Places;
+    use chassis::server::limits::tenant::TenantLimiter;
     use chrono::Duration;
     use diesel::Connection as _;
     use diesel::connection::SimpleConnection;
@@ -401,7 +401,7 @@ mod tests {
     use crate::rules::party::Relationship;
     use crate::rules::signature::Signature;
     use crate::store::acceptance::{acceptance_supersede, signature_insert};
-    use crate::store::change::{ChangeError, change_unasked};
+    use crate::store::change::{ChangeError, change_internal};
     use crate::store::customer::relationship_insert;
     use crate::store::template::template_live;
 
@@ -515,8 +515,8 @@ mod tests {
                 committed: watch::channel(()).0,
                 head: watch::channel(0).0,
                 stopping: watch::channel(false).1,
-                imports: Places::new(1),
-                watchers: Places::new(1),
+                imports: TenantLimiter::new(1),
+                watchers: TenantLimiter::new(1),
             };
             let templates = vec![CLOUD_AGREEMENT.into(), CUSTOMER_AGREEMENT.into()];
             let (customers, attestations) = (vec![], vec![]);
@@ -584,7 +584,7 @@ mod tests {
             write: impl FnOnce(&mut Connection) -> Result<(), ChangeError> + Send + 'static,
         ) {
             let now = self.clock.now();
-            change_unasked(&self.api.database, now, |change| write(change.connection)).await.unwrap();
+            change_internal(&self.api.database, now, |change| write(change.connection)).await.unwrap();
         }
 
         async fn take(&mut self, step: Step) {

@@ -310,7 +310,7 @@ mod tests {
     use crate::rules::withdrawal::{Withdrawal, WithdrawalReason};
     use crate::store::MIGRATIONS;
     use crate::store::acceptance::{acceptance_supersede, acceptance_withdraw, signature_insert};
-    use crate::store::change::{Change, ChangeError, change_unasked, commitment};
+    use crate::store::change::{Change, ChangeError, change_internal, commitment};
     use crate::store::customer::customer_insert;
 
     const AGREEMENT: Uuid = Uuid::from_u128(0x117a77b0_9360_443b_8795_c6dedc750cf9);
@@ -406,7 +406,7 @@ mod tests {
         let now = Clock::system().now();
         read_templates(None, None).unwrap().load(&database, now).await.unwrap();
         let [first, second] = [Uuid::from_u128(11), Uuid::from_u128(12)];
-        let last: i64 = change_unasked(&database, now, move |change| {
+        let last: i64 = change_internal(&database, now, move |change| {
             create(change)?;
             sign(change, first, 1, None)?;
             sign(change, second, 2, Some(first))?;

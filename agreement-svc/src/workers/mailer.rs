@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use chassis::backoff;
 use chassis::clock::{Clock, Time};
 use chassis::database::{Connection, Database, Error};
-use chassis::telemetry::trace::unasked;
+use chassis::telemetry::trace::background_span;
 use chrono::TimeDelta;
 use futures_util::future::join_all;
 use lettre::Address;
@@ -94,7 +94,7 @@ impl Mailer {
                     tracing::warn!(attestation = %id, %error, "what became of an announcement cannot be stored");
                 }
             };
-            unasked("announce an attestation", send).await;
+            background_span("announce an attestation", send).await;
         }
         line.close().await;
     }

@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use super::{Caller, Channel, TenantKind, role_of};
 use crate::clock::{Clock, Time};
-use crate::reread::Reread;
+use crate::reload::Watched;
 
 /// Tokens whose signature need not be verified again. Verifying one takes longer than all the rest of a
 /// cheap call, and services present the same for hours. An entry has about 200 bytes. When there are
@@ -38,7 +38,7 @@ const P256_POINT_BYTES: usize = 65;
 
 /// Verifies tokens against a set of keys that may change meanwhile.
 pub(super) struct Tokens {
-    keys: Reread<KeySet>,
+    keys: Watched<KeySet>,
     issuer: String,
     audience: String,
     /// By how much the clocks of issuer and service may differ.
@@ -83,7 +83,7 @@ struct Verified {
 
 impl Tokens {
     pub(super) fn new(
-        keys: Reread<KeySet>,
+        keys: Watched<KeySet>,
         issuer: String,
         audience: String,
         leeway: TimeDelta,
@@ -110,7 +110,7 @@ impl Tokens {
         verified.at(self.clock.now(), self.leeway)
     }
 
-    pub(super) fn keys(&self) -> &Reread<KeySet> {
+    pub(super) fn keys(&self) -> &Watched<KeySet> {
         &self.keys
     }
 
@@ -450,7 +450,7 @@ mod tests {
         let jwks = folder.path().join("jwks.json");
         std::fs::write(&jwks, set).unwrap();
         let clock = Clock::manual(at(NOW));
-        let keys = Reread::open(vec![jwks.clone()], |contents| KeySet::read(&contents[0])).unwrap();
+        let keys = Watched::open(vec![jwks.clone()], |contents| KeySet::read(&contents[0])).unwrap();
         let leeway = TimeDelta::seconds(30);
         let tokens = Tokens::new(keys, ISSUER.into(), "ours".into(), leeway, clock.clone());
         Verifier { tokens, clock, jwks, _folder: folder }

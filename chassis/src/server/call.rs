@@ -24,7 +24,7 @@ use tracing::Instrument;
 use super::body::Until;
 use super::connections::{Answers, Secured};
 use super::flow::{Flows, Passage};
-use super::places::{Full, Places};
+use super::limits::tenant::{Overload, TenantLimiter};
 use super::{MESSAGE_BYTES_MAX, Options};
 use crate::auth::{self, Bearer, Caller};
 use crate::clock::{Clock, new_id};
@@ -88,7 +88,7 @@ pub fn time_left<T>(request: &Request<T>) -> Duration {
 #[derive(Clone)]
 pub(super) struct CallLayer {
     options: Arc<Options>,
-    places: Places,
+    places: TenantLimiter,
     flows: Flows,
     anybodys: Arc<Semaphore>,
     health_checks: Arc<Semaphore>,
@@ -112,7 +112,7 @@ impl CallLayer {
     pub(super) fn new(options: Options, numbers: Calls) -> Self {
         numbers.expect(options.access.iter().map(|(path, _)| *path));
         Self {
-            places: Places::new(options.calls_max),
+            places: TenantLimiter::new(options.calls_max),
             flows: Flows::default(),
             anybodys: Arc::new(Semaphore::new(ANYBODYS_MAX)),
             health_checks: Arc::new(Semaphore::new(ANYBODYS_MAX)),
@@ -124,7 +124,7 @@ impl CallLayer {
     }
 
     /// Identifies, admits and limits a call.
-    fn enter(&self, request: &http::Request<Body>, path: &'static str) -> Result<Entered, Full> {
+    fn enter(&self, request: &http::Request<Body>, path: &'static str) -> Result<Entered, Overload> {
         let Options { identities, access, domain, .. } = &*self.options;
         let (caller, bearer) = match identities.identify(request.headers(), domain) {
             Ok(identified) => identified,
@@ -133,11 +133,11 @@ impl CallLayer {
         if let Err(refused) = auth::admit(access, request.uri().path(), &caller, domain) {
             return Ok(Entered::Forbidden(caller, refused));
         }
-        let passage = self.flows.enter(path, &caller, self.places.take(&caller))?;
+        let passage = self.flows.enter(path, &caller, self.places.try_acquire(&caller))?;
         Ok(Entered::In(caller, bearer, passage))
     }
 
-    fn refuse_for_load(&self, path: &'static str, full: Full) -> http::Response<Body> {
+    fn refuse_for_load(&self, path: &'static str, full: Overload) -> http::Response<Body> {
         self.refused.fetch_add(1, Ordering::Relaxed);
         self.numbers.refuse_for_load(path);
         self.overloaded.response(full)
@@ -145,7 +145,7 @@ impl CallLayer {
 
     /// Tells, for as long as it is waited for, how many calls were refused for load. A line for each would cost
     /// more than refusing it, just when there is nothing to spare.
-    pub(super) async fn tell_refused(self) {
+    pub(super) async fn report_refusals(self) {
         loop {
             tokio::time::sleep(REFUSED_TOLD_EVERY).await;
             let refused = self.refused.swap(0, Ordering::Relaxed);
@@ -178,7 +178,7 @@ impl CallService {
         let is_health_check = request.uri().path() == HEALTH_CHECK;
         let places = if is_health_check { &self.layer.health_checks } else { &self.layer.anybodys };
         let Ok(place) = places.clone().try_acquire_owned() else {
-            let refused = self.layer.refuse_for_load(UNKNOWN_PATH, Full::Everybody);
+            let refused = self.layer.refuse_for_load(UNKNOWN_PATH, Overload::Process);
             return Box::pin(async { Ok(refused) });
         };
         let answered = self.inner.call(request);
@@ -297,7 +297,7 @@ fn answers_of(extensions: &mut http::Extensions) -> Answers {
 
 /// The path of a call, if it is one of the service's. Others are the caller's words, and there is no end to
 /// them: they are neither logged nor counted.
-fn known_path(access: auth::Access, path: &str) -> &'static str {
+fn known_path(access: auth::AccessPolicy, path: &str) -> &'static str {
     access.iter().find(|(call, _)| *call == path).map_or(UNKNOWN_PATH, |(call, _)| call)
 }
 
@@ -430,11 +430,11 @@ impl Overloaded {
         }
     }
 
-    fn response(&self, full: Full) -> http::Response<Body> {
+    fn response(&self, full: Overload) -> http::Response<Body> {
         let mut response = http::Response::new(Body::empty());
         *response.headers_mut() = match full {
-            Full::Everybody => self.everybody.clone(),
-            Full::Tenant => self.tenant.clone(),
+            Overload::Process => self.everybody.clone(),
+            Overload::Tenant => self.tenant.clone(),
         };
         response
     }

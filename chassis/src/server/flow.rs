@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::places::{Full, Place, Taken, Tenant};
+use super::limits::tenant::{Overload, Permit, Taken, Tenant};
 use crate::auth::Caller;
 
 /// How long a call without a place waits for those before.
@@ -36,7 +36,7 @@ pub(super) struct Passage {
     path: &'static str,
     tenant: Tenant,
     is_answered: bool,
-    _place: Option<Place>,
+    _place: Option<Permit>,
 }
 
 impl Flows {
@@ -48,8 +48,8 @@ impl Flows {
         &self,
         path: &'static str,
         caller: &Caller,
-        place: Result<Place, Full>,
-    ) -> Result<Passage, Full> {
+        place: Result<Permit, Overload>,
+    ) -> Result<Passage, Overload> {
         let tenant = Tenant::of(caller);
         let mut flows = self.flows();
         let flow = flows.entry(path).or_default();
@@ -105,7 +105,7 @@ impl Drop for Passage {
 mod tests {
     use uuid::Uuid;
 
-    use super::super::places::Places;
+    use super::super::limits::tenant::TenantLimiter;
     use super::*;
     use crate::auth::{Channel, TenantKind};
 
@@ -119,7 +119,7 @@ mod tests {
 
     /// All of a caller's that are let in without a place.
     fn all(flows: &Flows, path: &'static str, caller: &Caller) -> Vec<Passage> {
-        std::iter::from_fn(|| flows.enter(path, caller, Err(Full::Everybody)).ok()).collect()
+        std::iter::from_fn(|| flows.enter(path, caller, Err(Overload::Process)).ok()).collect()
     }
 
     fn answer(passages: Vec<Passage>) {
@@ -132,9 +132,9 @@ mod tests {
     async fn as_many_need_no_place_as_were_answered_lately() {
         let flows = Flows::default();
         let service = caller(TenantKind::Service, 0);
-        assert_eq!(flows.enter(CHEAP, &service, Err(Full::Tenant)).unwrap_err(), Full::Tenant);
-        let places = Places::new(1000);
-        let with_place = || flows.enter(CHEAP, &service, places.take(&service)).unwrap();
+        assert_eq!(flows.enter(CHEAP, &service, Err(Overload::Tenant)).unwrap_err(), Overload::Tenant);
+        let places = TenantLimiter::new(1000);
+        let with_place = || flows.enter(CHEAP, &service, places.try_acquire(&service)).unwrap();
         answer((0..10).map(|_| with_place()).collect());
         let held = all(&flows, CHEAP, &service);
         assert_eq!(held.len(), 10);
@@ -156,9 +156,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_tenant_leaves_as_many_to_others_as_it_has() {
         let flows = Flows::default();
-        let places = Places::new(1000);
+        let places = TenantLimiter::new(1000);
         let [greedy, modest] = [1, 2].map(|tenant| caller(TenantKind::Partner, tenant));
-        let with_place = || flows.enter(CHEAP, &greedy, places.take(&greedy)).unwrap();
+        let with_place = || flows.enter(CHEAP, &greedy, places.try_acquire(&greedy)).unwrap();
         answer((0..12).map(|_| with_place()).collect());
         let greedys = all(&flows, CHEAP, &greedy);
         assert_eq!((greedys.len(), all(&flows, CHEAP, &modest).len()), (6, 3));

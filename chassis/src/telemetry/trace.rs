@@ -195,7 +195,7 @@ fn trace_id(context: &Context) -> Option<String> {
 
 /// Does what nobody has called for in a trace of its own, under a name; log lines meanwhile carry its id.
 /// Without an exporter it just does it.
-pub async fn unasked<F: Future>(name: &'static str, work: F) -> F::Output {
+pub async fn background_span<F: Future>(name: &'static str, work: F) -> F::Output {
     let Some(tracer) = TRACER.get() else { return work.await };
     let nothing = Context::new();
     let span = tracer.span_builder(name).with_kind(SpanKind::Internal).start_with_context(tracer, &nothing);

@@ -71,8 +71,8 @@ impl Replicas {
     }
 
     /// Has the certificates told of by which they and this process believe each other.
-    pub(crate) fn tell(&self, metrics: &Metrics) {
-        self.tls.tell(metrics);
+    pub(crate) fn register_metrics(&self, metrics: &Metrics) {
+        self.tls.register_metrics(metrics);
     }
 
     /// Whose turn it is: the next that did not fail just now, or the next at all where all did.

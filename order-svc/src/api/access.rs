@@ -2,28 +2,28 @@
 //! before the call is handled, so that no handler can forget it. Which orders and subscriptions a
 //! caller may see is decided by the calls themselves (ROLE-6).
 
-use chassis::auth::{Access, Who};
+use chassis::auth::{AccessPolicy, CallerClass};
 
-const EVERYONE: &[Who] = &[Who::Anyone];
-const PARTNER_ACTS: &[Who] = &[Who::PartnerActs];
-const PARTNER_OR_OPERATOR: &[Who] = &[Who::PartnerReads, Who::Operator];
+const EVERYONE: &[CallerClass] = &[CallerClass::Anyone];
+const PARTNER_WRITE: &[CallerClass] = &[CallerClass::PartnerWrite];
+const PARTNER_OR_OPERATOR: &[CallerClass] = &[CallerClass::PartnerRead, CallerClass::Operator];
 
 /// The table.
-pub const WHO_MAY: Access = &[
+pub const ACCESS_POLICY: AccessPolicy = &[
     ("/csp.order.v1.OfferService/ListOffers", EVERYONE),
     ("/csp.order.v1.OfferService/GetOffer", EVERYONE),
-    ("/csp.order.v1.OrderService/CreateOrder", PARTNER_ACTS),
+    ("/csp.order.v1.OrderService/CreateOrder", PARTNER_WRITE),
     ("/csp.order.v1.OrderService/GetOrder", PARTNER_OR_OPERATOR),
     ("/csp.order.v1.OrderService/ListOrders", PARTNER_OR_OPERATOR),
     ("/csp.order.v1.SubscriptionService/GetSubscription", PARTNER_OR_OPERATOR),
     ("/csp.order.v1.SubscriptionService/ListSubscriptions", PARTNER_OR_OPERATOR),
     ("/csp.order.v1.SubscriptionService/ListSubscriptionChanges", PARTNER_OR_OPERATOR),
-    ("/csp.order.v1.SubscriptionService/ChangeSeats", PARTNER_ACTS),
-    ("/csp.order.v1.SubscriptionService/RenewSubscription", PARTNER_ACTS),
-    ("/csp.order.v1.SubscriptionService/SetAutoRenew", PARTNER_ACTS),
-    ("/csp.order.v1.SubscriptionService/SuspendSubscription", PARTNER_ACTS),
-    ("/csp.order.v1.SubscriptionService/ResumeSubscription", PARTNER_ACTS),
-    ("/csp.order.v1.SubscriptionService/CancelSubscription", PARTNER_ACTS),
+    ("/csp.order.v1.SubscriptionService/ChangeSeats", PARTNER_WRITE),
+    ("/csp.order.v1.SubscriptionService/RenewSubscription", PARTNER_WRITE),
+    ("/csp.order.v1.SubscriptionService/SetAutoRenew", PARTNER_WRITE),
+    ("/csp.order.v1.SubscriptionService/SuspendSubscription", PARTNER_WRITE),
+    ("/csp.order.v1.SubscriptionService/ResumeSubscription", PARTNER_WRITE),
+    ("/csp.order.v1.SubscriptionService/CancelSubscription", PARTNER_WRITE),
     ("/csp.order.v1.WithdrawalService/GetWithdrawalReport", PARTNER_OR_OPERATOR),
     ("/csp.order.v1.WithdrawalService/ListWithdrawalReports", PARTNER_OR_OPERATOR),
 ];

@@ -20,7 +20,7 @@ use chassis::auth::{Caller, TenantKind};
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
 use chassis::form::Form;
-use chassis::request::{RequestKey, Seen, request_seen};
+use chassis::idempotency::{IdempotencyKey, Lookup, answer_find};
 use prost::Message;
 use tokio::sync::watch;
 use tonic::{Response, Status};
@@ -52,19 +52,19 @@ impl Api {
     /// The first answer to a request id that was seen before; a call that only validates has none.
     async fn replay<A: Message + Default>(
         &self,
-        key: Option<&RequestKey>,
+        key: Option<&IdempotencyKey>,
     ) -> Result<Option<Response<A>>, Status> {
         let Some(key) = key.cloned() else { return Ok(None) };
         let request_id = key.request_id;
         let seen =
-            self.database.read(move |connection: &mut Connection| request_seen(connection, &key)).await;
+            self.database.read(move |connection: &mut Connection| answer_find(connection, &key)).await;
         match seen.map_err(|error: Error| status::failed(&error))? {
-            Seen::Never => Ok(None),
-            Seen::Answered(answer) => {
+            Lookup::Never => Ok(None),
+            Lookup::Answered(answer) => {
                 let answer = A::decode(answer.as_slice()).map_err(|error| status::undecodable(&error))?;
                 Ok(Some(Response::new(answer)))
             }
-            Seen::OtherContent => Err(status::refused(&Refusal::RequestIdReused { request_id })),
+            Lookup::OtherContent => Err(status::refused(&Refusal::RequestIdReused { request_id })),
         }
     }
 
@@ -74,7 +74,7 @@ impl Api {
     async fn fail<A: Message + Default>(
         &self,
         failure: Failure,
-        key: Option<&RequestKey>,
+        key: Option<&IdempotencyKey>,
     ) -> Result<Response<A>, Status> {
         let status = match failure {
             Failure::Refused(refusal) => status::refused(&refusal),

@@ -2,7 +2,7 @@
 
 use chassis::auth;
 use chassis::form::Form;
-use chassis::page::Page;
+use chassis::paging::Page;
 use proto::order::offer_service_server::OfferService;
 use proto::order::{GetOfferRequest, GetOfferResponse, ListOffersRequest, ListOffersResponse};
 use tonic::{Request, Response, Status};
@@ -22,7 +22,7 @@ impl OfferService for Api {
         let country = message.country.as_str();
         let is_code = country.len() == 2 && country.bytes().all(|byte| byte.is_ascii_uppercase());
         if !country.is_empty() && !is_code {
-            form.wrong("country", "must be empty or an ISO 3166-1 alpha-2 code in upper case");
+            form.violation("country", "must be empty or an ISO 3166-1 alpha-2 code in upper case");
         }
         let asked = (message.page_size, message.page_token.as_str());
         let page = Page::read(&mut form, asked, &caller, "ListOffers", country);

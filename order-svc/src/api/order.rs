@@ -6,8 +6,8 @@ use chassis::auth::{self, Caller, Credentials};
 use chassis::clock::new_id;
 use chassis::database::{Connection, Error};
 use chassis::form::Form;
-use chassis::page::Page;
-use chassis::request::RequestKey;
+use chassis::paging::Page;
+use chassis::idempotency::IdempotencyKey;
 use chassis::server::call::{call_id, time_left};
 use prost::Message;
 use proto::agreement::CreateAttestationRequest;
@@ -53,17 +53,17 @@ impl OrderService for Api {
         read_attestation(&mut form, &message);
         // Beside other bad fields bad lines are named at once; alone they wait for the customer's
         // country, which the gate tells.
-        if !form.is_clean()
+        if !form.is_valid()
             && let Err(Refusal::Fields(bad)) = check_lines(&lines, &self.catalogue, None)
         {
             for bad in bad {
-                if !form.names(&bad.field) {
-                    form.wrong(bad.field, bad.problem);
+                if !form.has_violation(&bad.field) {
+                    form.violation(bad.field, bad.problem);
                 }
             }
         }
         checked(form)?;
-        let key = RequestKey::new(&caller, "CreateOrder", request_id, &message);
+        let key = IdempotencyKey::new(&caller, "CreateOrder", request_id, &message);
         let attestation = attestation_of(message, request_id, validate_only);
         let new = NewOrder { parties, lines, attestation, caller, credentials, call_id, give_up };
         if validate_only {
@@ -210,7 +210,7 @@ impl Api {
         &self,
         new: &NewOrder,
         at_least_revision: i64,
-        key: &RequestKey,
+        key: &IdempotencyKey,
     ) -> Result<Round<CreateOrderResponse>, Failure> {
         let ask = self.question(new, at_least_revision);
         let answer = self.ask(&ask, time_until(new.give_up)).await;
@@ -267,7 +267,7 @@ fn read_parties(form: &mut Form, caller: &Caller, message: &CreateOrderRequest) 
     let payer_id = form.optional_id("payer_id", &message.payer_id);
     let reseller_id = form.optional_id("reseller_id", &message.reseller_id);
     parties(caller.tenant_id, customer_id, payer_id, reseller_id).unwrap_or_else(|bad| {
-        form.wrong(bad.field, bad.problem);
+        form.violation(bad.field, bad.problem);
         Parties { payer_id: caller.tenant_id, reseller_id: None, customer_id }
     })
 }
@@ -308,7 +308,7 @@ fn attestation_of(
 
 fn read_lines(form: &mut Form, message: &CreateOrderRequest) -> Vec<Line> {
     if message.lines.is_empty() || message.lines.len() > LINES_MAX {
-        form.wrong("lines", format!("must have 1 to {LINES_MAX} entries"));
+        form.violation("lines", format!("must have 1 to {LINES_MAX} entries"));
         return vec![];
     }
     let mut lines = vec![];

@@ -5,8 +5,8 @@ use std::time::Instant;
 use chassis::auth::{self, Caller};
 use chassis::database::{Connection, Error};
 use chassis::form::Form;
-use chassis::page::Page;
-use chassis::request::RequestKey;
+use chassis::paging::Page;
+use chassis::idempotency::IdempotencyKey;
 use chassis::server::call::{call_id, time_left};
 use prost::Message;
 use proto::order::subscription_service_server::SubscriptionService;
@@ -101,7 +101,7 @@ impl SubscriptionService for Api {
     ) -> Result<Response<ChangeSeatsResponse>, Status> {
         let asked = Asked::read("ChangeSeats", request, |form, message| {
             if message.quantity == 0 {
-                form.wrong("quantity", "must be at least 1; to have none, cancel the subscription");
+                form.violation("quantity", "must be at least 1; to have none, cancel the subscription");
             }
             Fields {
                 request_id: std::mem::take(&mut message.request_id),
@@ -211,7 +211,7 @@ struct Asked {
     call_id: String,
     give_up: Instant,
     /// Absent when it is only to be validated.
-    key: Option<RequestKey>,
+    key: Option<IdempotencyKey>,
 }
 
 impl Asked {
@@ -231,7 +231,7 @@ impl Asked {
         let id = form.id("subscription_id", &subscription_id);
         form.text("etag", &etag, 1, 50);
         checked(form)?;
-        let key = RequestKey::new(&caller, call, request_id, &message);
+        let key = IdempotencyKey::new(&caller, call, request_id, &message);
         let key = (!validate_only).then_some(key);
         Ok(Self { id, etag, wish, caller, call_id, give_up, key })
     }

@@ -3,7 +3,7 @@
 use chassis::auth;
 use chassis::database::{Connection, Error};
 use chassis::form::Form;
-use chassis::page::Page;
+use chassis::paging::Page;
 use proto::order::withdrawal_service_server::WithdrawalService;
 use proto::order::{
     GetWithdrawalReportRequest, GetWithdrawalReportResponse, ListWithdrawalReportsRequest,
@@ -27,7 +27,7 @@ impl WithdrawalService for Api {
         let revision = message.revision;
         let mut form = Form::new();
         if revision < 1 {
-            form.wrong("revision", "must be at least 1");
+            form.violation("revision", "must be at least 1");
         }
         let asked = (message.page_size, message.page_token.as_str());
         let page = Page::read(&mut form, asked, &caller, "GetWithdrawalReport", &revision.to_string());

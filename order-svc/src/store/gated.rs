@@ -5,7 +5,7 @@
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
 use chassis::query;
-use chassis::request::{RequestKey, request_answered};
+use chassis::idempotency::{IdempotencyKey, answer_store};
 use diesel::prelude::*;
 use diesel::query_dsl::methods::FilterDsl;
 use uuid::Uuid;
@@ -51,7 +51,7 @@ impl From<diesel::result::Error> for Undone {
 pub(crate) async fn store_gated(
     database: &Database,
     clock: &Clock,
-    key: RequestKey,
+    key: IdempotencyKey,
     basis: (Answer, Permit),
     response: Vec<u8>,
     effect: impl FnOnce(&mut Connection) -> Result<bool, Error> + Send + 'static,
@@ -78,7 +78,7 @@ pub(crate) async fn store_gated(
 pub(crate) async fn store_ungated(
     database: &Database,
     clock: &Clock,
-    key: RequestKey,
+    key: IdempotencyKey,
     response: Vec<u8>,
     effect: impl FnOnce(&mut Connection) -> Result<bool, Error> + Send + 'static,
 ) -> Result<Stored, Error> {
@@ -89,12 +89,12 @@ pub(crate) async fn store_ungated(
 
 fn once(
     connection: &mut Connection,
-    key: &RequestKey,
+    key: &IdempotencyKey,
     response: &[u8],
     now: Time,
     effect: impl FnOnce(&mut Connection) -> Result<bool, Error>,
 ) -> Result<(), Undone> {
-    if !request_answered(connection, key, response, now)? {
+    if !answer_store(connection, key, response, now)? {
         return Err(Undone::Because(Stored::SeenBefore));
     }
     if !effect(connection)? {

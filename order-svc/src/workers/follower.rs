@@ -23,7 +23,7 @@ use std::time::Duration;
 use chassis::backoff;
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
-use chassis::telemetry::trace::unasked;
+use chassis::telemetry::trace::background_span;
 use tokio::sync::watch;
 
 use super::Followed;
@@ -171,7 +171,7 @@ async fn follow(
         let until = moment.until;
         applied = match moment.news {
             None => apply(database, clock, applied, moment).await?,
-            Some(_) => unasked("apply an event", apply(database, clock, applied, moment)).await?,
+            Some(_) => background_span("apply an event", apply(database, clock, applied, moment)).await?,
         };
         followed.send_modify(|followed| {
             followed.revision = applied;

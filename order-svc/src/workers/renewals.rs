@@ -10,7 +10,7 @@ use std::time::Duration;
 use chassis::backoff;
 use chassis::clock::{Clock, Time};
 use chassis::database::{Connection, Database, Error};
-use chassis::telemetry::trace::unasked;
+use chassis::telemetry::trace::background_span;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -148,7 +148,7 @@ async fn settle_one(database: &Database, clock: &Clock, id: String, until: Time)
 async fn try_settle(database: &Database, clock: &Clock, id: String, until: Time) -> Result<Outcome, Error> {
     let read = move |connection: &mut Connection| subscription_due(connection, &id, until);
     match database.read(read).await? {
-        Some(known) => unasked("process ended terms", settle(database, clock, known, until)).await,
+        Some(known) => background_span("process ended terms", settle(database, clock, known, until)).await,
         None => Ok(Outcome::NotDue),
     }
 }

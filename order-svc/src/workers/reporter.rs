@@ -5,7 +5,7 @@ use std::time::Duration;
 use chassis::backoff;
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
-use chassis::telemetry::trace::unasked;
+use chassis::telemetry::trace::background_span;
 use chrono::TimeDelta;
 use tokio::sync::watch;
 
@@ -58,7 +58,7 @@ async fn deliver(database: &Database, clock: &Clock, agreements: &Agreements) ->
             return Ok(());
         }
         for report in due {
-            unasked("report a first purchase", settle(database, clock, agreements, report)).await?;
+            background_span("report a first purchase", settle(database, clock, agreements, report)).await?;
         }
     }
 }

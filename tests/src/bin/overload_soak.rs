@@ -298,7 +298,7 @@ impl Partner {
         customers: usize,
     ) -> Result<Arc<Self>, Box<dyn Error>> {
         let mut metadata = MetadataMap::new();
-        Credentials::Word(world::sales(payer)).present(&mut metadata);
+        Credentials::Metadata(world::sales(payer)).present(&mut metadata);
         opening.headers_mut().extend(metadata.into_headers());
         let mut partner = Self { connections: vec![], opening, payer, customers: vec![] };
         let caller = processes.as_caller(world::sales(payer));

@@ -284,16 +284,16 @@ const ROLE_NOT_ALLOWED: (Code, &str) = (Code::PermissionDenied, "ROLE_NOT_ALLOWE
 fn every_call_of_the_contract_has_a_row_here_and_in_its_service_and_no_row_is_left_over() {
     let in_the_contract = calls_of_the_contract();
     let here: BTreeSet<_> = LET_IN.iter().map(|(path, _)| (*path).to_owned()).collect();
-    let rows: Vec<_> = agreement_svc::WHO_MAY.iter().chain(order_svc::WHO_MAY).collect();
+    let rows: Vec<_> = agreement_svc::ACCESS_POLICY.iter().chain(order_svc::ACCESS_POLICY).collect();
     let in_the_services: BTreeSet<_> = rows.iter().map(|(path, _)| (*path).to_owned()).collect();
     assert_eq!(here, in_the_contract);
     assert_eq!(in_the_services, in_the_contract);
     // A second row for a call would never be read.
     assert_eq!((LET_IN.len(), rows.len()), (in_the_contract.len(), in_the_contract.len()));
-    for (path, _) in agreement_svc::WHO_MAY {
+    for (path, _) in agreement_svc::ACCESS_POLICY {
         assert!(path.starts_with("/csp.agreement.v1."), "{path} is not agreement-svc's");
     }
-    for (path, _) in order_svc::WHO_MAY {
+    for (path, _) in order_svc::ACCESS_POLICY {
         assert!(path.starts_with("/csp.order.v1."), "{path} is not order-svc's");
     }
 }

@@ -42,7 +42,7 @@ const FORGOTTEN_AT_A_TIME: i64 = 100;
 
 /// A request id, with whose it is and what it asked for.
 #[derive(Clone, Debug)]
-pub struct RequestKey {
+pub struct IdempotencyKey {
     /// The id that the client made.
     pub request_id: Uuid,
     tenant_id: Uuid,
@@ -52,7 +52,7 @@ pub struct RequestKey {
 
 /// What is known of a request id.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Seen {
+pub enum Lookup {
     /// Nothing.
     Never,
     /// The first answer, to be given again.
@@ -61,7 +61,7 @@ pub enum Seen {
     OtherContent,
 }
 
-impl RequestKey {
+impl IdempotencyKey {
     /// `content` is the request without its id and without what does not change its effect.
     #[must_use]
     pub fn new(caller: &Caller, call: &'static str, request_id: Uuid, content: &impl Message) -> Self {
@@ -79,7 +79,7 @@ impl RequestKey {
 ///
 /// # Errors
 /// The database's.
-pub fn request_seen(connection: &mut Connection, key: &RequestKey) -> Result<Seen, Error> {
+pub fn answer_find(connection: &mut Connection, key: &IdempotencyKey) -> Result<Lookup, Error> {
     let row: Option<(String, Vec<u8>)> = query!(connection, c => {
         request::table
             .find(key.primary_key())
@@ -88,9 +88,9 @@ pub fn request_seen(connection: &mut Connection, key: &RequestKey) -> Result<See
             .optional()
     })?;
     Ok(match row {
-        None => Seen::Never,
-        Some((content, answer)) if content == key.content => Seen::Answered(answer),
-        Some(_) => Seen::OtherContent,
+        None => Lookup::Never,
+        Some((content, answer)) if content == key.content => Lookup::Answered(answer),
+        Some(_) => Lookup::OtherContent,
     })
 }
 
@@ -98,9 +98,9 @@ pub fn request_seen(connection: &mut Connection, key: &RequestKey) -> Result<See
 ///
 /// # Errors
 /// The database's.
-pub fn request_answered(
+pub fn answer_store(
     connection: &mut Connection,
-    key: &RequestKey,
+    key: &IdempotencyKey,
     answer: &[u8],
     now: Time,
 ) -> Result<bool, Error> {
@@ -124,10 +124,10 @@ pub fn request_answered(
 
 /// Forgets answers that are older than [`ANSWER_KEPT`], at once and then every hour, until `stop` says
 /// so: their request ids are then as good as new. Several replicas may do so at the same time.
-pub async fn forget(database: Database, clock: Clock, mut stop: watch::Receiver<bool>) {
+pub async fn expire_answers(database: Database, clock: Clock, mut stop: watch::Receiver<bool>) {
     loop {
         let before = clock.now() - ANSWER_KEPT;
-        let forget = move |connection: &mut Connection| answers_forget(connection, before);
+        let forget = move |connection: &mut Connection| answers_expire(connection, before);
         while !*stop.borrow() {
             let forgotten: Result<bool, Error> = database.write(forget).await;
             match forgotten {
@@ -147,7 +147,7 @@ pub async fn forget(database: Database, clock: Clock, mut stop: watch::Receiver<
 }
 
 /// Forgets some of the answers from before a time, oldest first; whether there may be more.
-fn answers_forget(connection: &mut Connection, before: Time) -> Result<bool, Error> {
+fn answers_expire(connection: &mut Connection, before: Time) -> Result<bool, Error> {
     let is_old = || request::answered_at.lt(before.naive_utc());
     let old: Vec<(String, String, String)> = query!(&mut *connection, c => {
         request::table
@@ -233,8 +233,8 @@ mod tests {
         request_id TEXT NOT NULL, content TEXT NOT NULL, answer BYTEA NOT NULL,
         answered_at TIMESTAMP NOT NULL, PRIMARY KEY (tenant_id, call, request_id))";
 
-    fn key(n: u128) -> RequestKey {
-        RequestKey {
+    fn key(n: u128) -> IdempotencyKey {
+        IdempotencyKey {
             request_id: Uuid::from_u128(n),
             tenant_id: Uuid::from_u128(1),
             call: "Call",
@@ -252,23 +252,23 @@ mod tests {
         let count = FORGOTTEN_AT_A_TIME.unsigned_abs() as u128 * 2 + 1;
         let write = move |connection: &mut Connection| -> Result<(), Error> {
             query!(&mut *connection, c => c.batch_execute(TABLE))?;
-            request_answered(connection, &key(0), b"kept", now - ANSWER_KEPT)?;
+            answer_store(connection, &key(0), b"kept", now - ANSWER_KEPT)?;
             for n in 1..=count {
-                assert!(request_answered(connection, &key(n), b"forgotten", older)?);
+                assert!(answer_store(connection, &key(n), b"forgotten", older)?);
             }
             Ok(())
         };
         database.write(write).await.unwrap();
         let (stop, stopped) = watch::channel(false);
-        let forgetting = tokio::spawn(forget(database.clone(), Clock::manual(now), stopped));
+        let forgetting = tokio::spawn(expire_answers(database.clone(), Clock::manual(now), stopped));
         let left = || database.list(|connection: &mut Connection| answers_after(connection, None, 1000));
         while left().await.unwrap().len() > 1 {
             tokio::task::yield_now().await;
         }
         stop.send_replace(true);
         forgetting.await.unwrap();
-        let read = |n| database.read(move |connection: &mut Connection| request_seen(connection, &key(n)));
-        assert_eq!(read(0).await.unwrap(), Seen::Answered(b"kept".to_vec()));
-        assert_eq!(read(count).await.unwrap(), Seen::Never);
+        let read = |n| database.read(move |connection: &mut Connection| answer_find(connection, &key(n)));
+        assert_eq!(read(0).await.unwrap(), Lookup::Answered(b"kept".to_vec()));
+        assert_eq!(read(count).await.unwrap(), Lookup::Never);
     }
 }

@@ -6,7 +6,7 @@ use x509_cert::der::Decode;
 
 /// For how long something identifies somebody, in seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Credential {
+pub struct Validity {
     /// What it is to this process: one of a few names, which metrics are labelled with.
     pub name: &'static str,
     /// From when, if it says so.
@@ -15,7 +15,7 @@ pub struct Credential {
     pub ends: i64,
 }
 
-impl Credential {
+impl Validity {
     /// Of several certificates the one that ends first: of a chain all have to hold, and of a list of authorities
     /// somebody may need each. One that cannot be read here is told of by nothing but a warning, since only
     /// those who verify it say whether it is of use.
@@ -48,14 +48,14 @@ mod tests {
     #[test]
     fn of_several_certificates_the_first_that_ends_counts() {
         let all = [until(2040), until(2002), until(9999)];
-        let told = Credential { name: "some", begins: Some(978_307_200), ends: 1_009_843_200 };
-        assert_eq!(Credential::of_certificates("some", &all), Some(told));
-        assert_eq!(Credential::of_certificates("some", &all[1..]), Some(told));
-        let ends = |year| Credential::of_certificates("some", &[until(year)]).unwrap().ends;
+        let told = Validity { name: "some", begins: Some(978_307_200), ends: 1_009_843_200 };
+        assert_eq!(Validity::of_certificates("some", &all), Some(told));
+        assert_eq!(Validity::of_certificates("some", &all[1..]), Some(told));
+        let ends = |year| Validity::of_certificates("some", &[until(year)]).unwrap().ends;
         // From 2050 on certificates write years in another way.
         assert_eq!([ends(2049), ends(2050), ends(9999)], [2_493_072_000, 2_524_608_000, 253_370_764_800]);
         let nonsense = CertificateDer::from(vec![0x30, 0]);
-        assert_eq!(Credential::of_certificates("some", std::slice::from_ref(&nonsense)), None);
-        assert_eq!(Credential::of_certificates("some", &[nonsense, until(2002)]), Some(told));
+        assert_eq!(Validity::of_certificates("some", std::slice::from_ref(&nonsense)), None);
+        assert_eq!(Validity::of_certificates("some", &[nonsense, until(2002)]), Some(told));
     }
 }

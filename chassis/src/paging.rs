@@ -42,7 +42,7 @@ impl Page {
             Ok(0) => PAGE_SIZE_DEFAULT,
             Ok(size) => size.min(PAGE_SIZE_MAX),
             Err(_) => {
-                form.wrong("page_size", "must not be negative");
+                form.violation("page_size", "must not be negative");
                 PAGE_SIZE_DEFAULT
             }
         };
@@ -50,7 +50,7 @@ impl Page {
         binding.copy_from_slice(&Sha256::digest(bound_to)[..BINDING_BYTES]);
         let after = (!token.is_empty()).then(|| key_of(token, &binding)).flatten();
         if !token.is_empty() && after.is_none() {
-            form.wrong(
+            form.violation(
                 "page_token",
                 "is not a token of this list for this caller and filter; start without one",
             );
@@ -118,7 +118,7 @@ mod tests {
         let token = first.cut(&mut vec!["a", "b", "c"], ToString::to_string);
         let second = Page::read(&mut form, (2, &token), &caller(1), "ListThings", "");
         assert_eq!(second.after.as_deref(), Some("b"));
-        assert!(form.is_clean());
+        assert!(form.is_valid());
 
         for (token, tenant, call, filter) in [
             (token.as_str(), 2, "ListThings", ""),
@@ -129,7 +129,7 @@ mod tests {
         ] {
             let mut form = Form::new();
             Page::read(&mut form, (2, token), &caller(tenant), call, filter);
-            assert!(!form.is_clean(), "{token} was taken for {tenant} {call} {filter}");
+            assert!(!form.is_valid(), "{token} was taken for {tenant} {call} {filter}");
         }
     }
 

@@ -23,17 +23,17 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// What some files say now. Clones share it; the files are looked at until the last of them is dropped.
-pub struct Reread<T>(watch::Receiver<Said<T>>);
+pub struct Watched<T>(watch::Receiver<Snapshot<T>>);
 
-struct Said<T> {
+struct Snapshot<T> {
     has_files: bool,
     /// What they said when they last made sense.
     value: Arc<T>,
     /// Whether they still did when they were last looked at.
-    makes_sense: bool,
+    is_valid: bool,
 }
 
-impl<T: Send + Sync + 'static> Reread<T> {
+impl<T: Send + Sync + 'static> Watched<T> {
     /// Reads the files, which have to make sense together, and goes on doing so on the current runtime.
     /// `parse` is given their contents in the order of the files.
     ///
@@ -47,7 +47,7 @@ impl<T: Send + Sync + 'static> Reread<T> {
         let first = parse_read(&files, &seen, &parse)?;
         let has_files = !files.is_empty();
         let (sender, receiver) =
-            watch::channel(Said { has_files, value: Arc::new(first), makes_sense: true });
+            watch::channel(Snapshot { has_files, value: Arc::new(first), is_valid: true });
         if !has_files {
             return Ok(Self(receiver));
         }
@@ -68,11 +68,11 @@ impl<T: Send + Sync + 'static> Reread<T> {
                 }
                 match parse_read(&files, &contents, &parse) {
                     Ok(value) => {
-                        sender.send_replace(Said { has_files, value: Arc::new(value), makes_sense: true });
+                        sender.send_replace(Snapshot { has_files, value: Arc::new(value), is_valid: true });
                         tracing::info!(files = names(&files), "read again after a change");
                     }
                     Err(why) => {
-                        sender.send_modify(|said| said.makes_sense = false);
+                        sender.send_modify(|said| said.is_valid = false);
                         tracing::error!(why, "what was read before goes on; put the file right");
                     }
                 }
@@ -96,21 +96,21 @@ impl<T: Send + Sync + 'static> Reread<T> {
 
     /// Whether they make sense now. If not, what they said before goes on, and nothing could start with them.
     #[must_use]
-    pub fn makes_sense(&self) -> bool {
-        self.0.borrow().makes_sense
+    pub fn is_valid(&self) -> bool {
+        self.0.borrow().is_valid
     }
 }
 
-impl<T> Clone for Reread<T> {
+impl<T> Clone for Watched<T> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<T> fmt::Debug for Reread<T> {
+impl<T> fmt::Debug for Watched<T> {
     /// Says nothing of the contents, which may be secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Reread")
+        f.write_str("Watched")
     }
 }
 
@@ -156,9 +156,9 @@ mod tests {
         text.parse().map_err(|_| "no number".to_owned())
     }
 
-    async fn becomes(reread: &Reread<u32>, value: u32) {
+    async fn becomes(reread: &Watched<u32>, value: u32) {
         let mut receiver = reread.0.clone();
-        let waiting = receiver.wait_for(|now| *now.value == value && now.makes_sense);
+        let waiting = receiver.wait_for(|now| *now.value == value && now.is_valid);
         tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap().unwrap();
     }
 
@@ -167,21 +167,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("number");
         std::fs::write(&file, "1").unwrap();
-        let reread = Reread::open(vec![file.clone()], number).unwrap();
+        let reread = Watched::open(vec![file.clone()], number).unwrap();
         assert_eq!(*reread.now(), 1);
         std::fs::write(&file, "2").unwrap();
         becomes(&reread, 2).await;
         for bad in ["three", ""] {
             std::fs::write(&file, bad).unwrap();
             tokio::time::sleep(2 * INTERVAL).await;
-            assert_eq!((*reread.now(), reread.makes_sense()), (2, false));
+            assert_eq!((*reread.now(), reread.is_valid()), (2, false));
         }
         // Also as it was before.
         std::fs::write(&file, "2").unwrap();
         becomes(&reread, 2).await;
         std::fs::remove_file(&file).unwrap();
         tokio::time::sleep(2 * INTERVAL).await;
-        assert_eq!((*reread.now(), reread.makes_sense()), (2, false));
+        assert_eq!((*reread.now(), reread.is_valid()), (2, false));
         std::fs::write(&file, "4").unwrap();
         becomes(&reread, 4).await;
     }
@@ -200,7 +200,7 @@ mod tests {
             std::fs::rename(fresh, folder.path().join("current")).unwrap();
         };
         link("one");
-        let reread = Reread::open(vec![folder.path().join("current/number")], number).unwrap();
+        let reread = Watched::open(vec![folder.path().join("current/number")], number).unwrap();
         link("two");
         becomes(&reread, 2).await;
     }
@@ -209,10 +209,10 @@ mod tests {
     async fn a_file_that_is_bad_or_missing_at_the_start_is_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("number");
-        assert!(Reread::open(vec![file.clone()], number).unwrap_err().contains("number"));
+        assert!(Watched::open(vec![file.clone()], number).unwrap_err().contains("number"));
         std::fs::write(&file, "one").unwrap();
-        assert!(Reread::open(vec![file.clone()], number).unwrap_err().contains("no number"));
+        assert!(Watched::open(vec![file.clone()], number).unwrap_err().contains("no number"));
         std::fs::write(&file, vec![b'1'; 5 << 20]).unwrap();
-        assert!(Reread::open(vec![file], number).unwrap_err().contains("larger"));
+        assert!(Watched::open(vec![file], number).unwrap_err().contains("larger"));
     }
 }

@@ -1,4 +1,4 @@
-//! Places for what is in progress, so few that nobody waits for long, and shared so that no tenant takes
+//! TenantLimiter for what is in progress, so few that nobody waits for long, and shared so that no tenant takes
 //! them all.
 //!
 //! A tenant may hold as many places as are free. One that wants all of them gets half; two get a third
@@ -15,27 +15,27 @@ use crate::auth::{Caller, TenantKind};
 
 /// So many places. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Places(Arc<Inner>);
+pub struct TenantLimiter(Arc<Inner>);
 
 /// One place; dropping it gives it back.
 #[derive(Debug)]
-pub struct Place {
-    places: Places,
+pub struct Permit {
+    places: TenantLimiter,
     tenant: Tenant,
 }
 
 /// Why there is no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Full {
+pub enum Overload {
     /// All are taken.
-    Everybody,
+    Process,
     /// The tenant holds as many as are left for others.
     Tenant,
 }
 
 /// Whose a place is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Tenant(TenantKind, Uuid);
+pub(in crate::server) struct Tenant(TenantKind, Uuid);
 
 #[derive(Debug)]
 struct Inner {
@@ -45,13 +45,13 @@ struct Inner {
 
 /// How many are taken, and by whom.
 #[derive(Debug, Default)]
-pub(super) struct Taken {
+pub(in crate::server) struct Taken {
     total: usize,
     /// Tenants that hold any.
     by_tenant: HashMap<Tenant, usize>,
 }
 
-impl Places {
+impl TenantLimiter {
     /// That many, all free.
     #[must_use]
     pub fn new(max: usize) -> Self {
@@ -62,12 +62,12 @@ impl Places {
     ///
     /// # Errors
     /// Who holds too many.
-    pub fn take(&self, caller: &Caller) -> Result<Place, Full> {
+    pub fn try_acquire(&self, caller: &Caller) -> Result<Permit, Overload> {
         let tenant = Tenant::of(caller);
         let mut taken = self.taken();
         taken.check(self.0.max, tenant)?;
         taken.add(tenant);
-        Ok(Place { places: self.clone(), tenant })
+        Ok(Permit { places: self.clone(), tenant })
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
@@ -76,37 +76,37 @@ impl Places {
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.places.taken().give_back(self.tenant);
     }
 }
 
 impl Tenant {
-    pub(super) fn of(caller: &Caller) -> Self {
+    pub(in crate::server) fn of(caller: &Caller) -> Self {
         Self(caller.tenant_kind, caller.tenant_id)
     }
 }
 
 impl Taken {
     /// Whether a tenant may have one more, where there are `max`.
-    pub(super) fn check(&self, max: usize, tenant: Tenant) -> Result<(), Full> {
+    pub(in crate::server) fn check(&self, max: usize, tenant: Tenant) -> Result<(), Overload> {
         let free = max.saturating_sub(self.total);
         let held = self.by_tenant.get(&tenant).copied().unwrap_or(0);
         match tenant {
-            _ if free == 0 => Err(Full::Everybody),
+            _ if free == 0 => Err(Overload::Process),
             Tenant(TenantKind::Service, _) => Ok(()),
-            _ if held >= free => Err(Full::Tenant),
+            _ if held >= free => Err(Overload::Tenant),
             _ => Ok(()),
         }
     }
 
-    pub(super) fn add(&mut self, tenant: Tenant) {
+    pub(in crate::server) fn add(&mut self, tenant: Tenant) {
         self.total += 1;
         *self.by_tenant.entry(tenant).or_default() += 1;
     }
 
-    pub(super) fn give_back(&mut self, tenant: Tenant) {
+    pub(in crate::server) fn give_back(&mut self, tenant: Tenant) {
         self.total -= 1;
         if let Some(held) = self.by_tenant.get_mut(&tenant) {
             *held -= 1;
@@ -128,10 +128,10 @@ mod tests {
     }
 
     /// All that a caller is given before it is refused, and why it is.
-    fn all(places: &Places, caller: &Caller) -> (Vec<Place>, Full) {
+    fn all(places: &TenantLimiter, caller: &Caller) -> (Vec<Permit>, Overload) {
         let mut held = vec![];
         loop {
-            match places.take(caller) {
+            match places.try_acquire(caller) {
                 Ok(place) => held.push(place),
                 Err(full) => return (held, full),
             }
@@ -140,46 +140,46 @@ mod tests {
 
     #[test]
     fn a_tenant_gets_as_many_places_as_are_left() {
-        let places = Places::new(12);
+        let places = TenantLimiter::new(12);
         let [one, other, third] = [1, 2, 3].map(|tenant| caller(TenantKind::Partner, tenant));
         let (held, why) = all(&places, &one);
-        assert_eq!((held.len(), why), (6, Full::Tenant));
+        assert_eq!((held.len(), why), (6, Overload::Tenant));
         let (others, why) = all(&places, &other);
-        assert_eq!((others.len(), why), (3, Full::Tenant));
-        // Places that become free are for whoever holds fewer of them.
+        assert_eq!((others.len(), why), (3, Overload::Tenant));
+        // TenantLimiter that become free are for whoever holds fewer of them.
         drop(held);
         let (again, _) = all(&places, &one);
         assert_eq!(again.len(), 5);
         let (mut thirds, why) = all(&places, &third);
-        assert_eq!((thirds.len(), why), (2, Full::Tenant));
-        assert_eq!(places.take(&other).unwrap_err(), Full::Tenant);
+        assert_eq!((thirds.len(), why), (2, Overload::Tenant));
+        assert_eq!(places.try_acquire(&other).unwrap_err(), Overload::Tenant);
         let (fourths, _) = all(&places, &caller(TenantKind::Customer, 3));
         assert_eq!(fourths.len(), 1);
         let (fifths, why) = all(&places, &caller(TenantKind::Customer, 4));
-        assert_eq!((fifths.len(), why), (1, Full::Everybody));
+        assert_eq!((fifths.len(), why), (1, Overload::Process));
         thirds.pop();
-        assert!(places.take(&caller(TenantKind::Customer, 5)).is_ok());
+        assert!(places.try_acquire(&caller(TenantKind::Customer, 5)).is_ok());
     }
 
     #[test]
     fn the_last_place_can_be_taken() {
-        let places = Places::new(1);
+        let places = TenantLimiter::new(1);
         let one = caller(TenantKind::Partner, 1);
         let (held, why) = all(&places, &one);
-        assert_eq!((held.len(), why), (1, Full::Everybody));
+        assert_eq!((held.len(), why), (1, Overload::Process));
     }
 
     #[test]
     fn services_may_take_every_place_that_there_is() {
-        let places = Places::new(12);
+        let places = TenantLimiter::new(12);
         let (partners, _) = all(&places, &caller(TenantKind::Partner, 1));
         let (services, why) = all(&places, &caller(TenantKind::Service, 1));
-        assert_eq!((partners.len(), services.len(), why), (6, 6, Full::Everybody));
+        assert_eq!((partners.len(), services.len(), why), (6, 6, Overload::Process));
     }
 
     #[test]
     fn nothing_is_remembered_of_who_holds_no_place() {
-        let places = Places::new(12);
+        let places = TenantLimiter::new(12);
         drop(all(&places, &caller(TenantKind::Partner, 1)));
         let taken = places.taken();
         assert_eq!((taken.total, taken.by_tenant.len()), (0, 0));

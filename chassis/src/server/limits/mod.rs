@@ -1,0 +1,3 @@
+//! Limits on what is in progress at a time.
+
+pub mod tenant;
