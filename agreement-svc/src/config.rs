@@ -4,15 +4,18 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use chassis::auth::{self, Channel, Role, TenantKind};
+use chassis::auth::{self, Channel};
 use chassis::clock::Time;
 use chassis::database::Url;
 use chassis::server::with_env;
 use chassis::telemetry::LogFormat;
 use chassis::tls;
 use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, Utc};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use lettre::message::Mailbox;
+use proto::identity::{Role, TenantKind};
+use strum::VariantNames;
 use uuid::Uuid;
 
 use crate::rules::history::Head;
@@ -90,7 +93,7 @@ pub struct Token {
     #[arg(long, value_name = "NAME")]
     pub audience: String,
     /// What kind of tenant.
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = PossibleValuesParser::new(TenantKind::VARIANTS).try_map(|name| name.parse::<TenantKind>()))]
     pub tenant_kind: TenantKind,
     /// Which tenant.
     #[arg(long, value_name = "UUID")]
@@ -99,7 +102,7 @@ pub struct Token {
     #[arg(long, value_name = "UUID")]
     pub user_id: Uuid,
     /// What the user may do.
-    #[arg(long, value_enum, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(Role::VARIANTS).try_map(|name| name.parse::<Role>()))]
     pub roles: Vec<Role>,
     /// How the user comes in.
     #[arg(long, value_enum, default_value = "DASHBOARD")]

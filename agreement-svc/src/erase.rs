@@ -292,11 +292,11 @@ fn is_to(path: &Path, person: &Person) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use chassis::auth::{Caller, Channel, TenantKind};
+    use chassis::auth::{Caller, Channel};
     use chassis::clock::{Clock, new_id};
     use chassis::database::Writes;
+    use chassis::idempotency::{IdempotencyKey, Lookup, answer_find, answer_store};
     use chassis::query;
-    use chassis::idempotency::{IdempotencyKey, Lookup, answer_store, answer_find};
     use diesel::RunQueryDsl;
     use proto::agreement::{
         CreateInvitationResponse, GetAttestationRequest, ImportAttestationsResponse, Invitation,
@@ -332,7 +332,7 @@ mod tests {
 
     fn key(n: u128, call: &'static str) -> IdempotencyKey {
         let caller = Caller {
-            tenant_kind: TenantKind::Partner,
+            tenant_kind: "PARTNER",
             tenant_id: Uuid::from_u128(n % TENANTS),
             user_id: Uuid::nil(),
             roles: vec![],

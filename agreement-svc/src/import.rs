@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use chassis::auth::{Bearer, Caller, Channel, Credentials, Role, TenantKind};
+use chassis::auth::{Bearer, Caller, Channel, Credentials};
 use chassis::clock::Time;
 use chassis::form::timestamp;
 use chassis::{reload, tls};
@@ -19,6 +19,7 @@ use csv::StringRecord;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use proto::agreement::attestation_service_client::AttestationServiceClient;
 use proto::agreement::{ImportAttestationsRequest, ImportAttestationsResponse, ImportOutcome};
+use proto::identity::{Role, TenantKind};
 use proto::types::{Contact, ErrorReason};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
@@ -124,8 +125,8 @@ fn credentials(settings: &Import) -> Result<Credentials, String> {
     let (Some(tenant_id), Some(user_id)) = (settings.partner_id, settings.user_id) else {
         return Err("say who attests: --token, or --partner-id and --user-id".into());
     };
-    let roles = vec![Role::SalesAgent];
-    let tenant_kind = TenantKind::Partner;
+    let roles = vec![Role::SalesAgent.into_str()];
+    let tenant_kind = TenantKind::Partner.into_str();
     Ok(Credentials::Metadata(Caller { tenant_kind, tenant_id, user_id, roles, channel: Channel::Api }))
 }
 

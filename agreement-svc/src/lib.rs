@@ -32,8 +32,8 @@ use std::sync::Arc;
 use chassis::auth::Identities;
 use chassis::clock::Clock;
 use chassis::database::{self, Database, Url, Writes};
-use chassis::metrics::Metrics;
 use chassis::idempotency;
+use chassis::metrics::Metrics;
 use chassis::server::limits::tenant::TenantLimiter;
 use chassis::server::{self, Listeners, MESSAGE_BYTES_MAX, Options};
 use chassis::tls;
@@ -51,7 +51,7 @@ use tokio::task::JoinSet;
 use tonic::service::RoutesBuilder;
 
 use api::Api;
-pub use api::access::ACCESS_POLICY;
+pub use api::access::{ACCESS_POLICY, VOCABULARY};
 use api::link::Links;
 pub use erase::Erased;
 use rules::history::Verified;
@@ -92,7 +92,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Failure> {
     let tls = tls::Server::open(&config.tls, config.identity.auth, listeners.calls.local_addr()?)?;
-    let identities = Identities::open(&config.identity, clock.clone())?;
+    let identities = Identities::open(&config.identity, VOCABULARY, clock.clone())?;
     let policy = Arc::new(data::read_policy(config.policy.as_deref())?);
     read_templates(&config.storage)?;
     let transport = Transport::new(&config.mail)?;
@@ -133,8 +133,8 @@ pub async fn serve(
         committed,
         head,
         stopping,
-        imports: TenantLimiter::new(IMPORTS_MAX),
-        watchers: TenantLimiter::new(WATCHERS_MAX),
+        imports: TenantLimiter::new(IMPORTS_MAX, VOCABULARY.internal_kind),
+        watchers: TenantLimiter::new(WATCHERS_MAX, VOCABULARY.internal_kind),
     };
     let mut routes = RoutesBuilder::default();
     routes

@@ -6,9 +6,10 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use chassis::auth::Caller;
-use chassis::auth::token::{SigningKey, claims};
+use chassis::auth::jwt::signing::{SigningKey, claims};
 use chassis::clock::Clock;
 use chassis::reload;
+use proto::identity::Role;
 
 use crate::Failure;
 use crate::config::Token;
@@ -51,10 +52,10 @@ pub fn sign(settings: &Token, clock: &Clock) -> Result<String, Failure> {
     let file = &settings.signing_key;
     let key = SigningKey::read(&reload::read(file)?).map_err(|why| format!("{}: {why}", file.display()))?;
     let caller = Caller {
-        tenant_kind: settings.tenant_kind,
+        tenant_kind: settings.tenant_kind.into_str(),
         tenant_id: settings.tenant_id,
         user_id: settings.user_id,
-        roles: settings.roles.clone(),
+        roles: settings.roles.iter().map(Role::into_str).collect(),
         channel: settings.channel,
     };
     let claims = claims(&caller, &settings.issuer, &settings.audience, clock.now(), settings.valid_for);

@@ -6,10 +6,11 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-use chassis::auth::{Caller, Channel, Role, TenantKind};
+use chassis::auth::{Caller, Channel};
 use proto::agreement::customer_service_client::CustomerServiceClient;
 use proto::agreement::partner_service_client::PartnerServiceClient;
 use proto::agreement::{CreateCustomerRequest, PartnerKind, RegisterPartnerRequest};
+use proto::identity::{Role, TenantKind};
 use proto::types::{Cloud, Contact};
 use tempfile::TempDir;
 use tonic::Request;
@@ -276,7 +277,7 @@ impl Server {
                 cloud: Cloud::Public.into(),
             };
             partners.register_partner(as_caller(partner, &operator)).await.unwrap();
-            let agent = caller(TenantKind::Partner, PARTNER, vec![Role::SalesAgent]);
+            let agent = caller(TenantKind::Partner, PARTNER, vec![Role::SalesAgent.into_str()]);
             let mut customers = CustomerServiceClient::connect(self.address.clone()).await.unwrap();
             let mut ids = vec![];
             for n in 1..=N {
@@ -327,8 +328,14 @@ impl Drop for Server {
     }
 }
 
-fn caller(tenant_kind: TenantKind, tenant_id: Uuid, roles: Vec<Role>) -> Caller {
-    Caller { tenant_kind, tenant_id, user_id: Uuid::from_u128(0x11), roles, channel: Channel::Api }
+fn caller(tenant_kind: TenantKind, tenant_id: Uuid, roles: Vec<&'static str>) -> Caller {
+    Caller {
+        tenant_kind: tenant_kind.into_str(),
+        tenant_id,
+        user_id: Uuid::from_u128(0x11),
+        roles,
+        channel: Channel::Api,
+    }
 }
 
 fn as_caller<T>(message: T, caller: &Caller) -> Request<T> {

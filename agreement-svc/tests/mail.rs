@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use agreement_svc::config::{Cli, Command as Chosen};
-use chassis::auth::{Caller, Channel, Role, TenantKind};
+use chassis::auth::{Caller, Channel};
 use chassis::clock::{Clock, Time, new_id};
 use chassis::form::timestamp;
 use chassis::server::Listeners;
@@ -24,6 +24,7 @@ use proto::agreement::{
     CreateCustomerRequest, GetAttestationRequest, InlineAttestation, Notification, NotificationState,
     PartnerKind, RegisterPartnerRequest,
 };
+use proto::identity::{Role, TenantKind};
 use proto::types::{Cloud, Contact};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use smtp_server::{SmtpServer, header, python};
@@ -104,8 +105,14 @@ fn serve(folder: &Path, args: &[&str]) -> Vec<String> {
 }
 
 fn by<T>(tenant_kind: TenantKind, tenant_id: Uuid, message: T) -> Request<T> {
-    let roles = vec![Role::SalesAgent];
-    let caller = Caller { tenant_kind, tenant_id, user_id: tenant_id, roles, channel: Channel::Dashboard };
+    let roles = vec![Role::SalesAgent.into_str()];
+    let caller = Caller {
+        tenant_kind: tenant_kind.into_str(),
+        tenant_id,
+        user_id: tenant_id,
+        roles,
+        channel: Channel::Dashboard,
+    };
     let mut request = Request::new(message);
     caller.present(request.metadata_mut());
     request

@@ -8,12 +8,12 @@
 pub mod auth;
 pub mod backoff;
 pub mod clock;
-pub mod expiry;
 pub mod database;
+pub mod expiry;
 pub mod form;
+pub mod idempotency;
 pub mod metrics;
 pub mod paging;
-pub mod idempotency;
 pub mod reload;
 pub mod server;
 pub mod status;

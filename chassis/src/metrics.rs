@@ -18,8 +18,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
 use tonic::Code;
 
-use crate::expiry::Validity;
 use crate::database::{Connection, Database, Error};
+use crate::expiry::Validity;
 use crate::reload::Watched;
 
 /// How long a scrape waits for the database. Scrapers commonly give up after ten seconds.

@@ -99,11 +99,11 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::auth::{Channel, TenantKind};
+    use crate::auth::Channel;
 
     fn caller(tenant: u128) -> Caller {
         Caller {
-            tenant_kind: TenantKind::Partner,
+            tenant_kind: "TENANT",
             tenant_id: Uuid::from_u128(tenant),
             user_id: Uuid::from_u128(9),
             roles: vec![],

@@ -18,7 +18,8 @@ use tokio::net::TcpListener;
 use tonic::service::RoutesBuilder;
 use tonic::transport::server::TcpIncoming;
 
-use crate::auth::{AccessPolicy, Auth, Identities};
+use crate::auth::access::AccessPolicy;
+use crate::auth::{Auth, Identities};
 use crate::metrics::Metrics;
 use crate::tls::{self, Address, ClientSettings};
 

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chassis::auth::{Auth, Bearer, Caller, Channel as CallerChannel, Credentials, Role, TenantKind};
+use chassis::auth::{Auth, Bearer, Caller, Channel as CallerChannel, Credentials};
 use chassis::backoff;
 use chassis::clock::{Clock, Time};
 use chassis::form::timestamp;
@@ -24,6 +24,7 @@ use proto::agreement::{
     AgreementDemand, AssumedAttestation, CheckEligibilityRequest, CheckEligibilityResponse,
     CreateAttestationRequest, CreateAttestationResponse, PartnerRole, ReportPurchaseRequest,
 };
+use proto::identity::{Role, TenantKind};
 use proto::types::{self, ErrorReason};
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
@@ -380,7 +381,7 @@ fn say_if_unidentified(status: &Status) {
 /// order-svc itself, by its word.
 fn service() -> Caller {
     Caller {
-        tenant_kind: TenantKind::Service,
+        tenant_kind: TenantKind::Service.into_str(),
         tenant_id: SERVICE_ID,
         user_id: SERVICE_ID,
         roles: vec![],
@@ -434,11 +435,11 @@ impl Ask {
             CallerChannel::Dashboard => types::Channel::Dashboard,
             CallerChannel::Api => types::Channel::Api,
         };
-        let role = |role: &Role| match role {
-            Role::AdminAgent => PartnerRole::AdminAgent,
-            Role::SalesAgent => PartnerRole::SalesAgent,
-            Role::HelpdeskAgent => PartnerRole::HelpdeskAgent,
-            Role::GlobalAdmin => PartnerRole::GlobalAdmin,
+        let role = |role: &&'static str| match role.parse().ok()? {
+            Role::AdminAgent => Some(PartnerRole::AdminAgent),
+            Role::SalesAgent => Some(PartnerRole::SalesAgent),
+            Role::HelpdeskAgent => Some(PartnerRole::HelpdeskAgent),
+            Role::GlobalAdmin => Some(PartnerRole::GlobalAdmin),
         };
         let demand = |types: &Vec<AgreementType>| AgreementDemand {
             agreement_types: types.iter().map(|t| agreement_type(*t).into()).collect(),
@@ -452,7 +453,7 @@ impl Ask {
             demands: self.demands.iter().map(demand).collect(),
             at_least_revision: self.at_least_revision,
             acting_partner_id: self.caller.tenant_id.to_string(),
-            acting_roles: self.caller.roles.iter().map(|r| role(r).into()).collect(),
+            acting_roles: self.caller.roles.iter().filter_map(role).map(Into::into).collect(),
             as_of: None,
             assumed_attestation: None,
         }

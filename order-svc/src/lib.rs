@@ -26,8 +26,8 @@ use std::time::Duration;
 use chassis::auth::Identities;
 use chassis::clock::Clock;
 use chassis::database::{Database, Writes};
-use chassis::metrics::Metrics;
 use chassis::idempotency;
+use chassis::metrics::Metrics;
 use chassis::server::{self, Listeners, MESSAGE_BYTES_MAX, Options};
 use chassis::tls;
 use proto::order::offer_service_server::OfferServiceServer;
@@ -41,7 +41,7 @@ use tonic::service::RoutesBuilder;
 use agreements::replicas::Replicas;
 use agreements::{Agreements, Own};
 use api::Api;
-pub use api::access::ACCESS_POLICY;
+pub use api::access::{ACCESS_POLICY, VOCABULARY};
 use config::{Serve, Storage};
 use metrics::Decisions;
 use workers::{Followed, follower, renewals, reporter};
@@ -68,7 +68,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Failure> {
     let tls = tls::Server::open(&config.tls, config.identity.auth, listeners.calls.local_addr()?)?;
-    let identities = Identities::open(&config.identity, clock.clone())?;
+    let identities = Identities::open(&config.identity, VOCABULARY, clock.clone())?;
     let catalogue = Arc::new(config::read_offers(config.offers.as_deref())?);
     let deadline = Duration::from_millis(config.gate_deadline_ms);
     let own = Own::open(config.identity.auth, config.service_token.as_deref())?;

@@ -3,7 +3,7 @@
 
 use chassis::clock::{Clock, Time};
 use chassis::database::{Connection, Error};
-use chassis::metrics::{Sample, Metrics};
+use chassis::metrics::{Metrics, Sample};
 use chrono::TimeDelta;
 use prometheus::{IntCounterVec, Opts};
 use tokio::net::TcpListener;

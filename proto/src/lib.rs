@@ -3,6 +3,8 @@
 //! The comments of the `.proto` files are the manual of the product and appear here as they stand
 //! there. No logic lives in this crate.
 
+pub mod identity;
+
 /// The packages, nested as the generated code expects them.
 pub mod csp {
     /// Words that both services share.

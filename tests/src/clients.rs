@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use chassis::auth::{Caller, Channel, Credentials, Role, TenantKind};
+use chassis::auth::{Caller, Channel, Credentials};
 use proto::agreement::attestation_service_client::AttestationServiceClient;
 use proto::agreement::customer_service_client::CustomerServiceClient;
 use proto::agreement::direct_sign_service_client::DirectSignServiceClient;
@@ -12,6 +12,7 @@ use proto::agreement::eligibility_service_client::EligibilityServiceClient;
 use proto::agreement::event_service_client::EventServiceClient;
 use proto::agreement::partner_service_client::PartnerServiceClient;
 use proto::agreement::template_service_client::TemplateServiceClient;
+use proto::identity::{Role, TenantKind};
 use proto::order::offer_service_client::OfferServiceClient;
 use proto::order::order_service_client::OrderServiceClient;
 use proto::order::subscription_service_client::SubscriptionServiceClient;
@@ -180,10 +181,10 @@ impl Identity {
 #[must_use]
 pub fn caller(tenant_kind: TenantKind, tenant_id: Uuid, roles: &[Role]) -> Caller {
     Caller {
-        tenant_kind,
+        tenant_kind: tenant_kind.into_str(),
         tenant_id,
         user_id: Uuid::new_v5(&tenant_id, b"user"),
-        roles: roles.to_vec(),
+        roles: roles.iter().map(Role::into_str).collect(),
         channel: Channel::Dashboard,
     }
 }

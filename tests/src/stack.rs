@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bytes::BytesMut;
-use chassis::auth::token::SigningKey;
+use chassis::auth::jwt::signing::SigningKey;
 use chassis::auth::{Caller, Credentials};
 use chassis::clock::{self, Clock};
 use chassis::tls;

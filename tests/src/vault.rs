@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use chassis::auth::token::{SigningKey, claims};
+use chassis::auth::jwt::signing::{SigningKey, claims};
 use chassis::auth::{self, Auth, Bearer, Caller, Credentials};
 use chassis::clock::Clock;
 use chassis::tls;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use chassis::auth::{Caller, Channel, Role, TenantKind};
+use chassis::auth::{Caller, Channel};
 use chassis::clock::{Clock, Time};
 use chassis::form::timestamp;
 use proto::agreement::{
@@ -13,6 +13,7 @@ use proto::agreement::{
     RegisterPartnerRequest, RetireTemplateRequest, SignAgreementRequest, Signature, Template,
     TemplateDocument,
 };
+use proto::identity::{Role, TenantKind};
 use proto::order::{CreateOrderRequest, CreateOrderResponse, InlineAttestation, NewOrderLine};
 use proto::types::{AgreementType, Cloud, Contact};
 use tokio::sync::{Mutex, MutexGuard};

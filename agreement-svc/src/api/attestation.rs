@@ -2,12 +2,12 @@
 
 use std::pin::Pin;
 
-use chassis::auth::{self, TenantKind};
+use chassis::auth;
 use chassis::clock::{new_id, new_salt};
 use chassis::database::Connection;
 use chassis::form::Form;
-use chassis::paging::Page;
 use chassis::idempotency::IdempotencyKey;
+use chassis::paging::Page;
 use futures_util::Stream;
 use proto::agreement::attestation_service_server::AttestationService;
 use proto::agreement::{
@@ -16,6 +16,7 @@ use proto::agreement::{
     RetryNotificationRequest, RetryNotificationResponse, WithdrawAttestationRequest,
     WithdrawAttestationResponse,
 };
+use proto::identity::TenantKind;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 

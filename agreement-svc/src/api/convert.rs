@@ -3,6 +3,7 @@
 use chassis::auth;
 use chassis::database::row::id_or_empty;
 use chassis::form::{Form, timestamp};
+use proto::identity::TenantKind;
 use proto::{agreement as wire, types};
 use uuid::Uuid;
 
@@ -196,7 +197,7 @@ pub(super) fn partner(partner: Partner, links: &[(Uuid, Uuid)]) -> wire::Partner
 
 /// A customer as a caller may see it: what it did with other partners is not for partners.
 pub(super) fn customer(customer: Customer, viewer: &auth::Caller) -> wire::Customer {
-    let is_partner = viewer.tenant_kind == auth::TenantKind::Partner;
+    let is_partner = viewer.tenant_kind == TenantKind::Partner;
     wire::Customer {
         customer_id: customer.id.to_string(),
         company_name: customer.company_name,

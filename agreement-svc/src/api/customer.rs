@@ -4,8 +4,8 @@ use chassis::auth;
 use chassis::clock::{new_id, new_salt};
 use chassis::database::{Connection, Error};
 use chassis::form::Form;
-use chassis::paging::Page;
 use chassis::idempotency::IdempotencyKey;
+use chassis::paging::Page;
 use proto::agreement::customer_service_server::CustomerService;
 use proto::agreement::{
     CreateCustomerRequest, CreateCustomerResponse, EndRelationshipRequest, EndRelationshipResponse,

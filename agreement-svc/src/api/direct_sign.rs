@@ -1,12 +1,12 @@
 //! `DirectSignService`: invitations and signatures.
 
-use chassis::auth::{self, TenantKind};
+use chassis::auth;
 use chassis::clock::new_id;
 use chassis::database::Connection;
 use chassis::database::row::at;
 use chassis::form::{Form, timestamp};
-use chassis::paging::Page;
 use chassis::idempotency::IdempotencyKey;
+use chassis::paging::Page;
 use proto::agreement::direct_sign_service_server::DirectSignService;
 use proto::agreement::{
     AcceptInvitationRequest, AcceptInvitationResponse, CreateInvitationRequest, CreateInvitationResponse,
@@ -14,6 +14,7 @@ use proto::agreement::{
     ListInvitationsRequest, ListInvitationsResponse, RevokeInvitationRequest, RevokeInvitationResponse,
     SignAgreementRequest, SignAgreementResponse, WithdrawSignatureRequest, WithdrawSignatureResponse,
 };
+use proto::identity::TenantKind;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
@@ -157,9 +158,10 @@ impl DirectSignService for Api {
         let links = self.links.clone();
         let read = move |connection: &mut Connection| {
             let unseen = || Refusal::NotFound { resource: "invitation", id };
-            let invitation = match caller.tenant_kind {
-                TenantKind::Partner => invitation_of(connection, caller.tenant_id, id)?,
-                _ => invitation_find(connection, id)?.ok_or_else(unseen)?,
+            let invitation = if caller.tenant_kind == TenantKind::Partner {
+                invitation_of(connection, caller.tenant_id, id)?
+            } else {
+                invitation_find(connection, id)?.ok_or_else(unseen)?
             };
             if is_customer {
                 let links = links.as_ref().ok_or(Refusal::InvitationsOff)?;

@@ -1,10 +1,10 @@
 //! `EligibilityService`: the gate.
 
-use chassis::auth::{self, Caller, TenantKind, CallerClass};
+use chassis::auth::{self, Caller};
 use chassis::database::{Connection, Error};
 use chassis::form::{Form, timestamp};
-use chassis::paging::Page;
 use chassis::idempotency::IdempotencyKey;
+use chassis::paging::Page;
 use chrono::Datelike;
 use proto::agreement::eligibility_result::Result as ItemResult;
 use proto::agreement::eligibility_service_server::EligibilityService;
@@ -13,10 +13,12 @@ use proto::agreement::{
     CheckEligibilityRequest, CheckEligibilityResponse, EligibilityResult, ListBlockedCustomersRequest,
     ListBlockedCustomersResponse, PartnerRole, ReportPurchaseRequest, ReportPurchaseResponse,
 };
+use proto::identity::TenantKind;
 use proto::types;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use super::access::PARTNER_WRITE;
 use super::{Api, checked, convert, existing, status, visible};
 use crate::rules::attestation::check_not_in_the_future;
 use crate::rules::eligibility::{
@@ -121,7 +123,7 @@ impl EligibilityService for Api {
         let listing = Listing {
             acting: Acting {
                 partner_id: caller.tenant_id,
-                may_act: caller.is(CallerClass::PartnerWrite),
+                may_act: PARTNER_WRITE.contains(&caller),
                 may_invite: self.links.is_some(),
             },
             question: Question { operation: Operation::NewPurchase, channel, demands: vec![], at },
@@ -232,7 +234,7 @@ impl Asked {
             if assumed.is_some() {
                 form.violation("assumed_attestation", "is for services; validate the attestation by itself");
             }
-            let may_act = caller.is(CallerClass::PartnerWrite);
+            let may_act = PARTNER_WRITE.contains(caller);
             acting = Acting { partner_id: caller.tenant_id, may_act, may_invite };
         }
         checked(form)?;

@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use chassis::auth::{self, TenantKind};
+use chassis::auth;
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
 use chassis::form::{Form, timestamp};
@@ -15,6 +15,7 @@ use proto::agreement::watch_events_response::Item;
 use proto::agreement::{
     Checkpoint, ListEventsRequest, ListEventsResponse, WatchEventsRequest, WatchEventsResponse,
 };
+use proto::identity::TenantKind;
 use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;

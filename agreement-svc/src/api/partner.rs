@@ -1,16 +1,17 @@
 //! `PartnerService`.
 
-use chassis::auth::{self, TenantKind};
+use chassis::auth;
 use chassis::database::{Connection, Error};
 use chassis::form::Form;
-use chassis::paging::Page;
 use chassis::idempotency::IdempotencyKey;
+use chassis::paging::Page;
 use proto::agreement::partner_service_server::PartnerService;
 use proto::agreement::{
     GetPartnerRequest, GetPartnerResponse, LinkResellerRequest, LinkResellerResponse, ListPartnersRequest,
     ListPartnersResponse, Partner as WirePartner, RegisterPartnerRequest, RegisterPartnerResponse,
     UnlinkResellerRequest, UnlinkResellerResponse,
 };
+use proto::identity::TenantKind;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 

@@ -5,8 +5,8 @@
 //! cannot change before it is decided upon. It ends by writing the number and hash of the last event back into that row.
 
 use chassis::database::{Connection, Database, Error};
+use chassis::idempotency::{IdempotencyKey, Lookup, answer_find, answer_store};
 use chassis::query;
-use chassis::idempotency::{IdempotencyKey, Lookup, answer_store, answer_find};
 use diesel::prelude::*;
 use sha2::{Digest, Sha256};
 

@@ -370,7 +370,7 @@ fn acceptances_of(
 mod tests {
     use std::collections::BTreeMap;
 
-    use chassis::auth::{Caller, Channel, Role, TenantKind};
+    use chassis::auth::{Caller, Channel};
     use chassis::clock::{Clock, new_id, new_salt};
     use chassis::form::timestamp;
     use chassis::metrics::Metrics;
@@ -391,6 +391,7 @@ mod tests {
         PublishTemplateVersionRequest, RegisterPartnerRequest, ReportPurchaseRequest, RetireTemplateRequest,
         TemplateDocument, WithdrawAttestationRequest, WithdrawalReason,
     };
+    use proto::identity::{Role, TenantKind};
     use proto::types::{self, Contact};
     use tokio::sync::watch;
     use tonic::Request;
@@ -466,9 +467,9 @@ mod tests {
         let (tenant_kind, tenant_id, roles) = caller;
         let mut request = Request::new(message);
         let channel = Channel::Dashboard;
-        let roles = roles.to_vec();
+        let roles = roles.iter().map(Role::into_str).collect();
         request.extensions_mut().insert(Caller {
-            tenant_kind,
+            tenant_kind: tenant_kind.into_str(),
             tenant_id,
             user_id: tenant_id,
             roles,
@@ -515,8 +516,8 @@ mod tests {
                 committed: watch::channel(()).0,
                 head: watch::channel(0).0,
                 stopping: watch::channel(false).1,
-                imports: TenantLimiter::new(1),
-                watchers: TenantLimiter::new(1),
+                imports: TenantLimiter::new(1, "SERVICE"),
+                watchers: TenantLimiter::new(1, "SERVICE"),
             };
             let templates = vec![CLOUD_AGREEMENT.into(), CUSTOMER_AGREEMENT.into()];
             let (customers, attestations) = (vec![], vec![]);

@@ -26,7 +26,8 @@ use super::connections::{Answers, Secured};
 use super::flow::{Flows, Passage};
 use super::limits::tenant::{Overload, TenantLimiter};
 use super::{MESSAGE_BYTES_MAX, Options};
-use crate::auth::{self, Bearer, Caller};
+use crate::auth::access::{self, AccessPolicy};
+use crate::auth::{Bearer, Caller};
 use crate::clock::{Clock, new_id};
 use crate::metrics::{Calls, UNKNOWN_PATH};
 use crate::status::{failure, internal};
@@ -111,9 +112,10 @@ enum Entered {
 impl CallLayer {
     pub(super) fn new(options: Options, numbers: Calls) -> Self {
         numbers.expect(options.access.iter().map(|(path, _)| *path));
+        let internal_kind = options.identities.vocabulary().internal_kind;
         Self {
-            places: TenantLimiter::new(options.calls_max),
-            flows: Flows::default(),
+            places: TenantLimiter::new(options.calls_max, internal_kind),
+            flows: Flows::new(internal_kind),
             anybodys: Arc::new(Semaphore::new(ANYBODYS_MAX)),
             health_checks: Arc::new(Semaphore::new(ANYBODYS_MAX)),
             overloaded: Arc::new(Overloaded::new(options.domain)),
@@ -125,12 +127,12 @@ impl CallLayer {
 
     /// Identifies, admits and limits a call.
     fn enter(&self, request: &http::Request<Body>, path: &'static str) -> Result<Entered, Overload> {
-        let Options { identities, access, domain, .. } = &*self.options;
+        let Options { identities, access: policy, domain, .. } = &*self.options;
         let (caller, bearer) = match identities.identify(request.headers(), domain) {
             Ok(identified) => identified,
             Err(refused) => return Ok(Entered::Unidentified(refused)),
         };
-        if let Err(refused) = auth::admit(access, request.uri().path(), &caller, domain) {
+        if let Err(refused) = access::admit(policy, request.uri().path(), &caller, domain) {
             return Ok(Entered::Forbidden(caller, refused));
         }
         let passage = self.flows.enter(path, &caller, self.places.try_acquire(&caller))?;
@@ -297,7 +299,7 @@ fn answers_of(extensions: &mut http::Extensions) -> Answers {
 
 /// The path of a call, if it is one of the service's. Others are the caller's words, and there is no end to
 /// them: they are neither logged nor counted.
-fn known_path(access: auth::AccessPolicy, path: &str) -> &'static str {
+fn known_path(access: AccessPolicy, path: &str) -> &'static str {
     access.iter().find(|(call, _)| *call == path).map_or(UNKNOWN_PATH, |(call, _)| call)
 }
 
@@ -329,7 +331,7 @@ async fn in_time<A>(
 struct Line {
     path: &'static str,
     call_id: String,
-    caller: Option<(String, String)>,
+    caller: Option<(&'static str, String)>,
     began: Instant,
     finished: bool,
     span: Span,
@@ -339,7 +341,7 @@ struct Line {
 impl Line {
     fn new(path: &'static str, call_id: String, caller: Option<&Caller>, span: Span, numbers: Calls) -> Self {
         numbers.in_progress.inc();
-        let caller = caller.map(|caller| (caller.tenant_kind.to_string(), caller.tenant_id.to_string()));
+        let caller = caller.map(|caller| (caller.tenant_kind, caller.tenant_id.to_string()));
         Self { path, call_id, caller, began: Instant::now(), finished: false, span, numbers }
     }
 
@@ -362,7 +364,7 @@ impl Line {
     }
 
     fn log(&self, code: &str) {
-        let (kind, tenant) = self.caller.as_ref().map_or(("", ""), |(kind, tenant)| (kind, tenant));
+        let (kind, tenant) = self.caller.as_ref().map_or(("", ""), |(kind, tenant)| (*kind, tenant));
         tracing::info!(
             path = self.path,
             code,

@@ -18,11 +18,11 @@ use crate::auth::Caller;
 const WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// How each call flows. Clones share it.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Flows(Arc<Mutex<HashMap<&'static str, Flow>>>);
+#[derive(Clone, Debug)]
+pub(super) struct Flows(Arc<Mutex<HashMap<&'static str, Flow>>>, &'static str);
 
 /// How one of them does.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Flow {
     in_progress: Taken,
     /// When calls were answered, as far back as it matters.
@@ -40,6 +40,10 @@ pub(super) struct Passage {
 }
 
 impl Flows {
+    pub(super) fn new(internal_kind: &'static str) -> Self {
+        Self(Arc::default(), internal_kind)
+    }
+
     /// Lets a call in that has a place or needs none.
     ///
     /// # Errors
@@ -52,7 +56,7 @@ impl Flows {
     ) -> Result<Passage, Overload> {
         let tenant = Tenant::of(caller);
         let mut flows = self.flows();
-        let flow = flows.entry(path).or_default();
+        let flow = flows.entry(path).or_insert_with(|| Flow::new(self.1));
         let place = match place {
             Ok(place) => Some(place),
             Err(full) => {
@@ -72,6 +76,10 @@ impl Flows {
 }
 
 impl Flow {
+    fn new(internal_kind: &'static str) -> Self {
+        Self { in_progress: Taken::new(internal_kind), answered: VecDeque::new() }
+    }
+
     fn answered_lately(&mut self) -> usize {
         let now = Instant::now();
         while self.answered.front().is_some_and(|then| now.duration_since(*then) >= WAIT_MAX) {
@@ -91,7 +99,7 @@ impl Passage {
 impl Drop for Passage {
     fn drop(&mut self) {
         let mut flows = self.flows.flows();
-        let flow = flows.entry(self.path).or_default();
+        let flow = flows.entry(self.path).or_insert_with(|| Flow::new(self.flows.1));
         flow.in_progress.give_back(self.tenant);
         if self.is_answered {
             // It makes room for those that ended long ago, also where nobody is ever refused.
@@ -107,12 +115,12 @@ mod tests {
 
     use super::super::limits::tenant::TenantLimiter;
     use super::*;
-    use crate::auth::{Channel, TenantKind};
+    use crate::auth::Channel;
 
     const CHEAP: &str = "/a.B/Cheap";
     const DEAR: &str = "/a.B/Dear";
 
-    fn caller(tenant_kind: TenantKind, tenant: u128) -> Caller {
+    fn caller(tenant_kind: &'static str, tenant: u128) -> Caller {
         let (tenant_id, user_id) = (Uuid::from_u128(tenant), Uuid::nil());
         Caller { tenant_kind, tenant_id, user_id, roles: vec![], channel: Channel::Api }
     }
@@ -130,10 +138,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn as_many_need_no_place_as_were_answered_lately() {
-        let flows = Flows::default();
-        let service = caller(TenantKind::Service, 0);
+        let flows = Flows::new("INTERNAL");
+        let service = caller("INTERNAL", 0);
         assert_eq!(flows.enter(CHEAP, &service, Err(Overload::Tenant)).unwrap_err(), Overload::Tenant);
-        let places = TenantLimiter::new(1000);
+        let places = TenantLimiter::new(1000, "INTERNAL");
         let with_place = || flows.enter(CHEAP, &service, places.try_acquire(&service)).unwrap();
         answer((0..10).map(|_| with_place()).collect());
         let held = all(&flows, CHEAP, &service);
@@ -155,9 +163,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_tenant_leaves_as_many_to_others_as_it_has() {
-        let flows = Flows::default();
-        let places = TenantLimiter::new(1000);
-        let [greedy, modest] = [1, 2].map(|tenant| caller(TenantKind::Partner, tenant));
+        let flows = Flows::new("INTERNAL");
+        let places = TenantLimiter::new(1000, "INTERNAL");
+        let [greedy, modest] = [1, 2].map(|tenant| caller("TENANT", tenant));
         let with_place = || flows.enter(CHEAP, &greedy, places.try_acquire(&greedy)).unwrap();
         answer((0..12).map(|_| with_place()).collect());
         let greedys = all(&flows, CHEAP, &greedy);

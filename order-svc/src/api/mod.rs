@@ -16,12 +16,13 @@ mod withdrawal;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chassis::auth::{Caller, TenantKind};
+use chassis::auth::Caller;
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
 use chassis::form::Form;
 use chassis::idempotency::{IdempotencyKey, Lookup, answer_find};
 use prost::Message;
+use proto::identity::TenantKind;
 use tokio::sync::watch;
 use tonic::{Response, Status};
 
@@ -56,8 +57,7 @@ impl Api {
     ) -> Result<Option<Response<A>>, Status> {
         let Some(key) = key.cloned() else { return Ok(None) };
         let request_id = key.request_id;
-        let seen =
-            self.database.read(move |connection: &mut Connection| answer_find(connection, &key)).await;
+        let seen = self.database.read(move |connection: &mut Connection| answer_find(connection, &key)).await;
         match seen.map_err(|error: Error| status::failed(&error))? {
             Lookup::Never => Ok(None),
             Lookup::Answered(answer) => {
@@ -145,8 +145,10 @@ fn time_until(give_up: Instant) -> Duration {
 
 /// What a caller may see of orders and subscriptions (ROLE-6).
 fn viewer(caller: &Caller) -> Viewer {
-    match caller.tenant_kind {
-        TenantKind::Operator => Viewer::Everything,
-        TenantKind::Partner | TenantKind::Customer | TenantKind::Service => Viewer::Partner(caller.tenant_id),
+    match caller.tenant_kind.parse() {
+        Ok(TenantKind::Operator) => Viewer::Everything,
+        Ok(TenantKind::Partner | TenantKind::Customer | TenantKind::Service) | Err(_) => {
+            Viewer::Partner(caller.tenant_id)
+        }
     }
 }

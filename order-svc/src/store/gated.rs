@@ -4,8 +4,8 @@
 
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
-use chassis::query;
 use chassis::idempotency::{IdempotencyKey, answer_store};
+use chassis::query;
 use diesel::prelude::*;
 use diesel::query_dsl::methods::FilterDsl;
 use uuid::Uuid;

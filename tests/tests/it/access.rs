@@ -6,11 +6,12 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::fmt::Display;
 
-use chassis::auth::{Caller, Role, TenantKind};
+use chassis::auth::Caller;
 use http_body::Body as HttpBody;
 use prost::Message;
 use prost::bytes::{Buf, BufMut, Bytes};
 use prost_types::FileDescriptorSet;
+use proto::identity::{Role, TenantKind};
 use tests::clients::{Identity, caller};
 use tests::world::{self, DIRECT, OPERATOR};
 use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use chassis::auth::{Caller, Channel, Role, TenantKind};
+use chassis::auth::{Caller, Channel};
 use chassis::clock::{Clock, Time};
 use chassis::form::timestamp;
 use chrono::Duration;
@@ -18,6 +18,7 @@ use proto::agreement::{
     PublishTemplateVersionRequest, PublishTemplateVersionResponse, ReportPurchaseRequest,
     WithdrawAttestationRequest, WithdrawSignatureRequest, WithdrawalReason,
 };
+use proto::identity::{Role, TenantKind};
 use proto::types::{AgreementType, Cloud, Decision, Operation, RemedyKind};
 use tests::clients::{bad_fields_of, caller, metadata_of};
 use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};

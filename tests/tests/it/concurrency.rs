@@ -9,7 +9,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 
-use chassis::auth::{Role, TenantKind};
 use chassis::clock::Clock;
 use chassis::database::{Connection, Url};
 use chassis::form::timestamp;
@@ -27,6 +26,7 @@ use proto::agreement::{
     ListAttestationsRequest, ListCustomersRequest, PartnerKind, PublishTemplateVersionRequest,
     ReportPurchaseRequest, UpdateCustomerRequest,
 };
+use proto::identity::{Role, TenantKind};
 use proto::order::{
     ChangeSeatsRequest, CreateOrderRequest, GetOrderRequest, GetSubscriptionRequest, ListOrdersRequest,
     ListSubscriptionChangesRequest, ListSubscriptionsRequest, Subscription,

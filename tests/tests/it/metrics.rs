@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use chassis::auth::token::SigningKey;
+use chassis::auth::jwt::signing::SigningKey;
 use chassis::clock::Clock;
 use chrono::TimeDelta;
 use diesel::connection::SimpleConnection;

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use chassis::auth::token::SigningKey;
+use chassis::auth::jwt::signing::SigningKey;
 use chassis::auth::{Caller, Channel};
 use chassis::clock::Clock;
 use chassis::tls::ClientSettings;

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use chassis::auth::{Role, TenantKind};
 use chassis::clock::Clock;
 use chassis::form::timestamp;
 use proto::agreement::{
@@ -10,6 +9,7 @@ use proto::agreement::{
     InlineAttestation, ListAttestationsRequest, ListTemplatesRequest, PartnerKind,
     PublishTemplateVersionRequest, RetireTemplateRequest, UpdateCustomerRequest,
 };
+use proto::identity::{Role, TenantKind};
 use proto::order::{
     ChangeSeatsRequest, GetOrderRequest, ListSubscriptionChangesRequest, NewOrderLine, SubscriptionChangeKind,
 };

@@ -26,7 +26,7 @@ const NEVER: [(&str, &[&str]); 13] = [
     ("agreement-svc/src",        &["order_svc", "proto::order", "order::"]),
     ("order-svc/src",            &["agreement_svc"]),
     // The plumbing knows no noun of the business.
-    ("chassis/src",              &["proto::", "agreement", "Agreement", "attest", "Attest", "subscription", "Subscription", "Order::", "customer_id"]),
+    ("chassis/src",              &["proto::", "agreement", "Agreement", "attest", "Attest", "subscription", "Subscription", "Order::", "customer_id", "Partner", "Customer", "Operator", "AdminAgent", "SalesAgent", "HelpdeskAgent", "GlobalAdmin"]),
 ];
 
 const PURE: &[&str] = &[

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
-use crate::auth::{Caller, TenantKind};
+use crate::auth::Caller;
 
 /// So many places. Clones share them.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ pub enum Overload {
 
 /// Whose a place is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(in crate::server) struct Tenant(TenantKind, Uuid);
+pub(in crate::server) struct Tenant(&'static str, Uuid);
 
 #[derive(Debug)]
 struct Inner {
@@ -44,18 +44,20 @@ struct Inner {
 }
 
 /// How many are taken, and by whom.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::server) struct Taken {
     total: usize,
+    /// The kind of tenant that is exempt from the share.
+    internal_kind: &'static str,
     /// Tenants that hold any.
     by_tenant: HashMap<Tenant, usize>,
 }
 
 impl TenantLimiter {
-    /// That many, all free.
+    /// A limiter of `max` permits. Tenants of the internal kind are exempt from the share of a tenant.
     #[must_use]
-    pub fn new(max: usize) -> Self {
-        Self(Arc::new(Inner { max, taken: Mutex::default() }))
+    pub fn new(max: usize, internal_kind: &'static str) -> Self {
+        Self(Arc::new(Inner { max, taken: Mutex::new(Taken::new(internal_kind)) }))
     }
 
     /// A place for a caller, now or not at all.
@@ -89,13 +91,17 @@ impl Tenant {
 }
 
 impl Taken {
+    pub(in crate::server) fn new(internal_kind: &'static str) -> Self {
+        Self { total: 0, internal_kind, by_tenant: HashMap::new() }
+    }
+
     /// Whether a tenant may have one more, where there are `max`.
     pub(in crate::server) fn check(&self, max: usize, tenant: Tenant) -> Result<(), Overload> {
         let free = max.saturating_sub(self.total);
         let held = self.by_tenant.get(&tenant).copied().unwrap_or(0);
         match tenant {
             _ if free == 0 => Err(Overload::Process),
-            Tenant(TenantKind::Service, _) => Ok(()),
+            Tenant(kind, _) if kind == self.internal_kind => Ok(()),
             _ if held >= free => Err(Overload::Tenant),
             _ => Ok(()),
         }
@@ -122,7 +128,7 @@ mod tests {
     use super::*;
     use crate::auth::Channel;
 
-    fn caller(tenant_kind: TenantKind, tenant: u128) -> Caller {
+    fn caller(tenant_kind: &'static str, tenant: u128) -> Caller {
         let (tenant_id, user_id) = (Uuid::from_u128(tenant), Uuid::from_u128(1));
         Caller { tenant_kind, tenant_id, user_id, roles: vec![], channel: Channel::Api }
     }
@@ -140,8 +146,8 @@ mod tests {
 
     #[test]
     fn a_tenant_gets_as_many_places_as_are_left() {
-        let places = TenantLimiter::new(12);
-        let [one, other, third] = [1, 2, 3].map(|tenant| caller(TenantKind::Partner, tenant));
+        let places = TenantLimiter::new(12, "INTERNAL");
+        let [one, other, third] = [1, 2, 3].map(|tenant| caller("TENANT", tenant));
         let (held, why) = all(&places, &one);
         assert_eq!((held.len(), why), (6, Overload::Tenant));
         let (others, why) = all(&places, &other);
@@ -153,34 +159,34 @@ mod tests {
         let (mut thirds, why) = all(&places, &third);
         assert_eq!((thirds.len(), why), (2, Overload::Tenant));
         assert_eq!(places.try_acquire(&other).unwrap_err(), Overload::Tenant);
-        let (fourths, _) = all(&places, &caller(TenantKind::Customer, 3));
+        let (fourths, _) = all(&places, &caller("OTHER", 3));
         assert_eq!(fourths.len(), 1);
-        let (fifths, why) = all(&places, &caller(TenantKind::Customer, 4));
+        let (fifths, why) = all(&places, &caller("OTHER", 4));
         assert_eq!((fifths.len(), why), (1, Overload::Process));
         thirds.pop();
-        assert!(places.try_acquire(&caller(TenantKind::Customer, 5)).is_ok());
+        assert!(places.try_acquire(&caller("OTHER", 5)).is_ok());
     }
 
     #[test]
     fn the_last_place_can_be_taken() {
-        let places = TenantLimiter::new(1);
-        let one = caller(TenantKind::Partner, 1);
+        let places = TenantLimiter::new(1, "INTERNAL");
+        let one = caller("TENANT", 1);
         let (held, why) = all(&places, &one);
         assert_eq!((held.len(), why), (1, Overload::Process));
     }
 
     #[test]
     fn services_may_take_every_place_that_there_is() {
-        let places = TenantLimiter::new(12);
-        let (partners, _) = all(&places, &caller(TenantKind::Partner, 1));
-        let (services, why) = all(&places, &caller(TenantKind::Service, 1));
+        let places = TenantLimiter::new(12, "INTERNAL");
+        let (partners, _) = all(&places, &caller("TENANT", 1));
+        let (services, why) = all(&places, &caller("INTERNAL", 1));
         assert_eq!((partners.len(), services.len(), why), (6, 6, Overload::Process));
     }
 
     #[test]
     fn nothing_is_remembered_of_who_holds_no_place() {
-        let places = TenantLimiter::new(12);
-        drop(all(&places, &caller(TenantKind::Partner, 1)));
+        let places = TenantLimiter::new(12, "INTERNAL");
+        drop(all(&places, &caller("TENANT", 1)));
         let taken = places.taken();
         assert_eq!((taken.total, taken.by_tenant.len()), (0, 0));
     }

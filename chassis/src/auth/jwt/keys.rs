@@ -1,0 +1,116 @@
+//! The public keys that signatures of tokens are verified with: a JWK set.
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse};
+use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Refused;
+use super::claims::Claims;
+
+/// An RSA modulus has at least 2048 bits, below which signatures can be forged with some effort, and at most 8192,
+/// above which a verification takes too long.
+const RSA_MODULUS_BYTES: std::ops::RangeInclusive<usize> = 256..=1024;
+const ED25519_BYTES: usize = 32;
+const P256_POINT_BYTES: usize = 65;
+
+/// A set of public keys.
+pub(in crate::auth) struct KeySet(Vec<Key>);
+
+struct Key {
+    id: String,
+    algorithm: Algorithm,
+    verifies: DecodingKey,
+}
+
+impl KeySet {
+    /// Reads a JWK set. Keys for other uses, of other kinds or for other algorithms are skipped, since providers publish
+    /// them side by side; so are keys without an id, which no token can name. An explicitly empty set is valid and
+    /// revokes all tokens. A set in which every key is skipped is an error.
+    pub(in crate::auth) fn read(contents: &[u8]) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Set {
+            keys: Vec<Value>,
+        }
+        let set: Set = serde_json::from_slice(contents)
+            .map_err(|error| format!("not a JWK set, {{\"keys\": [...]}}: {error}"))?;
+        if set.keys.is_empty() {
+            tracing::warn!("the set of keys is empty: all tokens are rejected");
+            return Ok(Self(vec![]));
+        }
+        let mut keys: Vec<Key> = vec![];
+        for (n, jwk) in set.keys.into_iter().enumerate() {
+            let wrong = |why: &dyn std::fmt::Display| format!("keys[{n}]: {why}");
+            let Ok(jwk) = serde_json::from_value::<Jwk>(jwk) else { continue };
+            let Some(key) = Key::read(&jwk).map_err(|why| wrong(&why))? else { continue };
+            if keys.iter().any(|other| other.id == key.id) {
+                return Err(wrong(&"has the kid of another key"));
+            }
+            keys.push(key);
+        }
+        if keys.is_empty() {
+            return Err("no key with a kid for EdDSA (Ed25519), ES256 or RS256".into());
+        }
+        Ok(Self(keys))
+    }
+
+    /// The claims of a token, if the key that it names signed them.
+    pub(super) fn verify(&self, token: &str) -> Result<Claims, Refused> {
+        let about_token = |sentence: &'static str| Refused::new("authorization", sentence);
+        let header =
+            jsonwebtoken::decode_header(token).map_err(|_| about_token("the token is no signed JWT"))?;
+        if header.crit.is_some() {
+            return Err(about_token("the token's header has critical extensions that are not supported"));
+        }
+        // Providers that publish a set of keys name the key in each token. Trying each key would let the token choose.
+        let Some(id) = header.kid else {
+            return Err(Refused::new("kid", "the token's header does not name its key (kid)"));
+        };
+        let Some(key) = self.0.iter().find(|key| key.id == id) else {
+            let sentence = "the token's key is not among the issuer's keys; get a new token";
+            return Err(Refused::new("kid", sentence));
+        };
+        let (message, signature) = token.rsplit_once('.').unwrap_or_default();
+        let is_signed = header.alg == key.algorithm
+            && jsonwebtoken::crypto::verify(signature, message.as_bytes(), &key.verifies, key.algorithm)
+                .unwrap_or(false);
+        if !is_signed {
+            return Err(about_token("the token's signature is not its key's"));
+        }
+        let payload = message.split_once('.').and_then(|(_, claims)| URL_SAFE_NO_PAD.decode(claims).ok());
+        let claims = payload.and_then(|claims| serde_json::from_slice(&claims).ok());
+        claims.ok_or(about_token("the token's claims are no JSON object"))
+    }
+}
+
+impl Key {
+    /// The key, if it is one that verifies tokens.
+    fn read(jwk: &Jwk) -> Result<Option<Self>, String> {
+        let algorithm = match &jwk.algorithm {
+            AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => Algorithm::EdDSA,
+            AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => Algorithm::ES256,
+            AlgorithmParameters::RSA(_) => Algorithm::RS256,
+            _ => return Ok(None),
+        };
+        let common = &jwk.common;
+        let is_for_signatures =
+            common.public_key_use.as_ref().is_none_or(|use_| *use_ == PublicKeyUse::Signature)
+                && common.key_operations.as_ref().is_none_or(|all| all.contains(&KeyOperations::Verify))
+                && common.key_algorithm.is_none_or(|named| named == KeyAlgorithm::from(algorithm));
+        let Some(id) = common.key_id.clone().filter(|_| is_for_signatures) else { return Ok(None) };
+        let verifies = DecodingKey::from_jwk(jwk).map_err(|error| error.to_string())?;
+        let has_valid_length = match verifies.kind() {
+            DecodingKeyKind::RsaModulusExponent { n, .. } => RSA_MODULUS_BYTES.contains(&n.len()),
+            DecodingKeyKind::SecretOrDer(point) => {
+                point.len() == if algorithm == Algorithm::EdDSA { ED25519_BYTES } else { P256_POINT_BYTES }
+            }
+        };
+        if has_valid_length {
+            Ok(Some(Self { id, algorithm, verifies }))
+        } else {
+            Err("its length is not valid for its kind; an RSA key has 2048 to 8192 bits".into())
+        }
+    }
+}

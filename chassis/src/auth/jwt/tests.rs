@@ -1,0 +1,361 @@
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
+use aws_lc_rs::rsa::KeySize;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, RsaKeyPair};
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use chrono::DateTime;
+use jsonwebtoken::jwk::{AlgorithmParameters, Jwk};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::signing::{SigningKey, claims};
+use super::*;
+use crate::auth::Channel;
+
+const ISSUER: &str = "https://issuer.example";
+const NOW: i64 = 1_790_000_000;
+
+fn at(seconds: i64) -> Time {
+    DateTime::from_timestamp(seconds, 0).unwrap()
+}
+
+fn agent() -> Caller {
+    Caller {
+        tenant_kind: "TENANT",
+        tenant_id: Uuid::from_u128(0xd1),
+        user_id: Uuid::from_u128(7),
+        roles: vec!["WRITER"],
+        channel: Channel::Api,
+    }
+}
+
+fn valid() -> Value {
+    claims(&agent(), ISSUER, "ours", at(NOW), TimeDelta::hours(1))
+}
+
+/// The valid claims with one replaced, or left out if the value is null.
+fn with(claim: &str, value: Value) -> Value {
+    let mut claims = valid();
+    claims[claim] = value;
+    claims
+}
+
+struct Verifier {
+    tokens: Tokens,
+    clock: Clock,
+    jwks: std::path::PathBuf,
+    _folder: TempDir,
+}
+
+fn verifier(set: &str) -> Verifier {
+    let folder = tempfile::tempdir().unwrap();
+    let jwks = folder.path().join("jwks.json");
+    std::fs::write(&jwks, set).unwrap();
+    let clock = Clock::manual(at(NOW));
+    let keys = Watched::open(vec![jwks.clone()], |contents| KeySet::read(&contents[0])).unwrap();
+    let leeway = TimeDelta::seconds(30);
+    let tokens = Tokens::new(keys, ISSUER.into(), "ours".into(), leeway, Vocabulary::TEST, clock.clone());
+    Verifier { tokens, clock, jwks, _folder: folder }
+}
+
+fn part(json: &Value) -> String {
+    URL_SAFE_NO_PAD.encode(json.to_string())
+}
+
+/// The claim that the refusal of a token names.
+fn refused(verifier: &Verifier, token: &str) -> &'static str {
+    match verifier.tokens.caller(token) {
+        Err(refused) => {
+            assert!(!token.is_empty() && !refused.sentence.contains(token));
+            refused.claim
+        }
+        Ok(caller) => panic!("{caller:?} is accepted by {token}"),
+    }
+}
+
+fn jwk(signs: &EncodingKey, algorithm: Algorithm, id: &str) -> Value {
+    let mut jwk = Jwk::from_encoding_key(signs, algorithm).unwrap();
+    jwk.common.key_id = Some(id.into());
+    serde_json::to_value(jwk).unwrap()
+}
+
+fn signed(signs: &EncodingKey, algorithm: Algorithm, id: &str) -> String {
+    let mut header = Header::new(algorithm);
+    header.kid = Some(id.into());
+    jsonwebtoken::encode(&header, &valid(), signs).unwrap()
+}
+
+fn p256() -> EncodingKey {
+    let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+    EncodingKey::from_ec_der(pair.to_pkcs8v1().unwrap().as_ref())
+}
+
+fn rsa() -> EncodingKey {
+    let pair = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
+    let pkcs8: Pkcs8V1Der<'_> = pair.as_der().unwrap();
+    let pem = pem_of("PRIVATE KEY", pkcs8.as_ref());
+    EncodingKey::from_rsa_pem(pem.as_bytes()).unwrap()
+}
+
+fn pem_of(label: &str, der: &[u8]) -> String {
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", STANDARD.encode(der))
+}
+
+#[test]
+fn a_key_is_read_back_and_its_public_set_holds_no_secret() {
+    let (key, pem) = SigningKey::generate().unwrap();
+    let again = SigningKey::read(pem.as_bytes()).unwrap();
+    assert_eq!(key.public, again.public);
+    let set = SigningKey::public_set(&[&key]);
+    assert!(!set.contains("\"d\"") && set.contains("\"kid\""), "{set}");
+    for bad in ["", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", &set] {
+        assert!(SigningKey::read(bad.as_bytes()).is_err(), "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_accepted_under_the_key_it_names_only() {
+    let (ed, pem) = SigningKey::generate().unwrap();
+    let ed_signs = EncodingKey::from_ed_pem(pem.as_bytes()).unwrap();
+    let (ec, rsa) = (p256(), rsa());
+    let keys =
+        [(&ed_signs, Algorithm::EdDSA, "ed"), (&ec, Algorithm::ES256, "ec"), (&rsa, Algorithm::RS256, "rsa")];
+    let mut set: Vec<_> = keys.iter().map(|(signs, algorithm, id)| jwk(signs, *algorithm, id)).collect();
+    // Other keys that a provider publishes are skipped.
+    let mut encrypts = jwk(&rsa, Algorithm::RS256, "encrypts");
+    encrypts["use"] = json!("enc");
+    let mut other_algorithm = jwk(&rsa, Algorithm::RS256, "rs512");
+    other_algorithm["alg"] = json!("RS512");
+    let mut nameless = jwk(&rsa, Algorithm::RS256, "");
+    nameless.as_object_mut().unwrap().remove("kid");
+    let secret = json!({"kty": "oct", "kid": "secret", "k": URL_SAFE_NO_PAD.encode("a secret of 32 bytes, all of it!")});
+    let unknown_kind = json!({"kty": "LATTICE", "kid": "new", "x": "AAAA"});
+    set.extend([encrypts, other_algorithm, nameless, secret, unknown_kind]);
+    let verifier = verifier(&json!({ "keys": set }).to_string());
+    for (signs, algorithm, id) in keys {
+        assert_eq!(verifier.tokens.caller(&signed(signs, algorithm, id)), Ok(agent()), "{id}");
+        for other in ["ed", "ec", "rsa"].into_iter().filter(|other| *other != id) {
+            assert_eq!(refused(&verifier, &signed(signs, algorithm, other)), "authorization");
+        }
+    }
+    for skipped in ["encrypts", "rs512", "secret", "new", ""] {
+        assert_eq!(refused(&verifier, &signed(&rsa, Algorithm::RS256, skipped)), "kid");
+    }
+    // The same key with another algorithm of its kind.
+    assert_eq!(refused(&verifier, &signed(&rsa, Algorithm::RS512, "rsa")), "authorization");
+    assert_eq!(refused(&verifier, &signed(&rsa, Algorithm::PS256, "rsa")), "authorization");
+    let secret = EncodingKey::from_secret(b"a secret of 32 bytes, all of it!");
+    assert_eq!(refused(&verifier, &signed(&secret, Algorithm::HS256, "secret")), "kid");
+    assert!(ed.sign(&valid()).is_ok());
+}
+
+#[tokio::test]
+async fn forged_tokens_are_refused() {
+    let (key, _) = SigningKey::generate().unwrap();
+    let (other, _) = SigningKey::generate().unwrap();
+    let verifier = verifier(&SigningKey::public_set(&[&key]));
+    let good = key.sign(&valid()).unwrap();
+    let id = key.public.common.key_id.clone().unwrap();
+    let [header, payload, signature] = good.split('.').collect::<Vec<_>>()[..] else { panic!("{good}") };
+    let AlgorithmParameters::OctetKeyPair(public) = &key.public.algorithm else { panic!("no Ed25519") };
+    let public = URL_SAFE_NO_PAD.decode(&public.x).unwrap();
+
+    let unsigned = part(&json!({"alg": "none", "kid": id}));
+    let by_public_key = |secret: &[u8]| {
+        let mut header = Header::new(Algorithm::HS256);
+        header.kid = Some(id.clone());
+        jsonwebtoken::encode(&header, &valid(), &EncodingKey::from_secret(secret)).unwrap()
+    };
+    let others = other.sign(&valid()).unwrap();
+    let others_signature = others.rsplit('.').next().unwrap();
+    let other_kind = part(&with("tenant_kind", json!("OTHER")));
+    let headed = |header: Value| {
+        let message = format!("{}.{payload}", part(&header));
+        let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key.signs, Algorithm::EdDSA).unwrap();
+        format!("{message}.{signature}")
+    };
+    for (forged, about) in [
+        (format!("{header}.{other_kind}.{signature}"), "authorization"),
+        (format!("{header}.{payload}.{others_signature}"), "authorization"),
+        (format!("{header}.{payload}."), "authorization"),
+        (format!("{header}.{payload}"), "authorization"),
+        (format!("{header}.{payload}.{}", &signature[..signature.len() - 2]), "authorization"),
+        (good[..good.len() / 2].to_owned(), "authorization"),
+        (format!("{good}.{good}"), "authorization"),
+        (format!("{good}x"), "authorization"),
+        (format!("{unsigned}.{payload}."), "authorization"),
+        (format!("{unsigned}.{payload}.{signature}"), "authorization"),
+        (by_public_key(&public), "authorization"),
+        (by_public_key(SigningKey::public_set(&[&key]).as_bytes()), "authorization"),
+        (others, "kid"),
+        (headed(json!({"alg": "EdDSA"})), "kid"),
+        (headed(json!({"alg": "EdDSA", "kid": "unknown"})), "kid"),
+        (headed(json!({"alg": "EdDSA", "kid": id, "crit": ["b64"], "b64": false})), "authorization"),
+        (headed(json!({"alg": "ES256", "kid": id})), "authorization"),
+        (headed(json!({"alg": "eddsa", "kid": id})), "authorization"),
+        // The token brings its own key.
+        (headed(json!({"alg": "EdDSA", "kid": "mine", "jwk": key.public})), "kid"),
+        ("abc".into(), "authorization"),
+        ("..".into(), "authorization"),
+    ] {
+        assert_eq!(refused(&verifier, &forged), about, "{forged}");
+    }
+    assert_eq!(verifier.tokens.caller(&headed(json!({"alg": "EdDSA", "kid": id}))), Ok(agent()));
+    assert_eq!(verifier.tokens.caller(&good), Ok(agent()));
+}
+
+#[tokio::test]
+async fn a_claim_that_is_missing_or_malformed_is_named() {
+    let (key, _) = SigningKey::generate().unwrap();
+    let verifier = verifier(&SigningKey::public_set(&[&key]));
+    let bad_ids = [
+        json!(null),
+        json!(""),
+        json!(7),
+        json!("ABCDEF00-0000-4000-8000-0000000000D1"),
+        json!("00000000-0000-0000-0000-000000000000"),
+        json!("0000000000004000800000000000abcd"),
+        json!(["00000000-0000-4000-8000-0000000000d1"]),
+    ];
+    let bad_kinds = [json!(null), json!(""), json!("tenant"), json!("STRANGER"), json!(["TENANT"])];
+    let bad_times = [json!(null), json!("1790003600"), json!([1_790_003_600]), json!(true)];
+    for (claim, values) in [
+        ("iss", &[json!(null), json!("https://other.example"), json!([ISSUER]), json!("")][..]),
+        ("aud", &[json!(null), json!("theirs"), json!([]), json!(["theirs"]), json!("ours,theirs")]),
+        ("exp", &bad_times),
+        ("nbf", &bad_times[1..]),
+        ("sub", &bad_ids),
+        ("tenant_id", &bad_ids),
+        ("tenant_kind", &bad_kinds),
+        ("roles", &[json!("WRITER"), json!({"WRITER": true})]),
+        ("channel", &[json!("PHONE"), json!("api"), json!(""), json!(["API"])]),
+    ] {
+        for value in values {
+            let token = key.sign(&with(claim, value.clone())).unwrap();
+            assert_eq!(refused(&verifier, &token), claim, "{value}");
+        }
+    }
+    for (claim, value) in
+        [("aud", json!(["theirs", "ours"])), ("exp", json!(1_790_003_600.5)), ("nbf", json!(null))]
+    {
+        let token = key.sign(&with(claim, value)).unwrap();
+        assert_eq!(verifier.tokens.caller(&token), Ok(agent()), "{claim}");
+    }
+    let without_channel = key.sign(&with("channel", json!(null))).unwrap();
+    assert_eq!(verifier.tokens.caller(&without_channel).unwrap().channel, Channel::Dashboard);
+    for roles in [json!(["OWNER", "writer", "*", 7, null, "WRITER,READER"]), json!([]), json!(null)] {
+        let token = key.sign(&with("roles", roles)).unwrap();
+        assert_eq!(verifier.tokens.caller(&token).unwrap().roles, [""; 0]);
+    }
+    let not_an_object = key.sign(&json!(["iss"])).unwrap();
+    assert_eq!(refused(&verifier, &not_an_object), "authorization");
+}
+
+#[tokio::test]
+async fn the_times_are_checked_on_each_use_with_the_leeway() {
+    let (key, _) = SigningKey::generate().unwrap();
+    let verifier = verifier(&SigningKey::public_set(&[&key]));
+    let token = key.sign(&valid()).unwrap();
+    let expires = NOW + 3600;
+    for (seconds, about) in [
+        (NOW - 31, Some("nbf")),
+        (NOW - 30, None),
+        (expires + 29, None),
+        (expires + 30, Some("exp")),
+        // A remembered token is checked again.
+        (NOW, None),
+        (expires + 86_400, Some("exp")),
+        (NOW - 86_400, Some("nbf")),
+    ] {
+        verifier.clock.set(at(seconds));
+        assert_eq!(verifier.tokens.caller(&token).err().map(|refused| refused.claim), about, "{seconds}");
+    }
+    verifier.clock.set(at(NOW));
+    let forever = key.sign(&with("exp", json!(1e300))).unwrap();
+    assert_eq!(verifier.tokens.caller(&forever), Ok(agent()));
+    assert_eq!(refused(&verifier, &key.sign(&with("exp", json!(-1e300))).unwrap()), "exp");
+    assert_eq!(refused(&verifier, &key.sign(&with("nbf", json!(1e300))).unwrap()), "nbf");
+}
+
+#[tokio::test]
+async fn remembered_tokens_are_bounded_and_forgotten_with_the_keys() {
+    let (key, _) = SigningKey::generate().unwrap();
+    let (other, _) = SigningKey::generate().unwrap();
+    let verifier = verifier(&SigningKey::public_set(&[&key]));
+    let token = key.sign(&valid()).unwrap();
+    let remembered = || verifier.tokens.remembered().tokens.len();
+    assert_eq!((verifier.tokens.caller(&token), remembered()), (Ok(agent()), 1));
+    assert_eq!((verifier.tokens.caller(&token), remembered()), (Ok(agent()), 1));
+    // A token that differs in its last byte is another token, and refused tokens are not remembered.
+    let last = if token.ends_with('A') { 'Q' } else { 'A' };
+    refused(&verifier, &format!("{}{last}", &token[..token.len() - 1]));
+    refused(&verifier, &other.sign(&valid()).unwrap());
+    assert_eq!(remembered(), 1);
+
+    let (keys, verified) =
+        (verifier.tokens.keys.now(), Verified { caller: agent(), expires: 0, not_before: None });
+    for n in 0..REMEMBERED_MAX + 10 {
+        let digest = Sha256::digest(n.to_string()).into();
+        verifier.tokens.remembered().insert(&keys, digest, &verified);
+        assert!(remembered() <= REMEMBERED_MAX);
+    }
+
+    assert_eq!(verifier.tokens.caller(&token), Ok(agent()));
+    std::fs::write(&verifier.jwks, SigningKey::public_set(&[&other])).unwrap();
+    let replaced = async {
+        while verifier.tokens.caller(&token).is_ok() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), replaced).await.unwrap();
+    assert_eq!(refused(&verifier, &token), "kid");
+    // A verification that began under the old keys is not remembered under the new ones.
+    verifier.tokens.remembered().insert(&keys, Sha256::digest(&token).into(), &verified);
+    assert_eq!(refused(&verifier, &token), "kid");
+    assert_eq!(verifier.tokens.caller(&other.sign(&valid()).unwrap()), Ok(agent()));
+}
+
+#[tokio::test]
+async fn an_empty_set_rejects_all_tokens() {
+    let (key, _) = SigningKey::generate().unwrap();
+    let verifier = verifier(r#"{"keys": []}"#);
+    assert_eq!(refused(&verifier, &key.sign(&valid()).unwrap()), "kid");
+}
+
+#[test]
+fn the_validity_of_a_token_is_read_without_its_key() {
+    let (key, _) = SigningKey::generate().unwrap();
+    let life_of = |claims: &Value| life(&key.sign(claims).unwrap());
+    let ends = NOW + 3600;
+    assert_eq!(life_of(&valid()), Some((Some(NOW), ends)));
+    assert_eq!(life_of(&with("iat", json!(null))), Some((Some(NOW), ends)));
+    assert_eq!(life_of(&json!({"exp": ends, "nbf": 7})), Some((Some(7), ends)));
+    assert_eq!(life_of(&json!({"exp": ends})), Some((None, ends)));
+    assert_eq!(life_of(&with("exp", json!(null))), None);
+    for none in ["", "a.b.c", "opaque"] {
+        assert_eq!(life(none), None, "{none}");
+    }
+}
+
+#[test]
+fn an_invalid_set_is_refused() {
+    let (key, _) = SigningKey::generate().unwrap();
+    let public = serde_json::to_value(&key.public).unwrap();
+    let mut short = public.clone();
+    short["x"] = json!("AAAA");
+    let mut weak = jwk(&rsa(), Algorithm::RS256, "weak");
+    weak["n"] = json!(URL_SAFE_NO_PAD.encode([0xff; 128]));
+    for (set, complaint) in [
+        (String::new(), "not a JWK set"),
+        ("{}".into(), "not a JWK set"),
+        (json!({"keys": [{"kty": "oct", "kid": "a", "k": "AAAA"}]}).to_string(), "no key"),
+        (json!({"keys": [public, public]}).to_string(), "keys[1]"),
+        (json!({"keys": [short]}).to_string(), "length"),
+        (json!({"keys": [weak]}).to_string(), "length"),
+    ] {
+        let why = KeySet::read(set.as_bytes()).err().unwrap();
+        assert!(why.contains(complaint), "{set}: {why}");
+    }
+}
