@@ -101,23 +101,26 @@ impl Setup {
 }
 
 impl Backend {
-    /// SQLite, and PostgreSQL where `TEST_POSTGRES_URL` names one.
+    /// The databases that this run has: SQLite, and PostgreSQL where `TEST_POSTGRES_URL` names one.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        [Self::Sqlite, Self::Postgres].into_iter().filter(|backend| backend.is_available()).collect()
+    }
+
+    /// Whether this run has the database. A running stack has PostgreSQL only.
     ///
     /// # Panics
-    /// In CI, when it does not: there a missing database is a failure, not a reason to skip.
+    /// In CI, when `TEST_POSTGRES_URL` is not set: there a missing database is a failure, not a reason to skip.
     #[must_use]
     #[expect(clippy::print_stderr, reason = "a skipped database must be seen")]
-    pub fn all() -> Vec<Self> {
-        if Stack::named().is_some() {
-            // Whatever a cluster is asked for, it is the stack.
-            return vec![Self::Postgres];
-        }
-        match postgres_url() {
-            Some(_) => vec![Self::Sqlite, Self::Postgres],
-            None => {
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Sqlite => Stack::named().is_none(),
+            Self::Postgres if Stack::named().is_some() || postgres_url().is_some() => true,
+            Self::Postgres => {
                 assert!(std::env::var_os("CI").is_none(), "TEST_POSTGRES_URL must be set in CI");
                 eprintln!("SKIPPED on PostgreSQL: TEST_POSTGRES_URL is not set");
-                vec![Self::Sqlite]
+                false
             }
         }
     }

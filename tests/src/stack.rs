@@ -105,6 +105,16 @@ pub fn lacks(what: &str) -> bool {
     lacks
 }
 
+/// Leaves a test out on a database that this run lacks. Returns from the surrounding function.
+#[macro_export]
+macro_rules! needs {
+    ($backend:expr) => {
+        if !$backend.is_available() {
+            return;
+        }
+    };
+}
+
 /// Says what a test needs that only services of its own can give, and leaves it out where tests run
 /// against a stack. Returns from the surrounding function.
 #[macro_export]

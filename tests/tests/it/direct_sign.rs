@@ -12,9 +12,12 @@ use proto::agreement::{
     WithdrawalReason,
 };
 use proto::types::{AcceptanceKind, BlockReason, Cloud, Decision, Operation};
+use rstest_reuse::apply;
 use tests::clients::bad_fields_of;
 use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER, acceptance, invite, sign};
 use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
+
+use crate::each_backend;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
@@ -94,193 +97,183 @@ async fn invitation(partner: &As, id: &str) -> Result<Invitation, Status> {
     Ok(found.invitation.unwrap_or_default())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_signature_opens_the_gate_for_every_partner_until_it_is_withdrawn() {
-    for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        let admin = admin_of(&cluster, &customer);
-        assert_eq!(status_of(&direct, &customer).await.signature, None);
+#[apply(each_backend)]
+async fn a_signature_opens_the_gate_for_every_partner_until_it_is_withdrawn(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let (cluster, direct) = world_on(backend).await;
+    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let admin = admin_of(&cluster, &customer);
+    assert_eq!(status_of(&direct, &customer).await.signature, None);
 
-        let signature = sign(&admin, 2).await.unwrap();
-        let order = world::order(&direct, &customer, None, 5).await.unwrap().order.unwrap();
-        let evidence = order.gate.unwrap().evidence.unwrap();
-        assert_eq!(evidence.kind(), AcceptanceKind::DirectSignature);
-        assert_eq!(evidence.acceptance_id, signature.signature_id);
-        for caller in [&direct, &admin, &cluster.as_caller(world::operator())] {
-            let status = status_of(caller, &customer).await;
-            assert!(status.is_signed && status.satisfies);
-            assert_eq!(status.signature, Some(signature.clone()));
-        }
-
-        world::until_bought(&cluster, &customer).await.unwrap();
-
-        // A partner that comes later is covered too (DIR-2).
-        let provider = cluster.as_caller(world::sales(PROVIDER));
-        let invited = invite(&provider, None, None).await.unwrap();
-        admin.signatures().accept_invitation(acceptance(&invited, None)).await.unwrap();
-        assert_eq!(gate(&provider, PROVIDER, &customer).await, (Decision::Allowed, vec![]));
-
-        // The same version twice is once, under whatever request id.
-        assert_eq!(sign(&admin, 2).await.unwrap(), signature);
-        let changed = sign(&admin, 1).await.unwrap_err();
-        assert_eq!(refused(&changed), precondition("VERSION_CHANGED"));
-        assert_eq!(metadata_of(&changed)["version_in_force"], "2");
-
-        // The provider attests besides, so that the withdrawal leaves only the other one bare.
-        world::attest(&provider, &customer, Clock::system().now()).await.unwrap();
-        let request = withdrawal(&signature.signature_id);
-        let withdrawn = admin.signatures().withdraw_signature(request.clone()).await.unwrap().into_inner();
-        assert_eq!(withdrawn.uncovered_partner_ids, [DIRECT.to_string()]);
-        let record = withdrawn.signature.clone().unwrap();
-        assert_eq!(record.withdrawal_reason(), WithdrawalReason::NoLongerAccepts);
-        assert!(record.withdrawn_at.is_some());
-        assert_eq!(gate(&direct, DIRECT, &customer).await, (Decision::Blocked, vec![BlockReason::Withdrawn]));
-        assert_eq!(gate(&provider, PROVIDER, &customer).await.0, Decision::Allowed);
-        assert!(!status_of(&admin, &customer).await.is_signed);
-
-        // Replayed, repeated, and not somebody else's business.
-        let replay = admin.signatures().withdraw_signature(request).await.unwrap().into_inner();
-        assert_eq!(replay, withdrawn);
-        let again = withdrawal(&signature.signature_id);
-        let again = admin.signatures().withdraw_signature(again).await.unwrap().into_inner();
-        assert_eq!(again.signature, withdrawn.signature);
-        assert_nothing_since(&cluster, withdrawn.revision, again.revision).await;
-        let stranger = cluster.as_caller(world::admin(Uuid::from_u128(0xbad)));
-        let unseen = withdrawal(&signature.signature_id);
-        assert_eq!(
-            refused(&stranger.signatures().withdraw_signature(unseen).await.unwrap_err()),
-            not_found()
-        );
-
-        // It signed before it first bought, so it may sign again (DIR-4).
-        let anew = sign(&admin, 2).await.unwrap();
-        assert_ne!(anew.signature_id, signature.signature_id);
-        assert_eq!(gate(&direct, DIRECT, &customer).await.0, Decision::Allowed);
+    let signature = sign(&admin, 2).await.unwrap();
+    let order = world::order(&direct, &customer, None, 5).await.unwrap().order.unwrap();
+    let evidence = order.gate.unwrap().evidence.unwrap();
+    assert_eq!(evidence.kind(), AcceptanceKind::DirectSignature);
+    assert_eq!(evidence.acceptance_id, signature.signature_id);
+    for caller in [&direct, &admin, &cluster.as_caller(world::operator())] {
+        let status = status_of(caller, &customer).await;
+        assert!(status.is_signed && status.satisfies);
+        assert_eq!(status.signature, Some(signature.clone()));
     }
+
+    world::until_bought(&cluster, &customer).await.unwrap();
+
+    // A partner that comes later is covered too (DIR-2).
+    let provider = cluster.as_caller(world::sales(PROVIDER));
+    let invited = invite(&provider, None, None).await.unwrap();
+    admin.signatures().accept_invitation(acceptance(&invited, None)).await.unwrap();
+    assert_eq!(gate(&provider, PROVIDER, &customer).await, (Decision::Allowed, vec![]));
+
+    // The same version twice is once, under whatever request id.
+    assert_eq!(sign(&admin, 2).await.unwrap(), signature);
+    let changed = sign(&admin, 1).await.unwrap_err();
+    assert_eq!(refused(&changed), precondition("VERSION_CHANGED"));
+    assert_eq!(metadata_of(&changed)["version_in_force"], "2");
+
+    // The provider attests besides, so that the withdrawal leaves only the other one bare.
+    world::attest(&provider, &customer, Clock::system().now()).await.unwrap();
+    let request = withdrawal(&signature.signature_id);
+    let withdrawn = admin.signatures().withdraw_signature(request.clone()).await.unwrap().into_inner();
+    assert_eq!(withdrawn.uncovered_partner_ids, [DIRECT.to_string()]);
+    let record = withdrawn.signature.clone().unwrap();
+    assert_eq!(record.withdrawal_reason(), WithdrawalReason::NoLongerAccepts);
+    assert!(record.withdrawn_at.is_some());
+    assert_eq!(gate(&direct, DIRECT, &customer).await, (Decision::Blocked, vec![BlockReason::Withdrawn]));
+    assert_eq!(gate(&provider, PROVIDER, &customer).await.0, Decision::Allowed);
+    assert!(!status_of(&admin, &customer).await.is_signed);
+
+    // Replayed, repeated, and not somebody else's business.
+    let replay = admin.signatures().withdraw_signature(request).await.unwrap().into_inner();
+    assert_eq!(replay, withdrawn);
+    let again = withdrawal(&signature.signature_id);
+    let again = admin.signatures().withdraw_signature(again).await.unwrap().into_inner();
+    assert_eq!(again.signature, withdrawn.signature);
+    assert_nothing_since(&cluster, withdrawn.revision, again.revision).await;
+    let stranger = cluster.as_caller(world::admin(Uuid::from_u128(0xbad)));
+    let unseen = withdrawal(&signature.signature_id);
+    assert_eq!(refused(&stranger.signatures().withdraw_signature(unseen).await.unwrap_err()), not_found());
+
+    // It signed before it first bought, so it may sign again (DIR-4).
+    let anew = sign(&admin, 2).await.unwrap();
+    assert_ne!(anew.signature_id, signature.signature_id);
+    assert_eq!(gate(&direct, DIRECT, &customer).await.0, Decision::Allowed);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_later_version_asks_for_a_new_signature_and_replaces_the_old_one() {
+#[apply(each_backend)]
+async fn a_later_version_asks_for_a_new_signature_and_replaces_the_old_one(#[case] backend: Backend) {
     tests::needs_own!("templates that nobody else uses");
-    for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        let admin = admin_of(&cluster, &customer);
-        let first = sign(&admin, 2).await.unwrap();
-        publish(&cluster).await;
-        let status = status_of(&admin, &customer).await;
-        assert!(status.is_signed && !status.satisfies);
-        let blocked = gate(&direct, DIRECT, &customer).await;
-        assert_eq!(blocked, (Decision::Blocked, vec![BlockReason::VersionSuperseded]));
+    tests::needs!(backend);
+    let (cluster, direct) = world_on(backend).await;
+    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let admin = admin_of(&cluster, &customer);
+    let first = sign(&admin, 2).await.unwrap();
+    publish(&cluster).await;
+    let status = status_of(&admin, &customer).await;
+    assert!(status.is_signed && !status.satisfies);
+    let blocked = gate(&direct, DIRECT, &customer).await;
+    assert_eq!(blocked, (Decision::Blocked, vec![BlockReason::VersionSuperseded]));
 
-        assert_eq!(refused(&sign(&admin, 2).await.unwrap_err()), precondition("VERSION_CHANGED"));
-        let second = sign(&admin, 3).await.unwrap();
-        assert!(status_of(&admin, &customer).await.satisfies);
-        let request = withdrawal(&first.signature_id);
-        let old = admin.signatures().withdraw_signature(request).await.unwrap_err();
-        assert_eq!(refused(&old), precondition("ACCEPTANCE_SUPERSEDED"));
-        assert_eq!(metadata_of(&old)["current_id"], second.signature_id);
-    }
+    assert_eq!(refused(&sign(&admin, 2).await.unwrap_err()), precondition("VERSION_CHANGED"));
+    let second = sign(&admin, 3).await.unwrap();
+    assert!(status_of(&admin, &customer).await.satisfies);
+    let request = withdrawal(&first.signature_id);
+    let old = admin.signatures().withdraw_signature(request).await.unwrap_err();
+    assert_eq!(refused(&old), precondition("ACCEPTANCE_SUPERSEDED"));
+    assert_eq!(metadata_of(&old)["current_id"], second.signature_id);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn who_bought_before_it_ever_signed_goes_through_its_partner() {
-    for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        let early = invite(&direct, Some(&customer), None).await.unwrap();
-        world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-        report_purchase(&cluster, &customer, DIRECT, Clock::system().now()).await;
+#[apply(each_backend)]
+async fn who_bought_before_it_ever_signed_goes_through_its_partner(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let (cluster, direct) = world_on(backend).await;
+    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let early = invite(&direct, Some(&customer), None).await.unwrap();
+    world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    report_purchase(&cluster, &customer, DIRECT, Clock::system().now()).await;
 
-        let admin = admin_of(&cluster, &customer);
-        let refusal = sign(&admin, 2).await.unwrap_err();
-        assert_eq!(refused(&refusal), precondition("CONTACT_PARTNER"));
-        assert!(refusal.message().contains("Contact your partner to confirm your acceptance"));
-        let answer = admin.signatures().accept_invitation(acceptance(&early, None)).await.unwrap_err();
-        assert_eq!(refused(&answer), precondition("CONTACT_PARTNER"));
-        assert_eq!(
-            invitation(&direct, &early.invitation_id).await.unwrap().state(),
-            InvitationState::Pending
-        );
-        let refusal = invite(&direct, Some(&customer), None).await.unwrap_err();
-        assert_eq!(refused(&refusal), precondition("CONTACT_PARTNER"));
+    let admin = admin_of(&cluster, &customer);
+    let refusal = sign(&admin, 2).await.unwrap_err();
+    assert_eq!(refused(&refusal), precondition("CONTACT_PARTNER"));
+    assert!(refusal.message().contains("Contact your partner to confirm your acceptance"));
+    let answer = admin.signatures().accept_invitation(acceptance(&early, None)).await.unwrap_err();
+    assert_eq!(refused(&answer), precondition("CONTACT_PARTNER"));
+    assert_eq!(invitation(&direct, &early.invitation_id).await.unwrap().state(), InvitationState::Pending);
+    let refusal = invite(&direct, Some(&customer), None).await.unwrap_err();
+    assert_eq!(refused(&refusal), precondition("CONTACT_PARTNER"));
 
-        // A new partner's invitation still establishes the relationship, so that it can attest (INV-3).
-        let provider = cluster.as_caller(world::sales(PROVIDER));
-        let invited = invite(&provider, None, None).await.unwrap();
-        let request = acceptance(&invited, None);
-        let accepted = admin.signatures().accept_invitation(request).await.unwrap().into_inner();
-        assert!(accepted.contact_partner);
-        assert_eq!(accepted.signature, None);
-        assert_eq!(accepted.invitation.unwrap().state(), InvitationState::Accepted);
-        assert_eq!(gate(&provider, PROVIDER, &customer).await.0, Decision::Blocked);
-        world::attest(&provider, &customer, Clock::system().now()).await.unwrap();
-        world::order(&provider, &customer, None, 3).await.unwrap();
+    // A new partner's invitation still establishes the relationship, so that it can attest (INV-3).
+    let provider = cluster.as_caller(world::sales(PROVIDER));
+    let invited = invite(&provider, None, None).await.unwrap();
+    let request = acceptance(&invited, None);
+    let accepted = admin.signatures().accept_invitation(request).await.unwrap().into_inner();
+    assert!(accepted.contact_partner);
+    assert_eq!(accepted.signature, None);
+    assert_eq!(accepted.invitation.unwrap().state(), InvitationState::Accepted);
+    assert_eq!(gate(&provider, PROVIDER, &customer).await.0, Decision::Blocked);
+    world::attest(&provider, &customer, Clock::system().now()).await.unwrap();
+    world::order(&provider, &customer, None, 3).await.unwrap();
 
-        // Again is once, and tells the same.
-        let request = acceptance(&invited, None);
-        let again = admin.signatures().accept_invitation(request).await.unwrap().into_inner();
-        assert!(again.contact_partner && again.signature.is_none());
-    }
+    // Again is once, and tells the same.
+    let request = acceptance(&invited, None);
+    let again = admin.signatures().accept_invitation(request).await.unwrap().into_inner();
+    assert!(again.contact_partner && again.signature.is_none());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn whoever_accepts_an_invitation_becomes_a_customer_and_signs_in_one_step() {
-    for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
-        let request = world::new_invitation(None, None);
-        let made = direct.signatures().create_invitation(request.clone()).await.unwrap().into_inner();
-        let replay = direct.signatures().create_invitation(request).await.unwrap().into_inner();
-        assert_eq!(replay, made, "the link is shown again");
-        let invited = made.invitation.unwrap();
-        assert!(invited.mail_text.contains(&invited.acceptance_url));
-        assert!(invited.mail_subject.contains("Northwind Direct"));
-        assert_eq!(invitation(&direct, &invited.invitation_id).await.unwrap(), invited);
+#[apply(each_backend)]
+async fn whoever_accepts_an_invitation_becomes_a_customer_and_signs_in_one_step(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let (cluster, direct) = world_on(backend).await;
+    let request = world::new_invitation(None, None);
+    let made = direct.signatures().create_invitation(request.clone()).await.unwrap().into_inner();
+    let replay = direct.signatures().create_invitation(request).await.unwrap().into_inner();
+    assert_eq!(replay, made, "the link is shown again");
+    let invited = made.invitation.unwrap();
+    assert!(invited.mail_text.contains(&invited.acceptance_url));
+    assert!(invited.mail_subject.contains("Northwind Direct"));
+    assert_eq!(invitation(&direct, &invited.invitation_id).await.unwrap(), invited);
 
-        let tenant = world::TAILSPIN;
-        let admin = cluster.as_caller(world::admin(tenant));
-        let good = acceptance(&invited, Some("Tailspin Toys"));
-        let forged = AcceptInvitationRequest { token: good.token.chars().rev().collect(), ..good.clone() };
-        let unseen = admin.signatures().accept_invitation(forged).await.unwrap_err();
-        assert_eq!(refused(&unseen), not_found());
-        let unnamed = AcceptInvitationRequest { company: None, ..good.clone() };
-        let unnamed = admin.signatures().accept_invitation(unnamed).await.unwrap_err();
-        assert_eq!(bad_fields_of(&unnamed), ["company"]);
-        let outdated = AcceptInvitationRequest { template_version: 1, ..good.clone() };
-        let outdated = admin.signatures().accept_invitation(outdated).await.unwrap_err();
-        assert_eq!(refused(&outdated), precondition("VERSION_CHANGED"));
-        let request = GetCustomerRequest { customer_id: tenant.to_string() };
-        let nobody = direct.customers().get_customer(request.clone()).await.unwrap_err();
-        assert_eq!(refused(&nobody), not_found(), "a refused acceptance leaves nothing behind");
+    let tenant = world::TAILSPIN;
+    let admin = cluster.as_caller(world::admin(tenant));
+    let good = acceptance(&invited, Some("Tailspin Toys"));
+    let forged = AcceptInvitationRequest { token: good.token.chars().rev().collect(), ..good.clone() };
+    let unseen = admin.signatures().accept_invitation(forged).await.unwrap_err();
+    assert_eq!(refused(&unseen), not_found());
+    let unnamed = AcceptInvitationRequest { company: None, ..good.clone() };
+    let unnamed = admin.signatures().accept_invitation(unnamed).await.unwrap_err();
+    assert_eq!(bad_fields_of(&unnamed), ["company"]);
+    let outdated = AcceptInvitationRequest { template_version: 1, ..good.clone() };
+    let outdated = admin.signatures().accept_invitation(outdated).await.unwrap_err();
+    assert_eq!(refused(&outdated), precondition("VERSION_CHANGED"));
+    let request = GetCustomerRequest { customer_id: tenant.to_string() };
+    let nobody = direct.customers().get_customer(request.clone()).await.unwrap_err();
+    assert_eq!(refused(&nobody), not_found(), "a refused acceptance leaves nothing behind");
 
-        // With the token a page can show what it is about; link, text and recipient stay the partner's.
-        let shown =
-            GetInvitationRequest { invitation_id: invited.invitation_id.clone(), token: good.token.clone() };
-        let shown = admin.signatures().get_invitation(shown).await.unwrap().into_inner();
-        assert_eq!(shown.partner_name, "Northwind Direct");
-        let shown = shown.invitation.unwrap();
-        assert_eq!((shown.acceptance_url.as_str(), shown.recipient), ("", None));
+    // With the token a page can show what it is about; link, text and recipient stay the partner's.
+    let shown =
+        GetInvitationRequest { invitation_id: invited.invitation_id.clone(), token: good.token.clone() };
+    let shown = admin.signatures().get_invitation(shown).await.unwrap().into_inner();
+    assert_eq!(shown.partner_name, "Northwind Direct");
+    let shown = shown.invitation.unwrap();
+    assert_eq!((shown.acceptance_url.as_str(), shown.recipient), ("", None));
 
-        let accepted = admin.signatures().accept_invitation(good.clone()).await.unwrap().into_inner();
-        let signature = accepted.signature.clone().unwrap();
-        assert_eq!(accepted.invitation.clone().unwrap().customer_id, tenant.to_string());
-        world::order(&direct, &tenant.to_string(), None, 5).await.unwrap();
-        let found = direct.customers().get_customer(request).await.unwrap().into_inner().customer.unwrap();
-        assert_eq!((found.company_name.as_str(), found.cloud()), ("Tailspin Toys", Cloud::Public));
+    let accepted = admin.signatures().accept_invitation(good.clone()).await.unwrap().into_inner();
+    let signature = accepted.signature.clone().unwrap();
+    assert_eq!(accepted.invitation.clone().unwrap().customer_id, tenant.to_string());
+    world::order(&direct, &tenant.to_string(), None, 5).await.unwrap();
+    let found = direct.customers().get_customer(request).await.unwrap().into_inner().customer.unwrap();
+    assert_eq!((found.company_name.as_str(), found.cloud()), ("Tailspin Toys", Cloud::Public));
 
-        let replay = admin.signatures().accept_invitation(good.clone()).await.unwrap().into_inner();
-        assert_eq!(replay, accepted);
-        let again = AcceptInvitationRequest { request_id: world::request_id(), ..good.clone() };
-        let again = admin.signatures().accept_invitation(again).await.unwrap().into_inner();
-        assert_eq!(again.signature, Some(signature));
-        let other = cluster.as_caller(world::admin(Uuid::from_u128(0xc1)));
-        let other = other.signatures().accept_invitation(good).await.unwrap_err();
-        assert_eq!(refused(&other), precondition("INVITATION_NOT_PENDING"));
-        assert_eq!(metadata_of(&other)["state"], "ACCEPTED");
-        let over = invitation(&direct, &invited.invitation_id).await.unwrap();
-        assert_eq!((over.acceptance_url.as_str(), over.mail_text.as_str()), ("", ""));
-    }
+    let replay = admin.signatures().accept_invitation(good.clone()).await.unwrap().into_inner();
+    assert_eq!(replay, accepted);
+    let again = AcceptInvitationRequest { request_id: world::request_id(), ..good.clone() };
+    let again = admin.signatures().accept_invitation(again).await.unwrap().into_inner();
+    assert_eq!(again.signature, Some(signature));
+    let other = cluster.as_caller(world::admin(Uuid::from_u128(0xc1)));
+    let other = other.signatures().accept_invitation(good).await.unwrap_err();
+    assert_eq!(refused(&other), precondition("INVITATION_NOT_PENDING"));
+    assert_eq!(metadata_of(&other)["state"], "ACCEPTED");
+    let over = invitation(&direct, &invited.invitation_id).await.unwrap();
+    assert_eq!((over.acceptance_url.as_str(), over.mail_text.as_str()), ("", ""));
 }
 
 /// The ids of a partner's invitations in a state.
@@ -297,218 +290,210 @@ async fn assert_ended(admin: &As, invited: &Invitation, state: &str) {
     assert_eq!(metadata_of(&answer)["state"], state);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_invitation_ends_by_revocation_and_each_partner_sees_its_own() {
-    for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        let admin = admin_of(&cluster, &customer);
+#[apply(each_backend)]
+async fn an_invitation_ends_by_revocation_and_each_partner_sees_its_own(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let (cluster, direct) = world_on(backend).await;
+    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let admin = admin_of(&cluster, &customer);
 
-        let revoked = invite(&direct, Some(&customer), None).await.unwrap();
-        assert_eq!(revoked.recipient, Some(world::contact()));
-        for _ in 0..2 {
-            let request = RevokeInvitationRequest {
-                request_id: world::request_id(),
-                invitation_id: revoked.invitation_id.clone(),
-            };
-            let answer = direct.signatures().revoke_invitation(request).await.unwrap().into_inner();
-            assert_eq!(answer.invitation.unwrap().state(), InvitationState::Revoked);
-        }
-        let other = invite(&direct, Some(&customer), None).await.unwrap();
-        assert_ended(&admin, &revoked, "REVOKED").await;
-        admin.signatures().accept_invitation(acceptance(&other, None)).await.unwrap();
+    let revoked = invite(&direct, Some(&customer), None).await.unwrap();
+    assert_eq!(revoked.recipient, Some(world::contact()));
+    for _ in 0..2 {
+        let request = RevokeInvitationRequest {
+            request_id: world::request_id(),
+            invitation_id: revoked.invitation_id.clone(),
+        };
+        let answer = direct.signatures().revoke_invitation(request).await.unwrap().into_inner();
+        assert_eq!(answer.invitation.unwrap().state(), InvitationState::Revoked);
+    }
+    let other = invite(&direct, Some(&customer), None).await.unwrap();
+    assert_ended(&admin, &revoked, "REVOKED").await;
+    admin.signatures().accept_invitation(acceptance(&other, None)).await.unwrap();
 
-        for (state, expected) in [
-            (InvitationState::Revoked, vec![&revoked]),
-            (InvitationState::Accepted, vec![&other]),
-            (InvitationState::Expired, vec![]),
-            (InvitationState::Unspecified, vec![&revoked, &other]),
-        ] {
-            let expected: Vec<_> = expected.into_iter().map(|one| one.invitation_id.clone()).collect();
-            assert_eq!(invitations(&direct, state).await, expected, "{state:?}");
-        }
-        let provider = cluster.as_caller(world::sales(PROVIDER));
-        assert!(invitations(&provider, InvitationState::Unspecified).await.is_empty());
-        let unseen = invitation(&provider, &other.invitation_id).await.unwrap_err();
+    for (state, expected) in [
+        (InvitationState::Revoked, vec![&revoked]),
+        (InvitationState::Accepted, vec![&other]),
+        (InvitationState::Expired, vec![]),
+        (InvitationState::Unspecified, vec![&revoked, &other]),
+    ] {
+        let expected: Vec<_> = expected.into_iter().map(|one| one.invitation_id.clone()).collect();
+        assert_eq!(invitations(&direct, state).await, expected, "{state:?}");
+    }
+    let provider = cluster.as_caller(world::sales(PROVIDER));
+    assert!(invitations(&provider, InvitationState::Unspecified).await.is_empty());
+    let unseen = invitation(&provider, &other.invitation_id).await.unwrap_err();
+    assert_eq!(refused(&unseen), not_found());
+}
+
+#[apply(each_backend)]
+async fn an_invitation_ends_by_time(#[case] backend: Backend) {
+    tests::needs_own!("a clock that it sets");
+    tests::needs!(backend);
+    let clock = Clock::manual(Clock::system().now());
+    let setup = Setup { backend, clock: clock.clone(), ..Setup::default() };
+    let cluster = Cluster::start(setup).await.unwrap();
+    world::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let admin = admin_of(&cluster, &customer);
+
+    let late = invite(&direct, Some(&customer), None).await.unwrap();
+    let ending_after = |days| CreateInvitationRequest {
+        expires_at: Some(timestamp(clock.now() + Duration::days(days))),
+        ..world::new_invitation(Some(&customer), None)
+    };
+    let soon = direct.signatures().create_invitation(ending_after(1)).await.unwrap().into_inner();
+    let soon = soon.invitation.unwrap();
+    let too_late = direct.signatures().create_invitation(ending_after(91)).await.unwrap_err();
+    assert_eq!(bad_fields_of(&too_late), ["expires_at"]);
+
+    clock.set(clock.now() + Duration::days(1));
+    assert_ended(&admin, &soon, "EXPIRED").await;
+    clock.set(clock.now() + Duration::days(29) - Duration::microseconds(1));
+    admin.signatures().accept_invitation(acceptance(&late, None)).await.unwrap();
+    for (state, one) in [(InvitationState::Expired, &soon), (InvitationState::Accepted, &late)] {
+        assert_eq!(invitations(&direct, state).await, std::slice::from_ref(&one.invitation_id));
+    }
+}
+
+#[apply(each_backend)]
+async fn a_resellers_invitation_enters_both_partners_and_the_customer_sees_them(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let (cluster, direct) = world_on(backend).await;
+    let reseller = cluster.as_caller(world::sales(RESELLER));
+    let provider = cluster.as_caller(world::sales(PROVIDER));
+    let operator = cluster.as_caller(world::operator());
+    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let admin = admin_of(&cluster, &customer);
+
+    let alone = invite(&reseller, None, None).await.unwrap_err();
+    assert_eq!(bad_fields_of(&alone), ["provider_id"]);
+    let invited = invite(&reseller, None, Some(PROVIDER)).await.unwrap();
+    assert!(invited.mail_subject.contains("Adventure Works Reselling"));
+    assert_eq!(invitation(&provider, &invited.invitation_id).await.unwrap(), invited);
+
+    // Whoever is no longer linked cannot bring customers.
+    let unlink = UnlinkResellerRequest {
+        request_id: world::request_id(),
+        provider_id: PROVIDER.to_string(),
+        reseller_id: RESELLER.to_string(),
+    };
+    operator.partners().unlink_reseller(unlink).await.unwrap();
+    let answer = admin.signatures().accept_invitation(acceptance(&invited, None)).await.unwrap_err();
+    assert_eq!(refused(&answer), precondition("RESELLER_NOT_LINKED"));
+    let link = LinkResellerRequest {
+        request_id: world::request_id(),
+        provider_id: PROVIDER.to_string(),
+        reseller_id: RESELLER.to_string(),
+    };
+    operator.partners().link_reseller(link).await.unwrap();
+    admin.signatures().accept_invitation(acceptance(&invited, None)).await.unwrap();
+    world::order(&reseller, &customer, Some(PROVIDER), 3).await.unwrap();
+
+    let partners = async |include_ended| {
+        let request = ListCustomerPartnersRequest { include_ended, ..ListCustomerPartnersRequest::default() };
+        admin.customers().list_customer_partners(request).await.unwrap().into_inner().relationships
+    };
+    let listed = partners(false).await;
+    let names: Vec<_> = listed.iter().map(|r| (r.partner_name.as_str(), r.reseller_name.as_str())).collect();
+    assert_eq!(names, [("Northwind Direct", ""), ("Fabrikam Distribution", "Adventure Works Reselling")]);
+
+    // The reseller leaves: neither it nor its provider sees the customer any more.
+    let acceptance_revision = async || {
+        let request = GetCustomerRequest { customer_id: customer.clone() };
+        let found = direct.customers().get_customer(request).await.unwrap().into_inner();
+        found.customer.unwrap().acceptance_revision
+    };
+    let before = acceptance_revision().await;
+    let end = EndRelationshipRequest {
+        request_id: world::request_id(),
+        customer_id: customer.clone(),
+        provider_id: PROVIDER.to_string(),
+        reseller_id: String::new(),
+    };
+    let ended = reseller.customers().end_relationship(end.clone()).await.unwrap().into_inner();
+    assert!(ended.relationship.clone().unwrap().ended_at.is_some());
+    let replay = reseller.customers().end_relationship(end.clone()).await.unwrap().into_inner();
+    assert_eq!(replay, ended);
+    let again = EndRelationshipRequest { request_id: world::request_id(), ..end };
+    let again = reseller.customers().end_relationship(again).await.unwrap_err();
+    assert_eq!(refused(&again), not_found());
+    let order = world::order(&reseller, &customer, Some(PROVIDER), 3).await.unwrap_err();
+    assert_eq!(order.code(), Code::NotFound);
+    for gone in [&reseller, &provider] {
+        let request = GetCustomerRequest { customer_id: customer.clone() };
+        assert_eq!(refused(&gone.customers().get_customer(request).await.unwrap_err()), not_found());
+        let unseen = invitation(gone, &invited.invitation_id).await.unwrap_err();
         assert_eq!(refused(&unseen), not_found());
     }
+    assert!(acceptance_revision().await > before, "order-svc must ask again (CUS-3)");
+    assert_eq!((partners(false).await.len(), partners(true).await.len()), (1, 2));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_invitation_ends_by_time() {
-    tests::needs_own!("a clock that it sets");
-    for backend in Backend::all() {
-        let clock = Clock::manual(Clock::system().now());
-        let setup = Setup { backend, clock: clock.clone(), ..Setup::default() };
-        let cluster = Cluster::start(setup).await.unwrap();
-        world::register_partners(&cluster).await.unwrap();
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        let admin = admin_of(&cluster, &customer);
-
-        let late = invite(&direct, Some(&customer), None).await.unwrap();
-        let ending_after = |days| CreateInvitationRequest {
-            expires_at: Some(timestamp(clock.now() + Duration::days(days))),
-            ..world::new_invitation(Some(&customer), None)
-        };
-        let soon = direct.signatures().create_invitation(ending_after(1)).await.unwrap().into_inner();
-        let soon = soon.invitation.unwrap();
-        let too_late = direct.signatures().create_invitation(ending_after(91)).await.unwrap_err();
-        assert_eq!(bad_fields_of(&too_late), ["expires_at"]);
-
-        clock.set(clock.now() + Duration::days(1));
-        assert_ended(&admin, &soon, "EXPIRED").await;
-        clock.set(clock.now() + Duration::days(29) - Duration::microseconds(1));
-        admin.signatures().accept_invitation(acceptance(&late, None)).await.unwrap();
-        for (state, one) in [(InvitationState::Expired, &soon), (InvitationState::Accepted, &late)] {
-            assert_eq!(invitations(&direct, state).await, std::slice::from_ref(&one.invitation_id));
-        }
-    }
+#[apply(each_backend)]
+async fn a_customer_is_created_with_an_invitation_in_one_step_or_not_at_all(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let (cluster, direct) = world_on(backend).await;
+    let with = |template: &str| CreateCustomerRequest {
+        invitation: Some(InlineInvitation { template_id: template.into(), expires_at: None }),
+        ..world::new_customer("Contoso", "FR", None)
+    };
+    let refusal = direct.customers().create_customer(with(world::CLOUD_AGREEMENT)).await.unwrap_err();
+    assert_eq!(refused(&refusal), precondition("TEMPLATE_RETIRED"));
+    let created = direct.customers().create_customer(with(CUSTOMER_AGREEMENT)).await.unwrap().into_inner();
+    let (customer, invited) = (created.customer.unwrap().customer_id, created.invitation.unwrap());
+    assert_eq!(invited.customer_id, customer);
+    assert_eq!(gate(&direct, DIRECT, &customer).await.0, Decision::Blocked);
+    // Made for this customer, so nobody else can even see it.
+    let stranger = cluster.as_caller(world::admin(Uuid::from_u128(0xbad)));
+    let unseen = stranger.signatures().accept_invitation(acceptance(&invited, Some("Other"))).await;
+    assert_eq!(refused(&unseen.unwrap_err()), not_found());
+    let admin = admin_of(&cluster, &customer);
+    admin.signatures().accept_invitation(acceptance(&invited, None)).await.unwrap();
+    world::order(&direct, &customer, None, 5).await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_resellers_invitation_enters_both_partners_and_the_customer_sees_them() {
-    for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
-        let reseller = cluster.as_caller(world::sales(RESELLER));
-        let provider = cluster.as_caller(world::sales(PROVIDER));
-        let operator = cluster.as_caller(world::operator());
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        let admin = admin_of(&cluster, &customer);
-
-        let alone = invite(&reseller, None, None).await.unwrap_err();
-        assert_eq!(bad_fields_of(&alone), ["provider_id"]);
-        let invited = invite(&reseller, None, Some(PROVIDER)).await.unwrap();
-        assert!(invited.mail_subject.contains("Adventure Works Reselling"));
-        assert_eq!(invitation(&provider, &invited.invitation_id).await.unwrap(), invited);
-
-        // Whoever is no longer linked cannot bring customers.
-        let unlink = UnlinkResellerRequest {
+#[apply(each_backend)]
+async fn a_withdrawn_attestation_uncovers_its_partner_unless_something_else_counts(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let (cluster, direct) = world_on(backend).await;
+    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let old = "2020-06-01T00:00:00Z".parse().unwrap();
+    let first = world::attest(&direct, &customer, old).await.unwrap().attestation.unwrap();
+    let second = world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    let second = second.attestation.unwrap();
+    let withdraw = async |caller: &As, id: &str| {
+        let request = WithdrawAttestationRequest {
             request_id: world::request_id(),
-            provider_id: PROVIDER.to_string(),
-            reseller_id: RESELLER.to_string(),
+            attestation_id: id.into(),
+            reason: WithdrawalReason::RecordedInError.into(),
         };
-        operator.partners().unlink_reseller(unlink).await.unwrap();
-        let answer = admin.signatures().accept_invitation(acceptance(&invited, None)).await.unwrap_err();
-        assert_eq!(refused(&answer), precondition("RESELLER_NOT_LINKED"));
-        let link = LinkResellerRequest {
-            request_id: world::request_id(),
-            provider_id: PROVIDER.to_string(),
-            reseller_id: RESELLER.to_string(),
-        };
-        operator.partners().link_reseller(link).await.unwrap();
-        admin.signatures().accept_invitation(acceptance(&invited, None)).await.unwrap();
-        world::order(&reseller, &customer, Some(PROVIDER), 3).await.unwrap();
+        caller.attestations().withdraw_attestation(request).await.map(tonic::Response::into_inner)
+    };
+    let superseded = withdraw(&direct, &first.attestation_id).await.unwrap_err();
+    assert_eq!(refused(&superseded), precondition("ACCEPTANCE_SUPERSEDED"));
+    assert_eq!(metadata_of(&superseded)["current_id"], second.attestation_id);
+    let provider = cluster.as_caller(world::sales(PROVIDER));
+    assert_eq!(refused(&withdraw(&provider, &second.attestation_id).await.unwrap_err()), not_found());
 
-        let partners = async |include_ended| {
-            let request =
-                ListCustomerPartnersRequest { include_ended, ..ListCustomerPartnersRequest::default() };
-            admin.customers().list_customer_partners(request).await.unwrap().into_inner().relationships
-        };
-        let listed = partners(false).await;
-        let names: Vec<_> =
-            listed.iter().map(|r| (r.partner_name.as_str(), r.reseller_name.as_str())).collect();
-        assert_eq!(names, [("Northwind Direct", ""), ("Fabrikam Distribution", "Adventure Works Reselling")]);
+    sign(&admin_of(&cluster, &customer), 2).await.unwrap();
+    let covered = withdraw(&direct, &second.attestation_id).await.unwrap();
+    assert!(!covered.uncovered, "the signature counts");
+    assert_eq!(gate(&direct, DIRECT, &customer).await.0, Decision::Allowed);
 
-        // The reseller leaves: neither it nor its provider sees the customer any more.
-        let acceptance_revision = async || {
-            let request = GetCustomerRequest { customer_id: customer.clone() };
-            let found = direct.customers().get_customer(request).await.unwrap().into_inner();
-            found.customer.unwrap().acceptance_revision
-        };
-        let before = acceptance_revision().await;
-        let end = EndRelationshipRequest {
-            request_id: world::request_id(),
-            customer_id: customer.clone(),
-            provider_id: PROVIDER.to_string(),
-            reseller_id: String::new(),
-        };
-        let ended = reseller.customers().end_relationship(end.clone()).await.unwrap().into_inner();
-        assert!(ended.relationship.clone().unwrap().ended_at.is_some());
-        let replay = reseller.customers().end_relationship(end.clone()).await.unwrap().into_inner();
-        assert_eq!(replay, ended);
-        let again = EndRelationshipRequest { request_id: world::request_id(), ..end };
-        let again = reseller.customers().end_relationship(again).await.unwrap_err();
-        assert_eq!(refused(&again), not_found());
-        let order = world::order(&reseller, &customer, Some(PROVIDER), 3).await.unwrap_err();
-        assert_eq!(order.code(), Code::NotFound);
-        for gone in [&reseller, &provider] {
-            let request = GetCustomerRequest { customer_id: customer.clone() };
-            assert_eq!(refused(&gone.customers().get_customer(request).await.unwrap_err()), not_found());
-            let unseen = invitation(gone, &invited.invitation_id).await.unwrap_err();
-            assert_eq!(refused(&unseen), not_found());
-        }
-        assert!(acceptance_revision().await > before, "order-svc must ask again (CUS-3)");
-        assert_eq!((partners(false).await.len(), partners(true).await.len()), (1, 2));
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_customer_is_created_with_an_invitation_in_one_step_or_not_at_all() {
-    for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
-        let with = |template: &str| CreateCustomerRequest {
-            invitation: Some(InlineInvitation { template_id: template.into(), expires_at: None }),
-            ..world::new_customer("Contoso", "FR", None)
-        };
-        let refusal = direct.customers().create_customer(with(world::CLOUD_AGREEMENT)).await.unwrap_err();
-        assert_eq!(refused(&refusal), precondition("TEMPLATE_RETIRED"));
-        let created =
-            direct.customers().create_customer(with(CUSTOMER_AGREEMENT)).await.unwrap().into_inner();
-        let (customer, invited) = (created.customer.unwrap().customer_id, created.invitation.unwrap());
-        assert_eq!(invited.customer_id, customer);
-        assert_eq!(gate(&direct, DIRECT, &customer).await.0, Decision::Blocked);
-        // Made for this customer, so nobody else can even see it.
-        let stranger = cluster.as_caller(world::admin(Uuid::from_u128(0xbad)));
-        let unseen = stranger.signatures().accept_invitation(acceptance(&invited, Some("Other"))).await;
-        assert_eq!(refused(&unseen.unwrap_err()), not_found());
-        let admin = admin_of(&cluster, &customer);
-        admin.signatures().accept_invitation(acceptance(&invited, None)).await.unwrap();
-        world::order(&direct, &customer, None, 5).await.unwrap();
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_withdrawn_attestation_uncovers_its_partner_unless_something_else_counts() {
-    for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        let old = "2020-06-01T00:00:00Z".parse().unwrap();
-        let first = world::attest(&direct, &customer, old).await.unwrap().attestation.unwrap();
-        let second = world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-        let second = second.attestation.unwrap();
-        let withdraw = async |caller: &As, id: &str| {
-            let request = WithdrawAttestationRequest {
-                request_id: world::request_id(),
-                attestation_id: id.into(),
-                reason: WithdrawalReason::RecordedInError.into(),
-            };
-            caller.attestations().withdraw_attestation(request).await.map(tonic::Response::into_inner)
-        };
-        let superseded = withdraw(&direct, &first.attestation_id).await.unwrap_err();
-        assert_eq!(refused(&superseded), precondition("ACCEPTANCE_SUPERSEDED"));
-        assert_eq!(metadata_of(&superseded)["current_id"], second.attestation_id);
-        let provider = cluster.as_caller(world::sales(PROVIDER));
-        assert_eq!(refused(&withdraw(&provider, &second.attestation_id).await.unwrap_err()), not_found());
-
-        sign(&admin_of(&cluster, &customer), 2).await.unwrap();
-        let covered = withdraw(&direct, &second.attestation_id).await.unwrap();
-        assert!(!covered.uncovered, "the signature counts");
-        assert_eq!(gate(&direct, DIRECT, &customer).await.0, Decision::Allowed);
-
-        let other = world::create_customer(&direct, "Tailspin", "FR", None).await.unwrap();
-        let only = world::attest(&direct, &other, Clock::system().now()).await.unwrap().attestation.unwrap();
-        let bare = withdraw(&direct, &only.attestation_id).await.unwrap();
-        assert!(bare.uncovered);
-        assert_eq!(gate(&direct, DIRECT, &other).await, (Decision::Blocked, vec![BlockReason::Withdrawn]));
-        let twice = withdraw(&direct, &only.attestation_id).await.unwrap();
-        let withdrawn_at =
-            |answer: &WithdrawAttestationResponse| answer.attestation.clone().unwrap().withdrawn_at;
-        assert_eq!(withdrawn_at(&twice), withdrawn_at(&bare));
-        assert_nothing_since(&cluster, bare.revision, twice.revision).await;
-        // What was withdrawn can be attested anew (ATT-8).
-        let anew = world::attest(&direct, &other, Clock::system().now()).await.unwrap().attestation.unwrap();
-        assert_ne!(anew.attestation_id, only.attestation_id);
-        assert_eq!(gate(&direct, DIRECT, &other).await.0, Decision::Allowed);
-    }
+    let other = world::create_customer(&direct, "Tailspin", "FR", None).await.unwrap();
+    let only = world::attest(&direct, &other, Clock::system().now()).await.unwrap().attestation.unwrap();
+    let bare = withdraw(&direct, &only.attestation_id).await.unwrap();
+    assert!(bare.uncovered);
+    assert_eq!(gate(&direct, DIRECT, &other).await, (Decision::Blocked, vec![BlockReason::Withdrawn]));
+    let twice = withdraw(&direct, &only.attestation_id).await.unwrap();
+    let withdrawn_at =
+        |answer: &WithdrawAttestationResponse| answer.attestation.clone().unwrap().withdrawn_at;
+    assert_eq!(withdrawn_at(&twice), withdrawn_at(&bare));
+    assert_nothing_since(&cluster, bare.revision, twice.revision).await;
+    // What was withdrawn can be attested anew (ATT-8).
+    let anew = world::attest(&direct, &other, Clock::system().now()).await.unwrap().attestation.unwrap();
+    assert_ne!(anew.attestation_id, only.attestation_id);
+    assert_eq!(gate(&direct, DIRECT, &other).await.0, Decision::Allowed);
 }

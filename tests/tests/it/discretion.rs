@@ -16,10 +16,13 @@ use proto::agreement::{
 };
 use proto::order::{ChangeSeatsRequest, CreateOrderRequest, InlineAttestation, ListOrdersRequest};
 use proto::types::Contact;
+use rstest_reuse::apply;
 use tests::clients::Identity;
 use tests::processes::{Process, Processes, build_binaries};
 use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE};
 use tests::{As, Backend};
+
+use crate::each_backend;
 use tonic::Request;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::MetadataValue;
@@ -209,91 +212,92 @@ async fn until_said(service: &Process, words: &str, times: usize) {
     tokio::time::timeout(LONG, saying).await.unwrap_or_else(|_| panic!("{words} is not said"));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn nobody_and_no_secret_is_named_in_what_is_said_whatever_is_asked_and_whatever_fails() {
+#[apply(each_backend)]
+async fn nobody_and_no_secret_is_named_in_what_is_said_whatever_is_asked_and_whatever_fails(
+    #[case] backend: Backend,
+) {
     tests::needs_own!("processes that it listens to");
+    tests::needs!(backend);
     let Some(python) = python() else { return };
     build_binaries().unwrap();
-    for backend in Backend::all() {
-        let (collector, address) = Collector::start().await;
-        let mut processes = Processes::new(backend).unwrap();
-        let folder = processes.folder().to_owned();
-        let file = |name: &str, text: &str| {
-            let path = folder.join(name);
-            std::fs::write(&path, text).unwrap();
-            path.display().to_string()
-        };
-        // A mail server that one must log in at, and that quotes the address of the first mail.
-        let known = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let certificate = file("mail.pem", &known.cert.pem());
-        let key = file("mail.key", &known.signing_key.serialize_pem());
-        let login = format!("mailer-{MARK}:password-{MARK}");
-        let options = ["--certificate", &certificate, &key, "--login", &login, "--plan", "550"];
-        let mut mail_server = SmtpServer::start(&python, &options).await;
-        let password = file("password", &format!("password-{MARK}"));
-        let smtp = format!("smtps://localhost:{}", mail_server.port);
-        for setting in [
-            ["--smtp", &smtp],
-            ["--smtp-user", &format!("mailer-{MARK}")],
-            ["--smtp-password-file", &password],
-            ["--mail-from", &format!("{MARK}@vendor.example")],
-        ] {
-            processes.agreements.set(&setting);
+    let (collector, address) = Collector::start().await;
+    let mut processes = Processes::new(backend).unwrap();
+    let folder = processes.folder().to_owned();
+    let file = |name: &str, text: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    // A mail server that one must log in at, and that quotes the address of the first mail.
+    let known = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let certificate = file("mail.pem", &known.cert.pem());
+    let key = file("mail.key", &known.signing_key.serialize_pem());
+    let login = format!("mailer-{MARK}:password-{MARK}");
+    let options = ["--certificate", &certificate, &key, "--login", &login, "--plan", "550"];
+    let mut mail_server = SmtpServer::start(&python, &options).await;
+    let password = file("password", &format!("password-{MARK}"));
+    let smtp = format!("smtps://localhost:{}", mail_server.port);
+    for setting in [
+        ["--smtp", &smtp],
+        ["--smtp-user", &format!("mailer-{MARK}")],
+        ["--smtp-password-file", &password],
+        ["--mail-from", &format!("{MARK}@vendor.example")],
+    ] {
+        processes.agreements.set(&setting);
+    }
+    processes.agreements.set_variable("SSL_CERT_FILE", &certificate);
+    for service in [&mut processes.agreements, &mut processes.orders] {
+        export_to(service, &address);
+        service.set_variable("OTEL_EXPORTER_OTLP_HEADERS", &format!("authorization=Bearer {MARK}"));
+        service.set_variable("RUST_LOG", "trace");
+    }
+    processes.start().await.unwrap();
+    world::register_partners_as(&as_caller(&processes, world::operator())).await.unwrap();
+
+    let direct = as_caller(&processes, world::sales(DIRECT));
+    let (customer, token) = succeed(&direct).await;
+    fail(&direct, &customer, &token).await;
+    // One mail is refused for good, others are taken, and some meet nobody.
+    assert!(mail_server.event().await.starts_with("refused"));
+    mail_server.mail().await;
+    drop(mail_server);
+    let not_sent = processes.agreements.said().unwrap().matches("an announcement was not sent").count();
+    direct.attestations().create_attestation(marked(attestation(&customer))).await.unwrap();
+    until_said(&processes.agreements, "an announcement was not sent", not_sent + 1).await;
+    let mut said =
+        vec![processes.agreements.metrics().await.unwrap(), processes.orders.metrics().await.unwrap()];
+
+    // The databases lose tables.
+    let behind = |service: &Process, sql: &str| tests::cluster::behind(service.database(), sql).unwrap();
+    behind(&processes.orders, "ALTER TABLE orders RENAME TO gone");
+    let unattested = CreateOrderRequest { attestation: None, ..order(&customer) };
+    direct.orders().create_order(marked(unattested)).await.unwrap_err();
+    behind(&processes.orders, "ALTER TABLE gone RENAME TO orders");
+    behind(&processes.agreements, "ALTER TABLE acceptance RENAME TO gone");
+    direct.attestations().create_attestation(marked(attestation(&customer))).await.unwrap_err();
+    direct.orders().create_order(marked(order(&customer))).await.unwrap_err();
+    // The neighbour is away.
+    processes.agreements.stop().unwrap();
+    direct.orders().create_order(marked(order(&customer))).await.unwrap_err();
+    processes.orders.stop().unwrap();
+
+    let spans = collector.spans();
+    assert!(spans.len() > 20, "otherwise it would prove nothing");
+    said.extend(spans.iter().map(|span| format!("{span:?}")));
+    for service in [&processes.agreements, &processes.orders] {
+        let log = service.said().unwrap();
+        for own in ["TRACE h2::", "TRACE hyper", "INFO call{", "ERROR "] {
+            assert!(log.contains(own), "{own} is not said, so this would prove nothing: {log}");
         }
-        processes.agreements.set_variable("SSL_CERT_FILE", &certificate);
-        for service in [&mut processes.agreements, &mut processes.orders] {
-            export_to(service, &address);
-            service.set_variable("OTEL_EXPORTER_OTLP_HEADERS", &format!("authorization=Bearer {MARK}"));
-            service.set_variable("RUST_LOG", "trace");
-        }
-        processes.start().await.unwrap();
-        world::register_partners_as(&as_caller(&processes, world::operator())).await.unwrap();
+        said.push(log);
+    }
 
-        let direct = as_caller(&processes, world::sales(DIRECT));
-        let (customer, token) = succeed(&direct).await;
-        fail(&direct, &customer, &token).await;
-        // One mail is refused for good, others are taken, and some meet nobody.
-        assert!(mail_server.event().await.starts_with("refused"));
-        mail_server.mail().await;
-        drop(mail_server);
-        let not_sent = processes.agreements.said().unwrap().matches("an announcement was not sent").count();
-        direct.attestations().create_attestation(marked(attestation(&customer))).await.unwrap();
-        until_said(&processes.agreements, "an announcement was not sent", not_sent + 1).await;
-        let mut said =
-            vec![processes.agreements.metrics().await.unwrap(), processes.orders.metrics().await.unwrap()];
-
-        // The databases lose tables.
-        let behind = |service: &Process, sql: &str| tests::cluster::behind(service.database(), sql).unwrap();
-        behind(&processes.orders, "ALTER TABLE orders RENAME TO gone");
-        let unattested = CreateOrderRequest { attestation: None, ..order(&customer) };
-        direct.orders().create_order(marked(unattested)).await.unwrap_err();
-        behind(&processes.orders, "ALTER TABLE gone RENAME TO orders");
-        behind(&processes.agreements, "ALTER TABLE acceptance RENAME TO gone");
-        direct.attestations().create_attestation(marked(attestation(&customer))).await.unwrap_err();
-        direct.orders().create_order(marked(order(&customer))).await.unwrap_err();
-        // The neighbour is away.
-        processes.agreements.stop().unwrap();
-        direct.orders().create_order(marked(order(&customer))).await.unwrap_err();
-        processes.orders.stop().unwrap();
-
-        let spans = collector.spans();
-        assert!(spans.len() > 20, "otherwise it would prove nothing");
-        said.extend(spans.iter().map(|span| format!("{span:?}")));
-        for service in [&processes.agreements, &processes.orders] {
-            let log = service.said().unwrap();
-            for own in ["TRACE h2::", "TRACE hyper", "INFO call{", "ERROR "] {
-                assert!(log.contains(own), "{own} is not said, so this would prove nothing: {log}");
-            }
-            said.push(log);
-        }
-
-        let secrets = forms(MARK).into_iter().chain(forms(MARKED_NUMBER)).chain([token]).collect::<Vec<_>>();
-        for said in &said {
-            for secret in &secrets {
-                let Some(at) = said.find(secret) else { continue };
-                let line = said[..at].rsplit('\n').next().unwrap_or_default();
-                panic!("{secret} is said: {line}{}", said[at..].lines().next().unwrap_or_default());
-            }
+    let secrets = forms(MARK).into_iter().chain(forms(MARKED_NUMBER)).chain([token]).collect::<Vec<_>>();
+    for said in &said {
+        for secret in &secrets {
+            let Some(at) = said.find(secret) else { continue };
+            let line = said[..at].rsplit('\n').next().unwrap_or_default();
+            panic!("{secret} is said: {line}{}", said[at..].lines().next().unwrap_or_default());
         }
     }
 }

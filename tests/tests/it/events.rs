@@ -11,8 +11,11 @@ use proto::agreement::{
     Event, GetCustomerRequest, ListEventsRequest, UpdateCustomerRequest, WatchEventsRequest,
     WatchEventsResponse, WithdrawSignatureRequest, WithdrawalReason,
 };
+use rstest_reuse::apply;
 use tests::world::{self, DIRECT, PROVIDER, acceptance, invite, sign};
 use tests::{As, Backend, Cluster, metadata_of, reason_of};
+
+use crate::each_backend;
 use tokio::time::timeout;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status, Streaming};
@@ -103,135 +106,128 @@ fn kinds(events: &[Event]) -> Vec<&'static str> {
     events.iter().map(kind).collect()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_partner_sees_its_own_history_with_a_customer_and_nothing_of_other_partners() {
-    for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
-        let provider = cluster.as_caller(world::sales(PROVIDER));
-        let id = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        let admin = world::admin(id.parse().unwrap());
-        let customer = cluster.as_caller(admin.clone());
-        let invited = invite(&provider, None, None).await.unwrap();
-        customer.signatures().accept_invitation(acceptance(&invited, None)).await.unwrap();
-        world::attest(&direct, &id, Clock::system().now()).await.unwrap();
-        let request = GetCustomerRequest { customer_id: id.clone() };
-        let found = direct.customers().get_customer(request).await.unwrap().into_inner().customer.unwrap();
-        let update = UpdateCustomerRequest {
-            request_id: world::request_id(),
-            customer_id: id.clone(),
-            etag: found.etag,
-            company_name: "Contoso SA".into(),
-            primary_contact: found.primary_contact,
-        };
-        direct.customers().update_customer(update).await.unwrap();
-        let signature = sign(&customer, 2).await.unwrap().signature_id;
-        let request = WithdrawSignatureRequest {
-            request_id: world::request_id(),
-            signature_id: signature,
-            reason: WithdrawalReason::Other.into(),
-        };
-        customer.signatures().withdraw_signature(request).await.unwrap();
+#[apply(each_backend)]
+async fn a_partner_sees_its_own_history_with_a_customer_and_nothing_of_other_partners(
+    #[case] backend: Backend,
+) {
+    tests::needs!(backend);
+    let (cluster, direct) = world_on(backend).await;
+    let provider = cluster.as_caller(world::sales(PROVIDER));
+    let id = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let admin = world::admin(id.parse().unwrap());
+    let customer = cluster.as_caller(admin.clone());
+    let invited = invite(&provider, None, None).await.unwrap();
+    customer.signatures().accept_invitation(acceptance(&invited, None)).await.unwrap();
+    world::attest(&direct, &id, Clock::system().now()).await.unwrap();
+    let request = GetCustomerRequest { customer_id: id.clone() };
+    let found = direct.customers().get_customer(request).await.unwrap().into_inner().customer.unwrap();
+    let update = UpdateCustomerRequest {
+        request_id: world::request_id(),
+        customer_id: id.clone(),
+        etag: found.etag,
+        company_name: "Contoso SA".into(),
+        primary_contact: found.primary_contact,
+    };
+    direct.customers().update_customer(update).await.unwrap();
+    let signature = sign(&customer, 2).await.unwrap().signature_id;
+    let request = WithdrawSignatureRequest {
+        request_id: world::request_id(),
+        signature_id: signature,
+        reason: WithdrawalReason::Other.into(),
+    };
+    customer.signatures().withdraw_signature(request).await.unwrap();
 
-        let everything = history(&cluster, admin, &id).await;
-        assert_eq!(
-            kinds(&everything),
-            [
-                "created",
-                "related",
-                "related",
-                "signed",
-                "accepted",
-                "attested",
-                "updated",
-                "signature withdrawn"
-            ]
-        );
-        assert_eq!(history(&cluster, world::operator(), &id).await, everything);
-        let of_direct = history(&cluster, world::sales(DIRECT), &id).await;
-        assert_eq!(
-            kinds(&of_direct),
-            ["created", "related", "signed", "attested", "updated", "signature withdrawn"]
-        );
-        let of_provider = history(&cluster, world::sales(PROVIDER), &id).await;
-        assert_eq!(
-            kinds(&of_provider),
-            ["created", "related", "signed", "accepted", "updated", "signature withdrawn"]
-        );
-        // Whose user changed the customer is the other partner's business; who is uncovered, too.
-        let updated = of_provider.iter().find(|event| kinds(std::slice::from_ref(event)) == ["updated"]);
-        assert_eq!(updated.unwrap().by, "");
-        let uncovered = |events: &[Event]| match events.last().unwrap().change.clone().unwrap() {
-            Change::SignatureWithdrawn(withdrawn) => withdrawn.uncovered_partner_ids,
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(uncovered(&everything), [PROVIDER.to_string()]);
-        assert_eq!(uncovered(&of_provider), [PROVIDER.to_string()]);
-        assert!(uncovered(&of_direct).is_empty());
-        for event in &everything {
-            let told = format!("{event:?}").to_lowercase();
-            assert!(!told.contains("tania") && !told.contains("carr") && !told.contains("@"), "{told}");
-        }
+    let everything = history(&cluster, admin, &id).await;
+    assert_eq!(
+        kinds(&everything),
+        ["created", "related", "related", "signed", "accepted", "attested", "updated", "signature withdrawn"]
+    );
+    assert_eq!(history(&cluster, world::operator(), &id).await, everything);
+    let of_direct = history(&cluster, world::sales(DIRECT), &id).await;
+    assert_eq!(
+        kinds(&of_direct),
+        ["created", "related", "signed", "attested", "updated", "signature withdrawn"]
+    );
+    let of_provider = history(&cluster, world::sales(PROVIDER), &id).await;
+    assert_eq!(
+        kinds(&of_provider),
+        ["created", "related", "signed", "accepted", "updated", "signature withdrawn"]
+    );
+    // Whose user changed the customer is the other partner's business; who is uncovered, too.
+    let updated = of_provider.iter().find(|event| kinds(std::slice::from_ref(event)) == ["updated"]);
+    assert_eq!(updated.unwrap().by, "");
+    let uncovered = |events: &[Event]| match events.last().unwrap().change.clone().unwrap() {
+        Change::SignatureWithdrawn(withdrawn) => withdrawn.uncovered_partner_ids,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(uncovered(&everything), [PROVIDER.to_string()]);
+    assert_eq!(uncovered(&of_provider), [PROVIDER.to_string()]);
+    assert!(uncovered(&of_direct).is_empty());
+    for event in &everything {
+        let told = format!("{event:?}").to_lowercase();
+        assert!(!told.contains("tania") && !told.contains("carr") && !told.contains("@"), "{told}");
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_watcher_that_comes_back_at_its_cursor_misses_nothing_and_gets_nothing_twice() {
+#[apply(each_backend)]
+async fn a_watcher_that_comes_back_at_its_cursor_misses_nothing_and_gets_nothing_twice(
+    #[case] backend: Backend,
+) {
     tests::needs_own!("services that it stops");
-    for backend in Backend::all() {
-        let (mut cluster, direct) = world_on(backend).await;
-        cluster.start_replica().await.unwrap();
-        // At each of two replicas two write at once, so that their transactions get into each other's way.
-        const CUSTOMERS_EACH: i64 = 15;
-        let first = direct.customers().create_customer(world::new_customer("First", "FR", None)).await;
-        // Each further one is two events: the customer and the relationship.
-        let expected = first.unwrap().into_inner().revision + 4 * 2 * CUSTOMERS_EACH;
-        let far = cluster.at_replica(world::sales(DIRECT));
-        let writing = [direct.clone(), direct, far.clone(), far.clone()].into_iter().zip(0..);
-        let writing = writing.map(|(partner, writer)| {
-            tokio::spawn(async move {
-                for n in 0..CUSTOMERS_EACH {
-                    let name = format!("Customer {writer} {n}");
-                    world::create_customer(&partner, &name, "FR", None).await.unwrap();
-                }
-            })
-        });
-        let writing: Vec<_> = writing.collect();
-        let here = cluster.as_caller(world::service());
-        let there = cluster.at_replica(world::operator());
-        let (mut cursor, mut seen, mut stay) = (0, vec![], 1);
-        let watching = async {
-            while cursor < expected {
-                // Now here, now at the other replica, each time for a little longer.
-                let mut stream = watch(if stay % 2 == 0 { &here } else { &there }, cursor).await.unwrap();
-                for _ in 0..stay.min(expected - cursor) {
-                    let event = next(&mut stream).await;
-                    cursor = event.revision;
-                    seen.push(event.revision);
-                }
-                stay += 1;
+    tests::needs!(backend);
+    let (mut cluster, direct) = world_on(backend).await;
+    cluster.start_replica().await.unwrap();
+    // At each of two replicas two write at once, so that their transactions get into each other's way.
+    const CUSTOMERS_EACH: i64 = 15;
+    let first = direct.customers().create_customer(world::new_customer("First", "FR", None)).await;
+    // Each further one is two events: the customer and the relationship.
+    let expected = first.unwrap().into_inner().revision + 4 * 2 * CUSTOMERS_EACH;
+    let far = cluster.at_replica(world::sales(DIRECT));
+    let writing = [direct.clone(), direct, far.clone(), far.clone()].into_iter().zip(0..);
+    let writing = writing.map(|(partner, writer)| {
+        tokio::spawn(async move {
+            for n in 0..CUSTOMERS_EACH {
+                let name = format!("Customer {writer} {n}");
+                world::create_customer(&partner, &name, "FR", None).await.unwrap();
             }
-        };
-        let watched = timeout(LONG, watching).await;
-        assert!(watched.is_ok(), "{backend:?}: of {expected} events came only {seen:?}");
-        for written in join_all(writing).await {
-            written.unwrap();
+        })
+    });
+    let writing: Vec<_> = writing.collect();
+    let here = cluster.as_caller(world::service());
+    let there = cluster.at_replica(world::operator());
+    let (mut cursor, mut seen, mut stay) = (0, vec![], 1);
+    let watching = async {
+        while cursor < expected {
+            // Now here, now at the other replica, each time for a little longer.
+            let mut stream = watch(if stay % 2 == 0 { &here } else { &there }, cursor).await.unwrap();
+            for _ in 0..stay.min(expected - cursor) {
+                let event = next(&mut stream).await;
+                cursor = event.revision;
+                seen.push(event.revision);
+            }
+            stay += 1;
         }
-        assert_eq!(seen, (1..=expected).collect::<Vec<_>>());
-
-        // Idle, and then something that the other replica writes.
-        let mut stream = watch(&here, cursor).await.unwrap();
-        world::create_customer(&far, "From the other side", "FR", None).await.unwrap();
-        assert_eq!(timeout(LONG, next(&mut stream)).await.unwrap().revision, expected + 1);
-
-        let ahead = watch(&here, expected + 3).await.unwrap_err();
-        assert_eq!((ahead.code(), reason_of(&ahead)), (Code::OutOfRange, "CURSOR_AHEAD".into()));
-        assert_eq!(metadata_of(&ahead)["head"], (expected + 2).to_string());
-
-        // A stopping server tells its watchers to go elsewhere.
-        cluster.stop_agreements();
-        let (_, ended) = timeout(LONG, rest(&mut stream)).await.unwrap();
-        assert_eq!((ended.code(), reason_of(&ended)), (Code::Unavailable, "STOPPING".into()));
+    };
+    let watched = timeout(LONG, watching).await;
+    assert!(watched.is_ok(), "{backend:?}: of {expected} events came only {seen:?}");
+    for written in join_all(writing).await {
+        written.unwrap();
     }
+    assert_eq!(seen, (1..=expected).collect::<Vec<_>>());
+
+    // Idle, and then something that the other replica writes.
+    let mut stream = watch(&here, cursor).await.unwrap();
+    world::create_customer(&far, "From the other side", "FR", None).await.unwrap();
+    assert_eq!(timeout(LONG, next(&mut stream)).await.unwrap().revision, expected + 1);
+
+    let ahead = watch(&here, expected + 3).await.unwrap_err();
+    assert_eq!((ahead.code(), reason_of(&ahead)), (Code::OutOfRange, "CURSOR_AHEAD".into()));
+    assert_eq!(metadata_of(&ahead)["head"], (expected + 2).to_string());
+
+    // A stopping server tells its watchers to go elsewhere.
+    cluster.stop_agreements();
+    let (_, ended) = timeout(LONG, rest(&mut stream)).await.unwrap();
+    assert_eq!((ended.code(), reason_of(&ended)), (Code::Unavailable, "STOPPING".into()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -29,8 +29,11 @@ use proto::order::{
     ListSubscriptionsRequest, ListWithdrawalReportsRequest, Subscription,
 };
 use proto::types::{AcceptanceKind, AgreementType, Cloud, Decision, Evidence, GateRule};
+use rstest_reuse::apply;
 use tests::world::{self, AZURE_PLAN, DIRECT, OFFICE};
 use tests::{As, Backend, Cluster, Setup, reason_of};
+
+use crate::each_backend;
 use tokio::sync::{Notify, watch};
 use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -565,68 +568,66 @@ async fn what_an_order_carries_is_attested_once_however_often_it_is_sent_and_the
     assert_eq!(counts(), [2, 4]);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn orders_outlive_a_restart_of_agreement_svc_under_their_request_ids() {
+#[apply(each_backend)]
+async fn orders_outlive_a_restart_of_agreement_svc_under_their_request_ids(#[case] backend: Backend) {
     tests::needs_own!("services that it stops");
+    tests::needs!(backend);
     const CALLERS: usize = 8;
     const ORDERS: usize = 4;
-    for backend in Backend::all() {
-        let mut cluster = Cluster::on(backend).await;
-        world::register_partners(&cluster).await.unwrap();
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        let mut customers = vec![];
-        for n in 0..CALLERS {
-            let customer =
-                world::create_customer(&direct, &format!("Contoso {n}"), "FR", None).await.unwrap();
-            customers.push(customer);
-        }
-        // How many orders were placed, and how many calls were refused.
-        let (seen, mut watched) = watch::channel((0, 0));
-        let (is_away, away) = watch::channel(false);
-        let callers = customers.iter().cloned().map(|customer| {
-            let (caller, seen, mut away) = (direct.clone(), seen.clone(), away.clone());
-            tokio::spawn(async move {
-                for n in 0..ORDERS {
-                    // The last one meets nobody, the others whatever comes.
-                    if n + 1 == ORDERS {
-                        away.wait_for(|away| *away).await.unwrap();
-                    }
-                    let order = CreateOrderRequest {
-                        attestation: Some(world::inline_attestation(Clock::system().now())),
-                        ..world::new_order(&customer, None, OFFICE, 5)
-                    };
-                    let placing = async {
-                        while let Err(refused) = caller.orders().create_order(order.clone()).await {
-                            assert_unknown(&refused, "while agreement-svc restarts");
-                            seen.send_modify(|(_, refused)| *refused += 1);
-                        }
-                    };
-                    tokio::time::timeout(LONG, placing).await.unwrap();
-                    seen.send_modify(|(placed, _)| *placed += 1);
+    let mut cluster = Cluster::on(backend).await;
+    world::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let mut customers = vec![];
+    for n in 0..CALLERS {
+        let customer = world::create_customer(&direct, &format!("Contoso {n}"), "FR", None).await.unwrap();
+        customers.push(customer);
+    }
+    // How many orders were placed, and how many calls were refused.
+    let (seen, mut watched) = watch::channel((0, 0));
+    let (is_away, away) = watch::channel(false);
+    let callers = customers.iter().cloned().map(|customer| {
+        let (caller, seen, mut away) = (direct.clone(), seen.clone(), away.clone());
+        tokio::spawn(async move {
+            for n in 0..ORDERS {
+                // The last one meets nobody, the others whatever comes.
+                if n + 1 == ORDERS {
+                    away.wait_for(|away| *away).await.unwrap();
                 }
-            })
-        });
-        let callers: Vec<_> = callers.collect();
-        // Whoever watches hears it when all callers have given up.
-        drop(seen);
-        watched.wait_for(|(placed, _)| *placed > 0).await.unwrap();
-        cluster.stop_agreements();
-        is_away.send_replace(true);
-        watched.wait_for(|(_, refused)| *refused >= CALLERS).await.unwrap();
-        cluster.restart_agreements().await.unwrap();
-        for caller in callers {
-            caller.await.unwrap();
-        }
-        assert_eq!(orders_of(&direct).await, CALLERS * ORDERS);
-        for customer_id in customers {
-            let request = ListAttestationsRequest {
-                customer_id,
-                include_history: true,
-                ..ListAttestationsRequest::default()
-            };
-            let stored = direct.attestations().list_attestations(request).await.unwrap().into_inner();
-            assert_eq!(stored.attestations.len(), 1);
-        }
+                let order = CreateOrderRequest {
+                    attestation: Some(world::inline_attestation(Clock::system().now())),
+                    ..world::new_order(&customer, None, OFFICE, 5)
+                };
+                let placing = async {
+                    while let Err(refused) = caller.orders().create_order(order.clone()).await {
+                        assert_unknown(&refused, "while agreement-svc restarts");
+                        seen.send_modify(|(_, refused)| *refused += 1);
+                    }
+                };
+                tokio::time::timeout(LONG, placing).await.unwrap();
+                seen.send_modify(|(placed, _)| *placed += 1);
+            }
+        })
+    });
+    let callers: Vec<_> = callers.collect();
+    // Whoever watches hears it when all callers have given up.
+    drop(seen);
+    watched.wait_for(|(placed, _)| *placed > 0).await.unwrap();
+    cluster.stop_agreements();
+    is_away.send_replace(true);
+    watched.wait_for(|(_, refused)| *refused >= CALLERS).await.unwrap();
+    cluster.restart_agreements().await.unwrap();
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    assert_eq!(orders_of(&direct).await, CALLERS * ORDERS);
+    for customer_id in customers {
+        let request = ListAttestationsRequest {
+            customer_id,
+            include_history: true,
+            ..ListAttestationsRequest::default()
+        };
+        let stored = direct.attestations().list_attestations(request).await.unwrap().into_inner();
+        assert_eq!(stored.attestations.len(), 1);
     }
 }
 
@@ -662,60 +663,59 @@ async fn assert_readable(caller: &As, bought: &Subscription, withdrawal: i64) {
     assert_eq!(reports, [report.report.unwrap()]);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn without_agreement_svc_nothing_is_sold_but_everything_can_be_read() {
+#[apply(each_backend)]
+async fn without_agreement_svc_nothing_is_sold_but_everything_can_be_read(#[case] backend: Backend) {
     tests::needs_own!("services that it stops");
-    for backend in Backend::all() {
-        let mut cluster = Cluster::on(backend).await;
-        world::register_partners(&cluster).await.unwrap();
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        let mut customers = vec![];
-        for name in ["Contoso", "Fabrikam"] {
-            let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
-            let attested = world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-            let bought = world::order(&direct, &customer, None, 5).await.unwrap().subscriptions.remove(0);
-            customers.push((customer, attested.attestation.unwrap().attestation_id, bought));
-        }
-        let [(customer, _, bought), (_, attestation_id, _)] = customers.try_into().unwrap();
-        let withdraw = WithdrawAttestationRequest {
-            request_id: world::request_id(),
-            attestation_id,
-            reason: WithdrawalReason::NoLongerAccepts.into(),
-        };
-        let withdrawn = direct.attestations().withdraw_attestation(withdraw).await.unwrap().into_inner();
-        let report = GetWithdrawalReportRequest { revision: withdrawn.revision, ..Default::default() };
-        let applying = async {
-            let mut client = direct.withdrawals();
-            while !client.get_withdrawal_report(report.clone()).await.unwrap().into_inner().applied {}
-        };
-        tokio::time::timeout(LONG, applying).await.unwrap();
-        let change = |quantity| ChangeSeatsRequest {
-            request_id: world::request_id(),
-            subscription_id: bought.subscription_id.clone(),
-            quantity,
-            etag: bought.etag.clone(),
-            validate_only: false,
-        };
-
-        cluster.stop_agreements();
-        assert_unknown(&world::order(&direct, &customer, None, 5).await.unwrap_err(), "order");
-        let refused = direct.subscriptions().change_seats(change(8)).await.unwrap_err();
-        assert_unknown(&refused, "seats");
-        // The same count never needed the gate.
-        direct.subscriptions().change_seats(change(5)).await.unwrap();
-        assert_readable(&direct, &bought, withdrawn.revision).await;
-        assert_eq!(orders_of(&direct).await, 2);
-        // Also when it starts alone.
-        cluster.restart_orders().await.unwrap();
-        assert_readable(&direct, &bought, withdrawn.revision).await;
-        let address = format!("http://{}", cluster.orders_address()).parse().unwrap();
-        chassis::server::check_health(&address, &ClientSettings::default()).await.unwrap();
-
-        cluster.restart_agreements().await.unwrap();
-        direct.subscriptions().change_seats(change(8)).await.unwrap();
-        world::order(&direct, &customer, None, 5).await.unwrap();
-        assert_eq!(orders_of(&direct).await, 3);
+    tests::needs!(backend);
+    let mut cluster = Cluster::on(backend).await;
+    world::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let mut customers = vec![];
+    for name in ["Contoso", "Fabrikam"] {
+        let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
+        let attested = world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+        let bought = world::order(&direct, &customer, None, 5).await.unwrap().subscriptions.remove(0);
+        customers.push((customer, attested.attestation.unwrap().attestation_id, bought));
     }
+    let [(customer, _, bought), (_, attestation_id, _)] = customers.try_into().unwrap();
+    let withdraw = WithdrawAttestationRequest {
+        request_id: world::request_id(),
+        attestation_id,
+        reason: WithdrawalReason::NoLongerAccepts.into(),
+    };
+    let withdrawn = direct.attestations().withdraw_attestation(withdraw).await.unwrap().into_inner();
+    let report = GetWithdrawalReportRequest { revision: withdrawn.revision, ..Default::default() };
+    let applying = async {
+        let mut client = direct.withdrawals();
+        while !client.get_withdrawal_report(report.clone()).await.unwrap().into_inner().applied {}
+    };
+    tokio::time::timeout(LONG, applying).await.unwrap();
+    let change = |quantity| ChangeSeatsRequest {
+        request_id: world::request_id(),
+        subscription_id: bought.subscription_id.clone(),
+        quantity,
+        etag: bought.etag.clone(),
+        validate_only: false,
+    };
+
+    cluster.stop_agreements();
+    assert_unknown(&world::order(&direct, &customer, None, 5).await.unwrap_err(), "order");
+    let refused = direct.subscriptions().change_seats(change(8)).await.unwrap_err();
+    assert_unknown(&refused, "seats");
+    // The same count never needed the gate.
+    direct.subscriptions().change_seats(change(5)).await.unwrap();
+    assert_readable(&direct, &bought, withdrawn.revision).await;
+    assert_eq!(orders_of(&direct).await, 2);
+    // Also when it starts alone.
+    cluster.restart_orders().await.unwrap();
+    assert_readable(&direct, &bought, withdrawn.revision).await;
+    let address = format!("http://{}", cluster.orders_address()).parse().unwrap();
+    chassis::server::check_health(&address, &ClientSettings::default()).await.unwrap();
+
+    cluster.restart_agreements().await.unwrap();
+    direct.subscriptions().change_seats(change(8)).await.unwrap();
+    world::order(&direct, &customer, None, 5).await.unwrap();
+    assert_eq!(orders_of(&direct).await, 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -757,47 +757,46 @@ async fn connections_that_the_database_closed_are_replaced() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn nothing_is_stored_on_an_answer_older_than_the_customers_fence() {
+#[apply(each_backend)]
+async fn nothing_is_stored_on_an_answer_older_than_the_customers_fence(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
-    for backend in Backend::all() {
-        let cluster = Cluster::on(backend).await;
-        world::register_partners(&cluster).await.unwrap();
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        let mut customers = vec![];
-        for name in ["Fenced", "Free"] {
-            let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
-            world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-            customers.push(customer);
-        }
-        let [fenced, free] = [&customers[0], &customers[1]];
-        let bought = world::order(&direct, fenced, None, 5).await.unwrap().subscriptions.remove(0);
-        let raise = |to: &str| {
-            let sql = format!("UPDATE fence SET fence_revision = {to} WHERE customer_id = '{fenced}'");
-            cluster.orders_sql(&sql).unwrap();
-        };
-        let seats = |quantity| ChangeSeatsRequest {
-            request_id: world::request_id(),
-            subscription_id: bought.subscription_id.clone(),
-            quantity,
-            etag: bought.etag.clone(),
-            validate_only: false,
-        };
-
-        raise("1000000");
-        let refused = world::order(&direct, fenced, None, 5).await.unwrap_err();
-        assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::Aborted, "ANSWER_OUTDATED"));
-        let refused = direct.subscriptions().change_seats(seats(8)).await.unwrap_err();
-        assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::Aborted, "ANSWER_OUTDATED"));
-        world::order(&direct, free, None, 5).await.unwrap();
-        assert_eq!(orders_of(&direct).await, 2);
-
-        // An answer given after the withdrawal, or at it, passes.
-        let revision = bought_at(&direct, &bought.order_id).await;
-        raise(&revision.to_string());
-        direct.subscriptions().change_seats(seats(8)).await.unwrap();
-        world::order(&direct, fenced, None, 5).await.unwrap();
+    tests::needs!(backend);
+    let cluster = Cluster::on(backend).await;
+    world::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let mut customers = vec![];
+    for name in ["Fenced", "Free"] {
+        let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
+        world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+        customers.push(customer);
     }
+    let [fenced, free] = [&customers[0], &customers[1]];
+    let bought = world::order(&direct, fenced, None, 5).await.unwrap().subscriptions.remove(0);
+    let raise = |to: &str| {
+        let sql = format!("UPDATE fence SET fence_revision = {to} WHERE customer_id = '{fenced}'");
+        cluster.orders_sql(&sql).unwrap();
+    };
+    let seats = |quantity| ChangeSeatsRequest {
+        request_id: world::request_id(),
+        subscription_id: bought.subscription_id.clone(),
+        quantity,
+        etag: bought.etag.clone(),
+        validate_only: false,
+    };
+
+    raise("1000000");
+    let refused = world::order(&direct, fenced, None, 5).await.unwrap_err();
+    assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::Aborted, "ANSWER_OUTDATED"));
+    let refused = direct.subscriptions().change_seats(seats(8)).await.unwrap_err();
+    assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::Aborted, "ANSWER_OUTDATED"));
+    world::order(&direct, free, None, 5).await.unwrap();
+    assert_eq!(orders_of(&direct).await, 2);
+
+    // An answer given after the withdrawal, or at it, passes.
+    let revision = bought_at(&direct, &bought.order_id).await;
+    raise(&revision.to_string());
+    direct.subscriptions().change_seats(seats(8)).await.unwrap();
+    world::order(&direct, fenced, None, 5).await.unwrap();
 }
 
 /// The revision of the answer that an order rests on.

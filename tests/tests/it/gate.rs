@@ -11,9 +11,12 @@ use proto::agreement::{
     PartnerKind, PublishTemplateVersionRequest, WithdrawAttestationRequest, WithdrawalReason,
 };
 use proto::types::{self, Cloud, Decision, GateRule, Operation};
+use rstest_reuse::apply;
 use tests::clients::bad_fields_of;
 use tests::world::{self, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
 use tests::{As, Backend, Cluster, Setup, reason_of};
+
+use crate::each_backend;
 use tonic::{Code, Status};
 use uuid::{Uuid, uuid};
 
@@ -62,145 +65,116 @@ fn over_api(caller: Caller) -> Caller {
     Caller { channel: Channel::Api, ..caller }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_sample_of_the_table_holds_over_grpc() {
+#[apply(each_backend)]
+async fn a_sample_of_the_table_holds_over_grpc(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
+    tests::needs!(backend);
     use Channel::{Api, Dashboard};
 
-    for backend in Backend::all() {
-        let start = time("2018-08-01T00:00:00Z");
-        let clock = Clock::manual(start);
-        let setup = Setup { backend, clock: clock.clone(), ..Setup::default() };
-        let cluster = Cluster::start(setup).await.unwrap();
-        world::register_partners(&cluster).await.unwrap();
-        let operator = cluster.as_caller(world::operator());
-        world::register_partner(&operator, GERMAN, "Nordwind", PartnerKind::DirectBill, Cloud::Germany)
-            .await
-            .unwrap();
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        let provider = cluster.as_caller(world::sales(PROVIDER));
-        let reseller = cluster.as_caller(world::sales(RESELLER));
-        let german = cluster.as_caller(world::sales(GERMAN));
+    let start = time("2018-08-01T00:00:00Z");
+    let clock = Clock::manual(start);
+    let setup = Setup { backend, clock: clock.clone(), ..Setup::default() };
+    let cluster = Cluster::start(setup).await.unwrap();
+    world::register_partners(&cluster).await.unwrap();
+    let operator = cluster.as_caller(world::operator());
+    world::register_partner(&operator, GERMAN, "Nordwind", PartnerKind::DirectBill, Cloud::Germany)
+        .await
+        .unwrap();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let provider = cluster.as_caller(world::sales(PROVIDER));
+    let reseller = cluster.as_caller(world::sales(RESELLER));
+    let german = cluster.as_caller(world::sales(GERMAN));
 
-        let none = world::create_customer(&direct, "None", "FR", None).await.unwrap();
-        let cloud = world::create_customer(&direct, "Cloud", "FR", None).await.unwrap();
-        let customer = world::create_customer(&direct, "Customer", "FR", None).await.unwrap();
-        let withdrawn = world::create_customer(&direct, "Withdrawn", "FR", None).await.unwrap();
-        let signed = world::create_customer(&direct, "Signed", "FR", None).await.unwrap();
-        let shared = world::create_customer(&direct, "Shared", "FR", None).await.unwrap();
-        let resold = world::create_customer(&reseller, "Resold", "DE", Some(PROVIDER)).await.unwrap();
-        let national = world::create_customer(&german, "National", "DE", None).await.unwrap();
-        for id in [&cloud, &withdrawn, &signed, &shared] {
-            attest(&direct, id, CLOUD_AGREEMENT, start).await;
-        }
-        attest(&direct, &customer, CUSTOMER_AGREEMENT, start).await;
-        attest(&provider, &resold, CLOUD_AGREEMENT, start).await;
-        // What no call makes yet: a withdrawal, a signature, a second partner of one customer.
-        cluster
-            .agreements_sql(&format!(
-                "UPDATE acceptance SET withdrawn_at = recorded_at WHERE customer_id = '{withdrawn}';
-                 UPDATE acceptance SET kind = 'SIGNATURE', partner_id = '' WHERE customer_id = '{signed}';
-                 INSERT INTO relationship (partner_id, customer_id, reseller_id, established_at, revision)
-                 SELECT '{PROVIDER}', customer_id, '', established_at, 1000000 FROM relationship
-                 WHERE customer_id = '{shared}';"
-            ))
-            .unwrap();
+    let none = world::create_customer(&direct, "None", "FR", None).await.unwrap();
+    let cloud = world::create_customer(&direct, "Cloud", "FR", None).await.unwrap();
+    let customer = world::create_customer(&direct, "Customer", "FR", None).await.unwrap();
+    let withdrawn = world::create_customer(&direct, "Withdrawn", "FR", None).await.unwrap();
+    let signed = world::create_customer(&direct, "Signed", "FR", None).await.unwrap();
+    let shared = world::create_customer(&direct, "Shared", "FR", None).await.unwrap();
+    let resold = world::create_customer(&reseller, "Resold", "DE", Some(PROVIDER)).await.unwrap();
+    let national = world::create_customer(&german, "National", "DE", None).await.unwrap();
+    for id in [&cloud, &withdrawn, &signed, &shared] {
+        attest(&direct, id, CLOUD_AGREEMENT, start).await;
+    }
+    attest(&direct, &customer, CUSTOMER_AGREEMENT, start).await;
+    attest(&provider, &resold, CLOUD_AGREEMENT, start).await;
+    // What no call makes yet: a withdrawal, a signature, a second partner of one customer.
+    cluster
+        .agreements_sql(&format!(
+            "UPDATE acceptance SET withdrawn_at = recorded_at WHERE customer_id = '{withdrawn}';
+             UPDATE acceptance SET kind = 'SIGNATURE', partner_id = '' WHERE customer_id = '{signed}';
+             INSERT INTO relationship (partner_id, customer_id, reseller_id, established_at, revision)
+             SELECT '{PROVIDER}', customer_id, '', established_at, 1000000 FROM relationship
+             WHERE customer_id = '{shared}';"
+        ))
+        .unwrap();
 
-        let ask = async |partner: &Uuid, customer: &str, reseller: Option<Uuid>, channel: Channel| {
-            let caller = match channel {
-                Dashboard => world::sales(*partner),
-                Api => over_api(world::sales(*partner)),
-            };
-            short(&check(&cluster.as_caller(caller), question(*partner, customer, reseller)).await.unwrap())
+    let ask = async |partner: &Uuid, customer: &str, reseller: Option<Uuid>, channel: Channel| {
+        let caller = match channel {
+            Dashboard => world::sales(*partner),
+            Api => over_api(world::sales(*partner)),
         };
-        let yes = "ALLOWED ATTESTATION []";
-        let early = "ALLOWED NOT_YET_MANDATORY";
-        let no = "BLOCKED NO_SATISFYING_ACCEPTANCE";
-        for (date, payer, of, reseller, channel, expected) in [
-            ("2018-08-06T23:59:59.999999Z", DIRECT, &none, None, Dashboard, format!("{early} []")),
-            (
-                "2018-08-07T00:00:00.000000Z",
-                DIRECT,
-                &none,
-                None,
-                Dashboard,
-                format!("{early} [NO_ACCEPTANCE]"),
-            ),
-            (
-                "2018-11-06T23:59:59.999999Z",
-                DIRECT,
-                &none,
-                None,
-                Dashboard,
-                format!("{early} [NO_ACCEPTANCE]"),
-            ),
-            ("2018-11-07T00:00:00.000000Z", DIRECT, &none, None, Dashboard, format!("{no} [NO_ACCEPTANCE]")),
-            ("2018-11-07T00:00:00.000000Z", DIRECT, &none, None, Api, format!("{early} [NO_ACCEPTANCE]")),
-            ("2019-03-21T23:59:59.999999Z", DIRECT, &none, None, Api, format!("{early} [NO_ACCEPTANCE]")),
-            ("2019-03-22T00:00:00.000000Z", DIRECT, &none, None, Api, format!("{no} [NO_ACCEPTANCE]")),
-            ("2019-03-22T00:00:00.000001Z", DIRECT, &cloud, None, Api, yes.into()),
-            (
-                "2019-09-30T23:59:59.999999Z",
-                DIRECT,
-                &customer,
-                None,
-                Api,
-                format!("{no} [WRONG_AGREEMENT_TYPE]"),
-            ),
-            ("2019-10-01T00:00:00.000000Z", DIRECT, &customer, None, Api, yes.into()),
-            ("2020-01-31T23:59:59.999999Z", DIRECT, &cloud, None, Dashboard, yes.into()),
-            ("2020-01-31T23:59:59.999999Z", DIRECT, &withdrawn, None, Dashboard, format!("{no} [WITHDRAWN]")),
-            (
-                "2020-01-31T23:59:59.999999Z",
-                DIRECT,
-                &signed,
-                None,
-                Dashboard,
-                "ALLOWED DIRECT_SIGNATURE []".into(),
-            ),
-            // What one partner attested neither helps another nor shows in its answer.
-            ("2020-01-31T23:59:59.999999Z", DIRECT, &shared, None, Dashboard, yes.into()),
-            (
-                "2020-01-31T23:59:59.999999Z",
-                PROVIDER,
-                &shared,
-                None,
-                Dashboard,
-                format!("{no} [NO_ACCEPTANCE]"),
-            ),
-            // A provider's attestation covers orders through its reseller.
-            ("2020-01-31T23:59:59.999999Z", PROVIDER, &resold, Some(RESELLER), Dashboard, yes.into()),
-            (
-                "2020-02-01T00:00:00.000000Z",
-                DIRECT,
-                &cloud,
-                None,
-                Dashboard,
-                format!("{no} [WRONG_AGREEMENT_TYPE]"),
-            ),
-            ("2020-02-01T00:00:00.000000Z", DIRECT, &customer, None, Dashboard, yes.into()),
-            (
-                "2020-02-01T00:00:00.000000Z",
-                GERMAN,
-                &national,
-                None,
-                Dashboard,
-                "EXEMPT OUTSIDE_PUBLIC_CLOUD []".into(),
-            ),
-            // The version of 2023 is due at once.
-            ("2023-03-31T23:59:59.999999Z", DIRECT, &customer, None, Dashboard, yes.into()),
-            (
-                "2023-04-01T00:00:00.000000Z",
-                DIRECT,
-                &customer,
-                None,
-                Dashboard,
-                format!("{no} [VERSION_SUPERSEDED]"),
-            ),
-        ] {
-            clock.set(time(date));
-            assert_eq!(ask(&payer, of, reseller, channel).await, expected, "{date} {of} on {backend:?}");
-        }
+        short(&check(&cluster.as_caller(caller), question(*partner, customer, reseller)).await.unwrap())
+    };
+    let yes = "ALLOWED ATTESTATION []";
+    let early = "ALLOWED NOT_YET_MANDATORY";
+    let no = "BLOCKED NO_SATISFYING_ACCEPTANCE";
+    for (date, payer, of, reseller, channel, expected) in [
+        ("2018-08-06T23:59:59.999999Z", DIRECT, &none, None, Dashboard, format!("{early} []")),
+        ("2018-08-07T00:00:00.000000Z", DIRECT, &none, None, Dashboard, format!("{early} [NO_ACCEPTANCE]")),
+        ("2018-11-06T23:59:59.999999Z", DIRECT, &none, None, Dashboard, format!("{early} [NO_ACCEPTANCE]")),
+        ("2018-11-07T00:00:00.000000Z", DIRECT, &none, None, Dashboard, format!("{no} [NO_ACCEPTANCE]")),
+        ("2018-11-07T00:00:00.000000Z", DIRECT, &none, None, Api, format!("{early} [NO_ACCEPTANCE]")),
+        ("2019-03-21T23:59:59.999999Z", DIRECT, &none, None, Api, format!("{early} [NO_ACCEPTANCE]")),
+        ("2019-03-22T00:00:00.000000Z", DIRECT, &none, None, Api, format!("{no} [NO_ACCEPTANCE]")),
+        ("2019-03-22T00:00:00.000001Z", DIRECT, &cloud, None, Api, yes.into()),
+        ("2019-09-30T23:59:59.999999Z", DIRECT, &customer, None, Api, format!("{no} [WRONG_AGREEMENT_TYPE]")),
+        ("2019-10-01T00:00:00.000000Z", DIRECT, &customer, None, Api, yes.into()),
+        ("2020-01-31T23:59:59.999999Z", DIRECT, &cloud, None, Dashboard, yes.into()),
+        ("2020-01-31T23:59:59.999999Z", DIRECT, &withdrawn, None, Dashboard, format!("{no} [WITHDRAWN]")),
+        (
+            "2020-01-31T23:59:59.999999Z",
+            DIRECT,
+            &signed,
+            None,
+            Dashboard,
+            "ALLOWED DIRECT_SIGNATURE []".into(),
+        ),
+        // What one partner attested neither helps another nor shows in its answer.
+        ("2020-01-31T23:59:59.999999Z", DIRECT, &shared, None, Dashboard, yes.into()),
+        ("2020-01-31T23:59:59.999999Z", PROVIDER, &shared, None, Dashboard, format!("{no} [NO_ACCEPTANCE]")),
+        // A provider's attestation covers orders through its reseller.
+        ("2020-01-31T23:59:59.999999Z", PROVIDER, &resold, Some(RESELLER), Dashboard, yes.into()),
+        (
+            "2020-02-01T00:00:00.000000Z",
+            DIRECT,
+            &cloud,
+            None,
+            Dashboard,
+            format!("{no} [WRONG_AGREEMENT_TYPE]"),
+        ),
+        ("2020-02-01T00:00:00.000000Z", DIRECT, &customer, None, Dashboard, yes.into()),
+        (
+            "2020-02-01T00:00:00.000000Z",
+            GERMAN,
+            &national,
+            None,
+            Dashboard,
+            "EXEMPT OUTSIDE_PUBLIC_CLOUD []".into(),
+        ),
+        // The version of 2023 is due at once.
+        ("2023-03-31T23:59:59.999999Z", DIRECT, &customer, None, Dashboard, yes.into()),
+        (
+            "2023-04-01T00:00:00.000000Z",
+            DIRECT,
+            &customer,
+            None,
+            Dashboard,
+            format!("{no} [VERSION_SUPERSEDED]"),
+        ),
+    ] {
+        clock.set(time(date));
+        assert_eq!(ask(&payer, of, reseller, channel).await, expected, "{date} {of} on {backend:?}");
     }
 }
 
@@ -324,107 +298,105 @@ enum Before {
     Signed,
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_assumed_attestation_is_answered_as_the_real_one_is() {
+#[apply(each_backend)]
+async fn an_assumed_attestation_is_answered_as_the_real_one_is(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
+    tests::needs!(backend);
     use Before::{Attested, Signed, Withdrawn};
     const FIRST: &str = "2021-01-01T00:00:00Z";
     const SECOND: &str = "2024-01-01T00:00:00Z";
     const THIRD: &str = "2026-03-06T00:00:00Z";
-    for backend in Backend::all() {
-        let start = time("2026-03-04T05:06:07Z");
-        let clock = Clock::manual(start);
-        let setup = Setup { backend, clock: clock.clone(), ..Setup::default() };
-        let cluster = Cluster::start(setup).await.unwrap();
-        world::register_partners(&cluster).await.unwrap();
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        let service = cluster.as_caller(world::service());
-        // A third version is in force, and some day the second will not do.
-        let next = PublishTemplateVersionRequest {
-            effective_from: Some(timestamp(start + Duration::days(1))),
-            reacceptance: Some(Reacceptance::ReacceptBy(timestamp(start + Duration::days(30)))),
-            ..world::new_version(CUSTOMER_AGREEMENT)
-        };
-        cluster.as_caller(world::operator()).templates().publish_template_version(next).await.unwrap();
-        clock.set(start + Duration::days(2));
+    let start = time("2026-03-04T05:06:07Z");
+    let clock = Clock::manual(start);
+    let setup = Setup { backend, clock: clock.clone(), ..Setup::default() };
+    let cluster = Cluster::start(setup).await.unwrap();
+    world::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let service = cluster.as_caller(world::service());
+    // A third version is in force, and some day the second will not do.
+    let next = PublishTemplateVersionRequest {
+        effective_from: Some(timestamp(start + Duration::days(1))),
+        reacceptance: Some(Reacceptance::ReacceptBy(timestamp(start + Duration::days(30)))),
+        ..world::new_version(CUSTOMER_AGREEMENT)
+    };
+    cluster.as_caller(world::operator()).templates().publish_template_version(next).await.unwrap();
+    clock.set(start + Duration::days(2));
 
-        for (n, (before, agreed_at)) in [
-            (vec![], FIRST),
-            (vec![], SECOND),
-            (vec![], THIRD),
-            (vec![Attested(FIRST)], SECOND),
-            (vec![Attested(SECOND)], SECOND),
-            (vec![Attested(SECOND)], THIRD),
-            (vec![Attested(FIRST), Withdrawn], FIRST),
-            (vec![Attested(SECOND), Withdrawn], FIRST),
-            (vec![Attested(SECOND), Withdrawn], SECOND),
-            (vec![Attested(SECOND), Withdrawn], THIRD),
-            (vec![Signed], FIRST),
-            (vec![Signed, Attested(FIRST)], SECOND),
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            let about = format!("{before:?}, then {agreed_at}");
-            let customer =
-                world::create_customer(&direct, &format!("Contoso {n}"), "FR", None).await.unwrap();
-            let mut last = String::new();
-            for step in before {
-                match step {
-                    Attested(agreed_at) => {
-                        let attested = world::attest(&direct, &customer, time(agreed_at)).await.unwrap();
-                        last = attested.attestation.unwrap().attestation_id;
-                    }
-                    Withdrawn => {
-                        let withdrawal = WithdrawAttestationRequest {
-                            request_id: world::request_id(),
-                            attestation_id: last.clone(),
-                            reason: WithdrawalReason::Other.into(),
-                        };
-                        direct.attestations().withdraw_attestation(withdrawal).await.unwrap();
-                    }
-                    Signed => {
-                        let admin = cluster.as_caller(world::admin(customer.parse().unwrap()));
-                        world::sign(&admin, 3).await.unwrap();
-                    }
+    for (n, (before, agreed_at)) in [
+        (vec![], FIRST),
+        (vec![], SECOND),
+        (vec![], THIRD),
+        (vec![Attested(FIRST)], SECOND),
+        (vec![Attested(SECOND)], SECOND),
+        (vec![Attested(SECOND)], THIRD),
+        (vec![Attested(FIRST), Withdrawn], FIRST),
+        (vec![Attested(SECOND), Withdrawn], FIRST),
+        (vec![Attested(SECOND), Withdrawn], SECOND),
+        (vec![Attested(SECOND), Withdrawn], THIRD),
+        (vec![Signed], FIRST),
+        (vec![Signed, Attested(FIRST)], SECOND),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let about = format!("{before:?}, then {agreed_at}");
+        let customer = world::create_customer(&direct, &format!("Contoso {n}"), "FR", None).await.unwrap();
+        let mut last = String::new();
+        for step in before {
+            match step {
+                Attested(agreed_at) => {
+                    let attested = world::attest(&direct, &customer, time(agreed_at)).await.unwrap();
+                    last = attested.attestation.unwrap().attestation_id;
+                }
+                Withdrawn => {
+                    let withdrawal = WithdrawAttestationRequest {
+                        request_id: world::request_id(),
+                        attestation_id: last.clone(),
+                        reason: WithdrawalReason::Other.into(),
+                    };
+                    direct.attestations().withdraw_attestation(withdrawal).await.unwrap();
+                }
+                Signed => {
+                    let admin = cluster.as_caller(world::admin(customer.parse().unwrap()));
+                    world::sign(&admin, 3).await.unwrap();
                 }
             }
-            let new = CreateAttestationRequest {
-                request_id: world::request_id(),
-                customer_id: customer.clone(),
-                template_id: CUSTOMER_AGREEMENT.into(),
-                contact: Some(types::Contact { first_name: "Tomas".into(), ..world::contact() }),
-                agreed_at: Some(timestamp(time(agreed_at))),
-                validate_only: true,
-            };
-            let would_be = direct.attestations().create_attestation(new.clone()).await.unwrap().into_inner();
-            let would_be = would_be.attestation.unwrap();
-            let plain = CheckEligibilityRequest {
-                channel: types::Channel::Dashboard.into(),
-                ..question(DIRECT, &customer, None)
-            };
-            let assumed_attestation = Some(AssumedAttestation {
-                attestation_id: would_be.attestation_id.clone(),
-                template_id: would_be.template_id,
-                template_version: would_be.template_version,
-            });
-            let assuming = CheckEligibilityRequest { assumed_attestation, ..plain.clone() };
-            let unasked = check(&service, plain.clone()).await.unwrap();
-            let mut assumed = check(&service, assuming).await.unwrap();
-            // Assuming leaves nothing behind.
-            assert_eq!(check(&service, plain.clone()).await.unwrap(), unasked, "{about}");
-
-            let new = CreateAttestationRequest { validate_only: false, ..new };
-            let stored = direct.attestations().create_attestation(new).await.unwrap().into_inner();
-            let mut real = check(&service, plain).await.unwrap();
-            assert!(real.revision == stored.revision && assumed.revision < stored.revision, "{about}");
-            (real.revision, assumed.revision) = (0, 0);
-            if let Some(evidence) = assumed.evidence.as_mut()
-                && evidence.acceptance_id == would_be.attestation_id
-            {
-                evidence.acceptance_id = stored.attestation.unwrap().attestation_id;
-            }
-            assert_eq!(assumed, real, "{about}");
         }
+        let new = CreateAttestationRequest {
+            request_id: world::request_id(),
+            customer_id: customer.clone(),
+            template_id: CUSTOMER_AGREEMENT.into(),
+            contact: Some(types::Contact { first_name: "Tomas".into(), ..world::contact() }),
+            agreed_at: Some(timestamp(time(agreed_at))),
+            validate_only: true,
+        };
+        let would_be = direct.attestations().create_attestation(new.clone()).await.unwrap().into_inner();
+        let would_be = would_be.attestation.unwrap();
+        let plain = CheckEligibilityRequest {
+            channel: types::Channel::Dashboard.into(),
+            ..question(DIRECT, &customer, None)
+        };
+        let assumed_attestation = Some(AssumedAttestation {
+            attestation_id: would_be.attestation_id.clone(),
+            template_id: would_be.template_id,
+            template_version: would_be.template_version,
+        });
+        let assuming = CheckEligibilityRequest { assumed_attestation, ..plain.clone() };
+        let unasked = check(&service, plain.clone()).await.unwrap();
+        let mut assumed = check(&service, assuming).await.unwrap();
+        // Assuming leaves nothing behind.
+        assert_eq!(check(&service, plain.clone()).await.unwrap(), unasked, "{about}");
+
+        let new = CreateAttestationRequest { validate_only: false, ..new };
+        let stored = direct.attestations().create_attestation(new).await.unwrap().into_inner();
+        let mut real = check(&service, plain).await.unwrap();
+        assert!(real.revision == stored.revision && assumed.revision < stored.revision, "{about}");
+        (real.revision, assumed.revision) = (0, 0);
+        if let Some(evidence) = assumed.evidence.as_mut()
+            && evidence.acceptance_id == would_be.attestation_id
+        {
+            evidence.acceptance_id = stored.attestation.unwrap().attestation_id;
+        }
+        assert_eq!(assumed, real, "{about}");
     }
 }

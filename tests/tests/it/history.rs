@@ -19,9 +19,12 @@ use proto::agreement::{
     WithdrawAttestationRequest, WithdrawSignatureRequest, WithdrawalReason,
 };
 use proto::types::Contact;
+use rstest_reuse::apply;
 use sha2::{Digest, Sha256};
 use tests::world::{self, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT};
 use tests::{As, Backend, Cluster, reason_of};
+
+use crate::each_backend;
 use uuid::Uuid;
 
 fn now() -> Time {
@@ -138,51 +141,45 @@ async fn tell(cluster: &Cluster) -> Told {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_untouched_history_is_whole_and_goes_through_the_heads_it_had() {
+#[apply(each_backend)]
+async fn an_untouched_history_is_whole_and_goes_through_the_heads_it_had(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
-    for backend in Backend::all() {
-        let cluster = Cluster::on(backend).await;
-        let empty = verify(&cluster, &[]).await;
-        let told = tell(&cluster).await;
-        let verified = verify(&cluster, std::slice::from_ref(&empty.head)).await;
-        assert_eq!(
-            (verified.findings.as_slice(), verified.head.revision),
-            (&[][..], told.last),
-            "{backend:?}"
-        );
+    tests::needs!(backend);
+    let cluster = Cluster::on(backend).await;
+    let empty = verify(&cluster, &[]).await;
+    let told = tell(&cluster).await;
+    let verified = verify(&cluster, std::slice::from_ref(&empty.head)).await;
+    assert_eq!((verified.findings.as_slice(), verified.head.revision), (&[][..], told.last), "{backend:?}");
 
-        publish(&cluster, 2).await;
-        let later = verify(&cluster, &[verified.head.clone(), empty.head]).await;
-        assert_eq!((later.findings.as_slice(), later.head.revision), (&[][..], told.last + 1));
-        let printed = later.to_string();
-        let read: Head = printed.strip_prefix("head ").unwrap().parse().unwrap();
-        assert_eq!(read, later.head);
-    }
+    publish(&cluster, 2).await;
+    let later = verify(&cluster, &[verified.head.clone(), empty.head]).await;
+    assert_eq!((later.findings.as_slice(), later.head.revision), (&[][..], told.last + 1));
+    let printed = later.to_string();
+    let read: Head = printed.strip_prefix("head ").unwrap().parse().unwrap();
+    assert_eq!(read, later.head);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_history_that_goes_on_meanwhile_is_whole() {
+#[apply(each_backend)]
+async fn a_history_that_goes_on_meanwhile_is_whole(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
+    tests::needs!(backend);
     const ATTESTATIONS: usize = 60;
-    for backend in Backend::all() {
-        let cluster = Cluster::on(backend).await;
-        let told = tell(&cluster).await;
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        let writing = tokio::spawn(async move {
-            for n in 0..ATTESTATIONS {
-                let contact = Contact { phone: n.to_string(), ..world::contact() };
-                attest(&direct, &told.customer, contact).await;
-            }
-        });
-        let mut head = verify(&cluster, &[]).await.head;
-        while !writing.is_finished() {
-            let verified = verify(&cluster, &[head]).await;
-            assert_eq!(verified.findings, [], "{backend:?}");
-            head = verified.head;
+    let cluster = Cluster::on(backend).await;
+    let told = tell(&cluster).await;
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let writing = tokio::spawn(async move {
+        for n in 0..ATTESTATIONS {
+            let contact = Contact { phone: n.to_string(), ..world::contact() };
+            attest(&direct, &told.customer, contact).await;
         }
-        writing.await.unwrap();
+    });
+    let mut head = verify(&cluster, &[]).await.head;
+    while !writing.is_finished() {
+        let verified = verify(&cluster, &[head]).await;
+        assert_eq!(verified.findings, [], "{backend:?}");
+        head = verified.head;
     }
+    writing.await.unwrap();
 }
 
 /// Undoes what is done to the history behind the service's back.
@@ -228,266 +225,259 @@ fn differs((id, _): &(String, i64), how: Differs) -> Finding {
     Finding::Acceptance { id: id.clone(), how }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn whatever_is_done_to_the_history_is_named() {
+#[apply(each_backend)]
+async fn whatever_is_done_to_the_history_is_named(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
-    for backend in Backend::all() {
-        let cluster = Cluster::on(backend).await;
-        let told = tell(&cluster).await;
-        let Told { first, second, withdrawn, withdrawal, last, .. } = &told;
-        let head = verify(&cluster, &[]).await.head;
-        let restored = Restored::new(&cluster, backend);
-        let cut = last - 1;
-        let own = |column| differs(withdrawn, Differs::Column(column, withdrawn.1));
-        for (sql, expected, expected_with_head) in [
-            (
-                format!(
-                    "UPDATE event SET body = replace(body, 'RECORDED_IN_ERROR', 'OTHER') WHERE revision = {withdrawal}"
-                ),
-                vec![
-                    broken(*withdrawal, Broken::Hash),
-                    differs(withdrawn, Differs::Column("withdrawal_reason", *withdrawal)),
-                ],
-                vec![],
-            ),
-            (
-                format!("UPDATE event SET body = '{{}}' WHERE revision = {last}"),
-                vec![broken(*last, Broken::Hash)],
-                vec![],
-            ),
-            (
-                format!("DELETE FROM event WHERE revision = {withdrawal}"),
-                vec![
-                    broken(*withdrawal, Broken::Missing),
-                    own("withdrawn_at"),
-                    own("withdrawal_reason"),
-                    own("withdrawn_by"),
-                ],
-                vec![],
-            ),
-            ("DELETE FROM event WHERE revision = 1".into(), vec![broken(1, Broken::Missing)], vec![]),
-            (
-                format!(
-                    "UPDATE event SET revision = -1 WHERE revision = {0}; \
-                     UPDATE event SET revision = {0} WHERE revision = {1}; \
-                     UPDATE event SET revision = {1} WHERE revision = -1",
-                    first.1, second.1
-                ),
-                vec![
-                    broken(first.1, Broken::Hash),
-                    Finding::Baseless { revision: first.1, acceptance_id: first.0.parse().unwrap() },
-                    differs(first, Differs::Column("revision", second.1)),
-                    differs(first, Differs::Column("superseded_at", second.1)),
-                    differs(second, Differs::Column("revision", first.1)),
-                ],
-                vec![],
-            ),
-            (
-                format!("UPDATE event SET revision = -1 WHERE revision = {last}"),
-                vec![broken(-1, Broken::Misnumbered), Finding::Counter { counted: *last, last: cut }],
-                vec![Finding::Head { kept: head.clone(), last: cut }],
-            ),
-            (
-                format!("UPDATE event SET recorded_at = '2001-01-01 00:00:00' WHERE revision = {withdrawal}"),
-                vec![
-                    broken(*withdrawal, Broken::Hash),
-                    differs(withdrawn, Differs::Column("withdrawn_at", *withdrawal)),
-                ],
-                vec![],
-            ),
-            (
-                format!(
-                    "UPDATE event SET customer_id = '{}' WHERE revision = {}",
-                    told.other_customer, first.1
-                ),
-                vec![broken(first.1, Broken::Column("customer_id"))],
-                vec![],
-            ),
-            (
-                format!("UPDATE event SET partner_id = NULL WHERE revision = {}", first.1),
-                vec![broken(first.1, Broken::Column("partner_id"))],
-                vec![],
-            ),
-            (
-                format!("DELETE FROM event WHERE revision = {last}"),
-                vec![Finding::Counter { counted: *last, last: cut }],
-                vec![Finding::Head { kept: head.clone(), last: cut }],
-            ),
-            (
-                format!(
-                    "DELETE FROM event WHERE revision = {last}; UPDATE revision SET value = {cut}, \
-                     head = (SELECT hash FROM event WHERE revision = {cut})"
-                ),
-                vec![],
-                vec![Finding::Head { kept: head.clone(), last: cut }],
-            ),
-            ("UPDATE revision SET head = ''".into(), vec![Finding::CounterHash { last: *last }], vec![]),
-            ("DELETE FROM revision".into(), vec![Finding::NoCounter], vec![]),
-        ] {
-            restored.sql(&sql);
-            let found = verify(&cluster, &[]).await.findings;
-            assert!(expected.is_empty() || matches!(found[0], _ if found[0] == expected[0]), "{found:?}");
-            assert_eq!(in_order(found), in_order(expected.clone()), "{backend:?}: {sql}");
-            let found = verify(&cluster, std::slice::from_ref(&head)).await.findings;
-            let expected = [expected, expected_with_head].concat();
-            assert_eq!(in_order(found), in_order(expected), "{backend:?} with a head: {sql}");
-            restored.restore();
-            assert_eq!(verify(&cluster, std::slice::from_ref(&head)).await.findings, []);
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_forged_event_with_all_hashes_made_anew_is_found_by_a_kept_head_alone() {
-    tests::needs_own!("databases that it writes to");
-    for backend in Backend::all() {
-        let cluster = Cluster::on(backend).await;
-        let told = tell(&cluster).await;
-        let kept = verify(&cluster, &[]).await.head;
-        let last = told.last;
-        let from = |select: &str| texts(cluster.agreements_database(), select).remove(0);
-        let previous = from(&format!("SELECT hash AS text FROM event WHERE revision = {}", last - 1));
-        let body = from(&format!("SELECT body AS text FROM event WHERE revision = {last}"));
-        let forged = body.replace("\"number\":", "\"number\":1");
-        assert_ne!(body, forged);
-        let digest = Sha256::digest(format!("{previous}\n{last}\n0\n{forged}"));
-        let hash: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        let forge = format!(
-            "UPDATE event SET body = '{forged}', hash = '{hash}', recorded_at = '1970-01-01 00:00:00' WHERE revision = {last}; \
-             UPDATE revision SET head = '{hash}'"
-        );
-        cluster.agreements_sql(&forge).unwrap();
-        assert_eq!(verify(&cluster, &[]).await.findings, []);
-        let found = verify(&cluster, std::slice::from_ref(&kept)).await.findings;
-        assert_eq!(found, [Finding::Head { kept, last }], "{backend:?}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn whatever_is_done_to_an_acceptance_is_named() {
-    tests::needs_own!("databases that it writes to");
-    for backend in Backend::all() {
-        let cluster = Cluster::on(backend).await;
-        let told = tell(&cluster).await;
-        let Told { first, withdrawn, withdrawal, second, signature, signature_withdrawal, .. } = &told;
-        let restored = Restored::new(&cluster, backend);
-        let set =
-            |what: &str, (id, _): &(String, i64)| format!("UPDATE acceptance SET {what} WHERE id = '{id}'");
-        let mut table: Vec<(String, Vec<Finding>)> = vec![];
-
-        let somebody = Uuid::from_u128(7).to_string();
-        for (column, value, says) in [
-            ("kind", "SIGNATURE", first.1),
-            ("partner_id", &somebody, first.1),
-            ("customer_id", &told.other_customer, first.1),
-            ("agreement_type", "MICROSOFT_CLOUD_AGREEMENT", first.1),
-            ("template_id", CLOUD_AGREEMENT, first.1),
-            ("template_version", "1", first.1),
-            ("agreed_at", "2001-01-01 00:00:00", first.1),
-            ("recorded_at", "2001-01-01 00:00:00", first.1),
-            ("recorded_by", &somebody, first.1),
-            ("superseded_at", "2001-01-01 00:00:00", second.1),
-            ("withdrawn_at", "2001-01-01 00:00:00", first.1),
-            ("withdrawal_reason", "OTHER", first.1),
-            ("withdrawn_by", &somebody, first.1),
-            ("revision", "1", first.1),
-        ] {
-            let sql = set(&format!("{column} = '{value}'"), first);
-            table.push((sql, vec![differs(first, Differs::Column(column, says))]));
-        }
-        for column in ["first_name", "last_name", "email", "phone", "contact_salt"] {
-            for value in ["somebody else", ""] {
-                let sql = set(&format!("{column} = '{value}'"), first);
-                table.push((sql, vec![differs(first, Differs::Contact(first.1))]));
-            }
-        }
-        let empty = "first_name = '', last_name = '', email = '', phone = '', contact_salt = ''";
-        table.push((set(empty, first), vec![differs(first, Differs::ErasedByNobody)]));
-        table.push((
-            set("withdrawn_at = NULL, withdrawal_reason = '', withdrawn_by = ''", withdrawn),
-            ["withdrawn_at", "withdrawal_reason", "withdrawn_by"]
-                .map(|column| differs(withdrawn, Differs::Column(column, *withdrawal)))
-                .to_vec(),
-        ));
-        // A signature is nobody's but the customer's, and names no contact.
-        for (column, value, says) in [
-            ("kind", "ATTESTATION", signature.1),
-            ("partner_id", &somebody, signature.1),
-            ("customer_id", &told.customer, signature.1),
-            ("template_version", "1", signature.1),
-            ("agreed_at", "2001-01-01 00:00:00", signature.1),
-            ("recorded_by", &somebody, signature.1),
-            ("superseded_at", "2001-01-01 00:00:00", signature.1),
-            ("withdrawal_reason", "RECORDED_IN_ERROR", *signature_withdrawal),
-            ("withdrawn_by", &somebody, *signature_withdrawal),
-        ] {
-            let sql = set(&format!("{column} = '{value}'"), signature);
-            table.push((sql, vec![differs(signature, Differs::Column(column, says))]));
-        }
-        let sql = set("email = 'somebody@else.example'", signature);
-        table.push((sql, vec![differs(signature, Differs::PersonOnSignature)]));
-        table.push((
-            set("withdrawn_at = NULL, withdrawal_reason = '', withdrawn_by = ''", signature),
-            ["withdrawn_at", "withdrawal_reason", "withdrawn_by"]
-                .map(|column| differs(signature, Differs::Column(column, *signature_withdrawal)))
-                .to_vec(),
-        ));
-        table.push((
-            format!("DELETE FROM acceptance WHERE id = '{}'", signature.0),
-            vec![differs(signature, Differs::Gone(signature.1))],
-        ));
-        table.push((
-            format!("DELETE FROM acceptance WHERE id = '{}'", first.0),
-            vec![differs(first, Differs::Gone(first.1))],
-        ));
-        let renamed = (somebody.clone(), 0);
-        table.push((
-            set(&format!("id = '{somebody}'"), first),
-            vec![differs(&renamed, Differs::Unrecorded), differs(first, Differs::Gone(first.1))],
-        ));
-        let columns = "kind, partner_id, customer_id, agreement_type, template_id, template_version, \
-                       first_name, last_name, email, phone, contact_salt, agreed_at, recorded_at, \
-                       recorded_by, superseded_at, withdrawn_at, revision, withdrawal_reason, withdrawn_by";
-        let copy = |id: &str| {
-            let of = &first.0;
+    tests::needs!(backend);
+    let cluster = Cluster::on(backend).await;
+    let told = tell(&cluster).await;
+    let Told { first, second, withdrawn, withdrawal, last, .. } = &told;
+    let head = verify(&cluster, &[]).await.head;
+    let restored = Restored::new(&cluster, backend);
+    let cut = last - 1;
+    let own = |column| differs(withdrawn, Differs::Column(column, withdrawn.1));
+    for (sql, expected, expected_with_head) in [
+        (
             format!(
-                "INSERT INTO acceptance (id, {columns}) SELECT {id}, {columns} FROM acceptance WHERE id = '{of}'"
-            )
-        };
-        table.push((copy(&format!("'{somebody}'")), vec![differs(&renamed, Differs::Unrecorded)]));
-        // Every disagreement at once, each on its own line.
+                "UPDATE event SET body = replace(body, 'RECORDED_IN_ERROR', 'OTHER') WHERE revision = {withdrawal}"
+            ),
+            vec![
+                broken(*withdrawal, Broken::Hash),
+                differs(withdrawn, Differs::Column("withdrawal_reason", *withdrawal)),
+            ],
+            vec![],
+        ),
+        (
+            format!("UPDATE event SET body = '{{}}' WHERE revision = {last}"),
+            vec![broken(*last, Broken::Hash)],
+            vec![],
+        ),
+        (
+            format!("DELETE FROM event WHERE revision = {withdrawal}"),
+            vec![
+                broken(*withdrawal, Broken::Missing),
+                own("withdrawn_at"),
+                own("withdrawal_reason"),
+                own("withdrawn_by"),
+            ],
+            vec![],
+        ),
+        ("DELETE FROM event WHERE revision = 1".into(), vec![broken(1, Broken::Missing)], vec![]),
+        (
+            format!(
+                "UPDATE event SET revision = -1 WHERE revision = {0}; \
+                 UPDATE event SET revision = {0} WHERE revision = {1}; \
+                 UPDATE event SET revision = {1} WHERE revision = -1",
+                first.1, second.1
+            ),
+            vec![
+                broken(first.1, Broken::Hash),
+                Finding::Baseless { revision: first.1, acceptance_id: first.0.parse().unwrap() },
+                differs(first, Differs::Column("revision", second.1)),
+                differs(first, Differs::Column("superseded_at", second.1)),
+                differs(second, Differs::Column("revision", first.1)),
+            ],
+            vec![],
+        ),
+        (
+            format!("UPDATE event SET revision = -1 WHERE revision = {last}"),
+            vec![broken(-1, Broken::Misnumbered), Finding::Counter { counted: *last, last: cut }],
+            vec![Finding::Head { kept: head.clone(), last: cut }],
+        ),
+        (
+            format!("UPDATE event SET recorded_at = '2001-01-01 00:00:00' WHERE revision = {withdrawal}"),
+            vec![
+                broken(*withdrawal, Broken::Hash),
+                differs(withdrawn, Differs::Column("withdrawn_at", *withdrawal)),
+            ],
+            vec![],
+        ),
+        (
+            format!("UPDATE event SET customer_id = '{}' WHERE revision = {}", told.other_customer, first.1),
+            vec![broken(first.1, Broken::Column("customer_id"))],
+            vec![],
+        ),
+        (
+            format!("UPDATE event SET partner_id = NULL WHERE revision = {}", first.1),
+            vec![broken(first.1, Broken::Column("partner_id"))],
+            vec![],
+        ),
+        (
+            format!("DELETE FROM event WHERE revision = {last}"),
+            vec![Finding::Counter { counted: *last, last: cut }],
+            vec![Finding::Head { kept: head.clone(), last: cut }],
+        ),
+        (
+            format!(
+                "DELETE FROM event WHERE revision = {last}; UPDATE revision SET value = {cut}, \
+                 head = (SELECT hash FROM event WHERE revision = {cut})"
+            ),
+            vec![],
+            vec![Finding::Head { kept: head.clone(), last: cut }],
+        ),
+        ("UPDATE revision SET head = ''".into(), vec![Finding::CounterHash { last: *last }], vec![]),
+        ("DELETE FROM revision".into(), vec![Finding::NoCounter], vec![]),
+    ] {
+        restored.sql(&sql);
+        let found = verify(&cluster, &[]).await.findings;
+        assert!(expected.is_empty() || matches!(found[0], _ if found[0] == expected[0]), "{found:?}");
+        assert_eq!(in_order(found), in_order(expected.clone()), "{backend:?}: {sql}");
+        let found = verify(&cluster, std::slice::from_ref(&head)).await.findings;
+        let expected = [expected, expected_with_head].concat();
+        assert_eq!(in_order(found), in_order(expected), "{backend:?} with a head: {sql}");
+        restored.restore();
+        assert_eq!(verify(&cluster, std::slice::from_ref(&head)).await.findings, []);
+    }
+}
+
+#[apply(each_backend)]
+async fn a_forged_event_with_all_hashes_made_anew_is_found_by_a_kept_head_alone(#[case] backend: Backend) {
+    tests::needs_own!("databases that it writes to");
+    tests::needs!(backend);
+    let cluster = Cluster::on(backend).await;
+    let told = tell(&cluster).await;
+    let kept = verify(&cluster, &[]).await.head;
+    let last = told.last;
+    let from = |select: &str| texts(cluster.agreements_database(), select).remove(0);
+    let previous = from(&format!("SELECT hash AS text FROM event WHERE revision = {}", last - 1));
+    let body = from(&format!("SELECT body AS text FROM event WHERE revision = {last}"));
+    let forged = body.replace("\"number\":", "\"number\":1");
+    assert_ne!(body, forged);
+    let digest = Sha256::digest(format!("{previous}\n{last}\n0\n{forged}"));
+    let hash: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let forge = format!(
+        "UPDATE event SET body = '{forged}', hash = '{hash}', recorded_at = '1970-01-01 00:00:00' WHERE revision = {last}; \
+         UPDATE revision SET head = '{hash}'"
+    );
+    cluster.agreements_sql(&forge).unwrap();
+    assert_eq!(verify(&cluster, &[]).await.findings, []);
+    let found = verify(&cluster, std::slice::from_ref(&kept)).await.findings;
+    assert_eq!(found, [Finding::Head { kept, last }], "{backend:?}");
+}
+
+#[apply(each_backend)]
+async fn whatever_is_done_to_an_acceptance_is_named(#[case] backend: Backend) {
+    tests::needs_own!("databases that it writes to");
+    tests::needs!(backend);
+    let cluster = Cluster::on(backend).await;
+    let told = tell(&cluster).await;
+    let Told { first, withdrawn, withdrawal, second, signature, signature_withdrawal, .. } = &told;
+    let restored = Restored::new(&cluster, backend);
+    let set = |what: &str, (id, _): &(String, i64)| format!("UPDATE acceptance SET {what} WHERE id = '{id}'");
+    let mut table: Vec<(String, Vec<Finding>)> = vec![];
+
+    let somebody = Uuid::from_u128(7).to_string();
+    for (column, value, says) in [
+        ("kind", "SIGNATURE", first.1),
+        ("partner_id", &somebody, first.1),
+        ("customer_id", &told.other_customer, first.1),
+        ("agreement_type", "MICROSOFT_CLOUD_AGREEMENT", first.1),
+        ("template_id", CLOUD_AGREEMENT, first.1),
+        ("template_version", "1", first.1),
+        ("agreed_at", "2001-01-01 00:00:00", first.1),
+        ("recorded_at", "2001-01-01 00:00:00", first.1),
+        ("recorded_by", &somebody, first.1),
+        ("superseded_at", "2001-01-01 00:00:00", second.1),
+        ("withdrawn_at", "2001-01-01 00:00:00", first.1),
+        ("withdrawal_reason", "OTHER", first.1),
+        ("withdrawn_by", &somebody, first.1),
+        ("revision", "1", first.1),
+    ] {
+        let sql = set(&format!("{column} = '{value}'"), first);
+        table.push((sql, vec![differs(first, Differs::Column(column, says))]));
+    }
+    for column in ["first_name", "last_name", "email", "phone", "contact_salt"] {
+        for value in ["somebody else", ""] {
+            let sql = set(&format!("{column} = '{value}'"), first);
+            table.push((sql, vec![differs(first, Differs::Contact(first.1))]));
+        }
+    }
+    let empty = "first_name = '', last_name = '', email = '', phone = '', contact_salt = ''";
+    table.push((set(empty, first), vec![differs(first, Differs::ErasedByNobody)]));
+    table.push((
+        set("withdrawn_at = NULL, withdrawal_reason = '', withdrawn_by = ''", withdrawn),
+        ["withdrawn_at", "withdrawal_reason", "withdrawn_by"]
+            .map(|column| differs(withdrawn, Differs::Column(column, *withdrawal)))
+            .to_vec(),
+    ));
+    // A signature is nobody's but the customer's, and names no contact.
+    for (column, value, says) in [
+        ("kind", "ATTESTATION", signature.1),
+        ("partner_id", &somebody, signature.1),
+        ("customer_id", &told.customer, signature.1),
+        ("template_version", "1", signature.1),
+        ("agreed_at", "2001-01-01 00:00:00", signature.1),
+        ("recorded_by", &somebody, signature.1),
+        ("superseded_at", "2001-01-01 00:00:00", signature.1),
+        ("withdrawal_reason", "RECORDED_IN_ERROR", *signature_withdrawal),
+        ("withdrawn_by", &somebody, *signature_withdrawal),
+    ] {
+        let sql = set(&format!("{column} = '{value}'"), signature);
+        table.push((sql, vec![differs(signature, Differs::Column(column, says))]));
+    }
+    let sql = set("email = 'somebody@else.example'", signature);
+    table.push((sql, vec![differs(signature, Differs::PersonOnSignature)]));
+    table.push((
+        set("withdrawn_at = NULL, withdrawal_reason = '', withdrawn_by = ''", signature),
+        ["withdrawn_at", "withdrawal_reason", "withdrawn_by"]
+            .map(|column| differs(signature, Differs::Column(column, *signature_withdrawal)))
+            .to_vec(),
+    ));
+    table.push((
+        format!("DELETE FROM acceptance WHERE id = '{}'", signature.0),
+        vec![differs(signature, Differs::Gone(signature.1))],
+    ));
+    table.push((
+        format!("DELETE FROM acceptance WHERE id = '{}'", first.0),
+        vec![differs(first, Differs::Gone(first.1))],
+    ));
+    let renamed = (somebody.clone(), 0);
+    table.push((
+        set(&format!("id = '{somebody}'"), first),
+        vec![differs(&renamed, Differs::Unrecorded), differs(first, Differs::Gone(first.1))],
+    ));
+    let columns = "kind, partner_id, customer_id, agreement_type, template_id, template_version, \
+                   first_name, last_name, email, phone, contact_salt, agreed_at, recorded_at, \
+                   recorded_by, superseded_at, withdrawn_at, revision, withdrawal_reason, withdrawn_by";
+    let copy = |id: &str| {
+        let of = &first.0;
+        format!(
+            "INSERT INTO acceptance (id, {columns}) SELECT {id}, {columns} FROM acceptance WHERE id = '{of}'"
+        )
+    };
+    table.push((copy(&format!("'{somebody}'")), vec![differs(&renamed, Differs::Unrecorded)]));
+    // Every disagreement at once, each on its own line.
+    table.push((
+        "UPDATE acceptance SET recorded_by = ''".into(),
+        [first, second, withdrawn, signature]
+            .map(|of| differs(of, Differs::Column("recorded_by", of.1)))
+            .to_vec(),
+    ));
+    if backend == Backend::Sqlite {
+        // SQLite keeps anything anywhere.
+        let keyless = |table| Finding::Keyless { table, rows: 1 };
+        table.push((set("agreed_at = 'yesterday'", first), vec![differs(first, Differs::Unreadable)]));
+        table.push((copy("NULL"), vec![keyless("acceptance")]));
+        table.push((copy(&format!("CAST('{}' AS BLOB)", first.0)), vec![differs(first, Differs::Twice)]));
         table.push((
-            "UPDATE acceptance SET recorded_by = ''".into(),
-            [first, second, withdrawn, signature]
-                .map(|of| differs(of, Differs::Column("recorded_by", of.1)))
-                .to_vec(),
+            "INSERT INTO event SELECT NULL, customer_id, partner_id, recorded_at, body, hash FROM event WHERE revision = 1".into(),
+            vec![keyless("event")],
         ));
-        if backend == Backend::Sqlite {
-            // SQLite keeps anything anywhere.
-            let keyless = |table| Finding::Keyless { table, rows: 1 };
-            table.push((set("agreed_at = 'yesterday'", first), vec![differs(first, Differs::Unreadable)]));
-            table.push((copy("NULL"), vec![keyless("acceptance")]));
-            table.push((copy(&format!("CAST('{}' AS BLOB)", first.0)), vec![differs(first, Differs::Twice)]));
-            table.push((
-                "INSERT INTO event SELECT NULL, customer_id, partner_id, recorded_at, body, hash FROM event WHERE revision = 1".into(),
-                vec![keyless("event")],
-            ));
-            table.push((
-                format!("UPDATE event SET recorded_at = 'yesterday' WHERE revision = {}", told.last),
-                vec![broken(told.last, Broken::Unreadable), Finding::CounterHash { last: told.last }],
-            ));
-            table.push((
-                "INSERT INTO event SELECT 1.5, customer_id, partner_id, recorded_at, body, hash FROM event WHERE revision = 1".into(),
-                vec![broken(1, Broken::Misnumbered)],
-            ));
-        }
-        for (sql, expected) in table {
-            restored.sql(&sql);
-            let found = verify(&cluster, &[]).await.findings;
-            assert_eq!(in_order(found), in_order(expected), "{backend:?}: {sql}");
-            restored.restore();
-            assert_eq!(verify(&cluster, &[]).await.findings, []);
-        }
+        table.push((
+            format!("UPDATE event SET recorded_at = 'yesterday' WHERE revision = {}", told.last),
+            vec![broken(told.last, Broken::Unreadable), Finding::CounterHash { last: told.last }],
+        ));
+        table.push((
+            "INSERT INTO event SELECT 1.5, customer_id, partner_id, recorded_at, body, hash FROM event WHERE revision = 1".into(),
+            vec![broken(1, Broken::Misnumbered)],
+        ));
+    }
+    for (sql, expected) in table {
+        restored.sql(&sql);
+        let found = verify(&cluster, &[]).await.findings;
+        assert_eq!(in_order(found), in_order(expected), "{backend:?}: {sql}");
+        restored.restore();
+        assert_eq!(verify(&cluster, &[]).await.findings, []);
     }
 }
 
@@ -662,67 +652,64 @@ impl Peopled {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_erased_person_is_nowhere_and_nobody_else_is_touched() {
+#[apply(each_backend)]
+async fn an_erased_person_is_nowhere_and_nobody_else_is_touched(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
-    for backend in Backend::all() {
-        let world = people(backend).await;
-        let Peopled { cluster, direct, .. } = &world;
-        let database = cluster.agreements_database();
-        let naming = world.written(&world.attested).await;
-        let mail = fs::read_to_string(&naming).unwrap();
-        assert!(mail.contains("Brambleton") && mail.contains(&namesake().email), "{mail}");
-        let to = "=?utf-8?b?WmVi?=\r\n <Zeb.Quxley@contoso.example>, bob@contoso.example";
-        let addressed = world.mail_named(&Uuid::from_u128(1).to_string(), to, "Anna Vance agreed.");
-        let unfinished = world.mails.path().join(format!(".{}.unfinished", Uuid::from_u128(3)));
-        fs::write(&unfinished, format!("To: {}\r\n", person().email)).unwrap();
-        let others = world.written(&world.other_answer).await;
-        let before = everything(database);
-        let Contact { first_name, last_name, email, phone } = person();
-        let etag = etag_of(direct, &world.customer).await;
-        let kept = verify(cluster, &[]).await.head;
+    tests::needs!(backend);
+    let world = people(backend).await;
+    let Peopled { cluster, direct, .. } = &world;
+    let database = cluster.agreements_database();
+    let naming = world.written(&world.attested).await;
+    let mail = fs::read_to_string(&naming).unwrap();
+    assert!(mail.contains("Brambleton") && mail.contains(&namesake().email), "{mail}");
+    let to = "=?utf-8?b?WmVi?=\r\n <Zeb.Quxley@contoso.example>, bob@contoso.example";
+    let addressed = world.mail_named(&Uuid::from_u128(1).to_string(), to, "Anna Vance agreed.");
+    let unfinished = world.mails.path().join(format!(".{}.unfinished", Uuid::from_u128(3)));
+    fs::write(&unfinished, format!("To: {}\r\n", person().email)).unwrap();
+    let others = world.written(&world.other_answer).await;
+    let before = everything(database);
+    let Contact { first_name, last_name, email, phone } = person();
+    let etag = etag_of(direct, &world.customer).await;
+    let kept = verify(cluster, &[]).await.head;
 
-        let erased = erase(cluster, " ZEB.Quxley@Contoso.example ", world.mails.path()).await.unwrap();
-        // Answers: two customers, an attestation, a withdrawal and an invitation. The update names only who
-        // came after.
-        let expected = Erased { attestations: 2, customers: 1, invitations: 1, answers: 5, mails: Some(3) };
-        assert_eq!(erased, expected, "{backend:?}");
+    let erased = erase(cluster, " ZEB.Quxley@Contoso.example ", world.mails.path()).await.unwrap();
+    // Answers: two customers, an attestation, a withdrawal and an invitation. The update names only who
+    // came after.
+    let expected = Erased { attestations: 2, customers: 1, invitations: 1, answers: 5, mails: Some(3) };
+    assert_eq!(erased, expected, "{backend:?}");
 
-        let after = everything(database);
-        for gone in [&first_name, &last_name, &phone] {
-            assert!(count(&before, gone) > 0, "{backend:?}: {gone} was never there, so nothing is proven");
-            assert_eq!(count(&after, gone), 0, "{backend:?}: {gone}");
-        }
-        let of_others = count(&after, &format!("anna-{email}"));
-        assert!(of_others > 0 && count(&before, &email) > count(&before, &format!("anna-{email}")));
-        assert_eq!(count(&after, &email), of_others, "{backend:?}");
-        assert_eq!((naming.exists(), addressed.exists(), others.exists()), (false, false, true));
-        assert!(!unfinished.exists());
-        assert_eq!(verify(cluster, std::slice::from_ref(&kept)).await.findings, [], "{backend:?}");
-
-        // The records are there, without the person.
-        let attestation = world.attested.attestation.clone().unwrap();
-        let read = GetAttestationRequest { attestation_id: attestation.attestation_id };
-        let read =
-            direct.attestations().get_attestation(read).await.unwrap().into_inner().attestation.unwrap();
-        assert_eq!((read.contact, read.agreed_at), (Some(Contact::default()), attestation.agreed_at));
-        assert_ne!(etag_of(direct, &world.customer).await, etag, "{backend:?}");
-
-        // What the person was asked for with cannot be repeated; what others were can.
-        let again = direct.customers().create_customer(world.created.clone()).await.unwrap_err();
-        assert_eq!(reason_of(&again), "REQUEST_ID_REUSED", "{backend:?}");
-        let again =
-            direct.attestations().create_attestation(world.attested_request.clone()).await.unwrap_err();
-        assert_eq!(reason_of(&again), "REQUEST_ID_REUSED", "{backend:?}");
-        let again = direct.attestations().create_attestation(world.other.clone()).await.unwrap();
-        assert_eq!(again.into_inner(), world.other_answer, "{backend:?}");
-
-        let head = verify(cluster, &[]).await.head;
-        let nothing = erase(cluster, &email, world.mails.path()).await.unwrap();
-        assert_eq!(nothing, Erased { mails: Some(0), ..Erased::default() });
-        assert!(nothing.to_string().contains("nobody"), "{nothing}");
-        assert_eq!(verify(cluster, &[]).await.head, head, "{backend:?}");
+    let after = everything(database);
+    for gone in [&first_name, &last_name, &phone] {
+        assert!(count(&before, gone) > 0, "{backend:?}: {gone} was never there, so nothing is proven");
+        assert_eq!(count(&after, gone), 0, "{backend:?}: {gone}");
     }
+    let of_others = count(&after, &format!("anna-{email}"));
+    assert!(of_others > 0 && count(&before, &email) > count(&before, &format!("anna-{email}")));
+    assert_eq!(count(&after, &email), of_others, "{backend:?}");
+    assert_eq!((naming.exists(), addressed.exists(), others.exists()), (false, false, true));
+    assert!(!unfinished.exists());
+    assert_eq!(verify(cluster, std::slice::from_ref(&kept)).await.findings, [], "{backend:?}");
+
+    // The records are there, without the person.
+    let attestation = world.attested.attestation.clone().unwrap();
+    let read = GetAttestationRequest { attestation_id: attestation.attestation_id };
+    let read = direct.attestations().get_attestation(read).await.unwrap().into_inner().attestation.unwrap();
+    assert_eq!((read.contact, read.agreed_at), (Some(Contact::default()), attestation.agreed_at));
+    assert_ne!(etag_of(direct, &world.customer).await, etag, "{backend:?}");
+
+    // What the person was asked for with cannot be repeated; what others were can.
+    let again = direct.customers().create_customer(world.created.clone()).await.unwrap_err();
+    assert_eq!(reason_of(&again), "REQUEST_ID_REUSED", "{backend:?}");
+    let again = direct.attestations().create_attestation(world.attested_request.clone()).await.unwrap_err();
+    assert_eq!(reason_of(&again), "REQUEST_ID_REUSED", "{backend:?}");
+    let again = direct.attestations().create_attestation(world.other.clone()).await.unwrap();
+    assert_eq!(again.into_inner(), world.other_answer, "{backend:?}");
+
+    let head = verify(cluster, &[]).await.head;
+    let nothing = erase(cluster, &email, world.mails.path()).await.unwrap();
+    assert_eq!(nothing, Erased { mails: Some(0), ..Erased::default() });
+    assert!(nothing.to_string().contains("nobody"), "{nothing}");
+    assert_eq!(verify(cluster, &[]).await.head, head, "{backend:?}");
 }
 
 async fn etag_of(partner: &As, customer_id: &str) -> String {
@@ -730,35 +717,34 @@ async fn etag_of(partner: &As, customer_id: &str) -> String {
     partner.customers().get_customer(request).await.unwrap().into_inner().customer.unwrap().etag
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_was_cut_off_is_finished_by_the_next_run() {
+#[apply(each_backend)]
+async fn what_was_cut_off_is_finished_by_the_next_run(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
-    for backend in Backend::all() {
-        let world = people(backend).await;
-        let cluster = &world.cluster;
-        let kept = verify(cluster, &[]).await.head;
-        // A folder in the place of a mail cannot be deleted as one: the command ends in the middle.
-        let obstacle = world.mail(&world.attested, &namesake().email, "");
-        fs::remove_file(&obstacle).unwrap();
-        fs::create_dir(&obstacle).unwrap();
-        let failed = erase(cluster, &person().email, world.mails.path()).await.unwrap_err().to_string();
-        assert!(!failed.to_lowercase().contains("quxley"), "{failed}");
-        // As long as a mail is left, the records know whose it is.
-        assert_eq!(verify(cluster, &[]).await.head, kept, "{backend:?}");
-        assert!(count(&everything(cluster.agreements_database()), "Zebulon") > 0);
+    tests::needs!(backend);
+    let world = people(backend).await;
+    let cluster = &world.cluster;
+    let kept = verify(cluster, &[]).await.head;
+    // A folder in the place of a mail cannot be deleted as one: the command ends in the middle.
+    let obstacle = world.mail(&world.attested, &namesake().email, "");
+    fs::remove_file(&obstacle).unwrap();
+    fs::create_dir(&obstacle).unwrap();
+    let failed = erase(cluster, &person().email, world.mails.path()).await.unwrap_err().to_string();
+    assert!(!failed.to_lowercase().contains("quxley"), "{failed}");
+    // As long as a mail is left, the records know whose it is.
+    assert_eq!(verify(cluster, &[]).await.head, kept, "{backend:?}");
+    assert!(count(&everything(cluster.agreements_database()), "Zebulon") > 0);
 
-        fs::remove_dir(&obstacle).unwrap();
-        let naming = world.mail(&world.attested, &namesake().email, "Zebulon Brambleton agreed.");
-        let erased = erase(cluster, &person().email, world.mails.path()).await.unwrap();
-        assert_eq!((erased.attestations, erased.mails, naming.exists()), (2, Some(1), false), "{backend:?}");
+    fs::remove_dir(&obstacle).unwrap();
+    let naming = world.mail(&world.attested, &namesake().email, "Zebulon Brambleton agreed.");
+    let erased = erase(cluster, &person().email, world.mails.path()).await.unwrap();
+    assert_eq!((erased.attestations, erased.mails, naming.exists()), (2, Some(1), false), "{backend:?}");
 
-        // A mail that was being written meanwhile, and arrives when the records know nobody any more.
-        let late = world.mail_named(&Uuid::from_u128(2).to_string(), &person().email, "");
-        let erased = erase(cluster, &person().email, world.mails.path()).await.unwrap();
-        assert_eq!(erased, Erased { mails: Some(1), ..Erased::default() });
-        assert!(!late.exists());
-        assert_eq!(verify(cluster, &[]).await.findings, [], "{backend:?}");
-    }
+    // A mail that was being written meanwhile, and arrives when the records know nobody any more.
+    let late = world.mail_named(&Uuid::from_u128(2).to_string(), &person().email, "");
+    let erased = erase(cluster, &person().email, world.mails.path()).await.unwrap();
+    assert_eq!(erased, Erased { mails: Some(1), ..Erased::default() });
+    assert!(!late.exists());
+    assert_eq!(verify(cluster, &[]).await.findings, [], "{backend:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -776,34 +762,33 @@ async fn what_is_no_address_or_no_folder_is_refused_before_anything_is_erased() 
     assert_eq!(verify(cluster, &[]).await.head, before);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_person_that_comes_back_after_an_erasure_is_found_out() {
+#[apply(each_backend)]
+async fn a_person_that_comes_back_after_an_erasure_is_found_out(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
-    for backend in Backend::all() {
-        let world = people(backend).await;
-        let cluster = &world.cluster;
-        let attestation = world.attested.attestation.clone().unwrap();
-        let row = format!("FROM acceptance WHERE id = '{}'", attestation.attestation_id);
-        let columns = ["first_name", "last_name", "email", "phone", "contact_salt"];
-        let database = cluster.agreements_database();
-        let values: BTreeMap<_, _> = columns
-            .map(|column| (column, texts(database, &format!("SELECT {column} AS text {row}")).remove(0)))
-            .into();
-        erase(cluster, &person().email, world.mails.path()).await.unwrap();
-        let event = verify(cluster, &[]).await.head.revision;
-        let sets: Vec<_> = values.iter().map(|(column, value)| format!("{column} = '{value}'")).collect();
-        for sets in [sets.join(", "), "phone = '1'".into(), "contact_salt = '1'".into()] {
-            let id = &attestation.attestation_id;
-            cluster.agreements_sql(&format!("UPDATE acceptance SET {sets} WHERE id = '{id}'")).unwrap();
-            let found = verify(cluster, &[]).await.findings;
-            let [Finding::Acceptance { id: found_id, how: Differs::NotErased(by) }] = &found[..] else {
-                panic!("{found:?}")
-            };
-            assert!(found_id == id && (event - 1..=event).contains(by), "{found:?}");
-            let empty: Vec<_> = columns.map(|column| format!("{column} = ''")).into();
-            cluster
-                .agreements_sql(&format!("UPDATE acceptance SET {} WHERE id = '{id}'", empty.join(", ")))
-                .unwrap();
-        }
+    tests::needs!(backend);
+    let world = people(backend).await;
+    let cluster = &world.cluster;
+    let attestation = world.attested.attestation.clone().unwrap();
+    let row = format!("FROM acceptance WHERE id = '{}'", attestation.attestation_id);
+    let columns = ["first_name", "last_name", "email", "phone", "contact_salt"];
+    let database = cluster.agreements_database();
+    let values: BTreeMap<_, _> = columns
+        .map(|column| (column, texts(database, &format!("SELECT {column} AS text {row}")).remove(0)))
+        .into();
+    erase(cluster, &person().email, world.mails.path()).await.unwrap();
+    let event = verify(cluster, &[]).await.head.revision;
+    let sets: Vec<_> = values.iter().map(|(column, value)| format!("{column} = '{value}'")).collect();
+    for sets in [sets.join(", "), "phone = '1'".into(), "contact_salt = '1'".into()] {
+        let id = &attestation.attestation_id;
+        cluster.agreements_sql(&format!("UPDATE acceptance SET {sets} WHERE id = '{id}'")).unwrap();
+        let found = verify(cluster, &[]).await.findings;
+        let [Finding::Acceptance { id: found_id, how: Differs::NotErased(by) }] = &found[..] else {
+            panic!("{found:?}")
+        };
+        assert!(found_id == id && (event - 1..=event).contains(by), "{found:?}");
+        let empty: Vec<_> = columns.map(|column| format!("{column} = ''")).into();
+        cluster
+            .agreements_sql(&format!("UPDATE acceptance SET {} WHERE id = '{id}'", empty.join(", ")))
+            .unwrap();
     }
 }

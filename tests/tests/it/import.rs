@@ -10,9 +10,12 @@ use proto::agreement::{
 use proto::types::{Contact, ErrorReason};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use rstest_reuse::apply;
 use tests::imports::{Cut, Sheet, import, import_and_cut};
 use tests::world::{self, DIRECT, PROVIDER};
 use tests::{As, Backend, Cluster, reason_of};
+
+use crate::each_backend;
 use tokio::sync::oneshot;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status, Streaming};
@@ -52,150 +55,146 @@ async fn import_all(partner: &As, sheet: &Sheet, rows: usize, again: bool) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn every_row_is_answered_in_order_and_sending_them_again_changes_nothing() {
-    for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
-        // Around the 500 at which the vendor's own tool loses a row, and where a batch may end.
-        for rows in [0, 1, 499, 500, 501, 1000] {
-            let sheet = Sheet::new(&direct, &format!("Sheet {rows}"), CUSTOMERS).await.unwrap();
-            import_all(&direct, &sheet, rows, false).await;
-            let stored = sheet.stored(&direct).await.unwrap();
-            assert_eq!(stored, sheet.expected_stored(rows), "{backend:?} {rows}");
+#[apply(each_backend)]
+async fn every_row_is_answered_in_order_and_sending_them_again_changes_nothing(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let (cluster, direct) = world_on(backend).await;
+    // Around the 500 at which the vendor's own tool loses a row, and where a batch may end.
+    for rows in [0, 1, 499, 500, 501, 1000] {
+        let sheet = Sheet::new(&direct, &format!("Sheet {rows}"), CUSTOMERS).await.unwrap();
+        import_all(&direct, &sheet, rows, false).await;
+        let stored = sheet.stored(&direct).await.unwrap();
+        assert_eq!(stored, sheet.expected_stored(rows), "{backend:?} {rows}");
 
-            let head = cluster.head().await.unwrap();
-            import_all(&direct, &sheet, rows, true).await;
-            assert_eq!(cluster.events_after(head).await.unwrap(), []);
-            assert_eq!(sheet.stored(&direct).await.unwrap(), stored);
-        }
+        let head = cluster.head().await.unwrap();
+        import_all(&direct, &sheet, rows, true).await;
+        assert_eq!(cluster.events_after(head).await.unwrap(), []);
+        assert_eq!(sheet.stored(&direct).await.unwrap(), stored);
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_stream_cut_at_any_tenth_row_and_sent_again_leaves_what_an_uncut_one_leaves() {
+#[apply(each_backend)]
+async fn a_stream_cut_at_any_tenth_row_and_sent_again_leaves_what_an_uncut_one_leaves(
+    #[case] backend: Backend,
+) {
+    tests::needs!(backend);
     const ROWS: usize = 200;
-    for backend in Backend::all() {
-        let uncut = {
-            let (_cluster, direct) = world_on(backend).await;
-            let sheet = Sheet::new(&direct, "Uncut", CUSTOMERS).await.unwrap();
-            import_all(&direct, &sheet, ROWS, false).await;
-            sheet.stored(&direct).await.unwrap()
-        };
-        let (cluster, direct) = world_on(backend).await;
-        for cut in (0..=ROWS).step_by(10) {
-            for cut in [Cut::AfterAnswers(cut), Cut::AfterRows(cut)] {
-                let sheet = Sheet::new(&direct, &format!("{cut:?}"), CUSTOMERS).await.unwrap();
-                import_and_cut(&cluster, &sheet, ROWS, cut).await.unwrap();
-                let (answers, ended) =
-                    read_all(import(&direct, || stream::iter(sheet.rows().take(ROWS))).await.unwrap()).await;
-                assert!(ended.is_none() && answers.len() == ROWS, "{ended:?}");
-                // What had been answered before is not stored a second time, whatever came after it.
-                let answered = if let Cut::AfterAnswers(answered) = cut { answered } else { 0 };
-                for (row, answer) in answers.iter().enumerate().take(answered) {
-                    sheet.check(row, answer, true).unwrap();
-                }
-                assert_eq!(sheet.stored(&direct).await.unwrap(), uncut, "{backend:?} {cut:?}");
+    let uncut = {
+        let (_cluster, direct) = world_on(backend).await;
+        let sheet = Sheet::new(&direct, "Uncut", CUSTOMERS).await.unwrap();
+        import_all(&direct, &sheet, ROWS, false).await;
+        sheet.stored(&direct).await.unwrap()
+    };
+    let (cluster, direct) = world_on(backend).await;
+    for cut in (0..=ROWS).step_by(10) {
+        for cut in [Cut::AfterAnswers(cut), Cut::AfterRows(cut)] {
+            let sheet = Sheet::new(&direct, &format!("{cut:?}"), CUSTOMERS).await.unwrap();
+            import_and_cut(&cluster, &sheet, ROWS, cut).await.unwrap();
+            let (answers, ended) =
+                read_all(import(&direct, || stream::iter(sheet.rows().take(ROWS))).await.unwrap()).await;
+            assert!(ended.is_none() && answers.len() == ROWS, "{ended:?}");
+            // What had been answered before is not stored a second time, whatever came after it.
+            let answered = if let Cut::AfterAnswers(answered) = cut { answered } else { 0 };
+            for (row, answer) in answers.iter().enumerate().take(answered) {
+                sheet.check(row, answer, true).unwrap();
             }
+            assert_eq!(sheet.stored(&direct).await.unwrap(), uncut, "{backend:?} {cut:?}");
         }
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_stream_of_a_thousand_rows_cut_at_every_tenth_in_turn_leaves_what_an_uncut_one_leaves() {
+#[apply(each_backend)]
+async fn a_stream_of_a_thousand_rows_cut_at_every_tenth_in_turn_leaves_what_an_uncut_one_leaves(
+    #[case] backend: Backend,
+) {
+    tests::needs!(backend);
     const ROWS: usize = 1000;
-    for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
-        let sheet = Sheet::new(&direct, "Sheet", CUSTOMERS).await.unwrap();
-        let (mut stored, mut interrupted) = (0, 0);
-        for cut in (10..ROWS).step_by(10) {
-            import_and_cut(&cluster, &sheet, ROWS, Cut::AfterRows(cut)).await.unwrap();
-            let now = sheet.stored(&direct).await.unwrap().concat().len();
-            interrupted += usize::from(now > stored);
-            stored = now;
-        }
-        assert!(interrupted > 1, "no cut left anything to the next");
-        let (answers, ended) =
-            read_all(import(&direct, || stream::iter(sheet.rows().take(ROWS))).await.unwrap()).await;
-        assert!(ended.is_none() && answers.len() == ROWS, "{ended:?}");
-        assert_eq!(sheet.stored(&direct).await.unwrap(), sheet.expected_stored(ROWS), "{backend:?}");
+    let (cluster, direct) = world_on(backend).await;
+    let sheet = Sheet::new(&direct, "Sheet", CUSTOMERS).await.unwrap();
+    let (mut stored, mut interrupted) = (0, 0);
+    for cut in (10..ROWS).step_by(10) {
+        import_and_cut(&cluster, &sheet, ROWS, Cut::AfterRows(cut)).await.unwrap();
+        let now = sheet.stored(&direct).await.unwrap().concat().len();
+        interrupted += usize::from(now > stored);
+        stored = now;
     }
+    assert!(interrupted > 1, "no cut left anything to the next");
+    let (answers, ended) =
+        read_all(import(&direct, || stream::iter(sheet.rows().take(ROWS))).await.unwrap()).await;
+    assert!(ended.is_none() && answers.len() == ROWS, "{ended:?}");
+    assert_eq!(sheet.stored(&direct).await.unwrap(), sheet.expected_stored(ROWS), "{backend:?}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_stream_cut_twenty_times_at_random_leaves_what_an_uncut_one_leaves() {
+#[apply(each_backend)]
+async fn a_stream_cut_twenty_times_at_random_leaves_what_an_uncut_one_leaves(#[case] backend: Backend) {
+    tests::needs!(backend);
     const ROWS: usize = 5000;
     const CUTS: usize = 20;
-    for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
-        let sheet = Sheet::new(&direct, "Cut", CUSTOMERS).await.unwrap();
-        let seed = rand::random();
-        let mut random = StdRng::seed_from_u64(seed);
-        for n in 0..CUTS {
-            let cut = random.random_range(0..ROWS);
-            let cut = if n % 2 == 0 { Cut::AfterAnswers(cut) } else { Cut::AfterRows(cut) };
-            import_and_cut(&cluster, &sheet, ROWS, cut).await.unwrap();
-        }
-        let (answers, ended) =
-            read_all(import(&direct, || stream::iter(sheet.rows().take(ROWS))).await.unwrap()).await;
-        assert!(ended.is_none() && answers.len() == ROWS, "{ended:?}; seed {seed}");
-        let stored = sheet.stored(&direct).await.unwrap();
-        assert!(stored == sheet.expected_stored(ROWS), "{backend:?}; seed {seed}");
-        import_all(&direct, &sheet, ROWS, true).await;
+    let (cluster, direct) = world_on(backend).await;
+    let sheet = Sheet::new(&direct, "Cut", CUSTOMERS).await.unwrap();
+    let seed = rand::random();
+    let mut random = StdRng::seed_from_u64(seed);
+    for n in 0..CUTS {
+        let cut = random.random_range(0..ROWS);
+        let cut = if n % 2 == 0 { Cut::AfterAnswers(cut) } else { Cut::AfterRows(cut) };
+        import_and_cut(&cluster, &sheet, ROWS, cut).await.unwrap();
     }
+    let (answers, ended) =
+        read_all(import(&direct, || stream::iter(sheet.rows().take(ROWS))).await.unwrap()).await;
+    assert!(ended.is_none() && answers.len() == ROWS, "{ended:?}; seed {seed}");
+    let stored = sheet.stored(&direct).await.unwrap();
+    assert!(stored == sheet.expected_stored(ROWS), "{backend:?}; seed {seed}");
+    import_all(&direct, &sheet, ROWS, true).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_bad_row_is_told_everything_that_is_wrong_with_it_and_stops_nothing() {
-    for backend in Backend::all() {
-        let (_cluster, direct) = world_on(backend).await;
-        let sheet = Sheet::new(&direct, "Sheet", CUSTOMERS).await.unwrap();
-        let good: Vec<_> = sheet.rows().take(3).collect();
-        let garbage = ImportAttestationsRequest {
-            request_id: "é".repeat(100_000),
-            customer_id: "7".into(),
-            contact: Some(Contact { email: "no address".into(), ..Contact::default() }),
-            ..ImportAttestationsRequest::default()
-        };
-        let reused = ImportAttestationsRequest { request_id: good[0].request_id.clone(), ..good[1].clone() };
-        let rows = [good[0].clone(), garbage, reused, good[1].clone(), good[0].clone()];
-        let (answers, ended) = read_all(import(&direct, || stream::iter(rows.clone())).await.unwrap()).await;
-        assert!(ended.is_none(), "{ended:?}");
+#[apply(each_backend)]
+async fn a_bad_row_is_told_everything_that_is_wrong_with_it_and_stops_nothing(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let (_cluster, direct) = world_on(backend).await;
+    let sheet = Sheet::new(&direct, "Sheet", CUSTOMERS).await.unwrap();
+    let good: Vec<_> = sheet.rows().take(3).collect();
+    let garbage = ImportAttestationsRequest {
+        request_id: "é".repeat(100_000),
+        customer_id: "7".into(),
+        contact: Some(Contact { email: "no address".into(), ..Contact::default() }),
+        ..ImportAttestationsRequest::default()
+    };
+    let reused = ImportAttestationsRequest { request_id: good[0].request_id.clone(), ..good[1].clone() };
+    let rows = [good[0].clone(), garbage, reused, good[1].clone(), good[0].clone()];
+    let (answers, ended) = read_all(import(&direct, || stream::iter(rows.clone())).await.unwrap()).await;
+    assert!(ended.is_none(), "{ended:?}");
 
-        let outcomes: Vec<_> = answers.iter().map(ImportAttestationsResponse::outcome).collect();
-        use ImportOutcome::{Refused, Replayed, Stored};
-        assert_eq!(outcomes, [Stored, Refused, Refused, Stored, Replayed]);
-        assert_eq!(answers.iter().map(|answer| answer.row).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
-        let refusal = answers[1].refusal.clone().unwrap();
-        assert_eq!(
-            (refusal.code, refusal.reason()),
-            (Code::InvalidArgument as i32, ErrorReason::InvalidFields)
-        );
-        let fields: Vec<_> = refusal.fields.iter().map(|problem| problem.field.as_str()).collect();
-        let bad = ["request_id", "customer_id", "template_id", "contact.email", "contact.first_name"];
-        assert_eq!(fields, [&bad[..], &["contact.last_name", "agreed_at"]].concat());
-        assert_eq!(answers[1].request_id, "é".repeat(36));
-        let refusal = answers[2].refusal.clone().unwrap();
-        assert_eq!(refusal.reason(), ErrorReason::RequestIdReused);
-        assert_eq!(refusal.metadata["request_id"], good[0].request_id);
+    let outcomes: Vec<_> = answers.iter().map(ImportAttestationsResponse::outcome).collect();
+    use ImportOutcome::{Refused, Replayed, Stored};
+    assert_eq!(outcomes, [Stored, Refused, Refused, Stored, Replayed]);
+    assert_eq!(answers.iter().map(|answer| answer.row).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+    let refusal = answers[1].refusal.clone().unwrap();
+    assert_eq!((refusal.code, refusal.reason()), (Code::InvalidArgument as i32, ErrorReason::InvalidFields));
+    let fields: Vec<_> = refusal.fields.iter().map(|problem| problem.field.as_str()).collect();
+    let bad = ["request_id", "customer_id", "template_id", "contact.email", "contact.first_name"];
+    assert_eq!(fields, [&bad[..], &["contact.last_name", "agreed_at"]].concat());
+    assert_eq!(answers[1].request_id, "é".repeat(36));
+    let refusal = answers[2].refusal.clone().unwrap();
+    assert_eq!(refusal.reason(), ErrorReason::RequestIdReused);
+    assert_eq!(refusal.metadata["request_id"], good[0].request_id);
 
-        // What is stored is an attestation like any other: announced, and taken back for good.
-        let attestation_id = answers[0].attestation_id.clone();
-        let request = GetAttestationRequest { attestation_id: attestation_id.clone() };
-        let get = || async {
-            let answer = direct.attestations().get_attestation(request.clone()).await;
-            answer.unwrap().into_inner().attestation.unwrap()
-        };
-        assert!(get().await.notification.unwrap().state() != NotificationState::Unspecified);
-        let withdraw = WithdrawAttestationRequest {
-            request_id: world::request_id(),
-            attestation_id: attestation_id.clone(),
-            reason: WithdrawalReason::RecordedInError.into(),
-        };
-        direct.attestations().withdraw_attestation(withdraw).await.unwrap();
-        let (answers, _) = read_all(import(&direct, || stream::iter([good[0].clone()])).await.unwrap()).await;
-        assert_eq!((answers[0].outcome(), &answers[0].attestation_id), (Replayed, &attestation_id));
-        assert_eq!(get().await.state(), AttestationState::Withdrawn);
-    }
+    // What is stored is an attestation like any other: announced, and taken back for good.
+    let attestation_id = answers[0].attestation_id.clone();
+    let request = GetAttestationRequest { attestation_id: attestation_id.clone() };
+    let get = || async {
+        let answer = direct.attestations().get_attestation(request.clone()).await;
+        answer.unwrap().into_inner().attestation.unwrap()
+    };
+    assert!(get().await.notification.unwrap().state() != NotificationState::Unspecified);
+    let withdraw = WithdrawAttestationRequest {
+        request_id: world::request_id(),
+        attestation_id: attestation_id.clone(),
+        reason: WithdrawalReason::RecordedInError.into(),
+    };
+    direct.attestations().withdraw_attestation(withdraw).await.unwrap();
+    let (answers, _) = read_all(import(&direct, || stream::iter([good[0].clone()])).await.unwrap()).await;
+    assert_eq!((answers[0].outcome(), &answers[0].attestation_id), (Replayed, &attestation_id));
+    assert_eq!(get().await.state(), AttestationState::Withdrawn);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -211,64 +210,62 @@ async fn a_row_that_cannot_be_read_ends_the_stream_after_the_answers_before_it()
     assert_eq!(sheet.stored(&direct).await.unwrap(), sheet.expected_stored(3));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_server_that_stops_answers_what_it_took_and_says_so() {
+#[apply(each_backend)]
+async fn a_server_that_stops_answers_what_it_took_and_says_so(#[case] backend: Backend) {
     tests::needs_own!("services that it stops");
-    for backend in Backend::all() {
-        let (mut cluster, direct) = world_on(backend).await;
-        let sheet = Sheet::new(&direct, "Sheet", CUSTOMERS).await.unwrap();
-        let rows = stream::iter(sheet.rows().take(100)).chain(stream::pending());
-        let mut answers = direct.attestations().import_attestations(rows).await.unwrap().into_inner();
-        sheet.check(0, &answers.message().await.unwrap().unwrap(), false).unwrap();
-        let rest = tokio::spawn(read_all(answers));
-        cluster.stop_agreements();
-        let (rest, ended) = rest.await.unwrap();
-        let ended = ended.unwrap();
-        assert_eq!((ended.code(), reason_of(&ended)), (Code::Unavailable, "STOPPING".to_owned()));
-        for (row, answer) in (1..).zip(&rest) {
-            sheet.check(row, answer, false).unwrap();
-        }
-        cluster.restart_agreements().await.unwrap();
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        assert_eq!(sheet.stored(&direct).await.unwrap(), sheet.expected_stored(1 + rest.len()));
+    tests::needs!(backend);
+    let (mut cluster, direct) = world_on(backend).await;
+    let sheet = Sheet::new(&direct, "Sheet", CUSTOMERS).await.unwrap();
+    let rows = stream::iter(sheet.rows().take(100)).chain(stream::pending());
+    let mut answers = direct.attestations().import_attestations(rows).await.unwrap().into_inner();
+    sheet.check(0, &answers.message().await.unwrap().unwrap(), false).unwrap();
+    let rest = tokio::spawn(read_all(answers));
+    cluster.stop_agreements();
+    let (rest, ended) = rest.await.unwrap();
+    let ended = ended.unwrap();
+    assert_eq!((ended.code(), reason_of(&ended)), (Code::Unavailable, "STOPPING".to_owned()));
+    for (row, answer) in (1..).zip(&rest) {
+        sheet.check(row, answer, false).unwrap();
     }
+    cluster.restart_agreements().await.unwrap();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    assert_eq!(sheet.stored(&direct).await.unwrap(), sheet.expected_stored(1 + rest.len()));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn who_sends_and_never_reads_is_not_read_for_long() {
+#[apply(each_backend)]
+async fn who_sends_and_never_reads_is_not_read_for_long(#[case] backend: Backend) {
     tests::needs_own!("a history that nobody else adds to");
+    tests::needs!(backend);
     // Answers of 90 bytes: the client takes 64 KiB of them, the server encodes another 32 KiB and
     // keeps 128 rows and answers.
     const TAKEN_MAX: i64 = 2500;
     const ROWS: usize = 5000;
     /// Changes made one after the other, each behind whatever the import has in the writer's queue.
     const LOOKS: usize = 50;
-    for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
-        let sheet = Sheet::new(&direct, "Sheet", CUSTOMERS).await.unwrap();
-        let narrow = Endpoint::from_shared(format!("http://{}", cluster.agreements_address())).unwrap();
-        let narrow = narrow.initial_stream_window_size(64 << 10);
-        let silent = As { agreements: narrow.connect_lazy(), ..direct.clone() };
-        // Only rows that are stored, so that the revision counts them.
-        let expected = sheet.clone();
-        let stored = move |(row, _): &(usize, _)| expected.expected(*row).0 == ImportOutcome::Stored;
-        let rows: Vec<_> = sheet.rows().enumerate().filter(stored).map(|(_, row)| row).take(ROWS).collect();
-        let before = sheet.head(&direct).await.unwrap();
-        let answers = import(&silent, || stream::iter(rows.clone())).await.unwrap();
+    let (cluster, direct) = world_on(backend).await;
+    let sheet = Sheet::new(&direct, "Sheet", CUSTOMERS).await.unwrap();
+    let narrow = Endpoint::from_shared(format!("http://{}", cluster.agreements_address())).unwrap();
+    let narrow = narrow.initial_stream_window_size(64 << 10);
+    let silent = As { agreements: narrow.connect_lazy(), ..direct.clone() };
+    // Only rows that are stored, so that the revision counts them.
+    let expected = sheet.clone();
+    let stored = move |(row, _): &(usize, _)| expected.expected(*row).0 == ImportOutcome::Stored;
+    let rows: Vec<_> = sheet.rows().enumerate().filter(stored).map(|(_, row)| row).take(ROWS).collect();
+    let before = sheet.head(&direct).await.unwrap();
+    let answers = import(&silent, || stream::iter(rows.clone())).await.unwrap();
 
-        let (mut head, mut unchanged) = (before, 0);
-        while head == before || unchanged < LOOKS {
-            let now = sheet.head(&direct).await.unwrap();
-            unchanged = if now == head { unchanged + 1 } else { 0 };
-            head = now;
-        }
-        assert!(head - before < TAKEN_MAX, "{backend:?}: {} rows", head - before);
-        let (answers, ended) = read_all(answers).await;
-        match ended {
-            None => assert_eq!(answers.len(), ROWS),
-            // On a machine that is busy enough, looking took so long that the import was given up.
-            Some(status) => assert_eq!(reason_of(&status), "STREAM_STOOD_STILL", "{status:?}"),
-        }
+    let (mut head, mut unchanged) = (before, 0);
+    while head == before || unchanged < LOOKS {
+        let now = sheet.head(&direct).await.unwrap();
+        unchanged = if now == head { unchanged + 1 } else { 0 };
+        head = now;
+    }
+    assert!(head - before < TAKEN_MAX, "{backend:?}: {} rows", head - before);
+    let (answers, ended) = read_all(answers).await;
+    match ended {
+        None => assert_eq!(answers.len(), ROWS),
+        // On a machine that is busy enough, looking took so long that the import was given up.
+        Some(status) => assert_eq!(reason_of(&status), "STREAM_STOOD_STILL", "{status:?}"),
     }
 }
 

@@ -19,9 +19,12 @@ use proto::agreement::{
     Notification, NotificationState, RetryNotificationRequest,
 };
 use proto::types::Contact;
+use rstest_reuse::apply;
 use smtp_server::{SmtpServer, header, python, read};
 use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
 use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
+
+use crate::each_backend;
 use tonic::Code;
 
 /// The longest wait after a failure.
@@ -124,145 +127,141 @@ fn retry(id: &str) -> RetryNotificationRequest {
     RetryNotificationRequest { request_id: world::request_id(), attestation_id: id.into() }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn without_a_mail_server_the_mail_is_in_the_folder() {
+#[apply(each_backend)]
+async fn without_a_mail_server_the_mail_is_in_the_folder(#[case] backend: Backend) {
     tests::needs_own!("mails in a folder");
-    for backend in Backend::all() {
-        let post = Post::through(backend, None).await;
-        let id = post.attest("Contoso").await;
-        let sent = post.settled(&id, NotificationState::Sent, 1).await;
-        assert_eq!((sent.last_failure.as_str(), sent.due_at), ("", None));
-        assert!(sent.sent_at.is_some());
-        let folder = post.cluster.mail_folder();
-        let mail = read(folder.join(format!("{id}.eml")));
-        assert_eq!(header(&mail, "Message-ID"), format!("<{id}@vendor.example>"));
-        assert_eq!(header(&mail, "From"), "agreements@vendor.example");
-        assert_eq!(header(&mail, "To"), "tania.carr@contoso.example");
-        assert_eq!(header(&mail, "Auto-Submitted"), "auto-generated");
-        assert!(mail.contains("Northwind Direct") && mail.contains("Tania Carr"), "{mail}");
-        assert_eq!(std::fs::read_dir(folder).unwrap().count(), 1);
-    }
+    tests::needs!(backend);
+    let post = Post::through(backend, None).await;
+    let id = post.attest("Contoso").await;
+    let sent = post.settled(&id, NotificationState::Sent, 1).await;
+    assert_eq!((sent.last_failure.as_str(), sent.due_at), ("", None));
+    assert!(sent.sent_at.is_some());
+    let folder = post.cluster.mail_folder();
+    let mail = read(folder.join(format!("{id}.eml")));
+    assert_eq!(header(&mail, "Message-ID"), format!("<{id}@vendor.example>"));
+    assert_eq!(header(&mail, "From"), "agreements@vendor.example");
+    assert_eq!(header(&mail, "To"), "tania.carr@contoso.example");
+    assert_eq!(header(&mail, "Auto-Submitted"), "auto-generated");
+    assert!(mail.contains("Northwind Direct") && mail.contains("Tania Carr"), "{mail}");
+    assert_eq!(std::fs::read_dir(folder).unwrap().count(), 1);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_mail_arrives_though_the_server_first_refuses_drops_and_hangs() {
+#[apply(each_backend)]
+async fn the_mail_arrives_though_the_server_first_refuses_drops_and_hangs(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
+    tests::needs!(backend);
     let Some(python) = python() else { return };
-    for backend in Backend::all() {
-        // Hanging takes as long as a mail may take, so once is enough.
-        let (plan, failures): (_, &[&str]) = match backend {
-            Backend::Sqlite => ("451,drop,550,hang", &["SMTP 451", "CONNECTION", "SMTP 550", "TIMEOUT"]),
-            Backend::Postgres => ("451,drop,550", &["SMTP 451", "CONNECTION", "SMTP 550"]),
-        };
-        let mut server = SmtpServer::start(&python, &["--plan", plan]).await;
-        let mut post = Post::through(backend, Some(&server)).await;
-        let id = post.attest("Contoso").await;
-        let mut attempts = 0;
-        for failure in failures {
-            attempts += 1;
-            let event = server.event().await;
-            if let Some(refused) = event.strip_prefix("refused ") {
-                assert_eq!(header(&read(refused), "Message-ID"), format!("<{id}@vendor.example>"));
-            }
-            let known = post.settled(&id, NotificationState::Queued, attempts).await;
-            assert_eq!(known.last_failure, *failure);
-            assert!(known.due_at.is_some() && known.sent_at.is_none());
-            post.later().await;
+    // Hanging takes as long as a mail may take, so once is enough.
+    let (plan, failures): (_, &[&str]) = match backend {
+        Backend::Sqlite => ("451,drop,550,hang", &["SMTP 451", "CONNECTION", "SMTP 550", "TIMEOUT"]),
+        Backend::Postgres => ("451,drop,550", &["SMTP 451", "CONNECTION", "SMTP 550"]),
+    };
+    let mut server = SmtpServer::start(&python, &["--plan", plan]).await;
+    let mut post = Post::through(backend, Some(&server)).await;
+    let id = post.attest("Contoso").await;
+    let mut attempts = 0;
+    for failure in failures {
+        attempts += 1;
+        let event = server.event().await;
+        if let Some(refused) = event.strip_prefix("refused ") {
+            assert_eq!(header(&read(refused), "Message-ID"), format!("<{id}@vendor.example>"));
         }
-        let mail = server.mail().await;
-        assert_eq!(header(&mail, "Message-ID"), format!("<{id}@vendor.example>"));
-        let sent = post.settled(&id, NotificationState::Sent, attempts + 1).await;
-        assert_eq!(sent.last_failure, "");
-        assert_eq!(server.events_so_far(), [""; 0]);
+        let known = post.settled(&id, NotificationState::Queued, attempts).await;
+        assert_eq!(known.last_failure, *failure);
+        assert!(known.due_at.is_some() && known.sent_at.is_none());
+        post.later().await;
     }
+    let mail = server.mail().await;
+    assert_eq!(header(&mail, "Message-ID"), format!("<{id}@vendor.example>"));
+    let sent = post.settled(&id, NotificationState::Sent, attempts + 1).await;
+    assert_eq!(sent.last_failure, "");
+    assert_eq!(server.events_so_far(), [""; 0]);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_failed_too_often_is_a_dead_letter_that_its_partner_can_retry() {
+#[apply(each_backend)]
+async fn what_failed_too_often_is_a_dead_letter_that_its_partner_can_retry(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
+    tests::needs!(backend);
     let Some(python) = python() else { return };
     const ATTEMPTS_MAX: u32 = 12;
-    for backend in Backend::all() {
-        let plan = ["550"; ATTEMPTS_MAX as usize].join(",");
-        let mut server = SmtpServer::start(&python, &["--plan", &plan]).await;
-        let mut post = Post::through(backend, Some(&server)).await;
-        let id = post.attest("Contoso").await;
-        for attempt in 1..ATTEMPTS_MAX {
-            assert!(server.event().await.starts_with("refused "));
-            let queued = post.settled(&id, NotificationState::Queued, attempt).await;
-            assert_eq!(queued.last_failure, "SMTP 550");
-            if attempt == 1 {
-                let refused = post.direct.attestations().retry_notification(retry(&id)).await.unwrap_err();
-                assert_eq!(refused.code(), Code::FailedPrecondition);
-                assert_eq!(reason_of(&refused), "NOTIFICATION_NOT_DEAD");
-                assert_eq!(metadata_of(&refused)["state"], "QUEUED");
-            }
-            post.later().await;
-        }
-        let dead = post.settled(&id, NotificationState::DeadLetter, ATTEMPTS_MAX).await;
-        assert_eq!((dead.last_failure.as_str(), dead.due_at, dead.sent_at), ("SMTP 550", None, None));
-        post.later().await;
-
-        let stranger = post.cluster.as_caller(world::sales(PROVIDER));
-        let refused = stranger.attestations().retry_notification(retry(&id)).await.unwrap_err();
-        assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::NotFound, "RESOURCE_NOT_FOUND"));
-
-        let request = retry(&id);
-        let retried = post.direct.attestations().retry_notification(request.clone()).await.unwrap();
-        let retried = retried.into_inner();
-        let queued = retried.notification.clone().unwrap();
-        assert_eq!((queued.state(), queued.attempts), (NotificationState::Queued, 0));
-        assert_eq!(queued.last_failure, "SMTP 550");
-        // Of the refused ones the last is still unread: nothing was sent while it was a dead letter.
+    let plan = ["550"; ATTEMPTS_MAX as usize].join(",");
+    let mut server = SmtpServer::start(&python, &["--plan", &plan]).await;
+    let mut post = Post::through(backend, Some(&server)).await;
+    let id = post.attest("Contoso").await;
+    for attempt in 1..ATTEMPTS_MAX {
         assert!(server.event().await.starts_with("refused "));
-        let mail = server.mail().await;
-        assert_eq!(header(&mail, "Message-ID"), format!("<{id}@vendor.example>"));
-        post.settled(&id, NotificationState::Sent, 1).await;
-        let replayed = post.direct.attestations().retry_notification(request).await.unwrap();
-        assert_eq!(replayed.into_inner(), retried);
-        let refused = post.direct.attestations().retry_notification(retry(&id)).await.unwrap_err();
-        assert_eq!(metadata_of(&refused)["state"], "SENT");
+        let queued = post.settled(&id, NotificationState::Queued, attempt).await;
+        assert_eq!(queued.last_failure, "SMTP 550");
+        if attempt == 1 {
+            let refused = post.direct.attestations().retry_notification(retry(&id)).await.unwrap_err();
+            assert_eq!(refused.code(), Code::FailedPrecondition);
+            assert_eq!(reason_of(&refused), "NOTIFICATION_NOT_DEAD");
+            assert_eq!(metadata_of(&refused)["state"], "QUEUED");
+        }
+        post.later().await;
     }
+    let dead = post.settled(&id, NotificationState::DeadLetter, ATTEMPTS_MAX).await;
+    assert_eq!((dead.last_failure.as_str(), dead.due_at, dead.sent_at), ("SMTP 550", None, None));
+    post.later().await;
+
+    let stranger = post.cluster.as_caller(world::sales(PROVIDER));
+    let refused = stranger.attestations().retry_notification(retry(&id)).await.unwrap_err();
+    assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::NotFound, "RESOURCE_NOT_FOUND"));
+
+    let request = retry(&id);
+    let retried = post.direct.attestations().retry_notification(request.clone()).await.unwrap();
+    let retried = retried.into_inner();
+    let queued = retried.notification.clone().unwrap();
+    assert_eq!((queued.state(), queued.attempts), (NotificationState::Queued, 0));
+    assert_eq!(queued.last_failure, "SMTP 550");
+    // Of the refused ones the last is still unread: nothing was sent while it was a dead letter.
+    assert!(server.event().await.starts_with("refused "));
+    let mail = server.mail().await;
+    assert_eq!(header(&mail, "Message-ID"), format!("<{id}@vendor.example>"));
+    post.settled(&id, NotificationState::Sent, 1).await;
+    let replayed = post.direct.attestations().retry_notification(request).await.unwrap();
+    assert_eq!(replayed.into_inner(), retried);
+    let refused = post.direct.attestations().retry_notification(retry(&id)).await.unwrap_err();
+    assert_eq!(metadata_of(&refused)["state"], "SENT");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn erased_people_get_no_mail_and_are_not_named_in_any() {
+#[apply(each_backend)]
+async fn erased_people_get_no_mail_and_are_not_named_in_any(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
+    tests::needs!(backend);
     let Some(python) = python() else { return };
-    for backend in Backend::all() {
-        let mut server = SmtpServer::start(&python, &["--plan", "451,451,451"]).await;
-        let mut post = Post::through(backend, Some(&server)).await;
-        let mut ids = vec![];
-        let (to_stay, to_go) = (world::contact(), person());
-        for (customer, told, agreed) in
-            [("Contoso", &to_go, &to_go), ("Fabrikam", &to_stay, &to_stay), ("Tailspin", &to_stay, &to_go)]
-        {
-            let id = post.attest_by(customer, told, agreed).await;
-            assert!(server.event().await.starts_with("refused "));
-            post.settled(&id, NotificationState::Queued, 1).await;
-            ids.push(id);
-        }
-        let config = EraseContact {
-            database: post.cluster.agreements_database().clone(),
-            email: Address(to_go.email.clone()),
-            mail_folder: None,
-        };
-        let erased = agreement_svc::erase_contact(&config, &post.clock).await.unwrap();
-        assert_eq!((erased.customers, erased.attestations), (1, 2), "{backend:?}");
-        let sql = "UPDATE customer SET email = 'tània@fabrikam.example' WHERE company_name = 'Fabrikam'";
-        post.cluster.agreements_sql(sql).unwrap();
-        post.later().await;
-        let erased = post.settled(&ids[0], NotificationState::DeadLetter, 2).await;
-        assert_eq!(erased.last_failure, "ERASED");
-        // The server takes ASCII addresses only, as many do.
-        let undeliverable = post.settled(&ids[1], NotificationState::DeadLetter, 2).await;
-        assert_eq!(undeliverable.last_failure, "ADDRESS");
-        let mail = server.mail().await;
-        assert_eq!(header(&mail, "Message-ID"), format!("<{}@vendor.example>", ids[2]));
-        assert!(mail.contains("has been erased") && !mail.contains(&to_go.last_name), "{mail}");
-        post.settled(&ids[2], NotificationState::Sent, 2).await;
-        assert_eq!(server.events_so_far(), [""; 0]);
+    let mut server = SmtpServer::start(&python, &["--plan", "451,451,451"]).await;
+    let mut post = Post::through(backend, Some(&server)).await;
+    let mut ids = vec![];
+    let (to_stay, to_go) = (world::contact(), person());
+    for (customer, told, agreed) in
+        [("Contoso", &to_go, &to_go), ("Fabrikam", &to_stay, &to_stay), ("Tailspin", &to_stay, &to_go)]
+    {
+        let id = post.attest_by(customer, told, agreed).await;
+        assert!(server.event().await.starts_with("refused "));
+        post.settled(&id, NotificationState::Queued, 1).await;
+        ids.push(id);
     }
+    let config = EraseContact {
+        database: post.cluster.agreements_database().clone(),
+        email: Address(to_go.email.clone()),
+        mail_folder: None,
+    };
+    let erased = agreement_svc::erase_contact(&config, &post.clock).await.unwrap();
+    assert_eq!((erased.customers, erased.attestations), (1, 2), "{backend:?}");
+    let sql = "UPDATE customer SET email = 'tània@fabrikam.example' WHERE company_name = 'Fabrikam'";
+    post.cluster.agreements_sql(sql).unwrap();
+    post.later().await;
+    let erased = post.settled(&ids[0], NotificationState::DeadLetter, 2).await;
+    assert_eq!(erased.last_failure, "ERASED");
+    // The server takes ASCII addresses only, as many do.
+    let undeliverable = post.settled(&ids[1], NotificationState::DeadLetter, 2).await;
+    assert_eq!(undeliverable.last_failure, "ADDRESS");
+    let mail = server.mail().await;
+    assert_eq!(header(&mail, "Message-ID"), format!("<{}@vendor.example>", ids[2]));
+    assert!(mail.contains("has been erased") && !mail.contains(&to_go.last_name), "{mail}");
+    post.settled(&ids[2], NotificationState::Sent, 2).await;
+    assert_eq!(server.events_so_far(), [""; 0]);
 }
 
 #[derive(QueryableByName)]

@@ -10,10 +10,13 @@ use chassis::auth::jwt::signing::SigningKey;
 use chassis::clock::Clock;
 use chrono::TimeDelta;
 use diesel::connection::SimpleConnection;
+use rstest_reuse::apply;
 use tests::processes::{Processes, build_binaries};
 use tests::vault::Authority;
 use tests::world::{self, DIRECT, OFFICE};
 use tests::{As, Backend, Cluster, Setup};
+
+use crate::each_backend;
 use tokio::time::timeout;
 use tonic::codegen::http::uri::PathAndQuery;
 
@@ -281,77 +284,75 @@ async fn it_is_told_when_certificates_and_tokens_end_and_that_files_make_no_sens
     judge(&cluster.orders_metrics().await.unwrap());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_is_not_done_yet_is_counted_with_the_age_of_the_oldest() {
+#[apply(each_backend)]
+async fn what_is_not_done_yet_is_counted_with_the_age_of_the_oldest(#[case] backend: Backend) {
     tests::needs_own!("metrics of services of its own");
-    for backend in Backend::all() {
-        let clock = Clock::manual(Clock::system().now());
-        // Nobody takes mails.
-        let smtp = Some("smtp://127.0.0.1:1?tls=none".to_owned());
-        let setup = Setup { backend, clock: clock.clone(), smtp, ..Setup::default() };
-        let mut cluster = Cluster::start(setup).await.unwrap();
-        traffic(&cluster.as_caller(world::operator()), &cluster.as_caller(world::sales(DIRECT))).await;
-        let reported = async { while numbers(&cluster).await["order_svc_purchase_reports_waiting"] > 0.0 {} };
-        timeout(LONG, reported).await.unwrap();
-        let undone = [
-            ("agreement_svc_mails_waiting", 1.0),
-            ("agreement_svc_mails_oldest_age_seconds", 0.0),
-            ("agreement_svc_mails_dead_letters", 0.0),
-            ("order_svc_purchase_reports_oldest_age_seconds", 0.0),
-            ("order_svc_terms_overdue", 0.0),
-            ("order_svc_terms_overdue_oldest_age_seconds", 0.0),
-        ];
-        let now = numbers(&cluster).await;
-        assert_eq!(undone.map(|(name, _)| (name, now[name])), undone);
+    tests::needs!(backend);
+    let clock = Clock::manual(Clock::system().now());
+    // Nobody takes mails.
+    let smtp = Some("smtp://127.0.0.1:1?tls=none".to_owned());
+    let setup = Setup { backend, clock: clock.clone(), smtp, ..Setup::default() };
+    let mut cluster = Cluster::start(setup).await.unwrap();
+    traffic(&cluster.as_caller(world::operator()), &cluster.as_caller(world::sales(DIRECT))).await;
+    let reported = async { while numbers(&cluster).await["order_svc_purchase_reports_waiting"] > 0.0 {} };
+    timeout(LONG, reported).await.unwrap();
+    let undone = [
+        ("agreement_svc_mails_waiting", 1.0),
+        ("agreement_svc_mails_oldest_age_seconds", 0.0),
+        ("agreement_svc_mails_dead_letters", 0.0),
+        ("order_svc_purchase_reports_oldest_age_seconds", 0.0),
+        ("order_svc_terms_overdue", 0.0),
+        ("order_svc_terms_overdue_oldest_age_seconds", 0.0),
+    ];
+    let now = numbers(&cluster).await;
+    assert_eq!(undone.map(|(name, _)| (name, now[name])), undone);
 
-        // A year and a day later nothing has been done, since nothing that it takes is there.
-        let later = "due_at = '2999-01-01 00:00:00'";
-        cluster.orders_sql(&format!("UPDATE purchase_report SET reported_at = NULL, {later}")).unwrap();
-        cluster.agreements_sql(&format!("UPDATE notification SET {later}")).unwrap();
-        cluster.orders_sql("UPDATE subscription SET due_at = '2001-01-01 00:00:00'").unwrap();
-        clock.set(clock.now() + TimeDelta::hours(1));
-        let now = numbers(&cluster).await;
-        assert_eq!(now["agreement_svc_mails_oldest_age_seconds"], 3600.0);
-        assert_eq!(now["order_svc_purchase_reports_waiting"], 1.0);
-        assert_eq!(now["order_svc_purchase_reports_oldest_age_seconds"], 3600.0);
-        assert_eq!(now["order_svc_terms_overdue"], 1.0);
-        assert!(now["order_svc_terms_overdue_oldest_age_seconds"] > 3600.0);
-        cluster.agreements_sql("UPDATE notification SET state = 'DEAD_LETTER'").unwrap();
-        let now = numbers(&cluster).await;
-        assert_eq!(now["agreement_svc_mails_dead_letters"], 1.0);
-        assert_eq!(now["agreement_svc_mails_waiting"], 0.0);
-        assert_eq!(now["agreement_svc_mails_oldest_age_seconds"], 0.0);
-        cluster.stop_orders();
-    }
+    // A year and a day later nothing has been done, since nothing that it takes is there.
+    let later = "due_at = '2999-01-01 00:00:00'";
+    cluster.orders_sql(&format!("UPDATE purchase_report SET reported_at = NULL, {later}")).unwrap();
+    cluster.agreements_sql(&format!("UPDATE notification SET {later}")).unwrap();
+    cluster.orders_sql("UPDATE subscription SET due_at = '2001-01-01 00:00:00'").unwrap();
+    clock.set(clock.now() + TimeDelta::hours(1));
+    let now = numbers(&cluster).await;
+    assert_eq!(now["agreement_svc_mails_oldest_age_seconds"], 3600.0);
+    assert_eq!(now["order_svc_purchase_reports_waiting"], 1.0);
+    assert_eq!(now["order_svc_purchase_reports_oldest_age_seconds"], 3600.0);
+    assert_eq!(now["order_svc_terms_overdue"], 1.0);
+    assert!(now["order_svc_terms_overdue_oldest_age_seconds"] > 3600.0);
+    cluster.agreements_sql("UPDATE notification SET state = 'DEAD_LETTER'").unwrap();
+    let now = numbers(&cluster).await;
+    assert_eq!(now["agreement_svc_mails_dead_letters"], 1.0);
+    assert_eq!(now["agreement_svc_mails_waiting"], 0.0);
+    assert_eq!(now["agreement_svc_mails_oldest_age_seconds"], 0.0);
+    cluster.stop_orders();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_database_that_does_not_answer_is_said_not_to_and_nothing_is_made_up() {
+#[apply(each_backend)]
+async fn a_database_that_does_not_answer_is_said_not_to_and_nothing_is_made_up(#[case] backend: Backend) {
     tests::needs_own!("metrics of services of its own");
-    for backend in Backend::all() {
-        let cluster = Cluster::on(backend).await;
-        let read = ["mails_waiting", "mails_dead_letters", "history_revision"];
-        let read = read.map(|name| format!("agreement_svc_{name}"));
-        let now = numbers(&cluster).await;
-        assert!(read.iter().all(|name| now.contains_key(name)), "{now:#?}");
-        // It fails on one, and keeps everybody waiting on the other.
-        let mut held = None;
-        match backend {
-            Backend::Sqlite => cluster.agreements_sql("ALTER TABLE notification RENAME TO gone").unwrap(),
-            Backend::Postgres => {
-                let mut other = tests::cluster::connect(cluster.agreements_database()).unwrap();
-                chassis::query!(&mut other, c => {
-                    c.batch_execute("BEGIN; LOCK TABLE notification IN ACCESS EXCLUSIVE MODE")
-                })
-                .unwrap();
-                held = Some(other);
-            }
+    tests::needs!(backend);
+    let cluster = Cluster::on(backend).await;
+    let read = ["mails_waiting", "mails_dead_letters", "history_revision"];
+    let read = read.map(|name| format!("agreement_svc_{name}"));
+    let now = numbers(&cluster).await;
+    assert!(read.iter().all(|name| now.contains_key(name)), "{now:#?}");
+    // It fails on one, and keeps everybody waiting on the other.
+    let mut held = None;
+    match backend {
+        Backend::Sqlite => cluster.agreements_sql("ALTER TABLE notification RENAME TO gone").unwrap(),
+        Backend::Postgres => {
+            let mut other = tests::cluster::connect(cluster.agreements_database()).unwrap();
+            chassis::query!(&mut other, c => {
+                c.batch_execute("BEGIN; LOCK TABLE notification IN ACCESS EXCLUSIVE MODE")
+            })
+            .unwrap();
+            held = Some(other);
         }
-        let now = timeout(LONG, numbers(&cluster)).await.unwrap();
-        assert_eq!(now["agreement_svc_database_answers"], 0.0);
-        assert!(read.iter().all(|name| !now.contains_key(name)), "{now:#?}");
-        assert_eq!(now["agreement_svc_calls_in_progress"], 0.0, "what is known is told");
-        assert_eq!(now["order_svc_database_answers"], 1.0);
-        drop(held);
     }
+    let now = timeout(LONG, numbers(&cluster)).await.unwrap();
+    assert_eq!(now["agreement_svc_database_answers"], 0.0);
+    assert!(read.iter().all(|name| !now.contains_key(name)), "{now:#?}");
+    assert_eq!(now["agreement_svc_calls_in_progress"], 0.0, "what is known is told");
+    assert_eq!(now["order_svc_database_answers"], 1.0);
+    drop(held);
 }

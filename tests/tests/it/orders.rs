@@ -17,12 +17,15 @@ use proto::order::{
     ListOrdersRequest, ListSubscriptionsRequest, NewOrderLine, Subscription,
 };
 use proto::types::{Contact, Decision, GateRule};
+use rstest_reuse::apply;
 use tests::clients::bad_fields_of;
 use tests::world::{
     self, AZURE_PLAN, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, RESELLER,
     RIGHTS_MANAGEMENT,
 };
 use tests::{As, Backend, Cluster, metadata_of, reason_of};
+
+use crate::each_backend;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use uuid::Uuid;
@@ -92,380 +95,367 @@ fn refused_by(domain: &str, code: Code, reason: &str) -> (Code, String, String) 
     (code, reason.to_owned(), domain.to_owned())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn who_pays_and_who_is_on_record_follows_from_the_caller_and_whom_it_names() {
-    for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
-        let provider = cluster.as_caller(world::sales(PROVIDER));
-        let reseller = cluster.as_caller(world::sales(RESELLER));
-        let own = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        let resold = world::create_customer(&reseller, "Fabrikam", "FR", Some(PROVIDER)).await.unwrap();
-        let sold = world::create_customer(&provider, "Tailspin", "FR", None).await.unwrap();
-        for (partner, customer) in [(&direct, &own), (&provider, &resold), (&provider, &sold)] {
-            world::attest(partner, customer, Clock::system().now()).await.unwrap();
-        }
-        let stranger = Uuid::from_u128(0x999);
-        let missing = |code, reason| Err((code, String::from(reason)));
-        let on_record = |payer: Uuid, reseller: Option<Uuid>| {
-            Ok((payer.to_string(), reseller.map(|id| id.to_string()).unwrap_or_default()))
+#[apply(each_backend)]
+async fn who_pays_and_who_is_on_record_follows_from_the_caller_and_whom_it_names(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let (cluster, direct) = world_on(backend).await;
+    let provider = cluster.as_caller(world::sales(PROVIDER));
+    let reseller = cluster.as_caller(world::sales(RESELLER));
+    let own = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let resold = world::create_customer(&reseller, "Fabrikam", "FR", Some(PROVIDER)).await.unwrap();
+    let sold = world::create_customer(&provider, "Tailspin", "FR", None).await.unwrap();
+    for (partner, customer) in [(&direct, &own), (&provider, &resold), (&provider, &sold)] {
+        world::attest(partner, customer, Clock::system().now()).await.unwrap();
+    }
+    let stranger = Uuid::from_u128(0x999);
+    let missing = |code, reason| Err((code, String::from(reason)));
+    let on_record = |payer: Uuid, reseller: Option<Uuid>| {
+        Ok((payer.to_string(), reseller.map(|id| id.to_string()).unwrap_or_default()))
+    };
+    // caller, customer, payer named, reseller named -> payer and reseller on record
+    for (n, (partner, customer, payer, named, expected)) in [
+        (&direct, &own, None, None, on_record(DIRECT, None)),
+        (&direct, &own, Some(DIRECT), None, on_record(DIRECT, None)),
+        (&provider, &sold, None, None, on_record(PROVIDER, None)),
+        (&reseller, &resold, Some(PROVIDER), None, on_record(PROVIDER, Some(RESELLER))),
+        (&reseller, &resold, Some(PROVIDER), Some(RESELLER), on_record(PROVIDER, Some(RESELLER))),
+        (&provider, &resold, None, Some(RESELLER), on_record(PROVIDER, Some(RESELLER))),
+        // A reseller that is not on the relationship, that pays, or that names another one's provider.
+        (&provider, &sold, None, Some(RESELLER), missing(Code::NotFound, "RESOURCE_NOT_FOUND")),
+        (&provider, &resold, None, Some(stranger), missing(Code::NotFound, "RESOURCE_NOT_FOUND")),
+        (&reseller, &sold, Some(PROVIDER), None, missing(Code::NotFound, "RESOURCE_NOT_FOUND")),
+        (&reseller, &resold, Some(stranger), None, missing(Code::NotFound, "RESOURCE_NOT_FOUND")),
+        (&reseller, &resold, None, None, missing(Code::InvalidArgument, "PAYER_IS_RESELLER")),
+        (&direct, &resold, None, None, missing(Code::NotFound, "RESOURCE_NOT_FOUND")),
+        (&direct, &own, Some(PROVIDER), None, missing(Code::NotFound, "RESOURCE_NOT_FOUND")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let order = CreateOrderRequest {
+            reseller_id: named.map(|id| id.to_string()).unwrap_or_default(),
+            ..world::new_order(customer, payer, OFFICE, 1)
         };
-        // caller, customer, payer named, reseller named -> payer and reseller on record
-        for (n, (partner, customer, payer, named, expected)) in [
-            (&direct, &own, None, None, on_record(DIRECT, None)),
-            (&direct, &own, Some(DIRECT), None, on_record(DIRECT, None)),
-            (&provider, &sold, None, None, on_record(PROVIDER, None)),
-            (&reseller, &resold, Some(PROVIDER), None, on_record(PROVIDER, Some(RESELLER))),
-            (&reseller, &resold, Some(PROVIDER), Some(RESELLER), on_record(PROVIDER, Some(RESELLER))),
-            (&provider, &resold, None, Some(RESELLER), on_record(PROVIDER, Some(RESELLER))),
-            // A reseller that is not on the relationship, that pays, or that names another one's provider.
-            (&provider, &sold, None, Some(RESELLER), missing(Code::NotFound, "RESOURCE_NOT_FOUND")),
-            (&provider, &resold, None, Some(stranger), missing(Code::NotFound, "RESOURCE_NOT_FOUND")),
-            (&reseller, &sold, Some(PROVIDER), None, missing(Code::NotFound, "RESOURCE_NOT_FOUND")),
-            (&reseller, &resold, Some(stranger), None, missing(Code::NotFound, "RESOURCE_NOT_FOUND")),
-            (&reseller, &resold, None, None, missing(Code::InvalidArgument, "PAYER_IS_RESELLER")),
-            (&direct, &resold, None, None, missing(Code::NotFound, "RESOURCE_NOT_FOUND")),
-            (&direct, &own, Some(PROVIDER), None, missing(Code::NotFound, "RESOURCE_NOT_FOUND")),
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            let order = CreateOrderRequest {
-                reseller_id: named.map(|id| id.to_string()).unwrap_or_default(),
-                ..world::new_order(customer, payer, OFFICE, 1)
+        let placed = place(partner, order).await.map(|placed| placed.order.unwrap());
+        let found = placed.map(|order| (order.payer_id, order.reseller_id));
+        assert_eq!(found.map_err(|status| (status.code(), reason_of(&status))), expected, "row {n}");
+    }
+    // Payer and reseller both see what was ordered through both; the others see their own.
+    assert_eq!(bought(&direct).await.0, 2);
+    assert_eq!(bought(&provider).await.0, 4);
+    assert_eq!(bought(&reseller).await.0, 3);
+}
+
+#[apply(each_backend)]
+async fn every_line_of_an_order_becomes_a_subscription_as_its_offer_says(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let (_cluster, direct) = world_on(backend).await;
+    let customer = world::create_customer(&direct, "Contoso", "US", None).await.unwrap();
+    world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    let mut order = world::new_order(&customer, None, OFFICE, 5);
+    order.lines = (1..=98).map(|n| line(OFFICE, n)).collect();
+    order.lines.push(NewOrderLine { friendly_name: "plan".into(), ..line(AZURE_PLAN, 1) });
+    order.lines.push(line(RIGHTS_MANAGEMENT, 7));
+    let placed = place(&direct, order.clone()).await.unwrap();
+    let read = GetOrderRequest { order_id: placed.order.clone().unwrap().order_id };
+    let read = direct.orders().get_order(read).await.unwrap().into_inner().order.unwrap();
+    assert_eq!(Some(&read), placed.order.as_ref());
+
+    let ids: BTreeSet<_> = placed.subscriptions.iter().map(|s| s.subscription_id.as_str()).collect();
+    assert_eq!((ids.len(), bought(&direct).await), (100, (1, 100)));
+    for ((asked, stored), became) in order.lines.iter().zip(&read.lines).zip(&placed.subscriptions) {
+        let of_subscription = |s: &Subscription| (s.offer_id.clone(), s.quantity, s.friendly_name.clone());
+        let of_line = (asked.offer_id.clone(), asked.quantity, asked.friendly_name.clone());
+        assert_eq!(of_subscription(became), of_line);
+        assert_eq!(stored.subscription_id, became.subscription_id);
+        let offer = GetOfferRequest { offer_id: asked.offer_id.clone() };
+        let offer = direct.offers().get_offer(offer).await.unwrap().into_inner().offer.unwrap();
+        assert_eq!(became.auto_renew, offer.auto_renews);
+        assert_eq!((&became.order_id, &became.customer_id), (&read.order_id, &customer));
+    }
+}
+
+#[apply(each_backend)]
+async fn an_order_may_carry_the_attestation_that_it_needs(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let (_cluster, direct) = world_on(backend).await;
+    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let order = prompted(&customer);
+    let placed = place(&direct, order.clone()).await.unwrap().order.unwrap();
+
+    let stored = attestations(&direct, &customer).await;
+    let [attestation] = stored.as_slice() else { panic!("{stored:?}") };
+    let asked = order.attestation.unwrap();
+    assert_eq!(attestation.contact, asked.contact);
+    assert_eq!(attestation.agreed_at, asked.agreed_at);
+    // Whoever ordered attested: neither the order nor order-svc can say otherwise.
+    let user = world::sales(DIRECT).user_id.to_string();
+    assert_eq!((&attestation.recorded_by, &attestation.partner_id), (&user, &DIRECT.to_string()));
+    assert_eq!(placed.placed_by, user);
+
+    let gate = placed.gate.unwrap();
+    let evidence = gate.evidence.clone().unwrap();
+    assert_eq!((gate.decision(), gate.rule()), (Decision::Allowed, GateRule::Attestation));
+    assert_eq!(evidence.acceptance_id, attestation.attestation_id);
+    assert_eq!((evidence.template_version, gate.revision), (2, attestation.revision));
+
+    // It is the customer's from now on, for orders that carry none.
+    world::order(&direct, &customer, None, 1).await.unwrap();
+}
+
+#[apply(each_backend)]
+async fn a_client_that_knows_only_the_refusal_can_ask_for_what_is_missing(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let (_cluster, direct) = world_on(backend).await;
+    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let order = world::new_order(&customer, None, OFFICE, 5);
+    let refused = place(&direct, order.clone()).await.unwrap_err();
+    let told = metadata_of(&refused);
+    assert!(told["remedies"].split(',').any(|remedy| remedy == "ATTEST"), "{told:?}");
+
+    let fill = |fields: &[&str]| {
+        let (mut attestation, mut contact) = (InlineAttestation::default(), Contact::default());
+        for field in fields {
+            match *field {
+                "template_id" => attestation.template_id = told["template_id"].clone(),
+                "agreed_at" => attestation.agreed_at = Some(timestamp(Clock::system().now())),
+                "contact.first_name" => contact.first_name = "Tania".into(),
+                "contact.last_name" => contact.last_name = "Carr".into(),
+                "contact.email" => contact.email = "tania@contoso.example".into(),
+                "contact.phone" => contact.phone = "1234567890".into(),
+                other => panic!("an attestation has no {other}"),
+            }
+        }
+        InlineAttestation { contact: Some(contact), ..attestation }
+    };
+    let required: Vec<_> = told["required_fields"].split(',').collect();
+    let optional: Vec<_> = told["optional_fields"].split(',').collect();
+    // Each of the required fields is: without it, it is the one that is named.
+    for missing in &required {
+        let others: Vec<_> = required.iter().copied().filter(|field| field != missing).collect();
+        let request = CreateOrderRequest { attestation: Some(fill(&others)), ..order.clone() };
+        let refused = place(&direct, request).await.unwrap_err();
+        assert_eq!(bad_fields_of(&refused), [format!("attestation.{missing}")]);
+    }
+    let request = CreateOrderRequest { attestation: Some(fill(&required)), ..order };
+    place(&direct, request).await.unwrap();
+
+    // And so with the optional ones, and in the other call that attests.
+    let other = world::create_customer(&direct, "Fabrikam", "FR", None).await.unwrap();
+    let InlineAttestation { template_id, contact, agreed_at } = fill(&[required, optional].concat());
+    let request = CreateAttestationRequest {
+        request_id: world::request_id(),
+        customer_id: other.clone(),
+        template_id,
+        contact,
+        agreed_at,
+        validate_only: false,
+    };
+    direct.attestations().create_attestation(request).await.unwrap();
+    world::order(&direct, &other, None, 1).await.unwrap();
+}
+
+#[apply(each_backend)]
+async fn a_refused_attestation_is_refused_in_the_words_of_agreement_svc_and_nothing_is_ordered(
+    #[case] backend: Backend,
+) {
+    tests::needs!(backend);
+    let (cluster, direct) = world_on(backend).await;
+    let now = Clock::system().now();
+    let reseller = cluster.as_caller(world::sales(RESELLER));
+    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let resold = world::create_customer(&reseller, "Fabrikam", "FR", Some(PROVIDER)).await.unwrap();
+    let before = cluster.head().await.unwrap();
+    let carrying = |customer: &str, attestation| CreateOrderRequest {
+        attestation: Some(attestation),
+        ..world::new_order(customer, None, OFFICE, 5)
+    };
+    let through_provider = CreateOrderRequest {
+        payer_id: PROVIDER.to_string(),
+        ..carrying(&resold, world::inline_attestation(now))
+    };
+    let retired = InlineAttestation { template_id: CLOUD_AGREEMENT.into(), ..world::inline_attestation(now) };
+    let unknown = InlineAttestation { template_id: world::request_id(), ..retired.clone() };
+    let today = world::inline_attestation(now);
+    let other = Uuid::from_u128(0x77).to_string();
+    for (partner, order, code, reason, (key, value)) in [
+        (
+            &reseller,
+            through_provider,
+            Code::PermissionDenied,
+            "RESELLER_CANNOT_ATTEST",
+            ("provider_id", PROVIDER.to_string()),
+        ),
+        (
+            &direct,
+            carrying(&customer, retired),
+            Code::FailedPrecondition,
+            "TEMPLATE_RETIRED",
+            ("use_template_id", CUSTOMER_AGREEMENT.to_owned()),
+        ),
+        (&direct, carrying(&customer, unknown), Code::NotFound, "RESOURCE_NOT_FOUND", ("", String::new())),
+        (
+            &direct,
+            carrying(&other, today),
+            Code::NotFound,
+            "RESOURCE_NOT_FOUND",
+            ("partner_center_code", "20002".to_owned()),
+        ),
+    ] {
+        for validate_only in [false, true] {
+            let order = CreateOrderRequest { validate_only, ..order.clone() };
+            let refused = place(partner, order.clone()).await.unwrap_err();
+            assert_eq!(refusal(&refused), refused_by("agreement-svc", code, reason), "{refused}");
+            assert_eq!(metadata_of(&refused).get(key).cloned().unwrap_or_default(), value, "{reason}");
+
+            // It is what the other call says.
+            let InlineAttestation { template_id, contact, agreed_at } = order.attestation.unwrap();
+            let (request_id, customer_id) = (world::request_id(), order.customer_id);
+            let request = CreateAttestationRequest {
+                request_id,
+                customer_id,
+                template_id,
+                contact,
+                agreed_at,
+                validate_only,
             };
-            let placed = place(partner, order).await.map(|placed| placed.order.unwrap());
-            let found = placed.map(|order| (order.payer_id, order.reseller_id));
-            assert_eq!(found.map_err(|status| (status.code(), reason_of(&status))), expected, "row {n}");
-        }
-        // Payer and reseller both see what was ordered through both; the others see their own.
-        assert_eq!(bought(&direct).await.0, 2);
-        assert_eq!(bought(&provider).await.0, 4);
-        assert_eq!(bought(&reseller).await.0, 3);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn every_line_of_an_order_becomes_a_subscription_as_its_offer_says() {
-    for backend in Backend::all() {
-        let (_cluster, direct) = world_on(backend).await;
-        let customer = world::create_customer(&direct, "Contoso", "US", None).await.unwrap();
-        world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-        let mut order = world::new_order(&customer, None, OFFICE, 5);
-        order.lines = (1..=98).map(|n| line(OFFICE, n)).collect();
-        order.lines.push(NewOrderLine { friendly_name: "plan".into(), ..line(AZURE_PLAN, 1) });
-        order.lines.push(line(RIGHTS_MANAGEMENT, 7));
-        let placed = place(&direct, order.clone()).await.unwrap();
-        let read = GetOrderRequest { order_id: placed.order.clone().unwrap().order_id };
-        let read = direct.orders().get_order(read).await.unwrap().into_inner().order.unwrap();
-        assert_eq!(Some(&read), placed.order.as_ref());
-
-        let ids: BTreeSet<_> = placed.subscriptions.iter().map(|s| s.subscription_id.as_str()).collect();
-        assert_eq!((ids.len(), bought(&direct).await), (100, (1, 100)));
-        for ((asked, stored), became) in order.lines.iter().zip(&read.lines).zip(&placed.subscriptions) {
-            let of_subscription =
-                |s: &Subscription| (s.offer_id.clone(), s.quantity, s.friendly_name.clone());
-            let of_line = (asked.offer_id.clone(), asked.quantity, asked.friendly_name.clone());
-            assert_eq!(of_subscription(became), of_line);
-            assert_eq!(stored.subscription_id, became.subscription_id);
-            let offer = GetOfferRequest { offer_id: asked.offer_id.clone() };
-            let offer = direct.offers().get_offer(offer).await.unwrap().into_inner().offer.unwrap();
-            assert_eq!(became.auto_renew, offer.auto_renews);
-            assert_eq!((&became.order_id, &became.customer_id), (&read.order_id, &customer));
+            let said = partner.attestations().create_attestation(request).await.unwrap_err();
+            assert_eq!(refused.message(), said.message());
+            assert_eq!(metadata_of(&refused), metadata_of(&said));
+            let resource = |status: &Status| format!("{:?}", status.get_details_resource_info());
+            assert_eq!(resource(&refused), resource(&said));
         }
     }
+
+    let bad = InlineAttestation {
+        contact: Some(Contact { email: "tania@contoso".into(), ..world::contact() }),
+        ..world::inline_attestation(now + chrono::Duration::hours(1))
+    };
+    let refused = place(&direct, carrying(&customer, bad)).await.unwrap_err();
+    let expected = refused_by("agreement-svc", Code::InvalidArgument, "INVALID_FIELDS");
+    assert_eq!(refusal(&refused), expected);
+    assert_eq!(bad_fields_of(&refused), ["attestation.contact.email", "attestation.agreed_at"]);
+    assert_eq!(metadata_of(&refused)["partner_center_code"], "600002");
+    let message = refused.message();
+    assert!(message.starts_with("INVALID_FIELDS: attestation.contact.email must"), "{message}");
+    assert!(message.contains("; attestation.agreed_at must not be in the future"), "{message}");
+
+    assert_eq!(bought(&direct).await, (0, 0));
+    assert_eq!(bought(&reseller).await, (0, 0));
+    assert_eq!(cluster.events_after(before).await.unwrap(), []);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_order_may_carry_the_attestation_that_it_needs() {
-    for backend in Backend::all() {
-        let (_cluster, direct) = world_on(backend).await;
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        let order = prompted(&customer);
-        let placed = place(&direct, order.clone()).await.unwrap().order.unwrap();
-
-        let stored = attestations(&direct, &customer).await;
-        let [attestation] = stored.as_slice() else { panic!("{stored:?}") };
-        let asked = order.attestation.unwrap();
-        assert_eq!(attestation.contact, asked.contact);
-        assert_eq!(attestation.agreed_at, asked.agreed_at);
-        // Whoever ordered attested: neither the order nor order-svc can say otherwise.
-        let user = world::sales(DIRECT).user_id.to_string();
-        assert_eq!((&attestation.recorded_by, &attestation.partner_id), (&user, &DIRECT.to_string()));
-        assert_eq!(placed.placed_by, user);
-
-        let gate = placed.gate.unwrap();
-        let evidence = gate.evidence.clone().unwrap();
-        assert_eq!((gate.decision(), gate.rule()), (Decision::Allowed, GateRule::Attestation));
-        assert_eq!(evidence.acceptance_id, attestation.attestation_id);
-        assert_eq!((evidence.template_version, gate.revision), (2, attestation.revision));
-
-        // It is the customer's from now on, for orders that carry none.
-        world::order(&direct, &customer, None, 1).await.unwrap();
+#[apply(each_backend)]
+async fn what_was_attested_already_is_as_good_as_new(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let (_cluster, direct) = world_on(backend).await;
+    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let known = world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    for validate_only in [true, false] {
+        let order = CreateOrderRequest { validate_only, ..prompted(&customer) };
+        let placed = place(&direct, order).await.unwrap().order.unwrap();
+        let evidence = placed.gate.unwrap().evidence.unwrap();
+        assert_eq!(evidence.acceptance_id, known.attestation.clone().unwrap().attestation_id);
     }
+    assert_eq!(attestations(&direct, &customer).await.len(), 1);
+    assert_eq!(bought(&direct).await, (1, 1));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_client_that_knows_only_the_refusal_can_ask_for_what_is_missing() {
-    for backend in Backend::all() {
-        let (_cluster, direct) = world_on(backend).await;
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        let order = world::new_order(&customer, None, OFFICE, 5);
-        let refused = place(&direct, order.clone()).await.unwrap_err();
-        let told = metadata_of(&refused);
-        assert!(told["remedies"].split(',').any(|remedy| remedy == "ATTEST"), "{told:?}");
+#[apply(each_backend)]
+async fn an_order_that_is_refused_keeps_its_attestation_and_passes_once_it_is_right(
+    #[case] backend: Backend,
+) {
+    tests::needs!(backend);
+    let (cluster, direct) = world_on(backend).await;
+    let customer = buyer(&cluster, "Contoso").await;
+    let wrong = CreateOrderRequest { lines: vec![line(RIGHTS_MANAGEMENT, 1)], ..prompted(&customer) };
+    let refused = place(&direct, wrong.clone()).await.unwrap_err();
+    assert_eq!(bad_fields_of(&refused), ["lines[0].offer_id"]);
+    assert_eq!(attestations(&direct, &customer).await.len(), 1);
+    assert_eq!(bought(&direct).await, (0, 0));
 
-        let fill = |fields: &[&str]| {
-            let (mut attestation, mut contact) = (InlineAttestation::default(), Contact::default());
-            for field in fields {
-                match *field {
-                    "template_id" => attestation.template_id = told["template_id"].clone(),
-                    "agreed_at" => attestation.agreed_at = Some(timestamp(Clock::system().now())),
-                    "contact.first_name" => contact.first_name = "Tania".into(),
-                    "contact.last_name" => contact.last_name = "Carr".into(),
-                    "contact.email" => contact.email = "tania@contoso.example".into(),
-                    "contact.phone" => contact.phone = "1234567890".into(),
-                    other => panic!("an attestation has no {other}"),
-                }
-            }
-            InlineAttestation { contact: Some(contact), ..attestation }
-        };
-        let required: Vec<_> = told["required_fields"].split(',').collect();
-        let optional: Vec<_> = told["optional_fields"].split(',').collect();
-        // Each of the required fields is: without it, it is the one that is named.
-        for missing in &required {
-            let others: Vec<_> = required.iter().copied().filter(|field| field != missing).collect();
-            let request = CreateOrderRequest { attestation: Some(fill(&others)), ..order.clone() };
-            let refused = place(&direct, request).await.unwrap_err();
-            assert_eq!(bad_fields_of(&refused), [format!("attestation.{missing}")]);
-        }
-        let request = CreateOrderRequest { attestation: Some(fill(&required)), ..order };
-        place(&direct, request).await.unwrap();
+    // Corrected under the same request id it is ordered, and the attestation is the one there is; with
+    // another one it is that one.
+    let right = CreateOrderRequest { lines: vec![line(OFFICE, 1)], ..wrong };
+    let corrected = InlineAttestation {
+        contact: Some(Contact { first_name: "Tomas".into(), ..world::contact() }),
+        ..right.attestation.clone().unwrap()
+    };
+    let again = CreateOrderRequest { lines: vec![line(OFFICE, 301)], ..right.clone() };
+    assert_eq!(bad_fields_of(&place(&direct, again).await.unwrap_err()), ["lines[0].quantity"]);
+    let other = CreateOrderRequest { attestation: Some(corrected.clone()), ..right };
+    let placed = place(&direct, other).await.unwrap().order.unwrap();
+    let stored = attestations(&direct, &customer).await;
+    assert_eq!(stored.len(), 2);
+    assert_eq!(stored[1].contact, corrected.contact);
+    assert_eq!(placed.gate.unwrap().evidence.unwrap().acceptance_id, stored[1].attestation_id);
 
-        // And so with the optional ones, and in the other call that attests.
-        let other = world::create_customer(&direct, "Fabrikam", "FR", None).await.unwrap();
-        let InlineAttestation { template_id, contact, agreed_at } = fill(&[required, optional].concat());
-        let request = CreateAttestationRequest {
-            request_id: world::request_id(),
-            customer_id: other.clone(),
-            template_id,
-            contact,
-            agreed_at,
-            validate_only: false,
-        };
-        direct.attestations().create_attestation(request).await.unwrap();
-        world::order(&direct, &other, None, 1).await.unwrap();
-    }
+    // Lines that are bad whoever the customer is are named, and nothing is attested for them.
+    let other = buyer(&cluster, "Fabrikam").await;
+    let before = cluster.head().await.unwrap();
+    let bad =
+        CreateOrderRequest { lines: vec![line(OFFICE, 301), line(RIGHTS_MANAGEMENT, 1)], ..prompted(&other) };
+    let refused = place(&direct, bad).await.unwrap_err();
+    assert_eq!(bad_fields_of(&refused), ["lines[0].quantity", "lines[1].offer_id"]);
+    assert_eq!(attestations(&direct, &other).await, []);
+    assert_eq!(cluster.events_after(before).await.unwrap(), []);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_refused_attestation_is_refused_in_the_words_of_agreement_svc_and_nothing_is_ordered() {
-    for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
-        let now = Clock::system().now();
-        let reseller = cluster.as_caller(world::sales(RESELLER));
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        let resold = world::create_customer(&reseller, "Fabrikam", "FR", Some(PROVIDER)).await.unwrap();
-        let before = cluster.head().await.unwrap();
-        let carrying = |customer: &str, attestation| CreateOrderRequest {
-            attestation: Some(attestation),
-            ..world::new_order(customer, None, OFFICE, 5)
-        };
-        let through_provider = CreateOrderRequest {
-            payer_id: PROVIDER.to_string(),
-            ..carrying(&resold, world::inline_attestation(now))
-        };
-        let retired =
-            InlineAttestation { template_id: CLOUD_AGREEMENT.into(), ..world::inline_attestation(now) };
-        let unknown = InlineAttestation { template_id: world::request_id(), ..retired.clone() };
-        let today = world::inline_attestation(now);
-        let other = Uuid::from_u128(0x77).to_string();
-        for (partner, order, code, reason, (key, value)) in [
-            (
-                &reseller,
-                through_provider,
-                Code::PermissionDenied,
-                "RESELLER_CANNOT_ATTEST",
-                ("provider_id", PROVIDER.to_string()),
-            ),
-            (
-                &direct,
-                carrying(&customer, retired),
-                Code::FailedPrecondition,
-                "TEMPLATE_RETIRED",
-                ("use_template_id", CUSTOMER_AGREEMENT.to_owned()),
-            ),
-            (
-                &direct,
-                carrying(&customer, unknown),
-                Code::NotFound,
-                "RESOURCE_NOT_FOUND",
-                ("", String::new()),
-            ),
-            (
-                &direct,
-                carrying(&other, today),
-                Code::NotFound,
-                "RESOURCE_NOT_FOUND",
-                ("partner_center_code", "20002".to_owned()),
-            ),
-        ] {
-            for validate_only in [false, true] {
-                let order = CreateOrderRequest { validate_only, ..order.clone() };
-                let refused = place(partner, order.clone()).await.unwrap_err();
-                assert_eq!(refusal(&refused), refused_by("agreement-svc", code, reason), "{refused}");
-                assert_eq!(metadata_of(&refused).get(key).cloned().unwrap_or_default(), value, "{reason}");
+#[apply(each_backend)]
+async fn a_repeated_order_gets_its_first_answer_and_attests_nothing_anew(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let (cluster, direct) = world_on(backend).await;
+    let customer = buyer(&cluster, "Contoso").await;
+    let order = prompted(&customer);
+    let first = place(&direct, order.clone()).await.unwrap();
+    let [attestation] = attestations(&direct, &customer).await.try_into().unwrap();
+    let withdrawal = WithdrawAttestationRequest {
+        request_id: world::request_id(),
+        attestation_id: attestation.attestation_id,
+        reason: WithdrawalReason::NoLongerAccepts.into(),
+    };
+    direct.attestations().withdraw_attestation(withdrawal).await.unwrap();
+    let before = cluster.head().await.unwrap();
+    assert_eq!(place(&direct, order.clone()).await.unwrap().encode_to_vec(), first.encode_to_vec());
+    assert_eq!(cluster.events_after(before).await.unwrap(), []);
+    let [attestation] = attestations(&direct, &customer).await.try_into().unwrap();
+    assert_eq!(attestation.state(), AttestationState::Withdrawn);
 
-                // It is what the other call says.
-                let InlineAttestation { template_id, contact, agreed_at } = order.attestation.unwrap();
-                let (request_id, customer_id) = (world::request_id(), order.customer_id);
-                let request = CreateAttestationRequest {
-                    request_id,
-                    customer_id,
-                    template_id,
-                    contact,
-                    agreed_at,
-                    validate_only,
-                };
-                let said = partner.attestations().create_attestation(request).await.unwrap_err();
-                assert_eq!(refused.message(), said.message());
-                assert_eq!(metadata_of(&refused), metadata_of(&said));
-                let resource = |status: &Status| format!("{:?}", status.get_details_resource_info());
-                assert_eq!(resource(&refused), resource(&said));
-            }
-        }
-
-        let bad = InlineAttestation {
-            contact: Some(Contact { email: "tania@contoso".into(), ..world::contact() }),
-            ..world::inline_attestation(now + chrono::Duration::hours(1))
-        };
-        let refused = place(&direct, carrying(&customer, bad)).await.unwrap_err();
-        let expected = refused_by("agreement-svc", Code::InvalidArgument, "INVALID_FIELDS");
-        assert_eq!(refusal(&refused), expected);
-        assert_eq!(bad_fields_of(&refused), ["attestation.contact.email", "attestation.agreed_at"]);
-        assert_eq!(metadata_of(&refused)["partner_center_code"], "600002");
-        let message = refused.message();
-        assert!(message.starts_with("INVALID_FIELDS: attestation.contact.email must"), "{message}");
-        assert!(message.contains("; attestation.agreed_at must not be in the future"), "{message}");
-
-        assert_eq!(bought(&direct).await, (0, 0));
-        assert_eq!(bought(&reseller).await, (0, 0));
-        assert_eq!(cluster.events_after(before).await.unwrap(), []);
-    }
+    // Another attestation is other content; a new order attests anew.
+    let other = CreateOrderRequest { attestation: None, ..order.clone() };
+    assert_eq!(reason_of(&place(&direct, other).await.unwrap_err()), "REQUEST_ID_REUSED");
+    let anew = CreateOrderRequest { request_id: world::request_id(), ..order };
+    place(&direct, anew).await.unwrap();
+    assert_eq!(attestations(&direct, &customer).await.len(), 2);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_was_attested_already_is_as_good_as_new() {
-    for backend in Backend::all() {
-        let (_cluster, direct) = world_on(backend).await;
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        let known = world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-        for validate_only in [true, false] {
-            let order = CreateOrderRequest { validate_only, ..prompted(&customer) };
-            let placed = place(&direct, order).await.unwrap().order.unwrap();
-            let evidence = placed.gate.unwrap().evidence.unwrap();
-            assert_eq!(evidence.acceptance_id, known.attestation.clone().unwrap().attestation_id);
-        }
-        assert_eq!(attestations(&direct, &customer).await.len(), 1);
-        assert_eq!(bought(&direct).await, (1, 1));
-    }
-}
+#[apply(each_backend)]
+async fn a_refused_order_that_is_sent_again_does_not_attest_again_what_was_withdrawn_meanwhile(
+    #[case] backend: Backend,
+) {
+    tests::needs!(backend);
+    let (cluster, direct) = world_on(backend).await;
+    let customer = buyer(&cluster, "Contoso").await;
+    let order = CreateOrderRequest { lines: vec![line(RIGHTS_MANAGEMENT, 1)], ..prompted(&customer) };
+    let refused = place(&direct, order.clone()).await.unwrap_err();
+    assert_eq!(bad_fields_of(&refused), ["lines[0].offer_id"]);
+    let [attestation] = attestations(&direct, &customer).await.try_into().unwrap();
+    let withdrawal = WithdrawAttestationRequest {
+        request_id: world::request_id(),
+        attestation_id: attestation.attestation_id.clone(),
+        reason: WithdrawalReason::NoLongerAccepts.into(),
+    };
+    direct.attestations().withdraw_attestation(withdrawal).await.unwrap();
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_order_that_is_refused_keeps_its_attestation_and_passes_once_it_is_right() {
-    for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
-        let customer = buyer(&cluster, "Contoso").await;
-        let wrong = CreateOrderRequest { lines: vec![line(RIGHTS_MANAGEMENT, 1)], ..prompted(&customer) };
-        let refused = place(&direct, wrong.clone()).await.unwrap_err();
-        assert_eq!(bad_fields_of(&refused), ["lines[0].offer_id"]);
-        assert_eq!(attestations(&direct, &customer).await.len(), 1);
-        assert_eq!(bought(&direct).await, (0, 0));
-
-        // Corrected under the same request id it is ordered, and the attestation is the one there is; with
-        // another one it is that one.
-        let right = CreateOrderRequest { lines: vec![line(OFFICE, 1)], ..wrong };
-        let corrected = InlineAttestation {
-            contact: Some(Contact { first_name: "Tomas".into(), ..world::contact() }),
-            ..right.attestation.clone().unwrap()
-        };
-        let again = CreateOrderRequest { lines: vec![line(OFFICE, 301)], ..right.clone() };
-        assert_eq!(bad_fields_of(&place(&direct, again).await.unwrap_err()), ["lines[0].quantity"]);
-        let other = CreateOrderRequest { attestation: Some(corrected.clone()), ..right };
-        let placed = place(&direct, other).await.unwrap().order.unwrap();
-        let stored = attestations(&direct, &customer).await;
-        assert_eq!(stored.len(), 2);
-        assert_eq!(stored[1].contact, corrected.contact);
-        assert_eq!(placed.gate.unwrap().evidence.unwrap().acceptance_id, stored[1].attestation_id);
-
-        // Lines that are bad whoever the customer is are named, and nothing is attested for them.
-        let other = buyer(&cluster, "Fabrikam").await;
-        let before = cluster.head().await.unwrap();
-        let bad = CreateOrderRequest {
-            lines: vec![line(OFFICE, 301), line(RIGHTS_MANAGEMENT, 1)],
-            ..prompted(&other)
-        };
-        let refused = place(&direct, bad).await.unwrap_err();
-        assert_eq!(bad_fields_of(&refused), ["lines[0].quantity", "lines[1].offer_id"]);
-        assert_eq!(attestations(&direct, &other).await, []);
-        assert_eq!(cluster.events_after(before).await.unwrap(), []);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_repeated_order_gets_its_first_answer_and_attests_nothing_anew() {
-    for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
-        let customer = buyer(&cluster, "Contoso").await;
-        let order = prompted(&customer);
-        let first = place(&direct, order.clone()).await.unwrap();
-        let [attestation] = attestations(&direct, &customer).await.try_into().unwrap();
-        let withdrawal = WithdrawAttestationRequest {
-            request_id: world::request_id(),
-            attestation_id: attestation.attestation_id,
-            reason: WithdrawalReason::NoLongerAccepts.into(),
-        };
-        direct.attestations().withdraw_attestation(withdrawal).await.unwrap();
-        let before = cluster.head().await.unwrap();
-        assert_eq!(place(&direct, order.clone()).await.unwrap().encode_to_vec(), first.encode_to_vec());
-        assert_eq!(cluster.events_after(before).await.unwrap(), []);
-        let [attestation] = attestations(&direct, &customer).await.try_into().unwrap();
-        assert_eq!(attestation.state(), AttestationState::Withdrawn);
-
-        // Another attestation is other content; a new order attests anew.
-        let other = CreateOrderRequest { attestation: None, ..order.clone() };
-        assert_eq!(reason_of(&place(&direct, other).await.unwrap_err()), "REQUEST_ID_REUSED");
-        let anew = CreateOrderRequest { request_id: world::request_id(), ..order };
-        place(&direct, anew).await.unwrap();
-        assert_eq!(attestations(&direct, &customer).await.len(), 2);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_refused_order_that_is_sent_again_does_not_attest_again_what_was_withdrawn_meanwhile() {
-    for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
-        let customer = buyer(&cluster, "Contoso").await;
-        let order = CreateOrderRequest { lines: vec![line(RIGHTS_MANAGEMENT, 1)], ..prompted(&customer) };
-        let refused = place(&direct, order.clone()).await.unwrap_err();
-        assert_eq!(bad_fields_of(&refused), ["lines[0].offer_id"]);
-        let [attestation] = attestations(&direct, &customer).await.try_into().unwrap();
-        let withdrawal = WithdrawAttestationRequest {
-            request_id: world::request_id(),
-            attestation_id: attestation.attestation_id.clone(),
-            reason: WithdrawalReason::NoLongerAccepts.into(),
-        };
-        direct.attestations().withdraw_attestation(withdrawal).await.unwrap();
-
-        // It was refused, so no answer is kept for it; the attestation's own request id tells that it was made.
-        let before = cluster.head().await.unwrap();
-        let refused = place(&direct, order).await.unwrap_err();
-        assert_eq!(bad_fields_of(&refused), ["lines[0].offer_id"]);
-        let [withdrawn] = attestations(&direct, &customer).await.try_into().unwrap();
-        assert_eq!(withdrawn.attestation_id, attestation.attestation_id);
-        assert_eq!(withdrawn.state(), AttestationState::Withdrawn);
-        assert_eq!(bought(&direct).await, (0, 0));
-        assert_eq!(cluster.events_after(before).await.unwrap(), []);
-    }
+    // It was refused, so no answer is kept for it; the attestation's own request id tells that it was made.
+    let before = cluster.head().await.unwrap();
+    let refused = place(&direct, order).await.unwrap_err();
+    assert_eq!(bad_fields_of(&refused), ["lines[0].offer_id"]);
+    let [withdrawn] = attestations(&direct, &customer).await.try_into().unwrap();
+    assert_eq!(withdrawn.attestation_id, attestation.attestation_id);
+    assert_eq!(withdrawn.state(), AttestationState::Withdrawn);
+    assert_eq!(bought(&direct).await, (0, 0));
+    assert_eq!(cluster.events_after(before).await.unwrap(), []);
 }
 
 /// What does not depend on when and under which ids it was answered.
@@ -484,72 +474,69 @@ fn essence(answer: Result<CreateOrderResponse, Status>) -> Result<CreateOrderRes
     Ok(response)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_order_that_is_only_validated_is_answered_as_it_would_be_and_stores_nothing_anywhere() {
-    for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
-        let bare = buyer(&cluster, "Contoso").await;
-        let attested = buyer(&cluster, "Fabrikam").await;
-        world::attest(&direct, &attested, Clock::system().now()).await.unwrap();
-        let other_person = InlineAttestation {
-            contact: Some(Contact { first_name: "Tomas".into(), ..world::contact() }),
-            ..world::inline_attestation(Clock::system().now())
-        };
-        let long_ago = world::inline_attestation("2020-01-01T00:00:00Z".parse().unwrap());
-        for (about, order) in [
-            ("nothing accepted", world::new_order(&bare, None, OFFICE, 5)),
-            (
-                "a version that no longer counts",
-                CreateOrderRequest {
-                    attestation: Some(long_ago),
-                    ..world::new_order(&bare, None, OFFICE, 5)
-                },
-            ),
-            ("the prompt", prompted(&bare)),
-            ("attested before", world::new_order(&attested, None, AZURE_PLAN, 1)),
-            ("attested already", prompted(&attested)),
-            (
-                "attested by another person",
-                CreateOrderRequest {
-                    attestation: Some(other_person),
-                    ..world::new_order(&attested, None, OFFICE, 5)
-                },
-            ),
-            (
-                "not sold there",
-                CreateOrderRequest {
-                    lines: vec![line(RIGHTS_MANAGEMENT, 1), line(OFFICE, 301)],
-                    ..prompted(&attested)
-                },
-            ),
-        ] {
-            let (before, had) = (cluster.head().await.unwrap(), bought(&direct).await);
-            let customer = order.customer_id.clone();
-            let known = attestations(&direct, &customer).await;
-            let rehearsed = CreateOrderRequest { validate_only: true, ..order.clone() };
-            let would_be = place(&direct, rehearsed).await;
-            assert_eq!(cluster.events_after(before).await.unwrap(), [], "{about}");
-            assert_eq!(bought(&direct).await, had, "{about}");
-            assert_eq!(attestations(&direct, &customer).await.len(), known.len(), "{about}");
-            // The request id was left alone, and what it said is what happens.
-            assert_eq!(essence(would_be), essence(place(&direct, order).await), "{about}");
-        }
-        assert_eq!(bought(&direct).await.0, 4);
+#[apply(each_backend)]
+async fn an_order_that_is_only_validated_is_answered_as_it_would_be_and_stores_nothing_anywhere(
+    #[case] backend: Backend,
+) {
+    tests::needs!(backend);
+    let (cluster, direct) = world_on(backend).await;
+    let bare = buyer(&cluster, "Contoso").await;
+    let attested = buyer(&cluster, "Fabrikam").await;
+    world::attest(&direct, &attested, Clock::system().now()).await.unwrap();
+    let other_person = InlineAttestation {
+        contact: Some(Contact { first_name: "Tomas".into(), ..world::contact() }),
+        ..world::inline_attestation(Clock::system().now())
+    };
+    let long_ago = world::inline_attestation("2020-01-01T00:00:00Z".parse().unwrap());
+    for (about, order) in [
+        ("nothing accepted", world::new_order(&bare, None, OFFICE, 5)),
+        (
+            "a version that no longer counts",
+            CreateOrderRequest { attestation: Some(long_ago), ..world::new_order(&bare, None, OFFICE, 5) },
+        ),
+        ("the prompt", prompted(&bare)),
+        ("attested before", world::new_order(&attested, None, AZURE_PLAN, 1)),
+        ("attested already", prompted(&attested)),
+        (
+            "attested by another person",
+            CreateOrderRequest {
+                attestation: Some(other_person),
+                ..world::new_order(&attested, None, OFFICE, 5)
+            },
+        ),
+        (
+            "not sold there",
+            CreateOrderRequest {
+                lines: vec![line(RIGHTS_MANAGEMENT, 1), line(OFFICE, 301)],
+                ..prompted(&attested)
+            },
+        ),
+    ] {
+        let (before, had) = (cluster.head().await.unwrap(), bought(&direct).await);
+        let customer = order.customer_id.clone();
+        let known = attestations(&direct, &customer).await;
+        let rehearsed = CreateOrderRequest { validate_only: true, ..order.clone() };
+        let would_be = place(&direct, rehearsed).await;
+        assert_eq!(cluster.events_after(before).await.unwrap(), [], "{about}");
+        assert_eq!(bought(&direct).await, had, "{about}");
+        assert_eq!(attestations(&direct, &customer).await.len(), known.len(), "{about}");
+        // The request id was left alone, and what it said is what happens.
+        assert_eq!(essence(would_be), essence(place(&direct, order).await), "{about}");
     }
+    assert_eq!(bought(&direct).await.0, 4);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn many_callers_with_one_request_id_and_an_attestation_get_one_order() {
-    for backend in Backend::all() {
-        let (cluster, direct) = world_on(backend).await;
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        let agents: Vec<_> = (0..4).map(|_| cluster.as_caller(world::sales(DIRECT))).collect();
-        let order = prompted(&customer);
-        let calls = (0..64).map(|n| place(&agents[n % agents.len()], order.clone()));
-        let answers = join_all(calls).await;
-        let bytes: BTreeSet<_> = answers.into_iter().map(|answer| answer.unwrap().encode_to_vec()).collect();
-        assert_eq!(bytes.len(), 1);
-        assert_eq!(bought(&direct).await, (1, 1));
-        assert_eq!(attestations(&direct, &customer).await.len(), 1);
-    }
+#[apply(each_backend)]
+async fn many_callers_with_one_request_id_and_an_attestation_get_one_order(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let (cluster, direct) = world_on(backend).await;
+    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let agents: Vec<_> = (0..4).map(|_| cluster.as_caller(world::sales(DIRECT))).collect();
+    let order = prompted(&customer);
+    let calls = (0..64).map(|n| place(&agents[n % agents.len()], order.clone()));
+    let answers = join_all(calls).await;
+    let bytes: BTreeSet<_> = answers.into_iter().map(|answer| answer.unwrap().encode_to_vec()).collect();
+    assert_eq!(bytes.len(), 1);
+    assert_eq!(bought(&direct).await, (1, 1));
+    assert_eq!(attestations(&direct, &customer).await.len(), 1);
 }

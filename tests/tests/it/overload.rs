@@ -18,9 +18,12 @@ use prost::Message;
 use proto::agreement::{CheckEligibilityRequest, WatchEventsRequest};
 use proto::order::{CreateOrderRequest, CreateOrderResponse, GetOfferRequest, ListOrdersRequest};
 use proto::types::Operation;
+use rstest_reuse::apply;
 use tests::processes::{Process, build_binaries};
 use tests::world::{self, DIRECT, OFFICE, PROVIDER};
 use tests::{As, Backend, Cluster, Setup, reason_of};
+
+use crate::each_backend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -75,63 +78,63 @@ async fn order_often(partner: &As, customer: &str, under_way: usize) -> (Vec<Sta
     (refused, orders.into_iter().collect())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_is_too_much_is_refused_at_once_and_a_modest_tenant_is_served_beside_greedy_ones() {
+#[apply(each_backend)]
+async fn what_is_too_much_is_refused_at_once_and_a_modest_tenant_is_served_beside_greedy_ones(
+    #[case] backend: Backend,
+) {
     tests::needs_own!("limits and connections that it fills");
-    for backend in Backend::all() {
-        let line = Line::start().await;
-        let setup = Setup { agreements_at: Some(line.url.clone()), ..few_calls(backend) };
-        let mut cluster = Cluster::start(setup).await.unwrap();
-        cluster.restart_agreements().await.unwrap();
-        line.lead_to(cluster.agreements_address());
-        world::register_partners(&cluster).await.unwrap();
-        let (direct, provider) =
-            (cluster.as_caller(world::sales(DIRECT)), cluster.as_caller(world::sales(PROVIDER)));
-        let stranger = |n| cluster.as_caller(world::sales(Uuid::from_u128(n)));
-        let mut customers = vec![];
-        for partner in [&direct, &provider] {
-            let name = format!("Customer {}", customers.len());
-            let customer = world::create_customer(partner, &name, "FR", None).await.unwrap();
-            world::attest(partner, &customer, Clock::system().now()).await.unwrap();
-            world::order(partner, &customer, None, 5).await.unwrap();
-            customers.push(customer);
-        }
-
-        // From now on orders wait for the gate, until they are let go.
-        line.hold_answers(true);
-        let (refused, mut under_way) = order_often(&direct, &customers[0], 4).await;
-        assert_eq!(refused.len(), MANY - 4);
-        refused.iter().for_each(|refused| assert_overloaded(refused, "TENANT_OVERLOADED"));
-        let (refused, others) = order_often(&provider, &customers[1], 2).await;
-        refused.iter().for_each(|refused| assert_overloaded(refused, "TENANT_OVERLOADED"));
-        under_way.extend(others);
-        // Who asks for little finds room, though the two would have taken everything.
-        let seen =
-            cluster.as_caller(world::operator()).orders().list_orders(ListOrdersRequest::default()).await;
-        assert_eq!(seen.unwrap().into_inner().orders.len(), 2);
-        // What makes no sense is refused in the same way: it is not looked at.
-        let refused = direct.orders().create_order(CreateOrderRequest::default()).await.unwrap_err();
-        assert_overloaded(&refused, "TENANT_OVERLOADED");
-
-        // When the last place is taken, everybody hears so; but for health.
-        let (_, third) = order_often(&stranger(1), &customers[0], 1).await;
-        let (_, fourth) = order_often(&stranger(2), &customers[0], 1).await;
-        let refused = world::order(&stranger(3), &customers[0], None, 5).await.unwrap_err();
-        assert_overloaded(&refused, "OVERLOADED");
-        let orders = format!("http://{}", cluster.orders_address()).parse().unwrap();
-        chassis::server::check_health(&orders, &ClientSettings::default()).await.unwrap();
-
-        line.hold_answers(false);
-        for ordered in timeout(LONG, join_all(under_way)).await.unwrap() {
-            ordered.unwrap().unwrap();
-        }
-        for ordered in timeout(LONG, join_all(third.into_iter().chain(fourth))).await.unwrap() {
-            assert_eq!(reason_of(&ordered.unwrap().unwrap_err()), "RESOURCE_NOT_FOUND");
-        }
-        let (_, under_way) = order_often(&direct, &customers[0], MANY).await;
-        let after = join_all(under_way).await.into_iter().filter(|ordered| matches!(ordered, Ok(Ok(_))));
-        assert!(after.count() >= 4, "{backend:?}");
+    tests::needs!(backend);
+    let line = Line::start().await;
+    let setup = Setup { agreements_at: Some(line.url.clone()), ..few_calls(backend) };
+    let mut cluster = Cluster::start(setup).await.unwrap();
+    cluster.restart_agreements().await.unwrap();
+    line.lead_to(cluster.agreements_address());
+    world::register_partners(&cluster).await.unwrap();
+    let (direct, provider) =
+        (cluster.as_caller(world::sales(DIRECT)), cluster.as_caller(world::sales(PROVIDER)));
+    let stranger = |n| cluster.as_caller(world::sales(Uuid::from_u128(n)));
+    let mut customers = vec![];
+    for partner in [&direct, &provider] {
+        let name = format!("Customer {}", customers.len());
+        let customer = world::create_customer(partner, &name, "FR", None).await.unwrap();
+        world::attest(partner, &customer, Clock::system().now()).await.unwrap();
+        world::order(partner, &customer, None, 5).await.unwrap();
+        customers.push(customer);
     }
+
+    // From now on orders wait for the gate, until they are let go.
+    line.hold_answers(true);
+    let (refused, mut under_way) = order_often(&direct, &customers[0], 4).await;
+    assert_eq!(refused.len(), MANY - 4);
+    refused.iter().for_each(|refused| assert_overloaded(refused, "TENANT_OVERLOADED"));
+    let (refused, others) = order_often(&provider, &customers[1], 2).await;
+    refused.iter().for_each(|refused| assert_overloaded(refused, "TENANT_OVERLOADED"));
+    under_way.extend(others);
+    // Who asks for little finds room, though the two would have taken everything.
+    let seen = cluster.as_caller(world::operator()).orders().list_orders(ListOrdersRequest::default()).await;
+    assert_eq!(seen.unwrap().into_inner().orders.len(), 2);
+    // What makes no sense is refused in the same way: it is not looked at.
+    let refused = direct.orders().create_order(CreateOrderRequest::default()).await.unwrap_err();
+    assert_overloaded(&refused, "TENANT_OVERLOADED");
+
+    // When the last place is taken, everybody hears so; but for health.
+    let (_, third) = order_often(&stranger(1), &customers[0], 1).await;
+    let (_, fourth) = order_often(&stranger(2), &customers[0], 1).await;
+    let refused = world::order(&stranger(3), &customers[0], None, 5).await.unwrap_err();
+    assert_overloaded(&refused, "OVERLOADED");
+    let orders = format!("http://{}", cluster.orders_address()).parse().unwrap();
+    chassis::server::check_health(&orders, &ClientSettings::default()).await.unwrap();
+
+    line.hold_answers(false);
+    for ordered in timeout(LONG, join_all(under_way)).await.unwrap() {
+        ordered.unwrap().unwrap();
+    }
+    for ordered in timeout(LONG, join_all(third.into_iter().chain(fourth))).await.unwrap() {
+        assert_eq!(reason_of(&ordered.unwrap().unwrap_err()), "RESOURCE_NOT_FOUND");
+    }
+    let (_, under_way) = order_often(&direct, &customers[0], MANY).await;
+    let after = join_all(under_way).await.into_iter().filter(|ordered| matches!(ordered, Ok(Ok(_))));
+    assert!(after.count() >= 4, "{backend:?}");
 }
 
 /// Keeps whoever writes to agreement-svc's database waiting, until it is dropped.
@@ -157,57 +160,56 @@ impl Lock {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_gate_answers_for_everybody_while_a_partner_has_taken_its_share() {
+#[apply(each_backend)]
+async fn the_gate_answers_for_everybody_while_a_partner_has_taken_its_share(#[case] backend: Backend) {
     tests::needs_own!("limits and connections that it fills");
-    for backend in Backend::all() {
-        let cluster = Cluster::start(few_calls(backend)).await.unwrap();
-        world::register_partners(&cluster).await.unwrap();
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-        let mut names = vec![];
-        for n in 0..MANY {
-            names.push(world::new_customer(&format!("Customer {n}"), "FR", None));
-        }
-
-        let lock = Lock::on(cluster.agreements_database());
-        let mut creating: FuturesUnordered<_> = names
-            .into_iter()
-            .map(|new| {
-                let mut customers = direct.customers();
-                tokio::spawn(async move { customers.create_customer(new).await })
-            })
-            .collect();
-        while creating.len() > 4 {
-            let ended = timeout(LONG, creating.next()).await.unwrap().unwrap().unwrap();
-            assert_overloaded(&ended.unwrap_err(), "TENANT_OVERLOADED");
-        }
-        // Ordering needs agreement-svc, and order-svc asks for everybody: also for the greedy one.
-        let orders = (0..MANY).map(async |_| world::order(&direct, &customer, None, 5).await);
-        for ordered in join_all(orders).await {
-            match ordered {
-                Ok(_) => {}
-                Err(refused) => assert_overloaded(&refused, "TENANT_OVERLOADED"),
-            }
-        }
-        world::order(&direct, &customer, None, 5).await.unwrap();
-        // An attestation that an order carries is the partner's own call. Whether it was for load or for
-        // anything else that it was not made, all that can be done is to come again with the same order.
-        let order = CreateOrderRequest {
-            attestation: Some(world::inline_attestation(Clock::system().now())),
-            ..world::new_order(&customer, None, OFFICE, 5)
-        };
-        let refused = direct.orders().create_order(order.clone()).await.unwrap_err();
-        assert_eq!((refused.code(), reason_of(&refused)), (Code::Unavailable, "GATE_UNAVAILABLE".into()));
-        assert!(refused.get_details_retry_info().unwrap().retry_delay.is_some());
-
-        drop(lock);
-        while let Some(created) = timeout(LONG, creating.next()).await.unwrap() {
-            created.unwrap().unwrap();
-        }
-        direct.orders().create_order(order).await.unwrap();
+    tests::needs!(backend);
+    let cluster = Cluster::start(few_calls(backend)).await.unwrap();
+    world::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    let mut names = vec![];
+    for n in 0..MANY {
+        names.push(world::new_customer(&format!("Customer {n}"), "FR", None));
     }
+
+    let lock = Lock::on(cluster.agreements_database());
+    let mut creating: FuturesUnordered<_> = names
+        .into_iter()
+        .map(|new| {
+            let mut customers = direct.customers();
+            tokio::spawn(async move { customers.create_customer(new).await })
+        })
+        .collect();
+    while creating.len() > 4 {
+        let ended = timeout(LONG, creating.next()).await.unwrap().unwrap().unwrap();
+        assert_overloaded(&ended.unwrap_err(), "TENANT_OVERLOADED");
+    }
+    // Ordering needs agreement-svc, and order-svc asks for everybody: also for the greedy one.
+    let orders = (0..MANY).map(async |_| world::order(&direct, &customer, None, 5).await);
+    for ordered in join_all(orders).await {
+        match ordered {
+            Ok(_) => {}
+            Err(refused) => assert_overloaded(&refused, "TENANT_OVERLOADED"),
+        }
+    }
+    world::order(&direct, &customer, None, 5).await.unwrap();
+    // An attestation that an order carries is the partner's own call. Whether it was for load or for
+    // anything else that it was not made, all that can be done is to come again with the same order.
+    let order = CreateOrderRequest {
+        attestation: Some(world::inline_attestation(Clock::system().now())),
+        ..world::new_order(&customer, None, OFFICE, 5)
+    };
+    let refused = direct.orders().create_order(order.clone()).await.unwrap_err();
+    assert_eq!((refused.code(), reason_of(&refused)), (Code::Unavailable, "GATE_UNAVAILABLE".into()));
+    assert!(refused.get_details_retry_info().unwrap().retry_delay.is_some());
+
+    drop(lock);
+    while let Some(created) = timeout(LONG, creating.next()).await.unwrap() {
+        created.unwrap().unwrap();
+    }
+    direct.orders().create_order(order).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

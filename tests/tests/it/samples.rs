@@ -10,10 +10,13 @@ use proto::agreement::{
 };
 use proto::order::{ChangeSeatsRequest, CreateOrderRequest, NewOrderLine};
 use proto::types::Contact;
+use rstest_reuse::apply;
 use serde_json::Value;
 use tests::clients::bad_fields_of;
 use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE};
 use tests::{Backend, Cluster, Setup, reason_of};
+
+use crate::each_backend;
 use tonic::Code;
 
 #[expect(clippy::print_stderr, reason = "a skipped sample must be seen")]
@@ -173,43 +176,44 @@ async fn what_the_vendor_prints_as_invalid_json_is_still_a_good_or_a_refused_mes
     assert_eq!(bad_fields_of(&refused), ["country"]);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_vendors_table_of_countries_serves_every_country_in_every_language_it_lists() {
+#[apply(each_backend)]
+async fn the_vendors_table_of_countries_serves_every_country_in_every_language_it_lists(
+    #[case] backend: Backend,
+) {
     tests::needs_own!("settings of its own");
+    tests::needs!(backend);
     let Some(folder) = samples() else { return };
     let table = folder.join("mca-country-language.csv");
-    for backend in Backend::all() {
-        let setup = Setup { backend, document_table: Some(table.clone()), ..Setup::default() };
-        let cluster = Cluster::start(setup).await.unwrap();
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        let request = GetTemplateRequest { template_id: CUSTOMER_AGREEMENT.into() };
-        let template = direct.templates().get_template(request).await.unwrap().into_inner().template.unwrap();
-        let mut pairs = 0;
-        for row in csv::Reader::from_path(&table).unwrap().records() {
-            let row = row.unwrap();
-            for language in row[2].split(';') {
-                let request = GetTemplateDocumentRequest {
-                    template_id: CUSTOMER_AGREEMENT.into(),
-                    version: 0,
-                    country: row[1].into(),
-                    language: language.into(),
-                };
-                let served = direct.templates().get_template_document(request).await.unwrap().into_inner();
-                let document = served.document.unwrap();
-                assert_eq!((document.country.as_str(), document.language.as_str()), (&row[1], language));
-                assert!(!served.is_fallback);
-                pairs += 1;
-            }
+    let setup = Setup { backend, document_table: Some(table.clone()), ..Setup::default() };
+    let cluster = Cluster::start(setup).await.unwrap();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let request = GetTemplateRequest { template_id: CUSTOMER_AGREEMENT.into() };
+    let template = direct.templates().get_template(request).await.unwrap().into_inner().template.unwrap();
+    let mut pairs = 0;
+    for row in csv::Reader::from_path(&table).unwrap().records() {
+        let row = row.unwrap();
+        for language in row[2].split(';') {
+            let request = GetTemplateDocumentRequest {
+                template_id: CUSTOMER_AGREEMENT.into(),
+                version: 0,
+                country: row[1].into(),
+                language: language.into(),
+            };
+            let served = direct.templates().get_template_document(request).await.unwrap().into_inner();
+            let document = served.document.unwrap();
+            assert_eq!((document.country.as_str(), document.language.as_str()), (&row[1], language));
+            assert!(!served.is_fallback);
+            pairs += 1;
         }
-        assert_eq!(template.versions[0].document_count, pairs);
-        let request = GetTemplateDocumentRequest {
-            template_id: CUSTOMER_AGREEMENT.into(),
-            version: 0,
-            country: "FR".into(),
-            language: "ja-JP".into(),
-        };
-        let served = direct.templates().get_template_document(request).await.unwrap().into_inner();
-        assert!(served.is_fallback);
-        assert_eq!(served.document.unwrap().language, "en-US");
     }
+    assert_eq!(template.versions[0].document_count, pairs);
+    let request = GetTemplateDocumentRequest {
+        template_id: CUSTOMER_AGREEMENT.into(),
+        version: 0,
+        country: "FR".into(),
+        language: "ja-JP".into(),
+    };
+    let served = direct.templates().get_template_document(request).await.unwrap().into_inner();
+    assert!(served.is_fallback);
+    assert_eq!(served.document.unwrap().language, "en-US");
 }

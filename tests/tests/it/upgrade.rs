@@ -5,8 +5,11 @@ use std::sync::Arc;
 use agreement_svc::config::Storage;
 use chassis::clock::Clock;
 use chassis::database::Url;
+use rstest_reuse::apply;
 use tests::world::{self, DIRECT};
 use tests::{Backend, Cluster};
+
+use crate::each_backend;
 
 /// What a migration of some later version may do: columns that may be empty or have a default, tables, indexes.
 fn expand(tables: &[&str]) -> String {
@@ -22,36 +25,35 @@ fn expand(tables: &[&str]) -> String {
     )
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_schema_that_newer_versions_have_expanded_is_served() {
+#[apply(each_backend)]
+async fn a_schema_that_newer_versions_have_expanded_is_served(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
-    for backend in Backend::all() {
-        let mut cluster = Cluster::on(backend).await;
-        world::register_partners(&cluster).await.unwrap();
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        let buy = async |name: &str| {
-            let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
-            world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-            world::order(&direct, &customer, None, 1).await.unwrap();
-        };
-        buy("Contoso").await;
-        // Under running services, as a rolling upgrade does it.
-        let agreements =
-            ["revision", "event", "request", "customer", "acceptance", "notification", "relationship"];
-        cluster.agreements_sql(&expand(&agreements)).unwrap();
-        let orders =
-            ["follower", "request", "fence", "orders", "order_line", "subscription", "subscription_change"];
-        cluster.orders_sql(&expand(&orders)).unwrap();
-        buy("Fabrikam").await;
-        // And by services that start on it, which migrate first, too.
-        cluster.stop_agreements();
-        cluster.restart_agreements().await.unwrap();
-        cluster.restart_orders().await.unwrap();
-        buy("Fourth Coffee").await;
-        // Nobody has taken it back.
-        cluster.agreements_sql("INSERT INTO later (id) VALUES ('1')").unwrap();
-        cluster.orders_sql("INSERT INTO later (id) VALUES ('1')").unwrap();
-    }
+    tests::needs!(backend);
+    let mut cluster = Cluster::on(backend).await;
+    world::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let buy = async |name: &str| {
+        let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
+        world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+        world::order(&direct, &customer, None, 1).await.unwrap();
+    };
+    buy("Contoso").await;
+    // Under running services, as a rolling upgrade does it.
+    let agreements =
+        ["revision", "event", "request", "customer", "acceptance", "notification", "relationship"];
+    cluster.agreements_sql(&expand(&agreements)).unwrap();
+    let orders =
+        ["follower", "request", "fence", "orders", "order_line", "subscription", "subscription_change"];
+    cluster.orders_sql(&expand(&orders)).unwrap();
+    buy("Fabrikam").await;
+    // And by services that start on it, which migrate first, too.
+    cluster.stop_agreements();
+    cluster.restart_agreements().await.unwrap();
+    cluster.restart_orders().await.unwrap();
+    buy("Fourth Coffee").await;
+    // Nobody has taken it back.
+    cluster.agreements_sql("INSERT INTO later (id) VALUES ('1')").unwrap();
+    cluster.orders_sql("INSERT INTO later (id) VALUES ('1')").unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

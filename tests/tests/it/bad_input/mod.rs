@@ -31,9 +31,12 @@ use proto::order::{
     NewOrderLine, Order, Subscription,
 };
 use proto::types::{AgreementType, Channel, Cloud, Contact, ErrorReason, Operation};
+use rstest_reuse::apply;
 use tests::clients::{Identity, bad_fields_of};
 use tests::world::{self, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, RESELLER};
 use tests::{As, Backend, Cluster, Setup, reason_of};
+
+use crate::each_backend;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
@@ -946,100 +949,100 @@ async fn publish_and_retire(operator: &As, name: &str) -> String {
     templates.get_template(request).await.unwrap().into_inner().template.unwrap().name
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn odd_but_legal_text_comes_back_as_it_was_given_without_the_blanks_around_it() {
-    for backend in Backend::all() {
-        let cluster = Cluster::on(backend).await;
-        world::register_partners(&cluster).await.unwrap();
-        let operator = cluster.as_caller(world::operator());
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        for (n, text) in hostile_texts().iter().enumerate() {
-            let (person, phone) = (cut(text, 100), cut(text, 50));
-            let given = |email: &str| Contact {
-                first_name: padded(&person),
-                last_name: padded(&person),
-                email: padded(email),
-                phone: padded(&phone),
-            };
-            let kept = |email: &str| Contact {
-                first_name: person.clone(),
-                last_name: person.clone(),
-                email: email.into(),
-                phone: phone.clone(),
-            };
-            let (email, other_email) = ("o'neil+tag@contoso.example", "用户{%s}@contoso.example");
-            let new = CreateCustomerRequest {
-                company_name: padded(text),
-                domain: padded(&format!("HOSTILE-{n}.example")),
-                primary_contact: Some(given(email)),
-                ..world::new_customer("", "FR", None)
-            };
-            let created = direct.customers().create_customer(new.clone()).await.unwrap().into_inner();
-            let replayed = direct.customers().create_customer(new).await.unwrap().into_inner();
-            assert_eq!(replayed, created);
-            let customer = created.customer.unwrap();
-            let get = GetCustomerRequest { customer_id: customer.customer_id.clone() };
-            let read =
-                direct.customers().get_customer(get.clone()).await.unwrap().into_inner().customer.unwrap();
-            assert_eq!(read, customer);
-            assert_eq!((&read.company_name, &read.domain), (text, &format!("hostile-{n}.example")));
-            assert_eq!(read.primary_contact, Some(kept(email)));
+#[apply(each_backend)]
+async fn odd_but_legal_text_comes_back_as_it_was_given_without_the_blanks_around_it(
+    #[case] backend: Backend,
+) {
+    tests::needs!(backend);
+    let cluster = Cluster::on(backend).await;
+    world::register_partners(&cluster).await.unwrap();
+    let operator = cluster.as_caller(world::operator());
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    for (n, text) in hostile_texts().iter().enumerate() {
+        let (person, phone) = (cut(text, 100), cut(text, 50));
+        let given = |email: &str| Contact {
+            first_name: padded(&person),
+            last_name: padded(&person),
+            email: padded(email),
+            phone: padded(&phone),
+        };
+        let kept = |email: &str| Contact {
+            first_name: person.clone(),
+            last_name: person.clone(),
+            email: email.into(),
+            phone: phone.clone(),
+        };
+        let (email, other_email) = ("o'neil+tag@contoso.example", "用户{%s}@contoso.example");
+        let new = CreateCustomerRequest {
+            company_name: padded(text),
+            domain: padded(&format!("HOSTILE-{n}.example")),
+            primary_contact: Some(given(email)),
+            ..world::new_customer("", "FR", None)
+        };
+        let created = direct.customers().create_customer(new.clone()).await.unwrap().into_inner();
+        let replayed = direct.customers().create_customer(new).await.unwrap().into_inner();
+        assert_eq!(replayed, created);
+        let customer = created.customer.unwrap();
+        let get = GetCustomerRequest { customer_id: customer.customer_id.clone() };
+        let read = direct.customers().get_customer(get.clone()).await.unwrap().into_inner().customer.unwrap();
+        assert_eq!(read, customer);
+        assert_eq!((&read.company_name, &read.domain), (text, &format!("hostile-{n}.example")));
+        assert_eq!(read.primary_contact, Some(kept(email)));
 
-            let update = UpdateCustomerRequest {
-                request_id: world::request_id(),
-                customer_id: customer.customer_id.clone(),
-                etag: customer.etag,
-                company_name: padded(text),
-                primary_contact: Some(given(other_email)),
-            };
-            direct.customers().update_customer(update).await.unwrap();
-            let read = direct.customers().get_customer(get).await.unwrap().into_inner().customer.unwrap();
-            assert_eq!((&read.company_name, read.primary_contact), (text, Some(kept(other_email))));
+        let update = UpdateCustomerRequest {
+            request_id: world::request_id(),
+            customer_id: customer.customer_id.clone(),
+            etag: customer.etag,
+            company_name: padded(text),
+            primary_contact: Some(given(other_email)),
+        };
+        direct.customers().update_customer(update).await.unwrap();
+        let read = direct.customers().get_customer(get).await.unwrap().into_inner().customer.unwrap();
+        assert_eq!((&read.company_name, read.primary_contact), (text, Some(kept(other_email))));
 
-            // From year 1 on, to the microsecond.
-            let agreed_at = Some(Timestamp { seconds: -62_135_596_800, nanos: 1000 });
-            let attest = CreateAttestationRequest {
-                contact: Some(given(other_email)),
-                ..attestation(&customer.customer_id, agreed_at)
-            };
-            direct.attestations().create_attestation(attest).await.unwrap();
-            let list =
-                ListAttestationsRequest { customer_id: customer.customer_id.clone(), ..Default::default() };
-            let listed = direct.attestations().list_attestations(list).await.unwrap().into_inner();
-            assert_eq!(listed.attestations[0].contact, Some(kept(other_email)));
-            assert_eq!(listed.attestations[0].agreed_at, agreed_at);
+        // From year 1 on, to the microsecond.
+        let agreed_at = Some(Timestamp { seconds: -62_135_596_800, nanos: 1000 });
+        let attest = CreateAttestationRequest {
+            contact: Some(given(other_email)),
+            ..attestation(&customer.customer_id, agreed_at)
+        };
+        direct.attestations().create_attestation(attest).await.unwrap();
+        let list =
+            ListAttestationsRequest { customer_id: customer.customer_id.clone(), ..Default::default() };
+        let listed = direct.attestations().list_attestations(list).await.unwrap().into_inner();
+        assert_eq!(listed.attestations[0].contact, Some(kept(other_email)));
+        assert_eq!(listed.attestations[0].agreed_at, agreed_at);
 
-            // The version of that date no longer satisfies.
-            world::attest(&direct, &customer.customer_id, Clock::system().now()).await.unwrap();
-            let mut order = world::new_order(&customer.customer_id, None, OFFICE, 300);
-            order.lines[0].friendly_name = padded(text);
-            let placed = direct.orders().create_order(order).await.unwrap().into_inner();
-            let get = GetOrderRequest { order_id: placed.order.clone().unwrap().order_id };
-            let read = direct.orders().get_order(get).await.unwrap().into_inner().order;
-            assert_eq!(read, placed.order);
-            assert_eq!(&read.unwrap().lines[0].friendly_name, text);
-            let subscription_id = placed.subscriptions[0].subscription_id.clone();
-            let get = GetSubscriptionRequest { subscription_id };
-            let read = direct.subscriptions().get_subscription(get).await.unwrap().into_inner();
-            assert_eq!(&read.subscription.unwrap().friendly_name, text);
+        // The version of that date no longer satisfies.
+        world::attest(&direct, &customer.customer_id, Clock::system().now()).await.unwrap();
+        let mut order = world::new_order(&customer.customer_id, None, OFFICE, 300);
+        order.lines[0].friendly_name = padded(text);
+        let placed = direct.orders().create_order(order).await.unwrap().into_inner();
+        let get = GetOrderRequest { order_id: placed.order.clone().unwrap().order_id };
+        let read = direct.orders().get_order(get).await.unwrap().into_inner().order;
+        assert_eq!(read, placed.order);
+        assert_eq!(&read.unwrap().lines[0].friendly_name, text);
+        let subscription_id = placed.subscriptions[0].subscription_id.clone();
+        let get = GetSubscriptionRequest { subscription_id };
+        let read = direct.subscriptions().get_subscription(get).await.unwrap().into_inner();
+        assert_eq!(&read.subscription.unwrap().friendly_name, text);
 
-            let partner = Uuid::from_u128(DIRECT.as_u128() + 0x1000 + n as u128);
-            let (kind, cloud) = (PartnerKind::DirectBill, Cloud::Public);
-            world::register_partner(&operator, partner, &padded(text), kind, cloud).await.unwrap();
-            let get = GetPartnerRequest { partner_id: partner.to_string() };
-            let read = operator.partners().get_partner(get).await.unwrap().into_inner();
-            assert_eq!(&read.partner.unwrap().name, text);
+        let partner = Uuid::from_u128(DIRECT.as_u128() + 0x1000 + n as u128);
+        let (kind, cloud) = (PartnerKind::DirectBill, Cloud::Public);
+        world::register_partner(&operator, partner, &padded(text), kind, cloud).await.unwrap();
+        let get = GetPartnerRequest { partner_id: partner.to_string() };
+        let read = operator.partners().get_partner(get).await.unwrap().into_inner();
+        assert_eq!(&read.partner.unwrap().name, text);
 
-            let _turn = world::cloud_agreements_turn(&cluster).await.unwrap();
-            assert_eq!(&publish_and_retire(&operator, text).await, text);
+        let _turn = world::cloud_agreements_turn(&cluster).await.unwrap();
+        assert_eq!(&publish_and_retire(&operator, text).await, text);
 
-            // An offer's id is text too; a refusal may repeat it, if its letters survive a header.
-            let offer_id = cut(text, 100);
-            let refused = direct.offers().get_offer(GetOfferRequest { offer_id: padded(&offer_id) }).await;
-            let refused = refused.unwrap_err();
-            assert_eq!(refused.code(), Code::NotFound, "{refused}");
-            assert!(refused.message().contains(&offer_id), "{refused}");
-        }
+        // An offer's id is text too; a refusal may repeat it, if its letters survive a header.
+        let offer_id = cut(text, 100);
+        let refused = direct.offers().get_offer(GetOfferRequest { offer_id: padded(&offer_id) }).await;
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.code(), Code::NotFound, "{refused}");
+        assert!(refused.message().contains(&offer_id), "{refused}");
     }
 }
 
