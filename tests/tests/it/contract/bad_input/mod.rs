@@ -40,7 +40,7 @@ use crate::each_backend;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use crate::access::{ask, call, calls_of_the_contract, contract, wire};
+use crate::contract::access::{ask, call, calls_of_the_contract, contract, wire};
 
 // Bad values. A request takes one of each list for the fields it has, and every value has its turn.
 

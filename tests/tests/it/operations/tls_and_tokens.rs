@@ -22,7 +22,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Code, Request, Status};
 use uuid::Uuid;
 
-use crate::access::{FOR_EVERYONE, call, wire};
+use crate::contract::access::{FOR_EVERYONE, call, wire};
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -25,7 +25,7 @@ use crate::each_backend;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use crate::relay::Relay;
+use crate::faults::relay::Relay;
 
 /// Far longer than anything here takes.
 const LONG: Duration = Duration::from_secs(30);

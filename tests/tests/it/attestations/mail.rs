@@ -1,7 +1,7 @@
 //! The customer is told of every attestation (ATT-9), whatever the mail server does, or a dead letter
 //! says that it was not (I6). The mail server is a real one that can be told to misbehave.
 
-#[path = "../../../agreement-svc/tests/smtp_server/mod.rs"]
+#[path = "../../../../agreement-svc/tests/smtp_server/mod.rs"]
 pub(crate) mod smtp_server;
 
 use std::time::Duration;

@@ -35,7 +35,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
 use uuid::Uuid;
 
-use crate::line::Line;
+use crate::faults::tcp_proxy::Line;
 
 /// Far longer than anything here takes.
 const LONG: Duration = Duration::from_secs(60);

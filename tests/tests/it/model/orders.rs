@@ -31,11 +31,11 @@ use tonic::Status;
 use tonic_types::StatusExt;
 use uuid::Uuid;
 
-use crate::acceptance_model::{
+use crate::faults::relay::Relay;
+use crate::history::event_properties as histories;
+use crate::model::acceptance::{
     self as acceptance, COUNTRIES, CUSTOMERS, Happened, NOT_FOUND, PARTNERS, payer,
 };
-use crate::histories;
-use crate::relay::Relay;
 
 /// When each history begins: at the end of a month that is longer than the next, in a leap year.
 const START: &str = "2024-01-30T22:00:00Z";

@@ -32,8 +32,8 @@ use crate::each_backend;
 use tokio::time::timeout;
 use tonic::{Code, Status};
 
-use crate::relay::Relay;
-use crate::withdrawals::withdraw_signature;
+use crate::faults::relay::Relay;
+use crate::subscriptions::withdrawals::withdraw_signature;
 
 /// Far longer than anything here takes.
 const LONG: Duration = Duration::from_secs(60);

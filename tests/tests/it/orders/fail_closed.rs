@@ -40,7 +40,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt};
 use uuid::Uuid;
 
-use crate::line::Line;
+use crate::faults::tcp_proxy::Line;
 
 /// Far longer than anything here takes.
 const LONG: Duration = Duration::from_secs(30);

@@ -28,7 +28,7 @@ use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
 use tonic::Status;
 use uuid::Uuid;
 
-use crate::histories;
+use crate::history::event_properties as histories;
 
 /// The first two pay; the reseller works through the provider.
 pub(crate) const PARTNERS: [Uuid; 3] = [DIRECT, PROVIDER, RESELLER];

@@ -28,8 +28,8 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::mail::smtp_server::{SmtpServer, python};
-use crate::traces::{Collector, export_to};
+use crate::attestations::mail::smtp_server::{SmtpServer, python};
+use crate::operations::traces::{Collector, export_to};
 
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_secs(60);

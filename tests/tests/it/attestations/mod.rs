@@ -1,0 +1,4 @@
+//! Attestations: bulk import, and the mail that announces each.
+
+mod import;
+pub(crate) mod mail;

@@ -1,0 +1,6 @@
+//! The contract: access policy, bad input, repeated requests, recorded samples.
+
+pub(crate) mod access;
+mod bad_input;
+mod repeats;
+mod replay_samples;

@@ -1,0 +1,7 @@
+//! Fault injection: races, crashes, cut connections and overload.
+
+mod crashes;
+mod overload;
+mod races;
+pub(crate) mod relay;
+pub(crate) mod tcp_proxy;

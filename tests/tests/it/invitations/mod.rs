@@ -1,0 +1,3 @@
+//! Invitations and direct signatures.
+
+mod direct_sign;

@@ -1,0 +1,8 @@
+//! What operators rely on: settings, TLS and tokens, metrics, traces, logs, upgrades.
+
+mod metrics;
+mod no_secrets_in_logs;
+mod settings;
+mod tls_and_tokens;
+pub(crate) mod traces;
+mod upgrade;

@@ -1,0 +1,5 @@
+//! Orders: what is accepted, refused and stored.
+
+mod fail_closed;
+mod placing;
+mod stories;
