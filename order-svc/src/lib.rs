@@ -15,7 +15,7 @@ mod api;
 pub mod config;
 mod metrics;
 pub mod rules;
-mod store;
+pub mod store;
 mod workers;
 
 use std::error::Error;

@@ -1,5 +1,6 @@
 //! Both services in one process.
 
+use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -97,6 +98,15 @@ impl Setup {
             && [agreements_at, smtp].iter().all(|setting| setting.is_none())
             && [document_table, offers].iter().all(|setting| setting.is_none());
         if is_usual { Ok(()) } else { Err("a stack is as it is; say so with needs_own!".into()) }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sqlite => "SQLite",
+            Self::Postgres => "PostgreSQL",
+        })
     }
 }
 

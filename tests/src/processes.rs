@@ -398,9 +398,7 @@ pub fn build_binaries() -> Result<(), String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
     build.args(["build", "--quiet", "--package", "agreement-svc", "--package", "order-svc", "--bins"]);
-    if !cfg!(debug_assertions) {
-        build.arg("--release");
-    }
+    build.args(["--profile", &profile()?]);
     // What cargo tells this program of its own package would have other packages built anew.
     let own =
         |name: &OsString| name.to_string_lossy().starts_with("CARGO_PKG_") || name == "CARGO_MANIFEST_DIR";
@@ -426,13 +424,24 @@ fn is_fresh(name: &str) -> bool {
     sources.split(' ').all(|source| modified(Path::new(source)).is_some_and(|changed| changed <= built))
 }
 
-/// Where cargo puts the binaries of the profile that this program is of.
+/// Where cargo puts a binary of the profile that this program was built with.
 fn binary(name: &str) -> Result<PathBuf, String> {
-    let own = std::env::current_exe().map_err(|error| error.to_string())?;
-    let mut folder = own.parent().unwrap_or(&own);
-    // A test stands a folder below.
+    Ok(profile_folder()?.join(name))
+}
+
+/// The profile that this program was built with, after which cargo names its folder.
+fn profile() -> Result<String, String> {
+    let folder = profile_folder()?;
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    Ok(if name == "debug" { "dev".into() } else { name.into_owned() })
+}
+
+fn profile_folder() -> Result<PathBuf, String> {
+    let mut folder = std::env::current_exe().map_err(|error| error.to_string())?;
+    folder.pop();
+    // A test stands a folder below the other programs.
     if folder.ends_with("deps") {
-        folder = folder.parent().unwrap_or(folder);
+        folder.pop();
     }
-    Ok(folder.join(name))
+    Ok(folder)
 }

@@ -7,7 +7,7 @@ pub(crate) mod follower;
 pub(crate) mod gated;
 pub(crate) mod order;
 pub(crate) mod report;
-mod schema;
+pub mod schema;
 pub(crate) mod subscription;
 pub(crate) mod withdrawal;
 

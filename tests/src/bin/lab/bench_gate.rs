@@ -1,34 +1,36 @@
-//! `cargo bench-gate`: CheckEligibility and CreateOrder beside a bare tonic echo, in one run.
+//! `cargo lab bench-gate`: throughput and latency of CheckEligibility and CreateOrder beside a bare tonic echo, in one
+//! run.
 //!
 //! All servers run on the same runtime flavour, one thread each, and are called over the same number
-//! of connections with the same number of calls in flight. Rounds alternate between them, so that
-//! whatever else the machine does falls on all alike; ratios carry over to other machines, figures do
-//! not.
+//! of connections with the same number of calls in flight. Rounds alternate between them, so that other
+//! load on the machine slows all of them alike; ratios carry over to other machines, figures do not.
 
+use std::error::Error;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chassis::auth::Caller;
-use chassis::clock::Clock;
 use chassis::form::timestamp;
-use clap::Parser;
+use clap::Args;
 use proto::agreement::eligibility_service_server::{EligibilityService, EligibilityServiceServer};
 use proto::agreement::{
     BatchCheckEligibilityRequest, BatchCheckEligibilityResponse, CheckEligibilityRequest,
     CheckEligibilityResponse, ListBlockedCustomersRequest, ListBlockedCustomersResponse,
     ReportPurchaseRequest, ReportPurchaseResponse,
 };
-use proto::types::{self, Operation};
+use proto::types;
 use tests::clients::{As, Identity};
-use tests::world::{self, DIRECT, OFFICE};
-use tests::{Backend, Cluster, Setup};
+use tests::fixtures::{self, DIRECT, OFFICE};
+use tests::{Backend, Cluster, actions};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
-#[derive(Parser)]
-#[command(about = "Measures the gate and orders beside a bare echo.")]
-struct Options {
+use crate::load::{closed_loop, percentile, rate};
+
+#[derive(Args)]
+pub(crate) struct Options {
     /// Connections to each server.
     #[arg(long, default_value_t = 8)]
     connections: usize,
@@ -46,7 +48,7 @@ struct Options {
     customers: usize,
 }
 
-/// Answers with what it always answers: the cost of tonic alone.
+/// Always gives the same answer, which costs what tonic costs.
 struct Echo;
 
 #[tonic::async_trait]
@@ -95,28 +97,26 @@ enum Subject {
     Order,
 }
 
-/// A backend's cluster, its customers, and a connection set for each subject.
+/// A database's cluster, its customers, and a connection set for each subject.
 struct Bench {
-    name: &'static str,
+    backend: Backend,
     _cluster: Cluster,
     customers: Vec<String>,
     callers: Vec<As>,
 }
 
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let options = Options::parse();
+pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let echo = start_echo()?;
-    let mut benches = vec![Bench::start("SQLite", Backend::Sqlite, &options).await?];
-    if std::env::var_os("TEST_POSTGRES_URL").is_some() {
-        benches.push(Bench::start("PostgreSQL", Backend::Postgres, &options).await?);
+    let mut benches = vec![];
+    for backend in Backend::all() {
+        benches.push(Bench::start(backend, &options).await?);
     }
-    let echoes: Vec<As> = connect(options.connections, echo, echo, &world::service());
+    let echoes: Vec<As> = connect(options.connections, echo, echo, &fixtures::service());
 
     let mut rows: Vec<(String, Vec<Figures>)> = vec![("bare echo".into(), vec![])];
     for bench in &benches {
-        rows.push((format!("CheckEligibility, {}", bench.name), vec![]));
-        rows.push((format!("CreateOrder, {}", bench.name), vec![]));
+        rows.push((format!("CheckEligibility, {}", bench.backend), vec![]));
+        rows.push((format!("CreateOrder, {}", bench.backend), vec![]));
     }
     for _ in 0..options.rounds {
         rows[0].1.push(measure(Subject::Echo, &echoes, &benches[0].customers, &options).await?);
@@ -132,27 +132,21 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 impl Bench {
-    async fn start(
-        name: &'static str,
-        backend: Backend,
-        options: &Options,
-    ) -> Result<Self, Box<dyn std::error::Error>> {
-        let cluster = Cluster::start(Setup { backend, ..Setup::default() }).await?;
-        world::register_partners(&cluster).await?;
-        let direct = cluster.as_caller(world::sales(DIRECT));
+    async fn start(backend: Backend, options: &Options) -> Result<Self, Box<dyn Error>> {
+        let (cluster, direct) = actions::start_with_partners(backend).await;
         let mut customers = vec![];
         for n in 0..options.customers {
-            let customer = world::create_customer(&direct, &format!("Customer {n}"), "FR", None).await?;
-            world::attest(&direct, &customer, Clock::system().now()).await?;
+            let customer = actions::create_customer(&direct, &format!("Customer {n}"), "FR", None).await?;
+            actions::attest_now(&direct, &customer).await?;
             customers.push(customer);
         }
         let (agreements, orders) = (cluster.agreements_address(), cluster.orders_address());
-        let callers = connect(options.connections, agreements, orders, &world::sales(DIRECT));
-        Ok(Self { name, _cluster: cluster, customers, callers })
+        let callers = connect(options.connections, agreements, orders, &fixtures::sales(DIRECT));
+        Ok(Self { backend, _cluster: cluster, customers, callers })
     }
 }
 
-fn start_echo() -> Result<SocketAddr, Box<dyn std::error::Error>> {
+fn start_echo() -> Result<SocketAddr, Box<dyn Error>> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
@@ -196,57 +190,37 @@ async fn measure(
     options: &Options,
 ) -> Result<Figures, Status> {
     let length = Duration::from_millis(options.round_ms);
+    let (callers, customers) = (Arc::<[As]>::from(callers), Arc::<[String]>::from(customers));
     let began = Instant::now();
-    let mut running = vec![];
-    for (n, caller) in callers.iter().enumerate() {
-        for m in 0..options.in_flight {
-            let (caller, customers) = (caller.clone(), customers.to_vec());
-            let first = (n * options.in_flight + m) % customers.len();
-            running.push(tokio::spawn(async move {
-                let mut latencies = vec![];
-                for customer in customers.iter().cycle().skip(first) {
-                    if began.elapsed() >= length {
-                        break;
-                    }
-                    let sent = Instant::now();
-                    call(subject, &caller, customer).await?;
-                    latencies.push(sent.elapsed().as_micros());
-                }
-                Ok::<_, Status>(latencies)
-            }));
-        }
-    }
-    let mut latencies = vec![];
-    for run in running {
-        latencies.extend(run.await.map_err(|error| Status::internal(error.to_string()))??);
-    }
-    let rate = f64::from(u32::try_from(latencies.len()).unwrap_or(u32::MAX)) / began.elapsed().as_secs_f64();
-    latencies.sort_unstable();
-    let at = |percent: usize| latencies.get(latencies.len() * percent / 100).copied().unwrap_or_default();
-    Ok(Figures { rate, p50: at(50), p99: at(99) })
+    let latencies =
+        closed_loop(callers.len() * options.in_flight, length, move |number| {
+            let (callers, customers) = (Arc::clone(&callers), Arc::clone(&customers));
+            async move {
+                call(subject, &callers[number % callers.len()], &customers[number % customers.len()]).await
+            }
+        })
+        .await?;
+    Ok(Figures {
+        rate: rate(latencies.len(), began.elapsed()),
+        p50: percentile(&latencies, 50).as_micros(),
+        p99: percentile(&latencies, 99).as_micros(),
+    })
 }
 
 async fn call(subject: Subject, caller: &As, customer: &str) -> Result<(), Status> {
     match subject {
         Subject::Echo | Subject::Check => {
-            let question = CheckEligibilityRequest {
-                payer_id: DIRECT.to_string(),
-                customer_id: customer.to_owned(),
-                operation: Operation::NewPurchase.into(),
-                ..CheckEligibilityRequest::default()
-            };
-            let answer = caller.gate().check_eligibility(question).await?.into_inner();
+            let answer = actions::check(caller, fixtures::new_check(DIRECT, customer)).await?;
             let is_right = matches!(subject, Subject::Echo) || answer.decision() == types::Decision::Allowed;
             if is_right { Ok(()) } else { Err(Status::internal("the gate is closed")) }
         }
         Subject::Order => {
-            let order = world::new_order(customer, None, OFFICE, 5);
+            let order = fixtures::new_order(customer, None, OFFICE, 5);
             caller.orders().create_order(order).await.map(drop)
         }
     }
 }
 
-#[expect(clippy::print_stdout, reason = "a benchmark talks to whoever started it")]
 fn report(options: &Options, rows: Vec<(String, Vec<Figures>)>) {
     println!(
         "{} connections x {} in flight, median of {} rounds of {} ms, load and servers on the same {} cores, at {}",
@@ -255,7 +229,7 @@ fn report(options: &Options, rows: Vec<(String, Vec<Figures>)>) {
         options.rounds,
         options.round_ms,
         std::thread::available_parallelism().map_or(0, usize::from),
-        timestamp(Clock::system().now()),
+        timestamp(fixtures::now()),
     );
     println!("{:<28} {:>10} {:>9} {:>9} {:>8}", "", "calls/s", "p50 us", "p99 us", "of echo");
     let mut echo = None;

@@ -1,60 +1,51 @@
-//! `cargo bench-delays`: how long after a change is answered the watchers hear of it, at the same replica
-//! and at another, and how long after an attestation its announcement is written.
+//! `cargo lab bench-delays`: the delay from the answer of a change until its event reaches the watchers, at the same
+//! replica and at another one, and from an attestation until its mail is written.
 
+use std::error::Error;
 use std::time::{Duration, Instant};
 
-use chassis::clock::Clock;
-use clap::Parser;
+use clap::Args;
 use proto::agreement::watch_events_response::Item;
 use proto::agreement::{GetAttestationRequest, NotificationState, WatchEventsRequest};
-use tests::world::{self, DIRECT};
-use tests::{As, Backend, Cluster, Setup};
+use tests::{As, Backend, actions, fixtures};
 use tokio::sync::mpsc;
 use tonic::Status;
 
-#[derive(Parser)]
-#[command(about = "Measures how long the news of a change takes.")]
-struct Options {
+use crate::load::percentile;
+
+#[derive(Args)]
+pub(crate) struct Options {
     /// Changes on each database.
     #[arg(long, default_value_t = 300)]
     changes: usize,
 }
 
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let options = Options::parse();
-    let mut backends = vec![("SQLite", Backend::Sqlite)];
-    if std::env::var_os("TEST_POSTGRES_URL").is_some() {
-        backends.push(("PostgreSQL", Backend::Postgres));
-    }
-    say("| delay after the answer | p50 | p99 | longest |\n|---|---|---|---|");
-    for (name, backend) in backends {
-        let mut cluster = Cluster::start(Setup { backend, ..Setup::default() }).await?;
+pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
+    println!("| delay after the answer | p50 | p99 | longest |\n|---|---|---|---|");
+    for backend in Backend::all() {
+        let (mut cluster, direct) = actions::start_with_partners(backend).await;
         cluster.start_replica().await?;
-        world::register_partners(&cluster).await?;
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        let mut here = follow(cluster.as_caller(world::service())).await?;
-        let mut there = follow(cluster.at_replica(world::service())).await?;
+        let mut here = follow(cluster.as_caller(fixtures::service())).await?;
+        let mut there = follow(cluster.at_replica(fixtures::service())).await?;
 
         let (mut same, mut other, mut mailed) = (vec![], vec![], vec![]);
         let mut attestations = vec![];
         for n in 0..options.changes {
-            let customer = world::new_customer(&format!("Customer {n}"), "FR", None);
+            let customer = fixtures::new_customer(&format!("Customer {n}"), "FR", None);
             let created = direct.customers().create_customer(customer).await?;
             let answered = Instant::now();
             let created = created.into_inner();
             same.push(arrival(&mut here, created.revision).await?.saturating_duration_since(answered));
             other.push(arrival(&mut there, created.revision).await?.saturating_duration_since(answered));
             let customer = created.customer.unwrap_or_default().customer_id;
-            let attested = world::attest(&direct, &customer, Clock::system().now()).await?;
-            attestations.push(attested.attestation.unwrap_or_default().attestation_id);
+            attestations.push(actions::attest_now(&direct, &customer).await?);
         }
         for attestation in attestations {
             mailed.push(announced_after(&direct, &attestation).await?);
         }
-        row(&format!("event at a watcher of the same replica, {name}"), same);
-        row(&format!("event at a watcher of another replica, {name}"), other);
-        row(&format!("mail written to the folder, {name}"), mailed);
+        row(&format!("event at a watcher of the same replica, {backend}"), &same);
+        row(&format!("event at a watcher of another replica, {backend}"), &other);
+        row(&format!("mail written to the folder, {backend}"), &mailed);
     }
     Ok(())
 }
@@ -108,15 +99,13 @@ async fn announced_after(direct: &As, attestation: &str) -> Result<Duration, Sta
     }
 }
 
-fn row(name: &str, mut delays: Vec<Duration>) {
-    delays.sort_unstable();
-    let at = |percent: usize| delays.get(delays.len() * percent / 100).copied().unwrap_or_default();
-    let longest = delays.last().copied().unwrap_or_default();
+fn row(name: &str, delays: &[Duration]) {
+    let longest = delays.iter().max().copied().unwrap_or_default();
     let ms = |delay: Duration| format!("{:.1} ms", delay.as_secs_f64() * 1000.0);
-    say(&format!("| {name} | {} | {} | {} |", ms(at(50)), ms(at(99)), ms(longest)));
-}
-
-#[expect(clippy::print_stdout, reason = "a benchmark talks to whoever started it")]
-fn say(text: &str) {
-    println!("{text}");
+    println!(
+        "| {name} | {} | {} | {} |",
+        ms(percentile(delays, 50)),
+        ms(percentile(delays, 99)),
+        ms(longest)
+    );
 }

@@ -1,5 +1,5 @@
-//! `cargo import-soak`: a hundred thousand rows, cut twenty times at random and sent again, and what
-//! they cost the server in memory beside a thousand.
+//! `cargo lab soak-import`: an import of a hundred thousand rows, cut twenty times at random and sent again, and the
+//! memory that it costs the server beside an import of a thousand.
 //!
 //! The first part compares what is stored with what an import that was never cut has to leave. The
 //! second runs the real binary, a fresh one for each size, and reads its resident memory.
@@ -7,14 +7,14 @@
 use std::error::Error;
 use std::time::Instant;
 
-use clap::Parser;
+use clap::Args;
 use futures_util::stream;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tests::fixtures::DIRECT;
 use tests::imports::{Cut, Sheet, import_and_cut};
 use tests::processes::{Process, build_binaries};
-use tests::world::{self, DIRECT};
-use tests::{As, Backend, Cluster};
+use tests::{As, Backend, Cluster, actions, fixtures};
 use tonic::transport::Endpoint;
 
 /// How much more resident memory a server may have needed for a hundred thousand rows than for a thousand.
@@ -22,9 +22,8 @@ const RATIO_MAX: f64 = 1.2;
 
 const FEW: usize = 1000;
 
-#[derive(Parser)]
-#[command(about = "Cuts a large import at random, and measures what it costs the server in memory.")]
-struct Options {
+#[derive(Args)]
+pub(crate) struct Options {
     /// Rows of the large import. They attest the same customers over and over.
     #[arg(long, default_value_t = 100_000)]
     rows: usize,
@@ -38,9 +37,7 @@ struct Options {
     seed: Option<u64>,
 }
 
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let options = Options::parse();
+pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     build_binaries()?;
     let mut ratios = vec![];
     for backend in Backend::all() {
@@ -48,7 +45,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let few = memory(backend, FEW, &options).await?;
         let many = memory(backend, options.rows, &options).await?;
         let growth = f64::from(many.growth) / f64::from(few.growth.max(1));
-        say(&format!("{backend:?}: growth {growth:.2} times that of {FEW} rows"));
+        println!("{backend}: growth {growth:.2} times that of {FEW} rows");
         ratios.push(f64::from(many.peak) / f64::from(few.peak));
     }
     if ratios.iter().any(|ratio| *ratio > RATIO_MAX) {
@@ -58,15 +55,15 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 async fn sheet_on(cluster: &Cluster, customers: usize) -> Result<(As, Sheet), Box<dyn Error>> {
-    world::register_partners(cluster).await?;
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    actions::register_partners(cluster).await?;
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let sheet = Sheet::new(&direct, "Soak", customers).await?;
     Ok((direct, sheet))
 }
 
 async fn cut_at_random(backend: Backend, options: &Options) -> Result<(), Box<dyn Error>> {
     let seed = options.seed.unwrap_or_else(rand::random);
-    let replay = format!("{backend:?}; replay with --seed {seed}");
+    let replay = format!("{backend}; replay with --seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let cluster = Cluster::on(backend).await;
     let (direct, sheet) = sheet_on(&cluster, options.customers).await?;
@@ -87,7 +84,7 @@ async fn cut_at_random(backend: Backend, options: &Options) -> Result<(), Box<dy
     if sheet.head(&direct).await? != head {
         return Err(format!("a complete import sent again changed something: {replay}").into());
     }
-    say(&format!("{backend:?}: {answered} rows cut {} times in {took:.0} s, seed {seed}", options.cuts));
+    println!("{backend}: {answered} rows cut {} times in {took:.0} s, seed {seed}", options.cuts);
     Ok(())
 }
 
@@ -136,11 +133,6 @@ async fn memory(backend: Backend, rows: usize, options: &Options) -> Result<Memo
     let rate = f64::from(u32::try_from(rows)?) / began.elapsed().as_secs_f64();
     let peak = server.memory("VmHWM")?;
     let growth = peak.saturating_sub(before);
-    say(&format!("{backend:?}: {rows} rows at {rate:.0}/s; {before} KiB before, {growth} more at the peak"));
+    println!("{backend}: {rows} rows at {rate:.0}/s; {before} KiB before, {growth} more at the peak");
     Ok(Memory { peak, growth })
-}
-
-#[expect(clippy::print_stdout, reason = "a measurement talks to whoever started it")]
-fn say(text: &str) {
-    println!("{text}");
 }

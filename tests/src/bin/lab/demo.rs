@@ -1,12 +1,13 @@
-//! `cargo demo`: the product in one screen. Both services on embedded SQLite, a story over gRPC.
-//! `cargo demo --serve` loads the same world, keeps both services up and prints lines to paste.
+//! `cargo demo`: a story over gRPC, told on one screen by both services on embedded SQLite.
+//! `cargo demo --serve` plays the same story, keeps both services up and prints grpcurl lines to paste.
 
+use std::error::Error;
 use std::time::Duration;
 
 use chassis::clock::Clock;
 use chassis::form::timestamp;
 use chassis::telemetry::{self, LogFormat};
-use clap::Parser;
+use clap::Args;
 use proto::agreement::{
     AcceptInvitationRequest, GetCustomerRequest, ListBlockedCustomersRequest, PublishTemplateVersionRequest,
     TemplateDocument, WithdrawAttestationRequest, WithdrawalReason,
@@ -23,9 +24,8 @@ use tonic::Status;
 /// How often to look for what order-svc does in its own time.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
-#[derive(Parser)]
-#[command(about = "Plays the story of the gate against both services.")]
-struct Options {
+#[derive(Args)]
+pub(crate) struct Options {
     /// Keep both services up on fixed ports and print grpcurl lines, until interrupted.
     #[arg(long)]
     serve: bool,
@@ -37,9 +37,7 @@ struct Options {
     order_port: u16,
 }
 
-#[tokio::main(flavor = "multi_thread", worker_threads = 1)]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let options = Options::parse();
+pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     if std::env::var_os("RUST_LOG").is_some() {
         telemetry::start(LogFormat::Pretty);
     }
@@ -52,11 +50,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         false => Setup::default(),
     };
     let cluster = Cluster::start(setup).await?;
-    say(&format!(
+    println!(
         "agreement-svc serves on {}, order-svc on {}, both on embedded SQLite.\n",
         cluster.agreements_address(),
         cluster.orders_address()
-    ));
+    );
     let customers = play(&cluster).await?;
     if options.serve {
         print_lines(&cluster, &customers);
@@ -71,7 +69,7 @@ struct Customers {
     resold: String,
 }
 
-async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn std::error::Error>> {
+async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn Error>> {
     let clock = Clock::system();
     let direct = cluster.as_caller(world::sales(DIRECT));
     let provider = cluster.as_caller(world::sales(PROVIDER));
@@ -123,8 +121,8 @@ async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn std::error::Error>
 
     step("The partner invites a company that is no customer yet. Its administrator accepts and signs:");
     let invitation = world::invite(&direct, None, None).await?;
-    say(&format!("         {}", invitation.mail_subject));
-    say(&format!("         {}", invitation.acceptance_url));
+    println!("         {}", invitation.mail_subject);
+    println!("         {}", invitation.acceptance_url);
     let tenant = world::TAILSPIN;
     let admin = cluster.as_caller(world::admin(tenant));
     let acceptance = AcceptInvitationRequest {
@@ -161,7 +159,7 @@ async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn std::error::Error>
             let remedies = row.remedies.iter().map(|remedy| short(remedy.kind().as_str_name()));
             let remedies: Vec<_> = remedies.collect();
             let (reasons, remedies) = (reasons.join(", "), remedies.join(" or "));
-            say(&format!("    {who}: {} ({reasons}): {remedies}", row.company_name));
+            println!("    {who}: {} ({reasons}): {remedies}", row.company_name);
         }
     }
 
@@ -272,10 +270,10 @@ fn print_lines(cluster: &Cluster, customers: &Customers) {
     let operator = identity("OPERATOR", world::OPERATOR);
     let (own, resold) = (&customers.direct, &customers.resold);
     let signed = world::TAILSPIN;
-    let line = |about: &str, call: String| say(&format!("# {about}\ngrpcurl -plaintext {call}\n"));
+    let line = |about: &str, call: String| println!("# {about}\ngrpcurl -plaintext {call}\n");
     let id = world::request_id;
 
-    say("\nBoth services stay up until you press Ctrl-C. Lines to paste:\n");
+    println!("\nBoth services stay up until you press Ctrl-C. Lines to paste:\n");
     line("what is served", format!("{orders} list"));
     line(
         "the gate, explained",
@@ -324,27 +322,22 @@ fn print_lines(cluster: &Cluster, customers: &Customers) {
 }
 
 fn step(text: &str) {
-    say(&format!("\n* {text}"));
+    println!("\n* {text}");
 }
 
 fn accepted(text: &str) {
-    say(&format!("    yes: {text}"));
+    println!("    yes: {text}");
 }
 
 /// Prints a refusal; a story in which it does not happen is broken.
 fn refused<T>(result: Result<T, Status>) -> Result<(), String> {
     let Err(status) = result else { return Err("the story expected a refusal here".into()) };
-    say(&format!("    no:  {:?}: {}", status.code(), status.message()));
+    println!("    no:  {:?}: {}", status.code(), status.message());
     let metadata = metadata_of(&status);
     for key in ["reasons", "remedies", "provider_id", "partner_center_code"] {
         if let Some(value) = metadata.get(key) {
-            say(&format!("         {key} = {value}"));
+            println!("         {key} = {value}");
         }
     }
     Ok(())
-}
-
-#[expect(clippy::print_stdout, reason = "a demo talks to whoever started it")]
-fn say(text: &str) {
-    println!("{text}");
 }

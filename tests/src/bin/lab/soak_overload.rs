@@ -1,4 +1,4 @@
-//! `cargo overload-soak`: each service at several times the load that it can serve.
+//! `cargo lab soak-overload`: each service at several times the load that it can serve.
 //!
 //! The real binaries are called from this process, so that memory is theirs alone. What they can serve is
 //! found with a fixed number of calls in flight; then calls are offered at a fixed rate as long as their
@@ -10,23 +10,21 @@
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use chassis::auth::Credentials;
-use chassis::clock::Clock;
-use clap::Parser;
+use clap::Args;
 use futures_util::future::join_all;
 use h2::client::SendRequest;
 use http::{HeaderMap, Request};
 use prost::Message;
-use proto::agreement::{CheckEligibilityRequest, CheckEligibilityResponse};
+use proto::agreement::CheckEligibilityResponse;
 use proto::order::CreateOrderResponse;
-use proto::types::{Decision, Operation};
+use proto::types::Decision;
+use tests::fixtures::{self, DIRECT, OFFICE, PROVIDER};
 use tests::processes::{Process, Processes, build_binaries};
-use tests::world::{self, DIRECT, OFFICE, PROVIDER};
-use tests::{Backend, reason_of};
+use tests::{Backend, actions, reason_of};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tonic::metadata::MetadataMap;
@@ -34,6 +32,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use uuid::Uuid;
+
+use crate::load::{closed_loop, number, percentile, rate};
 
 /// Calls in flight while nobody is to be refused: fewer than one tenant may have.
 const IN_FLIGHT: usize = 64;
@@ -80,9 +80,8 @@ const RECOVERY_TRIES_MAX: usize = 20;
 /// What the services let in when nothing else is said.
 const CALLS_MAX_DEFAULT: usize = 256;
 
-#[derive(Parser)]
-#[command(about = "Offers each service several times what it can serve, and measures what it makes of it.")]
-struct Options {
+#[derive(Args)]
+pub(crate) struct Options {
     /// How long each load lasts.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
@@ -130,9 +129,7 @@ struct Outcome {
     wrong: Vec<String>,
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let options = Options::parse();
+pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     build_binaries()?;
     let mut failed = vec![];
     for backend in Backend::all() {
@@ -156,7 +153,7 @@ async fn overload(
         }
     }
     processes.start().await?;
-    world::register_partners_as(&processes.as_caller(world::operator())).await?;
+    actions::register_partners_as(&processes.as_caller(fixtures::operator())).await?;
     let server = match subject {
         Subject::Check => &processes.agreements,
         Subject::Order => &processes.orders,
@@ -171,7 +168,7 @@ async fn overload(
     served(subject, &greedy, length / 2).await?;
     let before = served(subject, &greedy, length).await?;
     let (capacity, resident) = (before.rate(), server.memory("VmRSS")?);
-    say(&format!("{backend:?} {subject:?}, {IN_FLIGHT} in flight: {before}; {} MiB", resident >> 10));
+    println!("{backend} {subject:?}, {IN_FLIGHT} in flight: {before}; {} MiB", resident >> 10);
 
     let mut failed = vec![];
     for (n, times) in options.times.iter().enumerate() {
@@ -180,8 +177,8 @@ async fn overload(
             let much = offer(subject, &greedy, capacity * times, length);
             let little = offer(subject, &modest, capacity * MODEST, length);
             let (much, little) = tokio::try_join!(much, little)?;
-            say(&format!("  {times} times, greedy: {much}; {} MiB", server.memory("VmRSS")? >> 10));
-            say(&format!("  {times} times, modest: {little}"));
+            println!("  {times} times, greedy: {much}; {} MiB", server.memory("VmRSS")? >> 10);
+            println!("  {times} times, modest: {little}");
             failed = judge(&much, &little, capacity, options);
             if failed.is_empty() {
                 break;
@@ -189,7 +186,7 @@ async fn overload(
         }
     }
     let peak = server.memory("VmHWM")?;
-    say(&format!("  at most {} MiB", peak >> 10));
+    println!("  at most {} MiB", peak >> 10);
     if peak > resident + GROWTH_MAX_KIB {
         failed.push(format!("memory grew from {resident} to {peak} KiB"));
     }
@@ -197,7 +194,7 @@ async fn overload(
     let mut best = 0.0_f64;
     for _ in 0..RECOVERY_TRIES_MAX {
         let after = served(subject, &greedy, length / 2).await?;
-        say(&format!("  afterwards: {after}; {} MiB", server.memory("VmRSS")? >> 10));
+        println!("  afterwards: {after}; {} MiB", server.memory("VmRSS")? >> 10);
         best = best.max(after.rate() / capacity);
         if best >= RECOVERY_MIN {
             break;
@@ -212,11 +209,11 @@ async fn overload(
     let idle: Vec<Channel> = idle.into_iter().collect::<Result<_, _>>()?;
     let beside = served(subject, &greedy, length / 2).await?;
     let each = server.memory("VmRSS")?.saturating_sub(resident) / u32::try_from(IDLE)?;
-    say(&format!("  beside {} idle connections of {each} KiB: {beside}", idle.len()));
+    println!("  beside {} idle connections of {each} KiB: {beside}", idle.len());
     if each > IDLE_MAX_KIB {
         failed.push(format!("an idle connection takes {each} KiB"));
     }
-    Ok(failed.into_iter().map(|what| format!("{backend:?} {subject:?}: {what}")).collect())
+    Ok(failed.into_iter().map(|what| format!("{backend} {subject:?}: {what}")).collect())
 }
 
 /// What should not be, of what became of the calls of both partners.
@@ -258,13 +255,8 @@ impl Subject {
     /// A call's message, which asks about a customer.
     fn message(self, payer: Uuid, customer: &str) -> Bytes {
         match self {
-            Self::Check => framed(&CheckEligibilityRequest {
-                payer_id: payer.to_string(),
-                customer_id: customer.into(),
-                operation: Operation::NewPurchase.into(),
-                ..CheckEligibilityRequest::default()
-            }),
-            Self::Order => framed(&world::new_order(customer, None, OFFICE, 5)),
+            Self::Check => framed(&fixtures::new_check(payer, customer)),
+            Self::Order => framed(&fixtures::new_order(customer, None, OFFICE, 5)),
         }
     }
 
@@ -298,14 +290,14 @@ impl Partner {
         customers: usize,
     ) -> Result<Arc<Self>, Box<dyn Error>> {
         let mut metadata = MetadataMap::new();
-        Credentials::Metadata(world::sales(payer)).present(&mut metadata);
+        Credentials::Metadata(fixtures::sales(payer)).present(&mut metadata);
         opening.headers_mut().extend(metadata.into_headers());
         let mut partner = Self { connections: vec![], opening, payer, customers: vec![] };
-        let caller = processes.as_caller(world::sales(payer));
+        let caller = processes.as_caller(fixtures::sales(payer));
         for n in 0..customers {
             let customer =
-                world::create_customer(&caller, &format!("Customer {n} of {payer}"), "FR", None).await?;
-            world::attest(&caller, &customer, Clock::system().now()).await?;
+                actions::create_customer(&caller, &format!("Customer {n} of {payer}"), "FR", None).await?;
+            actions::attest_now(&caller, &customer).await?;
             partner.customers.push(customer);
         }
         let server = partner.opening.uri().authority().ok_or("nobody is called")?.to_string();
@@ -357,25 +349,12 @@ async fn served(
     partner: &Arc<Partner>,
     length: Duration,
 ) -> Result<Outcome, Box<dyn Error>> {
-    let (next, began) = (Arc::new(AtomicUsize::new(0)), Instant::now());
-    let mut calls = JoinSet::new();
-    for _ in 0..IN_FLIGHT {
-        let (partner, next) = (Arc::clone(partner), Arc::clone(&next));
-        calls.spawn(async move {
-            let mut latencies = vec![];
-            while began.elapsed() < length {
-                let sent = Instant::now();
-                partner.call(subject, next.fetch_add(1, Ordering::Relaxed)).await?;
-                latencies.push(sent.elapsed());
-            }
-            Ok::<_, Status>(latencies)
-        });
-    }
-    let mut outcome = Outcome { took: length, ..Outcome::default() };
-    while let Some(latencies) = calls.join_next().await {
-        outcome.answered.extend(latencies??);
-    }
-    Ok(outcome)
+    let partner = Arc::clone(partner);
+    let answered = closed_loop(IN_FLIGHT, length, move |number| {
+        let partner = Arc::clone(&partner);
+        async move { partner.call(subject, number).await }
+    });
+    Ok(Outcome { took: length, answered: answered.await?, ..Outcome::default() })
 }
 
 /// Offers calls at a fixed rate, whatever becomes of those before.
@@ -428,7 +407,7 @@ impl Outcome {
     }
 
     fn rate(&self) -> f64 {
-        number(self.answered.len()) / self.took.as_secs_f64()
+        rate(self.answered.len(), self.took)
     }
 
     fn part_answered(&self) -> f64 {
@@ -453,7 +432,7 @@ impl Outcome {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let a_second = |count: usize| number(count) / self.took.as_secs_f64();
+        let a_second = |count: usize| rate(count, self.took);
         let Self { answered, refused, not_sent, wrong, .. } = self;
         let all = answered.len() + refused.len() + not_sent + wrong.len();
         write!(
@@ -478,19 +457,4 @@ fn is_overloaded(status: &Status) -> bool {
     status.code() == Code::ResourceExhausted
         && (reason == "OVERLOADED" || reason == "TENANT_OVERLOADED")
         && status.get_details_retry_info().is_some_and(|info| info.retry_delay.is_some())
-}
-
-fn percentile(latencies: &[Duration], percent: usize) -> Duration {
-    let mut sorted = latencies.to_vec();
-    sorted.sort_unstable();
-    sorted.get(sorted.len() * percent / 100).copied().unwrap_or_default()
-}
-
-fn number(count: usize) -> f64 {
-    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
-}
-
-#[expect(clippy::print_stdout, reason = "a measurement talks to whoever started it")]
-fn say(text: &str) {
-    println!("{text}");
 }

@@ -1,15 +1,14 @@
-//! `cargo failover`: kills the primary of a PostgreSQL pair under load, promotes its synchronous standby, and compares
+//! `cargo lab failover`: kills the primary of a PostgreSQL pair under load, promotes its synchronous standby, and compares
 //! what is stored with what was answered.
 
 use std::error::Error;
 
-use clap::Parser;
+use clap::Args;
 use tests::kill::run_fail_over;
 use tests::processes::build_binaries;
 
-#[derive(Parser)]
-#[command(about = "Fails a database over to its standby under two replicas of each service.")]
-struct Options {
+#[derive(Args)]
+pub(crate) struct Options {
     /// How often, each time with new servers.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -18,10 +17,7 @@ struct Options {
     seed: Option<u64>,
 }
 
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-#[expect(clippy::print_stdout, reason = "a measurement talks to whoever started it")]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let Options { rounds, seed } = Options::parse();
+pub(crate) async fn run(Options { rounds, seed }: Options) -> Result<(), Box<dyn Error>> {
     build_binaries()?;
     for _ in 0..rounds {
         let seed = seed.unwrap_or_else(rand::random);

@@ -29,36 +29,35 @@ const RECOVERY_MAX: Duration = Duration::from_secs(90);
 /// The services of the stack that run.
 const RUNNING: [&str; 4] = ["postgres", "mailpit", "agreement-svc", "order-svc"];
 
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> Outcome {
+pub(crate) async fn run() -> Outcome {
     if Stack::named().is_none() {
         return Err("TEST_AGREEMENTS must name a stack; `.ci/compose` starts one".into());
     }
     for name in RUNNING {
         Container::of(name)?.is_confined()?;
     }
-    says("no container is root, can write to its image, can gain privileges or has a capability");
+    println!("no container is root, can write to its image, can gain privileges or has a capability");
     secrets_stay_with_their_owners()?;
-    says("no secret is in an environment, and nobody has another's");
+    println!("no secret is in an environment, and nobody has another's");
     connections_are_encrypted()?;
-    says("PostgreSQL is entered over TLS only, each database by its own service");
+    println!("PostgreSQL is entered over TLS only, each database by its own service");
 
     let shop = Shop::open().await?;
     shop.mail_arrives().await?;
-    says("an attestation is told by mail");
+    println!("an attestation is told by mail");
 
     let (agreements, orders) = (Container::of("agreement-svc")?, Container::of("order-svc")?);
     agreements.does("stop")?;
     shop.only_reads_go_on().await?;
     agreements.does("start")?;
     shop.sells_again().await?;
-    says("without agreement-svc nothing is sold and orders are read; once it is back, all is as before");
+    println!("without agreement-svc nothing is sold and orders are read; once it is back, all is as before");
 
     orders.does("stop")?;
     shop.is_refused_by_nobody_but_order_svc().await?;
     orders.does("start")?;
     shop.sells_again().await?;
-    says("without order-svc agreements are read and made; once it is back, all is as before");
+    println!("without order-svc agreements are read and made; once it is back, all is as before");
 
     let gate = format!("{}_gate", project()?);
     docker(&["network", "disconnect", &gate, &orders.id])?;
@@ -67,7 +66,7 @@ async fn main() -> Outcome {
     docker(&["network", "connect", "--alias", "order-svc", &gate, &orders.id])?;
     shop.sells_again().await?;
     shop.is_cancelled().await?;
-    says("cut off from each other the same, and what was withdrawn meanwhile is cancelled after it");
+    println!("cut off from each other the same, and what was withdrawn meanwhile is cancelled after it");
 
     let before = (agreements.started()?, orders.started()?);
     Container::of("postgres")?.does("restart")?;
@@ -75,20 +74,15 @@ async fn main() -> Outcome {
     if before != (agreements.started()?, orders.started()?) {
         return Err("a service was started anew because PostgreSQL was".into());
     }
-    says("when PostgreSQL restarts, both go on without a restart of their own");
+    println!("when PostgreSQL restarts, both go on without a restart of their own");
 
     for killed in [&agreements, &orders] {
         killed.dies()?;
         shop.sells_again().await?;
         killed.was_restarted()?;
     }
-    says("a service that is killed is started again");
+    println!("a service that is killed is started again");
     Ok(())
-}
-
-#[expect(clippy::print_stdout, reason = "what was found out is what was asked for")]
-fn says(finding: &str) {
-    println!("{finding}");
 }
 
 /// What `docker-compose.yml` is called on this engine.
@@ -97,10 +91,10 @@ fn project() -> Result<String, String> {
 }
 
 fn docker(arguments: &[&str]) -> Result<String, String> {
-    run("docker", arguments)
+    output("docker", arguments)
 }
 
-fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
+fn output(program: &str, arguments: &[&str]) -> Result<String, String> {
     let said =
         Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
     let text = String::from_utf8_lossy(&said.stdout).trim().to_owned();
@@ -163,7 +157,7 @@ impl Container {
 
     /// Kills the process itself, which the engine then takes for an accident.
     fn dies(&self) -> Result<(), String> {
-        run("kill", &["-KILL", &self.inspect("{{.State.Pid}}")?]).map(drop)
+        output("kill", &["-KILL", &self.inspect("{{.State.Pid}}")?]).map(drop)
     }
 
     fn was_restarted(&self) -> Result<(), String> {

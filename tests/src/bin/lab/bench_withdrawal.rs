@@ -1,26 +1,29 @@
-//! `cargo bench-withdrawal`: one withdrawal that ends a thousand subscriptions of one customer, beside the
-//! least that ending them takes on the same database.
+//! `cargo lab bench-withdrawal`: one withdrawal that cancels a thousand subscriptions of one customer, beside the bare
+//! transaction that cancelling them takes on the same database.
 //!
-//! Of the withdrawal two stretches are measured, both until GetWithdrawalReport, asked without pause, says
+//! Two times of the withdrawal are measured, both until GetWithdrawalReport, called without pause, reports
 //! that it was applied: from the answer of WithdrawAttestation, and from when order-svc began the
-//! transaction, which the report tells. The floor is one durable transaction through the same kind of
+//! transaction, which is in the report. The floor is one durable transaction through the same kind of
 //! connection on the same tables: an update of the subscriptions and a row of history for each, inserted
 //! by statements of many rows, or by a prepared statement a row. It writes no report. All take turns, so
-//! that whatever else the machine does falls on all alike.
+//! that other load on the machine slows all of them alike.
 
+use std::error::Error;
 use std::time::{Duration, Instant};
 
-use chassis::clock::{Clock, Time};
-use chassis::database::{Connection, Database, Error, Writes};
+use chassis::clock::Time;
+use chassis::database::{self, Connection, Database, Writes};
 use chassis::query;
 use chrono::NaiveDateTime;
-use clap::Parser;
+use clap::Args;
 use diesel::prelude::*;
-use proto::agreement::{WithdrawAttestationRequest, WithdrawalReason};
+use order_svc::store::schema::{subscription, subscription_change};
 use proto::order::{CreateOrderRequest, GetWithdrawalReportRequest, NewOrderLine};
-use tests::world::{self, DIRECT, OFFICE};
-use tests::{As, Backend, Cluster, Setup};
+use tests::fixtures::{self, OFFICE};
+use tests::{As, Backend, actions};
 use tonic::Status;
+
+use crate::load::percentile;
 
 /// As order-svc does it.
 const ROWS_PER_STATEMENT: usize = 1000;
@@ -28,40 +31,8 @@ const ROWS_PER_STATEMENT: usize = 1000;
 /// Lines of an order, each of which becomes a subscription.
 const LINES_MAX: usize = 100;
 
-diesel::table! {
-    subscription (id) {
-        id -> Text,
-        customer_id -> Text,
-        state -> Text,
-        version -> BigInt,
-        due_at -> Nullable<Timestamp>,
-    }
-}
-
-diesel::table! {
-    subscription_change (subscription_id, number) {
-        subscription_id -> Text,
-        number -> Integer,
-        kind -> Text,
-        changed_at -> Timestamp,
-        actor_tenant -> Text,
-        actor -> Text,
-        quantity_before -> BigInt,
-        quantity_after -> BigInt,
-        gate_decision -> Text,
-        gate_rule -> Text,
-        gate_evidence -> Text,
-        gate_revision -> BigInt,
-        gate_evaluated_at -> Timestamp,
-        reason -> Text,
-        event_revision -> BigInt,
-        term_number -> Integer,
-    }
-}
-
-#[derive(Parser)]
-#[command(about = "Measures a withdrawal that ends many subscriptions.")]
-struct Options {
+#[derive(Args)]
+pub(crate) struct Options {
     /// Subscriptions that it ends.
     #[arg(long, default_value_t = 1000)]
     subscriptions: usize,
@@ -77,18 +48,10 @@ struct Bought {
     subscription_ids: Vec<String>,
 }
 
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let options = Options::parse();
-    let mut backends = vec![("SQLite", Backend::Sqlite)];
-    if std::env::var_os("TEST_POSTGRES_URL").is_some() {
-        backends.push(("PostgreSQL", Backend::Postgres));
-    }
-    say("| ending subscriptions | median | of the floor |\n|---|---|---|");
-    for (name, backend) in backends {
-        let cluster = Cluster::start(Setup { backend, ..Setup::default() }).await?;
-        world::register_partners(&cluster).await?;
-        let direct = cluster.as_caller(world::sales(DIRECT));
+pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
+    println!("| ending subscriptions | median | of the floor |\n|---|---|---|");
+    for backend in Backend::all() {
+        let (cluster, direct) = actions::start_with_partners(backend).await;
         let database = Database::open(cluster.orders_database(), false, Writes::Concurrent)?;
 
         let (mut many, mut one, mut in_bulk, mut by_row) = (vec![], vec![], vec![], vec![]);
@@ -100,28 +63,27 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             by_row.push(floor(&database, buy("Rows", options.subscriptions).await?, true).await?);
         }
         let count = options.subscriptions;
-        let in_bulk = median(in_bulk);
+        let in_bulk = percentile(&in_bulk, 50);
         let (answered, begun): (Vec<_>, Vec<_>) = many.into_iter().unzip();
         let (one_answered, one_begun): (Vec<_>, Vec<_>) = one.into_iter().unzip();
-        row(&format!("floor, {count}, many rows a statement, {name}"), in_bulk, in_bulk);
-        row(&format!("floor, {count}, a statement a row, {name}"), median(by_row), in_bulk);
-        row(&format!("from the transaction's begin, {count}, {name}"), median(begun), in_bulk);
-        row(&format!("from the withdrawal's answer, {count}, {name}"), median(answered), in_bulk);
-        row(&format!("from the transaction's begin, 1, {name}"), median(one_begun), in_bulk);
-        row(&format!("from the withdrawal's answer, 1, {name}"), median(one_answered), in_bulk);
+        row(&format!("floor, {count}, many rows a statement, {backend}"), in_bulk, in_bulk);
+        row(&format!("floor, {count}, a statement a row, {backend}"), percentile(&by_row, 50), in_bulk);
+        row(&format!("from the transaction's begin, {count}, {backend}"), percentile(&begun, 50), in_bulk);
+        row(&format!("from the withdrawal's answer, {count}, {backend}"), percentile(&answered, 50), in_bulk);
+        row(&format!("from the transaction's begin, 1, {backend}"), percentile(&one_begun, 50), in_bulk);
+        row(&format!("from the withdrawal's answer, 1, {backend}"), percentile(&one_answered, 50), in_bulk);
     }
     Ok(())
 }
 
 async fn buy(direct: &As, name: String, count: usize) -> Result<Bought, Status> {
-    let customer_id = world::create_customer(direct, &name, "FR", None).await?;
-    let attested = world::attest(direct, &customer_id, Clock::system().now()).await?;
-    let attestation_id = attested.attestation.unwrap_or_default().attestation_id;
+    let customer_id = actions::create_customer(direct, &name, "FR", None).await?;
+    let attestation_id = actions::attest_now(direct, &customer_id).await?;
     let mut subscription_ids = vec![];
     while subscription_ids.len() < count {
         let line = NewOrderLine { offer_id: OFFICE.into(), quantity: 5, friendly_name: String::new() };
         let lines = vec![line; LINES_MAX.min(count - subscription_ids.len())];
-        let order = CreateOrderRequest { lines, ..world::new_order(&customer_id, None, OFFICE, 5) };
+        let order = CreateOrderRequest { lines, ..fixtures::new_order(&customer_id, None, OFFICE, 5) };
         let placed = direct.orders().create_order(order).await?.into_inner();
         subscription_ids.extend(placed.subscriptions.into_iter().map(|new| new.subscription_id));
     }
@@ -130,18 +92,13 @@ async fn buy(direct: &As, name: String, count: usize) -> Result<Bought, Status> 
 
 /// How long after its answer, and after the begin of the transaction, a withdrawal is known to be applied.
 async fn withdrawal(direct: &As, bought: &Bought) -> Result<(Duration, Duration), Status> {
-    let request = WithdrawAttestationRequest {
-        request_id: world::request_id(),
-        attestation_id: bought.attestation_id.clone(),
-        reason: WithdrawalReason::NoLongerAccepts.into(),
-    };
-    let revision = direct.attestations().withdraw_attestation(request).await?.into_inner().revision;
+    let revision = actions::withdraw(direct, &bought.attestation_id).await?;
     let answered = Instant::now();
     loop {
         let request = GetWithdrawalReportRequest { revision, page_size: 1, page_token: String::new() };
         let told = direct.withdrawals().get_withdrawal_report(request).await?.into_inner();
         let Some(report) = told.report else { continue };
-        let (elapsed, now) = (answered.elapsed(), Clock::system().now());
+        let (elapsed, now) = (answered.elapsed(), fixtures::now());
         if usize::try_from(report.cancelled).ok() != Some(bought.subscription_ids.len()) {
             return Err(Status::internal("it ended other subscriptions"));
         }
@@ -152,10 +109,10 @@ async fn withdrawal(direct: &As, bought: &Bought) -> Result<(Duration, Duration)
 }
 
 /// How long the floor takes.
-async fn floor(database: &Database, bought: Bought, by_row: bool) -> Result<Duration, Error> {
-    let now = Clock::system().now().naive_utc();
+async fn floor(database: &Database, bought: Bought, by_row: bool) -> Result<Duration, database::Error> {
+    let now = fixtures::now().naive_utc();
     let began = Instant::now();
-    let write = move |connection: &mut Connection| -> Result<(), Error> {
+    let write = move |connection: &mut Connection| -> Result<(), database::Error> {
         query!(&mut *connection, c => {
             diesel::update(
                 subscription::table
@@ -209,17 +166,7 @@ async fn floor(database: &Database, bought: Bought, by_row: bool) -> Result<Dura
     Ok(began.elapsed())
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times.get(times.len() / 2).copied().unwrap_or_default()
-}
-
 fn row(name: &str, time: Duration, floor: Duration) {
     let (ms, ratio) = (time.as_secs_f64() * 1000.0, time.as_secs_f64() / floor.as_secs_f64());
-    say(&format!("| {name} | {ms:.1} ms | {ratio:.2} |"));
-}
-
-#[expect(clippy::print_stdout, reason = "a benchmark talks to whoever started it")]
-fn say(words: &str) {
-    println!("{words}");
+    println!("| {name} | {ms:.1} ms | {ratio:.2} |");
 }
