@@ -22,7 +22,8 @@ use tonic::Status;
 use uuid::Uuid;
 
 use crate::clients::As;
-use crate::cluster::{Backend, Cluster};
+use crate::cluster::Cluster;
+use crate::databases::Backend;
 use crate::fixtures::{
     CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, RESELLER, new_attestation, new_customer, new_invitation,
     new_order, new_version, new_withdrawal, now, operator, request_id, sales,

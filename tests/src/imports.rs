@@ -15,9 +15,11 @@ use tokio::sync::Notify;
 use tonic::{Status, Streaming};
 use uuid::Uuid;
 
+use crate::actions;
 use crate::clients::{As, reason_of};
-use crate::cluster::{Cluster, channel_to};
-use crate::world::{self, CUSTOMER_AGREEMENT, DIRECT};
+use crate::cluster::Cluster;
+use crate::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT};
+use crate::service::channel_to;
 
 /// Rows for a few customers that take turns, so that rows of one customer are in flight together. Round
 /// by round each of them is attested anew, twice the same, badly, of an older version, and as before.
@@ -41,7 +43,7 @@ impl Sheet {
         for n in 0..customers {
             // The name becomes a domain.
             let name = name.replace(|c: char| !c.is_ascii_alphanumeric(), "");
-            ids.push(world::create_customer(partner, &format!("{name} {n}"), "FR", None).await?);
+            ids.push(actions::create_customer(partner, &format!("{name} {n}"), "FR", None).await?);
         }
         Ok(Self { id: Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()), customers: ids })
     }
@@ -74,7 +76,7 @@ impl Sheet {
             request_id: Uuid::new_v5(&self.id, row.to_string().as_bytes()).to_string(),
             customer_id: customer,
             template_id: CUSTOMER_AGREEMENT.into(),
-            contact: Some(Contact { email, ..world::contact() }),
+            contact: Some(Contact { email, ..fixtures::contact() }),
             agreed_at: Some(timestamp(agreed_at)),
         }
     }
@@ -160,10 +162,10 @@ impl Sheet {
     /// The refusal.
     pub async fn head(&self, partner: &As) -> Result<i64, Status> {
         let request = CreateAttestationRequest {
-            request_id: world::request_id(),
+            request_id: fixtures::request_id(),
             customer_id: self.customers.first().cloned().unwrap_or_default(),
             template_id: CUSTOMER_AGREEMENT.into(),
-            contact: Some(Contact { email: "rehearsal@contoso.example".into(), ..world::contact() }),
+            contact: Some(Contact { email: "rehearsal@contoso.example".into(), ..fixtures::contact() }),
             agreed_at: Some(timestamp(Time::UNIX_EPOCH + Duration::from_secs(1_750_000_000))),
             validate_only: true,
         };
@@ -193,7 +195,7 @@ const ROOM_MAX: Duration = Duration::from_secs(60);
 /// What went wrong before the cut.
 pub async fn import_and_cut(cluster: &Cluster, sheet: &Sheet, rows: usize, cut: Cut) -> Result<(), String> {
     let ([address, _], tls) = (cluster.addresses(), cluster.client_tls());
-    let (partner, sheet) = (cluster.as_caller(world::sales(DIRECT)), sheet.clone());
+    let (partner, sheet) = (cluster.as_caller(fixtures::sales(DIRECT)), sheet.clone());
     let client = move || {
         let runtime = chassis::server::runtime(1).map_err(|error| error.to_string())?;
         runtime.block_on(async {

@@ -1,22 +1,16 @@
-//! Both services together: a cluster in one process, over real gRPC and a real database.
+//! What tests, demo and benchmarks of both services share: the harness that starts them, fixtures, actions and
+//! assertions, and the models of history and imports.
 //!
-//! Each service runs on a thread and runtime of its own, as its binary would run it, on a free
-//! loopback port. The clients here are what stories, demo and benchmark call through.
+//! `fixtures` has values and requests, `actions` the calls that most tests make, `assert` what they expect of refusals
+//! and wait for. A test on each database is written with the template `each_backend` of `tests/it/main.rs`.
 
 pub mod actions;
 pub mod assert;
-pub mod backup;
-pub mod clients;
-pub mod cluster;
+pub mod crash;
 pub mod fixtures;
+mod harness;
 mod history;
 pub mod imports;
-pub mod kill;
-mod pair;
-pub mod processes;
-mod recorded;
-pub mod stack;
-pub mod vault;
 
 /// Fixtures and actions under the name that callers still use.
 pub mod world {
@@ -24,5 +18,7 @@ pub mod world {
     pub use crate::fixtures::*;
 }
 
-pub use clients::{As, metadata_of, reason_of};
-pub use cluster::{Backend, Cluster, Setup};
+pub use harness::clients::{self, As, metadata_of, reason_of};
+pub use harness::cluster::{self, Cluster, Setup};
+pub use harness::databases::{self, Backend};
+pub use harness::{backup, pki, processes, service, stack};

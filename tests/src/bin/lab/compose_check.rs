@@ -15,7 +15,8 @@ use proto::agreement::{
     WithdrawAttestationRequest, WithdrawalReason,
 };
 use proto::order::{GetSubscriptionRequest, Subscription, SubscriptionState};
-use tests::world::{self, DIRECT};
+use tests::actions;
+use tests::fixtures::{self, DIRECT};
 use tests::{As, Backend, Cluster, stack::Stack};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::{Code, Status};
@@ -240,19 +241,19 @@ struct Shop {
 impl Shop {
     async fn open() -> Result<Self, Box<dyn Error>> {
         let cluster = Cluster::on(Backend::Postgres).await;
-        world::register_partners(&cluster).await?;
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await?;
-        let attested = world::attest(&direct, &customer, Clock::system().now()).await?;
+        actions::register_partners(&cluster).await?;
+        let direct = cluster.as_caller(fixtures::sales(DIRECT));
+        let customer = actions::create_customer(&direct, "Contoso", "FR", None).await?;
+        let attested = actions::attest(&direct, &customer, Clock::system().now()).await?;
         let attestation_id = attested.attestation.unwrap_or_default().attestation_id;
-        let bought = world::order(&direct, &customer, None, 1).await?.subscriptions.remove(0);
+        let bought = actions::order(&direct, &customer, None, 1).await?.subscriptions.remove(0);
         Ok(Self { direct, customer, attestation_id, bought })
     }
 
     /// The catcher has taken the mail about an attestation, and says itself that it has some.
     async fn mail_arrives(&self) -> Outcome {
-        let customer = world::create_customer(&self.direct, "Fabrikam", "FR", None).await?;
-        let attested = world::attest(&self.direct, &customer, Clock::system().now()).await?;
+        let customer = actions::create_customer(&self.direct, "Fabrikam", "FR", None).await?;
+        let attested = actions::attest(&self.direct, &customer, Clock::system().now()).await?;
         let attestation_id = attested.attestation.unwrap_or_default().attestation_id;
         eventually("a mail", async || {
             let request = GetAttestationRequest { attestation_id: attestation_id.clone() };
@@ -268,7 +269,7 @@ impl Shop {
     }
 
     async fn buys(&self) -> Result<(), Status> {
-        world::order(&self.direct, &self.customer, None, 1).await.map(drop)
+        actions::order(&self.direct, &self.customer, None, 1).await.map(drop)
     }
 
     async fn reads(&self) -> Result<Subscription, Status> {
@@ -296,7 +297,7 @@ impl Shop {
         let request = GetCustomerRequest { customer_id: self.customer.clone() };
         self.direct.customers().get_customer(request).await?;
         self.direct.customers().list_customers(ListCustomersRequest::default()).await?;
-        world::create_customer(&self.direct, "Tailspin", "FR", None).await?;
+        actions::create_customer(&self.direct, "Tailspin", "FR", None).await?;
         Ok(())
     }
 
@@ -309,12 +310,12 @@ impl Shop {
     /// Withdraws what everything so far rests on, and attests anew.
     async fn withdraw(&self) -> Outcome {
         let request = WithdrawAttestationRequest {
-            request_id: world::request_id(),
+            request_id: fixtures::request_id(),
             attestation_id: self.attestation_id.clone(),
             reason: WithdrawalReason::NoLongerAccepts.into(),
         };
         self.direct.attestations().withdraw_attestation(request).await?;
-        world::attest(&self.direct, &self.customer, Clock::system().now()).await?;
+        actions::attest(&self.direct, &self.customer, Clock::system().now()).await?;
         Ok(())
     }
 

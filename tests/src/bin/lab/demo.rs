@@ -17,7 +17,8 @@ use proto::order::{
     InlineAttestation, WithdrawalReport,
 };
 use proto::types::{AcceptanceKind, Evidence};
-use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
+use tests::actions;
+use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
 use tests::{As, Cluster, Setup, metadata_of};
 use tonic::Status;
 
@@ -71,24 +72,24 @@ struct Customers {
 
 async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn Error>> {
     let clock = Clock::system();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let provider = cluster.as_caller(world::sales(PROVIDER));
-    let reseller = cluster.as_caller(world::sales(RESELLER));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
 
     step("The operator registers a direct-bill partner, a provider and its reseller.");
-    world::register_partners(cluster).await?;
+    actions::register_partners(cluster).await?;
 
     step("The direct-bill partner creates a customer in France, without acceptance, and orders 5 seats:");
-    let customer = world::create_customer(&direct, "Contoso Lyon", "FR", None).await?;
-    refused(world::order(&direct, &customer, None, 5).await)?;
+    let customer = actions::create_customer(&direct, "Contoso Lyon", "FR", None).await?;
+    refused(actions::order(&direct, &customer, None, 5).await)?;
 
     step("The partner attests that Tania Carr accepted the Customer Agreement, and orders again:");
-    let attested = world::attest(&direct, &customer, clock.now()).await?.attestation.unwrap_or_default();
+    let attested = actions::attest(&direct, &customer, clock.now()).await?.attestation.unwrap_or_default();
     accepted(&format!(
         "attestation {} of template version {}",
         attested.attestation_id, attested.template_version
     ));
-    let order = world::order(&direct, &customer, None, 5).await?;
+    let order = actions::order(&direct, &customer, None, 5).await?;
     accepted(&describe(&order));
 
     step("Seats go from 5 to 8:");
@@ -97,21 +98,21 @@ async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn Error>> {
     accepted(&format!("{} seats, etag {} -> {}", seats.quantity, bought.etag, seats.etag));
 
     step("The reseller creates a customer in Germany through its provider, and tries to attest:");
-    let resold = world::create_customer(&reseller, "Fourth Coffee Berlin", "DE", Some(PROVIDER)).await?;
-    refused(world::attest(&reseller, &resold, clock.now()).await)?;
+    let resold = actions::create_customer(&reseller, "Fourth Coffee Berlin", "DE", Some(PROVIDER)).await?;
+    refused(actions::attest(&reseller, &resold, clock.now()).await)?;
 
     step("The provider attests; the reseller's order, which the provider pays, passes:");
-    let attested = world::attest(&provider, &resold, clock.now()).await?.attestation.unwrap_or_default();
+    let attested = actions::attest(&provider, &resold, clock.now()).await?.attestation.unwrap_or_default();
     accepted(&format!("attestation {} by the provider", attested.attestation_id));
-    let through_reseller = world::order(&reseller, &resold, Some(PROVIDER), 3).await?;
+    let through_reseller = actions::order(&reseller, &resold, Some(PROVIDER), 3).await?;
     accepted(&describe(&through_reseller));
 
     step("The operator publishes a new version, effective and due at once. 8 seats cannot become 10:");
-    publish(&cluster.as_caller(world::operator())).await?;
+    publish(&cluster.as_caller(fixtures::operator())).await?;
     refused(change_seats(&direct, &bought.subscription_id, &seats.etag, 10).await)?;
 
     step("The partner attests the new version, and changes the seats again:");
-    let attested = world::attest(&direct, &customer, clock.now()).await?.attestation.unwrap_or_default();
+    let attested = actions::attest(&direct, &customer, clock.now()).await?.attestation.unwrap_or_default();
     accepted(&format!(
         "attestation {} of template version {}",
         attested.attestation_id, attested.template_version
@@ -120,35 +121,35 @@ async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn Error>> {
     accepted(&format!("{} seats", seats.quantity));
 
     step("The partner invites a company that is no customer yet. Its administrator accepts and signs:");
-    let invitation = world::invite(&direct, None, None).await?;
+    let invitation = actions::invite(&direct, None, None).await?;
     println!("         {}", invitation.mail_subject);
     println!("         {}", invitation.acceptance_url);
-    let tenant = world::TAILSPIN;
-    let admin = cluster.as_caller(world::admin(tenant));
+    let tenant = fixtures::TAILSPIN;
+    let admin = cluster.as_caller(fixtures::admin(tenant));
     let acceptance = AcceptInvitationRequest {
         template_version: 3,
-        ..world::acceptance(&invitation, Some("Tailspin Toys Nantes"))
+        ..fixtures::acceptance(&invitation, Some("Tailspin Toys Nantes"))
     };
     let signed = admin.signatures().accept_invitation(acceptance).await?.into_inner();
     let signed = signed.signature.unwrap_or_default();
     accepted(&format!("signature {} of template version {}", signed.signature_id, signed.template_version));
     let invited = tenant.to_string();
-    accepted(&describe(&world::order(&direct, &invited, None, 4).await?));
+    accepted(&describe(&actions::order(&direct, &invited, None, 4).await?));
 
     step("The first customer tries to sign, too. It bought before it ever signed, so it cannot:");
     wait_until_reported(cluster, &customer).await?;
-    refused(world::sign(&cluster.as_caller(world::admin(customer.parse()?)), 3).await)?;
+    refused(actions::sign(&cluster.as_caller(fixtures::admin(customer.parse()?)), 3).await)?;
 
     step("It no longer accepts, and the partner withdraws its attestation. What rested on it ends:");
     let withdrawal = WithdrawAttestationRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         attestation_id: attested.attestation_id,
         reason: WithdrawalReason::NoLongerAccepts.into(),
     };
     let withdrawn = direct.attestations().withdraw_attestation(withdrawal).await?.into_inner();
     let report = report_of(&direct, withdrawn.revision).await?;
     accepted(&format!("{} subscription cancelled by revision {}", report.cancelled, report.revision));
-    refused(world::order(&direct, &customer, None, 5).await)?;
+    refused(actions::order(&direct, &customer, None, 5).await)?;
 
     step("Which customers would be refused right now? The direct-bill partner asks, and the reseller:");
     for (who, partner) in [("direct", &direct), ("reseller", &reseller)] {
@@ -167,10 +168,10 @@ async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn Error>> {
     let order = CreateOrderRequest {
         attestation: Some(InlineAttestation {
             template_id: CUSTOMER_AGREEMENT.into(),
-            contact: Some(world::contact()),
+            contact: Some(fixtures::contact()),
             agreed_at: Some(timestamp(clock.now())),
         }),
-        ..world::new_order(&customer, None, world::OFFICE, 5)
+        ..fixtures::new_order(&customer, None, fixtures::OFFICE, 5)
     };
     accepted(&describe(&direct.orders().create_order(order).await?.into_inner()));
     Ok(Customers { direct: customer, resold })
@@ -183,7 +184,7 @@ fn short(name: &str) -> &str {
 
 /// Waits until order-svc has told agreement-svc that a customer bought, which it does in its own time.
 async fn wait_until_reported(cluster: &Cluster, customer: &str) -> Result<(), Status> {
-    let operator = cluster.as_caller(world::operator());
+    let operator = cluster.as_caller(fixtures::operator());
     loop {
         let request = GetCustomerRequest { customer_id: customer.to_owned() };
         let found = operator.customers().get_customer(request).await?.into_inner().customer;
@@ -213,7 +214,7 @@ async fn change_seats(
     quantity: u32,
 ) -> Result<proto::order::Subscription, Status> {
     let request = ChangeSeatsRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         subscription_id: subscription_id.into(),
         quantity,
         etag: etag.into(),
@@ -231,7 +232,7 @@ async fn publish(operator: &As) -> Result<(), Status> {
         sha256: String::new(),
     };
     let request = PublishTemplateVersionRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         template_id: CUSTOMER_AGREEMENT.into(),
         documents: vec![document],
         ..PublishTemplateVersionRequest::default()
@@ -267,11 +268,11 @@ fn print_lines(cluster: &Cluster, customers: &Customers) {
         )
     };
     let (direct, reseller) = (identity("PARTNER", DIRECT), identity("PARTNER", RESELLER));
-    let operator = identity("OPERATOR", world::OPERATOR);
+    let operator = identity("OPERATOR", fixtures::OPERATOR);
     let (own, resold) = (&customers.direct, &customers.resold);
-    let signed = world::TAILSPIN;
+    let signed = fixtures::TAILSPIN;
     let line = |about: &str, call: String| println!("# {about}\ngrpcurl -plaintext {call}\n");
-    let id = world::request_id;
+    let id = fixtures::request_id;
 
     println!("\nBoth services stay up until you press Ctrl-C. Lines to paste:\n");
     line("what is served", format!("{orders} list"));
@@ -286,7 +287,7 @@ fn print_lines(cluster: &Cluster, customers: &Customers) {
         format!(
             "{direct} -d '{{\"request_id\":\"{}\",\"customer_id\":\"{signed}\",\"lines\":[{{\"offer_id\":\"{}\",\"quantity\":2}}]}}' {orders} csp.order.v1.OrderService/CreateOrder",
             id(),
-            world::OFFICE
+            fixtures::OFFICE
         ),
     );
     line(
@@ -294,7 +295,7 @@ fn print_lines(cluster: &Cluster, customers: &Customers) {
         format!(
             "{reseller} -d '{{\"request_id\":\"{}\",\"customer_id\":\"{resold}\",\"payer_id\":\"{PROVIDER}\",\"lines\":[{{\"offer_id\":\"{}\",\"quantity\":2}}]}}' {orders} csp.order.v1.OrderService/CreateOrder",
             id(),
-            world::OFFICE
+            fixtures::OFFICE
         ),
     );
     line(

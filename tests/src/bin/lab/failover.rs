@@ -4,7 +4,7 @@
 use std::error::Error;
 
 use clap::Args;
-use tests::kill::run_fail_over;
+use tests::crash::run_fail_over;
 use tests::processes::build_binaries;
 
 #[derive(Args)]

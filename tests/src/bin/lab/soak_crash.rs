@@ -5,7 +5,7 @@ use std::error::Error;
 
 use clap::Args;
 use tests::Backend;
-use tests::kill::{self, Plan};
+use tests::crash::{self, Plan};
 use tests::processes::build_binaries;
 
 #[derive(Args)]
@@ -22,7 +22,7 @@ pub(crate) async fn run(Options { rounds, seed }: Options) -> Result<(), Box<dyn
     build_binaries()?;
     for backend in Backend::all() {
         let seed = seed.unwrap_or_else(rand::random);
-        let done = kill::run(Plan { backend, rounds, seed, until_all_is_sent: true }).await?;
+        let done = crash::run(Plan { backend, rounds, seed, until_all_is_sent: true }).await?;
         println!("{backend}: {done}; seed {seed}");
     }
     Ok(())

@@ -35,7 +35,7 @@ use proto::types::{Cloud, Contact, Decision, Operation};
 use rstest_reuse::apply;
 use sha2::{Digest, Sha256};
 use tests::clients::caller;
-use tests::cluster::connect;
+use tests::databases::connect;
 use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER};
 use tests::{As, Backend, Cluster, metadata_of, reason_of};
 

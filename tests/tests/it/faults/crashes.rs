@@ -1,7 +1,7 @@
 //! The real binaries, killed under load: what was acknowledged is there, once, and nothing else is.
 
 use tests::Backend;
-use tests::kill::{Plan, run, run_replicas};
+use tests::crash::{Plan, run, run_replicas};
 use tests::processes::build_binaries;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -24,7 +24,7 @@ use proto::types::{Cloud, Operation};
 use rstest_reuse::apply;
 use sha2::{Digest, Sha256};
 use tests::backup::Backup;
-use tests::cluster::connect;
+use tests::databases::connect;
 use tests::world::{self, DIRECT};
 use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
 

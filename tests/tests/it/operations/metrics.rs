@@ -11,8 +11,8 @@ use chassis::clock::Clock;
 use chrono::TimeDelta;
 use diesel::connection::SimpleConnection;
 use rstest_reuse::apply;
+use tests::pki::Authority;
 use tests::processes::{Processes, build_binaries};
-use tests::vault::Authority;
 use tests::world::{self, DIRECT, OFFICE};
 use tests::{As, Backend, Cluster, Setup};
 
@@ -214,7 +214,7 @@ async fn until(cluster: &Cluster, expected: &[(String, f64)]) -> BTreeMap<String
 async fn it_is_told_when_certificates_and_tokens_end_and_that_files_make_no_sense() {
     tests::needs_own!("keys and certificates that it makes");
     let cluster = secured().await;
-    let vault = cluster.vault();
+    let pki = cluster.pki();
     let year = |year| chrono::NaiveDate::from_ymd_opt(year, 1, 1).unwrap();
     let year = |number| year(number).and_time(chrono::NaiveTime::MIN).and_utc().timestamp() as f64;
     let told = |service: &str, what: &str, label: &str, of: &str, value: f64| {
@@ -232,16 +232,16 @@ async fn it_is_told_when_certificates_and_tokens_end_and_that_files_make_no_sens
 
     // Of several certificates the one that ends first, whichever place it has.
     let (authority, other) = (Authority::until(2042).unwrap(), Authority::until(2041).unwrap());
-    vault.issue_until(&authority, "server", 2040).unwrap();
-    let chain = std::fs::read_to_string(vault.file("server.pem")).unwrap();
-    vault.put("server.pem", &format!("{chain}{}", Authority::until(2039).unwrap().pem())).unwrap();
-    vault.issue_until(&authority, "client", 2038).unwrap();
-    vault.put("ca.pem", &format!("{}{}", authority.pem(), other.pem())).unwrap();
-    let issuer = vault.issuer();
+    pki.issue_until(&authority, "server", 2040).unwrap();
+    let chain = std::fs::read_to_string(pki.file("server.pem")).unwrap();
+    pki.put("server.pem", &format!("{chain}{}", Authority::until(2039).unwrap().pem())).unwrap();
+    pki.issue_until(&authority, "client", 2038).unwrap();
+    pki.put("ca.pem", &format!("{}{}", authority.pem(), other.pem())).unwrap();
+    let issuer = pki.issuer();
     let now = Clock::system().now().timestamp();
     let mut claims = issuer.claims(&world::service());
     (claims["iat"], claims["exp"]) = (now.into(), (now + 3600).into());
-    vault.put("service.token", &issuer.signs().sign(&claims).unwrap()).unwrap();
+    pki.put("service.token", &issuer.signs().sign(&claims).unwrap()).unwrap();
     let token_begins =
         told("order_svc", "credential_begins_timestamp_seconds", "credential", "service-token", now as f64);
     let mut expected = vec![
@@ -260,7 +260,7 @@ async fn it_is_told_when_certificates_and_tokens_end_and_that_files_make_no_sens
     assert_eq!(all.keys().filter(is_of_files).count(), expected.len() - 1, "{all:#?}");
 
     // What goes on is told of, and that it is not what the files say.
-    let key = std::fs::read_to_string(vault.file("server.key")).unwrap();
+    let key = std::fs::read_to_string(pki.file("server.key")).unwrap();
     let right = [
         ("server.key", key),
         ("ca.pem", authority.pem()),
@@ -268,14 +268,14 @@ async fn it_is_told_when_certificates_and_tokens_end_and_that_files_make_no_sens
         ("service.token", issuer.token(&world::service())),
     ];
     for (file, _) in &right {
-        vault.put(file, "nothing of use").unwrap();
+        pki.put(file, "nothing of use").unwrap();
     }
     let wrong: Vec<_> = all_files().map(|(service, files)| unusable(service, files, 1.0)).collect();
     let all = until(&cluster, &wrong).await;
     let (server, end) = ends("order_svc", "server-certificate", year(2039));
     assert_eq!(all[&server], end);
     for (file, contents) in &right {
-        vault.put(file, contents).unwrap();
+        pki.put(file, contents).unwrap();
     }
     let mut expected: Vec<_> = all_files().map(|(service, files)| unusable(service, files, 0.0)).collect();
     expected.push(ends("order_svc", "server-authority", year(2042)));
@@ -341,7 +341,7 @@ async fn a_database_that_does_not_answer_is_said_not_to_and_nothing_is_made_up(#
     match backend {
         Backend::Sqlite => cluster.agreements_sql("ALTER TABLE notification RENAME TO gone").unwrap(),
         Backend::Postgres => {
-            let mut other = tests::cluster::connect(cluster.agreements_database()).unwrap();
+            let mut other = tests::databases::connect(cluster.agreements_database()).unwrap();
             chassis::query!(&mut other, c => {
                 c.batch_execute("BEGIN; LOCK TABLE notification IN ACCESS EXCLUSIVE MODE")
             })

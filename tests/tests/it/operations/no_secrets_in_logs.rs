@@ -268,7 +268,7 @@ async fn nobody_and_no_secret_is_named_in_what_is_said_whatever_is_asked_and_wha
         vec![processes.agreements.metrics().await.unwrap(), processes.orders.metrics().await.unwrap()];
 
     // The databases lose tables.
-    let behind = |service: &Process, sql: &str| tests::cluster::behind(service.database(), sql).unwrap();
+    let behind = |service: &Process, sql: &str| tests::databases::behind(service.database(), sql).unwrap();
     behind(&processes.orders, "ALTER TABLE orders RENAME TO gone");
     let unattested = CreateOrderRequest { attestation: None, ..order(&customer) };
     direct.orders().create_order(marked(unattested)).await.unwrap_err();

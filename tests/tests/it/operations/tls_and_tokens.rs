@@ -13,8 +13,8 @@ use proto::agreement::ListAttestationsRequest;
 use proto::order::{CreateOrderRequest, CreateOrderResponse};
 use serde_json::{Value, json};
 use tests::clients::Identity;
-use tests::cluster::channel_to;
-use tests::vault::{Authority, Vault, bearer};
+use tests::pki::{Authority, Pki, bearer};
+use tests::service::channel_to;
 use tests::world::{self, DIRECT, OFFICE};
 use tests::{As, Cluster, Setup, metadata_of, reason_of};
 use tokio::net::TcpStream;
@@ -282,7 +282,7 @@ async fn the_keys_of_the_issuer_are_replaced_while_both_services_serve() {
         (SigningKey::public_set(&[issuer.signs()]), (true, false)),
     ];
     for (n, (set, expected)) in sets.iter().enumerate() {
-        cluster.vault().put("jwks.json", set).unwrap();
+        cluster.pki().put("jwks.json", set).unwrap();
         for path in FOR_EVERYONE {
             let wire = wire(&services, path);
             let both = || async {
@@ -300,21 +300,21 @@ async fn without_a_valid_token_of_its_own_order_svc_sells_nothing_until_it_is_gi
     let cluster = secured().await;
     let (direct, customer_id) = customer(&cluster).await;
     place(&direct, prompted(&customer_id)).await.unwrap();
-    let vault = cluster.vault();
+    let pki = cluster.pki();
     let order = || place(&direct, world::new_order(&customer_id, None, OFFICE, 5));
-    let issuer = vault.issuer();
+    let issuer = pki.issuer();
     let expired = issuer.signs().sign(&json!({"exp": 1})).unwrap();
     // One that is believed, of somebody who may not ask for others.
     let partners = issuer.token(&world::sales(Uuid::from_u128(0xbad)));
     for token in [expired, partners] {
-        vault.put("service.token", &token).unwrap();
+        pki.put("service.token", &token).unwrap();
         let refused = until("refused", order, Result::is_err).await.unwrap_err();
         assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::Unavailable, "GATE_UNAVAILABLE"));
-        vault.put("service.token", &issuer.token(&world::service())).unwrap();
+        pki.put("service.token", &issuer.token(&world::service())).unwrap();
         until("accepted again", order, Result::is_ok).await.unwrap();
     }
     // What is no token at all is not taken.
-    vault.put("service.token", "two words").unwrap();
+    pki.put("service.token", "two words").unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
     order().await.unwrap();
 }
@@ -335,7 +335,7 @@ async fn a_client_is_let_in_by_a_certificate_of_the_authority_and_by_no_other() 
     let cluster = secured().await;
     let known = cluster.client_tls();
     let unnamed = ClientSettings { cert: None, key: None, ..known.clone() };
-    let strangers = Vault::new(Clock::system()).unwrap();
+    let strangers = Pki::new(Clock::system()).unwrap();
     let stranger = ClientSettings { ca: known.ca.clone(), ..strangers.client_tls(Some("client")) };
     for (address, path) in cluster.addresses().iter().zip(FOR_EVERYONE) {
         let ask = |address: &str, settings: &ClientSettings| {
@@ -357,14 +357,14 @@ async fn certificates_and_authorities_are_replaced_while_both_services_serve() {
     let cluster = secured().await;
     let (direct, customer_id) = customer(&cluster).await;
     place(&direct, prompted(&customer_id)).await.unwrap();
-    let vault = cluster.vault();
+    let pki = cluster.pki();
     let next = Authority::new().unwrap();
     let addresses = cluster.addresses();
     let identity = cluster.identity(world::operator());
     // How many of the two let a new connection in.
     let fresh = |certificate: &'static str, authority: &'static str| {
-        let mut settings = vault.client_tls(Some(certificate));
-        settings.ca = Some(vault.file(authority));
+        let mut settings = pki.client_tls(Some(certificate));
+        settings.ca = Some(pki.file(authority));
         let wires = addresses.each_ref().map(|address| channel_to(address, &settings, |endpoint| endpoint));
         let identity = identity.clone();
         async move {
@@ -375,28 +375,28 @@ async fn certificates_and_authorities_are_replaced_while_both_services_serve() {
             let_in
         }
     };
-    vault.put("old.pem", &std::fs::read_to_string(vault.file("ca.pem")).unwrap()).unwrap();
-    vault.put("next.pem", &next.pem()).unwrap();
-    vault.issue(&next, "successor").unwrap();
+    pki.put("old.pem", &std::fs::read_to_string(pki.file("ca.pem")).unwrap()).unwrap();
+    pki.put("next.pem", &next.pem()).unwrap();
+    pki.issue(&next, "successor").unwrap();
     assert_eq!(fresh("client", "old.pem").await, 2);
     assert_eq!(fresh("client", "next.pem").await, 0);
     for end in [".pem", ".key"] {
-        let of_the_old = std::fs::read_to_string(vault.file(&format!("client{end}"))).unwrap();
-        vault.put(&format!("former{end}"), &of_the_old).unwrap();
+        let of_the_old = std::fs::read_to_string(pki.file(&format!("client{end}"))).unwrap();
+        pki.put(&format!("former{end}"), &of_the_old).unwrap();
     }
 
     // First both authorities are believed, then everybody has new certificates, then one authority is.
-    let both = format!("{}{}", next.pem(), std::fs::read_to_string(vault.file("ca.pem")).unwrap());
-    vault.put("ca.pem", &both).unwrap();
+    let both = format!("{}{}", next.pem(), std::fs::read_to_string(pki.file("ca.pem")).unwrap());
+    pki.put("ca.pem", &both).unwrap();
     until("the successor is let in", || fresh("successor", "old.pem"), |let_in| *let_in == 2).await;
-    vault.issue(&next, "server").unwrap();
-    vault.issue(&next, "client").unwrap();
+    pki.issue(&next, "server").unwrap();
+    pki.issue(&next, "client").unwrap();
     until("the new certificate is shown", || fresh("successor", "next.pem"), |let_in| *let_in == 2).await;
     assert_eq!(fresh("successor", "old.pem").await, 0);
     // The connections that there are go on.
     place(&direct, world::new_order(&customer_id, None, OFFICE, 5)).await.unwrap();
     assert_eq!(fresh("former", "next.pem").await, 2);
-    vault.put("ca.pem", &next.pem()).unwrap();
+    pki.put("ca.pem", &next.pem()).unwrap();
     until("the former is let in no more", || fresh("former", "next.pem"), |let_in| *let_in == 0).await;
 
     let mut cluster = cluster;

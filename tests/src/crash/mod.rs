@@ -19,11 +19,11 @@ use tonic::Code;
 
 use self::checks::{Agreements, Orders, check};
 use self::load::{Done, Load};
-use crate::cluster::{Backend, State};
+use crate::databases::{Backend, State};
+use crate::fixtures;
+use crate::harness::failover_pair::FailoverPair;
 use crate::history::History;
-use crate::pair::Pair;
 use crate::processes::{Processes, verify};
-use crate::world;
 
 /// Clients that call at the same time.
 const CLIENTS: usize = 6;
@@ -104,7 +104,7 @@ enum Disturbance {
     /// before, nothing is done to them.
     Leave { after_rounds: usize },
     /// The database fails over to its standby, and nothing else is done.
-    FailOver(Pair),
+    FailOver(FailoverPair),
 }
 
 /// How long calls took to succeed again after the database was gone.
@@ -141,7 +141,7 @@ pub async fn run_replicas(rounds: usize, seed: u64) -> Result<Summary, String> {
 /// # Errors
 /// As [`run`].
 pub async fn run_fail_over(seed: u64, until_all_is_sent: bool) -> Result<(Summary, FailedOver), String> {
-    let pair = Pair::start()?;
+    let pair = FailoverPair::start()?;
     let databases = [pair.database("agreements")?, pair.database("orders")?];
     let processes = Processes::replicated_on(databases, State::new()?)?;
     let plan = Plan { backend: Backend::Postgres, rounds: 1, seed, until_all_is_sent };
@@ -152,7 +152,7 @@ pub async fn run_fail_over(seed: u64, until_all_is_sent: bool) -> Result<(Summar
 
 async fn soak(processes: Processes, disturbance: Disturbance, plan: Plan) -> Result<Soak, String> {
     let mut soak = Soak {
-        load: Load::new(processes.as_caller(world::operator())),
+        load: Load::new(processes.as_caller(fixtures::operator())),
         processes,
         disturbance,
         failed_over: None,
@@ -270,7 +270,7 @@ impl Soak {
         let (head, _) = rows::head(&mut rows::snapshot(self.processes.agreements.database())?)?;
         let request =
             WatchEventsRequest { after_revision: self.history.head(), ..WatchEventsRequest::default() };
-        let watcher = self.processes.as_caller(world::operator());
+        let watcher = self.processes.as_caller(fixtures::operator());
         let began = Instant::now();
         let watched = loop {
             match watcher.events().watch_events(request.clone()).await {
@@ -367,7 +367,7 @@ async fn leave(processes: &mut Processes, random: &mut StdRng, summary: &mut Sum
 }
 
 /// Kills the primary and promotes the standby; then waits until both services do again what they are asked.
-async fn fail_over(pair: &Pair, load: &Load, random: &mut StdRng) -> Result<FailedOver, String> {
+async fn fail_over(pair: &FailoverPair, load: &Load, random: &mut StdRng) -> Result<FailedOver, String> {
     pause(random, 1000..2000).await;
     tokio::task::block_in_place(|| pair.kill_primary())?;
     let killed = Instant::now();

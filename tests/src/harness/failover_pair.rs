@@ -7,15 +7,15 @@ use std::process::Command;
 use chassis::database::Url;
 use tempfile::TempDir;
 
-use crate::cluster::behind;
+use super::databases::behind;
 
 /// Both servers, thrown away when dropped.
-pub(crate) struct Pair {
+pub(crate) struct FailoverPair {
     folder: TempDir,
     url: String,
 }
 
-impl Pair {
+impl FailoverPair {
     /// Starts both.
     ///
     /// # Errors
@@ -69,7 +69,7 @@ impl Pair {
     }
 }
 
-impl Drop for Pair {
+impl Drop for FailoverPair {
     fn drop(&mut self) {
         // What has gone already need not be ended.
         let _ = self.ask("stop");

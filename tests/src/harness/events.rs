@@ -7,10 +7,10 @@ use proto::agreement::watch_events_response::Item;
 use proto::agreement::{Event, WatchEventsRequest};
 use tonic::Status;
 
-use crate::clients::metadata_of;
-use crate::cluster::Cluster;
-use crate::stack::is_of_the_world;
-use crate::world;
+use super::clients::metadata_of;
+use super::cluster::Cluster;
+use super::stack::is_of_the_world;
+use crate::fixtures;
 
 impl Cluster {
     /// The revision of the last event.
@@ -19,7 +19,7 @@ impl Cluster {
     /// What else it says to a watcher that is ahead of it.
     pub async fn head(&self) -> Result<i64, Status> {
         let beyond = WatchEventsRequest { after_revision: i64::MAX, ..WatchEventsRequest::default() };
-        match self.as_caller(world::operator()).events().watch_events(beyond).await {
+        match self.as_caller(fixtures::operator()).events().watch_events(beyond).await {
             Ok(_) => Err(Status::internal("a watcher from the end of time is let in")),
             Err(refused) => {
                 let head = metadata_of(&refused).get("head").and_then(|head| head.parse().ok());
@@ -53,7 +53,7 @@ impl Cluster {
             return Ok(events);
         }
         let request = WatchEventsRequest { after_revision, ..WatchEventsRequest::default() };
-        let watching = self.as_caller(world::operator()).events().watch_events(request).await?;
+        let watching = self.as_caller(fixtures::operator()).events().watch_events(request).await?;
         let mut watching = watching.into_inner();
         while let Some(told) = watching.message().await? {
             let Some(Item::Event(event)) = told.item else { continue };

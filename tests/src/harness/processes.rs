@@ -13,8 +13,9 @@ use chassis::tls::ClientSettings;
 use rand::Rng;
 use tonic::transport::Channel;
 
-use crate::clients::{As, Identity};
-use crate::cluster::{Backend, State, endpoint, fetch, lazy};
+use super::clients::{As, Identity};
+use super::databases::{Backend, State};
+use super::service::{endpoint, fetch, lazy};
 
 /// Ports of services that come back on them. Below what the system hands out to whoever asks for any, so
 /// that nobody is given one while its service is down.

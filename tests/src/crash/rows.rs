@@ -10,7 +10,7 @@ use diesel::connection::SimpleConnection;
 use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text, Timestamp};
 use diesel::{QueryableByName, RunQueryDsl, sql_query};
 
-use crate::cluster::connect;
+use crate::databases::connect;
 
 /// Runs a query; its rows are read by column name.
 macro_rules! load {

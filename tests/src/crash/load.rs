@@ -29,8 +29,9 @@ use tokio::sync::watch;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
+use crate::actions;
 use crate::clients::{As, Identity, reason_of};
-use crate::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, RESELLER, RIGHTS_MANAGEMENT};
+use crate::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, RESELLER, RIGHTS_MANAGEMENT};
 
 /// A request that nobody answers for so long never will be.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
@@ -224,23 +225,23 @@ impl Load {
     /// Registers the partners, makes customers that have two of them, and what many rounds need.
     pub(super) async fn begin(&self, rounds: usize) -> Result<(), String> {
         let failed = |status: Status| status.to_string();
-        world::register_partners_as(&self.as_caller(world::operator())).await.map_err(failed)?;
-        let provider = self.as_caller(world::sales(PROVIDER));
+        actions::register_partners_as(&self.as_caller(fixtures::operator())).await.map_err(failed)?;
+        let provider = self.as_caller(fixtures::sales(PROVIDER));
         for _ in 0..SHARED_CUSTOMERS {
             let request = self.known().new_customer(DIRECT, false);
             let Some(Done::CreateCustomer(created)) =
-                self.ask(world::sales(DIRECT), Call::CreateCustomer(request)).await?
+                self.ask(fixtures::sales(DIRECT), Call::CreateCustomer(request)).await?
             else {
                 return Err("the first customers are refused".into());
             };
             let customer_id = created.customer.unwrap_or_default().customer_id;
-            let admin = world::admin(customer_id.parse().map_err(|_| "no id")?);
-            let invitation = world::invite(&provider, None, None).await.map_err(failed)?;
-            self.ask(admin, Call::AcceptInvitation(world::acceptance(&invitation, None))).await?;
+            let admin = fixtures::admin(customer_id.parse().map_err(|_| "no id")?);
+            let invitation = actions::invite(&provider, None, None).await.map_err(failed)?;
+            self.ask(admin, Call::AcceptInvitation(fixtures::acceptance(&invitation, None))).await?;
         }
-        let direct = self.as_caller(world::sales(DIRECT));
+        let direct = self.as_caller(fixtures::sales(DIRECT));
         for _ in 0..rounds * INVITATIONS_PER_ROUND {
-            let invitation = world::invite(&direct, None, None).await.map_err(failed)?;
+            let invitation = actions::invite(&direct, None, None).await.map_err(failed)?;
             self.known().invitations.push(invitation);
         }
         Ok(())
@@ -404,7 +405,7 @@ impl Known {
         let chosen = chosen.or_else(|| if room { None } else { self.order(random) });
         chosen.unwrap_or_else(|| {
             let by = *[DIRECT, PROVIDER, RESELLER].choose(random).unwrap_or(&DIRECT);
-            (world::sales(by), Call::CreateCustomer(self.new_customer(by, random.random_bool(0.7))))
+            (fixtures::sales(by), Call::CreateCustomer(self.new_customer(by, random.random_bool(0.7))))
         })
     }
 
@@ -418,7 +419,7 @@ impl Known {
                 contact: None,
                 agreed_at: Some(timestamp(Clock::system().now())),
             }),
-            ..world::new_customer(&format!("Killed {}", self.named), "FR", through)
+            ..fixtures::new_customer(&format!("Killed {}", self.named), "FR", through)
         }
     }
 
@@ -433,44 +434,44 @@ impl Known {
         let (customer_id, _, payer) = self.pair(random)?;
         let email = format!("person-{}@contoso.example", random.random_range(0..1000));
         let request = CreateAttestationRequest {
-            request_id: world::request_id(),
+            request_id: fixtures::request_id(),
             customer_id: customer_id.to_owned(),
             template_id: CUSTOMER_AGREEMENT.into(),
-            contact: Some(Contact { email, ..world::contact() }),
+            contact: Some(Contact { email, ..fixtures::contact() }),
             agreed_at: Some(timestamp(Clock::system().now())),
             validate_only: false,
         };
-        Some((world::sales(payer), Call::CreateAttestation(request)))
+        Some((fixtures::sales(payer), Call::CreateAttestation(request)))
     }
 
     fn withdrawal(&self, random: &mut StdRng) -> Option<(Caller, Call)> {
         let ((_, partner), attestation_id) = self.attestations.iter().choose(random)?;
         let request = WithdrawAttestationRequest {
-            request_id: world::request_id(),
+            request_id: fixtures::request_id(),
             attestation_id: attestation_id.clone(),
             reason: WithdrawalReason::NoLongerAccepts.into(),
         };
-        Some((world::sales(*partner), Call::WithdrawAttestation(request)))
+        Some((fixtures::sales(*partner), Call::WithdrawAttestation(request)))
     }
 
     fn signature(&self, random: &mut StdRng) -> Option<(Caller, Call)> {
         let customer = self.buyers.keys().choose(random)?;
         let request = SignAgreementRequest {
-            request_id: world::request_id(),
+            request_id: fixtures::request_id(),
             template_id: CUSTOMER_AGREEMENT.into(),
             template_version: VERSION,
         };
-        Some((world::admin(customer.parse().ok()?), Call::SignAgreement(request)))
+        Some((fixtures::admin(customer.parse().ok()?), Call::SignAgreement(request)))
     }
 
     fn signature_withdrawal(&self, random: &mut StdRng) -> Option<(Caller, Call)> {
         let (customer, signature_id) = self.signatures.iter().choose(random)?;
         let request = WithdrawSignatureRequest {
-            request_id: world::request_id(),
+            request_id: fixtures::request_id(),
             signature_id: signature_id.clone(),
             reason: WithdrawalReason::NoLongerAccepts.into(),
         };
-        Some((world::admin(customer.parse().ok()?), Call::WithdrawSignature(request)))
+        Some((fixtures::admin(customer.parse().ok()?), Call::WithdrawSignature(request)))
     }
 
     fn parting(&self, random: &mut StdRng) -> Option<(Caller, Call)> {
@@ -480,40 +481,40 @@ impl Known {
         let is_direct = |(_, buyers): &(&String, &Vec<_>)| buyers.contains(&(DIRECT, DIRECT));
         let (customer_id, _) = self.buyers.iter().filter(is_direct).choose(random)?;
         let request = EndRelationshipRequest {
-            request_id: world::request_id(),
+            request_id: fixtures::request_id(),
             customer_id: customer_id.clone(),
             ..EndRelationshipRequest::default()
         };
-        Some((world::sales(DIRECT), Call::EndRelationship(request)))
+        Some((fixtures::sales(DIRECT), Call::EndRelationship(request)))
     }
 
     fn coming_back(&mut self) -> Option<(Caller, Call)> {
         let customer = self.parted.pop()?.parse().ok()?;
         let invitation = self.invitations.pop()?;
-        Some((world::admin(customer), Call::AcceptInvitation(world::acceptance(&invitation, None))))
+        Some((fixtures::admin(customer), Call::AcceptInvitation(fixtures::acceptance(&invitation, None))))
     }
 
     fn order(&self, random: &mut StdRng) -> Option<(Caller, Call)> {
         let (customer, buyer, payer) = self.pair(random)?;
-        let mut request = world::new_order(customer, Some(payer), OFFICE, random.random_range(1..=300));
+        let mut request = fixtures::new_order(customer, Some(payer), OFFICE, random.random_range(1..=300));
         // Only who pays may attest.
         if buyer == payer && random.random_bool(0.4) {
             let email = format!("{}{BROUGHT_BY}", request.request_id);
-            let attestation = world::inline_attestation(Clock::system().now());
-            let contact = Some(Contact { email, ..world::contact() });
+            let attestation = fixtures::inline_attestation(Clock::system().now());
+            let contact = Some(Contact { email, ..fixtures::contact() });
             request.attestation = Some(proto::order::InlineAttestation { contact, ..attestation });
             // Not sold to any of the customers: refused once the attestation is stored.
             if random.random_bool(0.3) {
                 request.lines[0].offer_id = RIGHTS_MANAGEMENT.into();
             }
         }
-        Some((world::sales(buyer), Call::CreateOrder(request)))
+        Some((fixtures::sales(buyer), Call::CreateOrder(request)))
     }
 
     fn change(&self, random: &mut StdRng) -> Option<(Caller, Call)> {
         let known = self.subscriptions.choose(random)?;
         let (request_id, subscription_id, etag) =
-            (world::request_id(), known.subscription_id.clone(), known.etag.clone());
+            (fixtures::request_id(), known.subscription_id.clone(), known.etag.clone());
         let call = match random.random_range(0..20) {
             0..11 => {
                 let quantity = random.random_range(1..=300);
@@ -539,7 +540,7 @@ impl Known {
             18 => Call::ResumeSubscription(ResumeSubscriptionRequest { request_id, subscription_id, etag }),
             _ => Call::CancelSubscription(CancelSubscriptionRequest { request_id, subscription_id, etag }),
         };
-        Some((world::sales(known.payer_id.parse().ok()?), call))
+        Some((fixtures::sales(known.payer_id.parse().ok()?), call))
     }
 
     /// Remembers what can be gone on with.

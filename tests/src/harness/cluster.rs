@@ -1,37 +1,21 @@
-//! Both services in one process.
+//! A cluster: both services in one process, each on a thread and runtime of its own.
 
-use std::fmt;
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
+use std::path::PathBuf;
 
 use agreement_svc::config as agreement_config;
 use chassis::auth::{self, Caller};
 use chassis::clock::Clock;
-use chassis::database::{Connection, Url};
-use chassis::server::Listeners;
-use chassis::{query, tls};
-use diesel::connection::SimpleConnection;
-use diesel::{Connection as _, PgConnection, SqliteConnection};
+use chassis::database::Url;
+use chassis::tls;
 use order_svc::config as order_config;
-use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::oneshot;
-use tonic::transport::{Channel, Endpoint};
-use uuid::Uuid;
+use tonic::transport::Channel;
 
-use crate::clients::{As, Identity};
-use crate::stack::{Alias, Stack};
-use crate::vault::{Issuer, Vault, bearer};
-
-/// Where the services keep their state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Backend {
-    /// A temporary file for each service.
-    Sqlite,
-    /// A fresh schema for each service, in the database that `TEST_POSTGRES_URL` names.
-    Postgres,
-}
+use super::clients::{As, Identity};
+use super::databases::{Backend, State, behind};
+use super::pki::{Issuer, Pki, bearer};
+use super::service::{Service, channel_to, fetch, listen};
+use super::stack::{Alias, Stack};
 
 /// How a cluster is started.
 #[derive(Clone, Debug)]
@@ -101,45 +85,6 @@ impl Setup {
     }
 }
 
-impl fmt::Display for Backend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Sqlite => "SQLite",
-            Self::Postgres => "PostgreSQL",
-        })
-    }
-}
-
-impl Backend {
-    /// The databases that this run has: SQLite, and PostgreSQL where `TEST_POSTGRES_URL` names one.
-    #[must_use]
-    pub fn all() -> Vec<Self> {
-        [Self::Sqlite, Self::Postgres].into_iter().filter(|backend| backend.is_available()).collect()
-    }
-
-    /// Whether this run has the database. A running stack has PostgreSQL only.
-    ///
-    /// # Panics
-    /// In CI, when `TEST_POSTGRES_URL` is not set: there a missing database is a failure, not a reason to skip.
-    #[must_use]
-    #[expect(clippy::print_stderr, reason = "a skipped database must be seen")]
-    pub fn is_available(self) -> bool {
-        match self {
-            Self::Sqlite => Stack::named().is_none(),
-            Self::Postgres if Stack::named().is_some() || postgres_url().is_some() => true,
-            Self::Postgres => {
-                assert!(std::env::var_os("CI").is_none(), "TEST_POSTGRES_URL must be set in CI");
-                eprintln!("SKIPPED on PostgreSQL: TEST_POSTGRES_URL is not set");
-                false
-            }
-        }
-    }
-}
-
-fn postgres_url() -> Option<String> {
-    std::env::var("TEST_POSTGRES_URL").ok().filter(|url| !url.is_empty())
-}
-
 /// Both services, running. Dropping it stops them and removes their state; that waits for their
 /// connections to end, so clients must live on a runtime that goes on meanwhile (`multi_thread`).
 pub struct Cluster {
@@ -151,31 +96,13 @@ pub struct Cluster {
     /// Where the metrics of agreement-svc and order-svc are, once they have been started.
     agreements_metrics: Option<SocketAddr>,
     orders_metrics: Option<SocketAddr>,
-    vault: Option<Vault>,
+    pki: Option<Pki>,
     state: State,
     /// What the small world is called on a stack of somebody else's, if this is one. Then nothing runs here.
     alias: Option<Alias>,
     /// The last revision there was before anything of this cluster's.
     began: i64,
 }
-
-/// Where the services' state is. Dropping it removes it.
-pub(crate) struct State {
-    folder: TempDir,
-    schemas: Vec<String>,
-}
-
-/// A service on a thread of its own.
-struct Service {
-    address: SocketAddr,
-    /// How it is reached over TLS, where it speaks that.
-    tls: Option<tls::ClientSettings>,
-    database: Url,
-    running: Option<Running>,
-}
-
-/// What stops a service, and its thread.
-type Running = (oneshot::Sender<()>, JoinHandle<Result<(), String>>);
 
 impl Cluster {
     /// Starts both services and waits until they serve.
@@ -190,15 +117,15 @@ impl Cluster {
             setup.backend = Backend::Sqlite;
         }
         let mut state = State::new()?;
-        let own_vault = setup.secured && alias.is_none();
-        let vault = own_vault.then(|| Vault::new(setup.clock.clone())).transpose()?;
-        let tls = vault.as_ref().map(|vault| vault.client_tls(Some("client")));
+        let own_pki = setup.secured && alias.is_none();
+        let pki = own_pki.then(|| Pki::new(setup.clock.clone())).transpose()?;
+        let tls = pki.as_ref().map(|pki| pki.client_tls(Some("client")));
         let database = state.database(setup.backend, "agreements")?;
         let agreements = Service::new(setup.agreement_port, database, tls.clone())?;
         let orders = Service::new(setup.order_port, state.database(setup.backend, "orders")?, tls)?;
         let mut cluster = Self {
             setup,
-            vault,
+            pki,
             agreements: agreements.0,
             replica: None,
             orders: orders.0,
@@ -240,12 +167,12 @@ impl Cluster {
     /// Somebody as the services identify callers.
     #[must_use]
     pub fn identity(&self, caller: Caller) -> Identity {
-        match &self.vault {
+        match &self.pki {
             None => match self.alias {
                 Some(alias) => Identity::of(alias.of(&caller)).under(alias),
                 None => Identity::of(caller),
             },
-            Some(vault) => Identity::by(bearer(&vault.issuer().token(&caller))),
+            Some(pki) => Identity::by(bearer(&pki.issuer().token(&caller))),
         }
     }
 
@@ -254,9 +181,9 @@ impl Cluster {
     /// # Panics
     /// When it is none.
     #[must_use]
-    pub fn vault(&self) -> &Vault {
-        let Some(vault) = &self.vault else { panic!("the cluster is not secured") };
-        vault
+    pub fn pki(&self) -> &Pki {
+        let Some(pki) = &self.pki else { panic!("the cluster is not secured") };
+        pki
     }
 
     /// The two services without any identity.
@@ -336,7 +263,7 @@ impl Cluster {
 
     /// Where a service of its own is.
     fn url(&self, service: &Service) -> String {
-        let scheme = if self.vault.is_some() { "https" } else { "http" };
+        let scheme = if self.pki.is_some() { "https" } else { "http" };
         format!("{scheme}://{}", service.address)
     }
 
@@ -346,7 +273,7 @@ impl Cluster {
         if let (Some(stack), Some(_)) = (Stack::named(), self.alias) {
             return stack.client_tls();
         }
-        self.vault.as_ref().map(|vault| vault.client_tls(Some("client"))).unwrap_or_default()
+        self.pki.as_ref().map(|pki| pki.client_tls(Some("client"))).unwrap_or_default()
     }
 
     /// Whose tokens both services believe.
@@ -357,7 +284,7 @@ impl Cluster {
     pub fn issuer(&self) -> &Issuer {
         match (Stack::named(), self.alias) {
             (Some(stack), Some(_)) => stack.issuer(),
-            _ => self.vault().issuer(),
+            _ => self.pki().issuer(),
         }
     }
 
@@ -441,7 +368,7 @@ impl Cluster {
     #[must_use]
     pub fn mail_folder(&self) -> PathBuf {
         self.services_are_own();
-        self.state.folder.path().join("mails")
+        self.state.folder().join("mails")
     }
 
     /// How agreement-svc is started.
@@ -449,7 +376,7 @@ impl Cluster {
     /// # Errors
     /// What cannot be written to the cluster's folder.
     pub fn agreements_config(&self) -> Result<agreement_config::Serve, String> {
-        let key = self.state.folder.path().join("invitation.key");
+        let key = self.state.folder().join("invitation.key");
         std::fs::write(&key, [7; 32]).map_err(|error| error.to_string())?;
         Ok(agreement_config::Serve {
             storage: agreement_config::Storage {
@@ -460,7 +387,7 @@ impl Cluster {
             },
             listen: self.agreements.address,
             identity: self.identity_settings(),
-            tls: self.vault.as_ref().map(Vault::server_tls).unwrap_or_default(),
+            tls: self.pki.as_ref().map(Pki::server_tls).unwrap_or_default(),
             policy: None,
             invitation_key_file: Some(key),
             acceptance_page: "https://portal.example/accept".into(),
@@ -539,7 +466,7 @@ impl Cluster {
     }
 
     fn identity_settings(&self) -> auth::Settings {
-        self.vault.as_ref().map_or_else(auth::Settings::insecure, Vault::identity)
+        self.pki.as_ref().map_or_else(auth::Settings::insecure, Pki::identity)
     }
 
     fn orders_config(&self) -> Result<order_config::Serve, String> {
@@ -553,9 +480,9 @@ impl Cluster {
             agreements_cert: client.cert,
             agreements_key: client.key,
             gate_deadline_ms: self.setup.gate_deadline_ms,
-            service_token: self.vault.as_ref().map(|vault| vault.file("service.token")),
+            service_token: self.pki.as_ref().map(|pki| pki.file("service.token")),
             identity: self.identity_settings(),
-            tls: self.vault.as_ref().map(Vault::server_tls).unwrap_or_default(),
+            tls: self.pki.as_ref().map(Pki::server_tls).unwrap_or_default(),
             metrics_listen: None,
             offers: self.setup.offers.clone(),
             worker_threads: self.setup.worker_threads,
@@ -571,209 +498,4 @@ impl Drop for Cluster {
         drop(self.replica.as_mut().map(Service::stop));
         drop(self.agreements.stop());
     }
-}
-
-impl State {
-    pub(crate) fn new() -> Result<Self, String> {
-        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-        Ok(Self { folder, schemas: vec![] })
-    }
-
-    pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
-    }
-
-    /// Leaves the folder behind for whoever has to find out what went wrong.
-    pub(crate) fn leave_folder(&mut self) -> PathBuf {
-        self.folder.disable_cleanup(true);
-        self.folder.path().to_owned()
-    }
-
-    /// The URL of an empty database.
-    pub(crate) fn database(&mut self, backend: Backend, name: &str) -> Result<Url, String> {
-        match backend {
-            Backend::Sqlite => sqlite(&self.folder.path().join(format!("{name}.sqlite"))),
-            Backend::Postgres => {
-                let base = postgres_url().ok_or("TEST_POSTGRES_URL is not set")?;
-                let schema = format!("test_{}_{name}", Uuid::from_u128(rand_u128()).simple());
-                behind(&base.parse()?, &format!("CREATE SCHEMA {schema}"))?;
-                let separator = if base.contains('?') { '&' } else { '?' };
-                let url =
-                    format!("{base}{separator}options=-csearch_path%3D{schema}&application_name={schema}");
-                self.schemas.push(schema);
-                url.parse()
-            }
-        }
-    }
-}
-
-impl Drop for State {
-    #[expect(clippy::print_stderr, reason = "nothing else can be done about it while dropping")]
-    fn drop(&mut self) {
-        let Some(Ok(base)) = postgres_url().map(|url| url.parse()) else { return };
-        for schema in self.schemas.drain(..) {
-            if let Err(error) = behind(&base, &format!("DROP SCHEMA {schema} CASCADE")) {
-                eprintln!("schema {schema} is left behind: {error}");
-            }
-        }
-    }
-}
-
-impl Service {
-    fn new(
-        port: u16,
-        database: Url,
-        tls: Option<tls::ClientSettings>,
-    ) -> Result<(Self, TcpListener), String> {
-        let listener = listen(port)?;
-        let address = listener.local_addr().map_err(|error| error.to_string())?;
-        Ok((Self { address, tls, database, running: None }, listener))
-    }
-
-    fn run<F>(
-        &mut self,
-        worker_threads: u16,
-        listener: TcpListener,
-        serve: impl FnOnce(tokio::net::TcpListener, StopSignal) -> F + Send + 'static,
-    ) where
-        F: Future<Output = Result<(), Box<dyn std::error::Error + Send + Sync>>>,
-    {
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::spawn(move || {
-            let runtime = chassis::server::runtime(worker_threads).map_err(|error| error.to_string())?;
-            runtime.block_on(async {
-                let listener =
-                    tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
-                serve(listener, Box::pin(async move { drop(stopped.await) })).await.map_err(|e| e.to_string())
-            })
-        });
-        self.running = Some((stop, thread));
-    }
-
-    async fn serve_agreements(
-        &mut self,
-        config: agreement_config::Serve,
-        clock: Clock,
-        listener: TcpListener,
-        metrics: Option<TcpListener>,
-    ) -> Result<(), String> {
-        self.run(config.worker_threads, listener, async move |calls, stop| {
-            let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
-            agreement_svc::serve(config, clock, Listeners { calls, metrics }, stop).await
-        });
-        self.wait_until_serving().await
-    }
-
-    async fn serve_orders(
-        &mut self,
-        config: order_config::Serve,
-        clock: Clock,
-        listener: TcpListener,
-        metrics: Option<TcpListener>,
-    ) -> Result<(), String> {
-        self.run(config.worker_threads, listener, async move |calls, stop| {
-            let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
-            order_svc::serve(config, clock, Listeners { calls, metrics }, stop).await
-        });
-        self.wait_until_serving().await
-    }
-
-    async fn wait_until_serving(&mut self) -> Result<(), String> {
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let address = format!("{scheme}://{}", self.address).parse()?;
-        match chassis::server::check_health(&address, &self.tls.clone().unwrap_or_default()).await {
-            Ok(()) => Ok(()),
-            Err(why) => Err(self.stop().err().unwrap_or(why)),
-        }
-    }
-
-    fn stop(&mut self) -> Result<(), String> {
-        let Some((stop, thread)) = self.running.take() else { return Ok(()) };
-        drop(stop);
-        thread.join().unwrap_or_else(|_| Err("the service panicked".into()))
-    }
-}
-
-pub(crate) async fn fetch(address: SocketAddr) -> std::io::Result<String> {
-    let mut connection = tokio::net::TcpStream::connect(address).await?;
-    connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
-    let mut text = String::new();
-    connection.read_to_string(&mut text).await?;
-    Ok(text)
-}
-
-type StopSignal = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
-
-pub(crate) fn lazy(address: SocketAddr) -> Channel {
-    endpoint(address).connect_lazy()
-}
-
-pub(crate) fn endpoint(address: SocketAddr) -> Endpoint {
-    match Endpoint::from_shared(format!("http://{address}")) {
-        Ok(endpoint) => endpoint,
-        Err(error) => panic!("{address} is no address: {error}"),
-    }
-}
-
-/// A channel to the service at an address, by an endpoint that was told more.
-///
-/// # Panics
-/// When it is no address, or the client's files cannot be read.
-#[must_use]
-pub fn channel_to(
-    address: &str,
-    settings: &tls::ClientSettings,
-    more: impl FnOnce(Endpoint) -> Endpoint,
-) -> Channel {
-    let open = || -> Result<Channel, String> {
-        let address = address.parse()?;
-        let client = tls::Client::open(settings, std::slice::from_ref(&address))?;
-        Ok(client.connect_lazy(&address, &more(tls::Client::endpoint(&address))))
-    };
-    match open() {
-        Ok(channel) => channel,
-        Err(why) => panic!("{why}"),
-    }
-}
-
-fn listen(port: u16) -> Result<TcpListener, String> {
-    let listener = TcpListener::bind(("127.0.0.1", port)).map_err(|error| format!("port {port}: {error}"))?;
-    listener.set_nonblocking(true).map_err(|error| error.to_string())?;
-    Ok(listener)
-}
-
-/// The URL of a SQLite file.
-///
-/// # Errors
-/// A path that cannot stand in a URL.
-pub fn sqlite(path: &Path) -> Result<Url, String> {
-    format!("sqlite:{}", path.display()).parse()
-}
-
-/// Connects to a database without any service.
-///
-/// # Errors
-/// The database's.
-pub fn connect(database: &Url) -> Result<Connection, String> {
-    let connected = match database {
-        Url::Sqlite(path) => SqliteConnection::establish(&path.to_string_lossy()).map(Connection::Sqlite),
-        Url::Postgres(url) => PgConnection::establish(url).map(Connection::Postgres),
-    };
-    let mut connection = connected.map_err(|error| error.to_string())?;
-    if let Connection::Sqlite(c) = &mut connection {
-        c.batch_execute("PRAGMA busy_timeout = 5000").map_err(|error| error.to_string())?;
-    }
-    Ok(connection)
-}
-
-/// Runs SQL on a database without any service.
-///
-/// # Errors
-/// The database's.
-pub fn behind(database: &Url, sql: &str) -> Result<(), String> {
-    query!(&mut connect(database)?, c => c.batch_execute(sql)).map_err(|error| error.to_string())
-}
-
-fn rand_u128() -> u128 {
-    u128::from_str_radix(&chassis::clock::new_salt(), 16).unwrap_or_default()
 }

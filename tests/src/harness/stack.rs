@@ -22,7 +22,7 @@ use http_body_util::BodyExt;
 use tonic::body::Body;
 use uuid::Uuid;
 
-use crate::vault::{Issuer, bearer};
+use super::pki::{Issuer, bearer};
 
 /// Tokens are made for each client, and no test takes longer.
 const TOKEN_VALID: TimeDelta = TimeDelta::minutes(30);
@@ -126,7 +126,7 @@ macro_rules! needs_own {
     };
 }
 
-/// The ids and domains of the [small world](crate::world) are the same in every test, and a stack is shared
+/// The ids and domains of the [small world](crate::fixtures) are the same in every test, and a stack is shared
 /// by all of them. So each cluster on it has that world under ids and domains of its own there, which only
 /// differ in how they begin and end: they are put in what is sent, and taken out of what comes back.
 #[derive(Clone, Copy)]

@@ -13,7 +13,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair,
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::world;
+use crate::fixtures;
 
 /// Who issues the tokens of a secured cluster, and for whom.
 const ISSUER: &str = "https://issuer.example";
@@ -26,7 +26,7 @@ const TOKEN_VALID: TimeDelta = TimeDelta::days(3650);
 const FAR: i32 = 4096;
 
 /// The secrets of a secured cluster. Dropping it removes them.
-pub struct Vault {
+pub struct Pki {
     folder: TempDir,
     issuer: Issuer,
 }
@@ -43,7 +43,7 @@ pub struct Issuer {
 /// A certificate authority.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
-impl Vault {
+impl Pki {
     /// Makes all of them.
     ///
     /// # Errors
@@ -52,14 +52,14 @@ impl Vault {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
         let (signs, _) = SigningKey::generate()?;
         let issuer = Issuer::new(signs, ISSUER.into(), AUDIENCE.into(), clock, TOKEN_VALID);
-        let vault = Self { folder, issuer };
-        vault.put("jwks.json", &SigningKey::public_set(&[vault.issuer.signs()]))?;
-        vault.put("service.token", &vault.issuer.token(&world::service()))?;
+        let pki = Self { folder, issuer };
+        pki.put("jwks.json", &SigningKey::public_set(&[pki.issuer.signs()]))?;
+        pki.put("service.token", &pki.issuer.token(&fixtures::service()))?;
         let authority = Authority::new()?;
-        vault.put("ca.pem", &authority.pem())?;
-        vault.issue(&authority, "server")?;
-        vault.issue(&authority, "client")?;
-        Ok(vault)
+        pki.put("ca.pem", &authority.pem())?;
+        pki.issue(&authority, "server")?;
+        pki.issue(&authority, "client")?;
+        Ok(pki)
     }
 
     #[must_use]

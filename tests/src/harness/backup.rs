@@ -11,7 +11,7 @@ use diesel::sql_types::Text;
 use diesel::{QueryableByName, RunQueryDsl, sql_query};
 use tempfile::TempDir;
 
-use crate::cluster::{behind, connect};
+use super::databases::{behind, connect};
 
 /// A copy of a database as it was at one moment, whatever its service was doing: made by SQLite's `VACUUM INTO`, or by
 /// `pg_dump`. Dropping it removes it.

@@ -26,7 +26,7 @@ use tonic_types::StatusExt;
 use tower::Service;
 use uuid::Uuid;
 
-use crate::stack::{Alias, Stack};
+use super::stack::{Alias, Stack};
 
 /// What is presented with every call.
 #[derive(Clone)]

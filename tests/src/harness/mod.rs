@@ -1,0 +1,12 @@
+//! The harness: what starts and stops services, databases, a PKI and a failover pair, and the clients that call them.
+
+pub mod backup;
+pub mod clients;
+pub mod cluster;
+pub mod databases;
+mod events;
+pub(crate) mod failover_pair;
+pub mod pki;
+pub mod processes;
+pub mod service;
+pub mod stack;
