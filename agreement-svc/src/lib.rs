@@ -13,6 +13,7 @@
 //!
 //! [`serve`] wires them; `main` only chooses the command.
 
+mod actions;
 mod api;
 pub mod config;
 pub mod data;
@@ -56,6 +57,7 @@ use api::link::Links;
 pub use erase::Erased;
 use rules::history::Verified;
 use store::change::{ChangeError, change_internal};
+use store::gate::TemplateCache;
 use workers::mailer::{self, Mailer};
 use workers::poller;
 use workers::transport::Transport;
@@ -127,6 +129,7 @@ pub async fn serve(
         database,
         clock,
         policy,
+        templates: TemplateCache::default(),
         links: links.map(Arc::new),
         metrics: metrics.clone(),
         decisions,

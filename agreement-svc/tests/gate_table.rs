@@ -7,7 +7,7 @@ use agreement_svc::data::read_policy;
 use agreement_svc::rules::Time;
 use agreement_svc::rules::eligibility::{
     Acceptance, AcceptanceKind, Answer, Decision, Facts, Operation, Question, Reacceptance, Reason, Rule,
-    Standing, decide,
+    decide,
 };
 use agreement_svc::rules::party::Cloud;
 use agreement_svc::rules::policy::{Channel, Policy};
@@ -102,24 +102,29 @@ fn policy() -> Policy {
 /// Two versions of each type took effect long before the timeline; the second replaced the first.
 fn facts(cloud: Cloud, acceptances: &str) -> Facts {
     let (first, second) = (time("2016-01-01T00:00:00Z"), time("2017-01-01T00:00:00Z"));
-    let acceptance = |(n, text): (usize, &str)| {
+    let read = |text: &str| {
         let [kind, of, standing] = text.as_bytes() else { panic!("{text} is no acceptance") };
-        Acceptance {
-            id: Uuid::from_u128(n as u128 + 1),
-            kind: if *kind == b's' { AcceptanceKind::Signature } else { AcceptanceKind::Attestation },
-            agreement_type: if *of == b'L' { MicrosoftCloudAgreement } else { MicrosoftCustomerAgreement },
-            template_id: Uuid::nil(),
-            template_version: if *standing == b'<' { 1 } else { 2 },
-            effective_from: if *standing == b'<' { first } else { second },
-            agreed_at: second,
-            standing: if *standing == b'-' { Standing::Withdrawn } else { Standing::Current },
-        }
+        let kind = if *kind == b's' { AcceptanceKind::Signature } else { AcceptanceKind::Attestation };
+        (kind, if *of == b'L' { MicrosoftCloudAgreement } else { MicrosoftCustomerAgreement }, *standing)
+    };
+    let known: Vec<_> = acceptances.split_whitespace().map(read).collect();
+    let acceptance = |(n, (kind, agreement_type, standing)): (usize, _)| Acceptance {
+        id: Uuid::from_u128(n as u128 + 1),
+        kind,
+        agreement_type,
+        template_id: Uuid::nil(),
+        template_version: if standing == b'<' { 1 } else { 2 },
+        effective_from: if standing == b'<' { first } else { second },
+        agreed_at: second,
     };
     let replaced =
         |agreement_type| Reacceptance { agreement_type, effective_from: second, reaccept_by: second };
+    let (withdrawn, current): (Vec<_>, Vec<_>) =
+        known.into_iter().partition(|(.., standing)| *standing == b'-');
     Facts {
         cloud,
-        acceptances: acceptances.split_whitespace().enumerate().map(acceptance).collect(),
+        acceptances: current.into_iter().enumerate().map(acceptance).collect(),
+        withdrawn: withdrawn.into_iter().map(|(kind, of, _)| (kind, of)).collect(),
         reacceptances: vec![replaced(MicrosoftCloudAgreement), replaced(MicrosoftCustomerAgreement)],
     }
 }
@@ -294,7 +299,6 @@ proptest! {
             prop_assert!(answer.decision != Decision::Blocked || !answer.reasons.is_empty());
             if let Some(evidence) = answer.evidence {
                 prop_assert!(facts.acceptances.contains(&evidence));
-                prop_assert!(evidence.standing == Standing::Current);
                 prop_assert!(demanded.is_none_or(|of| of == evidence.agreement_type));
             }
             prop_assert!(answer.valid_until.is_none_or(|until| until > question.at));

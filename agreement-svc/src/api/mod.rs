@@ -41,6 +41,7 @@ use crate::rules::template::{AgreementType, Template};
 use crate::rules::{Refusal, Time};
 use crate::store::change::{Change, ChangeError, change};
 use crate::store::customer::{Viewer, customer_find};
+use crate::store::gate::TemplateCache;
 use crate::store::partner::partner_find;
 use crate::store::template::{template_find, template_live};
 
@@ -50,6 +51,7 @@ pub(crate) struct Api {
     pub database: Database,
     pub clock: Clock,
     pub policy: Arc<Policy>,
+    pub templates: TemplateCache,
     /// Makes acceptance links; without it there are no invitations.
     pub links: Option<Arc<Links>>,
     pub metrics: Metrics,

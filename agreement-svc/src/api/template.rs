@@ -26,7 +26,7 @@ use crate::rules::policy::Policy;
 use crate::rules::template::{AgreementType, Reaccept, Template, choose_document, next_version};
 use crate::rules::{BadField, Refusal, Time};
 use crate::store::change::{Change, ChangeError};
-use crate::store::gate::{active_pairs, gate_snapshots};
+use crate::store::gate::{Parties, TemplateCache, active_pairs, gate_facts};
 use crate::store::template::{
     documents_for, template_find, template_list, template_live, template_publish, template_update,
 };
@@ -203,7 +203,8 @@ impl Api {
     async fn impact(&self, planned: Option<Reacceptance>) -> Result<PublicationImpact, Status> {
         let Some(planned) = planned else { return Ok(PublicationImpact::default()) };
         let policy = self.policy.clone();
-        let read = move |connection: &mut Connection| impact_of(connection, &policy, planned);
+        let cache = self.templates.clone();
+        let read = move |connection: &mut Connection| impact_of(connection, &policy, &cache, planned);
         self.database.snapshot(read).await.map_err(|error: Error| status::failed(&error))
     }
 }
@@ -212,13 +213,17 @@ impl Api {
 fn impact_of(
     connection: &mut Connection,
     policy: &Policy,
+    cache: &TemplateCache,
     planned: Reacceptance,
 ) -> Result<PublicationImpact, Error> {
     let mut affected: BTreeMap<Uuid, u64> = BTreeMap::new();
     let (mut customers, mut last_affected, mut after) = (0, None, None);
     loop {
         let pairs = active_pairs(connection, None, after, PAIRS_PER_READ)?;
-        for (pair, snapshot) in pairs.iter().zip(gate_snapshots(connection, &pairs)?) {
+        let parties: Vec<_> = pairs.iter().map(|pair| Parties { pair: *pair, reseller_id: None }).collect();
+        for (pair, snapshot) in pairs.iter().zip(gate_facts(connection, cache, &parties)?) {
+            // In one snapshot a pair that is listed has facts.
+            let Some(snapshot) = snapshot? else { continue };
             if would_close(policy, &snapshot.facts, planned) {
                 *affected.entry(pair.payer_id).or_default() += 1;
                 // Pairs come by customer, so that those of one stand together.

@@ -38,14 +38,7 @@ pub enum AcceptanceKind {
 
 super::names!(AcceptanceKind { Attestation = "ATTESTATION", Signature = "SIGNATURE" });
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    Current,
-    Superseded,
-    Withdrawn,
-}
-
-/// An attestation by the payer or a signature by the customer.
+/// A current attestation by the payer or a current signature by the customer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Acceptance {
     pub id: Uuid,
@@ -57,7 +50,6 @@ pub struct Acceptance {
     pub effective_from: Time,
     /// When the customer accepted.
     pub agreed_at: Time,
-    pub standing: Standing,
 }
 
 /// A published version that one day makes acceptances of earlier ones insufficient.
@@ -85,7 +77,11 @@ pub fn reacceptance(template: &Template, version: &Version) -> Option<Reacceptan
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     pub cloud: Cloud,
+    /// The current ones: at most one of each kind and type.
     pub acceptances: Vec<Acceptance>,
+    /// The kinds and types of which an acceptance was withdrawn, however long ago.
+    pub withdrawn: Vec<(AcceptanceKind, AgreementType)>,
+    /// Published versions that one day make any of the acceptances insufficient.
     pub reacceptances: Vec<Reacceptance>,
 }
 
@@ -94,9 +90,7 @@ impl Facts {
     /// of its type. `later` are the versions of the type's templates that demand acceptance anew.
     pub fn with_attestation(mut self, attested: Acceptance, later: Vec<Reacceptance>) -> Self {
         let is_replaced = |known: &Acceptance| {
-            known.kind == AcceptanceKind::Attestation
-                && known.standing == Standing::Current
-                && known.agreement_type == attested.agreement_type
+            known.kind == AcceptanceKind::Attestation && known.agreement_type == attested.agreement_type
         };
         self.acceptances.retain(|known| !is_replaced(known));
         self.acceptances.push(attested);
@@ -109,7 +103,7 @@ impl Facts {
 
 impl Reacceptance {
     /// Whether an acceptance is of an earlier version of the type.
-    fn outdates(&self, acceptance: &Acceptance) -> bool {
+    pub fn outdates(&self, acceptance: &Acceptance) -> bool {
         self.agreement_type == acceptance.agreement_type && self.effective_from > acceptance.effective_from
     }
 }
@@ -227,9 +221,9 @@ pub fn satisfies(
         template_version: signature.template_version,
         effective_from,
         agreed_at: signature.signed_at,
-        standing: Standing::Current,
     };
-    let facts = Facts { cloud: Cloud::Public, acceptances: vec![acceptance], reacceptances: later };
+    let (acceptances, withdrawn) = (vec![acceptance], vec![]);
+    let facts = Facts { cloud: Cloud::Public, acceptances, withdrawn, reacceptances: later };
     stands(&acceptance, policy.at(at, channel).1, &facts, at)
 }
 
@@ -250,30 +244,26 @@ pub fn would_close(policy: &Policy, facts: &Facts, planned: Reacceptance) -> boo
     decide(policy, &question, &with).decision == Decision::Blocked
 }
 
-/// Whether an acceptance is current, of a satisfying type and of a version that still counts.
+/// Whether an acceptance is of a satisfying type and of a version that still counts.
 fn stands(acceptance: &Acceptance, satisfying: &[AgreementType], facts: &Facts, at: Time) -> bool {
-    acceptance.standing == Standing::Current
-        && satisfying.contains(&acceptance.agreement_type)
+    satisfying.contains(&acceptance.agreement_type)
         && !facts.reacceptances.iter().any(|later| later.outdates(acceptance) && later.reaccept_by <= at)
 }
 
 /// All reasons that hold, given that nothing stands.
 fn reasons(satisfying: &[AgreementType], facts: &Facts) -> Vec<Reason> {
-    let is_right = |acceptance: &&Acceptance| satisfying.contains(&acceptance.agreement_type);
-    let current = || facts.acceptances.iter().filter(|acceptance| acceptance.standing == Standing::Current);
+    let is_right = |of: AgreementType| satisfying.contains(&of);
+    let is_current = |kind, of| {
+        facts.acceptances.iter().any(|current| (current.kind, current.agreement_type) == (kind, of))
+    };
     let mut reasons = vec![];
-    if facts.acceptances.iter().filter(is_right).any(|withdrawn| {
-        let replaces = |other: &Acceptance| {
-            other.kind == withdrawn.kind && other.agreement_type == withdrawn.agreement_type
-        };
-        withdrawn.standing == Standing::Withdrawn && !current().any(replaces)
-    }) {
+    if facts.withdrawn.iter().any(|&(kind, of)| is_right(of) && !is_current(kind, of)) {
         reasons.push(Reason::Withdrawn);
     }
-    if current().any(|acceptance| is_right(&acceptance)) {
+    if facts.acceptances.iter().any(|current| is_right(current.agreement_type)) {
         reasons.push(Reason::VersionSuperseded);
     }
-    if satisfying.is_empty() || current().any(|acceptance| !is_right(&acceptance)) {
+    if satisfying.is_empty() || facts.acceptances.iter().any(|current| !is_right(current.agreement_type)) {
         reasons.push(Reason::WrongAgreementType);
     }
     if reasons.is_empty() {
@@ -409,7 +399,6 @@ mod tests {
     #[test]
     fn a_planned_version_closes_the_gate_only_where_it_is_what_closes_it() {
         use AgreementType::{MicrosoftCloudAgreement, MicrosoftCustomerAgreement};
-        use Standing::{Current, Superseded, Withdrawn};
         let policy: Policy = serde_json::from_str(
             r#"{"periods": [
                 {"from": "1970-01-01T00:00:00Z", "dashboard": "MANDATORY", "api": "OPTIONAL",
@@ -419,7 +408,7 @@ mod tests {
             ]}"#,
         )
         .unwrap();
-        let accepted = |agreement_type, effective_from, standing| Acceptance {
+        let accepted = |agreement_type, effective_from| Acceptance {
             id: Uuid::from_u128(9),
             kind: AcceptanceKind::Attestation,
             agreement_type,
@@ -427,7 +416,6 @@ mod tests {
             template_version: 1,
             effective_from: at(effective_from),
             agreed_at: at(0),
-            standing,
         };
         let planned = |agreement_type, reaccept_by| Reacceptance {
             agreement_type,
@@ -435,7 +423,7 @@ mod tests {
             reaccept_by: at(reaccept_by),
         };
         let customer = MicrosoftCustomerAgreement;
-        let earlier = accepted(customer, 100, Current);
+        let earlier = accepted(customer, 100);
         let due = planned(customer, 300);
         let published =
             |reaccept_by| Reacceptance { effective_from: at(150), ..planned(customer, reaccept_by) };
@@ -443,13 +431,11 @@ mod tests {
         for (n, (cloud, acceptances, reacceptances, planned, closes)) in [
             (Cloud::Public, vec![earlier], vec![], due, true),
             // Of the planned version's own date, or a later one, there is nothing to accept again.
-            (Cloud::Public, vec![accepted(customer, 200, Current)], vec![], due, false),
-            (Cloud::Public, vec![earlier, accepted(customer, 201, Current)], vec![], due, false),
+            (Cloud::Public, vec![accepted(customer, 200)], vec![], due, false),
+            (Cloud::Public, vec![earlier, accepted(customer, 201)], vec![], due, false),
             // Whoever cannot order anyway does not become unable to.
             (Cloud::Public, vec![], vec![], due, false),
-            (Cloud::Public, vec![accepted(customer, 100, Withdrawn)], vec![], due, false),
-            (Cloud::Public, vec![accepted(customer, 100, Superseded)], vec![], due, false),
-            (Cloud::Public, vec![accepted(MicrosoftCloudAgreement, 100, Current)], vec![], due, false),
+            (Cloud::Public, vec![accepted(MicrosoftCloudAgreement, 100)], vec![], due, false),
             (Cloud::Public, vec![earlier], vec![published(300)], due, false),
             // A published version that is due later leaves it to the planned one.
             (Cloud::Public, vec![earlier], vec![published(301)], due, true),
@@ -461,7 +447,8 @@ mod tests {
         .into_iter()
         .enumerate()
         {
-            let facts = Facts { cloud, acceptances, reacceptances };
+            let withdrawn = vec![(AcceptanceKind::Signature, customer)];
+            let facts = Facts { cloud, acceptances, withdrawn, reacceptances };
             assert_eq!(would_close(&policy, &facts, planned), closes, "row {n}");
         }
     }

@@ -24,7 +24,7 @@ use crate::rules::template::AgreementType;
 use crate::rules::withdrawal::{Covers, Withdrawal, WithdrawalReason};
 
 /// What stands as the partner of a signature.
-const NO_PARTNER: &str = "";
+pub(super) const NO_PARTNER: &str = "";
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = acceptance)]

@@ -1,0 +1,2 @@
+DROP INDEX acceptance_by_agreement;
+DROP INDEX acceptance_withdrawn;

@@ -1,0 +1,158 @@
+//! The gate's answer (GATE-0 to GATE-6): facts read, the rules asked, remedies worked out. Single checks, batches
+//! and orders that are only validated all come through here.
+
+use std::slice;
+
+use chassis::database::{Connection, Error};
+use uuid::Uuid;
+
+use crate::rules::eligibility::{
+    Acceptance, AcceptanceKind, Acting, Answer, Facts, Question, Remedy, decide, reacceptances, remedies,
+};
+use crate::rules::party::PartnerKind;
+use crate::rules::policy::Policy;
+use crate::rules::signature::may_sign_directly;
+use crate::rules::template::AgreementType;
+use crate::rules::{Refusal, Time};
+use crate::store::change::ChangeError;
+use crate::store::event::event_exists;
+use crate::store::gate::{Parties, Snapshot, TemplateCache, gate_facts};
+use crate::store::partner::partner_find;
+use crate::store::template::{template_find, template_list, template_live};
+
+/// A question to the gate.
+pub(crate) struct GateQuery {
+    pub parties: Parties,
+    /// The answer must not be of an older state; 0 asks for none.
+    pub at_least_revision: i64,
+    pub acting: Acting,
+    pub question: Question,
+    pub assumed: Option<AssumedAttestation>,
+}
+
+/// An attestation that is not stored and counts as the payer's current one (ORD-5).
+pub(crate) struct AssumedAttestation {
+    pub attestation_id: Uuid,
+    pub template_id: Uuid,
+    pub template_version: u32,
+}
+
+/// The gate's answer, with the state that it rests on.
+pub(crate) struct GateAnswer {
+    pub answer: Answer,
+    pub snapshot: Snapshot,
+    pub remedies: Vec<Remedy>,
+}
+
+/// Answers one question.
+pub(crate) fn check(
+    connection: &mut Connection,
+    policy: &Policy,
+    cache: &TemplateCache,
+    query: &GateQuery,
+) -> Result<GateAnswer, ChangeError> {
+    let facts = gate_facts(connection, cache, slice::from_ref(&query.parties))?.pop();
+    answer(connection, policy, query, facts.unwrap_or(Ok(None))?)
+}
+
+/// Answers many questions, on a connection that sees one state meanwhile. Each has an answer or an error of its own.
+pub(crate) fn check_each(
+    connection: &mut Connection,
+    policy: &Policy,
+    cache: &TemplateCache,
+    queries: &[GateQuery],
+) -> Result<Vec<Result<GateAnswer, ChangeError>>, Error> {
+    let parties: Vec<Parties> = queries.iter().map(|query| query.parties).collect();
+    let facts = gate_facts(connection, cache, &parties)?;
+    let answers = queries.iter().zip(facts).map(|(query, facts)| answer(connection, policy, query, facts?));
+    Ok(answers.collect())
+}
+
+fn answer(
+    connection: &mut Connection,
+    policy: &Policy,
+    query: &GateQuery,
+    snapshot: Option<Snapshot>,
+) -> Result<GateAnswer, ChangeError> {
+    let Some(mut snapshot) = snapshot else { return Err(explain_not_found(connection, query)?) };
+    if snapshot.head < query.at_least_revision {
+        return Err(Refusal::RevisionBehind { head: snapshot.head }.into());
+    }
+    // A restore passes over revisions. They are below the head, and no event has them.
+    if query.at_least_revision > 0 && !event_exists(connection, query.at_least_revision)? {
+        return Err(Refusal::HistoryForked { revision: query.at_least_revision }.into());
+    }
+    if let Some(assumed) = &query.assumed {
+        snapshot.facts = with_assumed(connection, snapshot.facts, assumed, query.question.at)?;
+    }
+    let answer = decide(policy, &query.question, &snapshot.facts);
+    let live = match answer.reasons.as_slice() {
+        [] => None,
+        _ => live_template(connection, &answer.satisfying, query.question.at)?,
+    };
+    let remedies = remedies_of(&answer, query.parties.pair.payer_id, query.acting, &snapshot, live);
+    Ok(GateAnswer { answer, snapshot, remedies })
+}
+
+/// GATE-0: the refusal for parties without an active relationship. It reveals nothing about the kind of another
+/// partner.
+fn explain_not_found(connection: &mut Connection, query: &GateQuery) -> Result<ChangeError, ChangeError> {
+    let payer = partner_find(connection, query.parties.pair.payer_id)?;
+    Ok(match payer {
+        Some(payer) if payer.kind == PartnerKind::IndirectReseller && payer.id == query.acting.partner_id => {
+            Refusal::PayerIsReseller { payer_id: payer.id }.into()
+        }
+        _ => Refusal::NotFound { resource: "customer", id: query.parties.pair.customer_id }.into(),
+    })
+}
+
+/// The live template of the newest satisfying type.
+pub(super) fn live_template(
+    connection: &mut Connection,
+    satisfying: &[AgreementType],
+    at: Time,
+) -> Result<Option<Uuid>, ChangeError> {
+    match satisfying.iter().max() {
+        Some(newest) => Ok(template_live(connection, *newest, at)?),
+        None => Ok(None),
+    }
+}
+
+/// The remedies open to the acting partner; `live` is the live template of a satisfying type.
+pub(super) fn remedies_of(
+    answer: &Answer,
+    payer_id: Uuid,
+    acting: Acting,
+    snapshot: &Snapshot,
+    live: Option<Uuid>,
+) -> Vec<Remedy> {
+    let may_sign = may_sign_directly(snapshot.first_purchase_at, snapshot.first_signed_at);
+    remedies(answer, payer_id, acting, live, may_sign)
+}
+
+/// The facts as they would be with the assumed attestation stored.
+fn with_assumed(
+    connection: &mut Connection,
+    facts: Facts,
+    assumed: &AssumedAttestation,
+    at: Time,
+) -> Result<Facts, ChangeError> {
+    let AssumedAttestation { attestation_id, template_id, template_version } = *assumed;
+    let template = template_find(connection, template_id)?;
+    let unknown = || Refusal::field("assumed_attestation.template_id", "is not a template");
+    let template = template.ok_or_else(unknown)?;
+    let version = template.versions.iter().find(|version| version.number == template_version);
+    let unknown = || Refusal::field("assumed_attestation.template_version", "is not one of the template's");
+    let effective_from = version.ok_or_else(unknown)?.effective_from;
+    let attested = Acceptance {
+        id: attestation_id,
+        kind: AcceptanceKind::Attestation,
+        agreement_type: template.agreement_type,
+        template_id,
+        template_version,
+        effective_from,
+        agreed_at: at,
+    };
+    let later = reacceptances(&template_list(connection, &[template.agreement_type])?, effective_from);
+    Ok(facts.with_attestation(attested, later))
+}

@@ -1,0 +1,7 @@
+//! What a call does, below the wire: an effect or answer that calls share, one function each.
+//!
+//! Invariant: nothing here knows messages, statuses or SQL. An action takes a connection or a change, asks the
+//! rules, and gives a value or a refusal back.
+
+pub(crate) mod blocked;
+pub(crate) mod gate;
