@@ -1,4 +1,5 @@
 //! Model tests: random calls against the services and against a model of what must happen.
 
-pub(crate) mod acceptance;
+mod acceptance;
 mod orders;
+mod runner;
