@@ -79,7 +79,7 @@ const REFUSALS: [(ErrorReason, Code); 9] = [
 
 /// A question to the gate.
 #[derive(Clone, Debug)]
-pub(crate) struct Ask {
+pub(crate) struct GateQuery {
     pub parties: Parties,
     pub operation: Operation,
     pub demands: Vec<Vec<AgreementType>>,
@@ -93,7 +93,7 @@ pub(crate) struct Ask {
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum NoAnswer {
+pub(crate) enum GateError {
     /// Payer, customer and reseller do not belong together (GATE-0).
     NotTogether,
     /// GATE-0.
@@ -123,21 +123,21 @@ pub(crate) enum NotAttested {
 
 /// How this service identifies itself to the neighbour.
 #[derive(Clone)]
-pub(crate) enum Own {
+pub(crate) enum ServiceIdentity {
     /// By its word, where that is believed.
-    Word,
+    Metadata,
     /// By a token of its own.
     Token(Watched<Bearer>),
 }
 
-impl Own {
+impl ServiceIdentity {
     /// Reads the token, on a runtime that looks at it from then on.
     ///
     /// # Errors
     /// A token that is missing, of no use, or cannot be read.
     pub(crate) fn open(auth: Auth, token: Option<&Path>) -> Result<Self, String> {
         match (auth, token) {
-            (Auth::Insecure, None) => Ok(Self::Word),
+            (Auth::Insecure, None) => Ok(Self::Metadata),
             (Auth::Insecure, Some(_)) => {
                 Err("--auth insecure presents no token; leave --service-token out, or use --auth jwt".into())
             }
@@ -160,7 +160,7 @@ impl Own {
 
     fn credentials(&self) -> Credentials {
         match self {
-            Self::Word => Credentials::Metadata(service()),
+            Self::Metadata => Credentials::Metadata(service()),
             Self::Token(token) => Credentials::Token(Bearer::clone(&token.now())),
         }
     }
@@ -169,7 +169,7 @@ impl Own {
 /// The client of agreement-svc. Clones share its connection and its retries.
 #[derive(Clone)]
 pub(crate) struct Agreements {
-    own: Own,
+    own: ServiceIdentity,
     replicas: Replicas,
     deadline: Duration,
     retries: Arc<TpsBudget>,
@@ -177,7 +177,7 @@ pub(crate) struct Agreements {
 }
 
 /// On what terms a call is made.
-struct Terms<'a> {
+struct CallOptions<'a> {
     /// As whom.
     identity: &'a Credentials,
     /// The id under which both services log.
@@ -185,11 +185,11 @@ struct Terms<'a> {
     /// How long it may take, with all its tries.
     deadline: Duration,
     /// How long whoever waits for it still does.
-    patience: Duration,
+    time_left: Duration,
 }
 
 impl Agreements {
-    pub(crate) fn new(replicas: Replicas, own: Own, deadline: Duration, clock: Clock) -> Self {
+    pub(crate) fn new(replicas: Replicas, own: ServiceIdentity, deadline: Duration, clock: Clock) -> Self {
         let retries = TpsBudget::new(BUDGET_WINDOW, BUDGET_PER_SECOND, BUDGET_OF_ANSWERED);
         Self { own, replicas, deadline, retries: Arc::new(retries), clock }
     }
@@ -200,12 +200,12 @@ impl Agreements {
         self.replicas.register_metrics(metrics);
     }
 
-    /// Asks the gate, for no longer than the deadline or the caller's patience, retries included.
+    /// Asks the gate, for no longer than the deadline or the caller's time_left, retries included.
     ///
     /// # Errors
-    /// [`NoAnswer`]; only its first two cases are words of the neighbour.
-    pub(crate) async fn check(&self, ask: &Ask, patience: Duration) -> Result<Answer, NoAnswer> {
-        self.question(ask, ask.message(), patience).await
+    /// [`GateError`]; only its first two cases are words of the neighbour.
+    pub(crate) async fn check(&self, ask: &GateQuery, time_left: Duration) -> Result<Answer, GateError> {
+        self.question(ask, ask.message(), time_left).await
     }
 
     /// Asks the gate what it would answer, on the assumption of an attestation where one is given.
@@ -214,37 +214,37 @@ impl Agreements {
     /// As [`Agreements::check`].
     pub(crate) async fn rehearse(
         &self,
-        ask: &Ask,
+        ask: &GateQuery,
         assumed: Option<&Attested>,
-        patience: Duration,
-    ) -> Result<Rehearsal, NoAnswer> {
+        time_left: Duration,
+    ) -> Result<Rehearsal, GateError> {
         let assumed_attestation = assumed.map(|attested| AssumedAttestation {
             attestation_id: attested.id.to_string(),
             template_id: attested.template_id.to_string(),
             template_version: attested.template_version,
         });
         let message = CheckEligibilityRequest { assumed_attestation, ..ask.message() };
-        self.question(ask, message, patience).await.map(Rehearsal::new)
+        self.question(ask, message, time_left).await.map(Rehearsal::new)
     }
 
     async fn question(
         &self,
-        ask: &Ask,
+        ask: &GateQuery,
         message: CheckEligibilityRequest,
-        patience: Duration,
-    ) -> Result<Answer, NoAnswer> {
+        time_left: Duration,
+    ) -> Result<Answer, GateError> {
         let own = self.own.credentials();
-        let terms = Terms { identity: &own, call_id: &ask.call_id, deadline: self.deadline, patience };
+        let terms = CallOptions { identity: &own, call_id: &ask.call_id, deadline: self.deadline, time_left };
         let call = |channel, request| {
             let (mut gate, asked_at) = (EligibilityServiceClient::new(channel), self.clock.now());
             async move { Ok(gate.check_eligibility(request).await?.map(|answer| (asked_at, answer))) }
         };
-        match self.insist(terms, message, call).await.inspect_err(say_if_unidentified) {
+        match self.call_with_failover(terms, message, call).await.inspect_err(log_if_unauthenticated) {
             Ok((asked_at, answer)) => read_answer(ask, asked_at, answer),
             Err(status) => Err(match (reason_of(&status), status.code()) {
-                (Some(ErrorReason::ResourceNotFound), Code::NotFound) => NoAnswer::NotTogether,
-                (Some(ErrorReason::PayerIsReseller), Code::InvalidArgument) => NoAnswer::PayerIsReseller,
-                _ => NoAnswer::Unknown(status.to_string()),
+                (Some(ErrorReason::ResourceNotFound), Code::NotFound) => GateError::NotTogether,
+                (Some(ErrorReason::PayerIsReseller), Code::InvalidArgument) => GateError::PayerIsReseller,
+                _ => GateError::Unknown(status.to_string()),
             }),
         }
     }
@@ -260,14 +260,14 @@ impl Agreements {
         caller: &Caller,
         credentials: &Credentials,
         call_id: &str,
-        patience: Duration,
+        time_left: Duration,
     ) -> Result<Option<Attested>, NotAttested> {
-        let terms = Terms { identity: credentials, call_id, deadline: self.deadline, patience };
+        let terms = CallOptions { identity: credentials, call_id, deadline: self.deadline, time_left };
         let call = |channel, request| {
             let mut attestations = AttestationServiceClient::new(channel);
             async move { attestations.create_attestation(request).await }
         };
-        let status = match self.insist(terms, message.clone(), call).await {
+        let status = match self.call_with_failover(terms, message.clone(), call).await {
             Ok(answer) => {
                 let nonsense = || NotAttested::Unknown("its attestation makes no sense".into());
                 return read_attested(message, caller, answer).map(Some).ok_or_else(nonsense);
@@ -293,17 +293,17 @@ impl Agreements {
             purchased_at: Some(timestamp(report.purchased_at)),
         };
         let own = self.own.credentials();
-        let terms = Terms {
+        let terms = CallOptions {
             identity: &own,
             call_id: &report.order_id.to_string(),
             deadline: REPORT_DEADLINE,
-            patience: REPORT_DEADLINE,
+            time_left: REPORT_DEADLINE,
         };
         let call = |channel, request| {
             let mut gate = EligibilityServiceClient::new(channel);
             async move { gate.report_purchase(request).await }
         };
-        self.insist(terms, message, call).await.inspect_err(say_if_unidentified).map(drop)
+        self.call_with_failover(terms, message, call).await.inspect_err(log_if_unauthenticated).map(drop)
     }
 
     /// Makes a call until it is answered; only for calls that may be made twice, since they read or carry a
@@ -311,16 +311,16 @@ impl Agreements {
     ///
     /// # Errors
     /// The refusal, or how the last try ended.
-    async fn insist<M: Clone, A, F>(
+    async fn call_with_failover<M: Clone, A, F>(
         &self,
-        terms: Terms<'_>,
+        terms: CallOptions<'_>,
         message: M,
         call: impl Fn(Traced<Channel>, Request<M>) -> F,
     ) -> Result<A, Status>
     where
         F: Future<Output = Result<Response<A>, Status>>,
     {
-        let give_up = Instant::now() + terms.deadline.min(terms.patience);
+        let give_up = Instant::now() + terms.deadline.min(terms.time_left);
         let mut last = Status::deadline_exceeded("the deadline had passed before it was asked");
         for attempt in 0..TRIES_MAX {
             if attempt > 0 {
@@ -342,7 +342,7 @@ impl Agreements {
                     replica.failed();
                     last = Status::deadline_exceeded("it did not answer in time");
                 }
-                Ok(Err(status)) if is_worth_another(&status) => {
+                Ok(Err(status)) if is_retryable(&status) => {
                     replica.failed();
                     last = status;
                 }
@@ -368,7 +368,7 @@ fn request_as<M>(identity: &Credentials, message: M, call_id: &str) -> Request<M
 }
 
 /// Whether the neighbour refuses who this service is shows in no answer to a caller, so the log says it.
-fn say_if_unidentified(status: &Status) {
+fn log_if_unauthenticated(status: &Status) {
     if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) {
         let why = status.message();
         tracing::error!(
@@ -389,7 +389,7 @@ fn service() -> Caller {
     }
 }
 
-fn is_worth_another(status: &Status) -> bool {
+fn is_retryable(status: &Status) -> bool {
     match status.code() {
         Code::Unavailable => true,
         // From the neighbour they mean something else; only what happened here has a source: we were late, or the
@@ -424,7 +424,7 @@ fn read_attested(
     (is_as_asked && attested.template_version > 0 && attested.revision > 0).then_some(attested)
 }
 
-impl Ask {
+impl GateQuery {
     fn message(&self) -> CheckEligibilityRequest {
         let operation = match self.operation {
             Operation::NewPurchase => types::Operation::NewPurchase,
@@ -468,8 +468,12 @@ fn agreement_type(of: AgreementType) -> types::AgreementType {
 }
 
 /// Reads an answer to a question; whatever does not fit together makes it unknown.
-fn read_answer(ask: &Ask, asked_at: Time, answer: CheckEligibilityResponse) -> Result<Answer, NoAnswer> {
-    let nonsense = |what: &str| NoAnswer::Unknown(format!("its answer makes no sense: {what}"));
+fn read_answer(
+    ask: &GateQuery,
+    asked_at: Time,
+    answer: CheckEligibilityResponse,
+) -> Result<Answer, GateError> {
+    let nonsense = |what: &str| GateError::Unknown(format!("its answer makes no sense: {what}"));
     if answer.customer_id != ask.parties.customer_id.to_string()
         || answer.payer_id != ask.parties.payer_id.to_string()
     {
@@ -508,7 +512,7 @@ fn read_answer(ask: &Ask, asked_at: Time, answer: CheckEligibilityResponse) -> R
 }
 
 /// A yes whose decision, rule and evidence fit together, and the question.
-fn read_permit(ask: &Ask, answer: &CheckEligibilityResponse, evaluated_at: Time) -> Option<Permit> {
+fn read_permit(ask: &GateQuery, answer: &CheckEligibilityResponse, evaluated_at: Time) -> Option<Permit> {
     use types::{Decision as Said, GateRule};
     let evidence = match &answer.evidence {
         None => None,
@@ -589,12 +593,12 @@ mod tests {
     #[test]
     fn what_happened_here_is_told_from_what_the_neighbour_says() {
         let here = |code| Status::from_error(Box::new(code));
-        assert!(is_worth_another(&here(TimeoutExpired(()))));
+        assert!(is_retryable(&here(TimeoutExpired(()))));
         for code in [Code::Cancelled, Code::Unknown, Code::Internal] {
-            assert!(!is_worth_another(&Status::new(code, "Timeout expired")), "{code:?}");
+            assert!(!is_retryable(&Status::new(code, "Timeout expired")), "{code:?}");
             let mut ended = Status::new(code, "the connection ended");
             ended.set_source(Arc::new(std::io::Error::other("closed")));
-            assert!(is_worth_another(&ended), "{code:?}");
+            assert!(is_retryable(&ended), "{code:?}");
         }
     }
 }

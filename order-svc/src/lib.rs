@@ -39,12 +39,12 @@ use tokio::task::JoinSet;
 use tonic::service::RoutesBuilder;
 
 use agreements::replicas::Replicas;
-use agreements::{Agreements, Own};
+use agreements::{Agreements, ServiceIdentity};
 use api::Api;
 pub use api::access::{ACCESS_POLICY, VOCABULARY};
 use config::{Serve, Storage};
 use metrics::Decisions;
-use workers::{Followed, follower, renewals, reporter};
+use workers::{Followed, history, renewals, reporter};
 
 /// Whatever keeps a command from doing its work, for the person who started it.
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -71,7 +71,7 @@ pub async fn serve(
     let identities = Identities::open(&config.identity, VOCABULARY, clock.clone())?;
     let catalogue = Arc::new(config::read_offers(config.offers.as_deref())?);
     let deadline = Duration::from_millis(config.gate_deadline_ms);
-    let own = Own::open(config.identity.auth, config.service_token.as_deref())?;
+    let own = ServiceIdentity::open(config.identity.auth, config.service_token.as_deref())?;
     let replicas = Replicas::open(&config, deadline)?;
     let agreements = Agreements::new(replicas, own, deadline, clock.clone());
     let database = if config.storage.create {
@@ -96,7 +96,7 @@ pub async fn serve(
         new_orders,
         stopped.clone(),
     ));
-    workers.spawn(follower::run(
+    workers.spawn(history::run(
         database.clone(),
         clock.clone(),
         agreements.clone(),

@@ -9,7 +9,7 @@ use prometheus::{IntCounterVec, Opts};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::agreements::NoAnswer;
+use crate::agreements::GateError;
 use crate::rules::gate::{Answer, Reason, Verdict};
 use crate::store::report::reports_waiting;
 use crate::store::subscription::terms_overdue;
@@ -36,7 +36,7 @@ impl Decisions {
         Ok(Self(decisions))
     }
 
-    pub(crate) fn count(&self, answered: &Result<Answer, NoAnswer>) {
+    pub(crate) fn count(&self, answered: &Result<Answer, GateError>) {
         let (decision, rule, reasons) = match answered {
             Ok(answer) => match &answer.verdict {
                 Verdict::Permitted(permit) => (permit.decision.name(), permit.rule.name(), String::new()),
@@ -52,9 +52,9 @@ impl Decisions {
                     ("BLOCKED", "", given.map(Reason::name).collect::<Vec<_>>().join(","))
                 }
             },
-            Err(NoAnswer::NotTogether) => ("REFUSED", "", "NOT_TOGETHER".to_owned()),
-            Err(NoAnswer::PayerIsReseller) => ("REFUSED", "", "PAYER_IS_RESELLER".to_owned()),
-            Err(NoAnswer::Unknown(_)) => ("UNKNOWN", "", String::new()),
+            Err(GateError::NotTogether) => ("REFUSED", "", "NOT_TOGETHER".to_owned()),
+            Err(GateError::PayerIsReseller) => ("REFUSED", "", "PAYER_IS_RESELLER".to_owned()),
+            Err(GateError::Unknown(_)) => ("UNKNOWN", "", String::new()),
         };
         self.0.with_label_values(&[decision, rule, &reasons]).inc();
     }

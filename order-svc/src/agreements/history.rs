@@ -12,10 +12,10 @@ use proto::agreement::watch_events_response::Item;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use super::{Agreements, is_worth_another, request_as, say_if_unidentified};
+use super::{Agreements, is_retryable, log_if_unauthenticated, request_as};
 use crate::rules::Time;
 use crate::rules::gate::EvidenceKind;
-use crate::rules::withdrawal::{Moment, News, Parting, Place, Restore, Withdrawal};
+use crate::rules::withdrawal::{Consequence, Cursor, HistoryPoint, RelationshipEnd, Restore, Withdrawal};
 
 /// Something comes each second; a stream that is silent for this long has lost its other end.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
@@ -28,9 +28,9 @@ const PASSED_OVER_MAX: usize = 256;
 pub(crate) struct History {
     stream: tonic::Streaming<wire::WatchEventsResponse>,
     /// Up to where it came.
-    seen: Place,
+    seen: Cursor,
     /// What came after moments that were passed over, to be told next.
-    kept: Option<Result<Option<Told>, NotFollowed>>,
+    kept: Option<Result<Option<StreamItem>, NotFollowed>>,
 }
 
 /// Why the history cannot be followed. For the log.
@@ -45,20 +45,20 @@ pub(crate) enum NotFollowed {
 
 /// What comes next in the history.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Told {
-    Moment(Moment),
+pub(crate) enum StreamItem {
+    Point(HistoryPoint),
     /// Its database was restored from an older copy, and something of what was followed is not in its history:
     /// it has to be followed anew from the beginning.
     Lost(Restore),
 }
 
 impl Agreements {
-    /// Follows the history after a place, which the neighbour finds to be of its history where the hash is
+    /// Follows the history after a cursor, which the neighbour finds to be of its history where the hash is
     /// known.
     ///
     /// # Errors
     /// [`NotFollowed`].
-    pub(crate) async fn follow(&self, seen: Place) -> Result<History, NotFollowed> {
+    pub(crate) async fn follow(&self, seen: Cursor) -> Result<History, NotFollowed> {
         let call_id = new_id(self.clock.now()).to_string();
         let after_hash = seen.hash.clone().unwrap_or_default();
         let message = wire::WatchEventsRequest { after_revision: seen.revision, after_hash };
@@ -68,13 +68,13 @@ impl Agreements {
         let stream = tokio::time::timeout(SILENCE_MAX, client.watch_events(request)).await;
         match &stream {
             Err(_) => replica.failed(),
-            // It has no place for another watcher, or is away.
-            Ok(Err(status)) if is_worth_another(status) || status.code() == Code::ResourceExhausted => {
+            // It has no cursor for another watcher, or is away.
+            Ok(Err(status)) if is_retryable(status) || status.code() == Code::ResourceExhausted => {
                 replica.failed();
             }
             Ok(_) => replica.answered(),
         }
-        let stream = stream.map_err(|_| silent())?.inspect_err(say_if_unidentified);
+        let stream = stream.map_err(|_| silent())?.inspect_err(log_if_unauthenticated);
         let stream = stream.map_err(|status| not_followed(&status))?.into_inner();
         Ok(History { stream, seen, kept: None })
     }
@@ -87,37 +87,37 @@ impl History {
     /// # Errors
     /// [`NotFollowed`]. An event with consequences that cannot be read is nonsense: passing over it would
     /// leave subscriptions that must end.
-    pub(crate) async fn next(&mut self) -> Result<Option<Told>, NotFollowed> {
+    pub(crate) async fn next(&mut self) -> Result<Option<StreamItem>, NotFollowed> {
         let first = match self.kept.take() {
             Some(kept) => kept?,
             None => self.read().await?,
         };
-        let Some(Told::Moment(mut last)) = first else { return Ok(first) };
+        let Some(StreamItem::Point(mut last)) = first else { return Ok(first) };
         for _ in 0..PASSED_OVER_MAX {
-            if last.news.is_some() {
+            if last.consequence.is_some() {
                 break;
             }
             match self.read().now_or_never() {
                 None => break,
-                Some(Ok(Some(Told::Moment(next)))) => last = next,
+                Some(Ok(Some(StreamItem::Point(next)))) => last = next,
                 Some(ended) => {
                     self.kept = Some(ended);
                     break;
                 }
             }
         }
-        Ok(Some(Told::Moment(last)))
+        Ok(Some(StreamItem::Point(last)))
     }
 
-    async fn read(&mut self) -> Result<Option<Told>, NotFollowed> {
+    async fn read(&mut self) -> Result<Option<StreamItem>, NotFollowed> {
         let response = tokio::time::timeout(SILENCE_MAX, self.stream.message()).await;
         let response = response.map_err(|_| silent())?.map_err(|status| not_followed(&status))?;
         let Some(response) = response else { return Ok(None) };
         let nonsense =
             || NotFollowed::Nonsense(format!("it makes no sense after revision {}", self.seen.revision));
         let told = read_item(&self.seen, response).ok_or_else(nonsense)?;
-        if let Told::Moment(moment) = &told {
-            self.seen = moment.place.clone();
+        if let StreamItem::Point(point) = &told {
+            self.seen = point.cursor.clone();
         }
         Ok(Some(told))
     }
@@ -138,55 +138,55 @@ fn time(time: prost_types::Timestamp) -> Option<Time> {
     DateTime::from_timestamp(time.seconds, u32::try_from(time.nanos).ok()?)
 }
 
-/// What came after a place; `None` when it makes no sense there.
-fn read_item(seen: &Place, response: wire::WatchEventsResponse) -> Option<Told> {
+/// What came after a cursor; `None` when it makes no sense there.
+fn read_item(seen: &Cursor, response: wire::WatchEventsResponse) -> Option<StreamItem> {
     match response.item? {
         Item::Event(mut event) => match event.change.take() {
             Some(Change::HistoryRestored(restored)) => read_restored(seen, &restored, event),
             change => {
                 event.change = change;
-                let moment = read_event(event).filter(|moment| moment.place.revision == seen.revision + 1);
-                moment.map(Told::Moment)
+                let point = read_event(event).filter(|point| point.cursor.revision == seen.revision + 1);
+                point.map(StreamItem::Point)
             }
         },
         Item::Checkpoint(checkpoint) => {
             let until = checkpoint.looked_at.and_then(time)?;
-            let moment = Moment { place: seen.clone(), until, news: None };
-            (checkpoint.revision == seen.revision).then_some(Told::Moment(moment))
+            let point = HistoryPoint { cursor: seen.clone(), until, consequence: None };
+            (checkpoint.revision == seen.revision).then_some(StreamItem::Point(point))
         }
     }
 }
 
 /// A restore: nothing but the next event to whoever has seen exactly what the copy held.
-fn read_restored(seen: &Place, restored: &wire::HistoryRestored, event: wire::Event) -> Option<Told> {
+fn read_restored(seen: &Cursor, restored: &wire::HistoryRestored, event: wire::Event) -> Option<StreamItem> {
     let restore = Restore { last_revision: restored.last_revision, revision: event.revision };
     if restore.revision <= seen.revision.max(restore.last_revision) {
         return None;
     }
     let is_next = restore.last_revision == seen.revision
         && seen.hash.as_ref().is_none_or(|hash| *hash == restored.last_hash);
-    if is_next { read_event(event).map(Told::Moment) } else { Some(Told::Lost(restore)) }
+    if is_next { read_event(event).map(StreamItem::Point) } else { Some(StreamItem::Lost(restore)) }
 }
 
-fn read_event(event: wire::Event) -> Option<Moment> {
+fn read_event(event: wire::Event) -> Option<HistoryPoint> {
     let customer_id = event.customer_id.parse();
     let partner_id: Option<Uuid> = event.partner_id.parse().ok();
-    let news = match event.change {
-        Some(Change::AttestationWithdrawn(withdrawn)) => Some(News::Withdrawn(Withdrawal {
+    let consequence = match event.change {
+        Some(Change::AttestationWithdrawn(withdrawn)) => Some(Consequence::Withdrawn(Withdrawal {
             customer_id: customer_id.ok()?,
             kind: EvidenceKind::Attestation,
             acceptance_id: withdrawn.attestation_id.parse().ok()?,
             partner_id: Some(partner_id?),
             uncovered: read_ids(&withdrawn.uncovered_partner_ids)?,
         })),
-        Some(Change::SignatureWithdrawn(withdrawn)) => Some(News::Withdrawn(Withdrawal {
+        Some(Change::SignatureWithdrawn(withdrawn)) => Some(Consequence::Withdrawn(Withdrawal {
             customer_id: customer_id.ok()?,
             kind: EvidenceKind::DirectSignature,
             acceptance_id: withdrawn.signature_id.parse().ok()?,
             partner_id: None,
             uncovered: read_ids(&withdrawn.uncovered_partner_ids)?,
         })),
-        Some(Change::RelationshipEnded(ended)) => Some(News::RelationshipEnded(Parting {
+        Some(Change::RelationshipEnded(ended)) => Some(Consequence::RelationshipEnded(RelationshipEnd {
             customer_id: customer_id.ok()?,
             payer_id: partner_id?,
             reseller_id: match ended.reseller_id.as_str() {
@@ -199,8 +199,8 @@ fn read_event(event: wire::Event) -> Option<Moment> {
         // to withdraw.
         Some(_) | None => None,
     };
-    let place = Place { revision: event.revision, hash: Some(event.hash).filter(|hash| !hash.is_empty()) };
-    Some(Moment { place, until: event.recorded_at.and_then(time)?, news })
+    let cursor = Cursor { revision: event.revision, hash: Some(event.hash).filter(|hash| !hash.is_empty()) };
+    Some(HistoryPoint { cursor, until: event.recorded_at.and_then(time)?, consequence })
 }
 
 fn read_ids(ids: &[String]) -> Option<Vec<Uuid>> {
@@ -232,18 +232,18 @@ mod tests {
         }
     }
 
-    fn place(revision: i64, hash: Option<&str>) -> Place {
-        Place { revision, hash: hash.map(str::to_owned) }
+    fn cursor(revision: i64, hash: Option<&str>) -> Cursor {
+        Cursor { revision, hash: hash.map(str::to_owned) }
     }
 
-    fn told_after(seen: &Place, item: Item) -> Option<Told> {
+    fn told_after(seen: &Cursor, item: Item) -> Option<StreamItem> {
         read_item(seen, WatchEventsResponse { item: Some(item) })
     }
 
-    fn after(seen: i64, event: wire::Event) -> Option<Moment> {
-        match told_after(&place(seen, None), Item::Event(event))? {
-            Told::Moment(moment) => Some(moment),
-            Told::Lost(restore) => panic!("{restore:?}"),
+    fn after(seen: i64, event: wire::Event) -> Option<HistoryPoint> {
+        match told_after(&cursor(seen, None), Item::Event(event))? {
+            StreamItem::Point(point) => Some(point),
+            StreamItem::Lost(restore) => panic!("{restore:?}"),
         }
     }
 
@@ -262,11 +262,11 @@ mod tests {
 
     #[test]
     fn what_has_consequences_is_read() {
-        let news = |change| after(6, event(7, change)).unwrap().news;
+        let consequence = |change| after(6, event(7, change)).unwrap().consequence;
         let uncovered = PARTNER.to_string();
         assert_eq!(
-            news(withdrawn(&[&uncovered])),
-            Some(News::Withdrawn(Withdrawal {
+            consequence(withdrawn(&[&uncovered])),
+            Some(Consequence::Withdrawn(Withdrawal {
                 customer_id: CUSTOMER,
                 kind: EvidenceKind::Attestation,
                 acceptance_id: OTHER,
@@ -278,8 +278,8 @@ mod tests {
         let signature = Some(Change::SignatureWithdrawn(signature));
         let by_customer = wire::Event { partner_id: String::new(), ..event(7, signature) };
         assert_eq!(
-            after(6, by_customer).unwrap().news,
-            Some(News::Withdrawn(Withdrawal {
+            after(6, by_customer).unwrap().consequence,
+            Some(Consequence::Withdrawn(Withdrawal {
                 customer_id: CUSTOMER,
                 kind: EvidenceKind::DirectSignature,
                 acceptance_id: OTHER,
@@ -289,20 +289,25 @@ mod tests {
         );
         let parted = |reseller_id| {
             let (customer_id, payer_id) = (CUSTOMER, PARTNER);
-            Some(News::RelationshipEnded(Parting { customer_id, payer_id, reseller_id, others_remain: true }))
+            Some(Consequence::RelationshipEnded(RelationshipEnd {
+                customer_id,
+                payer_id,
+                reseller_id,
+                others_remain: true,
+            }))
         };
-        assert_eq!(news(ended("")), parted(None));
-        assert_eq!(news(ended(&OTHER.to_string())), parted(Some(OTHER)));
+        assert_eq!(consequence(ended("")), parted(None));
+        assert_eq!(consequence(ended(&OTHER.to_string())), parted(Some(OTHER)));
         // All others are passed over, those of newer neighbours included.
-        assert_eq!(news(Some(Change::Attested(Attested::default()))), None);
-        assert_eq!(news(None), None);
+        assert_eq!(consequence(Some(Change::Attested(Attested::default()))), None);
+        assert_eq!(consequence(None), None);
     }
 
     #[test]
     fn what_makes_no_sense_is_not_passed_over() {
         let right = || event(7, withdrawn(&[&PARTNER.to_string()]));
         let until = time(AT).unwrap();
-        assert_eq!(after(6, right()).map(|moment| (moment.place.revision, moment.until)), Some((7, until)));
+        assert_eq!(after(6, right()).map(|point| (point.cursor.revision, point.until)), Some((7, until)));
         for (about, seen, event) in [
             ("a gap", 5, right()),
             ("an event again", 7, right()),
@@ -314,10 +319,10 @@ mod tests {
         ] {
             assert_eq!(after(seen, event), None, "{about}");
         }
-        let seen = place(7, Some("seven"));
+        let seen = cursor(7, Some("seven"));
         let checkpoint =
             |revision, looked_at| told_after(&seen, Item::Checkpoint(Checkpoint { revision, looked_at }));
-        let quiet = Told::Moment(Moment { place: seen.clone(), until, news: None });
+        let quiet = StreamItem::Point(HistoryPoint { cursor: seen.clone(), until, consequence: None });
         assert_eq!(checkpoint(7, Some(AT)), Some(quiet));
         assert_eq!(checkpoint(8, Some(AT)), None, "it knows of an event that did not come");
         assert_eq!(checkpoint(6, Some(AT)), None);
@@ -335,20 +340,20 @@ mod tests {
             Item::Event(wire::Event { hash, ..event(revision, Some(change)) })
         };
         let next = || {
-            let (place, until) = (place(LIFTED, Some("restored")), time(AT).unwrap());
-            Some(Told::Moment(Moment { place, until, news: None }))
+            let (cursor, until) = (cursor(LIFTED, Some("restored")), time(AT).unwrap());
+            Some(StreamItem::Point(HistoryPoint { cursor, until, consequence: None }))
         };
-        let lost = || Some(Told::Lost(Restore { last_revision: 7, revision: LIFTED }));
+        let lost = || Some(StreamItem::Lost(Restore { last_revision: 7, revision: LIFTED }));
         for (about, seen, expected) in [
-            ("all of the copy", place(7, Some("seven")), next()),
-            ("as many events, and nobody knows which", place(7, None), next()),
-            ("as many events, of which one is another", place(7, Some("another")), lost()),
-            ("more than the copy held", place(9, Some("nine")), lost()),
-            ("less, and the rest did not come", place(6, Some("six")), lost()),
-            ("what comes later", place(LIFTED, Some("restored")), None),
+            ("all of the copy", cursor(7, Some("seven")), next()),
+            ("as many events, and nobody knows which", cursor(7, None), next()),
+            ("as many events, of which one is another", cursor(7, Some("another")), lost()),
+            ("more than the copy held", cursor(9, Some("nine")), lost()),
+            ("less, and the rest did not come", cursor(6, Some("six")), lost()),
+            ("what comes later", cursor(LIFTED, Some("restored")), None),
         ] {
             assert_eq!(told_after(&seen, restored(LIFTED)), expected, "{about}");
         }
-        assert_eq!(told_after(&place(3, None), restored(7)), None, "it comes before the end of the copy");
+        assert_eq!(told_after(&cursor(3, None), restored(7)), None, "it comes before the end of the copy");
     }
 }

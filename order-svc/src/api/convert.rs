@@ -9,7 +9,7 @@ use crate::rules::gate::{AgreementType, Decision, EvidenceKind, Permit, Rule};
 use crate::rules::offer::{BillingCycle, Offer, OfferKind, Term};
 use crate::rules::order::{Order, PlacedLine};
 use crate::rules::subscription::{Cause, Change, ChangeKind, State, Subscription};
-use crate::rules::withdrawal::{Effect, Outcome, Report};
+use crate::rules::withdrawal::{Effect, Report, WithdrawalOutcome};
 
 pub(super) fn offer(offer: &Offer) -> wire::Offer {
     let kind = match offer.kind {
@@ -141,9 +141,9 @@ pub(super) fn report(report: &Report) -> wire::WithdrawalReport {
 
 pub(super) fn effect(effect: &Effect) -> wire::WithdrawalEffect {
     let outcome = match effect.outcome {
-        Outcome::Cancelled => wire::WithdrawalOutcome::Cancelled,
-        Outcome::StillCovered => wire::WithdrawalOutcome::StillCovered,
-        Outcome::NewerAnswer => wire::WithdrawalOutcome::NewerAnswer,
+        WithdrawalOutcome::Cancelled => wire::WithdrawalOutcome::Cancelled,
+        WithdrawalOutcome::StillCovered => wire::WithdrawalOutcome::StillCovered,
+        WithdrawalOutcome::NewerAnswer => wire::WithdrawalOutcome::NewerAnswer,
     };
     wire::WithdrawalEffect {
         subscription_id: effect.subscription_id.to_string(),

@@ -26,7 +26,7 @@ use proto::identity::TenantKind;
 use tokio::sync::watch;
 use tonic::{Response, Status};
 
-use crate::agreements::{Agreements, Ask, NoAnswer};
+use crate::agreements::{Agreements, GateError, GateQuery};
 use crate::metrics::Decisions;
 use crate::rules::Refusal;
 use crate::rules::gate::Answer;
@@ -35,7 +35,7 @@ use crate::rules::order::Parties;
 use crate::store::Viewer;
 
 /// How often the gate is asked again because a withdrawal overtook its answer.
-const ROUNDS_MAX: u32 = 3;
+const ATTEMPTS_MAX: u32 = 3;
 
 /// The calls of every service, and what they share.
 #[derive(Clone)]
@@ -85,21 +85,21 @@ impl Api {
     }
 
     /// Asks the gate; everything but an answer becomes a refusal.
-    async fn ask(&self, ask: &Ask, patience: Duration) -> Result<Answer, Refusal> {
-        let answered = self.agreements.check(ask, patience).await;
+    async fn ask(&self, ask: &GateQuery, time_left: Duration) -> Result<Answer, Refusal> {
+        let answered = self.agreements.check(ask, time_left).await;
         self.decisions.count(&answered);
         answered.map_err(|no_answer| unanswered(&ask.parties, no_answer))
     }
 }
 
 /// What a question without an answer is refused with.
-fn unanswered(parties: &Parties, no_answer: NoAnswer) -> Refusal {
+fn unanswered(parties: &Parties, no_answer: GateError) -> Refusal {
     match no_answer {
-        NoAnswer::NotTogether => {
+        GateError::NotTogether => {
             Refusal::NotFound { resource: "customer", id: parties.customer_id.to_string() }
         }
-        NoAnswer::PayerIsReseller => Refusal::PayerIsReseller { payer_id: parties.payer_id },
-        NoAnswer::Unknown(why) => {
+        GateError::PayerIsReseller => Refusal::PayerIsReseller { payer_id: parties.payer_id },
+        GateError::Unknown(why) => {
             tracing::warn!(why, "the gate gave no answer");
             Refusal::GateUnavailable
         }
@@ -107,10 +107,10 @@ fn unanswered(parties: &Parties, no_answer: NoAnswer) -> Refusal {
 }
 
 /// How one round of a call that buys or changes ended, when nothing failed.
-enum Round<A> {
+enum Attempt<A> {
     Done(A),
     /// It has to be done again from the start; the refusal is for when that was the last round.
-    Again(Refusal),
+    Retry(Refusal),
 }
 
 /// Why a call that buys or changes stored nothing.

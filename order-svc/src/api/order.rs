@@ -19,14 +19,14 @@ use proto::order::{
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{Api, Failure, ROUNDS_MAX, Round, checked, convert, status, time_until, unanswered, viewer};
-use crate::agreements::{Ask, Attested, NotAttested};
+use super::{ATTEMPTS_MAX, Api, Attempt, Failure, checked, convert, status, time_until, unanswered, viewer};
+use crate::agreements::{Attested, GateQuery, NotAttested};
 use crate::rules::gate::{Answer, Operation};
 use crate::rules::order::{Line, Order, Parties, Placing, check_lines, demands, parties, place};
 use crate::rules::subscription::{Cause, Change, ChangeKind, Subscription};
 use crate::rules::{Refusal, Time};
 use crate::store::Slice;
-use crate::store::gated::{Stored, store_gated};
+use crate::store::commit::{Commit, commit_gated};
 use crate::store::order::{order_find, order_insert, order_list};
 use crate::store::report::report_insert;
 use crate::store::subscription::{changes_insert, subscriptions_insert};
@@ -82,10 +82,10 @@ impl OrderService for Api {
             Err(failure) => return self.fail(failure, Some(&key)).await,
         };
         let mut last = Refusal::GateUnavailable;
-        for _ in 0..ROUNDS_MAX {
+        for _ in 0..ATTEMPTS_MAX {
             match self.try_order(&new, at_least_revision, &key).await {
-                Ok(Round::Done(placed)) => return Ok(Response::new(placed)),
-                Ok(Round::Again(refusal)) => last = refusal,
+                Ok(Attempt::Done(placed)) => return Ok(Response::new(placed)),
+                Ok(Attempt::Retry(refusal)) => last = refusal,
                 Err(failure) => return self.fail(failure, Some(&key)).await,
             }
             if let Some(first) = self.replay(Some(&key)).await? {
@@ -153,9 +153,10 @@ impl Api {
         if check_lines(&new.lines, &self.catalogue, None).is_err() {
             return Ok(None);
         }
-        let patience = time_until(new.give_up);
+        let time_left = time_until(new.give_up);
         let (caller, credentials) = (&new.caller, &new.credentials);
-        let attested = self.agreements.attest(attestation, caller, credentials, &new.call_id, patience).await;
+        let attested =
+            self.agreements.attest(attestation, caller, credentials, &new.call_id, time_left).await;
         attested.map_err(|why| match why {
             NotAttested::Refused(status) => Failure::NotAttested(status),
             NotAttested::Unknown(why) => {
@@ -165,8 +166,8 @@ impl Api {
         })
     }
 
-    fn question(&self, new: &NewOrder, at_least_revision: i64) -> Ask {
-        Ask {
+    fn question(&self, new: &NewOrder, at_least_revision: i64) -> GateQuery {
+        GateQuery {
             parties: new.parties,
             operation: Operation::NewPurchase,
             demands: demands(&new.lines, &self.catalogue),
@@ -211,7 +212,7 @@ impl Api {
         new: &NewOrder,
         at_least_revision: i64,
         key: &IdempotencyKey,
-    ) -> Result<Round<CreateOrderResponse>, Failure> {
+    ) -> Result<Attempt<CreateOrderResponse>, Failure> {
         let ask = self.question(new, at_least_revision);
         let answer = self.ask(&ask, time_until(new.give_up)).await;
         let answer = answer.map_err(|refusal| self.without_answer(new, refusal))?;
@@ -227,16 +228,16 @@ impl Api {
             Ok(true)
         };
         let encoded = response.encode_to_vec();
-        match store_gated(&self.database, &self.clock, key.clone(), basis, encoded, effect).await? {
-            Stored::Done => {
+        match commit_gated(&self.database, &self.clock, key.clone(), basis, encoded, effect).await? {
+            Commit::Done => {
                 self.orders.send_replace(());
-                Ok(Round::Done(response))
+                Ok(Attempt::Done(response))
             }
             // No row of an order can have changed under it.
-            Stored::SeenBefore | Stored::AnswerOutdated | Stored::LostRace => {
-                Ok(Round::Again(Refusal::AnswerOutdated))
+            Commit::SeenBefore | Commit::AnswerOutdated | Commit::LostRace => {
+                Ok(Attempt::Retry(Refusal::AnswerOutdated))
             }
-            Stored::AnswerStale => Ok(Round::Again(Refusal::GateUnavailable)),
+            Commit::AnswerStale => Ok(Attempt::Retry(Refusal::GateUnavailable)),
         }
     }
 }

@@ -22,15 +22,15 @@ use proto::types::GateEvidence;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{Api, Failure, ROUNDS_MAX, Round, checked, convert, status, time_until, viewer};
-use crate::agreements::Ask;
+use super::{ATTEMPTS_MAX, Api, Attempt, Failure, checked, convert, status, time_until, viewer};
+use crate::agreements::GateQuery;
 use crate::rules::Refusal;
 use crate::rules::gate::Operation;
 use crate::rules::offer::Offer;
 use crate::rules::order::Parties;
-use crate::rules::subscription::{Cause, Planned, Subscription, Wish};
+use crate::rules::subscription::{Cause, Command, Planned, Subscription};
 use crate::store::Slice;
-use crate::store::gated::{Stored, store_gated, store_ungated};
+use crate::store::commit::{Commit, commit_gated, commit_ungated};
 use crate::store::subscription::{
     change_list, changes_insert, subscription_find, subscription_list, subscription_update,
 };
@@ -99,7 +99,7 @@ impl SubscriptionService for Api {
         &self,
         request: Request<ChangeSeatsRequest>,
     ) -> Result<Response<ChangeSeatsResponse>, Status> {
-        let asked = Asked::read("ChangeSeats", request, |form, message| {
+        let asked = SubscriptionCall::read("ChangeSeats", request, |form, message| {
             if message.quantity == 0 {
                 form.violation("quantity", "must be at least 1; to have none, cancel the subscription");
             }
@@ -108,7 +108,7 @@ impl SubscriptionService for Api {
                 validate_only: std::mem::take(&mut message.validate_only),
                 subscription_id: message.subscription_id.clone(),
                 etag: message.etag.clone(),
-                wish: Wish::Seats(message.quantity),
+                wish: Command::Seats(message.quantity),
             }
         })?;
         let answer = |subscription, gate| ChangeSeatsResponse { subscription: Some(subscription), gate };
@@ -119,12 +119,12 @@ impl SubscriptionService for Api {
         &self,
         request: Request<RenewSubscriptionRequest>,
     ) -> Result<Response<RenewSubscriptionResponse>, Status> {
-        let asked = Asked::read("RenewSubscription", request, |_, message| Fields {
+        let asked = SubscriptionCall::read("RenewSubscription", request, |_, message| Fields {
             request_id: std::mem::take(&mut message.request_id),
             validate_only: std::mem::take(&mut message.validate_only),
             subscription_id: message.subscription_id.clone(),
             etag: message.etag.clone(),
-            wish: Wish::Renew,
+            wish: Command::Renew,
         })?;
         let answer =
             |subscription, gate| RenewSubscriptionResponse { subscription: Some(subscription), gate };
@@ -135,12 +135,12 @@ impl SubscriptionService for Api {
         &self,
         request: Request<SetAutoRenewRequest>,
     ) -> Result<Response<SetAutoRenewResponse>, Status> {
-        let asked = Asked::read("SetAutoRenew", request, |_, message| Fields {
+        let asked = SubscriptionCall::read("SetAutoRenew", request, |_, message| Fields {
             request_id: std::mem::take(&mut message.request_id),
             validate_only: false,
             subscription_id: message.subscription_id.clone(),
             etag: message.etag.clone(),
-            wish: Wish::AutoRenew(message.auto_renew),
+            wish: Command::AutoRenew(message.auto_renew),
         })?;
         let answer = |subscription, gate| SetAutoRenewResponse { subscription: Some(subscription), gate };
         self.change(asked, answer).await
@@ -150,12 +150,12 @@ impl SubscriptionService for Api {
         &self,
         request: Request<SuspendSubscriptionRequest>,
     ) -> Result<Response<SuspendSubscriptionResponse>, Status> {
-        let asked = Asked::read("SuspendSubscription", request, |_, message| Fields {
+        let asked = SubscriptionCall::read("SuspendSubscription", request, |_, message| Fields {
             request_id: std::mem::take(&mut message.request_id),
             validate_only: false,
             subscription_id: message.subscription_id.clone(),
             etag: message.etag.clone(),
-            wish: Wish::Suspend,
+            wish: Command::Suspend,
         })?;
         let answer = |subscription, _| SuspendSubscriptionResponse { subscription: Some(subscription) };
         self.change(asked, answer).await
@@ -165,12 +165,12 @@ impl SubscriptionService for Api {
         &self,
         request: Request<ResumeSubscriptionRequest>,
     ) -> Result<Response<ResumeSubscriptionResponse>, Status> {
-        let asked = Asked::read("ResumeSubscription", request, |_, message| Fields {
+        let asked = SubscriptionCall::read("ResumeSubscription", request, |_, message| Fields {
             request_id: std::mem::take(&mut message.request_id),
             validate_only: false,
             subscription_id: message.subscription_id.clone(),
             etag: message.etag.clone(),
-            wish: Wish::Resume,
+            wish: Command::Resume,
         })?;
         let answer = |subscription, _| ResumeSubscriptionResponse { subscription: Some(subscription) };
         self.change(asked, answer).await
@@ -180,12 +180,12 @@ impl SubscriptionService for Api {
         &self,
         request: Request<CancelSubscriptionRequest>,
     ) -> Result<Response<CancelSubscriptionResponse>, Status> {
-        let asked = Asked::read("CancelSubscription", request, |_, message| Fields {
+        let asked = SubscriptionCall::read("CancelSubscription", request, |_, message| Fields {
             request_id: std::mem::take(&mut message.request_id),
             validate_only: false,
             subscription_id: message.subscription_id.clone(),
             etag: message.etag.clone(),
-            wish: Wish::Cancel,
+            wish: Command::Cancel,
         })?;
         let answer = |subscription, _| CancelSubscriptionResponse { subscription: Some(subscription) };
         self.change(asked, answer).await
@@ -199,14 +199,14 @@ struct Fields {
     validate_only: bool,
     subscription_id: String,
     etag: String,
-    wish: Wish,
+    wish: Command,
 }
 
 /// A change that was asked for.
-struct Asked {
+struct SubscriptionCall {
     id: Uuid,
     etag: String,
-    wish: Wish,
+    wish: Command,
     caller: Caller,
     call_id: String,
     give_up: Instant,
@@ -214,7 +214,7 @@ struct Asked {
     key: Option<IdempotencyKey>,
 }
 
-impl Asked {
+impl SubscriptionCall {
     fn read<M: Message>(
         call: &'static str,
         request: Request<M>,
@@ -237,9 +237,9 @@ impl Asked {
     }
 
     /// What the gate is asked about it.
-    fn question(&self, known: &Subscription, operation: Operation, offer: Option<&Offer>) -> Ask {
+    fn question(&self, known: &Subscription, operation: Operation, offer: Option<&Offer>) -> GateQuery {
         let demanded = offer.map(|offer| offer.agreement_types.clone()).filter(|types| !types.is_empty());
-        Ask {
+        GateQuery {
             parties: Parties {
                 payer_id: known.payer_id,
                 reseller_id: known.reseller_id,
@@ -267,17 +267,17 @@ impl Api {
     /// subscription as it is then and the gate's answer.
     async fn change<A: Message + Default>(
         &self,
-        asked: Asked,
+        asked: SubscriptionCall,
         answer: impl Fn(wire::Subscription, Option<GateEvidence>) -> A + Send + Sync,
     ) -> Result<Response<A>, Status> {
         let mut last = Refusal::GateUnavailable;
-        for _ in 0..ROUNDS_MAX {
+        for _ in 0..ATTEMPTS_MAX {
             if let Some(first) = self.replay(asked.key.as_ref()).await? {
                 return Ok(first);
             }
             match self.try_change(&asked, &answer).await {
-                Ok(Round::Done(changed)) => return Ok(Response::new(changed)),
-                Ok(Round::Again(refusal)) => last = refusal,
+                Ok(Attempt::Done(changed)) => return Ok(Response::new(changed)),
+                Ok(Attempt::Retry(refusal)) => last = refusal,
                 Err(failure) => return self.fail(failure, asked.key.as_ref()).await,
             }
         }
@@ -287,9 +287,9 @@ impl Api {
     /// One round: plans, asks if it must and, with a key, stores.
     async fn try_change<A: Message>(
         &self,
-        asked: &Asked,
+        asked: &SubscriptionCall,
         answer: &(impl Fn(wire::Subscription, Option<GateEvidence>) -> A + Sync),
-    ) -> Result<Round<A>, Failure> {
+    ) -> Result<Attempt<A>, Failure> {
         let known = self.visible(&asked.caller, asked.id).await?;
         let offer = self.catalogue.find(&known.offer_id);
         let (step, basis) = match known.plan(asked.wish, &asked.etag, offer, self.clock.now())? {
@@ -299,13 +299,13 @@ impl Api {
                 let question = asked.question(&known, operation, offer);
                 let told = self.ask(&question, time_until(asked.give_up)).await?;
                 let permit = told.permit()?.clone();
-                (Some(step.resting_on(&permit)), Some((told, permit)))
+                (Some(step.with_permit(&permit)), Some((told, permit)))
             }
         };
         let permit = basis.as_ref().map(|(_, permit)| permit.clone());
         let after = step.as_ref().map_or(&known, |step| &step.after);
         let response = answer(convert::subscription(after), permit.as_ref().map(convert::permit));
-        let Some(key) = asked.key.clone() else { return Ok(Round::Done(response)) };
+        let Some(key) = asked.key.clone() else { return Ok(Attempt::Done(response)) };
 
         let cause = Cause::Requested { tenant_id: asked.caller.tenant_id, user_id: asked.caller.user_id };
         let now = self.clock.now();
@@ -322,14 +322,14 @@ impl Api {
         };
         let encoded = response.encode_to_vec();
         let stored = match basis {
-            Some(basis) => store_gated(&self.database, &self.clock, key, basis, encoded, effect).await?,
-            None => store_ungated(&self.database, &self.clock, key, encoded, effect).await?,
+            Some(basis) => commit_gated(&self.database, &self.clock, key, basis, encoded, effect).await?,
+            None => commit_ungated(&self.database, &self.clock, key, encoded, effect).await?,
         };
         match stored {
-            Stored::Done => Ok(Round::Done(response)),
-            Stored::LostRace => Err(Refusal::StaleEtag.into()),
-            Stored::SeenBefore | Stored::AnswerOutdated => Ok(Round::Again(Refusal::AnswerOutdated)),
-            Stored::AnswerStale => Ok(Round::Again(Refusal::GateUnavailable)),
+            Commit::Done => Ok(Attempt::Done(response)),
+            Commit::LostRace => Err(Refusal::StaleEtag.into()),
+            Commit::SeenBefore | Commit::AnswerOutdated => Ok(Attempt::Retry(Refusal::AnswerOutdated)),
+            Commit::AnswerStale => Ok(Attempt::Retry(Refusal::GateUnavailable)),
         }
     }
 }

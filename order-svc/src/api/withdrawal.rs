@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Api, checked, convert, status, viewer};
 use crate::rules::Refusal;
-use crate::store::follower::follower_revision;
+use crate::store::history::cursor_revision;
 use crate::store::withdrawal::{Withdrawals, effect_list, withdrawal_find, withdrawal_list};
 
 #[tonic::async_trait]
@@ -35,7 +35,7 @@ impl WithdrawalService for Api {
         let viewer = viewer(&caller);
         let (after, limit) = (page.after.clone().unwrap_or_default(), page.fetch());
         let read = move |connection: &mut Connection| {
-            let applied_up_to = follower_revision(connection)?;
+            let applied_up_to = cursor_revision(connection)?;
             let report = withdrawal_find(connection, viewer, revision)?;
             let effects = match report {
                 Some(_) => effect_list(connection, viewer, revision, &after, limit)?,

@@ -121,7 +121,7 @@ pub fn term_end(started_at: Time, term: Term, number: u32) -> Option<Time> {
 
 /// What a user may ask of a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum Command {
     Seats(u32),
     Renew,
     AutoRenew(bool),
@@ -155,13 +155,19 @@ impl Subscription {
     }
 
     /// What a wish comes to (SUB-1 to SUB-4), given the etag that the caller read.
-    pub fn plan(&self, wish: Wish, etag: &str, offer: Option<&Offer>, now: Time) -> Result<Planned, Refusal> {
+    pub fn plan(
+        &self,
+        wish: Command,
+        etag: &str,
+        offer: Option<&Offer>,
+        now: Time,
+    ) -> Result<Planned, Refusal> {
         if self.version.to_string() != etag {
             return Err(Refusal::StaleEtag);
         }
         match (wish, self.state) {
-            (Wish::Cancel, State::Cancelled) => return Ok(Planned::Nothing),
-            (Wish::Seats(_) | Wish::Renew, state) if state != State::Active => {
+            (Command::Cancel, State::Cancelled) => return Ok(Planned::Nothing),
+            (Command::Seats(_) | Command::Renew, state) if state != State::Active => {
                 return Err(Refusal::NotActive { state });
             }
             (_, state) if state.is_final() => return Err(Refusal::Ended { state }),
@@ -172,30 +178,30 @@ impl Subscription {
         }
         let offer = offer.ok_or_else(|| Refusal::OfferWithdrawn { offer_id: self.offer_id.clone() });
         match wish {
-            Wish::Seats(quantity) => self.plan_seats(quantity, offer?),
-            Wish::Renew => {
+            Command::Seats(quantity) => self.plan_seats(quantity, offer?),
+            Command::Renew => {
                 let renewed = self.renewed().ok_or_else(|| self.not_renewable())?;
                 offer?;
                 Ok(Planned::Gated(renewed, Operation::ManualRenewal))
             }
-            Wish::AutoRenew(on) if self.auto_renew == on => Ok(Planned::Nothing),
-            Wish::AutoRenew(true) => {
+            Command::AutoRenew(on) if self.auto_renew == on => Ok(Planned::Nothing),
+            Command::AutoRenew(true) => {
                 if self.term == Term::Perpetual || !offer?.auto_renews {
                     return Err(self.not_renewable());
                 }
                 let step = self.step(ChangeKind::AutoRenewOn, |s| s.auto_renew = true);
                 Ok(Planned::Gated(step, Operation::ManualRenewal))
             }
-            Wish::AutoRenew(false) => {
+            Command::AutoRenew(false) => {
                 Ok(Planned::Free(self.step(ChangeKind::AutoRenewOff, |s| s.auto_renew = false)))
             }
-            Wish::Suspend if self.state == State::Suspended => Ok(Planned::Nothing),
-            Wish::Suspend => {
+            Command::Suspend if self.state == State::Suspended => Ok(Planned::Nothing),
+            Command::Suspend => {
                 Ok(Planned::Free(self.step(ChangeKind::Suspended, |s| s.state = State::Suspended)))
             }
-            Wish::Resume if self.state == State::Active => Ok(Planned::Nothing),
-            Wish::Resume => Ok(Planned::Free(self.step(ChangeKind::Resumed, |s| s.state = State::Active))),
-            Wish::Cancel => {
+            Command::Resume if self.state == State::Active => Ok(Planned::Nothing),
+            Command::Resume => Ok(Planned::Free(self.step(ChangeKind::Resumed, |s| s.state = State::Active))),
+            Command::Cancel => {
                 Ok(Planned::Free(self.step(ChangeKind::Cancelled, |s| s.state = State::Cancelled)))
             }
         }
@@ -217,7 +223,7 @@ impl Subscription {
 
     /// Everything that its ended terms come to at `now`, in order (SUB-3): as many renewals as terms
     /// have ended where it renews by itself, else its end. The gate is not asked (GATE-1).
-    pub fn settle(&self, now: Time) -> Vec<Step> {
+    pub fn end_terms(&self, now: Time) -> Vec<Step> {
         let mut steps: Vec<Step> = vec![];
         loop {
             let current = steps.last().map_or(self, |step| &step.after);
@@ -258,7 +264,7 @@ impl Subscription {
 impl Step {
     /// The step, resting on the gate's yes.
     #[must_use]
-    pub fn resting_on(mut self, permit: &Permit) -> Self {
+    pub fn with_permit(mut self, permit: &Permit) -> Self {
         self.after.answer_revision = permit.revision;
         self
     }
@@ -364,7 +370,8 @@ mod tests {
             (301, bounds()),
             (u32::MAX, bounds()),
         ] {
-            let planned = subscription(State::Active).plan(Wish::Seats(quantity), "7", Some(&licence), at(0));
+            let planned =
+                subscription(State::Active).plan(Command::Seats(quantity), "7", Some(&licence), at(0));
             assert_eq!(told(planned), expected, "{quantity}");
         }
     }
@@ -372,7 +379,7 @@ mod tests {
     #[test]
     fn only_licences_that_are_still_offered_have_seats() {
         let check =
-            |offer: Option<&Offer>| subscription(State::Active).plan(Wish::Seats(8), "7", offer, at(0));
+            |offer: Option<&Offer>| subscription(State::Active).plan(Command::Seats(8), "7", offer, at(0));
         assert_eq!(check(None), Err(Refusal::OfferWithdrawn { offer_id: "offer".into() }));
         for kind in [OfferKind::AzurePlan, OfferKind::ReservedInstance, OfferKind::Software] {
             assert_eq!(check(Some(&offer(kind))), Err(Refusal::NotALicence { kind }));
@@ -397,14 +404,14 @@ mod tests {
             [active, suspended, cancelled, expired]
         };
         for (wish, expected) in [
-            (Wish::Seats(8), active_only(gated(SeatsChanged, SeatChange))),
-            (Wish::Seats(5), active_only(Ok(None))),
-            (Wish::Renew, active_only(gated(Renewed, ManualRenewal))),
-            (Wish::AutoRenew(true), row(Ok(None), Ok(None), all_ended())),
-            (Wish::AutoRenew(false), row(free(AutoRenewOff), free(AutoRenewOff), all_ended())),
-            (Wish::Suspend, row(free(Suspended), Ok(None), all_ended())),
-            (Wish::Resume, row(Ok(None), free(Resumed), all_ended())),
-            (Wish::Cancel, row(free(Cancelled), free(Cancelled), [Ok(None), ended(State::Expired)])),
+            (Command::Seats(8), active_only(gated(SeatsChanged, SeatChange))),
+            (Command::Seats(5), active_only(Ok(None))),
+            (Command::Renew, active_only(gated(Renewed, ManualRenewal))),
+            (Command::AutoRenew(true), row(Ok(None), Ok(None), all_ended())),
+            (Command::AutoRenew(false), row(free(AutoRenewOff), free(AutoRenewOff), all_ended())),
+            (Command::Suspend, row(free(Suspended), Ok(None), all_ended())),
+            (Command::Resume, row(Ok(None), free(Resumed), all_ended())),
+            (Command::Cancel, row(free(Cancelled), free(Cancelled), [Ok(None), ended(State::Expired)])),
         ] {
             let states = [State::Active, State::Suspended, State::Cancelled, State::Expired];
             for (state, expected) in states.into_iter().zip(expected) {
@@ -422,7 +429,7 @@ mod tests {
         for state in [State::Active, State::Suspended] {
             let licence = offer(OfferKind::License);
             let without = Subscription { auto_renew: false, ..subscription(state) };
-            let plan = |on| told(without.plan(Wish::AutoRenew(on), "7", Some(&licence), at(0)));
+            let plan = |on| told(without.plan(Command::AutoRenew(on), "7", Some(&licence), at(0)));
             assert_eq!(plan(true), gated(AutoRenewOn, ManualRenewal));
             assert_eq!(plan(false), Ok(None));
         }
@@ -438,19 +445,19 @@ mod tests {
             auto_renew: false,
             ..subscription(State::Active)
         };
-        assert_eq!(perpetual.plan(Wish::Renew, "7", Some(&licence), at(0)), refused);
-        assert_eq!(perpetual.plan(Wish::AutoRenew(true), "7", Some(&licence), at(0)), refused);
+        assert_eq!(perpetual.plan(Command::Renew, "7", Some(&licence), at(0)), refused);
+        assert_eq!(perpetual.plan(Command::AutoRenew(true), "7", Some(&licence), at(0)), refused);
         assert_eq!(perpetual.due_at(), None);
 
         let by_hand = Offer { auto_renews: false, ..offer(OfferKind::ReservedInstance) };
         let without = Subscription { auto_renew: false, ..subscription(State::Active) };
-        assert_eq!(without.plan(Wish::AutoRenew(true), "7", Some(&by_hand), at(0)), refused);
-        assert!(without.plan(Wish::Renew, "7", Some(&by_hand), at(0)).is_ok());
+        assert_eq!(without.plan(Command::AutoRenew(true), "7", Some(&by_hand), at(0)), refused);
+        assert!(without.plan(Command::Renew, "7", Some(&by_hand), at(0)).is_ok());
 
         let gone = Err(Refusal::OfferWithdrawn { offer_id: "offer".into() });
-        assert_eq!(without.plan(Wish::Renew, "7", None, at(0)), gone);
-        assert_eq!(without.plan(Wish::AutoRenew(true), "7", None, at(0)), gone);
-        for wish in [Wish::Suspend, Wish::Cancel] {
+        assert_eq!(without.plan(Command::Renew, "7", None, at(0)), gone);
+        assert_eq!(without.plan(Command::AutoRenew(true), "7", None, at(0)), gone);
+        for wish in [Command::Suspend, Command::Cancel] {
             assert!(without.plan(wish, "7", None, at(0)).is_ok(), "{wish:?} needs no offer");
         }
 
@@ -461,9 +468,9 @@ mod tests {
             term_end: term_end(last_year, Term::Year, term_number),
             ..subscription(State::Active)
         };
-        assert_eq!(at_the_end(1).plan(Wish::Renew, "7", Some(&licence), last_year), refused);
+        assert_eq!(at_the_end(1).plan(Command::Renew, "7", Some(&licence), last_year), refused);
         let end = at_the_end(1).term_end.unwrap();
-        assert_eq!(at_the_end(1).settle(end).last().map(|step| step.kind), Some(ChangeKind::Expired));
+        assert_eq!(at_the_end(1).end_terms(end).last().map(|step| step.kind), Some(ChangeKind::Expired));
     }
 
     #[test]
@@ -476,13 +483,13 @@ mod tests {
             term_end: term_end(start, Term::Month, 1),
             ..subscription(State::Active)
         };
-        let settled = |of: &Subscription, now| -> Vec<_> {
-            let steps = of.settle(now).into_iter();
+        let ended = |of: &Subscription, now| -> Vec<_> {
+            let steps = of.end_terms(now).into_iter();
             steps.map(|step| (step.kind, step.after.term_end.unwrap(), step.after.version)).collect()
         };
         use ChangeKind::{Expired, Renewed};
-        assert_eq!(settled(&monthly, day(2024, 2, 29) - chrono::Duration::microseconds(1)), []);
-        assert_eq!(settled(&monthly, day(2024, 2, 29)), [(Renewed, day(2024, 3, 31), 8)]);
+        assert_eq!(ended(&monthly, day(2024, 2, 29) - chrono::Duration::microseconds(1)), []);
+        assert_eq!(ended(&monthly, day(2024, 2, 29)), [(Renewed, day(2024, 3, 31), 8)]);
         // Four months of downtime: each term once.
         let caught_up = [
             (Renewed, day(2024, 3, 31), 8),
@@ -490,18 +497,18 @@ mod tests {
             (Renewed, day(2024, 5, 31), 10),
             (Renewed, day(2024, 6, 30), 11),
         ];
-        assert_eq!(settled(&monthly, day(2024, 6, 1)), caught_up);
+        assert_eq!(ended(&monthly, day(2024, 6, 1)), caught_up);
         // Suspended ones renew, too, and stay suspended.
         let suspended = Subscription { state: State::Suspended, ..monthly.clone() };
-        assert_eq!(settled(&suspended, day(2024, 6, 1)), caught_up);
-        assert!(suspended.settle(day(2024, 6, 1)).iter().all(|step| step.after.state == State::Suspended));
+        assert_eq!(ended(&suspended, day(2024, 6, 1)), caught_up);
+        assert!(suspended.end_terms(day(2024, 6, 1)).iter().all(|step| step.after.state == State::Suspended));
 
         for state in [State::Active, State::Suspended] {
             let without = Subscription { auto_renew: false, state, ..monthly.clone() };
-            assert_eq!(settled(&without, day(2024, 6, 1)), [(Expired, day(2024, 2, 29), 8)]);
+            assert_eq!(ended(&without, day(2024, 6, 1)), [(Expired, day(2024, 2, 29), 8)]);
         }
         for state in [State::Cancelled, State::Expired] {
-            assert_eq!(Subscription { state, ..monthly.clone() }.settle(day(2030, 1, 1)), []);
+            assert_eq!(Subscription { state, ..monthly.clone() }.end_terms(day(2030, 1, 1)), []);
         }
     }
 
@@ -516,18 +523,16 @@ mod tests {
             revision: 42,
             evaluated_at: at(0),
         };
-        let Ok(Planned::Gated(step, _)) = known.plan(Wish::Seats(8), "7", Some(&licence), at(0)) else {
+        let Ok(Planned::Gated(step, _)) = known.plan(Command::Seats(8), "7", Some(&licence), at(0)) else {
             panic!("seats are gated")
         };
-        assert_eq!(step.resting_on(&permit).after.answer_revision, 42);
-        let Ok(Planned::Free(step)) = known.plan(Wish::Suspend, "7", None, at(0)) else {
+        assert_eq!(step.with_permit(&permit).after.answer_revision, 42);
+        let Ok(Planned::Free(step)) = known.plan(Command::Suspend, "7", None, at(0)) else {
             panic!("suspending is free")
         };
         assert_eq!(step.after.answer_revision, known.answer_revision);
-        let settled = known.settle(at(1000));
-        assert!(
-            !settled.is_empty() && settled.iter().all(|s| s.after.answer_revision == known.answer_revision)
-        );
+        let ended = known.end_terms(at(1000));
+        assert!(!ended.is_empty() && ended.iter().all(|s| s.after.answer_revision == known.answer_revision));
     }
 
     proptest! {
@@ -565,9 +570,9 @@ mod tests {
             while now < end {
                 now = (now + chrono::Duration::days(stride)).min(end);
                 let current = stepwise.last().map_or(&bought, |step: &Step| &step.after).clone();
-                stepwise.extend(current.settle(now));
+                stepwise.extend(current.end_terms(now));
             }
-            prop_assert_eq!(bought.settle(end), stepwise);
+            prop_assert_eq!(bought.end_terms(end), stepwise);
         }
     }
 }

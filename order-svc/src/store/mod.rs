@@ -3,8 +3,8 @@
 //! Each noun has its file. Functions take a connection, so that a caller composes them inside its own
 //! transaction. No business rule lives here, and no gRPC status.
 
-pub(crate) mod follower;
-pub(crate) mod gated;
+pub(crate) mod commit;
+pub(crate) mod history;
 pub(crate) mod order;
 pub(crate) mod report;
 pub mod schema;

@@ -41,7 +41,7 @@ pub(crate) fn report_insert(connection: &mut Connection, order: &Order) -> Resul
     Ok(())
 }
 
-/// Claims what is due until `now + lease`. A report that another replica claims at the same moment
+/// Claims what is due until `now + lease`. A report that another replica claims at the same point
 /// is left to it.
 pub(crate) fn reports_claim(
     connection: &mut Connection,

@@ -13,6 +13,7 @@ use super::{Side, Slice, Viewer, no_permit_row, permit_row, read_permit};
 use crate::rules::Time;
 use crate::rules::offer::Term;
 use crate::rules::subscription::{Cause, Change, ChangeKind, State, Subscription};
+use crate::rules::withdrawal::Standing;
 
 /// The reason of a change that a withdrawal made.
 pub(super) const AGREEMENT_WITHDRAWN: &str = "AGREEMENT_WITHDRAWN";
@@ -117,19 +118,51 @@ impl ChangeRow {
     }
 }
 
-/// A subscription that was just changed, as far as keeping that needs it.
+/// The customer's subscriptions that have not ended, as the rules of withdrawals look at them.
+pub(super) fn subscriptions_open(
+    connection: &mut Connection,
+    customer: Uuid,
+) -> Result<Vec<(Uuid, Standing)>, Error> {
+    type Open = (String, String, String, String, bool, i64);
+    let rows: Vec<Open> = query!(connection, c => {
+        subscription::table
+            .filter(subscription::customer_id.eq(customer.to_string()))
+            .filter(subscription::state.eq_any([State::Active.name(), State::Suspended.name()]))
+            .select((
+                subscription::id,
+                subscription::payer_id,
+                subscription::reseller_id,
+                subscription::state,
+                subscription::auto_renew,
+                subscription::answer_revision,
+            ))
+            .load(c)
+    })?;
+    let read = |(id, payer, reseller, state, auto_renew, answer_revision): Open| {
+        let row = at("subscription", &id);
+        let standing = Standing {
+            payer_id: row.parse("payer_id", &payer)?,
+            reseller_id: row.optional_id("reseller_id", &reseller)?,
+            state: row.named("state", State::from_name(&state))?,
+            auto_renew,
+            answer_revision,
+        };
+        Ok((row.parse("id", &id)?, standing))
+    };
+    rows.into_iter().map(read).collect()
+}
+
+/// A subscription that was just changed, with what its history needs.
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = subscription)]
-pub(super) struct Touched {
+pub(super) struct ChangedRow {
     pub id: String,
-    pub payer_id: String,
-    pub reseller_id: String,
     quantity: i64,
     term_number: i32,
     version: i64,
 }
 
-impl Touched {
+impl ChangedRow {
     /// What is kept of it, where nothing but its kind and cause is to be said.
     pub(super) fn change(&self, kind: ChangeKind, cause: Cause, now: Time) -> Result<(Uuid, Change), Error> {
         let row = at("subscription", &self.id);
@@ -288,7 +321,7 @@ pub(crate) fn subscription_list(
 /// itself is read by [`subscription_due`], so that one that cannot be read stands in nobody's way.
 pub(crate) type Due = (NaiveDateTime, String);
 
-/// Terms that have ended until then, oldest first, after the last of the page before.
+/// CallOptions that have ended until then, oldest first, after the last of the page before.
 pub(crate) fn due_list(
     connection: &mut Connection,
     until: Time,

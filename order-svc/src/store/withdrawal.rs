@@ -11,12 +11,11 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::Viewer;
-use super::schema::{subscription, subscription_change, withdrawal, withdrawal_effect, withdrawal_partner};
-use super::subscription::{AGREEMENT_WITHDRAWN, Touched};
+use super::schema::{subscription_change, withdrawal, withdrawal_effect, withdrawal_partner};
+use super::subscription::AGREEMENT_WITHDRAWN;
 use crate::rules::Time;
 use crate::rules::gate::EvidenceKind;
-use crate::rules::subscription::State;
-use crate::rules::withdrawal::{Effect, Moment, Outcome, Report, Withdrawal};
+use crate::rules::withdrawal::{Effect, HistoryPoint, Report, Withdrawal, WithdrawalOutcome};
 
 /// Statements have a limited number of parameters.
 const ROWS_PER_STATEMENT: usize = 1000;
@@ -65,74 +64,48 @@ impl Row {
     }
 }
 
-/// What a partner may know of a withdrawal.
-#[derive(Default)]
-struct Part {
-    is_uncovered: bool,
-    cancelled: i32,
-    stayed: i32,
-}
-
-/// Keeps what a withdrawal did: `cancelled` by it, and what else has not ended of what the acceptance
-/// could cover. Nobody else is told of it. What is kept of it already stays: it is applied again.
+/// Stores the report of a withdrawal: what became of each subscription that had not ended and that the acceptance
+/// could cover. Where the report is there already, it stays: the event is applied again.
 pub(super) fn withdrawal_insert(
     connection: &mut Connection,
-    moment: &Moment,
+    point: &HistoryPoint,
     of: &Withdrawal,
-    cancelled: &[Touched],
+    effects: &[Effect],
     now: Time,
 ) -> Result<(), Error> {
-    let revision = moment.place.revision;
+    let revision = point.cursor.revision;
     let kept: Option<Row> = query!(&mut *connection, c => {
         withdrawal::table.find(revision).select(Row::as_select()).first(c).optional()
     })?;
     match kept {
         None => {}
         Some(kept) if kept.acceptance_id == of.acceptance_id.to_string() => return Ok(()),
-        Some(lost) => withdrawal_set_aside(connection, lost)?,
+        Some(lost) => withdrawal_archive(connection, lost)?,
     }
-    let stayed: Vec<(String, String, String)> = query!(connection, c => {
-        let mut stayed = subscription::table
-            .filter(subscription::customer_id.eq(of.customer_id.to_string()))
-            .filter(subscription::state.eq_any([State::Active.name(), State::Suspended.name()]))
-            .select((subscription::id, subscription::payer_id, subscription::reseller_id))
-            .into_boxed();
-        if let Some(partner) = of.partner_id {
-            stayed = stayed.filter(subscription::payer_id.eq(partner.to_string()));
-        }
-        stayed.load(c)
-    })?;
-    let mut effects = vec![];
-    for touched in cancelled {
-        effects.push((&touched.id, &touched.payer_id, &touched.reseller_id, Outcome::Cancelled));
-    }
-    for (id, payer, reseller) in &stayed {
-        let outcome = of.why_it_stays(at("subscription", id).parse("payer_id", payer)?);
-        effects.push((id, payer, reseller, outcome));
-    }
-
     let count = |rows: usize| i32::try_from(rows).unwrap_or(i32::MAX);
+    let cancelled = effects.iter().filter(|effect| effect.outcome == WithdrawalOutcome::Cancelled).count();
     let row = Row {
         revision,
         customer_id: of.customer_id.to_string(),
         kind: of.kind.name().to_owned(),
         acceptance_id: of.acceptance_id.to_string(),
         partner_id: id_or_empty(of.partner_id),
-        withdrawn_at: moment.until.naive_utc(),
+        withdrawn_at: point.until.naive_utc(),
         applied_at: now.naive_utc(),
-        cancelled: count(cancelled.len()),
-        stayed: count(stayed.len()),
+        cancelled: count(cancelled),
+        stayed: count(effects.len() - cancelled),
     };
     query!(&mut *connection, c => diesel::insert_into(withdrawal::table).values(&row).execute(c))?;
-    let parts: Vec<_> = parts_of(of, &effects)
+    let parts: Vec<_> = of
+        .parts(effects)
         .into_iter()
         .map(|(partner, part)| {
             (
-                withdrawal_partner::partner_id.eq(partner),
+                withdrawal_partner::partner_id.eq(partner.to_string()),
                 withdrawal_partner::revision.eq(revision),
                 withdrawal_partner::is_uncovered.eq(part.is_uncovered),
-                withdrawal_partner::cancelled.eq(part.cancelled),
-                withdrawal_partner::stayed.eq(part.stayed),
+                withdrawal_partner::cancelled.eq(i32::try_from(part.cancelled).unwrap_or(i32::MAX)),
+                withdrawal_partner::stayed.eq(i32::try_from(part.stayed).unwrap_or(i32::MAX)),
             )
         })
         .collect();
@@ -142,14 +115,14 @@ pub(super) fn withdrawal_insert(
         })?;
     }
     let effects: Vec<_> = effects
-        .into_iter()
-        .map(|(id, payer, reseller, outcome)| {
+        .iter()
+        .map(|effect| {
             (
                 withdrawal_effect::revision.eq(revision),
-                withdrawal_effect::subscription_id.eq(id),
-                withdrawal_effect::payer_id.eq(payer),
-                withdrawal_effect::reseller_id.eq(reseller),
-                withdrawal_effect::outcome.eq(outcome.name()),
+                withdrawal_effect::subscription_id.eq(effect.subscription_id.to_string()),
+                withdrawal_effect::payer_id.eq(effect.payer_id.to_string()),
+                withdrawal_effect::reseller_id.eq(id_or_empty(effect.reseller_id)),
+                withdrawal_effect::outcome.eq(effect.outcome.name()),
             )
         })
         .collect();
@@ -164,7 +137,7 @@ pub(super) fn withdrawal_insert(
 /// Keeps what a withdrawal did whose event a restore lost and whose revision is another withdrawal's now, as
 /// happens when one is recorded before the restore is announced. It goes to a revision that no event has, and
 /// with it what the subscriptions that it cancelled say of why they were.
-fn withdrawal_set_aside(connection: &mut Connection, lost: Row) -> Result<(), Error> {
+fn withdrawal_archive(connection: &mut Connection, lost: Row) -> Result<(), Error> {
     let revision = lost.revision;
     query!(connection, c => {
         let last: Option<i64> = withdrawal::table
@@ -179,7 +152,7 @@ fn withdrawal_set_aside(connection: &mut Connection, lost: Row) -> Result<(), Er
             .execute(c)?;
         let cancelled = withdrawal_effect::table
             .filter(withdrawal_effect::revision.eq(revision))
-            .filter(withdrawal_effect::outcome.eq(Outcome::Cancelled.name()))
+            .filter(withdrawal_effect::outcome.eq(WithdrawalOutcome::Cancelled.name()))
             .select(withdrawal_effect::subscription_id);
         // What the lost one left alone, the other one may just have ended.
         let causes = subscription_change::table
@@ -193,28 +166,6 @@ fn withdrawal_set_aside(connection: &mut Connection, lost: Row) -> Result<(), Er
         diesel::delete(withdrawal::table.find(revision)).execute(c)?;
     });
     Ok(())
-}
-
-/// Who may know of a withdrawal, and how much: whoever withdrew or was left without acceptance, and the
-/// payers and resellers of the subscriptions.
-fn parts_of(of: &Withdrawal, effects: &[(&String, &String, &String, Outcome)]) -> BTreeMap<String, Part> {
-    let mut parts: BTreeMap<String, Part> = BTreeMap::new();
-    if let Some(partner) = of.partner_id {
-        parts.entry(partner.to_string()).or_default();
-    }
-    for partner in &of.uncovered {
-        parts.entry(partner.to_string()).or_default().is_uncovered = true;
-    }
-    for (_, payer, reseller, outcome) in effects {
-        for partner in [payer, reseller].into_iter().filter(|partner| !partner.is_empty()) {
-            let part = parts.entry((*partner).clone()).or_default();
-            match outcome {
-                Outcome::Cancelled => part.cancelled += 1,
-                Outcome::StillCovered | Outcome::NewerAnswer => part.stayed += 1,
-            }
-        }
-    }
-    parts
 }
 
 /// Which withdrawals are asked for.
@@ -345,7 +296,7 @@ pub(crate) fn effect_list(
             subscription_id: row.parse("subscription_id", &id)?,
             payer_id: row.parse("payer_id", &payer)?,
             reseller_id: row.optional_id("reseller_id", &reseller)?,
-            outcome: row.named("outcome", Outcome::from_name(&outcome))?,
+            outcome: row.named("outcome", WithdrawalOutcome::from_name(&outcome))?,
         })
     };
     rows.into_iter().map(read).collect()

@@ -1,6 +1,6 @@
 //! What runs without being asked.
 
-pub(crate) mod follower;
+pub(crate) mod history;
 pub(crate) mod renewals;
 pub(crate) mod reporter;
 

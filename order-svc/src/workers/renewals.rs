@@ -62,7 +62,7 @@ pub(crate) async fn run(
         let known_until = followed.borrow().until;
         let is_futile = match known_until {
             None => false,
-            Some(known_until) => settle_all(&database, &clock, known_until.min(clock.now()), &stop).await,
+            Some(known_until) => end_all_terms(&database, &clock, known_until.min(clock.now()), &stop).await,
         };
         failures = if is_futile { failures + 1 } else { 0 };
         let pause = match failures {
@@ -78,8 +78,13 @@ pub(crate) async fn run(
 
 /// Processes every term that has ended until then, whatever happens to some of them; true when there was
 /// nothing but failures.
-async fn settle_all(database: &Database, clock: &Clock, until: Time, stop: &watch::Receiver<bool>) -> bool {
-    let (mut failed, mut settled) = (0, 0);
+async fn end_all_terms(
+    database: &Database,
+    clock: &Clock,
+    until: Time,
+    stop: &watch::Receiver<bool>,
+) -> bool {
+    let (mut failed, mut ended) = (0, 0);
     let mut after: Option<Due> = None;
     loop {
         let list = move |connection: &mut Connection| due_list(connection, until, after.as_ref(), PAGE_SIZE);
@@ -97,14 +102,14 @@ async fn settle_all(database: &Database, clock: &Clock, until: Time, stop: &watc
         after = page.last().cloned();
         let outcomes = stream::iter(page)
             .take_while(|_| std::future::ready(!*stop.borrow()))
-            .map(|(_, id)| settle_one(database, clock, id, until))
+            .map(|(_, id)| end_terms_once(database, clock, id, until))
             .buffer_unordered(AT_A_TIME);
         let outcomes: Result<Vec<Outcome>, Error> = outcomes.try_collect().await;
         let Ok(outcomes) = outcomes else { return true };
         failed += outcomes.iter().filter(|outcome| **outcome == Outcome::Failed).count();
-        settled += outcomes.iter().filter(|outcome| **outcome == Outcome::Settled).count();
+        ended += outcomes.iter().filter(|outcome| **outcome == Outcome::Settled).count();
         if after.is_none() || *stop.borrow() {
-            return failed > 0 && settled == 0;
+            return failed > 0 && ended == 0;
         }
     }
 }
@@ -113,7 +118,7 @@ async fn settle_all(database: &Database, clock: &Clock, until: Time, stop: &watc
 ///
 /// # Errors
 /// The database is unavailable. Damaged rows are passed over.
-pub(super) async fn settle_customer(
+pub(super) async fn end_terms_of(
     database: &Database,
     clock: &Clock,
     customer: Uuid,
@@ -121,7 +126,7 @@ pub(super) async fn settle_customer(
 ) -> Result<(), Error> {
     let list = move |connection: &mut Connection| due_of(connection, customer, until);
     for id in database.list(list).await? {
-        while settle_one(database, clock, id.clone(), until).await? == Outcome::LostRace {}
+        while end_terms_once(database, clock, id.clone(), until).await? == Outcome::LostRace {}
     }
     Ok(())
 }
@@ -130,8 +135,13 @@ pub(super) async fn settle_customer(
 ///
 /// # Errors
 /// The database is unavailable.
-async fn settle_one(database: &Database, clock: &Clock, id: String, until: Time) -> Result<Outcome, Error> {
-    match try_settle(database, clock, id.clone(), until).await {
+async fn end_terms_once(
+    database: &Database,
+    clock: &Clock,
+    id: String,
+    until: Time,
+) -> Result<Outcome, Error> {
+    match try_end_terms(database, clock, id.clone(), until).await {
         Err(error @ Error::Unavailable(_)) => {
             tracing::warn!(subscription = %id, %error, "an ended term is not processed yet; trying again");
             Err(error)
@@ -140,27 +150,32 @@ async fn settle_one(database: &Database, clock: &Clock, id: String, until: Time)
             tracing::error!(subscription = %id, %error, "an ended term cannot be processed");
             Ok(Outcome::Failed)
         }
-        settled => settled,
+        ended => ended,
     }
 }
 
 /// Processes the ended terms of one subscription.
-async fn try_settle(database: &Database, clock: &Clock, id: String, until: Time) -> Result<Outcome, Error> {
+async fn try_end_terms(
+    database: &Database,
+    clock: &Clock,
+    id: String,
+    until: Time,
+) -> Result<Outcome, Error> {
     let read = move |connection: &mut Connection| subscription_due(connection, &id, until);
     match database.read(read).await? {
-        Some(known) => background_span("process ended terms", settle(database, clock, known, until)).await,
+        Some(known) => background_span("process ended terms", end_terms(database, clock, known, until)).await,
         None => Ok(Outcome::NotDue),
     }
 }
 
 /// Processes the ended terms of a subscription in one transaction, if it is still as it is known.
-async fn settle(
+async fn end_terms(
     database: &Database,
     clock: &Clock,
     known: Subscription,
     until: Time,
 ) -> Result<Outcome, Error> {
-    let steps = known.settle(until);
+    let steps = known.end_terms(until);
     let Some(Step { after, .. }) = steps.last().cloned() else { return Ok(Outcome::NotDue) };
     let now = clock.now();
     let change = |step: &Step| (known.id, step.change(known.quantity, Cause::TermEnded, None, now));
@@ -250,8 +265,8 @@ mod tests {
         let look = move |connection: &mut Connection| subscription_due(connection, &id.to_string(), until);
         let known: Subscription = database.read(look).await.unwrap().unwrap();
         let known_too = database.read(look).await.unwrap().unwrap();
-        assert_eq!(settle(&database, &clock, known, until).await.unwrap(), Outcome::Settled);
-        assert_eq!(settle(&database, &clock, known_too, until).await.unwrap(), Outcome::LostRace);
+        assert_eq!(end_terms(&database, &clock, known, until).await.unwrap(), Outcome::Settled);
+        assert_eq!(end_terms(&database, &clock, known_too, until).await.unwrap(), Outcome::LostRace);
 
         let list = move |connection: &mut Connection| change_list(connection, id, 0, 100);
         let changes: Vec<Change> = database.read(list).await.unwrap();

@@ -58,12 +58,13 @@ async fn deliver(database: &Database, clock: &Clock, agreements: &Agreements) ->
             return Ok(());
         }
         for report in due {
-            background_span("report a first purchase", settle(database, clock, agreements, report)).await?;
+            background_span("report a first purchase", deliver_one(database, clock, agreements, report))
+                .await?;
         }
     }
 }
 
-async fn settle(
+async fn deliver_one(
     database: &Database,
     clock: &Clock,
     agreements: &Agreements,

@@ -27,14 +27,12 @@ use chassis::telemetry::trace::background_span;
 use tokio::sync::watch;
 
 use super::Followed;
-use super::renewals::settle_customer;
+use super::renewals::end_terms_of;
 use crate::agreements::Agreements;
-use crate::agreements::history::{NotFollowed, Told};
+use crate::agreements::history::{NotFollowed, StreamItem};
 use crate::rules::gate::ANSWER_AGE_MAX;
-use crate::rules::withdrawal::{Moment, Restore};
-use crate::store::follower::{
-    Remains, follower_place, follower_revision, follower_start_over, moment_apply, remains,
-};
+use crate::rules::withdrawal::{HistoryPoint, Restore};
+use crate::store::history::{Orphans, cursor_read, cursor_reset, cursor_revision, history_apply, orphans};
 use crate::store::report::reports_again;
 
 /// Waits after failures, before jitter: the first, and the longest. What was withdrawn is not cancelled
@@ -51,7 +49,7 @@ enum Interruption {
     /// restored under us. What was passed over must be looked at again.
     WentBack,
     /// agreement-svc's database was restored, and the history has to be followed from its beginning again.
-    Lost(Restore, Remains),
+    Lost(Restore, Orphans),
 }
 
 impl From<NotFollowed> for Interruption {
@@ -88,21 +86,21 @@ impl Interruption {
                     "the database knows less of the history than before; starting over"
                 );
             }
-            Self::Lost(Restore { last_revision, revision: restored }, remains) => {
+            Self::Lost(Restore { last_revision, revision: restored }, orphans) => {
                 tracing::error!(
                     revision,
                     last_revision,
                     restored,
-                    subscriptions = remains.subscriptions,
-                    customers = remains.customers,
+                    subscriptions = orphans.subscriptions,
+                    customers = orphans.customers,
                     "agreement-svc was restored from an older copy; starting over. So many subscriptions rest on \
                      answers that it lost, and so many customers' withdrawals or ends of relationships it lost: \
                      look at them"
                 );
-                for (subscription, customer) in &remains.named_subscriptions {
+                for (subscription, customer) in &orphans.named_subscriptions {
                     tracing::warn!(subscription, customer, "rests on an answer that agreement-svc lost");
                 }
-                for customer in &remains.named_customers {
+                for customer in &orphans.named_customers {
                     tracing::warn!(
                         customer,
                         "a withdrawal or the end of a relationship was lost; repeat it at agreement-svc"
@@ -113,7 +111,7 @@ impl Interruption {
     }
 
     /// Whether what was known before may not be so.
-    fn unsettles(&self) -> bool {
+    fn invalidates(&self) -> bool {
         matches!(self, Self::WentBack | Self::Lost(..) | Self::Neighbour(NotFollowed::Nonsense(_)))
     }
 }
@@ -141,7 +139,7 @@ pub(crate) async fn run(
         if let Err(interruption) = ended {
             interruption.log(now.revision);
             failures += 1;
-            if interruption.unsettles() {
+            if interruption.invalidates() {
                 followed.send_replace(Followed::default());
             }
         }
@@ -159,19 +157,21 @@ async fn follow(
     agreements: &Agreements,
     followed: &watch::Sender<Followed>,
 ) -> Result<(), Interruption> {
-    let place = database.read(follower_place).await?;
-    let mut applied = place.revision;
-    let mut history = agreements.follow(place).await?;
+    let cursor = database.read(cursor_read).await?;
+    let mut applied = cursor.revision;
+    let mut history = agreements.follow(cursor).await?;
     loop {
-        let moment = match history.next().await? {
+        let point = match history.next().await? {
             None => return Ok(()),
-            Some(Told::Lost(restore)) => return Err(start_over(database, clock, applied, restore).await?),
-            Some(Told::Moment(moment)) => moment,
+            Some(StreamItem::Lost(restore)) => {
+                return Err(start_over(database, clock, applied, restore).await?);
+            }
+            Some(StreamItem::Point(point)) => point,
         };
-        let until = moment.until;
-        applied = match moment.news {
-            None => apply(database, clock, applied, moment).await?,
-            Some(_) => background_span("apply an event", apply(database, clock, applied, moment)).await?,
+        let until = point.until;
+        applied = match point.consequence {
+            None => apply(database, clock, applied, point).await?,
+            Some(_) => background_span("apply an event", apply(database, clock, applied, point)).await?,
         };
         followed.send_modify(|followed| {
             followed.revision = applied;
@@ -191,42 +191,42 @@ async fn start_over(
     tokio::time::sleep(ANSWER_AGE_MAX.to_std().unwrap_or_default()).await;
     let now = clock.now();
     while !database.write(move |connection: &mut Connection| reports_again(connection, now, now)).await? {}
-    let remains = database.list(move |connection: &mut Connection| remains(connection, lost)).await?;
+    let orphans = database.list(move |connection: &mut Connection| orphans(connection, lost)).await?;
     let is_ours =
-        database.write(move |connection: &mut Connection| follower_start_over(connection, applied)).await?;
-    Ok(if is_ours { Interruption::Lost(lost, remains) } else { Interruption::WentBack })
+        database.write(move |connection: &mut Connection| cursor_reset(connection, applied)).await?;
+    Ok(if is_ours { Interruption::Lost(lost, orphans) } else { Interruption::WentBack })
 }
 
-/// Applies the history up to a moment, unless another replica has or does: up to `applied` it has been,
-/// and between there and the moment nothing has consequences. The answer is how far it has been
-/// applied then, which is not before the moment.
+/// Applies the history up to a point, unless another replica has or does: up to `applied` it has been,
+/// and between there and the point nothing has consequences. The answer is how far it has been
+/// applied then, which is not before the point.
 async fn apply(
     database: &Database,
     clock: &Clock,
     applied: i64,
-    moment: Moment,
+    point: HistoryPoint,
 ) -> Result<i64, Interruption> {
-    // Terms that ended before come first, as they would have, had nobody been away.
-    if let Some(news) = &moment.news {
-        settle_customer(database, clock, news.customer_id(), moment.until).await?;
+    // CallOptions that ended before come first, as they would have, had nobody been away.
+    if let Some(consequence) = &point.consequence {
+        end_terms_of(database, clock, consequence.customer_id(), point.until).await?;
     }
     let mut known = applied;
-    while known < moment.place.revision {
-        let (to, now) = (moment.clone(), clock.now());
+    while known < point.cursor.revision {
+        let (to, now) = (point.clone(), clock.now());
         let is_ours = database
-            .write(move |connection: &mut Connection| moment_apply(connection, known, &to, now))
+            .write(move |connection: &mut Connection| history_apply(connection, known, &to, now))
             .await?;
         if is_ours {
-            return Ok(moment.place.revision);
+            return Ok(point.cursor.revision);
         }
         let before = known;
-        known = database.read(follower_revision).await?;
+        known = database.read(cursor_revision).await?;
         if known <= before {
             return Err(Interruption::WentBack);
         }
     }
     // In the quiet, too, the row is looked at, so that a restored database is noticed at once.
-    if applied == moment.place.revision && database.read(follower_revision).await? < applied {
+    if applied == point.cursor.revision && database.read(cursor_revision).await? < applied {
         return Err(Interruption::WentBack);
     }
     Ok(known)

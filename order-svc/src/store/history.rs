@@ -3,69 +3,93 @@
 //! It takes its locks in the order cursor, fence, subscriptions; gated transactions begin at the fence,
 //! so that what a customer buys and what is withdrawn for it happen one after the other.
 
-use chassis::database::row::id_or_empty;
+use std::collections::BTreeSet;
+
 use chassis::database::{Connection, Error};
 use chassis::query;
 use chrono::NaiveDateTime;
 use diesel::prelude::*;
-use diesel::sql_types::Bool;
 use uuid::Uuid;
 
-use super::gated::fence_raise;
+use super::commit::fence_raise;
 use super::schema::{fence, follower, subscription};
-use super::subscription::{Touched, changes_insert};
+use super::subscription::{ChangedRow, changes_insert, subscriptions_open};
 use super::withdrawal::withdrawal_insert;
 use crate::rules::Time;
 use crate::rules::subscription::{Cause, Change, ChangeKind, State};
-use crate::rules::withdrawal::{Moment, News, Parting, Place, Restore, Withdrawal};
+use crate::rules::withdrawal::{
+    Consequence, Cursor, Effect, HistoryPoint, Restore, Standing, WithdrawalOutcome,
+};
 
 /// Statements have a limited number of parameters.
-const CHANGES_PER_STATEMENT: usize = 1000;
+const ROWS_PER_STATEMENT: usize = 1000;
 
 /// Of what rests on lost answers as many are named: enough to begin with, few enough for a log.
 const NAMED_MAX: i64 = 100;
 
 /// How far the history has been applied.
-pub(crate) fn follower_place(connection: &mut Connection) -> Result<Place, Error> {
+pub(crate) fn cursor_read(connection: &mut Connection) -> Result<Cursor, Error> {
     let (revision, head): (i64, Option<String>) = query!(connection, c => {
         follower::table.select((follower::revision, follower::head)).first(c)
     })?;
     // Of another revision it is when somebody moved the row who does not know the column.
     let hash = head.and_then(|head| Some(head.strip_prefix(&format!("{revision}:"))?.to_owned()));
-    Ok(Place { revision, hash })
+    Ok(Cursor { revision, hash })
 }
 
 /// The revision of the last event that was applied.
-pub(crate) fn follower_revision(connection: &mut Connection) -> Result<i64, Error> {
+pub(crate) fn cursor_revision(connection: &mut Connection) -> Result<i64, Error> {
     Ok(query!(connection, c => follower::table.select(follower::revision).first(c))?)
 }
 
-/// Applies the history from the event after `applied` up to a moment; false, and nothing done, when that
+/// Applies the history from the event after `applied` up to a point; false, and nothing done, when that
 /// is not how far it has been applied.
-pub(crate) fn moment_apply(
+pub(crate) fn history_apply(
     connection: &mut Connection,
     applied: i64,
-    moment: &Moment,
+    point: &HistoryPoint,
     now: Time,
 ) -> Result<bool, Error> {
-    if !follower_move(connection, applied, &moment.place)? {
+    if !cursor_advance(connection, applied, &point.cursor)? {
         return Ok(false);
     }
-    let revision = moment.place.revision;
-    match &moment.news {
+    let revision = point.cursor.revision;
+    match &point.consequence {
         None => {}
-        Some(News::Withdrawn(withdrawal)) => {
+        Some(Consequence::Withdrawn(withdrawal)) => {
             fence_raise(connection, withdrawal.customer_id, revision)?;
-            let cancelled = subscriptions_cancel(connection, withdrawal, revision)?;
+            let open = subscriptions_open(connection, withdrawal.customer_id)?;
+            let mut effects = vec![];
+            for (id, standing) in open {
+                if let Some(outcome) = withdrawal.effect_on(revision, &standing) {
+                    let Standing { payer_id, reseller_id, .. } = standing;
+                    effects.push(Effect { subscription_id: id, payer_id, reseller_id, outcome });
+                }
+            }
+            let is_cancelled = |effect: &Effect| effect.outcome == WithdrawalOutcome::Cancelled;
+            let cancelled: Vec<Uuid> = effects
+                .iter()
+                .filter(|effect| is_cancelled(effect))
+                .map(|effect| effect.subscription_id)
+                .collect();
             let cause = Cause::AgreementWithdrawn { revision };
-            keep(connection, &cancelled, ChangeKind::Cancelled, cause, now)?;
-            withdrawal_insert(connection, moment, withdrawal, &cancelled, now)?;
+            let changed = subscriptions_cancel(connection, &cancelled)?;
+            changes_record(connection, &changed, ChangeKind::Cancelled, cause, now)?;
+            // What ended by itself meanwhile was not cancelled.
+            let changed: BTreeSet<&str> = changed.iter().map(|row| row.id.as_str()).collect();
+            effects.retain(|effect| {
+                !is_cancelled(effect) || changed.contains(effect.subscription_id.to_string().as_str())
+            });
+            withdrawal_insert(connection, point, withdrawal, &effects, now)?;
         }
-        Some(News::RelationshipEnded(parting)) => {
-            fence_raise(connection, parting.customer_id, revision)?;
-            let running_out = subscriptions_stop_renewing(connection, parting, revision)?;
+        Some(Consequence::RelationshipEnded(end)) => {
+            fence_raise(connection, end.customer_id, revision)?;
+            let open = subscriptions_open(connection, end.customer_id)?;
+            let concerned = open.into_iter().filter(|(_, standing)| end.stops_renewal(revision, standing));
+            let ids: Vec<Uuid> = concerned.map(|(id, _)| id).collect();
+            let changed = subscriptions_stop_renewing(connection, &ids)?;
             let cause = Cause::RelationshipEnded { revision };
-            keep(connection, &running_out, ChangeKind::AutoRenewOff, cause, now)?;
+            changes_record(connection, &changed, ChangeKind::AutoRenewOff, cause, now)?;
         }
     }
     Ok(true)
@@ -73,11 +97,11 @@ pub(crate) fn moment_apply(
 
 /// Takes the row back to the beginning of the history, so that all of it is applied again; false, and nothing
 /// done, when `applied` is not how far it has been applied.
-pub(crate) fn follower_start_over(connection: &mut Connection, applied: i64) -> Result<bool, Error> {
-    follower_move(connection, applied, &Place::default())
+pub(crate) fn cursor_reset(connection: &mut Connection, applied: i64) -> Result<bool, Error> {
+    cursor_advance(connection, applied, &Cursor::default())
 }
 
-fn follower_move(connection: &mut Connection, applied: i64, to: &Place) -> Result<bool, Error> {
+fn cursor_advance(connection: &mut Connection, applied: i64, to: &Cursor) -> Result<bool, Error> {
     let head = to.hash.as_ref().map(|hash| format!("{}:{hash}", to.revision));
     let moved = query!(connection, c => {
         diesel::update(follower::table.filter(follower::revision.eq(applied)))
@@ -89,7 +113,7 @@ fn follower_move(connection: &mut Connection, applied: i64, to: &Place) -> Resul
 
 /// What is left here of the part that a restore lost.
 #[derive(Debug)]
-pub(crate) struct Remains {
+pub(crate) struct Orphans {
     /// Subscriptions that have not ended and rest on answers of it, and the first of them with their customers.
     pub subscriptions: i64,
     pub named_subscriptions: Vec<(String, String)>,
@@ -99,7 +123,7 @@ pub(crate) struct Remains {
     pub named_customers: Vec<String>,
 }
 
-pub(crate) fn remains(connection: &mut Connection, lost: Restore) -> Result<Remains, Error> {
+pub(crate) fn orphans(connection: &mut Connection, lost: Restore) -> Result<Orphans, Error> {
     let Restore { last_revision, revision } = lost;
     let (subscriptions, named_subscriptions) = query!(&mut *connection, c => {
         let resting = subscription::table
@@ -123,73 +147,62 @@ pub(crate) fn remains(connection: &mut Connection, lost: Restore) -> Result<Rema
             closed.order(fence::customer_id).limit(NAMED_MAX).select(fence::customer_id).load(c)?,
         )
     });
-    Ok(Remains { subscriptions, named_subscriptions, customers, named_customers })
+    Ok(Orphans { subscriptions, named_subscriptions, customers, named_customers })
 }
 
-/// Cancels what a withdrawal leaves without ground: what has not ended, is paid by a partner without
-/// acceptance, and rests on an answer from before it (WD-2).
-fn subscriptions_cancel(
-    connection: &mut Connection,
-    withdrawal: &Withdrawal,
-    revision: i64,
-) -> Result<Vec<Touched>, Error> {
-    if withdrawal.uncovered.is_empty() {
-        return Ok(vec![]);
+/// Cancels the subscriptions, unless they have ended.
+fn subscriptions_cancel(connection: &mut Connection, ids: &[Uuid]) -> Result<Vec<ChangedRow>, Error> {
+    let mut changed = vec![];
+    for ids in ids.chunks(ROWS_PER_STATEMENT) {
+        let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
+        let rows: Vec<ChangedRow> = query!(&mut *connection, c => {
+            diesel::update(
+                subscription::table
+                    .filter(subscription::id.eq_any(&ids))
+                    .filter(subscription::state.eq_any([State::Active.name(), State::Suspended.name()])),
+            )
+            .set((
+                subscription::state.eq(State::Cancelled.name()),
+                subscription::due_at.eq(None::<NaiveDateTime>),
+                subscription::version.eq(subscription::version + 1),
+            ))
+            .returning(ChangedRow::as_returning())
+            .get_results(c)
+        })?;
+        changed.extend(rows);
     }
-    let payers: Vec<String> = withdrawal.uncovered.iter().map(Uuid::to_string).collect();
-    Ok(query!(connection, c => {
-        diesel::update(
-            subscription::table
-                .filter(subscription::customer_id.eq(withdrawal.customer_id.to_string()))
-                .filter(subscription::payer_id.eq_any(&payers))
-                .filter(subscription::state.eq_any([State::Active.name(), State::Suspended.name()]))
-                .filter(subscription::answer_revision.lt(revision)),
-        )
-        .set((
-            subscription::state.eq(State::Cancelled.name()),
-            subscription::due_at.eq(None::<NaiveDateTime>),
-            subscription::version.eq(subscription::version + 1),
-        ))
-        .returning(Touched::as_returning())
-        .get_results(c)
-    })?)
+    Ok(changed)
 }
 
-/// Switches automatic renewal off where payer and customer have parted (CUS-3).
-fn subscriptions_stop_renewing(
-    connection: &mut Connection,
-    parting: &Parting,
-    revision: i64,
-) -> Result<Vec<Touched>, Error> {
-    let reseller = id_or_empty(parting.reseller_id);
-    let is_any_reseller = !parting.others_remain;
-    Ok(query!(connection, c => {
-        diesel::update(
-            subscription::table
-                .filter(subscription::customer_id.eq(parting.customer_id.to_string()))
-                .filter(subscription::payer_id.eq(parting.payer_id.to_string()))
-                .filter(subscription::reseller_id.eq(&reseller).or(is_any_reseller.into_sql::<Bool>()))
-                .filter(subscription::state.eq_any([State::Active.name(), State::Suspended.name()]))
-                .filter(subscription::auto_renew.eq(true))
-                .filter(subscription::answer_revision.lt(revision)),
-        )
-        .set((
-            subscription::auto_renew.eq(false),
-            subscription::version.eq(subscription::version + 1),
-        ))
-        .returning(Touched::as_returning())
-        .get_results(c)
-    })?)
+/// Switches the automatic renewal of the subscriptions off, unless they have ended or it is off.
+fn subscriptions_stop_renewing(connection: &mut Connection, ids: &[Uuid]) -> Result<Vec<ChangedRow>, Error> {
+    let mut changed = vec![];
+    for ids in ids.chunks(ROWS_PER_STATEMENT) {
+        let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
+        let rows: Vec<ChangedRow> = query!(&mut *connection, c => {
+            diesel::update(
+                subscription::table
+                    .filter(subscription::id.eq_any(&ids))
+                    .filter(subscription::state.eq_any([State::Active.name(), State::Suspended.name()]))
+                    .filter(subscription::auto_renew.eq(true)),
+            )
+            .set((subscription::auto_renew.eq(false), subscription::version.eq(subscription::version + 1)))
+            .returning(ChangedRow::as_returning())
+            .get_results(c)
+        })?;
+        changed.extend(rows);
+    }
+    Ok(changed)
 }
 
-fn keep(
+fn changes_record(
     connection: &mut Connection,
-    touched: &[Touched],
+    touched: &[ChangedRow],
     kind: ChangeKind,
     cause: Cause,
     now: Time,
 ) -> Result<(), Error> {
-    for touched in touched.chunks(CHANGES_PER_STATEMENT) {
+    for touched in touched.chunks(ROWS_PER_STATEMENT) {
         let changes: Result<Vec<(Uuid, Change)>, Error> =
             touched.iter().map(|touched| touched.change(kind, cause, now)).collect();
         changes_insert(connection, &changes?)?;
@@ -236,8 +249,8 @@ mod tests {
         )
         .await;
         let lost = Restore { last_revision: 7, revision: 100 };
-        let found = database.read(move |connection: &mut Connection| remains(connection, lost)).await;
-        let found: Remains = found.unwrap();
+        let found = database.read(move |connection: &mut Connection| orphans(connection, lost)).await;
+        let found: Orphans = found.unwrap();
         assert_eq!((found.subscriptions, found.customers), (2, 1));
         let named = ["lost", "lost too"].map(|id| (id.to_owned(), "c".to_owned()));
         assert_eq!(
@@ -249,12 +262,12 @@ mod tests {
     #[tokio::test]
     async fn a_hash_counts_only_for_the_revision_that_it_was_stored_with() {
         let (database, _folder) = database();
-        let place = async || database.read(follower_place).await.unwrap();
-        assert_eq!(place().await, Place::default());
+        let cursor = async || database.read(cursor_read).await.unwrap();
+        assert_eq!(cursor().await, Cursor::default());
         sql(&database, "UPDATE follower SET revision = 5, head = '5:abc'").await;
-        assert_eq!(place().await, Place { revision: 5, hash: Some("abc".into()) });
+        assert_eq!(cursor().await, Cursor { revision: 5, hash: Some("abc".into()) });
         // A version that does not know the column moves the row.
         sql(&database, "UPDATE follower SET revision = 6").await;
-        assert_eq!(place().await, Place { revision: 6, hash: None });
+        assert_eq!(cursor().await, Cursor { revision: 6, hash: None });
     }
 }

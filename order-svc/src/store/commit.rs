@@ -16,7 +16,7 @@ use crate::rules::gate::{Answer, Permit};
 
 /// How such a transaction ended.
 #[derive(Debug)]
-pub(crate) enum Stored {
+pub(crate) enum Commit {
     Done,
     /// Somebody else was first with the same request id.
     SeenBefore,
@@ -29,18 +29,18 @@ pub(crate) enum Stored {
 }
 
 /// Why such a transaction was rolled back.
-enum Undone {
-    Because(Stored),
+enum Rollback {
+    Because(Commit),
     Failed(Error),
 }
 
-impl From<Error> for Undone {
+impl From<Error> for Rollback {
     fn from(error: Error) -> Self {
         Self::Failed(error)
     }
 }
 
-impl From<diesel::result::Error> for Undone {
+impl From<diesel::result::Error> for Rollback {
     fn from(error: diesel::result::Error) -> Self {
         Self::Failed(error.into())
     }
@@ -48,25 +48,25 @@ impl From<diesel::result::Error> for Undone {
 
 /// Stores an effect that rests on the gate's answer, and the answer to the caller under its request
 /// id, in one transaction. `effect` says whether its row was still as it was read.
-pub(crate) async fn store_gated(
+pub(crate) async fn commit_gated(
     database: &Database,
     clock: &Clock,
     key: IdempotencyKey,
     basis: (Answer, Permit),
     response: Vec<u8>,
     effect: impl FnOnce(&mut Connection) -> Result<bool, Error> + Send + 'static,
-) -> Result<Stored, Error> {
+) -> Result<Commit, Error> {
     let clock = clock.clone();
     let write = move |connection: &mut Connection| {
         let (answer, permit) = basis;
-        if !pass_fence(connection, answer.customer_id, permit.revision)? {
-            return Err(Undone::Because(Stored::AnswerOutdated));
+        if !check_fence(connection, answer.customer_id, permit.revision)? {
+            return Err(Rollback::Because(Commit::AnswerOutdated));
         }
-        once(connection, &key, &response, clock.now(), effect)?;
+        commit_once(connection, &key, &response, clock.now(), effect)?;
         // Looked at last: the queue for the transaction, the fence and the request id may each have
         // taken longer than the answer may be old.
         if !answer.is_fresh(clock.now()) {
-            return Err(Undone::Because(Stored::AnswerStale));
+            return Err(Rollback::Because(Commit::AnswerStale));
         }
         Ok(())
     };
@@ -75,45 +75,45 @@ pub(crate) async fn store_gated(
 
 /// Stores an effect that needs no answer of the gate, and the answer to the caller under its request
 /// id, in one transaction. `effect` says whether its row was still as it was read.
-pub(crate) async fn store_ungated(
+pub(crate) async fn commit_ungated(
     database: &Database,
     clock: &Clock,
     key: IdempotencyKey,
     response: Vec<u8>,
     effect: impl FnOnce(&mut Connection) -> Result<bool, Error> + Send + 'static,
-) -> Result<Stored, Error> {
+) -> Result<Commit, Error> {
     let now = clock.now();
-    let write = move |connection: &mut Connection| once(connection, &key, &response, now, effect);
+    let write = move |connection: &mut Connection| commit_once(connection, &key, &response, now, effect);
     ended(database.write(write).await)
 }
 
-fn once(
+fn commit_once(
     connection: &mut Connection,
     key: &IdempotencyKey,
     response: &[u8],
     now: Time,
     effect: impl FnOnce(&mut Connection) -> Result<bool, Error>,
-) -> Result<(), Undone> {
+) -> Result<(), Rollback> {
     if !answer_store(connection, key, response, now)? {
-        return Err(Undone::Because(Stored::SeenBefore));
+        return Err(Rollback::Because(Commit::SeenBefore));
     }
     if !effect(connection)? {
-        return Err(Undone::Because(Stored::LostRace));
+        return Err(Rollback::Because(Commit::LostRace));
     }
     Ok(())
 }
 
-fn ended(written: Result<(), Undone>) -> Result<Stored, Error> {
+fn ended(written: Result<(), Rollback>) -> Result<Commit, Error> {
     match written {
-        Ok(()) => Ok(Stored::Done),
-        Err(Undone::Because(stored)) => Ok(stored),
-        Err(Undone::Failed(error)) => Err(error),
+        Ok(()) => Ok(Commit::Done),
+        Err(Rollback::Because(stored)) => Ok(stored),
+        Err(Rollback::Failed(error)) => Err(error),
     }
 }
 
 /// Takes the customer's fence, unless a withdrawal newer than the answer was applied. Transactions
 /// of one customer wait for each other here; those of different customers never do.
-fn pass_fence(connection: &mut Connection, customer: Uuid, answer_revision: i64) -> Result<bool, Error> {
+fn check_fence(connection: &mut Connection, customer: Uuid, answer_revision: i64) -> Result<bool, Error> {
     let passed = query!(connection, c => {
         FilterDsl::filter(
             diesel::insert_into(fence::table)
