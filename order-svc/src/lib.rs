@@ -38,8 +38,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::service::RoutesBuilder;
 
+use agreements::Agreements;
+use agreements::identity::ServiceIdentity;
 use agreements::replicas::Replicas;
-use agreements::{Agreements, ServiceIdentity};
 use api::Api;
 pub use api::access::{ACCESS_POLICY, VOCABULARY};
 use config::{Serve, Storage};

@@ -9,7 +9,7 @@ use prometheus::{IntCounterVec, Opts};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::agreements::GateError;
+use crate::agreements::gate::GateError;
 use crate::rules::gate::{Answer, Reason, Verdict};
 use crate::store::report::reports_waiting;
 use crate::store::subscription::terms_overdue;

@@ -26,7 +26,8 @@ use proto::identity::TenantKind;
 use tokio::sync::watch;
 use tonic::{Response, Status};
 
-use crate::agreements::{Agreements, GateError, GateQuery};
+use crate::agreements::Agreements;
+use crate::agreements::gate::{GateError, GateQuery};
 use crate::metrics::Decisions;
 use crate::rules::Refusal;
 use crate::rules::gate::Answer;

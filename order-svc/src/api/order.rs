@@ -20,7 +20,8 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::{ATTEMPTS_MAX, Api, Attempt, Failure, checked, convert, status, time_until, unanswered, viewer};
-use crate::agreements::{Attested, GateQuery, NotAttested};
+use crate::agreements::attest::{Attested, NotAttested};
+use crate::agreements::gate::GateQuery;
 use crate::rules::gate::{Answer, Operation};
 use crate::rules::order::{Line, Order, Parties, Placing, check_lines, demands, parties, place};
 use crate::rules::subscription::{Cause, Change, ChangeKind, Subscription};

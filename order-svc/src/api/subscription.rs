@@ -23,7 +23,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::{ATTEMPTS_MAX, Api, Attempt, Failure, checked, convert, status, time_until, viewer};
-use crate::agreements::GateQuery;
+use crate::agreements::gate::GateQuery;
 use crate::rules::Refusal;
 use crate::rules::gate::Operation;
 use crate::rules::offer::Offer;

@@ -29,7 +29,7 @@ use tokio::sync::watch;
 use super::Followed;
 use super::renewals::end_terms_of;
 use crate::agreements::Agreements;
-use crate::agreements::history::{NotFollowed, StreamItem};
+use crate::agreements::events::{NotFollowed, StreamItem};
 use crate::rules::gate::ANSWER_AGE_MAX;
 use crate::rules::withdrawal::{HistoryPoint, Restore};
 use crate::store::history::{Orphans, cursor_read, cursor_reset, cursor_revision, history_apply, orphans};

@@ -1,0 +1,98 @@
+//! The attestation that an order carries (ORD-4): made at agreement-svc as the caller, with the caller's credentials.
+
+use std::time::Duration;
+
+use chassis::auth::{Caller, Credentials};
+use proto::agreement::attestation_service_client::AttestationServiceClient;
+use proto::agreement::{CreateAttestationRequest, CreateAttestationResponse};
+use proto::types::ErrorReason;
+use tonic::{Code, Status};
+use uuid::Uuid;
+
+use super::{Agreements, CallOptions, reason_of};
+
+/// What CreateAttestation may say no with, and what it means for whoever orders. ALREADY_ATTESTED is not
+/// among them: then there is nothing to do.
+const REFUSALS: [(ErrorReason, Code); 9] = [
+    (ErrorReason::InvalidFields, Code::InvalidArgument),
+    (ErrorReason::RequestIdReused, Code::InvalidArgument),
+    (ErrorReason::IdentityRequired, Code::Unauthenticated),
+    (ErrorReason::RoleNotAllowed, Code::PermissionDenied),
+    (ErrorReason::ResourceNotFound, Code::NotFound),
+    (ErrorReason::ResellerCannotAttest, Code::PermissionDenied),
+    (ErrorReason::CloudNotSupported, Code::FailedPrecondition),
+    (ErrorReason::TemplateRetired, Code::FailedPrecondition),
+    (ErrorReason::OlderThanCurrent, Code::FailedPrecondition),
+];
+
+/// An attestation as it was stored, or as it would be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Attested {
+    pub id: Uuid,
+    pub template_id: Uuid,
+    pub template_version: u32,
+    /// The revision that stored it.
+    pub revision: i64,
+}
+
+/// Why nothing is known to be attested.
+#[derive(Debug)]
+pub(crate) enum NotAttested {
+    /// The neighbour's own refusal.
+    Refused(Status),
+    /// Anything else. For the log.
+    Unknown(String),
+}
+
+impl Agreements {
+    /// Attests with the caller's own identity, for as long as the gate may take. `None`: the current
+    /// attestation says the same.
+    ///
+    /// # Errors
+    /// [`NotAttested`].
+    pub(crate) async fn attest(
+        &self,
+        message: &CreateAttestationRequest,
+        caller: &Caller,
+        credentials: &Credentials,
+        call_id: &str,
+        time_left: Duration,
+    ) -> Result<Option<Attested>, NotAttested> {
+        let terms = CallOptions { identity: credentials, call_id, deadline: self.deadline, time_left };
+        let call = |channel, request| {
+            let mut attestations = AttestationServiceClient::new(channel);
+            async move { attestations.create_attestation(request).await }
+        };
+        let status = match self.call_with_failover(terms, message.clone(), call).await {
+            Ok(answer) => {
+                let nonsense = || NotAttested::Unknown("its attestation makes no sense".into());
+                return read_attested(message, caller, answer).map(Some).ok_or_else(nonsense);
+            }
+            Err(status) => status,
+        };
+        match (reason_of(&status), status.code()) {
+            (Some(ErrorReason::AlreadyAttested), Code::AlreadyExists) => Ok(None),
+            (Some(reason), code) if REFUSALS.contains(&(reason, code)) => Err(NotAttested::Refused(status)),
+            _ => Err(NotAttested::Unknown(status.to_string())),
+        }
+    }
+}
+
+/// Reads what was attested, if it is what was asked for.
+fn read_attested(
+    asked: &CreateAttestationRequest,
+    caller: &Caller,
+    answer: CreateAttestationResponse,
+) -> Option<Attested> {
+    let attestation = answer.attestation?;
+    let is_as_asked = attestation.customer_id == asked.customer_id
+        && attestation.template_id == asked.template_id
+        && attestation.partner_id == caller.tenant_id.to_string();
+    let attested = Attested {
+        id: attestation.attestation_id.parse().ok()?,
+        template_id: attestation.template_id.parse().ok()?,
+        template_version: attestation.template_version,
+        revision: answer.revision,
+    };
+    (is_as_asked && attested.template_version > 0 && attested.revision > 0).then_some(attested)
+}

@@ -1,0 +1,259 @@
+//! The gate's wire: a query becomes a message, and an answer becomes a fact. An answer that does not fit together,
+//! or that does not fit the query, is unknown.
+
+use std::time::Duration;
+
+use chassis::auth::{Caller, Channel};
+use chassis::clock::Time;
+use chrono::DateTime;
+use proto::agreement::eligibility_service_client::EligibilityServiceClient;
+use proto::agreement::{
+    AgreementDemand, AssumedAttestation, CheckEligibilityRequest, CheckEligibilityResponse, PartnerRole,
+};
+use proto::identity::Role;
+use proto::types::{self, ErrorReason};
+use tonic::Code;
+
+use super::attest::Attested;
+use super::{Agreements, CallOptions, log_if_unauthenticated, reason_of};
+use crate::rules::gate::{
+    AgreementType, Answer, Decision, Evidence, EvidenceKind, Operation, Permit, Reason, Rehearsal, Remedy,
+    Rule, Verdict,
+};
+use crate::rules::order::Parties;
+
+/// A question to the gate.
+#[derive(Clone, Debug)]
+pub(crate) struct GateQuery {
+    pub parties: Parties,
+    pub operation: Operation,
+    pub demands: Vec<Vec<AgreementType>>,
+    /// The answer must know of everything up to this revision; 0 is any.
+    pub at_least_revision: i64,
+    /// The user for whom it is asked.
+    pub caller: Caller,
+    /// The id under which both services log.
+    pub call_id: String,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum GateError {
+    /// Payer, customer and reseller do not belong together (GATE-0).
+    NotTogether,
+    /// GATE-0.
+    PayerIsReseller,
+    /// Anything else: away, slow, broken, or talking nonsense. For the log.
+    Unknown(String),
+}
+
+impl Agreements {
+    /// Asks the gate, for no longer than the deadline or the caller's time_left, retries included.
+    ///
+    /// # Errors
+    /// [`GateError`]; only its first two cases are words of the neighbour.
+    pub(crate) async fn check(&self, ask: &GateQuery, time_left: Duration) -> Result<Answer, GateError> {
+        self.question(ask, ask.message(), time_left).await
+    }
+
+    /// Asks the gate what it would answer, on the assumption of an attestation where one is given.
+    ///
+    /// # Errors
+    /// As [`Agreements::check`].
+    pub(crate) async fn rehearse(
+        &self,
+        ask: &GateQuery,
+        assumed: Option<&Attested>,
+        time_left: Duration,
+    ) -> Result<Rehearsal, GateError> {
+        let assumed_attestation = assumed.map(|attested| AssumedAttestation {
+            attestation_id: attested.id.to_string(),
+            template_id: attested.template_id.to_string(),
+            template_version: attested.template_version,
+        });
+        let message = CheckEligibilityRequest { assumed_attestation, ..ask.message() };
+        self.question(ask, message, time_left).await.map(Rehearsal::new)
+    }
+
+    async fn question(
+        &self,
+        ask: &GateQuery,
+        message: CheckEligibilityRequest,
+        time_left: Duration,
+    ) -> Result<Answer, GateError> {
+        let own = self.own.credentials();
+        let terms = CallOptions { identity: &own, call_id: &ask.call_id, deadline: self.deadline, time_left };
+        let call = |channel, request| {
+            let (mut gate, asked_at) = (EligibilityServiceClient::new(channel), self.clock.now());
+            async move { Ok(gate.check_eligibility(request).await?.map(|answer| (asked_at, answer))) }
+        };
+        match self.call_with_failover(terms, message, call).await.inspect_err(log_if_unauthenticated) {
+            Ok((asked_at, answer)) => read_answer(ask, asked_at, answer),
+            Err(status) => Err(match (reason_of(&status), status.code()) {
+                (Some(ErrorReason::ResourceNotFound), Code::NotFound) => GateError::NotTogether,
+                (Some(ErrorReason::PayerIsReseller), Code::InvalidArgument) => GateError::PayerIsReseller,
+                _ => GateError::Unknown(status.to_string()),
+            }),
+        }
+    }
+}
+
+impl GateQuery {
+    fn message(&self) -> CheckEligibilityRequest {
+        let operation = match self.operation {
+            Operation::NewPurchase => types::Operation::NewPurchase,
+            Operation::SeatChange => types::Operation::SeatChange,
+            Operation::ManualRenewal => types::Operation::ManualRenewal,
+        };
+        let channel = match self.caller.channel {
+            Channel::Dashboard => types::Channel::Dashboard,
+            Channel::Api => types::Channel::Api,
+        };
+        let role = |role: &&'static str| match role.parse().ok()? {
+            Role::AdminAgent => Some(PartnerRole::AdminAgent),
+            Role::SalesAgent => Some(PartnerRole::SalesAgent),
+            Role::HelpdeskAgent => Some(PartnerRole::HelpdeskAgent),
+            Role::GlobalAdmin => Some(PartnerRole::GlobalAdmin),
+        };
+        let demand = |types: &Vec<AgreementType>| AgreementDemand {
+            agreement_types: types.iter().map(|t| agreement_type(*t).into()).collect(),
+        };
+        CheckEligibilityRequest {
+            payer_id: self.parties.payer_id.to_string(),
+            customer_id: self.parties.customer_id.to_string(),
+            reseller_id: self.parties.reseller_id.map(|id| id.to_string()).unwrap_or_default(),
+            operation: operation.into(),
+            channel: channel.into(),
+            demands: self.demands.iter().map(demand).collect(),
+            at_least_revision: self.at_least_revision,
+            acting_partner_id: self.caller.tenant_id.to_string(),
+            acting_roles: self.caller.roles.iter().filter_map(role).map(Into::into).collect(),
+            as_of: None,
+            assumed_attestation: None,
+        }
+    }
+}
+
+fn agreement_type(of: AgreementType) -> types::AgreementType {
+    match of {
+        AgreementType::MicrosoftCloudAgreement => types::AgreementType::MicrosoftCloudAgreement,
+        AgreementType::MicrosoftCustomerAgreement => types::AgreementType::MicrosoftCustomerAgreement,
+    }
+}
+
+/// Reads an answer to a question; whatever does not fit together makes it unknown.
+fn read_answer(
+    ask: &GateQuery,
+    asked_at: Time,
+    answer: CheckEligibilityResponse,
+) -> Result<Answer, GateError> {
+    let nonsense = |what: &str| GateError::Unknown(format!("its answer makes no sense: {what}"));
+    if answer.customer_id != ask.parties.customer_id.to_string()
+        || answer.payer_id != ask.parties.payer_id.to_string()
+    {
+        return Err(nonsense("it is about somebody else"));
+    }
+    let is_country = answer.customer_country.len() == 2;
+    if !is_country || answer.revision < ask.at_least_revision {
+        return Err(nonsense("the customer's country or revision"));
+    }
+    let time = |time: Option<prost_types::Timestamp>| {
+        let time = time?;
+        DateTime::from_timestamp(time.seconds, u32::try_from(time.nanos).ok()?)
+    };
+    let evaluated_at = time(answer.evaluated_at).ok_or_else(|| nonsense("no time of evaluation"))?;
+    let valid_until = match answer.valid_until {
+        None => None,
+        some => Some(time(some).ok_or_else(|| nonsense("the time until it holds"))?),
+    };
+    let verdict = match types::Decision::try_from(answer.decision) {
+        Ok(types::Decision::Blocked) => Verdict::Blocked {
+            reasons: answer.reasons.iter().filter_map(|reason| read_reason(*reason)).collect(),
+            remedies: answer.remedies.iter().filter_map(read_remedy).collect(),
+        },
+        Ok(types::Decision::Allowed | types::Decision::Exempt) => Verdict::Permitted(
+            read_permit(ask, &answer, evaluated_at).ok_or_else(|| nonsense("decision, rule and evidence"))?,
+        ),
+        Ok(types::Decision::Unspecified) | Err(_) => return Err(nonsense("an unknown decision")),
+    };
+    Ok(Answer {
+        customer_id: ask.parties.customer_id,
+        customer_country: answer.customer_country,
+        verdict,
+        asked_at,
+        valid_until,
+    })
+}
+
+/// A yes whose decision, rule and evidence fit together, and the question.
+fn read_permit(ask: &GateQuery, answer: &CheckEligibilityResponse, evaluated_at: Time) -> Option<Permit> {
+    use types::{Decision as Said, GateRule};
+    let evidence = match &answer.evidence {
+        None => None,
+        Some(evidence) => Some(read_evidence(evidence)?),
+    };
+    let kind = evidence.as_ref().map(|evidence| evidence.kind);
+    let is_demanded = |of: AgreementType| ask.demands.iter().all(|demand| demand.contains(&of));
+    if !evidence.as_ref().is_none_or(|evidence| is_demanded(evidence.agreement_type)) {
+        return None;
+    }
+    let said = Said::try_from(answer.decision).ok()?;
+    let (decision, rule) = match (said, GateRule::try_from(answer.rule).ok()?, kind) {
+        (Said::Allowed, GateRule::NotYetMandatory, _) => (Decision::Allowed, Rule::NotYetMandatory),
+        (Said::Allowed, GateRule::DirectSignature, Some(EvidenceKind::DirectSignature)) => {
+            (Decision::Allowed, Rule::DirectSignature)
+        }
+        (Said::Allowed, GateRule::Attestation, Some(EvidenceKind::Attestation)) => {
+            (Decision::Allowed, Rule::Attestation)
+        }
+        (Said::Exempt, GateRule::OutsidePublicCloud, None) => {
+            let cloud = types::Cloud::try_from(answer.customer_cloud).ok()?;
+            let is_outside = !matches!(cloud, types::Cloud::Public | types::Cloud::Unspecified);
+            is_outside.then_some((Decision::Exempt, Rule::OutsidePublicCloud))?
+        }
+        // An exemption for automatic renewal is never the answer to what is asked here (I5).
+        _ => return None,
+    };
+    Some(Permit { decision, rule, evidence, revision: answer.revision, evaluated_at })
+}
+
+fn read_evidence(evidence: &types::Evidence) -> Option<Evidence> {
+    Some(Evidence {
+        kind: match types::AcceptanceKind::try_from(evidence.kind).ok()? {
+            types::AcceptanceKind::Attestation => EvidenceKind::Attestation,
+            types::AcceptanceKind::DirectSignature => EvidenceKind::DirectSignature,
+            types::AcceptanceKind::Unspecified => return None,
+        },
+        acceptance_id: evidence.acceptance_id.parse().ok()?,
+        template_id: evidence.template_id.parse().ok()?,
+        template_version: evidence.template_version,
+        agreement_type: match types::AgreementType::try_from(evidence.agreement_type).ok()? {
+            types::AgreementType::MicrosoftCloudAgreement => AgreementType::MicrosoftCloudAgreement,
+            types::AgreementType::MicrosoftCustomerAgreement => AgreementType::MicrosoftCustomerAgreement,
+            types::AgreementType::Unspecified => return None,
+        },
+    })
+}
+
+fn read_reason(reason: i32) -> Option<Reason> {
+    match types::BlockReason::try_from(reason).ok()? {
+        types::BlockReason::NoAcceptance => Some(Reason::NoAcceptance),
+        types::BlockReason::Withdrawn => Some(Reason::Withdrawn),
+        types::BlockReason::VersionSuperseded => Some(Reason::VersionSuperseded),
+        types::BlockReason::WrongAgreementType => Some(Reason::WrongAgreementType),
+        types::BlockReason::Unspecified => None,
+    }
+}
+
+fn read_remedy(remedy: &types::Remedy) -> Option<Remedy> {
+    match types::RemedyKind::try_from(remedy.kind).ok()? {
+        types::RemedyKind::Attest => Some(Remedy::Attest { template_id: remedy.template_id.parse().ok()? }),
+        types::RemedyKind::AskProvider => {
+            Some(Remedy::AskProvider { provider_id: remedy.provider_id.parse().ok()? })
+        }
+        types::RemedyKind::InviteCustomer => {
+            Some(Remedy::InviteCustomer { template_id: remedy.template_id.parse().ok()? })
+        }
+        types::RemedyKind::Unspecified => None,
+    }
+}

@@ -1,0 +1,69 @@
+//! The service identity: how order-svc identifies itself to agreement-svc. Its token is a file that is reloaded
+//! while it runs.
+
+use std::path::Path;
+
+use chassis::auth::{Auth, Bearer, Caller, Channel, Credentials};
+use chassis::metrics::Metrics;
+use chassis::reload::Watched;
+use proto::identity::TenantKind;
+use uuid::Uuid;
+
+/// How order-svc identifies itself where identities are trusted by their word.
+const SERVICE_ID: Uuid = uuid::uuid!("0de05dc0-0000-7000-8000-000000000001");
+
+/// How this service identifies itself to the neighbour.
+#[derive(Clone)]
+pub(crate) enum ServiceIdentity {
+    /// By its word, where that is believed.
+    Metadata,
+    /// By a token of its own.
+    Token(Watched<Bearer>),
+}
+
+impl ServiceIdentity {
+    /// Reads the token, on a runtime that looks at it from then on.
+    ///
+    /// # Errors
+    /// A token that is missing, of no use, or cannot be read.
+    pub(crate) fn open(auth: Auth, token: Option<&Path>) -> Result<Self, String> {
+        match (auth, token) {
+            (Auth::Insecure, None) => Ok(Self::Metadata),
+            (Auth::Insecure, Some(_)) => {
+                Err("--auth insecure presents no token; leave --service-token out, or use --auth jwt".into())
+            }
+            (Auth::Jwt, None) => Err("--auth jwt needs --service-token".into()),
+            (Auth::Jwt, Some(file)) => {
+                let token = Watched::open(vec![file.to_owned()], |contents| Bearer::read(&contents[0]));
+                token.map(Self::Token).map_err(|why| format!("--service-token {why}"))
+            }
+        }
+    }
+
+    /// Has the token told of, where there is one.
+    pub(crate) fn register_metrics(&self, metrics: &Metrics) {
+        if let Self::Token(token) = self {
+            metrics.register_files("service-token", token, |token| {
+                token.validity("service-token").into_iter().collect()
+            });
+        }
+    }
+
+    pub(super) fn credentials(&self) -> Credentials {
+        match self {
+            Self::Metadata => Credentials::Metadata(service()),
+            Self::Token(token) => Credentials::Token(Bearer::clone(&token.now())),
+        }
+    }
+}
+
+/// order-svc itself, by its word.
+fn service() -> Caller {
+    Caller {
+        tenant_kind: TenantKind::Service.into_str(),
+        tenant_id: SERVICE_ID,
+        user_id: SERVICE_ID,
+        roles: vec![],
+        channel: Channel::Api,
+    }
+}

@@ -1,0 +1,218 @@
+//! The client of agreement-svc: failover among its replicas, retries within a budget, deadlines. An answer becomes a
+//! fact, or it becomes "unknown", which is a refusal (I8).
+
+pub(crate) mod attest;
+pub(crate) mod events;
+pub(crate) mod gate;
+pub(crate) mod identity;
+pub(crate) mod replicas;
+
+use std::error::Error;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chassis::auth::Credentials;
+use chassis::backoff;
+use chassis::clock::Clock;
+use chassis::form::timestamp;
+use chassis::metrics::Metrics;
+use chassis::telemetry::trace::Traced;
+use proto::agreement::ReportPurchaseRequest;
+use proto::agreement::eligibility_service_client::EligibilityServiceClient;
+use proto::types::ErrorReason;
+use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
+use tonic_types::StatusExt;
+use tower::retry::budget::{Budget, TpsBudget};
+
+use crate::rules::order::PurchaseReport;
+use identity::ServiceIdentity;
+use replicas::Replicas;
+
+/// `ErrorInfo.domain` of what the neighbour refuses.
+pub(crate) const DOMAIN: &str = "agreement-svc";
+
+/// Tries for one question. More would only add to the load of a neighbour in trouble.
+const TRIES_MAX: u32 = 3;
+
+/// Waits between tries, before jitter: the first, and the longest.
+const RETRY_BASE: Duration = Duration::from_millis(20);
+const RETRY_MAX: Duration = Duration::from_millis(200);
+
+/// What all calls of the process together may try again, in any ten seconds: this many for each of them,
+/// and one for every five calls that were answered. So a neighbour in trouble is not asked three times as
+/// much, and one that restarts is asked again by everybody.
+const BUDGET_WINDOW: Duration = Duration::from_secs(10);
+const BUDGET_PER_SECOND: u32 = 5;
+const BUDGET_OF_ANSWERED: f32 = 0.2;
+
+/// Reporting a purchase is not waited for by anybody, so it may take longer than the gate.
+const REPORT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The client of agreement-svc. Clones share its connection and its retries.
+#[derive(Clone)]
+pub(crate) struct Agreements {
+    own: ServiceIdentity,
+    replicas: Replicas,
+    deadline: Duration,
+    retries: Arc<TpsBudget>,
+    clock: Clock,
+}
+
+/// On what terms a call is made.
+struct CallOptions<'a> {
+    /// As whom.
+    identity: &'a Credentials,
+    /// The id under which both services log.
+    call_id: &'a str,
+    /// How long it may take, with all its tries.
+    deadline: Duration,
+    /// How long whoever waits for it still does.
+    time_left: Duration,
+}
+
+impl Agreements {
+    pub(crate) fn new(replicas: Replicas, own: ServiceIdentity, deadline: Duration, clock: Clock) -> Self {
+        let retries = TpsBudget::new(BUDGET_WINDOW, BUDGET_PER_SECOND, BUDGET_OF_ANSWERED);
+        Self { own, replicas, deadline, retries: Arc::new(retries), clock }
+    }
+
+    /// Has everything told of by which the neighbour and this process believe each other.
+    pub(crate) fn register_metrics(&self, metrics: &Metrics) {
+        self.own.register_metrics(metrics);
+        self.replicas.register_metrics(metrics);
+    }
+
+    /// Reports a customer's first purchase. Reporting again under the same order is safe.
+    ///
+    /// # Errors
+    /// What kept it from being taken.
+    pub(crate) async fn report_purchase(&self, report: &PurchaseReport) -> Result<(), Status> {
+        let message = ReportPurchaseRequest {
+            request_id: report.order_id.to_string(),
+            customer_id: report.customer_id.to_string(),
+            payer_id: report.payer_id.to_string(),
+            purchased_at: Some(timestamp(report.purchased_at)),
+        };
+        let own = self.own.credentials();
+        let terms = CallOptions {
+            identity: &own,
+            call_id: &report.order_id.to_string(),
+            deadline: REPORT_DEADLINE,
+            time_left: REPORT_DEADLINE,
+        };
+        let call = |channel, request| {
+            let mut gate = EligibilityServiceClient::new(channel);
+            async move { gate.report_purchase(request).await }
+        };
+        self.call_with_failover(terms, message, call).await.inspect_err(log_if_unauthenticated).map(drop)
+    }
+
+    /// Makes a call until it is answered; only for calls that may be made twice, since they read or carry a
+    /// request id. One try takes at most half of the deadline, so that a lost one leaves time for another.
+    ///
+    /// # Errors
+    /// The refusal, or how the last try ended.
+    async fn call_with_failover<M: Clone, A, F>(
+        &self,
+        terms: CallOptions<'_>,
+        message: M,
+        call: impl Fn(Traced<Channel>, Request<M>) -> F,
+    ) -> Result<A, Status>
+    where
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        let give_up = Instant::now() + terms.deadline.min(terms.time_left);
+        let mut last = Status::deadline_exceeded("the deadline had passed before it was asked");
+        for attempt in 0..TRIES_MAX {
+            if attempt > 0 {
+                if !self.retries.withdraw() {
+                    break;
+                }
+                let pause = backoff::wait(attempt - 1, RETRY_BASE, RETRY_MAX);
+                tokio::time::sleep(pause.min(give_up.saturating_duration_since(Instant::now()))).await;
+            }
+            let left = give_up.saturating_duration_since(Instant::now()).min(terms.deadline / 2);
+            if left.is_zero() {
+                break;
+            }
+            let mut request = request_as(terms.identity, message.clone(), terms.call_id);
+            request.set_timeout(left);
+            let replica = self.replicas.next();
+            match tokio::time::timeout(left, call(replica.channel(), request)).await {
+                Err(_) => {
+                    replica.failed();
+                    last = Status::deadline_exceeded("it did not answer in time");
+                }
+                Ok(Err(status)) if is_retryable(&status) => {
+                    replica.failed();
+                    last = status;
+                }
+                Ok(answered) => {
+                    replica.answered();
+                    self.retries.deposit();
+                    return answered.map(Response::into_inner);
+                }
+            }
+        }
+        Err(last)
+    }
+}
+
+/// A request as somebody, without a deadline.
+fn request_as<M>(identity: &Credentials, message: M, call_id: &str) -> Request<M> {
+    let mut request = Request::new(message);
+    identity.present(request.metadata_mut());
+    if let Ok(call_id) = MetadataValue::try_from(call_id) {
+        request.metadata_mut().insert("x-call-id", call_id);
+    }
+    request
+}
+
+/// Whether the neighbour refuses who this service is shows in no answer to a caller, so the log says it.
+fn log_if_unauthenticated(status: &Status) {
+    if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) {
+        let why = status.message();
+        tracing::error!(
+            why,
+            "agreement-svc refuses this service's identity; put a valid token into --service-token"
+        );
+    }
+}
+
+fn is_retryable(status: &Status) -> bool {
+    match status.code() {
+        Code::Unavailable => true,
+        // From the neighbour they mean something else; only what happened here has a source: we were late, or the
+        // connection ended before the call was sent, or in the middle of it.
+        Code::Cancelled | Code::Unknown | Code::Internal => status.source().is_some(),
+        _ => false,
+    }
+}
+
+/// The reason of a refusal by the neighbour, and by nobody else.
+fn reason_of(status: &Status) -> Option<ErrorReason> {
+    let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN)?;
+    ErrorReason::from_str_name(&format!("ERROR_REASON_{}", info.reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::TimeoutExpired;
+
+    use super::*;
+
+    #[test]
+    fn what_happened_here_is_told_from_what_the_neighbour_says() {
+        let here = |code| Status::from_error(Box::new(code));
+        assert!(is_retryable(&here(TimeoutExpired(()))));
+        for code in [Code::Cancelled, Code::Unknown, Code::Internal] {
+            assert!(!is_retryable(&Status::new(code, "Timeout expired")), "{code:?}");
+            let mut ended = Status::new(code, "the connection ended");
+            ended.set_source(Arc::new(std::io::Error::other("closed")));
+            assert!(is_retryable(&ended), "{code:?}");
+        }
+    }
+}
