@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use chassis::auth::{self, Channel};
 use chassis::clock::Time;
+use chassis::config::with_env;
 use chassis::database::Url;
-use chassis::server::with_env;
 use chassis::telemetry::LogFormat;
 use chassis::tls;
 use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, Utc};

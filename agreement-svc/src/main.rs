@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use agreement_svc::config::{Cli, Command};
 use agreement_svc::{Failure, import, token};
 use chassis::clock::Clock;
-use chassis::server::{self, Listeners};
+use chassis::health::check_health;
+use chassis::lifecycle::{runtime, signal};
+use chassis::server::Listeners;
 use chassis::telemetry::{self, trace};
 use clap::Parser;
 
@@ -23,31 +25,32 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode, Failure> {
     let done: Result<(), Failure> = match command {
-        Command::Import(settings) => return Ok(server::runtime(1)?.block_on(import::run(settings))),
+        Command::Import(settings) => return Ok(runtime(1)?.block_on(import::run(settings))),
         Command::Serve(config) => {
             let _export = trace::export(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))?;
-            server::runtime(config.worker_threads)?.block_on(async {
+            runtime(config.worker_threads)?.block_on(async {
                 let auth = config.identity.auth;
                 let listeners = Listeners::bind(config.listen, config.metrics_listen, auth).await?;
-                agreement_svc::serve(*config, Clock::system(), listeners, server::signal()).await
+                agreement_svc::serve(*config, Clock::system(), listeners, signal()).await
             })
         }
-        Command::Migrate(config) => server::runtime(1)?.block_on(async {
+        Command::Migrate(config) => runtime(1)?.block_on(async {
             let database = agreement_svc::migrate(&config.storage, &Clock::system()).await?;
             if config.after_restore {
                 say(&agreement_svc::announce_restore(&database, &Clock::system()).await?);
             }
             Ok(())
         }),
-        Command::CheckHealth(settings) => server::runtime(1)?
-            .block_on(async { Ok(server::check_health(&settings.address, &settings.tls).await?) }),
+        Command::CheckHealth(settings) => {
+            runtime(1)?.block_on(async { Ok(check_health(&settings.address, &settings.tls).await?) })
+        }
         Command::Key { folder } => token::make_key(&folder),
         Command::Token(settings) => {
             say(&token::sign(&settings, &Clock::system())?);
             Ok(())
         }
         Command::Verify(config) => {
-            let verified = server::runtime(1)?.block_on(agreement_svc::verify(&config))?;
+            let verified = runtime(1)?.block_on(agreement_svc::verify(&config))?;
             say(&verified);
             match verified.findings.len() {
                 0 => Ok(()),
@@ -55,8 +58,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             }
         }
         Command::EraseContact(config) => {
-            let erased =
-                server::runtime(1)?.block_on(agreement_svc::erase_contact(&config, &Clock::system()))?;
+            let erased = runtime(1)?.block_on(agreement_svc::erase_contact(&config, &Clock::system()))?;
             say(&erased);
             Ok(())
         }

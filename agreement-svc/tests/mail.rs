@@ -332,7 +332,7 @@ async fn a_crash_between_claim_and_mail_is_followed_by_the_mail_after_the_lease(
     let listeners = Listeners { calls: listener, metrics: None };
     let serving = tokio::spawn(agreement_svc::serve(*config, clock.clone(), listeners, stopped));
     let client = chassis::tls::ClientSettings::default();
-    chassis::server::check_health(&address.parse().unwrap(), &client).await.unwrap();
+    chassis::health::check_health(&address.parse().unwrap(), &client).await.unwrap();
 
     let claimed = notification(&address, &id).await;
     assert_eq!((claimed.state(), claimed.attempts), (NotificationState::Queued, 1));

@@ -1,17 +1,19 @@
-//! The plumbing of both services: how they are started, called, timed, paged and stored.
+//! The plumbing of both services: how they start, authenticate, limit and time calls, page lists and store data.
 //!
-//! What is here would serve any two services: it has never heard of agreements or orders, and both
-//! services call it. Rules, tables and messages of the business are theirs.
+//! It would serve any service: it knows no rule, table or message of the business.
 
 #![warn(missing_docs)]
 
 pub mod auth;
 pub mod backoff;
 pub mod clock;
+pub mod config;
 pub mod database;
 pub mod expiry;
 pub mod form;
+pub mod health;
 pub mod idempotency;
+pub mod lifecycle;
 pub mod metrics;
 pub mod paging;
 pub mod reload;

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use chassis::auth;
+use chassis::config::with_env;
 use chassis::database::Url;
-use chassis::server::with_env;
 use chassis::telemetry::LogFormat;
 use chassis::tls::{self, Address};
 use clap::{Args, Parser, Subcommand};

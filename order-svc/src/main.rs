@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use chassis::clock::Clock;
-use chassis::server::{self, Listeners};
+use chassis::health::check_health;
+use chassis::lifecycle::{runtime, signal};
+use chassis::server::Listeners;
 use chassis::telemetry::{self, trace};
 use clap::Parser;
 use order_svc::Failure;
@@ -25,14 +27,15 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(config) => {
             let _export = trace::export(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))?;
-            server::runtime(config.worker_threads)?.block_on(async {
+            runtime(config.worker_threads)?.block_on(async {
                 let auth = config.identity.auth;
                 let listeners = Listeners::bind(config.listen, config.metrics_listen, auth).await?;
-                order_svc::serve(*config, Clock::system(), listeners, server::signal()).await
+                order_svc::serve(*config, Clock::system(), listeners, signal()).await
             })
         }
         Command::Migrate(storage) => order_svc::migrate(&storage).map(|_| ()),
-        Command::CheckHealth(settings) => server::runtime(1)?
-            .block_on(async { Ok(server::check_health(&settings.address, &settings.tls).await?) }),
+        Command::CheckHealth(settings) => {
+            runtime(1)?.block_on(async { Ok(check_health(&settings.address, &settings.tls).await?) })
+        }
     }
 }

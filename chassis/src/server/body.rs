@@ -1,6 +1,7 @@
-//! The bodies of requests and answers: something is held for as long as one goes by.
+//! The bodies of requests and responses: what they count as they pass, and what they hold until their end.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -8,25 +9,42 @@ use http_body::{Frame, SizeHint};
 use tonic::Status;
 use tonic::body::Body;
 
-/// An answer is handed to HTTP/2 in pieces of this size, which takes the next one when the caller has taken
-/// about as much. All at once it would lie there where nobody counts it.
+use super::limits::memory::RequestMemory;
+
+/// A response is handed to HTTP/2 in pieces of this size, and HTTP/2 takes the next piece when the client has taken about
+/// as much. Otherwise a whole response would be buffered where no limit counts it: tonic does not let hyper's
+/// `max_send_buf_size` be set.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// A body in pieces, that lets go of something when it has come to its end or is dropped.
-pub(super) struct Until<T> {
+/// The body of a response, in pieces. It holds a guard until it has been sent or is dropped.
+pub(super) struct GuardedBody<T> {
     body: Body,
-    held: Option<T>,
-    /// Of the frame of which the last piece is.
+    guard: Option<T>,
+    /// The part of the current frame that has not been sent.
     rest: Bytes,
 }
 
-impl<T> Until<T> {
-    pub(super) fn new(body: Body, held: T) -> Self {
-        Self { body, held: Some(held), rest: Bytes::new() }
+/// The body of a request, which counts the bytes that arrive.
+pub(super) struct CountedBody {
+    body: Body,
+    arrived: usize,
+    memory: Arc<RequestMemory>,
+    domain: &'static str,
+}
+
+impl<T> GuardedBody<T> {
+    pub(super) fn new(body: Body, guard: T) -> Self {
+        Self { body, guard: Some(guard), rest: Bytes::new() }
     }
 }
 
-impl<T: Unpin> http_body::Body for Until<T> {
+impl CountedBody {
+    pub(super) fn new(body: Body, memory: Arc<RequestMemory>, domain: &'static str) -> Self {
+        Self { body, arrived: 0, memory, domain }
+    }
+}
+
+impl<T: Unpin> http_body::Body for GuardedBody<T> {
     type Data = Bytes;
     type Error = Status;
 
@@ -40,7 +58,7 @@ impl<T: Unpin> http_body::Body for Until<T> {
                 Some(Ok(Ok(data))) => self.rest = data,
                 Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
                 ended => {
-                    self.held = None;
+                    self.guard = None;
                     return Poll::Ready(ended.and_then(Result::err).map(Err));
                 }
             }
@@ -48,7 +66,7 @@ impl<T: Unpin> http_body::Body for Until<T> {
         let length = self.rest.len().min(PIECE_BYTES);
         let piece = self.rest.split_to(length);
         if self.is_end_stream() {
-            self.held = None;
+            self.guard = None;
         }
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
@@ -69,27 +87,93 @@ impl<T: Unpin> http_body::Body for Until<T> {
     }
 }
 
+impl http_body::Body for CountedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        match &frame {
+            Some(Ok(frame)) => {
+                self.arrived = self.arrived.saturating_add(frame.data_ref().map_or(0, Bytes::len));
+                if let Err(overload) = self.memory.reserve(self.arrived) {
+                    return Poll::Ready(Some(Err(overload.status(self.domain))));
+                }
+                if self.body.is_end_stream() {
+                    self.memory.set_arrived();
+                }
+            }
+            Some(Err(_)) | None => self.memory.set_arrived(),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for CountedBody {
+    fn drop(&mut self) {
+        // The handler has read all that it wants.
+        self.memory.set_arrived();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::pin::pin;
-    use std::sync::Arc;
 
     use http_body_util::BodyExt;
 
+    use super::super::MESSAGE_BYTES_MAX;
+    use super::super::limits::memory;
+    use super::super::limits::tenant::Tenant;
     use super::*;
 
     #[tokio::test]
-    async fn a_body_comes_in_pieces_and_lets_go_at_its_end() {
+    async fn a_response_comes_in_pieces_and_drops_its_guard_at_its_end() {
         let message = Bytes::from(vec![7; 2 * PIECE_BYTES + 1]);
-        let held = Arc::new(());
+        let guard = Arc::new(());
         let body = Body::new(http_body_util::Full::new(message.clone()));
-        let mut body = pin!(Until::new(body, Arc::clone(&held)));
-        let mut come = vec![];
+        let mut body = pin!(GuardedBody::new(body, Arc::clone(&guard)));
+        let mut pieces = vec![];
         while let Some(frame) = body.frame().await {
-            come.push(frame.unwrap().into_data().unwrap());
-            assert_eq!(Arc::strong_count(&held), if come.len() < 3 { 2 } else { 1 });
+            pieces.push(frame.unwrap().into_data().unwrap());
+            assert_eq!(Arc::strong_count(&guard), if pieces.len() < 3 { 2 } else { 1 });
         }
-        assert_eq!(come.iter().map(Bytes::len).collect::<Vec<_>>(), [PIECE_BYTES, PIECE_BYTES, 1]);
-        assert_eq!(come.concat(), message);
+        assert_eq!(pieces.iter().map(Bytes::len).collect::<Vec<_>>(), [PIECE_BYTES, PIECE_BYTES, 1]);
+        assert_eq!(pieces.concat(), message);
+    }
+
+    #[tokio::test]
+    async fn a_request_fails_when_its_bytes_find_no_room() {
+        let budget = memory::budget("INTERNAL");
+        let tenant = Tenant::test("TENANT", 1);
+        let request = || {
+            let memory = Arc::new(RequestMemory::new(budget.clone(), tenant));
+            let message = Bytes::from(vec![7; MESSAGE_BYTES_MAX]);
+            let body = Body::new(http_body_util::Full::new(message));
+            (memory.clone(), CountedBody::new(body, memory, "some-svc"))
+        };
+        let mut held = vec![];
+        let refused = loop {
+            let (memory, body) = request();
+            match body.collect().await {
+                Ok(_) => held.push(memory),
+                Err(status) => break status,
+            }
+        };
+        assert!(held.len() > 16 && held.iter().all(|memory| memory.has_arrived()));
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        held.clear();
+        assert!(request().1.collect().await.is_ok());
     }
 }

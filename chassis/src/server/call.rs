@@ -1,73 +1,57 @@
-//! What happens to every call: it is identified, admitted, limited, timed, guarded against panics,
-//! logged, counted and told to its trace, in this order and in this place only. What is refused for load
-//! is counted and nothing else: it has to cost far less than an answer. Health and reflection are
-//! for anybody: they are bounded in number and size, and nothing else happens to them.
+//! The middleware of all calls: each call is identified, admitted by the access policy and the concurrency limit, timed,
+//! guarded against panics, logged, counted and traced, in this order.
+//!
+//! A call that is refused for load is only counted: its refusal must cost far less than its answer. Calls of health and
+//! reflection need no identity; they are limited in number and size.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::panic::AssertUnwindSafe;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderValue};
 use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 use tower::{Layer, Service};
 use tracing::Instrument;
 
-use super::body::Until;
-use super::connections::{Answers, Secured};
-use super::flow::{Flows, Passage};
-use super::limits::tenant::{Overload, TenantLimiter};
-use super::{MESSAGE_BYTES_MAX, Options};
+use super::Options;
+use super::body::{CountedBody, GuardedBody};
+use super::connection::PendingResponses;
+use super::deadline::{Deadline, Late, RECEIVE_MAX, in_time, work_time};
+use super::limits::memory::{self, RequestMemory};
+use super::limits::queue::{CallQueue, Entry, Slot};
+use super::limits::tenant::{Overload, Tenant, TenantLimiter};
+use super::overload::Refusals;
+use super::record::CallRecord;
+use crate::auth::Caller;
 use crate::auth::access::{self, AccessPolicy};
-use crate::auth::{Bearer, Caller};
-use crate::clock::{Clock, new_id};
 use crate::metrics::{Calls, UNKNOWN_PATH};
-use crate::status::{failure, internal};
-use crate::telemetry::trace::{Span, code_of};
+use crate::status::internal;
 
-/// No call takes longer, whatever deadline it came with.
-const CALL_DURATION_MAX: Duration = Duration::from_secs(30);
+/// Unauthenticated calls at a time: of reflection, and those that watch health. A few replicas of a client watch the
+/// health of this process, and an operator looks around; their messages are small.
+const PUBLIC_CALLS_MAX: usize = 256;
 
-/// How long the message of a call may take to come in; while it does, the call holds its place. The largest
-/// takes eight seconds over a megabit a second. Streams of requests are not meant, whose handlers are told of
-/// each message as it comes.
-const RECEIVE_MAX: Duration = Duration::from_secs(10);
-
-/// When a caller that was refused for load should come back.
-const OVERLOAD_RETRY: Duration = Duration::from_millis(200);
-
-/// How often it is logged how many were.
-const REFUSED_TOLD_EVERY: Duration = Duration::from_secs(1);
-
-/// Calls of health and reflection at a time, from anybody. A few replicas of a client watch the health of
-/// this one, and somebody looks around; what they ask is small.
-const ANYBODYS_MAX: usize = 256;
-
-/// How whoever restarts services asks whether this one is well. It finds a place whatever others watch.
+/// The call by which an orchestrator checks whether the process is healthy. It has a limit of its own, fair among
+/// connections, so that other unauthenticated calls cannot make the check fail.
 const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
 
-/// The id under which everything about one call is logged, here and in the services it calls.
+/// The id under which one call is logged, here and in the services that it calls.
 #[derive(Clone, Debug)]
-pub struct CallId(pub String);
+struct CallId(String);
 
-/// When the caller stops waiting.
-#[derive(Clone, Copy, Debug)]
-pub struct Deadline(pub Instant);
-
-/// Marks an answer as a stream that goes on.
+/// Marks a response that is an open-ended stream.
 #[derive(Clone, Copy, Debug)]
 struct OpenEnded;
 
-/// The answer of a call that is a stream which goes on: it does not hold the place of a call. Whoever makes it
-/// sees to how many there are, and to how long each may stand still.
+/// The response of an open-ended stream: it does not hold the slot of a call. The handler limits the number of such
+/// streams, and how long each may make no progress.
 #[must_use]
 pub fn open_ended<S>(stream: S) -> Response<S> {
     let mut response = Response::new(stream);
@@ -75,86 +59,51 @@ pub fn open_ended<S>(stream: S) -> Response<S> {
     response
 }
 
-/// The call id that the server gave this call.
+/// The id that the server gave this call.
 pub fn call_id<T>(request: &Request<T>) -> String {
     request.extensions().get::<CallId>().map(|id| id.0.clone()).unwrap_or_default()
 }
 
-/// How long the caller of this request still waits.
-pub fn time_left<T>(request: &Request<T>) -> Duration {
-    let deadline = request.extensions().get::<Deadline>();
-    deadline.map_or(CALL_DURATION_MAX, |deadline| deadline.0.saturating_duration_since(Instant::now()))
+/// The middleware. Clones share their limits.
+#[derive(Clone)]
+pub(super) struct CallLayer(Arc<Shared>);
+
+struct Shared {
+    options: Options,
+    queue: CallQueue,
+    memory: TenantLimiter,
+    public_calls: Arc<Semaphore>,
+    health_checks: TenantLimiter,
+    refusals: Refusals,
+    calls: Calls,
 }
 
 #[derive(Clone)]
-pub(super) struct CallLayer {
-    options: Arc<Options>,
-    places: TenantLimiter,
-    flows: Flows,
-    anybodys: Arc<Semaphore>,
-    health_checks: Arc<Semaphore>,
-    overloaded: Arc<Overloaded>,
-    /// Calls refused for load that have not been told of.
-    refused: Arc<AtomicU64>,
-    numbers: Calls,
+pub(super) struct CallService {
+    shared: Arc<Shared>,
+    inner: Routes,
 }
 
-/// A call that is not refused for load.
-enum Entered {
-    /// Nobody knows who makes it.
-    Unidentified(Status),
-    /// Who makes it may not.
-    Forbidden(Caller, Status),
-    /// It may be worked on.
-    In(Caller, Option<Bearer>, Passage),
-}
+type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
 
 impl CallLayer {
-    pub(super) fn new(options: Options, numbers: Calls) -> Self {
-        numbers.expect(options.access.iter().map(|(path, _)| *path));
+    pub(super) fn new(options: Options, calls: Calls) -> Self {
+        calls.expect(options.access.iter().map(|(path, _)| *path));
         let internal_kind = options.identities.vocabulary().internal_kind;
-        Self {
-            places: TenantLimiter::new(options.calls_max, internal_kind),
-            flows: Flows::new(internal_kind),
-            anybodys: Arc::new(Semaphore::new(ANYBODYS_MAX)),
-            health_checks: Arc::new(Semaphore::new(ANYBODYS_MAX)),
-            overloaded: Arc::new(Overloaded::new(options.domain)),
-            options: Arc::new(options),
-            refused: Arc::default(),
-            numbers,
-        }
+        Self(Arc::new(Shared {
+            queue: CallQueue::new(options.calls_max, internal_kind),
+            memory: memory::budget(internal_kind),
+            public_calls: Arc::new(Semaphore::new(PUBLIC_CALLS_MAX)),
+            health_checks: TenantLimiter::new(PUBLIC_CALLS_MAX, internal_kind),
+            refusals: Refusals::new(options.domain),
+            options,
+            calls,
+        }))
     }
 
-    /// Identifies, admits and limits a call.
-    fn enter(&self, request: &http::Request<Body>, path: &'static str) -> Result<Entered, Overload> {
-        let Options { identities, access: policy, domain, .. } = &*self.options;
-        let (caller, bearer) = match identities.identify(request.headers(), domain) {
-            Ok(identified) => identified,
-            Err(refused) => return Ok(Entered::Unidentified(refused)),
-        };
-        if let Err(refused) = access::admit(policy, request.uri().path(), &caller, domain) {
-            return Ok(Entered::Forbidden(caller, refused));
-        }
-        let passage = self.flows.enter(path, &caller, self.places.try_acquire(&caller))?;
-        Ok(Entered::In(caller, bearer, passage))
-    }
-
-    fn refuse_for_load(&self, path: &'static str, full: Overload) -> http::Response<Body> {
-        self.refused.fetch_add(1, Ordering::Relaxed);
-        self.numbers.refuse_for_load(path);
-        self.overloaded.response(full)
-    }
-
-    /// Tells, for as long as it is waited for, how many calls were refused for load. A line for each would cost
-    /// more than refusing it, just when there is nothing to spare.
-    pub(super) async fn report_refusals(self) {
-        loop {
-            tokio::time::sleep(REFUSED_TOLD_EVERY).await;
-            let refused = self.refused.swap(0, Ordering::Relaxed);
-            if refused > 0 {
-                tracing::warn!(refused, "calls were refused for load");
-            }
-        }
+    /// Logs the number of calls that are refused for load, for as long as it is polled.
+    pub(super) async fn log_refusals(self) {
+        self.0.refusals.log().await;
     }
 }
 
@@ -162,365 +111,243 @@ impl Layer<Routes> for CallLayer {
     type Service = CallService;
 
     fn layer(&self, inner: Routes) -> CallService {
-        CallService { layer: self.clone(), inner }
-    }
-}
-
-#[derive(Clone)]
-pub(super) struct CallService {
-    layer: CallLayer,
-    inner: Routes,
-}
-
-impl CallService {
-    fn answer_anybody(
-        &mut self,
-        request: http::Request<Body>,
-    ) -> <Self as Service<http::Request<Body>>>::Future {
-        let is_health_check = request.uri().path() == HEALTH_CHECK;
-        let places = if is_health_check { &self.layer.health_checks } else { &self.layer.anybodys };
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            let refused = self.layer.refuse_for_load(UNKNOWN_PATH, Overload::Process);
-            return Box::pin(async { Ok(refused) });
-        };
-        let answered = self.inner.call(request);
-        if is_health_check {
-            let domain = self.layer.options.domain;
-            return Box::pin(async move {
-                let _place = place;
-                tokio::time::timeout(RECEIVE_MAX, answered)
-                    .await
-                    .unwrap_or_else(|_| Ok(stood_still(domain).into_http()))
-            });
-        }
-        let answered = answered
-            .map(|answer| answer.map(|response| response.map(|body| Body::new(Until::new(body, place)))));
-        Box::pin(answered)
-    }
-
-    /// Has a call worked on.
-    fn work(
-        &self,
-        mut request: http::Request<Body>,
-        line: Line,
-        mut passage: Passage,
-    ) -> impl Future<Output = Result<http::Response<Body>, Infallible>> + Send + use<> {
-        let patience = patience(request.headers());
-        request.extensions_mut().insert(CallId(line.call_id.clone()));
-        request.extensions_mut().insert(Deadline(Instant::now() + patience));
-
-        let lines = tracing::info_span!("call", id = %line.call_id, path = line.path, trace_id = line.span.trace_id());
-        let (mut inner, domain) = (self.inner.clone(), self.layer.options.domain);
-        let answers = answers_of(request.extensions_mut());
-        // Held by the body of the request until it has come in whole.
-        let coming = Arc::new(());
-        let request = request.map({
-            let held = Arc::clone(&coming);
-            |body| Body::new(Until::new(body, held))
-        });
-        let handled = line.span.around(async move { inner.call(request).await });
-        let handled = AssertUnwindSafe(handled).catch_unwind();
-        let guarded = async move {
-            // Those that came in together are all let in or refused before the first of them is answered. Calls
-            // that wait for nothing would else never be in progress at the same time, and never too many.
-            tokio::task::yield_now().await;
-            let has_come = move || Arc::strong_count(&coming) == 1;
-            let response = match in_time(handled, has_come, patience).await {
-                Ok(Ok(Ok(response))) => {
-                    // A refusal may take far less than an answer.
-                    if code_of(response.headers()) == Code::Ok {
-                        passage.is_answered();
-                    }
-                    response
-                }
-                Ok(Err(_)) => internal(domain).status().into_http(),
-                Err(Late::Message) => stood_still(domain).into_http(),
-                Err(Late::Answer) => too_late(domain).into_http(),
-            };
-            let response = line.finish(response, domain);
-            if response.extensions().get::<OpenEnded>().is_some() {
-                return Ok(response);
-            }
-            // The call is in progress until its answer is on its way.
-            let held = (passage, answers.begin());
-            Ok(response.map(|body| Body::new(Until::new(body, held))))
-        };
-        guarded.instrument(lines)
+        CallService { shared: self.0.clone(), inner }
     }
 }
 
 impl Service<http::Request<Body>> for CallService {
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+    type Future = Answer;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Service::<http::Request<Body>>::poll_ready(&mut self.inner, context)
     }
 
-    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: http::Request<Body>) -> Answer {
+        let began = Instant::now();
         if request.uri().path().starts_with("/grpc.") {
-            return self.answer_anybody(request);
+            return self.serve_unauthenticated(request);
         }
-        let options = self.layer.options.clone();
-        let path = known_path(options.access, request.uri().path());
-        let entered = match self.layer.enter(&request, path) {
-            Ok(entered) => entered,
-            Err(full) => {
-                let response = self.layer.refuse_for_load(path, full);
-                return Box::pin(async { Ok(response) });
-            }
+        let Options { identities, access: policy, domain, .. } = self.shared.options.clone();
+        let path = known_path(policy, request.uri().path());
+        let refuse = |caller: Option<&Caller>, status: Status| -> Answer {
+            let calls = self.shared.calls.clone();
+            let record = CallRecord::begin(path, request.headers(), caller, calls, began);
+            Box::pin(ready(Ok(record.finish(status.into_http(), domain))))
         };
-        let call_id = call_id_of(request.headers());
-        let span = Span::of_server(request.headers(), path, &call_id);
-        let line = |caller| Line::new(path, call_id, caller, span, self.layer.numbers.clone());
-        let (line, refused) = match entered {
-            Entered::In(caller, bearer, passage) => {
-                let line = line(Some(&caller));
-                request.extensions_mut().insert(caller);
-                if let Some(bearer) = bearer {
-                    request.extensions_mut().insert(bearer);
-                }
-                return Box::pin(self.work(request, line, passage));
-            }
-            Entered::Forbidden(caller, refused) => (line(Some(&caller)), refused),
-            Entered::Unidentified(refused) => (line(None), refused),
+        let (caller, bearer) = match identities.identify(request.headers(), domain) {
+            Ok(identified) => identified,
+            Err(status) => return refuse(None, status),
         };
-        let response = line.finish(refused.into_http(), options.domain);
-        Box::pin(async { Ok(response) })
-    }
-}
-
-/// The answers of the call's connection that have not been taken yet.
-fn answers_of(extensions: &mut http::Extensions) -> Answers {
-    let secured = extensions.remove::<Secured>().map(|info| info.get_ref().clone());
-    secured.or_else(|| extensions.remove()).unwrap_or_default()
-}
-
-/// The path of a call, if it is one of the service's. Others are the caller's words, and there is no end to
-/// them: they are neither logged nor counted.
-fn known_path(access: AccessPolicy, path: &str) -> &'static str {
-    access.iter().find(|(call, _)| *call == path).map_or(UNKNOWN_PATH, |(call, _)| call)
-}
-
-/// What took too long.
-#[derive(Debug, PartialEq, Eq)]
-enum Late {
-    Message,
-    Answer,
-}
-
-/// Waits for the answer, for as long as its caller does, and no longer than its message may take to come in.
-async fn in_time<A>(
-    handled: impl Future<Output = A>,
-    has_come: impl Fn() -> bool,
-    patience: Duration,
-) -> Result<A, Late> {
-    let mut handled = pin!(handled);
-    match tokio::time::timeout(patience.min(RECEIVE_MAX), &mut handled).await {
-        Ok(answer) => return Ok(answer),
-        Err(_) if patience <= RECEIVE_MAX => return Err(Late::Answer),
-        Err(_) if !has_come() => return Err(Late::Message),
-        Err(_) => {}
-    }
-    tokio::time::timeout(patience - RECEIVE_MAX, handled).await.map_err(|_| Late::Answer)
-}
-
-/// What is kept of one call: a log line, a count and a span. Dropped unfinished, they say that the caller
-/// went away.
-struct Line {
-    path: &'static str,
-    call_id: String,
-    caller: Option<(&'static str, String)>,
-    began: Instant,
-    finished: bool,
-    span: Span,
-    numbers: Calls,
-}
-
-impl Line {
-    fn new(path: &'static str, call_id: String, caller: Option<&Caller>, span: Span, numbers: Calls) -> Self {
-        numbers.in_progress.inc();
-        let caller = caller.map(|caller| (caller.tenant_kind, caller.tenant_id.to_string()));
-        Self { path, call_id, caller, began: Instant::now(), finished: false, span, numbers }
-    }
-
-    fn finish(mut self, response: http::Response<Body>, domain: &'static str) -> http::Response<Body> {
-        let mut response = unreadable(&response, domain).map_or(response, Status::into_http);
-        let code = code_of(response.headers());
-        self.finished = true;
-        self.end(code, &format!("{code:?}"));
-        if let Ok(value) = HeaderValue::from_str(&self.call_id) {
-            response.headers_mut().insert("x-call-id", value);
+        if let Err(status) = access::admit(policy, request.uri().path(), &caller, domain) {
+            return refuse(Some(&caller), status);
         }
-        response
-    }
-
-    fn end(&mut self, code: Code, in_words: &str) {
-        self.log(in_words);
-        self.span.end(code);
-        self.numbers.end(self.path, code, self.began.elapsed());
-        self.numbers.in_progress.dec();
-    }
-
-    fn log(&self, code: &str) {
-        let (kind, tenant) = self.caller.as_ref().map_or(("", ""), |(kind, tenant)| (*kind, tenant));
-        tracing::info!(
-            path = self.path,
-            code,
-            took_us = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX),
-            tenant_kind = kind,
-            tenant,
-            call_id = self.call_id,
-            trace_id = self.span.trace_id(),
-            "call"
-        );
-    }
-}
-
-impl Drop for Line {
-    fn drop(&mut self) {
-        if !self.finished {
-            self.end(Code::Cancelled, "caller went away");
-        }
-    }
-}
-
-fn unreadable(response: &http::Response<Body>, domain: &'static str) -> Option<Status> {
-    unreadable_message(response.extensions().get::<Status>()?, domain)
-}
-
-/// tonic answers an oversized message with OUT_OF_RANGE, and one that is none with INTERNAL, in words
-/// only; here they get their code and reason. In a stream of requests this may happen after the answer
-/// has begun, where only the handler can say it.
-#[must_use]
-pub fn unreadable_message(status: &Status, domain: &'static str) -> Option<Status> {
-    match status.code() {
-        Code::OutOfRange if status.message().contains("decoded message length too large") => {
-            let sentence =
-                format!("a request message has at most {MESSAGE_BYTES_MAX} bytes; send less at a time");
-            Some(failure(domain, Code::ResourceExhausted, "MESSAGE_TOO_LARGE", sentence).status())
-        }
-        Code::Internal if status.message().starts_with("failed to decode Protobuf message") => {
-            let sentence = "the bytes are no message of this call; encode it with the published contract";
-            Some(failure(domain, Code::InvalidArgument, "MALFORMED_MESSAGE", sentence).status())
-        }
-        _ => None,
-    }
-}
-
-/// What is said to those who are refused for load, made once: it is said most often when there is least time.
-struct Overloaded {
-    everybody: HeaderMap,
-    tenant: HeaderMap,
-}
-
-impl Overloaded {
-    fn new(domain: &'static str) -> Self {
-        let headers = |reason, sentence| {
-            let refused = failure(domain, Code::ResourceExhausted, reason, sentence);
-            let response: http::Response<()> = refused.retry_after(OVERLOAD_RETRY).status().into_http();
-            response.into_parts().0.headers
+        let entry = match self.shared.queue.enter(Tenant::of(&caller)) {
+            Ok(entry) => entry,
+            Err(overload) => return Box::pin(ready(Ok(self.shared.refuse_for_load(path, overload)))),
         };
-        Self {
-            everybody: headers("OVERLOADED", "too many calls are in progress; try again shortly"),
-            tenant: headers(
-                "TENANT_OVERLOADED",
-                "your tenant has as many calls in progress as are left for others; make fewer at a time, and \
-                 try again shortly",
-            ),
+        if let Some(bearer) = bearer {
+            request.extensions_mut().insert(bearer);
         }
-    }
-
-    fn response(&self, full: Overload) -> http::Response<Body> {
-        let mut response = http::Response::new(Body::empty());
-        *response.headers_mut() = match full {
-            Overload::Process => self.everybody.clone(),
-            Overload::Tenant => self.tenant.clone(),
-        };
-        response
-    }
-}
-
-fn stood_still(domain: &'static str) -> Status {
-    let sentence =
-        format!("the request did not come in whole within {} s; begin again", RECEIVE_MAX.as_secs());
-    failure(domain, Code::ResourceExhausted, "STREAM_STOOD_STILL", sentence)
-        .retry_after(OVERLOAD_RETRY)
-        .status()
-}
-
-fn too_late(domain: &'static str) -> Status {
-    let sentence = "the deadline passed before the answer was ready; retry under the same request id";
-    failure(domain, Code::Unavailable, "DEADLINE_PASSED", sentence).retry_after(OVERLOAD_RETRY).status()
-}
-
-/// The caller's own id for the call if it is a plausible one, else a new one. It is logged, so that nothing
-/// passes for one in which there is an e-mail address.
-fn call_id_of(headers: &HeaderMap) -> String {
-    const LENGTH_MAX: usize = 64;
-    let given = headers.get("x-call-id").and_then(|value| value.to_str().ok());
-    given
-        .filter(|id| {
-            (1..=LENGTH_MAX).contains(&id.len())
-                && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte))
+        let (shared, inner) = (self.shared.clone(), self.inner.clone());
+        Box::pin(async move {
+            let slot = match entry {
+                Entry::Admitted(slot) => slot,
+                Entry::Waiting(waiting) => match waiting.slot().await {
+                    Ok(slot) => slot,
+                    Err(overload) => return Ok(shared.refuse_for_load(path, overload)),
+                },
+            };
+            Ok(shared.handle(request, inner, path, caller, slot, began).await)
         })
-        .map_or_else(|| new_id(Clock::system().now()).to_string(), ToOwned::to_owned)
-}
-
-/// How long to work for the caller: a little less than it waits, so that it hears from us first.
-fn patience(headers: &HeaderMap) -> Duration {
-    let given = headers.get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(timeout_of);
-    given.map_or(CALL_DURATION_MAX, |given| {
-        (given - (given / 20).min(Duration::from_millis(20))).min(CALL_DURATION_MAX)
-    })
-}
-
-/// Reads a `grpc-timeout` value: at most 8 digits and a unit.
-fn timeout_of(value: &str) -> Option<Duration> {
-    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
-    let amount: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
-    match unit {
-        "H" => Some(Duration::from_secs(amount * 3600)),
-        "M" => Some(Duration::from_secs(amount * 60)),
-        "S" => Some(Duration::from_secs(amount)),
-        "m" => Some(Duration::from_millis(amount)),
-        "u" => Some(Duration::from_micros(amount)),
-        "n" => Some(Duration::from_nanos(amount)),
-        _ => None,
     }
+}
+
+impl CallService {
+    fn serve_unauthenticated(&mut self, mut request: http::Request<Body>) -> Answer {
+        let refuse = |shared: &Shared| -> Answer {
+            Box::pin(ready(Ok(shared.refuse_for_load(UNKNOWN_PATH, Overload::Process))))
+        };
+        if request.uri().path() == HEALTH_CHECK {
+            let connection = Tenant::of_connection(pending_responses(&mut request).connection());
+            let Ok(permit) = self.shared.health_checks.try_acquire_many(connection, 1) else {
+                return refuse(&self.shared);
+            };
+            let (domain, answer) = (self.shared.options.domain, self.inner.call(request));
+            return Box::pin(async move {
+                let _permit = permit;
+                let answer = tokio::time::timeout(RECEIVE_MAX, answer).await;
+                answer.unwrap_or_else(|_| Ok(Late::Message.status(domain).into_http()))
+            });
+        }
+        let Ok(permit) = self.shared.public_calls.clone().try_acquire_owned() else {
+            return refuse(&self.shared);
+        };
+        let answer = self.inner.call(request);
+        let guard =
+            |response: http::Response<Body>| response.map(|body| Body::new(GuardedBody::new(body, permit)));
+        Box::pin(answer.map(|answer| answer.map(guard)))
+    }
+}
+
+impl Shared {
+    /// Passes an admitted call to its handler.
+    async fn handle(
+        &self,
+        mut request: http::Request<Body>,
+        mut inner: Routes,
+        path: &'static str,
+        caller: Caller,
+        slot: Slot,
+        began: Instant,
+    ) -> http::Response<Body> {
+        let domain = self.options.domain;
+        let record = CallRecord::begin(path, request.headers(), Some(&caller), self.calls.clone(), began);
+        let deadline = began + work_time(request.headers());
+        let memory = Arc::new(RequestMemory::new(self.memory.clone(), Tenant::of(&caller)));
+        let responses = pending_responses(&mut request);
+        let extensions = request.extensions_mut();
+        extensions.insert(CallId(record.call_id.clone()));
+        extensions.insert(Deadline(deadline));
+        extensions.insert(caller);
+        let request = request.map(|body| Body::new(CountedBody::new(body, memory.clone(), domain)));
+
+        let log_span =
+            tracing::info_span!("call", id = %record.call_id, path, trace_id = record.span.trace_id());
+        let answer = record.span.around(async move { inner.call(request).await });
+        let answer = AssertUnwindSafe(answer).catch_unwind();
+        let guarded = async move {
+            // The calls that arrived together are all admitted, queued or refused before the first of them runs. Calls
+            // that wait for nothing would otherwise never be in progress at the same time, and only sockets would queue.
+            tokio::task::yield_now().await;
+            let time_left = deadline.saturating_duration_since(Instant::now());
+            let response = match in_time(answer, || memory.has_arrived(), time_left).await {
+                Ok(Ok(Ok(response))) => response,
+                Ok(Err(_)) => internal(domain).status().into_http(),
+                Err(late) => late.status(domain).into_http(),
+            };
+            let response = record.finish(response, domain);
+            if response.extensions().get::<OpenEnded>().is_some() {
+                return response;
+            }
+            // The call is in progress until its answer has been sent.
+            let guard = (slot, memory, responses.begin());
+            response.map(|body| Body::new(GuardedBody::new(body, guard)))
+        };
+        guarded.instrument(log_span).await
+    }
+
+    fn refuse_for_load(&self, path: &'static str, overload: Overload) -> http::Response<Body> {
+        self.calls.refuse_for_load(path);
+        self.refusals.response(overload)
+    }
+}
+
+/// The responses of the call's connection that the client has not taken yet.
+fn pending_responses(request: &mut http::Request<Body>) -> PendingResponses {
+    request.extensions_mut().remove().unwrap_or_default()
+}
+
+/// The path of a call, if it is one of the service's. Other paths are the caller's text, of which there is no end, so
+/// they are neither logged nor counted.
+fn known_path(policy: AccessPolicy, path: &str) -> &'static str {
+    policy.iter().find(|(call, _)| *call == path).map_or(UNKNOWN_PATH, |(call, _)| call)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_message_that_does_not_come_in_is_not_waited_for_as_long_as_an_answer() {
-        const WORK: Duration = Duration::from_secs(20);
-        let work = || tokio::time::sleep(WORK);
-        for (has_come, patience, outcome, after) in [
-            (true, CALL_DURATION_MAX, Ok(()), WORK),
-            (true, WORK / 2, Err(Late::Answer), WORK / 2),
-            (true, WORK * 3 / 4, Err(Late::Answer), WORK * 3 / 4),
-            (false, CALL_DURATION_MAX, Err(Late::Message), RECEIVE_MAX),
-            (false, RECEIVE_MAX / 2, Err(Late::Answer), RECEIVE_MAX / 2),
-        ] {
-            let began = tokio::time::Instant::now();
-            assert_eq!(in_time(work(), || has_come, patience).await, outcome);
-            // The clock of these timers goes by milliseconds.
-            let late = began.elapsed().saturating_sub(after);
-            assert!(began.elapsed() >= after && late < Duration::from_millis(5), "{has_come} {patience:?}");
-        }
+    use axum::Router;
+    use axum::routing::post;
+    use bytes::Bytes;
+    use http_body_util::{BodyExt, StreamBody};
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::auth::access::CallerClass;
+    use crate::auth::{Auth, Identities, Settings, Vocabulary};
+    use crate::clock::Clock;
+    use crate::database::{Database, Writes};
+    use crate::metrics::Metrics;
+    use crate::tls;
+
+    /// A service with one call, which reads its message and ends when it is let go, and with one slot.
+    async fn service(go: Arc<Notify>) -> CallService {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("things.sqlite").display()).parse().unwrap();
+        let database = Database::open(&url, true, Writes::Concurrent).unwrap();
+        let metrics = Metrics::new("some_svc", "1", database).unwrap();
+        let address = "127.0.0.1:0".parse().unwrap();
+        let options = Options {
+            domain: "some-svc",
+            identities: Identities::open(&Settings::insecure(), Vocabulary::TEST, Clock::system()).unwrap(),
+            tls: tls::Server::open(&tls::ServerSettings::default(), Auth::Insecure, address).unwrap(),
+            access: &[("/a.B/C", &[CallerClass::ANYONE])],
+            services: &[],
+            descriptors: &[],
+            calls_max: 1,
+        };
+        let handler = async move |request: http::Request<axum::body::Body>| {
+            request.into_body().collect().await.map_err(|error| error.to_string())?;
+            go.notified().await;
+            Ok::<_, String>(http::Response::new(axum::body::Body::from("answer")))
+        };
+        let routes = Routes::from(Router::new().route("/a.B/C", post(handler)));
+        CallLayer::new(options, metrics.calls().clone()).layer(routes)
     }
 
-    #[test]
-    fn deadlines_are_read_in_every_unit() {
-        assert_eq!(timeout_of("1H"), Some(Duration::from_secs(3600)));
-        assert_eq!(timeout_of("250m"), Some(Duration::from_millis(250)));
-        assert_eq!(timeout_of("99999999n"), Some(Duration::from_nanos(99_999_999)));
-        for garbage in ["", "5", "m", "-1m", "999999999S", "1x", "é"] {
-            assert_eq!(timeout_of(garbage), None, "{garbage}");
+    /// A call, and whether its message is read.
+    fn request() -> (http::Request<Body>, Arc<AtomicBool>) {
+        let is_read = Arc::new(AtomicBool::new(false));
+        let message = {
+            let is_read = is_read.clone();
+            futures_util::stream::once(async move {
+                is_read.store(true, Ordering::Relaxed);
+                Ok::<_, Status>(http_body::Frame::data(Bytes::from_static(b"message")))
+            })
+        };
+        let mut request = http::Request::post("/a.B/C").body(Body::new(StreamBody::new(message))).unwrap();
+        for (key, value) in [
+            ("x-tenant-kind", "TENANT"),
+            ("x-tenant-id", "00000000-0000-4000-8000-000000000001"),
+            ("x-user-id", "00000000-0000-4000-8000-000000000002"),
+        ] {
+            request.headers_mut().insert(key, value.parse().unwrap());
         }
+        (request, is_read)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_waits_for_its_slot_with_its_message_unread() {
+        let go = Arc::new(Notify::new());
+        let mut service = service(go.clone()).await;
+        let call = |service: &mut CallService| {
+            let (request, is_read) = request();
+            (tokio::spawn(service.call(request)), is_read)
+        };
+        let code = |response: &http::Response<Body>| crate::telemetry::trace::code_of(response.headers());
+        let (first, is_first_read) = call(&mut service);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(is_first_read.load(Ordering::Relaxed));
+
+        let (refused, is_refused_read) = call(&mut service);
+        let refused = refused.await.unwrap().unwrap();
+        assert_eq!(code(&refused), tonic::Code::ResourceExhausted);
+        assert!(!is_refused_read.load(Ordering::Relaxed));
+
+        let (second, is_second_read) = call(&mut service);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!is_second_read.load(Ordering::Relaxed));
+        go.notify_one();
+        // A call holds its slot until its response has been sent.
+        let first = first.await.unwrap().unwrap();
+        assert!(!is_second_read.load(Ordering::Relaxed));
+        first.into_body().collect().await.unwrap();
+        go.notify_one();
+        assert_eq!(code(&second.await.unwrap().unwrap()), tonic::Code::Ok);
+        assert!(is_second_read.load(Ordering::Relaxed));
     }
 }

@@ -7,7 +7,8 @@ use chassis::database::{Connection, Error};
 use chassis::form::Form;
 use chassis::idempotency::IdempotencyKey;
 use chassis::paging::Page;
-use chassis::server::call::{call_id, time_left};
+use chassis::server::call::call_id;
+use chassis::server::deadline::time_left;
 use prost::Message;
 use proto::order::subscription_service_server::SubscriptionService;
 use proto::order::{

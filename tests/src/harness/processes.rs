@@ -294,7 +294,7 @@ impl Process {
         self.running = Some(command.spawn().map_err(|error| format!("{}: {error}", self.name))?);
         let began = Instant::now();
         let (address, tls) = (self.address().parse()?, ClientSettings::default());
-        while let Err(why) = chassis::server::check_health(&address, &tls).await {
+        while let Err(why) = chassis::health::check_health(&address, &tls).await {
             self.check_running()?;
             if began.elapsed() > START_MAX {
                 return Err(format!("{} does not serve: {why}", self.name));

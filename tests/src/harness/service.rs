@@ -46,7 +46,7 @@ impl Service {
     {
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || {
-            let runtime = chassis::server::runtime(worker_threads).map_err(|error| error.to_string())?;
+            let runtime = chassis::lifecycle::runtime(worker_threads).map_err(|error| error.to_string())?;
             runtime.block_on(async {
                 let listener =
                     tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
@@ -87,7 +87,7 @@ impl Service {
     async fn wait_until_serving(&mut self) -> Result<(), String> {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let address = format!("{scheme}://{}", self.address).parse()?;
-        match chassis::server::check_health(&address, &self.tls.clone().unwrap_or_default()).await {
+        match chassis::health::check_health(&address, &self.tls.clone().unwrap_or_default()).await {
             Ok(()) => Ok(()),
             Err(why) => Err(self.stop().err().unwrap_or(why)),
         }

@@ -1,3 +1,5 @@
-//! Limits on what is in progress at a time.
+//! Concurrency limits, fair among tenants: of calls, of streams, and of the bytes of requests.
 
+pub(super) mod memory;
+pub(super) mod queue;
 pub mod tenant;

@@ -1,10 +1,8 @@
-//! TenantLimiter for what is in progress, so few that nobody waits for long, and shared so that no tenant takes
-//! them all.
+//! Concurrency limit, fair among tenants.
 //!
-//! A tenant may hold as many places as are free. One that wants all of them gets half; two get a third
-//! each; and whoever comes with little finds as many free as each of the greedy ones holds. Nothing has to be
-//! known beforehand of who calls how much. Services of the house act for everybody and have
-//! been asked for by somebody who holds a place there, so for them only the end of all places is one.
+//! A tenant may hold as many permits as remain free. So a single greedy tenant gets half of them, two get a third each,
+//! and a modest tenant finds as many free permits as each greedy one holds. No tenant has to be known beforehand.
+//! Internal services act for all tenants, so they are exempt from the share and limited by the total only.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,74 +11,76 @@ use uuid::Uuid;
 
 use crate::auth::Caller;
 
-/// So many places. Clones share them.
+/// A limit of permits. Clones share it.
 #[derive(Clone, Debug)]
-pub struct TenantLimiter(Arc<Inner>);
+pub struct TenantLimiter(Arc<Mutex<Shares>>);
 
-/// One place; dropping it gives it back.
+/// A permit; dropping it releases it.
 #[derive(Debug)]
 pub struct Permit {
-    places: TenantLimiter,
+    limiter: TenantLimiter,
     tenant: Tenant,
+    amount: usize,
 }
 
-/// Why there is no place.
+/// The reason why there is no permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overload {
-    /// All are taken.
+    /// All permits are taken.
     Process,
-    /// The tenant holds as many as are left for others.
+    /// The tenant holds as many permits as remain free.
     Tenant,
 }
 
-/// Whose a place is.
+/// The holder of a permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::server) struct Tenant(&'static str, Uuid);
 
+/// The permits that are taken, by tenant.
 #[derive(Debug)]
-struct Inner {
+pub(in crate::server) struct Shares {
     max: usize,
-    taken: Mutex<Taken>,
-}
-
-/// How many are taken, and by whom.
-#[derive(Debug)]
-pub(in crate::server) struct Taken {
-    total: usize,
-    /// The kind of tenant that is exempt from the share.
     internal_kind: &'static str,
-    /// Tenants that hold any.
+    taken: usize,
+    /// Tenants that hold at least one.
     by_tenant: HashMap<Tenant, usize>,
 }
 
 impl TenantLimiter {
-    /// A limiter of `max` permits. Tenants of the internal kind are exempt from the share of a tenant.
+    /// A limit of `max` permits. Tenants of the internal kind are exempt from the share of a tenant.
     #[must_use]
     pub fn new(max: usize, internal_kind: &'static str) -> Self {
-        Self(Arc::new(Inner { max, taken: Mutex::new(Taken::new(internal_kind)) }))
+        Self(Arc::new(Mutex::new(Shares::new(max, internal_kind))))
     }
 
-    /// A place for a caller, now or not at all.
+    /// A permit for a caller, at once.
     ///
     /// # Errors
-    /// Who holds too many.
+    /// There is none.
     pub fn try_acquire(&self, caller: &Caller) -> Result<Permit, Overload> {
-        let tenant = Tenant::of(caller);
-        let mut taken = self.taken();
-        taken.check(self.0.max, tenant)?;
-        taken.add(tenant);
-        Ok(Permit { places: self.clone(), tenant })
+        self.try_acquire_many(Tenant::of(caller), 1)
     }
 
-    fn taken(&self) -> MutexGuard<'_, Taken> {
-        // Nothing panics while it is locked.
-        self.0.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(in crate::server) fn try_acquire_many(
+        &self,
+        tenant: Tenant,
+        amount: usize,
+    ) -> Result<Permit, Overload> {
+        let mut shares = self.shares();
+        shares.check(tenant, amount)?;
+        shares.add(tenant, amount);
+        Ok(Permit { limiter: self.clone(), tenant, amount })
+    }
+
+    fn shares(&self) -> MutexGuard<'_, Shares> {
+        // No code panics while it is locked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.places.taken().give_back(self.tenant);
+        self.limiter.shares().remove(self.tenant, self.amount);
     }
 }
 
@@ -88,34 +88,44 @@ impl Tenant {
     pub(in crate::server) fn of(caller: &Caller) -> Self {
         Self(caller.tenant_kind, caller.tenant_id)
     }
+
+    /// A connection takes the part of the tenant for callers without an identity.
+    pub(in crate::server) fn of_connection(number: u64) -> Self {
+        Self("", Uuid::from_u128(number.into()))
+    }
 }
 
-impl Taken {
-    pub(in crate::server) fn new(internal_kind: &'static str) -> Self {
-        Self { total: 0, internal_kind, by_tenant: HashMap::new() }
+#[cfg(test)]
+impl Tenant {
+    pub(in crate::server) const fn test(kind: &'static str, id: u128) -> Self {
+        Self(kind, Uuid::from_u128(id))
+    }
+}
+
+impl Shares {
+    pub(in crate::server) fn new(max: usize, internal_kind: &'static str) -> Self {
+        Self { max, internal_kind, taken: 0, by_tenant: HashMap::new() }
     }
 
-    /// Whether a tenant may have one more, where there are `max`.
-    pub(in crate::server) fn check(&self, max: usize, tenant: Tenant) -> Result<(), Overload> {
-        let free = max.saturating_sub(self.total);
-        let held = self.by_tenant.get(&tenant).copied().unwrap_or(0);
-        match tenant {
-            _ if free == 0 => Err(Overload::Process),
-            Tenant(kind, _) if kind == self.internal_kind => Ok(()),
-            _ if held >= free => Err(Overload::Tenant),
-            _ => Ok(()),
+    /// Whether a tenant may take that many more.
+    pub(in crate::server) fn check(&self, tenant: Tenant, amount: usize) -> Result<(), Overload> {
+        let free = self.max.saturating_sub(self.taken);
+        if amount > free {
+            return Err(Overload::Process);
         }
+        let held = self.by_tenant.get(&tenant).copied().unwrap_or(0);
+        if tenant.0 == self.internal_kind || held + amount <= free { Ok(()) } else { Err(Overload::Tenant) }
     }
 
-    pub(in crate::server) fn add(&mut self, tenant: Tenant) {
-        self.total += 1;
-        *self.by_tenant.entry(tenant).or_default() += 1;
+    pub(in crate::server) fn add(&mut self, tenant: Tenant, amount: usize) {
+        self.taken += amount;
+        *self.by_tenant.entry(tenant).or_default() += amount;
     }
 
-    pub(in crate::server) fn give_back(&mut self, tenant: Tenant) {
-        self.total -= 1;
+    pub(in crate::server) fn remove(&mut self, tenant: Tenant, amount: usize) {
+        self.taken -= amount;
         if let Some(held) = self.by_tenant.get_mut(&tenant) {
-            *held -= 1;
+            *held -= amount;
             if *held == 0 {
                 self.by_tenant.remove(&tenant);
             }
@@ -133,61 +143,72 @@ mod tests {
         Caller { tenant_kind, tenant_id, user_id, roles: vec![], channel: Channel::Api }
     }
 
-    /// All that a caller is given before it is refused, and why it is.
-    fn all(places: &TenantLimiter, caller: &Caller) -> (Vec<Permit>, Overload) {
+    /// All permits that a caller gets before it is refused, and the reason of the refusal.
+    fn all(limiter: &TenantLimiter, caller: &Caller) -> (Vec<Permit>, Overload) {
         let mut held = vec![];
         loop {
-            match places.try_acquire(caller) {
-                Ok(place) => held.push(place),
-                Err(full) => return (held, full),
+            match limiter.try_acquire(caller) {
+                Ok(permit) => held.push(permit),
+                Err(overload) => return (held, overload),
             }
         }
     }
 
     #[test]
-    fn a_tenant_gets_as_many_places_as_are_left() {
-        let places = TenantLimiter::new(12, "INTERNAL");
+    fn a_tenant_gets_as_many_permits_as_remain_free() {
+        let limiter = TenantLimiter::new(12, "INTERNAL");
         let [one, other, third] = [1, 2, 3].map(|tenant| caller("TENANT", tenant));
-        let (held, why) = all(&places, &one);
+        let (held, why) = all(&limiter, &one);
         assert_eq!((held.len(), why), (6, Overload::Tenant));
-        let (others, why) = all(&places, &other);
+        let (others, why) = all(&limiter, &other);
         assert_eq!((others.len(), why), (3, Overload::Tenant));
-        // TenantLimiter that become free are for whoever holds fewer of them.
+        // A tenant that holds fewer gets the released ones.
         drop(held);
-        let (again, _) = all(&places, &one);
+        let (again, _) = all(&limiter, &one);
         assert_eq!(again.len(), 5);
-        let (mut thirds, why) = all(&places, &third);
+        let (mut thirds, why) = all(&limiter, &third);
         assert_eq!((thirds.len(), why), (2, Overload::Tenant));
-        assert_eq!(places.try_acquire(&other).unwrap_err(), Overload::Tenant);
-        let (fourths, _) = all(&places, &caller("OTHER", 3));
+        assert_eq!(limiter.try_acquire(&other).unwrap_err(), Overload::Tenant);
+        let (fourths, _) = all(&limiter, &caller("OTHER", 3));
         assert_eq!(fourths.len(), 1);
-        let (fifths, why) = all(&places, &caller("OTHER", 4));
+        let (fifths, why) = all(&limiter, &caller("OTHER", 4));
         assert_eq!((fifths.len(), why), (1, Overload::Process));
         thirds.pop();
-        assert!(places.try_acquire(&caller("OTHER", 5)).is_ok());
+        assert!(limiter.try_acquire(&caller("OTHER", 5)).is_ok());
     }
 
     #[test]
-    fn the_last_place_can_be_taken() {
-        let places = TenantLimiter::new(1, "INTERNAL");
-        let one = caller("TENANT", 1);
-        let (held, why) = all(&places, &one);
+    fn the_last_permit_can_be_taken() {
+        let limiter = TenantLimiter::new(1, "INTERNAL");
+        let (held, why) = all(&limiter, &caller("TENANT", 1));
         assert_eq!((held.len(), why), (1, Overload::Process));
     }
 
     #[test]
-    fn services_may_take_every_place_that_there_is() {
-        let places = TenantLimiter::new(12, "INTERNAL");
-        let (partners, _) = all(&places, &caller("TENANT", 1));
-        let (services, why) = all(&places, &caller("INTERNAL", 1));
-        assert_eq!((partners.len(), services.len(), why), (6, 6, Overload::Process));
+    fn internal_services_may_take_every_permit() {
+        let limiter = TenantLimiter::new(12, "INTERNAL");
+        let (tenants, _) = all(&limiter, &caller("TENANT", 1));
+        let (services, why) = all(&limiter, &caller("INTERNAL", 1));
+        assert_eq!((tenants.len(), services.len(), why), (6, 6, Overload::Process));
     }
 
     #[test]
-    fn nothing_is_remembered_of_who_holds_no_place() {
-        let places = TenantLimiter::new(12, "INTERNAL");
-        drop(all(&places, &caller("TENANT", 1)));
-        let taken = places.taken();
-        assert_eq!((taken.total, taken.by_tenant.len()), (0, 0));
+    fn a_large_amount_needs_as_much_free_beside_it() {
+        let limiter = TenantLimiter::new(12, "INTERNAL");
+        let tenant = Tenant::of(&caller("TENANT", 1));
+        let take = |amount| limiter.try_acquire_many(tenant, amount);
+        assert_eq!(take(13).unwrap_err(), Overload::Process);
+        let held = take(8).unwrap();
+        assert_eq!(take(1).unwrap_err(), Overload::Tenant);
+        drop(held);
+        assert!(take(8).is_ok());
+    }
+
+    #[test]
+    fn tenants_without_a_permit_are_forgotten() {
+        let limiter = TenantLimiter::new(12, "INTERNAL");
+        drop(all(&limiter, &caller("TENANT", 1)));
+        let shares = limiter.shares();
+        assert_eq!((shares.taken, shares.by_tenant.len()), (0, 0));
     }
 }

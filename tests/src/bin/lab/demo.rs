@@ -59,7 +59,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let customers = play(&cluster).await?;
     if options.serve {
         print_lines(&cluster, &customers);
-        chassis::server::signal().await;
+        chassis::lifecycle::signal().await;
     }
     Ok(())
 }

@@ -123,7 +123,7 @@ async fn what_is_too_much_is_refused_at_once_and_a_modest_tenant_is_served_besid
     let refused = world::order(&stranger(3), &customers[0], None, 5).await.unwrap_err();
     assert_overloaded(&refused, "OVERLOADED");
     let orders = format!("http://{}", cluster.orders_address()).parse().unwrap();
-    chassis::server::check_health(&orders, &ClientSettings::default()).await.unwrap();
+    chassis::health::check_health(&orders, &ClientSettings::default()).await.unwrap();
 
     line.hold_answers(false);
     for ordered in timeout(LONG, join_all(under_way)).await.unwrap() {

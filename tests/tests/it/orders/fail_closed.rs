@@ -710,7 +710,7 @@ async fn without_agreement_svc_nothing_is_sold_but_everything_can_be_read(#[case
     cluster.restart_orders().await.unwrap();
     assert_readable(&direct, &bought, withdrawn.revision).await;
     let address = format!("http://{}", cluster.orders_address()).parse().unwrap();
-    chassis::server::check_health(&address, &ClientSettings::default()).await.unwrap();
+    chassis::health::check_health(&address, &ClientSettings::default()).await.unwrap();
 
     cluster.restart_agreements().await.unwrap();
     direct.subscriptions().change_seats(change(8)).await.unwrap();

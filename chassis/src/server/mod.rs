@@ -1,0 +1,175 @@
+//! A gRPC server, from the address that it binds to its graceful shutdown; health and reflection stand beside the calls
+//! of the service.
+
+mod body;
+pub mod call;
+mod connection;
+pub mod deadline;
+pub mod limits;
+pub mod message;
+mod overload;
+mod record;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tonic::service::RoutesBuilder;
+use tonic::transport::server::TcpIncoming;
+
+use self::call::CallLayer;
+use crate::auth::access::AccessPolicy;
+use crate::auth::{Auth, Identities};
+use crate::metrics::Metrics;
+use crate::tls;
+
+/// The largest request message: a hundred full order lines fit forty times.
+pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
+/// The largest request of health and reflection, which need no identity: the name of a service or a type.
+const PUBLIC_MESSAGE_BYTES_MAX: usize = 4 << 10;
+
+/// Calls that one connection may have open. Further calls wait in the client.
+const STREAMS_PER_CONNECTION_MAX: u32 = 256;
+
+/// Bytes of one call's messages that may wait to be read. A larger message takes a few round trips. A larger window would
+/// hold more for a client that sends faster than its messages are handled, and h2 takes many small messages in it for an
+/// attack.
+const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+
+/// HTTP/2 refuses larger request headers; an identity takes a tenth.
+const HEADER_BYTES_MAX: u32 = 16 << 10;
+
+/// The interval of pings on idle connections, by which a dead peer is noticed.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+
+/// The age at which a connection is renewed, so that clients spread over new replicas.
+const CONNECTION_AGE_MAX: Duration = Duration::from_secs(1800);
+
+/// How long the calls of such a connection may go on before it is closed: as long as the longest streams.
+const CONNECTION_GRACE: Duration = Duration::from_secs(1800);
+
+/// How long calls in progress may go on during a graceful shutdown.
+pub const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// The listeners of a service.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For calls.
+    pub calls: TcpListener,
+    /// For metrics.
+    pub metrics: Option<TcpListener>,
+}
+
+/// What a server has to know of its service.
+#[derive(Clone)]
+pub struct Options {
+    /// `ErrorInfo.domain` of its errors.
+    pub domain: &'static str,
+    /// How its callers are identified.
+    pub identities: Identities,
+    /// How its connections are secured.
+    pub tls: tls::Server,
+    /// The callers that may make each call.
+    pub access: AccessPolicy,
+    /// The full names of its gRPC services, for health.
+    pub services: &'static [&'static str],
+    /// The encoded contract, for reflection.
+    pub descriptors: &'static [u8],
+    /// The limit of calls in progress.
+    pub calls_max: usize,
+}
+
+/// Serves until `shutdown` resolves, then reports NOT_SERVING, lets calls in progress end for at most [`DRAIN_MAX`], and
+/// returns.
+///
+/// # Errors
+/// An address that the mode of authentication forbids; a transport that fails.
+pub async fn serve(
+    listener: TcpListener,
+    mut routes: RoutesBuilder,
+    options: Options,
+    metrics: &Metrics,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let address = listener.local_addr()?;
+    options.identities.auth().check_address(address)?;
+
+    let (health, health_service) = tonic_health::server::health_reporter();
+    for service in options.services.iter().chain(&[""]) {
+        health.set_service_status(*service, tonic_health::ServingStatus::Serving).await;
+    }
+    let mut reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(options.descriptors)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET);
+    for service in
+        options.services.iter().chain(&["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"])
+    {
+        reflection = reflection.with_service_name(*service);
+    }
+    let reflection = reflection.build_v1()?;
+    routes
+        .add_service(health_service.max_decoding_message_size(PUBLIC_MESSAGE_BYTES_MAX))
+        .add_service(reflection.max_decoding_message_size(PUBLIC_MESSAGE_BYTES_MAX));
+
+    let (draining, drain) = tokio::sync::oneshot::channel::<()>();
+    let stop = async move {
+        shutdown.await;
+        tracing::info!("shutting down: calls in progress may end");
+        for service in options.services.iter().chain(&[""]) {
+            health.set_service_status(*service, tonic_health::ServingStatus::NotServing).await;
+        }
+        drop(draining);
+    };
+    options.identities.register_metrics(metrics);
+    options.tls.register_metrics(metrics);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let connections = connection::accept(incoming, connection::connections_max(), options.tls.clone());
+    let calls = CallLayer::new(options, metrics.calls().clone());
+    let server = tonic::transport::Server::builder()
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .max_connection_age(CONNECTION_AGE_MAX)
+        .max_connection_age_grace(CONNECTION_GRACE)
+        .layer(calls.clone())
+        .add_routes(routes.routes())
+        .serve_with_incoming_shutdown(connections, stop);
+
+    tracing::info!(%address, "serving");
+    tokio::select! {
+        served = server => served?,
+        () = calls.log_refusals() => {}
+        () = async { let _ = drain.await; tokio::time::sleep(DRAIN_MAX).await } => {
+            tracing::warn!("stopped with calls still in progress");
+        }
+    }
+    Ok(())
+}
+
+impl Listeners {
+    /// Binds the addresses, before anything else is opened or made.
+    ///
+    /// # Errors
+    /// As [`bind`].
+    pub async fn bind(calls: SocketAddr, metrics: Option<SocketAddr>, auth: Auth) -> Result<Self, String> {
+        let calls = bind(calls, auth).await?;
+        let metrics = match metrics {
+            None => None,
+            Some(at) => Some(bind(at, auth).await?),
+        };
+        Ok(Self { calls, metrics })
+    }
+}
+
+/// Binds an address, before anything else is opened or made.
+///
+/// # Errors
+/// The address is taken, not this machine's, or one that the mode of authentication forbids.
+pub async fn bind(address: SocketAddr, auth: Auth) -> Result<TcpListener, String> {
+    auth.check_address(address)?;
+    TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}"))
+}

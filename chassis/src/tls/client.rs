@@ -1,0 +1,169 @@
+//! TLS of a client: the authorities that it trusts, and its own certificate where the server wants one.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::{TlsConnector, client};
+use tonic::transport::{Channel, Endpoint};
+
+use super::{Address, Configured, H2, authorities, identity, provider};
+use crate::expiry::Validity;
+use crate::metrics::Metrics;
+use crate::reload::Watched;
+
+/// The settings of a client's connections to addresses with https.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ClientSettings {
+    /// The authorities that sign servers' certificates, in PEM, instead of those that the system trusts.
+    #[arg(long, value_name = "FILE.pem")]
+    pub ca: Option<PathBuf>,
+    /// The client's own certificate in PEM, for servers that want one.
+    #[arg(long, value_name = "FILE.pem", requires = "key")]
+    pub cert: Option<PathBuf>,
+    /// The certificate's private key in PEM.
+    #[arg(long, value_name = "FILE.pem", requires = "cert")]
+    pub key: Option<PathBuf>,
+}
+
+/// The TLS of a client, for addresses with https.
+#[derive(Clone, Debug)]
+pub struct Client(Watched<Configured<ClientConfig>>);
+
+/// A connection that is being opened.
+type Connecting = BoxFuture<'static, io::Result<TokioIo<client::TlsStream<TcpStream>>>>;
+
+impl Client {
+    /// Reads the files, and reloads them on this runtime from then on. Without `--ca` the system's authorities are read,
+    /// once, if one of the addresses needs them.
+    ///
+    /// # Errors
+    /// Files that cannot be read or do not fit together, or that no address needs.
+    pub fn open(settings: &ClientSettings, addresses: &[Address]) -> Result<Self, String> {
+        let is_needed = addresses.iter().any(|address| address.is_https);
+        if !is_needed && (settings.ca.is_some() || settings.cert.is_some()) {
+            return Err("certificates are for addresses with https".into());
+        }
+        let identity = match (&settings.cert, &settings.key) {
+            (None, None) => vec![],
+            (Some(certificate), Some(key)) => vec![certificate.clone(), key.clone()],
+            _ => return Err("a client's certificate and its key are given together".into()),
+        };
+        let (has_ca, has_identity) = (settings.ca.is_some(), !identity.is_empty());
+        let all = settings.ca.iter().cloned().chain(identity).collect();
+        let system = if is_needed && !has_ca { system_authorities() } else { RootCertStore::empty() };
+        let parse = move |contents: &[Vec<u8>]| {
+            let (ca, identity) = contents.split_at(usize::from(has_ca));
+            let mut validity = vec![];
+            let roots = match ca {
+                [ca] => authorities(ca, "server-authority", &mut validity)?,
+                _ => system.clone(),
+            };
+            let config = client_config(roots, if has_identity { identity } else { &[] }, &mut validity)?;
+            Ok(Configured { config: Arc::new(config), validity })
+        };
+        Watched::open(all, parse).map(Self)
+    }
+
+    /// Adds the certificates to the metrics of watched files.
+    pub fn register_metrics(&self, metrics: &Metrics) {
+        if self.0.has_files() {
+            metrics.register_files("client-tls", &self.0, |configured| configured.validity.clone());
+        }
+    }
+
+    /// The endpoint of a server; the caller adds its timeouts.
+    #[must_use]
+    pub fn endpoint(address: &Address) -> Endpoint {
+        // tonic refuses https without its own TLS, which reads certificates once.
+        let scheme = if address.is_https { "https" } else { "http" };
+        Endpoint::from(address.uri("http")).origin(address.uri(scheme))
+    }
+
+    /// A channel that connects when it is first used and again whenever the connection is lost, each time with the
+    /// current files.
+    #[must_use]
+    pub fn connect_lazy(&self, address: &Address, endpoint: &Endpoint) -> Channel {
+        if address.is_https {
+            endpoint.connect_with_connector_lazy(self.connector(address))
+        } else {
+            endpoint.connect_lazy()
+        }
+    }
+
+    /// A channel that is connected.
+    ///
+    /// # Errors
+    /// The server cannot be reached or is not trusted.
+    pub async fn connect(&self, address: &Address, endpoint: &Endpoint) -> Result<Channel, String> {
+        let connected = if address.is_https {
+            endpoint.connect_with_connector(self.connector(address)).await
+        } else {
+            endpoint.connect().await
+        };
+        connected.map_err(|error| {
+            let causes =
+                std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+            let mut causes: Vec<_> = causes.map(ToString::to_string).collect();
+            causes.dedup();
+            format!("{address} cannot be reached: {}", causes.join(": "))
+        })
+    }
+
+    fn connector(
+        &self,
+        address: &Address,
+    ) -> impl tower::Service<
+        Uri,
+        Response = TokioIo<client::TlsStream<TcpStream>>,
+        Error = io::Error,
+        Future = Connecting,
+    > + Send
+    + 'static {
+        let (config, address) = (self.0.clone(), address.clone());
+        tower::service_fn(move |_: Uri| {
+            let (connector, address) = (TlsConnector::from(config.now().config.clone()), address.clone());
+            async move {
+                let host = address.bare_host();
+                let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+                let connection = TcpStream::connect((host, address.port)).await?;
+                connection.set_nodelay(true)?;
+                connector.connect(name, connection).await.map(TokioIo::new)
+            }
+            .boxed()
+        })
+    }
+}
+
+fn client_config(
+    roots: RootCertStore,
+    own: &[Vec<u8>],
+    validity: &mut Vec<Validity>,
+) -> Result<ClientConfig, String> {
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|error| error.to_string())?.with_root_certificates(roots);
+    let mut config = match own {
+        [] => builder.with_no_client_auth(),
+        own => {
+            let (chain, key) = identity(own, "client-certificate", validity)?;
+            builder.with_client_auth_cert(chain, key).map_err(|error| error.to_string())?
+        }
+    };
+    config.alpn_protocols = vec![H2.to_vec()];
+    Ok(config)
+}
+
+fn system_authorities() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    // A machine may have none, until a certificate has to be trusted.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots
+}

@@ -1,0 +1,108 @@
+//! TLS of a server: its certificate, and mutual TLS where clients need certificates of their own.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+
+use super::{Configured, H2, authorities, identity, provider};
+use crate::auth::Auth;
+use crate::metrics::Metrics;
+use crate::reload::Watched;
+
+/// The settings of a server's connections. Each service adds the names of its environment variables.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ServerSettings {
+    /// The server's certificate in PEM, followed by those between it and the authority. With it the server
+    /// speaks only TLS, 1.2 or 1.3. The file is reloaded when it changes.
+    #[arg(long, value_name = "FILE.pem", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key in PEM. The file is reloaded when it changes.
+    #[arg(long, value_name = "FILE.pem", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// The authorities that sign clients' certificates, in PEM: mutual TLS. The file is reloaded when it changes.
+    #[arg(long, value_name = "FILE.pem", requires = "tls_cert")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Allows tokens to travel unencrypted beyond this machine, where something else encrypts, as a mesh does.
+    #[arg(long, conflicts_with = "tls_cert")]
+    pub plaintext: bool,
+}
+
+/// The TLS of a server, or none.
+#[derive(Clone, Debug)]
+pub struct Server(Option<Watched<Configured<ServerConfig>>>);
+
+impl Server {
+    /// Reads the certificate, and reloads it on this runtime from then on.
+    ///
+    /// # Errors
+    /// Files that do not fit together; tokens that would travel unencrypted without `--plaintext`.
+    pub fn open(settings: &ServerSettings, auth: Auth, address: SocketAddr) -> Result<Self, String> {
+        let (certificate, key) = match (&settings.tls_cert, &settings.tls_key) {
+            (None, None) => {
+                if settings.tls_client_ca.is_some() {
+                    return Err("--tls-client-ca needs --tls-cert and --tls-key".into());
+                }
+                if auth == Auth::Jwt && !address.ip().is_loopback() && !settings.plaintext {
+                    return Err(format!(
+                        "tokens would travel to {address} unencrypted: give --tls-cert and --tls-key, or, where \
+                         something else encrypts, --plaintext"
+                    ));
+                }
+                return Ok(Self(None));
+            }
+            (Some(_), None) => return Err("--tls-cert needs --tls-key".into()),
+            (None, Some(_)) => return Err("--tls-key needs --tls-cert".into()),
+            (Some(certificate), Some(key)) => (certificate.clone(), key.clone()),
+        };
+        if settings.plaintext {
+            return Err("--plaintext contradicts --tls-cert; leave one of them out".into());
+        }
+        let mut files = vec![certificate, key];
+        files.extend(settings.tls_client_ca.clone());
+        let config = Watched::open(files, server_config);
+        config
+            .map(|config| Self(Some(config)))
+            .map_err(|why| format!("--tls-cert, --tls-key, --tls-client-ca: {why}"))
+    }
+
+    /// Adds the certificates to the metrics of watched files.
+    pub(crate) fn register_metrics(&self, metrics: &Metrics) {
+        if let Some(files) = &self.0 {
+            metrics.register_files("server-tls", files, |configured| configured.validity.clone());
+        }
+    }
+
+    /// What shakes hands on a new connection with the current certificate, if the server speaks TLS.
+    pub(crate) fn acceptor(&self) -> Option<TlsAcceptor> {
+        self.0.as_ref().map(|files| TlsAcceptor::from(files.now().config.clone()))
+    }
+}
+
+/// The configuration for a certificate, its key and, if there is a third file, the authorities of clients.
+fn server_config(contents: &[Vec<u8>]) -> Result<Configured<ServerConfig>, String> {
+    let mut validity = vec![];
+    let (chain, key) = identity(contents, "server-certificate", &mut validity)?;
+    let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|error| error.to_string())?;
+    let builder = match contents.get(2) {
+        None => builder.with_no_client_auth(),
+        Some(ca) => {
+            let roots = Arc::new(authorities(ca, "client-authority", &mut validity)?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
+            builder.with_client_cert_verifier(verifier.build().map_err(|error| error.to_string())?)
+        }
+    };
+    let mut config = builder.with_single_cert(chain, key).map_err(|error| error.to_string())?;
+    config.alpn_protocols = vec![H2.to_vec()];
+    if contents.len() > 2 {
+        // A resumed session does not show its certificate again, which may have expired since.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    }
+    Ok(Configured { config: Arc::new(config), validity })
+}
