@@ -7,9 +7,11 @@ use chassis::clock::Time;
 use chassis::form::timestamp;
 use proto::agreement::{
     Attestation, CheckEligibilityRequest, CheckEligibilityResponse, CreateAttestationRequest,
-    CreateAttestationResponse, GetCustomerRequest, Invitation, LinkResellerRequest, ListAttestationsRequest,
-    ListTemplatesRequest, PartnerKind, PublishTemplateVersionRequest, PublishTemplateVersionResponse,
-    RegisterPartnerRequest, RetireTemplateRequest, SignAgreementRequest, Signature, Template,
+    CreateAttestationResponse, GetCustomerRequest, GetDirectSignStatusRequest, Invitation,
+    LinkResellerRequest, ListAttestationsRequest, ListTemplatesRequest, PartnerKind,
+    PublishTemplateVersionRequest, PublishTemplateVersionResponse, RegisterPartnerRequest,
+    RetireTemplateRequest, SignAgreementRequest, Signature, Template, WithdrawSignatureRequest,
+    WithdrawalReason,
 };
 use proto::order::{
     CreateOrderResponse, GetSubscriptionRequest, ListOrdersRequest, ListSubscriptionChangesRequest, Order,
@@ -194,6 +196,21 @@ pub async fn attestations_of(partner: &As, customer_id: &str) -> Result<Vec<Atte
 pub async fn withdraw(partner: &As, attestation_id: &str) -> Result<i64, Status> {
     let request = new_withdrawal(attestation_id);
     Ok(partner.attestations().withdraw_attestation(request).await?.into_inner().revision)
+}
+
+/// Withdraws the current signature of a customer and returns the revision of the withdrawal.
+///
+/// # Errors
+/// The refusal.
+pub async fn withdraw_signature(admin: &As, customer_id: &str) -> Result<i64, Status> {
+    let request = GetDirectSignStatusRequest { customer_id: customer_id.into() };
+    let status = admin.signatures().get_direct_sign_status(request).await?.into_inner();
+    let request = WithdrawSignatureRequest {
+        request_id: request_id(),
+        signature_id: status.signature.unwrap_or_default().signature_id,
+        reason: WithdrawalReason::NoLongerAccepts.into(),
+    };
+    Ok(admin.signatures().withdraw_signature(request).await?.into_inner().revision)
 }
 
 /// Publishes a version of a template.

@@ -1,5 +1,6 @@
 //! The event history: its stream, its hash chain, backups and restores.
 
+mod erase;
 mod events;
 mod restore;
 mod verify;

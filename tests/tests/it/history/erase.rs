@@ -1,0 +1,312 @@
+//! Erasure of a contact: the person leaves records, answers and mails, and the hash chain holds.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use agreement_svc::config::{Address, EraseContact};
+use agreement_svc::rules::history::{Differs, Finding};
+use agreement_svc::{Erased, Failure};
+use chassis::clock::Clock;
+use chassis::database::Url;
+use chassis::form::timestamp;
+use proto::agreement::{
+    CreateAttestationRequest, CreateAttestationResponse, CreateCustomerRequest, CreateInvitationRequest,
+    GetAttestationRequest, GetCustomerRequest, InlineAttestation, NotificationState, UpdateCustomerRequest,
+};
+use proto::types::Contact;
+use rstest_reuse::apply;
+use tests::assert::eventually;
+use tests::fixtures::{self, CUSTOMER_AGREEMENT, now};
+use tests::{As, Backend, Cluster, actions, reason_of};
+use uuid::Uuid;
+
+use super::verify::{attestation, texts, verify};
+use crate::each_backend;
+
+/// Every byte that the database keeps of its rows: the files of SQLite, the rows of PostgreSQL. In lower
+/// case.
+fn everything(database: &Url) -> String {
+    let bytes = match database {
+        Url::Sqlite(path) => {
+            let log = fs::read(format!("{}-wal", path.display())).unwrap_or_default();
+            [fs::read(path).unwrap(), log].concat()
+        }
+        Url::Postgres(_) => {
+            let tables = texts(
+                database,
+                "SELECT tablename::text AS text FROM pg_tables WHERE schemaname = current_schema()",
+            );
+            let rows = tables
+                .iter()
+                .flat_map(|table| texts(database, &format!("SELECT row::text AS text FROM {table} AS row")));
+            rows.collect::<Vec<_>>().join("\n").into_bytes()
+        }
+    };
+    String::from_utf8_lossy(&bytes).to_lowercase()
+}
+
+/// How often a text occurs, as it is or, as PostgreSQL prints bytes, in hexadecimal.
+fn count(everything: &str, text: &str) -> usize {
+    let text = text.to_lowercase();
+    // The first letter may be of either case in the bytes.
+    let hex: String = text.bytes().skip(1).map(|byte| format!("{byte:02x}")).collect();
+    everything.matches(&text).count() + everything.matches(&hex).count()
+}
+
+async fn erase(cluster: &Cluster, email: &str, mails: &std::path::Path) -> Result<Erased, Failure> {
+    let config = EraseContact {
+        database: cluster.agreements_database().clone(),
+        email: Address(email.into()),
+        mail_folder: Some(mails.to_owned()),
+    };
+    agreement_svc::erase_contact(&config, &Clock::system()).await
+}
+
+/// The person to be erased.
+fn person() -> Contact {
+    Contact {
+        first_name: "Zebulon".into(),
+        last_name: "Brambleton".into(),
+        email: "zeb.quxley@contoso.example".into(),
+        phone: "+00 5550 1777".into(),
+    }
+}
+
+/// A person whose address ends with the other one's.
+fn namesake() -> Contact {
+    Contact {
+        first_name: "Anna".into(),
+        last_name: "Vance".into(),
+        email: "anna-zeb.quxley@contoso.example".into(),
+        phone: "+00 5550 9999".into(),
+    }
+}
+
+fn new_customer(name: &str, contact: Contact) -> CreateCustomerRequest {
+    CreateCustomerRequest { primary_contact: Some(contact), ..fixtures::new_customer(name, "FR", None) }
+}
+
+/// A person in every column that a call writes a person to, and another person beside it.
+struct People {
+    cluster: Cluster,
+    direct: As,
+    /// The customer whose primary contact the person is, and that it attested for.
+    customer: String,
+    created: CreateCustomerRequest,
+    /// An attestation by the person, in capital letters, for a customer that had another contact meanwhile.
+    attested: CreateAttestationResponse,
+    attested_request: CreateAttestationRequest,
+    /// The namesake's.
+    other: CreateAttestationRequest,
+    other_answer: CreateAttestationResponse,
+    mails: tempfile::TempDir,
+}
+
+async fn with_people(backend: Backend) -> People {
+    let (cluster, direct) = actions::start_with_partners(backend).await;
+    let inline = InlineAttestation {
+        template_id: CUSTOMER_AGREEMENT.into(),
+        contact: None,
+        agreed_at: Some(timestamp(now())),
+    };
+    let created = CreateCustomerRequest { attestation: Some(inline), ..new_customer("Contoso", person()) };
+    let answer = direct.customers().create_customer(created.clone()).await.unwrap().into_inner();
+    let customer = answer.customer.unwrap().customer_id;
+    actions::withdraw(&direct, &answer.attestation.unwrap().attestation_id).await.unwrap();
+
+    let former = direct.customers().create_customer(new_customer("Litware", person())).await.unwrap();
+    let former = former.into_inner().customer.unwrap();
+    let update = UpdateCustomerRequest {
+        request_id: fixtures::request_id(),
+        customer_id: former.customer_id.clone(),
+        etag: former.etag,
+        company_name: former.company_name,
+        primary_contact: Some(namesake()),
+    };
+    direct.customers().update_customer(update).await.unwrap();
+    let shouted = Contact { email: person().email.to_uppercase(), ..person() };
+    let attested_request = attestation(&former.customer_id, shouted);
+    let attested = direct.attestations().create_attestation(attested_request.clone()).await.unwrap();
+    let attested = attested.into_inner();
+    // Superseded by the namesake's, which stays.
+    let other = attestation(&former.customer_id, namesake());
+    let other_answer = direct.attestations().create_attestation(other.clone()).await.unwrap().into_inner();
+    let invitation = CreateInvitationRequest {
+        recipient: Some(person()),
+        ..fixtures::new_invitation(Some(&former.customer_id), None)
+    };
+    direct.signatures().create_invitation(invitation).await.unwrap();
+    let mails = tempfile::tempdir().unwrap();
+    People { cluster, direct, customer, created, attested, attested_request, other, other_answer, mails }
+}
+
+impl People {
+    /// Copies the mail that the service wrote about an attestation to the folder of this test's mails.
+    async fn written(&self, attestation: &CreateAttestationResponse) -> std::path::PathBuf {
+        let attestation_id = attestation.attestation.clone().unwrap().attestation_id;
+        eventually("the mail is sent", async || {
+            let request = GetAttestationRequest { attestation_id: attestation_id.clone() };
+            let read = self.direct.attestations().get_attestation(request).await.unwrap().into_inner();
+            let notification = read.attestation.unwrap().notification.unwrap();
+            (notification.state() == NotificationState::Sent).then_some(())
+        })
+        .await;
+        let name = format!("{attestation_id}.eml");
+        let path = self.mails.path().join(&name);
+        fs::copy(self.cluster.mail_folder().join(name), &path).unwrap();
+        path
+    }
+
+    fn mail(&self, attestation: &CreateAttestationResponse, to: &str, text: &str) -> std::path::PathBuf {
+        let id = &attestation.attestation.as_ref().unwrap().attestation_id;
+        self.mail_named(id, to, text)
+    }
+
+    fn mail_named(&self, id: &str, to: &str, text: &str) -> std::path::PathBuf {
+        let path = self.mails.path().join(format!("{id}.eml"));
+        fs::write(&path, format!("From: us@example.com\r\nTo: {to}\r\nSubject: To you\r\n\r\n{text}\r\n"))
+            .unwrap();
+        path
+    }
+}
+
+#[apply(each_backend)]
+async fn an_erased_person_is_gone_and_no_other_person_is(#[case] backend: Backend) {
+    tests::needs_own!("databases that it writes to");
+    tests::needs!(backend);
+    let people = with_people(backend).await;
+    let People { cluster, direct, .. } = &people;
+    let database = cluster.agreements_database();
+    let naming = people.written(&people.attested).await;
+    let mail = fs::read_to_string(&naming).unwrap();
+    assert!(mail.contains("Brambleton") && mail.contains(&namesake().email), "{mail}");
+    let to = "=?utf-8?b?WmVi?=\r\n <Zeb.Quxley@contoso.example>, bob@contoso.example";
+    let addressed = people.mail_named(&Uuid::from_u128(1).to_string(), to, "Anna Vance agreed.");
+    let unfinished = people.mails.path().join(format!(".{}.unfinished", Uuid::from_u128(3)));
+    fs::write(&unfinished, format!("To: {}\r\n", person().email)).unwrap();
+    let others = people.written(&people.other_answer).await;
+    let before = everything(database);
+    let Contact { first_name, last_name, email, phone } = person();
+    let etag = etag_of(direct, &people.customer).await;
+    let kept = verify(cluster, &[]).await.head;
+
+    let erased = erase(cluster, " ZEB.Quxley@Contoso.example ", people.mails.path()).await.unwrap();
+    // Answers: two customers, an attestation, a withdrawal and an invitation. The update names only the
+    // namesake.
+    let expected = Erased { attestations: 2, customers: 1, invitations: 1, answers: 5, mails: Some(3) };
+    assert_eq!(erased, expected, "{backend:?}");
+
+    let after = everything(database);
+    for gone in [&first_name, &last_name, &phone] {
+        assert!(count(&before, gone) > 0, "{backend:?}: {gone} was never there, so nothing is proven");
+        assert_eq!(count(&after, gone), 0, "{backend:?}: {gone}");
+    }
+    let of_others = count(&after, &format!("anna-{email}"));
+    assert!(of_others > 0 && count(&before, &email) > count(&before, &format!("anna-{email}")));
+    assert_eq!(count(&after, &email), of_others, "{backend:?}");
+    assert_eq!((naming.exists(), addressed.exists(), others.exists()), (false, false, true));
+    assert!(!unfinished.exists());
+    assert_eq!(verify(cluster, std::slice::from_ref(&kept)).await.findings, [], "{backend:?}");
+
+    // The records are there, without the person.
+    let attestation = people.attested.attestation.clone().unwrap();
+    let read = GetAttestationRequest { attestation_id: attestation.attestation_id };
+    let read = direct.attestations().get_attestation(read).await.unwrap().into_inner().attestation.unwrap();
+    assert_eq!((read.contact, read.agreed_at), (Some(Contact::default()), attestation.agreed_at));
+    assert_ne!(etag_of(direct, &people.customer).await, etag, "{backend:?}");
+
+    // Requests that named the person cannot be repeated; others can.
+    let again = direct.customers().create_customer(people.created.clone()).await.unwrap_err();
+    assert_eq!(reason_of(&again), "REQUEST_ID_REUSED", "{backend:?}");
+    let again = direct.attestations().create_attestation(people.attested_request.clone()).await.unwrap_err();
+    assert_eq!(reason_of(&again), "REQUEST_ID_REUSED", "{backend:?}");
+    let again = direct.attestations().create_attestation(people.other.clone()).await.unwrap();
+    assert_eq!(again.into_inner(), people.other_answer, "{backend:?}");
+
+    let head = verify(cluster, &[]).await.head;
+    let nothing = erase(cluster, &email, people.mails.path()).await.unwrap();
+    assert_eq!(nothing, Erased { mails: Some(0), ..Erased::default() });
+    assert!(nothing.to_string().contains("nobody"), "{nothing}");
+    assert_eq!(verify(cluster, &[]).await.head, head, "{backend:?}");
+}
+
+async fn etag_of(partner: &As, customer_id: &str) -> String {
+    let request = GetCustomerRequest { customer_id: customer_id.into() };
+    partner.customers().get_customer(request).await.unwrap().into_inner().customer.unwrap().etag
+}
+
+#[apply(each_backend)]
+async fn an_interrupted_erasure_is_finished_by_the_next_run(#[case] backend: Backend) {
+    tests::needs_own!("databases that it writes to");
+    tests::needs!(backend);
+    let people = with_people(backend).await;
+    let cluster = &people.cluster;
+    let kept = verify(cluster, &[]).await.head;
+    // A folder in the place of a mail cannot be deleted as one: the command ends in the middle.
+    let obstacle = people.mail(&people.attested, &namesake().email, "");
+    fs::remove_file(&obstacle).unwrap();
+    fs::create_dir(&obstacle).unwrap();
+    let failed = erase(cluster, &person().email, people.mails.path()).await.unwrap_err().to_string();
+    assert!(!failed.to_lowercase().contains("quxley"), "{failed}");
+    // As long as a mail is left, the records name the person.
+    assert_eq!(verify(cluster, &[]).await.head, kept, "{backend:?}");
+    assert!(count(&everything(cluster.agreements_database()), "Zebulon") > 0);
+
+    fs::remove_dir(&obstacle).unwrap();
+    let naming = people.mail(&people.attested, &namesake().email, "Zebulon Brambleton agreed.");
+    let erased = erase(cluster, &person().email, people.mails.path()).await.unwrap();
+    assert_eq!((erased.attestations, erased.mails, naming.exists()), (2, Some(1), false), "{backend:?}");
+
+    // A mail that was being written meanwhile, and arrives when the records name no person any more.
+    let late = people.mail_named(&Uuid::from_u128(2).to_string(), &person().email, "");
+    let erased = erase(cluster, &person().email, people.mails.path()).await.unwrap();
+    assert_eq!(erased, Erased { mails: Some(1), ..Erased::default() });
+    assert!(!late.exists());
+    assert_eq!(verify(cluster, &[]).await.findings, [], "{backend:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_bad_address_or_folder_is_refused_before_any_erasure() {
+    tests::needs_own!("databases that it writes to");
+    let people = with_people(Backend::Sqlite).await;
+    let cluster = &people.cluster;
+    let before = verify(cluster, &[]).await.head;
+    for email in ["", " ", "@", "quxley", "zeb.quxley@", "%@contoso.example,x@y.example"] {
+        let refused = erase(cluster, email, people.mails.path()).await.unwrap_err().to_string();
+        assert!(refused.contains("not an e-mail address") && !refused.contains("quxley"), "{refused}");
+    }
+    let nowhere = people.mails.path().join("nowhere");
+    assert!(erase(cluster, &person().email, &nowhere).await.is_err());
+    assert_eq!(verify(cluster, &[]).await.head, before);
+}
+
+#[apply(each_backend)]
+async fn verify_finds_a_person_restored_after_an_erasure(#[case] backend: Backend) {
+    tests::needs_own!("databases that it writes to");
+    tests::needs!(backend);
+    let people = with_people(backend).await;
+    let cluster = &people.cluster;
+    let attestation = people.attested.attestation.clone().unwrap();
+    let row = format!("FROM acceptance WHERE id = '{}'", attestation.attestation_id);
+    let columns = ["first_name", "last_name", "email", "phone", "contact_salt"];
+    let database = cluster.agreements_database();
+    let values: BTreeMap<_, _> = columns
+        .map(|column| (column, texts(database, &format!("SELECT {column} AS text {row}")).remove(0)))
+        .into();
+    erase(cluster, &person().email, people.mails.path()).await.unwrap();
+    let event = verify(cluster, &[]).await.head.revision;
+    let sets: Vec<_> = values.iter().map(|(column, value)| format!("{column} = '{value}'")).collect();
+    for sets in [sets.join(", "), "phone = '1'".into(), "contact_salt = '1'".into()] {
+        let id = &attestation.attestation_id;
+        cluster.agreements_sql(&format!("UPDATE acceptance SET {sets} WHERE id = '{id}'")).unwrap();
+        let found = verify(cluster, &[]).await.findings;
+        let [Finding::Acceptance { id: found_id, how: Differs::NotErased(by) }] = &found[..] else {
+            panic!("{found:?}")
+        };
+        assert!(found_id == id && (event - 1..=event).contains(by), "{found:?}");
+        let empty: Vec<_> = columns.map(|column| format!("{column} = ''")).into();
+        cluster
+            .agreements_sql(&format!("UPDATE acceptance SET {} WHERE id = '{id}'", empty.join(", ")))
+            .unwrap();
+    }
+}
