@@ -18,7 +18,7 @@ use proto::identity::{Role, TenantKind};
 use strum::VariantNames;
 use uuid::Uuid;
 
-use crate::rules::history::Head;
+use crate::rules::chain::Head;
 
 /// Where mails are written when nothing else is said.
 pub const MAIL_FOLDER: &str = "mails";

@@ -3,42 +3,40 @@
 //! - [`rules`]: the decisions, pure.
 //! - `store`: the memory, one database behind one lock.
 //! - `api`: the gRPC services, each in its file.
-//! - `workers`: what runs without being asked.
+//! - `mail`: the outbox of announcements, and how mails are delivered.
+//! - `workers`: what runs in the background besides.
 //! - [`data`]: the files that ship with it: policy, templates.
-//! - `metrics`: how it is doing, in numbers.
+//! - `metrics`: the service's metrics.
 //! - [`config`]: commands and settings.
-//! - [`import`]: the command that attests from a file; a client of a running server.
-//! - [`token`]: the commands that make keys and sign tokens with them.
-//! - [`verify()`] and `erase`: the history held against the records, and a person erased from them.
+//! - [`commands`]: the commands besides `serve`, each in its file.
 //!
 //! [`serve`] wires them; `main` only chooses the command.
 
 mod actions;
 mod api;
+pub mod commands;
 pub mod config;
 pub mod data;
-mod erase;
-pub mod import;
+mod mail;
 mod metrics;
 pub mod rules;
 mod store;
-pub mod token;
 mod workers;
 
-use std::error::Error;
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use chassis::auth::Identities;
 use chassis::clock::Clock;
-use chassis::database::{self, Database, Url, Writes};
 use chassis::idempotency;
 use chassis::metrics::Metrics;
 use chassis::server::limits::tenant::TenantLimiter;
 use chassis::server::{self, Listeners, MESSAGE_BYTES_MAX, Options};
 use chassis::tls;
-use config::{EraseContact, Serve, Storage, Verify};
+use commands::migrate::{migrate, read_templates};
+use commands::{Failure, open};
+use config::Serve;
 use metrics::Decisions;
 use proto::agreement::attestation_service_server::AttestationServiceServer;
 use proto::agreement::customer_service_server::CustomerServiceServer;
@@ -54,16 +52,10 @@ use tonic::service::RoutesBuilder;
 use api::Api;
 pub use api::access::{ACCESS_POLICY, VOCABULARY};
 use api::link::Links;
-pub use erase::Erased;
-use rules::history::Verified;
-use store::change::{ChangeError, change_internal};
+use mail::Transport;
+use mail::mailer::{self, Mailer};
 use store::gate::TemplateCache;
-use workers::mailer::{self, Mailer};
 use workers::poller;
-use workers::transport::Transport;
-
-/// Whatever keeps a command from doing its work, for the person who started it.
-pub type Failure = Box<dyn Error + Send + Sync>;
 
 /// The full names of the gRPC services, as health knows them.
 pub const SERVICES: &[&str] = &[
@@ -168,73 +160,7 @@ pub async fn serve(
     served
 }
 
-/// Brings the schema up to date and loads the templates into an empty database.
-///
-/// # Errors
-/// A data file or database that makes no sense or cannot be used.
-pub async fn migrate(storage: &Storage, clock: &Clock) -> Result<Database, Failure> {
-    let templates = read_templates(storage)?;
-    let database = Database::open(&storage.database, storage.create, Writes::Serial)?;
-    database.migrate(store::MIGRATIONS)?;
-    templates.load(&database, clock.now()).await.map_err(|error| match error {
-        ChangeError::Failed(error) => Failure::from(error),
-        ChangeError::Refused(refusal) => Failure::from(format!("the templates do not fit: {refusal:?}")),
-    })?;
-    Ok(database)
-}
-
-/// Announces in the history that the database was restored from an older copy, whose last event is the last one
-/// now. The answer says which that was, and where the history goes on.
-///
-/// It may be done beside a running service, and once too often: whoever follows the history goes on behind each
-/// announcement. But between a restore and its announcement numbers of lost events are used again, so it should
-/// come before the first start.
-///
-/// # Errors
-/// A database that cannot be changed.
-pub async fn announce_restore(database: &Database, clock: &Clock) -> Result<String, Failure> {
-    let announced = change_internal(database, clock.now(), |change| {
-        let last = change.revision();
-        Ok::<_, database::Error>((last, change.record_restored()?))
-    });
-    let (last, restored) = announced.await?;
-    Ok(format!("the copy ended with event {last}; the history goes on with event {restored}"))
-}
-
-/// Finds out whether the history is whole, goes through every head that was kept, and is what the
-/// acceptances show. It reads one state of the database, beside a service that may go on.
-///
-/// # Errors
-/// A database that cannot be read.
-pub async fn verify(config: &Verify) -> Result<Verified, Failure> {
-    let database = open(&config.database)?;
-    let kept = config.head.clone();
-    Ok(database.snapshot(move |connection| store::verify::verify(connection, &kept)).await?)
-}
-
-/// Erases whoever has an e-mail address from records, stored answers and written mails. Doing it again
-/// finishes what was cut off, and does no harm.
-///
-/// # Errors
-/// What is no address; a database or folder that cannot be read or changed. The address is in none.
-pub async fn erase_contact(config: &EraseContact, clock: &Clock) -> Result<Erased, Failure> {
-    let database = open(&config.database)?;
-    let usual = || Some(PathBuf::from(config::MAIL_FOLDER)).filter(|folder| folder.is_dir());
-    let mail_folder = config.mail_folder.clone().or_else(usual);
-    erase::erase(&database, clock.now(), &config.email.0, mail_folder.as_deref()).await
-}
-
-fn open(url: &Url) -> Result<Database, Failure> {
-    let database = Database::open(url, false, Writes::Serial)?;
-    database.check_schema(store::MIGRATIONS)?;
-    Ok(database)
-}
-
 fn read_links(file: &Path, page: &str) -> Result<Links, String> {
     let key = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
     Links::new(page, &key)
-}
-
-fn read_templates(storage: &Storage) -> Result<data::Templates, String> {
-    data::read_templates(storage.templates.as_deref(), storage.document_table.as_deref())
 }

@@ -2,8 +2,11 @@
 
 use std::process::ExitCode;
 
+use agreement_svc::commands::erase::erase_contact;
+use agreement_svc::commands::migrate::{announce_restore, migrate};
+use agreement_svc::commands::verify::verify;
+use agreement_svc::commands::{Failure, import, token};
 use agreement_svc::config::{Cli, Command};
-use agreement_svc::{Failure, import, token};
 use chassis::clock::Clock;
 use chassis::health::check_health;
 use chassis::lifecycle::{runtime, signal};
@@ -35,9 +38,9 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             })
         }
         Command::Migrate(config) => runtime(1)?.block_on(async {
-            let database = agreement_svc::migrate(&config.storage, &Clock::system()).await?;
+            let database = migrate(&config.storage, &Clock::system()).await?;
             if config.after_restore {
-                say(&agreement_svc::announce_restore(&database, &Clock::system()).await?);
+                say(&announce_restore(&database, &Clock::system()).await?);
             }
             Ok(())
         }),
@@ -50,7 +53,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             Ok(())
         }
         Command::Verify(config) => {
-            let verified = runtime(1)?.block_on(agreement_svc::verify(&config))?;
+            let verified = runtime(1)?.block_on(verify(&config))?;
             say(&verified);
             match verified.findings.len() {
                 0 => Ok(()),
@@ -58,7 +61,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             }
         }
         Command::EraseContact(config) => {
-            let erased = runtime(1)?.block_on(agreement_svc::erase_contact(&config, &Clock::system()))?;
+            let erased = runtime(1)?.block_on(erase_contact(&config, &Clock::system()))?;
             say(&erased);
             Ok(())
         }

@@ -4,9 +4,9 @@
 //! a new value or a [`Refusal`]; whoever calls it does the rest.
 
 pub mod attestation;
+pub mod chain;
 pub mod eligibility;
 pub mod event;
-pub mod history;
 pub mod invitation;
 pub mod notification;
 pub mod party;

@@ -16,8 +16,8 @@ use super::schema::{acceptance, template_version};
 
 use crate::rules::Time;
 use crate::rules::attestation::Attestation;
+use crate::rules::chain::{Columns, Stored, StoredContact};
 use crate::rules::eligibility::AcceptanceKind;
-use crate::rules::history::{Columns, Stored, StoredContact};
 use crate::rules::party::Contact;
 use crate::rules::signature::Signature;
 use crate::rules::template::AgreementType;

@@ -4,6 +4,7 @@
 //! or change. No business rule lives here, and no gRPC status.
 
 pub(crate) mod acceptance;
+pub(crate) mod chain;
 pub(crate) mod change;
 pub(crate) mod customer;
 pub(crate) mod erase;
@@ -14,7 +15,6 @@ pub(crate) mod notification;
 pub(crate) mod partner;
 mod schema;
 pub(crate) mod template;
-pub(crate) mod verify;
 
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 

@@ -1,5 +1,3 @@
-//! What runs without being asked.
+//! Background workers of the service, besides the mailer in `mail`.
 
-pub(crate) mod mailer;
 pub(crate) mod poller;
-pub(crate) mod transport;

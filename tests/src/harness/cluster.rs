@@ -441,9 +441,13 @@ impl Cluster {
     /// Why that cannot be done.
     pub async fn announce_restore(&self) -> Result<(), String> {
         let (config, clock) = (self.agreements_config()?, &self.setup.clock);
-        let database =
-            agreement_svc::migrate(&config.storage, clock).await.map_err(|error| error.to_string())?;
-        agreement_svc::announce_restore(&database, clock).await.map(drop).map_err(|error| error.to_string())
+        let database = agreement_svc::commands::migrate::migrate(&config.storage, clock)
+            .await
+            .map_err(|error| error.to_string())?;
+        agreement_svc::commands::migrate::announce_restore(&database, clock)
+            .await
+            .map(drop)
+            .map_err(|error| error.to_string())
     }
 
     /// Starts a second order-svc on the state of the first.

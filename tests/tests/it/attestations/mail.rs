@@ -247,7 +247,7 @@ async fn erased_people_get_no_mail_and_are_not_named_in_any(#[case] backend: Bac
         email: Address(to_go.email.clone()),
         mail_folder: None,
     };
-    let erased = agreement_svc::erase_contact(&config, &post.clock).await.unwrap();
+    let erased = agreement_svc::commands::erase::erase_contact(&config, &post.clock).await.unwrap();
     assert_eq!((erased.customers, erased.attestations), (1, 2), "{backend:?}");
     let sql = "UPDATE customer SET email = 'tània@fabrikam.example' WHERE company_name = 'Fabrikam'";
     post.cluster.agreements_sql(sql).unwrap();

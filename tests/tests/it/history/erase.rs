@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use agreement_svc::config::{Address, EraseContact};
-use agreement_svc::rules::history::{Differs, Finding};
-use agreement_svc::{Erased, Failure};
+use agreement_svc::rules::chain::{Differs, Finding};
+use agreement_svc::commands::Failure;
+use agreement_svc::commands::erase::Erased;
 use chassis::clock::Clock;
 use chassis::database::Url;
 use chassis::form::timestamp;
@@ -59,7 +60,7 @@ async fn erase(cluster: &Cluster, email: &str, mails: &std::path::Path) -> Resul
         email: Address(email.into()),
         mail_folder: Some(mails.to_owned()),
     };
-    agreement_svc::erase_contact(&config, &Clock::system()).await
+    agreement_svc::commands::erase::erase_contact(&config, &Clock::system()).await
 }
 
 /// The person to be erased.

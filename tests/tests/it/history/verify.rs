@@ -2,7 +2,7 @@
 //! records.
 
 use agreement_svc::config::Verify;
-use agreement_svc::rules::history::{Broken, Differs, Finding, Head, Verified};
+use agreement_svc::rules::chain::{Broken, Differs, Finding, Head, Verified};
 use chassis::database::Url;
 use chassis::form::timestamp;
 use chassis::query;
@@ -24,7 +24,7 @@ use crate::each_backend;
 
 pub(super) async fn verify(cluster: &Cluster, kept: &[Head]) -> Verified {
     let database = cluster.agreements_database().clone();
-    agreement_svc::verify(&Verify { database, head: kept.to_vec() }).await.unwrap()
+    agreement_svc::commands::verify::verify(&Verify { database, head: kept.to_vec() }).await.unwrap()
 }
 
 /// Another person than the usual contact.

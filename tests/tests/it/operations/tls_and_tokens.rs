@@ -252,7 +252,7 @@ async fn a_file_is_imported_by_whom_a_token_names_over_mutual_tls() {
         results: None,
     };
     assert_eq!(
-        format!("{:?}", agreement_svc::import::run(import).await),
+        format!("{:?}", agreement_svc::commands::import::run(import).await),
         format!("{:?}", std::process::ExitCode::SUCCESS)
     );
     let of = ListAttestationsRequest { customer_id, ..ListAttestationsRequest::default() };

@@ -80,7 +80,8 @@ async fn processes_that_migrate_an_empty_database_together_all_end_well() {
                 let (storage, start) = (storage.clone(), start.clone());
                 tokio::spawn(async move {
                     start.wait().await;
-                    let migrated = agreement_svc::migrate(&storage, &Clock::system()).await;
+                    let migrated =
+                        agreement_svc::commands::migrate::migrate(&storage, &Clock::system()).await;
                     migrated.map(drop).map_err(|error| error.to_string())
                 })
             })

@@ -1,6 +1,6 @@
 //! A restored agreement-svc: lost and forked events, the watchers that know them, and answers on their way.
 
-use agreement_svc::rules::history::Finding;
+use agreement_svc::rules::chain::Finding;
 use proto::agreement::CheckEligibilityRequest;
 use proto::agreement::event::Change;
 use proto::order::{GetWithdrawalReportRequest, ListWithdrawalReportsRequest, SubscriptionState};

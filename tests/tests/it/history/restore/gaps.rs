@@ -1,6 +1,6 @@
 //! The gap in the revisions that the announcement of a restore leaves, and forged gaps.
 
-use agreement_svc::rules::history::{Broken, Finding, Head};
+use agreement_svc::rules::chain::{Broken, Finding, Head};
 use chassis::query;
 use diesel::sql_types::Timestamp;
 use diesel::{QueryableByName, RunQueryDsl, sql_query};

@@ -6,7 +6,7 @@ mod gaps;
 mod orders;
 
 use agreement_svc::config::Verify;
-use agreement_svc::rules::history::{Finding, Head};
+use agreement_svc::rules::chain::{Finding, Head};
 use chassis::clock::new_id;
 use chassis::query;
 use diesel::sql_types::{BigInt, Nullable, Text};
@@ -129,7 +129,7 @@ impl World {
     async fn findings(&self, kept: &[&Head]) -> Vec<Finding> {
         let head = kept.iter().map(|head| (*head).clone()).collect();
         let database = self.cluster.agreements_database().clone();
-        agreement_svc::verify(&Verify { database, head }).await.unwrap().findings
+        agreement_svc::commands::verify::verify(&Verify { database, head }).await.unwrap().findings
     }
 
     fn ids(&self, sql: &str) -> Vec<String> {

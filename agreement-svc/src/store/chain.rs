@@ -17,8 +17,8 @@ use super::change::chained;
 use super::schema::{acceptance, event, revision};
 
 use crate::rules::Time;
+use crate::rules::chain::{Acceptances, Broken, Finding, Head, Verified};
 use crate::rules::event::{Event, LIFT};
-use crate::rules::history::{Acceptances, Broken, Finding, Head, Verified};
 
 /// Rows of one page: large enough that statements cost nothing, small enough to be held beside others.
 const PAGE: i64 = 1000;
@@ -303,7 +303,7 @@ mod tests {
 
     use super::*;
     use crate::data::read_templates;
-    use crate::rules::history::Differs;
+    use crate::rules::chain::Differs;
     use crate::rules::party::{Cloud, Contact, Customer};
     use crate::rules::signature::Signature;
     use crate::rules::template::AgreementType;

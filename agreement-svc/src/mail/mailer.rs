@@ -1,34 +1,35 @@
-//! Tells customers of attestations by mail (ATT-9), at least once each, in its own time.
+//! Sends the announcements of attestations by mail (ATT-9): the worker that empties the outbox.
+//!
+//! Delivery is at least once: a claim is a lease, and an announcement whose lease ends is sent again.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use chassis::backoff;
-use chassis::clock::{Clock, Time};
+use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
 use chassis::telemetry::trace::background_span;
 use chrono::TimeDelta;
 use futures_util::future::join_all;
-use lettre::Address;
-use lettre::message::header::{ContentType, HeaderName, HeaderValue};
-use lettre::message::{Mailbox, Message};
+use lettre::message::Mailbox;
 use tokio::sync::watch;
 
-use super::transport::{HAND_OVER_MAX, Transport};
-use crate::rules::notification::{Announcement, Failure, RETRY_BASE, RETRY_MAX, after_failure, mail_of};
+use super::compose::compose;
+use super::{HAND_OVER_MAX, Transport};
+use crate::rules::notification::{Announcement, Failure, RETRY_BASE, RETRY_MAX, after_failure};
 use crate::store::notification::{notification_failed, notification_sent, notifications_claim};
 
 /// Announcements claimed at a time: few enough that a claim outlasts sending them.
 const CLAIM_MAX: usize = 32;
 
 /// Connections to the mail server at a time: what relays commonly grant to one client.
-const LINES_MAX: usize = 8;
+const CONNECTIONS_MAX: usize = 8;
 
-/// How long claimed announcements are left to whoever claimed them.
+/// How long claimed announcements are left to the replica that claimed them.
 const LEASE: TimeDelta = TimeDelta::seconds(60);
 
-/// A server that answers nothing holds each line for so many mails; the rest is for the database.
+/// A server that answers nothing holds each connection for so many mails; the rest is for the database.
 const _: () = assert!(
-    (CLAIM_MAX / LINES_MAX) as u64 * HAND_OVER_MAX.as_secs() + 15 < LEASE.num_seconds().unsigned_abs()
+    (CLAIM_MAX / CONNECTIONS_MAX) as u64 * HAND_OVER_MAX.as_secs() + 15 < LEASE.num_seconds().unsigned_abs()
 );
 
 /// How often to look without having been woken: for what failed, and for what other replicas left.
@@ -43,7 +44,7 @@ pub(crate) struct Mailer {
     pub from: Mailbox,
 }
 
-/// Sends announcements until `stop` says so; then those being handed over may end. `commits` changes
+/// Sends announcements until `stop` is set; then those being handed over may end. `commits` changes
 /// when something has been stored.
 pub(crate) async fn run(mailer: Mailer, mut commits: watch::Receiver<()>, mut stop: watch::Receiver<bool>) {
     loop {
@@ -69,37 +70,41 @@ impl Mailer {
             if due.is_empty() {
                 return Ok(());
             }
-            let lines = LINES_MAX.min(due.len());
-            let share = |n: usize| due.iter().skip(n).step_by(lines).collect();
-            join_all((0..lines).map(|n| self.send_all(share(n), stop))).await;
+            let connections = CONNECTIONS_MAX.min(due.len());
+            let share = |n: usize| due.iter().skip(n).step_by(connections).collect();
+            join_all((0..connections).map(|n| self.send_all(share(n), stop))).await;
         }
         Ok(())
     }
 
-    /// Sends announcements one after the other over one line. Those that are left when the service stops
+    /// Sends announcements one after the other over one connection. Those that are left when the service stops
     /// come back when the lease ends.
     async fn send_all(&self, due: Vec<&Announcement>, stop: &watch::Receiver<bool>) {
-        let mut line = self.transport.line();
+        let mut delivery = self.transport.delivery();
         for announcement in due {
             if *stop.borrow() {
                 break;
             }
             let send = async {
                 let sent = match compose(&self.from, announcement, self.clock.now()) {
-                    Ok(mail) => line.hand_over(announcement.attestation_id, &mail).await,
+                    Ok(mail) => delivery.hand_over(announcement.attestation_id, &mail).await,
                     Err(failure) => Err(failure),
                 };
-                if let Err(error) = self.settle(announcement, sent).await {
+                if let Err(error) = self.record_result(announcement, sent).await {
                     let id = announcement.attestation_id;
                     tracing::warn!(attestation = %id, %error, "what became of an announcement cannot be stored");
                 }
             };
             background_span("announce an attestation", send).await;
         }
-        line.close().await;
+        delivery.close().await;
     }
 
-    async fn settle(&self, announcement: &Announcement, sent: Result<(), Failure>) -> Result<(), Error> {
+    async fn record_result(
+        &self,
+        announcement: &Announcement,
+        sent: Result<(), Failure>,
+    ) -> Result<(), Error> {
         let (id, attempts, now) = (announcement.attestation_id, announcement.attempts, self.clock.now());
         let Err(failure) = sent else {
             let store = move |connection: &mut Connection| notification_sent(connection, id, now);
@@ -115,29 +120,6 @@ impl Mailer {
     }
 }
 
-/// The mail of an announcement. Its id is the same at every attempt, so that a mailbox can tell a
-/// repetition.
-fn compose(from: &Mailbox, announcement: &Announcement, now: Time) -> Result<Message, Failure> {
-    if announcement.recipient.is_empty() {
-        return Err(Failure::Erased);
-    }
-    let to: Address = announcement.recipient.parse().map_err(|_| Failure::Address)?;
-    let (subject, text) = mail_of(announcement);
-    // Out-of-office replies to it would reach nobody (RFC 3834).
-    let automatic =
-        HeaderValue::new(HeaderName::new_from_ascii_str("Auto-Submitted"), "auto-generated".to_owned());
-    Message::builder()
-        .from(from.clone())
-        .to(Mailbox::new(None, to))
-        .message_id(Some(format!("<{}@{}>", announcement.attestation_id, from.email.domain())))
-        .date(SystemTime::from(now))
-        .subject(subject)
-        .header(ContentType::TEXT_PLAIN)
-        .raw_header(automatic)
-        .body(text)
-        .map_err(|_| Failure::Address)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,7 +130,7 @@ mod tests {
     fn the_last_attempt_ends_within_half_an_hour() {
         let longest = |attempt: u32| (RETRY_BASE * 2_u32.pow(attempt)).min(RETRY_MAX);
         let waits: Duration = (0..ATTEMPTS_MAX - 1).map(longest).sum();
-        let attempt = LOOK_INTERVAL + HAND_OVER_MAX * (CLAIM_MAX / LINES_MAX) as u32;
+        let attempt = LOOK_INTERVAL + HAND_OVER_MAX * (CLAIM_MAX / CONNECTIONS_MAX) as u32;
         let all = waits + attempt * ATTEMPTS_MAX;
         assert!(all <= Duration::from_secs(30 * 60), "{all:?}");
     }

@@ -1,4 +1,4 @@
-//! Hands mails over: to a mail server, or, without one, into a folder.
+//! Hands mails over to a mail server by SMTP.
 //!
 //! Connections are opened and given up here, and not by lettre's pool: a mail that takes too long is
 //! dropped together with its connection, whereas the pool would reuse it in the middle of a
@@ -7,7 +7,7 @@
 use std::error::Error;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use http::Uri;
@@ -16,36 +16,22 @@ use lettre::transport::smtp::authentication::{Credentials, DEFAULT_MECHANISMS};
 use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
 use lettre::transport::smtp::extension::ClientId;
 use lettre::transport::smtp::{self, SMTP_PORT, SUBMISSION_PORT, SUBMISSIONS_PORT};
-use uuid::Uuid;
 
-use crate::config::Mail;
 use crate::rules::notification::Failure;
-
-/// How long handing over one mail may take, connecting included.
-pub(super) const HAND_OVER_MAX: Duration = Duration::from_secs(10);
 
 /// How long one address of a mail server is given to answer at all, so that the next can be tried.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
-
-/// How long to say goodbye to a mail server: everything is settled by then.
-const QUIT_MAX: Duration = Duration::from_secs(1);
-
-/// Where mails go.
-pub(crate) enum Transport {
-    Server(Server),
-    Folder(PathBuf),
-}
 
 /// A mail server and how to speak to it.
 pub(crate) struct Server {
     host: String,
     port: u16,
-    security: Security,
-    login: Option<Credentials>,
+    pub(super) security: Security,
+    pub(super) login: Option<Credentials>,
 }
 
 /// When a connection is encrypted. A certificate is trusted if the system does.
-enum Security {
+pub(super) enum Security {
     FromTheStart(TlsParameters),
     /// STARTTLS; a server that does not offer it gets no mail.
     Upgraded(TlsParameters),
@@ -53,69 +39,8 @@ enum Security {
     Never,
 }
 
-impl Transport {
-    /// Reads the settings.
-    ///
-    /// # Errors
-    /// What makes no sense, without any part of it that may be secret.
-    pub(crate) fn new(settings: &Mail) -> Result<Self, String> {
-        let Some(url) = &settings.smtp else {
-            let folder = settings.mail_folder.clone();
-            tracing::warn!(folder = %folder.display(), "without --smtp mails are written to a folder and reach nobody");
-            return Ok(Self::Folder(folder));
-        };
-        let mut server = Server::at(url)?;
-        if let (Some(user), Some(file)) = (&settings.smtp_user, &settings.smtp_password_file) {
-            if matches!(server.security, Security::Never) {
-                return Err(
-                    "--smtp-user is for encrypted connections only; drop ?tls=none from --smtp".into()
-                );
-            }
-            server.login = Some(Credentials::new(user.clone(), read_password(file)?));
-        }
-        Ok(Self::Server(server))
-    }
-
-    /// A way to hand mails over one after the other.
-    pub(super) fn line(&self) -> Line<'_> {
-        Line { transport: self, open: None }
-    }
-}
-
-/// Hands mails over one after the other. It connects when there is the first, and anew after each
-/// failure.
-pub(super) struct Line<'t> {
-    transport: &'t Transport,
-    open: Option<AsyncSmtpConnection>,
-}
-
-impl Line<'_> {
-    /// Hands a mail over. `Ok` means that the mail server took responsibility for it.
-    pub(super) async fn hand_over(&mut self, id: Uuid, mail: &Message) -> Result<(), Failure> {
-        match self.transport {
-            Transport::Folder(folder) => {
-                let (folder, mail) = (folder.clone(), mail.formatted());
-                let written = tokio::task::spawn_blocking(move || write(&folder, id, &mail)).await;
-                if matches!(written, Ok(Ok(()))) { Ok(()) } else { Err(Failure::Folder) }
-            }
-            Transport::Server(server) => {
-                let sent = tokio::time::timeout(HAND_OVER_MAX, server.send(self.open.take(), mail)).await;
-                self.open = Some(sent.map_err(|_| Failure::Timeout)??);
-                Ok(())
-            }
-        }
-    }
-
-    pub(super) async fn close(self) {
-        if let Some(mut open) = self.open {
-            // Whether it answers makes no difference any more.
-            let _ = tokio::time::timeout(QUIT_MAX, open.quit()).await;
-        }
-    }
-}
-
 impl Server {
-    fn at(url: &str) -> Result<Self, String> {
+    pub(super) fn at(url: &str) -> Result<Self, String> {
         const FORMS: &str = "--smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none";
         let uri: Uri = url.parse().map_err(|_| FORMS)?;
         let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
@@ -146,7 +71,7 @@ impl Server {
 
     /// Sends a mail over an open connection, if there is one and it still lives, or a new one, and
     /// returns the connection. After a failure there is none: nobody knows in which state it is.
-    async fn send(
+    pub(super) async fn send(
         &self,
         open: Option<AsyncSmtpConnection>,
         mail: &Message,
@@ -208,21 +133,13 @@ fn failure_of(error: &smtp::Error, own: Failure) -> Failure {
     Failure::Connection
 }
 
-fn read_password(file: &Path) -> Result<String, String> {
+pub(super) fn read_password(file: &Path) -> Result<String, String> {
     let text = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
     let password = text.trim_end_matches(['\r', '\n']);
     if password.is_empty() {
         return Err(format!("{}: the password is empty", file.display()));
     }
     Ok(password.to_owned())
-}
-
-/// Writes a mail so that whoever looks into the folder sees all of it or nothing.
-fn write(folder: &Path, id: Uuid, mail: &[u8]) -> io::Result<()> {
-    fs::create_dir_all(folder)?;
-    let unfinished = folder.join(format!(".{id}.unfinished"));
-    fs::write(&unfinished, mail)?;
-    fs::rename(unfinished, folder.join(format!("{id}.eml")))
 }
 
 #[cfg(test)]

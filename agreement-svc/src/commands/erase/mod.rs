@@ -6,36 +6,25 @@
 //! they were and does it all again. A running service may write a mail from what it had read before the
 //! commit, so they are looked for once more afterwards; the rest of that moment is for another run.
 
+mod answers;
+
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use chassis::database::{Connection, Database, Error};
-use chassis::idempotency::{StoredAnswer, answer_replace, answers_after};
-use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, ReflectMessage, Value};
+use chassis::clock::Clock;
+use chassis::database::Database;
 use uuid::Uuid;
 
-use crate::Failure;
+use super::{Failure, open};
+use crate::config::{self, EraseContact};
+use crate::mail::MailFolder;
 use crate::rules::Time;
 use crate::rules::party::is_email;
 use crate::store::change::change_internal;
 use crate::store::erase::{FoundByCustomer, Person, person_erase, person_find};
-
-/// Answers of one page: each may be some kilobytes large.
-const ANSWERS_PER_PAGE: i64 = 200;
-
-/// How much of a mail is searched for its header, which is a few lines.
-const MAIL_HEADER_BYTES_MAX: u64 = 64 * 1024;
-
-/// The message that holds a person.
-const CONTACT: &str = "csp.type.v1.Contact";
-
-/// Where the messages are that calls answer with.
-const ANSWERS: &str = "csp.agreement.v1";
+use answers::erase_answers;
 
 /// What was erased, in numbers: it names nobody.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,8 +59,19 @@ impl fmt::Display for Erased {
     }
 }
 
-/// Erases whoever has the e-mail address.
-pub(crate) async fn erase(
+/// Erases the person with an e-mail address from records, stored answers and written mails. Doing it again
+/// finishes what was cut off, and does no harm.
+///
+/// # Errors
+/// A text that is no address; a database or folder that cannot be read or changed. No error message contains the address.
+pub async fn erase_contact(config: &EraseContact, clock: &Clock) -> Result<Erased, Failure> {
+    let database = open(&config.database)?;
+    let usual = || Some(PathBuf::from(config::MAIL_FOLDER)).filter(|folder| folder.is_dir());
+    let mail_folder = config.mail_folder.clone().or_else(usual);
+    erase(&database, clock.now(), &config.email.0, mail_folder.as_deref()).await
+}
+
+async fn erase(
     database: &Database,
     now: Time,
     email: &str,
@@ -81,7 +81,7 @@ pub(crate) async fn erase(
         return Err("what was given is not an e-mail address".into());
     }
     let person = Person::new(email);
-    let mails = mail_folder.map(|folder| Arc::new(Mails(folder.to_owned())));
+    let mails = mail_folder.map(|folder| Arc::new(MailFolder(folder.to_owned())));
     let mut deleted = BTreeSet::new();
     if let Some(mails) = &mails {
         deleted.extend(mails.delete(mails.addressed_to(&person)?)?);
@@ -124,188 +124,24 @@ fn attestation_ids(found: &FoundByCustomer) -> Vec<Uuid> {
     found.values().flat_map(|found| found.attestation_ids.iter().copied()).collect()
 }
 
-/// Erases the person from stored answers, and forgets the content of what was asked with it: that is a
-/// digest which covers the person, and somebody who guesses could check the guess. Answers that only name
-/// an attestation of the person lose the content for the same reason.
-fn erase_answers(
-    connection: &mut Connection,
-    person: &Person,
-    attestation_ids: &[Uuid],
-) -> Result<usize, Error> {
-    let unreadable = |why: String| Error::Query(format!("stored answers cannot be searched: {why}"));
-    let messages =
-        DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET).map_err(|e| unreadable(e.to_string()))?;
-    let ids: BTreeSet<String> = attestation_ids.iter().map(Uuid::to_string).collect();
-    let mut erased = 0;
-    let mut after: Option<StoredAnswer> = None;
-    loop {
-        let mut page = answers_after(connection, after.as_ref(), ANSWERS_PER_PAGE)?;
-        let Some(last) = page.last() else { return Ok(erased) };
-        after = Some(last.clone());
-        for stored in &mut page {
-            // Most answers are about others; reading them all field by field would take long.
-            let text = String::from_utf8_lossy(&stored.answer);
-            if !person.may_be_in(&text) && !ids.iter().any(|id| text.contains(id.as_str())) {
-                continue;
-            }
-            let name = format!("{ANSWERS}.{}Response", stored.call);
-            let of = messages.get_message_by_name(&name);
-            let of = of.ok_or_else(|| unreadable(format!("there is no message {name}")))?;
-            let mut message = DynamicMessage::decode(of, stored.answer.as_slice())
-                .map_err(|_| unreadable(format!("one is no {name}")))?;
-            let names_it = erase_in(&mut message, person);
-            if names_it {
-                stored.answer = message.encode_to_vec();
-            }
-            if names_it || mentions(&message, &ids) {
-                answer_replace(connection, stored)?;
-                erased += 1;
-            }
-        }
-    }
-}
-
-/// Empties the person's contacts, however deep they stand.
-fn erase_in(message: &mut DynamicMessage, person: &Person) -> bool {
-    if message.descriptor().full_name() == CONTACT {
-        let email = message.get_field_by_name("email");
-        let is_person = email.is_some_and(|email| email.as_str().is_some_and(|email| person.has(email)));
-        if is_person {
-            *message = DynamicMessage::new(message.descriptor());
-        }
-        return is_person;
-    }
-    let mut was_there = false;
-    for field in fields_of(&message.descriptor(), message) {
-        match message.get_field_mut(&field) {
-            Value::Message(inner) => was_there |= erase_in(inner, person),
-            Value::List(values) => {
-                for inner in values.iter_mut().filter_map(Value::as_message_mut) {
-                    was_there |= erase_in(inner, person);
-                }
-            }
-            Value::Map(values) => {
-                for inner in values.values_mut().filter_map(Value::as_message_mut) {
-                    was_there |= erase_in(inner, person);
-                }
-            }
-            _ => {}
-        }
-    }
-    was_there
-}
-
-/// Whether one of the ids stands in a field of its own, however deep.
-fn mentions(message: &DynamicMessage, ids: &BTreeSet<String>) -> bool {
-    fn is_in(value: &Value, ids: &BTreeSet<String>) -> bool {
-        match value {
-            Value::String(text) => ids.contains(text),
-            Value::Message(inner) => mentions(inner, ids),
-            Value::List(values) => values.iter().any(|value| is_in(value, ids)),
-            Value::Map(values) => values.values().any(|value| is_in(value, ids)),
-            _ => false,
-        }
-    }
-    message.fields().any(|(_, value)| is_in(value, ids))
-}
-
-/// The fields that are set.
-fn fields_of(
-    descriptor: &MessageDescriptor,
-    message: &DynamicMessage,
-) -> Vec<prost_reflect::FieldDescriptor> {
-    descriptor.fields().filter(|field| message.has_field(field)).collect()
-}
-
-/// The folder of written mails: each in `ATTESTATION_ID.eml`, or, while it is written and when whoever did
-/// so went away, in `.ATTESTATION_ID.unfinished`.
-struct Mails(PathBuf);
-
-impl Mails {
-    /// The mails of attestations, whether they were written or not.
-    fn of(&self, attestation_ids: &[Uuid]) -> Vec<PathBuf> {
-        let names = attestation_ids.iter().flat_map(|id| [format!("{id}.eml"), format!(".{id}.unfinished")]);
-        names.map(|name| self.0.join(name)).collect()
-    }
-
-    /// The mails that a person is the addressee of, whatever its customer's contact is now.
-    fn addressed_to(&self, person: &Person) -> Result<Vec<PathBuf>, String> {
-        let failed = |error: io::Error| format!("the mail folder cannot be searched: {error}");
-        let mut found = vec![];
-        for entry in fs::read_dir(&self.0).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let path = entry.path();
-            let is_mail = path.extension().is_some_and(|suffix| suffix == "eml" || suffix == "unfinished")
-                && entry.file_type().map_err(failed)?.is_file();
-            if is_mail && is_to(&path, person).map_err(failed)? {
-                found.push(path);
-            }
-        }
-        Ok(found)
-    }
-
-    /// Deletes files and answers which of them there were. The folder is flushed: a file must not come
-    /// back after a power failure that the commit survived.
-    fn delete(&self, paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, String> {
-        let failed = |error: io::Error| format!("a mail cannot be deleted: {error}");
-        let mut deleted = vec![];
-        for path in paths {
-            match fs::remove_file(&path) {
-                Ok(()) => deleted.push(path),
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        if !deleted.is_empty() {
-            File::open(&self.0).and_then(|folder| folder.sync_all()).map_err(failed)?;
-        }
-        Ok(deleted)
-    }
-}
-
-/// Whether a mail is addressed to a person: its address is a word of the field `To`.
-fn is_to(path: &Path, person: &Person) -> io::Result<bool> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        // Somebody else has deleted it.
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    let mut is_in_to = false;
-    for line in BufReader::new(file.take(MAIL_HEADER_BYTES_MAX)).split(b'\n') {
-        let line = line?;
-        let line = String::from_utf8_lossy(&line);
-        let line = line.trim_end_matches('\r');
-        if line.is_empty() {
-            break;
-        }
-        if !line.starts_with([' ', '\t']) {
-            is_in_to = line.get(..3).is_some_and(|name| name.eq_ignore_ascii_case("to:"));
-        }
-        let mut words = line.split(|c: char| c.is_whitespace() || ":,;<>()\"".contains(c));
-        if is_in_to && words.any(|word| person.has(word)) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
 #[cfg(test)]
 mod tests {
     use chassis::auth::{Caller, Channel};
-    use chassis::clock::{Clock, new_id};
-    use chassis::database::Writes;
+    use chassis::clock::new_id;
+    use chassis::database::{Connection, Error, Writes};
     use chassis::idempotency::{IdempotencyKey, Lookup, answer_find, answer_store};
     use chassis::query;
     use diesel::RunQueryDsl;
+    use prost::Message;
     use proto::agreement::{
         CreateInvitationResponse, GetAttestationRequest, ImportAttestationsResponse, Invitation,
     };
     use proto::types::Contact;
 
+    use super::answers::ANSWERS_PER_PAGE;
     use super::*;
     use crate::data::read_templates;
-    use crate::store::{MIGRATIONS, verify};
+    use crate::store::{MIGRATIONS, chain};
 
     const EMAIL: &str = "zeb@contoso.example";
     const TENANTS: u128 = 3;
@@ -425,7 +261,7 @@ mod tests {
         assert_eq!(found[&None].invitation_ids, [Uuid::from_u128(3)]);
 
         // Of the three templates' versions and two erasures; the acceptance itself was not recorded.
-        let verified = database.snapshot(|connection| verify::verify(connection, &[])).await.unwrap();
+        let verified = database.snapshot(|connection| chain::verify(connection, &[])).await.unwrap();
         assert_eq!((verified.head.revision, verified.findings.len()), (6, 2), "{verified}");
     }
 

@@ -11,7 +11,7 @@ use chassis::clock::Clock;
 use chassis::reload;
 use proto::identity::Role;
 
-use crate::Failure;
+use super::Failure;
 use crate::config::Token;
 
 /// Makes a key that signs and the set of keys that verifies: `signing-key.pem`, which only its owner can

@@ -1,0 +1,101 @@
+//! The mail folder: mails are written as files when there is no mail server, and found again to erase a person.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use crate::store::erase::Person;
+
+/// How much of a mail is searched for its header, which is a few lines.
+const MAIL_HEADER_BYTES_MAX: u64 = 64 * 1024;
+
+/// The folder of written mails: the mail of an attestation is `ATTESTATION_ID.eml`. A mail that is being
+/// written, or whose writer was cut off, is `.ATTESTATION_ID.unfinished`.
+#[derive(Clone)]
+pub(crate) struct MailFolder(pub PathBuf);
+
+impl MailFolder {
+    fn finished(&self, id: Uuid) -> PathBuf {
+        self.0.join(format!("{id}.eml"))
+    }
+
+    fn unfinished(&self, id: Uuid) -> PathBuf {
+        self.0.join(format!(".{id}.unfinished"))
+    }
+
+    /// Writes a mail in one step, so that a reader of the folder sees all of it or nothing.
+    pub(super) fn write(&self, id: Uuid, mail: &[u8]) -> io::Result<()> {
+        fs::create_dir_all(&self.0)?;
+        let unfinished = self.unfinished(id);
+        fs::write(&unfinished, mail)?;
+        fs::rename(unfinished, self.finished(id))
+    }
+
+    /// The mails of attestations, whether they were written or not.
+    pub(crate) fn of(&self, attestation_ids: &[Uuid]) -> Vec<PathBuf> {
+        attestation_ids.iter().flat_map(|id| [self.finished(*id), self.unfinished(*id)]).collect()
+    }
+
+    /// The mails that a person is the addressee of, whatever its customer's contact is now.
+    pub(crate) fn addressed_to(&self, person: &Person) -> Result<Vec<PathBuf>, String> {
+        let failed = |error: io::Error| format!("the mail folder cannot be searched: {error}");
+        let mut found = vec![];
+        for entry in fs::read_dir(&self.0).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let path = entry.path();
+            let is_mail = path.extension().is_some_and(|suffix| suffix == "eml" || suffix == "unfinished")
+                && entry.file_type().map_err(failed)?.is_file();
+            if is_mail && is_to(&path, person).map_err(failed)? {
+                found.push(path);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Deletes files and answers which of them there were. The folder is flushed: a file must not come
+    /// back after a power failure that the commit survived.
+    pub(crate) fn delete(&self, paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, String> {
+        let failed = |error: io::Error| format!("a mail cannot be deleted: {error}");
+        let mut deleted = vec![];
+        for path in paths {
+            match fs::remove_file(&path) {
+                Ok(()) => deleted.push(path),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        if !deleted.is_empty() {
+            File::open(&self.0).and_then(|folder| folder.sync_all()).map_err(failed)?;
+        }
+        Ok(deleted)
+    }
+}
+
+/// Whether a mail is addressed to a person: its address is a word of the field `To`.
+fn is_to(path: &Path, person: &Person) -> io::Result<bool> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        // Deleted in the meantime.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let mut is_in_to = false;
+    for line in BufReader::new(file.take(MAIL_HEADER_BYTES_MAX)).split(b'\n') {
+        let line = line?;
+        let line = String::from_utf8_lossy(&line);
+        let line = line.trim_end_matches('\r');
+        if line.is_empty() {
+            break;
+        }
+        if !line.starts_with([' ', '\t']) {
+            is_in_to = line.get(..3).is_some_and(|name| name.eq_ignore_ascii_case("to:"));
+        }
+        let mut words = line.split(|c: char| c.is_whitespace() || ":,;<>()\"".contains(c));
+        if is_in_to && words.any(|word| person.has(word)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,95 @@
+//! Mail: an outbox of announcements, delivered at least once each, by SMTP or into a folder.
+//!
+//! - `mailer`: the worker that claims due announcements under a lease and sends them.
+//! - `compose`: the mail of an announcement.
+//! - `smtp`, `folder`: the two transports.
+
+mod compose;
+mod folder;
+pub(crate) mod mailer;
+mod smtp;
+
+use std::time::Duration;
+
+use lettre::Message;
+use lettre::transport::smtp::authentication::Credentials;
+use lettre::transport::smtp::client::AsyncSmtpConnection;
+use uuid::Uuid;
+
+use crate::config::Mail;
+use crate::rules::notification::Failure;
+pub(crate) use folder::MailFolder;
+use smtp::{Security, Server, read_password};
+
+/// How long handing over one mail may take, connecting included.
+const HAND_OVER_MAX: Duration = Duration::from_secs(10);
+
+/// How long to say goodbye to a mail server: everything is settled by then.
+const QUIT_MAX: Duration = Duration::from_secs(1);
+
+/// Where mails go.
+pub(crate) enum Transport {
+    Server(Server),
+    Folder(MailFolder),
+}
+
+impl Transport {
+    /// Reads the settings.
+    ///
+    /// # Errors
+    /// What makes no sense, without any part of it that may be secret.
+    pub(crate) fn new(settings: &Mail) -> Result<Self, String> {
+        let Some(url) = &settings.smtp else {
+            let folder = settings.mail_folder.clone();
+            tracing::warn!(folder = %folder.display(), "without --smtp mails are written to a folder and reach nobody");
+            return Ok(Self::Folder(MailFolder(folder)));
+        };
+        let mut server = Server::at(url)?;
+        if let (Some(user), Some(file)) = (&settings.smtp_user, &settings.smtp_password_file) {
+            if matches!(server.security, Security::Never) {
+                return Err(
+                    "--smtp-user is for encrypted connections only; drop ?tls=none from --smtp".into()
+                );
+            }
+            server.login = Some(Credentials::new(user.clone(), read_password(file)?));
+        }
+        Ok(Self::Server(server))
+    }
+
+    /// A way to hand mails over one after the other.
+    pub(super) fn delivery(&self) -> Delivery<'_> {
+        Delivery { transport: self, open: None }
+    }
+}
+
+/// Hands mails over one after the other. It connects when there is the first, and anew after each
+/// failure.
+pub(super) struct Delivery<'t> {
+    transport: &'t Transport,
+    open: Option<AsyncSmtpConnection>,
+}
+
+impl Delivery<'_> {
+    /// Hands a mail over. `Ok` means that the mail server took responsibility for it.
+    pub(super) async fn hand_over(&mut self, id: Uuid, mail: &Message) -> Result<(), Failure> {
+        match self.transport {
+            Transport::Folder(folder) => {
+                let (folder, mail) = (folder.clone(), mail.formatted());
+                let written = tokio::task::spawn_blocking(move || folder.write(id, &mail)).await;
+                if matches!(written, Ok(Ok(()))) { Ok(()) } else { Err(Failure::Folder) }
+            }
+            Transport::Server(server) => {
+                let sent = tokio::time::timeout(HAND_OVER_MAX, server.send(self.open.take(), mail)).await;
+                self.open = Some(sent.map_err(|_| Failure::Timeout)??);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) async fn close(self) {
+        if let Some(mut open) = self.open {
+            // Whether it answers makes no difference any more.
+            let _ = tokio::time::timeout(QUIT_MAX, open.quit()).await;
+        }
+    }
+}
