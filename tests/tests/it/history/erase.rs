@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use agreement_svc::config::{Address, EraseContact};
-use agreement_svc::rules::chain::{Differs, Finding};
 use agreement_svc::commands::Failure;
 use agreement_svc::commands::erase::Erased;
+use agreement_svc::config::{Address, EraseContact};
+use agreement_svc::rules::chain::{Differs, Finding};
 use chassis::clock::Clock;
 use chassis::database::Url;
 use chassis::form::timestamp;
