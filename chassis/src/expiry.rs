@@ -1,35 +1,37 @@
-//! When what identifies somebody ends: certificates and tokens. So it can be told before it happens.
+//! The validity of certificates and tokens, so that metrics can warn before it ends.
 
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
-/// For how long something identifies somebody, in seconds since 1970.
+/// The validity of a certificate or token, in seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
-    /// What it is to this process: one of a few names, which metrics are labelled with.
+    /// Its use in this process: one of a few names, with which metrics are labelled.
     pub name: &'static str,
-    /// From when, if it says so.
-    pub begins: Option<i64>,
-    /// Until when.
-    pub ends: i64,
+    /// Since when it is valid, if it says so.
+    pub not_before: Option<i64>,
+    /// Until when it is valid.
+    pub not_after: i64,
 }
 
 impl Validity {
-    /// Of several certificates the one that ends first: of a chain all have to hold, and of a list of authorities
-    /// somebody may need each. One that cannot be read here is told of by nothing but a warning, since only
-    /// those who verify it say whether it is of use.
+    /// The validity of the certificate that ends first: of a chain all have to be valid, and of a list of authorities
+    /// clients may need each. A certificate that cannot be read here is reported by a warning only, since its verifier
+    /// may still be able to use it.
     pub(crate) fn of_certificates(name: &'static str, certificates: &[CertificateDer<'_>]) -> Option<Self> {
         let read = |certificate: &CertificateDer<'_>| {
             let certificate = Certificate::from_der(certificate)
-                .inspect_err(|error| tracing::warn!(%error, name, "when a certificate ends cannot be read"))
+                .inspect_err(
+                    |error| tracing::warn!(%error, name, "the validity of a certificate cannot be read"),
+                )
                 .ok()?;
             let validity = certificate.tbs_certificate().validity();
-            let [begins, ends] = [validity.not_before, validity.not_after]
+            let [not_before, not_after] = [validity.not_before, validity.not_after]
                 .map(|time| i64::try_from(time.to_unix_duration().as_secs()).unwrap_or(i64::MAX));
-            Some(Self { name, begins: Some(begins), ends })
+            Some(Self { name, not_before: Some(not_before), not_after })
         };
-        certificates.iter().filter_map(read).min_by_key(|credential| credential.ends)
+        certificates.iter().filter_map(read).min_by_key(|validity| validity.not_after)
     }
 }
 
@@ -46,16 +48,16 @@ mod tests {
     }
 
     #[test]
-    fn of_several_certificates_the_first_that_ends_counts() {
+    fn the_certificate_that_ends_first_counts() {
         let all = [until(2040), until(2002), until(9999)];
-        let told = Validity { name: "some", begins: Some(978_307_200), ends: 1_009_843_200 };
-        assert_eq!(Validity::of_certificates("some", &all), Some(told));
-        assert_eq!(Validity::of_certificates("some", &all[1..]), Some(told));
-        let ends = |year| Validity::of_certificates("some", &[until(year)]).unwrap().ends;
-        // From 2050 on certificates write years in another way.
+        let first = Validity { name: "some", not_before: Some(978_307_200), not_after: 1_009_843_200 };
+        assert_eq!(Validity::of_certificates("some", &all), Some(first));
+        assert_eq!(Validity::of_certificates("some", &all[1..]), Some(first));
+        let ends = |year| Validity::of_certificates("some", &[until(year)]).unwrap().not_after;
+        // From 2050 on certificates encode years in another way.
         assert_eq!([ends(2049), ends(2050), ends(9999)], [2_493_072_000, 2_524_608_000, 253_370_764_800]);
-        let nonsense = CertificateDer::from(vec![0x30, 0]);
-        assert_eq!(Validity::of_certificates("some", std::slice::from_ref(&nonsense)), None);
-        assert_eq!(Validity::of_certificates("some", &[nonsense, until(2002)]), Some(told));
+        let unreadable = CertificateDer::from(vec![0x30, 0]);
+        assert_eq!(Validity::of_certificates("some", std::slice::from_ref(&unreadable)), None);
+        assert_eq!(Validity::of_certificates("some", &[unreadable, until(2002)]), Some(first));
     }
 }

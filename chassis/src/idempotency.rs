@@ -1,6 +1,6 @@
-//! Requests that must have at most one effect: under one id and content the first answer is given
-//! again, whatever has changed since, for at least [`ANSWER_KEPT`]. Each service has the table `request`
-//! in its own schema.
+//! Idempotency keys (request ids): a request that is repeated under its id has no second effect and gets the first answer
+//! again, also if the state has changed since, for at least [`ANSWER_KEPT`]. Each service has the table `request` in its
+//! own schema.
 
 use std::time::Duration;
 
@@ -31,16 +31,16 @@ mod schema {
     }
 }
 
-/// How long a first answer is given again at least: longer than any client goes on repeating itself.
+/// How long a first answer is kept at least: longer than any client goes on retrying.
 pub const ANSWER_KEPT: TimeDelta = TimeDelta::days(30);
 
-/// How often old answers are looked for. An hour more or less is nothing to their age.
+/// How often old answers are deleted. An hour is nothing to their age.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
-/// Answers forgotten in one transaction: calls that write wait for hardly more than a millisecond.
-const FORGOTTEN_AT_A_TIME: i64 = 100;
+/// Answers deleted in one transaction, for which writing calls wait hardly more than a millisecond.
+const DELETED_AT_A_TIME: i64 = 100;
 
-/// A request id, with whose it is and what it asked for.
+/// A request id, with its tenant and a digest of the request.
 #[derive(Clone, Debug)]
 pub struct IdempotencyKey {
     /// The id that the client made.
@@ -50,10 +50,10 @@ pub struct IdempotencyKey {
     content: String,
 }
 
-/// What is known of a request id.
+/// The result of a lookup of a request id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lookup {
-    /// Nothing.
+    /// It was never used.
     Never,
     /// The first answer, to be given again.
     Answered(Vec<u8>),
@@ -94,7 +94,7 @@ pub fn answer_find(connection: &mut Connection, key: &IdempotencyKey) -> Result<
     })
 }
 
-/// Remembers the answer in the transaction of its effect; false when somebody else was first.
+/// Stores the answer in the transaction of its effect; false if another call was first.
 ///
 /// # Errors
 /// The database's.
@@ -122,19 +122,19 @@ pub fn answer_store(
     Ok(inserted > 0)
 }
 
-/// Forgets answers that are older than [`ANSWER_KEPT`], at once and then every hour, until `stop` says
-/// so: their request ids are then as good as new. Several replicas may do so at the same time.
+/// Deletes answers that are older than [`ANSWER_KEPT`], at once and then every hour, until `stop`. Their request ids may
+/// then be used anew. Several replicas may do so at the same time.
 pub async fn expire_answers(database: Database, clock: Clock, mut stop: watch::Receiver<bool>) {
     loop {
         let before = clock.now() - ANSWER_KEPT;
-        let forget = move |connection: &mut Connection| answers_expire(connection, before);
+        let expire = move |connection: &mut Connection| answers_expire(connection, before);
         while !*stop.borrow() {
-            let forgotten: Result<bool, Error> = database.write(forget).await;
-            match forgotten {
+            let expired: Result<bool, Error> = database.write(expire).await;
+            match expired {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
-                    tracing::warn!(%error, "old answers cannot be forgotten; trying again in an hour");
+                    tracing::warn!(%error, "old answers cannot be deleted; the next attempt is in an hour");
                     break;
                 }
             }
@@ -146,7 +146,7 @@ pub async fn expire_answers(database: Database, clock: Clock, mut stop: watch::R
     }
 }
 
-/// Forgets some of the answers from before a time, oldest first; whether there may be more.
+/// Deletes some of the answers from before a time, oldest first; true if there may be more.
 fn answers_expire(connection: &mut Connection, before: Time) -> Result<bool, Error> {
     let is_old = || request::answered_at.lt(before.naive_utc());
     let old: Vec<(String, String, String)> = query!(&mut *connection, c => {
@@ -154,13 +154,13 @@ fn answers_expire(connection: &mut Connection, before: Time) -> Result<bool, Err
             .filter(is_old())
             // One order for all replicas, so that they wait for each other instead of deadlocking.
             .order((request::answered_at, request::request_id))
-            .limit(FORGOTTEN_AT_A_TIME)
+            .limit(DELETED_AT_A_TIME)
             .select((request::tenant_id, request::call, request::request_id))
             .load(c)
     })?;
     for key in &old {
-        // Its age is asked for again: another replica may have forgotten it meanwhile, and somebody
-        // else may have used its id anew.
+        // The age is checked again: another replica may have deleted the answer meanwhile, and a client may have used its
+        // id anew.
         let (tenant_id, call, request_id) = key;
         query!(&mut *connection, c => {
             diesel::delete(request::table.find((tenant_id, call, request_id)).filter(is_old())).execute(c)
@@ -206,9 +206,8 @@ pub fn answers_after(
     Ok(rows.into_iter().map(stored).collect())
 }
 
-/// Replaces a stored answer and forgets what was asked: whoever repeats the request is then told that
-/// its id was used for other content. For what must no longer be kept, be it in the answer or as a
-/// digest of the content.
+/// Replaces a stored answer and deletes the digest of its request, for data that must no longer be kept in either. A client
+/// that repeats the request is then refused because its id was used for other content.
 ///
 /// # Errors
 /// The database's.
@@ -249,7 +248,7 @@ mod tests {
         let database = Database::open(&url, true, Writes::Serial).unwrap();
         let now = Time::from_timestamp(1_800_000_000, 0).unwrap();
         let older = now - ANSWER_KEPT - TimeDelta::microseconds(1);
-        let count = FORGOTTEN_AT_A_TIME.unsigned_abs() as u128 * 2 + 1;
+        let count = DELETED_AT_A_TIME.unsigned_abs() as u128 * 2 + 1;
         let write = move |connection: &mut Connection| -> Result<(), Error> {
             query!(&mut *connection, c => c.batch_execute(TABLE))?;
             answer_store(connection, &key(0), b"kept", now - ANSWER_KEPT)?;

@@ -1,7 +1,7 @@
-//! The numbers of a service, for Prometheus to fetch at `/metrics`.
+//! Metrics of a service, served to Prometheus at `/metrics`.
 //!
-//! Here is what any service has: its calls, its database, its process. Each counts what is its own business
-//! beside that. Labels take few values, all of them known beforehand; none names anybody.
+//! This module has the metrics of any service: calls, database, process, watched files. Each service adds its own. Labels
+//! have few values, all of them known beforehand; none identifies a tenant or a person.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -22,17 +22,17 @@ use crate::database::{Connection, Database, Error};
 use crate::expiry::Validity;
 use crate::reload::Watched;
 
-/// How long a scrape waits for the database. Scrapers commonly give up after ten seconds.
-const LOOK_MAX: Duration = Duration::from_secs(1);
+/// How long a scrape waits for the database. Scrapers commonly time out after ten seconds.
+const READ_MAX: Duration = Duration::from_secs(1);
 
-/// Seconds: a question to an embedded database takes less than the first, no call more than the last.
+/// Seconds: a read of an embedded database takes less than the first, no call more than the last.
 const DURATION_BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
 
-/// What a call is counted under whose path is none of the service's.
+/// The label of calls whose path is none of the service's.
 pub(crate) const UNKNOWN_PATH: &str = "unknown";
 
-/// The numbers of one service. Clones share them.
+/// The metrics of one service. Clones share them.
 #[derive(Clone)]
 pub struct Metrics(Arc<Inner>);
 
@@ -41,31 +41,31 @@ struct Inner {
     prefix: &'static str,
     calls: Calls,
     database: Database,
-    /// One look into the database at a time, however many fetch.
-    looking: Arc<Mutex<()>>,
+    /// One read of the database at a time, however many scrapes.
+    reading: Arc<Mutex<()>>,
     files: RwLock<Vec<Box<dyn Fn() -> Files + Send + Sync>>>,
 }
 
-/// Files that are read again when they change.
+/// The state of watched files.
 struct Files {
     name: &'static str,
-    make_sense: bool,
-    /// What they say that ends.
+    are_valid: bool,
+    /// The validity of the certificates or tokens in them.
     credentials: Vec<Validity>,
 }
 
-/// A number that is known now. What is not known has none: then it is missing from the answer.
+/// A value that is read for one scrape. An unknown value has no sample and is missing from the scrape.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample {
-    /// Without the service's prefix, with its unit.
+    /// Its name without the service's prefix, with its unit.
     pub name: &'static str,
-    /// What it means.
+    /// Its description.
     pub help: &'static str,
-    /// How much.
+    /// The value.
     pub value: f64,
 }
 
-/// The numbers of calls.
+/// The metrics of calls.
 #[derive(Clone)]
 pub(crate) struct Calls {
     ended: IntCounterVec,
@@ -75,10 +75,10 @@ pub(crate) struct Calls {
 }
 
 impl Metrics {
-    /// Begins to count. Names begin with the prefix.
+    /// The metrics of a service; their names begin with the prefix.
     ///
     /// # Errors
-    /// A name that is none.
+    /// An invalid name.
     pub fn new(
         prefix: &'static str,
         version: &'static str,
@@ -87,7 +87,7 @@ impl Metrics {
         let registry = Registry::new_custom(Some(prefix.to_owned()), None)?;
         let calls = Calls {
             ended: IntCounterVec::new(
-                Opts::new("calls_total", "Calls that ended, by path and code; those given up are CANCELLED."),
+                Opts::new("calls_total", "Calls that ended, by path and code; cancelled calls are Cancelled."),
                 &["path", "code"],
             )?,
             took: HistogramVec::new(
@@ -98,37 +98,37 @@ impl Metrics {
                 .buckets(DURATION_BUCKETS.to_vec()),
                 &["path"],
             )?,
-            in_progress: IntGauge::new("calls_in_progress", "Calls that are being worked on.")?,
+            in_progress: IntGauge::new("calls_in_progress", "Calls in progress.")?,
             refused_for_load: IntCounter::new(
                 "calls_refused_for_load_total",
-                "Calls and streams that were turned away because too many were in progress.",
+                "Calls and streams that were refused because too many were in progress.",
             )?,
         };
         let opts =
             Opts::new("build_info", "1, labelled with what is running.").const_label("version", version);
         let build = IntGauge::with_opts(opts)?;
         build.set(1);
-        let (looking, files) = (Arc::default(), RwLock::default());
-        let metrics = Self(Arc::new(Inner { registry, prefix, calls, database, looking, files }));
+        let (reading, files) = (Arc::default(), RwLock::default());
+        let metrics = Self(Arc::new(Inner { registry, prefix, calls, database, reading, files }));
         let Inner { calls, database, .. } = &*metrics.0;
         metrics.register(build)?;
         metrics.register(calls.ended.clone())?;
         metrics.register(calls.took.clone())?;
         metrics.register(calls.in_progress.clone())?;
         metrics.register(calls.refused_for_load.clone())?;
-        metrics.register(database.waits().clone())?;
+        metrics.register(database.wait_histogram().clone())?;
         Ok(metrics)
     }
 
-    /// Tells of numbers that somebody else counts.
+    /// Adds metrics that the service counts itself.
     ///
     /// # Errors
-    /// There are some of the same name.
+    /// There are metrics of the same name.
     pub fn register(&self, numbers: impl Collector + 'static) -> Result<(), prometheus::Error> {
         self.0.registry.register(Box::new(numbers))
     }
 
-    /// Tells from now on whether files make sense, by a name that is not theirs, and when what they say ends.
+    /// Adds watched files, under a name of their use: whether they are valid, and the validity of their certificates or tokens.
     pub fn register_files<T: Send + Sync + 'static>(
         &self,
         name: &'static str,
@@ -136,13 +136,13 @@ impl Metrics {
         credentials: impl Fn(&T) -> Vec<Validity> + Send + Sync + 'static,
     ) {
         let files = files.clone();
-        let look =
-            move || Files { name, make_sense: files.is_valid(), credentials: credentials(&files.now()) };
-        self.0.files.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(look));
+        let state =
+            move || Files { name, are_valid: files.is_valid(), credentials: credentials(&files.now()) };
+        self.0.files.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(state));
     }
 
-    /// Counts a stream that was turned away because too many are open. Whoever makes streams that go on sees
-    /// to how many there are; calls are counted where they are let in.
+    /// Counts an open-ended stream that was refused because too many are open. Their handlers limit them; calls are limited
+    /// and counted by the server.
     pub fn stream_refused_for_load(&self) {
         self.0.calls.refused_for_load.inc();
     }
@@ -151,33 +151,33 @@ impl Metrics {
         &self.0.calls
     }
 
-    /// What is read from the database, and how the database itself is. It is asked for a second at most and
-    /// by one at a time: what it has not said by then is missing.
+    /// The samples that `read` finds in the database, and those of the database itself. The read takes a second at most,
+    /// and there is one at a time; otherwise its samples are missing.
     pub async fn stored<F>(&self, read: F) -> Vec<Sample>
     where
         F: FnOnce(&mut Connection) -> Result<Vec<Sample>, Error> + Send + 'static,
     {
-        let Inner { database, looking, .. } = &*self.0;
-        let look = async {
-            let alone = looking.clone().lock_owned().await;
+        let Inner { database, reading, .. } = &*self.0;
+        let answer = async {
+            let alone = reading.clone().lock_owned().await;
             let read = move |connection: &mut Connection| {
-                // Also one that nobody waits for any more keeps others from looking.
+                // A read that timed out still excludes others.
                 let _alone = alone;
                 read(connection)
             };
             database.list(read).await
         };
-        let answer = match tokio::time::timeout(LOOK_MAX, look).await {
+        let answer = match tokio::time::timeout(READ_MAX, answer).await {
             Ok(Ok(answer)) => Some(answer),
             Ok(Err(error)) => {
-                tracing::debug!(%error, "the database cannot be asked for numbers");
+                tracing::debug!(%error, "the database cannot be read for metrics");
                 None
             }
             Err(_) => None,
         };
         let answers = Sample {
             name: "database_answers",
-            help: "1 if the database answered this scrape in time, else 0, and what it would have said is missing.",
+            help: "1 if the database answered this scrape in time; if 0, the metrics read from it are missing.",
             value: f64::from(u8::from(answer.is_some())),
         };
         let connections = Sample {
@@ -193,9 +193,9 @@ impl Metrics {
         [connections, answers].into_iter().chain(queue).chain(answer.unwrap_or_default()).collect()
     }
 
-    /// Answers whoever fetches until `stop` resolves; `look` finds out what nobody counts. Nobody is waited
-    /// for at the end, and the service goes on without.
-    pub async fn serve<L, F>(self, listener: TcpListener, look: L, mut stop: watch::Receiver<bool>)
+    /// Serves `/metrics` until `stop`; `collect` reads the samples of a scrape. Open connections are dropped at shutdown, and
+    /// the service goes on if this fails.
+    pub async fn serve<L, F>(self, listener: TcpListener, collect: L, mut stop: watch::Receiver<bool>)
     where
         L: Fn() -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Vec<Sample>> + Send,
@@ -204,19 +204,19 @@ impl Metrics {
             tracing::info!(%metrics_address, "serving metrics");
         }
         let fetch = async move || {
-            let known = look().await;
-            // Prometheus takes this format from everybody, and its tools take no other.
+            let known = collect().await;
+            // Every Prometheus reads this format, and its tools read no other.
             ([(CONTENT_TYPE, TEXT_FORMAT)], self.text(&known))
         };
         let serving = axum::serve(listener, Router::new().route("/metrics", get(fetch)));
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
-            served = serving => tracing::error!(?served, "metrics are served no more"),
+            served = serving => tracing::error!(?served, "metrics are no longer served"),
         }
         drop(stop.wait_for(|stop| *stop).await);
     }
 
-    /// What is known of files now.
+    /// The metrics of watched files.
     fn files(&self) -> Result<[GaugeVec; 3], prometheus::Error> {
         let by = |label, name: &str, help: &str| {
             GaugeVec::new(Opts::new(format!("{}_{name}", self.0.prefix), help), &[label])
@@ -224,26 +224,26 @@ impl Metrics {
         let unusable = by(
             "files",
             "files_unusable",
-            "1 if files have changed so that they make no sense, and what they said before goes on, else 0.",
+            "1 if the current contents of the files are invalid, so that the previous ones stay in force, else 0.",
         )?;
         let begins = by(
             "credential",
             "credential_begins_timestamp_seconds",
-            "Since when what identifies the service or its callers does, in seconds since 1970.",
+            "Since when a certificate or token is valid, in seconds since 1970.",
         )?;
         let ends = by(
             "credential",
             "credential_ends_timestamp_seconds",
-            "Until when what identifies the service or its callers does, in seconds since 1970; of several certificates, the first that ends.",
+            "Until when a certificate or token is valid, in seconds since 1970; of several certificates, the one that ends first.",
         )?;
-        for look in self.0.files.read().unwrap_or_else(PoisonError::into_inner).iter() {
-            let files = look();
-            unusable.with_label_values(&[files.name]).set(f64::from(u8::from(!files.make_sense)));
+        for files in self.0.files.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            let files = files();
+            unusable.with_label_values(&[files.name]).set(f64::from(u8::from(!files.are_valid)));
             for credential in files.credentials {
-                if let Some(since) = credential.begins {
+                if let Some(since) = credential.not_before {
                     begins.with_label_values(&[credential.name]).set(since as f64);
                 }
-                ends.with_label_values(&[credential.name]).set(credential.ends as f64);
+                ends.with_label_values(&[credential.name]).set(credential.not_after as f64);
             }
         }
         Ok([unusable, begins, ends])
@@ -252,11 +252,11 @@ impl Metrics {
     fn text(&self, known: &[Sample]) -> String {
         let Inner { registry, prefix, .. } = &*self.0;
         let mut families = registry.gather();
-        // Their names are right, or a test would have said so.
+        // The names are valid, or a test would fail.
         let files = self.files().into_iter().flatten().flat_map(|numbers| numbers.collect());
         families.extend(files.filter(|family| !family.get_metric().is_empty()));
         for Sample { name, help, value } in known {
-            // Its name is right, or a test would have said so.
+            // The name is valid, or a test would fail.
             if let Ok(gauge) = Gauge::new(format!("{prefix}_{name}"), *help) {
                 gauge.set(*value);
                 families.extend(gauge.collect());
@@ -266,14 +266,14 @@ impl Metrics {
         families.extend(prometheus::process_collector::ProcessCollector::for_self().collect());
         let mut text = String::new();
         if let Err(error) = TextEncoder::new().encode_utf8(&families, &mut text) {
-            tracing::error!(%error, "the numbers cannot be written down");
+            tracing::error!(%error, "the metrics cannot be encoded");
         }
         text
     }
 }
 
 impl Calls {
-    /// Shows the codes of every call that are looked for as 0, so that the first is seen as a rise.
+    /// Adds the codes that alerts watch to each call, as 0, so that the first one is seen as a rise.
     pub(crate) fn expect(&self, paths: impl Iterator<Item = &'static str>) {
         for path in paths {
             for code in [Code::Ok, Code::Internal] {
@@ -282,7 +282,7 @@ impl Calls {
         }
     }
 
-    /// Counts a call that nothing else is done about.
+    /// Counts a call that is refused for load, of which there is no other record.
     pub(crate) fn refuse_for_load(&self, path: &str) {
         self.ended.with_label_values(&[path, "ResourceExhausted"]).inc();
         self.refused_for_load.inc();
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_database_that_keeps_silent_is_waited_for_by_one_and_not_for_long() {
+    async fn a_silent_database_delays_one_scrape_and_not_for_long() {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("things.sqlite").display()).parse().unwrap();
         let database = Database::open(&url, true, Writes::Concurrent).unwrap();
@@ -323,8 +323,8 @@ mod tests {
             })
             .await;
         assert_eq!((value(&known, "things"), value(&known, "database_answers")), (None, Some(0.0)));
-        assert_eq!(value(&known, "database_connections_in_use"), Some(1.0), "what is known is told");
-        // As long as it keeps the one waiting, nobody else asks it.
+        assert_eq!(value(&known, "database_connections_in_use"), Some(1.0));
+        // As long as that read goes on, there is no other.
         let known = metrics.stored(answer).await;
         assert_eq!((value(&known, "things"), value(&known, "database_answers")), (None, Some(0.0)));
         assert_eq!(value(&known, "database_connections_in_use"), Some(1.0));
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn calls_are_told_in_the_format_of_prometheus_with_what_is_looked_for_from_the_start() {
+    async fn metrics_are_encoded_with_the_watched_codes_from_the_start() {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("things.sqlite").display()).parse().unwrap();
         let database = Database::open(&url, true, Writes::Concurrent).unwrap();
@@ -353,7 +353,7 @@ mod tests {
             "some_svc_database_connection_wait_seconds_count 0",
             r#"some_svc_build_info{version="1"} 1"#,
         ] {
-            assert!(text.lines().any(|told| told == line), "{line} is not in {text}");
+            assert!(text.lines().any(|written| written == line), "{line} is not in {text}");
         }
     }
 }

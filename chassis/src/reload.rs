@@ -1,9 +1,8 @@
-//! Files that may change while they are used: keys, tokens, certificates. They are read again each
-//! second, and what they say is swapped in at once, without a restart.
+//! Hot reload of files: keys, tokens, certificates. The files are read each second, and a changed one takes effect at
+//! once, without a restart.
 //!
-//! Contents are compared and not times, so that a mounted folder whose links are switched counts as
-//! changed. Files that make no sense are never used: at the start they are refused, later what was read
-//! last goes on.
+//! Contents are compared and not times, so a mounted folder whose links are switched counts as changed. Invalid files are
+//! never used: at the start they are refused, and later the previous contents stay in force.
 
 use std::fmt;
 use std::fs::File;
@@ -14,31 +13,31 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-/// How often the files are looked at. Reading a few kilobytes that often costs nothing, and whoever
-/// replaces a key does not wait for longer.
+/// How often the files are read. Reading a few kilobytes that often costs nothing, and a replaced key takes effect within
+/// a second.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The largest file: a key set or a list of certificate authorities has a hundredth of that. What is
-/// larger was named by mistake.
+/// The largest file: a key set or a list of certificate authorities has a hundredth of that. A larger file was named by
+/// mistake.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
-/// What some files say now. Clones share it; the files are looked at until the last of them is dropped.
+/// The parsed contents of some files. Clones share them; the files are watched until the last clone is dropped.
 pub struct Watched<T>(watch::Receiver<Snapshot<T>>);
 
 struct Snapshot<T> {
     has_files: bool,
-    /// What they said when they last made sense.
+    /// The last valid contents.
     value: Arc<T>,
-    /// Whether they still did when they were last looked at.
+    /// Whether the current contents are valid.
     is_valid: bool,
 }
 
 impl<T: Send + Sync + 'static> Watched<T> {
-    /// Reads the files, which have to make sense together, and goes on doing so on the current runtime.
-    /// `parse` is given their contents in the order of the files.
+    /// Reads the files, which must be valid together, and reloads them on this runtime from then on. `parse` gets their
+    /// contents in the order of the files.
     ///
     /// # Errors
-    /// The file that cannot be read, or what `parse` says of their contents.
+    /// A file that cannot be read, or the error of `parse`.
     pub fn open(
         files: Vec<PathBuf>,
         parse: impl Fn(&[Vec<u8>]) -> Result<T, String> + Send + 'static,
@@ -51,7 +50,7 @@ impl<T: Send + Sync + 'static> Watched<T> {
         if !has_files {
             return Ok(Self(receiver));
         }
-        let look = async move {
+        let watch = async move {
             let files = Arc::new(files);
             loop {
                 tokio::select! {
@@ -69,32 +68,35 @@ impl<T: Send + Sync + 'static> Watched<T> {
                 match parse_read(&files, &contents, &parse) {
                     Ok(value) => {
                         sender.send_replace(Snapshot { has_files, value: Arc::new(value), is_valid: true });
-                        tracing::info!(files = names(&files), "read again after a change");
+                        tracing::info!(files = names(&files), "the files were reloaded");
                     }
                     Err(why) => {
-                        sender.send_modify(|said| said.is_valid = false);
-                        tracing::error!(why, "what was read before goes on; put the file right");
+                        sender.send_modify(|snapshot| snapshot.is_valid = false);
+                        tracing::error!(
+                            why,
+                            "a changed file is invalid; the previous contents stay in force"
+                        );
                     }
                 }
                 seen = contents;
             }
         };
-        tokio::spawn(look);
+        tokio::spawn(watch);
         Ok(Self(receiver))
     }
 
-    /// What they said when they last made sense.
+    /// The last valid contents.
     #[must_use]
     pub fn now(&self) -> Arc<T> {
         self.0.borrow().value.clone()
     }
 
-    /// Whether there are any.
+    /// Whether any files are watched.
     pub(crate) fn has_files(&self) -> bool {
         self.0.borrow().has_files
     }
 
-    /// Whether they make sense now. If not, what they said before goes on, and nothing could start with them.
+    /// Whether the current contents are valid. If not, the previous ones stay in force, and a restart would fail.
     #[must_use]
     pub fn is_valid(&self) -> bool {
         self.0.borrow().is_valid
@@ -108,7 +110,7 @@ impl<T> Clone for Watched<T> {
 }
 
 impl<T> fmt::Debug for Watched<T> {
-    /// Says nothing of the contents, which may be secret.
+    /// Shows nothing of the contents, which may be secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Watched")
     }
@@ -117,7 +119,7 @@ impl<T> fmt::Debug for Watched<T> {
 /// Reads a file once, within the same bounds.
 ///
 /// # Errors
-/// Why it cannot be read, naming it.
+/// The file cannot be read; the message names it.
 pub fn read(file: &Path) -> Result<Vec<u8>, String> {
     let mut contents = vec![];
     let opened = File::open(file).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut contents));
@@ -156,39 +158,39 @@ mod tests {
         text.parse().map_err(|_| "no number".to_owned())
     }
 
-    async fn becomes(reread: &Watched<u32>, value: u32) {
-        let mut receiver = reread.0.clone();
+    async fn becomes(watched: &Watched<u32>, value: u32) {
+        let mut receiver = watched.0.clone();
         let waiting = receiver.wait_for(|now| *now.value == value && now.is_valid);
         tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap().unwrap();
     }
 
     #[tokio::test]
-    async fn a_changed_file_is_read_again_and_a_bad_one_changes_nothing() {
+    async fn a_changed_file_is_reloaded_and_an_invalid_one_is_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("number");
         std::fs::write(&file, "1").unwrap();
-        let reread = Watched::open(vec![file.clone()], number).unwrap();
-        assert_eq!(*reread.now(), 1);
+        let watched = Watched::open(vec![file.clone()], number).unwrap();
+        assert_eq!(*watched.now(), 1);
         std::fs::write(&file, "2").unwrap();
-        becomes(&reread, 2).await;
+        becomes(&watched, 2).await;
         for bad in ["three", ""] {
             std::fs::write(&file, bad).unwrap();
             tokio::time::sleep(2 * INTERVAL).await;
-            assert_eq!((*reread.now(), reread.is_valid()), (2, false));
+            assert_eq!((*watched.now(), watched.is_valid()), (2, false));
         }
-        // Also as it was before.
+        // The previous contents are valid again.
         std::fs::write(&file, "2").unwrap();
-        becomes(&reread, 2).await;
+        becomes(&watched, 2).await;
         std::fs::remove_file(&file).unwrap();
         tokio::time::sleep(2 * INTERVAL).await;
-        assert_eq!((*reread.now(), reread.is_valid()), (2, false));
+        assert_eq!((*watched.now(), watched.is_valid()), (2, false));
         std::fs::write(&file, "4").unwrap();
-        becomes(&reread, 4).await;
+        becomes(&watched, 4).await;
     }
 
     #[cfg(unix)]
     #[tokio::test]
-    async fn a_link_that_is_switched_to_another_folder_counts_as_a_change() {
+    async fn a_link_switched_to_another_folder_is_a_change() {
         let folder = tempfile::tempdir().unwrap();
         for (version, number) in [("one", "1"), ("two", "2")] {
             std::fs::create_dir(folder.path().join(version)).unwrap();
@@ -200,13 +202,13 @@ mod tests {
             std::fs::rename(fresh, folder.path().join("current")).unwrap();
         };
         link("one");
-        let reread = Watched::open(vec![folder.path().join("current/number")], number).unwrap();
+        let watched = Watched::open(vec![folder.path().join("current/number")], number).unwrap();
         link("two");
-        becomes(&reread, 2).await;
+        becomes(&watched, 2).await;
     }
 
     #[tokio::test]
-    async fn a_file_that_is_bad_or_missing_at_the_start_is_refused_by_name() {
+    async fn an_invalid_or_missing_file_is_refused_at_the_start() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("number");
         assert!(Watched::open(vec![file.clone()], number).unwrap_err().contains("number"));

@@ -487,8 +487,8 @@ async fn a_connection_lost_inside_a_batch_fails_that_batch_and_the_next_one_star
     assert!(home.stored().contains("later"));
 }
 
-/// Everybody was told either that it is stored, and it is, or that the database is unavailable, and
-/// it is not. Returns who was told the latter.
+/// Each command either succeeded and is stored, or failed because the database is unavailable and is not stored. Returns
+/// the failed ones.
 fn check_outage(home: &Home, answers: &[(String, Result<(), Error>)]) -> BTreeSet<String> {
     let mut stored = BTreeSet::new();
     let mut refused = BTreeSet::new();
@@ -592,7 +592,7 @@ async fn a_panicking_read_fails_alone() {
     }
 }
 
-/// Reads twice, and lets somebody else write in between.
+/// Reads twice, and lets another connection write in between.
 fn read_around_a_write(
     connection: &mut Connection,
     other: &mut Connection,
@@ -646,7 +646,7 @@ async fn a_snapshot_cannot_write_and_whatever_ends_it_leaves_nothing_open() {
 
 #[tokio::test]
 async fn what_was_deleted_is_in_no_file_once_it_is_purged_beside_open_connections() {
-    const GONE: &str = "a name that nobody is to read again";
+    const GONE: &str = "a name that must not be readable";
     let home = Home::new(Backend::Sqlite);
     let database = home.open(Writes::Serial);
     let files = || {

@@ -33,8 +33,8 @@ impl Bearer {
     /// presents the token.
     #[must_use]
     pub fn validity(&self, name: &'static str) -> Option<Validity> {
-        let (begins, ends) = jwt::life(self.token())?;
-        Some(Validity { name, begins, ends })
+        let (not_before, not_after) = jwt::life(self.token())?;
+        Some(Validity { name, not_before, not_after })
     }
 
     pub(super) fn of(headers: &HeaderMap) -> Result<Self, &'static str> {

@@ -1,5 +1,4 @@
-//! From stored columns to values. What cannot be a value makes the row corrupt: somebody else wrote
-//! to the database.
+//! From stored columns to values. An impossible value makes the row corrupt: another program wrote to the database.
 
 use std::str::FromStr;
 
@@ -9,7 +8,7 @@ use uuid::Uuid;
 use super::Error;
 use crate::clock::Time;
 
-/// Where a value stands, for the error that says it is corrupt.
+/// The place of a value, for the error that it is corrupt.
 #[derive(Clone, Copy, Debug)]
 pub struct At<'a> {
     table: &'static str,
@@ -23,7 +22,7 @@ pub fn at<'a>(table: &'static str, key: &'a str) -> At<'a> {
 }
 
 impl At<'_> {
-    /// A column that makes no sense.
+    /// A column with an impossible value.
     #[must_use]
     pub fn corrupt(self, column: &'static str) -> Error {
         Error::Corrupt { table: self.table, key: self.key.to_owned(), column }

@@ -1,9 +1,9 @@
-//! One thread that writes: commands queue up, and as many as wait are committed together, which is
-//! several times faster than one commit each and no less durable.
+//! Group commit: one thread writes, and commits all commands that wait together, which is several times faster than a
+//! commit for each and no less durable.
 //!
-//! Every command runs in a savepoint of its own, so that one that fails, or panics, undoes only
-//! itself. Nobody is answered before the commit. When the batch as a whole fails (a full disk, a
-//! lost connection), everybody in it is told so, and the next batch starts on a new connection.
+//! Each command runs in a savepoint of its own, so that a command that fails, or panics, undoes only itself. No command
+//! returns before the commit. If the batch as a whole fails (a full disk, a lost connection), all of its commands fail,
+//! and the next batch starts on a new connection.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{self, JoinHandle};
@@ -15,10 +15,10 @@ use super::{Connection, Error, Manager, Url};
 /// Commands of one commit. Beyond this the gain of a larger batch is small and its delay is not.
 const BATCH_MAX: usize = 128;
 
-/// Commands that may wait. Beyond this callers wait to be let in.
+/// Commands in the queue. Further callers wait to enter it.
 const QUEUE_MAX: usize = 1024;
 
-/// A command: run on the connection, or told why there is none.
+/// A command: it gets the connection, or the error why there is none.
 type Job = Box<dyn FnOnce(Result<&mut Connection, Error>) -> Ran + Send>;
 
 /// A command that has run and whose caller waits for the commit.
@@ -33,14 +33,14 @@ pub(super) struct Writer {
     _thread: Joined,
 }
 
-/// A thread that whoever drops this waits for, if it has a file. The last connection to a file of SQLite that is
-/// closed removes the file's log, and must not do so when the file is already another one. A server may
-/// keep silent, and nobody who stops waits for that.
+/// The writing thread, if it has a file; dropping this waits for its end. The last connection to a file of SQLite removes
+/// the file's log when it is closed, and must not do so after the file has been replaced. A thread with a connection to a
+/// server is not waited for, since the server may be silent.
 struct Joined(Option<JoinHandle<()>>);
 
 impl Drop for Joined {
     fn drop(&mut self) {
-        // A command may be the last that has the database.
+        // A command may hold the last handle to the database.
         if let Some(thread) = self.0.take().filter(|own| own.thread().id() != thread::current().id()) {
             drop(thread.join());
         }
@@ -75,7 +75,7 @@ impl Writer {
             };
             let keep = result.is_ok();
             let answer = move |outage: Option<Error>| {
-                // A caller that has gone away does not hear it.
+                // The caller may have gone away.
                 let _ = reply.send(outage.map_or(result, |outage| Err(outage.into())));
             };
             Ran { keep, answer: Box::new(answer) }
@@ -103,7 +103,7 @@ fn work(manager: &Manager, mut queue: mpsc::Receiver<Job>) {
     }
 }
 
-/// Runs one batch; false when the connection is of no more use.
+/// Runs one batch; false if the connection must not be used again.
 fn batch(connection: &mut Connection, first: Job, queue: &mut mpsc::Receiver<Job>) -> bool {
     if let Err(error) = connection.begin() {
         (first(Err(error)).answer)(None);
@@ -134,7 +134,7 @@ fn batch(connection: &mut Connection, first: Job, queue: &mut mpsc::Receiver<Job
         other => Error::Unavailable(format!("a batch of writes failed: {other}")),
     });
     if outage.is_some() {
-        // Whatever is left of the transaction ends with the connection.
+        // The rest of the transaction ends with the connection.
         let _ = connection.roll_back();
     }
     for answer in answers {
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_file_is_let_go_of_when_its_writer_is_dropped() {
+    async fn dropping_the_writer_closes_its_file() {
         let folder = tempfile::tempdir().unwrap();
         let (file, log) = (folder.path().join("a.sqlite"), folder.path().join("a.sqlite-wal"));
         let writer = Writer::start(Manager { url: Url::Sqlite(file), read_only: false });

@@ -129,10 +129,11 @@ impl Service<http::Request<Body>> for CallService {
         if request.uri().path().starts_with("/grpc.") {
             return self.serve_unauthenticated(request);
         }
-        let Options { identities, access: policy, domain, .. } = self.shared.options.clone();
+        let shared = self.shared.clone();
+        let Options { identities, access: policy, domain, .. } = &shared.options;
         let path = known_path(policy, request.uri().path());
         let refuse = |caller: Option<&Caller>, status: Status| -> Answer {
-            let calls = self.shared.calls.clone();
+            let calls = shared.calls.clone();
             let record = CallRecord::begin(path, request.headers(), caller, calls, began);
             Box::pin(ready(Ok(record.finish(status.into_http(), domain))))
         };
@@ -143,24 +144,26 @@ impl Service<http::Request<Body>> for CallService {
         if let Err(status) = access::admit(policy, request.uri().path(), &caller, domain) {
             return refuse(Some(&caller), status);
         }
-        let entry = match self.shared.queue.enter(Tenant::of(&caller)) {
+        let entry = match shared.queue.enter(Tenant::of(&caller)) {
             Ok(entry) => entry,
-            Err(overload) => return Box::pin(ready(Ok(self.shared.refuse_for_load(path, overload)))),
+            Err(overload) => return Box::pin(ready(Ok(shared.refuse_for_load(path, overload)))),
         };
         if let Some(bearer) = bearer {
             request.extensions_mut().insert(bearer);
         }
-        let (shared, inner) = (self.shared.clone(), self.inner.clone());
-        Box::pin(async move {
-            let slot = match entry {
-                Entry::Admitted(slot) => slot,
-                Entry::Waiting(waiting) => match waiting.slot().await {
-                    Ok(slot) => slot,
-                    Err(overload) => return Ok(shared.refuse_for_load(path, overload)),
-                },
-            };
-            Ok(shared.handle(request, inner, path, caller, slot, began).await)
-        })
+        let inner = self.inner.clone();
+        match entry {
+            Entry::Admitted(slot) => {
+                Box::pin(async move { Ok(shared.handle(request, inner, path, caller, slot, began).await) })
+            }
+            // The state of a call that is being handled is large, so a call that may be refused does without it.
+            Entry::Waiting(waiting) => Box::pin(async move {
+                match waiting.slot().await {
+                    Ok(slot) => Ok(Box::pin(shared.handle(request, inner, path, caller, slot, began)).await),
+                    Err(overload) => Ok(shared.refuse_for_load(path, overload)),
+                }
+            }),
+        }
     }
 }
 

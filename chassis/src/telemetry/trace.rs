@@ -1,9 +1,8 @@
-//! Where a call belongs in a trace (W3C Trace Context), and the spans that tell a collector so.
+//! Distributed tracing: the trace that a call belongs to (W3C Trace Context), and the spans for a collector.
 //!
-//! The context of a call is that of OpenTelemetry, current while the call is worked on: what is sent to a
-//! neighbour meanwhile carries it. Without an exporter there are no spans, and the caller's context is
-//! passed on as it came, so that a trace is not cut here. A span says which call it was and how it ended,
-//! never what was in it.
+//! OpenTelemetry's context of a call is current while the call is handled, and calls to other services carry it. Without
+//! an exporter there are no spans, and the caller's context is passed on unchanged, so that a trace is not cut here. A
+//! span has the name and the outcome of a call, never its content.
 
 use std::env;
 use std::future::Future;
@@ -25,17 +24,16 @@ use tonic::{Code, Status};
 use tower::Service;
 use tracing::Instrument;
 
-/// How long the spans that are left may take to reach the collector when the process ends.
+/// How long the last spans may take to reach the collector when the process ends.
 const FLUSH_MAX: Duration = Duration::from_secs(3);
 
-/// Set once, when a collector was named; without it nothing is recorded.
+/// Set once, if a collector is configured; without it nothing is recorded.
 static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
-/// Sends spans to a collector until it is dropped; then those that are left are sent, for a few seconds at
-/// most.
+/// Sends spans to a collector until it is dropped; then it sends the remaining ones, for a few seconds at most.
 ///
-/// Ended spans wait in a queue of bounded length and are sent from threads of their own. While the collector
-/// is away or slow, the queue fills, and what finds it full is not sent; nobody waits.
+/// Ended spans wait in a bounded queue and are sent from threads of their own. While the collector is away or slow, the
+/// queue fills, and spans that find it full are dropped; no call waits.
 #[derive(Debug)]
 pub struct Export {
     provider: SdkTracerProvider,
@@ -66,7 +64,7 @@ pub fn export(service: &'static str, version: &'static str) -> Result<Option<Exp
     if let Some(protocol) = PROTOCOLS.iter().find(|name| said(name).is_some())
         && said(protocol).as_deref() != Some("grpc")
     {
-        return Err(format!("{protocol} must be grpc: OTLP over HTTP is not spoken here"));
+        return Err(format!("{protocol} must be grpc: OTLP over HTTP is not supported"));
     }
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
@@ -84,7 +82,7 @@ pub fn export(service: &'static str, version: &'static str) -> Result<Option<Exp
     let resource = if is_named { detected } else { detected.with_service_name(service) };
     let provider =
         SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build();
-    // A second one in the same process sends nothing: there is none.
+    // There is only one exporter in a process.
     drop(TRACER.set(provider.tracer(env!("CARGO_PKG_NAME"))));
     Ok(Some(Export { provider, runtime: Some(runtime) }))
 }
@@ -100,7 +98,7 @@ impl Drop for Export {
     }
 }
 
-/// A call under way. Dropped before its end was told, it was given up: `CANCELLED`.
+/// The span of a call. If it is dropped before [`Span::end`], the call was cancelled.
 #[derive(Debug)]
 pub(crate) struct Span {
     context: Context,
@@ -109,13 +107,13 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    /// A call that arrived, as the one who made it sees it.
+    /// The span of a call that arrived, with the caller's as its parent.
     pub(crate) fn of_server(headers: &HeaderMap, path: &str, call_id: &str) -> Self {
         let caller = TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers));
         Self::start(SpanKind::Server, caller, path, Some(KeyValue::new("call.id", call_id.to_owned())))
     }
 
-    /// A call to a neighbour, made in the current context.
+    /// The span of a call to another service, made in the current context.
     fn of_client(path: &str) -> Self {
         Self::start(SpanKind::Client, Context::current(), path, None)
     }
@@ -140,7 +138,7 @@ impl Span {
         trace_id(&self.context)
     }
 
-    /// Whatever is done for the call, so that calls to neighbours are known to be part of it.
+    /// Runs the work for the call in its context, so that calls to other services are part of the trace.
     pub(crate) fn around<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
         work.with_context(self.context.clone())
     }
@@ -169,8 +167,7 @@ impl Drop for Span {
     }
 }
 
-/// A server is not to blame for what its callers did wrong; to a client every end but the good one is a
-/// failure.
+/// Errors of the caller are no failures of a server; to a client every code but OK is a failure.
 fn is_failure(kind: &SpanKind, code: Code) -> bool {
     match (kind, code) {
         (_, Code::Ok) => false,
@@ -193,14 +190,14 @@ fn trace_id(context: &Context) -> Option<String> {
     known.is_valid().then(|| known.trace_id().to_string())
 }
 
-/// Does what nobody has called for in a trace of its own, under a name; log lines meanwhile carry its id.
-/// Without an exporter it just does it.
+/// Runs background work in a trace of its own, under a name; its log lines carry the trace id. Without an exporter it only
+/// runs the work.
 pub async fn background_span<F: Future>(name: &'static str, work: F) -> F::Output {
     let Some(tracer) = TRACER.get() else { return work.await };
     let nothing = Context::new();
     let span = tracer.span_builder(name).with_kind(SpanKind::Internal).start_with_context(tracer, &nothing);
     let context = nothing.with_span(span);
-    let lines = tracing::info_span!("unasked", name, trace_id = trace_id(&context));
+    let lines = tracing::info_span!("background", name, trace_id = trace_id(&context));
     work.with_context(context).instrument(lines).await
 }
 

@@ -23,9 +23,10 @@ use super::tenant::{Overload, Shares, Tenant};
 /// A caller notices no shorter delay, and a longer one only makes the refusal late.
 const WAIT_MAX: Duration = Duration::from_millis(100);
 
-/// Waiting calls for each slot. With the usual 256 slots that is a burst of 1,024 calls, or 10,000 calls a second that
-/// wait for [`WAIT_MAX`]. A waiting call holds its headers, and up to one window of its message that is not read.
-const WAITING_PER_SLOT: usize = 4;
+/// Waiting calls for each slot. With the usual 256 slots that is a burst of 512 calls, or 5,000 calls a second that wait
+/// for [`WAIT_MAX`]; more calls of a slow kind would only be refused later. A waiting call holds its headers, and up to
+/// one window of its message that is not read.
+const WAITING_PER_SLOT: usize = 2;
 
 /// The slots of a process and the calls that wait for one. Clones share them.
 #[derive(Clone)]
@@ -249,12 +250,12 @@ mod tests {
     fn slots_and_waiting_calls_are_bounded_and_shared() {
         let queue = queue(8);
         let (greedy, greedys_waiting, why) = fill(&queue, GREEDY);
-        assert_eq!((greedy.len(), greedys_waiting.len(), why), (4, 16, Overload::Tenant));
+        assert_eq!((greedy.len(), greedys_waiting.len(), why), (4, 8, Overload::Tenant));
         let (modest, modests_waiting, why) = fill(&queue, MODEST);
-        assert_eq!((modest.len(), modests_waiting.len(), why), (2, 8, Overload::Tenant));
+        assert_eq!((modest.len(), modests_waiting.len(), why), (2, 4, Overload::Tenant));
         // An internal service is exempt from the share, and not from the total.
         let (internal, internals_waiting, why) = fill(&queue, INTERNAL);
-        assert_eq!((internal.len(), internals_waiting.len(), why), (2, 8, Overload::Process));
+        assert_eq!((internal.len(), internals_waiting.len(), why), (2, 4, Overload::Process));
     }
 
     #[tokio::test(start_paused = true)]
@@ -268,7 +269,7 @@ mod tests {
         assert!(began.elapsed() >= WAIT_MAX);
         let state = queue.state();
         assert_eq!((state.queues.len(), state.turns.len()), (0, 0));
-        assert_eq!(state.waiting.check(GREEDY, 4), Ok(()));
+        assert_eq!(state.waiting.check(GREEDY, 2), Ok(()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,0 +1,275 @@
+//! One database, SQLite or PostgreSQL, chosen by its URL at run time, and the bridge from asynchronous handlers to its
+//! blocking calls.
+//!
+//! The body of a query stands inside [`query!`](crate::query) in plain diesel, and is compiled for each kind of
+//! connection. Transactions are closures: they may run on another thread, never wait for another service, and roll back
+//! if they return an error.
+
+mod connection;
+mod error;
+mod migrate;
+mod pool;
+pub mod row;
+mod url;
+mod writer;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use diesel::r2d2::{self, Pool};
+use diesel::sql_types::Integer;
+use diesel::{QueryableByName, RunQueryDsl, sql_query};
+use prometheus::{Histogram, HistogramOpts};
+use tokio::sync::Semaphore;
+
+pub use self::connection::Connection;
+use self::connection::guarded;
+pub use self::error::Error;
+use self::pool::Manager;
+pub use self::url::Url;
+use self::writer::Writer;
+
+/// More connections do not make PostgreSQL faster on few cores; fewer leave it idle.
+const POOL_SIZE: u32 = 8;
+
+/// How long a call waits for a free connection before it fails.
+const POOL_WAIT: Duration = Duration::from_secs(2);
+
+/// Seconds that calls waited: for a permit and then for a connection, for each at most [`POOL_WAIT`].
+const WAIT_BUCKETS: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.0, 4.0];
+
+/// How writing transactions are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// One after the other, several to a commit (group commit), on both databases: for state under one lock.
+    Serial,
+    /// Beside each other where the database can (PostgreSQL), else as `Serial`.
+    Concurrent,
+}
+
+/// An open database. Clones share it.
+#[derive(Clone)]
+pub struct Database(Arc<Inner>);
+
+struct Inner {
+    manager: Manager,
+    pool: Pool<Manager>,
+    /// One for each connection of the pool, so that calls wait here and not on threads.
+    permits: Arc<Semaphore>,
+    writer: Option<Writer>,
+    /// How long calls waited for a connection of the pool.
+    wait_histogram: Histogram,
+}
+
+impl Inner {
+    /// A connection outside the pool, that may write.
+    fn connect(&self) -> Result<Connection, Error> {
+        Manager { read_only: false, ..self.manager.clone() }.connect()
+    }
+}
+
+impl Database {
+    /// Opens the database and connects once, so that a wrong URL is noticed at the start.
+    ///
+    /// # Errors
+    /// A SQLite file that does not exist, unless `create` is set; a server that cannot be reached; a URL that asks for
+    /// TLS of a build whose libpq has none.
+    pub fn open(url: &Url, create: bool, writes: Writes) -> Result<Self, Error> {
+        if let Url::Sqlite(path) = url
+            && !create
+            && !path.exists()
+        {
+            return Err(Error::Unavailable(format!(
+                "{} does not exist; pass --create to make an empty database there",
+                path.display()
+            )));
+        }
+        let manager = Manager { url: url.clone(), read_only: matches!(url, Url::Sqlite(_)) };
+        Manager { read_only: false, ..manager.clone() }.connect()?;
+        let pool = Pool::builder()
+            .max_size(POOL_SIZE)
+            // A file would be opened on a thread of the pool, even while the pool is dropped.
+            .min_idle(Some(u32::from(!manager.read_only)))
+            .connection_timeout(POOL_WAIT)
+            .test_on_check_out(false)
+            .error_handler(Box::new(r2d2::LoggingErrorHandler))
+            .build_unchecked(manager.clone());
+        let serial = writes == Writes::Serial || matches!(url, Url::Sqlite(_));
+        let writer = serial.then(|| Writer::start(Manager { read_only: false, ..manager.clone() }));
+        let permits = Arc::new(Semaphore::new(POOL_SIZE as usize));
+        let wait_histogram = HistogramOpts::new(
+            "database_connection_wait_seconds",
+            "How long calls waited for a connection to the database; short reads of SQLite that found one at once are not among them.",
+        );
+        let wait_histogram = Histogram::with_opts(wait_histogram.buckets(WAIT_BUCKETS.to_vec()))
+            .map_err(|error| Error::Query(error.to_string()))?;
+        Ok(Self(Arc::new(Inner { manager, pool, permits, writer, wait_histogram })))
+    }
+
+    /// Runs a short read: a few rows by key. On SQLite it runs on the calling thread, which is faster than
+    /// handing it to another.
+    ///
+    /// # Errors
+    /// The error of `read`; [`Error`] if it could not be run.
+    pub async fn read<T, E, F>(&self, read: F) -> Result<T, E>
+    where
+        F: FnOnce(&mut Connection) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        if matches!(self.0.manager.url, Url::Sqlite(_))
+            && let Some(mut connection) = self.0.pool.try_get()
+        {
+            return guarded(&mut connection, read);
+        }
+        self.list(read).await
+    }
+
+    /// Runs a longer read, away from the threads that serve calls.
+    ///
+    /// # Errors
+    /// The error of `read`; [`Error`] if it could not be run.
+    pub async fn list<T, E, F>(&self, read: F) -> Result<T, E>
+    where
+        F: FnOnce(&mut Connection) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        self.blocking(move |connection| guarded(connection, read)).await
+    }
+
+    /// Runs a longer read of several statements that all see the state of the database at the first statement,
+    /// also if others commit meanwhile.
+    ///
+    /// # Errors
+    /// The error of `read`; [`Error`] if it could not be run.
+    pub async fn snapshot<T, E, F>(&self, read: F) -> Result<T, E>
+    where
+        F: FnOnce(&mut Connection) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        self.blocking(move |connection| {
+            connection.begin_snapshot()?;
+            let result = guarded(connection, read);
+            if let Err(error) = connection.roll_back() {
+                tracing::warn!(?error, "the end of a snapshot failed; the connection is dropped");
+            }
+            result
+        })
+        .await
+    }
+
+    /// Runs a writing transaction. It is committed if `write` returns `Ok`, and the result is returned after the
+    /// commit.
+    ///
+    /// # Errors
+    /// The error of `write`, after the rollback; [`Error`] if it could not be run or
+    /// committed. A commit that failed with [`Error::Unavailable`] may in rare cases have happened.
+    pub async fn write<T, E, F>(&self, write: F) -> Result<T, E>
+    where
+        F: FnOnce(&mut Connection) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        if let Some(writer) = &self.0.writer {
+            return writer.write(write).await;
+        }
+        self.blocking(move |connection| {
+            connection.begin()?;
+            let result = guarded(connection, write).and_then(|value| {
+                // PostgreSQL answers the commit of a transaction in which a statement failed with a
+                // silent rollback; any statement before it fails loudly.
+                connection.probe().map(|()| value).map_err(E::from)
+            });
+            match result {
+                Ok(value) => connection.commit().map(|()| value).map_err(E::from),
+                Err(error) => {
+                    if let Err(error) = connection.roll_back() {
+                        tracing::warn!(?error, "a rollback failed; the connection is dropped");
+                    }
+                    Err(error)
+                }
+            }
+        })
+        .await
+    }
+
+    /// Rewrites the file of SQLite, which otherwise keeps deleted and replaced data in its free space and its log
+    /// until they are written over. Writes wait meanwhile, and the disk must have room for a second file. PostgreSQL
+    /// reuses its space when it vacuums.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if other connections did not release the file in time.
+    pub async fn purge(&self) -> Result<(), Error> {
+        let inner = Arc::clone(&self.0);
+        let job = move || match inner.connect()? {
+            Connection::Postgres(_) => Ok(()),
+            Connection::Sqlite(mut c) => {
+                c.batch_execute("VACUUM")?;
+                let is_busy: Checkpoint = sql_query("PRAGMA wal_checkpoint(TRUNCATE)").get_result(&mut c)?;
+                match is_busy.busy {
+                    0 => Ok(()),
+                    _ => Err(Error::Unavailable("the log of the database could not be emptied".into())),
+                }
+            }
+        };
+        tokio::task::spawn_blocking(job).await.map_err(|_| Error::Panicked)?
+    }
+
+    /// How long calls waited for connections.
+    pub(crate) fn wait_histogram(&self) -> &Histogram {
+        &self.0.wait_histogram
+    }
+
+    pub(crate) fn connections_in_use(&self) -> u32 {
+        let pool = self.0.pool.state();
+        pool.connections.saturating_sub(pool.idle_connections)
+    }
+
+    /// Writes that wait for the one thread that writes, where there is one.
+    pub(crate) fn writes_waiting(&self) -> Option<usize> {
+        self.0.writer.as_ref().map(Writer::waiting)
+    }
+
+    async fn blocking<T, E, F>(&self, run: F) -> Result<T, E>
+    where
+        F: FnOnce(&mut Pooled) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let busy = || Error::Unavailable("no connection became free in time".into());
+        let began = Instant::now();
+        let permit = tokio::time::timeout(POOL_WAIT, self.0.permits.clone().acquire_owned()).await;
+        if permit.is_err() {
+            self.0.wait_histogram.observe(began.elapsed().as_secs_f64());
+        }
+        let permit = permit.map_err(|_| busy())?.map_err(|_| busy())?;
+        let inner = Arc::clone(&self.0);
+        let job = move || {
+            let _permit = permit;
+            let connection = inner.pool.get();
+            inner.wait_histogram.observe(began.elapsed().as_secs_f64());
+            let mut connection = connection.map_err(|error| Error::Unavailable(error.to_string()))?;
+            let result = run(&mut connection);
+            // The pool does not check connections, which would cost a round trip each time. So a failed run finds out
+            // whether the server has closed the connection, which is then not used again.
+            if result.is_err() {
+                connection.is_dead = connection.probe().is_err();
+            }
+            result
+        };
+        tokio::task::spawn_blocking(job).await.map_err(|_| Error::Panicked)?
+    }
+}
+
+/// The answer of SQLite to a checkpoint of its log.
+#[derive(QueryableByName)]
+struct Checkpoint {
+    /// 1 if another connection still reads from the log.
+    #[diesel(sql_type = Integer)]
+    busy: i32,
+}
+
+type Pooled = r2d2::PooledConnection<Manager>;
