@@ -288,11 +288,11 @@ mod tests {
         let queue = queue(4);
         let (mut internal, others, _) = fill(&queue, INTERNAL);
         drop(others);
-        let mut greedys: Vec<_> = (0..6).map(|_| wait(&queue, GREEDY)).collect();
+        let mut greedys: Vec<_> = (0..4).map(|_| wait(&queue, GREEDY)).collect();
         let mut modests: Vec<_> = (0..2).map(|_| wait(&queue, MODEST)).collect();
         internal.pop();
         let mut held = vec![admitted(&mut greedys[0]).unwrap()];
-        // The greedy tenant has five calls that came earlier, and it is the modest tenant's turn.
+        // The greedy tenant has calls that came earlier, and it is the modest tenant's turn.
         internal.pop();
         held.push(admitted(&mut modests[0]).unwrap());
         // Each holds one, so one free slot is left to others.
