@@ -277,6 +277,7 @@ fn every_move_from_every_state_of_a_signature() {
     .assert_eq(&table);
 }
 
+/// INV-2.
 #[test]
 fn every_move_from_every_state_of_an_invitation() {
     let mut table = String::new();

@@ -194,6 +194,7 @@ fn check(demands: &[Vec<AgreementType>], acceptances: &str, cells: &[&str; 5]) -
     checked
 }
 
+/// GATE-1, GATE-2, GATE-3, GATE-4, GATE-5, GATE-6.
 #[test]
 fn every_operation_channel_cloud_date_and_acceptance_gets_the_answer_of_the_rules() {
     let checked: usize = TABLE.iter().map(|(acceptances, cells)| check(&[], acceptances, cells)).sum();

@@ -241,6 +241,7 @@ mod tests {
         assert_eq!(attest(&facts, &claim, at(299)).map(|accepted| accepted.template_version), Ok(2));
     }
 
+    /// ATT-6, DIR-5.
     #[test]
     fn acceptance_exists_in_the_public_cloud_only() {
         let template = template(None);
@@ -253,6 +254,7 @@ mod tests {
         }
     }
 
+    /// TPL-4.
     #[test]
     fn a_retired_template_names_the_one_to_use() {
         let (customer, template) = (customer(Cloud::Public), template(Some(at(500))));

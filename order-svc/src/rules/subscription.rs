@@ -353,6 +353,7 @@ mod tests {
         })
     }
 
+    /// SUB-2.
     #[test]
     fn every_number_of_seats_gets_its_answer() {
         let licence = offer(OfferKind::License);

@@ -236,6 +236,7 @@ fn door(path: &str, answer: Result<Vec<u8>, Status>) -> Result<bool, String> {
     }
 }
 
+/// ROLE-2, ROLE-3, ROLE-4.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn every_call_lets_in_whom_the_table_says_and_nobody_else() {
     see_whom_the_table_lets_in(&Cluster::on(Backend::Sqlite).await).await;

@@ -476,6 +476,7 @@ async fn agreement_svc_answers_a_request_as_it_did_first_whatever_happened_since
     assert_eq!(states, [superseded, superseded, AttestationState::Current]);
 }
 
+/// I4.
 #[apply(each_backend)]
 async fn order_svc_answers_a_request_as_it_did_first_whatever_happened_since(#[case] backend: Backend) {
     tests::needs_own!("services that it stops");

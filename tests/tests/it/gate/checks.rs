@@ -205,6 +205,7 @@ async fn a_partner_asks_for_a_date_and_a_service_may_not() {
     assert_eq!(bad_fields_of(&refused), ["as_of"]);
 }
 
+/// I5.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn no_request_of_a_partner_can_choose_its_channel_or_whom_it_acts_for() {
     let cluster = Cluster::on(Backend::Sqlite).await;
@@ -229,6 +230,7 @@ async fn no_request_of_a_partner_can_choose_its_channel_or_whom_it_acts_for() {
     assert_eq!(bad_fields_of(&refused), ["channel", "acting_partner_id", "acting_roles"]);
 }
 
+/// GATE-0.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn payer_customer_and_reseller_must_belong_together() {
     let cluster = Cluster::on(Backend::Sqlite).await;

@@ -329,6 +329,7 @@ async fn only_a_kept_head_finds_a_forged_event(#[case] backend: Backend) {
     assert_eq!(found, [Finding::Head { kept, last }], "{backend:?}");
 }
 
+/// I7.
 #[apply(each_backend)]
 async fn verify_names_every_change_of_an_acceptance(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");

@@ -159,6 +159,7 @@ async fn a_signature_opens_the_gate_for_every_partner_until_it_is_withdrawn(#[ca
     assert_eq!(gate(&direct, DIRECT, &customer).await.0, Decision::Allowed);
 }
 
+/// DIR-1, DIR-3.
 #[apply(each_backend)]
 async fn a_later_version_asks_for_a_new_signature_and_replaces_the_old_one(#[case] backend: Backend) {
     tests::needs_own!("templates that nobody else uses");
@@ -219,6 +220,7 @@ async fn who_bought_before_it_ever_signed_goes_through_its_partner(#[case] backe
     assert!(again.contact_partner && again.signature.is_none());
 }
 
+/// INV-1.
 #[apply(each_backend)]
 async fn whoever_accepts_an_invitation_becomes_a_customer_and_signs_in_one_step(#[case] backend: Backend) {
     tests::needs!(backend);
@@ -357,6 +359,7 @@ async fn an_invitation_ends_by_time(#[case] backend: Backend) {
     }
 }
 
+/// INV-4.
 #[apply(each_backend)]
 async fn a_resellers_invitation_enters_both_partners_and_the_customer_sees_them(#[case] backend: Backend) {
     tests::needs!(backend);

@@ -757,6 +757,7 @@ async fn connections_that_the_database_closed_are_replaced() {
     }
 }
 
+/// WD-3.
 #[apply(each_backend)]
 async fn nothing_is_stored_on_an_answer_older_than_the_customers_fence(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");

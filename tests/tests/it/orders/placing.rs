@@ -146,6 +146,7 @@ async fn who_pays_and_who_is_on_record_follows_from_the_caller_and_whom_it_names
     assert_eq!(bought(&reseller).await.0, 3);
 }
 
+/// ORD-2.
 #[apply(each_backend)]
 async fn every_line_of_an_order_becomes_a_subscription_as_its_offer_says(#[case] backend: Backend) {
     tests::needs!(backend);
@@ -175,6 +176,7 @@ async fn every_line_of_an_order_becomes_a_subscription_as_its_offer_says(#[case]
     }
 }
 
+/// ORD-4.
 #[apply(each_backend)]
 async fn an_order_may_carry_the_attestation_that_it_needs(#[case] backend: Backend) {
     tests::needs!(backend);
@@ -474,6 +476,7 @@ fn essence(answer: Result<CreateOrderResponse, Status>) -> Result<CreateOrderRes
     Ok(response)
 }
 
+/// ORD-5.
 #[apply(each_backend)]
 async fn an_order_that_is_only_validated_is_answered_as_it_would_be_and_stores_nothing_anywhere(
     #[case] backend: Backend,

@@ -57,6 +57,7 @@ async fn change_seats(
     Ok(partner.subscriptions().change_seats(request).await?.into_inner())
 }
 
+/// CUS-2.
 #[apply(each_backend)]
 async fn a_refused_order_carries_what_a_user_interface_needs_and_passes_after_the_attestation(
     #[case] backend: Backend,
@@ -103,6 +104,7 @@ async fn a_refused_order_carries_what_a_user_interface_needs_and_passes_after_th
     assert_eq!((evidence.template_version, gate.revision), (2, attested.revision));
 }
 
+/// ORD-6.
 #[apply(each_backend)]
 async fn the_answer_an_order_rests_on_is_kept_with_it(#[case] backend: Backend) {
     tests::needs!(backend);
@@ -136,6 +138,7 @@ fn cluster_as(cluster: &Cluster, partner: uuid::Uuid) -> As {
     cluster.as_caller(world::sales(partner))
 }
 
+/// ORD-3.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn every_bad_line_is_named_with_its_bounds() {
     let (_cluster, direct) = world_on(Backend::Sqlite).await;
@@ -205,6 +208,7 @@ async fn seats_change_within_bounds_under_the_etag_and_every_change_is_kept(#[ca
     assert_eq!(refusal(&refused), refused_as(Code::FailedPrecondition, "NOT_A_LICENCE"));
 }
 
+/// ATT-7.
 #[apply(each_backend)]
 async fn a_reseller_orders_through_its_provider_and_cannot_attest(#[case] backend: Backend) {
     tests::needs!(backend);
@@ -233,6 +237,7 @@ async fn a_reseller_orders_through_its_provider_and_cannot_attest(#[case] backen
     assert_eq!(refusal(&refused), refused_as(Code::NotFound, "RESOURCE_NOT_FOUND"));
 }
 
+/// CUS-1.
 #[apply(each_backend)]
 async fn a_customer_is_created_with_an_attestation_in_one_call_or_not_at_all(#[case] backend: Backend) {
     tests::needs!(backend);
@@ -272,6 +277,7 @@ async fn a_customer_is_created_with_an_attestation_in_one_call_or_not_at_all(#[c
     assert!(metadata_of(&refused).is_empty());
 }
 
+/// ATT-5.
 #[apply(each_backend)]
 async fn attestations_supersede_each_other_and_the_history_stays(#[case] backend: Backend) {
     tests::needs!(backend);
@@ -382,6 +388,7 @@ async fn the_first_purchase_is_reported_even_if_agreement_svc_was_away_when_it_w
     world::until_bought(&cluster, &customer).await.unwrap();
 }
 
+/// TPL-1.
 #[apply(each_backend)]
 async fn templates_are_listed_by_type(#[case] backend: Backend) {
     tests::needs!(backend);
@@ -443,6 +450,7 @@ async fn a_template_is_retired_under_its_etag_and_for_good(#[case] backend: Back
     assert_eq!(refusal(&refused), refused_as(Code::FailedPrecondition, "TEMPLATE_RETIRED"));
 }
 
+/// ROLE-6.
 #[apply(each_backend)]
 async fn a_customer_is_changed_under_its_etag_and_invisible_to_strangers(#[case] backend: Backend) {
     tests::needs!(backend);

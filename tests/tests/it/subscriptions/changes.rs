@@ -546,6 +546,7 @@ async fn nothing_changes_between_the_end_of_a_term_and_its_processing(#[case] ba
     assert_eq!(world.done(Wish::Seats(9), &renewed).await.quantity, 9);
 }
 
+/// SUB-4.
 #[apply(each_backend)]
 async fn each_renewal_by_hand_adds_one_term_that_ends_on_the_same_day_or_the_months_last(
     #[case] backend: Backend,
@@ -579,6 +580,7 @@ async fn each_renewal_by_hand_adds_one_term_that_ends_on_the_same_day_or_the_mon
     }
 }
 
+/// SUB-3.
 #[apply(each_backend)]
 async fn after_downtime_each_term_is_processed_once(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");

@@ -127,6 +127,7 @@ async fn assert_cancelled(caller: &As, bought: &Subscription, revision: i64) {
     assert_eq!((change.quantity_before, change.quantity_after), (ended.quantity, ended.quantity));
 }
 
+/// ROLE-7.
 #[apply(each_backend)]
 async fn what_rests_on_a_withdrawn_attestation_is_cancelled_for_payer_and_reseller(#[case] backend: Backend) {
     tests::needs!(backend);
@@ -437,6 +438,7 @@ async fn a_provider_that_parts_with_one_reseller_goes_on_with_the_rest(#[case] b
     assert_eq!(read(&provider, &own).await, own);
 }
 
+/// I3.
 #[apply(each_backend)]
 async fn withdrawals_are_applied_once_whoever_was_away_meanwhile(#[case] backend: Backend) {
     tests::needs_own!("services that it stops");
