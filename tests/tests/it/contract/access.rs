@@ -238,7 +238,7 @@ fn door(path: &str, answer: Result<Vec<u8>, Status>) -> Result<bool, String> {
 
 /// ROLE-2, ROLE-3, ROLE-4.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn every_call_lets_in_whom_the_table_says_and_nobody_else() {
+async fn the_access_policy_lets_in_the_callers_it_names() {
     see_whom_the_table_lets_in(&Cluster::on(Backend::Sqlite).await).await;
 }
 

@@ -1,4 +1,4 @@
-//! The README's table of settings is what the programs take, no more and no less.
+//! The table of settings in docs/operations.md is what the programs take, no more and no less.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -23,7 +23,7 @@ fn settings(program: &mut Command, prefix: &str) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn the_readme_names_every_setting_with_its_default() {
+fn the_docs_name_every_setting_with_its_default() {
     let agreements = settings(&mut agreement_svc::config::Cli::command(), "AGREEMENT");
     let orders = settings(&mut order_svc::config::Cli::command(), "ORDER");
     let mut expected: Vec<[String; 3]> = Vec::new();
@@ -37,8 +37,8 @@ fn the_readme_names_every_setting_with_its_default() {
         expected.push([format!("`--{flag}`"), of.to_owned(), default]);
     }
 
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
-    let rows = readme.lines().filter(|line| line.starts_with("| `--"));
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md")).unwrap();
+    let rows = page.lines().filter(|line| line.starts_with("| `--"));
     let mut named: Vec<[String; 3]> = rows
         .map(|row| {
             let cells: Vec<&str> = row.split('|').map(str::trim).collect();
@@ -48,5 +48,5 @@ fn the_readme_names_every_setting_with_its_default() {
         .collect();
     named.sort();
     expected.sort();
-    assert_eq!(named, expected, "the README's table of settings");
+    assert_eq!(named, expected, "the table of settings");
 }
