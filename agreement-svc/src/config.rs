@@ -52,7 +52,7 @@ pub enum Command {
         folder: PathBuf,
     },
     /// Prints a token, signed with such a key: for development, and for the services themselves where
-    /// nobody else issues any.
+    /// no identity provider issues them.
     Token(Token),
     /// Finds out whether the history is whole and the acceptances are what it says; exits with 1 if not.
     Verify(Verify),
@@ -199,7 +199,7 @@ pub struct EraseContact {
     pub mail_folder: Option<PathBuf>,
 }
 
-/// An e-mail address as somebody typed it. Its `Debug` does not show it.
+/// An e-mail address as the operator typed it. Its `Debug` does not show it.
 #[derive(Clone)]
 pub struct Address(pub String);
 
@@ -262,12 +262,11 @@ pub struct Serve {
     pub acceptance_page: String,
     #[command(flatten)]
     pub mail: Mail,
-    /// Calls that may be in progress at a time, or as many as end within 100 ms, if that is more; others are
-    /// refused at once, and of one tenant as many as are left. Whoever is let in waits for those before: of
-    /// 2,000 a second 256 take an eighth of a second. Fewer than 128 cannot fill a commit.
+    /// Calls that may be in progress at a time. Further calls wait up to 100 ms for a slot, in a bounded queue that is
+    /// fair among tenants, and are then rejected. Fewer than 128 cannot fill a commit.
     #[arg(long, env = "AGREEMENT_CALLS_MAX", default_value = "256", value_parser = clap::value_parser!(u16).range(1..))]
     pub calls_max: u16,
-    /// Where Prometheus may fetch metrics, at /metrics. Without it there are none. They name nobody.
+    /// Where Prometheus may fetch metrics, at /metrics. Without it there are none. They contain no personal data.
     #[arg(long, env = "AGREEMENT_METRICS_LISTEN")]
     pub metrics_listen: Option<SocketAddr>,
     /// Threads that serve calls. One is the fastest on a few cores; blocking database work has
@@ -280,7 +279,7 @@ pub struct Serve {
 #[derive(Clone, Debug, Args)]
 pub struct Mail {
     /// The mail server: smtps://HOST:PORT speaks TLS from the start, smtp://HOST:PORT must offer STARTTLS,
-    /// and only smtp://HOST:PORT?tls=none sends in the clear. Without it mails reach nobody: they are
+    /// and only smtp://HOST:PORT?tls=none sends in the clear. Without it no mail is delivered: mails are
     /// written to --mail-folder.
     #[arg(long, env = "AGREEMENT_SMTP", value_name = "URL", hide_env_values = true)]
     pub smtp: Option<String>,

@@ -72,13 +72,13 @@ pub const SERVICES: &[&str] = &[
 /// them, and fewer beside others.
 const IMPORTS_MAX: usize = 8;
 
-/// Watchers that may be open at a time: replicas of a few services, and somebody who looks on.
+/// Watchers that may be open at a time: replicas of a few services, and an operator who observes.
 const WATCHERS_MAX: usize = 64;
 
 /// Serves until `shutdown` resolves.
 ///
 /// # Errors
-/// A setting, data file or database that makes no sense or cannot be used.
+/// A setting, data file or database that is invalid or cannot be used.
 pub async fn serve(
     config: Serve,
     clock: Clock,

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::store::event::revision_head;
 use crate::store::notification::{dead_letters, notifications_waiting};
 
-/// Counts what the gate answers, whoever asked: order-svc, or a partner who wants to know why. Clones count
+/// Counts the gate's answers, to order-svc and to partners who ask for an explanation. Clones count
 /// together.
 #[derive(Clone)]
 pub(crate) struct Decisions(IntCounterVec);
@@ -51,7 +51,7 @@ fn short(name: &'static str, unspecified: &str) -> &'static str {
     name.strip_prefix(unspecified.trim_end_matches("UNSPECIFIED")).unwrap_or(name)
 }
 
-/// Answers whoever fetches until `stop` resolves.
+/// Serves the metrics until `stop` resolves.
 pub(crate) async fn serve(
     listener: TcpListener,
     metrics: Metrics,

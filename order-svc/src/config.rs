@@ -96,15 +96,14 @@ pub struct Serve {
     pub identity: auth::Settings,
     #[command(flatten)]
     pub tls: tls::ServerSettings,
-    /// Where Prometheus may fetch metrics, at /metrics. Without it there are none. They name nobody.
+    /// Where Prometheus may fetch metrics, at /metrics. Without it there are none. They contain no personal data.
     #[arg(long, env = "ORDER_METRICS_LISTEN")]
     pub metrics_listen: Option<SocketAddr>,
     /// The catalogue of offers, instead of the one that ships with the service.
     #[arg(long, env = "ORDER_OFFERS", value_name = "FILE.json")]
     pub offers: Option<PathBuf>,
-    /// Calls that may be in progress at a time, or as many as end within 100 ms, if that is more; others are
-    /// refused at once, and of one tenant as many as are left. Whoever is let in waits for those before: of
-    /// 2,000 a second 256 take an eighth of a second. Fewer than 128 cannot fill a commit.
+    /// Calls that may be in progress at a time. Further calls wait up to 100 ms for a slot, in a bounded queue that is
+    /// fair among tenants, and are then rejected. Fewer than 128 cannot fill a commit.
     #[arg(long, env = "ORDER_CALLS_MAX", default_value = "256", value_parser = clap::value_parser!(u16).range(1..))]
     pub calls_max: u16,
     /// Threads that serve calls. One is the fastest on a few cores; blocking database work has

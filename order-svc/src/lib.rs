@@ -61,7 +61,7 @@ pub const SERVICES: &[&str] = &[
 /// Serves until `shutdown` resolves.
 ///
 /// # Errors
-/// A setting, data file or database that makes no sense or cannot be used.
+/// A setting, data file or database that is invalid or cannot be used.
 pub async fn serve(
     config: Serve,
     clock: Clock,

@@ -60,7 +60,7 @@ impl Decisions {
     }
 }
 
-/// Answers whoever fetches until `stop` resolves.
+/// Serves the metrics until `stop` resolves.
 pub(crate) async fn serve(
     listener: TcpListener,
     metrics: Metrics,

@@ -211,7 +211,7 @@ impl CustomerService for Api {
             let named = match (provider_id, reseller_id) {
                 (Some(provider), _) => Named::Provider(provider, true),
                 (None, Some(reseller)) => Named::Reseller(reseller, true),
-                (None, None) => Named::Nobody,
+                (None, None) => Named::Neither,
             };
             let relationship = relationship_of(&partner, named)?;
             let number = relationship_active(change.connection, relationship, customer_id)?;
@@ -275,7 +275,7 @@ pub(super) fn named_relationship(
         (None, Some(reseller)) => {
             Named::Reseller(reseller, link_exists(change.connection, caller.id, reseller)?)
         }
-        (None, None) => Named::Nobody,
+        (None, None) => Named::Neither,
     };
     Ok(relationship_of(caller, named)?)
 }

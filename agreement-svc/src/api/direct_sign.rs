@@ -73,7 +73,7 @@ impl DirectSignService for Api {
                 }
             }
             Some(InvitationKind::RelationshipAndAgreement) if customer_id.is_some() => {
-                form.violation("customer_id", "must be empty: whoever accepts becomes the customer");
+                form.violation("customer_id", "must be empty: the company that accepts becomes the customer");
             }
             _ if provider_id.is_some() && reseller_id.is_some() => {
                 form.violation("reseller_id", "must be empty when provider_id is given");

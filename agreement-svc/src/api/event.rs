@@ -63,7 +63,7 @@ impl EventService for Api {
             let as_seen = |mut row: Recorded| {
                 if let Some(partner) = partner {
                     row.event = row.event.as_seen_by(partner);
-                    // It covers what was just left out, and somebody who guesses could check the guess.
+                    // It covers what was just left out, so a guess could be checked against it.
                     row.hash.clear();
                 }
                 convert::event(row)
@@ -213,8 +213,8 @@ mod tests {
     use crate::store::MIGRATIONS;
     use crate::store::change::change_internal;
 
-    /// A watcher with nobody behind it yet, and what drives it. Time stands still and is moved on by the
-    /// runtime whenever everybody waits.
+    /// A watcher without a reader yet, and what drives it. Time stands still and is moved on by the
+    /// runtime whenever every task waits.
     struct World {
         database: Database,
         events: mpsc::Receiver<WatchEventsResponse>,

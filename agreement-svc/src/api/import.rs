@@ -40,7 +40,7 @@ use crate::store::change::ChangeError;
 const ROWS_IN_FLIGHT: usize = 64;
 
 /// How long an import may stand still, because its rows do not come or its answers are not taken. There
-/// is room for few imports, and one that nobody attends to any more must not keep its place.
+/// is room for few imports, and one that its client has abandoned must not keep its slot.
 const STANDSTILL_MAX: Duration = Duration::from_secs(60);
 
 /// How long an import may take as a whole, so that it makes room for others however slowly its rows come, and
@@ -165,7 +165,7 @@ fn sent_in_time<T>(rows: impl Stream<Item = Result<T, Status>>) -> impl Stream<I
 }
 
 /// Ends a stream of which the client takes nothing for too long, and one that goes on for too long. The stream is on a task of its own,
-/// because nobody asks for the next answer of a client that does not read. The answers of a commit wait
+/// because no task asks for the next answer of a client that does not read. The answers of a commit wait
 /// for each other in between, so that they travel together: many small frames cost much, and HTTP/2
 /// libraries count them as an attack when they are not read at once.
 fn taken_in_time(answers: impl Stream<Item = Answer> + Send + 'static) -> Answers {
@@ -310,7 +310,7 @@ mod tests {
             let _held = &held;
             Ok(ImportAttestationsResponse::default())
         }));
-        // The clock stands still but for sleepers: nobody waits here.
+        // The clock moves only for sleeping tasks, so the test does not wait.
         tokio::time::sleep(STANDSTILL_MAX * 2).await;
         assert_eq!(Arc::strong_count(&place), 1);
         let taken: Vec<Answer> = answers.collect().await;

@@ -59,7 +59,7 @@ pub(super) struct NewInvitation {
     pub by: Uuid,
 }
 
-/// Decides on and stores an invitation, of a customer or of anybody.
+/// Decides on and stores an invitation, of one customer or open to any.
 pub(super) fn store_invitation(
     change: &mut Change<'_>,
     may_invite: bool,

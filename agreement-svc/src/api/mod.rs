@@ -56,9 +56,9 @@ pub(crate) struct Api {
     pub links: Option<Arc<Links>>,
     pub metrics: Metrics,
     pub decisions: Decisions,
-    /// Told after each commit of ours, so that nobody has to wait for its next look.
+    /// Notified after each commit of this process, so that no watcher waits for the next poll.
     pub committed: watch::Sender<()>,
-    /// The revision of the last event, while anybody watches it.
+    /// The revision of the last event, while a watcher is open.
     pub head: watch::Sender<i64>,
     /// True once the server stops: open streams end.
     pub stopping: watch::Receiver<bool>,

@@ -15,7 +15,7 @@ use crate::rules::attestation::IN_THE_FUTURE;
 use crate::rules::{BadField, Refusal};
 use crate::store::change::ChangeError;
 
-/// When somebody whose stream was refused or ended should come back.
+/// When a client whose stream was refused or ended should retry.
 const STREAM_RETRY: Duration = Duration::from_secs(1);
 
 /// `ErrorInfo.domain` of everything this service refuses.
@@ -89,7 +89,7 @@ pub(super) fn panicked() -> Status {
     internal(DOMAIN).status()
 }
 
-/// Whether a status says no to what was asked, and not that nobody could tell.
+/// Whether a status is a refusal, and not a failure to decide.
 pub(super) fn is_refusal(status: &Status) -> bool {
     !matches!(status.code(), Code::Unavailable | Code::Internal)
 }

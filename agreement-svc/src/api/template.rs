@@ -209,7 +209,7 @@ impl Api {
     }
 }
 
-/// Whom a planned version would stop, of everybody there is in this snapshot.
+/// The customers that a planned version would block, of all in this snapshot.
 fn impact_of(
     connection: &mut Connection,
     policy: &Policy,

@@ -1,4 +1,4 @@
-//! The commands that make a key and sign tokens with it: for development, and for services where nobody
+//! The commands that make a key and sign tokens with it: for development, and for services where no identity provider
 //! else issues any. The service itself holds public keys only.
 
 use std::fs::{self, File, OpenOptions};

@@ -17,7 +17,7 @@ pub(super) fn compose(from: &Mailbox, announcement: &Announcement, now: Time) ->
     }
     let to: Address = announcement.recipient.parse().map_err(|_| Failure::Address)?;
     let (subject, text) = mail_of(announcement);
-    // Out-of-office replies to it would reach nobody (RFC 3834).
+    // Out-of-office replies to it would reach no person (RFC 3834).
     let automatic =
         HeaderValue::new(HeaderName::new_from_ascii_str("Auto-Submitted"), "auto-generated".to_owned());
     Message::builder()

@@ -37,11 +37,11 @@ impl Transport {
     /// Reads the settings.
     ///
     /// # Errors
-    /// What makes no sense, without any part of it that may be secret.
+    /// What is invalid, without any part of it that may be secret.
     pub(crate) fn new(settings: &Mail) -> Result<Self, String> {
         let Some(url) = &settings.smtp else {
             let folder = settings.mail_folder.clone();
-            tracing::warn!(folder = %folder.display(), "without --smtp mails are written to a folder and reach nobody");
+            tracing::warn!(folder = %folder.display(), "without --smtp mails are written to a folder and are not delivered");
             return Ok(Self::Folder(MailFolder(folder)));
         };
         let mut server = Server::at(url)?;

@@ -70,7 +70,7 @@ impl Server {
     }
 
     /// Sends a mail over an open connection, if there is one and it still lives, or a new one, and
-    /// returns the connection. After a failure there is none: nobody knows in which state it is.
+    /// returns the connection. After a failure there is none, since its state is unknown.
     pub(super) async fn send(
         &self,
         open: Option<AsyncSmtpConnection>,
@@ -162,7 +162,7 @@ mod tests {
             "smtps://mail.example?tls=none",
             "smtp://mail.example:99999",
             "smtp://mail.example/relay",
-            "smtp://somebody:secret@mail.example",
+            "smtp://mailer:secret@mail.example",
             "http://mail.example",
             "mail.example:25",
             "smtp://",
@@ -193,7 +193,7 @@ mod tests {
             smtps://mail.example?tls=none           --smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none
             smtp://mail.example:99999               --smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none
             smtp://mail.example/relay               --smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none
-            smtp://somebody:secret@mail.example     --smtp must not carry credentials; use --smtp-user and --smtp-password-file
+            smtp://mailer:secret@mail.example     --smtp must not carry credentials; use --smtp-user and --smtp-password-file
             http://mail.example                     --smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none
             mail.example:25                         --smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none
             smtp://                                 --smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none

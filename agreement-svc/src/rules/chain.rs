@@ -2,7 +2,7 @@
 //!
 //! The history cannot be altered unnoticed, the records can. So what each record must be is worked out
 //! from the events alone, and the records are held against that. Whether the history itself is whole
-//! is for whoever reads it to find out: hashes are made and compared there.
+//! is for the store to find out, which makes and compares the hashes.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -153,7 +153,7 @@ impl fmt::Display for Finding {
                 )
             }
             Self::Acceptance { id, how } => {
-                // Whoever wrote a row that the service did not may have written anything as its id.
+                // A row that the service did not write may have any id.
                 let id = if Uuid::try_parse(id).is_ok() { id.clone() } else { format!("{id:?}") };
                 write!(f, "acceptance {id}: ")?;
                 match how {
@@ -184,7 +184,7 @@ impl fmt::Display for Finding {
 pub struct Verified {
     /// Whatever is not as the service left it; empty when all is well.
     pub findings: Vec<Finding>,
-    /// Of the last event: to be kept where whoever can change the database cannot.
+    /// Of the last event: to be stored where an attacker with write access to the database cannot change it.
     pub head: Head,
 }
 
@@ -197,7 +197,7 @@ impl fmt::Display for Verified {
     }
 }
 
-/// The columns of a stored acceptance but id and contact, as they stand there: somebody else may have
+/// The columns of a stored acceptance but id and contact, as they stand there: another program may have
 /// written them, so that they need not be what their types in the rules allow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Columns {

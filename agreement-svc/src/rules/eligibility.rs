@@ -433,7 +433,7 @@ mod tests {
             // Of the planned version's own date, or a later one, there is nothing to accept again.
             (Cloud::Public, vec![accepted(customer, 200)], vec![], due, false),
             (Cloud::Public, vec![earlier, accepted(customer, 201)], vec![], due, false),
-            // Whoever cannot order anyway does not become unable to.
+            // A customer that is blocked already is not blocked by it.
             (Cloud::Public, vec![], vec![], due, false),
             (Cloud::Public, vec![accepted(MicrosoftCloudAgreement, 100)], vec![], due, false),
             (Cloud::Public, vec![earlier], vec![published(300)], due, false),

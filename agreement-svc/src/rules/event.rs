@@ -120,7 +120,7 @@ pub enum Event {
         reseller_id: Option<Uuid>,
         customer_id: Option<Uuid>,
         template_id: Uuid,
-        /// Absent where the partner named nobody.
+        /// Absent where the partner named no recipient.
         recipient_commitment: Option<String>,
         expires_at: Time,
         by: Uuid,
@@ -144,7 +144,7 @@ pub enum Event {
     },
     /// A person was erased from these records.
     ContactErased {
-        /// Absent for invitations that nobody has accepted.
+        /// Absent for invitations that are not accepted.
         customer_id: Option<Uuid>,
         attestation_ids: Vec<Uuid>,
         invitation_ids: Vec<Uuid>,

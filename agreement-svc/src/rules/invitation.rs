@@ -16,7 +16,7 @@ pub const LIFETIME_MAX: Duration = Duration::days(90);
 pub enum InvitationKind {
     /// An existing customer is to sign.
     Agreement,
-    /// Whoever accepts enters the relationship and signs.
+    /// The company that accepts enters the relationship and signs.
     RelationshipAndAgreement,
 }
 
@@ -54,7 +54,7 @@ pub struct Invitation {
     pub kind: InvitationKind,
     /// The relationship it is made within, or offers.
     pub relationship: Relationship,
-    /// Whom it is for; `None` for anybody, until somebody has accepted.
+    /// The invited customer; `None` for an open invitation until it is accepted.
     pub customer_id: Option<Uuid>,
     pub template_id: Uuid,
     /// Whom the partner means to send it to.
@@ -104,7 +104,7 @@ impl Invitation {
         }
     }
 
-    /// Whether it is for this customer, or for anybody.
+    /// Whether it is for this customer, or open to any.
     pub fn is_for(&self, customer_id: Uuid) -> bool {
         self.customer_id.is_none_or(|own| own == customer_id)
     }
@@ -125,7 +125,7 @@ pub fn check_lifetime(expires_at: Time, now: Time) -> Result<(), String> {
     Ok(())
 }
 
-/// Subject and text of the mail that a partner sends an invitation with. It names nobody, so that it
+/// Subject and text of the mail that a partner sends an invitation with. It contains no name, so that it
 /// can be stored in a mailbox or an answer without becoming personal data.
 pub fn mail_of(invitation: &Invitation, partner: &str, agreement: &str, url: &str) -> (String, String) {
     let until = invitation.expires_at.format("%Y-%m-%d %H:%M UTC");

@@ -1,7 +1,7 @@
 //! The rules of acceptance: facts in, decision out.
 //!
 //! Never in here: files, sockets, time, chance, logs, gRPC or SQL. A rule is given values and returns
-//! a new value or a [`Refusal`]; whoever calls it does the rest.
+//! a new value or a [`Refusal`]; the caller does the rest.
 
 pub mod attestation;
 pub mod chain;
@@ -113,7 +113,7 @@ pub enum Refusal {
     RevisionBehind { head: i64 },
     /// DIR-1: another version is in force than the one that was shown.
     VersionChanged { template_id: Uuid, shown: u32, in_force: u32 },
-    /// DIR-4, told to the customer: whoever bought before it ever signed cannot sign directly.
+    /// DIR-4, for the customer: a customer that bought before it ever signed cannot sign directly.
     ContactPartner,
     /// DIR-4, told to the partner that would invite it.
     MustBeAttested,
@@ -127,6 +127,6 @@ pub enum Refusal {
     NotificationNotDead { state: NotificationState },
     /// A cursor ahead of the history.
     CursorAhead { head: i64 },
-    /// A revision, or the event that somebody knows it by, that is no part of the history.
+    /// A revision, or the event that the consumer knows it by, that is no part of the history.
     HistoryForked { revision: i64 },
 }

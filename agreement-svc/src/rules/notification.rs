@@ -23,7 +23,7 @@ pub enum NotificationState {
     Queued,
     /// The mail server took it.
     Sent,
-    /// Failed too often; waits for somebody to ask for another try.
+    /// Failed too often; waits until the partner asks for another try.
     DeadLetter,
 }
 
@@ -36,7 +36,7 @@ pub struct Notification {
     pub state: NotificationState,
     /// Made so far.
     pub attempts: u32,
-    /// When it is tried next, or, claimed, when somebody else may.
+    /// When it is tried next, or, claimed, when another process may.
     pub due_at: Time,
     pub sent_at: Option<Time>,
     /// Why the last attempt failed; empty while none did. Never what a mail server said, which may name

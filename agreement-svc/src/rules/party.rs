@@ -141,7 +141,7 @@ pub fn relationship_of(creator: &Partner, named: Named) -> Result<Relationship, 
         (PartnerKind::IndirectProvider, Named::Reseller(reseller, is_linked)) => {
             through(creator.id, reseller, is_linked)
         }
-        (_, Named::Nobody) => Ok(Relationship { payer_id: creator.id, reseller_id: None }),
+        (_, Named::Neither) => Ok(Relationship { payer_id: creator.id, reseller_id: None }),
         (_, Named::Provider(..)) => Err(Refusal::field("provider_id", "is for resellers only")),
         (PartnerKind::DirectBill, Named::Reseller(..)) => {
             Err(Refusal::field("reseller_id", "is for providers only"))
@@ -152,7 +152,7 @@ pub fn relationship_of(creator: &Partner, named: Named) -> Result<Relationship, 
 /// The other partner that a request names, and whether it is linked to the caller.
 #[derive(Clone, Copy, Debug)]
 pub enum Named {
-    Nobody,
+    Neither,
     Provider(Uuid, bool),
     Reseller(Uuid, bool),
 }
@@ -250,13 +250,13 @@ mod tests {
         let through_both = Ok(Relationship { payer_id: provider.id, reseller_id: Some(reseller.id) });
 
         let alone = |partner: &Partner| Ok(Relationship { payer_id: partner.id, reseller_id: None });
-        assert_eq!(relationship_of(&direct, Named::Nobody), alone(&direct));
-        assert_eq!(relationship_of(&provider, Named::Nobody), alone(&provider));
+        assert_eq!(relationship_of(&direct, Named::Neither), alone(&direct));
+        assert_eq!(relationship_of(&provider, Named::Neither), alone(&provider));
         assert_eq!(relationship_of(&provider, Named::Reseller(reseller.id, true)), through_both);
         assert_eq!(relationship_of(&reseller, Named::Provider(provider.id, true)), through_both);
 
         for refused in [
-            relationship_of(&reseller, Named::Nobody),
+            relationship_of(&reseller, Named::Neither),
             relationship_of(&reseller, Named::Provider(provider.id, false)),
             relationship_of(&reseller, Named::Reseller(reseller.id, true)),
             relationship_of(&provider, Named::Reseller(reseller.id, false)),

@@ -47,7 +47,7 @@ struct PolicyFile {
     periods: Vec<Period>,
 }
 
-/// Why a policy file makes no sense.
+/// Why a policy file is invalid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PolicyError {
     NoPeriods,

@@ -2,7 +2,7 @@
 //!
 //! Everything is read in one snapshot and page by page, beside a service that goes on. Besides a page
 //! it holds what every acceptance must be, about 400 bytes each: a gigabyte does for two million.
-//! Rows are read as what somebody else may have made of them: SQLite keeps any value in any column,
+//! Rows are read as what another program may have made of them: SQLite keeps any value in any column,
 //! so that a page with a value that is none is read again row by row, and rows are counted, so that
 //! none hides behind a key that no order finds.
 

@@ -1,5 +1,5 @@
 //! Finds a person in the records and erases it from them. Rows stay; the fields of the contact and the
-//! salt of its commitment become empty, so that the history no longer leads to anybody.
+//! salt of its commitment become empty, so that the history no longer identifies the person.
 
 use std::collections::BTreeMap;
 
@@ -52,7 +52,7 @@ pub(crate) struct Found {
     pub is_primary_contact: bool,
 }
 
-/// By customer; under `None` the invitations that nobody has accepted.
+/// By customer; under `None` the invitations that are not accepted.
 pub(crate) type FoundByCustomer = BTreeMap<Option<Uuid>, Found>;
 
 /// Reads id, customer and e-mail of all rows that have one, page by page, and keeps the person's.

@@ -43,9 +43,9 @@ pub(crate) fn event_exists(connection: &mut Connection, revision: i64) -> Result
     Ok(found)
 }
 
-/// What follows on an event, in order, for somebody who knows its revision and perhaps its hash.
+/// What follows on an event, in order, for a consumer that knows its revision and perhaps its hash.
 ///
-/// Whoever knows an event that is no part of this history gets the next one that announces a restore: it was
+/// A consumer that knows an event that is no part of this history gets the next one that announces a restore: it was
 /// lost by that, or by one before it.
 ///
 /// # Errors

@@ -1,9 +1,9 @@
 //! Announcements of attestations, on their way to the customers' primary contacts.
 //!
 //! One is written together with its attestation, claimed by moving its due time
-//! forward, and due again when whoever claimed it does not finish. It is never deleted.
+//! forward, and due again when the process that claimed it does not finish. It is never deleted.
 //!
-//! What happens to it after that is no change of what anybody accepted: it takes no revision and no lock
+//! What happens to it after that is no change of an acceptance: it takes no revision and no lock
 //! of the revision row.
 
 use std::collections::HashMap;
@@ -179,7 +179,7 @@ fn announcements(connection: &mut Connection, ids: &[String]) -> Result<Vec<Anno
     rows.into_iter().map(read).collect()
 }
 
-/// The mail server took it, whoever else may have claimed it meanwhile.
+/// The mail server took it, whether or not another process claimed it meanwhile.
 pub(crate) fn notification_sent(connection: &mut Connection, id: Uuid, now: Time) -> Result<(), Error> {
     query!(connection, c => {
         diesel::update(notification::table.find(id.to_string()))
@@ -194,7 +194,7 @@ pub(crate) fn notification_sent(connection: &mut Connection, id: Uuid, now: Time
     Ok(())
 }
 
-/// An attempt failed. Nothing is stored when somebody else has claimed or settled it meanwhile.
+/// An attempt failed. Nothing is stored when another process has claimed or settled it meanwhile.
 pub(crate) fn notification_failed(
     connection: &mut Connection,
     id: Uuid,

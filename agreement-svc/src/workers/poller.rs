@@ -16,7 +16,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long to wait after a failure, so that an outage does not fill the log.
 const OUTAGE_PAUSE: Duration = Duration::from_secs(2);
 
-/// Keeps `head` at the revision of the last event while anybody watches it, until `stop` says so.
+/// Keeps `head` at the revision of the last event while a watcher is open, until `stop` says so.
 pub(crate) async fn run(
     database: Database,
     head: watch::Sender<i64>,

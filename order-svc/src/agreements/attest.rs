@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{Agreements, CallOptions, reason_of};
 
-/// What CreateAttestation may say no with, and what it means for whoever orders. ALREADY_ATTESTED is not
+/// The refusals of CreateAttestation, which the caller of CreateOrder gets unchanged. ALREADY_ATTESTED is not
 /// among them: then there is nothing to do.
 const REFUSALS: [(ErrorReason, Code); 9] = [
     (ErrorReason::InvalidFields, Code::InvalidArgument),
@@ -65,7 +65,7 @@ impl Agreements {
         };
         let status = match self.call_with_failover(terms, message.clone(), call).await {
             Ok(answer) => {
-                let nonsense = || NotAttested::Unknown("its attestation makes no sense".into());
+                let nonsense = || NotAttested::Unknown("its attestation is invalid".into());
                 return read_attested(message, caller, answer).map(Some).ok_or_else(nonsense);
             }
             Err(status) => status,

@@ -39,7 +39,7 @@ pub(crate) enum NotFollowed {
     /// The neighbour is away, slow or stopping; that passes.
     Away(String),
     /// It says what cannot be: that its history ends before what was applied here or went another way, or
-    /// something out of its order. Somebody has to look.
+    /// something out of its order. The operator has to look.
     Nonsense(String),
 }
 
@@ -113,8 +113,9 @@ impl History {
         let response = tokio::time::timeout(SILENCE_MAX, self.stream.message()).await;
         let response = response.map_err(|_| silent())?.map_err(|status| not_followed(&status))?;
         let Some(response) = response else { return Ok(None) };
-        let nonsense =
-            || NotFollowed::Nonsense(format!("it makes no sense after revision {}", self.seen.revision));
+        let nonsense = || {
+            NotFollowed::Nonsense(format!("its message does not fit after revision {}", self.seen.revision))
+        };
         let told = read_item(&self.seen, response).ok_or_else(nonsense)?;
         if let StreamItem::Point(point) = &told {
             self.seen = point.cursor.clone();
@@ -138,7 +139,7 @@ fn time(time: prost_types::Timestamp) -> Option<Time> {
     DateTime::from_timestamp(time.seconds, u32::try_from(time.nanos).ok()?)
 }
 
-/// What came after a cursor; `None` when it makes no sense there.
+/// What came after a cursor; `None` when it does not fit there.
 fn read_item(seen: &Cursor, response: wire::WatchEventsResponse) -> Option<StreamItem> {
     match response.item? {
         Item::Event(mut event) => match event.change.take() {
@@ -157,7 +158,7 @@ fn read_item(seen: &Cursor, response: wire::WatchEventsResponse) -> Option<Strea
     }
 }
 
-/// A restore: nothing but the next event to whoever has seen exactly what the copy held.
+/// A restore: only the next event to a consumer that has seen exactly what the copy held.
 fn read_restored(seen: &Cursor, restored: &wire::HistoryRestored, event: wire::Event) -> Option<StreamItem> {
     let restore = Restore { last_revision: restored.last_revision, revision: event.revision };
     if restore.revision <= seen.revision.max(restore.last_revision) {
@@ -314,8 +315,8 @@ mod tests {
             ("no time", 6, wire::Event { recorded_at: None, ..right() }),
             ("no customer", 6, wire::Event { customer_id: String::new(), ..right() }),
             ("no partner", 6, wire::Event { partner_id: String::new(), ..right() }),
-            ("an uncovered partner that is none", 6, event(7, withdrawn(&["nobody"]))),
-            ("a reseller that is none", 6, event(7, ended("nobody"))),
+            ("an uncovered partner that is none", 6, event(7, withdrawn(&["no id"]))),
+            ("a reseller that is none", 6, event(7, ended("no id"))),
         ] {
             assert_eq!(after(seen, event), None, "{about}");
         }
@@ -346,7 +347,7 @@ mod tests {
         let lost = || Some(StreamItem::Lost(Restore { last_revision: 7, revision: LIFTED }));
         for (about, seen, expected) in [
             ("all of the copy", cursor(7, Some("seven")), next()),
-            ("as many events, and nobody knows which", cursor(7, None), next()),
+            ("as many events, and which is unknown", cursor(7, None), next()),
             ("as many events, of which one is another", cursor(7, Some("another")), lost()),
             ("more than the copy held", cursor(9, Some("nine")), lost()),
             ("less, and the rest did not come", cursor(6, Some("six")), lost()),

@@ -147,11 +147,11 @@ fn read_answer(
     asked_at: Time,
     answer: CheckEligibilityResponse,
 ) -> Result<Answer, GateError> {
-    let nonsense = |what: &str| GateError::Unknown(format!("its answer makes no sense: {what}"));
+    let nonsense = |what: &str| GateError::Unknown(format!("its answer is invalid: {what}"));
     if answer.customer_id != ask.parties.customer_id.to_string()
         || answer.payer_id != ask.parties.payer_id.to_string()
     {
-        return Err(nonsense("it is about somebody else"));
+        return Err(nonsense("it is about another customer or payer"));
     }
     let is_country = answer.customer_country.len() == 2;
     if !is_country || answer.revision < ask.at_least_revision {

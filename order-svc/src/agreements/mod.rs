@@ -43,12 +43,12 @@ const RETRY_MAX: Duration = Duration::from_millis(200);
 
 /// What all calls of the process together may try again, in any ten seconds: this many for each of them,
 /// and one for every five calls that were answered. So a neighbour in trouble is not asked three times as
-/// much, and one that restarts is asked again by everybody.
+/// much, and one that restarts is asked again by every caller.
 const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 const BUDGET_PER_SECOND: u32 = 5;
 const BUDGET_OF_ANSWERED: f32 = 0.2;
 
-/// Reporting a purchase is not waited for by anybody, so it may take longer than the gate.
+/// No caller waits for the report of a purchase, so it may take longer than the gate.
 const REPORT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The client of agreement-svc. Clones share its connection and its retries.
@@ -69,7 +69,7 @@ struct CallOptions<'a> {
     call_id: &'a str,
     /// How long it may take, with all its tries.
     deadline: Duration,
-    /// How long whoever waits for it still does.
+    /// How long the caller still waits.
     time_left: Duration,
 }
 
@@ -161,7 +161,7 @@ impl Agreements {
     }
 }
 
-/// A request as somebody, without a deadline.
+/// A request with an identity, without a deadline.
 fn request_as<M>(identity: &Credentials, message: M, call_id: &str) -> Request<M> {
     let mut request = Request::new(message);
     identity.present(request.metadata_mut());
@@ -192,7 +192,7 @@ fn is_retryable(status: &Status) -> bool {
     }
 }
 
-/// The reason of a refusal by the neighbour, and by nobody else.
+/// The reason of a refusal, if it is the neighbour's own.
 fn reason_of(status: &Status) -> Option<ErrorReason> {
     let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN)?;
     ErrorReason::from_str_name(&format!("ERROR_REASON_{}", info.reason))

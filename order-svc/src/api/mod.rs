@@ -70,7 +70,7 @@ impl Api {
     }
 
     /// Ends a call that did not store anything. Its request may have been answered meanwhile, by
-    /// somebody with the same id; then what failed may be the effect of that very request, and the
+    /// another call with the same id; then what failed may be the effect of that very request, and the
     /// first answer is given again.
     async fn fail<A: Message + Default>(
         &self,

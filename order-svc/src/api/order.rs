@@ -78,7 +78,7 @@ impl OrderService for Api {
         if let Some(first) = self.replay(Some(&key)).await? {
             return Ok(first);
         }
-        // Once a call: whoever asks the gate again asks about the same attestation.
+        // Once a call: later questions to the gate are about the same attestation.
         let at_least_revision = match self.attest(&new).await {
             Ok(attested) => attested.map_or(0, |attested| attested.revision),
             Err(failure) => return self.fail(failure, Some(&key)).await,

@@ -1,7 +1,7 @@
 //! The rules of ordering: facts in, decision out.
 //!
 //! Never in here: files, sockets, time, chance, logs, gRPC or SQL. A rule is given values and returns
-//! a new value or a [`Refusal`]; whoever calls it does the rest.
+//! a new value or a [`Refusal`]; the caller does the rest.
 
 pub mod gate;
 pub mod offer;

@@ -83,7 +83,7 @@ struct CatalogueFile {
     offers: Vec<Offer>,
 }
 
-/// Why a catalogue makes no sense.
+/// Why a catalogue is invalid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CatalogueError {
     Empty,

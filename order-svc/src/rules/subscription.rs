@@ -419,7 +419,7 @@ mod tests {
                 let licence = offer(OfferKind::License);
                 let plan = |etag: &str, now| subscription(state).plan(wish, etag, Some(&licence), at(now));
                 assert_eq!(told(plan("7", 999)), expected, "{wish:?} when {state:?}");
-                // A stale etag comes first, and what nobody can change needs no term.
+                // A stale etag comes first, and what cannot change needs no term.
                 assert_eq!(plan("6", 1000), Err(Refusal::StaleEtag));
                 if !state.is_final() && expected != Err(Refusal::NotActive { state }) {
                     assert_eq!(plan("7", 1000), Err(Refusal::TermEnded { term_end: at(1000) }), "{wish:?}");
@@ -552,7 +552,7 @@ mod tests {
             }
         }
 
-        /// However long nobody looked, looking once is looking each day.
+        /// Catching up at once has the result of catching up every day.
         #[test]
         fn catching_up_at_once_is_catching_up_step_by_step(
             seconds in 0_i64..2_000_000_000, days in 0_i64..1200, auto_renew: bool, stride in 1_i64..90,

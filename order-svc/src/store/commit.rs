@@ -18,7 +18,7 @@ use crate::rules::gate::{Answer, Permit};
 #[derive(Debug)]
 pub(crate) enum Commit {
     Done,
-    /// Somebody else was first with the same request id.
+    /// Another call was first with the same request id.
     SeenBefore,
     /// A withdrawal newer than the answer was applied: ask the gate again.
     AnswerOutdated,

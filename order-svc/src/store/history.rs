@@ -32,7 +32,7 @@ pub(crate) fn cursor_read(connection: &mut Connection) -> Result<Cursor, Error> 
     let (revision, head): (i64, Option<String>) = query!(connection, c => {
         follower::table.select((follower::revision, follower::head)).first(c)
     })?;
-    // Of another revision it is when somebody moved the row who does not know the column.
+    // The hash belongs to another revision if an older version of the service advanced the cursor.
     let hash = head.and_then(|head| Some(head.strip_prefix(&format!("{revision}:"))?.to_owned()));
     Ok(Cursor { revision, hash })
 }

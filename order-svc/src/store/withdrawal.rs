@@ -21,7 +21,7 @@ use crate::rules::withdrawal::{Effect, HistoryPoint, Report, Withdrawal, Withdra
 const ROWS_PER_STATEMENT: usize = 1000;
 
 /// By how much the announcement of a restore raises the revision: what is between is no event's, and half of it
-/// is more than anybody records before a restore is announced.
+/// is more than the events recorded before a restore is announced.
 const RESTORE_LIFT: i64 = 1 << 32;
 
 #[derive(Insertable, Queryable, Selectable)]

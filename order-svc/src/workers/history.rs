@@ -8,8 +8,8 @@
 //! more. What holds then:
 //!
 //! - Nothing is applied that does not follow on what was applied: the row keeps the hash of the last event, and
-//!   agreement-svc refuses whoever knows another one, until the restore is announced.
-//! - Once it is, the history is followed again from its beginning, since nobody knows from which event on it is
+//!   agreement-svc refuses a consumer that knows another one, until the restore is announced.
+//! - Once it is, the history is followed again from its beginning, since it is unknown from which event on it is
 //!   another one. Applying an event again changes nothing: what it ended has ended, what rests on newer answers is
 //!   left alone, no fence falls, and the report of the first time stays. If its revision was another
 //!   withdrawal's in the lost part, the report of that one makes room for it.
@@ -206,7 +206,7 @@ async fn apply(
     applied: i64,
     point: HistoryPoint,
 ) -> Result<i64, Interruption> {
-    // CallOptions that ended before come first, as they would have, had nobody been away.
+    // Terms that ended before come first, as they would have without the downtime.
     if let Some(consequence) = &point.consequence {
         end_terms_of(database, clock, consequence.customer_id(), point.until).await?;
     }

@@ -136,3 +136,204 @@ fn a_code_is_chosen_in_one_file_of_each_service() {
         }
     }
 }
+
+/// The files of the repository that match, as git lists them.
+fn tracked(matches: impl Fn(&str) -> bool) -> Vec<(String, String)> {
+    let listed = std::process::Command::new("git").arg("ls-files").current_dir(root()).output().unwrap();
+    let names = String::from_utf8(listed.stdout).unwrap();
+    let found: Vec<_> = names
+        .lines()
+        .filter(|name| matches(name))
+        // A file that is deleted and not committed yet is still listed.
+        .filter_map(|name| Some((name.to_owned(), fs::read_to_string(root().join(name)).ok()?)))
+        .collect();
+    assert!(!found.is_empty(), "no file matches: this test would prove nothing");
+    found
+}
+
+fn has_ending(name: &str, endings: &[&str]) -> bool {
+    endings.iter().any(|ending| name.ends_with(ending))
+}
+
+/// The words of a text: letters, digits, `-` and `_`.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_')).filter(|word| !word.is_empty())
+}
+
+/// The rows of a page's tables whose first cell passes, as cells.
+fn rows(page: &str, first: impl Fn(&str) -> bool) -> Vec<Vec<String>> {
+    let text = fs::read_to_string(root().join(page)).unwrap();
+    let cells =
+        |line: &str| line.trim_matches('|').split('|').map(|cell| cell.trim().replace('`', "")).collect();
+    let rows = text.lines().filter(|line| line.starts_with("| ")).map(cells);
+    let rows: Vec<Vec<String>> = rows.filter(|row: &Vec<String>| first(&row[0])).collect();
+    assert!(!rows.is_empty(), "{page} has no such rows");
+    rows
+}
+
+fn is_rule_id(word: &str) -> bool {
+    let number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    const SUBJECTS: [&str; 9] = ["ROLE", "TPL", "ATT", "DIR", "INV", "CUS", "GATE", "WD", "ORD"];
+    match word.split_once('-') {
+        Some((subject, digits)) => (SUBJECTS.contains(&subject) || subject == "SUB") && number(digits),
+        None => word.strip_prefix('I').is_some_and(|digits| digits.len() == 1 && number(digits)),
+    }
+}
+
+#[test]
+fn every_cited_rule_is_defined() {
+    let defined: Vec<String> =
+        rows("docs/rules.md", is_rule_id).into_iter().map(|row| row[0].clone()).collect();
+    let mut unknown = vec![];
+    for (name, text) in tracked(|name| has_ending(name, &[".rs", ".proto", ".sql", ".md"])) {
+        for id in words(&text).filter(|word| is_rule_id(word)) {
+            if !defined.iter().any(|known| known == id) {
+                unknown.push(format!("{name}: {id}"));
+            }
+        }
+    }
+    assert!(unknown.is_empty(), "docs/rules.md does not define\n{}", unknown.join("\n"));
+}
+
+#[test]
+fn every_rule_names_the_test_that_proves_it() {
+    let sources = tracked(|name| name.ends_with(".rs"));
+    let mut wrong = vec![];
+    for row in rows("docs/rules.md", is_rule_id) {
+        let (id, test) = (&row[0], &row[3]);
+        let declaration = format!("fn {test}(");
+        let mut files = sources.iter().filter(|(_, text)| text.contains(&declaration)).peekable();
+        if files.peek().is_none() {
+            wrong.push(format!("{id}: there is no test {test}"));
+        } else if !files.any(|(_, text)| words(text).any(|word| word == id)) {
+            wrong.push(format!("{id}: the file of {test} does not cite it"));
+        }
+    }
+    assert!(wrong.is_empty(), "docs/rules.md\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_error_reason_is_documented() {
+    let is_reason =
+        |word: &str| word.len() > 3 && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+    let documented = rows("docs/errors.md", is_reason).into_iter().filter(|row| row.len() == 5);
+    let mut documented: Vec<String> = documented.map(|row| row[0].clone()).collect();
+    let contract = fs::read_to_string(root().join("proto/csp/type/v1/error_reason.proto")).unwrap();
+    let mut expected: Vec<String> = words(&contract)
+        .filter_map(|word| word.strip_prefix("ERROR_REASON_"))
+        .filter(|name| !matches!(*name, "" | "UNSPECIFIED"))
+        .map(str::to_owned)
+        .collect();
+    documented.sort();
+    expected.sort();
+    assert_eq!(documented, expected, "the tables of docs/errors.md");
+}
+
+/// The README's table has every call with exactly the callers of the access policies.
+#[test]
+fn the_table_of_calls_is_the_access_policy() {
+    use chassis::auth::access::CallerClass;
+    let letter = |class: &CallerClass| match class.description {
+        description if description.starts_with("a partner user with ADMIN_AGENT or") => "P",
+        description if description.starts_with("a partner user") => "R",
+        description if description.contains("customer") => "C",
+        description if description.contains("operator") => "O",
+        description if description.contains("service") => "S",
+        _ => "all",
+    };
+    let policies = agreement_svc::ACCESS_POLICY.iter().chain(order_svc::ACCESS_POLICY);
+    let mut expected: Vec<String> = policies
+        .map(|(path, classes)| {
+            let (service, call) = path.rsplit_once('/').unwrap();
+            let service = service.rsplit('.').next().unwrap();
+            let mut callers: Vec<&str> = classes.iter().map(letter).collect();
+            callers.sort_unstable();
+            format!("{service}/{call}: {}", callers.join(", "))
+        })
+        .collect();
+    let mut documented = vec![];
+    for row in rows("README.md", |cell| cell.ends_with("Service")) {
+        for group in row[1].split(';') {
+            let (calls, callers) = group.trim().trim_end_matches(')').split_once('(').unwrap();
+            let mut callers: Vec<&str> = callers.split(", ").collect();
+            callers.sort_unstable();
+            let calls = calls.split(',').map(str::trim).filter(|call| !call.is_empty());
+            documented.extend(calls.map(|call| format!("{}/{call}: {}", row[0], callers.join(", "))));
+        }
+    }
+    expected.sort();
+    documented.sort();
+    assert_eq!(documented, expected);
+}
+
+/// A file that is longer holds two subjects.
+const LINES_MAX: usize = 600;
+
+#[test]
+fn no_source_file_is_too_long() {
+    let long: Vec<_> = tracked(|name| name.ends_with(".rs"))
+        .into_iter()
+        .filter(|(name, _)| !LONG_FILES.contains(&name.as_str()))
+        .map(|(name, text)| (name, text.lines().count()))
+        .filter(|(_, lines)| *lines > LINES_MAX)
+        .collect();
+    assert!(long.is_empty(), "longer than {LINES_MAX} lines: {long:?}");
+}
+
+/// Files that hold two subjects and are to be split.
+const LONG_FILES: [&str; 10] = [
+    "chassis/src/database.rs",
+    "chassis/tests/database.rs",
+    "tests/src/crash/load.rs",
+    "tests/tests/it/contract/bad_input/mod.rs",
+    "tests/tests/it/contract/repeats.rs",
+    "tests/tests/it/faults/races.rs",
+    "tests/tests/it/gate/blocked.rs",
+    "tests/tests/it/orders/fail_closed.rs",
+    "tests/tests/it/subscriptions/changes.rs",
+    "tests/tests/it/subscriptions/withdrawals.rs",
+];
+
+/// Words that stand for a missing noun or verb: a sentence names the caller, the operator, the tenant or the client,
+/// and says what it does.
+const PRIVATE_WORDS: [&str; 12] = [
+    "nobody",
+    "somebody",
+    "whoever",
+    "anybody",
+    "everybody",
+    "patience",
+    "greeted",
+    "reread",
+    "unasked",
+    "insist",
+    "passage",
+    "makes-no-sense",
+];
+
+/// How many are left in each folder. The bound only goes down.
+const PRIVATE_WORDS_LEFT: [(&str, usize); 6] =
+    [("chassis/", 55), ("agreement-svc/", 20), ("order-svc/", 4), ("proto/", 0), ("tests/", 160), ("", 4)];
+
+#[test]
+fn private_words_go_away() {
+    let mut left: std::collections::BTreeMap<&str, Vec<String>> = std::collections::BTreeMap::new();
+    for (name, text) in tracked(|name| !has_ending(name, &[".binpb", "Cargo.lock", "it/architecture.rs"])) {
+        let (folder, _) = PRIVATE_WORDS_LEFT.iter().find(|(folder, _)| name.starts_with(folder)).unwrap();
+        for (n, line) in text.lines().enumerate() {
+            let line = line.to_lowercase().replace("makes no sense", "makes-no-sense").replace('_', " ");
+            for word in words(&line).filter(|word| PRIVATE_WORDS.contains(word)) {
+                left.entry(folder).or_default().push(format!("{name}:{}: {word}", n + 1));
+            }
+        }
+    }
+    for (folder, bound) in PRIVATE_WORDS_LEFT {
+        let found = left.remove(folder).unwrap_or_default();
+        assert!(
+            found.len() <= bound,
+            "{} in {folder:?}, at most {bound}:\n{}",
+            found.len(),
+            found.join("\n")
+        );
+    }
+}

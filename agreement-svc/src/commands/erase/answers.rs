@@ -20,7 +20,7 @@ const CONTACT: &str = "csp.type.v1.Contact";
 const ANSWERS: &str = "csp.agreement.v1";
 
 /// Erases the person from stored answers, and forgets the content of what was asked with it: that is a
-/// digest which covers the person, and somebody who guesses could check the guess. Answers that only name
+/// digest which covers the person, so a guess could be checked against it. Answers that only name
 /// an attestation of the person lose the content for the same reason.
 pub(super) fn erase_answers(
     connection: &mut Connection,

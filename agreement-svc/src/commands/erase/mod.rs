@@ -26,7 +26,7 @@ use crate::store::change::change_internal;
 use crate::store::erase::{FoundByCustomer, Person, person_erase, person_find};
 use answers::erase_answers;
 
-/// What was erased, in numbers: it names nobody.
+/// What was erased, as counts without personal data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Erased {
     /// Records of attestations.
@@ -45,7 +45,7 @@ impl fmt::Display for Erased {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { attestations, customers, invitations, answers, mails } = self;
         if attestations + customers + invitations + answers + mails.unwrap_or(0) == 0 {
-            f.write_str("nobody with this address was found")?;
+            f.write_str("no person with this address was found")?;
         } else {
             write!(
                 f,

@@ -46,7 +46,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// Attests from the file and tells the person who started it what became of it.
-#[expect(clippy::print_stdout, reason = "a command answers whoever started it")]
+#[expect(clippy::print_stdout, reason = "a command prints to the terminal that started it")]
 pub async fn run(settings: Import) -> ExitCode {
     match import(settings).await {
         Ok(tally) => {
@@ -139,7 +139,7 @@ async fn answer_to(
         ImportOutcome::Replayed => RowOutcome::Replayed,
         ImportOutcome::Duplicate => RowOutcome::Duplicate,
         ImportOutcome::Refused => RowOutcome::Refused,
-        ImportOutcome::Unspecified => return Err("the server's answer makes no sense".into()),
+        ImportOutcome::Unspecified => return Err("the server's answer is invalid".into()),
     };
     let refusal = answer.refusal.unwrap_or_default();
     let reason = match refusal.reason() {

@@ -37,7 +37,8 @@ fn the_docs_name_every_setting_with_its_default() {
         expected.push([format!("`--{flag}`"), of.to_owned(), default]);
     }
 
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md")).unwrap();
+    let page =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md")).unwrap();
     let rows = page.lines().filter(|line| line.starts_with("| `--"));
     let mut named: Vec<[String; 3]> = rows
         .map(|row| {
