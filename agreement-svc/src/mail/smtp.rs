@@ -193,7 +193,7 @@ mod tests {
             smtps://mail.example?tls=none           --smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none
             smtp://mail.example:99999               --smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none
             smtp://mail.example/relay               --smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none
-            smtp://mailer:secret@mail.example     --smtp must not carry credentials; use --smtp-user and --smtp-password-file
+            smtp://mailer:secret@mail.example       --smtp must not carry credentials; use --smtp-user and --smtp-password-file
             http://mail.example                     --smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none
             mail.example:25                         --smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none
             smtp://                                 --smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none
