@@ -591,5 +591,5 @@ fn a_key_is_made_once_for_its_owner_only_and_signs_tokens() {
     let mixed = run(&["import", &empty, "--token", &secret, "--partner-id", &id, "--user-id", &id]);
     assert!(words(&mixed).contains("cannot be used with"), "{}", words(&mixed));
     let nobody = run(&["import", &empty, "--address", at]);
-    assert!(words(&nobody).contains("--partner-id"), "{}", words(&unknown));
+    assert!(words(&nobody).contains("--partner-id"), "{}", words(&nobody));
 }
