@@ -45,12 +45,15 @@ pub struct Caller {
 }
 
 impl Vocabulary {
-    pub(super) fn tenant_kind(&self, name: &str) -> Option<&'static str> {
+    pub(super) fn known_tenant_kind(&self, name: &str) -> Option<&'static str> {
         self.tenant_kinds.iter().find(|kind| **kind == name).copied()
     }
 
     /// The known ones among some names, each once.
-    pub(super) fn roles<'n>(&self, names: impl Iterator<Item = &'n str> + Clone) -> Vec<&'static str> {
+    pub(super) fn known_roles<'n>(
+        &self,
+        names: &(impl Iterator<Item = &'n str> + Clone),
+    ) -> Vec<&'static str> {
         self.roles.iter().filter(|role| names.clone().any(|name| name == **role)).copied().collect()
     }
 }
@@ -79,12 +82,12 @@ impl Caller {
             let id = Uuid::try_parse(text(key)).ok().filter(|id| !id.is_nil());
             id.filter(|id| id.to_string() == text(key)).ok_or(key)
         };
-        let tenant_kind = vocabulary.tenant_kind(text("x-tenant-kind")).ok_or("x-tenant-kind")?;
+        let tenant_kind = vocabulary.known_tenant_kind(text("x-tenant-kind")).ok_or("x-tenant-kind")?;
         let channel = match text("x-channel") {
             "" => Channel::Dashboard,
             name => Channel::from_str(name, false).map_err(|_| "x-channel")?,
         };
-        let roles = vocabulary.roles(text("x-roles").split(',').map(str::trim));
+        let roles = vocabulary.known_roles(&text("x-roles").split(',').map(str::trim));
         Ok(Self { tenant_kind, tenant_id: id("x-tenant-id")?, user_id: id("x-user-id")?, roles, channel })
     }
 }

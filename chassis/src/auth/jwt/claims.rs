@@ -66,14 +66,16 @@ impl Claims {
             let id = Uuid::try_parse(given).ok().filter(|id| !id.is_nil())?;
             (id.to_string() == given).then_some(id)
         };
-        let tenant_kind = text(&self.tenant_kind).and_then(|name| vocabulary.tenant_kind(name));
+        let tenant_kind = text(&self.tenant_kind).and_then(|name| vocabulary.known_tenant_kind(name));
         let channel = match &self.channel {
             None => Some(Channel::Dashboard),
             given => text(given).and_then(|name| Channel::from_str(name, false).ok()),
         };
         let roles = match &self.roles {
             None => Some(vec![]),
-            Some(Value::Array(names)) => Some(vocabulary.roles(names.iter().filter_map(Value::as_str))),
+            Some(Value::Array(names)) => {
+                Some(vocabulary.known_roles(&names.iter().filter_map(Value::as_str)))
+            }
             Some(_) => None,
         };
         let missing = |claim| Refused::new(claim, missing_claim(*vocabulary));
