@@ -4,8 +4,9 @@ use tests::Backend;
 use tests::crash::{Plan, run, run_replicas};
 use tests::processes::build_binaries;
 
+/// Whichever service is killed, and whenever: what was acknowledged is stored once, and nothing else is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn whatever_is_killed_when_what_was_acknowledged_is_stored_once_and_nothing_else_is() {
+async fn crashes_lose_and_repeat_nothing_acknowledged() {
     tests::needs_own!("processes that it kills");
     build_binaries().unwrap();
     let (mut brought, mut partings) = (0, 0);
@@ -21,7 +22,7 @@ async fn whatever_is_killed_when_what_was_acknowledged_is_stored_once_and_nothin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_of_each_service_do_everything_once_and_one_of_each_can_leave() {
+async fn two_replicas_do_everything_once_and_one_can_stop() {
     tests::needs_own!("processes that it stops");
     if !Backend::all().contains(&Backend::Postgres) {
         return;

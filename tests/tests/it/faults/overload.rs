@@ -78,10 +78,9 @@ async fn order_often(partner: &As, customer: &str, under_way: usize) -> (Vec<Sta
     (refused, orders.into_iter().collect())
 }
 
+/// Calls beyond the concurrency limit are refused at once, and a modest tenant is served beside greedy ones.
 #[apply(each_backend)]
-async fn what_is_too_much_is_refused_at_once_and_a_modest_tenant_is_served_beside_greedy_ones(
-    #[case] backend: Backend,
-) {
+async fn excess_is_refused_and_a_modest_tenant_is_served(#[case] backend: Backend) {
     tests::needs_own!("limits and connections that it fills");
     tests::needs!(backend);
     let line = Line::start().await;
@@ -161,7 +160,7 @@ impl Lock {
 }
 
 #[apply(each_backend)]
-async fn the_gate_answers_for_everybody_while_a_partner_has_taken_its_share(#[case] backend: Backend) {
+async fn the_gate_answers_while_one_partner_uses_its_share(#[case] backend: Backend) {
     tests::needs_own!("limits and connections that it fills");
     tests::needs!(backend);
     let cluster = Cluster::start(few_calls(backend)).await.unwrap();
@@ -213,7 +212,7 @@ async fn the_gate_answers_for_everybody_while_a_partner_has_taken_its_share(#[ca
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn one_operator_has_half_of_the_watchers_places_and_services_find_theirs() {
+async fn one_operator_has_at_most_half_of_the_watchers() {
     tests::needs_own!("limits and connections that it fills");
     // One of 64 is order-svc.
     const OPERATORS_MAX: usize = 32;
@@ -241,7 +240,7 @@ async fn one_operator_has_half_of_the_watchers_places_and_services_find_theirs()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn whoever_watches_health_keeps_nobody_from_asking_for_it() {
+async fn health_watchers_do_not_block_health_checks() {
     tests::needs_own!("limits and connections that it fills");
     const ANYBODYS_MAX: usize = 256;
     let cluster = Cluster::start(few_calls(Backend::Sqlite)).await.unwrap();
@@ -286,7 +285,7 @@ fn status_of(headers: &HeaderMap) -> Option<Status> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_message_that_comes_byte_by_byte_is_given_up_and_holds_up_nobody() {
+async fn a_slow_message_is_aborted_and_blocks_no_other() {
     tests::needs_own!("limits and connections that it fills");
     let cluster = Cluster::start(few_calls(Backend::Sqlite)).await.unwrap();
     let mut client = http2(&cluster, 65_535).await;
@@ -326,7 +325,7 @@ async fn a_message_that_comes_byte_by_byte_is_given_up_and_holds_up_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn answers_that_are_not_taken_are_held_against_their_tenant_and_nobody_else() {
+async fn unread_answers_count_against_their_tenant_only() {
     tests::needs_own!("limits and connections that it fills");
     let cluster = Cluster::start(few_calls(Backend::Sqlite)).await.unwrap();
     let mut client = http2(&cluster, 0).await;
@@ -362,7 +361,7 @@ async fn answers_that_are_not_taken_are_held_against_their_tenant_and_nobody_els
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn headers_beyond_their_bound_are_refused_and_the_connection_goes_on() {
+async fn too_large_headers_are_refused_and_the_connection_stays() {
     tests::needs_own!("limits and connections that it fills");
     let cluster = Cluster::on(Backend::Sqlite).await;
     let mut client = http2(&cluster, 65_535).await;
@@ -383,7 +382,7 @@ async fn headers_beyond_their_bound_are_refused_and_the_connection_goes_on() {
 const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn connections_beyond_what_a_process_can_hold_are_closed_and_those_that_are_there_stay() {
+async fn excess_connections_are_closed_and_open_ones_stay() {
     tests::needs_own!("limits and connections that it fills");
     const DESCRIPTORS: usize = 160;
     const CONNECTIONS: usize = 200;

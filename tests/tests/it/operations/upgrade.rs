@@ -26,7 +26,7 @@ fn expand(tables: &[&str]) -> String {
 }
 
 #[apply(each_backend)]
-async fn a_schema_that_newer_versions_have_expanded_is_served(#[case] backend: Backend) {
+async fn a_schema_that_a_newer_version_expanded_is_served(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
     tests::needs!(backend);
     let mut cluster = Cluster::on(backend).await;
@@ -57,7 +57,7 @@ async fn a_schema_that_newer_versions_have_expanded_is_served(#[case] backend: B
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn processes_that_migrate_an_empty_database_together_all_end_well() {
+async fn concurrent_migrations_of_an_empty_database_succeed() {
     tests::needs_own!("databases that it writes to");
     const PROCESSES: usize = 4;
     for backend in Backend::all() {

@@ -18,18 +18,12 @@ use proto::agreement::{
     WithdrawSignatureRequest,
 };
 use proto::types::{AgreementType, Channel, Operation};
-use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
+use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
 
-use super::{
-    ACCEPT_INVITATION, BATCH_CHECK_ELIGIBILITY, CHECK_ELIGIBILITY, COUNTRIES, CREATE_ATTESTATION,
-    CREATE_CUSTOMER, CREATE_INVITATION, DIGESTS, DOMAINS, END_RELATIONSHIP, ENUMS, Existing, GET_ATTESTATION,
-    GET_CUSTOMER, GET_DIRECT_SIGN_STATUS, GET_INVITATION, GET_PARTNER, GET_TEMPLATE, GET_TEMPLATE_DOCUMENT,
-    IMPORT_ATTESTATIONS, LANGUAGES, LINK_RESELLER, LINKS, LIST_ATTESTATIONS, LIST_BLOCKED_CUSTOMERS,
-    LIST_CUSTOMER_PARTNERS, LIST_CUSTOMERS, LIST_EVENTS, LIST_INVITATIONS, LIST_PARTNERS, LIST_TEMPLATES,
-    PAGE_SIZES, PAGE_TOKENS, PUBLISH_TEMPLATE_VERSION, REGISTER_PARTNER, REPORT_PURCHASE, RETIRE_TEMPLATE,
-    RETRY_NOTIFICATION, REVOKE_INVITATION, SIGN_AGREEMENT, TIMES, Table, UNLINK_RESELLER, UPDATE_CUSTOMER,
-    WATCH_EVENTS, WITHDRAW_ATTESTATION, WITHDRAW_SIGNATURE, attestation, contact, document, expiry, given_id,
-    given_text, id, pick, publication, required_time, text,
+use super::existing::{Existing, Table, attestation, document, publication};
+use super::values::{
+    COUNTRIES, DIGESTS, DOMAINS, ENUMS, LANGUAGES, LINKS, PAGE_SIZES, PAGE_TOKENS, TIMES, contact, expiry,
+    given_id, given_text, id, pick, required_time, text,
 };
 
 impl Existing {
@@ -37,16 +31,16 @@ impl Existing {
         let Self { direct, operator, .. } = self;
         let known = AgreementType::MicrosoftCustomerAgreement.into();
         let fields = ["agreement_types[0]", "agreement_types[2]"];
-        table.all_bad(LIST_TEMPLATES, direct, &fields, |n| ListTemplatesRequest {
+        table.all_bad("ListTemplates", direct, &fields, |n| ListTemplatesRequest {
             agreement_types: vec![pick(&ENUMS, n), known, pick(&ENUMS, n + 1)],
         });
         let none = ListTemplatesRequest::default();
-        table.bad(LIST_TEMPLATES, "no type", direct, &["agreement_types"], &none);
+        table.bad("ListTemplates", "no type", direct, &["agreement_types"], &none);
 
-        table.all_bad(GET_TEMPLATE, direct, &["template_id"], |n| GetTemplateRequest { template_id: id(n) });
+        table.all_bad("GetTemplate", direct, &["template_id"], |n| GetTemplateRequest { template_id: id(n) });
 
         let fields = ["template_id", "country", "language"];
-        table.all_bad(GET_TEMPLATE_DOCUMENT, direct, &fields, |n| GetTemplateDocumentRequest {
+        table.all_bad("GetTemplateDocument", direct, &fields, |n| GetTemplateDocumentRequest {
             template_id: id(n),
             version: u32::MAX,
             country: pick(&COUNTRIES, n).into(),
@@ -66,7 +60,7 @@ impl Existing {
             "documents[0].link",
             "documents[0].sha256",
         ];
-        table.all_bad(PUBLISH_TEMPLATE_VERSION, operator, &fields, |n| PublishTemplateVersionRequest {
+        table.all_bad("PublishTemplateVersion", operator, &fields, |n| PublishTemplateVersionRequest {
             request_id: id(n),
             template_id: id(n + 1),
             agreement_type: pick(&ENUMS[1..], n),
@@ -91,7 +85,7 @@ impl Existing {
             (
                 "a new template without type and name",
                 &["agreement_type", "name"],
-                publication(&world::request_id(), vec![document.clone()]),
+                publication(&fixtures::request_id(), vec![document.clone()]),
             ),
             (
                 "another type and name than the template has",
@@ -112,11 +106,11 @@ impl Existing {
                 },
             ),
         ] {
-            table.bad(PUBLISH_TEMPLATE_VERSION, about, operator, bad, &request);
+            table.bad("PublishTemplateVersion", about, operator, bad, &request);
         }
 
         let fields = ["request_id", "template_id", "etag"];
-        table.all_bad(RETIRE_TEMPLATE, operator, &fields, |n| RetireTemplateRequest {
+        table.all_bad("RetireTemplate", operator, &fields, |n| RetireTemplateRequest {
             request_id: id(n),
             template_id: id(n + 1),
             etag: text(n, 50),
@@ -126,7 +120,7 @@ impl Existing {
     pub(super) fn partners(&self, table: &mut Table) {
         let Self { direct, operator, .. } = self;
         let fields = ["request_id", "partner_id", "name", "kind", "cloud"];
-        table.all_bad(REGISTER_PARTNER, operator, &fields, |n| RegisterPartnerRequest {
+        table.all_bad("RegisterPartner", operator, &fields, |n| RegisterPartnerRequest {
             request_id: id(n),
             partner_id: id(n + 1),
             name: text(n, 200),
@@ -134,21 +128,21 @@ impl Existing {
             cloud: pick(&ENUMS, n + 1),
         });
         let fields = ["request_id", "provider_id", "reseller_id"];
-        table.all_bad(LINK_RESELLER, operator, &fields, |n| LinkResellerRequest {
+        table.all_bad("LinkReseller", operator, &fields, |n| LinkResellerRequest {
             request_id: id(n),
             provider_id: id(n + 1),
             reseller_id: id(n + 2),
         });
-        table.all_bad(UNLINK_RESELLER, operator, &fields, |n| UnlinkResellerRequest {
+        table.all_bad("UnlinkReseller", operator, &fields, |n| UnlinkResellerRequest {
             request_id: id(n),
             provider_id: id(n + 1),
             reseller_id: id(n + 2),
         });
-        table.all_bad(LIST_PARTNERS, operator, &["page_size", "page_token"], |n| ListPartnersRequest {
+        table.all_bad("ListPartners", operator, &["page_size", "page_token"], |n| ListPartnersRequest {
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
         });
-        table.all_bad(GET_PARTNER, direct, &["partner_id"], |n| GetPartnerRequest { partner_id: id(n) });
+        table.all_bad("GetPartner", direct, &["partner_id"], |n| GetPartnerRequest { partner_id: id(n) });
     }
 
     pub(super) fn customers(&self, table: &mut Table) {
@@ -171,7 +165,7 @@ impl Existing {
             "attestation.contact.phone",
             "attestation.agreed_at",
         ];
-        table.all_bad(CREATE_CUSTOMER, direct, &fields, |n| CreateCustomerRequest {
+        table.all_bad("CreateCustomer", direct, &fields, |n| CreateCustomerRequest {
             request_id: id(n),
             company_name: text(n, 200),
             domain: if n == 0 { "x.".repeat(127) } else { pick(&DOMAINS, n).into() },
@@ -186,25 +180,25 @@ impl Existing {
             }),
             invitation: None,
         });
-        let good = world::new_customer("Northwind", "FR", None);
+        let good = fixtures::new_customer("Northwind", "FR", None);
         let contact_fields =
             ["primary_contact.first_name", "primary_contact.last_name", "primary_contact.email"];
         let alone = CreateCustomerRequest { primary_contact: None, ..good.clone() };
-        table.bad(CREATE_CUSTOMER, "no contact", direct, &contact_fields, &alone);
+        table.bad("CreateCustomer", "no contact", direct, &contact_fields, &alone);
         let both = CreateCustomerRequest {
             provider_id: PROVIDER.to_string(),
             reseller_id: RESELLER.to_string(),
             ..good.clone()
         };
-        table.bad(CREATE_CUSTOMER, "two partners", direct, &["reseller_id"], &both);
+        table.bad("CreateCustomer", "two partners", direct, &["reseller_id"], &both);
         let through =
             CreateCustomerRequest { provider_id: PROVIDER.to_string(), reseller_id: String::new(), ..both };
-        table.bad(CREATE_CUSTOMER, "through a provider", direct, &["provider_id"], &through);
+        table.bad("CreateCustomer", "through a provider", direct, &["provider_id"], &through);
         let with = CreateCustomerRequest { reseller_id: RESELLER.to_string(), ..good.clone() };
-        table.bad(CREATE_CUSTOMER, "with a reseller", direct, &["reseller_id"], &with);
+        table.bad("CreateCustomer", "with a reseller", direct, &["reseller_id"], &with);
         let invited = |n| InlineInvitation { template_id: id(n), expires_at: expiry(n) };
         let fields = ["invitation.template_id", "invitation.expires_at"];
-        table.all_bad(CREATE_CUSTOMER, direct, &fields, |n| CreateCustomerRequest {
+        table.all_bad("CreateCustomer", direct, &fields, |n| CreateCustomerRequest {
             invitation: Some(invited(n)),
             ..good.clone()
         });
@@ -217,9 +211,9 @@ impl Existing {
             invitation: Some(InlineInvitation { template_id: CUSTOMER_AGREEMENT.into(), expires_at: None }),
             ..good.clone()
         };
-        table.bad(CREATE_CUSTOMER, "attested and invited", direct, &["invitation"], &both);
-        let reseller = world::sales(RESELLER);
-        table.bad(CREATE_CUSTOMER, "a reseller by itself", &reseller, &["provider_id"], &good);
+        table.bad("CreateCustomer", "attested and invited", direct, &["invitation"], &both);
+        let reseller = fixtures::sales(RESELLER);
+        table.bad("CreateCustomer", "a reseller by itself", &reseller, &["provider_id"], &good);
 
         let fields = [
             "request_id",
@@ -231,7 +225,7 @@ impl Existing {
             "primary_contact.email",
             "primary_contact.phone",
         ];
-        table.all_bad(UPDATE_CUSTOMER, direct, &fields, |n| UpdateCustomerRequest {
+        table.all_bad("UpdateCustomer", direct, &fields, |n| UpdateCustomerRequest {
             request_id: id(n),
             customer_id: id(n + 1),
             etag: text(n, 50),
@@ -239,35 +233,35 @@ impl Existing {
             primary_contact: contact(n),
         });
         let alone = UpdateCustomerRequest {
-            request_id: world::request_id(),
+            request_id: fixtures::request_id(),
             customer_id: self.customer.customer_id.clone(),
             etag: self.customer.etag.clone(),
             company_name: "Northwind".into(),
             primary_contact: None,
         };
-        table.bad(UPDATE_CUSTOMER, "no contact", direct, &contact_fields, &alone);
+        table.bad("UpdateCustomer", "no contact", direct, &contact_fields, &alone);
 
-        table.all_bad(GET_CUSTOMER, direct, &["customer_id"], |n| GetCustomerRequest { customer_id: id(n) });
+        table.all_bad("GetCustomer", direct, &["customer_id"], |n| GetCustomerRequest { customer_id: id(n) });
         let fields = ["page_size", "page_token"];
-        table.all_bad(LIST_CUSTOMERS, operator, &fields, |n| ListCustomersRequest {
+        table.all_bad("ListCustomers", operator, &fields, |n| ListCustomersRequest {
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
         });
-        table.all_bad(LIST_CUSTOMER_PARTNERS, admin, &fields, |n| ListCustomerPartnersRequest {
+        table.all_bad("ListCustomerPartners", admin, &fields, |n| ListCustomerPartnersRequest {
             include_ended: n % 2 == 0,
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
         });
 
         let fields = ["request_id", "customer_id", "provider_id", "reseller_id"];
-        table.all_bad(END_RELATIONSHIP, direct, &fields, |n| EndRelationshipRequest {
+        table.all_bad("EndRelationship", direct, &fields, |n| EndRelationshipRequest {
             request_id: id(n),
             customer_id: id(n + 1),
             provider_id: given_id(n),
             reseller_id: given_id(n + 1),
         });
         let end = |provider_id: &str, reseller_id: &str| EndRelationshipRequest {
-            request_id: world::request_id(),
+            request_id: fixtures::request_id(),
             customer_id: self.customer.customer_id.clone(),
             provider_id: provider_id.into(),
             reseller_id: reseller_id.into(),
@@ -278,7 +272,7 @@ impl Existing {
             ("through a provider", "provider_id", end(&provider, "")),
             ("with a reseller", "reseller_id", end("", &other)),
         ] {
-            table.bad(END_RELATIONSHIP, about, direct, &[bad], &request);
+            table.bad("EndRelationship", about, direct, &[bad], &request);
         }
     }
 
@@ -294,7 +288,7 @@ impl Existing {
             "contact.phone",
             "agreed_at",
         ];
-        table.all_bad(CREATE_ATTESTATION, direct, &fields, |n| CreateAttestationRequest {
+        table.all_bad("CreateAttestation", direct, &fields, |n| CreateAttestationRequest {
             request_id: id(n),
             customer_id: id(n + 1),
             template_id: id(n + 2),
@@ -302,7 +296,7 @@ impl Existing {
             agreed_at: required_time(n),
             validate_only: n % 2 == 0,
         });
-        table.all_bad(IMPORT_ATTESTATIONS, direct, &fields, |n| ImportAttestationsRequest {
+        table.all_bad("ImportAttestations", direct, &fields, |n| ImportAttestationsRequest {
             request_id: id(n),
             customer_id: id(n + 1),
             template_id: id(n + 2),
@@ -312,24 +306,24 @@ impl Existing {
         let alone =
             CreateAttestationRequest { contact: None, ..attestation(&self.customer.customer_id, None) };
         let fields = ["contact.first_name", "contact.last_name", "contact.email", "agreed_at"];
-        table.bad(CREATE_ATTESTATION, "no contact and no date", direct, &fields, &alone);
+        table.bad("CreateAttestation", "no contact and no date", direct, &fields, &alone);
 
         let fields = ["request_id", "attestation_id", "reason"];
-        table.all_bad(WITHDRAW_ATTESTATION, direct, &fields, |n| WithdrawAttestationRequest {
+        table.all_bad("WithdrawAttestation", direct, &fields, |n| WithdrawAttestationRequest {
             request_id: id(n),
             attestation_id: id(n + 1),
             reason: pick(&ENUMS, n),
         });
         let fields = ["request_id", "attestation_id"];
-        table.all_bad(RETRY_NOTIFICATION, direct, &fields, |n| RetryNotificationRequest {
+        table.all_bad("RetryNotification", direct, &fields, |n| RetryNotificationRequest {
             request_id: id(n),
             attestation_id: id(n + 1),
         });
-        table.all_bad(GET_ATTESTATION, direct, &["attestation_id"], |n| GetAttestationRequest {
+        table.all_bad("GetAttestation", direct, &["attestation_id"], |n| GetAttestationRequest {
             attestation_id: id(n),
         });
         let fields = ["customer_id", "page_size", "page_token"];
-        table.all_bad(LIST_ATTESTATIONS, direct, &fields, |n| ListAttestationsRequest {
+        table.all_bad("ListAttestations", direct, &fields, |n| ListAttestationsRequest {
             customer_id: id(n),
             include_history: n % 2 == 0,
             page_size: pick(&PAGE_SIZES, n),
@@ -352,7 +346,7 @@ impl Existing {
             "recipient.phone",
             "expires_at",
         ];
-        table.all_bad(CREATE_INVITATION, direct, &fields, |n| CreateInvitationRequest {
+        table.all_bad("CreateInvitation", direct, &fields, |n| CreateInvitationRequest {
             request_id: id(n),
             kind: pick(&ENUMS, n),
             customer_id: given_id(n),
@@ -362,8 +356,8 @@ impl Existing {
             recipient: contact(n),
             expires_at: expiry(n),
         });
-        let of_customer = world::new_invitation(Some(&self.customer.customer_id), None);
-        let of_anybody = world::new_invitation(None, None);
+        let of_customer = fixtures::new_invitation(Some(&self.customer.customer_id), None);
+        let of_anybody = fixtures::new_invitation(None, None);
         let (provider, other) = (PROVIDER.to_string(), RESELLER.to_string());
         let through = |invitation: &CreateInvitationRequest| CreateInvitationRequest {
             provider_id: provider.clone(),
@@ -375,7 +369,7 @@ impl Existing {
         };
         let of_nobody = CreateInvitationRequest { customer_id: String::new(), ..of_customer.clone() };
         let of_somebody = CreateInvitationRequest { kind: of_anybody.kind, ..of_customer.clone() };
-        let reseller = world::sales(RESELLER);
+        let reseller = fixtures::sales(RESELLER);
         for (about, by, bad, request) in [
             ("of nobody", direct, &["customer_id"][..], of_nobody),
             (
@@ -390,23 +384,23 @@ impl Existing {
             ("with a reseller", direct, &["reseller_id"], with(of_anybody.clone())),
             ("a reseller by itself", &reseller, &["provider_id"], of_anybody),
         ] {
-            table.bad(CREATE_INVITATION, about, by, bad, &request);
+            table.bad("CreateInvitation", about, by, bad, &request);
         }
 
         let fields = ["request_id", "invitation_id"];
-        table.all_bad(REVOKE_INVITATION, direct, &fields, |n| RevokeInvitationRequest {
+        table.all_bad("RevokeInvitation", direct, &fields, |n| RevokeInvitationRequest {
             request_id: id(n),
             invitation_id: id(n + 1),
         });
         // Customers need a token; to others it is of no use.
         for (by, token) in [(admin, ""), (direct, "token")] {
-            table.all_bad(GET_INVITATION, by, &["invitation_id", "token"], |n| GetInvitationRequest {
+            table.all_bad("GetInvitation", by, &["invitation_id", "token"], |n| GetInvitationRequest {
                 invitation_id: id(n),
                 token: token.into(),
             });
         }
         let fields = ["customer_id", "state", "page_size", "page_token"];
-        table.all_bad(LIST_INVITATIONS, direct, &fields, |n| ListInvitationsRequest {
+        table.all_bad("ListInvitations", direct, &fields, |n| ListInvitationsRequest {
             customer_id: given_id(n),
             state: pick(&ENUMS[1..], n),
             page_size: pick(&PAGE_SIZES, n),
@@ -425,7 +419,7 @@ impl Existing {
             "company.primary_contact.email",
             "company.primary_contact.phone",
         ];
-        table.all_bad(ACCEPT_INVITATION, admin, &fields, |n| AcceptInvitationRequest {
+        table.all_bad("AcceptInvitation", admin, &fields, |n| AcceptInvitationRequest {
             request_id: id(n),
             invitation_id: id(n + 1),
             token: String::new(),
@@ -446,30 +440,30 @@ impl Existing {
             "company.primary_contact.email",
         ];
         let unnamed = AcceptInvitationRequest {
-            request_id: world::request_id(),
-            invitation_id: world::request_id(),
+            request_id: fixtures::request_id(),
+            invitation_id: fixtures::request_id(),
             token: "token".into(),
             template_version: 2,
             company: Some(CompanyProfile::default()),
         };
-        table.bad(ACCEPT_INVITATION, "an empty company", admin, &fields, &unnamed);
+        table.bad("AcceptInvitation", "an empty company", admin, &fields, &unnamed);
     }
 
     pub(super) fn signatures(&self, table: &mut Table) {
         let Self { direct, admin, .. } = self;
         let fields = ["request_id", "template_id", "template_version"];
-        table.all_bad(SIGN_AGREEMENT, admin, &fields, |n| SignAgreementRequest {
+        table.all_bad("SignAgreement", admin, &fields, |n| SignAgreementRequest {
             request_id: id(n),
             template_id: id(n + 1),
             template_version: 0,
         });
         let fields = ["request_id", "signature_id", "reason"];
-        table.all_bad(WITHDRAW_SIGNATURE, admin, &fields, |n| WithdrawSignatureRequest {
+        table.all_bad("WithdrawSignature", admin, &fields, |n| WithdrawSignatureRequest {
             request_id: id(n),
             signature_id: id(n + 1),
             reason: pick(&ENUMS, n),
         });
-        table.all_bad(GET_DIRECT_SIGN_STATUS, direct, &["customer_id"], |n| GetDirectSignStatusRequest {
+        table.all_bad("GetDirectSignStatus", direct, &["customer_id"], |n| GetDirectSignStatusRequest {
             customer_id: id(n),
         });
     }
@@ -514,11 +508,11 @@ impl Existing {
                 template_version: 0,
             }),
         };
-        table.all_bad(CHECK_ELIGIBILITY, service, &fields, question);
+        table.all_bad("CheckEligibility", service, &fields, question);
         // A partner user's identity says who acts and how, whatever the request claims.
         let fields: Vec<_> = fields.into_iter().filter(|field| !field.contains("roles[")).collect();
         let fields = [&fields[..], &["acting_roles", "assumed_attestation"]].concat();
-        table.all_bad(CHECK_ELIGIBILITY, direct, &fields, |n| CheckEligibilityRequest {
+        table.all_bad("CheckEligibility", direct, &fields, |n| CheckEligibilityRequest {
             channel: pick(&ENUMS[1..], n),
             ..question(n)
         });
@@ -531,24 +525,24 @@ impl Existing {
         };
         let many = vec![AgreementDemand { agreement_types: vec![known] }; 101];
         let many = CheckEligibilityRequest { demands: many, ..good.clone() };
-        table.bad(CHECK_ELIGIBILITY, "101 demands", service, &["demands"], &many);
+        table.bad("CheckEligibility", "101 demands", service, &["demands"], &many);
         // Items are answered one by one; that there are none, or too many, is the call's.
         for (about, count) in [("no item", 0), ("101 items", 101)] {
             let request = BatchCheckEligibilityRequest { items: vec![good.clone(); count] };
-            table.bad(BATCH_CHECK_ELIGIBILITY, about, service, &["items"], &request);
+            table.bad("BatchCheckEligibility", about, service, &["items"], &request);
         }
         let fields = ["as_of", "page_size", "page_token"];
-        table.all_bad(LIST_BLOCKED_CUSTOMERS, &self.direct, &fields, |n| ListBlockedCustomersRequest {
+        table.all_bad("ListBlockedCustomers", &self.direct, &fields, |n| ListBlockedCustomersRequest {
             as_of: Some(pick(&TIMES, n)),
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
         });
         let assumed = |template_id: &str, template_version| AssumedAttestation {
-            attestation_id: world::request_id(),
+            attestation_id: fixtures::request_id(),
             template_id: template_id.into(),
             template_version,
         };
-        let unknown = world::request_id();
+        let unknown = fixtures::request_id();
         for (about, by, field, assumed) in [
             ("no template", service, "assumed_attestation.template_id", assumed(&unknown, 1)),
             ("no version", service, "assumed_attestation.template_version", assumed(CUSTOMER_AGREEMENT, 9)),
@@ -557,18 +551,18 @@ impl Existing {
             let channel = if by == direct { 0 } else { good.channel };
             let assuming =
                 CheckEligibilityRequest { assumed_attestation: Some(assumed), channel, ..good.clone() };
-            table.bad(CHECK_ELIGIBILITY, about, by, &[field], &assuming);
+            table.bad("CheckEligibility", about, by, &[field], &assuming);
         }
         let as_of = Some(timestamp(Clock::system().now()));
         let then = CheckEligibilityRequest { as_of, ..good.clone() };
-        table.bad(CHECK_ELIGIBILITY, "a service at another time", service, &["as_of"], &then);
+        table.bad("CheckEligibility", "a service at another time", service, &["as_of"], &then);
         let claims =
             CheckEligibilityRequest { acting_partner_id: DIRECT.to_string(), acting_roles: vec![1], ..good };
         let fields = ["channel", "acting_partner_id", "acting_roles"];
-        table.bad(CHECK_ELIGIBILITY, "a partner with a service's claims", direct, &fields, &claims);
+        table.bad("CheckEligibility", "a partner with a service's claims", direct, &fields, &claims);
 
         let fields = ["request_id", "customer_id", "payer_id", "purchased_at"];
-        table.all_bad(REPORT_PURCHASE, service, &fields, |n| ReportPurchaseRequest {
+        table.all_bad("ReportPurchase", service, &fields, |n| ReportPurchaseRequest {
             request_id: id(n),
             customer_id: id(n + 1),
             payer_id: id(n + 2),
@@ -578,16 +572,16 @@ impl Existing {
     pub(super) fn events(&self, table: &mut Table) {
         let Self { direct, operator, .. } = self;
         let fields = ["customer_id", "page_size", "page_token"];
-        table.all_bad(LIST_EVENTS, direct, &fields, |n| ListEventsRequest {
+        table.all_bad("ListEvents", direct, &fields, |n| ListEventsRequest {
             customer_id: id(n),
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
         });
-        table.all_bad(WATCH_EVENTS, operator, &["after_revision"], |n| WatchEventsRequest {
+        table.all_bad("WatchEvents", operator, &["after_revision"], |n| WatchEventsRequest {
             after_revision: pick(&[-1, i64::MIN], n),
             after_hash: String::new(),
         });
-        table.all_bad(WATCH_EVENTS, operator, &["after_hash"], |_| WatchEventsRequest {
+        table.all_bad("WatchEvents", operator, &["after_hash"], |_| WatchEventsRequest {
             after_revision: 0,
             after_hash: "0".repeat(64),
         });

@@ -10,26 +10,23 @@ use proto::order::{
     SetAutoRenewRequest, SuspendSubscriptionRequest,
 };
 use proto::types::Contact;
-use tests::world::{self, DIRECT, OFFICE, PROVIDER, RESELLER, RIGHTS_MANAGEMENT};
+use tests::fixtures::{self, DIRECT, OFFICE, PROVIDER, RESELLER, RIGHTS_MANAGEMENT};
 
-use super::{
-    CANCEL_SUBSCRIPTION, CHANGE_SEATS, COUNTRIES, CREATE_ORDER, Existing, GET_OFFER, GET_ORDER,
-    GET_SUBSCRIPTION, GET_WITHDRAWAL_REPORT, LIST_OFFERS, LIST_ORDERS, LIST_SUBSCRIPTION_CHANGES,
-    LIST_SUBSCRIPTIONS, LIST_WITHDRAWAL_REPORTS, PAGE_SIZES, PAGE_TOKENS, RENEW_SUBSCRIPTION,
-    RESUME_SUBSCRIPTION, SET_AUTO_RENEW, SUSPEND_SUBSCRIPTION, TIMES, Table, contact, given_id, given_text,
-    id, pick, pick_given, seats, text,
+use super::existing::{Existing, Table, seats};
+use super::values::{
+    COUNTRIES, PAGE_SIZES, PAGE_TOKENS, TIMES, contact, given_id, given_text, id, pick, pick_given, text,
 };
 
 impl Existing {
     pub(super) fn offers(&self, table: &mut Table) {
         let direct = &self.direct;
         let fields = ["country", "page_size", "page_token"];
-        table.all_bad(LIST_OFFERS, direct, &fields, |n| ListOffersRequest {
+        table.all_bad("ListOffers", direct, &fields, |n| ListOffersRequest {
             country: pick_given(&COUNTRIES, n),
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
         });
-        table.all_bad(GET_OFFER, direct, &["offer_id"], |n| GetOfferRequest { offer_id: text(n, 100) });
+        table.all_bad("GetOffer", direct, &["offer_id"], |n| GetOfferRequest { offer_id: text(n, 100) });
     }
 
     pub(super) fn orders(&self, table: &mut Table) {
@@ -55,7 +52,7 @@ impl Existing {
             quantity,
             friendly_name: String::new(),
         };
-        table.all_bad(CREATE_ORDER, direct, &fields, |n| CreateOrderRequest {
+        table.all_bad("CreateOrder", direct, &fields, |n| CreateOrderRequest {
             request_id: id(n),
             customer_id: id(n + 1),
             payer_id: given_id(n),
@@ -76,7 +73,7 @@ impl Existing {
         });
         let order = |lines| CreateOrderRequest {
             lines,
-            ..world::new_order(&self.customer.customer_id, None, OFFICE, 1)
+            ..fixtures::new_order(&self.customer.customer_id, None, OFFICE, 1)
         };
         let (direct_id, other) = (DIRECT.to_string(), PROVIDER.to_string());
         let now = Clock::system().now();
@@ -98,8 +95,8 @@ impl Existing {
                 "a stranger's e-mail address, and a date to come",
                 &["attestation.contact.email", "attestation.agreed_at"],
                 attested(InlineAttestation {
-                    contact: Some(Contact { email: "tania@contoso".into(), ..world::contact() }),
-                    ..world::inline_attestation(now + Duration::hours(1))
+                    contact: Some(Contact { email: "tania@contoso".into(), ..fixtures::contact() }),
+                    ..fixtures::inline_attestation(now + Duration::hours(1))
                 }),
             ),
             (
@@ -107,7 +104,7 @@ impl Existing {
                 &["lines[0].quantity"],
                 CreateOrderRequest {
                     lines: vec![line(OFFICE, 301)],
-                    ..attested(world::inline_attestation(now))
+                    ..attested(fixtures::inline_attestation(now))
                 },
             ),
             ("no line", &["lines"], order(vec![])),
@@ -149,14 +146,14 @@ impl Existing {
                 CreateOrderRequest { reseller_id: direct_id, ..order(vec![line(OFFICE, 1)]) },
             ),
         ] {
-            table.bad(CREATE_ORDER, about, direct, bad, &request);
+            table.bad("CreateOrder", about, direct, bad, &request);
             let rehearsed = CreateOrderRequest { validate_only: true, ..request };
-            table.bad(CREATE_ORDER, &format!("{about}, rehearsed"), direct, bad, &rehearsed);
+            table.bad("CreateOrder", &format!("{about}, rehearsed"), direct, bad, &rehearsed);
         }
 
-        table.all_bad(GET_ORDER, direct, &["order_id"], |n| GetOrderRequest { order_id: id(n) });
+        table.all_bad("GetOrder", direct, &["order_id"], |n| GetOrderRequest { order_id: id(n) });
         let fields = ["customer_id", "page_size", "page_token"];
-        table.all_bad(LIST_ORDERS, operator, &fields, |n| ListOrdersRequest {
+        table.all_bad("ListOrders", operator, &fields, |n| ListOrdersRequest {
             customer_id: given_id(n),
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
@@ -165,23 +162,23 @@ impl Existing {
 
     pub(super) fn subscriptions(&self, table: &mut Table) {
         let direct = &self.direct;
-        table.all_bad(GET_SUBSCRIPTION, direct, &["subscription_id"], |n| GetSubscriptionRequest {
+        table.all_bad("GetSubscription", direct, &["subscription_id"], |n| GetSubscriptionRequest {
             subscription_id: id(n),
         });
         let fields = ["customer_id", "page_size", "page_token"];
-        table.all_bad(LIST_SUBSCRIPTIONS, direct, &fields, |n| ListSubscriptionsRequest {
+        table.all_bad("ListSubscriptions", direct, &fields, |n| ListSubscriptionsRequest {
             customer_id: given_id(n),
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
         });
         let fields = ["subscription_id", "page_size", "page_token"];
-        table.all_bad(LIST_SUBSCRIPTION_CHANGES, direct, &fields, |n| ListSubscriptionChangesRequest {
+        table.all_bad("ListSubscriptionChanges", direct, &fields, |n| ListSubscriptionChangesRequest {
             subscription_id: id(n),
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
         });
         let fields = ["request_id", "subscription_id", "quantity", "etag"];
-        table.all_bad(CHANGE_SEATS, direct, &fields, |n| ChangeSeatsRequest {
+        table.all_bad("ChangeSeats", direct, &fields, |n| ChangeSeatsRequest {
             request_id: id(n),
             subscription_id: id(n + 1),
             quantity: 0,
@@ -190,32 +187,32 @@ impl Existing {
         });
         for quantity in [0, 301, u32::MAX] {
             let request = seats(&self.subscription, quantity);
-            table.bad(CHANGE_SEATS, &format!("{quantity} seats"), direct, &["quantity"], &request);
+            table.bad("ChangeSeats", &format!("{quantity} seats"), direct, &["quantity"], &request);
         }
         let fields = ["request_id", "subscription_id", "etag"];
-        table.all_bad(RENEW_SUBSCRIPTION, direct, &fields, |n| RenewSubscriptionRequest {
+        table.all_bad("RenewSubscription", direct, &fields, |n| RenewSubscriptionRequest {
             request_id: id(n),
             subscription_id: id(n + 1),
             etag: text(n, 50),
             validate_only: n % 2 == 0,
         });
-        table.all_bad(SET_AUTO_RENEW, direct, &fields, |n| SetAutoRenewRequest {
+        table.all_bad("SetAutoRenew", direct, &fields, |n| SetAutoRenewRequest {
             request_id: id(n),
             subscription_id: id(n + 1),
             auto_renew: n % 2 == 0,
             etag: text(n, 50),
         });
-        table.all_bad(SUSPEND_SUBSCRIPTION, direct, &fields, |n| SuspendSubscriptionRequest {
+        table.all_bad("SuspendSubscription", direct, &fields, |n| SuspendSubscriptionRequest {
             request_id: id(n),
             subscription_id: id(n + 1),
             etag: text(n, 50),
         });
-        table.all_bad(RESUME_SUBSCRIPTION, direct, &fields, |n| ResumeSubscriptionRequest {
+        table.all_bad("ResumeSubscription", direct, &fields, |n| ResumeSubscriptionRequest {
             request_id: id(n),
             subscription_id: id(n + 1),
             etag: text(n, 50),
         });
-        table.all_bad(CANCEL_SUBSCRIPTION, direct, &fields, |n| CancelSubscriptionRequest {
+        table.all_bad("CancelSubscription", direct, &fields, |n| CancelSubscriptionRequest {
             request_id: id(n),
             subscription_id: id(n + 1),
             etag: text(n, 50),
@@ -225,13 +222,13 @@ impl Existing {
     pub(super) fn withdrawals(&self, table: &mut Table) {
         let direct = &self.direct;
         let fields = ["revision", "page_size", "page_token"];
-        table.all_bad(GET_WITHDRAWAL_REPORT, direct, &fields, |n| GetWithdrawalReportRequest {
+        table.all_bad("GetWithdrawalReport", direct, &fields, |n| GetWithdrawalReportRequest {
             revision: pick(&[0, -1, i64::MIN], n),
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
         });
         let fields = ["customer_id", "page_size", "page_token"];
-        table.all_bad(LIST_WITHDRAWAL_REPORTS, direct, &fields, |n| ListWithdrawalReportsRequest {
+        table.all_bad("ListWithdrawalReports", direct, &fields, |n| ListWithdrawalReportsRequest {
             customer_id: given_id(n),
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),

@@ -1,0 +1,181 @@
+//! Page tokens: each serves only the caller and the filter that it was made for.
+
+use chassis::auth::Caller;
+use proto::agreement::{
+    InvitationState, ListAttestationsRequest, ListCustomerPartnersRequest, ListCustomersRequest,
+    ListEventsRequest, ListInvitationsRequest, ListPartnersRequest,
+};
+use proto::order::{
+    ListOffersRequest, ListOrdersRequest, ListSubscriptionChangesRequest, ListSubscriptionsRequest,
+};
+use tests::clients::bad_fields_of;
+use tests::fixtures::{self, PROVIDER};
+use tests::reason_of;
+
+use uuid::Uuid;
+
+use super::existing::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_page_token_serves_only_its_caller_and_filter() {
+    let existing = Existing::new().await;
+    let customer = existing.customer.customer_id.clone();
+    let other_operator = Caller { tenant_id: Uuid::from_u128(0xa1), ..fixtures::operator() };
+    let direct = existing.cluster.as_caller(existing.direct.clone());
+    let provider = existing.cluster.as_caller(fixtures::sales(PROVIDER));
+    let operator = existing.cluster.as_caller(existing.operator.clone());
+    let other = existing.cluster.as_caller(other_operator);
+    let mut answers = vec![];
+
+    let partners = |page_token: &str| ListPartnersRequest { page_size: 1, page_token: page_token.into() };
+    let token = operator.partners().list_partners(partners("")).await.unwrap().into_inner().next_page_token;
+    answers.push(("partners, same", operator.partners().list_partners(partners(&token)).await.map(drop)));
+    answers.push(("partners, other", other.partners().list_partners(partners(&token)).await.map(drop)));
+
+    let customers = |page_token: &str| ListCustomersRequest { page_size: 1, page_token: page_token.into() };
+    answers.push(("partners' for customers", {
+        operator.customers().list_customers(customers(&token)).await.map(drop)
+    }));
+    let token = direct.customers().list_customers(customers("")).await.unwrap().into_inner().next_page_token;
+    answers.push(("customers, same", direct.customers().list_customers(customers(&token)).await.map(drop)));
+    for (about, somebody) in [("customers, provider", &provider), ("customers, operator", &operator)] {
+        answers.push((about, somebody.customers().list_customers(customers(&token)).await.map(drop)));
+    }
+
+    let attestations = |page_token: &str| ListAttestationsRequest {
+        customer_id: customer.clone(),
+        include_history: true,
+        page_size: 1,
+        page_token: page_token.into(),
+    };
+    let mut calls = direct.attestations();
+    let token = calls.list_attestations(attestations("")).await.unwrap().into_inner().next_page_token;
+    let same = attestations(&token);
+    let current = ListAttestationsRequest { include_history: false, ..same.clone() };
+    let elsewhere = ListAttestationsRequest { customer_id: existing.other_customer.clone(), ..same.clone() };
+    answers.push(("attestations, same", calls.list_attestations(same.clone()).await.map(drop)));
+    answers.push(("attestations, current", calls.list_attestations(current).await.map(drop)));
+    answers.push(("attestations, customer", calls.list_attestations(elsewhere).await.map(drop)));
+    answers.push(("attestations, operator", {
+        operator.attestations().list_attestations(same).await.map(drop)
+    }));
+
+    let admin = existing.cluster.as_caller(existing.admin.clone());
+    let other_admin = existing.cluster.as_caller(fixtures::admin(existing.other_customer.parse().unwrap()));
+    let partners = |page_token: &str| ListCustomerPartnersRequest {
+        include_ended: true,
+        page_size: 1,
+        page_token: page_token.into(),
+    };
+    let mut calls = admin.customers();
+    let token = calls.list_customer_partners(partners("")).await.unwrap().into_inner().next_page_token;
+    let active = ListCustomerPartnersRequest { include_ended: false, ..partners(&token) };
+    answers.push(("its partners, same", calls.list_customer_partners(partners(&token)).await.map(drop)));
+    answers.push(("its partners, active", calls.list_customer_partners(active).await.map(drop)));
+    answers.push(("its partners, customer", {
+        other_admin.customers().list_customer_partners(partners(&token)).await.map(drop)
+    }));
+
+    let invitations = |page_token: &str| ListInvitationsRequest {
+        page_size: 1,
+        page_token: page_token.into(),
+        ..ListInvitationsRequest::default()
+    };
+    let mut calls = direct.signatures();
+    let token = calls.list_invitations(invitations("")).await.unwrap().into_inner().next_page_token;
+    let pending = ListInvitationsRequest { state: InvitationState::Pending.into(), ..invitations(&token) };
+    let named = ListInvitationsRequest { customer_id: customer.clone(), ..invitations(&token) };
+    answers.push(("invitations, same", calls.list_invitations(invitations(&token)).await.map(drop)));
+    answers.push(("invitations, pending", calls.list_invitations(pending).await.map(drop)));
+    answers.push(("invitations, customer", calls.list_invitations(named).await.map(drop)));
+    for (about, somebody) in [("invitations, provider", &provider), ("invitations, operator", &operator)] {
+        answers.push((about, somebody.signatures().list_invitations(invitations(&token)).await.map(drop)));
+    }
+
+    let events = |customer_id: &str, page_token: &str| ListEventsRequest {
+        customer_id: customer_id.into(),
+        page_size: 1,
+        page_token: page_token.into(),
+    };
+    let mut calls = direct.events();
+    let token = calls.list_events(events(&customer, "")).await.unwrap().into_inner().next_page_token;
+    let elsewhere = events(&existing.other_customer, &token);
+    answers.push(("events, same", calls.list_events(events(&customer, &token)).await.map(drop)));
+    answers.push(("events, customer", calls.list_events(elsewhere).await.map(drop)));
+    for (about, somebody) in [("events, provider", &provider), ("events, operator", &operator)] {
+        answers.push((about, somebody.events().list_events(events(&customer, &token)).await.map(drop)));
+    }
+
+    let offers = |country: &str, page_token: &str| ListOffersRequest {
+        country: country.into(),
+        page_size: 1,
+        page_token: page_token.into(),
+    };
+    let token = direct.offers().list_offers(offers("FR", "")).await.unwrap().into_inner().next_page_token;
+    answers.push(("offers, same", direct.offers().list_offers(offers("FR", &token)).await.map(drop)));
+    answers.push(("offers, country", direct.offers().list_offers(offers("DE", &token)).await.map(drop)));
+    answers.push(("offers, everywhere", direct.offers().list_offers(offers("", &token)).await.map(drop)));
+    answers.push(("offers, provider", provider.offers().list_offers(offers("FR", &token)).await.map(drop)));
+
+    let orders = |customer_id: &str, page_token: &str| ListOrdersRequest {
+        customer_id: customer_id.into(),
+        page_size: 1,
+        page_token: page_token.into(),
+    };
+    let mut calls = direct.orders();
+    let token = calls.list_orders(orders(&customer, "")).await.unwrap().into_inner().next_page_token;
+    answers.push(("orders, same", calls.list_orders(orders(&customer, &token)).await.map(drop)));
+    answers.push(("orders, all", calls.list_orders(orders("", &token)).await.map(drop)));
+    answers.push(("orders, customer", {
+        calls.list_orders(orders(&existing.other_customer, &token)).await.map(drop)
+    }));
+    answers
+        .push(("orders, operator", operator.orders().list_orders(orders(&customer, &token)).await.map(drop)));
+
+    let subscriptions = |customer_id: &str, page_token: &str| ListSubscriptionsRequest {
+        customer_id: customer_id.into(),
+        page_size: 1,
+        page_token: page_token.into(),
+    };
+    let mut calls = direct.subscriptions();
+    answers.push(("orders' for subscriptions", {
+        calls.list_subscriptions(subscriptions(&customer, &token)).await.map(drop)
+    }));
+    let first = calls.list_subscriptions(subscriptions(&customer, "")).await.unwrap().into_inner();
+    let token = first.next_page_token;
+    answers.push(("subscriptions, same", {
+        calls.list_subscriptions(subscriptions(&customer, &token)).await.map(drop)
+    }));
+    answers.push(("subscriptions, all", calls.list_subscriptions(subscriptions("", &token)).await.map(drop)));
+    answers.push(("subscriptions, operator", {
+        operator.subscriptions().list_subscriptions(subscriptions(&customer, &token)).await.map(drop)
+    }));
+
+    let changes = |subscription_id: &str, page_token: &str| ListSubscriptionChangesRequest {
+        subscription_id: subscription_id.into(),
+        page_size: 1,
+        page_token: page_token.into(),
+    };
+    let (changed, other) = (&existing.subscription.subscription_id, &first.subscriptions[0].subscription_id);
+    let first = calls.list_subscription_changes(changes(changed, "")).await.unwrap().into_inner();
+    let token = first.next_page_token;
+    answers.push(("changes, same", {
+        calls.list_subscription_changes(changes(changed, &token)).await.map(drop)
+    }));
+    answers.push(("changes, subscription", {
+        calls.list_subscription_changes(changes(other, &token)).await.map(drop)
+    }));
+    answers.push(("changes, operator", {
+        operator.subscriptions().list_subscription_changes(changes(changed, &token)).await.map(drop)
+    }));
+
+    for (about, answer) in answers {
+        if about.ends_with(", same") {
+            assert!(answer.is_ok(), "{about}: {answer:?}");
+        } else {
+            let refused = answer.expect_err(about);
+            assert_eq!(reason_of(&refused), "INVALID_FIELDS", "{about}: {refused}");
+            assert_eq!(bad_fields_of(&refused), ["page_token"], "{about}");
+        }
+    }
+}
