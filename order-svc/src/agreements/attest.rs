@@ -3,15 +3,17 @@
 use std::time::Duration;
 
 use chassis::auth::{Caller, Credentials};
+use prost::Message;
+use prost_types::Timestamp;
 use proto::agreement::attestation_service_client::AttestationServiceClient;
 use proto::agreement::{CreateAttestationRequest, CreateAttestationResponse};
-use proto::types::ErrorReason;
+use proto::types::{Contact, ErrorReason};
 use tonic::{Code, Status};
 use uuid::Uuid;
 
 use super::{Agreements, CallOptions, reason_of};
 
-/// The refusals of CreateAttestation, which the caller of CreateOrder gets unchanged. ALREADY_ATTESTED is not
+/// The refusals of CreateAttestation that are passed on to the client that orders. ALREADY_ATTESTED is not
 /// among them: then there is nothing to do.
 const REFUSALS: [(ErrorReason, Code); 9] = [
     (ErrorReason::InvalidFields, Code::InvalidArgument),
@@ -24,6 +26,37 @@ const REFUSALS: [(ErrorReason, Code); 9] = [
     (ErrorReason::TemplateRetired, Code::FailedPrecondition),
     (ErrorReason::OlderThanCurrent, Code::FailedPrecondition),
 ];
+
+/// An attestation that the caller wants made.
+#[derive(Clone, Debug)]
+pub(crate) struct AttestationQuery {
+    /// The request id of the order that carries it.
+    pub order_request_id: Uuid,
+    pub customer_id: Uuid,
+    pub template_id: Uuid,
+    pub contact: Option<Contact>,
+    pub agreed_at: Option<Timestamp>,
+    /// agreement-svc checks it and stores nothing (ORD-5).
+    pub validate_only: bool,
+}
+
+impl AttestationQuery {
+    /// The message. Its request id follows from the order's and from what is attested: the same order attests the
+    /// same once, and a client can send a refused order again with another attestation.
+    fn message(&self) -> CreateAttestationRequest {
+        let mut message = CreateAttestationRequest {
+            request_id: String::new(),
+            customer_id: self.customer_id.to_string(),
+            template_id: self.template_id.to_string(),
+            contact: self.contact.clone(),
+            agreed_at: self.agreed_at,
+            validate_only: false,
+        };
+        message.request_id = Uuid::new_v5(&self.order_request_id, &message.encode_to_vec()).to_string();
+        message.validate_only = self.validate_only;
+        message
+    }
+}
 
 /// An attestation as it was stored, or as it would be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +85,7 @@ impl Agreements {
     /// [`NotAttested`].
     pub(crate) async fn attest(
         &self,
-        message: &CreateAttestationRequest,
+        query: &AttestationQuery,
         caller: &Caller,
         credentials: &Credentials,
         call_id: &str,
@@ -63,10 +96,11 @@ impl Agreements {
             let mut attestations = AttestationServiceClient::new(channel);
             async move { attestations.create_attestation(request).await }
         };
-        let status = match self.call_with_failover(terms, message.clone(), call).await {
+        let status = match self.call_with_failover(terms, query.message(), call).await {
             Ok(answer) => {
-                let nonsense = || NotAttested::Unknown("its attestation is invalid".into());
-                return read_attested(message, caller, answer).map(Some).ok_or_else(nonsense);
+                let nonsense =
+                    || NotAttested::Unknown("its answer is not the attestation that was asked for".into());
+                return read_attested(query, caller, answer).map(Some).ok_or_else(nonsense);
             }
             Err(status) => status,
         };
@@ -80,17 +114,17 @@ impl Agreements {
 
 /// Reads what was attested, if it is what was asked for.
 fn read_attested(
-    asked: &CreateAttestationRequest,
+    query: &AttestationQuery,
     caller: &Caller,
     answer: CreateAttestationResponse,
 ) -> Option<Attested> {
     let attestation = answer.attestation?;
-    let is_as_asked = attestation.customer_id == asked.customer_id
-        && attestation.template_id == asked.template_id
+    let is_as_asked = attestation.customer_id == query.customer_id.to_string()
+        && attestation.template_id == query.template_id.to_string()
         && attestation.partner_id == caller.tenant_id.to_string();
     let attested = Attested {
         id: attestation.attestation_id.parse().ok()?,
-        template_id: attestation.template_id.parse().ok()?,
+        template_id: query.template_id,
         template_version: attestation.template_version,
         revision: answer.revision,
     };

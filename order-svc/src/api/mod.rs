@@ -69,9 +69,33 @@ impl Api {
         }
     }
 
-    /// Ends a call that did not store anything. Its request may have been answered meanwhile, by
-    /// another call with the same id; then what failed may be the effect of that very request, and the
-    /// first answer is given again.
+    /// Answers a request once (idempotency): looks its id up, acts, and looks again where the act lost a
+    /// race or failed. A call that only validates has no key.
+    async fn answer_once<A, F>(
+        &self,
+        key: Option<&IdempotencyKey>,
+        attempt: impl Fn() -> F + Send + Sync,
+    ) -> Result<Response<A>, Status>
+    where
+        A: Message + Default,
+        F: Future<Output = Result<Attempt<A>, Failure>> + Send,
+    {
+        let mut last = Refusal::GateUnavailable;
+        for _ in 0..ATTEMPTS_MAX {
+            if let Some(first) = self.replay(key).await? {
+                return Ok(first);
+            }
+            match attempt().await {
+                Ok(Attempt::Done(answer)) => return Ok(Response::new(answer)),
+                Ok(Attempt::Retry(refusal)) => last = refusal,
+                Err(failure) => return self.fail(failure, key).await,
+            }
+        }
+        self.fail(last.into(), key).await
+    }
+
+    /// Ends a call that stored nothing. Another call with the same id may have been answered meanwhile; then
+    /// the failure may be the effect of that very request, and the client gets the first answer.
     async fn fail<A: Message + Default>(
         &self,
         failure: Failure,
@@ -107,10 +131,10 @@ fn unanswered(parties: &Parties, no_answer: GateError) -> Refusal {
     }
 }
 
-/// How one round of a call that buys or changes ended, when nothing failed.
+/// How one attempt of a call that buys or changes ended, when nothing failed.
 enum Attempt<A> {
     Done(A),
-    /// It has to be done again from the start; the refusal is for when that was the last round.
+    /// The call starts again; after the last attempt it is refused with this.
     Retry(Refusal),
 }
 

@@ -11,27 +11,25 @@ use chassis::paging::Page;
 use chassis::server::call::call_id;
 use chassis::server::deadline::time_left;
 use prost::Message;
-use proto::agreement::CreateAttestationRequest;
 use proto::order::order_service_server::OrderService;
 use proto::order::{
-    CreateOrderRequest, CreateOrderResponse, GetOrderRequest, GetOrderResponse, InlineAttestation,
-    ListOrdersRequest, ListOrdersResponse,
+    CreateOrderRequest, CreateOrderResponse, GetOrderRequest, GetOrderResponse, ListOrdersRequest,
+    ListOrdersResponse,
 };
+use tokio::sync::OnceCell;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{ATTEMPTS_MAX, Api, Attempt, Failure, checked, convert, status, time_until, unanswered, viewer};
-use crate::agreements::attest::{Attested, NotAttested};
+use super::{Api, Attempt, Failure, checked, convert, status, time_until, unanswered, viewer};
+use crate::agreements::attest::{AttestationQuery, Attested, NotAttested};
 use crate::agreements::gate::GateQuery;
 use crate::rules::gate::{Answer, Operation};
 use crate::rules::order::{Line, Order, Parties, Placing, check_lines, demands, parties, place};
-use crate::rules::subscription::{Cause, Change, ChangeKind, Subscription};
+use crate::rules::subscription::Subscription;
 use crate::rules::{Refusal, Time};
 use crate::store::Slice;
-use crate::store::commit::{Commit, commit_gated};
-use crate::store::order::{order_find, order_insert, order_list};
-use crate::store::report::report_insert;
-use crate::store::subscription::{changes_insert, subscriptions_insert};
+use crate::store::commit::{Commit, Write, commit};
+use crate::store::order::{order_find, order_list};
 
 /// Lines of one order.
 const LINES_MAX: usize = 100;
@@ -52,49 +50,32 @@ impl OrderService for Api {
         let validate_only = std::mem::take(&mut message.validate_only);
         let parties = read_parties(&mut form, &caller, &message);
         let lines = read_lines(&mut form, &message);
-        read_attestation(&mut form, &message);
+        let template_id = read_attestation(&mut form, &message);
+        let bad_lines = check_lines(&lines, &self.catalogue, None).err();
         // Beside other bad fields bad lines are named at once; alone they wait for the customer's
-        // country, which the gate tells.
-        if !form.is_valid()
-            && let Err(Refusal::Fields(bad)) = check_lines(&lines, &self.catalogue, None)
-        {
+        // country, which is in the gate's answer.
+        if let (false, Some(Refusal::Fields(bad))) = (form.is_valid(), &bad_lines) {
             for bad in bad {
                 if !form.has_violation(&bad.field) {
-                    form.violation(bad.field, bad.problem);
+                    form.violation(&bad.field, &bad.problem);
                 }
             }
         }
         checked(form)?;
         let key = IdempotencyKey::new(&caller, "CreateOrder", request_id, &message);
-        let attestation = attestation_of(message, request_id, validate_only);
-        let new = NewOrder { parties, lines, attestation, caller, credentials, call_id, give_up };
-        if validate_only {
-            return match self.rehearse_order(&new).await {
-                Ok(would_be) => Ok(Response::new(would_be)),
-                Err(failure) => self.fail(failure, None).await,
-            };
-        }
-
-        if let Some(first) = self.replay(Some(&key)).await? {
-            return Ok(first);
-        }
-        // Once a call: later questions to the gate are about the same attestation.
-        let at_least_revision = match self.attest(&new).await {
-            Ok(attested) => attested.map_or(0, |attested| attested.revision),
-            Err(failure) => return self.fail(failure, Some(&key)).await,
-        };
-        let mut last = Refusal::GateUnavailable;
-        for _ in 0..ATTEMPTS_MAX {
-            match self.try_order(&new, at_least_revision, &key).await {
-                Ok(Attempt::Done(placed)) => return Ok(Response::new(placed)),
-                Ok(Attempt::Retry(refusal)) => last = refusal,
-                Err(failure) => return self.fail(failure, Some(&key)).await,
-            }
-            if let Some(first) = self.replay(Some(&key)).await? {
-                return Ok(first);
-            }
-        }
-        self.fail(last.into(), Some(&key)).await
+        let key = (!validate_only).then_some(key);
+        let attestation = message.attestation.map(|attestation| AttestationQuery {
+            order_request_id: request_id,
+            customer_id: parties.customer_id,
+            template_id,
+            contact: attestation.contact,
+            agreed_at: attestation.agreed_at,
+            validate_only,
+        });
+        let new = NewOrder { parties, lines, bad_lines, attestation, caller, credentials, call_id, give_up };
+        // Once a call: all attempts ask the gate about the same attestation.
+        let attested = OnceCell::new();
+        self.answer_once(key.as_ref(), || self.try_order(&new, &attested, key.as_ref())).await
     }
 
     async fn get_order(
@@ -137,8 +118,10 @@ impl OrderService for Api {
 struct NewOrder {
     parties: Parties,
     lines: Vec<Line>,
+    /// What is wrong with the lines whatever the gate answers (ORD-3).
+    bad_lines: Option<Refusal>,
     /// To be made first (ORD-4).
-    attestation: Option<CreateAttestationRequest>,
+    attestation: Option<AttestationQuery>,
     caller: Caller,
     /// For the attestation, which is the caller's own.
     credentials: Credentials,
@@ -147,12 +130,20 @@ struct NewOrder {
     give_up: Instant,
 }
 
+impl NewOrder {
+    /// Why an order is refused about which the gate gave no answer. Lines that are bad whatever the answer
+    /// are named instead: the client can act on that.
+    fn without_answer(&self, refusal: Refusal) -> Refusal {
+        self.bad_lines.clone().unwrap_or(refusal)
+    }
+}
+
 impl Api {
     /// Makes the attestation that an order carries, if it carries one. None is made for lines that are
-    /// refused whatever the gate says; they are refused once the gate has told the customer's country.
+    /// refused whatever the gate answers; the refusal waits for the customer's country in that answer.
     async fn attest(&self, new: &NewOrder) -> Result<Option<Attested>, Failure> {
         let Some(attestation) = &new.attestation else { return Ok(None) };
-        if check_lines(&new.lines, &self.catalogue, None).is_err() {
+        if new.bad_lines.is_some() {
             return Ok(None);
         }
         let time_left = time_until(new.give_up);
@@ -179,12 +170,6 @@ impl Api {
         }
     }
 
-    /// Why an order is refused about which the gate gave no answer. Lines that are bad whatever the answer
-    /// are named instead: their sender can act on that.
-    fn without_answer(&self, new: &NewOrder, refusal: Refusal) -> Refusal {
-        check_lines(&new.lines, &self.catalogue, None).err().unwrap_or(refusal)
-    }
-
     fn place(&self, new: &NewOrder, answer: &Answer) -> Result<(Order, Vec<Subscription>), Refusal> {
         let now: Time = self.clock.now();
         let placing = Placing {
@@ -197,40 +182,26 @@ impl Api {
         place(new.parties, new.lines.clone(), &self.catalogue, answer, placing)
     }
 
-    /// What the order would become; nothing is stored anywhere (ORD-5).
-    async fn rehearse_order(&self, new: &NewOrder) -> Result<CreateOrderResponse, Failure> {
-        let assumed = self.attest(new).await?;
-        let ask = self.question(new, 0);
-        let rehearsal = self.agreements.rehearse(&ask, assumed.as_ref(), time_until(new.give_up)).await;
-        let rehearsal =
-            rehearsal.map_err(|no_answer| self.without_answer(new, unanswered(&new.parties, no_answer)))?;
-        let (order, subscriptions) = self.place(new, rehearsal.answer())?;
-        Ok(response(&order, &subscriptions))
-    }
-
-    /// One round: asks, places and stores.
+    /// One attempt: makes the attestation unless it is made, asks the gate, places and, with a key, stores.
     async fn try_order(
         &self,
         new: &NewOrder,
-        at_least_revision: i64,
-        key: &IdempotencyKey,
+        attested: &OnceCell<Option<Attested>>,
+        key: Option<&IdempotencyKey>,
     ) -> Result<Attempt<CreateOrderResponse>, Failure> {
-        let ask = self.question(new, at_least_revision);
-        let answer = self.ask(&ask, time_until(new.give_up)).await;
-        let answer = answer.map_err(|refusal| self.without_answer(new, refusal))?;
+        let attested = attested.get_or_try_init(|| self.attest(new)).await?.as_ref();
+        let Some(key) = key else {
+            return self.rehearse_order(new, attested).await.map(Attempt::Done);
+        };
+        let query = self.question(new, attested.map_or(0, |attested| attested.revision));
+        let answer = self.ask(&query, time_until(new.give_up)).await;
+        let answer = answer.map_err(|refusal| new.without_answer(refusal))?;
         let (order, subscriptions) = self.place(new, &answer)?;
         let response = response(&order, &subscriptions);
-        let basis = (answer, order.permit.clone());
-        let effect = move |connection: &mut Connection| {
-            order_insert(connection, &order)?;
-            subscriptions_insert(connection, &subscriptions)?;
-            let created: Vec<_> = subscriptions.iter().map(|new| (new.id, creation(new, &order))).collect();
-            changes_insert(connection, &created)?;
-            report_insert(connection, &order)?;
-            Ok(true)
-        };
+        let basis = Some((answer, order.permit.clone()));
+        let writes = Write::Order(order, subscriptions);
         let encoded = response.encode_to_vec();
-        match commit_gated(&self.database, &self.clock, key.clone(), basis, encoded, effect).await? {
+        match commit(&self.database, &self.clock, key.clone(), basis, encoded, writes).await? {
             Commit::Done => {
                 self.orders.send_replace(());
                 Ok(Attempt::Done(response))
@@ -242,19 +213,19 @@ impl Api {
             Commit::AnswerStale => Ok(Attempt::Retry(Refusal::GateUnavailable)),
         }
     }
-}
 
-/// The first change of a subscription.
-fn creation(new: &Subscription, order: &Order) -> Change {
-    Change {
-        number: new.version,
-        kind: ChangeKind::Created,
-        changed_at: order.placed_at,
-        cause: Cause::Requested { tenant_id: order.placed_by_tenant, user_id: order.placed_by },
-        quantity_before: 0,
-        quantity_after: new.quantity,
-        term_number: new.term_number,
-        permit: Some(order.permit.clone()),
+    /// What the order would become; nothing is stored anywhere (ORD-5).
+    async fn rehearse_order(
+        &self,
+        new: &NewOrder,
+        assumed: Option<&Attested>,
+    ) -> Result<CreateOrderResponse, Failure> {
+        let query = self.question(new, 0);
+        let rehearsal = self.agreements.rehearse(&query, assumed, time_until(new.give_up)).await;
+        let rehearsal =
+            rehearsal.map_err(|no_answer| new.without_answer(unanswered(&new.parties, no_answer)))?;
+        let (order, subscriptions) = self.place(new, rehearsal.answer())?;
+        Ok(response(&order, &subscriptions))
     }
 }
 
@@ -275,38 +246,18 @@ fn read_parties(form: &mut Form, caller: &Caller, message: &CreateOrderRequest) 
     })
 }
 
-/// Names what is wrong with the form of the attestation; whether it can be made is the neighbour's word.
-fn read_attestation(form: &mut Form, message: &CreateOrderRequest) {
-    let Some(attestation) = &message.attestation else { return };
+/// Checks the form of the attestation, if there is one, and reads its template; agreement-svc decides whether it
+/// can be made.
+fn read_attestation(form: &mut Form, message: &CreateOrderRequest) -> Uuid {
+    let Some(attestation) = &message.attestation else { return Uuid::nil() };
+    let template_id = form.id("attestation.template_id", &attestation.template_id);
     let contact = attestation.contact.clone().unwrap_or_default();
-    form.id("attestation.template_id", &attestation.template_id);
     form.text("attestation.contact.first_name", &contact.first_name, 1, 100);
     form.text("attestation.contact.last_name", &contact.last_name, 1, 100);
     form.text("attestation.contact.email", &contact.email, 1, 254);
     form.text("attestation.contact.phone", &contact.phone, 0, 50);
     form.time("attestation.agreed_at", attestation.agreed_at.as_ref());
-}
-
-/// The attestation that an order carries, as a request of its own. Its id follows from the order's and
-/// from what is attested: the same order attests the same once, and one that was refused can be sent again
-/// with another attestation.
-fn attestation_of(
-    message: CreateOrderRequest,
-    order: Uuid,
-    validate_only: bool,
-) -> Option<CreateAttestationRequest> {
-    let InlineAttestation { template_id, contact, agreed_at } = message.attestation?;
-    let mut request = CreateAttestationRequest {
-        request_id: String::new(),
-        customer_id: message.customer_id,
-        template_id,
-        contact,
-        agreed_at,
-        validate_only: false,
-    };
-    request.request_id = Uuid::new_v5(&order, &request.encode_to_vec()).to_string();
-    request.validate_only = validate_only;
-    Some(request)
+    template_id
 }
 
 fn read_lines(form: &mut Form, message: &CreateOrderRequest) -> Vec<Line> {

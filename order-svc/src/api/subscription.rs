@@ -23,7 +23,7 @@ use proto::types::GateEvidence;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{ATTEMPTS_MAX, Api, Attempt, Failure, checked, convert, status, time_until, viewer};
+use super::{Api, Attempt, Failure, checked, convert, status, time_until, viewer};
 use crate::agreements::gate::GateQuery;
 use crate::rules::Refusal;
 use crate::rules::gate::Operation;
@@ -31,10 +31,8 @@ use crate::rules::offer::Offer;
 use crate::rules::order::Parties;
 use crate::rules::subscription::{Cause, Command, Planned, Subscription};
 use crate::store::Slice;
-use crate::store::commit::{Commit, commit_gated, commit_ungated};
-use crate::store::subscription::{
-    change_list, changes_insert, subscription_find, subscription_list, subscription_update,
-};
+use crate::store::commit::{Commit, Write, commit};
+use crate::store::subscription::{change_list, subscription_find, subscription_list};
 
 #[tonic::async_trait]
 impl SubscriptionService for Api {
@@ -109,7 +107,7 @@ impl SubscriptionService for Api {
                 validate_only: std::mem::take(&mut message.validate_only),
                 subscription_id: message.subscription_id.clone(),
                 etag: message.etag.clone(),
-                wish: Command::Seats(message.quantity),
+                command: Command::Seats(message.quantity),
             }
         })?;
         let answer = |subscription, gate| ChangeSeatsResponse { subscription: Some(subscription), gate };
@@ -125,7 +123,7 @@ impl SubscriptionService for Api {
             validate_only: std::mem::take(&mut message.validate_only),
             subscription_id: message.subscription_id.clone(),
             etag: message.etag.clone(),
-            wish: Command::Renew,
+            command: Command::Renew,
         })?;
         let answer =
             |subscription, gate| RenewSubscriptionResponse { subscription: Some(subscription), gate };
@@ -141,7 +139,7 @@ impl SubscriptionService for Api {
             validate_only: false,
             subscription_id: message.subscription_id.clone(),
             etag: message.etag.clone(),
-            wish: Command::AutoRenew(message.auto_renew),
+            command: Command::AutoRenew(message.auto_renew),
         })?;
         let answer = |subscription, gate| SetAutoRenewResponse { subscription: Some(subscription), gate };
         self.change(asked, answer).await
@@ -156,7 +154,7 @@ impl SubscriptionService for Api {
             validate_only: false,
             subscription_id: message.subscription_id.clone(),
             etag: message.etag.clone(),
-            wish: Command::Suspend,
+            command: Command::Suspend,
         })?;
         let answer = |subscription, _| SuspendSubscriptionResponse { subscription: Some(subscription) };
         self.change(asked, answer).await
@@ -171,7 +169,7 @@ impl SubscriptionService for Api {
             validate_only: false,
             subscription_id: message.subscription_id.clone(),
             etag: message.etag.clone(),
-            wish: Command::Resume,
+            command: Command::Resume,
         })?;
         let answer = |subscription, _| ResumeSubscriptionResponse { subscription: Some(subscription) };
         self.change(asked, answer).await
@@ -186,7 +184,7 @@ impl SubscriptionService for Api {
             validate_only: false,
             subscription_id: message.subscription_id.clone(),
             etag: message.etag.clone(),
-            wish: Command::Cancel,
+            command: Command::Cancel,
         })?;
         let answer = |subscription, _| CancelSubscriptionResponse { subscription: Some(subscription) };
         self.change(asked, answer).await
@@ -200,14 +198,14 @@ struct Fields {
     validate_only: bool,
     subscription_id: String,
     etag: String,
-    wish: Command,
+    command: Command,
 }
 
 /// A change that was asked for.
 struct SubscriptionCall {
     id: Uuid,
     etag: String,
-    wish: Command,
+    command: Command,
     caller: Caller,
     call_id: String,
     give_up: Instant,
@@ -226,7 +224,7 @@ impl SubscriptionCall {
         let give_up = Instant::now() + time_left(&request);
         let mut message = request.into_inner();
         let mut form = Form::new();
-        let Fields { request_id, validate_only, subscription_id, etag, wish } =
+        let Fields { request_id, validate_only, subscription_id, etag, command } =
             fields(&mut form, &mut message);
         let request_id = form.id("request_id", &request_id);
         let id = form.id("subscription_id", &subscription_id);
@@ -234,7 +232,7 @@ impl SubscriptionCall {
         checked(form)?;
         let key = IdempotencyKey::new(&caller, call, request_id, &message);
         let key = (!validate_only).then_some(key);
-        Ok(Self { id, etag, wish, caller, call_id, give_up, key })
+        Ok(Self { id, etag, command, caller, call_id, give_up, key })
     }
 
     /// What the gate is asked about it.
@@ -271,21 +269,10 @@ impl Api {
         asked: SubscriptionCall,
         answer: impl Fn(wire::Subscription, Option<GateEvidence>) -> A + Send + Sync,
     ) -> Result<Response<A>, Status> {
-        let mut last = Refusal::GateUnavailable;
-        for _ in 0..ATTEMPTS_MAX {
-            if let Some(first) = self.replay(asked.key.as_ref()).await? {
-                return Ok(first);
-            }
-            match self.try_change(&asked, &answer).await {
-                Ok(Attempt::Done(changed)) => return Ok(Response::new(changed)),
-                Ok(Attempt::Retry(refusal)) => last = refusal,
-                Err(failure) => return self.fail(failure, asked.key.as_ref()).await,
-            }
-        }
-        self.fail(last.into(), asked.key.as_ref()).await
+        self.answer_once(asked.key.as_ref(), || self.try_change(&asked, &answer)).await
     }
 
-    /// One round: plans, asks if it must and, with a key, stores.
+    /// One attempt: plans, asks the gate where the change is gated and, with a key, stores.
     async fn try_change<A: Message>(
         &self,
         asked: &SubscriptionCall,
@@ -293,14 +280,14 @@ impl Api {
     ) -> Result<Attempt<A>, Failure> {
         let known = self.visible(&asked.caller, asked.id).await?;
         let offer = self.catalogue.find(&known.offer_id);
-        let (step, basis) = match known.plan(asked.wish, &asked.etag, offer, self.clock.now())? {
+        let (step, basis) = match known.plan(asked.command, &asked.etag, offer, self.clock.now())? {
             Planned::Nothing => (None, None),
             Planned::Free(step) => (Some(step), None),
             Planned::Gated(step, operation) => {
                 let question = asked.question(&known, operation, offer);
-                let told = self.ask(&question, time_until(asked.give_up)).await?;
-                let permit = told.permit()?.clone();
-                (Some(step.with_permit(&permit)), Some((told, permit)))
+                let answer = self.ask(&question, time_until(asked.give_up)).await?;
+                let permit = answer.permit()?.clone();
+                (Some(step.with_permit(&permit)), Some((answer, permit)))
             }
         };
         let permit = basis.as_ref().map(|(_, permit)| permit.clone());
@@ -310,23 +297,15 @@ impl Api {
 
         let cause = Cause::Requested { tenant_id: asked.caller.tenant_id, user_id: asked.caller.user_id };
         let now = self.clock.now();
-        let effect = move |connection: &mut Connection| match step {
-            None => Ok(true),
+        let writes = match step {
+            None => Write::Nothing,
             Some(step) => {
-                let is_as_read = subscription_update(connection, &step.after, known.version)?;
-                if is_as_read {
-                    let change = step.change(known.quantity, cause, permit, now);
-                    changes_insert(connection, &[(known.id, change)])?;
-                }
-                Ok(is_as_read)
+                let change = step.change(known.quantity, cause, permit, now);
+                Write::Subscription { after: step.after, version: known.version, change }
             }
         };
         let encoded = response.encode_to_vec();
-        let stored = match basis {
-            Some(basis) => commit_gated(&self.database, &self.clock, key, basis, encoded, effect).await?,
-            None => commit_ungated(&self.database, &self.clock, key, encoded, effect).await?,
-        };
-        match stored {
+        match commit(&self.database, &self.clock, key, basis, encoded, writes).await? {
             Commit::Done => Ok(Attempt::Done(response)),
             Commit::LostRace => Err(Refusal::StaleEtag.into()),
             Commit::SeenBefore | Commit::AnswerOutdated => Ok(Attempt::Retry(Refusal::AnswerOutdated)),

@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::gate::{AgreementType, Answer, Permit};
 use super::offer::{Catalogue, Offer};
-use super::subscription::{State, Subscription, term_end};
+use super::subscription::{Cause, Change, ChangeKind, State, Subscription, term_end};
 use super::{BadField, Refusal, Time};
 
 /// Who is behind an order (ORD-1).
@@ -51,6 +51,22 @@ pub struct PurchaseReport {
     pub purchased_at: Time,
     /// How often it was tried, this time included.
     pub attempts: u32,
+}
+
+impl Order {
+    /// The first change of one of its subscriptions.
+    pub fn creation(&self, new: &Subscription) -> Change {
+        Change {
+            number: new.version,
+            kind: ChangeKind::Created,
+            changed_at: self.placed_at,
+            cause: Cause::Requested { tenant_id: self.placed_by_tenant, user_id: self.placed_by },
+            quantity_before: 0,
+            quantity_after: new.quantity,
+            term_number: new.term_number,
+            permit: Some(self.permit.clone()),
+        }
+    }
 }
 
 /// Who places an order, and the ids it will have: one for the order, one for each line.

@@ -1,6 +1,6 @@
-//! The transactions in which requests take effect, at most once for each request id. Whatever the
-//! gate allowed is stored behind the customer's fence, only if the answer is not older than a
-//! withdrawal that was applied (WD-3).
+//! The transaction in which a request takes effect, at most once for each idempotency key. The customer's
+//! fence holds a fencing token: the revision of the last withdrawal that was applied. What the gate allowed
+//! is stored only on an answer that is not older than that revision (WD-3).
 
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
@@ -10,9 +10,13 @@ use diesel::prelude::*;
 use diesel::query_dsl::methods::FilterDsl;
 use uuid::Uuid;
 
+use super::order::order_place;
 use super::schema::fence;
+use super::subscription::subscription_change;
 use crate::rules::Time;
 use crate::rules::gate::{Answer, Permit};
+use crate::rules::order::Order;
+use crate::rules::subscription::{Change, Subscription};
 
 /// How such a transaction ended.
 #[derive(Debug)]
@@ -46,58 +50,86 @@ impl From<diesel::result::Error> for Rollback {
     }
 }
 
-/// Stores an effect that rests on the gate's answer, and the answer to the caller under its request
-/// id, in one transaction. `effect` says whether its row was still as it was read.
-pub(crate) async fn commit_gated(
+/// What a request writes.
+#[derive(Debug)]
+pub(crate) enum Write {
+    /// It is so already: only the answer is stored.
+    Nothing,
+    Order(Order, Vec<Subscription>),
+    /// The subscription after the change, and the version that the change was decided on.
+    Subscription {
+        after: Subscription,
+        version: i64,
+        change: Change,
+    },
+}
+
+impl Write {
+    /// Runs the statements; false when the row has changed since it was read.
+    fn run(&self, connection: &mut Connection) -> Result<bool, Error> {
+        match self {
+            Self::Nothing => Ok(true),
+            Self::Order(order, subscriptions) => order_place(connection, order, subscriptions).map(|()| true),
+            Self::Subscription { after, version, change } => {
+                subscription_change(connection, after, *version, std::slice::from_ref(change))
+            }
+        }
+    }
+}
+
+/// Stores what a request writes, and the answer to the caller under its request id, in one transaction.
+/// `basis` is the gate's answer that it rests on; what is not gated has none.
+pub(crate) async fn commit(
     database: &Database,
     clock: &Clock,
     key: IdempotencyKey,
-    basis: (Answer, Permit),
+    basis: Option<(Answer, Permit)>,
     response: Vec<u8>,
-    effect: impl FnOnce(&mut Connection) -> Result<bool, Error> + Send + 'static,
+    writes: Write,
 ) -> Result<Commit, Error> {
     let clock = clock.clone();
-    let write = move |connection: &mut Connection| {
-        let (answer, permit) = basis;
-        if !check_fence(connection, answer.customer_id, permit.revision)? {
-            return Err(Rollback::Because(Commit::AnswerOutdated));
+    let write = move |connection: &mut Connection| match &basis {
+        None => commit_once(connection, &key, &response, clock.now(), &writes),
+        Some((answer, permit)) => {
+            commit_gated(connection, (answer, permit), &key, &response, &clock, &writes)
         }
-        commit_once(connection, &key, &response, clock.now(), effect)?;
-        // Looked at last: the queue for the transaction, the fence and the request id may each have
-        // taken longer than the answer may be old.
-        if !answer.is_fresh(clock.now()) {
-            return Err(Rollback::Because(Commit::AnswerStale));
-        }
-        Ok(())
     };
     ended(database.write(write).await)
 }
 
-/// Stores an effect that needs no answer of the gate, and the answer to the caller under its request
-/// id, in one transaction. `effect` says whether its row was still as it was read.
-pub(crate) async fn commit_ungated(
-    database: &Database,
+/// Writes behind the customer's fence, if the answer still holds when all is written.
+fn commit_gated(
+    connection: &mut Connection,
+    (answer, permit): (&Answer, &Permit),
+    key: &IdempotencyKey,
+    response: &[u8],
     clock: &Clock,
-    key: IdempotencyKey,
-    response: Vec<u8>,
-    effect: impl FnOnce(&mut Connection) -> Result<bool, Error> + Send + 'static,
-) -> Result<Commit, Error> {
-    let now = clock.now();
-    let write = move |connection: &mut Connection| commit_once(connection, &key, &response, now, effect);
-    ended(database.write(write).await)
+    writes: &Write,
+) -> Result<(), Rollback> {
+    if !check_fence(connection, answer.customer_id, permit.revision)? {
+        return Err(Rollback::Because(Commit::AnswerOutdated));
+    }
+    commit_once(connection, key, response, clock.now(), writes)?;
+    // The age is checked last: the queue for the transaction, the fence and the request id may each have
+    // taken longer than the answer may be old.
+    if !answer.is_fresh(clock.now()) {
+        return Err(Rollback::Because(Commit::AnswerStale));
+    }
+    Ok(())
 }
 
+/// Writes unless the request id was answered before (idempotency).
 fn commit_once(
     connection: &mut Connection,
     key: &IdempotencyKey,
     response: &[u8],
     now: Time,
-    effect: impl FnOnce(&mut Connection) -> Result<bool, Error>,
+    writes: &Write,
 ) -> Result<(), Rollback> {
     if !answer_store(connection, key, response, now)? {
         return Err(Rollback::Because(Commit::SeenBefore));
     }
-    if !effect(connection)? {
+    if !writes.run(connection)? {
         return Err(Rollback::Because(Commit::LostRace));
     }
     Ok(())

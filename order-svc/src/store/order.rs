@@ -9,9 +9,12 @@ use chrono::NaiveDateTime;
 use diesel::prelude::*;
 use uuid::Uuid;
 
+use super::report::report_insert;
 use super::schema::{order_line, orders};
+use super::subscription::{changes_insert, subscriptions_insert};
 use super::{PermitRow, Side, Slice, Viewer, permit_row, read_permit};
 use crate::rules::order::{Line, Order, Parties, PlacedLine};
+use crate::rules::subscription::Subscription;
 
 #[derive(Queryable)]
 struct Row {
@@ -80,7 +83,21 @@ fn with_lines(connection: &mut Connection, rows: Vec<Row>) -> Result<Vec<Order>,
         .collect()
 }
 
-pub(crate) fn order_insert(connection: &mut Connection, new: &Order) -> Result<(), Error> {
+/// Stores an accepted order: its lines, their subscriptions with the first change of each, and the report of
+/// the customer's first purchase.
+pub(crate) fn order_place(
+    connection: &mut Connection,
+    order: &Order,
+    subscriptions: &[Subscription],
+) -> Result<(), Error> {
+    order_insert(connection, order)?;
+    subscriptions_insert(connection, subscriptions)?;
+    let changes: Vec<_> = subscriptions.iter().map(|new| (new.id, order.creation(new))).collect();
+    changes_insert(connection, &changes)?;
+    report_insert(connection, order)
+}
+
+fn order_insert(connection: &mut Connection, new: &Order) -> Result<(), Error> {
     let (decision, rule, evidence, revision, evaluated_at) = permit_row(&new.permit)?;
     let id = new.id.to_string();
     query!(connection, c => {

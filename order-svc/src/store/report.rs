@@ -24,7 +24,7 @@ const CLAIM_MAX: i64 = 8;
 const AGAIN_MAX: i64 = 1000;
 
 /// Queues the report of a customer's first purchase; of later ones nothing is kept.
-pub(crate) fn report_insert(connection: &mut Connection, order: &Order) -> Result<(), Error> {
+pub(super) fn report_insert(connection: &mut Connection, order: &Order) -> Result<(), Error> {
     query!(connection, c => {
         diesel::insert_into(purchase_report::table)
             .values((

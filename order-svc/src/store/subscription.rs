@@ -181,7 +181,7 @@ impl ChangedRow {
     }
 }
 
-pub(crate) fn subscriptions_insert(connection: &mut Connection, new: &[Subscription]) -> Result<(), Error> {
+pub(super) fn subscriptions_insert(connection: &mut Connection, new: &[Subscription]) -> Result<(), Error> {
     let rows: Vec<_> = new
         .iter()
         .map(|new| {
@@ -210,8 +210,23 @@ pub(crate) fn subscriptions_insert(connection: &mut Connection, new: &[Subscript
     Ok(())
 }
 
-/// Stores a changed subscription if the row is still at `version`; false when it is not.
-pub(crate) fn subscription_update(
+/// Stores a subscription as it is after its changes, and the changes, if its version is still the one that they
+/// were decided on (optimistic locking); else nothing is stored, and the answer is false.
+pub(crate) fn subscription_change(
+    connection: &mut Connection,
+    after: &Subscription,
+    version: i64,
+    changes: &[Change],
+) -> Result<bool, Error> {
+    let is_as_read = subscription_update(connection, after, version)?;
+    if is_as_read {
+        let changes: Vec<_> = changes.iter().map(|change| (after.id, change.clone())).collect();
+        changes_insert(connection, &changes)?;
+    }
+    Ok(is_as_read)
+}
+
+fn subscription_update(
     connection: &mut Connection,
     changed: &Subscription,
     version: i64,
@@ -238,7 +253,7 @@ pub(crate) fn subscription_update(
 }
 
 /// Keeps what happened to each of the subscriptions.
-pub(crate) fn changes_insert(connection: &mut Connection, changes: &[(Uuid, Change)]) -> Result<(), Error> {
+pub(super) fn changes_insert(connection: &mut Connection, changes: &[(Uuid, Change)]) -> Result<(), Error> {
     let mut rows = vec![];
     for (id, change) in changes {
         let gate = match &change.permit {

@@ -17,9 +17,7 @@ use uuid::Uuid;
 
 use super::Followed;
 use crate::rules::subscription::{Cause, Step, Subscription};
-use crate::store::subscription::{
-    Due, changes_insert, due_list, due_of, subscription_due, subscription_update,
-};
+use crate::store::subscription::{Due, due_list, due_of, subscription_change, subscription_due};
 
 /// How often to look for ended terms. With the history, which is known a second or two late, a renewal is
 /// about three seconds late at most while all is well.
@@ -178,13 +176,10 @@ async fn end_terms(
     let steps = known.end_terms(until);
     let Some(Step { after, .. }) = steps.last().cloned() else { return Ok(Outcome::NotDue) };
     let now = clock.now();
-    let change = |step: &Step| (known.id, step.change(known.quantity, Cause::TermEnded, None, now));
+    let change = |step: &Step| step.change(known.quantity, Cause::TermEnded, None, now);
     let changes: Vec<_> = steps.iter().map(change).collect();
     let write = move |connection: &mut Connection| {
-        let is_as_read = subscription_update(connection, &after, known.version)?;
-        if is_as_read {
-            changes_insert(connection, &changes)?;
-        }
+        let is_as_read = subscription_change(connection, &after, known.version, &changes)?;
         Ok(if is_as_read { Outcome::Settled } else { Outcome::LostRace })
     };
     database.write(write).await
@@ -202,8 +197,8 @@ mod tests {
     use crate::rules::order::{Order, Parties};
     use crate::rules::subscription::{Change, ChangeKind, State};
     use crate::store::MIGRATIONS;
-    use crate::store::order::order_insert;
-    use crate::store::subscription::{change_list, subscriptions_insert};
+    use crate::store::order::order_place;
+    use crate::store::subscription::change_list;
 
     /// An order as it is stored, with one subscription by the month, whose first term has this end.
     fn bought(started_at: Time, term_end: Time) -> (Order, Subscription) {
@@ -254,10 +249,7 @@ mod tests {
         let time = |text: &str| DateTime::parse_from_rfc3339(text).unwrap().to_utc();
         let (order, subscription) = bought(time("2026-01-31T12:00:00Z"), time("2026-02-28T12:00:00Z"));
         let id = subscription.id;
-        let insert = move |connection: &mut Connection| {
-            order_insert(connection, &order)?;
-            subscriptions_insert(connection, &[subscription])
-        };
+        let insert = move |connection: &mut Connection| order_place(connection, &order, &[subscription]);
         database.write(insert).await.unwrap();
 
         let until = time("2026-04-30T12:00:00Z");
