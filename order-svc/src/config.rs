@@ -27,7 +27,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serves the API until it is told to stop.
+    /// Serves the API until a signal stops it.
     Serve(Box<Serve>),
     /// Brings the schema up to date.
     Migrate(Storage),
@@ -96,14 +96,15 @@ pub struct Serve {
     pub identity: auth::Settings,
     #[command(flatten)]
     pub tls: tls::ServerSettings,
-    /// Where Prometheus may fetch metrics, at /metrics. Without it there are none. They contain no personal data.
+    /// Address for Prometheus, path /metrics. Without it there are no metrics. They name no tenants or users.
     #[arg(long, env = "ORDER_METRICS_LISTEN")]
     pub metrics_listen: Option<SocketAddr>,
     /// The catalogue of offers, instead of the one that ships with the service.
     #[arg(long, env = "ORDER_OFFERS", value_name = "FILE.json")]
     pub offers: Option<PathBuf>,
-    /// Calls that may be in progress at a time. Further calls wait up to 100 ms for a slot, in a bounded queue that is
-    /// fair among tenants, and are then rejected. Fewer than 128 cannot fill a commit.
+    /// Calls that may be in progress at a time, or as many as end within 100 ms, if that is more; others are
+    /// refused at once, and of one tenant as many as are left. A call that is admitted waits for those before it: at
+    /// 2,000 a second 256 take an eighth of a second. Fewer than 128 cannot fill a commit.
     #[arg(long, env = "ORDER_CALLS_MAX", default_value = "256", value_parser = clap::value_parser!(u16).range(1..))]
     pub calls_max: u16,
     /// Threads that serve calls. One is the fastest on a few cores; blocking database work has
@@ -148,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_catalogue_that_makes_no_sense_is_refused_with_the_reason() {
+    fn an_invalid_catalogue_is_refused_with_the_reason() {
         let offer = |min: u32, max: u32, term: &str, country: &str| {
             format!(
                 r#"{{"offer_id": "a", "name": "A", "kind": "LICENSE", "quantity_min": {min}, "quantity_max": {max},
@@ -161,7 +162,7 @@ mod tests {
         let path = folder.path().join("offers.json");
         for (offers, complaint) in [
             (String::new(), "there is no offer"),
-            (format!("{good},{good}"), "stands there twice"),
+            (format!("{good},{good}"), "is listed twice"),
             (offer(0, 2, "YEAR", "FR"), "quantity_min"),
             (offer(3, 2, "YEAR", "FR"), "quantity_min"),
             (offer(1, 2, "YEAR", "fr"), "country"),

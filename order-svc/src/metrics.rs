@@ -60,7 +60,7 @@ impl Decisions {
     }
 }
 
-/// Serves the metrics until `stop` resolves.
+/// Serves `/metrics` until `stop` resolves.
 pub(crate) async fn serve(
     listener: TcpListener,
     metrics: Metrics,
@@ -104,7 +104,7 @@ fn undone(connection: &mut Connection, now: Time) -> Result<Vec<Sample>, Error> 
     Ok(vec![
         Sample {
             name: "purchase_reports_waiting",
-            help: "First purchases that agreement-svc has not been told of.",
+            help: "First purchases that are not reported to agreement-svc yet.",
             value: reports as f64,
         },
         Sample {
@@ -137,11 +137,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn how_far_the_history_was_followed_is_told() {
+    fn how_far_the_history_was_followed_is_values() {
         let now = DateTime::from_timestamp_millis(10_500).unwrap();
-        let told = |until| history(Followed { revision: 42, until }, now).map(|known| known.value);
-        assert_eq!(told(DateTime::from_timestamp(3, 0)), [7.5, 42.0]);
-        assert_eq!(told(DateTime::from_timestamp(11, 0)), [0.0, 42.0], "a neighbour's clock may be ahead");
-        assert_eq!(told(None), [f64::INFINITY, 42.0]);
+        let values = |until| history(Followed { revision: 42, until }, now).map(|known| known.value);
+        assert_eq!(values(DateTime::from_timestamp(3, 0)), [7.5, 42.0]);
+        assert_eq!(values(DateTime::from_timestamp(11, 0)), [0.0, 42.0], "a neighbour's clock may be ahead");
+        assert_eq!(values(None), [f64::INFINITY, 42.0]);
     }
 }

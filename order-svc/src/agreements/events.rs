@@ -15,7 +15,8 @@ use uuid::Uuid;
 use super::{Agreements, is_retryable, log_if_unauthenticated, request_as};
 use crate::rules::Time;
 use crate::rules::gate::EvidenceKind;
-use crate::rules::withdrawal::{Consequence, Cursor, HistoryPoint, RelationshipEnd, Restore, Withdrawal};
+use crate::rules::history::{Consequence, Cursor, HistoryPoint, Restore};
+use crate::rules::withdrawal::{RelationshipEnd, Withdrawal};
 
 /// Something comes each second; a stream that is silent for this long has lost its other end.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
@@ -29,7 +30,7 @@ pub(crate) struct History {
     stream: tonic::Streaming<wire::WatchEventsResponse>,
     /// Up to where it came.
     seen: Cursor,
-    /// What came after moments that were passed over, to be told next.
+    /// The item that ended the last run of points without consequences; it is returned next.
     kept: Option<Result<Option<StreamItem>, NotFollowed>>,
 }
 
@@ -39,7 +40,7 @@ pub(crate) enum NotFollowed {
     /// The neighbour is away, slow or stopping; that passes.
     Away(String),
     /// It says what cannot be: that its history ends before what was applied here or went another way, or
-    /// something out of its order. The operator has to look.
+    /// something out of its order. An operator has to look.
     Nonsense(String),
 }
 
@@ -114,13 +115,16 @@ impl History {
         let response = response.map_err(|_| silent())?.map_err(|status| not_followed(&status))?;
         let Some(response) = response else { return Ok(None) };
         let nonsense = || {
-            NotFollowed::Nonsense(format!("its message does not fit after revision {}", self.seen.revision))
+            NotFollowed::Nonsense(format!(
+                "it sent an item that cannot follow revision {}",
+                self.seen.revision
+            ))
         };
-        let told = read_item(&self.seen, response).ok_or_else(nonsense)?;
-        if let StreamItem::Point(point) = &told {
+        let item = read_item(&self.seen, response).ok_or_else(nonsense)?;
+        if let StreamItem::Point(point) = &item {
             self.seen = point.cursor.clone();
         }
-        Ok(Some(told))
+        Ok(Some(item))
     }
 }
 
@@ -139,7 +143,7 @@ fn time(time: prost_types::Timestamp) -> Option<Time> {
     DateTime::from_timestamp(time.seconds, u32::try_from(time.nanos).ok()?)
 }
 
-/// What came after a cursor; `None` when it does not fit there.
+/// The item after a cursor; `None` when it cannot follow there.
 fn read_item(seen: &Cursor, response: wire::WatchEventsResponse) -> Option<StreamItem> {
     match response.item? {
         Item::Event(mut event) => match event.change.take() {
@@ -158,7 +162,7 @@ fn read_item(seen: &Cursor, response: wire::WatchEventsResponse) -> Option<Strea
     }
 }
 
-/// A restore: only the next event to a consumer that has seen exactly what the copy held.
+/// A restore; to a reader that has seen exactly what the copy held it is nothing but the next event.
 fn read_restored(seen: &Cursor, restored: &wire::HistoryRestored, event: wire::Event) -> Option<StreamItem> {
     let restore = Restore { last_revision: restored.last_revision, revision: event.revision };
     if restore.revision <= seen.revision.max(restore.last_revision) {
@@ -347,7 +351,7 @@ mod tests {
         let lost = || Some(StreamItem::Lost(Restore { last_revision: 7, revision: LIFTED }));
         for (about, seen, expected) in [
             ("all of the copy", cursor(7, Some("seven")), next()),
-            ("as many events, and which is unknown", cursor(7, None), next()),
+            ("as many events, and it is not known which", cursor(7, None), next()),
             ("as many events, of which one is another", cursor(7, Some("another")), lost()),
             ("more than the copy held", cursor(9, Some("nine")), lost()),
             ("less, and the rest did not come", cursor(6, Some("six")), lost()),

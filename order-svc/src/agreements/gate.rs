@@ -147,7 +147,7 @@ fn read_answer(
     asked_at: Time,
     answer: CheckEligibilityResponse,
 ) -> Result<Answer, GateError> {
-    let nonsense = |what: &str| GateError::Unknown(format!("its answer is invalid: {what}"));
+    let nonsense = |what: &str| GateError::Unknown(format!("its answer cannot be used: {what}"));
     if answer.customer_id != ask.parties.customer_id.to_string()
         || answer.payer_id != ask.parties.payer_id.to_string()
     {

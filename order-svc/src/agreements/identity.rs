@@ -9,13 +9,13 @@ use chassis::reload::Watched;
 use proto::identity::TenantKind;
 use uuid::Uuid;
 
-/// How order-svc identifies itself where identities are trusted by their word.
+/// order-svc's tenant and user id where identities are metadata that is trusted.
 const SERVICE_ID: Uuid = uuid::uuid!("0de05dc0-0000-7000-8000-000000000001");
 
 /// How this service identifies itself to the neighbour.
 #[derive(Clone)]
 pub(crate) enum ServiceIdentity {
-    /// By its word, where that is believed.
+    /// By metadata, where that is trusted (`--auth insecure`).
     Metadata,
     /// By a token of its own.
     Token(Watched<Bearer>),
@@ -40,7 +40,7 @@ impl ServiceIdentity {
         }
     }
 
-    /// Has the token told of, where there is one.
+    /// Registers the metrics of the token, where there is one.
     pub(crate) fn register_metrics(&self, metrics: &Metrics) {
         if let Self::Token(token) = self {
             metrics.register_files("service-token", token, |token| {
@@ -57,7 +57,7 @@ impl ServiceIdentity {
     }
 }
 
-/// order-svc itself, by its word.
+/// order-svc as a caller.
 fn service() -> Caller {
     Caller {
         tenant_kind: TenantKind::Service.into_str(),

@@ -34,16 +34,16 @@ use replicas::Replicas;
 /// `ErrorInfo.domain` of what the neighbour refuses.
 pub(crate) const DOMAIN: &str = "agreement-svc";
 
-/// Tries for one question. More would only add to the load of a neighbour in trouble.
+/// Attempts for one call. More would only add to the load of a neighbour in trouble.
 const TRIES_MAX: u32 = 3;
 
-/// Waits between tries, before jitter: the first, and the longest.
+/// Backoff between attempts, before jitter: the first, and the longest.
 const RETRY_BASE: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_millis(200);
 
-/// What all calls of the process together may try again, in any ten seconds: this many for each of them,
-/// and one for every five calls that were answered. So a neighbour in trouble is not asked three times as
-/// much, and one that restarts is asked again by every caller.
+/// The retry budget of the process: in any ten seconds its calls may retry this often for each second, and once
+/// for every five calls that were answered. So retries do not triple the load of a neighbour in trouble, and
+/// all calls are retried when it restarts.
 const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 const BUDGET_PER_SECOND: u32 = 5;
 const BUDGET_OF_ANSWERED: f32 = 0.2;
@@ -69,7 +69,7 @@ struct CallOptions<'a> {
     call_id: &'a str,
     /// How long it may take, with all its tries.
     deadline: Duration,
-    /// How long the caller still waits.
+    /// How long the caller still waits for it.
     time_left: Duration,
 }
 
@@ -79,7 +79,7 @@ impl Agreements {
         Self { own, replicas, deadline, retries: Arc::new(retries), clock }
     }
 
-    /// Has everything told of by which the neighbour and this process believe each other.
+    /// Registers the metrics of this process's token and certificates.
     pub(crate) fn register_metrics(&self, metrics: &Metrics) {
         self.own.register_metrics(metrics);
         self.replicas.register_metrics(metrics);
@@ -161,7 +161,7 @@ impl Agreements {
     }
 }
 
-/// A request with an identity, without a deadline.
+/// A request with an identity and a call id, without a deadline.
 fn request_as<M>(identity: &Credentials, message: M, call_id: &str) -> Request<M> {
     let mut request = Request::new(message);
     identity.present(request.metadata_mut());
@@ -171,7 +171,7 @@ fn request_as<M>(identity: &Credentials, message: M, call_id: &str) -> Request<M
     request
 }
 
-/// Whether the neighbour refuses who this service is shows in no answer to a caller, so the log says it.
+/// Logs that agreement-svc refuses the identity of this service; no answer to a caller shows it.
 fn log_if_unauthenticated(status: &Status) {
     if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) {
         let why = status.message();
@@ -192,7 +192,7 @@ fn is_retryable(status: &Status) -> bool {
     }
 }
 
-/// The reason of a refusal, if it is the neighbour's own.
+/// The reason of a refusal, if it is agreement-svc that refused.
 fn reason_of(status: &Status) -> Option<ErrorReason> {
     let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN)?;
     ErrorReason::from_str_name(&format!("ERROR_REASON_{}", info.reason))

@@ -1,4 +1,4 @@
-//! The replicas of agreement-svc: a connection to each, and whose turn it is.
+//! The replicas of agreement-svc: a connection to each, used in turn, with a circuit breaker per replica.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -70,7 +70,7 @@ impl Replicas {
         Ok(Self { all, turn: Arc::default(), tls: client })
     }
 
-    /// Has the certificates told of by which they and this process believe each other.
+    /// Registers the metrics of the certificates.
     pub(crate) fn register_metrics(&self, metrics: &Metrics) {
         self.tls.register_metrics(metrics);
     }
@@ -99,8 +99,8 @@ impl Replica {
         self.pass_over_until(None);
     }
 
-    /// Whether it is to be asked. Of those who ask when its time is over, only the first is told yes: if it
-    /// is still down, that costs one call a try and not all.
+    /// Whether calls may use it. After the cool-down one caller may probe the replica; the others keep skipping it,
+    /// so that a replica that is still down costs one call an attempt.
     fn is_usable(&self, now: Instant) -> bool {
         let mut until = self.passed_over_until.lock().unwrap_or_else(PoisonError::into_inner);
         match *until {
@@ -133,7 +133,7 @@ mod tests {
     fn replicas(settings: &[&str]) -> Result<Replicas, String> {
         let fixed = ["order-svc", "serve", "--database", "sqlite:x"];
         let cli = Cli::try_parse_from(fixed.iter().chain(settings)).map_err(|error| error.to_string())?;
-        let Command::Serve(config) = cli.command else { panic!("it was told to serve") };
+        let Command::Serve(config) = cli.command else { panic!("the command is serve") };
         Replicas::open(&config, Duration::from_millis(100))
     }
 

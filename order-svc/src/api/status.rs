@@ -223,8 +223,8 @@ mod tests {
     use crate::rules::offer::OfferKind;
     use crate::rules::{BadField, Time};
 
-    /// Code, message and metadata of a refusal: what clients are told is part of the contract.
-    fn told(status: &Status) -> String {
+    /// Code, message and metadata of a refusal; all three are part of the contract.
+    fn text_of(status: &Status) -> String {
         let info = status.get_details_error_info().unwrap();
         assert_eq!(info.domain, DOMAIN);
         assert!(ErrorReason::from_str_name(&format!("ERROR_REASON_{}", info.reason)).is_some());
@@ -265,7 +265,7 @@ mod tests {
             Refusal::TermEnded { term_end: Time::UNIX_EPOCH },
             Refusal::OfferWithdrawn { offer_id: "MS-AZR-0145P".into() },
         ];
-        let told: String = refusals.iter().map(|refusal| told(&refused(refusal))).collect();
+        let texts: String = refusals.iter().map(|refusal| text_of(&refused(refusal))).collect();
         expect![[r#"
             NotFound RESOURCE_NOT_FOUND: there is no order 00000000-0000-0000-0000-000000000001 that you may see ["partner_center_code=20000"]
             InvalidArgument INVALID_FIELDS: lines[2].quantity must be 1 to 300 []
@@ -286,7 +286,7 @@ mod tests {
             FailedPrecondition NOT_A_LICENCE: only licence subscriptions have seats, and this is AZURE_PLAN; order another one ["kind=AZURE_PLAN"]
             FailedPrecondition TERM_ENDED: the term ended at 1970-01-01T00:00:00.000000Z and is being processed; read it again and retry ["term_end=1970-01-01T00:00:00.000000Z"]
             FailedPrecondition OFFER_WITHDRAWN: offer MS-AZR-0145P is no longer in the catalogue; order another one ["offer_id=MS-AZR-0145P"]
-        "#]].assert_eq(&told);
+        "#]].assert_eq(&texts);
     }
 
     #[test]
@@ -294,19 +294,19 @@ mod tests {
         let violations = [("contact.email", "is required"), ("agreed_at", "must not be in the future")]
             .map(|(field, problem)| Violation { field: field.into(), problem: problem.into() });
         let bad = invalid_fields(agreements::DOMAIN, &violations).with("partner_center_code", 600_002);
-        let told = not_attested(&bad.status());
+        let passed_on = not_attested(&bad.status());
         assert_eq!(
-            (told.code(), told.message()),
+            (passed_on.code(), passed_on.message()),
             (
                 Code::InvalidArgument,
                 "INVALID_FIELDS: attestation.contact.email is required; \
                  attestation.agreed_at must not be in the future"
             )
         );
-        let info = told.get_details_error_info().unwrap();
+        let info = passed_on.get_details_error_info().unwrap();
         assert_eq!((info.domain.as_str(), info.reason.as_str()), ("agreement-svc", "INVALID_FIELDS"));
         assert_eq!(info.metadata["partner_center_code"], "600002");
-        let fields = told.get_details_bad_request().unwrap().field_violations;
+        let fields = passed_on.get_details_bad_request().unwrap().field_violations;
         let fields: Vec<_> = fields.iter().map(|violation| violation.field.as_str()).collect();
         assert_eq!(fields, ["attestation.contact.email", "attestation.agreed_at"]);
 
@@ -314,9 +314,9 @@ mod tests {
             .resource("customer", 7)
             .status();
         other.metadata_mut().insert("x-call-id", "theirs".parse().unwrap());
-        let told = not_attested(&other);
-        assert_eq!((told.code(), told.message()), (other.code(), other.message()));
-        assert_eq!(told.details(), other.details());
-        assert!(told.metadata().is_empty());
+        let passed_on = not_attested(&other);
+        assert_eq!((passed_on.code(), passed_on.message()), (other.code(), other.message()));
+        assert_eq!(passed_on.details(), other.details());
+        assert!(passed_on.metadata().is_empty());
     }
 }

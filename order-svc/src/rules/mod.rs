@@ -4,6 +4,7 @@
 //! a new value or a [`Refusal`]; the caller does the rest.
 
 pub mod gate;
+pub mod history;
 pub mod offer;
 pub mod order;
 pub mod subscription;
@@ -49,7 +50,7 @@ pub struct BadField {
 pub enum Refusal {
     /// It does not exist, or not for this caller (ROLE-6).
     NotFound { resource: &'static str, id: String },
-    /// Fields that only make sense beside the catalogue or the customer do not (ORD-3).
+    /// Fields are invalid for this catalogue or this customer (ORD-3).
     Fields(Vec<BadField>),
     /// The request id was used for other content.
     RequestIdReused { request_id: Uuid },
@@ -59,7 +60,7 @@ pub enum Refusal {
     PayerIsReseller { payer_id: Uuid },
     /// GATE-6.
     AgreementRequired { customer_id: Uuid, reasons: Vec<Reason>, remedies: Vec<Remedy> },
-    /// The gate did not answer, or not with anything that makes sense (I8).
+    /// The gate did not answer, or its answer cannot be used (I8).
     GateUnavailable,
     /// Withdrawals kept overtaking the gate's answers.
     AnswerOutdated,

@@ -101,7 +101,7 @@ impl fmt::Display for CatalogueError {
             Self::BadId { offer_id } => {
                 write!(f, "offer id {offer_id:?} must have 1 to 100 visible ASCII characters")
             }
-            Self::Twice { offer_id } => write!(f, "offer {offer_id} stands there twice"),
+            Self::Twice { offer_id } => write!(f, "offer {offer_id} is listed twice"),
             Self::BadBounds { offer_id } => {
                 write!(f, "offer {offer_id}: quantity_min must be at least 1 and at most quantity_max")
             }

@@ -42,7 +42,7 @@ pub struct PlacedLine {
     pub subscription_id: Uuid,
 }
 
-/// What agreement-svc is told of a customer's first purchase.
+/// The report of a customer's first purchase to agreement-svc (DIR-4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PurchaseReport {
     pub customer_id: Uuid,

@@ -345,7 +345,9 @@ mod tests {
     }
 
     /// What a wish is answered with, in short: the kind of change and what the gate is asked about.
-    fn told(planned: Result<Planned, Refusal>) -> Result<Option<(ChangeKind, Option<Operation>)>, Refusal> {
+    fn outcome(
+        planned: Result<Planned, Refusal>,
+    ) -> Result<Option<(ChangeKind, Option<Operation>)>, Refusal> {
         planned.map(|planned| match planned {
             Planned::Nothing => None,
             Planned::Free(step) => Some((step.kind, None)),
@@ -353,7 +355,6 @@ mod tests {
         })
     }
 
-    /// SUB-2.
     #[test]
     fn every_number_of_seats_gets_its_answer() {
         let licence = offer(OfferKind::License);
@@ -373,7 +374,7 @@ mod tests {
         ] {
             let planned =
                 subscription(State::Active).plan(Command::Seats(quantity), "7", Some(&licence), at(0));
-            assert_eq!(told(planned), expected, "{quantity}");
+            assert_eq!(outcome(planned), expected, "{quantity}");
         }
     }
 
@@ -418,7 +419,7 @@ mod tests {
             for (state, expected) in states.into_iter().zip(expected) {
                 let licence = offer(OfferKind::License);
                 let plan = |etag: &str, now| subscription(state).plan(wish, etag, Some(&licence), at(now));
-                assert_eq!(told(plan("7", 999)), expected, "{wish:?} when {state:?}");
+                assert_eq!(outcome(plan("7", 999)), expected, "{wish:?} when {state:?}");
                 // A stale etag comes first, and what cannot change needs no term.
                 assert_eq!(plan("6", 1000), Err(Refusal::StaleEtag));
                 if !state.is_final() && expected != Err(Refusal::NotActive { state }) {
@@ -430,7 +431,7 @@ mod tests {
         for state in [State::Active, State::Suspended] {
             let licence = offer(OfferKind::License);
             let without = Subscription { auto_renew: false, ..subscription(state) };
-            let plan = |on| told(without.plan(Command::AutoRenew(on), "7", Some(&licence), at(0)));
+            let plan = |on| outcome(without.plan(Command::AutoRenew(on), "7", Some(&licence), at(0)));
             assert_eq!(plan(true), gated(AutoRenewOn, ManualRenewal));
             assert_eq!(plan(false), Ok(None));
         }
@@ -552,7 +553,7 @@ mod tests {
             }
         }
 
-        /// Catching up at once has the result of catching up every day.
+        /// Processing once after a long pause has the same result as processing each day.
         #[test]
         fn catching_up_at_once_is_catching_up_step_by_step(
             seconds in 0_i64..2_000_000_000, days in 0_i64..1200, auto_renew: bool, stride in 1_i64..90,

@@ -1,5 +1,5 @@
-//! What happened at agreement-svc and has consequences here: withdrawals of acceptances (WD-2), ends of
-//! relationships (CUS-3), and a restore of its database that lost what was followed.
+//! Withdrawals of acceptances (WD-2) and ends of relationships (CUS-3): what each does to the customer's
+//! subscriptions, and which partners see it in the report (WD-4).
 
 use std::collections::BTreeMap;
 
@@ -8,50 +8,6 @@ use uuid::Uuid;
 use super::gate::EvidenceKind;
 use super::subscription::State;
 use super::{Time, names};
-
-/// How far agreement-svc's history is known: up to the event of a revision, 0 for none.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Cursor {
-    pub revision: i64,
-    /// The hash of that event, which covers all before it; `None` where it is not known.
-    pub hash: Option<String>,
-}
-
-/// agreement-svc's database was restored from a copy that ended with one event; the history goes on with the
-/// other. Nothing between their revisions is known there any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Restore {
-    pub last_revision: i64,
-    pub revision: i64,
-}
-
-/// A point of agreement-svc's history: an event, or the quiet after one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HistoryPoint {
-    /// Up to the last event before it; there are no gaps.
-    pub cursor: Cursor,
-    /// What was recorded until then is in the history up to here, but for what was just being stored.
-    pub until: Time,
-    /// What follows from that event; `None` for all that has no consequences here.
-    pub consequence: Option<Consequence>,
-}
-
-/// An event with consequences. Nothing may be stored for its customer any more on an answer of the
-/// gate that is older (WD-3), and what rests on newer answers is left alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Consequence {
-    Withdrawn(Withdrawal),
-    RelationshipEnded(RelationshipEnd),
-}
-
-impl Consequence {
-    pub fn customer_id(&self) -> Uuid {
-        match self {
-            Self::Withdrawn(withdrawal) => withdrawal.customer_id,
-            Self::RelationshipEnded(end) => end.customer_id,
-        }
-    }
-}
 
 /// An attestation or signature was withdrawn.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! How far agreement-svc's history has been applied, and the transaction that applies more of it.
+//! The cursor in agreement-svc's history, and the transaction that applies more of the history.
 //!
 //! It takes its locks in the order cursor, fence, subscriptions; gated transactions begin at the fence,
 //! so that what a customer buys and what is withdrawn for it happen one after the other.
@@ -16,10 +16,9 @@ use super::schema::{fence, follower, subscription};
 use super::subscription::{ChangedRow, changes_insert, subscriptions_open};
 use super::withdrawal::withdrawal_insert;
 use crate::rules::Time;
+use crate::rules::history::{Consequence, Cursor, HistoryPoint, Restore};
 use crate::rules::subscription::{Cause, Change, ChangeKind, State};
-use crate::rules::withdrawal::{
-    Consequence, Cursor, Effect, HistoryPoint, Restore, Standing, WithdrawalOutcome,
-};
+use crate::rules::withdrawal::{Effect, Standing, WithdrawalOutcome};
 
 /// Statements have a limited number of parameters.
 const ROWS_PER_STATEMENT: usize = 1000;
@@ -32,7 +31,7 @@ pub(crate) fn cursor_read(connection: &mut Connection) -> Result<Cursor, Error> 
     let (revision, head): (i64, Option<String>) = query!(connection, c => {
         follower::table.select((follower::revision, follower::head)).first(c)
     })?;
-    // The hash belongs to another revision if an older version of the service advanced the cursor.
+    // The hash is of another revision if an older version of the service advanced the cursor.
     let hash = head.and_then(|head| Some(head.strip_prefix(&format!("{revision}:"))?.to_owned()));
     Ok(Cursor { revision, hash })
 }

@@ -1,7 +1,7 @@
-//! First purchases on their way to agreement-svc.
+//! The outbox of first purchases to agreement-svc, claimed with leases.
 //!
 //! A report is written in the transaction that accepts the order, claimed by moving its due time
-//! forward, and due again when the process that claimed it does not finish, or when agreement-svc was restored from an
+//! forward, and due again when the worker that claimed it does not finish, or when agreement-svc was restored from an
 //! older copy and may have forgotten it. It is never deleted.
 
 use chassis::database::row::{at, utc};

@@ -333,7 +333,7 @@ pub(crate) fn subscription_list(
 }
 
 /// A subscription whose term may have to be processed: when it ends, and the subscription's id. The row
-/// itself is read by [`subscription_due`], so that a damaged row does not block the others.
+/// itself is read by [`subscription_due`], so that one that cannot be read does not block the others.
 pub(crate) type Due = (NaiveDateTime, String);
 
 /// CallOptions that have ended until then, oldest first, after the last of the page before.
@@ -381,7 +381,7 @@ pub(crate) fn due_of(connection: &mut Connection, customer: Uuid, until: Time) -
     })?)
 }
 
-/// A subscription, if its term has ended until then and it is not processed yet.
+/// A subscription, if its term has ended until then and is not processed yet.
 pub(crate) fn subscription_due(
     connection: &mut Connection,
     id: &str,

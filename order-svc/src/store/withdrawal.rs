@@ -15,13 +15,14 @@ use super::schema::{subscription_change, withdrawal, withdrawal_effect, withdraw
 use super::subscription::AGREEMENT_WITHDRAWN;
 use crate::rules::Time;
 use crate::rules::gate::EvidenceKind;
-use crate::rules::withdrawal::{Effect, HistoryPoint, Report, Withdrawal, WithdrawalOutcome};
+use crate::rules::history::HistoryPoint;
+use crate::rules::withdrawal::{Effect, Report, Withdrawal, WithdrawalOutcome};
 
 /// Statements have a limited number of parameters.
 const ROWS_PER_STATEMENT: usize = 1000;
 
 /// By how much the announcement of a restore raises the revision: what is between is no event's, and half of it
-/// is more than the events recorded before a restore is announced.
+/// is more than can be recorded before a restore is announced.
 const RESTORE_LIFT: i64 = 1 << 32;
 
 #[derive(Insertable, Queryable, Selectable)]
@@ -236,7 +237,7 @@ pub(crate) fn withdrawal_list(connection: &mut Connection, slice: Withdrawals) -
     rows.into_iter().map(read).collect()
 }
 
-/// Whom withdrawals left without acceptance; a partner is told of itself only.
+/// The partners that withdrawals left without acceptance; a partner sees only itself.
 fn uncovered_of(
     connection: &mut Connection,
     viewer: Viewer,

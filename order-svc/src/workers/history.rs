@@ -8,9 +8,9 @@
 //! more. What holds then:
 //!
 //! - Nothing is applied that does not follow on what was applied: the row keeps the hash of the last event, and
-//!   agreement-svc refuses a consumer that knows another one, until the restore is announced.
-//! - Once it is, the history is followed again from its beginning, since it is unknown from which event on it is
-//!   another one. Applying an event again changes nothing: what it ended has ended, what rests on newer answers is
+//!   agreement-svc refuses a reader that knows another one, until the restore is announced.
+//! - Once it is, the history is followed again from its beginning, since it is not known from which event on it
+//!   differs. Applying an event again changes nothing: what it ended has ended, what rests on newer answers is
 //!   left alone, no fence falls, and the report of the first time stays. If its revision was another
 //!   withdrawal's in the lost part, the report of that one makes room for it.
 //! - What was done for the lost part stays done. A customer whose withdrawal was lost stays closed: its fence has a
@@ -31,7 +31,7 @@ use super::renewals::end_terms_of;
 use crate::agreements::Agreements;
 use crate::agreements::events::{NotFollowed, StreamItem};
 use crate::rules::gate::ANSWER_AGE_MAX;
-use crate::rules::withdrawal::{HistoryPoint, Restore};
+use crate::rules::history::{HistoryPoint, Restore};
 use crate::store::history::{Orphans, cursor_read, cursor_reset, cursor_revision, history_apply, orphans};
 use crate::store::report::reports_again;
 
@@ -206,7 +206,7 @@ async fn apply(
     applied: i64,
     point: HistoryPoint,
 ) -> Result<i64, Interruption> {
-    // Terms that ended before come first, as they would have without the downtime.
+    // Terms that ended before come first, as they would have without a pause.
     if let Some(consequence) = &point.consequence {
         end_terms_of(database, clock, consequence.customer_id(), point.until).await?;
     }

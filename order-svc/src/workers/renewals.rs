@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_knows_an_ended_term_that_somebody_else_processed_changes_nothing() {
+    async fn an_ended_term_that_another_replica_processed_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("orders.sqlite").display()).parse().unwrap();
         let database = Database::open(&url, true, Writes::Concurrent).unwrap();

@@ -1,4 +1,4 @@
-//! Tells agreement-svc of first purchases, at least once each, in its own time.
+//! Delivers the outbox of first purchases to agreement-svc, at least once each.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::agreements::Agreements;
 use crate::rules::order::PurchaseReport;
 use crate::store::report::{report_done, report_postpone, reports_claim};
 
-/// How long claimed reports are left to the process that claimed them; longer than delivering them can take.
+/// The lease of claimed reports; longer than delivering them can take.
 const LEASE: TimeDelta = TimeDelta::seconds(60);
 
 /// How often to look without having been woken: for reports that failed, and for other replicas'.

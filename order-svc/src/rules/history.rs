@@ -1,0 +1,51 @@
+//! agreement-svc's history as order-svc follows it: a cursor over the hash chain of its events, the events with
+//! consequences here, and a restore of its database that lost what was followed.
+
+use uuid::Uuid;
+
+use super::Time;
+use super::withdrawal::{RelationshipEnd, Withdrawal};
+
+/// How far agreement-svc's history is known: up to the event of a revision, 0 for none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cursor {
+    pub revision: i64,
+    /// The hash of that event, which covers all before it; `None` where it is not known.
+    pub hash: Option<String>,
+}
+
+/// agreement-svc's database was restored from a copy that ended with one event; the history goes on with the
+/// other. Nothing between their revisions is known there any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restore {
+    pub last_revision: i64,
+    pub revision: i64,
+}
+
+/// A point of agreement-svc's history: an event, or the quiet after one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryPoint {
+    /// Up to the last event before it; there are no gaps.
+    pub cursor: Cursor,
+    /// What was recorded until then is in the history up to here, but for what was just being stored.
+    pub until: Time,
+    /// What follows from that event; `None` for all that has no consequences here.
+    pub consequence: Option<Consequence>,
+}
+
+/// An event with consequences. Nothing may be stored for its customer any more on an answer of the
+/// gate that is older (WD-3), and what rests on newer answers is left alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Consequence {
+    Withdrawn(Withdrawal),
+    RelationshipEnded(RelationshipEnd),
+}
+
+impl Consequence {
+    pub fn customer_id(&self) -> Uuid {
+        match self {
+            Self::Withdrawn(withdrawal) => withdrawal.customer_id,
+            Self::RelationshipEnded(end) => end.customer_id,
+        }
+    }
+}
