@@ -10,6 +10,7 @@ use chassis::telemetry::LogFormat;
 use chassis::tls::{self, Address};
 use clap::{Args, Parser, Subcommand};
 
+use crate::Failure;
 use crate::rules::offer::Catalogue;
 
 const DEFAULT_OFFERS: &str = include_str!("../data/offers.json");
@@ -129,13 +130,13 @@ impl Serve {
 ///
 /// # Errors
 /// What is wrong with the file.
-pub fn read_offers(path: Option<&Path>) -> Result<Catalogue, String> {
+pub fn read_offers(path: Option<&Path>) -> Result<Catalogue, Failure> {
     let name = path.map_or_else(|| "that ship with the service".into(), |path| path.display().to_string());
     let text = match path {
         None => DEFAULT_OFFERS.to_owned(),
         Some(path) => std::fs::read_to_string(path).map_err(|error| format!("{name}: {error}"))?,
     };
-    serde_json::from_str(&text).map_err(|error| format!("the offers {name}: {error}"))
+    serde_json::from_str(&text).map_err(|error| format!("the offers {name}: {error}").into())
 }
 
 #[cfg(test)]
@@ -170,7 +171,7 @@ mod tests {
             (offer(1, 2, "FORTNIGHT", "FR"), "unknown variant"),
         ] {
             std::fs::write(&path, format!(r#"{{"offers": [{offers}]}}"#)).unwrap();
-            let refused = read_offers(Some(&path)).unwrap_err();
+            let refused = read_offers(Some(&path)).unwrap_err().to_string();
             assert!(refused.contains(complaint), "{refused}");
         }
     }

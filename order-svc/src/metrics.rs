@@ -39,7 +39,9 @@ impl Decisions {
     pub(crate) fn count(&self, answered: &Result<Answer, GateError>) {
         let (decision, rule, reasons) = match answered {
             Ok(answer) => match &answer.verdict {
-                Verdict::Permitted(permit) => (permit.decision.name(), permit.rule.name(), String::new()),
+                Verdict::Permitted(permit) => {
+                    (permit.decision.into_str(), permit.rule.into_str(), String::new())
+                }
                 Verdict::Blocked { reasons, .. } => {
                     // Each at most once and always in this order, so that there are few combinations.
                     let all = [
@@ -49,7 +51,7 @@ impl Decisions {
                         Reason::WrongAgreementType,
                     ];
                     let given = all.into_iter().filter(|reason| reasons.contains(reason));
-                    ("BLOCKED", "", given.map(Reason::name).collect::<Vec<_>>().join(","))
+                    ("BLOCKED", "", given.map(|reason| reason.into_str()).collect::<Vec<_>>().join(","))
                 }
             },
             Err(GateError::NotTogether) => ("REFUSED", "", "NOT_TOGETHER".to_owned()),

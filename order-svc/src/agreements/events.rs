@@ -1,4 +1,4 @@
-//! agreement-svc's history, as far as it has consequences here.
+//! The event stream of agreement-svc, read as points of its history from a cursor on.
 
 use std::time::Duration;
 

@@ -9,6 +9,8 @@ use chassis::reload::Watched;
 use proto::identity::TenantKind;
 use uuid::Uuid;
 
+use crate::Failure;
+
 /// order-svc's tenant and user id where identities are metadata that is trusted.
 const SERVICE_ID: Uuid = uuid::uuid!("0de05dc0-0000-7000-8000-000000000001");
 
@@ -26,7 +28,7 @@ impl ServiceIdentity {
     ///
     /// # Errors
     /// A token that is missing, of no use, or cannot be read.
-    pub(crate) fn open(auth: Auth, token: Option<&Path>) -> Result<Self, String> {
+    pub(crate) fn open(auth: Auth, token: Option<&Path>) -> Result<Self, Failure> {
         match (auth, token) {
             (Auth::Insecure, None) => Ok(Self::Metadata),
             (Auth::Insecure, Some(_)) => {
@@ -35,7 +37,7 @@ impl ServiceIdentity {
             (Auth::Jwt, None) => Err("--auth jwt needs --service-token".into()),
             (Auth::Jwt, Some(file)) => {
                 let token = Watched::open(vec![file.to_owned()], |contents| Bearer::read(&contents[0]));
-                token.map(Self::Token).map_err(|why| format!("--service-token {why}"))
+                token.map(Self::Token).map_err(|why| format!("--service-token {why}").into())
             }
         }
     }

@@ -10,6 +10,7 @@ use chassis::telemetry::trace::Traced;
 use chassis::tls::{self, Address};
 use tonic::transport::Channel;
 
+use crate::Failure;
 use crate::config::Serve;
 
 /// A dead connection is noticed after the interval and the timeout together, also while idle;
@@ -39,7 +40,7 @@ impl Replicas {
     ///
     /// # Errors
     /// Certificates that are missing or do not fit; tokens that would travel unencrypted.
-    pub(crate) fn open(config: &Serve, deadline: Duration) -> Result<Self, String> {
+    pub(crate) fn open(config: &Serve, deadline: Duration) -> Result<Self, Failure> {
         let settings = config.agreements_tls();
         let is_readable_on_the_way = |address: &&Address| !address.is_private();
         if let Some(address) = config.agreements.iter().find(is_readable_on_the_way)
@@ -49,7 +50,8 @@ impl Replicas {
             return Err(format!(
                 "tokens would travel to --agreements {address} unencrypted: use https, or, where something else \
                  encrypts, --plaintext"
-            ));
+            )
+            .into());
         }
         let client = tls::Client::open(&settings, &config.agreements);
         let client =
@@ -130,7 +132,7 @@ mod tests {
     use super::*;
     use crate::config::{Cli, Command};
 
-    fn replicas(settings: &[&str]) -> Result<Replicas, String> {
+    fn replicas(settings: &[&str]) -> Result<Replicas, Failure> {
         let fixed = ["order-svc", "serve", "--database", "sqlite:x"];
         let cli = Cli::try_parse_from(fixed.iter().chain(settings)).map_err(|error| error.to_string())?;
         let Command::Serve(config) = cli.command else { panic!("the command is serve") };
@@ -191,7 +193,7 @@ mod tests {
             (&jwt("http://agreements:50051"), "--plaintext"),
             (&jwt("http://10.0.0.1:50051"), "--plaintext"),
         ] {
-            let why = replicas(settings).err().unwrap();
+            let why = replicas(settings).err().unwrap().to_string();
             assert!(why.contains(complaint), "{settings:?}: {why}");
         }
         for address in ["http://localhost:1", "http://[::1]:1", "http://127.0.0.1:1/", "https://agreements:1"]

@@ -84,9 +84,9 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::NotActive { state } => {
             let failure = precondition(
                 ErrorReason::SubscriptionNotActive,
-                format!("the subscription is {}; this takes an ACTIVE one", state.name()),
+                format!("the subscription is {}; this takes an ACTIVE one", state.into_str()),
             )
-            .with("state", state.name());
+            .with("state", state.into_str());
             match state {
                 State::Suspended => failure.with("partner_center_code", 2001).status(),
                 State::Cancelled | State::Expired => failure.with("partner_center_code", 2011).status(),
@@ -95,9 +95,9 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         }
         Refusal::Ended { state } => precondition(
             ErrorReason::SubscriptionEnded,
-            format!("the subscription is {}, which is final; order anew", state.name()),
+            format!("the subscription is {}, which is final; order anew", state.into_str()),
         )
-        .with("state", state.name())
+        .with("state", state.into_str())
         .with("partner_center_code", 2011)
         .status(),
         Refusal::NotRenewable { offer_id } => precondition(
@@ -111,9 +111,12 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         .status(),
         Refusal::NotALicence { kind } => precondition(
             ErrorReason::NotALicence,
-            format!("only licence subscriptions have seats, and this is {}; order another one", kind.name()),
+            format!(
+                "only licence subscriptions have seats, and this is {}; order another one",
+                kind.into_str()
+            ),
         )
-        .with("kind", kind.name())
+        .with("kind", kind.into_str())
         .status(),
         Refusal::TermEnded { term_end } => {
             let term_end = term_end.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
@@ -194,7 +197,7 @@ fn agreement_required(customer_id: Uuid, reasons: &[Reason], remedies: &[Remedy]
     if advice.is_empty() {
         advice.push("there is nothing that you can do about it with your role and these offers".to_owned());
     }
-    let names = reasons.iter().map(|reason| reason.name()).collect::<Vec<_>>().join(",");
+    let names = reasons.iter().map(|reason| reason.into_str()).collect::<Vec<_>>().join(",");
     let sentence =
         format!("the customer has not accepted what is required ({names}); remedy: {}", advice.join(", or "));
     let mut failure = with(Code::FailedPrecondition, ErrorReason::AgreementRequired, sentence)
@@ -206,7 +209,7 @@ fn agreement_required(customer_id: Uuid, reasons: &[Reason], remedies: &[Remedy]
         failure = failure.with(key, value);
     }
     for reason in reasons {
-        failure = failure.precondition("AGREEMENT", format!("customers/{customer_id}"), reason.name());
+        failure = failure.precondition("AGREEMENT", format!("customers/{customer_id}"), reason.into_str());
     }
     failure.status()
 }

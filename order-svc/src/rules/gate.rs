@@ -3,9 +3,10 @@
 
 use chrono::Duration;
 use serde::{Deserialize, Serialize};
+use strum::{EnumString, IntoStaticStr};
 use uuid::Uuid;
 
-use super::{Refusal, Time, names};
+use super::{Refusal, Time};
 
 /// An answer older than this is asked for again (I1).
 pub const ANSWER_AGE_MAX: Duration = Duration::seconds(5);
@@ -19,15 +20,15 @@ pub enum Operation {
     ManualRenewal,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
+#[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum Decision {
     Allowed,
     Exempt,
 }
 
-names!(Decision { Allowed = "ALLOWED", Exempt = "EXEMPT" });
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
+#[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum Rule {
     OutsidePublicCloud,
     NotYetMandatory,
@@ -35,21 +36,13 @@ pub enum Rule {
     Attestation,
 }
 
-names!(Rule {
-    OutsidePublicCloud = "OUTSIDE_PUBLIC_CLOUD",
-    NotYetMandatory = "NOT_YET_MANDATORY",
-    DirectSignature = "DIRECT_SIGNATURE",
-    Attestation = "ATTESTATION",
-});
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, EnumString, IntoStaticStr)]
+#[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum EvidenceKind {
     Attestation,
     DirectSignature,
 }
-
-names!(EvidenceKind { Attestation = "ATTESTATION", DirectSignature = "DIRECT_SIGNATURE" });
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -79,20 +72,14 @@ pub struct Permit {
     pub evaluated_at: Time,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
+#[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum Reason {
     NoAcceptance,
     Withdrawn,
     VersionSuperseded,
     WrongAgreementType,
 }
-
-names!(Reason {
-    NoAcceptance = "NO_ACCEPTANCE",
-    Withdrawn = "WITHDRAWN",
-    VersionSuperseded = "VERSION_SUPERSEDED",
-    WrongAgreementType = "WRONG_AGREEMENT_TYPE",
-});
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remedy {

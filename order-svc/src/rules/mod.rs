@@ -20,24 +20,6 @@ use subscription::State;
 /// An instant in UTC, in whole microseconds.
 pub type Time = DateTime<Utc>;
 
-/// Gives each variant the name it has in the database, in the data files and on the wire.
-macro_rules! names {
-    ($type:ident { $($variant:ident = $name:literal),+ $(,)? }) => {
-        impl $type {
-            /// The name it is stored under.
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$variant => $name),+ }
-            }
-
-            /// Reads a stored name.
-            pub fn from_name(name: &str) -> Option<Self> {
-                match name { $($name => Some(Self::$variant),)+ _ => None }
-            }
-        }
-    };
-}
-pub(crate) use names;
-
 /// A bad field, by path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadField {
@@ -76,4 +58,52 @@ pub enum Refusal {
     TermEnded { term_end: Time },
     /// The subscription's offer is no longer in the catalogue.
     OfferWithdrawn { offer_id: String },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+    use std::str::FromStr;
+
+    use super::{gate, offer, subscription, withdrawal};
+
+    fn assert_names<T: FromStr<Err: Debug> + Into<&'static str>>(names: &[&str]) {
+        for name in names {
+            assert_eq!(T::from_str(name).unwrap().into(), *name);
+        }
+    }
+
+    /// Databases of every version have these names.
+    #[test]
+    fn stored_names_stay() {
+        assert_names::<gate::Decision>(&["ALLOWED", "EXEMPT"]);
+        assert_names::<gate::Rule>(&[
+            "OUTSIDE_PUBLIC_CLOUD",
+            "NOT_YET_MANDATORY",
+            "DIRECT_SIGNATURE",
+            "ATTESTATION",
+        ]);
+        assert_names::<gate::EvidenceKind>(&["ATTESTATION", "DIRECT_SIGNATURE"]);
+        assert_names::<gate::Reason>(&[
+            "NO_ACCEPTANCE",
+            "WITHDRAWN",
+            "VERSION_SUPERSEDED",
+            "WRONG_AGREEMENT_TYPE",
+        ]);
+        assert_names::<offer::OfferKind>(&["LICENSE", "AZURE_PLAN", "RESERVED_INSTANCE", "SOFTWARE"]);
+        assert_names::<offer::Term>(&["MONTH", "YEAR", "THREE_YEARS", "PERPETUAL"]);
+        assert_names::<withdrawal::WithdrawalOutcome>(&["CANCELLED", "STILL_COVERED", "NEWER_ANSWER"]);
+        assert_names::<subscription::State>(&["ACTIVE", "SUSPENDED", "CANCELLED", "EXPIRED"]);
+        assert_names::<subscription::ChangeKind>(&[
+            "CREATED",
+            "SEATS_CHANGED",
+            "RENEWED",
+            "AUTO_RENEW_ON",
+            "AUTO_RENEW_OFF",
+            "SUSPENDED",
+            "RESUMED",
+            "CANCELLED",
+            "EXPIRED",
+        ]);
+    }
 }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
+use strum::{EnumString, IntoStaticStr};
 
 use super::gate::AgreementType;
-use super::names;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, EnumString, IntoStaticStr)]
+#[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum OfferKind {
     License,
@@ -17,14 +18,8 @@ pub enum OfferKind {
     Software,
 }
 
-names!(OfferKind {
-    License = "LICENSE",
-    AzurePlan = "AZURE_PLAN",
-    ReservedInstance = "RESERVED_INSTANCE",
-    Software = "SOFTWARE",
-});
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, EnumString, IntoStaticStr)]
+#[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Term {
     Month,
@@ -32,8 +27,6 @@ pub enum Term {
     ThreeYears,
     Perpetual,
 }
-
-names!(Term { Month = "MONTH", Year = "YEAR", ThreeYears = "THREE_YEARS", Perpetual = "PERPETUAL" });
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]

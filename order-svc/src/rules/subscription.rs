@@ -1,27 +1,22 @@
 //! Subscriptions: their states and terms, and what may happen to them.
 
 use chrono::{Datelike, Months};
+use strum::{EnumString, IntoStaticStr};
 use uuid::Uuid;
 
 use super::gate::{Operation, Permit};
 use super::offer::{Offer, OfferKind, Term};
-use super::{BadField, Refusal, Time, names};
+use super::{BadField, Refusal, Time};
 
 /// Where a subscription stands (SUB-1); the last two are final.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
+#[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum State {
     Active,
     Suspended,
     Cancelled,
     Expired,
 }
-
-names!(State {
-    Active = "ACTIVE",
-    Suspended = "SUSPENDED",
-    Cancelled = "CANCELLED",
-    Expired = "EXPIRED",
-});
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription {
@@ -55,7 +50,8 @@ impl State {
 }
 
 /// What happened to a subscription.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
+#[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum ChangeKind {
     Created,
     SeatsChanged,
@@ -67,18 +63,6 @@ pub enum ChangeKind {
     Cancelled,
     Expired,
 }
-
-names!(ChangeKind {
-    Created = "CREATED",
-    SeatsChanged = "SEATS_CHANGED",
-    Renewed = "RENEWED",
-    AutoRenewOn = "AUTO_RENEW_ON",
-    AutoRenewOff = "AUTO_RENEW_OFF",
-    Suspended = "SUSPENDED",
-    Resumed = "RESUMED",
-    Cancelled = "CANCELLED",
-    Expired = "EXPIRED",
-});
 
 /// Why a subscription changed, and who did it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use strum::{EnumString, IntoStaticStr};
 use uuid::Uuid;
 
+use super::Time;
 use super::gate::EvidenceKind;
 use super::subscription::State;
-use super::{Time, names};
 
 /// An attestation or signature was withdrawn.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +36,8 @@ pub struct RelationshipEnd {
 }
 
 /// What became of a subscription that had not ended and that the withdrawn acceptance could cover.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
+#[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum WithdrawalOutcome {
     Cancelled,
     /// Its payer has another acceptance to rest on, or had parted with the customer before.
@@ -43,12 +45,6 @@ pub enum WithdrawalOutcome {
     /// It rests on an answer given after the withdrawal.
     NewerAnswer,
 }
-
-names!(WithdrawalOutcome {
-    Cancelled = "CANCELLED",
-    StillCovered = "STILL_COVERED",
-    NewerAnswer = "NEWER_ANSWER",
-});
 
 /// What the rules below look at of a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

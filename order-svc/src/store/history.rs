@@ -128,7 +128,7 @@ pub(crate) fn orphans(connection: &mut Connection, lost: Restore) -> Result<Orph
         let resting = subscription::table
             .filter(subscription::answer_revision.gt(last_revision))
             .filter(subscription::answer_revision.lt(revision))
-            .filter(subscription::state.eq_any([State::Active.name(), State::Suspended.name()]));
+            .filter(subscription::state.eq_any([State::Active.into_str(), State::Suspended.into_str()]));
         (
             resting.clone().count().get_result(c)?,
             resting
@@ -158,10 +158,10 @@ fn subscriptions_cancel(connection: &mut Connection, ids: &[Uuid]) -> Result<Vec
             diesel::update(
                 subscription::table
                     .filter(subscription::id.eq_any(&ids))
-                    .filter(subscription::state.eq_any([State::Active.name(), State::Suspended.name()])),
+                    .filter(subscription::state.eq_any([State::Active.into_str(), State::Suspended.into_str()])),
             )
             .set((
-                subscription::state.eq(State::Cancelled.name()),
+                subscription::state.eq(State::Cancelled.into_str()),
                 subscription::due_at.eq(None::<NaiveDateTime>),
                 subscription::version.eq(subscription::version + 1),
             ))
@@ -182,7 +182,7 @@ fn subscriptions_stop_renewing(connection: &mut Connection, ids: &[Uuid]) -> Res
             diesel::update(
                 subscription::table
                     .filter(subscription::id.eq_any(&ids))
-                    .filter(subscription::state.eq_any([State::Active.name(), State::Suspended.name()]))
+                    .filter(subscription::state.eq_any([State::Active.into_str(), State::Suspended.into_str()]))
                     .filter(subscription::auto_renew.eq(true)),
             )
             .set((subscription::auto_renew.eq(false), subscription::version.eq(subscription::version + 1)))

@@ -18,7 +18,7 @@ use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use uuid::Uuid;
 
 use crate::rules::Time;
-use crate::rules::gate::{Decision, Permit, Rule};
+use crate::rules::gate::Permit;
 
 /// The schema, for both databases.
 pub(crate) const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
@@ -87,8 +87,8 @@ fn permit_row(permit: &Permit) -> Result<PermitRow, Error> {
         Some(evidence) => serde_json::to_string(evidence).map_err(|error| Error::Query(error.to_string()))?,
     };
     Ok((
-        permit.decision.name().to_owned(),
-        permit.rule.name().to_owned(),
+        permit.decision.into_str().to_owned(),
+        permit.rule.into_str().to_owned(),
         evidence,
         permit.revision,
         permit.evaluated_at.naive_utc(),
@@ -107,8 +107,8 @@ fn read_permit(table: &'static str, key: &str, row: PermitRow) -> Result<Permit,
         text => Some(serde_json::from_str(text).map_err(|_| at(table, key).corrupt("gate_evidence"))?),
     };
     Ok(Permit {
-        decision: at(table, key).named("gate_decision", Decision::from_name(&decision))?,
-        rule: at(table, key).named("gate_rule", Rule::from_name(&rule))?,
+        decision: at(table, key).named("gate_decision", decision.parse().ok())?,
+        rule: at(table, key).named("gate_rule", rule.parse().ok())?,
         evidence,
         revision,
         evaluated_at: utc(evaluated_at),

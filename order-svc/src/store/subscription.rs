@@ -1,4 +1,4 @@
-//! Subscriptions and what happened to them.
+//! Subscriptions and their recorded changes; rows change with optimistic locking by `version`.
 
 use chassis::database::row::{at, id_or_empty, utc};
 use chassis::database::{Connection, Error};
@@ -11,7 +11,6 @@ use uuid::Uuid;
 use super::schema::{subscription, subscription_change};
 use super::{Side, Slice, Viewer, no_permit_row, permit_row, read_permit};
 use crate::rules::Time;
-use crate::rules::offer::Term;
 use crate::rules::subscription::{Cause, Change, ChangeKind, State, Subscription};
 use crate::rules::withdrawal::Standing;
 
@@ -48,8 +47,8 @@ impl Row {
             reseller_id: at(table, id).optional_id("reseller_id", &self.reseller_id)?,
             customer_id: at(table, id).parse("customer_id", &self.customer_id)?,
             quantity: at(table, id).count("quantity", self.quantity)?,
-            state: at(table, id).named("state", State::from_name(&self.state))?,
-            term: at(table, id).named("term", Term::from_name(&self.term))?,
+            state: at(table, id).named("state", self.state.parse().ok())?,
+            term: at(table, id).named("term", self.term.parse().ok())?,
             term_number: at(table, id).count("term_number", self.term_number)?,
             id: at(table, id).parse("id", id)?,
             offer_id: self.offer_id,
@@ -107,7 +106,7 @@ impl ChangeRow {
         };
         Ok(Change {
             number: self.number.into(),
-            kind: at(table, id).named("kind", ChangeKind::from_name(&self.kind))?,
+            kind: at(table, id).named("kind", self.kind.parse().ok())?,
             changed_at: utc(self.changed_at),
             cause,
             quantity_before: at(table, id).count("quantity_before", self.quantity_before)?,
@@ -127,7 +126,7 @@ pub(super) fn subscriptions_open(
     let rows: Vec<Open> = query!(connection, c => {
         subscription::table
             .filter(subscription::customer_id.eq(customer.to_string()))
-            .filter(subscription::state.eq_any([State::Active.name(), State::Suspended.name()]))
+            .filter(subscription::state.eq_any([State::Active.into_str(), State::Suspended.into_str()]))
             .select((
                 subscription::id,
                 subscription::payer_id,
@@ -143,7 +142,7 @@ pub(super) fn subscriptions_open(
         let standing = Standing {
             payer_id: row.parse("payer_id", &payer)?,
             reseller_id: row.optional_id("reseller_id", &reseller)?,
-            state: row.named("state", State::from_name(&state))?,
+            state: row.named("state", state.parse().ok())?,
             auto_renew,
             answer_revision,
         };
@@ -194,10 +193,10 @@ pub(super) fn subscriptions_insert(connection: &mut Connection, new: &[Subscript
                 subscription::offer_id.eq(&new.offer_id),
                 subscription::quantity.eq(i64::from(new.quantity)),
                 subscription::friendly_name.eq(&new.friendly_name),
-                subscription::state.eq(new.state.name()),
+                subscription::state.eq(new.state.into_str()),
                 subscription::auto_renew.eq(new.auto_renew),
                 subscription::started_at.eq(new.started_at.naive_utc()),
-                subscription::term.eq(new.term.name()),
+                subscription::term.eq(new.term.into_str()),
                 subscription::term_number.eq(i32::try_from(new.term_number).unwrap_or(i32::MAX)),
                 subscription::term_end.eq(new.term_end.map(|at| at.naive_utc())),
                 subscription::answer_revision.eq(new.answer_revision),
@@ -239,7 +238,7 @@ fn subscription_update(
         )
         .set((
             subscription::quantity.eq(i64::from(changed.quantity)),
-            subscription::state.eq(changed.state.name()),
+            subscription::state.eq(changed.state.into_str()),
             subscription::auto_renew.eq(changed.auto_renew),
             subscription::term_number.eq(i32::try_from(changed.term_number).unwrap_or(i32::MAX)),
             subscription::term_end.eq(changed.term_end.map(|at| at.naive_utc())),
@@ -273,7 +272,7 @@ pub(super) fn changes_insert(connection: &mut Connection, changes: &[(Uuid, Chan
         rows.push((
             subscription_change::subscription_id.eq(id.to_string()),
             subscription_change::number.eq(number),
-            subscription_change::kind.eq(change.kind.name()),
+            subscription_change::kind.eq(change.kind.into_str()),
             subscription_change::changed_at.eq(change.changed_at.naive_utc()),
             subscription_change::actor_tenant.eq(id_or_empty(actor_tenant)),
             subscription_change::actor.eq(id_or_empty(actor)),

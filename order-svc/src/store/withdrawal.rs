@@ -14,7 +14,6 @@ use super::Viewer;
 use super::schema::{subscription_change, withdrawal, withdrawal_effect, withdrawal_partner};
 use super::subscription::AGREEMENT_WITHDRAWN;
 use crate::rules::Time;
-use crate::rules::gate::EvidenceKind;
 use crate::rules::history::HistoryPoint;
 use crate::rules::withdrawal::{Effect, Report, Withdrawal, WithdrawalOutcome};
 
@@ -52,7 +51,7 @@ impl Row {
             revision: self.revision,
             withdrawal: Withdrawal {
                 customer_id: row.parse("customer_id", &self.customer_id)?,
-                kind: row.named("kind", EvidenceKind::from_name(&self.kind))?,
+                kind: row.named("kind", self.kind.parse().ok())?,
                 acceptance_id: row.parse("acceptance_id", &self.acceptance_id)?,
                 partner_id: row.optional_id("partner_id", &self.partner_id)?,
                 uncovered,
@@ -88,7 +87,7 @@ pub(super) fn withdrawal_insert(
     let row = Row {
         revision,
         customer_id: of.customer_id.to_string(),
-        kind: of.kind.name().to_owned(),
+        kind: of.kind.into_str().to_owned(),
         acceptance_id: of.acceptance_id.to_string(),
         partner_id: id_or_empty(of.partner_id),
         withdrawn_at: point.until.naive_utc(),
@@ -123,7 +122,7 @@ pub(super) fn withdrawal_insert(
                 withdrawal_effect::subscription_id.eq(effect.subscription_id.to_string()),
                 withdrawal_effect::payer_id.eq(effect.payer_id.to_string()),
                 withdrawal_effect::reseller_id.eq(id_or_empty(effect.reseller_id)),
-                withdrawal_effect::outcome.eq(effect.outcome.name()),
+                withdrawal_effect::outcome.eq(effect.outcome.into_str()),
             )
         })
         .collect();
@@ -153,7 +152,7 @@ fn withdrawal_archive(connection: &mut Connection, lost: Row) -> Result<(), Erro
             .execute(c)?;
         let cancelled = withdrawal_effect::table
             .filter(withdrawal_effect::revision.eq(revision))
-            .filter(withdrawal_effect::outcome.eq(WithdrawalOutcome::Cancelled.name()))
+            .filter(withdrawal_effect::outcome.eq(WithdrawalOutcome::Cancelled.into_str()))
             .select(withdrawal_effect::subscription_id);
         // What the lost one left alone, the other one may just have ended.
         let causes = subscription_change::table
@@ -297,7 +296,7 @@ pub(crate) fn effect_list(
             subscription_id: row.parse("subscription_id", &id)?,
             payer_id: row.parse("payer_id", &payer)?,
             reseller_id: row.optional_id("reseller_id", &reseller)?,
-            outcome: row.named("outcome", WithdrawalOutcome::from_name(&outcome))?,
+            outcome: row.named("outcome", outcome.parse().ok())?,
         })
     };
     rows.into_iter().map(read).collect()

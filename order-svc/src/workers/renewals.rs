@@ -260,7 +260,8 @@ mod tests {
         assert_eq!(end_terms(&database, &clock, known, until).await.unwrap(), Outcome::Settled);
         assert_eq!(end_terms(&database, &clock, known_too, until).await.unwrap(), Outcome::LostRace);
 
-        let list = move |connection: &mut Connection| change_list(connection, id, 0, 100);
+        // The first change is its creation.
+        let list = move |connection: &mut Connection| change_list(connection, id, 1, 100);
         let changes: Vec<Change> = database.read(list).await.unwrap();
         let kept: Vec<_> = changes.iter().map(|c| (c.number, c.kind, c.term_number)).collect();
         let renewed = ChangeKind::Renewed;
