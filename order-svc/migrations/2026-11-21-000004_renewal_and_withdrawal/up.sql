@@ -1,7 +1,7 @@
 -- Answers are forgotten by age.
 CREATE INDEX request_by_age ON request (answered_at);
 
--- due_at is the end of the current term while a worker must still process it: the subscription has
+-- due_at is the end of the current term while somebody must still process it: the subscription has
 -- not ended, and has a term.
 ALTER TABLE subscription ADD COLUMN due_at TIMESTAMP;
 UPDATE subscription SET due_at = term_end WHERE state IN ('ACTIVE', 'SUSPENDED');
