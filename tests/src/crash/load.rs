@@ -1,4 +1,4 @@
-//! What clients ask of both services while these are killed, and all that they were ever answered.
+//! Load for crash tests: what clients ask while services are killed, and every answer that they got.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -33,7 +33,7 @@ use crate::actions;
 use crate::clients::{As, Identity, reason_of};
 use crate::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, RESELLER, RIGHTS_MANAGEMENT};
 
-/// A request that nobody answers for so long never will be.
+/// A request without an answer for so long counts as lost.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
 
 /// How long one try may take: longer than any wait inside the services.
@@ -160,7 +160,7 @@ pub(super) struct Asked {
     /// What was done, with when that was told; a code where it was refused. A refusal has no effect, but for
     /// the attestation that an order brought along.
     pub told: Vec<(Instant, Result<Done, Code>)>,
-    /// After how many tries nobody knew what had become of it.
+    /// The tries whose outcome is unknown.
     pub unknown: usize,
 }
 

@@ -115,8 +115,9 @@ macro_rules! needs {
     };
 }
 
-/// Says what a test needs that only services of its own can give, and leaves it out where tests run
-/// against a stack. Returns from the surrounding function.
+/// Names what a test needs of services of its own, and skips the test where tests run against a shared stack: there no
+/// test may set the clock, stop a service, fill its limits, write to its database or be believed without a token.
+/// Returns from the surrounding function.
 #[macro_export]
 macro_rules! needs_own {
     ($what:literal) => {
