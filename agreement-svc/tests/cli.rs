@@ -195,7 +195,7 @@ fn wrong_settings_of_mail_are_refused_without_quoting_a_password() {
             ],
             "encrypted connections only",
         ),
-        (vec!["--mail-from", "nobody"], "--mail-from"),
+        (vec!["--mail-from", "no address"], "--mail-from"),
     ] {
         let fixed =
             ["serve", "--auth", "insecure", "--create", "--listen", "127.0.0.1:0", "--database", &database];
@@ -475,7 +475,7 @@ fn a_file_that_cannot_be_read_is_refused_before_anything_is_sent() {
     let (code, said) = import("http://127.0.0.1:1", PARTNER, &good, &[]);
     assert!(code == Some(2) && said.contains("cannot be reached"), "{said}");
     let (code, said) = import(&server.address, Uuid::from_u128(0xdead), &good, &[]);
-    assert!(code == Some(1), "a partner that nobody registered sees no customer: {said}");
+    assert!(code == Some(1), "a partner that is not registered sees no customer: {said}");
     // None of all this stored the row.
     assert_eq!(server.import(&good, &[]).0, Some(0));
     assert_eq!(results(&server.folder.path().join("good.results.csv")), ["1 STORED"]);
@@ -590,6 +590,6 @@ fn a_key_is_made_once_for_its_owner_only_and_signs_tokens() {
     let (empty, at) = (empty.display().to_string(), "http://agreements.example:50051");
     let mixed = run(&["import", &empty, "--token", &secret, "--partner-id", &id, "--user-id", &id]);
     assert!(words(&mixed).contains("cannot be used with"), "{}", words(&mixed));
-    let nobody = run(&["import", &empty, "--address", at]);
-    assert!(words(&nobody).contains("--partner-id"), "{}", words(&nobody));
+    let missing = run(&["import", &empty, "--address", at]);
+    assert!(words(&missing).contains("--partner-id"), "{}", words(&missing));
 }

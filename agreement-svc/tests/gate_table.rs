@@ -65,7 +65,7 @@ const TABLE: [(&str, [&str; 5]); 20] = [
     ("aL= aC=",                              ["A",    "A",    "A",    "A",    "A" ]),
     ("aL= sC=",                              ["A",    "A",    "A",    "S",    "S" ]),
     ("aC= sC=",                              ["t",    "t",    "t",    "S",    "S" ]),
-    // What was withdrawn and given again is not held against anybody.
+    // What was withdrawn and given again is not held against the customer.
     ("aC- aC=",                              ["t",    "t",    "t",    "A",    "A" ]),
     ("aC- aC<",                              ["t",    "t",    "t",    "v",    "v" ]),
     // All reasons that hold.

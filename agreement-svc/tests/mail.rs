@@ -35,7 +35,7 @@ use uuid::Uuid;
 
 const PARTNER: Uuid = Uuid::from_u128(0xd1);
 /// Longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 const CUSTOMER_AGREEMENT: &str = "117a77b0-9360-443b-8795-c6dedc750cf9";
 
@@ -72,7 +72,7 @@ impl Process {
     fn log_until(&self, words: &str) -> Vec<String> {
         let mut lines = vec![];
         loop {
-            match self.log.recv_timeout(PATIENCE) {
+            match self.log.recv_timeout(WAIT_MAX) {
                 Ok(line) => lines.push(line),
                 Err(_) => panic!("it never logs {words}: {lines:#?}"),
             }
@@ -280,7 +280,7 @@ async fn the_mailer_logs_in_with_the_password_of_the_file() {
 }
 
 #[tokio::test]
-async fn the_log_names_nobody_though_the_server_quotes_the_address() {
+async fn the_log_names_no_person_though_the_server_quotes_the_address() {
     let Some(python) = python() else { return };
     let mut server = SmtpServer::start(&python, &["--plan", "550,451,drop"]).await;
     let folder = tempfile::tempdir().unwrap();
@@ -317,7 +317,7 @@ async fn a_crash_between_claim_and_mail_is_followed_by_the_mail_after_the_lease(
     assert_eq!(hanging.event().await, "hung");
     process.kill();
 
-    // The next one's clock is ours, so that nobody has to wait.
+    // The next one's clock is the test's, so that it does not wait.
     let mut server = SmtpServer::start(&python, &[]).await;
     let url = format!("smtp://127.0.0.1:{}?tls=none", server.port);
     let arguments = serve(folder.path(), &["--smtp", &url]);

@@ -358,7 +358,7 @@ async fn a_command_that_hides_a_refused_statement_is_not_told_that_it_was_stored
 }
 
 #[tokio::test]
-async fn nobody_in_a_batch_is_answered_before_its_commit() {
+async fn no_caller_of_a_batch_is_answered_before_its_commit() {
     for backend in Backend::all() {
         let home = Home::new(backend);
         let database = home.open(Writes::Serial);
@@ -397,7 +397,7 @@ async fn nobody_in_a_batch_is_answered_before_its_commit() {
 }
 
 #[tokio::test]
-async fn whoever_is_answered_finds_the_row_on_another_connection() {
+async fn an_answered_write_is_visible_on_another_connection() {
     for (backend, writes) in Backend::all_with_writes() {
         let home = Home::new(backend);
         let database = home.open(writes);
@@ -604,7 +604,7 @@ fn read_around_a_write(
 }
 
 #[tokio::test]
-async fn two_reads_inside_a_snapshot_see_the_same_although_somebody_wrote_in_between() {
+async fn two_reads_inside_a_snapshot_see_the_same_despite_a_write() {
     for backend in Backend::all() {
         let home = Home::new(backend);
         let database = home.open(Writes::Serial);

@@ -213,7 +213,7 @@ impl History {
             }
             Change::AttestationWithdrawn(it) => Some((it.attestation_id, it.uncovered_partner_ids)),
             Change::SignatureWithdrawn(it) => Some((it.signature_id, it.uncovered_partner_ids)),
-            // They change nobody's coverage.
+            // They change no coverage.
             _ => return Ok(()),
         };
         customer.revisions.insert(revision);

@@ -71,10 +71,10 @@ impl AttestationService for Api {
         let read = move |connection: &mut Connection| {
             let unseen = Refusal::NotFound { resource: "attestation", id };
             let attestation = attestation_find(connection, id)?.ok_or_else(|| unseen.clone())?;
-            let is_somebody_elses =
+            let is_of_another =
                 caller.tenant_kind == TenantKind::Partner && caller.tenant_id != attestation.partner_id;
             let customer = visible(connection, viewer(&caller), attestation.customer_id);
-            if is_somebody_elses || matches!(customer, Err(ChangeError::Refused(_))) {
+            if is_of_another || matches!(customer, Err(ChangeError::Refused(_))) {
                 return Err(unseen.into());
             }
             customer?;

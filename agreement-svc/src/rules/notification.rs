@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mail_about_somebody_erased_says_so_and_is_still_sent() {
+    fn the_mail_about_an_erased_person_says_so_and_is_still_sent() {
         let erased = Announcement { first_name: String::new(), last_name: String::new(), ..announcement() };
         expect![[r#"
             Northwind Direct confirmed that Contoso accepted the Microsoft Customer Agreement

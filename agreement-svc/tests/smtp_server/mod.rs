@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 /// Longer than a mail server that answers nothing is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 pub(crate) struct SmtpServer {
     pub(crate) port: u16,
@@ -54,7 +54,7 @@ impl SmtpServer {
 
     /// What happens next.
     pub(crate) async fn event(&mut self) -> String {
-        let event = tokio::time::timeout(PATIENCE, self.events.recv()).await;
+        let event = tokio::time::timeout(WAIT_MAX, self.events.recv()).await;
         match event {
             Ok(Some(event)) => event,
             Ok(None) => panic!("the mail server has ended"),

@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_not_passed_over() {
+    fn an_invalid_event_is_not_passed_over() {
         let right = || event(7, withdrawn(&[&PARTNER.to_string()]));
         let until = time(AT).unwrap();
         assert_eq!(after(6, right()).map(|point| (point.cursor.revision, point.until)), Some((7, until)));

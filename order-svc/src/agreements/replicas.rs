@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_is_given_up_when_its_other_end_is_silent_although_nobody_asks_for_anything() {
+    async fn a_silent_idle_connection_is_given_up() {
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", silent.local_addr().unwrap());
         let replicas = replicas(&["--auth", "insecure", "--agreements", &address]).unwrap();

@@ -1,5 +1,5 @@
 //! What must hold between two databases, the history and everything that clients were told, however often
-//! the services were killed. The clients are quiet meanwhile; what runs unasked goes on.
+//! the services were killed. The clients are quiet meanwhile; background work goes on.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
@@ -145,7 +145,7 @@ fn check_age(evaluated_at: Time, used_at: Time) -> Result<(), String> {
     Err(format!("the gate's answer was {} ms old", age.num_milliseconds()))
 }
 
-/// I1, as a client sees it: what was asked after somebody was told of a withdrawal, or of the end of a
+/// I1, as a client sees it: what was asked after a client had the answer to a withdrawal, or of the end of a
 /// relationship, does not rest on an answer from before it.
 fn nothing_older_than_told(asked: &[Asked], history: &History) -> Result<(), String> {
     let by_acceptance: HashMap<&str, (&str, i64)> = history
@@ -180,7 +180,7 @@ fn nothing_older_than_told(asked: &[Asked], history: &History) -> Result<(), Str
     Ok(())
 }
 
-/// ORD-4: each order has at most the one attestation that it brought along, stored as that of whoever ordered. It
+/// ORD-4: each order has at most the one attestation that it brought along, stored as that of the caller that ordered. It
 /// is there, and stays, once the order was accepted or refused for anything but that the customer is not
 /// there, and the order rests on nothing older. Answers their ids.
 fn brought_once<'r>(asked: &[Asked], acceptances: &'r [Acceptance]) -> Result<BTreeSet<&'r str>, String> {
@@ -202,7 +202,7 @@ fn brought_once<'r>(asked: &[Asked], acceptances: &'r [Acceptance]) -> Result<BT
         };
         let by = (one.by.tenant_id.to_string(), one.by.user_id.to_string());
         if (&known.partner_id, &known.recorded_by, &known.customer_id) != (&by.0, &by.1, &order.customer_id) {
-            return Err(format!("ORD-4: stored as somebody else's: {known:?}: {one:?}"));
+            return Err(format!("ORD-4: stored as another partner's: {known:?}: {one:?}"));
         }
         let gate = one.done().find_map(|(_, done)| done.gated());
         if gate.is_some_and(|(_, gate)| gate.revision < known.revision) {
@@ -215,7 +215,7 @@ fn brought_once<'r>(asked: &[Asked], acceptances: &'r [Acceptance]) -> Result<BT
     }
 }
 
-/// I4: whoever repeats a request is answered the same, and that is what is stored under its id; a request
+/// I4: a repeated request is answered the same, and that is what is stored under its id; a request
 /// that was never answered so has left nothing there. What orders brought along was answered to order-svc,
 /// once.
 fn one_answer_each<'r>(
@@ -255,7 +255,7 @@ fn one_answer_each<'r>(
     }
     match stored.into_keys().next() {
         None => Ok(()),
-        Some(unasked) => Err(format!("I4: nobody asked for {unasked:?}")),
+        Some(extra) => Err(format!("I4: no client asked for {extra:?}")),
     }
 }
 
@@ -379,7 +379,7 @@ fn same<'r, T: Ord + Debug + 'r>(
     }
     match stored.into_iter().find(|one| !told.contains(*one)) {
         None => Ok(()),
-        Some(unknown) => Err(format!("I4: {what} {unknown:?} is stored and nobody was told")),
+        Some(unknown) => Err(format!("I4: {what} {unknown:?} is stored and no client has the answer")),
     }
 }
 
@@ -544,7 +544,7 @@ fn first_purchases_were_reported(
     }
     match first.into_values().next() {
         None => Ok(()),
-        Some(unknown) => Err(format!("DIR-4: nobody is that customer: {unknown:?}")),
+        Some(unknown) => Err(format!("DIR-4: there is no such customer: {unknown:?}")),
     }
 }
 

@@ -57,7 +57,7 @@ const VERSION: u32 = 2;
 /// Requests that are repeated at the same time.
 const REPEATED_AT_ONCE: usize = 8;
 
-/// Customers that may enter their relationship again, for each round. Without an invitation nobody parts.
+/// Customers that may enter their relationship again, for each round. Without an invitation no relationship ends.
 const INVITATIONS_PER_ROUND: usize = 4;
 
 /// Of the address in an attestation that an order brings along; before it stands the order's request id.
@@ -341,7 +341,7 @@ impl Load {
 }
 
 /// Whether an answer says what became of the call. Where no service gave a reason, the connection broke or
-/// nobody listened; `UNAVAILABLE` is what services say when they do not know either.
+/// no server listened; `UNAVAILABLE` is what services say when they do not know either.
 fn is_known(status: &Status) -> bool {
     !reason_of(status).is_empty() && status.code() != Code::Unavailable
 }
@@ -400,7 +400,7 @@ impl Known {
             47..69 => self.order(random),
             _ => self.change(random),
         };
-        // Where there is nothing yet to do that with, and no room for a customer, somebody orders.
+        // Where there is nothing yet to do that with, and no room for a customer, a partner orders.
         let room = self.buyers.len() < CUSTOMERS_MAX;
         let chosen = chosen.or_else(|| if room { None } else { self.order(random) });
         chosen.unwrap_or_else(|| {

@@ -28,7 +28,7 @@ use crate::processes::{Processes, verify};
 /// Clients that call at the same time.
 const CLIENTS: usize = 6;
 
-/// How long to wait for what runs unasked: longer than the minute for which a process that was killed
+/// How long to wait for background work: longer than the minute for which a process that was killed
 /// has claimed what it was at.
 const SETTLE_MAX: Duration = Duration::from_secs(90);
 
@@ -54,7 +54,7 @@ pub struct Summary {
     pub agreements_killed: usize,
     pub orders_killed: usize,
     pub calls: usize,
-    /// Calls that were sent again since nobody knew what had become of them.
+    /// Calls that were sent again because their outcome was unknown.
     pub retried: usize,
     pub orders: usize,
     /// Attestations that orders brought along, of those accepted and of those refused afterwards.
@@ -253,7 +253,7 @@ impl Soak {
         Ok(())
     }
 
-    /// That nobody sent a mail or a report that another replica sends, while nothing failed.
+    /// That no replica sent a mail or a report that another one sends, while nothing failed.
     fn check_tried_once(&mut self) -> Result<(), String> {
         let mails =
             rows::tried_again(&mut rows::snapshot(self.processes.agreements.database())?, "notification")?;
@@ -291,7 +291,7 @@ impl Soak {
         Ok(())
     }
 
-    /// Waits for what runs unasked.
+    /// Waits for background work.
     async fn settle(&mut self, plan: Plan) -> Result<(), String> {
         let began = Instant::now();
         loop {

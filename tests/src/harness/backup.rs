@@ -60,7 +60,7 @@ impl Backup {
         Ok(Self { database: database.clone(), copy })
     }
 
-    /// Makes the database what it was. Nobody may have it open.
+    /// Makes the database what it was. No process may have it open.
     ///
     /// # Errors
     /// The database's.

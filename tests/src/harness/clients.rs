@@ -76,7 +76,7 @@ impl Service<http::Request<Body>> for Identified {
     }
 }
 
-/// Somebody who calls both services.
+/// A caller of both services.
 #[derive(Clone)]
 pub struct As {
     pub agreements: Wire,
@@ -148,13 +148,13 @@ impl As {
 }
 
 impl Identity {
-    /// Nobody: no metadata at all.
+    /// No identity: no metadata at all.
     #[must_use]
     pub fn none() -> Self {
         Self { credentials: None, alias: None }
     }
 
-    /// Somebody, by a token where tests run against a stack, else by its word.
+    /// A caller, by a token where tests run against a stack, else by unverified metadata.
     #[must_use]
     pub fn of(caller: Caller) -> Self {
         let credentials = match Stack::named() {
@@ -164,7 +164,7 @@ impl Identity {
         Self { credentials: Some(credentials), alias: None }
     }
 
-    /// Whoever presents these.
+    /// The caller with these credentials.
     #[must_use]
     pub fn by(credentials: Credentials) -> Self {
         Self { credentials: Some(credentials), alias: None }

@@ -60,7 +60,7 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// Refuses whatever a stack of somebody else's cannot be asked for.
+    /// Refuses what a running stack cannot provide.
     fn check_nothing_is_asked_for(&self) -> Result<(), String> {
         let Self {
             // Where it keeps things, its clock and how fast it is are the stack's own, and it is secured.
@@ -98,7 +98,7 @@ pub struct Cluster {
     orders_metrics: Option<SocketAddr>,
     pki: Option<Pki>,
     state: State,
-    /// What the small world is called on a stack of somebody else's, if this is one. Then nothing runs here.
+    /// What the small world is called on a running stack, if this is one. Then nothing runs here.
     alias: Option<Alias>,
     /// The last revision there was before anything of this cluster's.
     began: i64,
@@ -158,13 +158,13 @@ impl Cluster {
         }
     }
 
-    /// The two services as somebody who calls them.
+    /// The clients of both services, as a caller.
     #[must_use]
     pub fn as_caller(&self, caller: Caller) -> As {
         self.with_identity(self.identity(caller))
     }
 
-    /// Somebody as the services identify callers.
+    /// A caller, as the services identify it.
     #[must_use]
     pub fn identity(&self, caller: Caller) -> Identity {
         match &self.pki {
@@ -188,7 +188,7 @@ impl Cluster {
 
     /// The two services without any identity.
     #[must_use]
-    pub fn as_nobody(&self) -> As {
+    pub fn as_unidentified(&self) -> As {
         self.with_identity(match self.alias {
             Some(alias) => Identity::none().under(alias),
             None => Identity::none(),
@@ -288,7 +288,7 @@ impl Cluster {
         }
     }
 
-    /// A token for somebody, as both services believe it.
+    /// A token for a caller, which both services accept.
     ///
     /// # Panics
     /// As [`Cluster::issuer`].
@@ -418,7 +418,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// The second agreement-svc as somebody who calls it.
+    /// The clients of the second agreement-svc, as a caller.
     ///
     /// # Panics
     /// When there is none.

@@ -76,7 +76,7 @@ impl State {
         self.folder.path()
     }
 
-    /// Leaves the folder behind for whoever has to find out what went wrong.
+    /// Leaves the folder behind for the developer who investigates the failure.
     pub(crate) fn leave_folder(&mut self) -> PathBuf {
         self.folder.disable_cleanup(true);
         self.folder.path().to_owned()

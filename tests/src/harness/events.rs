@@ -35,9 +35,9 @@ impl Cluster {
     /// The refusal.
     pub async fn events_after(&self, revision: i64) -> Result<Vec<Event>, Status> {
         if !self.is_shared() {
-            return self.everybodys_events(revision).await;
+            return self.all_events(revision).await;
         }
-        let mut events = self.everybodys_events(self.began()).await?;
+        let mut events = self.all_events(self.began()).await?;
         let customers: BTreeSet<_> = events.iter().filter_map(own_customer).collect();
         events.retain(|event| {
             let is_own = is_of_the_world(&event.partner_id) || customers.contains(&event.customer_id);
@@ -47,7 +47,7 @@ impl Cluster {
     }
 
     /// What was recorded after a revision, up to what is the last one now.
-    async fn everybodys_events(&self, after_revision: i64) -> Result<Vec<Event>, Status> {
+    async fn all_events(&self, after_revision: i64) -> Result<Vec<Event>, Status> {
         let (head, mut events) = (self.head().await?, vec![]);
         if head == after_revision {
             return Ok(events);

@@ -22,9 +22,9 @@ impl FailoverPair {
     /// What the script says.
     pub(crate) fn start() -> Result<Self, String> {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-        // The servers run as somebody else where this runs as root.
-        let everybody = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(folder.path(), everybody).map_err(|error| error.to_string())?;
+        // The servers run as another user where this runs as root.
+        let readable = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(folder.path(), readable).map_err(|error| error.to_string())?;
         let mut pair = Self { folder, url: String::new() };
         pair.url = pair.ask("pair")?.trim().to_owned();
         Ok(pair)

@@ -152,13 +152,13 @@ impl Issuer {
         Self { signs, name, audience, clock, valid_for }
     }
 
-    /// What a token says of somebody.
+    /// The claims of a caller's token.
     #[must_use]
     pub fn claims(&self, caller: &Caller) -> Value {
         claims(caller, &self.name, &self.audience, self.clock.now(), self.valid_for)
     }
 
-    /// A token for somebody.
+    /// A token for a caller.
     ///
     /// # Panics
     /// When it cannot be signed: then no test means anything.
@@ -178,7 +178,7 @@ impl Issuer {
 }
 
 impl Authority {
-    /// A new one, trusted by nobody yet.
+    /// A new one, not trusted yet.
     ///
     /// # Errors
     /// Why it cannot be made.

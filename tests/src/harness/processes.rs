@@ -17,8 +17,8 @@ use super::clients::{As, Identity};
 use super::databases::{Backend, State};
 use super::service::{endpoint, fetch, lazy};
 
-/// Ports of services that come back on them. Below what the system hands out to whoever asks for any, so
-/// that nobody is given one while its service is down.
+/// Ports of services that come back on them. Below the ports that the system hands out, so
+/// that no other process gets one while its service is down.
 const PORTS: std::ops::Range<u16> = 20_000..30_000;
 
 /// A service that does not serve within this time will not.
@@ -98,7 +98,7 @@ impl Processes {
         Ok(())
     }
 
-    /// The two services as somebody who calls them, whenever they are there, and whichever of each.
+    /// The clients of both services, whenever they are there, and whichever of each.
     #[must_use]
     pub fn as_caller(&self, caller: Caller) -> As {
         let replicas = self.replicas.as_ref();
@@ -120,7 +120,7 @@ impl Processes {
         self.state.folder().join("mails")
     }
 
-    /// Leaves logs, mails and SQLite files behind for whoever has to find out what went wrong.
+    /// Leaves logs, mails and SQLite files behind for the developer who investigates the failure.
     pub(crate) fn leave_behind(&mut self) -> PathBuf {
         self.state.leave_folder()
     }
@@ -141,7 +141,7 @@ pub struct Process {
     name: &'static str,
     port: u16,
     metrics_port: u16,
-    /// Keep the ports until the first start, so that nobody else draws them.
+    /// Keep the ports until the first start, so that no other test draws them.
     reserved: Vec<TcpListener>,
     database: Url,
     arguments: Vec<OsString>,
@@ -247,7 +247,7 @@ impl Process {
         ([127, 0, 0, 1], self.port).into()
     }
 
-    /// It alone as somebody who calls it, whichever service it is.
+    /// The clients of this process, whichever service it is.
     #[must_use]
     pub fn as_caller(&self, caller: Caller) -> As {
         let channel = lazy(self.socket_address());

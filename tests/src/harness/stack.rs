@@ -1,4 +1,4 @@
-//! A stack that somebody else has started, named by its addresses in the environment.
+//! A running stack, named by its addresses in the environment.
 //!
 //! Where one is named, every [`Cluster`](crate::Cluster) is that stack: tests reach it as its users do, with
 //! tokens and over TLS, and never touch its processes, clock or databases. What they cannot do without is
@@ -27,7 +27,7 @@ use super::pki::{Issuer, bearer};
 /// Tokens are made for each client, and no test takes longer.
 const TOKEN_VALID: TimeDelta = TimeDelta::minutes(30);
 
-/// Where a stack is, and what it takes to be somebody there.
+/// Where a stack is, and what it takes to call it.
 pub struct Stack {
     /// Of agreement-svc and order-svc.
     addresses: [String; 2],
@@ -145,7 +145,7 @@ pub(crate) fn is_of_the_world(id: &str) -> bool {
 }
 
 impl Alias {
-    /// One that nobody else has.
+    /// One that no other test has.
     #[must_use]
     pub fn fresh() -> Self {
         let mut alias = WORLD;

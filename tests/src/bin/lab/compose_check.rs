@@ -1,6 +1,6 @@
 //! Holds a running stack of `docker-compose.yml` to what it promises: what its containers may do and know,
 //! and that it says the right thing while parts of it are away and goes on by itself once they are back.
-//! `.ci/compose` starts the stack and names it; whoever runs this must be root on the machine of the engine.
+//! `.ci/compose` starts the stack and names it; this program must run as root on the machine of the engine.
 
 use std::error::Error;
 use std::future::Future;
@@ -39,7 +39,7 @@ pub(crate) async fn run() -> Outcome {
     }
     println!("no container is root, can write to its image, can gain privileges or has a capability");
     secrets_stay_with_their_owners()?;
-    println!("no secret is in an environment, and nobody has another's");
+    println!("no secret is in an environment, and no service has another's");
     connections_are_encrypted()?;
     println!("PostgreSQL is entered over TLS only, each database by its own service");
 
@@ -55,7 +55,7 @@ pub(crate) async fn run() -> Outcome {
     println!("without agreement-svc nothing is sold and orders are read; once it is back, all is as before");
 
     orders.does("stop")?;
-    shop.is_refused_by_nobody_but_order_svc().await?;
+    shop.is_refused_by_order_svc_alone().await?;
     orders.does("start")?;
     shop.sells_again().await?;
     println!("without order-svc agreements are read and made; once it is back, all is as before");
@@ -169,7 +169,7 @@ impl Container {
     }
 }
 
-/// Each service has a folder of secrets. What is in it, nobody else can read, and no environment shows it.
+/// Each service has a folder of secrets. No other service can read it, and no environment shows it.
 fn secrets_stay_with_their_owners() -> Result<(), String> {
     let owners = ["postgres", "agreement-svc", "order-svc"].map(Container::of);
     let mut known = vec![];
@@ -284,13 +284,13 @@ impl Shop {
             Err(refused) if refused.code() == Code::Unavailable => {
                 refused.get_details_retry_info().ok_or("the refusal does not say when to come back")?;
             }
-            other => return Err(format!("an order while nobody can be asked: {other:?}").into()),
+            other => return Err(format!("an order while the gate is down: {other:?}").into()),
         }
         self.reads().await?;
         Ok(())
     }
 
-    async fn is_refused_by_nobody_but_order_svc(&self) -> Outcome {
+    async fn is_refused_by_order_svc_alone(&self) -> Outcome {
         if self.reads().await.is_ok() {
             return Err("order-svc answers though it was stopped".into());
         }

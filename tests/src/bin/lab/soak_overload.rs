@@ -35,7 +35,7 @@ use uuid::Uuid;
 
 use crate::load::{closed_loop, number, percentile, rate};
 
-/// Calls in flight while nobody is to be refused: fewer than one tenant may have.
+/// Calls in flight while no call is to be refused: fewer than one tenant may have.
 const IN_FLIGHT: usize = 64;
 
 /// What the partner that asks for little offers, of what can be served.
@@ -64,7 +64,7 @@ const RECOVERY_MIN: f64 = 0.8;
 const ANSWERED_MIN: f64 = 0.3;
 
 /// Calls that one connection may have open. What is due while all are is not sent, and only counted: every client of
-/// HTTP/2 has to wait then, so more than that nobody can offer over as many connections.
+/// HTTP/2 has to wait then, so no client can offer more over as many connections.
 const OPEN_MAX: usize = 256;
 
 /// Before every message stand a flag and its length.
@@ -106,7 +106,7 @@ enum Subject {
     Order,
 }
 
-/// Somebody who asks, over some connections, about customers of its own.
+/// A partner that asks, over some connections, about customers of its own.
 struct Partner {
     connections: Vec<SendRequest<Bytes>>,
     /// What every call begins with.
@@ -300,7 +300,7 @@ impl Partner {
             actions::attest_now(&caller, &customer).await?;
             partner.customers.push(customer);
         }
-        let server = partner.opening.uri().authority().ok_or("nobody is called")?.to_string();
+        let server = partner.opening.uri().authority().ok_or("the address has no host")?.to_string();
         for _ in 0..connections {
             let stream = TcpStream::connect(&server).await?;
             stream.set_nodelay(true)?;
@@ -343,7 +343,7 @@ async fn exchange(
     Ok((body.trailers().await?.unwrap_or(head.headers), answer))
 }
 
-/// What is served with a fixed number of calls in flight, when nobody is refused.
+/// What is served with a fixed number of calls in flight, when no call is refused.
 async fn served(
     subject: Subject,
     partner: &Arc<Partner>,

@@ -234,7 +234,7 @@ async fn a_server_that_stops_answers_what_it_took_and_says_so(#[case] backend: B
 
 #[apply(each_backend)]
 async fn who_sends_and_never_reads_is_not_read_for_long(#[case] backend: Backend) {
-    tests::needs_own!("a history that nobody else adds to");
+    tests::needs_own!("a history of its own");
     tests::needs!(backend);
     // Answers of 90 bytes: the client takes 64 KiB of them, the server encodes another 32 KiB and
     // keeps 128 rows and answers.

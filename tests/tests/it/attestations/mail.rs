@@ -81,7 +81,7 @@ impl Post {
         read.into_inner().attestation.unwrap().notification.unwrap()
     }
 
-    /// Waits until the announcement is in this state after so many attempts, and the last is over: nobody
+    /// Waits until the announcement is in this state after so many attempts, and the last is over: no process
     /// has it claimed.
     async fn settled(&self, id: &str, state: NotificationState, attempts: u32) -> Notification {
         let settled = async {
@@ -113,7 +113,7 @@ impl Post {
     }
 }
 
-/// Somebody to be erased.
+/// A person to be erased.
 fn person() -> Contact {
     Contact {
         first_name: "Zebulon".into(),
@@ -300,7 +300,7 @@ async fn replicas_never_claim_the_same_announcement() {
         agreement_svc::serve(config, clock, listeners, stopped).await.unwrap();
     });
 
-    // Both claim at the same moment: nobody may write to the table until both want to.
+    // Both claim at the same moment: no process may write to the table until both want to.
     let Url::Postgres(url) = post.cluster.agreements_database() else { panic!("not on PostgreSQL") };
     let mut gate = PgConnection::establish(url).unwrap();
     gate.batch_execute("BEGIN; LOCK TABLE notification IN EXCLUSIVE MODE").unwrap();

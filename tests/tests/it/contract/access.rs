@@ -34,7 +34,7 @@ use uuid::Uuid;
 
 /// Who is let in, written out by hand from the rules ROLE-1 to ROLE-5 and the contract's columns
 /// "who", so that a slip in the services' own tables shows here. The columns, `-` where the caller is
-/// turned away: nobody | a partner user with ADMIN_AGENT, SALES_AGENT, HELPDESK_AGENT, GLOBAL_ADMIN,
+/// turned away: no identity | a partner user with ADMIN_AGENT, SALES_AGENT, HELPDESK_AGENT, GLOBAL_ADMIN,
 /// no role | a customer user with GLOBAL_ADMIN, without that role | an operator | a service.
 #[rustfmt::skip]
 const LET_IN: [(&str, &str); 52] = [
@@ -101,7 +101,7 @@ fn kinds() -> Vec<(usize, &'static str, Option<Caller>)> {
     let service = Uuid::from_u128(0x5e);
     let of = |kind, tenant, roles: &[Role]| Some(caller(kind, tenant, roles));
     vec![
-        (0, "nobody", None),
+        (0, "no identity", None),
         (1, "partner user with ADMIN_AGENT", of(TenantKind::Partner, DIRECT, &[Role::AdminAgent])),
         (2, "partner user with SALES_AGENT", of(TenantKind::Partner, DIRECT, &[Role::SalesAgent])),
         (3, "partner user with HELPDESK_AGENT", of(TenantKind::Partner, DIRECT, &[Role::HelpdeskAgent])),
@@ -174,7 +174,7 @@ pub(crate) async fn call(
     ask(InterceptedService::new(wire.clone(), identity), path, message).await
 }
 
-/// The same, by somebody whose calls go through a service of its own.
+/// The same, by a caller whose calls go through a service of its own.
 pub(crate) async fn ask<S>(service: S, path: &str, message: &[u8]) -> Result<Vec<u8>, Status>
 where
     S: GrpcService<Body, Error: Display>,
@@ -250,7 +250,7 @@ async fn with_tokens_over_mutual_tls_the_table_is_the_same() {
 }
 
 async fn see_whom_the_table_lets_in(cluster: &Cluster) {
-    let services = cluster.as_nobody();
+    let services = cluster.as_unidentified();
     let mut wrong = vec![];
     for (path, row) in LET_IN {
         let marks = marks(row);
@@ -272,9 +272,9 @@ async fn see_whom_the_table_lets_in(cluster: &Cluster) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn without_an_identity_the_answer_is_about_the_identity_whatever_the_call() {
     let cluster = Cluster::on(Backend::Sqlite).await;
-    let nobody = cluster.as_nobody();
+    let unidentified = cluster.as_unidentified();
     for (path, _) in LET_IN {
-        let refused = call(wire(&nobody, path), Identity::none(), path, &[]).await.unwrap_err();
+        let refused = call(wire(&unidentified, path), Identity::none(), path, &[]).await.unwrap_err();
         assert_eq!((refused.code(), reason_of(&refused).as_str()), IDENTITY_REQUIRED, "{path}");
     }
 }
@@ -308,7 +308,7 @@ fn the_services_that_health_knows_are_those_of_the_contract() {
     assert_eq!(known.map(|service| (*service).to_owned()).collect::<BTreeSet<_>>(), in_the_contract);
 }
 
-/// Everybody may make these, so that only the identity can be wrong.
+/// Every identified caller may make these, so that only the identity can be wrong.
 pub(crate) const FOR_EVERYONE: [&str; 2] =
     ["/csp.agreement.v1.TemplateService/GetTemplate", "/csp.order.v1.OfferService/GetOffer"];
 
@@ -366,7 +366,7 @@ async fn a_malformed_identity_is_no_identity_and_the_refusal_names_the_claim() {
         ("x-channel", &BAD_CHANNELS[..]),
     ];
     let cluster = Cluster::on(Backend::Sqlite).await;
-    let services = cluster.as_nobody();
+    let services = cluster.as_unidentified();
     let mut wrong = vec![];
     for path in FOR_EVERYONE {
         let sound = call(wire(&services, path), claiming("x-channel", None), path, &[]).await;
@@ -401,7 +401,7 @@ async fn unknown_roles_grant_nothing_and_take_nothing_away() {
     let readable =
         ["/csp.agreement.v1.CustomerService/ListCustomers", "/csp.order.v1.OrderService/ListOrders"];
     let cluster = Cluster::on(Backend::Sqlite).await;
-    let services = cluster.as_nobody();
+    let services = cluster.as_unidentified();
     for path in readable {
         for roles in [
             &b""[..],
@@ -429,7 +429,7 @@ async fn unknown_roles_grant_nothing_and_take_nothing_away() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_call_that_is_in_no_table_is_for_nobody_however_it_is_spelled() {
+async fn a_call_without_a_policy_row_is_refused() {
     let cluster = Cluster::on(Backend::Sqlite).await;
     let operator = cluster.as_caller(world::operator());
     for path in [
@@ -463,15 +463,15 @@ async fn a_call_that_is_in_no_table_is_for_nobody_however_it_is_spelled() {
 
 /// Both servers with the services that each serves.
 fn servers(cluster: &Cluster) -> [(&'static str, Channel, &'static [&'static str]); 2] {
-    let nobody = cluster.as_nobody();
+    let unidentified = cluster.as_unidentified();
     [
-        ("agreement-svc", nobody.agreements, agreement_svc::SERVICES),
-        ("order-svc", nobody.orders, order_svc::SERVICES),
+        ("agreement-svc", unidentified.agreements, agreement_svc::SERVICES),
+        ("order-svc", unidentified.orders, order_svc::SERVICES),
     ]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn health_is_told_to_everybody_for_each_service_and_overall() {
+async fn health_needs_no_identity() {
     let cluster = Cluster::on(Backend::Sqlite).await;
     for (server, wire, services) in servers(&cluster) {
         let mut health = HealthClient::new(wire);
@@ -486,7 +486,7 @@ async fn health_is_told_to_everybody_for_each_service_and_overall() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn reflection_tells_everybody_what_is_served_here_and_nothing_that_is_not() {
+async fn reflection_needs_no_identity() {
     let cluster = Cluster::on(Backend::Sqlite).await;
     for (server, wire, services) in servers(&cluster) {
         let mut reflection = ServerReflectionClient::new(wire);

@@ -1,5 +1,5 @@
-//! Many callers at once, the same request twice, and rows that make no sense: what is stored stays
-//! one history, and everybody hears the truth about it.
+//! Many callers at once, the same request twice, and damaged rows: what is stored stays
+//! one history, and every caller gets a true answer.
 //!
 //! The clients run on a worker thread, so that they hang up while a test waits for a service to
 //! drain; otherwise each stop would take as long as a drain may.
@@ -782,7 +782,7 @@ async fn pages_show_every_row_once_in_key_order_while_others_are_added(#[case] b
     });
     let orders: Vec<String> = join_all(orders).await;
 
-    // Nobody adds anything: each list is complete, and nothing else is in it.
+    // No caller adds anything: each list is complete, and nothing else is in it.
     let known = |ids: &[String]| ids.iter().cloned().collect::<BTreeSet<_>>();
     assert_eq!(known(&customer_pages(&agents[0]).await), known(&customers));
     assert_eq!(known(&order_pages(&agents[0]).await), known(&orders));
@@ -1069,7 +1069,7 @@ async fn changes_by_many_partners_at_once_form_one_history_without_gaps_or_names
     check_history(&mut behind(cluster.agreements_database()), PARTNERS * CUSTOMERS);
 }
 
-/// Somebody whose particulars cannot occur anywhere by chance.
+/// A person whose particulars cannot occur anywhere by chance.
 fn nameable(first_name: &str, n: usize) -> Contact {
     Contact {
         first_name: format!("Xq{first_name}{n}x"),

@@ -1,5 +1,5 @@
-//! Limits: what is too much is refused at once and in words, nobody takes everything, whoever is slow holds up
-//! nobody else, and when it is over everything goes on.
+//! Overload: calls above a limit are rejected with a reason, no tenant takes every slot, a slow client holds up
+//! no other, and when it is over everything goes on.
 
 use std::time::Duration;
 
@@ -112,11 +112,11 @@ async fn excess_is_refused_and_a_modest_tenant_is_served(#[case] backend: Backen
     // Who asks for little finds room, though the two would have taken everything.
     let seen = cluster.as_caller(world::operator()).orders().list_orders(ListOrdersRequest::default()).await;
     assert_eq!(seen.unwrap().into_inner().orders.len(), 2);
-    // What makes no sense is refused in the same way: it is not looked at.
+    // A malformed message is rejected in the same way: it is not read.
     let refused = direct.orders().create_order(CreateOrderRequest::default()).await.unwrap_err();
     assert_overloaded(&refused, "TENANT_OVERLOADED");
 
-    // When the last place is taken, everybody hears so; but for health.
+    // When the last slot is taken, every call but health is rejected.
     let (_, third) = order_often(&stranger(1), &customers[0], 1).await;
     let (_, fourth) = order_often(&stranger(2), &customers[0], 1).await;
     let refused = world::order(&stranger(3), &customers[0], None, 5).await.unwrap_err();
@@ -136,7 +136,7 @@ async fn excess_is_refused_and_a_modest_tenant_is_served(#[case] backend: Backen
     assert!(after.count() >= 4, "{backend:?}");
 }
 
-/// Keeps whoever writes to agreement-svc's database waiting, until it is dropped.
+/// Keeps writers of agreement-svc's database waiting, until it is dropped.
 enum Lock {
     Sqlite(#[expect(dead_code, reason = "its end is what matters")] SqliteConnection),
     Postgres(#[expect(dead_code, reason = "its end is what matters")] PgConnection),
@@ -185,7 +185,7 @@ async fn the_gate_answers_while_one_partner_uses_its_share(#[case] backend: Back
         let ended = timeout(LONG, creating.next()).await.unwrap().unwrap().unwrap();
         assert_overloaded(&ended.unwrap_err(), "TENANT_OVERLOADED");
     }
-    // Ordering needs agreement-svc, and order-svc asks for everybody: also for the greedy one.
+    // Ordering needs agreement-svc, and order-svc asks for all tenants: also for the greedy one.
     let orders = (0..MANY).map(async |_| world::order(&direct, &customer, None, 5).await);
     for ordered in join_all(orders).await {
         match ordered {
@@ -221,7 +221,7 @@ async fn one_operator_has_at_most_half_of_the_watchers() {
         let request = WatchEventsRequest::default();
         cluster.as_caller(caller).events().watch_events(request).await
     };
-    // The cluster's own watcher is there before anybody else.
+    // The cluster's own watcher is there first.
     let following = async {
         while cluster.orders_metrics().await.unwrap().contains("order_svc_history_behind_seconds inf") {}
     };
@@ -244,13 +244,13 @@ async fn health_watchers_do_not_block_health_checks() {
     tests::needs_own!("limits and connections that it fills");
     const ANYBODYS_MAX: usize = 256;
     let cluster = Cluster::start(few_calls(Backend::Sqlite)).await.unwrap();
-    let mut health = HealthClient::new(cluster.as_nobody().orders);
+    let mut health = HealthClient::new(cluster.as_unidentified().orders);
     let mut watchers = vec![];
     for _ in 0..ANYBODYS_MAX {
         watchers.push(health.watch(HealthCheckRequest::default()).await.unwrap());
     }
     // On a connection of its own: that one is full.
-    let mut other = HealthClient::new(cluster.as_nobody().orders);
+    let mut other = HealthClient::new(cluster.as_unidentified().orders);
     let refused = other.watch(HealthCheckRequest::default()).await.unwrap_err();
     assert_overloaded(&refused, "OVERLOADED");
     other.check(HealthCheckRequest::default()).await.unwrap();
@@ -369,7 +369,7 @@ async fn too_large_headers_are_refused_and_the_connection_stays() {
         let (mut request, message) = get_offer(&cluster, DIRECT);
         request.headers_mut().insert("x-more", "a".repeat(bytes).parse().unwrap());
         let (answer, mut send) = client.send_request(request, false).unwrap();
-        // Nobody may be interested in it any more.
+        // The client may have gone.
         drop(send.send_data(message, true));
         let answer = timeout(LONG, answer).await.unwrap();
         let served =

@@ -168,7 +168,7 @@ impl EventService for History {
 }
 
 fn away() -> Status {
-    Status::unavailable("there is nobody to pass it to")
+    Status::unavailable("there is no server to pass it to")
 }
 
 async fn pass(to: Option<Channel>, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {

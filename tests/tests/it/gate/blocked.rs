@@ -253,7 +253,7 @@ async fn a_partner_sees_which_of_its_customers_are_blocked_why_and_what_it_can_d
     assert!(remedies.into_iter().all(|remedy| remedy.template_id == CUSTOMER_AGREEMENT));
     let active = active(&customers);
     check_against_the_gate(&direct, (DIRECT, None), &active, None).await;
-    // Whoever only reads is shown no remedies of its own.
+    // A user who only reads gets no remedies of its own.
     let helpdesk = cluster.as_caller(caller(TenantKind::Partner, DIRECT, &[Role::HelpdeskAgent]));
     assert!(blocked(&helpdesk, None).await.iter().all(|row| row.remedies.is_empty()));
     // The other provider's customers are none of its business, and acceptance does not exist elsewhere.
@@ -282,7 +282,7 @@ async fn a_partner_sees_which_of_its_customers_are_blocked_why_and_what_it_can_d
 
 #[apply(each_backend)]
 async fn a_version_that_is_scheduled_is_seen_from_the_day_on_which_it_is_due(#[case] backend: Backend) {
-    tests::needs_own!("templates that nobody else uses");
+    tests::needs_own!("templates of its own");
     tests::needs!(backend);
     let cluster = Cluster::on(backend).await;
     world::register_partners(&cluster).await.unwrap();
@@ -668,7 +668,7 @@ async fn a_rehearsal_tells_whom_publishing_would_stop_and_stores_nothing(#[case]
     assert_eq!(stored.template.unwrap().versions.len(), 2);
     assert_eq!(names(&blocked(&direct, Some(by)).await), ["Never", "Old"]);
 
-    // Really published, the very same are blocked, and nobody else.
+    // Really published, the very same are blocked, and no others.
     let before = [blocked(&direct, Some(by)).await, blocked(&provider, Some(by)).await];
     let published = publish(&operator, planned).await.unwrap();
     assert_eq!(published.impact, None);

@@ -263,10 +263,10 @@ async fn payer_customer_and_reseller_must_belong_together() {
     let nosy = check(&direct, question(PROVIDER, &resold, Some(RESELLER))).await.unwrap_err();
     assert_eq!(nosy.code(), Code::NotFound);
     let invented = check(&direct, question(DIRECT, &stranger.to_string(), None)).await.unwrap_err();
-    let somebody_elses = check(&direct, question(DIRECT, &resold, None)).await.unwrap_err();
+    let of_another = check(&direct, question(DIRECT, &resold, None)).await.unwrap_err();
     assert_eq!(
         invented.message().replace(&stranger.to_string(), "ID"),
-        somebody_elses.message().replace(&resold, "ID")
+        of_another.message().replace(&resold, "ID")
     );
 }
 
@@ -384,10 +384,10 @@ async fn an_assumed_attestation_is_answered_as_the_real_one_is(#[case] backend: 
             template_version: would_be.template_version,
         });
         let assuming = CheckEligibilityRequest { assumed_attestation, ..plain.clone() };
-        let unasked = check(&service, plain.clone()).await.unwrap();
+        let plainly = check(&service, plain.clone()).await.unwrap();
         let mut assumed = check(&service, assuming).await.unwrap();
         // Assuming leaves nothing behind.
-        assert_eq!(check(&service, plain.clone()).await.unwrap(), unasked, "{about}");
+        assert_eq!(check(&service, plain.clone()).await.unwrap(), plainly, "{about}");
 
         let new = CreateAttestationRequest { validate_only: false, ..new };
         let stored = direct.attestations().create_attestation(new).await.unwrap().into_inner();

@@ -227,7 +227,7 @@ async fn an_erased_person_is_gone_and_no_other_person_is(#[case] backend: Backen
     let head = verify(cluster, &[]).await.head;
     let nothing = erase(cluster, &email, people.mails.path()).await.unwrap();
     assert_eq!(nothing, Erased { mails: Some(0), ..Erased::default() });
-    assert!(nothing.to_string().contains("nobody"), "{nothing}");
+    assert!(nothing.to_string().contains("no person"), "{nothing}");
     assert_eq!(verify(cluster, &[]).await.head, head, "{backend:?}");
 }
 

@@ -142,7 +142,7 @@ async fn a_signature_opens_the_gate_for_every_partner_until_it_is_withdrawn(#[ca
     assert_eq!(gate(&provider, PROVIDER, &customer).await.0, Decision::Allowed);
     assert!(!status_of(&admin, &customer).await.is_signed);
 
-    // Replayed, repeated, and not somebody else's business.
+    // Replayed, repeated, and invisible to others.
     let replay = admin.signatures().withdraw_signature(request).await.unwrap().into_inner();
     assert_eq!(replay, withdrawn);
     let again = withdrawal(&signature.signature_id);
@@ -162,7 +162,7 @@ async fn a_signature_opens_the_gate_for_every_partner_until_it_is_withdrawn(#[ca
 /// DIR-1, DIR-3.
 #[apply(each_backend)]
 async fn a_later_version_asks_for_a_new_signature_and_replaces_the_old_one(#[case] backend: Backend) {
-    tests::needs_own!("templates that nobody else uses");
+    tests::needs_own!("templates of its own");
     tests::needs!(backend);
     let (cluster, direct) = world_on(backend).await;
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
@@ -222,7 +222,7 @@ async fn who_bought_before_it_ever_signed_goes_through_its_partner(#[case] backe
 
 /// INV-1.
 #[apply(each_backend)]
-async fn whoever_accepts_an_invitation_becomes_a_customer_and_signs_in_one_step(#[case] backend: Backend) {
+async fn accepting_an_invitation_makes_a_customer_and_signs(#[case] backend: Backend) {
     tests::needs!(backend);
     let (cluster, direct) = world_on(backend).await;
     let request = world::new_invitation(None, None);
@@ -247,8 +247,8 @@ async fn whoever_accepts_an_invitation_becomes_a_customer_and_signs_in_one_step(
     let outdated = admin.signatures().accept_invitation(outdated).await.unwrap_err();
     assert_eq!(refused(&outdated), precondition("VERSION_CHANGED"));
     let request = GetCustomerRequest { customer_id: tenant.to_string() };
-    let nobody = direct.customers().get_customer(request.clone()).await.unwrap_err();
-    assert_eq!(refused(&nobody), not_found(), "a refused acceptance leaves nothing behind");
+    let unseen = direct.customers().get_customer(request.clone()).await.unwrap_err();
+    assert_eq!(refused(&unseen), not_found(), "a refused acceptance leaves nothing behind");
 
     // With the token a page can show what it is about; link, text and recipient stay the partner's.
     let shown =
@@ -376,7 +376,7 @@ async fn a_resellers_invitation_enters_both_partners_and_the_customer_sees_them(
     assert!(invited.mail_subject.contains("Adventure Works Reselling"));
     assert_eq!(invitation(&provider, &invited.invitation_id).await.unwrap(), invited);
 
-    // Whoever is no longer linked cannot bring customers.
+    // A reseller that is no longer linked cannot bring customers.
     let unlink = UnlinkResellerRequest {
         request_id: world::request_id(),
         provider_id: PROVIDER.to_string(),
@@ -448,7 +448,7 @@ async fn a_customer_is_created_with_an_invitation_in_one_step_or_not_at_all(#[ca
     let (customer, invited) = (created.customer.unwrap().customer_id, created.invitation.unwrap());
     assert_eq!(invited.customer_id, customer);
     assert_eq!(gate(&direct, DIRECT, &customer).await.0, Decision::Blocked);
-    // Made for this customer, so nobody else can even see it.
+    // Made for this customer, so no other customer can see it.
     let stranger = cluster.as_caller(world::admin(Uuid::from_u128(0xbad)));
     let unseen = stranger.signatures().accept_invitation(acceptance(&invited, Some("Other"))).await;
     assert_eq!(refused(&unseen.unwrap_err()), not_found());

@@ -75,7 +75,7 @@ async fn traffic(as_operator: &As, direct: &As) {
     world::order(direct, &customer, None, 1).await.unwrap_err();
     world::attest(direct, &customer, Clock::system().now()).await.unwrap();
     world::order(direct, &customer, None, 1).await.unwrap();
-    direct.orders().create_order(world::new_order("nobody", None, OFFICE, 1)).await.unwrap_err();
+    direct.orders().create_order(world::new_order("no id", None, OFFICE, 1)).await.unwrap_err();
     let stranger = world::request_id();
     direct.orders().create_order(world::new_order(&stranger, None, OFFICE, 1)).await.unwrap_err();
     for path in ["/csp.order.v1.OrderService/Invent", "/jane.doe@contoso.example"] {
@@ -166,7 +166,7 @@ async fn prometheus_takes_what_both_services_say_and_alarms_and_dashboard_ask_fo
             .collect();
         assert!(asked.len() > 5, "{file}: {asked:?}");
         for name in asked {
-            assert!(said.contains(name), "{file} asks for {name}, which nobody says: {said:#?}");
+            assert!(said.contains(name), "{file} asks for {name}, which is not exposed: {said:#?}");
         }
     }
 }
@@ -289,7 +289,7 @@ async fn what_is_not_done_yet_is_counted_with_the_age_of_the_oldest(#[case] back
     tests::needs_own!("metrics of services of its own");
     tests::needs!(backend);
     let clock = Clock::manual(Clock::system().now());
-    // Nobody takes mails.
+    // No server takes mails.
     let smtp = Some("smtp://127.0.0.1:1?tls=none".to_owned());
     let setup = Setup { backend, clock: clock.clone(), smtp, ..Setup::default() };
     let mut cluster = Cluster::start(setup).await.unwrap();
@@ -336,7 +336,7 @@ async fn a_database_that_does_not_answer_is_said_not_to_and_nothing_is_made_up(#
     let read = read.map(|name| format!("agreement_svc_{name}"));
     let now = numbers(&cluster).await;
     assert!(read.iter().all(|name| now.contains_key(name)), "{now:#?}");
-    // It fails on one, and keeps everybody waiting on the other.
+    // It fails on one, and keeps every caller waiting on the other.
     let mut held = None;
     match backend {
         Backend::Sqlite => cluster.agreements_sql("ALTER TABLE notification RENAME TO gone").unwrap(),

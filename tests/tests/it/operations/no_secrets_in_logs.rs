@@ -186,7 +186,7 @@ async fn fail(direct: &As, customer: &str, token: &str) {
         (accept.invitation_id, accept.token) = (world::request_id(), token.to_owned());
         admin.signatures().accept_invitation(marked(accept)).await.unwrap_err();
     }
-    // Text that is none, calls that there are none of, and identities that make no sense.
+    // Text that is none, calls that there are none of, and malformed identities.
     let any = || prost_types::Any { type_url: MARK.into(), value: [MARK.as_bytes(), &[0xff]].concat() };
     for to in [&direct.agreements, &direct.orders] {
         let identified = |mut request: Request<prost_types::Any>| {
@@ -213,9 +213,7 @@ async fn until_said(service: &Process, words: &str, times: usize) {
 }
 
 #[apply(each_backend)]
-async fn nobody_and_no_secret_is_named_in_what_is_said_whatever_is_asked_and_whatever_fails(
-    #[case] backend: Backend,
-) {
+async fn no_person_and_no_secret_is_in_the_logs(#[case] backend: Backend) {
     tests::needs_own!("processes that it listens to");
     tests::needs!(backend);
     let Some(python) = python() else { return };
@@ -257,7 +255,7 @@ async fn nobody_and_no_secret_is_named_in_what_is_said_whatever_is_asked_and_wha
     let direct = as_caller(&processes, world::sales(DIRECT));
     let (customer, token) = succeed(&direct).await;
     fail(&direct, &customer, &token).await;
-    // One mail is refused for good, others are taken, and some meet nobody.
+    // One mail is refused for good, others are taken, and some find no server.
     assert!(mail_server.event().await.starts_with("refused"));
     mail_server.mail().await;
     drop(mail_server);

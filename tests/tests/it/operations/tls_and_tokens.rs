@@ -1,5 +1,5 @@
 //! Both services with signed tokens and mutual TLS: what is forged is refused, and everything that
-//! identifies anybody can be replaced while they serve.
+//! identifies a caller can be replaced while they serve.
 
 #![expect(clippy::unwrap_used, reason = "an unexpected answer fails the test")]
 
@@ -25,7 +25,7 @@ use uuid::Uuid;
 use crate::contract::access::{FOR_EVERYONE, call, wire};
 
 /// Longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 async fn secured() -> Cluster {
     Cluster::start(Setup { secured: true, ..Setup::default() }).await.unwrap()
@@ -43,7 +43,7 @@ async fn until<T, F: Future<Output = T>>(
         if is_so(&answer) {
             return answer;
         }
-        assert!(began.elapsed() < PATIENCE, "{about}: that never happened");
+        assert!(began.elapsed() < WAIT_MAX, "{about}: that never happened");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -69,7 +69,7 @@ fn sending(
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_is_forged_or_of_no_use_is_refused_by_both_services_with_what_is_the_matter() {
     let cluster = secured().await;
-    let (issuer, services) = (cluster.issuer(), cluster.as_nobody());
+    let (issuer, services) = (cluster.issuer(), cluster.as_unidentified());
     let signed = |claims: &Value| issuer.signs().sign(claims).unwrap();
     // An operator may do most.
     let operator = issuer.claims(&world::operator());
@@ -113,7 +113,7 @@ async fn what_is_forged_or_of_no_use_is_refused_by_both_services_with_what_is_th
         ("another issuer", signed(&with("iss", json!("https://other.example"))), "iss"),
         ("no tenant", signed(&with("tenant_id", json!(null))), "tenant_id"),
         ("no kind of tenant", signed(&with("tenant_kind", json!("GOD"))), "tenant_kind"),
-        ("no user", signed(&with("sub", json!("somebody"))), "sub"),
+        ("no user", signed(&with("sub", json!("no id"))), "sub"),
         ("a channel that is none", signed(&with("channel", json!("RENEWAL"))), "channel"),
     ];
     let mut wrong = vec![];
@@ -138,7 +138,7 @@ async fn what_is_forged_or_of_no_use_is_refused_by_both_services_with_what_is_th
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn only_one_bearer_token_identifies_and_metadata_beside_it_counts_for_nothing() {
     let cluster = secured().await;
-    let services = cluster.as_nobody();
+    let services = cluster.as_unidentified();
     let token = |caller| cluster.token(&caller);
     let operator_word = || {
         let mut word = vec![("x-tenant-kind", "OPERATOR".to_owned())];
@@ -265,7 +265,7 @@ async fn a_file_is_imported_by_whom_a_token_names_over_mutual_tls() {
 async fn the_keys_of_the_issuer_are_replaced_while_both_services_serve() {
     tests::needs_own!("keys and certificates that it makes");
     let cluster = secured().await;
-    let services = cluster.as_nobody();
+    let services = cluster.as_unidentified();
     let (next, _) = SigningKey::generate().unwrap();
     let issuer = cluster.issuer();
     let old = || Identity::by(bearer(&issuer.token(&world::operator())));
@@ -277,7 +277,7 @@ async fn the_keys_of_the_issuer_are_replaced_while_both_services_serve() {
         (SigningKey::public_set(&[issuer.signs(), &next]), (true, true)),
         (SigningKey::public_set(&[&next]), (false, true)),
         ("not a set at all".to_owned(), (false, true)),
-        // Whoever empties it wants nobody to be let in.
+        // An empty set locks every caller out.
         (r#"{"keys": []}"#.to_owned(), (false, false)),
         (SigningKey::public_set(&[issuer.signs()]), (true, false)),
     ];
@@ -304,7 +304,7 @@ async fn without_a_valid_token_of_its_own_order_svc_sells_nothing_until_it_is_gi
     let order = || place(&direct, world::new_order(&customer_id, None, OFFICE, 5));
     let issuer = pki.issuer();
     let expired = issuer.signs().sign(&json!({"exp": 1})).unwrap();
-    // One that is believed, of somebody who may not ask for others.
+    // One that is believed, of a caller that may not ask for others.
     let partners = issuer.token(&world::sales(Uuid::from_u128(0xbad)));
     for token in [expired, partners] {
         pki.put("service.token", &token).unwrap();
@@ -346,7 +346,7 @@ async fn a_client_is_let_in_by_a_certificate_of_the_authority_and_by_no_other() 
         assert!(ask(address, &known).await);
         assert!(!ask(address, &unnamed).await);
         assert!(!ask(address, &stranger).await);
-        // Without TLS nobody answers at all.
+        // Without TLS there is no answer.
         assert!(!ask(&address.replace("https://", "http://"), &ClientSettings::default()).await);
     }
 }
@@ -385,7 +385,7 @@ async fn certificates_and_authorities_are_replaced_while_both_services_serve() {
         pki.put(&format!("former{end}"), &of_the_old).unwrap();
     }
 
-    // First both authorities are believed, then everybody has new certificates, then one authority is.
+    // First both authorities are believed, then every process has new certificates, then one authority is.
     let both = format!("{}{}", next.pem(), std::fs::read_to_string(pki.file("ca.pem")).unwrap());
     pki.put("ca.pem", &both).unwrap();
     until("the successor is let in", || fresh("successor", "old.pem"), |let_in| *let_in == 2).await;
@@ -408,7 +408,7 @@ async fn certificates_and_authorities_are_replaced_while_both_services_serve() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn connections_that_never_shake_hands_hold_up_nobody() {
+async fn connections_that_never_shake_hands_hold_up_no_other() {
     let cluster = secured().await;
     for (address, path) in cluster.addresses().iter().zip(FOR_EVERYONE) {
         let mut silent = vec![];
@@ -417,7 +417,7 @@ async fn connections_that_never_shake_hands_hold_up_nobody() {
         }
         let wire = channel_to(address, &cluster.client_tls(), |endpoint| endpoint);
         let asking = call(&wire, cluster.identity(world::operator()), path, &[]);
-        let answer = tokio::time::timeout(PATIENCE, asking).await.unwrap();
+        let answer = tokio::time::timeout(WAIT_MAX, asking).await.unwrap();
         assert_eq!(answer.unwrap_err().code(), Code::InvalidArgument);
         drop(silent);
     }

@@ -125,7 +125,7 @@ async fn an_order_is_one_trace_from_the_client_to_the_gate() {
     processes.start().await.unwrap();
     let (direct, customer) = populated(&processes).await;
     order(&direct, &customer, "01").await;
-    let refused = direct.orders().create_order(world::new_order("nobody", None, OFFICE, 1)).await;
+    let refused = direct.orders().create_order(world::new_order("no id", None, OFFICE, 1)).await;
     assert!(refused.is_err());
     let told = async {
         while !processes.orders.metrics().await.unwrap().contains("purchase_reports_waiting 0\n")
@@ -170,7 +170,7 @@ async fn an_order_is_one_trace_from_the_client_to_the_gate() {
         assert!(said.lines().any(|line| line.contains("the-call") && line.contains(TRACE)), "{said}");
     }
 
-    // What nobody asked for is a trace of its own, and goes through both services as well.
+    // Background work is a trace of its own, and goes through both services as well.
     let spans = collector.spans();
     let reports: Vec<_> = spans.iter().filter(|(_, span)| span.name == "report a first purchase").collect();
     let [(_, report)] = reports[..] else { panic!("{reports:?}") };
@@ -224,10 +224,10 @@ async fn a_service_that_exports_nothing_passes_the_trace_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_collector_that_is_away_or_silent_stops_nobody() {
+async fn a_collector_that_is_away_stops_no_call() {
     tests::needs_own!("a collector that its services export to");
     build_binaries().unwrap();
-    // One accepts connections and never says anything; at the other address there is nobody.
+    // One accepts connections and never says anything; at the other address there is no server.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut processes = Processes::new(Backend::Sqlite).unwrap();
     processes

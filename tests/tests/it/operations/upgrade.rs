@@ -51,7 +51,7 @@ async fn a_schema_that_a_newer_version_expanded_is_served(#[case] backend: Backe
     cluster.restart_agreements().await.unwrap();
     cluster.restart_orders().await.unwrap();
     buy("Fourth Coffee").await;
-    // Nobody has taken it back.
+    // It is still there.
     cluster.agreements_sql("INSERT INTO later (id) VALUES ('1')").unwrap();
     cluster.orders_sql("INSERT INTO later (id) VALUES ('1')").unwrap();
 }

@@ -248,7 +248,7 @@ async fn a_truthful_impostor_is_believed_so_that_the_others_prove_something() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_answer_that_makes_no_sense_is_unknown() {
+async fn an_invalid_answer_is_unknown() {
     tests::needs_own!("a line to agreement-svc that it cuts");
     let twists: [(&str, Twist); 24] = [
         ("unspecified decision", |a| Ok(CheckEligibilityResponse { decision: 0, ..a })),
@@ -281,7 +281,7 @@ async fn an_answer_that_makes_no_sense_is_unknown() {
         ("about another payer", |a| {
             Ok(CheckEligibilityResponse { payer_id: Uuid::from_u128(9).to_string(), ..a })
         }),
-        ("about nobody", |_| Ok(CheckEligibilityResponse::default())),
+        ("about no customer", |_| Ok(CheckEligibilityResponse::default())),
         ("no time", |a| Ok(CheckEligibilityResponse { evaluated_at: None, ..a })),
         ("no country", |a| Ok(CheckEligibilityResponse { customer_country: String::new(), ..a })),
         ("a negative revision", |a| Ok(CheckEligibilityResponse { revision: -1, ..a })),
@@ -422,7 +422,7 @@ async fn a_connection_that_died_without_a_word_is_given_up_for_a_new_one() {
     let order = world::new_order(&customer, None, OFFICE, 5);
     assert_unknown(&direct.orders().create_order(order.clone()).await.unwrap_err(), "cut off");
     assert_eq!(orders_of(&direct).await, 1);
-    // Nobody tells it; it notices within the seven seconds that its keep-alive takes.
+    // No message tells it; it notices within the seven seconds that its keep-alive takes.
     let asking = async {
         while let Err(refused) = direct.orders().create_order(order.clone()).await {
             assert_unknown(&refused, "cut off");
@@ -513,11 +513,11 @@ async fn an_attestation_that_is_not_clearly_made_or_refused_is_unknown_and_nothi
         ("a defect", |_| Err(refused_with(Code::Internal, US, "INTERNAL"))),
         ("overloaded", |_| Err(refused_with(Code::ResourceExhausted, US, "OVERLOADED"))),
         ("no reason", |_| Err(Status::failed_precondition("no"))),
-        ("somebody else's reason", |_| {
+        ("another domain's reason", |_| {
             Err(refused_with(Code::FailedPrecondition, "some-svc", "CLOUD_NOT_SUPPORTED"))
         }),
         ("ours", |_| Err(refused_with(Code::FailedPrecondition, "order-svc", "CLOUD_NOT_SUPPORTED"))),
-        ("a reason nobody knows", |_| Err(refused_with(Code::FailedPrecondition, US, "MERCURY_RETROGRADE"))),
+        ("an unknown reason", |_| Err(refused_with(Code::FailedPrecondition, US, "MERCURY_RETROGRADE"))),
         ("an unspecified reason", |_| Err(refused_with(Code::FailedPrecondition, US, "UNSPECIFIED"))),
         ("a reason of another call", |_| {
             Err(refused_with(Code::FailedPrecondition, US, "AGREEMENT_REQUIRED"))
@@ -589,7 +589,7 @@ async fn orders_outlive_a_restart_of_agreement_svc_under_their_request_ids(#[cas
         let (caller, seen, mut away) = (direct.clone(), seen.clone(), away.clone());
         tokio::spawn(async move {
             for n in 0..ORDERS {
-                // The last one meets nobody, the others whatever comes.
+                // The last one finds no server, the others whatever comes.
                 if n + 1 == ORDERS {
                     away.wait_for(|away| *away).await.unwrap();
                 }
@@ -609,7 +609,7 @@ async fn orders_outlive_a_restart_of_agreement_svc_under_their_request_ids(#[cas
         })
     });
     let callers: Vec<_> = callers.collect();
-    // Whoever watches hears it when all callers have given up.
+    // The test hears it when all callers have given up.
     drop(seen);
     watched.wait_for(|(placed, _)| *placed > 0).await.unwrap();
     cluster.stop_agreements();
@@ -827,7 +827,7 @@ async fn an_answer_that_grew_old_at_the_fence_is_asked_for_again() {
         holder.batch_execute("BEGIN; SELECT * FROM fence FOR UPDATE").unwrap();
         let caller = direct.clone();
         let waiting = tokio::spawn(async move { world::order(&caller, &customer, None, 5).await });
-        // Whoever waits for this very transaction, since other tests lock their own fences.
+        // The session that waits for this very transaction, since other tests lock their own fences.
         let blocked =
             "SELECT 1 FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))";
         while diesel::sql_query(blocked).execute(&mut holder).unwrap() == 0 {

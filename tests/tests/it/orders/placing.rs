@@ -190,7 +190,7 @@ async fn an_order_may_carry_the_attestation_that_it_needs(#[case] backend: Backe
     let asked = order.attestation.unwrap();
     assert_eq!(attestation.contact, asked.contact);
     assert_eq!(attestation.agreed_at, asked.agreed_at);
-    // Whoever ordered attested: neither the order nor order-svc can say otherwise.
+    // The caller that ordered attested: neither the order nor order-svc can say otherwise.
     let user = world::sales(DIRECT).user_id.to_string();
     assert_eq!((&attestation.recorded_by, &attestation.partner_id), (&user, &DIRECT.to_string()));
     assert_eq!(placed.placed_by, user);
@@ -392,7 +392,7 @@ async fn an_order_that_is_refused_keeps_its_attestation_and_passes_once_it_is_ri
     assert_eq!(stored[1].contact, corrected.contact);
     assert_eq!(placed.gate.unwrap().evidence.unwrap().acceptance_id, stored[1].attestation_id);
 
-    // Lines that are bad whoever the customer is are named, and nothing is attested for them.
+    // Lines that are bad for every customer are named, and nothing is attested for them.
     let other = buyer(&cluster, "Fabrikam").await;
     let before = cluster.head().await.unwrap();
     let bad =

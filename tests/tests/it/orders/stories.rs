@@ -228,7 +228,7 @@ async fn a_reseller_orders_through_its_provider_and_cannot_attest(#[case] backen
     world::attest(&provider, &customer, Clock::system().now()).await.unwrap();
     let order = world::order(&reseller, &customer, Some(PROVIDER), 3).await.unwrap().order.unwrap();
     assert_eq!((order.payer_id, order.reseller_id), (PROVIDER.to_string(), RESELLER.to_string()));
-    // Payer and reseller on record both see it; nobody else does.
+    // Payer and reseller on record both see it; no other partner does.
     let request = GetOrderRequest { order_id: order.order_id };
     assert!(reseller.orders().get_order(request.clone()).await.is_ok());
     assert!(provider.orders().get_order(request.clone()).await.is_ok());
@@ -337,7 +337,7 @@ async fn attestations_supersede_each_other_and_the_history_stays(#[case] backend
 
 #[apply(each_backend)]
 async fn a_new_version_stops_seat_changes_until_the_partner_attests_again(#[case] backend: Backend) {
-    tests::needs_own!("templates that nobody else uses");
+    tests::needs_own!("templates of its own");
     tests::needs!(backend);
     let (cluster, direct) = world_on(backend).await;
     let operator = cluster.as_caller(world::operator());
@@ -374,7 +374,7 @@ async fn the_first_purchase_is_reported_even_if_agreement_svc_was_away_when_it_w
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
     // The report is written with the order, so it survives both services; until the trigger goes
-    // nobody can take it up.
+    // no reseller can take it up.
     cluster
         .orders_sql(
             "CREATE TRIGGER hold BEFORE UPDATE ON purchase_report BEGIN SELECT RAISE(ABORT, 'held'); END",
@@ -485,7 +485,7 @@ async fn of_a_partner_that_is_not_linked_nothing_is_told() {
         .unwrap();
     let reseller = cluster.as_caller(world::sales(RESELLER));
     let mut told = vec![];
-    // A provider that it is not linked to, a partner that is none, and nobody at all.
+    // A provider that it is not linked to, a partner that is none, and no partner at all.
     for provider in [other, DIRECT, uuid::Uuid::from_u128(0xdead)] {
         let refused =
             world::create_customer(&reseller, "Fourth Coffee", "DE", Some(provider)).await.unwrap_err();

@@ -52,7 +52,7 @@ const OFFERS: &str = r#"{"offers": [
 const CALLERS: usize = 64;
 
 /// Longer than any worker may take to notice that the clock has moved.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wish {
@@ -258,7 +258,7 @@ async fn eventually<T, F: Future<Output = Option<T>>>(look: impl Fn() -> F) -> T
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, waiting).await.unwrap()
+    tokio::time::timeout(WAIT_MAX, waiting).await.unwrap()
 }
 
 fn time(text: &str) -> Time {
@@ -460,7 +460,7 @@ async fn what_is_gated_needs_an_acceptance_that_was_not_withdrawn(#[case] backen
     let off = world.subscribe(OFFICE).await;
     let off = world.done(Wish::AutoRenew(false), &off).await;
 
-    // The Cloud Agreement that is left satisfies nobody any more, but it is an acceptance: nothing
+    // The Cloud Agreement that is left no longer satisfies, but it is an acceptance: nothing
     // is cancelled.
     let renewed = world::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap_err();
     assert_eq!(renewed.code(), Code::AlreadyExists);
@@ -518,7 +518,7 @@ async fn nothing_changes_between_the_end_of_a_term_and_its_processing(#[case] ba
     let end = time("2026-02-28T12:00:00Z");
     world.clock.set(end - Duration::from_micros(1));
     let active = world.done(Wish::Seats(8), &bought[0]).await;
-    // Without agreement-svc nobody knows what came before the end.
+    // Without agreement-svc it is unknown what came before the end.
     world.cluster.stop_agreements();
     world.clock.set(end);
     world.cluster.restart_orders().await.unwrap();
@@ -636,7 +636,7 @@ impl Holder {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(PATIENCE, waiters).await.unwrap();
+        tokio::time::timeout(WAIT_MAX, waiters).await.unwrap();
         self.connection.batch_execute("COMMIT").unwrap();
     }
 }
@@ -652,7 +652,7 @@ async fn replicas_never_renew_twice(#[case] backend: Backend) {
         bought.extend(world.subscribe_to("MONTH", 100).await);
     }
     world.cluster.start_orders_replica().await.unwrap();
-    // Each looks at its own times. On PostgreSQL nobody gets further than to a first change until
+    // Each looks at its own times. On PostgreSQL no replica gets further than to a first change until
     // both are there; on SQLite it is left to chance where they meet.
     let holder = Holder::of(&world.cluster, "subscription");
     world.clock.set(time("2026-04-30T12:00:00Z"));
@@ -712,7 +712,7 @@ async fn replicas_never_report_a_first_purchase_twice(#[case] backend: Backend) 
 }
 
 #[apply(each_backend)]
-async fn damaged_rows_keep_nobody_behind_them_from_being_renewed(#[case] backend: Backend) {
+async fn a_damaged_row_does_not_stop_other_renewals(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
     tests::needs!(backend);
     let world = World::new(backend, "2026-01-31T12:00:00Z").await;
@@ -991,7 +991,7 @@ async fn a_first_answer_is_given_again_for_thirty_days_and_then_its_request_id_i
 }
 
 #[apply(each_backend)]
-async fn terms_and_history_are_processed_in_their_order_whoever_was_down_meanwhile(#[case] backend: Backend) {
+async fn terms_and_history_are_processed_in_order_after_downtime(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
     tests::needs!(backend);
     let before = Meanwhile {
@@ -1074,7 +1074,7 @@ async fn a_term_waits_while_the_history_before_its_end_cannot_be_followed(#[case
     tests::needs!(backend);
     let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
     let bought = world.subscribe_to("MONTH", 4).await;
-    // Whoever is moved behind the service's back into the time that was followed is processed at
+    // A term that is moved behind the service's back into the time that was followed is processed at
     // the next look.
     let next_look = async |world: &World, moved: &Subscription| {
         let end = "'2026-01-31 11:59:59'";

@@ -338,7 +338,7 @@ async fn a_database_that_is_ahead_of_the_history_is_told_nothing_and_order_svc_g
     cluster.orders_sql("UPDATE follower SET revision = revision + 1000000").unwrap();
     cluster.restart_orders().await.unwrap();
     let revision = withdraw(&direct, &attestation).await;
-    // Whoever has asked twice since was refused once.
+    // A client that has asked twice since was refused once.
     let mut histories = relay.histories();
     let twice = *histories.borrow() + 2;
     let asking = histories.wait_for(|histories| *histories >= twice);
@@ -440,7 +440,7 @@ async fn a_provider_that_parts_with_one_reseller_goes_on_with_the_rest(#[case] b
 
 /// I3.
 #[apply(each_backend)]
-async fn withdrawals_are_applied_once_whoever_was_away_meanwhile(#[case] backend: Backend) {
+async fn withdrawals_are_applied_once_after_downtime(#[case] backend: Backend) {
     tests::needs_own!("services that it stops");
     tests::needs!(backend);
     let mut cluster = cluster_on(backend).await;

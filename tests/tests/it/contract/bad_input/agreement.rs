@@ -357,7 +357,7 @@ impl Existing {
             expires_at: expiry(n),
         });
         let of_customer = fixtures::new_invitation(Some(&self.customer.customer_id), None);
-        let of_anybody = fixtures::new_invitation(None, None);
+        let open_invitation = fixtures::new_invitation(None, None);
         let (provider, other) = (PROVIDER.to_string(), RESELLER.to_string());
         let through = |invitation: &CreateInvitationRequest| CreateInvitationRequest {
             provider_id: provider.clone(),
@@ -367,22 +367,22 @@ impl Existing {
             reseller_id: other.clone(),
             ..invitation
         };
-        let of_nobody = CreateInvitationRequest { customer_id: String::new(), ..of_customer.clone() };
-        let of_somebody = CreateInvitationRequest { kind: of_anybody.kind, ..of_customer.clone() };
+        let of_no_customer = CreateInvitationRequest { customer_id: String::new(), ..of_customer.clone() };
+        let for_a_customer = CreateInvitationRequest { kind: open_invitation.kind, ..of_customer.clone() };
         let reseller = fixtures::sales(RESELLER);
         for (about, by, bad, request) in [
-            ("of nobody", direct, &["customer_id"][..], of_nobody),
+            ("of no customer", direct, &["customer_id"][..], of_no_customer),
             (
                 "of a customer, by others",
                 direct,
                 &["provider_id", "reseller_id"],
                 with(through(&of_customer)),
             ),
-            ("of a customer, to enter", direct, &["customer_id"], of_somebody),
-            ("two partners", direct, &["reseller_id"], with(through(&of_anybody))),
-            ("through a provider", direct, &["provider_id"], through(&of_anybody)),
-            ("with a reseller", direct, &["reseller_id"], with(of_anybody.clone())),
-            ("a reseller by itself", &reseller, &["provider_id"], of_anybody),
+            ("of a customer, to enter", direct, &["customer_id"], for_a_customer),
+            ("two partners", direct, &["reseller_id"], with(through(&open_invitation))),
+            ("through a provider", direct, &["provider_id"], through(&open_invitation)),
+            ("with a reseller", direct, &["reseller_id"], with(open_invitation.clone())),
+            ("a reseller by itself", &reseller, &["provider_id"], open_invitation),
         ] {
             table.bad("CreateInvitation", about, by, bad, &request);
         }

@@ -175,7 +175,7 @@ fn unknown_field(size: usize) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_message_that_is_too_large_is_refused_with_its_reason() {
     let cluster = Cluster::on(Backend::Sqlite).await;
-    let services = cluster.as_nobody();
+    let services = cluster.as_unidentified();
     for path in calls_of_the_contract() {
         let fits = send(&services, &path, &unknown_field(MESSAGE_BYTES_MAX)).await;
         let reason = fits.as_ref().map_or_else(reason_of, |_| String::new());
@@ -196,7 +196,7 @@ async fn a_message_that_is_too_large_is_refused_with_its_reason() {
 async fn malformed_messages_are_refused() {
     let existing = Existing::new().await;
     let before = existing.everything().await;
-    let services = existing.cluster.as_nobody();
+    let services = existing.cluster.as_unidentified();
     let mut whole: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
     for row in existing.table() {
         let longest = whole.entry(row.call).or_default();
@@ -235,7 +235,7 @@ async fn malformed_messages_are_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_long_list_of_bad_entries_has_a_short_refusal() {
     let cluster = Cluster::on(Backend::Sqlite).await;
-    let services = cluster.as_nobody();
+    let services = cluster.as_unidentified();
     let entries = vec![99; MESSAGE_BYTES_MAX - 100];
     let demands = vec![AgreementDemand { agreement_types: entries.clone() }];
     let id = fixtures::request_id();

@@ -38,8 +38,8 @@ async fn a_page_token_serves_only_its_caller_and_filter() {
     }));
     let token = direct.customers().list_customers(customers("")).await.unwrap().into_inner().next_page_token;
     answers.push(("customers, same", direct.customers().list_customers(customers(&token)).await.map(drop)));
-    for (about, somebody) in [("customers, provider", &provider), ("customers, operator", &operator)] {
-        answers.push((about, somebody.customers().list_customers(customers(&token)).await.map(drop)));
+    for (about, caller) in [("customers, provider", &provider), ("customers, operator", &operator)] {
+        answers.push((about, caller.customers().list_customers(customers(&token)).await.map(drop)));
     }
 
     let attestations = |page_token: &str| ListAttestationsRequest {
@@ -88,8 +88,8 @@ async fn a_page_token_serves_only_its_caller_and_filter() {
     answers.push(("invitations, same", calls.list_invitations(invitations(&token)).await.map(drop)));
     answers.push(("invitations, pending", calls.list_invitations(pending).await.map(drop)));
     answers.push(("invitations, customer", calls.list_invitations(named).await.map(drop)));
-    for (about, somebody) in [("invitations, provider", &provider), ("invitations, operator", &operator)] {
-        answers.push((about, somebody.signatures().list_invitations(invitations(&token)).await.map(drop)));
+    for (about, caller) in [("invitations, provider", &provider), ("invitations, operator", &operator)] {
+        answers.push((about, caller.signatures().list_invitations(invitations(&token)).await.map(drop)));
     }
 
     let events = |customer_id: &str, page_token: &str| ListEventsRequest {
@@ -102,8 +102,8 @@ async fn a_page_token_serves_only_its_caller_and_filter() {
     let elsewhere = events(&existing.other_customer, &token);
     answers.push(("events, same", calls.list_events(events(&customer, &token)).await.map(drop)));
     answers.push(("events, customer", calls.list_events(elsewhere).await.map(drop)));
-    for (about, somebody) in [("events, provider", &provider), ("events, operator", &operator)] {
-        answers.push((about, somebody.events().list_events(events(&customer, &token)).await.map(drop)));
+    for (about, caller) in [("events, provider", &provider), ("events, operator", &operator)] {
+        answers.push((about, caller.events().list_events(events(&customer, &token)).await.map(drop)));
     }
 
     let offers = |country: &str, page_token: &str| ListOffersRequest {
