@@ -197,7 +197,7 @@ fn agreement_required(customer_id: Uuid, reasons: &[Reason], remedies: &[Remedy]
     if advice.is_empty() {
         advice.push("there is nothing that you can do about it with your role and these offers".to_owned());
     }
-    let names = reasons.iter().map(|reason| reason.into_str()).collect::<Vec<_>>().join(",");
+    let names = reasons.iter().map(Reason::into_str).collect::<Vec<_>>().join(",");
     let sentence =
         format!("the customer has not accepted what is required ({names}); remedy: {}", advice.join(", or "));
     let mut failure = with(Code::FailedPrecondition, ErrorReason::AgreementRequired, sentence)
