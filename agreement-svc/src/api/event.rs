@@ -33,7 +33,7 @@ const EVENTS_PER_READ: i64 = 256;
 const EVENTS_WAITING_MAX: usize = 64;
 
 /// A watcher that takes nothing for this long is sent away, so that it holds no memory.
-const READER_PATIENCE: Duration = Duration::from_secs(10);
+const READER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often a watcher hears that nothing happened.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
@@ -181,11 +181,11 @@ impl Watch {
     async fn send(&self, item: Item) -> Result<(), Option<Status>> {
         let mut stopping = self.stopping.clone();
         let sent = tokio::select! {
-            sent = self.sender.send_timeout(WatchEventsResponse { item: Some(item) }, READER_PATIENCE) => sent,
+            sent = self.sender.send_timeout(WatchEventsResponse { item: Some(item) }, READER_TIMEOUT) => sent,
             _ = stopping.wait_for(|stopping| *stopping) => return Err(Some(status::stopping())),
         };
         sent.map_err(|unsent| match unsent {
-            SendTimeoutError::Timeout(_) => Some(status::stood_still(READER_PATIENCE, Some(self.cursor))),
+            SendTimeoutError::Timeout(_) => Some(status::stood_still(READER_TIMEOUT, Some(self.cursor))),
             SendTimeoutError::Closed(_) => None,
         })
     }

@@ -339,6 +339,7 @@ mod tests {
         })
     }
 
+    /// SUB-2.
     #[test]
     fn every_number_of_seats_gets_its_answer() {
         let licence = offer(OfferKind::License);
@@ -374,7 +375,7 @@ mod tests {
 
     /// The wishes by the states, and what each comes to there.
     #[test]
-    fn every_wish_has_its_answer_in_every_state() {
+    fn every_command_has_its_answer_in_every_state() {
         use ChangeKind::{AutoRenewOff, AutoRenewOn, Cancelled, Renewed, Resumed, SeatsChanged, Suspended};
         use Operation::{ManualRenewal, SeatChange};
         let not_active = |state| Err(Refusal::NotActive { state });

@@ -55,7 +55,7 @@ const CALLERS: usize = 64;
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wish {
+enum Command {
     Seats(u32),
     Renew,
     AutoRenew(bool),
@@ -67,7 +67,7 @@ enum Wish {
 /// A wish as a request.
 #[derive(Clone, Debug)]
 struct Asked {
-    wish: Wish,
+    wish: Command,
     request_id: String,
     subscription_id: String,
     etag: String,
@@ -82,7 +82,7 @@ struct Answer {
 }
 
 impl Asked {
-    fn of(wish: Wish, subscription: &Subscription) -> Self {
+    fn of(wish: Command, subscription: &Subscription) -> Self {
         Self {
             wish,
             request_id: world::request_id(),
@@ -101,33 +101,33 @@ impl Asked {
             gate,
         };
         Ok(match wish {
-            Wish::Seats(quantity) => {
+            Command::Seats(quantity) => {
                 let request =
                     ChangeSeatsRequest { request_id, subscription_id, quantity, etag, validate_only };
                 let told = client.change_seats(request).await?.into_inner();
                 answer(told.encode_to_vec(), told.subscription, told.gate)
             }
-            Wish::Renew => {
+            Command::Renew => {
                 let request = RenewSubscriptionRequest { request_id, subscription_id, etag, validate_only };
                 let told = client.renew_subscription(request).await?.into_inner();
                 answer(told.encode_to_vec(), told.subscription, told.gate)
             }
-            Wish::AutoRenew(auto_renew) => {
+            Command::AutoRenew(auto_renew) => {
                 let request = SetAutoRenewRequest { request_id, subscription_id, auto_renew, etag };
                 let told = client.set_auto_renew(request).await?.into_inner();
                 answer(told.encode_to_vec(), told.subscription, told.gate)
             }
-            Wish::Suspend => {
+            Command::Suspend => {
                 let request = SuspendSubscriptionRequest { request_id, subscription_id, etag };
                 let told = client.suspend_subscription(request).await?.into_inner();
                 answer(told.encode_to_vec(), told.subscription, None)
             }
-            Wish::Resume => {
+            Command::Resume => {
                 let request = ResumeSubscriptionRequest { request_id, subscription_id, etag };
                 let told = client.resume_subscription(request).await?.into_inner();
                 answer(told.encode_to_vec(), told.subscription, None)
             }
-            Wish::Cancel => {
+            Command::Cancel => {
                 let request = CancelSubscriptionRequest { request_id, subscription_id, etag };
                 let told = client.cancel_subscription(request).await?.into_inner();
                 answer(told.encode_to_vec(), told.subscription, None)
@@ -191,16 +191,16 @@ impl World {
         self.subscribe_to(offer_id, 1).await.remove(0)
     }
 
-    async fn ask(&self, wish: Wish, of: &Subscription) -> Result<Answer, Status> {
+    async fn ask(&self, wish: Command, of: &Subscription) -> Result<Answer, Status> {
         Asked::of(wish, of).send(&self.direct).await
     }
 
     /// A wish that is granted, and the subscription afterwards.
-    async fn done(&self, wish: Wish, of: &Subscription) -> Subscription {
+    async fn done(&self, wish: Command, of: &Subscription) -> Subscription {
         self.ask(wish, of).await.unwrap().subscription
     }
 
-    async fn refused(&self, wish: Wish, of: &Subscription) -> (Code, String) {
+    async fn refused(&self, wish: Command, of: &Subscription) -> (Code, String) {
         refusal(&self.ask(wish, of).await.unwrap_err())
     }
 
@@ -294,7 +294,7 @@ enum Comes {
 }
 
 #[apply(each_backend)]
-async fn every_wish_has_its_answer_in_every_state(#[case] backend: Backend) {
+async fn every_command_has_its_answer_in_every_state(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
     tests::needs!(backend);
     use Comes::{Free, Gated, Nothing, Refused};
@@ -302,19 +302,19 @@ async fn every_wish_has_its_answer_in_every_state(#[case] backend: Backend) {
     const ENDED: Comes = Refused("SUBSCRIPTION_ENDED");
     // What it comes to when ACTIVE, SUSPENDED, CANCELLED, EXPIRED.
     let table = [
-        (Wish::Seats(8), [Gated(Kind::SeatsChanged), NOT_ACTIVE, NOT_ACTIVE, NOT_ACTIVE]),
-        (Wish::Seats(5), [Nothing, NOT_ACTIVE, NOT_ACTIVE, NOT_ACTIVE]),
-        (Wish::Renew, [Gated(Kind::Renewed), NOT_ACTIVE, NOT_ACTIVE, NOT_ACTIVE]),
-        (Wish::AutoRenew(true), [Nothing, Nothing, ENDED, ENDED]),
-        (Wish::AutoRenew(false), [Free(Kind::AutoRenewOff), Free(Kind::AutoRenewOff), ENDED, ENDED]),
-        (Wish::Suspend, [Free(Kind::Suspended), Nothing, ENDED, ENDED]),
-        (Wish::Resume, [Nothing, Free(Kind::Resumed), ENDED, ENDED]),
-        (Wish::Cancel, [Free(Kind::Cancelled), Free(Kind::Cancelled), Nothing, ENDED]),
+        (Command::Seats(8), [Gated(Kind::SeatsChanged), NOT_ACTIVE, NOT_ACTIVE, NOT_ACTIVE]),
+        (Command::Seats(5), [Nothing, NOT_ACTIVE, NOT_ACTIVE, NOT_ACTIVE]),
+        (Command::Renew, [Gated(Kind::Renewed), NOT_ACTIVE, NOT_ACTIVE, NOT_ACTIVE]),
+        (Command::AutoRenew(true), [Nothing, Nothing, ENDED, ENDED]),
+        (Command::AutoRenew(false), [Free(Kind::AutoRenewOff), Free(Kind::AutoRenewOff), ENDED, ENDED]),
+        (Command::Suspend, [Free(Kind::Suspended), Nothing, ENDED, ENDED]),
+        (Command::Resume, [Nothing, Free(Kind::Resumed), ENDED, ENDED]),
+        (Command::Cancel, [Free(Kind::Cancelled), Free(Kind::Cancelled), Nothing, ENDED]),
     ];
     let world = World::new(backend, "2026-01-31T12:00:00Z").await;
     let mut expired = world.subscribe_to("MONTH", table.len()).await;
     for subscription in &mut expired {
-        *subscription = world.done(Wish::AutoRenew(false), subscription).await;
+        *subscription = world.done(Command::AutoRenew(false), subscription).await;
     }
     world.clock.set(time("2026-02-28T12:00:00Z"));
     for subscription in &mut expired {
@@ -324,10 +324,10 @@ async fn every_wish_has_its_answer_in_every_state(#[case] backend: Backend) {
     let mut suspended = world.subscribe_to("MONTH", table.len()).await;
     let mut cancelled = world.subscribe_to("MONTH", table.len()).await;
     for subscription in &mut suspended {
-        *subscription = world.done(Wish::Suspend, subscription).await;
+        *subscription = world.done(Command::Suspend, subscription).await;
     }
     for subscription in &mut cancelled {
-        *subscription = world.done(Wish::Cancel, subscription).await;
+        *subscription = world.done(Command::Cancel, subscription).await;
     }
     for (n, (wish, expected)) in table.into_iter().enumerate() {
         let states = [&active[n], &suspended[n], &cancelled[n], &expired[n]];
@@ -370,19 +370,19 @@ async fn what_the_offer_does_not_allow_is_refused(#[case] backend: Backend) {
     let world = World::new(backend, "2026-01-31T12:00:00Z").await;
     let licences = world.subscribe("YEAR").await;
     for seats in [1, 301] {
-        let refused = world.ask(Wish::Seats(seats), &licences).await.unwrap_err();
+        let refused = world.ask(Command::Seats(seats), &licences).await.unwrap_err();
         assert_eq!(bad_fields_of(&refused), ["quantity"]);
         assert!(refused.message().contains("2 to 300"), "{}", refused.message());
     }
     let by_hand = world.subscribe("BY_HAND").await;
     assert!(!by_hand.auto_renew);
-    assert_eq!(world.refused(Wish::Seats(8), &by_hand).await, forbidden("NOT_A_LICENCE"));
-    assert_eq!(world.refused(Wish::AutoRenew(true), &by_hand).await, forbidden("NOT_RENEWABLE"));
-    let renewed = world.done(Wish::Renew, &by_hand).await;
+    assert_eq!(world.refused(Command::Seats(8), &by_hand).await, forbidden("NOT_A_LICENCE"));
+    assert_eq!(world.refused(Command::AutoRenew(true), &by_hand).await, forbidden("NOT_RENEWABLE"));
+    let renewed = world.done(Command::Renew, &by_hand).await;
     assert_eq!(renewed.term_end, Some(timestamp(time("2028-01-31T12:00:00Z"))));
 
     let perpetual = world.subscribe("PERPETUAL").await;
-    for wish in [Wish::Renew, Wish::AutoRenew(true)] {
+    for wish in [Command::Renew, Command::AutoRenew(true)] {
         assert_eq!(world.refused(wish, &perpetual).await, forbidden("NOT_RENEWABLE"), "{wish:?}");
     }
     // However much time passes.
@@ -398,35 +398,35 @@ async fn only_what_is_gated_needs_agreement_svc(#[case] backend: Backend) {
     let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
     let on = world.subscribe("YEAR").await;
     let off = world.subscribe("YEAR").await;
-    let off = world.done(Wish::AutoRenew(false), &off).await;
+    let off = world.done(Command::AutoRenew(false), &off).await;
     world.cluster.stop_agreements();
 
-    for wish in [Wish::Seats(8), Wish::Renew] {
+    for wish in [Command::Seats(8), Command::Renew] {
         assert_eq!(world.refused(wish, &on).await, unavailable(), "{wish:?}");
     }
-    assert_eq!(world.refused(Wish::AutoRenew(true), &off).await, unavailable());
+    assert_eq!(world.refused(Command::AutoRenew(true), &off).await, unavailable());
     let same = [
-        (Wish::Seats(5), &on),
-        (Wish::AutoRenew(true), &on),
-        (Wish::AutoRenew(false), &off),
-        (Wish::Resume, &on),
+        (Command::Seats(5), &on),
+        (Command::AutoRenew(true), &on),
+        (Command::AutoRenew(false), &off),
+        (Command::Resume, &on),
     ];
     for (wish, subscription) in same {
         let told = world.ask(wish, subscription).await.unwrap();
         assert_eq!((&told.subscription, told.gate), (subscription, None), "{wish:?}");
     }
     let mut subscription = on;
-    for wish in [Wish::AutoRenew(false), Wish::Suspend, Wish::Suspend, Wish::Resume, Wish::Cancel] {
+    for wish in [Command::AutoRenew(false), Command::Suspend, Command::Suspend, Command::Resume, Command::Cancel] {
         subscription = world.done(wish, &subscription).await;
     }
-    assert_eq!(world.done(Wish::Cancel, &subscription).await, subscription);
+    assert_eq!(world.done(Command::Cancel, &subscription).await, subscription);
     let expected = [Kind::Created, Kind::AutoRenewOff, Kind::Suspended, Kind::Resumed, Kind::Cancelled];
     assert_eq!(world.kinds(&subscription).await, (1..).zip(expected).collect::<Vec<_>>());
 }
 
 /// What is gated is refused for that reason, and what is not is done, on fresh subscriptions.
 async fn check_blocked(world: &World, on: [&Subscription; 3], off: &Subscription, reason: &str) {
-    for (wish, subscription) in [(Wish::Seats(8), on[0]), (Wish::Renew, on[0]), (Wish::AutoRenew(true), off)]
+    for (wish, subscription) in [(Command::Seats(8), on[0]), (Command::Renew, on[0]), (Command::AutoRenew(true), off)]
     {
         let rehearsed = Asked { validate_only: true, ..Asked::of(wish, subscription) };
         for asked in [rehearsed, Asked::of(wish, subscription)] {
@@ -436,10 +436,10 @@ async fn check_blocked(world: &World, on: [&Subscription; 3], off: &Subscription
             assert!(reasons.split(',').any(|given| given == reason), "{wish:?}: {reasons}");
         }
     }
-    world.done(Wish::AutoRenew(false), on[0]).await;
-    let suspended = world.done(Wish::Suspend, on[1]).await;
-    world.done(Wish::Resume, &suspended).await;
-    world.done(Wish::Cancel, on[2]).await;
+    world.done(Command::AutoRenew(false), on[0]).await;
+    let suspended = world.done(Command::Suspend, on[1]).await;
+    world.done(Command::Resume, &suspended).await;
+    world.done(Command::Cancel, on[2]).await;
 }
 
 #[apply(each_backend)]
@@ -458,7 +458,7 @@ async fn what_is_gated_needs_an_acceptance_that_was_not_withdrawn(#[case] backen
     world.direct.attestations().create_attestation(cloud).await.unwrap();
     let on = world.subscribe_to(OFFICE, 3).await;
     let off = world.subscribe(OFFICE).await;
-    let off = world.done(Wish::AutoRenew(false), &off).await;
+    let off = world.done(Command::AutoRenew(false), &off).await;
 
     // The Cloud Agreement that is left no longer satisfies, but it is an acceptance: nothing
     // is cancelled.
@@ -481,13 +481,13 @@ async fn a_new_version_blocks_what_is_gated_once_it_must_be_accepted_and_renewal
     tests::needs!(backend);
     let world = World::new(backend, "2026-01-31T12:00:00Z").await;
     let on = world.subscribe_to("MONTH", 6).await;
-    let off = world.done(Wish::AutoRenew(false), &on[3]).await;
-    let suspended = world.done(Wish::Suspend, &on[4]).await;
+    let off = world.done(Command::AutoRenew(false), &on[3]).await;
+    let suspended = world.done(Command::Suspend, &on[4]).await;
     let deadline = time("2026-02-15T00:00:00Z");
     world.publish(Some(Reacceptance::ReacceptBy(timestamp(deadline)))).await;
     // Until then the grace period lasts.
     world.clock.set(deadline - Duration::from_micros(1));
-    let more = world.done(Wish::Seats(8), &on[5]).await;
+    let more = world.done(Command::Seats(8), &on[5]).await;
     world.clock.set(deadline);
     check_blocked(&world, [&on[0], &on[1], &on[2]], &off, "VERSION_SUPERSEDED").await;
 
@@ -505,7 +505,7 @@ async fn a_new_version_blocks_what_is_gated_once_it_must_be_accepted_and_renewal
         assert_eq!((last.reason(), by, last.gate), (Why::TermEnded, ("", "", 0), None));
         assert_eq!(last.changed_at, Some(timestamp(world.clock.now())));
     }
-    world.done(Wish::Resume, &world.now(&suspended).await).await;
+    world.done(Command::Resume, &world.now(&suspended).await).await;
 }
 
 #[apply(each_backend)]
@@ -514,23 +514,23 @@ async fn nothing_changes_between_the_end_of_a_term_and_its_processing(#[case] ba
     tests::needs!(backend);
     let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
     let bought = world.subscribe_to("MONTH", 2).await;
-    let suspended = world.done(Wish::Suspend, &bought[1]).await;
+    let suspended = world.done(Command::Suspend, &bought[1]).await;
     let end = time("2026-02-28T12:00:00Z");
     world.clock.set(end - Duration::from_micros(1));
-    let active = world.done(Wish::Seats(8), &bought[0]).await;
+    let active = world.done(Command::Seats(8), &bought[0]).await;
     // Without agreement-svc it is unknown what came before the end.
     world.cluster.stop_agreements();
     world.clock.set(end);
     world.cluster.restart_orders().await.unwrap();
     let wishes = [
-        Wish::Seats(9),
-        Wish::Seats(8),
-        Wish::Renew,
-        Wish::AutoRenew(true),
-        Wish::AutoRenew(false),
-        Wish::Suspend,
-        Wish::Resume,
-        Wish::Cancel,
+        Command::Seats(9),
+        Command::Seats(8),
+        Command::Renew,
+        Command::AutoRenew(true),
+        Command::AutoRenew(false),
+        Command::Suspend,
+        Command::Resume,
+        Command::Cancel,
     ];
     for wish in wishes {
         assert_eq!(world.refused(wish, &active).await, forbidden("TERM_ENDED"), "{wish:?}");
@@ -540,10 +540,10 @@ async fn nothing_changes_between_the_end_of_a_term_and_its_processing(#[case] ba
     }
     world.cluster.restart_agreements().await.unwrap();
     let renewed = world.once(&active, |s| s.term_number == 2).await;
-    for wish in [Wish::Seats(9), Wish::Cancel] {
+    for wish in [Command::Seats(9), Command::Cancel] {
         assert_eq!(world.refused(wish, &active).await, stale(), "{wish:?}");
     }
-    assert_eq!(world.done(Wish::Seats(9), &renewed).await.quantity, 9);
+    assert_eq!(world.done(Command::Seats(9), &renewed).await.quantity, 9);
 }
 
 /// SUB-4.
@@ -565,7 +565,7 @@ async fn each_renewal_by_hand_adds_one_term_that_ends_on_the_same_day_or_the_mon
         for (term, end) in (1..).zip(ends) {
             assert_eq!(subscription.term_end, Some(timestamp(at(end))), "{offer} from {start}");
             assert_eq!(subscription.term_number, term);
-            subscription = world.done(Wish::Renew, &subscription).await;
+            subscription = world.done(Command::Renew, &subscription).await;
         }
         // Terms that were bought ahead end one day, too, and then the next is added by itself.
         let last = subscription.term_number;
@@ -589,7 +589,7 @@ async fn after_downtime_each_term_is_processed_once(#[case] backend: Backend) {
     let monthly = world.subscribe("MONTH").await;
     let yearly = world.subscribe("YEAR").await;
     let off = world.subscribe("MONTH").await;
-    let off = world.done(Wish::AutoRenew(false), &off).await;
+    let off = world.done(Command::AutoRenew(false), &off).await;
     world.cluster.stop_orders();
     world.clock.set(time("2027-03-31T12:00:00Z"));
     world.cluster.restart_orders().await.unwrap();
@@ -739,13 +739,13 @@ async fn everything_that_happened_is_kept_with_who_and_why(#[case] backend: Back
     let world = World::new(backend, "2026-01-31T12:00:00Z").await;
     let mut subscription = world.subscribe("MONTH").await;
     let wishes = [
-        Wish::Seats(8),
-        Wish::Renew,
-        Wish::AutoRenew(false),
-        Wish::AutoRenew(true),
-        Wish::Suspend,
-        Wish::Resume,
-        Wish::Seats(3),
+        Command::Seats(8),
+        Command::Renew,
+        Command::AutoRenew(false),
+        Command::AutoRenew(true),
+        Command::Suspend,
+        Command::Resume,
+        Command::Seats(3),
     ];
     let mut gates = vec![None];
     for (minute, wish) in (1..).zip(wishes) {
@@ -756,7 +756,7 @@ async fn everything_that_happened_is_kept_with_who_and_why(#[case] backend: Back
     world.clock.set(time("2026-03-31T12:00:00Z"));
     let renewed = world.once(&subscription, |s| s.term_number == 3).await;
     world.clock.set(time("2026-04-01T12:00:00Z"));
-    world.done(Wish::Cancel, &renewed).await;
+    world.done(Command::Cancel, &renewed).await;
     gates.extend([None, None]);
 
     let changes = world.changes(&subscription).await;
@@ -809,8 +809,8 @@ async fn the_channel_of_the_caller_decides_when_it_became_mandatory(#[case] back
     let api = world.cluster.as_caller(api);
     let order = world.new_order("YEAR", 2);
     let mut bought = api.orders().create_order(order).await.unwrap().into_inner().subscriptions;
-    bought[1] = world.done(Wish::AutoRenew(false), &bought[1]).await;
-    let wishes = [(Wish::Seats(8), 0), (Wish::Renew, 0), (Wish::AutoRenew(true), 1)];
+    bought[1] = world.done(Command::AutoRenew(false), &bought[1]).await;
+    let wishes = [(Command::Seats(8), 0), (Command::Renew, 0), (Command::AutoRenew(true), 1)];
     for (wish, of) in wishes {
         let refused = world.refused(wish, &bought[of]).await;
         assert_eq!(refused, forbidden("AGREEMENT_REQUIRED"), "{wish:?}");
@@ -818,9 +818,9 @@ async fn the_channel_of_the_caller_decides_when_it_became_mandatory(#[case] back
         assert_eq!(told.gate.unwrap().rule(), GateRule::NotYetMandatory, "{wish:?}");
         bought[of] = told.subscription;
     }
-    bought[1] = world.done(Wish::AutoRenew(false), &bought[1]).await;
+    bought[1] = world.done(Command::AutoRenew(false), &bought[1]).await;
     world.clock.set(time("2019-03-22T00:00:00Z"));
-    for (wish, of) in [(Wish::Seats(9), 0), (Wish::Renew, 0), (Wish::AutoRenew(true), 1)] {
+    for (wish, of) in [(Command::Seats(9), 0), (Command::Renew, 0), (Command::AutoRenew(true), 1)] {
         let refused = Asked::of(wish, &bought[of]).send(&api).await.unwrap_err();
         assert_eq!(refusal(&refused), forbidden("AGREEMENT_REQUIRED"), "{wish:?}");
     }
@@ -832,7 +832,7 @@ async fn what_is_only_validated_stores_nothing(#[case] backend: Backend) {
     tests::needs!(backend);
     let world = World::new(backend, "2026-01-31T12:00:00Z").await;
     let subscription = world.subscribe("YEAR").await;
-    for wish in [Wish::Seats(8), Wish::Renew] {
+    for wish in [Command::Seats(8), Command::Renew] {
         let asked = Asked::of(wish, &subscription);
         let rehearsed = Asked { validate_only: true, ..asked.clone() };
         let rehearsed = rehearsed.send(&world.direct).await.unwrap();
@@ -847,7 +847,7 @@ async fn what_is_only_validated_stores_nothing(#[case] backend: Backend) {
         real.subscription.order_id.clone_from(&subscription.order_id);
         assert_eq!((real.subscription, real.gate), (rehearsed.subscription, rehearsed.gate), "{wish:?}");
     }
-    for (wish, expected) in [(Wish::Seats(5), Ok(None)), (Wish::Seats(301), Err("quantity"))] {
+    for (wish, expected) in [(Command::Seats(5), Ok(None)), (Command::Seats(301), Err("quantity"))] {
         let rehearsed = Asked { validate_only: true, ..Asked::of(wish, &subscription) };
         let told = rehearsed.send(&world.direct).await;
         assert_eq!(told.as_ref().map(|told| told.gate.clone()).ok(), expected.clone().ok());
@@ -861,12 +861,12 @@ async fn a_repeated_change_gets_its_first_answer_whatever_has_happened_since(#[c
     tests::needs!(backend);
     let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
     let wishes = [
-        (Wish::Seats(8), Wish::Seats(9)),
-        (Wish::Renew, Wish::Renew),
-        (Wish::AutoRenew(false), Wish::AutoRenew(true)),
-        (Wish::Suspend, Wish::Suspend),
-        (Wish::Resume, Wish::Resume),
-        (Wish::Cancel, Wish::Cancel),
+        (Command::Seats(8), Command::Seats(9)),
+        (Command::Renew, Command::Renew),
+        (Command::AutoRenew(false), Command::AutoRenew(true)),
+        (Command::Suspend, Command::Suspend),
+        (Command::Resume, Command::Resume),
+        (Command::Cancel, Command::Cancel),
     ];
     let bought = world.subscribe_to("MONTH", wishes.len()).await;
     let mut sent = vec![];
@@ -877,7 +877,7 @@ async fn a_repeated_change_gets_its_first_answer_whatever_has_happened_since(#[c
     }
     for (_, _, first) in &sent {
         if first.subscription.state() != State::Cancelled {
-            world.done(Wish::Cancel, &first.subscription).await;
+            world.done(Command::Cancel, &first.subscription).await;
         }
     }
     world.cluster.stop_agreements();
@@ -906,8 +906,8 @@ async fn at_once(agents: &[As], asked: impl Fn() -> Asked) -> Vec<Result<Answer,
 }
 
 /// A wish of each kind that changes an active subscription.
-const CHANGING: [Wish; 5] =
-    [Wish::Seats(8), Wish::Renew, Wish::AutoRenew(false), Wish::Suspend, Wish::Cancel];
+const CHANGING: [Command; 5] =
+    [Command::Seats(8), Command::Renew, Command::AutoRenew(false), Command::Suspend, Command::Cancel];
 
 #[apply(each_backend)]
 async fn many_callers_with_one_request_id_have_one_effect(#[case] backend: Backend) {
@@ -1031,7 +1031,7 @@ impl Meanwhile {
         let attested = world::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap();
         let mut bought = world.subscribe_to("MONTH", 2).await;
         let (off, withdrawn) = (bought.remove(1), bought.remove(0));
-        world.done(Wish::AutoRenew(false), &off).await;
+        world.done(Command::AutoRenew(false), &off).await;
         let left = world::create_customer(&world.direct, "Fabrikam", "FR", None).await.unwrap();
         world::attest(&world.direct, &left, world.clock.now()).await.unwrap();
         let order = CreateOrderRequest { customer_id: left.clone(), ..world.new_order("MONTH", 1) };
@@ -1099,7 +1099,7 @@ async fn a_term_waits_while_the_history_before_its_end_cannot_be_followed(#[case
     next_look(&world, &bought[2]).await;
     next_look(&world, &bought[3]).await;
     assert_eq!(world.now(&bought[0]).await, bought[0]);
-    assert_eq!(world.refused(Wish::Cancel, &bought[0]).await, forbidden("TERM_ENDED"));
+    assert_eq!(world.refused(Command::Cancel, &bought[0]).await, forbidden("TERM_ENDED"));
 
     world.cluster.restart_agreements().await.unwrap();
     world.once(&bought[0], |s| s.state() == State::Expired).await;
