@@ -416,7 +416,9 @@ async fn only_what_is_gated_needs_agreement_svc(#[case] backend: Backend) {
         assert_eq!((&told.subscription, told.gate), (subscription, None), "{wish:?}");
     }
     let mut subscription = on;
-    for wish in [Command::AutoRenew(false), Command::Suspend, Command::Suspend, Command::Resume, Command::Cancel] {
+    for wish in
+        [Command::AutoRenew(false), Command::Suspend, Command::Suspend, Command::Resume, Command::Cancel]
+    {
         subscription = world.done(wish, &subscription).await;
     }
     assert_eq!(world.done(Command::Cancel, &subscription).await, subscription);
@@ -426,7 +428,8 @@ async fn only_what_is_gated_needs_agreement_svc(#[case] backend: Backend) {
 
 /// What is gated is refused for that reason, and what is not is done, on fresh subscriptions.
 async fn check_blocked(world: &World, on: [&Subscription; 3], off: &Subscription, reason: &str) {
-    for (wish, subscription) in [(Command::Seats(8), on[0]), (Command::Renew, on[0]), (Command::AutoRenew(true), off)]
+    for (wish, subscription) in
+        [(Command::Seats(8), on[0]), (Command::Renew, on[0]), (Command::AutoRenew(true), off)]
     {
         let rehearsed = Asked { validate_only: true, ..Asked::of(wish, subscription) };
         for asked in [rehearsed, Asked::of(wish, subscription)] {
