@@ -202,8 +202,10 @@ pub(crate) fn gate_facts(
     parties: &[Parties],
 ) -> Result<Vec<Result<Option<Snapshot>, Error>>, Error> {
     let (rows, with_reseller) = gate_rows(connection, parties)?;
-    let revision = rows.first().and_then(|(_, _, revisions, ..)| revisions.templates).unwrap_or_default();
-    let templates = cache.at(connection, revision)?;
+    let Some((_, _, revisions, ..)) = rows.first() else {
+        return Ok(parties.iter().map(|_| Ok(None)).collect());
+    };
+    let templates = cache.at(connection, revisions.templates.unwrap_or_default())?;
     let mut by_pair: BTreeMap<(&str, &str), Vec<&Row>> = BTreeMap::new();
     for row in &rows {
         by_pair.entry((&row.0.customer_id, &row.0.payer_id)).or_default().push(row);
@@ -241,52 +243,69 @@ impl Parties {
 /// The rows of all pairs that have an active relationship, and those of the parties whose relationship names the
 /// reseller.
 fn gate_rows(connection: &mut Connection, parties: &[Parties]) -> Result<(Vec<Row>, BTreeSet<Key>), Error> {
-    let keys: Vec<Key> = parties.iter().map(Parties::key).collect();
-    if let [Key { customer, payer, reseller }] = keys.as_slice() {
-        // SQLite prepares a statement that has a list of values anew each time, so the single pair has none.
-        let (customer_is, payer_is) = (customer::id.eq(customer), partner::id.eq(payer.clone()));
-        let rows = query!(connection, c => {
-            rows!(c, customer_is, payer_is, relationship::reseller_id.eq(reseller).or(reseller.as_str().into_sql::<Text>().eq("")))
-        })?;
-        return Ok((rows, keys.into_iter().collect()));
+    let mut by_payer: BTreeMap<String, Vec<Key>> = BTreeMap::new();
+    for key in parties.iter().map(Parties::key) {
+        by_payer.entry(key.payer.clone()).or_default().push(key);
     }
-    let customers: BTreeSet<&str> = keys.iter().map(|key| key.customer.as_str()).collect();
-    let payers: BTreeSet<String> = keys.iter().map(|key| key.payer.clone()).collect();
-    let resellers: BTreeSet<&str> =
-        keys.iter().map(|key| key.reseller.as_str()).filter(|id| !id.is_empty()).collect();
-    let rows = query!(connection, c => {
-        rows!(c, customer::id.eq_any(&customers), partner::id.eq_any(payers.clone()), true.into_sql::<Bool>())
-    })?;
-    let with_reseller: Vec<Key> = match resellers.is_empty() {
-        true => vec![],
-        false => query!(connection, c => {
-            relationship::table
-                .filter(relationship::customer_id.eq_any(&customers))
-                .filter(relationship::partner_id.eq_any(&payers))
-                .filter(relationship::reseller_id.eq_any(&resellers))
-                .filter(relationship::ended_at.is_null())
-                .select((relationship::customer_id, relationship::partner_id, relationship::reseller_id))
-                .load(c)
-        })?,
-    };
-    Ok((rows, with_reseller.into_iter().collect()))
+    let (mut rows, mut with_reseller) = (vec![], BTreeSet::new());
+    // One statement for each payer, so that no row is of a pair that was not asked for.
+    for (payer, keys) in by_payer {
+        if let [Key { customer, reseller, .. }] = keys.as_slice() {
+            // SQLite prepares a statement that has a list of values anew each time, so a single pair has none.
+            let (customer_is, payer_is) = (customer::id.eq(customer), partner::id.eq(payer));
+            let reseller_is = relationship::reseller_id.eq(reseller);
+            let found: Vec<Row> = query!(&mut *connection, c => {
+                rows!(c, customer_is, payer_is, reseller_is.or(reseller.as_str().into_sql::<Text>().eq("")))
+            })?;
+            rows.extend(found);
+            with_reseller.extend(keys);
+            continue;
+        }
+        let customers: BTreeSet<&str> = keys.iter().map(|key| key.customer.as_str()).collect();
+        let resellers: BTreeSet<&str> =
+            keys.iter().map(|key| key.reseller.as_str()).filter(|id| !id.is_empty()).collect();
+        let (customer_is, payer_is) = (customer::id.eq_any(&customers), partner::id.eq(payer.clone()));
+        let found: Vec<Row> =
+            query!(&mut *connection, c => rows!(c, customer_is, payer_is, true.into_sql::<Bool>()))?;
+        rows.extend(found);
+        if !resellers.is_empty() {
+            let found: Vec<Key> = query!(&mut *connection, c => {
+                relationship::table
+                    .filter(relationship::customer_id.eq_any(&customers))
+                    .filter(relationship::partner_id.eq(&payer))
+                    .filter(relationship::reseller_id.eq_any(&resellers))
+                    .filter(relationship::ended_at.is_null())
+                    .select((relationship::customer_id, relationship::partner_id, relationship::reseller_id))
+                    .load(c)
+            })?;
+            with_reseller.extend(found);
+        }
+    }
+    Ok((rows, with_reseller))
+}
+
+impl HistoryRow {
+    fn has_withdrawn(&self, kind: AcceptanceKind, of: AgreementType) -> bool {
+        use AcceptanceKind::{Attestation, Signature};
+        use AgreementType::{MicrosoftCloudAgreement, MicrosoftCustomerAgreement};
+        match (kind, of) {
+            (Attestation, MicrosoftCloudAgreement) => self.has_withdrawn_cloud_attestation,
+            (Attestation, MicrosoftCustomerAgreement) => self.has_withdrawn_customer_attestation,
+            (Signature, MicrosoftCloudAgreement) => self.has_withdrawn_cloud_signature,
+            (Signature, MicrosoftCustomerAgreement) => self.has_withdrawn_customer_signature,
+        }
+    }
 }
 
 /// What the rows of one pair say, which differ in the current acceptance only.
 fn snapshot(templates: &Templates, rows: &[&Row]) -> Result<Snapshot, Error> {
-    use AcceptanceKind::{Attestation, Signature};
-    use AgreementType::{MicrosoftCloudAgreement, MicrosoftCustomerAgreement};
     let [(pair, customer, revisions, history, _), ..] = rows else {
         return Err(at("customer", "").corrupt("id"));
     };
     let accepted = rows.iter().filter_map(|row| row.4.as_ref());
     let acceptances = accepted.map(|row| templates.acceptance(row)).collect::<Result<Vec<_>, _>>()?;
-    let withdrawn = [
-        (history.has_withdrawn_cloud_attestation, Attestation, MicrosoftCloudAgreement),
-        (history.has_withdrawn_customer_attestation, Attestation, MicrosoftCustomerAgreement),
-        (history.has_withdrawn_cloud_signature, Signature, MicrosoftCloudAgreement),
-        (history.has_withdrawn_customer_signature, Signature, MicrosoftCustomerAgreement),
-    ];
+    let kinds = [AcceptanceKind::Attestation, AcceptanceKind::Signature];
+    let possible = kinds.iter().flat_map(|kind| AgreementType::ALL.iter().map(|of| (*kind, *of)));
     let key = &pair.customer_id;
     Ok(Snapshot {
         country: customer.country.clone(),
@@ -298,7 +317,7 @@ fn snapshot(templates: &Templates, rows: &[&Row]) -> Result<Snapshot, Error> {
             cloud: at("customer", key).named("cloud", Cloud::from_name(&customer.cloud))?,
             reacceptances: templates.reacceptances_of(&acceptances),
             acceptances,
-            withdrawn: withdrawn.into_iter().filter(|w| w.0).map(|(_, kind, of)| (kind, of)).collect(),
+            withdrawn: possible.filter(|(kind, of)| history.has_withdrawn(*kind, *of)).collect(),
         },
     })
 }
@@ -507,7 +526,9 @@ mod tests {
         if !is_postgres {
             return Some(format!("sqlite:{}", folder.path().join("agreements.sqlite").display()));
         }
-        let base = std::env::var("TEST_POSTGRES_URL").ok()?;
+        let base = std::env::var("TEST_POSTGRES_URL").ok();
+        assert!(base.is_some() || std::env::var_os("CI").is_none(), "TEST_POSTGRES_URL must be set in CI");
+        let base = base?;
         let schema = format!("test_gate_{}", new_salt());
         PgConnection::establish(&base).unwrap().batch_execute(&format!("CREATE SCHEMA {schema}")).unwrap();
         Some(format!("{base}{}options=-csearch_path%3D{schema}", if base.contains('?') { '&' } else { '?' }))
@@ -567,8 +588,12 @@ mod tests {
         accept(&database, &DIRECT.to_string(), 1..10_001, "NULL", "'2020-04-01'").await;
         accept(&database, "", 10_001..20_001, "'2020-04-01'", "NULL").await;
         accept(&database, &DIRECT.to_string(), 20_001..20_002, "NULL", "NULL").await;
-        let read = |connection: &mut Connection| gate_rows(connection, &[parties(CUSTOMER, DIRECT, None)]);
-        let (rows, _) = database.read(read).await.unwrap();
-        assert_eq!(rows.len(), 1);
+        let one = parties(CUSTOMER, DIRECT, None);
+        for asked in [vec![one], vec![one, parties(OTHER, DIRECT, None), parties(CUSTOMER, PROVIDER, None)]] {
+            let pairs = asked.len() - asked.len() / 2;
+            let read = move |connection: &mut Connection| gate_rows(connection, &asked);
+            let (rows, _) = database.snapshot(read).await.unwrap();
+            assert_eq!(rows.len(), pairs, "one row for each pair that is related");
+        }
     }
 }
