@@ -1,4 +1,4 @@
-//! Pages of lists: how many rows, after which key, and the token for the next page.
+//! Keyset pagination of lists: how many rows, after which key, and the token for the next page.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -1,4 +1,4 @@
-//! Sends the announcements of attestations by mail (ATT-9): the worker that empties the outbox.
+//! Sends the announcements of attestations (ATT-9): the worker of the mail outbox, with retries and dead letters.
 //!
 //! Delivery is at least once: a claim is a lease, and an announcement whose lease ends is sent again.
 

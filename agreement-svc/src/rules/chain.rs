@@ -1,4 +1,4 @@
-//! What the history says of acceptances, and where the records differ from it.
+//! What the events of the hash chain say of acceptances, and where the records differ from them.
 //!
 //! The history cannot be altered unnoticed, the records can. So what each record must be is worked out
 //! from the events alone, and the records are held against that. Whether the history itself is whole

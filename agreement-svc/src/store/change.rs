@@ -185,7 +185,7 @@ impl<'c> Change<'c> {
     }
 }
 
-/// The hash of an event: over the hash before it, its number, its time and its body as stored.
+/// A link of the hash chain: over the hash of the event before it, its number, its time and its body as stored.
 pub(super) fn chained(previous: &str, revision: i64, recorded_at: Time, body: &str) -> String {
     let micros = recorded_at.timestamp_micros();
     hex(&Sha256::digest(format!("{previous}\n{revision}\n{micros}\n{body}")))
