@@ -1,0 +1,199 @@
+//! The list of blocked customers.
+
+use super::*;
+
+#[apply(each_backend)]
+async fn a_partner_sees_which_of_its_customers_are_blocked_why_and_what_it_can_do(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let cluster = Cluster::on(backend).await;
+    world::register_partners(&cluster).await.unwrap();
+    let operator = cluster.as_caller(world::operator());
+    world::register_partner(&operator, GERMAN, "Nord", PartnerKind::DirectBill, Cloud::Germany)
+        .await
+        .unwrap();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let (cloud_agreement, _turn) = world::publish_cloud_agreement(&cluster).await.unwrap();
+    let customers = one_of_each(&cluster, &cloud_agreement.template_id).await;
+
+    let listed = blocked(&direct, None).await;
+    assert_eq!(
+        shown(&listed),
+        [
+            "Bought: NO_ACCEPTANCE; ATTEST",
+            "Cloud: WRONG_AGREEMENT_TYPE; ATTEST,INVITE_CUSTOMER",
+            "None: NO_ACCEPTANCE; ATTEST,INVITE_CUSTOMER",
+            "Old: VERSION_SUPERSEDED; ATTEST,INVITE_CUSTOMER",
+            "Withdrawn: WITHDRAWN; ATTEST,INVITE_CUSTOMER",
+        ]
+    );
+    assert!(listed.iter().all(|row| row.payer_id == DIRECT.to_string()));
+    let remedies = listed.iter().flat_map(|row| &row.remedies);
+    assert!(remedies.into_iter().all(|remedy| remedy.template_id == CUSTOMER_AGREEMENT));
+    let active = active(&customers);
+    check_against_the_gate(&direct, (DIRECT, None), &active, None).await;
+    // A user who only reads gets no remedies of its own.
+    let helpdesk = cluster.as_caller(caller(TenantKind::Partner, DIRECT, &[Role::HelpdeskAgent]));
+    assert!(blocked(&helpdesk, None).await.iter().all(|row| row.remedies.is_empty()));
+    // The other provider's customers are none of its business, and acceptance does not exist elsewhere.
+    let nord = cluster.as_caller(world::sales(GERMAN));
+    world::create_customer(&nord, "Nordwind", "DE", None).await.unwrap();
+    assert_eq!(blocked(&nord, None).await, []);
+    assert_eq!(blocked(&cluster.as_caller(world::sales(PROVIDER)), None).await, []);
+
+    // Back in time the policy and the versions move, and the acceptances stay.
+    for (as_of, by, expected) in [
+        ("2017-01-01T00:00:00Z", world::sales(DIRECT), &[][..]),
+        ("2019-01-01T00:00:00Z", over_api(world::sales(DIRECT)), &[]),
+        // Only the Cloud Agreement satisfied.
+        ("2019-01-01T00:00:00Z", world::sales(DIRECT), &["Bought", "Current", "None", "Old", "Withdrawn"]),
+        ("2019-12-01T00:00:00Z", over_api(world::sales(DIRECT)), &["Bought", "None", "Withdrawn"]),
+        // The second version of the Customer Agreement was due in April 2023.
+        ("2023-03-31T23:59:59.999999Z", world::sales(DIRECT), &["Bought", "Cloud", "None", "Withdrawn"]),
+        ("2023-04-01T00:00:00Z", world::sales(DIRECT), &["Bought", "Cloud", "None", "Old", "Withdrawn"]),
+    ] {
+        let partner = cluster.as_caller(by);
+        let as_of = Some(time(as_of));
+        assert_eq!(names(&blocked(&partner, as_of).await), expected, "{as_of:?}");
+        check_against_the_gate(&partner, (DIRECT, None), &active, as_of).await;
+    }
+}
+
+#[apply(each_backend)]
+async fn a_version_that_is_scheduled_is_seen_from_the_day_on_which_it_is_due(#[case] backend: Backend) {
+    tests::needs_own!("templates of its own");
+    tests::needs!(backend);
+    let cluster = Cluster::on(backend).await;
+    world::register_partners(&cluster).await.unwrap();
+    let (cloud_agreement, _turn) = world::publish_cloud_agreement(&cluster).await.unwrap();
+    let customers = one_of_each(&cluster, &cloud_agreement.template_id).await;
+    let operator = cluster.as_caller(world::operator());
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let now = Clock::system().now();
+    let (effective, by) = (now + Duration::days(30), now + Duration::days(60));
+    publish(&operator, version(Some(effective), due(by))).await.unwrap();
+    let still = &["Bought", "Cloud", "None", "Old", "Withdrawn"][..];
+    let then = ["Bought", "Cloud", "Current", "None", "Old", "Withdrawn"];
+    for (as_of, expected) in [
+        (None, still),
+        (Some(effective), still),
+        (Some(by - Duration::microseconds(1)), still),
+        (Some(by), &then),
+    ] {
+        assert_eq!(names(&blocked(&direct, as_of).await), expected, "{as_of:?}");
+        check_against_the_gate(&direct, (DIRECT, None), &active(&customers), as_of).await;
+    }
+}
+
+#[apply(each_backend)]
+async fn a_reseller_sees_its_own_customers_by_who_pays_and_is_sent_to_them(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let cluster = Cluster::on(backend).await;
+    world::register_partners(&cluster).await.unwrap();
+    let operator = cluster.as_caller(world::operator());
+    world::register_partner(&operator, SECOND, "Second", PartnerKind::IndirectProvider, Cloud::Public)
+        .await
+        .unwrap();
+    let link = LinkResellerRequest {
+        request_id: world::request_id(),
+        provider_id: SECOND.to_string(),
+        reseller_id: RESELLER.to_string(),
+    };
+    operator.partners().link_reseller(link).await.unwrap();
+    let provider = cluster.as_caller(world::sales(PROVIDER));
+    let reseller = cluster.as_caller(world::sales(RESELLER));
+    let shared = world::create_customer(&reseller, "Shared", "FR", Some(PROVIDER)).await.unwrap();
+    let other = world::create_customer(&reseller, "Other", "FR", Some(PROVIDER)).await.unwrap();
+    world::create_customer(&provider, "Own", "FR", None).await.unwrap();
+    // The same pair of payer and customer through another relationship, and another payer. Both come
+    // with a signature, which is withdrawn.
+    let admin = cluster.as_caller(world::admin(shared.parse().unwrap()));
+    for invited in [
+        world::invite(&provider, None, None).await.unwrap(),
+        world::invite(&reseller, None, Some(SECOND)).await.unwrap(),
+    ] {
+        admin.signatures().accept_invitation(world::acceptance(&invited, None)).await.unwrap();
+    }
+    let request = WithdrawSignatureRequest {
+        request_id: world::request_id(),
+        signature_id: world::sign(&admin, 2).await.unwrap().signature_id,
+        reason: WithdrawalReason::NoLongerAccepts.into(),
+    };
+    admin.signatures().withdraw_signature(request).await.unwrap();
+
+    assert_eq!(
+        shown(&blocked(&provider, None).await),
+        [
+            "Other: NO_ACCEPTANCE; ATTEST,INVITE_CUSTOMER",
+            "Own: NO_ACCEPTANCE; ATTEST,INVITE_CUSTOMER",
+            "Shared: WITHDRAWN; ATTEST,INVITE_CUSTOMER",
+        ]
+    );
+    let listed = blocked(&reseller, None).await;
+    let expected = ["Other: NO_ACCEPTANCE", "Shared: WITHDRAWN", "Shared: WITHDRAWN"];
+    assert_eq!(shown(&listed), expected.map(|row| format!("{row}; ASK_PROVIDER,INVITE_CUSTOMER")));
+    for row in &listed {
+        let ask = row.remedies.iter().find(|remedy| remedy.kind() == RemedyKind::AskProvider);
+        assert_eq!(ask.unwrap().provider_id, row.payer_id);
+    }
+    // One provider's attestation does not cover the other's orders.
+    world::attest(&provider, &shared, Clock::system().now()).await.unwrap();
+    let payers: Vec<_> = blocked(&reseller, None)
+        .await
+        .into_iter()
+        .filter(|row| row.customer_id == shared)
+        .map(|row| row.payer_id)
+        .collect();
+    assert_eq!(payers, [SECOND.to_string()]);
+    check_against_the_gate(&reseller, (PROVIDER, Some(RESELLER)), &[&other], None).await;
+    end_relationship(&reseller, &other, Some(PROVIDER)).await;
+    assert_eq!(names(&blocked(&reseller, None).await), ["Shared"]);
+    assert_eq!(names(&blocked(&provider, None).await), ["Own"]);
+}
+
+#[apply(each_backend)]
+async fn the_pages_of_a_list_are_all_about_the_time_the_first_was(#[case] backend: Backend) {
+    tests::needs_own!("a clock that it sets");
+    tests::needs!(backend);
+    let start = time("2026-11-21T00:00:00Z");
+    let (cluster, clock) = world_at(backend, "2026-11-21T00:00:00Z").await;
+    let operator = cluster.as_caller(world::operator());
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    for n in 0..6 {
+        let customer = world::create_customer(&direct, &format!("Customer {n}"), "FR", None).await.unwrap();
+        if n % 2 == 1 {
+            world::attest(&direct, &customer, start).await.unwrap();
+        }
+    }
+    let by = start + Duration::hours(1);
+    publish(&operator, version(Some(by), due(by))).await.unwrap();
+
+    let first = page(&direct, None, 1, "").await.unwrap();
+    clock.set(by);
+    let second = page(&direct, None, 1, &first.next_page_token).await.unwrap();
+    let third = page(&direct, None, 5, &second.next_page_token).await.unwrap();
+    for page in [&first, &second, &third] {
+        assert_eq!(page.evaluated_at, Some(timestamp(start)));
+        assert_eq!(page.customers.len(), 1);
+    }
+    assert_eq!(third.next_page_token, "");
+    assert_eq!(blocked(&direct, None).await.len(), 6);
+
+    // A token serves its own list only, and only as it was given.
+    let then = page(&direct, Some(by), 1, "").await.unwrap();
+    assert_eq!(then.evaluated_at, Some(timestamp(by)));
+    let api = cluster.as_caller(over_api(world::sales(DIRECT)));
+    let provider = cluster.as_caller(world::sales(PROVIDER));
+    let cut = &first.next_page_token[..first.next_page_token.len() - 8];
+    for (by, as_of, token) in [
+        (&direct, None, then.next_page_token.as_str()),
+        (&direct, Some(start), then.next_page_token.as_str()),
+        (&direct, Some(by), first.next_page_token.as_str()),
+        (&api, None, first.next_page_token.as_str()),
+        (&provider, None, first.next_page_token.as_str()),
+        (&direct, None, cut),
+    ] {
+        let refused = page(by, as_of, 1, token).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert_eq!(bad_fields_of(&refused), ["page_token"]);
+    }
+}

@@ -1,0 +1,85 @@
+//! Connections that die, retries and the retry budget.
+
+use super::*;
+
+/// Both services with a line between them, and a partner with a customer that accepted.
+async fn behind_a_line() -> (Line, Cluster, As, String) {
+    let line = Line::start().await;
+    let setup = Setup { agreements_at: Some(line.url.clone()), gate_deadline_ms: 1000, ..Setup::default() };
+    let mut cluster = Cluster::start(setup).await.unwrap();
+    cluster.restart_agreements().await.unwrap();
+    line.lead_to(cluster.agreements_address());
+    world::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    (line, cluster, direct, customer)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_connection_that_died_without_a_word_is_given_up_for_a_new_one() {
+    tests::needs_own!("services that it stops");
+    let (line, _cluster, direct, customer) = behind_a_line().await;
+    world::order(&direct, &customer, None, 5).await.unwrap();
+
+    line.cut();
+    let order = world::new_order(&customer, None, OFFICE, 5);
+    assert_unknown(&direct.orders().create_order(order.clone()).await.unwrap_err(), "cut off");
+    assert_eq!(orders_of(&direct).await, 1);
+    // No message tells it; it notices within the seven seconds that its keep-alive takes.
+    let asking = async {
+        while let Err(refused) = direct.orders().create_order(order.clone()).await {
+            assert_unknown(&refused, "cut off");
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(15), asking).await.unwrap();
+    assert_eq!(orders_of(&direct).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_connection_that_is_reset_under_a_question_costs_a_second_one_and_no_order() {
+    tests::needs_own!("a line to agreement-svc that it cuts");
+    const ORDERS: usize = 8;
+    let (line, _cluster, direct, customer) = behind_a_line().await;
+    for _ in 0..ORDERS {
+        line.reset_next();
+        world::order(&direct, &customer, None, 5).await.unwrap();
+    }
+    assert_eq!(orders_of(&direct).await, ORDERS);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn only_what_may_pass_by_itself_is_asked_again() {
+    tests::needs_own!("a line to agreement-svc that it cuts");
+    let twists: [(&str, usize, Twist); 6] = [
+        ("unavailable", 3, |_| Err(Status::unavailable("not today"))),
+        ("cancelled, in the words of our own time-out", 1, |_| Err(Status::cancelled("Timeout expired"))),
+        ("its own time-out", 1, |_| Err(Status::deadline_exceeded("too slow"))),
+        ("overloaded", 1, |_| Err(Status::resource_exhausted("too many"))),
+        ("internal", 1, |_| Err(Status::internal("oops"))),
+        ("nonsense", 1, |_| Ok(CheckEligibilityResponse::default())),
+    ];
+    for (about, questions, twist) in twists {
+        let impostor = Impostor::new(twist);
+        let cluster = cluster_asking(&impostor, 4000).await;
+        let direct = cluster.as_caller(world::sales(DIRECT));
+        let refused = world::order(&direct, &world::request_id(), None, 5).await.unwrap_err();
+        assert_unknown(&refused, about);
+        assert_eq!(impostor.questions.load(Ordering::SeqCst), questions, "{about}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_neighbour_in_trouble_is_not_asked_three_times_as_much() {
+    tests::needs_own!("a line to agreement-svc that it cuts");
+    const CALLS: usize = 200;
+    let impostor = Impostor::new(|_| Err(Status::unavailable("not today")));
+    let cluster = cluster_asking(&impostor, 1000).await;
+    let direct = cluster.as_caller(world::sales(DIRECT));
+    for _ in 0..CALLS {
+        let refused = world::order(&direct, &world::request_id(), None, 5).await.unwrap_err();
+        assert_unknown(&refused, "in trouble");
+    }
+    let questions = impostor.questions.load(Ordering::SeqCst);
+    assert!((CALLS..2 * CALLS).contains(&questions), "{questions} questions for {CALLS} calls");
+}

@@ -1,0 +1,308 @@
+//! The whole life of subscriptions (SUB-1 to SUB-5) and how long first answers are kept, over months
+//! that a manual clock makes pass.
+
+mod commands;
+mod gated;
+mod history;
+mod order;
+mod repeats;
+mod terms;
+
+use std::future::Future;
+use std::time::Duration;
+
+use chassis::auth::{Caller, Channel};
+use chassis::clock::{Clock, Time};
+use chassis::database::Url;
+use chassis::form::timestamp;
+use diesel::connection::SimpleConnection;
+use diesel::{Connection, PgConnection, RunQueryDsl};
+use futures_util::future::join_all;
+use prost::Message;
+use proto::agreement::publish_template_version_request::Reacceptance;
+use proto::agreement::{
+    CreateAttestationRequest, EndRelationshipRequest, PublishTemplateVersionRequest,
+    WithdrawAttestationRequest, WithdrawalReason,
+};
+use proto::order::{
+    CancelSubscriptionRequest, ChangeSeatsRequest, CreateOrderRequest, GetSubscriptionRequest,
+    ListSubscriptionChangesRequest, ListSubscriptionsRequest, NewOrderLine, RenewSubscriptionRequest,
+    ResumeSubscriptionRequest, SetAutoRenewRequest, Subscription, SubscriptionChange,
+    SubscriptionChangeKind as Kind, SubscriptionChangeReason as Why, SubscriptionState as State,
+    SuspendSubscriptionRequest,
+};
+use proto::types::{GateEvidence, GateRule};
+use rstest_reuse::apply;
+use tempfile::TempDir;
+use tests::clients::bad_fields_of;
+use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE};
+use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
+
+use crate::each_backend;
+use tonic::{Code, Response, Status};
+
+/// One offer of each term and kind, with the term as its id where that says enough.
+const OFFERS: &str = r#"{"offers": [
+    {"offer_id": "MONTH", "name": "Licences by the month", "kind": "LICENSE", "quantity_min": 2, "quantity_max": 300,
+     "term": "MONTH", "billing_cycle": "MONTHLY", "auto_renews": true, "countries": [], "agreement_types": []},
+    {"offer_id": "YEAR", "name": "Licences by the year", "kind": "LICENSE", "quantity_min": 2, "quantity_max": 300,
+     "term": "YEAR", "billing_cycle": "MONTHLY", "auto_renews": true, "countries": [], "agreement_types": []},
+    {"offer_id": "THREE_YEARS", "name": "Licences for years", "kind": "LICENSE", "quantity_min": 2, "quantity_max": 300,
+     "term": "THREE_YEARS", "billing_cycle": "ANNUAL", "auto_renews": true, "countries": [], "agreement_types": []},
+    {"offer_id": "BY_HAND", "name": "A reservation", "kind": "RESERVED_INSTANCE", "quantity_min": 1, "quantity_max": 300,
+     "term": "YEAR", "billing_cycle": "ONE_TIME", "auto_renews": false, "countries": [], "agreement_types": []},
+    {"offer_id": "PERPETUAL", "name": "Software for good", "kind": "SOFTWARE", "quantity_min": 1, "quantity_max": 300,
+     "term": "PERPETUAL", "billing_cycle": "ONE_TIME", "auto_renews": false, "countries": [], "agreement_types": []}
+]}"#;
+
+/// Callers of one moment.
+const CALLERS: usize = 64;
+
+/// Longer than any worker may take to notice that the clock has moved.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Command {
+    Seats(u32),
+    Renew,
+    AutoRenew(bool),
+    Suspend,
+    Resume,
+    Cancel,
+}
+
+/// A wish as a request.
+#[derive(Clone, Debug)]
+struct Asked {
+    wish: Command,
+    request_id: String,
+    subscription_id: String,
+    etag: String,
+    validate_only: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Answer {
+    bytes: Vec<u8>,
+    subscription: Subscription,
+    gate: Option<GateEvidence>,
+}
+
+impl Asked {
+    fn of(wish: Command, subscription: &Subscription) -> Self {
+        Self {
+            wish,
+            request_id: world::request_id(),
+            subscription_id: subscription.subscription_id.clone(),
+            etag: subscription.etag.clone(),
+            validate_only: false,
+        }
+    }
+
+    async fn send(self, partner: &As) -> Result<Answer, Status> {
+        let Self { wish, request_id, subscription_id, etag, validate_only } = self;
+        let mut client = partner.subscriptions();
+        let answer = |bytes, subscription: Option<Subscription>, gate| Answer {
+            bytes,
+            subscription: subscription.unwrap(),
+            gate,
+        };
+        Ok(match wish {
+            Command::Seats(quantity) => {
+                let request =
+                    ChangeSeatsRequest { request_id, subscription_id, quantity, etag, validate_only };
+                let told = client.change_seats(request).await?.into_inner();
+                answer(told.encode_to_vec(), told.subscription, told.gate)
+            }
+            Command::Renew => {
+                let request = RenewSubscriptionRequest { request_id, subscription_id, etag, validate_only };
+                let told = client.renew_subscription(request).await?.into_inner();
+                answer(told.encode_to_vec(), told.subscription, told.gate)
+            }
+            Command::AutoRenew(auto_renew) => {
+                let request = SetAutoRenewRequest { request_id, subscription_id, auto_renew, etag };
+                let told = client.set_auto_renew(request).await?.into_inner();
+                answer(told.encode_to_vec(), told.subscription, told.gate)
+            }
+            Command::Suspend => {
+                let request = SuspendSubscriptionRequest { request_id, subscription_id, etag };
+                let told = client.suspend_subscription(request).await?.into_inner();
+                answer(told.encode_to_vec(), told.subscription, None)
+            }
+            Command::Resume => {
+                let request = ResumeSubscriptionRequest { request_id, subscription_id, etag };
+                let told = client.resume_subscription(request).await?.into_inner();
+                answer(told.encode_to_vec(), told.subscription, None)
+            }
+            Command::Cancel => {
+                let request = CancelSubscriptionRequest { request_id, subscription_id, etag };
+                let told = client.cancel_subscription(request).await?.into_inner();
+                answer(told.encode_to_vec(), told.subscription, None)
+            }
+        })
+    }
+}
+
+/// Both services, most often under a manual clock, and a customer that accepted when it began.
+struct World {
+    cluster: Cluster,
+    clock: Clock,
+    direct: As,
+    customer: String,
+    _offers: Option<TempDir>,
+}
+
+impl World {
+    async fn new(backend: Backend, start: &str) -> Self {
+        let world = Self::without_acceptance(backend, start).await;
+        world::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap();
+        world
+    }
+
+    /// Under the system's clock, with the offers that ship.
+    async fn today(backend: Backend) -> Self {
+        let world = Self::on(Setup { backend, ..Setup::default() }, None).await;
+        world::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap();
+        world
+    }
+
+    async fn without_acceptance(backend: Backend, start: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let offers = folder.path().join("offers.json");
+        std::fs::write(&offers, OFFERS).unwrap();
+        let clock = Clock::manual(time(start));
+        Self::on(Setup { backend, clock, offers: Some(offers), ..Setup::default() }, Some(folder)).await
+    }
+
+    async fn on(setup: Setup, offers: Option<TempDir>) -> Self {
+        let clock = setup.clock.clone();
+        let cluster = Cluster::start(setup).await.unwrap();
+        world::register_partners(&cluster).await.unwrap();
+        let direct = cluster.as_caller(world::sales(DIRECT));
+        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+        Self { cluster, clock, direct, customer, _offers: offers }
+    }
+
+    fn new_order(&self, offer_id: &str, lines: usize) -> CreateOrderRequest {
+        let line = NewOrderLine { offer_id: offer_id.into(), quantity: 5, friendly_name: String::new() };
+        CreateOrderRequest { lines: vec![line; lines], ..world::new_order(&self.customer, None, offer_id, 5) }
+    }
+
+    /// So many subscriptions of 5.
+    async fn subscribe_to(&self, offer_id: &str, lines: usize) -> Vec<Subscription> {
+        let order = self.new_order(offer_id, lines);
+        self.direct.orders().create_order(order).await.unwrap().into_inner().subscriptions
+    }
+
+    async fn subscribe(&self, offer_id: &str) -> Subscription {
+        self.subscribe_to(offer_id, 1).await.remove(0)
+    }
+
+    async fn ask(&self, wish: Command, of: &Subscription) -> Result<Answer, Status> {
+        Asked::of(wish, of).send(&self.direct).await
+    }
+
+    /// A wish that is granted, and the subscription afterwards.
+    async fn done(&self, wish: Command, of: &Subscription) -> Subscription {
+        self.ask(wish, of).await.unwrap().subscription
+    }
+
+    async fn refused(&self, wish: Command, of: &Subscription) -> (Code, String) {
+        refusal(&self.ask(wish, of).await.unwrap_err())
+    }
+
+    async fn now(&self, of: &Subscription) -> Subscription {
+        let request = GetSubscriptionRequest { subscription_id: of.subscription_id.clone() };
+        let read = self.direct.subscriptions().get_subscription(request).await.unwrap().into_inner();
+        read.subscription.unwrap()
+    }
+
+    /// What a subscription is once a worker has made it so.
+    async fn once(&self, of: &Subscription, is_so: impl Fn(&Subscription) -> bool) -> Subscription {
+        eventually(async || Some(self.now(of).await).filter(&is_so)).await
+    }
+
+    async fn changes(&self, of: &Subscription) -> Vec<SubscriptionChange> {
+        let mut request = ListSubscriptionChangesRequest {
+            subscription_id: of.subscription_id.clone(),
+            page_size: 2,
+            page_token: String::new(),
+        };
+        let mut changes = vec![];
+        loop {
+            let mut client = self.direct.subscriptions();
+            let page = client.list_subscription_changes(request.clone()).await.unwrap().into_inner();
+            assert!(page.changes.len() <= 2);
+            changes.extend(page.changes);
+            if page.next_page_token.is_empty() {
+                return changes;
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
+    /// The numbers and kinds of everything that happened.
+    async fn kinds(&self, of: &Subscription) -> Vec<(u32, Kind)> {
+        self.changes(of).await.iter().map(|change| (change.number, change.kind())).collect()
+    }
+
+    /// Publishes a version of the Customer Agreement that is in force now.
+    async fn publish(&self, reacceptance: Option<Reacceptance>) {
+        let request =
+            PublishTemplateVersionRequest { reacceptance, ..world::new_version(CUSTOMER_AGREEMENT) };
+        let operator = self.cluster.as_caller(world::operator());
+        operator.templates().publish_template_version(request).await.unwrap();
+    }
+}
+
+/// Waits until there is something.
+async fn eventually<T, F: Future<Output = Option<T>>>(look: impl Fn() -> F) -> T {
+    let waiting = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(WAIT_MAX, waiting).await.unwrap()
+}
+
+fn time(text: &str) -> Time {
+    text.parse().unwrap()
+}
+
+fn refusal(status: &Status) -> (Code, String) {
+    (status.code(), reason_of(status))
+}
+
+fn stale() -> (Code, String) {
+    (Code::Aborted, "ETAG_STALE".into())
+}
+
+fn forbidden(reason: &str) -> (Code, String) {
+    (Code::FailedPrecondition, reason.into())
+}
+
+fn unavailable() -> (Code, String) {
+    (Code::Unavailable, "GATE_UNAVAILABLE".into())
+}
+
+/// What is gated is refused for that reason, and what is not is done, on fresh subscriptions.
+async fn check_blocked(world: &World, on: [&Subscription; 3], off: &Subscription, reason: &str) {
+    for (wish, subscription) in
+        [(Command::Seats(8), on[0]), (Command::Renew, on[0]), (Command::AutoRenew(true), off)]
+    {
+        let rehearsed = Asked { validate_only: true, ..Asked::of(wish, subscription) };
+        for asked in [rehearsed, Asked::of(wish, subscription)] {
+            let refused = asked.send(&world.direct).await.unwrap_err();
+            assert_eq!(refusal(&refused), forbidden("AGREEMENT_REQUIRED"), "{wish:?}");
+            let reasons = metadata_of(&refused)["reasons"].clone();
+            assert!(reasons.split(',').any(|given| given == reason), "{wish:?}: {reasons}");
+        }
+    }
+    world.done(Command::AutoRenew(false), on[0]).await;
+    let suspended = world.done(Command::Suspend, on[1]).await;
+    world.done(Command::Resume, &suspended).await;
+    world.done(Command::Cancel, on[2]).await;
+}
