@@ -157,8 +157,7 @@ pub(super) struct Asked {
     pub by: Caller,
     pub call: Call,
     pub first_sent: Instant,
-    /// What was done, with when that was told; a code where it was refused. A refusal has no effect, but for
-    /// the attestation that an order brought along.
+    /// What was done, and when; a code where it was refused, without effect but for the order's attestation.
     pub told: Vec<(Instant, Result<Done, Code>)>,
     /// The tries whose outcome is unknown.
     pub unknown: usize,
@@ -267,8 +266,7 @@ impl Load {
         Ok(())
     }
 
-    /// Repeats what was done since that request, each under its id, and what may have been done in part:
-    /// orders that were refused after their attestation was stored.
+    /// Repeats every request since then under its id, refused orders with a stored attestation included.
     pub(super) async fn repeat_since(&self, first: usize) -> Result<(), String> {
         let done: Vec<usize> = {
             let asked = self.asked();
@@ -290,8 +288,7 @@ impl Load {
         asked.len() - 1
     }
 
-    /// Sends a request again and again, under its one id, until its outcome is known: what was done, or
-    /// `None` where it was refused.
+    /// Repeats a request under its one id until its outcome is known; `None` where it was refused.
     async fn settle(&self, n: usize) -> Result<Option<Done>, String> {
         let (by, call) = {
             let asked = &self.asked()[n];

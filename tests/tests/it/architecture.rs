@@ -273,26 +273,11 @@ const LINES_MAX: usize = 600;
 fn no_source_file_is_too_long() {
     let long: Vec<_> = tracked(|name| name.ends_with(".rs"))
         .into_iter()
-        .filter(|(name, _)| !LONG_FILES.contains(&name.as_str()))
         .map(|(name, text)| (name, text.lines().count()))
         .filter(|(_, lines)| *lines > LINES_MAX)
         .collect();
     assert!(long.is_empty(), "longer than {LINES_MAX} lines: {long:?}");
 }
-
-/// Files that hold two subjects and are to be split.
-const LONG_FILES: [&str; 10] = [
-    "chassis/src/database.rs",
-    "chassis/tests/database.rs",
-    "tests/src/crash/load.rs",
-    "tests/tests/it/contract/bad_input/mod.rs",
-    "tests/tests/it/contract/repeats.rs",
-    "tests/tests/it/faults/races.rs",
-    "tests/tests/it/gate/blocked.rs",
-    "tests/tests/it/orders/fail_closed.rs",
-    "tests/tests/it/subscriptions/changes.rs",
-    "tests/tests/it/subscriptions/withdrawals.rs",
-];
 
 /// Words that stand for a missing noun or verb: a sentence names the caller, the operator, the tenant or the client,
 /// and says what it does.

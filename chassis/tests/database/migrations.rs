@@ -1,0 +1,49 @@
+//! Migrations by several processes at the same time.
+
+use super::*;
+
+/// Each on a thread, all at the same moment.
+fn at_once<T: Send>(run: impl Fn() -> T + Sync) -> Vec<T> {
+    const PROCESSES: usize = 4;
+    let start = Barrier::new(PROCESSES);
+    let run = || {
+        start.wait();
+        run()
+    };
+    thread::scope(|scope| {
+        let processes: Vec<_> = (0..PROCESSES).map(|_| scope.spawn(run)).collect();
+        processes.into_iter().map(|process| process.join().unwrap()).collect()
+    })
+}
+
+/// Races that are lost rarely are tried more than once.
+const ROUNDS: usize = 10;
+
+#[test]
+fn several_processes_may_migrate_at_the_same_time() {
+    for backend in Backend::all() {
+        for round in 0..ROUNDS {
+            let home = Home::new(backend);
+            drop(Database::open(&home.url, true, Writes::Serial).unwrap());
+            let outcomes = at_once(|| {
+                let database = Database::open(&home.url, false, Writes::Serial)?;
+                database.migrate(MIGRATIONS)?;
+                database.check_schema(MIGRATIONS)
+            });
+            assert!(outcomes.iter().all(Result::is_ok), "{backend:?}, round {round}: {outcomes:?}");
+            assert_eq!(home.stored(), BTreeSet::new(), "{backend:?}, round {round}");
+        }
+    }
+}
+
+#[test]
+fn several_processes_may_make_and_migrate_a_sqlite_file_at_the_same_time() {
+    for round in 0..ROUNDS {
+        let home = Home::new(Backend::Sqlite);
+        let outcomes = at_once(|| {
+            let database = Database::open(&home.url, true, Writes::Serial)?;
+            database.migrate(MIGRATIONS)
+        });
+        assert!(outcomes.iter().all(Result::is_ok), "round {round}: {outcomes:?}");
+    }
+}

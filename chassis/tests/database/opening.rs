@@ -1,0 +1,105 @@
+//! Opening a database: URLs, missing files, schemas.
+
+use super::*;
+
+#[test]
+fn a_url_names_a_sqlite_file_or_a_postgresql_server() {
+    for good in ["sqlite:things.sqlite", "sqlite:/tmp/things", "postgres://u@h/db", "postgresql:///db"] {
+        assert!(good.parse::<Url>().is_ok(), "{good}");
+    }
+    for bad in [
+        "",
+        "things.sqlite",
+        "/tmp/things.sqlite",
+        "file:things.sqlite",
+        "mysql://u@h/db",
+        "sqlite",
+        "sqlite:",
+        "sqlite::memory:",
+        "SQLITE:things.sqlite",
+        "postgres:",
+        "postgres:u@h/db",
+        "host=h user=u",
+    ] {
+        let refused = bad.parse::<Url>().unwrap_err();
+        assert!(refused.contains("sqlite:") && refused.contains("postgres:"), "{bad}: {refused}");
+    }
+}
+
+#[test]
+fn neither_a_url_nor_a_failure_to_open_it_shows_the_password() {
+    for url in [
+        "postgres://clerk:hunter2@127.0.0.1:1/things",
+        "postgresql://clerk@127.0.0.1:1/things?password=hunter2",
+        // Mistakes that libpq complains of in its own words.
+        "postgres://clerk:hunter2%@127.0.0.1:1/things",
+        "postgres://clerk:hunter2@[::1/things",
+        "postgres://clerk:hunter2@[::1]things",
+        "postgres://clerk@127.0.0.1:1/things?hunter2",
+        "postgres://clerk:hunter2/3@127.0.0.1:1/things",
+        "postgres://clerk:4@hunter2@127.0.0.1:1/things",
+    ] {
+        let url: Url = url.parse().unwrap();
+        let Err(refused) = Database::open(&url, true, Writes::Serial) else { panic!("{url} was opened") };
+        for shown in [format!("{url}"), format!("{url:?}"), format!("{refused}"), format!("{refused:?}")] {
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+    }
+}
+
+#[test]
+fn a_missing_sqlite_file_is_made_only_when_asked_for() {
+    let home = Home::new(Backend::Sqlite);
+    let files = || std::fs::read_dir(home.folder.path()).unwrap().count();
+    let Err(refused) = Database::open(&home.url, false, Writes::Serial) else {
+        panic!("a database that does not exist was opened")
+    };
+    assert!(matches!(&refused, Error::Unavailable(why) if why.contains("--create")), "{refused}");
+    assert_eq!(files(), 0, "nothing is left behind");
+
+    drop(Database::open(&home.url, true, Writes::Serial).unwrap());
+    assert!(files() >= 1);
+    drop(Database::open(&home.url, false, Writes::Serial).unwrap());
+
+    let nowhere = home.folder.path().join("no folder").join("things.sqlite");
+    let nowhere: Url = format!("sqlite:{}", nowhere.display()).parse().unwrap();
+    for create in [false, true] {
+        let opened = Database::open(&nowhere, create, Writes::Serial);
+        assert!(matches!(opened.err(), Some(Error::Unavailable(_))), "create: {create}");
+    }
+}
+
+#[test]
+fn a_server_that_cannot_be_reached_is_noticed_at_the_start() {
+    // Nothing listens on port 1.
+    for writes in [Writes::Serial, Writes::Concurrent] {
+        let url: Url = "postgres://clerk@127.0.0.1:1/things".parse().unwrap();
+        assert!(matches!(Database::open(&url, true, writes).err(), Some(Error::Unavailable(_))));
+    }
+}
+
+#[cfg(feature = "bundled-libpq")]
+#[test]
+fn a_url_that_demands_tls_of_a_build_without_it_is_a_clear_error() {
+    let url: Url = "postgres://clerk@127.0.0.1:1/things?sslmode=require".parse().unwrap();
+    let Err(refused) = Database::open(&url, false, Writes::Serial) else {
+        panic!("a connection without TLS was made")
+    };
+    // The complaint is about TLS, not about the port that nothing listens on.
+    let words = refused.to_string();
+    assert!(words.contains("sslmode") && words.contains("SSL support"), "{words}");
+}
+
+#[test]
+fn a_schema_is_refused_until_it_is_migrated() {
+    for backend in Backend::all() {
+        let home = Home::new(backend);
+        let database = Database::open(&home.url, true, Writes::Serial).unwrap();
+        let refused = database.check_schema(MIGRATIONS).unwrap_err();
+        assert!(matches!(&refused, Error::Query(why) if why.contains("migrate")), "{backend:?}: {refused}");
+        database.migrate(MIGRATIONS).unwrap();
+        database.check_schema(MIGRATIONS).unwrap();
+        database.migrate(MIGRATIONS).unwrap();
+        assert_eq!(home.stored(), BTreeSet::new(), "{backend:?}");
+    }
+}
