@@ -3,7 +3,7 @@
 use chassis::database::Connection;
 use uuid::Uuid;
 
-use super::gate::{live_template, remedies_of};
+use super::gate::{decide_with_reasons, live_template, remedies_of};
 use crate::rules::eligibility::{Acting, Answer, Decision, Question, Remedy, decide};
 use crate::rules::policy::Policy;
 use crate::store::change::ChangeError;
@@ -49,13 +49,16 @@ pub(crate) fn blocked_list(
         let parties: Vec<_> = pairs.iter().map(|pair| Parties { pair: *pair, reseller_id: None }).collect();
         for (pair, snapshot) in pairs.iter().zip(gate_facts(connection, cache, &parties)?) {
             // In one snapshot a pair that is listed has facts.
-            let Some(snapshot) = snapshot? else { continue };
-            let answer = decide(policy, question, &snapshot.facts);
-            if answer.decision == Decision::Blocked {
+            let Some(mut snapshot) = snapshot? else { continue };
+            if decide(policy, question, &snapshot.facts).decision == Decision::Blocked {
                 if found.len() == *size {
                     break 'reading;
                 }
-                found.push((*pair, answer, snapshot));
+                if let (answer, Some(history)) =
+                    decide_with_reasons(connection, policy, question, *pair, &mut snapshot)?
+                {
+                    found.push((*pair, answer, snapshot, history));
+                }
             }
             after = Some(*pair);
         }
@@ -66,15 +69,15 @@ pub(crate) fn blocked_list(
     }
     // All answers are to the same question, so the satisfying types are the same.
     let live = match found.first() {
-        Some((_, answer, _)) => live_template(connection, &answer.satisfying, question.at)?,
+        Some((_, answer, ..)) => live_template(connection, &answer.satisfying, question.at)?,
         None => None,
     };
     let ids: Vec<Uuid> = found.iter().map(|(pair, ..)| pair.customer_id).collect();
     let names = customer_names(connection, &ids)?;
-    let blocked = found.into_iter().map(|(pair, answer, snapshot)| Blocked {
+    let blocked = found.into_iter().map(|(pair, answer, snapshot, history)| Blocked {
         pair,
         company_name: names.get(&pair.customer_id).cloned().unwrap_or_default(),
-        remedies: remedies_of(&answer, pair.payer_id, *acting, &snapshot, live),
+        remedies: remedies_of(&answer, pair, *acting, &snapshot, &history, live),
         answer,
     });
     Ok((blocked.collect(), after))

@@ -16,7 +16,7 @@ use crate::rules::template::AgreementType;
 use crate::rules::{Refusal, Time};
 use crate::store::change::ChangeError;
 use crate::store::event::event_exists;
-use crate::store::gate::{Parties, Snapshot, TemplateCache, gate_facts};
+use crate::store::gate::{History, Pair, Parties, Snapshot, TemplateCache, gate_facts, gate_history};
 use crate::store::partner::partner_find;
 use crate::store::template::{template_find, template_list, template_live};
 
@@ -85,13 +85,33 @@ fn answer(
     if let Some(assumed) = &query.assumed {
         snapshot.facts = with_assumed(connection, snapshot.facts, assumed, query.question.at)?;
     }
-    let answer = decide(policy, &query.question, &snapshot.facts);
-    let live = match answer.reasons.as_slice() {
-        [] => None,
-        _ => live_template(connection, &answer.satisfying, query.question.at)?,
+    let pair = query.parties.pair;
+    let (answer, history) = decide_with_reasons(connection, policy, &query.question, pair, &mut snapshot)?;
+    let remedies = match history {
+        None => vec![],
+        Some(history) => {
+            let live = live_template(connection, &answer.satisfying, query.question.at)?;
+            remedies_of(&answer, pair, query.acting, &snapshot, &history, live)
+        }
     };
-    let remedies = remedies_of(&answer, query.parties.pair.payer_id, query.acting, &snapshot, live);
     Ok(GateAnswer { answer, snapshot, remedies })
+}
+
+/// Decides, and reads the pair's history where something has to be explained.
+pub(super) fn decide_with_reasons(
+    connection: &mut Connection,
+    policy: &Policy,
+    question: &Question,
+    pair: Pair,
+    snapshot: &mut Snapshot,
+) -> Result<(Answer, Option<History>), Error> {
+    let answer = decide(policy, question, &snapshot.facts);
+    if answer.reasons.is_empty() {
+        return Ok((answer, None));
+    }
+    let history = gate_history(connection, pair)?;
+    snapshot.facts.withdrawn.clone_from(&history.withdrawn);
+    Ok((decide(policy, question, &snapshot.facts), Some(history)))
 }
 
 /// GATE-0: the refusal for parties without an active relationship. It reveals nothing about the kind of another
@@ -121,13 +141,14 @@ pub(super) fn live_template(
 /// The remedies open to the acting partner; `live` is the live template of a satisfying type.
 pub(super) fn remedies_of(
     answer: &Answer,
-    payer_id: Uuid,
+    pair: Pair,
     acting: Acting,
     snapshot: &Snapshot,
+    history: &History,
     live: Option<Uuid>,
 ) -> Vec<Remedy> {
-    let may_sign = may_sign_directly(snapshot.first_purchase_at, snapshot.first_signed_at);
-    remedies(answer, payer_id, acting, live, may_sign)
+    let may_sign = may_sign_directly(snapshot.first_purchase_at, history.first_signed_at);
+    remedies(answer, pair.payer_id, acting, live, may_sign)
 }
 
 /// The facts as they would be with the assumed attestation stored.

@@ -79,7 +79,7 @@ pub struct Facts {
     pub cloud: Cloud,
     /// The current ones: at most one of each kind and type.
     pub acceptances: Vec<Acceptance>,
-    /// The kinds and types of which an acceptance was withdrawn, however long ago.
+    /// The kinds and types of which an acceptance was withdrawn, however long ago. They only explain a refusal.
     pub withdrawn: Vec<(AcceptanceKind, AgreementType)>,
     /// Published versions that one day make any of the acceptances insufficient.
     pub reacceptances: Vec<Reacceptance>,

@@ -1,5 +1,5 @@
 //! The reader of the gate's facts: pairs of payer and customer in, the facts of each out, in one statement and so
-//! in one snapshot.
+//! in one snapshot. What only explains a refusal is a second statement, so that a yes does not pay for it.
 //!
 //! Invariant: the number of rows that it reads for a pair does not grow with the pair's history. Only current
 //! acceptances are read as rows, which a unique index bounds; of all withdrawn ones it reads whether there are any,
@@ -46,12 +46,19 @@ pub(crate) struct Pair {
 pub(crate) struct Snapshot {
     pub country: String,
     pub first_purchase_at: Option<Time>,
-    /// When the customer first signed anything, whatever became of it.
-    pub first_signed_at: Option<Time>,
     pub acceptance_revision: i64,
     /// The revision of the whole database.
     pub head: i64,
     pub facts: Facts,
+}
+
+/// What a history of any length comes down to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct History {
+    /// The kinds and types of which an acceptance was withdrawn.
+    pub withdrawn: Vec<(AcceptanceKind, AgreementType)>,
+    /// When the customer first signed anything, whatever became of it.
+    pub first_signed_at: Option<Time>,
 }
 
 /// The templates in memory, which the gate would otherwise join to each acceptance: a few rows that change
@@ -74,7 +81,7 @@ struct Templates {
 diesel::alias!(acceptance as current: Current);
 
 /// One current acceptance of a pair, or the pair alone where there is none.
-type Row = (PairRow, CustomerRow, Revisions, HistoryRow, Option<AcceptanceRow>);
+type Row = (PairRow, CustomerRow, Revisions, Option<AcceptanceRow>);
 
 #[derive(Clone, Queryable)]
 struct PairRow {
@@ -96,8 +103,7 @@ struct Revisions {
     templates: Option<i64>,
 }
 
-/// What a history of any length comes down to.
-#[derive(Clone, Queryable)]
+#[derive(Queryable)]
 struct HistoryRow {
     has_withdrawn_cloud_attestation: bool,
     has_withdrawn_customer_attestation: bool,
@@ -169,17 +175,6 @@ macro_rules! rows {
                     template::table.select(max(template::revision)).single_value(),
                 ),
                 (
-                    has_withdrawn!(partner::id, MicrosoftCloudAgreement),
-                    has_withdrawn!(partner::id, MicrosoftCustomerAgreement),
-                    has_withdrawn!(NO_PARTNER, MicrosoftCloudAgreement),
-                    has_withdrawn!(NO_PARTNER, MicrosoftCustomerAgreement),
-                    acceptance::table
-                        .filter(acceptance::customer_id.eq(customer::id))
-                        .filter(acceptance::partner_id.eq(NO_PARTNER))
-                        .select(min(acceptance::agreed_at))
-                        .single_value(),
-                ),
-                (
                     current.field(acceptance::id),
                     current.field(acceptance::kind),
                     current.field(acceptance::agreement_type),
@@ -202,7 +197,7 @@ pub(crate) fn gate_facts(
     parties: &[Parties],
 ) -> Result<Vec<Result<Option<Snapshot>, Error>>, Error> {
     let (rows, with_reseller) = gate_rows(connection, parties)?;
-    let Some((_, _, revisions, ..)) = rows.first() else {
+    let Some((_, _, revisions, _)) = rows.first() else {
         return Ok(parties.iter().map(|_| Ok(None)).collect());
     };
     let templates = cache.at(connection, revisions.templates.unwrap_or_default())?;
@@ -284,6 +279,35 @@ fn gate_rows(connection: &mut Connection, parties: &[Parties]) -> Result<(Vec<Ro
     Ok((rows, with_reseller))
 }
 
+/// What the history of a pair says beyond its current acceptances. Without a snapshot it may be of a later state
+/// than the facts: that shows in the reasons of a refusal and in the remedies, never in the decision.
+pub(crate) fn gate_history(connection: &mut Connection, pair: Pair) -> Result<History, Error> {
+    let (customer, payer) = (pair.customer_id.to_string(), pair.payer_id.to_string());
+    let row: HistoryRow = query!(connection, c => {
+        customer::table
+            .inner_join(partner::table.on(partner::id.eq(payer)))
+            .filter(customer::id.eq(&customer))
+            .select((
+                has_withdrawn!(partner::id, MicrosoftCloudAgreement),
+                has_withdrawn!(partner::id, MicrosoftCustomerAgreement),
+                has_withdrawn!(NO_PARTNER, MicrosoftCloudAgreement),
+                has_withdrawn!(NO_PARTNER, MicrosoftCustomerAgreement),
+                acceptance::table
+                    .filter(acceptance::customer_id.eq(customer::id))
+                    .filter(acceptance::partner_id.eq(NO_PARTNER))
+                    .select(min(acceptance::agreed_at))
+                    .single_value(),
+            ))
+            .first(c)
+    })?;
+    let kinds = [AcceptanceKind::Attestation, AcceptanceKind::Signature];
+    let possible = kinds.iter().flat_map(|kind| AgreementType::ALL.iter().map(|of| (*kind, *of)));
+    Ok(History {
+        withdrawn: possible.filter(|(kind, of)| row.has_withdrawn(*kind, *of)).collect(),
+        first_signed_at: row.first_signed_at.map(utc),
+    })
+}
+
 impl HistoryRow {
     fn has_withdrawn(&self, kind: AcceptanceKind, of: AgreementType) -> bool {
         use AcceptanceKind::{Attestation, Signature};
@@ -299,25 +323,22 @@ impl HistoryRow {
 
 /// What the rows of one pair say, which differ in the current acceptance only.
 fn snapshot(templates: &Templates, rows: &[&Row]) -> Result<Snapshot, Error> {
-    let [(pair, customer, revisions, history, _), ..] = rows else {
+    let [(pair, customer, revisions, _), ..] = rows else {
         return Err(at("customer", "").corrupt("id"));
     };
-    let accepted = rows.iter().filter_map(|row| row.4.as_ref());
+    let accepted = rows.iter().filter_map(|row| row.3.as_ref());
     let acceptances = accepted.map(|row| templates.acceptance(row)).collect::<Result<Vec<_>, _>>()?;
-    let kinds = [AcceptanceKind::Attestation, AcceptanceKind::Signature];
-    let possible = kinds.iter().flat_map(|kind| AgreementType::ALL.iter().map(|of| (*kind, *of)));
     let key = &pair.customer_id;
     Ok(Snapshot {
         country: customer.country.clone(),
         first_purchase_at: customer.first_purchase_at.map(utc),
-        first_signed_at: history.first_signed_at.map(utc),
         acceptance_revision: customer.acceptance_revision,
         head: revisions.head.ok_or_else(|| at("revision", "1").corrupt("value"))?,
         facts: Facts {
             cloud: at("customer", key).named("cloud", Cloud::from_name(&customer.cloud))?,
             reacceptances: templates.reacceptances_of(&acceptances),
             acceptances,
-            withdrawn: possible.filter(|(kind, of)| history.has_withdrawn(*kind, *of)).collect(),
+            withdrawn: vec![],
         },
     })
 }
@@ -556,24 +577,42 @@ mod tests {
             parties(OTHER, DIRECT, None),
         ];
         let facts = facts(&database, &all).await;
-        let known: Vec<_> = facts
-            .iter()
-            .map(|facts| {
-                facts.as_ref().map(|facts| {
-                    let accepted =
-                        facts.facts.acceptances.iter().map(|one| one.id.as_u128()).collect::<Vec<_>>();
-                    (accepted, facts.facts.withdrawn.iter().map(|(kind, _)| *kind).collect::<Vec<_>>())
-                })
-            })
-            .collect();
-        use AcceptanceKind::{Attestation, Signature};
-        let of_provider = Some((vec![], vec![Attestation, Signature]));
+        let accepted_now = facts.iter().map(|facts| {
+            let accepted = facts.as_ref()?.facts.acceptances.iter();
+            Some(accepted.map(|one| (one.id.as_u128(), one.kind, one.template_version)).collect::<Vec<_>>())
+        });
+        let of_provider = Some(vec![]);
         assert_eq!(
-            known,
-            [Some((vec![1], vec![Signature])), of_provider.clone(), of_provider, None, None, None]
+            accepted_now.collect::<Vec<_>>(),
+            [
+                Some(vec![(1, AcceptanceKind::Attestation, 1)]),
+                of_provider.clone(),
+                of_provider,
+                None,
+                None,
+                None
+            ]
         );
-        let first = facts[0].as_ref().and_then(|facts| facts.first_signed_at).unwrap();
-        assert_eq!(first, "2020-03-01T00:00:00.000003Z".parse::<Time>().unwrap());
+        let history = database
+            .snapshot(|connection| {
+                let of = |connection: &mut Connection, payer_id| {
+                    gate_history(connection, Pair { customer_id: CUSTOMER, payer_id })
+                };
+                Ok::<_, Error>([of(connection, DIRECT)?, of(connection, PROVIDER)?])
+            })
+            .await
+            .unwrap();
+        let of = AgreementType::MicrosoftCustomerAgreement;
+        let [signature, attestation] =
+            [AcceptanceKind::Signature, AcceptanceKind::Attestation].map(|kind| (kind, of));
+        let first_signed_at = Some("2020-03-01T00:00:00.000003Z".parse::<Time>().unwrap());
+        assert_eq!(
+            history,
+            [
+                History { withdrawn: vec![signature], first_signed_at },
+                History { withdrawn: vec![attestation, signature], first_signed_at }
+            ]
+        );
     }
 
     /// The rows that a check reads are bounded, whatever the history of the pair.
