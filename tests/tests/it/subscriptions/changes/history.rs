@@ -2,6 +2,7 @@
 
 use super::*;
 
+/// SUB-5.
 #[apply(each_backend)]
 async fn everything_that_happened_is_kept_with_who_and_why(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");

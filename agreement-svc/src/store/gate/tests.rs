@@ -1,0 +1,174 @@
+//! The contract of the reader: what it gives for rows that are written directly, on both databases.
+
+use chassis::clock::{Clock, new_salt};
+use chassis::database::Database;
+use diesel::Connection as _;
+use diesel::connection::SimpleConnection;
+use rstest::rstest;
+
+use super::*;
+use crate::config::Storage;
+
+const CUSTOMER: Uuid = Uuid::from_u128(0xc1);
+const OTHER: Uuid = Uuid::from_u128(0xc2);
+const DIRECT: Uuid = Uuid::from_u128(0xd1);
+const PROVIDER: Uuid = Uuid::from_u128(0xe1);
+const RESELLER: Uuid = Uuid::from_u128(0xf1);
+const STRANGER: Uuid = Uuid::from_u128(0xf2);
+const TEMPLATE: &str = "117a77b0-9360-443b-8795-c6dedc750cf9";
+
+/// A database of a test's own, with two partners' relationships to one customer and none to the other.
+async fn database(url: &str) -> Database {
+    let clock = Clock::manual("2026-11-21T00:00:00Z".parse().unwrap());
+    let storage =
+        Storage { database: url.parse().unwrap(), create: true, templates: None, document_table: None };
+    let database = crate::migrate(&storage, &clock).await.unwrap();
+    for (id, kind) in
+        [(DIRECT, "DIRECT_BILL"), (PROVIDER, "INDIRECT_PROVIDER"), (RESELLER, "INDIRECT_RESELLER")]
+    {
+        run(&database, format!("INSERT INTO partner VALUES ('{id}', 'P', '{kind}', 'PUBLIC', '2020-01-01')"))
+            .await;
+    }
+    for id in [CUSTOMER, OTHER] {
+        run(&database, format!("INSERT INTO customer VALUES ('{id}', 'C', '{id}.example', 'FR', 'PUBLIC', '', '', '', '', '', '2020-01-01', NULL, 7, 7)")).await;
+    }
+    for (n, payer, reseller, ended) in [
+        (1, DIRECT, String::new(), "NULL"),
+        (2, PROVIDER, RESELLER.to_string(), "NULL"),
+        (3, PROVIDER, STRANGER.to_string(), "'2020-02-01'"),
+    ] {
+        run(&database, format!("INSERT INTO relationship VALUES ('{payer}', '{CUSTOMER}', '{reseller}', '2020-01-01', {ended}, {n})")).await;
+    }
+    database
+}
+
+async fn run(database: &Database, sql: String) {
+    let execute = move |connection: &mut Connection| query!(connection, c => c.batch_execute(&sql));
+    database.write(move |connection| Ok::<_, Error>(execute(connection)?)).await.unwrap();
+}
+
+/// Acceptances of the customer, as the table has them.
+async fn accept(
+    database: &Database,
+    partner: &str,
+    rows: std::ops::Range<u32>,
+    superseded: &str,
+    withdrawn: &str,
+) {
+    let kind = if partner.is_empty() { "SIGNATURE" } else { "ATTESTATION" };
+    let values: Vec<_> = rows.map(|n| format!(
+        "('{}', '{kind}', '{partner}', '{CUSTOMER}', 'MICROSOFT_CUSTOMER_AGREEMENT', '{TEMPLATE}', 1, \
+         '', '', '', '', '', '2020-03-01 00:00:00.{:06}', '2020-03-01', '', {superseded}, {withdrawn}, {n}, '', '')",
+        Uuid::from_u128(n.into()), n
+    )).collect();
+    for values in values.chunks(5_000) {
+        run(database, format!("INSERT INTO acceptance VALUES {}", values.join(", "))).await;
+    }
+}
+
+fn parties(customer_id: Uuid, payer_id: Uuid, reseller_id: Option<Uuid>) -> Parties {
+    Parties { pair: Pair { customer_id, payer_id }, reseller_id }
+}
+
+/// The facts of each of the parties, asked about together and one by one, which must be the same.
+async fn facts(database: &Database, all: &[Parties]) -> Vec<Option<Snapshot>> {
+    let all = all.to_vec();
+    let read = move |connection: &mut Connection| {
+        let cache = TemplateCache::default();
+        let found = |found: Vec<Result<_, Error>>| found.into_iter().collect::<Result<Vec<_>, _>>();
+        let together = found(gate_facts(connection, &cache, &all)?)?;
+        for (one, expected) in all.iter().zip(&together) {
+            let alone = found(gate_facts(connection, &cache, &[*one])?)?;
+            assert_eq!(alone.as_slice(), std::slice::from_ref(expected), "{one:?}");
+        }
+        Ok::<_, Error>(together)
+    };
+    database.snapshot(read).await.unwrap()
+}
+
+/// Where a test runs: SQLite, and PostgreSQL if `TEST_POSTGRES_URL` names one.
+fn url(is_postgres: bool, folder: &tempfile::TempDir) -> Option<String> {
+    if !is_postgres {
+        return Some(format!("sqlite:{}", folder.path().join("agreements.sqlite").display()));
+    }
+    let base = std::env::var("TEST_POSTGRES_URL").ok();
+    assert!(base.is_some() || std::env::var_os("CI").is_none(), "TEST_POSTGRES_URL must be set in CI");
+    let base = base?;
+    let schema = format!("test_gate_{}", new_salt());
+    PgConnection::establish(&base).unwrap().batch_execute(&format!("CREATE SCHEMA {schema}")).unwrap();
+    Some(format!("{base}{}options=-csearch_path%3D{schema}", if base.contains('?') { '&' } else { '?' }))
+}
+
+/// GATE-0, GATE-4, GATE-5, DIR-4: one reader serves single checks, batches and lists.
+#[rstest]
+#[case::sqlite(false)]
+#[case::postgres(true)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn single_and_many_parties_have_the_same_facts(#[case] is_postgres: bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(url) = url(is_postgres, &folder) else { return };
+    let database = database(&url).await;
+    accept(&database, &DIRECT.to_string(), 1..2, "NULL", "NULL").await;
+    accept(&database, &PROVIDER.to_string(), 2..3, "NULL", "'2020-04-01'").await;
+    accept(&database, "", 3..4, "'2020-04-01'", "NULL").await;
+    accept(&database, "", 4..5, "NULL", "'2020-04-01'").await;
+    let all = [
+        parties(CUSTOMER, DIRECT, None),
+        parties(CUSTOMER, PROVIDER, None),
+        parties(CUSTOMER, PROVIDER, Some(RESELLER)),
+        parties(CUSTOMER, PROVIDER, Some(STRANGER)),
+        parties(CUSTOMER, DIRECT, Some(RESELLER)),
+        parties(OTHER, DIRECT, None),
+    ];
+    let facts = facts(&database, &all).await;
+    let accepted_now = facts.iter().map(|facts| {
+        let accepted = facts.as_ref()?.facts.acceptances.iter();
+        Some(accepted.map(|one| (one.id.as_u128(), one.kind, one.template_version)).collect::<Vec<_>>())
+    });
+    let of_provider = Some(vec![]);
+    assert_eq!(
+        accepted_now.collect::<Vec<_>>(),
+        [Some(vec![(1, AcceptanceKind::Attestation, 1)]), of_provider.clone(), of_provider, None, None, None]
+    );
+    let history = database
+        .snapshot(|connection| {
+            let of = |connection: &mut Connection, payer_id| {
+                gate_history(connection, Pair { customer_id: CUSTOMER, payer_id })
+            };
+            Ok::<_, Error>([of(connection, DIRECT)?, of(connection, PROVIDER)?])
+        })
+        .await
+        .unwrap();
+    let of = AgreementType::MicrosoftCustomerAgreement;
+    let [signature, attestation] =
+        [AcceptanceKind::Signature, AcceptanceKind::Attestation].map(|kind| (kind, of));
+    let first_signed_at = Some("2020-03-01T00:00:00.000003Z".parse::<Time>().unwrap());
+    assert_eq!(
+        history,
+        [
+            History { withdrawn: vec![signature], first_signed_at },
+            History { withdrawn: vec![attestation, signature], first_signed_at }
+        ]
+    );
+}
+
+/// The rows that a check reads are bounded, whatever the history of the pair.
+#[rstest]
+#[case::sqlite(false)]
+#[case::postgres(true)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_long_history_adds_no_rows(#[case] is_postgres: bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(url) = url(is_postgres, &folder) else { return };
+    let database = database(&url).await;
+    accept(&database, &DIRECT.to_string(), 1..10_001, "NULL", "'2020-04-01'").await;
+    accept(&database, "", 10_001..20_001, "'2020-04-01'", "NULL").await;
+    accept(&database, &DIRECT.to_string(), 20_001..20_002, "NULL", "NULL").await;
+    let one = parties(CUSTOMER, DIRECT, None);
+    for asked in [vec![one], vec![one, parties(OTHER, DIRECT, None), parties(CUSTOMER, PROVIDER, None)]] {
+        let pairs = asked.len() - asked.len() / 2;
+        let read = move |connection: &mut Connection| gate_rows(connection, &asked);
+        let (rows, _) = database.snapshot(read).await.unwrap();
+        assert_eq!(rows.len(), pairs, "one row for each pair that is related");
+    }
+}
