@@ -3,7 +3,6 @@
 use chassis::auth::{self, Caller};
 use chassis::database::{Connection, Error};
 use chassis::form::{Form, timestamp};
-use chassis::idempotency::IdempotencyKey;
 use chassis::paging::Page;
 use chrono::Datelike;
 use proto::agreement::eligibility_result::Result as ItemResult;
@@ -18,9 +17,10 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::access::PARTNER_WRITE;
-use super::{Api, checked, convert, existing, status, visible};
+use super::{Api, Mutation, checked, convert, status};
 use crate::actions::blocked::{Blocked, Listing, blocked_list};
 use crate::actions::gate::{self, AssumedAttestation, GateAnswer, GateQuery};
+use crate::actions::visibility::{require_customer, require_partner};
 use crate::rules::attestation::check_not_in_the_future;
 use crate::rules::eligibility::{Acting, Operation, Question};
 use crate::rules::event::Event;
@@ -136,23 +136,19 @@ impl EligibilityService for Api {
         &self,
         request: Request<ReportPurchaseRequest>,
     ) -> Result<Response<ReportPurchaseResponse>, Status> {
-        let caller = auth::caller(&request)?;
-        let now = self.clock.now();
-        let mut message = request.into_inner();
-        let mut form = Form::new();
-        let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));
+        let mut call = self.mutation("ReportPurchase", request, |message| &mut message.request_id)?;
+        let now = call.now;
+        let Mutation { form, message, .. } = &mut call;
         let customer_id = form.id("customer_id", &message.customer_id);
         let payer_id = form.id("payer_id", &message.payer_id);
         let purchased_at = form.time("purchased_at", message.purchased_at.as_ref());
         if let Err(problem) = check_not_in_the_future(purchased_at, now) {
             form.violation("purchased_at", problem);
         }
-        checked(form)?;
 
-        let key = IdempotencyKey::new(&caller, "ReportPurchase", request_id, &message);
-        self.change(key, now, false, move |change| {
-            let customer = visible(change.connection, Viewer::Everything, customer_id)?;
-            existing(change, payer_id)?;
+        self.change(call, move |change, _| {
+            let customer = require_customer(change.connection, Viewer::Everything, customer_id)?;
+            require_partner(change.connection, payer_id)?;
             let first = customer.first_purchase_at.filter(|first| *first <= purchased_at);
             if first.is_none() {
                 change.record(&Event::FirstPurchaseReported { customer_id, payer_id, purchased_at })?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use chassis::auth;
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
-use chassis::form::{Form, timestamp};
+use chassis::form::{self, Form, timestamp};
 use chassis::paging::Page;
 use chassis::server::call::{call_id, open_ended};
 use futures_util::{Stream, StreamExt, stream};
@@ -22,7 +22,8 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{Api, checked, convert, status, viewer, visible};
+use super::{Api, checked, convert, status, viewer};
+use crate::actions::visibility::require_customer;
 use crate::store::change::ChangeError;
 use crate::store::event::{Recorded, events_following, events_of};
 
@@ -47,16 +48,12 @@ impl EventService for Api {
         &self,
         request: Request<ListEventsRequest>,
     ) -> Result<Response<ListEventsResponse>, Status> {
-        let caller = auth::caller(&request)?;
-        let message = request.into_inner();
-        let mut form = Form::new();
+        let (caller, message, mut form) = form::open(request)?;
         let customer_id = form.id("customer_id", &message.customer_id);
         let asked = (message.page_size, message.page_token.as_str());
         let page = Page::read(&mut form, asked, &caller, "ListEvents", &message.customer_id);
-        checked(form)?;
-
-        let list = move |connection: &mut Connection| {
-            visible(connection, viewer(&caller), customer_id)?;
+        self.list(form, page, move |connection, page| {
+            require_customer(connection, viewer(&caller), customer_id)?;
             let partner = (caller.tenant_kind == TenantKind::Partner).then_some(caller.tenant_id);
             let mut rows = events_of(connection, customer_id, partner, page.after_number(), page.fetch())?;
             let next_page_token = page.cut(&mut rows, |row| row.revision.to_string());
@@ -70,8 +67,8 @@ impl EventService for Api {
             };
             let events = rows.into_iter().map(as_seen).collect();
             Ok(ListEventsResponse { events, next_page_token })
-        };
-        self.database.list(list).await.map(Response::new).map_err(status::of)
+        })
+        .await
     }
 
     type WatchEventsStream = Pin<Box<dyn Stream<Item = Result<WatchEventsResponse, Status>> + Send>>;
@@ -91,7 +88,7 @@ impl EventService for Api {
             form.violation("after_hash", "must be empty where after_revision is 0");
         }
         checked(form)?;
-        let place = self.stream_place(&self.watchers, "watchers", &caller)?;
+        let place = self.stream_slot(&self.watchers, "watchers", &caller)?;
 
         let (sender, events) = mpsc::channel(EVENTS_WAITING_MAX);
         let (end, ended) = oneshot::channel::<Status>();

@@ -12,8 +12,6 @@ use std::task::Poll;
 use std::time::Duration;
 
 use chassis::auth::{self, Caller};
-use chassis::form::Form;
-use chassis::idempotency::IdempotencyKey;
 use chassis::server::call::{call_id, open_ended};
 use chassis::server::limits::tenant::Permit;
 use chassis::server::message::unreadable_message;
@@ -30,8 +28,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::attestation::{attest_for_itself, read_new};
-use super::{Api, checked, status};
+use super::attestation::read_new;
+use super::{Api, Mutation, status};
+use crate::actions::attest::attest_as_partner;
 use crate::rules::Refusal;
 use crate::store::change::ChangeError;
 
@@ -63,7 +62,7 @@ impl Api {
         request: Request<Streaming<ImportAttestationsRequest>>,
     ) -> Result<Response<Answers>, Status> {
         let caller = Arc::new(auth::caller(&request)?);
-        let place = self.stream_place(&self.imports, "imports", &caller)?;
+        let place = self.stream_slot(&self.imports, "imports", &caller)?;
         let mut tally = Tally::new(call_id(&request), &caller, place);
 
         let (mut stop, stopped) = (self.stopping.clone(), self.stopping.clone());
@@ -88,17 +87,13 @@ impl Api {
         Ok(open_ended(taken_in_time(counted)))
     }
 
-    async fn attest(&self, caller: &Caller, mut row: CreateAttestationRequest) -> Answer {
+    async fn attest(&self, caller: &Caller, row: CreateAttestationRequest) -> Answer {
         let now = self.clock.now();
-        let mut form = Form::new();
-        let request_id = form.id("request_id", &std::mem::take(&mut row.request_id));
-        let (customer_id, new) = read_new(&mut form, &row, caller.user_id, now);
-        checked(form)?;
-
-        let key = IdempotencyKey::new(caller, "ImportAttestations", request_id, &row);
-        let partner_id = caller.tenant_id;
-        let changed = self.changed(key, now, false, move |change| {
-            match attest_for_itself(change, partner_id, customer_id, new) {
+        let mut call =
+            Mutation::new("ImportAttestations", caller.clone(), now, row, |row| &mut row.request_id);
+        let (customer_id, new) = read_new(&mut call.form, &call.message, caller.user_id, now);
+        let changed = self.changed(call, move |change, caller| {
+            match attest_as_partner(change, caller.tenant_id, customer_id, new) {
                 Ok(attestation) => Ok(settled(ImportOutcome::Stored, attestation.id)),
                 // This is remembered, unlike a refusal. A row that was superfluous when it came first
                 // must not become an attestation when it comes again after rows that followed it.

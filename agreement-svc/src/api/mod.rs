@@ -20,30 +20,27 @@ mod template;
 
 use std::sync::Arc;
 
-use chassis::auth::Caller;
+use chassis::auth::{self, Caller};
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
 use chassis::form::Form;
 use chassis::idempotency::IdempotencyKey;
 use chassis::metrics::Metrics;
+use chassis::paging::Page;
 use chassis::server::limits::tenant::{Permit, TenantLimiter};
 use link::Links;
 use prost::Message;
 use proto::identity::TenantKind;
 use tokio::sync::watch;
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::metrics::Decisions;
-use crate::rules::party::{Customer, Partner};
+use crate::rules::Time;
 use crate::rules::policy::Policy;
-use crate::rules::template::{AgreementType, Template};
-use crate::rules::{Refusal, Time};
-use crate::store::change::{Change, ChangeError, change};
-use crate::store::customer::{Viewer, customer_find};
+use crate::store::change::{Answered, Change, ChangeError, change};
+use crate::store::customer::Viewer;
 use crate::store::gate::TemplateCache;
-use crate::store::partner::partner_find;
-use crate::store::template::{template_find, template_live};
 
 /// The calls of every service, and what they share.
 #[derive(Clone)]
@@ -68,45 +65,113 @@ pub(crate) struct Api {
     pub watchers: TenantLimiter,
 }
 
-/// A change's answer, and whether it had been given before.
+/// A changing call while it is read: the prelude of every call that has a request id.
+struct Mutation<M> {
+    /// The call's name, which is part of the idempotency key.
+    name: &'static str,
+    caller: Caller,
+    now: Time,
+    /// The request without its id, and without what does not change its effect.
+    message: M,
+    form: Form,
+    request_id: Uuid,
+    /// True for a call that is only tried: its effect and its answer are not stored.
+    validate_only: bool,
+}
+
+impl<M> Mutation<M> {
+    fn new(
+        name: &'static str,
+        caller: Caller,
+        now: Time,
+        mut message: M,
+        request_id: impl FnOnce(&mut M) -> &mut String,
+    ) -> Self {
+        let mut form = Form::new();
+        let request_id = form.id("request_id", &std::mem::take(request_id(&mut message)));
+        Self { name, caller, now, message, form, request_id, validate_only: false }
+    }
+}
+
+/// The answer of a changing call.
 struct Changed<A> {
     answer: A,
+    /// True where the request id had been answered before; then this is the first answer.
     is_replay: bool,
 }
 
 impl Api {
-    /// A place for a stream that goes on. Who gets none is counted like a call that is refused for load.
-    fn stream_place(&self, places: &TenantLimiter, kind: &str, caller: &Caller) -> Result<Permit, Status> {
+    /// A slot for a long-lived stream. The metrics count a stream that gets none like a call refused for load.
+    fn stream_slot(&self, places: &TenantLimiter, kind: &str, caller: &Caller) -> Result<Permit, Status> {
         places.try_acquire(caller).map_err(|full| {
             self.metrics.stream_refused_for_load();
             status::too_many_streams(kind, full)
         })
     }
 
-    /// Runs a change under its request id and answers what it stored.
-    async fn change<A: Message + Default>(
+    /// Begins a changing call.
+    fn mutation<M>(
         &self,
-        key: IdempotencyKey,
-        now: Time,
-        validate_only: bool,
-        decide: impl FnOnce(&mut Change<'_>) -> Result<A, ChangeError> + Send + 'static,
+        name: &'static str,
+        request: Request<M>,
+        request_id: impl FnOnce(&mut M) -> &mut String,
+    ) -> Result<Mutation<M>, Status> {
+        let caller = auth::caller(&request)?;
+        Ok(Mutation::new(name, caller, self.clock.now(), request.into_inner(), request_id))
+    }
+
+    /// Runs a changing call that was read, once for its request id, and answers what it stored.
+    async fn change<M: Message, A: Message + Default + 'static>(
+        &self,
+        call: Mutation<M>,
+        decide: impl FnOnce(&mut Change<'_>, &Caller) -> Result<A, ChangeError> + Send + 'static,
     ) -> Result<Response<A>, Status> {
-        let changed = self.changed(key, now, validate_only, decide).await?;
+        let changed = self.changed(call, decide).await?;
         Ok(Response::new(changed.answer))
     }
 
-    async fn changed<A: Message + Default>(
+    async fn changed<M: Message, A: Message + Default + 'static>(
         &self,
-        key: IdempotencyKey,
-        now: Time,
-        validate_only: bool,
-        decide: impl FnOnce(&mut Change<'_>) -> Result<A, ChangeError> + Send + 'static,
+        call: Mutation<M>,
+        decide: impl FnOnce(&mut Change<'_>, &Caller) -> Result<A, ChangeError> + Send + 'static,
     ) -> Result<Changed<A>, Status> {
-        let encode = move |change: &mut Change<'_>| Ok(decide(change)?.encode_to_vec());
-        let answered = change(&self.database, key, now, validate_only, encode).await.map_err(status::of)?;
+        let Mutation { name, caller, now, message, form, request_id, validate_only } = call;
+        checked(form)?;
+        let key = IdempotencyKey::new(&caller, name, request_id, &message);
+        drop(message);
+        let decide = move |change: &mut Change<'_>| decide(change, &caller);
+        let answered = change(&self.database, key, now, validate_only, decide, A::encode_to_vec).await;
+        let answered = answered.map_err(status::of)?;
         self.committed.send_replace(());
-        let answer = A::decode(answered.answer.as_slice()).map_err(|error| status::undecodable(&error))?;
-        Ok(Changed { answer, is_replay: answered.is_replay })
+        match answered {
+            Answered::New(answer) => Ok(Changed { answer, is_replay: false }),
+            Answered::Before(bytes) => {
+                let answer = A::decode(bytes.as_slice()).map_err(|error| status::undecodable(&error))?;
+                Ok(Changed { answer, is_replay: true })
+            }
+        }
+    }
+
+    /// Answers a call that reads a few rows by key.
+    async fn read<A: Send + 'static>(
+        &self,
+        form: Form,
+        read: impl FnOnce(&mut Connection) -> Result<A, ChangeError> + Send + 'static,
+    ) -> Result<Response<A>, Status> {
+        checked(form)?;
+        self.database.read(read).await.map(Response::new).map_err(status::of)
+    }
+
+    /// Answers a call that reads one page of a list.
+    async fn list<A: Send + 'static>(
+        &self,
+        form: Form,
+        page: Page,
+        read: impl FnOnce(&mut Connection, &Page) -> Result<A, ChangeError> + Send + 'static,
+    ) -> Result<Response<A>, Status> {
+        checked(form)?;
+        let read = move |connection: &mut Connection| read(connection, &page);
+        self.database.list(read).await.map(Response::new).map_err(status::of)
     }
 }
 
@@ -124,33 +189,4 @@ fn viewer(caller: &Caller) -> Viewer {
         // The server refuses other kinds. If one came through, it sees nothing: no partner has the nil id.
         Err(_) => Viewer::Partner(Uuid::nil()),
     }
-}
-
-/// A customer that the viewer may see, or the answer that says nothing (ROLE-6).
-fn visible(connection: &mut Connection, viewer: Viewer, id: Uuid) -> Result<Customer, ChangeError> {
-    Ok(customer_find(connection, viewer, id)?.ok_or(Refusal::NotFound { resource: "customer", id })?)
-}
-
-/// A registered partner, for callers that may know all of them or name their own.
-fn existing(change: &mut Change<'_>, id: Uuid) -> Result<Partner, ChangeError> {
-    let known = partner_find(change.connection, id)?;
-    Ok(known.ok_or(Refusal::NotFound { resource: "partner", id })?)
-}
-
-/// A template that is known, retired or not.
-fn existing_template(connection: &mut Connection, id: Uuid) -> Result<Template, ChangeError> {
-    Ok(template_find(connection, id)?.ok_or(Refusal::NotFound { resource: "template", id })?)
-}
-
-/// What to use instead of a template that is retired: the live one of the newest type that has one.
-fn newest_live(change: &mut Change<'_>, instead_of: &Template) -> Result<Option<Uuid>, ChangeError> {
-    if instead_of.retired_at.is_none() {
-        return Ok(None);
-    }
-    for of in AgreementType::ALL.iter().rev() {
-        if let Some(id) = template_live(change.connection, *of, change.now)? {
-            return Ok(Some(id));
-        }
-    }
-    Ok(None)
 }

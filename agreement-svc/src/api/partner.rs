@@ -1,9 +1,7 @@
 //! `PartnerService`.
 
-use chassis::auth;
-use chassis::database::{Connection, Error};
-use chassis::form::Form;
-use chassis::idempotency::IdempotencyKey;
+use chassis::database::Connection;
+use chassis::form;
 use chassis::paging::Page;
 use proto::agreement::partner_service_server::PartnerService;
 use proto::agreement::{
@@ -15,7 +13,8 @@ use proto::identity::TenantKind;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{Api, checked, convert, existing, status};
+use super::{Api, Mutation, convert};
+use crate::actions::visibility::require_partner;
 use crate::rules::Refusal;
 use crate::rules::event::Event;
 use crate::rules::party::{Cloud, Partner, PartnerKind, check_link};
@@ -30,15 +29,12 @@ impl PartnerService for Api {
         &self,
         request: Request<RegisterPartnerRequest>,
     ) -> Result<Response<RegisterPartnerResponse>, Status> {
-        let caller = auth::caller(&request)?;
-        let mut message = request.into_inner();
-        let mut form = Form::new();
-        let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));
+        let mut call = self.mutation("RegisterPartner", request, |message| &mut message.request_id)?;
+        let Mutation { form, message, .. } = &mut call;
         let id = form.id("partner_id", &message.partner_id);
         let name = form.text("name", &message.name, 1, 200);
-        let kind = convert::read_partner_kind(&mut form, "kind", message.kind);
-        let cloud = convert::read_cloud(&mut form, "cloud", message.cloud);
-        checked(form)?;
+        let kind = convert::read_partner_kind(form, "kind", message.kind);
+        let cloud = convert::read_cloud(form, "cloud", message.cloud);
         let now = self.clock.now();
         let new = Partner {
             id,
@@ -48,8 +44,7 @@ impl PartnerService for Api {
             registered_at: now,
         };
 
-        let key = IdempotencyKey::new(&caller, "RegisterPartner", request_id, &message);
-        self.change(key, now, false, move |change| {
+        self.change(call, move |change, caller| {
             match partner_find(change.connection, new.id)? {
                 Some(known) if (&known.name, known.kind, known.cloud) == (&new.name, new.kind, new.cloud) => {
                 }
@@ -75,18 +70,14 @@ impl PartnerService for Api {
         &self,
         request: Request<LinkResellerRequest>,
     ) -> Result<Response<LinkResellerResponse>, Status> {
-        let caller = auth::caller(&request)?;
-        let mut message = request.into_inner();
-        let mut form = Form::new();
-        let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));
+        let mut call = self.mutation("LinkReseller", request, |message| &mut message.request_id)?;
+        let Mutation { form, message, .. } = &mut call;
         let provider_id = form.id("provider_id", &message.provider_id);
         let reseller_id = form.id("reseller_id", &message.reseller_id);
-        checked(form)?;
 
-        let key = IdempotencyKey::new(&caller, "LinkReseller", request_id, &message);
-        self.change(key, self.clock.now(), false, move |change| {
-            let provider = existing(change, provider_id)?;
-            let reseller = existing(change, reseller_id)?;
+        self.change(call, move |change, caller| {
+            let provider = require_partner(change.connection, provider_id)?;
+            let reseller = require_partner(change.connection, reseller_id)?;
             check_link(&provider, &reseller)?;
             if link_insert(change.connection, provider_id, reseller_id)? {
                 change.record(&Event::ResellerLinked { provider_id, reseller_id, by: caller.user_id })?;
@@ -101,18 +92,14 @@ impl PartnerService for Api {
         &self,
         request: Request<UnlinkResellerRequest>,
     ) -> Result<Response<UnlinkResellerResponse>, Status> {
-        let caller = auth::caller(&request)?;
-        let mut message = request.into_inner();
-        let mut form = Form::new();
-        let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));
+        let mut call = self.mutation("UnlinkReseller", request, |message| &mut message.request_id)?;
+        let Mutation { form, message, .. } = &mut call;
         let provider_id = form.id("provider_id", &message.provider_id);
         let reseller_id = form.id("reseller_id", &message.reseller_id);
-        checked(form)?;
 
-        let key = IdempotencyKey::new(&caller, "UnlinkReseller", request_id, &message);
-        self.change(key, self.clock.now(), false, move |change| {
-            existing(change, provider_id)?;
-            existing(change, reseller_id)?;
+        self.change(call, move |change, caller| {
+            require_partner(change.connection, provider_id)?;
+            require_partner(change.connection, reseller_id)?;
             if link_delete(change.connection, provider_id, reseller_id)? {
                 change.record(&Event::ResellerUnlinked { provider_id, reseller_id, by: caller.user_id })?;
             }
@@ -126,34 +113,27 @@ impl PartnerService for Api {
         &self,
         request: Request<ListPartnersRequest>,
     ) -> Result<Response<ListPartnersResponse>, Status> {
-        let caller = auth::caller(&request)?;
-        let message = request.into_inner();
-        let mut form = Form::new();
+        let (caller, message, mut form) = form::open(request)?;
         let asked = (message.page_size, message.page_token.as_str());
         let page = Page::read(&mut form, asked, &caller, "ListPartners", "");
-        checked(form)?;
-
-        let list = move |connection: &mut Connection| {
+        self.list(form, page, move |connection, page| {
             let mut rows = partner_list(connection, page.after.as_deref(), page.fetch())?;
             let next_page_token = page.cut(&mut rows, |partner| partner.id.to_string());
             let ids: Vec<Uuid> = rows.iter().map(|partner| partner.id).collect();
             let links = partner_links(connection, &ids)?;
             let partners = rows.into_iter().map(|partner| convert::partner(partner, &links)).collect();
             Ok(ListPartnersResponse { partners, next_page_token })
-        };
-        self.database.list(list).await.map(Response::new).map_err(|error: Error| status::failed(&error))
+        })
+        .await
     }
 
     async fn get_partner(
         &self,
         request: Request<GetPartnerRequest>,
     ) -> Result<Response<GetPartnerResponse>, Status> {
-        let caller = auth::caller(&request)?;
-        let mut form = Form::new();
-        let id = form.id("partner_id", &request.get_ref().partner_id);
-        checked(form)?;
-
-        let read = move |connection: &mut Connection| {
+        let (caller, message, mut form) = form::open(request)?;
+        let id = form.id("partner_id", &message.partner_id);
+        self.read(form, move |connection| {
             let is_visible = caller.tenant_kind != TenantKind::Partner
                 || caller.tenant_id == id
                 || link_exists(connection, caller.tenant_id, id)?
@@ -164,9 +144,9 @@ impl PartnerService for Api {
             let sees_links = caller.tenant_kind != TenantKind::Partner || caller.tenant_id == id;
             let links = if sees_links { partner_links(connection, &[id])? } else { vec![] };
             let partner = Some(convert::partner(partner, &links));
-            Ok(Response::new(GetPartnerResponse { partner }))
-        };
-        self.database.read(read).await.map_err(status::of)
+            Ok(GetPartnerResponse { partner })
+        })
+        .await
     }
 }
 

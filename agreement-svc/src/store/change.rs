@@ -51,59 +51,61 @@ impl From<diesel::result::Error> for ChangeError {
     }
 }
 
-/// What a request was answered.
+/// The answer to a request.
 #[derive(Debug)]
-pub(crate) struct Answered {
-    pub answer: Vec<u8>,
-    /// It had been answered before; nothing was done now.
-    pub is_replay: bool,
+pub(crate) enum Answered<A> {
+    New(A),
+    /// The stored bytes of the first answer; the request was answered before, and nothing was done now.
+    Before(Vec<u8>),
 }
 
 /// How a transaction ends without a commit.
-enum Undone {
+enum Undone<A> {
     /// It was only to be tried; this would have been the answer.
-    Rehearsed(Answered),
+    Rehearsed(A),
     Not(ChangeError),
 }
 
-impl From<Error> for Undone {
+impl<A> From<Error> for Undone<A> {
     fn from(error: Error) -> Self {
         Self::Not(error.into())
     }
 }
 
-/// Runs `decide` under the lock and stores its answer under the request's key, all in one
+/// Runs `decide` under the lock and stores its answer, encoded by `encode`, under the request's key, all in one
 /// transaction. A request seen before gets its first answer again; with `validate_only` the key is
 /// ignored and everything is undone.
-pub(crate) async fn change(
+pub(crate) async fn change<A: Send + 'static>(
     database: &Database,
     key: IdempotencyKey,
     now: Time,
     validate_only: bool,
-    decide: impl FnOnce(&mut Change<'_>) -> Result<Vec<u8>, ChangeError> + Send + 'static,
-) -> Result<Answered, ChangeError> {
+    decide: impl FnOnce(&mut Change<'_>) -> Result<A, ChangeError> + Send + 'static,
+    encode: fn(&A) -> Vec<u8>,
+) -> Result<Answered<A>, ChangeError> {
     let write = move |connection: &mut Connection| {
         let mut change = Change::begin(connection, now)?;
         if !validate_only {
             match answer_find(change.connection, &key)? {
                 Lookup::Never => {}
-                Lookup::Answered(answer) => return Ok(Answered { answer, is_replay: true }),
+                Lookup::Answered(answer) => return Ok(Answered::Before(answer)),
                 Lookup::OtherContent => {
                     let request_id = key.request_id;
                     return Err(Undone::Not(Refusal::RequestIdReused { request_id }.into()));
                 }
             }
         }
-        let answered = Answered { answer: decide(&mut change).map_err(Undone::Not)?, is_replay: false };
+        let answer = decide(&mut change).map_err(Undone::Not)?;
         if validate_only {
-            return Err(Undone::Rehearsed(answered));
+            return Err(Undone::Rehearsed(answer));
         }
-        answer_store(change.connection, &key, &answered.answer, now)?;
+        answer_store(change.connection, &key, &encode(&answer), now)?;
         change.finish()?;
-        Ok(answered)
+        Ok(Answered::New(answer))
     };
     match database.write(write).await {
-        Ok(answered) | Err(Undone::Rehearsed(answered)) => Ok(answered),
+        Ok(answered) => Ok(answered),
+        Err(Undone::Rehearsed(answer)) => Ok(Answered::New(answer)),
         Err(Undone::Not(error)) => Err(error),
     }
 }
