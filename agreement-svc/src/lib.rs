@@ -32,7 +32,8 @@ use chassis::clock::Clock;
 use chassis::idempotency;
 use chassis::metrics::Metrics;
 use chassis::server::limits::tenant::TenantLimiter;
-use chassis::server::{self, Listeners, MESSAGE_BYTES_MAX, Options};
+use chassis::server::{Listeners, MESSAGE_BYTES_MAX, Options};
+use chassis::service::Service;
 use chassis::tls;
 use commands::migrate::{migrate, read_templates};
 use commands::{Failure, open};
@@ -46,7 +47,6 @@ use proto::agreement::event_service_server::EventServiceServer;
 use proto::agreement::partner_service_server::PartnerServiceServer;
 use proto::agreement::template_service_server::TemplateServiceServer;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tonic::service::RoutesBuilder;
 
 use api::Api;
@@ -101,21 +101,14 @@ pub async fn serve(
     let links = links.map(|file| read_links(file, &config.acceptance_page)).transpose()?;
     let (committed, commits) = watch::channel(());
     let (head, _) = watch::channel(0);
-    let (stop, stopping) = watch::channel(false);
-    let shutdown = async move {
-        shutdown.await;
-        stop.send_replace(true);
-    };
-    // Workers go on until the last call in progress has ended.
-    let (stop_workers, workers_stop) = watch::channel(false);
-    let mut workers = JoinSet::new();
-    workers.spawn(poller::run(database.clone(), head.clone(), committed.subscribe(), workers_stop.clone()));
+    let mut service = Service::new();
+    service.spawn(|stop| poller::run(database.clone(), head.clone(), committed.subscribe(), stop));
     let mailer =
         Mailer { database: database.clone(), clock: clock.clone(), transport, from: config.mail.mail_from };
-    workers.spawn(mailer::run(mailer, commits, workers_stop.clone()));
-    workers.spawn(idempotency::expire_answers(database.clone(), clock.clone(), workers_stop.clone()));
+    service.spawn(|stop| mailer::run(mailer, commits, stop));
+    service.spawn(|stop| idempotency::expire_answers(database.clone(), clock.clone(), stop));
     if let Some(listener) = listeners.metrics {
-        workers.spawn(metrics::serve(listener, metrics.clone(), clock.clone(), workers_stop));
+        service.spawn(|stop| metrics::serve(listener, metrics.clone(), clock.clone(), stop));
     }
     let api = Api {
         database,
@@ -127,7 +120,7 @@ pub async fn serve(
         decisions,
         committed,
         head,
-        stopping,
+        stopping: service.stopping(),
         imports: TenantLimiter::new(IMPORTS_MAX, VOCABULARY.internal_kind),
         watchers: TenantLimiter::new(WATCHERS_MAX, VOCABULARY.internal_kind),
     };
@@ -149,15 +142,7 @@ pub async fn serve(
         descriptors: proto::FILE_DESCRIPTOR_SET,
         calls_max: config.calls_max.into(),
     };
-    let served = tokio::select! {
-        served = server::serve(listeners.calls, routes, options, &metrics, shutdown) => served,
-        ended = workers.join_next() => return Err(format!("a worker ended by itself: {ended:?}").into()),
-    };
-    stop_workers.send_replace(true);
-    while let Some(ended) = workers.join_next().await {
-        ended?;
-    }
-    served
+    service.run(listeners.calls, routes, options, &metrics, shutdown).await
 }
 
 fn read_links(file: &Path, page: &str) -> Result<Links, String> {

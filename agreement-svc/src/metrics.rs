@@ -9,7 +9,7 @@ use prometheus::{IntCounterVec, Opts};
 use proto::agreement::CheckEligibilityResponse;
 use proto::types::{BlockReason, Decision, GateRule};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::store::event::revision_head;
 use crate::store::notification::{dead_letters, notifications_waiting};
@@ -52,12 +52,7 @@ fn short(name: &'static str, unspecified: &str) -> &'static str {
 }
 
 /// Serves the metrics until `stop` resolves.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    metrics: Metrics,
-    clock: Clock,
-    stop: watch::Receiver<bool>,
-) {
+pub(crate) async fn serve(listener: TcpListener, metrics: Metrics, clock: Clock, stop: CancellationToken) {
     let numbers = metrics.clone();
     let look = move || {
         let (metrics, now) = (metrics.clone(), clock.now());

@@ -8,7 +8,7 @@ use chrono::{NaiveDateTime, TimeDelta};
 use diesel::prelude::*;
 use prost::Message;
 use sha2::{Digest, Sha256};
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::auth::Caller;
@@ -124,11 +124,11 @@ pub fn answer_store(
 
 /// Deletes answers that are older than [`ANSWER_KEPT`], at once and then every hour, until `stop`. Their request ids may
 /// then be used anew. Several replicas may do so at the same time.
-pub async fn expire_answers(database: Database, clock: Clock, mut stop: watch::Receiver<bool>) {
+pub async fn expire_answers(database: Database, clock: Clock, stop: CancellationToken) {
     loop {
         let before = clock.now() - ANSWER_KEPT;
         let expire = move |connection: &mut Connection| answers_expire(connection, before);
-        while !*stop.borrow() {
+        while !stop.is_cancelled() {
             let expired: Result<bool, Error> = database.write(expire).await;
             match expired {
                 Ok(true) => {}
@@ -140,7 +140,7 @@ pub async fn expire_answers(database: Database, clock: Clock, mut stop: watch::R
             }
         }
         tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
+            () = stop.cancelled() => return,
             () = tokio::time::sleep(LOOK_INTERVAL) => {}
         }
     }
@@ -258,13 +258,13 @@ mod tests {
             Ok(())
         };
         database.write(write).await.unwrap();
-        let (stop, stopped) = watch::channel(false);
-        let forgetting = tokio::spawn(expire_answers(database.clone(), Clock::manual(now), stopped));
+        let stop = CancellationToken::new();
+        let forgetting = tokio::spawn(expire_answers(database.clone(), Clock::manual(now), stop.clone()));
         let left = || database.list(|connection: &mut Connection| answers_after(connection, None, 1000));
         while left().await.unwrap().len() > 1 {
             tokio::task::yield_now().await;
         }
-        stop.send_replace(true);
+        stop.cancel();
         forgetting.await.unwrap();
         let read = |n| database.read(move |connection: &mut Connection| answer_find(connection, &key(n)));
         assert_eq!(read(0).await.unwrap(), Lookup::Answered(b"kept".to_vec()));

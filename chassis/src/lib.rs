@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod paging;
 pub mod reload;
 pub mod server;
+pub mod service;
 pub mod status;
 pub mod telemetry;
 pub mod tls;

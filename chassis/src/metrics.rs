@@ -15,7 +15,8 @@ use prometheus::{
     TEXT_FORMAT, TextEncoder,
 };
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use crate::database::{Connection, Database, Error};
@@ -195,7 +196,7 @@ impl Metrics {
 
     /// Serves `/metrics` until `stop`; `collect` reads the samples of a scrape. Open connections are dropped at shutdown, and
     /// the service goes on if this fails.
-    pub async fn serve<L, F>(self, listener: TcpListener, collect: L, mut stop: watch::Receiver<bool>)
+    pub async fn serve<L, F>(self, listener: TcpListener, collect: L, stop: CancellationToken)
     where
         L: Fn() -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Vec<Sample>> + Send,
@@ -210,10 +211,10 @@ impl Metrics {
         };
         let serving = axum::serve(listener, Router::new().route("/metrics", get(fetch)));
         tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
+            () = stop.cancelled() => return,
             served = serving => tracing::error!(?served, "metrics are no longer served"),
         }
-        drop(stop.wait_for(|stop| *stop).await);
+        stop.cancelled().await;
     }
 
     /// The metrics of watched files.

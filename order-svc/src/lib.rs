@@ -28,14 +28,14 @@ use chassis::clock::Clock;
 use chassis::database::{Database, Writes};
 use chassis::idempotency;
 use chassis::metrics::Metrics;
-use chassis::server::{self, Listeners, MESSAGE_BYTES_MAX, Options};
+use chassis::server::{Listeners, MESSAGE_BYTES_MAX, Options};
+use chassis::service::Service;
 use chassis::tls;
 use proto::order::offer_service_server::OfferServiceServer;
 use proto::order::order_service_server::OrderServiceServer;
 use proto::order::subscription_service_server::SubscriptionServiceServer;
 use proto::order::withdrawal_service_server::WithdrawalServiceServer;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tonic::service::RoutesBuilder;
 
 use agreements::Agreements;
@@ -88,26 +88,14 @@ pub async fn serve(
     let decisions = Decisions::new(&metrics)?;
     let (orders, new_orders) = watch::channel(());
     let (followed, following) = watch::channel(Followed::default());
-    let (stop, stopped) = watch::channel(false);
-    let mut workers = JoinSet::new();
-    workers.spawn(reporter::run(
-        database.clone(),
-        clock.clone(),
-        agreements.clone(),
-        new_orders,
-        stopped.clone(),
-    ));
-    workers.spawn(history::run(
-        database.clone(),
-        clock.clone(),
-        agreements.clone(),
-        followed,
-        stopped.clone(),
-    ));
-    workers.spawn(renewals::run(database.clone(), clock.clone(), following.clone(), stopped.clone()));
-    workers.spawn(idempotency::expire_answers(database.clone(), clock.clone(), stopped.clone()));
+    let mut service = Service::new();
+    service
+        .spawn(|stop| reporter::run(database.clone(), clock.clone(), agreements.clone(), new_orders, stop));
+    service.spawn(|stop| history::run(database.clone(), clock.clone(), agreements.clone(), followed, stop));
+    service.spawn(|stop| renewals::run(database.clone(), clock.clone(), following.clone(), stop));
+    service.spawn(|stop| idempotency::expire_answers(database.clone(), clock.clone(), stop));
     if let Some(listener) = listeners.metrics {
-        workers.spawn(metrics::serve(listener, metrics.clone(), clock.clone(), following, stopped));
+        service.spawn(|stop| metrics::serve(listener, metrics.clone(), clock.clone(), following, stop));
     }
 
     let api = Api { database, clock, catalogue, agreements, decisions, orders };
@@ -126,15 +114,7 @@ pub async fn serve(
         descriptors: proto::FILE_DESCRIPTOR_SET,
         calls_max: config.calls_max.into(),
     };
-    let served = tokio::select! {
-        served = server::serve(listeners.calls, routes, options, &metrics, shutdown) => served,
-        ended = workers.join_next() => return Err(format!("a worker ended by itself: {ended:?}").into()),
-    };
-    stop.send_replace(true);
-    while let Some(ended) = workers.join_next().await {
-        ended?;
-    }
-    served
+    service.run(listeners.calls, routes, options, &metrics, shutdown).await
 }
 
 /// Brings the schema up to date.

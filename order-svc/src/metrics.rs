@@ -8,6 +8,7 @@ use chrono::TimeDelta;
 use prometheus::{IntCounterVec, Opts};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::agreements::gate::GateError;
 use crate::rules::gate::{Answer, Reason, Verdict};
@@ -68,7 +69,7 @@ pub(crate) async fn serve(
     metrics: Metrics,
     clock: Clock,
     followed: watch::Receiver<Followed>,
-    stop: watch::Receiver<bool>,
+    stop: CancellationToken,
 ) {
     let numbers = metrics.clone();
     let look = move || {

@@ -20,6 +20,7 @@ use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::{Api, checked, convert, status, viewer};
@@ -121,7 +122,7 @@ struct Watch {
     database: Database,
     clock: Clock,
     head: watch::Receiver<i64>,
-    stopping: watch::Receiver<bool>,
+    stopping: CancellationToken,
     sender: mpsc::Sender<WatchEventsResponse>,
     /// The last revision put into the stream.
     cursor: i64,
@@ -134,7 +135,7 @@ impl Watch {
     async fn run(&mut self) -> Option<Status> {
         let over = Instant::now() + WATCH_DURATION_MAX;
         while Instant::now() < over {
-            if *self.stopping.borrow() {
+            if self.stopping.is_cancelled() {
                 return Some(status::stopping());
             }
             let looked_at = self.clock.now();
@@ -160,7 +161,7 @@ impl Watch {
             let cursor = self.cursor;
             let mut is_silent = false;
             tokio::select! {
-                _ = self.stopping.wait_for(|stopping| *stopping) => return Some(status::stopping()),
+                () = self.stopping.cancelled() => return Some(status::stopping()),
                 () = self.sender.closed() => return None,
                 _ = self.head.wait_for(|head| *head > cursor) => {}
                 () = tokio::time::sleep(CHECKPOINT_INTERVAL) => is_silent = true,
@@ -176,10 +177,9 @@ impl Watch {
     /// Puts an item into the stream. The error is how the stream ends: with a status for a watcher that is
     /// too slow, without for one that went away.
     async fn send(&self, item: Item) -> Result<(), Option<Status>> {
-        let mut stopping = self.stopping.clone();
         let sent = tokio::select! {
             sent = self.sender.send_timeout(WatchEventsResponse { item: Some(item) }, READER_TIMEOUT) => sent,
-            _ = stopping.wait_for(|stopping| *stopping) => return Err(Some(status::stopping())),
+            () = self.stopping.cancelled() => return Err(Some(status::stopping())),
         };
         sent.map_err(|unsent| match unsent {
             SendTimeoutError::Timeout(_) => Some(status::stood_still(READER_TIMEOUT, Some(self.cursor))),
@@ -216,7 +216,7 @@ mod tests {
         database: Database,
         events: mpsc::Receiver<WatchEventsResponse>,
         head: watch::Sender<i64>,
-        stop: watch::Sender<bool>,
+        stop: CancellationToken,
         _folder: TempDir,
     }
 
@@ -228,7 +228,8 @@ mod tests {
         record(&database, recorded).await;
         let (sender, events) = mpsc::channel(EVENTS_WAITING_MAX);
         let (head, watched) = watch::channel(recorded);
-        let (stop, stopping) = watch::channel(false);
+        let stop = CancellationToken::new();
+        let stopping = stop.clone();
         let clock = Clock::manual(DateTime::UNIX_EPOCH);
         let database_of_watch = database.clone();
         let watch =
@@ -291,7 +292,7 @@ mod tests {
         assert_eq!(revision_of(next), 4);
         assert_eq!(revision_of(world.events.recv().await), 5);
 
-        world.stop.send_replace(true);
+        world.stop.cancel();
         let status = running.await.unwrap().unwrap();
         assert_eq!(status.code(), Code::Unavailable);
         assert!(status.message().starts_with("STOPPING"), "{}", status.message());

@@ -65,13 +65,15 @@ impl Api {
         let place = self.stream_slot(&self.imports, "imports", &caller)?;
         let mut tally = Tally::new(call_id(&request), &caller, place);
 
-        let (mut stop, stopped) = (self.stopping.clone(), self.stopping.clone());
-        let stop = async move { drop(stop.wait_for(|stopping| *stopping).await) };
+        let (stop, stopped) = (self.stopping.clone(), self.stopping.clone());
         // In place of the rows that are not taken any more.
-        let end = stream::iter(std::iter::once_with(move || *stopped.borrow()))
+        let end = stream::iter(std::iter::once_with(move || stopped.is_cancelled()))
             .filter_map(|stopping| ready(stopping.then(|| Err(status::stopping()))));
         let api = self.clone();
-        let rows = request.into_inner().map(|row| row.map_err(unreadable)).take_until(Box::pin(stop));
+        let rows = request
+            .into_inner()
+            .map(|row| row.map_err(unreadable))
+            .take_until(Box::pin(stop.cancelled_owned()));
         let rows = sent_in_time(rows).chain(end).zip(stream::iter(1..));
         let mut answers = rows
             .then(move |(row, number)| begin(attest_row(api.clone(), Arc::clone(&caller), number, row)))

@@ -32,6 +32,7 @@ use link::Links;
 use prost::Message;
 use proto::identity::TenantKind;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
@@ -57,8 +58,8 @@ pub(crate) struct Api {
     pub committed: watch::Sender<()>,
     /// The revision of the last event, while a watcher is open.
     pub head: watch::Sender<i64>,
-    /// True once the server stops: open streams end.
-    pub stopping: watch::Receiver<bool>,
+    /// Cancelled when the server's graceful shutdown begins: open streams end.
+    pub stopping: CancellationToken,
     /// One for each import that may be open.
     pub imports: TenantLimiter,
     /// One for each watcher that may be open.

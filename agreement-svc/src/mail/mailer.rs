@@ -12,6 +12,7 @@ use chrono::TimeDelta;
 use futures_util::future::join_all;
 use lettre::message::Mailbox;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::compose::compose;
 use super::{HAND_OVER_MAX, Transport};
@@ -46,13 +47,13 @@ pub(crate) struct Mailer {
 
 /// Sends announcements until `stop` is set; then those being handed over may end. `commits` changes
 /// when something has been stored.
-pub(crate) async fn run(mailer: Mailer, mut commits: watch::Receiver<()>, mut stop: watch::Receiver<bool>) {
+pub(crate) async fn run(mailer: Mailer, mut commits: watch::Receiver<()>, stop: CancellationToken) {
     loop {
         if let Err(error) = mailer.deliver(&stop).await {
             tracing::warn!(%error, "announcements cannot be read; trying again");
         }
         tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
+            () = stop.cancelled() => return,
             Ok(()) = commits.changed() => {}
             () = tokio::time::sleep(LOOK_INTERVAL) => {}
         }
@@ -60,8 +61,8 @@ pub(crate) async fn run(mailer: Mailer, mut commits: watch::Receiver<()>, mut st
 }
 
 impl Mailer {
-    async fn deliver(&self, stop: &watch::Receiver<bool>) -> Result<(), Error> {
-        while !*stop.borrow() {
+    async fn deliver(&self, stop: &CancellationToken) -> Result<(), Error> {
+        while !stop.is_cancelled() {
             let now = self.clock.now();
             let claim = move |connection: &mut Connection| {
                 notifications_claim(connection, now, LEASE, CLAIM_MAX as i64)
@@ -79,10 +80,10 @@ impl Mailer {
 
     /// Sends announcements one after the other over one connection. Those that are left when the service stops
     /// come back when the lease ends.
-    async fn send_all(&self, due: Vec<&Announcement>, stop: &watch::Receiver<bool>) {
+    async fn send_all(&self, due: Vec<&Announcement>, stop: &CancellationToken) {
         let mut delivery = self.transport.delivery();
         for announcement in due {
-            if *stop.borrow() {
+            if stop.is_cancelled() {
                 break;
             }
             let send = async {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use chassis::database::Database;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::store::event::revision_head;
 
@@ -21,7 +22,7 @@ pub(crate) async fn run(
     database: Database,
     head: watch::Sender<i64>,
     mut committed: watch::Receiver<()>,
-    mut stop: watch::Receiver<bool>,
+    stop: CancellationToken,
 ) {
     loop {
         let mut pause = LOOK_INTERVAL;
@@ -37,7 +38,7 @@ pub(crate) async fn run(
             }
         }
         tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
+            () = stop.cancelled() => return,
             Ok(()) = committed.changed() => {}
             () = tokio::time::sleep(pause) => {}
         }

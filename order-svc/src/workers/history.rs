@@ -25,6 +25,7 @@ use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
 use chassis::telemetry::trace::background_span;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::Followed;
 use super::renewals::end_terms_of;
@@ -122,14 +123,14 @@ pub(crate) async fn run(
     clock: Clock,
     agreements: Agreements,
     followed: watch::Sender<Followed>,
-    mut stop: watch::Receiver<bool>,
+    stop: CancellationToken,
 ) {
     let mut failures = 0;
     loop {
         let before = *followed.borrow();
         let ended = tokio::select! {
             // Between two events or in the middle of a transaction, which then counts or does not.
-            _ = stop.wait_for(|stop| *stop) => return,
+            () = stop.cancelled() => return,
             ended = follow(&database, &clock, &agreements, &followed) => ended,
         };
         let now = *followed.borrow();
@@ -144,7 +145,7 @@ pub(crate) async fn run(
             }
         }
         tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
+            () = stop.cancelled() => return,
             () = tokio::time::sleep(backoff::wait(failures, RETRY_BASE, RETRY_MAX)) => {}
         }
     }

@@ -13,6 +13,7 @@ use chassis::database::{Connection, Database, Error};
 use chassis::telemetry::trace::background_span;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Followed;
@@ -52,7 +53,7 @@ pub(crate) async fn run(
     database: Database,
     clock: Clock,
     followed: watch::Receiver<Followed>,
-    mut stop: watch::Receiver<bool>,
+    stop: CancellationToken,
 ) {
     let mut failures = 0;
     loop {
@@ -68,7 +69,7 @@ pub(crate) async fn run(
             failures => LOOK_INTERVAL + backoff::wait(failures - 1, RETRY_BASE, RETRY_MAX),
         };
         tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
+            () = stop.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -76,12 +77,7 @@ pub(crate) async fn run(
 
 /// Processes every term that has ended until then, whatever happens to some of them; true when there was
 /// nothing but failures.
-async fn end_all_terms(
-    database: &Database,
-    clock: &Clock,
-    until: Time,
-    stop: &watch::Receiver<bool>,
-) -> bool {
+async fn end_all_terms(database: &Database, clock: &Clock, until: Time, stop: &CancellationToken) -> bool {
     let (mut failed, mut ended) = (0, 0);
     let mut after: Option<Due> = None;
     loop {
@@ -99,14 +95,14 @@ async fn end_all_terms(
         };
         after = page.last().cloned();
         let outcomes = stream::iter(page)
-            .take_while(|_| std::future::ready(!*stop.borrow()))
+            .take_while(|_| std::future::ready(!stop.is_cancelled()))
             .map(|(_, id)| end_terms_once(database, clock, id, until))
             .buffer_unordered(AT_A_TIME);
         let outcomes: Result<Vec<Outcome>, Error> = outcomes.try_collect().await;
         let Ok(outcomes) = outcomes else { return true };
         failed += outcomes.iter().filter(|outcome| **outcome == Outcome::Failed).count();
         ended += outcomes.iter().filter(|outcome| **outcome == Outcome::Settled).count();
-        if after.is_none() || *stop.borrow() {
+        if after.is_none() || stop.is_cancelled() {
             return failed > 0 && ended == 0;
         }
     }

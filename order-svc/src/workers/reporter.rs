@@ -8,6 +8,7 @@ use chassis::database::{Connection, Database, Error};
 use chassis::telemetry::trace::background_span;
 use chrono::TimeDelta;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::agreements::Agreements;
 use crate::rules::order::PurchaseReport;
@@ -29,12 +30,12 @@ pub(crate) async fn run(
     clock: Clock,
     agreements: Agreements,
     mut orders: watch::Receiver<()>,
-    mut stop: watch::Receiver<bool>,
+    stop: CancellationToken,
 ) {
     loop {
         tokio::select! {
             // What was claimed and not delivered comes back when the lease ends.
-            _ = stop.wait_for(|stop| *stop) => return,
+            () = stop.cancelled() => return,
             delivered = deliver(&database, &clock, &agreements) => {
                 if let Err(error) = delivered {
                     tracing::warn!(%error, "purchase reports cannot be read; trying again");
@@ -42,7 +43,7 @@ pub(crate) async fn run(
             }
         }
         tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
+            () = stop.cancelled() => return,
             Ok(()) = orders.changed() => {}
             () = tokio::time::sleep(LOOK_INTERVAL) => {}
         }

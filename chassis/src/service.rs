@@ -1,0 +1,75 @@
+//! A service in operation: its background workers beside its server, from the start to the graceful shutdown.
+
+use std::future::Future;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::service::RoutesBuilder;
+
+use crate::metrics::Metrics;
+use crate::server::{self, Options};
+
+/// The workers of a service, and the two steps of its graceful shutdown: first the server stops and open streams end;
+/// then, after the last call in progress, the workers.
+#[derive(Default)]
+pub struct Service {
+    /// A set and not a tracker: a worker that ends by itself ends the service.
+    workers: JoinSet<()>,
+    stop_workers: CancellationToken,
+    stopping: CancellationToken,
+}
+
+impl Service {
+    /// A service without workers.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Cancelled when the graceful shutdown begins: handlers of open streams end them.
+    #[must_use]
+    pub fn stopping(&self) -> CancellationToken {
+        self.stopping.clone()
+    }
+
+    /// Starts a worker, which goes on until its token is cancelled.
+    pub fn spawn<W: Future<Output = ()> + Send + 'static>(
+        &mut self,
+        worker: impl FnOnce(CancellationToken) -> W,
+    ) {
+        self.workers.spawn(worker(self.stop_workers.clone()));
+    }
+
+    /// Serves until `shutdown` resolves and the last call in progress and every worker have ended.
+    ///
+    /// # Errors
+    /// Those of [`server::serve`]; a worker that ended by itself or panicked.
+    pub async fn run(
+        mut self,
+        listener: TcpListener,
+        routes: RoutesBuilder,
+        options: Options,
+        metrics: &Metrics,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        // Streams have tasks of their own, which must end also when this future is dropped.
+        let _end_streams = self.stopping.clone().drop_guard();
+        let stopping = self.stopping.clone();
+        let shutdown = async move {
+            shutdown.await;
+            stopping.cancel();
+        };
+        let served = tokio::select! {
+            served = server::serve(listener, routes, options, metrics, shutdown) => served,
+            ended = self.workers.join_next(), if !self.workers.is_empty() => {
+                return Err(format!("a worker ended by itself: {ended:?}").into());
+            }
+        };
+        self.stop_workers.cancel();
+        while let Some(ended) = self.workers.join_next().await {
+            ended?;
+        }
+        served
+    }
+}
