@@ -36,7 +36,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serves the API until it is told to stop.
+    /// Serves the API until a signal stops it.
     Serve(Box<Serve>),
     /// Brings the schema up to date and loads the templates into an empty database.
     Migrate(Migrate),
@@ -275,7 +275,7 @@ pub struct Serve {
     pub worker_threads: u16,
 }
 
-/// How customers are told of attestations.
+/// How customers are informed of attestations.
 #[derive(Clone, Debug, Args)]
 pub struct Mail {
     /// The mail server: smtps://HOST:PORT speaks TLS from the start, smtp://HOST:PORT must offer STARTTLS,

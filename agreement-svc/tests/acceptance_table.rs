@@ -128,7 +128,7 @@ fn signed(state: State) -> Signature {
     }
 }
 
-fn told(refusal: &Refusal) -> String {
+fn text_of(refusal: &Refusal) -> String {
     let text = format!("{refusal:?}");
     format!("refused: {}", text.split([' ', '{']).next().unwrap_or_default())
 }
@@ -140,7 +140,7 @@ fn withdraw(state: State) -> String {
     match check_withdrawal(RECORD, state.superseded_at(), state.withdrawn(), Some(SUCCESSOR)) {
         Ok(true) => "withdrawn".into(),
         Ok(false) => "as it was".into(),
-        Err(refusal) => told(&refusal),
+        Err(refusal) => text_of(&refusal),
     }
 }
 
@@ -170,7 +170,7 @@ fn every_move_from_every_state_of_an_attestation() {
                     Some(_) => format!("new of version {}, supersedes it", accepted.template_version),
                     None => format!("new of version {}", accepted.template_version),
                 },
-                Err(refusal) => told(&refusal),
+                Err(refusal) => text_of(&refusal),
             };
             writeln!(table, "{:<11}attest {said:<15} {outcome}", state.name()).unwrap();
         }
@@ -221,7 +221,7 @@ fn every_move_from_every_state_of_a_signature() {
                     Ok(signature::Signing::Already) => "as it was".into(),
                     Ok(signature::Signing::New { supersedes: Some(_) }) => "new, supersedes it".to_owned(),
                     Ok(signature::Signing::New { supersedes: None }) => "new".into(),
-                    Err(refusal) => told(&refusal),
+                    Err(refusal) => text_of(&refusal),
                 };
                 let bought = bought.map_or("never".into(), |time| format!("at {}", time.timestamp()));
                 writeln!(table, "bought {bought:<7}{:<11}sign {shown} at {now}  {outcome}", state.name())
@@ -311,7 +311,7 @@ fn every_move_from_every_state_of_an_invitation() {
                 let outcome = match run(&mut invitation) {
                     Ok(true) => invitation.state(at(50)).name().to_owned(),
                     Ok(false) => "as it was".into(),
-                    Err(refusal) => told(&refusal),
+                    Err(refusal) => text_of(&refusal),
                 };
                 writeln!(table, "{:<28}{before:<10}{name:<19}{outcome}", kind.name()).unwrap();
             };

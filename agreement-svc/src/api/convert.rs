@@ -224,7 +224,7 @@ pub(super) fn partnership(partnership: Partnership) -> wire::Relationship {
     }
 }
 
-/// An invitation as it stands at a time, without its link.
+/// An invitation in its state at a time, without its link.
 pub(super) fn invitation(invitation: Invitation, now: Time) -> wire::Invitation {
     let (accepted_at, revoked_at) = match invitation.settled {
         None => (None, None),

@@ -166,13 +166,13 @@ fn sent_in_time<T>(rows: impl Stream<Item = Result<T, Status>>) -> impl Stream<I
 /// for each other in between, so that they travel together: many small frames cost much, and HTTP/2
 /// libraries count them as an attack when they are not read at once.
 fn taken_in_time(answers: impl Stream<Item = Answer> + Send + 'static) -> Answers {
-    let (tell, told) = mpsc::channel(ROWS_IN_FLIGHT);
+    let (sender, receiver) = mpsc::channel(ROWS_IN_FLIGHT);
     let in_time = async move {
         let mut answers = pin!(answers);
         while let Some(answer) = answers.next().await {
             // What is waited for after that would never come, and would keep the import's place.
             let is_last = answer.is_err();
-            match tell.send_timeout(answer, STANDSTILL_MAX).await {
+            match sender.send_timeout(answer, STANDSTILL_MAX).await {
                 Ok(()) if is_last => return None,
                 Ok(()) => {}
                 Err(SendTimeoutError::Timeout(_)) => {
@@ -190,7 +190,7 @@ fn taken_in_time(answers: impl Stream<Item = Answer> + Send + 'static) -> Answer
     let in_time = tokio::spawn(in_time);
     let end = stream::once(in_time)
         .filter_map(|ended| ready(ended.unwrap_or_else(|_| Some(Err(status::panicked())))));
-    ReceiverStream::new(told).chain(end).boxed()
+    ReceiverStream::new(receiver).chain(end).boxed()
 }
 
 fn settled(outcome: ImportOutcome, attestation_id: Uuid) -> ImportAttestationsResponse {

@@ -274,7 +274,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         .status(),
         Refusal::InvitationNotPending { invitation_id, state } => precondition(
             ErrorReason::InvitationNotPending,
-            format!("invitation {invitation_id} is {}; ask the partner for a new one", state.name()),
+            format!("invitation {invitation_id} is {}; the partner has to create a new one", state.name()),
         )
         .with("invitation_id", invitation_id)
         .with("state", state.name())
@@ -313,8 +313,8 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::HistoryForked { revision } => precondition(
             ErrorReason::HistoryForked,
             format!(
-                "what is known as revision {revision} is no part of the history: it was lost when an older copy \
-                 was restored"
+                "revision {revision} is not part of the history: it was lost when an older copy was restored; \
+                 the operator announces the restore with migrate --after-restore"
             ),
         )
         .with("revision", revision)
@@ -349,8 +349,8 @@ mod tests {
     use crate::rules::notification::NotificationState;
     use crate::rules::party::{Cloud, PartnerKind};
 
-    /// Code, message and metadata of a refusal: what clients are told is part of the contract.
-    fn told(status: &Status) -> String {
+    /// Code, message and metadata of a refusal: what clients read is part of the contract.
+    fn text_of(status: &Status) -> String {
         let info = status.get_details_error_info().unwrap();
         assert_eq!(info.domain, DOMAIN);
         assert!(ErrorReason::from_str_name(&format!("ERROR_REASON_{}", info.reason)).is_some());
@@ -394,7 +394,7 @@ mod tests {
             Refusal::CursorAhead { head: 7 },
             Refusal::HistoryForked { revision: 7 },
         ];
-        let told: String = refusals.iter().map(|refusal| told(&refused(refusal))).collect();
+        let texts: String = refusals.iter().map(|refusal| text_of(&refused(refusal))).collect();
         expect![[r#"
             NotFound RESOURCE_NOT_FOUND: there is no customer 00000000-0000-0000-0000-000000000001 that you may see ["partner_center_code=20002"]
             InvalidArgument INVALID_FIELDS: provider_id is for resellers only []
@@ -417,13 +417,13 @@ mod tests {
             FailedPrecondition VERSION_CHANGED: version 1 of template 00000000-0000-0000-0000-000000000001 was shown, and version 2 is in force; show that one and ask again ["shown_version=1", "template_id=00000000-0000-0000-0000-000000000001", "version_in_force=2"]
             FailedPrecondition CONTACT_PARTNER: Contact your partner to confirm your acceptance of the Microsoft Customer Agreement []
             FailedPrecondition CONTACT_PARTNER: the customer bought before it ever signed, so it cannot sign directly; attest its acceptance instead []
-            FailedPrecondition INVITATION_NOT_PENDING: invitation 00000000-0000-0000-0000-000000000001 is EXPIRED; ask the partner for a new one ["invitation_id=00000000-0000-0000-0000-000000000001", "state=EXPIRED"]
+            FailedPrecondition INVITATION_NOT_PENDING: invitation 00000000-0000-0000-0000-000000000001 is EXPIRED; the partner has to create a new one ["invitation_id=00000000-0000-0000-0000-000000000001", "state=EXPIRED"]
             FailedPrecondition INVITATIONS_OFF: this service has no key for acceptance links; ask the operator to start it with --invitation-key-file []
             FailedPrecondition ACCEPTANCE_SUPERSEDED: acceptance 00000000-0000-0000-0000-000000000001 was replaced and no longer counts; withdraw 00000000-0000-0000-0000-000000000001 ["acceptance_id=00000000-0000-0000-0000-000000000001", "current_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition ACCEPTANCE_SUPERSEDED: acceptance 00000000-0000-0000-0000-000000000001 was replaced and no longer counts ["acceptance_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition NOTIFICATION_NOT_DEAD: the announcement is SENT; only a DEAD_LETTER can be retried ["state=SENT"]
             OutOfRange CURSOR_AHEAD: the history ends at revision 7, before the one asked for; begin again after 0 ["head=7"]
-            FailedPrecondition HISTORY_FORKED: what is known as revision 7 is no part of the history: it was lost when an older copy was restored ["revision=7"]
-        "#]].assert_eq(&told);
+            FailedPrecondition HISTORY_FORKED: revision 7 is not part of the history: it was lost when an older copy was restored; the operator announces the restore with migrate --after-restore ["revision=7"]
+        "#]].assert_eq(&texts);
     }
 }

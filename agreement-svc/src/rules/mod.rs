@@ -115,7 +115,7 @@ pub enum Refusal {
     VersionChanged { template_id: Uuid, shown: u32, in_force: u32 },
     /// DIR-4, for the customer: a customer that bought before it ever signed cannot sign directly.
     ContactPartner,
-    /// DIR-4, told to the partner that would invite it.
+    /// DIR-4, for the partner that would invite such a customer.
     MustBeAttested,
     /// INV-2.
     InvitationNotPending { invitation_id: Uuid, state: InvitationState },

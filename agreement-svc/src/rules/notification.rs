@@ -12,8 +12,8 @@ use super::{Refusal, Time, names};
 pub const RETRY_BASE: Duration = Duration::from_secs(1);
 pub const RETRY_MAX: Duration = Duration::from_secs(300);
 
-/// After so many failures an announcement is a dead letter. The customer has to be told within half an
-/// hour, and one attempt more could end after it: the waits come to at most 18.5 minutes, and each
+/// After so many failures an announcement is a dead letter. The mail has to reach the customer within half
+/// an hour, and one attempt more could end after it: the waits come to at most 18.5 minutes, and each
 /// attempt may take most of one.
 pub const ATTEMPTS_MAX: u32 = 12;
 
@@ -119,8 +119,8 @@ pub enum Outcome {
 }
 
 /// Decides after a failure: another attempt after `wait`, unless there were too many or none can help.
-/// Codes that a mail server calls permanent are tried again too: a full mailbox and a relay that
-/// was misconfigured for a minute are told apart from an unknown addressee by nothing but its words.
+/// Codes that a mail server calls permanent are tried again too: only the reply's text would distinguish a full
+/// mailbox, or a relay that was misconfigured for a minute, from an unknown addressee.
 pub fn after_failure(failure: Failure, attempts: u32, now: Time, wait: Duration) -> Outcome {
     match failure {
         Failure::Address | Failure::Erased => Outcome::DeadLetter,

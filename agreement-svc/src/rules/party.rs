@@ -125,7 +125,7 @@ pub fn check_link(provider: &Partner, reseller: &Partner) -> Result<(), Refusal>
 
 /// The relationship that a partner enters with a customer, or ends: a reseller through the
 /// provider it names, a provider for itself or for the reseller it names, a direct-bill partner for
-/// itself. Of a partner that is not linked nothing is told, not even whether it exists (ROLE-6).
+/// itself. A refusal reveals nothing about a partner that is not linked, not even whether it exists (ROLE-6).
 pub fn relationship_of(creator: &Partner, named: Named) -> Result<Relationship, Refusal> {
     let through = |provider_id, reseller_id, is_linked: bool| match is_linked {
         true => Ok(Relationship { payer_id: provider_id, reseller_id: Some(reseller_id) }),

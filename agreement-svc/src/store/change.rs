@@ -16,8 +16,7 @@ use crate::rules::party::Contact;
 use crate::rules::template::Document;
 use crate::rules::{Refusal, Time};
 
-/// A change in progress. Reads and writes go through `connection`; what happened is told with
-/// [`Change::record`].
+/// A change in progress. Reads and writes go through `connection`; [`Change::record`] appends an event.
 pub(crate) struct Change<'c> {
     pub connection: &'c mut Connection,
     /// The one time of everything in this change.

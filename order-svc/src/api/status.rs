@@ -103,7 +103,8 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::NotRenewable { offer_id } => precondition(
             ErrorReason::NotRenewable,
             format!(
-                "subscriptions to offer {offer_id} do not renew that way; let the term end and order anew"
+                "subscriptions to offer {offer_id} do not renew that way: a perpetual one needs no renewal, one that \
+                 does not renew automatically takes RenewSubscription"
             ),
         )
         .with("offer_id", offer_id)
@@ -285,7 +286,7 @@ mod tests {
             FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is CANCELLED; this takes an ACTIVE one ["partner_center_code=2011", "state=CANCELLED"]
             FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is EXPIRED; this takes an ACTIVE one ["partner_center_code=2011", "state=EXPIRED"]
             FailedPrecondition SUBSCRIPTION_ENDED: the subscription is CANCELLED, which is final; order anew ["partner_center_code=2011", "state=CANCELLED"]
-            FailedPrecondition NOT_RENEWABLE: subscriptions to offer MS-AZR-0145P do not renew that way; let the term end and order anew ["offer_id=MS-AZR-0145P", "partner_center_code=800093"]
+            FailedPrecondition NOT_RENEWABLE: subscriptions to offer MS-AZR-0145P do not renew that way: a perpetual one needs no renewal, one that does not renew automatically takes RenewSubscription ["offer_id=MS-AZR-0145P", "partner_center_code=800093"]
             FailedPrecondition NOT_A_LICENCE: only licence subscriptions have seats, and this is AZURE_PLAN; order another one ["kind=AZURE_PLAN"]
             FailedPrecondition TERM_ENDED: the term ended at 1970-01-01T00:00:00.000000Z and is being processed; read it again and retry ["term_end=1970-01-01T00:00:00.000000Z"]
             FailedPrecondition OFFER_WITHDRAWN: offer MS-AZR-0145P is no longer in the catalogue; order another one ["offer_id=MS-AZR-0145P"]

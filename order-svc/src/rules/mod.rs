@@ -44,7 +44,7 @@ pub enum Refusal {
     AgreementRequired { customer_id: Uuid, reasons: Vec<Reason>, remedies: Vec<Remedy> },
     /// The gate did not answer, or its answer cannot be used (I8).
     GateUnavailable,
-    /// Withdrawals kept overtaking the gate's answers.
+    /// Withdrawals or ends of relationships kept overtaking the gate's answers.
     AnswerOutdated,
     /// SUB-2, SUB-4.
     NotActive { state: State },

@@ -1,6 +1,6 @@
 //! The transaction in which a request takes effect, at most once for each idempotency key. The customer's
-//! fence holds a fencing token: the revision of the last withdrawal that was applied. What the gate allowed
-//! is stored only on an answer that is not older than that revision (WD-3).
+//! fence holds a fencing token: the revision of the last withdrawal or end of a relationship that was applied.
+//! What the gate allowed is stored only on an answer that is not older than that revision (WD-3).
 
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
@@ -24,7 +24,7 @@ pub(crate) enum Commit {
     Done,
     /// Another call was first with the same request id.
     SeenBefore,
-    /// A withdrawal newer than the answer was applied: ask the gate again.
+    /// A withdrawal or end of a relationship newer than the answer was applied: ask the gate again.
     AnswerOutdated,
     /// The answer is too old, or could have changed by itself: ask the gate again.
     AnswerStale,
@@ -143,7 +143,7 @@ fn ended(written: Result<(), Rollback>) -> Result<Commit, Error> {
     }
 }
 
-/// Takes the customer's fence, unless a withdrawal newer than the answer was applied. Transactions
+/// Takes the customer's fence, unless a withdrawal or end of a relationship newer than the answer was applied. Transactions
 /// of one customer wait for each other here; those of different customers never do.
 fn check_fence(connection: &mut Connection, customer: Uuid, answer_revision: i64) -> Result<bool, Error> {
     let passed = query!(connection, c => {
