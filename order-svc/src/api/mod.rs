@@ -21,6 +21,7 @@ use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
 use chassis::form::Form;
 use chassis::idempotency::{IdempotencyKey, Lookup, answer_find};
+use chassis::paging::Page;
 use prost::Message;
 use proto::identity::TenantKind;
 use tokio::sync::watch;
@@ -51,6 +52,18 @@ pub(crate) struct Api {
 }
 
 impl Api {
+    /// Reads one page of a list: its rows, and the token of the next page.
+    async fn list<T: Send + 'static>(
+        &self,
+        page: Page,
+        read: impl FnOnce(&mut Connection) -> Result<Vec<T>, Error> + Send + 'static,
+        key: impl Fn(&T) -> String,
+    ) -> Result<(Vec<T>, String), Status> {
+        let mut rows = self.database.list(read).await.map_err(|error: Error| status::failed(&error))?;
+        let next_page_token = page.cut(&mut rows, key);
+        Ok((rows, next_page_token))
+    }
+
     /// The first answer to a request id that was seen before; a call that only validates has none.
     async fn replay<A: Message + Default>(
         &self,

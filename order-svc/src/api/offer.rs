@@ -1,7 +1,6 @@
 //! `OfferService`.
 
-use chassis::auth;
-use chassis::form::Form;
+use chassis::form::{self, Form};
 use chassis::paging::Page;
 use proto::order::offer_service_server::OfferService;
 use proto::order::{GetOfferRequest, GetOfferResponse, ListOffersRequest, ListOffersResponse};
@@ -16,9 +15,7 @@ impl OfferService for Api {
         &self,
         request: Request<ListOffersRequest>,
     ) -> Result<Response<ListOffersResponse>, Status> {
-        let caller = auth::caller(&request)?;
-        let message = request.into_inner();
-        let mut form = Form::new();
+        let (caller, message, mut form) = form::open(request)?;
         let country = message.country.as_str();
         let is_code = country.len() == 2 && country.bytes().all(|byte| byte.is_ascii_uppercase());
         if !country.is_empty() && !is_code {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use chassis::auth::{self, Caller, Credentials};
 use chassis::clock::new_id;
 use chassis::database::{Connection, Error};
-use chassis::form::Form;
+use chassis::form::{self, Form};
 use chassis::idempotency::IdempotencyKey;
 use chassis::paging::Page;
 use chassis::server::call::call_id;
@@ -97,18 +97,15 @@ impl OrderService for Api {
         &self,
         request: Request<ListOrdersRequest>,
     ) -> Result<Response<ListOrdersResponse>, Status> {
-        let caller = auth::caller(&request)?;
-        let message = request.into_inner();
-        let mut form = Form::new();
+        let (caller, message, mut form) = form::open(request)?;
         let customer_id = form.optional_id("customer_id", &message.customer_id);
         let asked = (message.page_size, message.page_token.as_str());
         let page = Page::read(&mut form, asked, &caller, "ListOrders", &message.customer_id);
         checked(form)?;
         let slice =
             Slice { viewer: viewer(&caller), customer_id, after: page.after.clone(), limit: page.fetch() };
-        let list = move |connection: &mut Connection| order_list(connection, &slice);
-        let mut rows = self.database.list(list).await.map_err(|error: Error| status::failed(&error))?;
-        let next_page_token = page.cut(&mut rows, |order| order.id.to_string());
+        let read = move |connection: &mut Connection| order_list(connection, &slice);
+        let (rows, next_page_token) = self.list(page, read, |order| order.id.to_string()).await?;
         let orders = rows.iter().map(convert::order).collect();
         Ok(Response::new(ListOrdersResponse { orders, next_page_token }))
     }

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use chassis::auth::{self, Caller};
-use chassis::database::{Connection, Error};
-use chassis::form::Form;
+use chassis::database::Connection;
+use chassis::form::{self, Form};
 use chassis::idempotency::IdempotencyKey;
 use chassis::paging::Page;
 use chassis::server::call::call_id;
@@ -23,7 +23,7 @@ use proto::types::GateEvidence;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{Api, Attempt, Failure, checked, convert, status, time_until, viewer};
+use super::{Api, Attempt, Failure, checked, convert, time_until, viewer};
 use crate::agreements::gate::GateQuery;
 use crate::rules::Refusal;
 use crate::rules::gate::Operation;
@@ -56,18 +56,16 @@ impl SubscriptionService for Api {
         &self,
         request: Request<ListSubscriptionsRequest>,
     ) -> Result<Response<ListSubscriptionsResponse>, Status> {
-        let caller = auth::caller(&request)?;
-        let message = request.into_inner();
-        let mut form = Form::new();
+        let (caller, message, mut form) = form::open(request)?;
         let customer_id = form.optional_id("customer_id", &message.customer_id);
         let asked = (message.page_size, message.page_token.as_str());
         let page = Page::read(&mut form, asked, &caller, "ListSubscriptions", &message.customer_id);
         checked(form)?;
         let slice =
             Slice { viewer: viewer(&caller), customer_id, after: page.after.clone(), limit: page.fetch() };
-        let list = move |connection: &mut Connection| subscription_list(connection, &slice);
-        let mut rows = self.database.list(list).await.map_err(|error: Error| status::failed(&error))?;
-        let next_page_token = page.cut(&mut rows, |subscription| subscription.id.to_string());
+        let read = move |connection: &mut Connection| subscription_list(connection, &slice);
+        let (rows, next_page_token) =
+            self.list(page, read, |subscription| subscription.id.to_string()).await?;
         let subscriptions = rows.iter().map(convert::subscription).collect();
         Ok(Response::new(ListSubscriptionsResponse { subscriptions, next_page_token }))
     }
@@ -76,9 +74,7 @@ impl SubscriptionService for Api {
         &self,
         request: Request<ListSubscriptionChangesRequest>,
     ) -> Result<Response<ListSubscriptionChangesResponse>, Status> {
-        let caller = auth::caller(&request)?;
-        let message = request.into_inner();
-        let mut form = Form::new();
+        let (caller, message, mut form) = form::open(request)?;
         let id = form.id("subscription_id", &message.subscription_id);
         let asked = (message.page_size, message.page_token.as_str());
         let page = Page::read(&mut form, asked, &caller, "ListSubscriptionChanges", &message.subscription_id);
@@ -87,9 +83,8 @@ impl SubscriptionService for Api {
             return self.fail(failure, None).await;
         }
         let (after, limit) = (page.after_number(), page.fetch());
-        let list = move |connection: &mut Connection| change_list(connection, id, after, limit);
-        let mut rows = self.database.list(list).await.map_err(|error: Error| status::failed(&error))?;
-        let next_page_token = page.cut(&mut rows, |change| change.number.to_string());
+        let read = move |connection: &mut Connection| change_list(connection, id, after, limit);
+        let (rows, next_page_token) = self.list(page, read, |change| change.number.to_string()).await?;
         let changes = rows.iter().map(convert::change).collect();
         Ok(Response::new(ListSubscriptionChangesResponse { changes, next_page_token }))
     }

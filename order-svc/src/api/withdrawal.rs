@@ -1,8 +1,7 @@
 //! `WithdrawalService`.
 
-use chassis::auth;
 use chassis::database::{Connection, Error};
-use chassis::form::Form;
+use chassis::form::{self};
 use chassis::paging::Page;
 use proto::order::withdrawal_service_server::WithdrawalService;
 use proto::order::{
@@ -22,10 +21,8 @@ impl WithdrawalService for Api {
         &self,
         request: Request<GetWithdrawalReportRequest>,
     ) -> Result<Response<GetWithdrawalReportResponse>, Status> {
-        let caller = auth::caller(&request)?;
-        let message = request.into_inner();
+        let (caller, message, mut form) = form::open(request)?;
         let revision = message.revision;
-        let mut form = Form::new();
         if revision < 1 {
             form.violation("revision", "must be at least 1");
         }
@@ -63,18 +60,15 @@ impl WithdrawalService for Api {
         &self,
         request: Request<ListWithdrawalReportsRequest>,
     ) -> Result<Response<ListWithdrawalReportsResponse>, Status> {
-        let caller = auth::caller(&request)?;
-        let message = request.into_inner();
-        let mut form = Form::new();
+        let (caller, message, mut form) = form::open(request)?;
         let customer_id = form.optional_id("customer_id", &message.customer_id);
         let asked = (message.page_size, message.page_token.as_str());
         let page = Page::read(&mut form, asked, &caller, "ListWithdrawalReports", &message.customer_id);
         checked(form)?;
         let (after, limit) = (page.after_number(), page.fetch());
         let slice = Withdrawals { viewer: viewer(&caller), customer_id, after, limit };
-        let list = move |connection: &mut Connection| withdrawal_list(connection, slice);
-        let mut rows = self.database.list(list).await.map_err(|error: Error| status::failed(&error))?;
-        let next_page_token = page.cut(&mut rows, |report| report.revision.to_string());
+        let read = move |connection: &mut Connection| withdrawal_list(connection, slice);
+        let (rows, next_page_token) = self.list(page, read, |report| report.revision.to_string()).await?;
         let reports = rows.iter().map(convert::report).collect();
         Ok(Response::new(ListWithdrawalReportsResponse { reports, next_page_token }))
     }

@@ -375,7 +375,7 @@ mod tests {
 
     /// The wishes by the states, and what each comes to there.
     #[test]
-    fn every_command_has_its_answer_in_every_state() {
+    fn each_state_answers_each_command() {
         use ChangeKind::{AutoRenewOff, AutoRenewOn, Cancelled, Renewed, Resumed, SeatsChanged, Suspended};
         use Operation::{ManualRenewal, SeatChange};
         let not_active = |state| Err(Refusal::NotActive { state });

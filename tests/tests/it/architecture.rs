@@ -202,11 +202,12 @@ fn every_rule_names_the_test_that_proves_it() {
     for row in rows("docs/rules.md", is_rule_id) {
         let (id, test) = (&row[0], &row[3]);
         let declaration = format!("fn {test}(");
-        let mut files = sources.iter().filter(|(_, text)| text.contains(&declaration)).peekable();
-        if files.peek().is_none() {
-            wrong.push(format!("{id}: there is no test {test}"));
-        } else if !files.any(|(_, text)| words(text).any(|word| word == id)) {
-            wrong.push(format!("{id}: the file of {test} does not cite it"));
+        let files: Vec<_> = sources.iter().filter(|(_, text)| text.contains(&declaration)).collect();
+        match files.as_slice() {
+            [(_, text)] if words(text).any(|word| word == id) => {}
+            [(name, _)] => wrong.push(format!("{id}: {name}, which has {test}, does not cite it")),
+            [] => wrong.push(format!("{id}: there is no test {test}")),
+            _ => wrong.push(format!("{id}: more than one file has a test {test}")),
         }
     }
     assert!(wrong.is_empty(), "docs/rules.md\n{}", wrong.join("\n"));
