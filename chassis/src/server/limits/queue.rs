@@ -226,13 +226,14 @@ mod tests {
     /// Enters until the tenant is refused: its slots, its waiting calls, and the reason.
     fn fill(queue: &CallQueue, tenant: Tenant) -> (Vec<Slot>, Vec<Waiting>, Overload) {
         let (mut slots, mut waiting) = (vec![], vec![]);
-        loop {
+        for _ in 0..1000 {
             match queue.enter(tenant) {
                 Ok(Entry::Admitted(slot)) => slots.push(slot),
                 Ok(Entry::Waiting(call)) => waiting.push(call),
                 Err(overload) => return (slots, waiting, overload),
             }
         }
+        panic!("the queue has no bound");
     }
 
     fn admitted(waiting: &mut Waiting) -> Option<Slot> {
