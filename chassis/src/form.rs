@@ -5,10 +5,8 @@
 
 use chrono::DateTime;
 use prost_types::Timestamp;
-use tonic::{Request, Status};
 use uuid::Uuid;
 
-use crate::auth::{self, Caller};
 use crate::clock::Time;
 
 /// One bad field.
@@ -24,15 +22,6 @@ pub struct Violation {
 #[derive(Debug, Default)]
 pub struct Form {
     violations: Vec<Violation>,
-}
-
-/// Opens a request: its caller, its message, and a form to read the message with.
-///
-/// # Errors
-/// `INTERNAL` for a call that the server let through without an identity.
-pub fn open<M>(request: Request<M>) -> Result<(Caller, M, Form), Status> {
-    let caller = auth::caller(&request)?;
-    Ok((caller, request.into_inner(), Form::new()))
 }
 
 impl Form {

@@ -2,8 +2,9 @@
 
 use std::pin::Pin;
 
-use chassis::form::{self, Form};
+use chassis::form::Form;
 use chassis::paging::Page;
+use chassis::server::call;
 use futures_util::Stream;
 use proto::agreement::attestation_service_server::AttestationService;
 use proto::agreement::{
@@ -51,7 +52,7 @@ impl AttestationService for Api {
         &self,
         request: Request<GetAttestationRequest>,
     ) -> Result<Response<GetAttestationResponse>, Status> {
-        let (caller, message, mut form) = form::open(request)?;
+        let (caller, message, mut form) = call::open(request)?;
         let id = form.id("attestation_id", &message.attestation_id);
         self.read(form, move |connection| {
             let unseen = Refusal::NotFound { resource: "attestation", id };
@@ -74,7 +75,7 @@ impl AttestationService for Api {
         &self,
         request: Request<ListAttestationsRequest>,
     ) -> Result<Response<ListAttestationsResponse>, Status> {
-        let (caller, message, mut form) = form::open(request)?;
+        let (caller, message, mut form) = call::open(request)?;
         let customer_id = form.id("customer_id", &message.customer_id);
         let filter = format!("{customer_id}/{}", message.include_history);
         let asked = (message.page_size, message.page_token.as_str());

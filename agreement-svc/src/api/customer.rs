@@ -1,8 +1,8 @@
 //! `CustomerService`.
 
 use chassis::clock::{new_id, new_salt};
-use chassis::form;
 use chassis::paging::Page;
+use chassis::server::call;
 use proto::agreement::customer_service_server::CustomerService;
 use proto::agreement::{
     CreateCustomerRequest, CreateCustomerResponse, EndRelationshipRequest, EndRelationshipResponse,
@@ -142,7 +142,7 @@ impl CustomerService for Api {
         &self,
         request: Request<GetCustomerRequest>,
     ) -> Result<Response<GetCustomerResponse>, Status> {
-        let (caller, message, mut form) = form::open(request)?;
+        let (caller, message, mut form) = call::open(request)?;
         let id = form.id("customer_id", &message.customer_id);
         self.read(form, move |connection| {
             let customer = require_customer(connection, viewer(&caller), id)?;
@@ -155,7 +155,7 @@ impl CustomerService for Api {
         &self,
         request: Request<ListCustomersRequest>,
     ) -> Result<Response<ListCustomersResponse>, Status> {
-        let (caller, message, mut form) = form::open(request)?;
+        let (caller, message, mut form) = call::open(request)?;
         let asked = (message.page_size, message.page_token.as_str());
         let page = Page::read(&mut form, asked, &caller, "ListCustomers", "");
         self.list(form, page, move |connection, page| {
@@ -204,7 +204,7 @@ impl CustomerService for Api {
         &self,
         request: Request<ListCustomerPartnersRequest>,
     ) -> Result<Response<ListCustomerPartnersResponse>, Status> {
-        let (caller, message, mut form) = form::open(request)?;
+        let (caller, message, mut form) = call::open(request)?;
         let asked = (message.page_size, message.page_token.as_str());
         let filter = message.include_ended.to_string();
         let page = Page::read(&mut form, asked, &caller, "ListCustomerPartners", &filter);

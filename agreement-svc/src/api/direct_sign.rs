@@ -1,8 +1,9 @@
 //! `DirectSignService`: invitations and signatures.
 
 use chassis::database::row::at;
-use chassis::form::{self, Form, timestamp};
+use chassis::form::{Form, timestamp};
 use chassis::paging::Page;
+use chassis::server::call;
 use proto::agreement::direct_sign_service_server::DirectSignService;
 use proto::agreement::{
     AcceptInvitationRequest, AcceptInvitationResponse, CreateInvitationRequest, CreateInvitationResponse,
@@ -124,7 +125,7 @@ impl DirectSignService for Api {
         &self,
         request: Request<GetInvitationRequest>,
     ) -> Result<Response<GetInvitationResponse>, Status> {
-        let (caller, message, mut form) = form::open(request)?;
+        let (caller, message, mut form) = call::open(request)?;
         let id = form.id("invitation_id", &message.invitation_id);
         let is_customer = caller.tenant_kind == TenantKind::Customer;
         if is_customer && message.token.is_empty() {
@@ -169,7 +170,7 @@ impl DirectSignService for Api {
         &self,
         request: Request<ListInvitationsRequest>,
     ) -> Result<Response<ListInvitationsResponse>, Status> {
-        let (caller, message, mut form) = form::open(request)?;
+        let (caller, message, mut form) = call::open(request)?;
         let customer = form.optional_id("customer_id", &message.customer_id);
         let state = match message.state {
             0 => None,
@@ -289,7 +290,7 @@ impl DirectSignService for Api {
         &self,
         request: Request<GetDirectSignStatusRequest>,
     ) -> Result<Response<GetDirectSignStatusResponse>, Status> {
-        let (caller, message, mut form) = form::open(request)?;
+        let (caller, message, mut form) = call::open(request)?;
         let customer_id = form.id("customer_id", &message.customer_id);
         let now = self.clock.now();
         let (policy, channel) = (self.policy.clone(), convert::channel_of(&caller));

@@ -6,9 +6,9 @@ use std::time::Duration;
 use chassis::auth;
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
-use chassis::form::{self, Form, timestamp};
+use chassis::form::{Form, timestamp};
 use chassis::paging::Page;
-use chassis::server::call::{call_id, open_ended};
+use chassis::server::call::{self, call_id, open_ended};
 use futures_util::{Stream, StreamExt, stream};
 use proto::agreement::event_service_server::EventService;
 use proto::agreement::watch_events_response::Item;
@@ -49,7 +49,7 @@ impl EventService for Api {
         &self,
         request: Request<ListEventsRequest>,
     ) -> Result<Response<ListEventsResponse>, Status> {
-        let (caller, message, mut form) = form::open(request)?;
+        let (caller, message, mut form) = call::open(request)?;
         let customer_id = form.id("customer_id", &message.customer_id);
         let asked = (message.page_size, message.page_token.as_str());
         let page = Page::read(&mut form, asked, &caller, "ListEvents", &message.customer_id);

@@ -1,8 +1,8 @@
 //! `PartnerService`.
 
 use chassis::database::Connection;
-use chassis::form;
 use chassis::paging::Page;
+use chassis::server::call;
 use proto::agreement::partner_service_server::PartnerService;
 use proto::agreement::{
     GetPartnerRequest, GetPartnerResponse, LinkResellerRequest, LinkResellerResponse, ListPartnersRequest,
@@ -113,7 +113,7 @@ impl PartnerService for Api {
         &self,
         request: Request<ListPartnersRequest>,
     ) -> Result<Response<ListPartnersResponse>, Status> {
-        let (caller, message, mut form) = form::open(request)?;
+        let (caller, message, mut form) = call::open(request)?;
         let asked = (message.page_size, message.page_token.as_str());
         let page = Page::read(&mut form, asked, &caller, "ListPartners", "");
         self.list(form, page, move |connection, page| {
@@ -131,7 +131,7 @@ impl PartnerService for Api {
         &self,
         request: Request<GetPartnerRequest>,
     ) -> Result<Response<GetPartnerResponse>, Status> {
-        let (caller, message, mut form) = form::open(request)?;
+        let (caller, message, mut form) = call::open(request)?;
         let id = form.id("partner_id", &message.partner_id);
         self.read(form, move |connection| {
             let is_visible = caller.tenant_kind != TenantKind::Partner

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::sync::{Arc, OnceLock};
 
 use chassis::database::{Connection, Error};
-use chassis::form;
+use chassis::server::call;
 use proto::agreement::publish_template_version_request::Reacceptance as Asked;
 use proto::agreement::template_service_server::TemplateService;
 use proto::agreement::{
@@ -31,7 +31,7 @@ impl TemplateService for Api {
         &self,
         request: Request<ListTemplatesRequest>,
     ) -> Result<Response<ListTemplatesResponse>, Status> {
-        let (_, message, mut form) = form::open(request)?;
+        let (_, message, mut form) = call::open(request)?;
         let mut types = convert::read_agreement_types(&mut form, "agreement_types", &message.agreement_types);
         types.sort_unstable();
         types.dedup();
@@ -52,7 +52,7 @@ impl TemplateService for Api {
         &self,
         request: Request<GetTemplateRequest>,
     ) -> Result<Response<GetTemplateResponse>, Status> {
-        let (_, message, mut form) = form::open(request)?;
+        let (_, message, mut form) = call::open(request)?;
         let id = form.id("template_id", &message.template_id);
         let now = self.clock.now();
         self.read(form, move |connection| {
@@ -66,7 +66,7 @@ impl TemplateService for Api {
         &self,
         request: Request<GetTemplateDocumentRequest>,
     ) -> Result<Response<GetTemplateDocumentResponse>, Status> {
-        let (_, message, mut form) = form::open(request)?;
+        let (_, message, mut form) = call::open(request)?;
         let id = form.id("template_id", &message.template_id);
         let country = convert::read_country(&mut form, "country", &message.country);
         let language = convert::read_language(&mut form, "language", &message.language);

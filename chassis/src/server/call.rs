@@ -29,8 +29,9 @@ use super::limits::queue::{CallQueue, Entry, Slot};
 use super::limits::tenant::{Overload, Tenant, TenantLimiter};
 use super::overload::Refusals;
 use super::record::CallRecord;
-use crate::auth::Caller;
 use crate::auth::access::{self, AccessPolicy};
+use crate::auth::{self, Caller};
+use crate::form::Form;
 use crate::metrics::{Calls, UNKNOWN_PATH};
 use crate::status::internal;
 
@@ -57,6 +58,15 @@ pub fn open_ended<S>(stream: S) -> Response<S> {
     let mut response = Response::new(stream);
     response.extensions_mut().insert(OpenEnded);
     response
+}
+
+/// Opens a request: its caller, its message, and a form to read the message with.
+///
+/// # Errors
+/// `INTERNAL` for a call that the server let through without an identity.
+pub fn open<M>(request: Request<M>) -> Result<(Caller, M, Form), Status> {
+    let caller = auth::caller(&request)?;
+    Ok((caller, request.into_inner(), Form::new()))
 }
 
 /// The id that the server gave this call.

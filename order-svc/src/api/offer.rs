@@ -1,7 +1,8 @@
 //! `OfferService`.
 
-use chassis::form::{self, Form};
+use chassis::form::Form;
 use chassis::paging::Page;
+use chassis::server::call;
 use proto::order::offer_service_server::OfferService;
 use proto::order::{GetOfferRequest, GetOfferResponse, ListOffersRequest, ListOffersResponse};
 use tonic::{Request, Response, Status};
@@ -15,7 +16,7 @@ impl OfferService for Api {
         &self,
         request: Request<ListOffersRequest>,
     ) -> Result<Response<ListOffersResponse>, Status> {
-        let (caller, message, mut form) = form::open(request)?;
+        let (caller, message, mut form) = call::open(request)?;
         let country = message.country.as_str();
         let is_code = country.len() == 2 && country.bytes().all(|byte| byte.is_ascii_uppercase());
         if !country.is_empty() && !is_code {

@@ -5,10 +5,10 @@ use std::time::Instant;
 use chassis::auth::{self, Caller, Credentials};
 use chassis::clock::new_id;
 use chassis::database::{Connection, Error};
-use chassis::form::{self, Form};
+use chassis::form::Form;
 use chassis::idempotency::IdempotencyKey;
 use chassis::paging::Page;
-use chassis::server::call::call_id;
+use chassis::server::call::{self, call_id};
 use chassis::server::deadline::time_left;
 use prost::Message;
 use proto::order::order_service_server::OrderService;
@@ -97,7 +97,7 @@ impl OrderService for Api {
         &self,
         request: Request<ListOrdersRequest>,
     ) -> Result<Response<ListOrdersResponse>, Status> {
-        let (caller, message, mut form) = form::open(request)?;
+        let (caller, message, mut form) = call::open(request)?;
         let customer_id = form.optional_id("customer_id", &message.customer_id);
         let asked = (message.page_size, message.page_token.as_str());
         let page = Page::read(&mut form, asked, &caller, "ListOrders", &message.customer_id);

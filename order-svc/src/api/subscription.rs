@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use chassis::auth::{self, Caller};
 use chassis::database::Connection;
-use chassis::form::{self, Form};
+use chassis::form::Form;
 use chassis::idempotency::IdempotencyKey;
 use chassis::paging::Page;
-use chassis::server::call::call_id;
+use chassis::server::call::{self, call_id};
 use chassis::server::deadline::time_left;
 use prost::Message;
 use proto::order::subscription_service_server::SubscriptionService;
@@ -56,7 +56,7 @@ impl SubscriptionService for Api {
         &self,
         request: Request<ListSubscriptionsRequest>,
     ) -> Result<Response<ListSubscriptionsResponse>, Status> {
-        let (caller, message, mut form) = form::open(request)?;
+        let (caller, message, mut form) = call::open(request)?;
         let customer_id = form.optional_id("customer_id", &message.customer_id);
         let asked = (message.page_size, message.page_token.as_str());
         let page = Page::read(&mut form, asked, &caller, "ListSubscriptions", &message.customer_id);
@@ -74,7 +74,7 @@ impl SubscriptionService for Api {
         &self,
         request: Request<ListSubscriptionChangesRequest>,
     ) -> Result<Response<ListSubscriptionChangesResponse>, Status> {
-        let (caller, message, mut form) = form::open(request)?;
+        let (caller, message, mut form) = call::open(request)?;
         let id = form.id("subscription_id", &message.subscription_id);
         let asked = (message.page_size, message.page_token.as_str());
         let page = Page::read(&mut form, asked, &caller, "ListSubscriptionChanges", &message.subscription_id);

@@ -1,8 +1,8 @@
 //! `WithdrawalService`.
 
 use chassis::database::{Connection, Error};
-use chassis::form::{self};
 use chassis::paging::Page;
+use chassis::server::call;
 use proto::order::withdrawal_service_server::WithdrawalService;
 use proto::order::{
     GetWithdrawalReportRequest, GetWithdrawalReportResponse, ListWithdrawalReportsRequest,
@@ -21,7 +21,7 @@ impl WithdrawalService for Api {
         &self,
         request: Request<GetWithdrawalReportRequest>,
     ) -> Result<Response<GetWithdrawalReportResponse>, Status> {
-        let (caller, message, mut form) = form::open(request)?;
+        let (caller, message, mut form) = call::open(request)?;
         let revision = message.revision;
         if revision < 1 {
             form.violation("revision", "must be at least 1");
@@ -60,7 +60,7 @@ impl WithdrawalService for Api {
         &self,
         request: Request<ListWithdrawalReportsRequest>,
     ) -> Result<Response<ListWithdrawalReportsResponse>, Status> {
-        let (caller, message, mut form) = form::open(request)?;
+        let (caller, message, mut form) = call::open(request)?;
         let customer_id = form.optional_id("customer_id", &message.customer_id);
         let asked = (message.page_size, message.page_token.as_str());
         let page = Page::read(&mut form, asked, &caller, "ListWithdrawalReports", &message.customer_id);
