@@ -95,7 +95,7 @@ impl Row {
         })
     }
 
-    /// As it stands there, to be held against the history.
+    /// The value of the row, which `verify` compares with the history.
     pub(super) fn stored(self) -> Stored {
         let contact = Contact {
             first_name: self.first_name,
