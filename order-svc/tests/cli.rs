@@ -3,182 +3,57 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 fn run(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_order-svc")).args(args).output().unwrap()
 }
 
-fn words(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
+/// How the variables begin that decide what a command says, beside its arguments.
+const VARIABLES: [&str; 4] = ["ORDER_", "OTEL_", "RUST_LOG", "CLICOLOR_FORCE"];
 
+/// The transcripts in `tests/cmd`, each about one subject. `TRYCMD=overwrite` writes what the commands say into them.
 #[test]
-fn help_names_every_command_and_setting() {
-    let all = words(&run(&["--help"])) + &words(&run(&["serve", "--help"]));
-    for word in [
-        "serve",
-        "migrate",
-        "check-health",
-        "--database",
-        "--create",
-        "--offers",
-        "--agreements",
-        "--listen",
-        "--auth",
-        "--jwks",
-        "--jwt-issuer",
-        "--jwt-audience",
-        "--jwt-leeway-seconds",
-        "--plaintext",
-        "--tls-cert",
-        "--tls-key",
-        "--tls-client-ca",
-        "ORDER_JWKS",
-        "ORDER_TLS_CERT",
-        "--gate-deadline-ms",
-        "--metrics-listen",
-        "--worker-threads",
-        "--log-format",
-        "ORDER_DATABASE",
-    ] {
-        assert!(all.contains(word), "{word} is missing:\n{all}");
+fn commands_answer_as_their_transcripts_show() {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let set: Vec<_> = names.filter(|name| VARIABLES.iter().any(|start| name.starts_with(start))).collect();
+    if !set.is_empty() {
+        // A process cannot take variables from itself safely, so it starts this test again without them.
+        let mut clean = Command::new(std::env::current_exe().unwrap());
+        set.iter().for_each(|name| _ = clean.env_remove(name));
+        let ended =
+            clean.args(["--exact", "commands_answer_as_their_transcripts_show", "--nocapture"]).status();
+        assert!(ended.unwrap().success(), "a transcript does not hold");
+        return;
     }
-}
-
-#[test]
-fn wrong_settings_are_refused_with_the_reason() {
-    let folder = tempfile::tempdir().unwrap();
-    let missing = format!("sqlite:{}", folder.path().join("missing.sqlite").display());
-    let offers = folder.path().join("offers.json");
-    std::fs::write(&offers, r#"{"offers": []}"#).unwrap();
-    let offers = offers.display().to_string();
-    for (args, reason) in [
-        (vec!["serve", "--database", &missing], "--auth"),
-        (vec!["serve", "--database", &missing, "--auth", "trust"], "trust"),
-        (vec!["serve", "--database", &missing, "--auth", "jwt"], "--jwks"),
-        (vec!["serve", "--database", &missing, "--auth", "insecure", "--jwks", "keys.json"], "--jwks"),
-        (vec!["serve", "--database", &missing, "--auth", "insecure", "--jwt-leeway-seconds", "9"], "--jwks"),
-        (
-            vec![
-                "serve",
-                "--database",
-                &missing,
-                "--auth",
-                "jwt",
-                "--jwks",
-                "x",
-                "--jwt-leeway-seconds",
-                "301",
-            ],
-            "--jwt-leeway-seconds",
-        ),
-        (vec!["serve", "--database", &missing, "--auth", "jwt", "--listen", "0.0.0.0:0"], "--plaintext"),
-        (
-            vec!["serve", "--database", &missing, "--auth", "jwt", "--listen", "0.0.0.0:0", "--plaintext"],
-            "--jwks",
-        ),
-        (vec!["serve", "--database", &missing, "--auth", "insecure", "--tls-cert", "x.pem"], "--tls-key"),
-        (vec!["serve", "--database", &missing, "--auth", "insecure", "--tls-key", "x.pem"], "--tls-cert"),
-        (
-            vec!["serve", "--database", &missing, "--auth", "insecure", "--tls-client-ca", "x.pem"],
-            "--tls-cert",
-        ),
-        (
-            vec![
-                "serve",
-                "--database",
-                &missing,
-                "--auth",
-                "insecure",
-                "--listen",
-                "127.0.0.1:0",
-                "--tls-cert",
-                "/nowhere/tls.pem",
-                "--tls-key",
-                "/nowhere/tls.key",
-            ],
-            "/nowhere/tls.pem",
-        ),
-        (vec!["serve", "--database", "mysql://x", "--auth", "insecure"], "sqlite:PATH"),
-        (vec!["serve", "--database", &missing, "--auth", "insecure", "--listen", "127.0.0.1:0"], "--create"),
-        (
-            vec!["serve", "--database", &missing, "--auth", "insecure", "--listen", "0.0.0.0:0", "--create"],
-            "loopback",
-        ),
-        (
-            vec!["serve", "--database", &missing, "--auth", "insecure", "--worker-threads", "0"],
-            "worker-threads",
-        ),
-        (
-            vec![
-                "serve",
-                "--database",
-                &missing,
-                "--auth",
-                "insecure",
-                "--listen",
-                "127.0.0.1:0",
-                "--offers",
-                &offers,
-            ],
-            "there is no offer",
-        ),
-        (
-            vec![
-                "serve",
-                "--database",
-                &missing,
-                "--auth",
-                "insecure",
-                "--listen",
-                "127.0.0.1:0",
-                "--agreements",
-                "localhost:50051",
-            ],
-            "http://HOST:PORT",
-        ),
-        (
-            vec!["serve", "--database", &missing, "--auth", "insecure", "--gate-deadline-ms", "5000"],
-            "gate-deadline-ms",
-        ),
-        (
-            vec![
-                "serve",
-                "--database",
-                &missing,
-                "--auth",
-                "insecure",
-                "--listen",
-                "127.0.0.1:0",
-                "--service-token",
-                "x",
-            ],
-            "--service-token",
-        ),
-        (vec!["migrate", "--database", &missing], "--create"),
-        (vec!["check-health", "--address", "http://127.0.0.1:1"], "cannot be reached"),
-        (vec!["check-health", "--address", "https://127.0.0.1:1"], "cannot be reached"),
-        (vec!["check-health", "--address", "127.0.0.1:1"], "https://HOST:PORT"),
-        (vec!["check-health", "--address", "http://127.0.0.1:1", "--ca", "x.pem"], "https"),
-    ] {
-        let output = run(&args);
-        assert!(!output.status.success(), "{args:?}");
-        assert!(words(&output).contains(reason), "{args:?}: {}", words(&output));
+    let mut commands = 0;
+    for file in std::fs::read_dir("tests/cmd").unwrap().map(|file| file.unwrap().path()) {
+        if file.extension().is_some_and(|ending| ending == "trycmd") {
+            let text = std::fs::read_to_string(&file).unwrap();
+            for command in text.lines().filter_map(|line| line.strip_prefix("$ ")) {
+                // `trycmd` skips a program that it does not find.
+                assert!(command.split(' ').any(|word| word == "order-svc"), "{}: {command}", file.display());
+                commands += 1;
+            }
+        }
     }
+    assert!(commands > 0, "no transcript was found");
+    trycmd::TestCases::new()
+        .register_bin("order-svc", Path::new(env!("CARGO_BIN_EXE_order-svc")))
+        .timeout(Duration::from_secs(60))
+        .case("tests/cmd/*.trycmd");
 }
 
 #[test]
-fn a_schema_that_was_not_migrated_is_refused_and_served_afterwards_until_a_signal() {
+fn a_migrated_database_is_served_until_a_signal() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("orders.sqlite");
     std::fs::write(&path, "").unwrap();
     let database = format!("sqlite:{}", path.display());
-    let serve = ["serve", "--database", &database, "--auth", "insecure", "--listen", "127.0.0.1:0"];
-    let refused = run(&serve);
-    assert!(!refused.status.success() && words(&refused).contains("migrate"), "{}", words(&refused));
-
     assert!(run(&["migrate", "--database", &database]).status.success());
+    let serve = ["serve", "--database", &database, "--auth", "insecure", "--listen", "127.0.0.1:0"];
     let mut serving = Command::new(env!("CARGO_BIN_EXE_order-svc"))
         .args(serve)
         .args(["--log-format", "json"])
@@ -204,37 +79,5 @@ fn address_of(serving: &mut Child) -> String {
         // The log must be read on, or the server would block on a full pipe.
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
         return address;
-    }
-}
-
-#[test]
-fn traces_that_cannot_be_exported_as_asked_are_refused_with_the_variable() {
-    let folder = tempfile::tempdir().unwrap();
-    let database = format!("sqlite:{}", folder.path().join("orders.sqlite").display());
-    for (variables, named) in [
-        (vec![("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")], "OTEL_EXPORTER_OTLP_PROTOCOL"),
-        (vec![("OTEL_TRACES_EXPORTER", "zipkin")], "OTEL_TRACES_EXPORTER"),
-        (
-            vec![("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://127.0.0.1:1")],
-            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-        ),
-        (vec![("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "no address")], "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
-    ] {
-        let output = Command::new(env!("CARGO_BIN_EXE_order-svc"))
-            .args([
-                "serve",
-                "--auth",
-                "insecure",
-                "--create",
-                "--listen",
-                "127.0.0.1:0",
-                "--database",
-                &database,
-            ])
-            .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
-            .envs(variables)
-            .output()
-            .unwrap();
-        assert!(!output.status.success() && words(&output).contains(named), "{named}: {}", words(&output));
     }
 }
