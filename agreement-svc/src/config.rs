@@ -29,7 +29,7 @@ pub const MAIL_FOLDER: &str = "mails";
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
-    /// How log lines look; RUST_LOG filters them.
+    /// The format of log lines; RUST_LOG filters them.
     #[arg(long, global = true, env = "AGREEMENT_LOG_FORMAT", value_enum, default_value = "pretty")]
     pub log_format: LogFormat,
 }
@@ -221,7 +221,7 @@ pub struct Storage {
     /// sqlite:PATH, or postgres://USER@HOST/NAME as libpq takes it.
     #[arg(long, env = "AGREEMENT_DATABASE", value_name = "URL")]
     pub database: Url,
-    /// Makes the SQLite file if it does not exist, and brings the schema up to date.
+    /// Creates the SQLite file if it does not exist, and migrates the schema.
     #[arg(long, env = "AGREEMENT_CREATE")]
     pub create: bool,
     /// Templates to load into an empty database, instead of those that ship with the service.
@@ -245,14 +245,14 @@ pub struct Serve {
     pub identity: auth::Settings,
     #[command(flatten)]
     pub tls: tls::ServerSettings,
-    /// What is required when, instead of the vendor's timeline that ships with the service.
+    /// The policy: which agreement is required from when. It replaces the vendor's timeline that ships with the service.
     #[arg(long, env = "AGREEMENT_POLICY", value_name = "FILE.json")]
     pub policy: Option<PathBuf>,
     /// A file whose bytes, at least 32, make the tokens of acceptance links. Without it there are no
     /// invitations. Every replica needs the same.
     #[arg(long, env = "AGREEMENT_INVITATION_KEY_FILE", value_name = "FILE")]
     pub invitation_key_file: Option<PathBuf>,
-    /// The page of yours where customers accept invitations; invitation and token are added to it.
+    /// Your page where customers accept invitations; the service adds the invitation and its token to the URL.
     #[arg(
         long,
         env = "AGREEMENT_ACCEPTANCE_PAGE",
@@ -266,7 +266,7 @@ pub struct Serve {
     /// fair among tenants, and are then rejected. Fewer than 128 cannot fill a commit.
     #[arg(long, env = "AGREEMENT_CALLS_MAX", default_value = "256", value_parser = clap::value_parser!(u16).range(1..))]
     pub calls_max: u16,
-    /// Where Prometheus may fetch metrics, at /metrics. Without it there are none. They contain no personal data.
+    /// The address that serves metrics to Prometheus, at /metrics. Without it none are served. They contain no personal data.
     #[arg(long, env = "AGREEMENT_METRICS_LISTEN")]
     pub metrics_listen: Option<SocketAddr>,
     /// Threads that serve calls. One is the fastest on a few cores; blocking database work has
@@ -283,7 +283,7 @@ pub struct Mail {
     /// written to --mail-folder.
     #[arg(long, env = "AGREEMENT_SMTP", value_name = "URL", hide_env_values = true)]
     pub smtp: Option<String>,
-    /// Who logs in at the mail server; only over TLS.
+    /// The user that logs in to the mail server; only over TLS.
     #[arg(
         long,
         env = "AGREEMENT_SMTP_USER",
@@ -295,10 +295,10 @@ pub struct Mail {
     /// A file that holds the password.
     #[arg(long, env = "AGREEMENT_SMTP_PASSWORD_FILE", value_name = "FILE", requires = "smtp_user")]
     pub smtp_password_file: Option<PathBuf>,
-    /// Whom mails come from. What stands behind the @ is also in their ids, so every replica needs the same.
+    /// The sender of mails. The domain after the @ is also part of their message ids, so every replica needs the same.
     #[arg(long, env = "AGREEMENT_MAIL_FROM", value_name = "ADDRESS", default_value = "agreements@localhost")]
     pub mail_from: Mailbox,
-    /// Where mails are written when there is no --smtp, each to ATTESTATION_ID.eml.
+    /// The folder that mails are written to without --smtp, each as ATTESTATION_ID.eml.
     #[arg(long, env = "AGREEMENT_MAIL_FOLDER", value_name = "DIR", default_value = MAIL_FOLDER)]
     pub mail_folder: PathBuf,
 }

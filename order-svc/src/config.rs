@@ -21,7 +21,7 @@ const DEFAULT_OFFERS: &str = include_str!("../data/offers.json");
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
-    /// How log lines look; RUST_LOG filters them.
+    /// The format of log lines; RUST_LOG filters them.
     #[arg(long, global = true, env = "ORDER_LOG_FORMAT", value_enum, default_value = "pretty")]
     pub log_format: LogFormat,
 }
@@ -52,7 +52,7 @@ pub struct Storage {
     /// sqlite:PATH, or postgres://USER@HOST/NAME as libpq takes it.
     #[arg(long, env = "ORDER_DATABASE", value_name = "URL")]
     pub database: Url,
-    /// Makes the SQLite file if it does not exist, and brings the schema up to date.
+    /// Creates the SQLite file if it does not exist, and migrates the schema.
     #[arg(long, env = "ORDER_CREATE")]
     pub create: bool,
 }
