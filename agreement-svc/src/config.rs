@@ -48,6 +48,7 @@ pub enum Command {
     /// Makes a key for tokens of one's own: FOLDER/signing-key.pem signs them, and FOLDER/jwks.json is for
     /// --jwks of both services. Overwrites nothing.
     Key {
+        /// The folder for signing-key.pem and jwks.json; it is created if it does not exist.
         #[arg(value_name = "FOLDER")]
         folder: PathBuf,
     },
@@ -110,6 +111,10 @@ pub struct Token {
     /// For how long, from now on: 90s, 15m, 1h or 30d.
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = read_duration)]
     pub valid_for: TimeDelta,
+}
+
+fn read_sender(text: &str) -> Result<Mailbox, String> {
+    text.parse().map_err(|_| "must be an address such as agreements@partner.example".into())
 }
 
 /// Reads a whole number of seconds, minutes, hours or days, up to ten years.
@@ -296,7 +301,7 @@ pub struct Mail {
     #[arg(long, env = "AGREEMENT_SMTP_PASSWORD_FILE", value_name = "FILE", requires = "smtp_user")]
     pub smtp_password_file: Option<PathBuf>,
     /// The sender of mails. The domain after the @ is also part of their message ids, so every replica needs the same.
-    #[arg(long, env = "AGREEMENT_MAIL_FROM", value_name = "ADDRESS", default_value = "agreements@localhost")]
+    #[arg(long, env = "AGREEMENT_MAIL_FROM", value_name = "ADDRESS", default_value = "agreements@localhost", value_parser = read_sender)]
     pub mail_from: Mailbox,
     /// The folder that mails are written to without --smtp, each as ATTESTATION_ID.eml.
     #[arg(long, env = "AGREEMENT_MAIL_FOLDER", value_name = "DIR", default_value = MAIL_FOLDER)]

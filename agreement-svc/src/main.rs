@@ -57,7 +57,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             say(&verified);
             match verified.findings.len() {
                 0 => Ok(()),
-                findings => Err(format!("the history does not hold: {findings} findings").into()),
+                findings => Err(format!("the history does not hold; findings: {findings}").into()),
             }
         }
         Command::EraseContact(config) => {

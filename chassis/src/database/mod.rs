@@ -81,7 +81,7 @@ impl Database {
             && !path.exists()
         {
             return Err(Error::Unavailable(format!(
-                "{} does not exist; pass --create to make an empty database there",
+                "{} does not exist; `serve --create` and `migrate --create` create an empty database there",
                 path.display()
             )));
         }
