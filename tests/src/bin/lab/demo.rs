@@ -9,8 +9,8 @@ use chassis::form::timestamp;
 use chassis::telemetry::{self, LogFormat};
 use clap::Args;
 use proto::agreement::{
-    AcceptInvitationRequest, GetCustomerRequest, ListBlockedCustomersRequest, PublishTemplateVersionRequest,
-    TemplateDocument, WithdrawAttestationRequest, WithdrawalReason,
+    AcceptInvitationRequest, GetCustomerRequest, ListBlockedCustomersRequest, WithdrawAttestationRequest,
+    WithdrawalReason,
 };
 use proto::order::{
     ChangeSeatsRequest, CreateOrderRequest, CreateOrderResponse, GetWithdrawalReportRequest,
@@ -108,7 +108,7 @@ async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn Error>> {
     accepted(&describe(&through_reseller));
 
     step("The operator publishes a new version, effective and due at once. 8 seats cannot become 10:");
-    publish(&cluster.as_caller(fixtures::operator())).await?;
+    publish_version(&cluster.as_caller(fixtures::operator())).await?;
     refused(change_seats(&direct, &bought.subscription_id, &seats.etag, 10).await)?;
 
     step("The partner attests the new version, and changes the seats again:");
@@ -224,20 +224,8 @@ async fn change_seats(
     Ok(changed.subscription.unwrap_or_default())
 }
 
-async fn publish(operator: &As) -> Result<(), Status> {
-    let document = TemplateDocument {
-        country: "US".into(),
-        language: "en-US".into(),
-        link: "https://aka.ms/customeragreement".into(),
-        sha256: String::new(),
-    };
-    let request = PublishTemplateVersionRequest {
-        request_id: fixtures::request_id(),
-        template_id: CUSTOMER_AGREEMENT.into(),
-        documents: vec![document],
-        ..PublishTemplateVersionRequest::default()
-    };
-    let published = operator.templates().publish_template_version(request).await?.into_inner();
+async fn publish_version(operator: &As) -> Result<(), Status> {
+    let published = actions::publish(operator, fixtures::new_version(CUSTOMER_AGREEMENT)).await?;
     let number = published.template.unwrap_or_default().version_in_force;
     accepted(&format!("version {number} is in force"));
     Ok(())

@@ -21,7 +21,7 @@ use proto::agreement::{
 use proto::types::Contact;
 use rstest_reuse::apply;
 use smtp_server::{SmtpServer, header, python, read};
-use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
+use tests::world::{self, DIRECT, PROVIDER, RESELLER};
 use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
 
 use crate::each_backend;
@@ -63,13 +63,10 @@ impl Post {
         let new = world::new_customer(customer, "FR", None);
         let new = CreateCustomerRequest { primary_contact: Some(told.clone()), ..new };
         let created = self.direct.customers().create_customer(new).await.unwrap().into_inner();
+        let customer_id = created.customer.unwrap().customer_id;
         let request = CreateAttestationRequest {
-            request_id: world::request_id(),
-            customer_id: created.customer.unwrap().customer_id,
-            template_id: CUSTOMER_AGREEMENT.into(),
-            contact: Some(agreed.clone()),
             agreed_at: Some(timestamp(self.now)),
-            validate_only: false,
+            ..world::new_attestation_by(&customer_id, agreed.clone())
         };
         let attested = self.direct.attestations().create_attestation(request).await.unwrap();
         attested.into_inner().attestation.unwrap().attestation_id
@@ -110,16 +107,6 @@ impl Post {
             reseller_id: RESELLER.to_string(),
         };
         self.cluster.as_caller(world::operator()).partners().link_reseller(again).await.unwrap();
-    }
-}
-
-/// A person to be erased.
-fn person() -> Contact {
-    Contact {
-        first_name: "Zebulon".into(),
-        last_name: "Brambleton".into(),
-        email: "zeb.quxley@contoso.example".into(),
-        phone: String::new(),
     }
 }
 
@@ -233,7 +220,7 @@ async fn erased_people_get_no_mail_and_are_not_named_in_any(#[case] backend: Bac
     let mut server = SmtpServer::start(&python, &["--plan", "451,451,451"]).await;
     let mut post = Post::through(backend, Some(&server)).await;
     let mut ids = vec![];
-    let (to_stay, to_go) = (world::contact(), person());
+    let (to_stay, to_go) = (world::contact(), world::contact_to_erase());
     for (customer, told, agreed) in
         [("Contoso", &to_go, &to_go), ("Fabrikam", &to_stay, &to_stay), ("Tailspin", &to_stay, &to_go)]
     {

@@ -2,7 +2,7 @@
 //! is held against the pure function; here it is shown that the facts reach it.
 
 use chassis::auth::{Caller, Channel};
-use chassis::clock::{Clock, Time};
+use chassis::clock::Clock;
 use chassis::form::timestamp;
 use chrono::Duration;
 use proto::agreement::publish_template_version_request::Reacceptance;
@@ -10,35 +10,20 @@ use proto::agreement::{
     AssumedAttestation, CheckEligibilityRequest, CheckEligibilityResponse, CreateAttestationRequest,
     PartnerKind, PublishTemplateVersionRequest, WithdrawAttestationRequest, WithdrawalReason,
 };
-use proto::types::{self, Cloud, Decision, GateRule, Operation};
+use proto::types::{self, Cloud, Decision, GateRule};
 use rstest_reuse::apply;
+use tests::assert::refusal;
 use tests::clients::bad_fields_of;
-use tests::world::{self, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
-use tests::{As, Backend, Cluster, Setup, reason_of};
+use tests::world::{
+    self, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER, check, new_check, time,
+};
+use tests::{Backend, Cluster, Setup};
 
 use crate::each_backend;
-use tonic::{Code, Status};
+use tonic::Code;
 use uuid::{Uuid, uuid};
 
 const GERMAN: Uuid = uuid!("00000000-0000-4000-8000-0000000000de");
-
-fn time(text: &str) -> Time {
-    text.parse().unwrap()
-}
-
-fn question(payer: Uuid, customer_id: &str, reseller: Option<Uuid>) -> CheckEligibilityRequest {
-    CheckEligibilityRequest {
-        payer_id: payer.to_string(),
-        customer_id: customer_id.into(),
-        reseller_id: reseller.map(|id| id.to_string()).unwrap_or_default(),
-        operation: Operation::NewPurchase.into(),
-        ..CheckEligibilityRequest::default()
-    }
-}
-
-async fn check(caller: &As, question: CheckEligibilityRequest) -> Result<CheckEligibilityResponse, Status> {
-    Ok(caller.gate().check_eligibility(question).await?.into_inner())
-}
 
 /// Decision, rule and reasons in short, as in `BLOCKED NO_SATISFYING_ACCEPTANCE [NO_ACCEPTANCE]`.
 fn short(answer: &CheckEligibilityResponse) -> String {
@@ -47,18 +32,6 @@ fn short(answer: &CheckEligibilityResponse) -> String {
     let reasons: Vec<_> =
         answer.reasons().map(|r| r.as_str_name().trim_start_matches("BLOCK_REASON_").to_owned()).collect();
     format!("{decision} {rule} [{}]", reasons.join(","))
-}
-
-async fn attest(partner: &As, customer_id: &str, template: &str, agreed_at: Time) {
-    let request = CreateAttestationRequest {
-        request_id: world::request_id(),
-        customer_id: customer_id.into(),
-        template_id: template.into(),
-        contact: Some(world::contact()),
-        agreed_at: Some(timestamp(agreed_at)),
-        validate_only: false,
-    };
-    partner.attestations().create_attestation(request).await.unwrap();
 }
 
 fn over_api(caller: Caller) -> Caller {
@@ -94,10 +67,10 @@ async fn a_sample_of_the_table_holds_over_grpc(#[case] backend: Backend) {
     let resold = world::create_customer(&reseller, "Resold", "DE", Some(PROVIDER)).await.unwrap();
     let national = world::create_customer(&german, "National", "DE", None).await.unwrap();
     for id in [&cloud, &withdrawn, &signed, &shared] {
-        attest(&direct, id, CLOUD_AGREEMENT, start).await;
+        world::attest_to(&direct, id, CLOUD_AGREEMENT, start).await.unwrap();
     }
-    attest(&direct, &customer, CUSTOMER_AGREEMENT, start).await;
-    attest(&provider, &resold, CLOUD_AGREEMENT, start).await;
+    world::attest_to(&direct, &customer, CUSTOMER_AGREEMENT, start).await.unwrap();
+    world::attest_to(&provider, &resold, CLOUD_AGREEMENT, start).await.unwrap();
     // What no call makes yet: a withdrawal, a signature, a second partner of one customer.
     cluster
         .agreements_sql(&format!(
@@ -114,7 +87,9 @@ async fn a_sample_of_the_table_holds_over_grpc(#[case] backend: Backend) {
             Dashboard => world::sales(*partner),
             Api => over_api(world::sales(*partner)),
         };
-        short(&check(&cluster.as_caller(caller), question(*partner, customer, reseller)).await.unwrap())
+        let reseller_id = reseller.map(|id| id.to_string()).unwrap_or_default();
+        let asked = CheckEligibilityRequest { reseller_id, ..new_check(*partner, customer) };
+        short(&check(&cluster.as_caller(caller), asked).await.unwrap())
     };
     let yes = "ALLOWED ATTESTATION []";
     let early = "ALLOWED NOT_YET_MANDATORY";
@@ -185,9 +160,9 @@ async fn a_partner_asks_for_a_date_and_a_service_may_not() {
     let (template, _turn) = world::publish_cloud_agreement(&cluster).await.unwrap();
     let direct = cluster.as_caller(world::sales(DIRECT));
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    attest(&direct, &customer, &template.template_id, time("2019-11-01T00:00:00Z")).await;
+    world::attest_to(&direct, &customer, &template.template_id, time("2019-11-01T00:00:00Z")).await.unwrap();
 
-    let mut on = question(DIRECT, &customer, None);
+    let mut on = new_check(DIRECT, &customer);
     let now = check(&direct, on.clone()).await.unwrap();
     assert_eq!(short(&now), "BLOCKED NO_SATISFYING_ACCEPTANCE [WRONG_AGREEMENT_TYPE]");
     on.as_of = Some(timestamp(time("2019-11-01T00:00:00Z")));
@@ -215,7 +190,7 @@ async fn no_request_of_a_partner_can_choose_its_channel_or_whom_it_acts_for() {
 
     // On this day acceptance was mandatory at the dashboard and optional over the API.
     let that_day = Some(timestamp(time("2019-01-01T00:00:00Z")));
-    let plain = CheckEligibilityRequest { as_of: that_day, ..question(DIRECT, &customer, None) };
+    let plain = CheckEligibilityRequest { as_of: that_day, ..new_check(DIRECT, &customer) };
     assert_eq!(check(&direct, plain.clone()).await.unwrap().decision(), Decision::Blocked);
     let over_api = cluster.as_caller(over_api(world::sales(DIRECT)));
     assert_eq!(check(&over_api, plain.clone()).await.unwrap().rule(), GateRule::NotYetMandatory);
@@ -241,9 +216,12 @@ async fn payer_customer_and_reseller_must_belong_together() {
     let resold = world::create_customer(&reseller, "Fourth Coffee", "DE", Some(PROVIDER)).await.unwrap();
     let service = cluster.as_caller(world::service());
     let ask = async |payer: Uuid, customer: &str, on_record: Option<Uuid>| {
-        let channel = types::Channel::Dashboard.into();
-        let question = CheckEligibilityRequest { channel, ..question(payer, customer, on_record) };
-        check(&service, question).await.map_err(|refused| (refused.code(), reason_of(&refused)))
+        let asked = CheckEligibilityRequest {
+            channel: types::Channel::Dashboard.into(),
+            reseller_id: on_record.map(|id| id.to_string()).unwrap_or_default(),
+            ..new_check(payer, customer)
+        };
+        check(&service, asked).await.map_err(|refused| refusal(&refused))
     };
     let not_found = || Err((Code::NotFound, "RESOURCE_NOT_FOUND".to_owned()));
     let stranger = Uuid::from_u128(0x999);
@@ -260,10 +238,12 @@ async fn payer_customer_and_reseller_must_belong_together() {
     assert_eq!(ask(RESELLER, &resold, None).await, pays);
 
     // A partner is told about itself only, and a stranger's customer looks like none at all.
-    let nosy = check(&direct, question(PROVIDER, &resold, Some(RESELLER))).await.unwrap_err();
+    let through_reseller =
+        CheckEligibilityRequest { reseller_id: RESELLER.to_string(), ..new_check(PROVIDER, &resold) };
+    let nosy = check(&direct, through_reseller).await.unwrap_err();
     assert_eq!(nosy.code(), Code::NotFound);
-    let invented = check(&direct, question(DIRECT, &stranger.to_string(), None)).await.unwrap_err();
-    let of_another = check(&direct, question(DIRECT, &resold, None)).await.unwrap_err();
+    let invented = check(&direct, new_check(DIRECT, &stranger.to_string())).await.unwrap_err();
+    let of_another = check(&direct, new_check(DIRECT, &resold)).await.unwrap_err();
     assert_eq!(
         invented.message().replace(&stranger.to_string(), "ID"),
         of_another.message().replace(&resold, "ID")
@@ -277,7 +257,7 @@ async fn a_revision_that_is_not_there_yet_is_not_answered_from_an_older_one() {
     let direct = cluster.as_caller(world::sales(DIRECT));
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let attested = world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-    let mut asked = question(DIRECT, &customer, None);
+    let mut asked = new_check(DIRECT, &customer);
     asked.at_least_revision = attested.revision;
     assert_eq!(check(&direct, asked.clone()).await.unwrap().revision, attested.revision);
     // On a stack others add to the history: what was not there yet may be there when it is asked for.
@@ -288,7 +268,7 @@ async fn a_revision_that_is_not_there_yet_is_not_answered_from_an_older_one() {
             Err(refused) => break refused,
         }
     };
-    assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::Unavailable, "REVISION_BEHIND"));
+    assert_eq!(refusal(&refused), (Code::Unavailable, "REVISION_BEHIND".into()));
 }
 
 /// What happens to a customer's acceptances before it is asked about.
@@ -321,7 +301,7 @@ async fn an_assumed_attestation_is_answered_as_the_real_one_is(#[case] backend: 
         reacceptance: Some(Reacceptance::ReacceptBy(timestamp(start + Duration::days(30)))),
         ..world::new_version(CUSTOMER_AGREEMENT)
     };
-    cluster.as_caller(world::operator()).templates().publish_template_version(next).await.unwrap();
+    world::publish(&cluster.as_caller(world::operator()), next).await.unwrap();
     clock.set(start + Duration::days(2));
 
     for (n, (before, agreed_at)) in [
@@ -352,9 +332,8 @@ async fn an_assumed_attestation_is_answered_as_the_real_one_is(#[case] backend: 
                 }
                 Withdrawn => {
                     let withdrawal = WithdrawAttestationRequest {
-                        request_id: world::request_id(),
-                        attestation_id: last.clone(),
                         reason: WithdrawalReason::Other.into(),
+                        ..world::new_withdrawal(&last)
                     };
                     direct.attestations().withdraw_attestation(withdrawal).await.unwrap();
                 }
@@ -365,18 +344,15 @@ async fn an_assumed_attestation_is_answered_as_the_real_one_is(#[case] backend: 
             }
         }
         let new = CreateAttestationRequest {
-            request_id: world::request_id(),
-            customer_id: customer.clone(),
-            template_id: CUSTOMER_AGREEMENT.into(),
-            contact: Some(types::Contact { first_name: "Tomas".into(), ..world::contact() }),
             agreed_at: Some(timestamp(time(agreed_at))),
             validate_only: true,
+            ..world::new_attestation_by(&customer, world::person("Tomas"))
         };
         let would_be = direct.attestations().create_attestation(new.clone()).await.unwrap().into_inner();
         let would_be = would_be.attestation.unwrap();
         let plain = CheckEligibilityRequest {
             channel: types::Channel::Dashboard.into(),
-            ..question(DIRECT, &customer, None)
+            ..new_check(DIRECT, &customer)
         };
         let assumed_attestation = Some(AssumedAttestation {
             attestation_id: would_be.attestation_id.clone(),

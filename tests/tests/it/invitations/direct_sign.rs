@@ -1,36 +1,25 @@
 //! Customers accept by themselves: signatures, invitations, withdrawal, and the partners they work with.
 
-use chassis::clock::{Clock, Time};
+use chassis::clock::Clock;
 use chassis::form::timestamp;
 use chrono::Duration;
 use proto::agreement::{
-    AcceptInvitationRequest, CheckEligibilityRequest, CreateCustomerRequest, CreateInvitationRequest,
-    EndRelationshipRequest, GetCustomerRequest, GetDirectSignStatusRequest, GetDirectSignStatusResponse,
-    GetInvitationRequest, InlineInvitation, Invitation, InvitationState, LinkResellerRequest,
-    ListCustomerPartnersRequest, ListInvitationsRequest, ReportPurchaseRequest, RevokeInvitationRequest,
-    UnlinkResellerRequest, WithdrawAttestationRequest, WithdrawAttestationResponse, WithdrawSignatureRequest,
-    WithdrawalReason,
+    AcceptInvitationRequest, CreateCustomerRequest, CreateInvitationRequest, EndRelationshipRequest,
+    GetCustomerRequest, GetDirectSignStatusRequest, GetDirectSignStatusResponse, GetInvitationRequest,
+    InlineInvitation, Invitation, InvitationState, LinkResellerRequest, ListCustomerPartnersRequest,
+    ListInvitationsRequest, RevokeInvitationRequest, UnlinkResellerRequest, WithdrawAttestationRequest,
+    WithdrawAttestationResponse, WithdrawSignatureRequest, WithdrawalReason,
 };
-use proto::types::{AcceptanceKind, BlockReason, Cloud, Decision, Operation};
+use proto::types::{AcceptanceKind, BlockReason, Cloud, Decision};
 use rstest_reuse::apply;
+use tests::assert::refusal;
 use tests::clients::bad_fields_of;
 use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER, acceptance, invite, sign};
-use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
+use tests::{As, Backend, Cluster, Setup, metadata_of};
 
 use crate::each_backend;
 use tonic::{Code, Status};
 use uuid::Uuid;
-
-async fn world_on(backend: Backend) -> (Cluster, As) {
-    let cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    (cluster, direct)
-}
-
-fn refused(status: &Status) -> (Code, String) {
-    (status.code(), reason_of(status))
-}
 
 fn precondition(reason: &str) -> (Code, String) {
     (Code::FailedPrecondition, reason.into())
@@ -46,35 +35,13 @@ fn admin_of(cluster: &Cluster, customer: &str) -> As {
 
 /// The gate's decision on a new purchase and its reasons, as the partner itself is told.
 async fn gate(partner: &As, payer: Uuid, customer: &str) -> (Decision, Vec<BlockReason>) {
-    let request = CheckEligibilityRequest {
-        payer_id: payer.to_string(),
-        customer_id: customer.into(),
-        operation: Operation::NewPurchase.into(),
-        ..CheckEligibilityRequest::default()
-    };
-    let answer = partner.gate().check_eligibility(request).await.unwrap().into_inner();
+    let answer = world::check(partner, world::new_check(payer, customer)).await.unwrap();
     (answer.decision(), answer.reasons().collect())
 }
 
 async fn status_of(caller: &As, customer: &str) -> GetDirectSignStatusResponse {
     let request = GetDirectSignStatusRequest { customer_id: customer.into() };
     caller.signatures().get_direct_sign_status(request).await.unwrap().into_inner()
-}
-
-/// Tells that a customer bought, as order-svc would.
-async fn report_purchase(cluster: &Cluster, customer: &str, payer: Uuid, at: Time) {
-    let request = ReportPurchaseRequest {
-        request_id: world::request_id(),
-        customer_id: customer.into(),
-        payer_id: payer.to_string(),
-        purchased_at: Some(timestamp(at)),
-    };
-    cluster.as_caller(world::service()).gate().report_purchase(request).await.unwrap();
-}
-
-async fn publish(cluster: &Cluster) {
-    let operator = cluster.as_caller(world::operator());
-    operator.templates().publish_template_version(world::new_version(CUSTOMER_AGREEMENT)).await.unwrap();
 }
 
 fn withdrawal(id: &str) -> WithdrawSignatureRequest {
@@ -100,7 +67,7 @@ async fn invitation(partner: &As, id: &str) -> Result<Invitation, Status> {
 #[apply(each_backend)]
 async fn a_signature_opens_the_gate_for_every_partner_until_it_is_withdrawn(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let admin = admin_of(&cluster, &customer);
     assert_eq!(status_of(&direct, &customer).await.signature, None);
@@ -127,7 +94,7 @@ async fn a_signature_opens_the_gate_for_every_partner_until_it_is_withdrawn(#[ca
     // The same version twice is once, under whatever request id.
     assert_eq!(sign(&admin, 2).await.unwrap(), signature);
     let changed = sign(&admin, 1).await.unwrap_err();
-    assert_eq!(refused(&changed), precondition("VERSION_CHANGED"));
+    assert_eq!(refusal(&changed), precondition("VERSION_CHANGED"));
     assert_eq!(metadata_of(&changed)["version_in_force"], "2");
 
     // The provider attests besides, so that the withdrawal leaves only the other one bare.
@@ -151,7 +118,7 @@ async fn a_signature_opens_the_gate_for_every_partner_until_it_is_withdrawn(#[ca
     assert_nothing_since(&cluster, withdrawn.revision, again.revision).await;
     let stranger = cluster.as_caller(world::admin(Uuid::from_u128(0xbad)));
     let unseen = withdrawal(&signature.signature_id);
-    assert_eq!(refused(&stranger.signatures().withdraw_signature(unseen).await.unwrap_err()), not_found());
+    assert_eq!(refusal(&stranger.signatures().withdraw_signature(unseen).await.unwrap_err()), not_found());
 
     // It signed before it first bought, so it may sign again (DIR-4).
     let anew = sign(&admin, 2).await.unwrap();
@@ -164,43 +131,44 @@ async fn a_signature_opens_the_gate_for_every_partner_until_it_is_withdrawn(#[ca
 async fn a_later_version_asks_for_a_new_signature_and_replaces_the_old_one(#[case] backend: Backend) {
     tests::needs_own!("templates of its own");
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let admin = admin_of(&cluster, &customer);
     let first = sign(&admin, 2).await.unwrap();
-    publish(&cluster).await;
+    let next = world::new_version(CUSTOMER_AGREEMENT);
+    world::publish(&cluster.as_caller(world::operator()), next).await.unwrap();
     let status = status_of(&admin, &customer).await;
     assert!(status.is_signed && !status.satisfies);
     let blocked = gate(&direct, DIRECT, &customer).await;
     assert_eq!(blocked, (Decision::Blocked, vec![BlockReason::VersionSuperseded]));
 
-    assert_eq!(refused(&sign(&admin, 2).await.unwrap_err()), precondition("VERSION_CHANGED"));
+    assert_eq!(refusal(&sign(&admin, 2).await.unwrap_err()), precondition("VERSION_CHANGED"));
     let second = sign(&admin, 3).await.unwrap();
     assert!(status_of(&admin, &customer).await.satisfies);
     let request = withdrawal(&first.signature_id);
     let old = admin.signatures().withdraw_signature(request).await.unwrap_err();
-    assert_eq!(refused(&old), precondition("ACCEPTANCE_SUPERSEDED"));
+    assert_eq!(refusal(&old), precondition("ACCEPTANCE_SUPERSEDED"));
     assert_eq!(metadata_of(&old)["current_id"], second.signature_id);
 }
 
 #[apply(each_backend)]
 async fn who_bought_before_it_ever_signed_goes_through_its_partner(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let early = invite(&direct, Some(&customer), None).await.unwrap();
     world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-    report_purchase(&cluster, &customer, DIRECT, Clock::system().now()).await;
+    world::report_purchase(&cluster, &customer, DIRECT, world::now()).await.unwrap();
 
     let admin = admin_of(&cluster, &customer);
-    let refusal = sign(&admin, 2).await.unwrap_err();
-    assert_eq!(refused(&refusal), precondition("CONTACT_PARTNER"));
-    assert!(refusal.message().contains("Contact your partner to confirm your acceptance"));
+    let status = sign(&admin, 2).await.unwrap_err();
+    assert_eq!(refusal(&status), precondition("CONTACT_PARTNER"));
+    assert!(status.message().contains("Contact your partner to confirm your acceptance"));
     let answer = admin.signatures().accept_invitation(acceptance(&early, None)).await.unwrap_err();
-    assert_eq!(refused(&answer), precondition("CONTACT_PARTNER"));
+    assert_eq!(refusal(&answer), precondition("CONTACT_PARTNER"));
     assert_eq!(invitation(&direct, &early.invitation_id).await.unwrap().state(), InvitationState::Pending);
-    let refusal = invite(&direct, Some(&customer), None).await.unwrap_err();
-    assert_eq!(refused(&refusal), precondition("CONTACT_PARTNER"));
+    let status = invite(&direct, Some(&customer), None).await.unwrap_err();
+    assert_eq!(refusal(&status), precondition("CONTACT_PARTNER"));
 
     // A new partner's invitation still establishes the relationship, so that it can attest (INV-3).
     let provider = cluster.as_caller(world::sales(PROVIDER));
@@ -224,7 +192,7 @@ async fn who_bought_before_it_ever_signed_goes_through_its_partner(#[case] backe
 #[apply(each_backend)]
 async fn accepting_an_invitation_makes_a_customer_and_signs(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let request = world::new_invitation(None, None);
     let made = direct.signatures().create_invitation(request.clone()).await.unwrap().into_inner();
     let replay = direct.signatures().create_invitation(request).await.unwrap().into_inner();
@@ -239,16 +207,16 @@ async fn accepting_an_invitation_makes_a_customer_and_signs(#[case] backend: Bac
     let good = acceptance(&invited, Some("Tailspin Toys"));
     let forged = AcceptInvitationRequest { token: good.token.chars().rev().collect(), ..good.clone() };
     let unseen = admin.signatures().accept_invitation(forged).await.unwrap_err();
-    assert_eq!(refused(&unseen), not_found());
+    assert_eq!(refusal(&unseen), not_found());
     let unnamed = AcceptInvitationRequest { company: None, ..good.clone() };
     let unnamed = admin.signatures().accept_invitation(unnamed).await.unwrap_err();
     assert_eq!(bad_fields_of(&unnamed), ["company"]);
     let outdated = AcceptInvitationRequest { template_version: 1, ..good.clone() };
     let outdated = admin.signatures().accept_invitation(outdated).await.unwrap_err();
-    assert_eq!(refused(&outdated), precondition("VERSION_CHANGED"));
+    assert_eq!(refusal(&outdated), precondition("VERSION_CHANGED"));
     let request = GetCustomerRequest { customer_id: tenant.to_string() };
     let unseen = direct.customers().get_customer(request.clone()).await.unwrap_err();
-    assert_eq!(refused(&unseen), not_found(), "a refused acceptance leaves nothing behind");
+    assert_eq!(refusal(&unseen), not_found(), "a refused acceptance leaves nothing behind");
 
     // With the token a page can show what it is about; link, text and recipient stay the partner's.
     let shown =
@@ -272,7 +240,7 @@ async fn accepting_an_invitation_makes_a_customer_and_signs(#[case] backend: Bac
     assert_eq!(again.signature, Some(signature));
     let other = cluster.as_caller(world::admin(Uuid::from_u128(0xc1)));
     let other = other.signatures().accept_invitation(good).await.unwrap_err();
-    assert_eq!(refused(&other), precondition("INVITATION_NOT_PENDING"));
+    assert_eq!(refusal(&other), precondition("INVITATION_NOT_PENDING"));
     assert_eq!(metadata_of(&other)["state"], "ACCEPTED");
     let over = invitation(&direct, &invited.invitation_id).await.unwrap();
     assert_eq!((over.acceptance_url.as_str(), over.mail_text.as_str()), ("", ""));
@@ -288,14 +256,14 @@ async fn invitations(partner: &As, state: InvitationState) -> Vec<String> {
 /// An invitation that can be accepted no more.
 async fn assert_ended(admin: &As, invited: &Invitation, state: &str) {
     let answer = admin.signatures().accept_invitation(acceptance(invited, None)).await.unwrap_err();
-    assert_eq!(refused(&answer), precondition("INVITATION_NOT_PENDING"));
+    assert_eq!(refusal(&answer), precondition("INVITATION_NOT_PENDING"));
     assert_eq!(metadata_of(&answer)["state"], state);
 }
 
 #[apply(each_backend)]
 async fn an_invitation_ends_by_revocation_and_each_partner_sees_its_own(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let admin = admin_of(&cluster, &customer);
 
@@ -325,7 +293,7 @@ async fn an_invitation_ends_by_revocation_and_each_partner_sees_its_own(#[case] 
     let provider = cluster.as_caller(world::sales(PROVIDER));
     assert!(invitations(&provider, InvitationState::Unspecified).await.is_empty());
     let unseen = invitation(&provider, &other.invitation_id).await.unwrap_err();
-    assert_eq!(refused(&unseen), not_found());
+    assert_eq!(refusal(&unseen), not_found());
 }
 
 #[apply(each_backend)]
@@ -363,7 +331,7 @@ async fn an_invitation_ends_by_time(#[case] backend: Backend) {
 #[apply(each_backend)]
 async fn a_resellers_invitation_enters_both_partners_and_the_customer_sees_them(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let reseller = cluster.as_caller(world::sales(RESELLER));
     let provider = cluster.as_caller(world::sales(PROVIDER));
     let operator = cluster.as_caller(world::operator());
@@ -384,7 +352,7 @@ async fn a_resellers_invitation_enters_both_partners_and_the_customer_sees_them(
     };
     operator.partners().unlink_reseller(unlink).await.unwrap();
     let answer = admin.signatures().accept_invitation(acceptance(&invited, None)).await.unwrap_err();
-    assert_eq!(refused(&answer), precondition("RESELLER_NOT_LINKED"));
+    assert_eq!(refusal(&answer), precondition("RESELLER_NOT_LINKED"));
     let link = LinkResellerRequest {
         request_id: world::request_id(),
         provider_id: PROVIDER.to_string(),
@@ -421,14 +389,14 @@ async fn a_resellers_invitation_enters_both_partners_and_the_customer_sees_them(
     assert_eq!(replay, ended);
     let again = EndRelationshipRequest { request_id: world::request_id(), ..end };
     let again = reseller.customers().end_relationship(again).await.unwrap_err();
-    assert_eq!(refused(&again), not_found());
+    assert_eq!(refusal(&again), not_found());
     let order = world::order(&reseller, &customer, Some(PROVIDER), 3).await.unwrap_err();
     assert_eq!(order.code(), Code::NotFound);
     for gone in [&reseller, &provider] {
         let request = GetCustomerRequest { customer_id: customer.clone() };
-        assert_eq!(refused(&gone.customers().get_customer(request).await.unwrap_err()), not_found());
+        assert_eq!(refusal(&gone.customers().get_customer(request).await.unwrap_err()), not_found());
         let unseen = invitation(gone, &invited.invitation_id).await.unwrap_err();
-        assert_eq!(refused(&unseen), not_found());
+        assert_eq!(refusal(&unseen), not_found());
     }
     assert!(acceptance_revision().await > before, "order-svc must ask again (CUS-3)");
     assert_eq!((partners(false).await.len(), partners(true).await.len()), (1, 2));
@@ -437,13 +405,13 @@ async fn a_resellers_invitation_enters_both_partners_and_the_customer_sees_them(
 #[apply(each_backend)]
 async fn a_customer_is_created_with_an_invitation_in_one_step_or_not_at_all(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let with = |template: &str| CreateCustomerRequest {
         invitation: Some(InlineInvitation { template_id: template.into(), expires_at: None }),
         ..world::new_customer("Contoso", "FR", None)
     };
-    let refusal = direct.customers().create_customer(with(world::CLOUD_AGREEMENT)).await.unwrap_err();
-    assert_eq!(refused(&refusal), precondition("TEMPLATE_RETIRED"));
+    let status = direct.customers().create_customer(with(world::CLOUD_AGREEMENT)).await.unwrap_err();
+    assert_eq!(refusal(&status), precondition("TEMPLATE_RETIRED"));
     let created = direct.customers().create_customer(with(CUSTOMER_AGREEMENT)).await.unwrap().into_inner();
     let (customer, invited) = (created.customer.unwrap().customer_id, created.invitation.unwrap());
     assert_eq!(invited.customer_id, customer);
@@ -451,7 +419,7 @@ async fn a_customer_is_created_with_an_invitation_in_one_step_or_not_at_all(#[ca
     // Made for this customer, so no other customer can see it.
     let stranger = cluster.as_caller(world::admin(Uuid::from_u128(0xbad)));
     let unseen = stranger.signatures().accept_invitation(acceptance(&invited, Some("Other"))).await;
-    assert_eq!(refused(&unseen.unwrap_err()), not_found());
+    assert_eq!(refusal(&unseen.unwrap_err()), not_found());
     let admin = admin_of(&cluster, &customer);
     admin.signatures().accept_invitation(acceptance(&invited, None)).await.unwrap();
     world::order(&direct, &customer, None, 5).await.unwrap();
@@ -460,7 +428,7 @@ async fn a_customer_is_created_with_an_invitation_in_one_step_or_not_at_all(#[ca
 #[apply(each_backend)]
 async fn a_withdrawn_attestation_uncovers_its_partner_unless_something_else_counts(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let old = "2020-06-01T00:00:00Z".parse().unwrap();
     let first = world::attest(&direct, &customer, old).await.unwrap().attestation.unwrap();
@@ -468,17 +436,16 @@ async fn a_withdrawn_attestation_uncovers_its_partner_unless_something_else_coun
     let second = second.attestation.unwrap();
     let withdraw = async |caller: &As, id: &str| {
         let request = WithdrawAttestationRequest {
-            request_id: world::request_id(),
-            attestation_id: id.into(),
             reason: WithdrawalReason::RecordedInError.into(),
+            ..world::new_withdrawal(id)
         };
         caller.attestations().withdraw_attestation(request).await.map(tonic::Response::into_inner)
     };
     let superseded = withdraw(&direct, &first.attestation_id).await.unwrap_err();
-    assert_eq!(refused(&superseded), precondition("ACCEPTANCE_SUPERSEDED"));
+    assert_eq!(refusal(&superseded), precondition("ACCEPTANCE_SUPERSEDED"));
     assert_eq!(metadata_of(&superseded)["current_id"], second.attestation_id);
     let provider = cluster.as_caller(world::sales(PROVIDER));
-    assert_eq!(refused(&withdraw(&provider, &second.attestation_id).await.unwrap_err()), not_found());
+    assert_eq!(refusal(&withdraw(&provider, &second.attestation_id).await.unwrap_err()), not_found());
 
     sign(&admin_of(&cluster, &customer), 2).await.unwrap();
     let covered = withdraw(&direct, &second.attestation_id).await.unwrap();

@@ -198,7 +198,7 @@ async fn secured() -> Cluster {
 }
 
 /// The numbers of both services, once some are as they are to be.
-async fn until(cluster: &Cluster, expected: &[(String, f64)]) -> BTreeMap<String, f64> {
+async fn numbers_once(cluster: &Cluster, expected: &[(String, f64)]) -> BTreeMap<String, f64> {
     let mut all = BTreeMap::new();
     let told = async {
         while expected.iter().any(|(name, value)| all.get(name) != Some(value)) {
@@ -255,7 +255,7 @@ async fn it_is_told_when_certificates_and_tokens_end_and_that_files_make_no_sens
         expected.push(ends(service, "client-authority", year(2041)));
     }
     expected.extend(all_files().map(|(service, files)| unusable(service, files, 0.0)));
-    let all = until(&cluster, &expected).await;
+    let all = numbers_once(&cluster, &expected).await;
     let is_of_files = |name: &&String| name.contains("_credential_ends_") || name.contains("_files_");
     assert_eq!(all.keys().filter(is_of_files).count(), expected.len() - 1, "{all:#?}");
 
@@ -271,7 +271,7 @@ async fn it_is_told_when_certificates_and_tokens_end_and_that_files_make_no_sens
         pki.put(file, "nothing of use").unwrap();
     }
     let wrong: Vec<_> = all_files().map(|(service, files)| unusable(service, files, 1.0)).collect();
-    let all = until(&cluster, &wrong).await;
+    let all = numbers_once(&cluster, &wrong).await;
     let (server, end) = ends("order_svc", "server-certificate", year(2039));
     assert_eq!(all[&server], end);
     for (file, contents) in &right {
@@ -279,7 +279,7 @@ async fn it_is_told_when_certificates_and_tokens_end_and_that_files_make_no_sens
     }
     let mut expected: Vec<_> = all_files().map(|(service, files)| unusable(service, files, 0.0)).collect();
     expected.push(ends("order_svc", "server-authority", year(2042)));
-    until(&cluster, &expected).await;
+    numbers_once(&cluster, &expected).await;
     judge(&cluster.agreements_metrics().await.unwrap());
     judge(&cluster.orders_metrics().await.unwrap());
 }

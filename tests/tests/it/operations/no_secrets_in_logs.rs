@@ -52,7 +52,7 @@ fn forms(mark: &str) -> Vec<String> {
 }
 
 /// The same person each time, under another first name: what was attested before would not be attested again.
-fn contact() -> Contact {
+fn marked_contact() -> Contact {
     Contact {
         first_name: format!("Jane {} {MARK}", world::request_id()),
         last_name: format!("Doe {MARK}"),
@@ -98,7 +98,7 @@ async fn raw(to: &Channel, path: String, message: Request<prost_types::Any>) {
 fn order(customer: &str) -> CreateOrderRequest {
     let attestation = InlineAttestation {
         template_id: CUSTOMER_AGREEMENT.into(),
-        contact: Some(contact()),
+        contact: Some(marked_contact()),
         agreed_at: Some(timestamp(Clock::system().now())),
     };
     let mut order =
@@ -112,7 +112,7 @@ fn attestation(customer: &str) -> CreateAttestationRequest {
         request_id: world::request_id(),
         customer_id: customer.into(),
         template_id: CUSTOMER_AGREEMENT.into(),
-        contact: Some(contact()),
+        contact: Some(marked_contact()),
         agreed_at: Some(timestamp(Clock::system().now())),
         validate_only: false,
     }
@@ -121,7 +121,7 @@ fn attestation(customer: &str) -> CreateAttestationRequest {
 /// Creates a customer and does with it what there is to do; every call succeeds.
 async fn succeed(direct: &As) -> (String, String) {
     let mut new = world::new_customer(&format!("Contoso {MARK}"), "FR", None);
-    new.primary_contact = Some(contact());
+    new.primary_contact = Some(marked_contact());
     new.domain = format!("{MARK}.example");
     let customer =
         direct.customers().create_customer(marked(new)).await.unwrap().into_inner().customer.unwrap();
@@ -131,11 +131,11 @@ async fn succeed(direct: &As) -> (String, String) {
         customer_id: id.clone(),
         etag: customer.etag,
         company_name: format!("New {MARK}"),
-        primary_contact: Some(contact()),
+        primary_contact: Some(marked_contact()),
     };
     direct.customers().update_customer(marked(update)).await.unwrap();
     let invite = CreateInvitationRequest {
-        recipient: Some(contact()),
+        recipient: Some(marked_contact()),
         kind: InvitationKind::Agreement.into(),
         ..world::new_invitation(Some(&id), None)
     };
@@ -148,7 +148,7 @@ async fn succeed(direct: &As) -> (String, String) {
         request_id: world::request_id(),
         customer_id: id.clone(),
         template_id: CUSTOMER_AGREEMENT.into(),
-        contact: Some(contact()),
+        contact: Some(marked_contact()),
         agreed_at: Some(timestamp(Clock::system().now())),
     };
     let broken = ImportAttestationsRequest { customer_id: MARK.into(), ..row.clone() };

@@ -3,19 +3,20 @@
 
 #![expect(clippy::unwrap_used, reason = "an unexpected answer fails the test")]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chassis::auth::jwt::signing::SigningKey;
 use chassis::auth::{Caller, Channel};
 use chassis::clock::Clock;
 use chassis::tls::ClientSettings;
 use proto::agreement::ListAttestationsRequest;
-use proto::order::{CreateOrderRequest, CreateOrderResponse};
+use proto::order::CreateOrderRequest;
 use serde_json::{Value, json};
+use tests::assert::eventually;
 use tests::clients::Identity;
 use tests::pki::{Authority, Pki, bearer};
 use tests::service::channel_to;
-use tests::world::{self, DIRECT, OFFICE};
+use tests::world::{self, DIRECT, OFFICE, place};
 use tests::{As, Cluster, Setup, metadata_of, reason_of};
 use tokio::net::TcpStream;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -29,23 +30,6 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 
 async fn secured() -> Cluster {
     Cluster::start(Setup { secured: true, ..Setup::default() }).await.unwrap()
-}
-
-/// Makes a call again and again until it is answered as expected.
-async fn until<T, F: Future<Output = T>>(
-    about: &str,
-    attempt: impl Fn() -> F,
-    is_so: impl Fn(&T) -> bool,
-) -> T {
-    let began = Instant::now();
-    loop {
-        let answer = attempt().await;
-        if is_so(&answer) {
-            return answer;
-        }
-        assert!(began.elapsed() < WAIT_MAX, "{about}: that never happened");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 fn base64(json: &Value) -> String {
@@ -186,10 +170,6 @@ async fn customer(cluster: &Cluster) -> (As, String) {
     (direct, customer_id)
 }
 
-async fn place(partner: &As, order: CreateOrderRequest) -> Result<CreateOrderResponse, Status> {
-    partner.orders().create_order(order).await.map(tonic::Response::into_inner)
-}
-
 fn prompted(customer_id: &str) -> CreateOrderRequest {
     CreateOrderRequest {
         attestation: Some(world::inline_attestation(Clock::system().now())),
@@ -289,7 +269,10 @@ async fn the_keys_of_the_issuer_are_replaced_while_both_services_serve() {
                 let (old, new) = (call(wire, old(), path, &[]).await, call(wire, new(), path, &[]).await);
                 (is_let_in(&old), is_let_in(&new))
             };
-            until(&format!("set {n} at {path}"), both, |both| both == expected).await;
+            eventually(&format!("set {n} at {path}"), async || {
+                Some(both().await).filter(|both| both == expected)
+            })
+            .await;
         }
     }
 }
@@ -308,10 +291,11 @@ async fn without_a_valid_token_of_its_own_order_svc_sells_nothing_until_it_is_gi
     let partners = issuer.token(&world::sales(Uuid::from_u128(0xbad)));
     for token in [expired, partners] {
         pki.put("service.token", &token).unwrap();
-        let refused = until("refused", order, Result::is_err).await.unwrap_err();
+        let refused =
+            eventually("refused", async || Some(order().await).filter(Result::is_err)).await.unwrap_err();
         assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::Unavailable, "GATE_UNAVAILABLE"));
         pki.put("service.token", &issuer.token(&world::service())).unwrap();
-        until("accepted again", order, Result::is_ok).await.unwrap();
+        eventually("accepted again", async || Some(order().await).filter(Result::is_ok)).await.unwrap();
     }
     // What is no token at all is not taken.
     pki.put("service.token", "two words").unwrap();
@@ -388,23 +372,34 @@ async fn certificates_and_authorities_are_replaced_while_both_services_serve() {
     // First both authorities are believed, then every process has new certificates, then one authority is.
     let both = format!("{}{}", next.pem(), std::fs::read_to_string(pki.file("ca.pem")).unwrap());
     pki.put("ca.pem", &both).unwrap();
-    until("the successor is let in", || fresh("successor", "old.pem"), |let_in| *let_in == 2).await;
+    eventually("the successor is let in", async || {
+        Some(fresh("successor", "old.pem").await).filter(|let_in| *let_in == 2)
+    })
+    .await;
     pki.issue(&next, "server").unwrap();
     pki.issue(&next, "client").unwrap();
-    until("the new certificate is shown", || fresh("successor", "next.pem"), |let_in| *let_in == 2).await;
+    eventually("the new certificate is shown", async || {
+        Some(fresh("successor", "next.pem").await).filter(|let_in| *let_in == 2)
+    })
+    .await;
     assert_eq!(fresh("successor", "old.pem").await, 0);
     // The connections that there are go on.
     place(&direct, world::new_order(&customer_id, None, OFFICE, 5)).await.unwrap();
     assert_eq!(fresh("former", "next.pem").await, 2);
     pki.put("ca.pem", &next.pem()).unwrap();
-    until("the former is let in no more", || fresh("former", "next.pem"), |let_in| *let_in == 0).await;
+    eventually("the former is let in no more", async || {
+        Some(fresh("former", "next.pem").await).filter(|let_in| *let_in == 0)
+    })
+    .await;
 
     let mut cluster = cluster;
     // order-svc has to connect anew, and does so with what the files say now.
     cluster.stop_agreements();
     cluster.restart_agreements().await.unwrap();
     let order = || place(&direct, world::new_order(&customer_id, None, OFFICE, 5));
-    until("order-svc has connected again", order, Result::is_ok).await.unwrap();
+    eventually("order-svc has connected again", async || Some(order().await).filter(Result::is_ok))
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -9,8 +9,7 @@ use chassis::form::timestamp;
 use futures_util::future::join_all;
 use prost::Message;
 use proto::agreement::{
-    Attestation, AttestationState, CreateAttestationRequest, ListAttestationsRequest, ReportPurchaseRequest,
-    WithdrawAttestationRequest, WithdrawalReason,
+    AttestationState, CreateAttestationRequest, WithdrawAttestationRequest, WithdrawalReason,
 };
 use proto::order::{
     CreateOrderRequest, CreateOrderResponse, GetOfferRequest, GetOrderRequest, InlineAttestation,
@@ -21,7 +20,7 @@ use rstest_reuse::apply;
 use tests::clients::bad_fields_of;
 use tests::world::{
     self, AZURE_PLAN, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, RESELLER,
-    RIGHTS_MANAGEMENT,
+    RIGHTS_MANAGEMENT, place,
 };
 use tests::{As, Backend, Cluster, metadata_of, reason_of};
 
@@ -29,17 +28,6 @@ use crate::each_backend;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use uuid::Uuid;
-
-async fn world_on(backend: Backend) -> (Cluster, As) {
-    let cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    (cluster, direct)
-}
-
-async fn place(partner: &As, order: CreateOrderRequest) -> Result<CreateOrderResponse, Status> {
-    Ok(partner.orders().create_order(order).await?.into_inner())
-}
 
 /// An order of one line with an attestation of today.
 fn prompted(customer_id: &str) -> CreateOrderRequest {
@@ -51,16 +39,6 @@ fn prompted(customer_id: &str) -> CreateOrderRequest {
 
 fn line(offer_id: &str, quantity: u32) -> NewOrderLine {
     NewOrderLine { offer_id: offer_id.into(), quantity, friendly_name: String::new() }
-}
-
-/// All attestations that were ever stored for a customer, as the partner sees them.
-async fn attestations(partner: &As, customer_id: &str) -> Vec<Attestation> {
-    let request = ListAttestationsRequest {
-        customer_id: customer_id.into(),
-        include_history: true,
-        ..ListAttestationsRequest::default()
-    };
-    partner.attestations().list_attestations(request).await.unwrap().into_inner().attestations
 }
 
 /// How many orders and subscriptions the partner sees.
@@ -75,18 +53,13 @@ async fn bought(partner: &As) -> (usize, usize) {
 async fn buyer(cluster: &Cluster, name: &str) -> String {
     let direct = cluster.as_caller(world::sales(DIRECT));
     let customer_id = world::create_customer(&direct, name, "FR", None).await.unwrap();
-    let purchase = ReportPurchaseRequest {
-        request_id: world::request_id(),
-        customer_id: customer_id.clone(),
-        payer_id: DIRECT.to_string(),
-        purchased_at: Some(timestamp("2024-01-01T00:00:00Z".parse().unwrap())),
-    };
-    cluster.as_caller(world::service()).gate().report_purchase(purchase).await.unwrap();
+    let purchased_at = world::time("2024-01-01T00:00:00Z");
+    world::report_purchase(cluster, &customer_id, DIRECT, purchased_at).await.unwrap();
     customer_id
 }
 
-/// Code, reason and who refused.
-fn refusal(status: &Status) -> (Code, String, String) {
+/// The code, the reason and the service of a refusal.
+fn refusal_with_domain(status: &Status) -> (Code, String, String) {
     let domain = status.get_details_error_info().map(|info| info.domain);
     (status.code(), reason_of(status), domain.unwrap_or_default())
 }
@@ -98,7 +71,7 @@ fn refused_by(domain: &str, code: Code, reason: &str) -> (Code, String, String) 
 #[apply(each_backend)]
 async fn who_pays_and_who_is_on_record_follows_from_the_caller_and_whom_it_names(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let provider = cluster.as_caller(world::sales(PROVIDER));
     let reseller = cluster.as_caller(world::sales(RESELLER));
     let own = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
@@ -150,7 +123,7 @@ async fn who_pays_and_who_is_on_record_follows_from_the_caller_and_whom_it_names
 #[apply(each_backend)]
 async fn every_line_of_an_order_becomes_a_subscription_as_its_offer_says(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (_cluster, direct) = world_on(backend).await;
+    let (_cluster, direct) = world::start_with_partners(backend).await;
     let customer = world::create_customer(&direct, "Contoso", "US", None).await.unwrap();
     world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
     let mut order = world::new_order(&customer, None, OFFICE, 5);
@@ -180,12 +153,12 @@ async fn every_line_of_an_order_becomes_a_subscription_as_its_offer_says(#[case]
 #[apply(each_backend)]
 async fn an_order_may_carry_the_attestation_that_it_needs(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (_cluster, direct) = world_on(backend).await;
+    let (_cluster, direct) = world::start_with_partners(backend).await;
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let order = prompted(&customer);
     let placed = place(&direct, order.clone()).await.unwrap().order.unwrap();
 
-    let stored = attestations(&direct, &customer).await;
+    let stored = world::attestations_of(&direct, &customer).await.unwrap();
     let [attestation] = stored.as_slice() else { panic!("{stored:?}") };
     let asked = order.attestation.unwrap();
     assert_eq!(attestation.contact, asked.contact);
@@ -208,7 +181,7 @@ async fn an_order_may_carry_the_attestation_that_it_needs(#[case] backend: Backe
 #[apply(each_backend)]
 async fn a_client_that_knows_only_the_refusal_can_ask_for_what_is_missing(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (_cluster, direct) = world_on(backend).await;
+    let (_cluster, direct) = world::start_with_partners(backend).await;
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let order = world::new_order(&customer, None, OFFICE, 5);
     let refused = place(&direct, order.clone()).await.unwrap_err();
@@ -262,7 +235,7 @@ async fn a_refused_attestation_is_refused_in_the_words_of_agreement_svc_and_noth
     #[case] backend: Backend,
 ) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let now = Clock::system().now();
     let reseller = cluster.as_caller(world::sales(RESELLER));
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
@@ -307,7 +280,7 @@ async fn a_refused_attestation_is_refused_in_the_words_of_agreement_svc_and_noth
         for validate_only in [false, true] {
             let order = CreateOrderRequest { validate_only, ..order.clone() };
             let refused = place(partner, order.clone()).await.unwrap_err();
-            assert_eq!(refusal(&refused), refused_by("agreement-svc", code, reason), "{refused}");
+            assert_eq!(refusal_with_domain(&refused), refused_by("agreement-svc", code, reason), "{refused}");
             assert_eq!(metadata_of(&refused).get(key).cloned().unwrap_or_default(), value, "{reason}");
 
             // It is what the other call says.
@@ -335,7 +308,7 @@ async fn a_refused_attestation_is_refused_in_the_words_of_agreement_svc_and_noth
     };
     let refused = place(&direct, carrying(&customer, bad)).await.unwrap_err();
     let expected = refused_by("agreement-svc", Code::InvalidArgument, "INVALID_FIELDS");
-    assert_eq!(refusal(&refused), expected);
+    assert_eq!(refusal_with_domain(&refused), expected);
     assert_eq!(bad_fields_of(&refused), ["attestation.contact.email", "attestation.agreed_at"]);
     assert_eq!(metadata_of(&refused)["partner_center_code"], "600002");
     let message = refused.message();
@@ -350,7 +323,7 @@ async fn a_refused_attestation_is_refused_in_the_words_of_agreement_svc_and_noth
 #[apply(each_backend)]
 async fn what_was_attested_already_is_as_good_as_new(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (_cluster, direct) = world_on(backend).await;
+    let (_cluster, direct) = world::start_with_partners(backend).await;
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let known = world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
     for validate_only in [true, false] {
@@ -359,7 +332,7 @@ async fn what_was_attested_already_is_as_good_as_new(#[case] backend: Backend) {
         let evidence = placed.gate.unwrap().evidence.unwrap();
         assert_eq!(evidence.acceptance_id, known.attestation.clone().unwrap().attestation_id);
     }
-    assert_eq!(attestations(&direct, &customer).await.len(), 1);
+    assert_eq!(world::attestations_of(&direct, &customer).await.unwrap().len(), 1);
     assert_eq!(bought(&direct).await, (1, 1));
 }
 
@@ -368,12 +341,12 @@ async fn an_order_that_is_refused_keeps_its_attestation_and_passes_once_it_is_ri
     #[case] backend: Backend,
 ) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let customer = buyer(&cluster, "Contoso").await;
     let wrong = CreateOrderRequest { lines: vec![line(RIGHTS_MANAGEMENT, 1)], ..prompted(&customer) };
     let refused = place(&direct, wrong.clone()).await.unwrap_err();
     assert_eq!(bad_fields_of(&refused), ["lines[0].offer_id"]);
-    assert_eq!(attestations(&direct, &customer).await.len(), 1);
+    assert_eq!(world::attestations_of(&direct, &customer).await.unwrap().len(), 1);
     assert_eq!(bought(&direct).await, (0, 0));
 
     // Corrected under the same request id it is ordered, and the attestation is the one there is; with
@@ -387,7 +360,7 @@ async fn an_order_that_is_refused_keeps_its_attestation_and_passes_once_it_is_ri
     assert_eq!(bad_fields_of(&place(&direct, again).await.unwrap_err()), ["lines[0].quantity"]);
     let other = CreateOrderRequest { attestation: Some(corrected.clone()), ..right };
     let placed = place(&direct, other).await.unwrap().order.unwrap();
-    let stored = attestations(&direct, &customer).await;
+    let stored = world::attestations_of(&direct, &customer).await.unwrap();
     assert_eq!(stored.len(), 2);
     assert_eq!(stored[1].contact, corrected.contact);
     assert_eq!(placed.gate.unwrap().evidence.unwrap().acceptance_id, stored[1].attestation_id);
@@ -399,18 +372,18 @@ async fn an_order_that_is_refused_keeps_its_attestation_and_passes_once_it_is_ri
         CreateOrderRequest { lines: vec![line(OFFICE, 301), line(RIGHTS_MANAGEMENT, 1)], ..prompted(&other) };
     let refused = place(&direct, bad).await.unwrap_err();
     assert_eq!(bad_fields_of(&refused), ["lines[0].quantity", "lines[1].offer_id"]);
-    assert_eq!(attestations(&direct, &other).await, []);
+    assert_eq!(world::attestations_of(&direct, &other).await.unwrap(), []);
     assert_eq!(cluster.events_after(before).await.unwrap(), []);
 }
 
 #[apply(each_backend)]
 async fn a_repeated_order_gets_its_first_answer_and_attests_nothing_anew(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let customer = buyer(&cluster, "Contoso").await;
     let order = prompted(&customer);
     let first = place(&direct, order.clone()).await.unwrap();
-    let [attestation] = attestations(&direct, &customer).await.try_into().unwrap();
+    let [attestation] = world::attestations_of(&direct, &customer).await.unwrap().try_into().unwrap();
     let withdrawal = WithdrawAttestationRequest {
         request_id: world::request_id(),
         attestation_id: attestation.attestation_id,
@@ -420,7 +393,7 @@ async fn a_repeated_order_gets_its_first_answer_and_attests_nothing_anew(#[case]
     let before = cluster.head().await.unwrap();
     assert_eq!(place(&direct, order.clone()).await.unwrap().encode_to_vec(), first.encode_to_vec());
     assert_eq!(cluster.events_after(before).await.unwrap(), []);
-    let [attestation] = attestations(&direct, &customer).await.try_into().unwrap();
+    let [attestation] = world::attestations_of(&direct, &customer).await.unwrap().try_into().unwrap();
     assert_eq!(attestation.state(), AttestationState::Withdrawn);
 
     // Another attestation is other content; a new order attests anew.
@@ -428,7 +401,7 @@ async fn a_repeated_order_gets_its_first_answer_and_attests_nothing_anew(#[case]
     assert_eq!(reason_of(&place(&direct, other).await.unwrap_err()), "REQUEST_ID_REUSED");
     let anew = CreateOrderRequest { request_id: world::request_id(), ..order };
     place(&direct, anew).await.unwrap();
-    assert_eq!(attestations(&direct, &customer).await.len(), 2);
+    assert_eq!(world::attestations_of(&direct, &customer).await.unwrap().len(), 2);
 }
 
 #[apply(each_backend)]
@@ -436,12 +409,12 @@ async fn a_refused_order_that_is_sent_again_does_not_attest_again_what_was_withd
     #[case] backend: Backend,
 ) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let customer = buyer(&cluster, "Contoso").await;
     let order = CreateOrderRequest { lines: vec![line(RIGHTS_MANAGEMENT, 1)], ..prompted(&customer) };
     let refused = place(&direct, order.clone()).await.unwrap_err();
     assert_eq!(bad_fields_of(&refused), ["lines[0].offer_id"]);
-    let [attestation] = attestations(&direct, &customer).await.try_into().unwrap();
+    let [attestation] = world::attestations_of(&direct, &customer).await.unwrap().try_into().unwrap();
     let withdrawal = WithdrawAttestationRequest {
         request_id: world::request_id(),
         attestation_id: attestation.attestation_id.clone(),
@@ -453,7 +426,7 @@ async fn a_refused_order_that_is_sent_again_does_not_attest_again_what_was_withd
     let before = cluster.head().await.unwrap();
     let refused = place(&direct, order).await.unwrap_err();
     assert_eq!(bad_fields_of(&refused), ["lines[0].offer_id"]);
-    let [withdrawn] = attestations(&direct, &customer).await.try_into().unwrap();
+    let [withdrawn] = world::attestations_of(&direct, &customer).await.unwrap().try_into().unwrap();
     assert_eq!(withdrawn.attestation_id, attestation.attestation_id);
     assert_eq!(withdrawn.state(), AttestationState::Withdrawn);
     assert_eq!(bought(&direct).await, (0, 0));
@@ -482,7 +455,7 @@ async fn an_order_that_is_only_validated_is_answered_as_it_would_be_and_stores_n
     #[case] backend: Backend,
 ) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let bare = buyer(&cluster, "Contoso").await;
     let attested = buyer(&cluster, "Fabrikam").await;
     world::attest(&direct, &attested, Clock::system().now()).await.unwrap();
@@ -517,12 +490,12 @@ async fn an_order_that_is_only_validated_is_answered_as_it_would_be_and_stores_n
     ] {
         let (before, had) = (cluster.head().await.unwrap(), bought(&direct).await);
         let customer = order.customer_id.clone();
-        let known = attestations(&direct, &customer).await;
+        let known = world::attestations_of(&direct, &customer).await.unwrap();
         let rehearsed = CreateOrderRequest { validate_only: true, ..order.clone() };
         let would_be = place(&direct, rehearsed).await;
         assert_eq!(cluster.events_after(before).await.unwrap(), [], "{about}");
         assert_eq!(bought(&direct).await, had, "{about}");
-        assert_eq!(attestations(&direct, &customer).await.len(), known.len(), "{about}");
+        assert_eq!(world::attestations_of(&direct, &customer).await.unwrap().len(), known.len(), "{about}");
         // The request id was left alone, and what it said is what happens.
         assert_eq!(essence(would_be), essence(place(&direct, order).await), "{about}");
     }
@@ -532,7 +505,7 @@ async fn an_order_that_is_only_validated_is_answered_as_it_would_be_and_stores_n
 #[apply(each_backend)]
 async fn many_callers_with_one_request_id_and_an_attestation_get_one_order(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let agents: Vec<_> = (0..4).map(|_| cluster.as_caller(world::sales(DIRECT))).collect();
     let order = prompted(&customer);
@@ -541,5 +514,5 @@ async fn many_callers_with_one_request_id_and_an_attestation_get_one_order(#[cas
     let bytes: BTreeSet<_> = answers.into_iter().map(|answer| answer.unwrap().encode_to_vec()).collect();
     assert_eq!(bytes.len(), 1);
     assert_eq!(bought(&direct).await, (1, 1));
-    assert_eq!(attestations(&direct, &customer).await.len(), 1);
+    assert_eq!(world::attestations_of(&direct, &customer).await.unwrap().len(), 1);
 }

@@ -15,27 +15,17 @@ use proto::order::{
 };
 use proto::types::{AcceptanceKind, AgreementType, Cloud, Contact, GateRule};
 use rstest_reuse::apply;
+use tests::assert::refusal;
 use tests::clients::{bad_fields_of, caller};
 use tests::world::{
     self, AZURE_PLAN, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, RESELLER,
     RIGHTS_MANAGEMENT,
 };
-use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
+use tests::{As, Backend, Cluster, Setup, metadata_of};
 
 use crate::each_backend;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
-
-async fn world_on(backend: Backend) -> (Cluster, As) {
-    let cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    (cluster, direct)
-}
-
-fn refusal(status: &Status) -> (Code, String) {
-    (status.code(), reason_of(status))
-}
 
 fn refused_as(code: Code, reason: &str) -> (Code, String) {
     (code, reason.to_owned())
@@ -63,7 +53,7 @@ async fn a_refused_order_carries_what_a_user_interface_needs_and_passes_after_th
     #[case] backend: Backend,
 ) {
     tests::needs!(backend);
-    let (_cluster, direct) = world_on(backend).await;
+    let (_cluster, direct) = world::start_with_partners(backend).await;
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let order = world::new_order(&customer, None, OFFICE, 5);
     let refused = direct.orders().create_order(order.clone()).await.unwrap_err();
@@ -108,7 +98,7 @@ async fn a_refused_order_carries_what_a_user_interface_needs_and_passes_after_th
 #[apply(each_backend)]
 async fn the_answer_an_order_rests_on_is_kept_with_it(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (_cluster, direct) = world_on(backend).await;
+    let (_cluster, direct) = world::start_with_partners(backend).await;
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
     let mut new = world::new_order(&customer, None, OFFICE, 5);
@@ -141,7 +131,7 @@ fn cluster_as(cluster: &Cluster, partner: uuid::Uuid) -> As {
 /// ORD-3.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn every_bad_line_is_named_with_its_bounds() {
-    let (_cluster, direct) = world_on(Backend::Sqlite).await;
+    let (_cluster, direct) = world::start_with_partners(Backend::Sqlite).await;
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let line = |offer: &str, quantity| NewOrderLine {
         offer_id: offer.into(),
@@ -174,7 +164,7 @@ async fn every_bad_line_is_named_with_its_bounds() {
 #[apply(each_backend)]
 async fn seats_change_within_bounds_under_the_etag_and_every_change_is_kept(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (_cluster, direct) = world_on(backend).await;
+    let (_cluster, direct) = world::start_with_partners(backend).await;
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let attested = world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
     let bought = world::order(&direct, &customer, None, 5).await.unwrap().subscriptions.remove(0);
@@ -212,7 +202,7 @@ async fn seats_change_within_bounds_under_the_etag_and_every_change_is_kept(#[ca
 #[apply(each_backend)]
 async fn a_reseller_orders_through_its_provider_and_cannot_attest(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let reseller = cluster.as_caller(world::sales(RESELLER));
     let provider = cluster.as_caller(world::sales(PROVIDER));
     let customer = world::create_customer(&reseller, "Fourth Coffee", "DE", Some(PROVIDER)).await.unwrap();
@@ -241,7 +231,7 @@ async fn a_reseller_orders_through_its_provider_and_cannot_attest(#[case] backen
 #[apply(each_backend)]
 async fn a_customer_is_created_with_an_attestation_in_one_call_or_not_at_all(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let now = Clock::system().now();
     let inline = |template: &str| InlineAttestation {
         template_id: template.into(),
@@ -281,7 +271,7 @@ async fn a_customer_is_created_with_an_attestation_in_one_call_or_not_at_all(#[c
 #[apply(each_backend)]
 async fn attestations_supersede_each_other_and_the_history_stays(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let now = Clock::system().now();
     let attest = |email: &str, agreed_at| CreateAttestationRequest {
@@ -339,7 +329,7 @@ async fn attestations_supersede_each_other_and_the_history_stays(#[case] backend
 async fn a_new_version_stops_seat_changes_until_the_partner_attests_again(#[case] backend: Backend) {
     tests::needs_own!("templates of its own");
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let operator = cluster.as_caller(world::operator());
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
@@ -370,7 +360,7 @@ async fn a_new_version_stops_seat_changes_until_the_partner_attests_again(#[case
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_first_purchase_is_reported_even_if_agreement_svc_was_away_when_it_was_made() {
     tests::needs_own!("services that it stops");
-    let (mut cluster, direct) = world_on(Backend::Sqlite).await;
+    let (mut cluster, direct) = world::start_with_partners(Backend::Sqlite).await;
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
     // The report is written with the order, so it survives both services; until the trigger goes
@@ -392,7 +382,7 @@ async fn the_first_purchase_is_reported_even_if_agreement_svc_was_away_when_it_w
 #[apply(each_backend)]
 async fn templates_are_listed_by_type(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (_cluster, direct) = world_on(backend).await;
+    let (_cluster, direct) = world::start_with_partners(backend).await;
     let list = async |types: &[AgreementType]| {
         let agreement_types = types.iter().map(|t| (*t).into()).collect();
         let listed = direct.templates().list_templates(ListTemplatesRequest { agreement_types }).await?;
@@ -416,7 +406,7 @@ async fn templates_are_listed_by_type(#[case] backend: Backend) {
 #[apply(each_backend)]
 async fn a_template_is_retired_under_its_etag_and_for_good(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let operator = cluster.as_caller(world::operator());
     let (template, _turn) = world::publish_cloud_agreement(&cluster).await.unwrap();
     assert_eq!((template.version_in_force, template.retired_at), (1, None));
@@ -454,7 +444,7 @@ async fn a_template_is_retired_under_its_etag_and_for_good(#[case] backend: Back
 #[apply(each_backend)]
 async fn a_customer_is_changed_under_its_etag_and_invisible_to_strangers(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = world::start_with_partners(backend).await;
     let created = direct.customers().create_customer(world::new_customer("Contoso", "FR", None)).await;
     let created = created.unwrap().into_inner().customer.unwrap();
     let update = |etag: &str| UpdateCustomerRequest {
@@ -477,7 +467,7 @@ async fn a_customer_is_changed_under_its_etag_and_invisible_to_strangers(#[case]
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn of_a_partner_that_is_not_linked_nothing_is_told() {
-    let (cluster, _) = world_on(Backend::Sqlite).await;
+    let (cluster, _) = world::start_with_partners(Backend::Sqlite).await;
     let operator = cluster.as_caller(world::operator());
     let other = uuid::uuid!("00000000-0000-4000-8000-0000000000e2");
     world::register_partner(&operator, other, "Other", PartnerKind::IndirectProvider, Cloud::Public)

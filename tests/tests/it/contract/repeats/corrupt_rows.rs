@@ -12,15 +12,6 @@ fn check_internal<A: std::fmt::Debug>(answer: Result<A, Status>) {
     assert!(!details.contains("NONSENSE"), "{details}");
 }
 
-fn question(customer_id: &str) -> CheckEligibilityRequest {
-    CheckEligibilityRequest {
-        payer_id: DIRECT.to_string(),
-        customer_id: customer_id.into(),
-        operation: Operation::NewPurchase.into(),
-        ..CheckEligibilityRequest::default()
-    }
-}
-
 #[apply(each_backend)]
 async fn a_damaged_row_of_order_svc_is_an_internal_error_and_harms_no_other(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
@@ -32,7 +23,7 @@ async fn a_damaged_row_of_order_svc_is_an_internal_error_and_harms_no_other(#[ca
     let order = world::new_order(&damaged, None, OFFICE, 5);
     let placed = partner.orders().create_order(order.clone()).await.unwrap().into_inner();
     let subscription = placed.subscriptions[0].clone();
-    let other = subscribe(&partner, &sound).await;
+    let other = subscribe(&partner, &sound, None).await.unwrap();
     let subscription_id = subscription.subscription_id.clone();
     let get = GetSubscriptionRequest { subscription_id: subscription_id.clone() };
     let list = |customer_id: &str| ListSubscriptionsRequest {
@@ -91,14 +82,14 @@ async fn a_damaged_row_of_agreement_svc_is_an_internal_error_and_lets_nothing_th
             let damaged = created.customer.unwrap().customer_id;
             let attestation_id = created.attestation.unwrap().attestation_id;
             let sound = covered_customer(&partner, "Fabrikam Nantes").await;
-            let subscription = subscribe(&partner, &damaged).await;
+            let subscription = subscribe(&partner, &damaged, None).await.unwrap();
             world::until_bought(&cluster, &damaged).await.unwrap();
 
             let key = if column.starts_with("customer") { "id" } else { "customer_id" };
             cluster
                 .agreements_sql(&format!("UPDATE {column} = 'NONSENSE' WHERE {key} = '{damaged}'"))
                 .unwrap();
-            check_internal(partner.gate().check_eligibility(question(&damaged)).await);
+            check_internal(partner.gate().check_eligibility(world::new_check(DIRECT, &damaged)).await);
             let get = GetCustomerRequest { customer_id: damaged.clone() };
             let list = ListCustomersRequest::default();
             if customers_fail {
@@ -122,12 +113,17 @@ async fn a_damaged_row_of_agreement_svc_is_an_internal_error_and_lets_nothing_th
             // order-svc hears an error where it asked for a yes, and unknown is no.
             let before = everything(&cluster).await;
             let unknown = (Code::Unavailable, "GATE_UNAVAILABLE".to_owned());
-            assert_eq!(refusal(world::order(&partner, &damaged, None, 1).await), unknown, "{column}");
+            assert_eq!(refused(world::order(&partner, &damaged, None, 1).await), unknown, "{column}");
             let seats = partner.subscriptions().change_seats(new_seats(&subscription, 9)).await;
-            assert_eq!(refusal(seats), unknown, "{column}");
+            assert_eq!(refused(seats), unknown, "{column}");
             assert_eq!(everything(&cluster).await, before);
 
-            let answer = partner.gate().check_eligibility(question(&sound)).await.unwrap().into_inner();
+            let answer = partner
+                .gate()
+                .check_eligibility(world::new_check(DIRECT, &sound))
+                .await
+                .unwrap()
+                .into_inner();
             assert_eq!(answer.decision(), Decision::Allowed);
             world::order(&partner, &sound, None, 1).await.unwrap();
         }

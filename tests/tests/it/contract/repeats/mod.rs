@@ -28,22 +28,24 @@ use futures_util::future::join_all;
 use prost::Message;
 use proto::agreement::event::Change;
 use proto::agreement::{
-    Attestation, AttestationState, CheckEligibilityRequest, CreateAttestationRequest, CreateCustomerRequest,
-    GetAttestationRequest, GetCustomerRequest, GetTemplateRequest, InlineAttestation,
-    ListAttestationsRequest, ListCustomersRequest, PartnerKind, PublishTemplateVersionRequest,
-    ReportPurchaseRequest, UpdateCustomerRequest,
+    Attestation, AttestationState, CreateAttestationRequest, CreateCustomerRequest, GetAttestationRequest,
+    GetCustomerRequest, GetTemplateRequest, InlineAttestation, ListAttestationsRequest, ListCustomersRequest,
+    PartnerKind, PublishTemplateVersionRequest, ReportPurchaseRequest, UpdateCustomerRequest,
 };
 use proto::identity::{Role, TenantKind};
 use proto::order::{
     ChangeSeatsRequest, CreateOrderRequest, GetOrderRequest, GetSubscriptionRequest, ListOrdersRequest,
     ListSubscriptionChangesRequest, ListSubscriptionsRequest, Subscription,
 };
-use proto::types::{Cloud, Contact, Decision, Operation};
+use proto::types::{Cloud, Contact, Decision};
 use rstest_reuse::apply;
 use sha2::{Digest, Sha256};
+use tests::assert::{refusal, refused};
 use tests::clients::caller;
 use tests::databases::connect;
-use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER};
+use tests::world::{
+    self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, new_attestation_by, orders_of, person, subscribe,
+};
 use tests::{As, Backend, Cluster, metadata_of, reason_of};
 
 use crate::each_backend;
@@ -102,11 +104,6 @@ fn the_one<A: Message + Clone>(answers: &[Result<A, Status>]) -> A {
     let bytes: BTreeSet<_> = answers.iter().map(|answer| answer.encode_to_vec()).collect();
     assert_eq!(bytes.len(), 1, "one request id has one answer");
     answers[0].clone()
-}
-
-fn refusal<A: std::fmt::Debug>(answer: Result<A, Status>) -> (Code, String) {
-    let status = answer.unwrap_err();
-    (status.code(), reason_of(&status))
 }
 
 fn reused() -> (Code, String) {
@@ -190,21 +187,6 @@ async fn everything_told(cluster: &Cluster) -> Everything {
     told.map(|(table, count)| (table, i64::try_from(count).unwrap())).into()
 }
 
-fn person(first_name: &str) -> Contact {
-    Contact { first_name: first_name.into(), ..world::contact() }
-}
-
-fn new_attestation(customer_id: &str, contact: Contact) -> CreateAttestationRequest {
-    CreateAttestationRequest {
-        request_id: world::request_id(),
-        customer_id: customer_id.into(),
-        template_id: CUSTOMER_AGREEMENT.into(),
-        contact: Some(contact),
-        agreed_at: Some(timestamp(Clock::system().now())),
-        validate_only: false,
-    }
-}
-
 fn new_customer_with_attestation(name: &str) -> CreateCustomerRequest {
     new_customer_accepting(CUSTOMER_AGREEMENT, name)
 }
@@ -236,32 +218,13 @@ async fn covered_customer(partner: &As, name: &str) -> String {
     created.into_inner().customer.unwrap().customer_id
 }
 
-/// A subscription of 5 seats.
-async fn subscribe(partner: &As, customer_id: &str) -> Subscription {
-    world::order(partner, customer_id, None, 5).await.unwrap().subscriptions.remove(0)
-}
-
 async fn change_numbers(partner: &As, subscription_id: &str) -> Vec<u32> {
-    let request =
-        ListSubscriptionChangesRequest { subscription_id: subscription_id.into(), ..Default::default() };
-    let listed = partner.subscriptions().list_subscription_changes(request).await.unwrap().into_inner();
-    listed.changes.iter().map(|change| change.number).collect()
+    world::changes_of(partner, subscription_id).await.unwrap().iter().map(|change| change.number).collect()
 }
 
 /// What was attested, without how far its announcement is: that changes by itself, and answers about
 /// storing an attestation do not have it.
 async fn history(partner: &As, customer_id: &str) -> Vec<Attestation> {
-    let request = ListAttestationsRequest {
-        customer_id: customer_id.into(),
-        include_history: true,
-        ..Default::default()
-    };
-    let listed = partner.attestations().list_attestations(request).await.unwrap().into_inner();
     let unannounced = |attestation| Attestation { notification: None, ..attestation };
-    listed.attestations.into_iter().map(unannounced).collect()
-}
-
-async fn orders_of(partner: &As, customer_id: &str) -> usize {
-    let request = ListOrdersRequest { customer_id: customer_id.into(), ..Default::default() };
-    partner.orders().list_orders(request).await.unwrap().into_inner().orders.len()
+    world::attestations_of(partner, customer_id).await.unwrap().into_iter().map(unannounced).collect()
 }

@@ -54,12 +54,12 @@ async fn changes_by_many_partners_at_once_form_one_history_without_gaps_or_names
             company_name: format!("Renamed {n}"),
             primary_contact: Some(nameable("Updated", n)),
         };
-        let first = new_attestation(&customer.customer_id, nameable("First", n));
+        let first = new_attestation_by(&customer.customer_id, nameable("First", n));
         // A refusal burns no number, and what was only tried leaves none.
         let tried = CreateAttestationRequest { validate_only: true, ..first.clone() };
         let unknown = CreateAttestationRequest {
             template_id: Uuid::from_u128(7).to_string(),
-            ..new_attestation(&customer.customer_id, nameable("Refused", n))
+            ..new_attestation_by(&customer.customer_id, nameable("Refused", n))
         };
         let bought = ReportPurchaseRequest {
             request_id: world::request_id(),
@@ -81,7 +81,7 @@ async fn changes_by_many_partners_at_once_form_one_history_without_gaps_or_names
         assert_eq!(refused.unwrap_err().code(), Code::NotFound);
         updated.unwrap();
         reported.unwrap();
-        let second = new_attestation(&customer.customer_id, nameable("Second", n));
+        let second = new_attestation_by(&customer.customer_id, nameable("Second", n));
         partner.attestations().create_attestation(second).await.unwrap();
     });
     let publishing = async {

@@ -25,20 +25,20 @@ async fn each_item_of_a_batch_is_answered_in_its_place_as_a_call_of_its_own_woul
     let resold = world::create_customer(&reseller, "Resold", "FR", Some(PROVIDER)).await.unwrap();
 
     let questions = vec![
-        question(DIRECT, &bad),
-        question(DIRECT, "no id"),
-        question(DIRECT, &good),
-        question(DIRECT, &Uuid::from_u128(7).to_string()),
-        question(DIRECT, &resold),
-        question(RESELLER, &resold),
-        CheckEligibilityRequest { at_least_revision: 1 << 40, ..question(DIRECT, &good) },
-        CheckEligibilityRequest { operation: 0, channel: 99, ..question(DIRECT, "") },
-        CheckEligibilityRequest { reseller_id: RESELLER.to_string(), ..question(PROVIDER, &resold) },
+        new_check(DIRECT, &bad),
+        new_check(DIRECT, "no id"),
+        new_check(DIRECT, &good),
+        new_check(DIRECT, &Uuid::from_u128(7).to_string()),
+        new_check(DIRECT, &resold),
+        new_check(RESELLER, &resold),
+        CheckEligibilityRequest { at_least_revision: 1 << 40, ..new_check(DIRECT, &good) },
+        CheckEligibilityRequest { operation: 0, channel: 99, ..new_check(DIRECT, "") },
+        CheckEligibilityRequest { reseller_id: RESELLER.to_string(), ..new_check(PROVIDER, &resold) },
         CheckEligibilityRequest {
             as_of: Some(timestamp(time("2018-09-01T00:00:00Z"))),
-            ..question(DIRECT, &bad)
+            ..new_check(DIRECT, &bad)
         },
-        question(DIRECT, &good),
+        new_check(DIRECT, &good),
     ];
     let (mut answers, mut reasons) = (0, BTreeSet::new());
     for (caller, is_service) in [(&direct, false), (&reseller, false), (&service, true)] {
@@ -74,16 +74,16 @@ async fn each_item_of_a_batch_is_answered_in_its_place_as_a_call_of_its_own_woul
     assert_eq!(reasons, all.map(String::from).into());
 
     for count in [0, 101] {
-        let refused = batch(&direct, vec![question(DIRECT, &good); count]).await.unwrap_err();
+        let refused = batch(&direct, vec![new_check(DIRECT, &good); count]).await.unwrap_err();
         assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::InvalidArgument, "INVALID_FIELDS"));
         assert_eq!(bad_fields_of(&refused), ["items"]);
     }
-    assert_eq!(batch(&direct, vec![question(DIRECT, &good); 100]).await.unwrap().len(), 100);
+    assert_eq!(batch(&direct, vec![new_check(DIRECT, &good); 100]).await.unwrap().len(), 100);
 
     // A damaged row is the refusal of those whose it is.
     let damage = format!("UPDATE customer SET cloud = 'MARS' WHERE id = '{good}'");
     cluster.agreements_sql(&damage).unwrap();
-    let results = batch(&direct, vec![question(DIRECT, &good), question(DIRECT, &bad)]).await.unwrap();
+    let results = batch(&direct, vec![new_check(DIRECT, &good), new_check(DIRECT, &bad)]).await.unwrap();
     match results.as_slice() {
         [ItemResult::Refusal(damaged), ItemResult::Answer(_)] => {
             assert_eq!(damaged.code, i32::from(Code::Internal));
@@ -108,7 +108,7 @@ async fn a_batch_is_answered_from_one_state_at_one_time(#[case] backend: Backend
     // Of each pair the first accepts before the second, and is asked about before it.
     let (firsts, seconds) = customers.split_at(PAIRS);
     let items: Vec<_> =
-        firsts.iter().chain(seconds.iter().rev()).map(|customer| question(DIRECT, customer)).collect();
+        firsts.iter().chain(seconds.iter().rev()).map(|customer| new_check(DIRECT, customer)).collect();
     let batches = Cell::new(0);
     let write = async {
         for (n, (first, second)) in firsts.iter().zip(seconds).enumerate() {

@@ -8,7 +8,6 @@ mod order;
 mod repeats;
 mod terms;
 
-use std::future::Future;
 use std::time::Duration;
 
 use chassis::auth::{Caller, Channel};
@@ -25,18 +24,18 @@ use proto::agreement::{
     WithdrawAttestationRequest, WithdrawalReason,
 };
 use proto::order::{
-    CancelSubscriptionRequest, ChangeSeatsRequest, CreateOrderRequest, GetSubscriptionRequest,
-    ListSubscriptionChangesRequest, ListSubscriptionsRequest, NewOrderLine, RenewSubscriptionRequest,
-    ResumeSubscriptionRequest, SetAutoRenewRequest, Subscription, SubscriptionChange,
-    SubscriptionChangeKind as Kind, SubscriptionChangeReason as Why, SubscriptionState as State,
-    SuspendSubscriptionRequest,
+    CancelSubscriptionRequest, ChangeSeatsRequest, CreateOrderRequest, ListSubscriptionChangesRequest,
+    ListSubscriptionsRequest, NewOrderLine, RenewSubscriptionRequest, ResumeSubscriptionRequest,
+    SetAutoRenewRequest, Subscription, SubscriptionChange, SubscriptionChangeKind as Kind,
+    SubscriptionChangeReason as Why, SubscriptionState as State, SuspendSubscriptionRequest,
 };
 use proto::types::{GateEvidence, GateRule};
 use rstest_reuse::apply;
 use tempfile::TempDir;
+use tests::assert::{eventually, refusal};
 use tests::clients::bad_fields_of;
-use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE};
-use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
+use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, time};
+use tests::{As, Backend, Cluster, Setup, metadata_of};
 
 use crate::each_backend;
 use tonic::{Code, Response, Status};
@@ -212,14 +211,13 @@ impl World {
     }
 
     async fn now(&self, of: &Subscription) -> Subscription {
-        let request = GetSubscriptionRequest { subscription_id: of.subscription_id.clone() };
-        let read = self.direct.subscriptions().get_subscription(request).await.unwrap().into_inner();
-        read.subscription.unwrap()
+        world::get_subscription(&self.direct, &of.subscription_id).await.unwrap()
     }
 
     /// What a subscription is once a worker has made it so.
     async fn once(&self, of: &Subscription, is_so: impl Fn(&Subscription) -> bool) -> Subscription {
-        eventually(async || Some(self.now(of).await).filter(&is_so)).await
+        eventually("a worker changes the subscription", async || Some(self.now(of).await).filter(&is_so))
+            .await
     }
 
     async fn changes(&self, of: &Subscription) -> Vec<SubscriptionChange> {
@@ -250,30 +248,8 @@ impl World {
     async fn publish(&self, reacceptance: Option<Reacceptance>) {
         let request =
             PublishTemplateVersionRequest { reacceptance, ..world::new_version(CUSTOMER_AGREEMENT) };
-        let operator = self.cluster.as_caller(world::operator());
-        operator.templates().publish_template_version(request).await.unwrap();
+        world::publish(&self.cluster.as_caller(world::operator()), request).await.unwrap();
     }
-}
-
-/// Waits until there is something.
-async fn eventually<T, F: Future<Output = Option<T>>>(look: impl Fn() -> F) -> T {
-    let waiting = async {
-        loop {
-            if let Some(found) = look().await {
-                return found;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(WAIT_MAX, waiting).await.unwrap()
-}
-
-fn time(text: &str) -> Time {
-    text.parse().unwrap()
-}
-
-fn refusal(status: &Status) -> (Code, String) {
-    (status.code(), reason_of(status))
 }
 
 fn stale() -> (Code, String) {

@@ -119,13 +119,16 @@ async fn a_first_answer_is_given_again_for_thirty_days_and_then_its_request_id_i
     world.cluster.stop_agreements();
     world.cluster.restart_agreements().await.unwrap();
     world.cluster.restart_orders().await.unwrap();
-    let second_order = eventually(async || {
+    let second_order = eventually("order-svc forgets the first answer", async || {
         let placed = place(&world, &old_order).await.unwrap();
         (placed != first_order).then_some(placed)
     });
     let second_order = second_order.await.order.unwrap();
     assert_ne!(second_order.order_id, first_order.order.unwrap().order_id);
-    eventually(async || create(&world, "Other", &old_id).await.ok()).await;
+    eventually("agreement-svc forgets the first answer", async || {
+        create(&world, "Other", &old_id).await.ok()
+    })
+    .await;
     assert_eq!(place(&world, &order).await.unwrap(), order_placed);
     assert_eq!(create(&world, "New", &id).await.unwrap(), created);
     let reused = create(&world, "Another", &id).await.unwrap_err();
@@ -134,5 +137,6 @@ async fn a_first_answer_is_given_again_for_thirty_days_and_then_its_request_id_i
     world.clock.set(start + Duration::from_secs(31 * 86_400));
     world.cluster.stop_agreements();
     world.cluster.restart_agreements().await.unwrap();
-    eventually(async || create(&world, "Another", &id).await.ok()).await;
+    eventually("agreement-svc forgets the first answer", async || create(&world, "Another", &id).await.ok())
+        .await;
 }

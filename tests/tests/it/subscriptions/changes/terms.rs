@@ -154,7 +154,7 @@ async fn replicas_never_renew_twice(#[case] backend: Backend) {
         holder.let_go_after(2 * RENEWED_AT_A_TIME).await;
     }
     let all = ListSubscriptionsRequest { page_size: 500, ..ListSubscriptionsRequest::default() };
-    let renewed = eventually(async || {
+    let renewed = eventually("every subscription renews", async || {
         let listed = world.direct.subscriptions().list_subscriptions(all.clone()).await.unwrap();
         let listed = listed.into_inner().subscriptions;
         listed.iter().all(|s| s.term_number > 1).then_some(listed)
@@ -173,7 +173,7 @@ async fn all_are_reported(cluster: &Cluster) {
         let metrics = cluster.orders_metrics().await.unwrap();
         metrics.contains("order_svc_purchase_reports_waiting 0\n").then_some(())
     };
-    eventually(look).await;
+    eventually("the first purchases are reported", look).await;
 }
 
 #[apply(each_backend)]

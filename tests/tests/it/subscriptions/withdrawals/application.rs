@@ -12,13 +12,13 @@ async fn withdrawals_are_applied_once_after_downtime(#[case] backend: Backend) {
     let mut customers = vec![];
     for name in ["First", "Second", "Third"] {
         let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
-        let attestation = attest(&direct, &customer).await;
-        let bought = buy(&direct, &customer, None).await;
+        let attestation = attest_now(&direct, &customer).await.unwrap();
+        let bought = buy(&direct, &customer, None).await.unwrap();
         customers.push((customer, attestation, bought));
     }
     // While order-svc is away.
     cluster.stop_orders();
-    let first = withdraw(&direct, &customers[0].1).await;
+    let first = withdraw(&direct, &customers[0].1).await.unwrap();
     cluster.restart_orders().await.unwrap();
     assert_eq!(told(&applied(&direct, first).await).0, (1, 0));
 
@@ -27,12 +27,12 @@ async fn withdrawals_are_applied_once_after_downtime(#[case] backend: Backend) {
     let ahead = report_of(&direct, first + 1).await.unwrap();
     assert!(!ahead.applied && ahead.applied_up_to == first && ahead.report.is_none());
     cluster.restart_agreements().await.unwrap();
-    let second = withdraw(&direct, &customers[1].1).await;
+    let second = withdraw(&direct, &customers[1].1).await.unwrap();
     assert_eq!(told(&applied(&direct, second).await).0, (1, 0));
 
     // Both away, one after the other.
     cluster.stop_orders();
-    let third = withdraw(&direct, &customers[2].1).await;
+    let third = withdraw(&direct, &customers[2].1).await.unwrap();
     cluster.stop_agreements();
     cluster.restart_orders().await.unwrap();
     assert!(!report_of(&direct, third).await.unwrap().applied);
@@ -41,7 +41,7 @@ async fn withdrawals_are_applied_once_after_downtime(#[case] backend: Backend) {
 
     for ((_, _, bought), revision) in customers.iter().zip([first, second, third]) {
         assert_cancelled(&direct, bought, revision).await;
-        assert_eq!(changes_of(&direct, bought).await.len(), 2);
+        assert_eq!(world::changes_of(&direct, &bought.subscription_id).await.unwrap().len(), 2);
     }
 }
 
@@ -55,15 +55,16 @@ async fn replicas_apply_each_withdrawal_once(#[case] backend: Backend) {
     let direct = cluster.as_caller(world::sales(DIRECT));
     let customers = (0..CUSTOMERS).map(async |n| {
         let customer = world::create_customer(&direct, &format!("Customer {n}"), "FR", None).await.unwrap();
-        let attestation = attest(&direct, &customer).await;
-        (attestation, buy(&direct, &customer, None).await)
+        let attestation = attest_now(&direct, &customer).await.unwrap();
+        (attestation, buy(&direct, &customer, None).await.unwrap())
     });
     let customers = join_all(customers).await;
-    let revisions = join_all(customers.iter().map(|(attestation, _)| withdraw(&direct, attestation))).await;
+    let withdrawals = customers.iter().map(|(attestation, _)| withdraw(&direct, attestation));
+    let revisions: Vec<_> = join_all(withdrawals).await.into_iter().map(Result::unwrap).collect();
     for ((_, bought), revision) in customers.iter().zip(&revisions) {
         assert_eq!(told(&applied(&direct, *revision).await).0, (1, 0));
         assert_cancelled(&direct, bought, *revision).await;
-        assert_eq!(changes_of(&direct, bought).await.len(), 2);
+        assert_eq!(world::changes_of(&direct, &bought.subscription_id).await.unwrap().len(), 2);
     }
 }
 
@@ -78,11 +79,11 @@ async fn reports_and_their_effects_are_listed_page_by_page(#[case] backend: Back
     for (name, times) in [("Contoso", 3), ("Fourth Coffee", 1)] {
         let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
         for _ in 0..times {
-            let attestation = attest(&direct, &customer).await;
+            let attestation = attest_now(&direct, &customer).await.unwrap();
             let mut order = world::new_order(&customer, None, OFFICE, 1);
             order.lines = vec![order.lines[0].clone(); SUBSCRIPTIONS];
             direct.orders().create_order(order).await.unwrap();
-            let revision = withdraw(&direct, &attestation).await;
+            let revision = withdraw(&direct, &attestation).await.unwrap();
             let report = applied(&direct, revision).await;
             assert_eq!(report.effects.len(), SUBSCRIPTIONS);
             reports.push((customer.clone(), report));

@@ -12,12 +12,12 @@ async fn what_rests_on_a_withdrawn_attestation_is_cancelled_for_payer_and_resell
         [DIRECT, PROVIDER, RESELLER].map(|partner| cluster.as_caller(world::sales(partner)));
     let operator = cluster.as_caller(world::operator());
     let customer = world::create_customer(&reseller, "Contoso", "FR", Some(PROVIDER)).await.unwrap();
-    let attestation = attest(&provider, &customer).await;
+    let attestation = attest_now(&provider, &customer).await.unwrap();
     let line = NewOrderLine { offer_id: OFFICE.into(), quantity: 2, friendly_name: String::new() };
     let mut order = world::new_order(&customer, Some(PROVIDER), OFFICE, 7);
     order.lines.push(line);
     let two = reseller.orders().create_order(order).await.unwrap().into_inner().subscriptions;
-    let paused = buy(&provider, &customer, None).await;
+    let paused = buy(&provider, &customer, None).await.unwrap();
     let suspend = SuspendSubscriptionRequest {
         request_id: world::request_id(),
         subscription_id: paused.subscription_id.clone(),
@@ -28,14 +28,14 @@ async fn what_rests_on_a_withdrawn_attestation_is_cancelled_for_payer_and_resell
     let admin = cluster.as_caller(world::admin(customer.parse().unwrap()));
     let invitation = world::invite(&direct, None, None).await.unwrap();
     admin.signatures().accept_invitation(world::acceptance(&invitation, None)).await.unwrap();
-    attest(&direct, &customer).await;
-    let foreign = buy(&direct, &customer, None).await;
+    attest_now(&direct, &customer).await.unwrap();
+    let foreign = buy(&direct, &customer, None).await.unwrap();
     // Another customer of the same provider rests on its own.
     let other = world::create_customer(&reseller, "Fourth Coffee", "FR", Some(PROVIDER)).await.unwrap();
-    attest(&provider, &other).await;
-    let unconcerned = buy(&provider, &other, None).await;
+    attest_now(&provider, &other).await.unwrap();
+    let unconcerned = buy(&provider, &other, None).await.unwrap();
 
-    let revision = withdraw(&provider, &attestation).await;
+    let revision = withdraw(&provider, &attestation).await.unwrap();
     let all = applied(&operator, revision).await;
     let report = all.report.clone().unwrap();
     assert_eq!((report.revision, &report.customer_id), (revision, &customer));
@@ -55,8 +55,8 @@ async fn what_rests_on_a_withdrawn_attestation_is_cancelled_for_payer_and_resell
     for bought in two.iter().chain([&paused]) {
         assert_cancelled(&operator, bought, revision).await;
     }
-    assert_eq!(read(&operator, &unconcerned).await, unconcerned);
-    assert_eq!(read(&operator, &foreign).await, foreign);
+    assert_eq!(read(&operator, &unconcerned.subscription_id).await.unwrap(), unconcerned);
+    assert_eq!(read(&operator, &foreign.subscription_id).await.unwrap(), foreign);
 
     // Nothing more is sold, and a later acceptance does not bring anything back.
     let refused = world::order(&provider, &customer, None, 5).await.unwrap_err();
@@ -65,8 +65,8 @@ async fn what_rests_on_a_withdrawn_attestation_is_cancelled_for_payer_and_resell
         (Code::FailedPrecondition, "AGREEMENT_REQUIRED")
     );
     assert_eq!(metadata_of(&refused)["reasons"], "WITHDRAWN");
-    attest(&provider, &customer).await;
-    buy(&reseller, &customer, Some(PROVIDER)).await;
+    attest_now(&provider, &customer).await.unwrap();
+    buy(&reseller, &customer, Some(PROVIDER)).await.unwrap();
     assert_cancelled(&operator, &paused, revision).await;
 }
 
@@ -76,9 +76,10 @@ async fn a_withdrawn_signature_leaves_those_who_attested_alone(#[case] backend: 
     use WithdrawalOutcome::{Cancelled, StillCovered};
     let cluster = cluster_on(backend).await;
     let (direct, provider, admin, customer) = customer_of_two(&cluster).await;
-    attest(&direct, &customer).await;
-    let [covered, uncovered] = [buy(&direct, &customer, None).await, buy(&provider, &customer, None).await];
-    let revision = withdraw_signature(&admin, &customer).await;
+    attest_now(&direct, &customer).await.unwrap();
+    let [covered, uncovered] =
+        [buy(&direct, &customer, None).await.unwrap(), buy(&provider, &customer, None).await.unwrap()];
+    let revision = withdraw_signature(&admin, &customer).await.unwrap();
 
     let operator = cluster.as_caller(world::operator());
     let all = applied(&operator, revision).await;
@@ -94,7 +95,7 @@ async fn a_withdrawn_signature_leaves_those_who_attested_alone(#[case] backend: 
     assert_eq!(told(&seen), ((1, 0), outcomes(&[(&uncovered, Cancelled)])));
     assert_eq!(seen.report.unwrap().uncovered_partner_ids, [PROVIDER.to_string()]);
 
-    assert_eq!(read(&operator, &covered).await, covered);
+    assert_eq!(read(&operator, &covered.subscription_id).await.unwrap(), covered);
     assert_cancelled(&operator, &uncovered, revision).await;
     world::order(&direct, &customer, None, 1).await.unwrap();
     world::order(&provider, &customer, None, 1).await.unwrap_err();
@@ -117,12 +118,12 @@ async fn what_rests_on_a_newer_answer_stays_however_late_a_withdrawal_is_applied
     let mut cluster = cluster_on(backend).await;
     let direct = cluster.as_caller(world::sales(DIRECT));
     let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let attestation = attest(&direct, &customer).await;
-    let before = buy(&direct, &customer, None).await;
-    let revision = withdraw(&direct, &attestation).await;
+    let attestation = attest_now(&direct, &customer).await.unwrap();
+    let before = buy(&direct, &customer, None).await.unwrap();
+    let revision = withdraw(&direct, &attestation).await.unwrap();
     applied(&direct, revision).await;
-    attest(&direct, &customer).await;
-    let after = buy(&direct, &customer, None).await;
+    attest_now(&direct, &customer).await.unwrap();
+    let after = buy(&direct, &customer, None).await.unwrap();
 
     // As if the withdrawal had not been applied yet: it is applied once more, to what there is now.
     cluster.stop_orders();
@@ -130,7 +131,7 @@ async fn what_rests_on_a_newer_answer_stays_however_late_a_withdrawal_is_applied
     cluster.restart_orders().await.unwrap();
     let again = applied(&direct, revision).await;
     assert_eq!(told(&again), ((0, 1), outcomes(&[(&after, NewerAnswer)])));
-    assert_eq!(read(&direct, &after).await, after);
+    assert_eq!(read(&direct, &after.subscription_id).await.unwrap(), after);
     assert_cancelled(&direct, &before, revision).await;
     world::order(&direct, &customer, None, 1).await.unwrap();
 }
@@ -143,9 +144,9 @@ async fn a_database_that_is_restored_under_order_svc_is_told_again_what_it_forgo
     let direct = cluster.as_caller(world::sales(DIRECT));
     for (name, is_quiet) in [("Contoso", false), ("Fourth Coffee", true)] {
         let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
-        let attestation = attest(&direct, &customer).await;
-        let bought = buy(&direct, &customer, None).await;
-        let revision = withdraw(&direct, &attestation).await;
+        let attestation = attest_now(&direct, &customer).await.unwrap();
+        let bought = buy(&direct, &customer, None).await.unwrap();
+        let revision = withdraw(&direct, &attestation).await.unwrap();
         applied(&direct, revision).await;
 
         let restore = format!(
@@ -182,23 +183,23 @@ async fn a_database_that_is_ahead_of_the_history_is_told_nothing_and_order_svc_g
     let direct = cluster.as_caller(world::sales(DIRECT));
     let covered = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let uncovered = world::create_customer(&direct, "Fabrikam", "FR", None).await.unwrap();
-    attest(&direct, &covered).await;
-    let attestation = attest(&direct, &uncovered).await;
-    let bought = buy(&direct, &uncovered, None).await;
+    attest_now(&direct, &covered).await.unwrap();
+    let attestation = attest_now(&direct, &uncovered).await.unwrap();
+    let bought = buy(&direct, &uncovered, None).await.unwrap();
 
     // As after a restore of agreement-svc's database.
     cluster.stop_orders();
     cluster.orders_sql("UPDATE follower SET revision = revision + 1000000").unwrap();
     cluster.restart_orders().await.unwrap();
-    let revision = withdraw(&direct, &attestation).await;
+    let revision = withdraw(&direct, &attestation).await.unwrap();
     // A client that has asked twice since was refused once.
     let mut histories = relay.histories();
     let twice = *histories.borrow() + 2;
     let asking = histories.wait_for(|histories| *histories >= twice);
     tokio::time::timeout(LONG, asking).await.unwrap().unwrap();
     assert_eq!(metric(&cluster, "order_svc_history_behind_seconds").await, f64::INFINITY);
-    assert_eq!(read(&direct, &bought).await, bought);
-    buy(&direct, &covered, None).await;
+    assert_eq!(read(&direct, &bought.subscription_id).await.unwrap(), bought);
+    buy(&direct, &covered, None).await.unwrap();
     let refused = world::order(&direct, &uncovered, None, 5).await.unwrap_err();
     assert_eq!(reason_of(&refused), "AGREEMENT_REQUIRED");
 

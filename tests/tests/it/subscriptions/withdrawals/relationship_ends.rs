@@ -17,19 +17,20 @@ async fn what_those_who_part_leave_behind_does_not_renew_and_is_not_cancelled(#[
     tests::needs!(backend);
     let cluster = cluster_on(backend).await;
     let (direct, provider, _, customer) = customer_of_two(&cluster).await;
-    let [left, kept] = [buy(&direct, &customer, None).await, buy(&provider, &customer, None).await];
+    let [left, kept] =
+        [buy(&direct, &customer, None).await.unwrap(), buy(&provider, &customer, None).await.unwrap()];
     assert!(left.auto_renew && kept.auto_renew);
     let revision = end(&direct, &customer, None).await;
     followed(&direct, revision).await;
 
     let operator = cluster.as_caller(world::operator());
-    let now = read(&operator, &left).await;
+    let now = read(&operator, &left.subscription_id).await.unwrap();
     assert_eq!((now.state(), now.auto_renew), (SubscriptionState::Active, false));
-    let change = changes_of(&operator, &left).await.pop().unwrap();
+    let change = world::changes_of(&operator, &left.subscription_id).await.unwrap().pop().unwrap();
     assert_eq!(change.kind(), SubscriptionChangeKind::AutoRenewOff);
     assert_eq!(change.reason(), SubscriptionChangeReason::RelationshipEnded);
     assert_eq!((change.event_revision, change.actor.as_str(), change.gate), (revision, "", None));
-    assert_eq!(read(&operator, &kept).await, kept);
+    assert_eq!(read(&operator, &kept.subscription_id).await.unwrap(), kept);
     // It is no withdrawal, and there is no report of it.
     let none = report_of(&operator, revision).await.unwrap_err();
     assert_eq!((none.code(), reason_of(&none).as_str()), (Code::NotFound, "RESOURCE_NOT_FOUND"));
@@ -42,7 +43,8 @@ async fn what_is_bought_after_a_parting_stays_however_late_it_is_applied(#[case]
     use WithdrawalOutcome::{Cancelled, StillCovered};
     let mut cluster = cluster_on(backend).await;
     let (direct, provider, admin, customer) = customer_of_two(&cluster).await;
-    let [left, kept] = [buy(&direct, &customer, None).await, buy(&provider, &customer, None).await];
+    let [left, kept] =
+        [buy(&direct, &customer, None).await.unwrap(), buy(&provider, &customer, None).await.unwrap()];
     let revision = end(&direct, &customer, None).await;
     followed(&direct, revision).await;
     let operator = cluster.as_caller(world::operator());
@@ -50,16 +52,16 @@ async fn what_is_bought_after_a_parting_stays_however_late_it_is_applied(#[case]
     // Together again: what is bought then is not concerned by the parting.
     let invitation = world::invite(&direct, None, None).await.unwrap();
     admin.signatures().accept_invitation(world::acceptance(&invitation, None)).await.unwrap();
-    let anew = buy(&direct, &customer, None).await;
+    let anew = buy(&direct, &customer, None).await.unwrap();
     cluster.stop_orders();
     let back = format!("UPDATE follower SET revision = {}; DELETE FROM fence", revision - 1);
     cluster.orders_sql(&back).unwrap();
     cluster.restart_orders().await.unwrap();
     followed(&operator, revision).await;
-    assert_eq!(read(&operator, &anew).await, anew);
+    assert_eq!(read(&operator, &anew.subscription_id).await.unwrap(), anew);
     // Parted again, what runs out is left alone by a withdrawal: its payer is no partner any more.
     end(&direct, &customer, None).await;
-    let last = withdraw_signature(&admin, &customer).await;
+    let last = withdraw_signature(&admin, &customer).await.unwrap();
     let report = applied(&operator, last).await;
     let all = [(&left, StillCovered), (&kept, Cancelled), (&anew, StillCovered)];
     assert_eq!(told(&report), ((1, 2), outcomes(&all)));
@@ -74,10 +76,10 @@ async fn a_provider_that_parts_with_one_reseller_goes_on_with_the_rest(#[case] b
     let admin = cluster.as_caller(world::admin(customer.parse().unwrap()));
     let invitation = world::invite(&provider, None, None).await.unwrap();
     admin.signatures().accept_invitation(world::acceptance(&invitation, None)).await.unwrap();
-    let through = buy(&reseller, &customer, Some(PROVIDER)).await;
-    let own = buy(&provider, &customer, None).await;
+    let through = buy(&reseller, &customer, Some(PROVIDER)).await.unwrap();
+    let own = buy(&provider, &customer, None).await.unwrap();
     let revision = end(&provider, &customer, Some(RESELLER)).await;
     followed(&provider, revision).await;
-    assert!(!read(&provider, &through).await.auto_renew);
-    assert_eq!(read(&provider, &own).await, own);
+    assert!(!read(&provider, &through.subscription_id).await.unwrap().auto_renew);
+    assert_eq!(read(&provider, &own.subscription_id).await.unwrap(), own);
 }
