@@ -17,9 +17,8 @@ use proto::order::{
     InlineAttestation, WithdrawalReport,
 };
 use proto::types::{AcceptanceKind, Evidence};
-use tests::actions;
 use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
-use tests::{As, Cluster, Setup, metadata_of};
+use tests::{As, Cluster, Setup, actions, metadata_of};
 use tonic::Status;
 
 /// How often to look for what order-svc does in its own time.

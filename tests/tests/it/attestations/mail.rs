@@ -21,8 +21,8 @@ use proto::agreement::{
 use proto::types::Contact;
 use rstest_reuse::apply;
 use smtp_server::{SmtpServer, header, python, read};
-use tests::world::{self, DIRECT, PROVIDER, RESELLER};
-use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
+use tests::fixtures::{self, DIRECT, PROVIDER, RESELLER};
+use tests::{As, Backend, Cluster, Setup, actions, metadata_of, reason_of};
 
 use crate::each_backend;
 use tonic::Code;
@@ -48,25 +48,25 @@ impl Post {
         let smtp = server.map(|server| format!("smtp://127.0.0.1:{}?tls=none", server.port));
         let setup = Setup { backend, clock: clock.clone(), smtp, ..Setup::default() };
         let cluster = Cluster::start(setup).await.unwrap();
-        world::register_partners(&cluster).await.unwrap();
-        let direct = cluster.as_caller(world::sales(DIRECT));
+        actions::register_partners(&cluster).await.unwrap();
+        let direct = cluster.as_caller(fixtures::sales(DIRECT));
         Self { cluster, clock, now, direct }
     }
 
     /// Attests for a new customer and returns the attestation's id.
     async fn attest(&self, customer: &str) -> String {
-        self.attest_by(customer, &world::contact(), &world::contact()).await
+        self.attest_by(customer, &fixtures::contact(), &fixtures::contact()).await
     }
 
     /// Attests for a new customer, of which the one is told and for which the other agreed.
     async fn attest_by(&self, customer: &str, told: &Contact, agreed: &Contact) -> String {
-        let new = world::new_customer(customer, "FR", None);
+        let new = fixtures::new_customer(customer, "FR", None);
         let new = CreateCustomerRequest { primary_contact: Some(told.clone()), ..new };
         let created = self.direct.customers().create_customer(new).await.unwrap().into_inner();
         let customer_id = created.customer.unwrap().customer_id;
         let request = CreateAttestationRequest {
             agreed_at: Some(timestamp(self.now)),
-            ..world::new_attestation_by(&customer_id, agreed.clone())
+            ..fixtures::new_attestation_by(&customer_id, agreed.clone())
         };
         let attested = self.direct.attestations().create_attestation(request).await.unwrap();
         attested.into_inner().attestation.unwrap().attestation_id
@@ -102,16 +102,16 @@ impl Post {
         self.now += LONGEST_WAIT;
         self.clock.set(self.now);
         let again = LinkResellerRequest {
-            request_id: world::request_id(),
+            request_id: fixtures::request_id(),
             provider_id: PROVIDER.to_string(),
             reseller_id: RESELLER.to_string(),
         };
-        self.cluster.as_caller(world::operator()).partners().link_reseller(again).await.unwrap();
+        self.cluster.as_caller(fixtures::operator()).partners().link_reseller(again).await.unwrap();
     }
 }
 
 fn retry(id: &str) -> RetryNotificationRequest {
-    RetryNotificationRequest { request_id: world::request_id(), attestation_id: id.into() }
+    RetryNotificationRequest { request_id: fixtures::request_id(), attestation_id: id.into() }
 }
 
 #[apply(each_backend)]
@@ -191,7 +191,7 @@ async fn what_failed_too_often_is_a_dead_letter_that_its_partner_can_retry(#[cas
     assert_eq!((dead.last_failure.as_str(), dead.due_at, dead.sent_at), ("SMTP 550", None, None));
     post.later().await;
 
-    let stranger = post.cluster.as_caller(world::sales(PROVIDER));
+    let stranger = post.cluster.as_caller(fixtures::sales(PROVIDER));
     let refused = stranger.attestations().retry_notification(retry(&id)).await.unwrap_err();
     assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::NotFound, "RESOURCE_NOT_FOUND"));
 
@@ -220,7 +220,7 @@ async fn erased_people_get_no_mail_and_are_not_named_in_any(#[case] backend: Bac
     let mut server = SmtpServer::start(&python, &["--plan", "451,451,451"]).await;
     let mut post = Post::through(backend, Some(&server)).await;
     let mut ids = vec![];
-    let (to_stay, to_go) = (world::contact(), world::contact_to_erase());
+    let (to_stay, to_go) = (fixtures::contact(), fixtures::contact_to_erase());
     for (customer, told, agreed) in
         [("Contoso", &to_go, &to_go), ("Fabrikam", &to_stay, &to_stay), ("Tailspin", &to_stay, &to_go)]
     {

@@ -13,7 +13,7 @@ use prost::bytes::{Buf, BufMut, Bytes};
 use prost_types::FileDescriptorSet;
 use proto::identity::{Role, TenantKind};
 use tests::clients::{Identity, caller};
-use tests::world::{self, DIRECT, OPERATOR};
+use tests::fixtures::{self, DIRECT, OPERATOR};
 use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
 use tonic::body::Body;
 use tonic::client::{Grpc, GrpcService};
@@ -431,7 +431,7 @@ async fn unknown_roles_grant_nothing_and_take_nothing_away() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_call_without_a_policy_row_is_refused() {
     let cluster = Cluster::on(Backend::Sqlite).await;
-    let operator = cluster.as_caller(world::operator());
+    let operator = cluster.as_caller(fixtures::operator());
     for path in [
         "/",
         "/csp.order.v1.OrderService",

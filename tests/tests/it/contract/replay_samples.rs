@@ -13,8 +13,8 @@ use proto::types::Contact;
 use rstest_reuse::apply;
 use serde_json::Value;
 use tests::clients::bad_fields_of;
-use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE};
-use tests::{Backend, Cluster, Setup, reason_of};
+use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE};
+use tests::{Backend, Cluster, Setup, actions, reason_of};
 
 use crate::each_backend;
 use tonic::Code;
@@ -44,12 +44,12 @@ async fn the_vendors_attestation_example_is_stored_and_its_repetition_is_the_ven
     let Some(body) = body("confirm-agreement.2.http") else { return };
     let example: Value = serde_json::from_str(&body).unwrap();
     let cluster = Cluster::on(Backend::Sqlite).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let customer = world::create_customer(&direct, "Contoso", "US", None).await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer = actions::create_customer(&direct, "Contoso", "US", None).await.unwrap();
     let agreed_at = text(&example, "/dateAgreed").parse().unwrap();
     let request = || CreateAttestationRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         customer_id: customer.clone(),
         template_id: text(&example, "/templateId"),
         contact: Some(Contact {
@@ -84,10 +84,10 @@ async fn the_vendors_order_examples_are_orders_of_offers_in_or_out_of_the_catalo
         return;
     }
     let cluster = Cluster::on(Backend::Sqlite).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let customer = world::create_customer(&direct, "Contoso", "US", None).await.unwrap();
-    world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer = actions::create_customer(&direct, "Contoso", "US", None).await.unwrap();
+    actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
     for (file, is_in_the_catalogue) in
         [("create-order.1.http", true), ("create-order-indirect.1.http", false)]
     {
@@ -100,7 +100,7 @@ async fn the_vendors_order_examples_are_orders_of_offers_in_or_out_of_the_catalo
         };
         let request = CreateOrderRequest {
             lines: lines.iter().map(line).collect(),
-            ..world::new_order(&customer, None, OFFICE, 1)
+            ..fixtures::new_order(&customer, None, OFFICE, 1)
         };
         let placed = direct.orders().create_order(request).await;
         if is_in_the_catalogue {
@@ -117,13 +117,13 @@ async fn the_vendors_quantity_change_is_a_seat_change_and_its_placeholder_etag_i
     let Some(body) = body("change-quantity.1.http") else { return };
     let example: Value = serde_json::from_str(&body).unwrap();
     let cluster = Cluster::on(Backend::Sqlite).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let customer = world::create_customer(&direct, "Contoso", "US", None).await.unwrap();
-    world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-    let bought = world::order(&direct, &customer, None, 1).await.unwrap().subscriptions.remove(0);
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer = actions::create_customer(&direct, "Contoso", "US", None).await.unwrap();
+    actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    let bought = actions::order(&direct, &customer, None, 1).await.unwrap().subscriptions.remove(0);
     let request = |etag: String| ChangeSeatsRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         subscription_id: bought.subscription_id.clone(),
         quantity: example["Quantity"].as_u64().unwrap().try_into().unwrap(),
         etag,
@@ -153,8 +153,8 @@ async fn what_the_vendor_prints_as_invalid_json_is_still_a_good_or_a_refused_mes
         rest.split_once('"').unwrap().0.to_owned()
     };
     let cluster = Cluster::on(Backend::Sqlite).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let request = CreateCustomerRequest {
         company_name: field("CompanyName"),
         domain: field("Domain"),
@@ -165,13 +165,13 @@ async fn what_the_vendor_prints_as_invalid_json_is_still_a_good_or_a_refused_mes
             email: field("Email"),
             phone: String::new(),
         }),
-        ..world::new_customer("Contoso", "US", None)
+        ..fixtures::new_customer("Contoso", "US", None)
     };
     let created = direct.customers().create_customer(request.clone()).await.unwrap().into_inner();
     assert_eq!(created.customer.unwrap().domain, "xyz.ccsctp.net");
     // The vendor writes its culture where a country could be expected.
     let request =
-        CreateCustomerRequest { request_id: world::request_id(), country: field("Culture"), ..request };
+        CreateCustomerRequest { request_id: fixtures::request_id(), country: field("Culture"), ..request };
     let refused = direct.customers().create_customer(request).await.unwrap_err();
     assert_eq!(bad_fields_of(&refused), ["country"]);
 }
@@ -186,7 +186,7 @@ async fn the_vendors_table_of_countries_serves_every_country_in_every_language_i
     let table = folder.join("mca-country-language.csv");
     let setup = Setup { backend, document_table: Some(table.clone()), ..Setup::default() };
     let cluster = Cluster::start(setup).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let request = GetTemplateRequest { template_id: CUSTOMER_AGREEMENT.into() };
     let template = direct.templates().get_template(request).await.unwrap().into_inner().template.unwrap();
     let mut pairs = 0;

@@ -12,10 +12,11 @@ use proto::agreement::{
 };
 use proto::types::{self, Cloud, Decision, GateRule};
 use rstest_reuse::apply;
+use tests::actions::{self, check};
 use tests::assert::refusal;
 use tests::clients::bad_fields_of;
-use tests::world::{
-    self, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER, check, new_check, time,
+use tests::fixtures::{
+    self, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER, new_check, time,
 };
 use tests::{Backend, Cluster, Setup};
 
@@ -48,29 +49,29 @@ async fn a_sample_of_the_table_holds_over_grpc(#[case] backend: Backend) {
     let clock = Clock::manual(start);
     let setup = Setup { backend, clock: clock.clone(), ..Setup::default() };
     let cluster = Cluster::start(setup).await.unwrap();
-    world::register_partners(&cluster).await.unwrap();
-    let operator = cluster.as_caller(world::operator());
-    world::register_partner(&operator, GERMAN, "Nordwind", PartnerKind::DirectBill, Cloud::Germany)
+    actions::register_partners(&cluster).await.unwrap();
+    let operator = cluster.as_caller(fixtures::operator());
+    actions::register_partner(&operator, GERMAN, "Nordwind", PartnerKind::DirectBill, Cloud::Germany)
         .await
         .unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let provider = cluster.as_caller(world::sales(PROVIDER));
-    let reseller = cluster.as_caller(world::sales(RESELLER));
-    let german = cluster.as_caller(world::sales(GERMAN));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
+    let german = cluster.as_caller(fixtures::sales(GERMAN));
 
-    let none = world::create_customer(&direct, "None", "FR", None).await.unwrap();
-    let cloud = world::create_customer(&direct, "Cloud", "FR", None).await.unwrap();
-    let customer = world::create_customer(&direct, "Customer", "FR", None).await.unwrap();
-    let withdrawn = world::create_customer(&direct, "Withdrawn", "FR", None).await.unwrap();
-    let signed = world::create_customer(&direct, "Signed", "FR", None).await.unwrap();
-    let shared = world::create_customer(&direct, "Shared", "FR", None).await.unwrap();
-    let resold = world::create_customer(&reseller, "Resold", "DE", Some(PROVIDER)).await.unwrap();
-    let national = world::create_customer(&german, "National", "DE", None).await.unwrap();
+    let none = actions::create_customer(&direct, "None", "FR", None).await.unwrap();
+    let cloud = actions::create_customer(&direct, "Cloud", "FR", None).await.unwrap();
+    let customer = actions::create_customer(&direct, "Customer", "FR", None).await.unwrap();
+    let withdrawn = actions::create_customer(&direct, "Withdrawn", "FR", None).await.unwrap();
+    let signed = actions::create_customer(&direct, "Signed", "FR", None).await.unwrap();
+    let shared = actions::create_customer(&direct, "Shared", "FR", None).await.unwrap();
+    let resold = actions::create_customer(&reseller, "Resold", "DE", Some(PROVIDER)).await.unwrap();
+    let national = actions::create_customer(&german, "National", "DE", None).await.unwrap();
     for id in [&cloud, &withdrawn, &signed, &shared] {
-        world::attest_to(&direct, id, CLOUD_AGREEMENT, start).await.unwrap();
+        actions::attest_to(&direct, id, CLOUD_AGREEMENT, start).await.unwrap();
     }
-    world::attest_to(&direct, &customer, CUSTOMER_AGREEMENT, start).await.unwrap();
-    world::attest_to(&provider, &resold, CLOUD_AGREEMENT, start).await.unwrap();
+    actions::attest_to(&direct, &customer, CUSTOMER_AGREEMENT, start).await.unwrap();
+    actions::attest_to(&provider, &resold, CLOUD_AGREEMENT, start).await.unwrap();
     // What no call makes yet: a withdrawal, a signature, a second partner of one customer.
     cluster
         .agreements_sql(&format!(
@@ -84,8 +85,8 @@ async fn a_sample_of_the_table_holds_over_grpc(#[case] backend: Backend) {
 
     let ask = async |partner: &Uuid, customer: &str, reseller: Option<Uuid>, channel: Channel| {
         let caller = match channel {
-            Dashboard => world::sales(*partner),
-            Api => over_api(world::sales(*partner)),
+            Dashboard => fixtures::sales(*partner),
+            Api => over_api(fixtures::sales(*partner)),
         };
         let reseller_id = reseller.map(|id| id.to_string()).unwrap_or_default();
         let asked = CheckEligibilityRequest { reseller_id, ..new_check(*partner, customer) };
@@ -156,11 +157,13 @@ async fn a_sample_of_the_table_holds_over_grpc(#[case] backend: Backend) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_partner_asks_for_a_date_and_a_service_may_not() {
     let cluster = Cluster::on(Backend::Sqlite).await;
-    world::register_partners(&cluster).await.unwrap();
-    let (template, _turn) = world::publish_cloud_agreement(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    world::attest_to(&direct, &customer, &template.template_id, time("2019-11-01T00:00:00Z")).await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
+    let (template, _turn) = actions::publish_cloud_agreement(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    actions::attest_to(&direct, &customer, &template.template_id, time("2019-11-01T00:00:00Z"))
+        .await
+        .unwrap();
 
     let mut on = new_check(DIRECT, &customer);
     let now = check(&direct, on.clone()).await.unwrap();
@@ -176,7 +179,7 @@ async fn a_partner_asks_for_a_date_and_a_service_may_not() {
     assert_eq!(later.remedies[0].template_id, CUSTOMER_AGREEMENT);
 
     on.channel = types::Channel::Dashboard.into();
-    let refused = check(&cluster.as_caller(world::service()), on).await.unwrap_err();
+    let refused = check(&cluster.as_caller(fixtures::service()), on).await.unwrap_err();
     assert_eq!(bad_fields_of(&refused), ["as_of"]);
 }
 
@@ -184,15 +187,15 @@ async fn a_partner_asks_for_a_date_and_a_service_may_not() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn no_request_of_a_partner_can_choose_its_channel_or_whom_it_acts_for() {
     let cluster = Cluster::on(Backend::Sqlite).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
 
     // On this day acceptance was mandatory at the dashboard and optional over the API.
     let that_day = Some(timestamp(time("2019-01-01T00:00:00Z")));
     let plain = CheckEligibilityRequest { as_of: that_day, ..new_check(DIRECT, &customer) };
     assert_eq!(check(&direct, plain.clone()).await.unwrap().decision(), Decision::Blocked);
-    let over_api = cluster.as_caller(over_api(world::sales(DIRECT)));
+    let over_api = cluster.as_caller(over_api(fixtures::sales(DIRECT)));
     assert_eq!(check(&over_api, plain.clone()).await.unwrap().rule(), GateRule::NotYetMandatory);
 
     let claimed = CheckEligibilityRequest {
@@ -209,12 +212,12 @@ async fn no_request_of_a_partner_can_choose_its_channel_or_whom_it_acts_for() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn payer_customer_and_reseller_must_belong_together() {
     let cluster = Cluster::on(Backend::Sqlite).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let reseller = cluster.as_caller(world::sales(RESELLER));
-    let own = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let resold = world::create_customer(&reseller, "Fourth Coffee", "DE", Some(PROVIDER)).await.unwrap();
-    let service = cluster.as_caller(world::service());
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
+    let own = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let resold = actions::create_customer(&reseller, "Fourth Coffee", "DE", Some(PROVIDER)).await.unwrap();
+    let service = cluster.as_caller(fixtures::service());
     let ask = async |payer: Uuid, customer: &str, on_record: Option<Uuid>| {
         let asked = CheckEligibilityRequest {
             channel: types::Channel::Dashboard.into(),
@@ -253,10 +256,10 @@ async fn payer_customer_and_reseller_must_belong_together() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_revision_that_is_not_there_yet_is_not_answered_from_an_older_one() {
     let cluster = Cluster::on(Backend::Sqlite).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let attested = world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let attested = actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
     let mut asked = new_check(DIRECT, &customer);
     asked.at_least_revision = attested.revision;
     assert_eq!(check(&direct, asked.clone()).await.unwrap().revision, attested.revision);
@@ -292,16 +295,16 @@ async fn an_assumed_attestation_is_answered_as_the_real_one_is(#[case] backend: 
     let clock = Clock::manual(start);
     let setup = Setup { backend, clock: clock.clone(), ..Setup::default() };
     let cluster = Cluster::start(setup).await.unwrap();
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let service = cluster.as_caller(world::service());
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let service = cluster.as_caller(fixtures::service());
     // A third version is in force, and some day the second will not do.
     let next = PublishTemplateVersionRequest {
         effective_from: Some(timestamp(start + Duration::days(1))),
         reacceptance: Some(Reacceptance::ReacceptBy(timestamp(start + Duration::days(30)))),
-        ..world::new_version(CUSTOMER_AGREEMENT)
+        ..fixtures::new_version(CUSTOMER_AGREEMENT)
     };
-    world::publish(&cluster.as_caller(world::operator()), next).await.unwrap();
+    actions::publish(&cluster.as_caller(fixtures::operator()), next).await.unwrap();
     clock.set(start + Duration::days(2));
 
     for (n, (before, agreed_at)) in [
@@ -322,31 +325,31 @@ async fn an_assumed_attestation_is_answered_as_the_real_one_is(#[case] backend: 
     .enumerate()
     {
         let about = format!("{before:?}, then {agreed_at}");
-        let customer = world::create_customer(&direct, &format!("Contoso {n}"), "FR", None).await.unwrap();
+        let customer = actions::create_customer(&direct, &format!("Contoso {n}"), "FR", None).await.unwrap();
         let mut last = String::new();
         for step in before {
             match step {
                 Attested(agreed_at) => {
-                    let attested = world::attest(&direct, &customer, time(agreed_at)).await.unwrap();
+                    let attested = actions::attest(&direct, &customer, time(agreed_at)).await.unwrap();
                     last = attested.attestation.unwrap().attestation_id;
                 }
                 Withdrawn => {
                     let withdrawal = WithdrawAttestationRequest {
                         reason: WithdrawalReason::Other.into(),
-                        ..world::new_withdrawal(&last)
+                        ..fixtures::new_withdrawal(&last)
                     };
                     direct.attestations().withdraw_attestation(withdrawal).await.unwrap();
                 }
                 Signed => {
-                    let admin = cluster.as_caller(world::admin(customer.parse().unwrap()));
-                    world::sign(&admin, 3).await.unwrap();
+                    let admin = cluster.as_caller(fixtures::admin(customer.parse().unwrap()));
+                    actions::sign(&admin, 3).await.unwrap();
                 }
             }
         }
         let new = CreateAttestationRequest {
             agreed_at: Some(timestamp(time(agreed_at))),
             validate_only: true,
-            ..world::new_attestation_by(&customer, world::person("Tomas"))
+            ..fixtures::new_attestation_by(&customer, fixtures::person("Tomas"))
         };
         let would_be = direct.attestations().create_attestation(new.clone()).await.unwrap().into_inner();
         let would_be = would_be.attestation.unwrap();

@@ -11,10 +11,10 @@ use chassis::clock::Clock;
 use chrono::TimeDelta;
 use diesel::connection::SimpleConnection;
 use rstest_reuse::apply;
+use tests::fixtures::{self, DIRECT, OFFICE};
 use tests::pki::Authority;
 use tests::processes::{Processes, build_binaries};
-use tests::world::{self, DIRECT, OFFICE};
-use tests::{As, Backend, Cluster, Setup};
+use tests::{As, Backend, Cluster, Setup, actions};
 
 use crate::each_backend;
 use tokio::time::timeout;
@@ -70,14 +70,14 @@ fn samples(scrape: &str) -> BTreeMap<String, f64> {
 
 /// One order that is placed, one that is blocked, two that are refused, and a call that there is none of.
 async fn traffic(as_operator: &As, direct: &As) {
-    world::register_partners_as(as_operator).await.unwrap();
-    let customer = world::create_customer(direct, "Contoso", "FR", None).await.unwrap();
-    world::order(direct, &customer, None, 1).await.unwrap_err();
-    world::attest(direct, &customer, Clock::system().now()).await.unwrap();
-    world::order(direct, &customer, None, 1).await.unwrap();
-    direct.orders().create_order(world::new_order("no id", None, OFFICE, 1)).await.unwrap_err();
-    let stranger = world::request_id();
-    direct.orders().create_order(world::new_order(&stranger, None, OFFICE, 1)).await.unwrap_err();
+    actions::register_partners_as(as_operator).await.unwrap();
+    let customer = actions::create_customer(direct, "Contoso", "FR", None).await.unwrap();
+    actions::order(direct, &customer, None, 1).await.unwrap_err();
+    actions::attest(direct, &customer, Clock::system().now()).await.unwrap();
+    actions::order(direct, &customer, None, 1).await.unwrap();
+    direct.orders().create_order(fixtures::new_order("no id", None, OFFICE, 1)).await.unwrap_err();
+    let stranger = fixtures::request_id();
+    direct.orders().create_order(fixtures::new_order(&stranger, None, OFFICE, 1)).await.unwrap_err();
     for path in ["/csp.order.v1.OrderService/Invent", "/jane.doe@contoso.example"] {
         let mut nothing = tonic::client::Grpc::new(direct.orders.clone());
         nothing.ready().await.unwrap();
@@ -95,8 +95,8 @@ async fn prometheus_takes_what_both_services_say_and_alarms_and_dashboard_ask_fo
     for backend in Backend::all() {
         let mut processes = Processes::new(backend).unwrap();
         processes.start().await.unwrap();
-        let direct = processes.as_caller(world::sales(DIRECT));
-        traffic(&processes.as_caller(world::operator()), &direct).await;
+        let direct = processes.as_caller(fixtures::sales(DIRECT));
+        traffic(&processes.as_caller(fixtures::operator()), &direct).await;
         let (mut agreements, mut orders) = (String::new(), String::new());
         let told = async {
             let is_told = |of: &str, name: &str, value: f64| samples(of).get(name) == Some(&value);
@@ -239,7 +239,7 @@ async fn it_is_told_when_certificates_and_tokens_end_and_that_files_make_no_sens
     pki.put("ca.pem", &format!("{}{}", authority.pem(), other.pem())).unwrap();
     let issuer = pki.issuer();
     let now = Clock::system().now().timestamp();
-    let mut claims = issuer.claims(&world::service());
+    let mut claims = issuer.claims(&fixtures::service());
     (claims["iat"], claims["exp"]) = (now.into(), (now + 3600).into());
     pki.put("service.token", &issuer.signs().sign(&claims).unwrap()).unwrap();
     let token_begins =
@@ -265,7 +265,7 @@ async fn it_is_told_when_certificates_and_tokens_end_and_that_files_make_no_sens
         ("server.key", key),
         ("ca.pem", authority.pem()),
         ("jwks.json", SigningKey::public_set(&[issuer.signs()])),
-        ("service.token", issuer.token(&world::service())),
+        ("service.token", issuer.token(&fixtures::service())),
     ];
     for (file, _) in &right {
         pki.put(file, "nothing of use").unwrap();
@@ -293,7 +293,7 @@ async fn what_is_not_done_yet_is_counted_with_the_age_of_the_oldest(#[case] back
     let smtp = Some("smtp://127.0.0.1:1?tls=none".to_owned());
     let setup = Setup { backend, clock: clock.clone(), smtp, ..Setup::default() };
     let mut cluster = Cluster::start(setup).await.unwrap();
-    traffic(&cluster.as_caller(world::operator()), &cluster.as_caller(world::sales(DIRECT))).await;
+    traffic(&cluster.as_caller(fixtures::operator()), &cluster.as_caller(fixtures::sales(DIRECT))).await;
     let reported = async { while numbers(&cluster).await["order_svc_purchase_reports_waiting"] > 0.0 {} };
     timeout(LONG, reported).await.unwrap();
     let undone = [

@@ -6,8 +6,8 @@ use agreement_svc::config::Storage;
 use chassis::clock::Clock;
 use chassis::database::Url;
 use rstest_reuse::apply;
-use tests::world::{self, DIRECT};
-use tests::{Backend, Cluster};
+use tests::fixtures::{self, DIRECT};
+use tests::{Backend, Cluster, actions};
 
 use crate::each_backend;
 
@@ -30,12 +30,12 @@ async fn a_schema_that_a_newer_version_expanded_is_served(#[case] backend: Backe
     tests::needs_own!("databases that it writes to");
     tests::needs!(backend);
     let mut cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let buy = async |name: &str| {
-        let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
-        world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-        world::order(&direct, &customer, None, 1).await.unwrap();
+        let customer = actions::create_customer(&direct, name, "FR", None).await.unwrap();
+        actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+        actions::order(&direct, &customer, None, 1).await.unwrap();
     };
     buy("Contoso").await;
     // Under running services, as a rolling upgrade does it.
@@ -91,9 +91,9 @@ async fn concurrent_migrations_of_an_empty_database_succeed() {
         }
         // The templates were loaded once, or the services would find two of a type.
         cluster.restart_agreements().await.unwrap();
-        world::register_partners(&cluster).await.unwrap();
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+        actions::register_partners(&cluster).await.unwrap();
+        let direct = cluster.as_caller(fixtures::sales(DIRECT));
+        let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+        actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
     }
 }

@@ -17,10 +17,11 @@ use proto::order::{
 };
 use proto::types::{Contact, Decision, GateRule};
 use rstest_reuse::apply;
+use tests::actions::{self, place};
 use tests::clients::bad_fields_of;
-use tests::world::{
+use tests::fixtures::{
     self, AZURE_PLAN, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, RESELLER,
-    RIGHTS_MANAGEMENT, place,
+    RIGHTS_MANAGEMENT,
 };
 use tests::{As, Backend, Cluster, metadata_of, reason_of};
 
@@ -32,8 +33,8 @@ use uuid::Uuid;
 /// An order of one line with an attestation of today.
 fn prompted(customer_id: &str) -> CreateOrderRequest {
     CreateOrderRequest {
-        attestation: Some(world::inline_attestation(Clock::system().now())),
-        ..world::new_order(customer_id, None, OFFICE, 5)
+        attestation: Some(fixtures::inline_attestation(Clock::system().now())),
+        ..fixtures::new_order(customer_id, None, OFFICE, 5)
     }
 }
 
@@ -51,10 +52,10 @@ async fn bought(partner: &As) -> (usize, usize) {
 
 /// A customer that bought before, so that order-svc's report of a purchase changes nothing.
 async fn buyer(cluster: &Cluster, name: &str) -> String {
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let customer_id = world::create_customer(&direct, name, "FR", None).await.unwrap();
-    let purchased_at = world::time("2024-01-01T00:00:00Z");
-    world::report_purchase(cluster, &customer_id, DIRECT, purchased_at).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer_id = actions::create_customer(&direct, name, "FR", None).await.unwrap();
+    let purchased_at = fixtures::time("2024-01-01T00:00:00Z");
+    actions::report_purchase(cluster, &customer_id, DIRECT, purchased_at).await.unwrap();
     customer_id
 }
 
@@ -71,14 +72,14 @@ fn refused_by(domain: &str, code: Code, reason: &str) -> (Code, String, String) 
 #[apply(each_backend)]
 async fn who_pays_and_who_is_on_record_follows_from_the_caller_and_whom_it_names(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world::start_with_partners(backend).await;
-    let provider = cluster.as_caller(world::sales(PROVIDER));
-    let reseller = cluster.as_caller(world::sales(RESELLER));
-    let own = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let resold = world::create_customer(&reseller, "Fabrikam", "FR", Some(PROVIDER)).await.unwrap();
-    let sold = world::create_customer(&provider, "Tailspin", "FR", None).await.unwrap();
+    let (cluster, direct) = actions::start_with_partners(backend).await;
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
+    let own = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let resold = actions::create_customer(&reseller, "Fabrikam", "FR", Some(PROVIDER)).await.unwrap();
+    let sold = actions::create_customer(&provider, "Tailspin", "FR", None).await.unwrap();
     for (partner, customer) in [(&direct, &own), (&provider, &resold), (&provider, &sold)] {
-        world::attest(partner, customer, Clock::system().now()).await.unwrap();
+        actions::attest(partner, customer, Clock::system().now()).await.unwrap();
     }
     let stranger = Uuid::from_u128(0x999);
     let missing = |code, reason| Err((code, String::from(reason)));
@@ -107,7 +108,7 @@ async fn who_pays_and_who_is_on_record_follows_from_the_caller_and_whom_it_names
     {
         let order = CreateOrderRequest {
             reseller_id: named.map(|id| id.to_string()).unwrap_or_default(),
-            ..world::new_order(customer, payer, OFFICE, 1)
+            ..fixtures::new_order(customer, payer, OFFICE, 1)
         };
         let placed = place(partner, order).await.map(|placed| placed.order.unwrap());
         let found = placed.map(|order| (order.payer_id, order.reseller_id));
@@ -123,10 +124,10 @@ async fn who_pays_and_who_is_on_record_follows_from_the_caller_and_whom_it_names
 #[apply(each_backend)]
 async fn every_line_of_an_order_becomes_a_subscription_as_its_offer_says(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (_cluster, direct) = world::start_with_partners(backend).await;
-    let customer = world::create_customer(&direct, "Contoso", "US", None).await.unwrap();
-    world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-    let mut order = world::new_order(&customer, None, OFFICE, 5);
+    let (_cluster, direct) = actions::start_with_partners(backend).await;
+    let customer = actions::create_customer(&direct, "Contoso", "US", None).await.unwrap();
+    actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    let mut order = fixtures::new_order(&customer, None, OFFICE, 5);
     order.lines = (1..=98).map(|n| line(OFFICE, n)).collect();
     order.lines.push(NewOrderLine { friendly_name: "plan".into(), ..line(AZURE_PLAN, 1) });
     order.lines.push(line(RIGHTS_MANAGEMENT, 7));
@@ -153,18 +154,18 @@ async fn every_line_of_an_order_becomes_a_subscription_as_its_offer_says(#[case]
 #[apply(each_backend)]
 async fn an_order_may_carry_the_attestation_that_it_needs(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (_cluster, direct) = world::start_with_partners(backend).await;
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let (_cluster, direct) = actions::start_with_partners(backend).await;
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let order = prompted(&customer);
     let placed = place(&direct, order.clone()).await.unwrap().order.unwrap();
 
-    let stored = world::attestations_of(&direct, &customer).await.unwrap();
+    let stored = actions::attestations_of(&direct, &customer).await.unwrap();
     let [attestation] = stored.as_slice() else { panic!("{stored:?}") };
     let asked = order.attestation.unwrap();
     assert_eq!(attestation.contact, asked.contact);
     assert_eq!(attestation.agreed_at, asked.agreed_at);
     // The caller that ordered attested: neither the order nor order-svc can say otherwise.
-    let user = world::sales(DIRECT).user_id.to_string();
+    let user = fixtures::sales(DIRECT).user_id.to_string();
     assert_eq!((&attestation.recorded_by, &attestation.partner_id), (&user, &DIRECT.to_string()));
     assert_eq!(placed.placed_by, user);
 
@@ -175,15 +176,15 @@ async fn an_order_may_carry_the_attestation_that_it_needs(#[case] backend: Backe
     assert_eq!((evidence.template_version, gate.revision), (2, attestation.revision));
 
     // It is the customer's from now on, for orders that carry none.
-    world::order(&direct, &customer, None, 1).await.unwrap();
+    actions::order(&direct, &customer, None, 1).await.unwrap();
 }
 
 #[apply(each_backend)]
 async fn a_client_that_knows_only_the_refusal_can_ask_for_what_is_missing(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (_cluster, direct) = world::start_with_partners(backend).await;
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let order = world::new_order(&customer, None, OFFICE, 5);
+    let (_cluster, direct) = actions::start_with_partners(backend).await;
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let order = fixtures::new_order(&customer, None, OFFICE, 5);
     let refused = place(&direct, order.clone()).await.unwrap_err();
     let told = metadata_of(&refused);
     assert!(told["remedies"].split(',').any(|remedy| remedy == "ATTEST"), "{told:?}");
@@ -216,10 +217,10 @@ async fn a_client_that_knows_only_the_refusal_can_ask_for_what_is_missing(#[case
     place(&direct, request).await.unwrap();
 
     // And so with the optional ones, and in the other call that attests.
-    let other = world::create_customer(&direct, "Fabrikam", "FR", None).await.unwrap();
+    let other = actions::create_customer(&direct, "Fabrikam", "FR", None).await.unwrap();
     let InlineAttestation { template_id, contact, agreed_at } = fill(&[required, optional].concat());
     let request = CreateAttestationRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         customer_id: other.clone(),
         template_id,
         contact,
@@ -227,7 +228,7 @@ async fn a_client_that_knows_only_the_refusal_can_ask_for_what_is_missing(#[case
         validate_only: false,
     };
     direct.attestations().create_attestation(request).await.unwrap();
-    world::order(&direct, &other, None, 1).await.unwrap();
+    actions::order(&direct, &other, None, 1).await.unwrap();
 }
 
 #[apply(each_backend)]
@@ -235,23 +236,24 @@ async fn a_refused_attestation_is_refused_in_the_words_of_agreement_svc_and_noth
     #[case] backend: Backend,
 ) {
     tests::needs!(backend);
-    let (cluster, direct) = world::start_with_partners(backend).await;
+    let (cluster, direct) = actions::start_with_partners(backend).await;
     let now = Clock::system().now();
-    let reseller = cluster.as_caller(world::sales(RESELLER));
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let resold = world::create_customer(&reseller, "Fabrikam", "FR", Some(PROVIDER)).await.unwrap();
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let resold = actions::create_customer(&reseller, "Fabrikam", "FR", Some(PROVIDER)).await.unwrap();
     let before = cluster.head().await.unwrap();
     let carrying = |customer: &str, attestation| CreateOrderRequest {
         attestation: Some(attestation),
-        ..world::new_order(customer, None, OFFICE, 5)
+        ..fixtures::new_order(customer, None, OFFICE, 5)
     };
     let through_provider = CreateOrderRequest {
         payer_id: PROVIDER.to_string(),
-        ..carrying(&resold, world::inline_attestation(now))
+        ..carrying(&resold, fixtures::inline_attestation(now))
     };
-    let retired = InlineAttestation { template_id: CLOUD_AGREEMENT.into(), ..world::inline_attestation(now) };
-    let unknown = InlineAttestation { template_id: world::request_id(), ..retired.clone() };
-    let today = world::inline_attestation(now);
+    let retired =
+        InlineAttestation { template_id: CLOUD_AGREEMENT.into(), ..fixtures::inline_attestation(now) };
+    let unknown = InlineAttestation { template_id: fixtures::request_id(), ..retired.clone() };
+    let today = fixtures::inline_attestation(now);
     let other = Uuid::from_u128(0x77).to_string();
     for (partner, order, code, reason, (key, value)) in [
         (
@@ -285,7 +287,7 @@ async fn a_refused_attestation_is_refused_in_the_words_of_agreement_svc_and_noth
 
             // It is what the other call says.
             let InlineAttestation { template_id, contact, agreed_at } = order.attestation.unwrap();
-            let (request_id, customer_id) = (world::request_id(), order.customer_id);
+            let (request_id, customer_id) = (fixtures::request_id(), order.customer_id);
             let request = CreateAttestationRequest {
                 request_id,
                 customer_id,
@@ -303,8 +305,8 @@ async fn a_refused_attestation_is_refused_in_the_words_of_agreement_svc_and_noth
     }
 
     let bad = InlineAttestation {
-        contact: Some(Contact { email: "tania@contoso".into(), ..world::contact() }),
-        ..world::inline_attestation(now + chrono::Duration::hours(1))
+        contact: Some(Contact { email: "tania@contoso".into(), ..fixtures::contact() }),
+        ..fixtures::inline_attestation(now + chrono::Duration::hours(1))
     };
     let refused = place(&direct, carrying(&customer, bad)).await.unwrap_err();
     let expected = refused_by("agreement-svc", Code::InvalidArgument, "INVALID_FIELDS");
@@ -323,16 +325,16 @@ async fn a_refused_attestation_is_refused_in_the_words_of_agreement_svc_and_noth
 #[apply(each_backend)]
 async fn what_was_attested_already_is_as_good_as_new(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (_cluster, direct) = world::start_with_partners(backend).await;
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let known = world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    let (_cluster, direct) = actions::start_with_partners(backend).await;
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let known = actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
     for validate_only in [true, false] {
         let order = CreateOrderRequest { validate_only, ..prompted(&customer) };
         let placed = place(&direct, order).await.unwrap().order.unwrap();
         let evidence = placed.gate.unwrap().evidence.unwrap();
         assert_eq!(evidence.acceptance_id, known.attestation.clone().unwrap().attestation_id);
     }
-    assert_eq!(world::attestations_of(&direct, &customer).await.unwrap().len(), 1);
+    assert_eq!(actions::attestations_of(&direct, &customer).await.unwrap().len(), 1);
     assert_eq!(bought(&direct).await, (1, 1));
 }
 
@@ -341,26 +343,26 @@ async fn an_order_that_is_refused_keeps_its_attestation_and_passes_once_it_is_ri
     #[case] backend: Backend,
 ) {
     tests::needs!(backend);
-    let (cluster, direct) = world::start_with_partners(backend).await;
+    let (cluster, direct) = actions::start_with_partners(backend).await;
     let customer = buyer(&cluster, "Contoso").await;
     let wrong = CreateOrderRequest { lines: vec![line(RIGHTS_MANAGEMENT, 1)], ..prompted(&customer) };
     let refused = place(&direct, wrong.clone()).await.unwrap_err();
     assert_eq!(bad_fields_of(&refused), ["lines[0].offer_id"]);
-    assert_eq!(world::attestations_of(&direct, &customer).await.unwrap().len(), 1);
+    assert_eq!(actions::attestations_of(&direct, &customer).await.unwrap().len(), 1);
     assert_eq!(bought(&direct).await, (0, 0));
 
     // Corrected under the same request id it is ordered, and the attestation is the one there is; with
     // another one it is that one.
     let right = CreateOrderRequest { lines: vec![line(OFFICE, 1)], ..wrong };
     let corrected = InlineAttestation {
-        contact: Some(Contact { first_name: "Tomas".into(), ..world::contact() }),
+        contact: Some(Contact { first_name: "Tomas".into(), ..fixtures::contact() }),
         ..right.attestation.clone().unwrap()
     };
     let again = CreateOrderRequest { lines: vec![line(OFFICE, 301)], ..right.clone() };
     assert_eq!(bad_fields_of(&place(&direct, again).await.unwrap_err()), ["lines[0].quantity"]);
     let other = CreateOrderRequest { attestation: Some(corrected.clone()), ..right };
     let placed = place(&direct, other).await.unwrap().order.unwrap();
-    let stored = world::attestations_of(&direct, &customer).await.unwrap();
+    let stored = actions::attestations_of(&direct, &customer).await.unwrap();
     assert_eq!(stored.len(), 2);
     assert_eq!(stored[1].contact, corrected.contact);
     assert_eq!(placed.gate.unwrap().evidence.unwrap().acceptance_id, stored[1].attestation_id);
@@ -372,20 +374,20 @@ async fn an_order_that_is_refused_keeps_its_attestation_and_passes_once_it_is_ri
         CreateOrderRequest { lines: vec![line(OFFICE, 301), line(RIGHTS_MANAGEMENT, 1)], ..prompted(&other) };
     let refused = place(&direct, bad).await.unwrap_err();
     assert_eq!(bad_fields_of(&refused), ["lines[0].quantity", "lines[1].offer_id"]);
-    assert_eq!(world::attestations_of(&direct, &other).await.unwrap(), []);
+    assert_eq!(actions::attestations_of(&direct, &other).await.unwrap(), []);
     assert_eq!(cluster.events_after(before).await.unwrap(), []);
 }
 
 #[apply(each_backend)]
 async fn a_repeated_order_gets_its_first_answer_and_attests_nothing_anew(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world::start_with_partners(backend).await;
+    let (cluster, direct) = actions::start_with_partners(backend).await;
     let customer = buyer(&cluster, "Contoso").await;
     let order = prompted(&customer);
     let first = place(&direct, order.clone()).await.unwrap();
-    let [attestation] = world::attestations_of(&direct, &customer).await.unwrap().try_into().unwrap();
+    let [attestation] = actions::attestations_of(&direct, &customer).await.unwrap().try_into().unwrap();
     let withdrawal = WithdrawAttestationRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         attestation_id: attestation.attestation_id,
         reason: WithdrawalReason::NoLongerAccepts.into(),
     };
@@ -393,15 +395,15 @@ async fn a_repeated_order_gets_its_first_answer_and_attests_nothing_anew(#[case]
     let before = cluster.head().await.unwrap();
     assert_eq!(place(&direct, order.clone()).await.unwrap().encode_to_vec(), first.encode_to_vec());
     assert_eq!(cluster.events_after(before).await.unwrap(), []);
-    let [attestation] = world::attestations_of(&direct, &customer).await.unwrap().try_into().unwrap();
+    let [attestation] = actions::attestations_of(&direct, &customer).await.unwrap().try_into().unwrap();
     assert_eq!(attestation.state(), AttestationState::Withdrawn);
 
     // Another attestation is other content; a new order attests anew.
     let other = CreateOrderRequest { attestation: None, ..order.clone() };
     assert_eq!(reason_of(&place(&direct, other).await.unwrap_err()), "REQUEST_ID_REUSED");
-    let anew = CreateOrderRequest { request_id: world::request_id(), ..order };
+    let anew = CreateOrderRequest { request_id: fixtures::request_id(), ..order };
     place(&direct, anew).await.unwrap();
-    assert_eq!(world::attestations_of(&direct, &customer).await.unwrap().len(), 2);
+    assert_eq!(actions::attestations_of(&direct, &customer).await.unwrap().len(), 2);
 }
 
 #[apply(each_backend)]
@@ -409,14 +411,14 @@ async fn a_refused_order_that_is_sent_again_does_not_attest_again_what_was_withd
     #[case] backend: Backend,
 ) {
     tests::needs!(backend);
-    let (cluster, direct) = world::start_with_partners(backend).await;
+    let (cluster, direct) = actions::start_with_partners(backend).await;
     let customer = buyer(&cluster, "Contoso").await;
     let order = CreateOrderRequest { lines: vec![line(RIGHTS_MANAGEMENT, 1)], ..prompted(&customer) };
     let refused = place(&direct, order.clone()).await.unwrap_err();
     assert_eq!(bad_fields_of(&refused), ["lines[0].offer_id"]);
-    let [attestation] = world::attestations_of(&direct, &customer).await.unwrap().try_into().unwrap();
+    let [attestation] = actions::attestations_of(&direct, &customer).await.unwrap().try_into().unwrap();
     let withdrawal = WithdrawAttestationRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         attestation_id: attestation.attestation_id.clone(),
         reason: WithdrawalReason::NoLongerAccepts.into(),
     };
@@ -426,7 +428,7 @@ async fn a_refused_order_that_is_sent_again_does_not_attest_again_what_was_withd
     let before = cluster.head().await.unwrap();
     let refused = place(&direct, order).await.unwrap_err();
     assert_eq!(bad_fields_of(&refused), ["lines[0].offer_id"]);
-    let [withdrawn] = world::attestations_of(&direct, &customer).await.unwrap().try_into().unwrap();
+    let [withdrawn] = actions::attestations_of(&direct, &customer).await.unwrap().try_into().unwrap();
     assert_eq!(withdrawn.attestation_id, attestation.attestation_id);
     assert_eq!(withdrawn.state(), AttestationState::Withdrawn);
     assert_eq!(bought(&direct).await, (0, 0));
@@ -455,29 +457,29 @@ async fn an_order_that_is_only_validated_is_answered_as_it_would_be_and_stores_n
     #[case] backend: Backend,
 ) {
     tests::needs!(backend);
-    let (cluster, direct) = world::start_with_partners(backend).await;
+    let (cluster, direct) = actions::start_with_partners(backend).await;
     let bare = buyer(&cluster, "Contoso").await;
     let attested = buyer(&cluster, "Fabrikam").await;
-    world::attest(&direct, &attested, Clock::system().now()).await.unwrap();
+    actions::attest(&direct, &attested, Clock::system().now()).await.unwrap();
     let other_person = InlineAttestation {
-        contact: Some(Contact { first_name: "Tomas".into(), ..world::contact() }),
-        ..world::inline_attestation(Clock::system().now())
+        contact: Some(Contact { first_name: "Tomas".into(), ..fixtures::contact() }),
+        ..fixtures::inline_attestation(Clock::system().now())
     };
-    let long_ago = world::inline_attestation("2020-01-01T00:00:00Z".parse().unwrap());
+    let long_ago = fixtures::inline_attestation("2020-01-01T00:00:00Z".parse().unwrap());
     for (about, order) in [
-        ("nothing accepted", world::new_order(&bare, None, OFFICE, 5)),
+        ("nothing accepted", fixtures::new_order(&bare, None, OFFICE, 5)),
         (
             "a version that no longer counts",
-            CreateOrderRequest { attestation: Some(long_ago), ..world::new_order(&bare, None, OFFICE, 5) },
+            CreateOrderRequest { attestation: Some(long_ago), ..fixtures::new_order(&bare, None, OFFICE, 5) },
         ),
         ("the prompt", prompted(&bare)),
-        ("attested before", world::new_order(&attested, None, AZURE_PLAN, 1)),
+        ("attested before", fixtures::new_order(&attested, None, AZURE_PLAN, 1)),
         ("attested already", prompted(&attested)),
         (
             "attested by another person",
             CreateOrderRequest {
                 attestation: Some(other_person),
-                ..world::new_order(&attested, None, OFFICE, 5)
+                ..fixtures::new_order(&attested, None, OFFICE, 5)
             },
         ),
         (
@@ -490,12 +492,12 @@ async fn an_order_that_is_only_validated_is_answered_as_it_would_be_and_stores_n
     ] {
         let (before, had) = (cluster.head().await.unwrap(), bought(&direct).await);
         let customer = order.customer_id.clone();
-        let known = world::attestations_of(&direct, &customer).await.unwrap();
+        let known = actions::attestations_of(&direct, &customer).await.unwrap();
         let rehearsed = CreateOrderRequest { validate_only: true, ..order.clone() };
         let would_be = place(&direct, rehearsed).await;
         assert_eq!(cluster.events_after(before).await.unwrap(), [], "{about}");
         assert_eq!(bought(&direct).await, had, "{about}");
-        assert_eq!(world::attestations_of(&direct, &customer).await.unwrap().len(), known.len(), "{about}");
+        assert_eq!(actions::attestations_of(&direct, &customer).await.unwrap().len(), known.len(), "{about}");
         // The request id was left alone, and what it said is what happens.
         assert_eq!(essence(would_be), essence(place(&direct, order).await), "{about}");
     }
@@ -505,14 +507,14 @@ async fn an_order_that_is_only_validated_is_answered_as_it_would_be_and_stores_n
 #[apply(each_backend)]
 async fn many_callers_with_one_request_id_and_an_attestation_get_one_order(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world::start_with_partners(backend).await;
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let agents: Vec<_> = (0..4).map(|_| cluster.as_caller(world::sales(DIRECT))).collect();
+    let (cluster, direct) = actions::start_with_partners(backend).await;
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let agents: Vec<_> = (0..4).map(|_| cluster.as_caller(fixtures::sales(DIRECT))).collect();
     let order = prompted(&customer);
     let calls = (0..64).map(|n| place(&agents[n % agents.len()], order.clone()));
     let answers = join_all(calls).await;
     let bytes: BTreeSet<_> = answers.into_iter().map(|answer| answer.unwrap().encode_to_vec()).collect();
     assert_eq!(bytes.len(), 1);
     assert_eq!(bought(&direct).await, (1, 1));
-    assert_eq!(world::attestations_of(&direct, &customer).await.unwrap().len(), 1);
+    assert_eq!(actions::attestations_of(&direct, &customer).await.unwrap().len(), 1);
 }

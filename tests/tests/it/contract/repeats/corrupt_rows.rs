@@ -17,10 +17,10 @@ async fn a_damaged_row_of_order_svc_is_an_internal_error_and_harms_no_other(#[ca
     tests::needs_own!("databases that it writes to");
     tests::needs!(backend);
     let cluster = start(backend).await;
-    let partner = cluster.as_caller(world::sales(DIRECT));
+    let partner = cluster.as_caller(fixtures::sales(DIRECT));
     let damaged = covered_customer(&partner, "Contoso Lyon").await;
     let sound = covered_customer(&partner, "Fabrikam Nantes").await;
-    let order = world::new_order(&damaged, None, OFFICE, 5);
+    let order = fixtures::new_order(&damaged, None, OFFICE, 5);
     let placed = partner.orders().create_order(order.clone()).await.unwrap().into_inner();
     let subscription = placed.subscriptions[0].clone();
     let other = subscribe(&partner, &sound, None).await.unwrap();
@@ -62,7 +62,7 @@ async fn a_damaged_row_of_order_svc_is_an_internal_error_and_harms_no_other(#[ca
     let listed = partner.subscriptions().list_subscriptions(list(&sound)).await.unwrap().into_inner();
     assert_eq!(listed.subscriptions, std::slice::from_ref(&other));
     partner.subscriptions().change_seats(new_seats(&other, 9)).await.unwrap();
-    world::order(&partner, &sound, None, 1).await.unwrap();
+    actions::order(&partner, &sound, None, 1).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -76,20 +76,20 @@ async fn a_damaged_row_of_agreement_svc_is_an_internal_error_and_lets_nothing_th
     ] {
         for backend in Backend::all() {
             let cluster = start(backend).await;
-            let partner = cluster.as_caller(world::sales(DIRECT));
+            let partner = cluster.as_caller(fixtures::sales(DIRECT));
             let request = new_customer_with_attestation("Contoso Lyon");
             let created = partner.customers().create_customer(request).await.unwrap().into_inner();
             let damaged = created.customer.unwrap().customer_id;
             let attestation_id = created.attestation.unwrap().attestation_id;
             let sound = covered_customer(&partner, "Fabrikam Nantes").await;
             let subscription = subscribe(&partner, &damaged, None).await.unwrap();
-            world::until_bought(&cluster, &damaged).await.unwrap();
+            actions::until_bought(&cluster, &damaged).await.unwrap();
 
             let key = if column.starts_with("customer") { "id" } else { "customer_id" };
             cluster
                 .agreements_sql(&format!("UPDATE {column} = 'NONSENSE' WHERE {key} = '{damaged}'"))
                 .unwrap();
-            check_internal(partner.gate().check_eligibility(world::new_check(DIRECT, &damaged)).await);
+            check_internal(partner.gate().check_eligibility(fixtures::new_check(DIRECT, &damaged)).await);
             let get = GetCustomerRequest { customer_id: damaged.clone() };
             let list = ListCustomersRequest::default();
             if customers_fail {
@@ -113,19 +113,19 @@ async fn a_damaged_row_of_agreement_svc_is_an_internal_error_and_lets_nothing_th
             // order-svc hears an error where it asked for a yes, and unknown is no.
             let before = everything(&cluster).await;
             let unknown = (Code::Unavailable, "GATE_UNAVAILABLE".to_owned());
-            assert_eq!(refused(world::order(&partner, &damaged, None, 1).await), unknown, "{column}");
+            assert_eq!(refused(actions::order(&partner, &damaged, None, 1).await), unknown, "{column}");
             let seats = partner.subscriptions().change_seats(new_seats(&subscription, 9)).await;
             assert_eq!(refused(seats), unknown, "{column}");
             assert_eq!(everything(&cluster).await, before);
 
             let answer = partner
                 .gate()
-                .check_eligibility(world::new_check(DIRECT, &sound))
+                .check_eligibility(fixtures::new_check(DIRECT, &sound))
                 .await
                 .unwrap()
                 .into_inner();
             assert_eq!(answer.decision(), Decision::Allowed);
-            world::order(&partner, &sound, None, 1).await.unwrap();
+            actions::order(&partner, &sound, None, 1).await.unwrap();
         }
     }
 }

@@ -28,9 +28,9 @@ async fn one_attestation_is_stored_for_many_callers_with_one_request_id(#[case] 
     tests::needs!(backend);
     let cluster = start(backend).await;
     let agents = sales_agents(&cluster, DIRECT);
-    let customer = world::create_customer(&agents[0], "Contoso Lyon", "FR", None).await.unwrap();
+    let customer = actions::create_customer(&agents[0], "Contoso Lyon", "FR", None).await.unwrap();
     let before = everything(&cluster).await;
-    let request = new_attestation_by(&customer, world::contact());
+    let request = new_attestation_by(&customer, fixtures::contact());
     let answers = at_once(&agents, |partner| {
         let request = request.clone();
         async move { partner.attestations().create_attestation(request).await }
@@ -48,9 +48,9 @@ async fn one_order_is_placed_by_many_callers_with_one_request_id(#[case] backend
     let customer = covered_customer(&agents[0], "Contoso Lyon").await;
     // So that the report of the first purchase is not counted below.
     subscribe(&agents[0], &customer, None).await.unwrap();
-    world::until_bought(&cluster, &customer).await.unwrap();
+    actions::until_bought(&cluster, &customer).await.unwrap();
     let before = everything(&cluster).await;
-    let request = world::new_order(&customer, None, OFFICE, 5);
+    let request = fixtures::new_order(&customer, None, OFFICE, 5);
     let answers = at_once(&agents, |partner| {
         let request = request.clone();
         async move { partner.orders().create_order(request).await }
@@ -75,7 +75,7 @@ async fn seats_change_once_for_many_callers_with_one_request_id(#[case] backend:
     let agents = sales_agents(&cluster, DIRECT);
     let customer = covered_customer(&agents[0], "Contoso Lyon").await;
     let mut subscription = subscribe(&agents[0], &customer, None).await.unwrap();
-    world::until_bought(&cluster, &customer).await.unwrap();
+    actions::until_bought(&cluster, &customer).await.unwrap();
     for round in 1..=ROUNDS {
         let before = everything(&cluster).await;
         let request = new_seats(&subscription, 5 + round);
@@ -109,14 +109,14 @@ async fn check_grown(
 async fn a_request_id_does_not_serve_for_other_content(#[case] backend: Backend) {
     tests::needs!(backend);
     let cluster = start(backend).await;
-    let partner = cluster.as_caller(world::sales(DIRECT));
+    let partner = cluster.as_caller(fixtures::sales(DIRECT));
     let customer = covered_customer(&partner, "Contoso Lyon").await;
     let mut subscription = subscribe(&partner, &customer, None).await.unwrap();
-    world::until_bought(&cluster, &customer).await.unwrap();
+    actions::until_bought(&cluster, &customer).await.unwrap();
 
-    let customers = world::new_customer("Fabrikam Nantes", "FR", None);
+    let customers = fixtures::new_customer("Fabrikam Nantes", "FR", None);
     let attestations = new_attestation_by(&customer, person("Ada"));
-    let orders = world::new_order(&customer, None, OFFICE, 7);
+    let orders = fixtures::new_order(&customer, None, OFFICE, 7);
     let seats = new_seats(&subscription, 6);
     partner.customers().create_customer(customers.clone()).await.unwrap();
     partner.attestations().create_attestation(attestations.clone()).await.unwrap();
@@ -153,7 +153,7 @@ async fn many_contents_under_one_request_id_at_once_have_one_effect(#[case] back
     let cluster = start(backend).await;
     let agents = sales_agents(&cluster, DIRECT);
     let customer = covered_customer(&agents[0], "Contoso Lyon").await;
-    let request = world::new_order(&customer, None, OFFICE, 1);
+    let request = fixtures::new_order(&customer, None, OFFICE, 1);
     let calls = (1..=16).map(|quantity| {
         let mut request = request.clone();
         request.lines[0].quantity = quantity;

@@ -40,12 +40,11 @@ use proto::order::{
 use proto::types::{Cloud, Contact, Decision};
 use rstest_reuse::apply;
 use sha2::{Digest, Sha256};
+use tests::actions::{self, orders_of, subscribe};
 use tests::assert::{refusal, refused};
 use tests::clients::caller;
 use tests::databases::connect;
-use tests::world::{
-    self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, new_attestation_by, orders_of, person, subscribe,
-};
+use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, new_attestation_by, person};
 use tests::{As, Backend, Cluster, metadata_of, reason_of};
 
 use crate::each_backend;
@@ -80,13 +79,13 @@ const ORDER_TABLES: [&str; 7] =
 
 async fn start(backend: Backend) -> Cluster {
     let cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
     cluster
 }
 
 /// The same user on several connections.
 fn sales_agents(cluster: &Cluster, partner: Uuid) -> Vec<As> {
-    (0..CONNECTIONS).map(|_| cluster.as_caller(world::sales(partner))).collect()
+    (0..CONNECTIONS).map(|_| cluster.as_caller(fixtures::sales(partner))).collect()
 }
 
 /// Makes the same call many times at once.
@@ -151,7 +150,7 @@ async fn everything(cluster: &Cluster) -> Everything {
 }
 
 async fn everything_told(cluster: &Cluster) -> Everything {
-    let operator = cluster.as_caller(world::operator());
+    let operator = cluster.as_caller(fixtures::operator());
     let events = cluster.events_after(0).await.unwrap();
     let (mut customers, mut relationships, mut acceptances) = (0, 0, 0);
     let (mut orders, mut lines, mut subscriptions, mut changes) = (0, 0, 0, 0);
@@ -198,13 +197,13 @@ fn new_customer_accepting(template_id: &str, name: &str) -> CreateCustomerReques
             contact: None,
             agreed_at: Some(timestamp(Clock::system().now())),
         }),
-        ..world::new_customer(name, "FR", None)
+        ..fixtures::new_customer(name, "FR", None)
     }
 }
 
 fn new_seats(of: &Subscription, quantity: u32) -> ChangeSeatsRequest {
     ChangeSeatsRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         subscription_id: of.subscription_id.clone(),
         quantity,
         etag: of.etag.clone(),
@@ -219,12 +218,12 @@ async fn covered_customer(partner: &As, name: &str) -> String {
 }
 
 async fn change_numbers(partner: &As, subscription_id: &str) -> Vec<u32> {
-    world::changes_of(partner, subscription_id).await.unwrap().iter().map(|change| change.number).collect()
+    actions::changes_of(partner, subscription_id).await.unwrap().iter().map(|change| change.number).collect()
 }
 
 /// What was attested, without how far its announcement is: that changes by itself, and answers about
 /// storing an attestation do not have it.
 async fn history(partner: &As, customer_id: &str) -> Vec<Attestation> {
     let unannounced = |attestation| Attestation { notification: None, ..attestation };
-    world::attestations_of(partner, customer_id).await.unwrap().into_iter().map(unannounced).collect()
+    actions::attestations_of(partner, customer_id).await.unwrap().into_iter().map(unannounced).collect()
 }

@@ -29,14 +29,14 @@ async fn changes_by_many_partners_at_once_form_one_history_without_gaps_or_names
     const PARTNERS: usize = 4;
     const CUSTOMERS: usize = 5;
     let cluster = start(backend).await;
-    let operator = cluster.as_caller(world::operator());
-    let service = cluster.as_caller(world::service());
+    let operator = cluster.as_caller(fixtures::operator());
+    let service = cluster.as_caller(fixtures::service());
     let mut partners = vec![];
     for n in 0..PARTNERS {
         let id = Uuid::from_u128(0xd100 + n as u128);
         let kind = PartnerKind::DirectBill;
-        world::register_partner(&operator, id, &format!("Partner {n}"), kind, Cloud::Public).await.unwrap();
-        partners.push((id, cluster.as_caller(world::sales(id))));
+        actions::register_partner(&operator, id, &format!("Partner {n}"), kind, Cloud::Public).await.unwrap();
+        partners.push((id, cluster.as_caller(fixtures::sales(id))));
     }
     let (partners, service) = (&partners, &service);
     let histories = (0..PARTNERS * CUSTOMERS).map(|n| async move {
@@ -48,7 +48,7 @@ async fn changes_by_many_partners_at_once_form_one_history_without_gaps_or_names
         let created = partner.customers().create_customer(request).await.unwrap().into_inner();
         let customer = created.customer.unwrap();
         let update = UpdateCustomerRequest {
-            request_id: world::request_id(),
+            request_id: fixtures::request_id(),
             customer_id: customer.customer_id.clone(),
             etag: customer.etag,
             company_name: format!("Renamed {n}"),
@@ -62,7 +62,7 @@ async fn changes_by_many_partners_at_once_form_one_history_without_gaps_or_names
             ..new_attestation_by(&customer.customer_id, nameable("Refused", n))
         };
         let bought = ReportPurchaseRequest {
-            request_id: world::request_id(),
+            request_id: fixtures::request_id(),
             customer_id: customer.customer_id.clone(),
             payer_id: partner_id.to_string(),
             purchased_at: Some(timestamp(Clock::system().now())),
@@ -88,7 +88,7 @@ async fn changes_by_many_partners_at_once_form_one_history_without_gaps_or_names
         for _ in 0..3 {
             operator
                 .templates()
-                .publish_template_version(world::new_version(CUSTOMER_AGREEMENT))
+                .publish_template_version(fixtures::new_version(CUSTOMER_AGREEMENT))
                 .await
                 .unwrap();
         }

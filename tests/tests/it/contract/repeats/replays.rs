@@ -6,10 +6,10 @@ use super::*;
 async fn agreement_svc_answers_a_request_as_it_did_first_whatever_happened_since(#[case] backend: Backend) {
     tests::needs!(backend);
     let cluster = start(backend).await;
-    let partner = cluster.as_caller(world::sales(DIRECT));
-    let operator = cluster.as_caller(world::operator());
+    let partner = cluster.as_caller(fixtures::sales(DIRECT));
+    let operator = cluster.as_caller(fixtures::operator());
 
-    let (template, _turn) = world::publish_cloud_agreement(&cluster).await.unwrap();
+    let (template, _turn) = actions::publish_cloud_agreement(&cluster).await.unwrap();
     let template = template.template_id;
     let accepting = |request| CreateAttestationRequest { template_id: template.clone(), ..request };
     let customers = new_customer_accepting(&template, "Contoso Lyon");
@@ -18,16 +18,16 @@ async fn agreement_svc_answers_a_request_as_it_did_first_whatever_happened_since
     let attestations = accepting(new_attestation_by(&customer.customer_id, person("Ada")));
     let attested =
         partner.attestations().create_attestation(attestations.clone()).await.unwrap().into_inner();
-    let versions = world::new_version(&template);
+    let versions = fixtures::new_version(&template);
     let published =
         operator.templates().publish_template_version(versions.clone()).await.unwrap().into_inner();
 
     // The world goes on: another version, another attestation, other particulars.
-    operator.templates().publish_template_version(world::new_version(&template)).await.unwrap();
+    operator.templates().publish_template_version(fixtures::new_version(&template)).await.unwrap();
     let superseding = accepting(new_attestation_by(&customer.customer_id, person("Grace")));
     partner.attestations().create_attestation(superseding).await.unwrap();
     let update = UpdateCustomerRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         customer_id: customer.customer_id.clone(),
         etag: customer.etag,
         company_name: "Contoso Paris".into(),
@@ -59,11 +59,11 @@ async fn order_svc_answers_a_request_as_it_did_first_whatever_happened_since(#[c
     tests::needs_own!("services that it stops");
     tests::needs!(backend);
     let mut cluster = start(backend).await;
-    let partner = cluster.as_caller(world::sales(DIRECT));
-    let operator = cluster.as_caller(world::operator());
+    let partner = cluster.as_caller(fixtures::sales(DIRECT));
+    let operator = cluster.as_caller(fixtures::operator());
     let customer = covered_customer(&partner, "Contoso Lyon").await;
 
-    let orders = world::new_order(&customer, None, OFFICE, 5);
+    let orders = fixtures::new_order(&customer, None, OFFICE, 5);
     let placed = partner.orders().create_order(orders.clone()).await.unwrap().into_inner();
     let seats = new_seats(&placed.subscriptions[0], 6);
     let changed = partner.subscriptions().change_seats(seats.clone()).await.unwrap().into_inner();
@@ -73,26 +73,26 @@ async fn order_svc_answers_a_request_as_it_did_first_whatever_happened_since(#[c
     assert_eq!((&kept.subscription, &kept.gate), (&changed.subscription, &None));
     let later = new_seats(changed.subscription.as_ref().unwrap(), 9);
     partner.subscriptions().change_seats(later).await.unwrap();
-    world::until_bought(&cluster, &customer).await.unwrap();
+    actions::until_bought(&cluster, &customer).await.unwrap();
 
     let before = everything(&cluster).await;
     check_replays(&partner, (&orders, &placed), &[(&seats, &changed), (&unchanged, &kept)]).await;
     assert_eq!(everything(&cluster).await, before);
 
     // With this version the gate says no to whatever is new.
-    operator.templates().publish_template_version(world::new_version(CUSTOMER_AGREEMENT)).await.unwrap();
-    let answer = world::order(&partner, &customer, None, 5).await;
+    operator.templates().publish_template_version(fixtures::new_version(CUSTOMER_AGREEMENT)).await.unwrap();
+    let answer = actions::order(&partner, &customer, None, 5).await;
     assert_eq!(refused(answer), (Code::FailedPrecondition, "AGREEMENT_REQUIRED".into()));
     check_replays(&partner, (&orders, &placed), &[(&seats, &changed), (&unchanged, &kept)]).await;
 
     // And now it says nothing at all.
     cluster.stop_agreements();
-    let answer = world::order(&partner, &customer, None, 5).await;
+    let answer = actions::order(&partner, &customer, None, 5).await;
     assert_eq!(refused(answer), (Code::Unavailable, "GATE_UNAVAILABLE".into()));
     check_replays(&partner, (&orders, &placed), &[(&seats, &changed), (&unchanged, &kept)]).await;
 
     cluster.restart_orders().await.unwrap();
-    let partner = cluster.as_caller(world::sales(DIRECT));
+    let partner = cluster.as_caller(fixtures::sales(DIRECT));
     check_replays(&partner, (&orders, &placed), &[(&seats, &changed), (&unchanged, &kept)]).await;
     assert_eq!(orders_of(&partner, &customer).await.unwrap().len(), 1);
     let subscription_id = &placed.subscriptions[0].subscription_id;
@@ -116,15 +116,15 @@ async fn check_replays(
 async fn a_refused_order_passes_under_the_same_request_id_once_its_reason_is_gone(#[case] backend: Backend) {
     tests::needs!(backend);
     let cluster = start(backend).await;
-    let partner = cluster.as_caller(world::sales(DIRECT));
-    let customer = world::create_customer(&partner, "Contoso Lyon", "FR", None).await.unwrap();
+    let partner = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer = actions::create_customer(&partner, "Contoso Lyon", "FR", None).await.unwrap();
     let before = everything(&cluster).await;
-    let request = world::new_order(&customer, None, OFFICE, 5);
+    let request = fixtures::new_order(&customer, None, OFFICE, 5);
     let answer = partner.orders().create_order(request.clone()).await;
     assert_eq!(refused(answer), (Code::FailedPrecondition, "AGREEMENT_REQUIRED".into()));
 
     // A refused attestation leaves its id free as well.
-    let mut attestation = new_attestation_by(&customer, world::contact());
+    let mut attestation = new_attestation_by(&customer, fixtures::contact());
     attestation.template_id = Uuid::from_u128(7).to_string();
     let answer = partner.attestations().create_attestation(attestation.clone()).await;
     assert_eq!(refused(answer), (Code::NotFound, "RESOURCE_NOT_FOUND".into()));
@@ -141,9 +141,9 @@ async fn an_order_that_could_not_be_decided_passes_under_the_same_request_id_onc
     tests::needs_own!("services that it stops");
     tests::needs!(backend);
     let mut cluster = start(backend).await;
-    let partner = cluster.as_caller(world::sales(DIRECT));
+    let partner = cluster.as_caller(fixtures::sales(DIRECT));
     let customer = covered_customer(&partner, "Contoso Lyon").await;
-    let request = world::new_order(&customer, None, OFFICE, 5);
+    let request = fixtures::new_order(&customer, None, OFFICE, 5);
     cluster.stop_agreements();
     let answer = partner.orders().create_order(request.clone()).await;
     assert_eq!(refused(answer), (Code::Unavailable, "GATE_UNAVAILABLE".into()));
@@ -166,24 +166,26 @@ async fn check_placed_once(partner: &As, request: CreateOrderRequest) {
 async fn a_request_id_belongs_to_one_tenant_and_one_call(#[case] backend: Backend) {
     tests::needs!(backend);
     let cluster = start(backend).await;
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let provider = cluster.as_caller(world::sales(PROVIDER));
-    let request_id = world::request_id();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
+    let request_id = fixtures::request_id();
 
     let mut customers = vec![];
     for (partner, name) in [(&direct, "Contoso Lyon"), (&provider, "Fabrikam Nantes")] {
-        let request =
-            CreateCustomerRequest { request_id: request_id.clone(), ..world::new_customer(name, "FR", None) };
+        let request = CreateCustomerRequest {
+            request_id: request_id.clone(),
+            ..fixtures::new_customer(name, "FR", None)
+        };
         let created = partner.customers().create_customer(request).await.unwrap().into_inner();
         let customer_id = created.customer.unwrap().customer_id;
         let request = CreateAttestationRequest {
             request_id: request_id.clone(),
-            ..new_attestation_by(&customer_id, world::contact())
+            ..new_attestation_by(&customer_id, fixtures::contact())
         };
         partner.attestations().create_attestation(request).await.unwrap();
         let request = CreateOrderRequest {
             request_id: request_id.clone(),
-            ..world::new_order(&customer_id, None, OFFICE, 5)
+            ..fixtures::new_order(&customer_id, None, OFFICE, 5)
         };
         let placed = partner.orders().create_order(request.clone()).await.unwrap().into_inner();
         let seats =

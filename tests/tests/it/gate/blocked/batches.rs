@@ -16,13 +16,13 @@ async fn each_item_of_a_batch_is_answered_in_its_place_as_a_call_of_its_own_woul
     tests::needs_own!("databases that it writes to");
     tests::needs!(backend);
     let (cluster, _) = world_at(backend, "2026-11-21T00:00:00Z").await;
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let reseller = cluster.as_caller(world::sales(RESELLER));
-    let service = cluster.as_caller(world::service());
-    let good = world::create_customer(&direct, "Good", "FR", None).await.unwrap();
-    world::attest(&direct, &good, time("2026-11-21T00:00:00Z")).await.unwrap();
-    let bad = world::create_customer(&direct, "Bad", "FR", None).await.unwrap();
-    let resold = world::create_customer(&reseller, "Resold", "FR", Some(PROVIDER)).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
+    let service = cluster.as_caller(fixtures::service());
+    let good = actions::create_customer(&direct, "Good", "FR", None).await.unwrap();
+    actions::attest(&direct, &good, time("2026-11-21T00:00:00Z")).await.unwrap();
+    let bad = actions::create_customer(&direct, "Bad", "FR", None).await.unwrap();
+    let resold = actions::create_customer(&reseller, "Resold", "FR", Some(PROVIDER)).await.unwrap();
 
     let questions = vec![
         new_check(DIRECT, &bad),
@@ -99,11 +99,12 @@ async fn a_batch_is_answered_from_one_state_at_one_time(#[case] backend: Backend
     /// Pairs that accept during one batch.
     const TOGETHER: usize = 10;
     let cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let mut customers = vec![];
     for n in 0..2 * PAIRS {
-        customers.push(world::create_customer(&direct, &format!("Customer {n}"), "FR", None).await.unwrap());
+        customers
+            .push(actions::create_customer(&direct, &format!("Customer {n}"), "FR", None).await.unwrap());
     }
     // Of each pair the first accepts before the second, and is asked about before it.
     let (firsts, seconds) = customers.split_at(PAIRS);
@@ -112,8 +113,8 @@ async fn a_batch_is_answered_from_one_state_at_one_time(#[case] backend: Backend
     let batches = Cell::new(0);
     let write = async {
         for (n, (first, second)) in firsts.iter().zip(seconds).enumerate() {
-            world::attest(&direct, first, Clock::system().now()).await.unwrap();
-            world::attest(&direct, second, Clock::system().now()).await.unwrap();
+            actions::attest(&direct, first, Clock::system().now()).await.unwrap();
+            actions::attest(&direct, second, Clock::system().now()).await.unwrap();
             let seen = batches.get();
             while n % TOGETHER == TOGETHER - 1 && batches.get() == seen {
                 tokio::task::yield_now().await;

@@ -46,8 +46,8 @@ async fn of_ten_thousand_customers_none_is_listed_twice_or_lost_while_others_att
     const AT_ONCE: usize = 8;
     const EVERY: usize = 20;
     let cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let all = populate(&cluster);
     let attested: Vec<Uuid> = all.iter().copied().step_by(EVERY).collect();
     let throughout: BTreeSet<Uuid> = all.iter().copied().filter(|id| !attested.contains(id)).collect();
@@ -59,7 +59,8 @@ async fn of_ten_thousand_customers_none_is_listed_twice_or_lost_while_others_att
         order.sort_by_key(|id| Uuid::new_v5(&PROVIDER, id.as_bytes()));
         for together in order.chunks(AT_ONCE) {
             let now = Clock::system().now();
-            let attested = together.iter().map(async |id| world::attest(&direct, &id.to_string(), now).await);
+            let attested =
+                together.iter().map(async |id| actions::attest(&direct, &id.to_string(), now).await);
             join_all(attested).await.into_iter().for_each(|answer| drop(answer.unwrap()));
         }
         done.set(true);

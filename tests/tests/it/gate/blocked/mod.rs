@@ -25,8 +25,9 @@ use proto::agreement::{
 use proto::identity::{Role, TenantKind};
 use proto::types::{AgreementType, Cloud, Decision, RemedyKind};
 use rstest_reuse::apply;
+use tests::actions::{self, publish};
 use tests::clients::{bad_fields_of, caller, metadata_of};
-use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER, new_check, publish, time};
+use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER, new_check, time};
 use tests::{As, Backend, Cluster, Setup, reason_of};
 
 use crate::each_backend;
@@ -42,7 +43,7 @@ const SECOND: Uuid = uuid!("00000000-0000-4000-8000-0000000000e2");
 async fn world_at(backend: Backend, start: &str) -> (Cluster, Clock) {
     let clock = Clock::manual(time(start));
     let cluster = Cluster::start(Setup { backend, clock: clock.clone(), ..Setup::default() }).await.unwrap();
-    world::register_partners(&cluster).await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
     (cluster, clock)
 }
 
@@ -142,7 +143,7 @@ fn version(
     PublishTemplateVersionRequest {
         effective_from: effective_from.map(timestamp),
         reacceptance,
-        ..world::new_version(CUSTOMER_AGREEMENT)
+        ..fixtures::new_version(CUSTOMER_AGREEMENT)
     }
 }
 
@@ -158,19 +159,19 @@ async fn rehearse(operator: &As, version: &PublishTemplateVersionRequest) -> Pub
 /// Customers of the direct-bill partner's, one for each way to stand, by what it is. A Cloud Agreement is
 /// one of the test's own: the vendor's can be accepted no more.
 async fn one_of_each(cluster: &Cluster, cloud_agreement: &str) -> BTreeMap<&'static str, String> {
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let mut customers = BTreeMap::new();
     for name in ["None", "Withdrawn", "Old", "Cloud", "Current", "Bought", "Ended"] {
-        customers.insert(name, world::create_customer(&direct, name, "FR", None).await.unwrap());
+        customers.insert(name, actions::create_customer(&direct, name, "FR", None).await.unwrap());
     }
     // In 2019 both types satisfied.
     let then = time("2019-11-01T00:00:00Z");
-    world::attest_to(&direct, &customers["Cloud"], cloud_agreement, then).await.unwrap();
-    world::attest(&direct, &customers["Old"], then).await.unwrap();
-    let given = world::attest_now(&direct, &customers["Withdrawn"]).await.unwrap();
-    world::withdraw(&direct, &given).await.unwrap();
-    world::attest_now(&direct, &customers["Current"]).await.unwrap();
-    world::report_purchase(cluster, &customers["Bought"], DIRECT, world::now()).await.unwrap();
+    actions::attest_to(&direct, &customers["Cloud"], cloud_agreement, then).await.unwrap();
+    actions::attest(&direct, &customers["Old"], then).await.unwrap();
+    let given = actions::attest_now(&direct, &customers["Withdrawn"]).await.unwrap();
+    actions::withdraw(&direct, &given).await.unwrap();
+    actions::attest_now(&direct, &customers["Current"]).await.unwrap();
+    actions::report_purchase(cluster, &customers["Bought"], DIRECT, fixtures::now()).await.unwrap();
     end_relationship(&direct, &customers["Ended"], None).await;
     customers
 }
@@ -183,7 +184,7 @@ fn active<'c>(customers: &'c BTreeMap<&str, String>) -> Vec<&'c String> {
 /// Ends a partner's relationship with a customer, for a reseller the one through a provider.
 async fn end_relationship(partner: &As, customer: &str, provider: Option<Uuid>) {
     let request = EndRelationshipRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         customer_id: customer.into(),
         provider_id: provider.map(|id| id.to_string()).unwrap_or_default(),
         reseller_id: String::new(),

@@ -8,10 +8,10 @@ async fn a_rehearsal_tells_whom_publishing_would_stop_and_stores_nothing(#[case]
     tests::needs!(backend);
     let start = time("2026-11-21T00:00:00Z");
     let (cluster, _) = world_at(backend, "2026-11-21T00:00:00Z").await;
-    let operator = cluster.as_caller(world::operator());
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let provider = cluster.as_caller(world::sales(PROVIDER));
-    let reseller = cluster.as_caller(world::sales(RESELLER));
+    let operator = cluster.as_caller(fixtures::operator());
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
     // Of the direct-bill partner one never accepted, one only the version of 2019, one ended.
     for (name, agreed_at) in [
         ("A", Some(start)),
@@ -19,20 +19,20 @@ async fn a_rehearsal_tells_whom_publishing_would_stop_and_stores_nothing(#[case]
         ("Old", Some(time("2020-06-01T00:00:00Z"))),
         ("Ended", Some(start)),
     ] {
-        let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
+        let customer = actions::create_customer(&direct, name, "FR", None).await.unwrap();
         if let Some(agreed_at) = agreed_at {
-            world::attest(&direct, &customer, agreed_at).await.unwrap();
+            actions::attest(&direct, &customer, agreed_at).await.unwrap();
         }
         if name == "Ended" {
             end_relationship(&direct, &customer, None).await;
         }
     }
     for (creator, name, through) in [(&provider, "B", None), (&reseller, "C", Some(PROVIDER))] {
-        let customer = world::create_customer(creator, name, "FR", through).await.unwrap();
-        world::attest(&provider, &customer, start).await.unwrap();
+        let customer = actions::create_customer(creator, name, "FR", through).await.unwrap();
+        actions::attest(&provider, &customer, start).await.unwrap();
     }
     // One signed by itself, which counts for both partners; through the reseller it is the same pair.
-    let signed = world::create_customer(&direct, "Signed", "FR", None).await.unwrap();
+    let signed = actions::create_customer(&direct, "Signed", "FR", None).await.unwrap();
     share(&cluster, &signed, PROVIDER, None, 1001);
     share(&cluster, &signed, PROVIDER, Some(RESELLER), 1002);
     let columns = "id, kind, partner_id, customer_id, agreement_type, template_id, template_version, \

@@ -12,8 +12,8 @@ async fn an_attestation_that_is_not_clearly_made_or_refused_is_unknown_and_nothi
     tests::needs_own!("a line to agreement-svc that it cuts");
     const US: &str = "agreement-svc";
     let prompted = || CreateOrderRequest {
-        attestation: Some(world::inline_attestation(Clock::system().now())),
-        ..world::new_order(&world::request_id(), None, OFFICE, 5)
+        attestation: Some(fixtures::inline_attestation(Clock::system().now())),
+        ..fixtures::new_order(&fixtures::request_id(), None, OFFICE, 5)
     };
     // What is clear passes, so that the others prove something.
     let clear: [(&str, AttestationTwist); 3] = [
@@ -23,7 +23,7 @@ async fn an_attestation_that_is_not_clearly_made_or_refused_is_unknown_and_nothi
     ];
     for (reason, attestation_twist) in clear {
         let cluster = cluster_asking(&Impostor { attestation_twist, ..Impostor::new(Ok) }, 1000).await;
-        let direct = cluster.as_caller(world::sales(DIRECT));
+        let direct = cluster.as_caller(fixtures::sales(DIRECT));
         let placed = direct.orders().create_order(prompted()).await;
         assert_eq!(placed.as_ref().err().map(reason_of).unwrap_or_default(), reason);
         assert_eq!(orders_of(&direct).await, usize::from(placed.is_ok()), "{reason}");
@@ -61,7 +61,7 @@ async fn an_attestation_that_is_not_clearly_made_or_refused_is_unknown_and_nothi
     ];
     for (about, attestation_twist) in twists {
         let cluster = cluster_asking(&Impostor { attestation_twist, ..Impostor::new(Ok) }, 1000).await;
-        let direct = cluster.as_caller(world::sales(DIRECT));
+        let direct = cluster.as_caller(fixtures::sales(DIRECT));
         let refused = direct.orders().create_order(prompted()).await.unwrap_err();
         assert_unknown(&refused, about);
         assert_eq!(orders_of(&direct).await, 0, "{about}");
@@ -73,18 +73,18 @@ async fn what_an_order_carries_is_attested_once_however_often_it_is_sent_and_the
     tests::needs_own!("databases that it writes to");
     let impostor = Impostor::new(Ok);
     let cluster = cluster_asking(&impostor, 1000).await;
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let counts = || [&impostor.attestations, &impostor.questions].map(|count| count.load(Ordering::SeqCst));
     let order = CreateOrderRequest {
-        attestation: Some(world::inline_attestation(Clock::system().now())),
-        ..world::new_order(&world::request_id(), None, OFFICE, 5)
+        attestation: Some(fixtures::inline_attestation(Clock::system().now())),
+        ..fixtures::new_order(&fixtures::request_id(), None, OFFICE, 5)
     };
     for _ in 0..3 {
         direct.orders().create_order(order.clone()).await.unwrap();
         assert_eq!(counts(), [1, 1]);
     }
     cluster.orders_sql("UPDATE fence SET fence_revision = 1000000").unwrap();
-    let order = CreateOrderRequest { request_id: world::request_id(), ..order };
+    let order = CreateOrderRequest { request_id: fixtures::request_id(), ..order };
     let refused = direct.orders().create_order(order).await.unwrap_err();
     assert_eq!(reason_of(&refused), "ANSWER_OUTDATED");
     assert_eq!(counts(), [2, 4]);

@@ -6,12 +6,12 @@ use super::*;
 async fn what_is_gated_needs_an_acceptance_that_was_not_withdrawn(#[case] backend: Backend) {
     tests::needs!(backend);
     let world = World::today(backend).await;
-    let (template, _turn) = world::publish_cloud_agreement(&world.cluster).await.unwrap();
+    let (template, _turn) = actions::publish_cloud_agreement(&world.cluster).await.unwrap();
     let cloud = CreateAttestationRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         customer_id: world.customer.clone(),
         template_id: template.template_id,
-        contact: Some(world::contact()),
+        contact: Some(fixtures::contact()),
         agreed_at: Some(timestamp(world.clock.now())),
         validate_only: false,
     };
@@ -22,10 +22,10 @@ async fn what_is_gated_needs_an_acceptance_that_was_not_withdrawn(#[case] backen
 
     // The Cloud Agreement that is left no longer satisfies, but it is an acceptance: nothing
     // is cancelled.
-    let renewed = world::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap_err();
+    let renewed = actions::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap_err();
     assert_eq!(renewed.code(), Code::AlreadyExists);
     let request = WithdrawAttestationRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         attestation_id: metadata_of(&renewed)["attestation_id"].clone(),
         reason: WithdrawalReason::NoLongerAccepts.into(),
     };

@@ -32,7 +32,7 @@ async fn everything_that_happened_is_kept_with_who_and_why(#[case] backend: Back
 
     let changes = world.changes(&subscription).await;
     gates[0].clone_from(&changes[0].gate);
-    let by = world::sales(DIRECT);
+    let by = fixtures::sales(DIRECT);
     let (tenant, user) = (by.tenant_id.to_string(), by.user_id.to_string());
     let kept: Vec<_> = changes
         .iter()
@@ -76,7 +76,7 @@ async fn the_channel_of_the_caller_decides_when_it_became_mandatory(#[case] back
     tests::needs!(backend);
     // Mandatory at the dashboard, optional through the API.
     let world = World::without_acceptance(backend, "2018-12-01T12:00:00Z").await;
-    let api = Caller { channel: Channel::Api, ..world::sales(DIRECT) };
+    let api = Caller { channel: Channel::Api, ..fixtures::sales(DIRECT) };
     let api = world.cluster.as_caller(api);
     let order = world.new_order("YEAR", 2);
     let mut bought = api.orders().create_order(order).await.unwrap().into_inner().subscriptions;

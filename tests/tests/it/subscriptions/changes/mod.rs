@@ -34,8 +34,8 @@ use rstest_reuse::apply;
 use tempfile::TempDir;
 use tests::assert::{eventually, refusal};
 use tests::clients::bad_fields_of;
-use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, time};
-use tests::{As, Backend, Cluster, Setup, metadata_of};
+use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, time};
+use tests::{As, Backend, Cluster, Setup, actions, metadata_of};
 
 use crate::each_backend;
 use tonic::{Code, Response, Status};
@@ -91,7 +91,7 @@ impl Asked {
     fn of(wish: Command, subscription: &Subscription) -> Self {
         Self {
             wish,
-            request_id: world::request_id(),
+            request_id: fixtures::request_id(),
             subscription_id: subscription.subscription_id.clone(),
             etag: subscription.etag.clone(),
             validate_only: false,
@@ -154,14 +154,14 @@ struct World {
 impl World {
     async fn new(backend: Backend, start: &str) -> Self {
         let world = Self::without_acceptance(backend, start).await;
-        world::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap();
+        actions::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap();
         world
     }
 
     /// Under the system's clock, with the offers that ship.
     async fn today(backend: Backend) -> Self {
         let world = Self::on(Setup { backend, ..Setup::default() }, None).await;
-        world::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap();
+        actions::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap();
         world
     }
 
@@ -176,15 +176,18 @@ impl World {
     async fn on(setup: Setup, offers: Option<TempDir>) -> Self {
         let clock = setup.clock.clone();
         let cluster = Cluster::start(setup).await.unwrap();
-        world::register_partners(&cluster).await.unwrap();
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+        actions::register_partners(&cluster).await.unwrap();
+        let direct = cluster.as_caller(fixtures::sales(DIRECT));
+        let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
         Self { cluster, clock, direct, customer, _offers: offers }
     }
 
     fn new_order(&self, offer_id: &str, lines: usize) -> CreateOrderRequest {
         let line = NewOrderLine { offer_id: offer_id.into(), quantity: 5, friendly_name: String::new() };
-        CreateOrderRequest { lines: vec![line; lines], ..world::new_order(&self.customer, None, offer_id, 5) }
+        CreateOrderRequest {
+            lines: vec![line; lines],
+            ..fixtures::new_order(&self.customer, None, offer_id, 5)
+        }
     }
 
     /// So many subscriptions of 5.
@@ -211,7 +214,7 @@ impl World {
     }
 
     async fn now(&self, of: &Subscription) -> Subscription {
-        world::get_subscription(&self.direct, &of.subscription_id).await.unwrap()
+        actions::get_subscription(&self.direct, &of.subscription_id).await.unwrap()
     }
 
     /// What a subscription is once a worker has made it so.
@@ -247,8 +250,8 @@ impl World {
     /// Publishes a version of the Customer Agreement that is in force now.
     async fn publish(&self, reacceptance: Option<Reacceptance>) {
         let request =
-            PublishTemplateVersionRequest { reacceptance, ..world::new_version(CUSTOMER_AGREEMENT) };
-        world::publish(&self.cluster.as_caller(world::operator()), request).await.unwrap();
+            PublishTemplateVersionRequest { reacceptance, ..fixtures::new_version(CUSTOMER_AGREEMENT) };
+        actions::publish(&self.cluster.as_caller(fixtures::operator()), request).await.unwrap();
     }
 }
 

@@ -44,7 +44,7 @@ async fn a_repeated_change_gets_its_first_answer_whatever_has_happened_since(#[c
 
 /// The same user on several connections.
 fn agents(world: &World) -> Vec<As> {
-    (0..4).map(|_| world.cluster.as_caller(world::sales(DIRECT))).collect()
+    (0..4).map(|_| world.cluster.as_caller(fixtures::sales(DIRECT))).collect()
 }
 
 /// What many callers at once are told.
@@ -102,12 +102,12 @@ async fn a_first_answer_is_given_again_for_thirty_days_and_then_its_request_id_i
         world.direct.orders().create_order(order.clone()).await.map(Response::into_inner)
     };
     let create = async |world: &World, name: &str, request_id: &str| {
-        let new = world::new_customer(name, "FR", None);
+        let new = fixtures::new_customer(name, "FR", None);
         let new = proto::agreement::CreateCustomerRequest { request_id: request_id.into(), ..new };
         world.direct.customers().create_customer(new).await.map(Response::into_inner)
     };
     let (old_order, order) = (world.new_order("YEAR", 1), world.new_order("YEAR", 1));
-    let (old_id, id) = (world::request_id(), world::request_id());
+    let (old_id, id) = (fixtures::request_id(), fixtures::request_id());
     let first_order = place(&world, &old_order).await.unwrap();
     create(&world, "Old", &old_id).await.unwrap();
     world.clock.set(start + Duration::from_secs(1));

@@ -184,8 +184,8 @@ async fn replicas_never_report_a_first_purchase_twice(#[case] backend: Backend) 
     let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
     for n in 0..CUSTOMERS {
         world.customer =
-            world::create_customer(&world.direct, &format!("Customer {n}"), "FR", None).await.unwrap();
-        world::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap();
+            actions::create_customer(&world.direct, &format!("Customer {n}"), "FR", None).await.unwrap();
+        actions::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap();
         world.subscribe_to("MONTH", 1).await;
     }
     all_are_reported(&world.cluster).await;

@@ -8,10 +8,10 @@ async fn withdrawals_are_applied_once_after_downtime(#[case] backend: Backend) {
     tests::needs_own!("services that it stops");
     tests::needs!(backend);
     let mut cluster = cluster_on(backend).await;
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let mut customers = vec![];
     for name in ["First", "Second", "Third"] {
-        let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
+        let customer = actions::create_customer(&direct, name, "FR", None).await.unwrap();
         let attestation = attest_now(&direct, &customer).await.unwrap();
         let bought = buy(&direct, &customer, None).await.unwrap();
         customers.push((customer, attestation, bought));
@@ -41,7 +41,7 @@ async fn withdrawals_are_applied_once_after_downtime(#[case] backend: Backend) {
 
     for ((_, _, bought), revision) in customers.iter().zip([first, second, third]) {
         assert_cancelled(&direct, bought, revision).await;
-        assert_eq!(world::changes_of(&direct, &bought.subscription_id).await.unwrap().len(), 2);
+        assert_eq!(actions::changes_of(&direct, &bought.subscription_id).await.unwrap().len(), 2);
     }
 }
 
@@ -52,9 +52,9 @@ async fn replicas_apply_each_withdrawal_once(#[case] backend: Backend) {
     const CUSTOMERS: usize = 40;
     let mut cluster = cluster_on(backend).await;
     cluster.start_orders_replica().await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let customers = (0..CUSTOMERS).map(async |n| {
-        let customer = world::create_customer(&direct, &format!("Customer {n}"), "FR", None).await.unwrap();
+        let customer = actions::create_customer(&direct, &format!("Customer {n}"), "FR", None).await.unwrap();
         let attestation = attest_now(&direct, &customer).await.unwrap();
         (attestation, buy(&direct, &customer, None).await.unwrap())
     });
@@ -64,7 +64,7 @@ async fn replicas_apply_each_withdrawal_once(#[case] backend: Backend) {
     for ((_, bought), revision) in customers.iter().zip(&revisions) {
         assert_eq!(told(&applied(&direct, *revision).await).0, (1, 0));
         assert_cancelled(&direct, bought, *revision).await;
-        assert_eq!(world::changes_of(&direct, &bought.subscription_id).await.unwrap().len(), 2);
+        assert_eq!(actions::changes_of(&direct, &bought.subscription_id).await.unwrap().len(), 2);
     }
 }
 
@@ -73,14 +73,14 @@ async fn reports_and_their_effects_are_listed_page_by_page(#[case] backend: Back
     tests::needs!(backend);
     const SUBSCRIPTIONS: usize = 7;
     let cluster = cluster_on(backend).await;
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let provider = cluster.as_caller(world::sales(PROVIDER));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
     let mut reports = vec![];
     for (name, times) in [("Contoso", 3), ("Fourth Coffee", 1)] {
-        let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
+        let customer = actions::create_customer(&direct, name, "FR", None).await.unwrap();
         for _ in 0..times {
             let attestation = attest_now(&direct, &customer).await.unwrap();
-            let mut order = world::new_order(&customer, None, OFFICE, 1);
+            let mut order = fixtures::new_order(&customer, None, OFFICE, 1);
             order.lines = vec![order.lines[0].clone(); SUBSCRIPTIONS];
             direct.orders().create_order(order).await.unwrap();
             let revision = withdraw(&direct, &attestation).await.unwrap();
@@ -110,7 +110,7 @@ async fn reports_and_their_effects_are_listed_page_by_page(#[case] backend: Back
     let all: Vec<_> = reports.iter().map(|(_, report)| report.report.clone().unwrap()).collect();
     assert_eq!(list(&direct, "").await, all);
     // On a stack the operator sees the reports of others, too.
-    let mut seen = list(&cluster.as_caller(world::operator()), "").await;
+    let mut seen = list(&cluster.as_caller(fixtures::operator()), "").await;
     seen.retain(|report| reports.iter().any(|(customer, _)| *customer == report.customer_id));
     assert_eq!(seen, all);
     assert_eq!(list(&direct, &reports[3].0).await, all[3..]);
@@ -153,9 +153,9 @@ async fn how_far_behind_the_history_order_svc_is_can_be_measured() {
     let clock = Clock::manual(now());
     let setup = Setup { clock: clock.clone(), ..Setup::default() };
     let mut cluster = Cluster::start(setup).await.unwrap();
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let revision = world::new_customer("Contoso", "FR", None);
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let revision = fixtures::new_customer("Contoso", "FR", None);
     let revision = direct.customers().create_customer(revision).await.unwrap().into_inner().revision;
     followed(&direct, revision).await;
     let (behind, applied) = ("order_svc_history_behind_seconds", "order_svc_history_revision");

@@ -9,29 +9,29 @@ async fn what_rests_on_a_withdrawn_attestation_is_cancelled_for_payer_and_resell
     use WithdrawalOutcome::Cancelled;
     let cluster = cluster_on(backend).await;
     let [direct, provider, reseller] =
-        [DIRECT, PROVIDER, RESELLER].map(|partner| cluster.as_caller(world::sales(partner)));
-    let operator = cluster.as_caller(world::operator());
-    let customer = world::create_customer(&reseller, "Contoso", "FR", Some(PROVIDER)).await.unwrap();
+        [DIRECT, PROVIDER, RESELLER].map(|partner| cluster.as_caller(fixtures::sales(partner)));
+    let operator = cluster.as_caller(fixtures::operator());
+    let customer = actions::create_customer(&reseller, "Contoso", "FR", Some(PROVIDER)).await.unwrap();
     let attestation = attest_now(&provider, &customer).await.unwrap();
     let line = NewOrderLine { offer_id: OFFICE.into(), quantity: 2, friendly_name: String::new() };
-    let mut order = world::new_order(&customer, Some(PROVIDER), OFFICE, 7);
+    let mut order = fixtures::new_order(&customer, Some(PROVIDER), OFFICE, 7);
     order.lines.push(line);
     let two = reseller.orders().create_order(order).await.unwrap().into_inner().subscriptions;
     let paused = buy(&provider, &customer, None).await.unwrap();
     let suspend = SuspendSubscriptionRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         subscription_id: paused.subscription_id.clone(),
         etag: paused.etag.clone(),
     };
     provider.subscriptions().suspend_subscription(suspend).await.unwrap();
     // Another payer of the customer's was never covered by it, and learns nothing of it.
-    let admin = cluster.as_caller(world::admin(customer.parse().unwrap()));
-    let invitation = world::invite(&direct, None, None).await.unwrap();
-    admin.signatures().accept_invitation(world::acceptance(&invitation, None)).await.unwrap();
+    let admin = cluster.as_caller(fixtures::admin(customer.parse().unwrap()));
+    let invitation = actions::invite(&direct, None, None).await.unwrap();
+    admin.signatures().accept_invitation(fixtures::acceptance(&invitation, None)).await.unwrap();
     attest_now(&direct, &customer).await.unwrap();
     let foreign = buy(&direct, &customer, None).await.unwrap();
     // Another customer of the same provider rests on its own.
-    let other = world::create_customer(&reseller, "Fourth Coffee", "FR", Some(PROVIDER)).await.unwrap();
+    let other = actions::create_customer(&reseller, "Fourth Coffee", "FR", Some(PROVIDER)).await.unwrap();
     attest_now(&provider, &other).await.unwrap();
     let unconcerned = buy(&provider, &other, None).await.unwrap();
 
@@ -59,7 +59,7 @@ async fn what_rests_on_a_withdrawn_attestation_is_cancelled_for_payer_and_resell
     assert_eq!(read(&operator, &foreign.subscription_id).await.unwrap(), foreign);
 
     // Nothing more is sold, and a later acceptance does not bring anything back.
-    let refused = world::order(&provider, &customer, None, 5).await.unwrap_err();
+    let refused = actions::order(&provider, &customer, None, 5).await.unwrap_err();
     assert_eq!(
         (refused.code(), reason_of(&refused).as_str()),
         (Code::FailedPrecondition, "AGREEMENT_REQUIRED")
@@ -81,7 +81,7 @@ async fn a_withdrawn_signature_leaves_those_who_attested_alone(#[case] backend: 
         [buy(&direct, &customer, None).await.unwrap(), buy(&provider, &customer, None).await.unwrap()];
     let revision = withdraw_signature(&admin, &customer).await.unwrap();
 
-    let operator = cluster.as_caller(world::operator());
+    let operator = cluster.as_caller(fixtures::operator());
     let all = applied(&operator, revision).await;
     let both = outcomes(&[(&covered, StillCovered), (&uncovered, Cancelled)]);
     assert_eq!(told(&all), ((1, 1), both));
@@ -97,8 +97,8 @@ async fn a_withdrawn_signature_leaves_those_who_attested_alone(#[case] backend: 
 
     assert_eq!(read(&operator, &covered.subscription_id).await.unwrap(), covered);
     assert_cancelled(&operator, &uncovered, revision).await;
-    world::order(&direct, &customer, None, 1).await.unwrap();
-    world::order(&provider, &customer, None, 1).await.unwrap_err();
+    actions::order(&direct, &customer, None, 1).await.unwrap();
+    actions::order(&provider, &customer, None, 1).await.unwrap_err();
 }
 
 /// What takes order-svc back to before a withdrawal, the only one since, except what was cancelled.
@@ -116,8 +116,8 @@ async fn what_rests_on_a_newer_answer_stays_however_late_a_withdrawal_is_applied
     tests::needs!(backend);
     use WithdrawalOutcome::NewerAnswer;
     let mut cluster = cluster_on(backend).await;
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let attestation = attest_now(&direct, &customer).await.unwrap();
     let before = buy(&direct, &customer, None).await.unwrap();
     let revision = withdraw(&direct, &attestation).await.unwrap();
@@ -133,7 +133,7 @@ async fn what_rests_on_a_newer_answer_stays_however_late_a_withdrawal_is_applied
     assert_eq!(told(&again), ((0, 1), outcomes(&[(&after, NewerAnswer)])));
     assert_eq!(read(&direct, &after.subscription_id).await.unwrap(), after);
     assert_cancelled(&direct, &before, revision).await;
-    world::order(&direct, &customer, None, 1).await.unwrap();
+    actions::order(&direct, &customer, None, 1).await.unwrap();
 }
 
 #[apply(each_backend)]
@@ -141,9 +141,9 @@ async fn a_database_that_is_restored_under_order_svc_is_told_again_what_it_forgo
     tests::needs_own!("databases that it writes to");
     tests::needs!(backend);
     let cluster = cluster_on(backend).await;
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     for (name, is_quiet) in [("Contoso", false), ("Fourth Coffee", true)] {
-        let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
+        let customer = actions::create_customer(&direct, name, "FR", None).await.unwrap();
         let attestation = attest_now(&direct, &customer).await.unwrap();
         let bought = buy(&direct, &customer, None).await.unwrap();
         let revision = withdraw(&direct, &attestation).await.unwrap();
@@ -159,7 +159,7 @@ async fn a_database_that_is_restored_under_order_svc_is_told_again_what_it_forgo
         cluster.orders_sql(&restore).unwrap();
         // The next event must not pass over what came before it, and none has to come.
         if !is_quiet {
-            world::create_customer(&direct, "Fabrikam", "FR", None).await.unwrap();
+            actions::create_customer(&direct, "Fabrikam", "FR", None).await.unwrap();
         }
         let again = applied(&direct, revision).await;
         assert_eq!(told(&again), ((1, 0), outcomes(&[(&bought, WithdrawalOutcome::Cancelled)])));
@@ -179,10 +179,10 @@ async fn a_database_that_is_ahead_of_the_history_is_told_nothing_and_order_svc_g
     let mut cluster = Cluster::start(setup).await.unwrap();
     cluster.restart_agreements().await.unwrap();
     relay.pass_to(cluster.agreements_address());
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let covered = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let uncovered = world::create_customer(&direct, "Fabrikam", "FR", None).await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let covered = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let uncovered = actions::create_customer(&direct, "Fabrikam", "FR", None).await.unwrap();
     attest_now(&direct, &covered).await.unwrap();
     let attestation = attest_now(&direct, &uncovered).await.unwrap();
     let bought = buy(&direct, &uncovered, None).await.unwrap();
@@ -200,7 +200,7 @@ async fn a_database_that_is_ahead_of_the_history_is_told_nothing_and_order_svc_g
     assert_eq!(metric(&cluster, "order_svc_history_behind_seconds").await, f64::INFINITY);
     assert_eq!(read(&direct, &bought.subscription_id).await.unwrap(), bought);
     buy(&direct, &covered, None).await.unwrap();
-    let refused = world::order(&direct, &uncovered, None, 5).await.unwrap_err();
+    let refused = actions::order(&direct, &uncovered, None, 5).await.unwrap_err();
     assert_eq!(reason_of(&refused), "AGREEMENT_REQUIRED");
 
     // Once the row is right it is found so without a restart.

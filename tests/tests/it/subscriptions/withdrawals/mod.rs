@@ -18,10 +18,10 @@ use proto::order::{
 };
 use proto::types::AcceptanceKind;
 use rstest_reuse::apply;
-use tests::world::{
-    self, DIRECT, OFFICE, PROVIDER, RESELLER, attest_now, get_subscription as read, now, subscribe as buy,
-    withdraw, withdraw_signature,
+use tests::actions::{
+    self, attest_now, get_subscription as read, subscribe as buy, withdraw, withdraw_signature,
 };
+use tests::fixtures::{self, DIRECT, OFFICE, PROVIDER, RESELLER, now};
 use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
 
 use crate::each_backend;
@@ -35,7 +35,7 @@ const LONG: Duration = Duration::from_secs(30);
 
 async fn cluster_on(backend: Backend) -> Cluster {
     let cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
     cluster
 }
 
@@ -89,7 +89,7 @@ fn outcomes(of: &[(&Subscription, WithdrawalOutcome)]) -> Vec<(String, Withdrawa
 async fn assert_cancelled(caller: &As, bought: &Subscription, revision: i64) {
     let ended = read(caller, &bought.subscription_id).await.unwrap();
     assert_eq!(ended.state(), SubscriptionState::Cancelled);
-    let change = world::changes_of(caller, &bought.subscription_id).await.unwrap().pop().unwrap();
+    let change = actions::changes_of(caller, &bought.subscription_id).await.unwrap().pop().unwrap();
     assert_eq!(change.kind(), SubscriptionChangeKind::Cancelled);
     assert_eq!(change.reason(), SubscriptionChangeReason::AgreementWithdrawn);
     assert_eq!((change.event_revision, change.actor.as_str(), change.gate), (revision, "", None));
@@ -99,12 +99,12 @@ async fn assert_cancelled(caller: &As, bought: &Subscription, revision: i64) {
 
 /// A customer of two payers that has signed: the direct-bill partner's, which the provider invited.
 async fn customer_of_two(cluster: &Cluster) -> (As, As, As, String) {
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let provider = cluster.as_caller(world::sales(PROVIDER));
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let admin = cluster.as_caller(world::admin(customer.parse().unwrap()));
-    let invitation = world::invite(&provider, None, None).await.unwrap();
-    admin.signatures().accept_invitation(world::acceptance(&invitation, None)).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let admin = cluster.as_caller(fixtures::admin(customer.parse().unwrap()));
+    let invitation = actions::invite(&provider, None, None).await.unwrap();
+    admin.signatures().accept_invitation(fixtures::acceptance(&invitation, None)).await.unwrap();
     (direct, provider, admin, customer)
 }
 

@@ -4,7 +4,7 @@ use super::*;
 
 async fn end(caller: &As, customer: &str, reseller: Option<Uuid>) -> i64 {
     let request = EndRelationshipRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         customer_id: customer.into(),
         reseller_id: reseller.map(|id| id.to_string()).unwrap_or_default(),
         ..EndRelationshipRequest::default()
@@ -23,10 +23,10 @@ async fn what_those_who_part_leave_behind_does_not_renew_and_is_not_cancelled(#[
     let revision = end(&direct, &customer, None).await;
     followed(&direct, revision).await;
 
-    let operator = cluster.as_caller(world::operator());
+    let operator = cluster.as_caller(fixtures::operator());
     let now = read(&operator, &left.subscription_id).await.unwrap();
     assert_eq!((now.state(), now.auto_renew), (SubscriptionState::Active, false));
-    let change = world::changes_of(&operator, &left.subscription_id).await.unwrap().pop().unwrap();
+    let change = actions::changes_of(&operator, &left.subscription_id).await.unwrap().pop().unwrap();
     assert_eq!(change.kind(), SubscriptionChangeKind::AutoRenewOff);
     assert_eq!(change.reason(), SubscriptionChangeReason::RelationshipEnded);
     assert_eq!((change.event_revision, change.actor.as_str(), change.gate), (revision, "", None));
@@ -47,11 +47,11 @@ async fn what_is_bought_after_a_parting_stays_however_late_it_is_applied(#[case]
         [buy(&direct, &customer, None).await.unwrap(), buy(&provider, &customer, None).await.unwrap()];
     let revision = end(&direct, &customer, None).await;
     followed(&direct, revision).await;
-    let operator = cluster.as_caller(world::operator());
+    let operator = cluster.as_caller(fixtures::operator());
 
     // Together again: what is bought then is not concerned by the parting.
-    let invitation = world::invite(&direct, None, None).await.unwrap();
-    admin.signatures().accept_invitation(world::acceptance(&invitation, None)).await.unwrap();
+    let invitation = actions::invite(&direct, None, None).await.unwrap();
+    admin.signatures().accept_invitation(fixtures::acceptance(&invitation, None)).await.unwrap();
     let anew = buy(&direct, &customer, None).await.unwrap();
     cluster.stop_orders();
     let back = format!("UPDATE follower SET revision = {}; DELETE FROM fence", revision - 1);
@@ -71,11 +71,12 @@ async fn what_is_bought_after_a_parting_stays_however_late_it_is_applied(#[case]
 async fn a_provider_that_parts_with_one_reseller_goes_on_with_the_rest(#[case] backend: Backend) {
     tests::needs!(backend);
     let cluster = cluster_on(backend).await;
-    let [provider, reseller] = [PROVIDER, RESELLER].map(|partner| cluster.as_caller(world::sales(partner)));
-    let customer = world::create_customer(&reseller, "Contoso", "FR", Some(PROVIDER)).await.unwrap();
-    let admin = cluster.as_caller(world::admin(customer.parse().unwrap()));
-    let invitation = world::invite(&provider, None, None).await.unwrap();
-    admin.signatures().accept_invitation(world::acceptance(&invitation, None)).await.unwrap();
+    let [provider, reseller] =
+        [PROVIDER, RESELLER].map(|partner| cluster.as_caller(fixtures::sales(partner)));
+    let customer = actions::create_customer(&reseller, "Contoso", "FR", Some(PROVIDER)).await.unwrap();
+    let admin = cluster.as_caller(fixtures::admin(customer.parse().unwrap()));
+    let invitation = actions::invite(&provider, None, None).await.unwrap();
+    admin.signatures().accept_invitation(fixtures::acceptance(&invitation, None)).await.unwrap();
     let through = buy(&reseller, &customer, Some(PROVIDER)).await.unwrap();
     let own = buy(&provider, &customer, None).await.unwrap();
     let revision = end(&provider, &customer, Some(RESELLER)).await;
