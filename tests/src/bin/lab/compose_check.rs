@@ -41,7 +41,7 @@ pub(crate) async fn run() -> Outcome {
 
     let shop = Shop::open().await?;
     shop.mail_arrives().await?;
-    println!("an attestation is told by mail");
+    println!("the customer receives a mail about an attestation");
 
     let (agreements, orders) = (Container::of("agreement-svc")?, Container::of("order-svc")?);
     agreements.does("stop")?;

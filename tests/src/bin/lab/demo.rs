@@ -1,4 +1,4 @@
-//! `cargo demo`: a story over gRPC, told on one screen by both services on embedded SQLite.
+//! `cargo demo`: a story over gRPC, on one screen by both services on embedded SQLite.
 //! `cargo demo --serve` plays the same story, keeps both services up and prints grpcurl lines to paste.
 
 use std::error::Error;
@@ -181,7 +181,7 @@ fn short(name: &str) -> &str {
     ["BLOCK_REASON_", "REMEDY_KIND_"].iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name)
 }
 
-/// Waits until order-svc has told agreement-svc that a customer bought, which it does in its own time.
+/// Waits until order-svc has reported to agreement-svc that a customer bought, which it does in its own time.
 async fn wait_until_reported(cluster: &Cluster, customer: &str) -> Result<(), Status> {
     let operator = cluster.as_caller(fixtures::operator());
     loop {

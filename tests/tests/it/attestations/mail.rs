@@ -1,5 +1,5 @@
-//! The customer is told of every attestation (ATT-9), whatever the mail server does, or a dead letter
-//! says that it was not (I6). The mail server is a real one that can be told to misbehave.
+//! The customer receives a mail about every attestation (ATT-9), whatever the mail server does, or a dead letter
+//! says that it did not (I6). The mail server is a real one, and a plan makes it misbehave.
 
 #[path = "../../../../agreement-svc/tests/smtp_server/mod.rs"]
 pub(crate) mod smtp_server;
@@ -58,10 +58,10 @@ impl Post {
         self.attest_by(customer, &fixtures::contact(), &fixtures::contact()).await
     }
 
-    /// Attests for a new customer, of which the one is told and for which the other agreed.
-    async fn attest_by(&self, customer: &str, told: &Contact, agreed: &Contact) -> String {
+    /// Attests for a new customer, whose primary contact receives the mail and for which the other contact agreed.
+    async fn attest_by(&self, customer: &str, primary: &Contact, agreed: &Contact) -> String {
         let new = fixtures::new_customer(customer, "FR", None);
-        let new = CreateCustomerRequest { primary_contact: Some(told.clone()), ..new };
+        let new = CreateCustomerRequest { primary_contact: Some(primary.clone()), ..new };
         let created = self.direct.customers().create_customer(new).await.unwrap().into_inner();
         let customer_id = created.customer.unwrap().customer_id;
         let request = CreateAttestationRequest {
@@ -221,10 +221,10 @@ async fn erased_people_get_no_mail_and_are_not_named_in_any(#[case] backend: Bac
     let mut post = Post::through(backend, Some(&server)).await;
     let mut ids = vec![];
     let (to_stay, to_go) = (fixtures::contact(), fixtures::contact_to_erase());
-    for (customer, told, agreed) in
+    for (customer, primary, agreed) in
         [("Contoso", &to_go, &to_go), ("Fabrikam", &to_stay, &to_stay), ("Tailspin", &to_stay, &to_go)]
     {
-        let id = post.attest_by(customer, told, agreed).await;
+        let id = post.attest_by(customer, primary, agreed).await;
         assert!(server.event().await.starts_with("refused "));
         post.settled(&id, NotificationState::Queued, 1).await;
         ids.push(id);

@@ -126,7 +126,7 @@ fn marks(row: &str) -> Vec<char> {
     marks
 }
 
-/// A message that is sent and received as it stands, well formed or not.
+/// A message whose bytes stay unchanged on the way out and in, well formed or not.
 pub(crate) struct Raw;
 
 impl Codec for Raw {

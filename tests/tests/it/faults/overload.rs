@@ -260,7 +260,7 @@ async fn health_watchers_do_not_block_health_checks() {
     timeout(LONG, room).await.unwrap();
 }
 
-/// An HTTP/2 connection that does as it is told, and no more.
+/// An HTTP/2 connection that sends what the test sends, and no more.
 async fn http2(cluster: &Cluster, window: u32) -> SendRequest<bytes::Bytes> {
     let stream = TcpStream::connect(cluster.orders_address()).await.unwrap();
     let (client, connection) =

@@ -240,7 +240,7 @@ async fn payer_customer_and_reseller_must_belong_together() {
     let pays = Err((Code::InvalidArgument, "PAYER_IS_RESELLER".to_owned()));
     assert_eq!(ask(RESELLER, &resold, None).await, pays);
 
-    // A partner is told about itself only, and a stranger's customer looks like none at all.
+    // The gate answers a partner about itself only, and a stranger's customer looks like none at all.
     let through_reseller =
         CheckEligibilityRequest { reseller_id: RESELLER.to_string(), ..new_check(PROVIDER, &resold) };
     let nosy = check(&direct, through_reseller).await.unwrap_err();

@@ -34,7 +34,7 @@ fn admin_of(cluster: &Cluster, customer: &str) -> As {
     cluster.as_caller(fixtures::admin(customer.parse().unwrap()))
 }
 
-/// The gate's decision on a new purchase and its reasons, as the partner itself is told.
+/// The gate's decision on a new purchase and its reasons, as the partner itself receives them.
 async fn gate(partner: &As, payer: Uuid, customer: &str) -> (Decision, Vec<BlockReason>) {
     let answer = actions::check(partner, fixtures::new_check(payer, customer)).await.unwrap();
     (answer.decision(), answer.reasons().collect())
@@ -53,10 +53,10 @@ fn withdrawal(id: &str) -> WithdrawSignatureRequest {
     }
 }
 
-/// That nothing was recorded since a change, and an answer without effect told the last revision there is.
-async fn assert_nothing_since(cluster: &Cluster, change: i64, told: i64) {
+/// Nothing was recorded since a change, and an answer without effect names the last revision there is.
+async fn assert_nothing_since(cluster: &Cluster, change: i64, named: i64) {
     assert_eq!(cluster.events_after(change).await.unwrap(), []);
-    assert!((change..=cluster.head().await.unwrap()).contains(&told), "{told}");
+    assert!((change..=cluster.head().await.unwrap()).contains(&named), "{named}");
 }
 
 async fn invitation(partner: &As, id: &str) -> Result<Invitation, Status> {

@@ -98,10 +98,10 @@ async fn prometheus_takes_what_both_services_say_and_alarms_and_dashboard_ask_fo
         let direct = processes.as_caller(fixtures::sales(DIRECT));
         traffic(&processes.as_caller(fixtures::operator()), &direct).await;
         let (mut agreements, mut orders) = (String::new(), String::new());
-        let told = async {
-            let is_told = |of: &str, name: &str, value: f64| samples(of).get(name) == Some(&value);
-            while !is_told(&orders, "order_svc_purchase_reports_waiting", 0.0)
-                || !is_told(
+        let reported = async {
+            let has = |of: &str, name: &str, value: f64| samples(of).get(name) == Some(&value);
+            while !has(&orders, "order_svc_purchase_reports_waiting", 0.0)
+                || !has(
                     &orders,
                     "order_svc_history_revision",
                     samples(&agreements)["agreement_svc_history_revision"],
@@ -111,7 +111,7 @@ async fn prometheus_takes_what_both_services_say_and_alarms_and_dashboard_ask_fo
                 orders = processes.orders.metrics().await.unwrap();
             }
         };
-        timeout(LONG, told).await.unwrap();
+        timeout(LONG, reported).await.unwrap();
         judge(&agreements);
         judge(&orders);
 
@@ -200,30 +200,30 @@ async fn secured() -> Cluster {
 /// The numbers of both services, once some are as they are to be.
 async fn numbers_once(cluster: &Cluster, expected: &[(String, f64)]) -> BTreeMap<String, f64> {
     let mut all = BTreeMap::new();
-    let told = async {
+    let waiting = async {
         while expected.iter().any(|(name, value)| all.get(name) != Some(value)) {
             all = numbers(cluster).await;
         }
     };
-    let told = timeout(LONG, told).await;
-    assert!(told.is_ok(), "{expected:#?} are not in {all:#?}");
+    let waited = timeout(LONG, waiting).await;
+    assert!(waited.is_ok(), "{expected:#?} are not in {all:#?}");
     all
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn it_is_told_when_certificates_and_tokens_end_and_that_files_make_no_sense() {
+async fn it_has_when_certificates_and_tokens_end_and_that_files_make_no_sense() {
     tests::needs_own!("keys and certificates that it makes");
     let cluster = secured().await;
     let pki = cluster.pki();
     let year = |year| chrono::NaiveDate::from_ymd_opt(year, 1, 1).unwrap();
     let year = |number| year(number).and_time(chrono::NaiveTime::MIN).and_utc().timestamp() as f64;
-    let told = |service: &str, what: &str, label: &str, of: &str, value: f64| {
+    let metric = |service: &str, what: &str, label: &str, of: &str, value: f64| {
         (format!(r#"{service}_{what}{{{label}="{of}"}}"#), value)
     };
     let ends = |service, credential, value| {
-        told(service, "credential_ends_timestamp_seconds", "credential", credential, value)
+        metric(service, "credential_ends_timestamp_seconds", "credential", credential, value)
     };
-    let unusable = |service, files, value| told(service, "files_unusable", "files", files, value);
+    let unusable = |service, files, value| metric(service, "files_unusable", "files", files, value);
     let both = ["agreement_svc", "order_svc"];
     let all_files = || {
         let of_both = both.into_iter().flat_map(|of| [(of, "server-tls"), (of, "token-keys")]);
@@ -243,7 +243,7 @@ async fn it_is_told_when_certificates_and_tokens_end_and_that_files_make_no_sens
     (claims["iat"], claims["exp"]) = (now.into(), (now + 3600).into());
     pki.put("service.token", &issuer.signs().sign(&claims).unwrap()).unwrap();
     let token_begins =
-        told("order_svc", "credential_begins_timestamp_seconds", "credential", "service-token", now as f64);
+        metric("order_svc", "credential_begins_timestamp_seconds", "credential", "service-token", now as f64);
     let mut expected = vec![
         ends("order_svc", "client-certificate", year(2038)),
         ends("order_svc", "server-authority", year(2041)),
@@ -259,7 +259,7 @@ async fn it_is_told_when_certificates_and_tokens_end_and_that_files_make_no_sens
     let is_of_files = |name: &&String| name.contains("_credential_ends_") || name.contains("_files_");
     assert_eq!(all.keys().filter(is_of_files).count(), expected.len() - 1, "{all:#?}");
 
-    // What goes on is told of, and that it is not what the files say.
+    // The metrics describe what is in use, and say that the files differ from it.
     let key = std::fs::read_to_string(pki.file("server.key")).unwrap();
     let right = [
         ("server.key", key),
@@ -352,7 +352,7 @@ async fn a_database_that_does_not_answer_is_said_not_to_and_nothing_is_made_up(#
     let now = timeout(LONG, numbers(&cluster)).await.unwrap();
     assert_eq!(now["agreement_svc_database_answers"], 0.0);
     assert!(read.iter().all(|name| !now.contains_key(name)), "{now:#?}");
-    assert_eq!(now["agreement_svc_calls_in_progress"], 0.0, "what is known is told");
+    assert_eq!(now["agreement_svc_calls_in_progress"], 0.0, "the other metrics stay");
     assert_eq!(now["order_svc_database_answers"], 1.0);
     drop(held);
 }

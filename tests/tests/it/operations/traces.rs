@@ -127,12 +127,12 @@ async fn an_order_is_one_trace_from_the_client_to_the_gate() {
     order(&direct, &customer, "01").await;
     let refused = direct.orders().create_order(fixtures::new_order("no id", None, OFFICE, 1)).await;
     assert!(refused.is_err());
-    let told = async {
+    let delivered = async {
         while !processes.orders.metrics().await.unwrap().contains("purchase_reports_waiting 0\n")
             || !processes.agreements.metrics().await.unwrap().contains("mails_waiting 0\n")
         {}
     };
-    tokio::time::timeout(LONG, told).await.unwrap();
+    tokio::time::timeout(LONG, delivered).await.unwrap();
     assert_eq!(collector.spans(), [], "nothing is sent before its time");
     processes.orders.stop().unwrap();
     processes.agreements.stop().unwrap();
@@ -178,7 +178,7 @@ async fn an_order_is_one_trace_from_the_client_to_the_gate() {
     assert_ne!(hex(&report.trace_id), TRACE);
     assert_eq!(collector.of_trace(&hex(&report.trace_id)).len(), 3);
     assert!(spans.iter().any(|(_, span)| span.name == "announce an attestation"));
-    // A refusal is told by its code, and is the caller's fault.
+    // The span of a refusal has its code, and counts as the caller's fault.
     let refused = spans.iter().map(|(_, span)| span).find(|span| {
         span.name == CREATE_ORDER && attributes(&span.attributes)["rpc.grpc.status_code"] == "3"
     });

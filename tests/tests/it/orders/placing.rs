@@ -186,14 +186,14 @@ async fn a_client_that_knows_only_the_refusal_can_ask_for_what_is_missing(#[case
     let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let order = fixtures::new_order(&customer, None, OFFICE, 5);
     let refused = place(&direct, order.clone()).await.unwrap_err();
-    let told = metadata_of(&refused);
-    assert!(told["remedies"].split(',').any(|remedy| remedy == "ATTEST"), "{told:?}");
+    let metadata = metadata_of(&refused);
+    assert!(metadata["remedies"].split(',').any(|remedy| remedy == "ATTEST"), "{metadata:?}");
 
     let fill = |fields: &[&str]| {
         let (mut attestation, mut contact) = (InlineAttestation::default(), Contact::default());
         for field in fields {
             match *field {
-                "template_id" => attestation.template_id = told["template_id"].clone(),
+                "template_id" => attestation.template_id = metadata["template_id"].clone(),
                 "agreed_at" => attestation.agreed_at = Some(timestamp(Clock::system().now())),
                 "contact.first_name" => contact.first_name = "Tania".into(),
                 "contact.last_name" => contact.last_name = "Carr".into(),
@@ -204,8 +204,8 @@ async fn a_client_that_knows_only_the_refusal_can_ask_for_what_is_missing(#[case
         }
         InlineAttestation { contact: Some(contact), ..attestation }
     };
-    let required: Vec<_> = told["required_fields"].split(',').collect();
-    let optional: Vec<_> = told["optional_fields"].split(',').collect();
+    let required: Vec<_> = metadata["required_fields"].split(',').collect();
+    let optional: Vec<_> = metadata["optional_fields"].split(',').collect();
     // Each of the required fields is: without it, it is the one that is named.
     for missing in &required {
         let others: Vec<_> = required.iter().copied().filter(|field| field != missing).collect();

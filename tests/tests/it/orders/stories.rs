@@ -474,15 +474,15 @@ async fn of_a_partner_that_is_not_linked_nothing_is_told() {
         .await
         .unwrap();
     let reseller = cluster.as_caller(fixtures::sales(RESELLER));
-    let mut told = vec![];
+    let mut messages = vec![];
     // A provider that it is not linked to, a partner that is none, and no partner at all.
     for provider in [other, DIRECT, uuid::Uuid::from_u128(0xdead)] {
         let refused =
             actions::create_customer(&reseller, "Fourth Coffee", "DE", Some(provider)).await.unwrap_err();
         assert_eq!(refusal(&refused), refused_as(Code::FailedPrecondition, "RESELLER_NOT_LINKED"));
-        told.push(refused.message().replace(&provider.to_string(), "ID"));
+        messages.push(refused.message().replace(&provider.to_string(), "ID"));
     }
-    assert!(told.windows(2).all(|pair| pair[0] == pair[1]), "{told:?}");
+    assert!(messages.windows(2).all(|pair| pair[0] == pair[1]), "{messages:?}");
 }
 
 #[apply(each_backend)]

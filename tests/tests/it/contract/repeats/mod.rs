@@ -133,11 +133,11 @@ fn rows<'t>(connection: &mut Connection, tables: &[&'t str]) -> Vec<(&'t str, i6
 /// How much there is of everything, by service and table.
 type Everything = BTreeMap<(&'static str, &'static str), i64>;
 
-/// Rows of every table of both services. The databases of a stack are out of reach: there it is what both
-/// services tell of the cluster's customers, by the table that it is in.
+/// Rows of every table of both services. The databases of a stack are out of reach: there both services list
+/// what they have of the cluster's customers, and it is counted by table.
 async fn everything(cluster: &Cluster) -> Everything {
     if cluster.is_shared() {
-        return everything_told(cluster).await;
+        return everything_listed(cluster).await;
     }
     let services = [
         (AGREEMENTS, cluster.agreements_database(), &AGREEMENT_TABLES[..]),
@@ -149,7 +149,7 @@ async fn everything(cluster: &Cluster) -> Everything {
     counted.collect()
 }
 
-async fn everything_told(cluster: &Cluster) -> Everything {
+async fn everything_listed(cluster: &Cluster) -> Everything {
     let operator = cluster.as_caller(fixtures::operator());
     let events = cluster.events_after(0).await.unwrap();
     let (mut customers, mut relationships, mut acceptances) = (0, 0, 0);
@@ -173,7 +173,7 @@ async fn everything_told(cluster: &Cluster) -> Everything {
             changes += change_numbers(&operator, &subscription_id).await.len();
         }
     }
-    let told = [
+    let listed = [
         ((AGREEMENTS, "event"), events.len()),
         ((AGREEMENTS, "customer"), customers),
         ((AGREEMENTS, "relationship"), relationships),
@@ -183,7 +183,7 @@ async fn everything_told(cluster: &Cluster) -> Everything {
         ((ORDERS, "subscription"), subscriptions),
         ((ORDERS, "subscription_change"), changes),
     ];
-    told.map(|(table, count)| (table, i64::try_from(count).unwrap())).into()
+    listed.map(|(table, count)| (table, i64::try_from(count).unwrap())).into()
 }
 
 fn new_customer_with_attestation(name: &str) -> CreateCustomerRequest {

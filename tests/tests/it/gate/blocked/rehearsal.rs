@@ -89,8 +89,8 @@ async fn a_rehearsal_tells_whom_publishing_would_stop_and_stores_nothing(#[case]
     for ((partner, id), before) in [(&direct, DIRECT), (&provider, PROVIDER)].into_iter().zip(before) {
         let after = blocked(partner, Some(by)).await;
         let new: Vec<_> = after.iter().filter(|row| !before.contains(row)).collect();
-        let told = impact.partners.iter().find(|p| p.partner_id == id.to_string()).unwrap();
-        assert_eq!(new.len(), usize::try_from(told.customers).unwrap());
+        let announced = impact.partners.iter().find(|p| p.partner_id == id.to_string()).unwrap();
+        assert_eq!(new.len(), usize::try_from(announced.customers).unwrap());
         assert_eq!(after.len(), before.len() + new.len());
         customers.extend(new.into_iter().map(|row| row.customer_id.clone()));
     }

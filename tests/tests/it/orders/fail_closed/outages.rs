@@ -182,7 +182,8 @@ async fn connections_that_the_database_closed_are_replaced() {
         actions::order(&direct, &customer, None, 5).await.unwrap();
         cluster.agreements_sql(CLOSE_ALL).unwrap();
         cluster.orders_sql(CLOSE_ALL).unwrap();
-        // Who meets a dead one is told to come back. There are no more of them than the pools had.
+        // A caller that meets a dead connection receives UNAVAILABLE and can repeat its call. There are no more dead connections than
+        // the pools had.
         let mut failures = vec![];
         while let Err(status) = actions::order(&direct, &customer, None, 5).await {
             assert_eq!(status.code(), Code::Unavailable, "{status}");

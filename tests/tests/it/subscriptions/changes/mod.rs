@@ -110,33 +110,33 @@ impl Asked {
             Command::Seats(quantity) => {
                 let request =
                     ChangeSeatsRequest { request_id, subscription_id, quantity, etag, validate_only };
-                let told = client.change_seats(request).await?.into_inner();
-                answer(told.encode_to_vec(), told.subscription, told.gate)
+                let response = client.change_seats(request).await?.into_inner();
+                answer(response.encode_to_vec(), response.subscription, response.gate)
             }
             Command::Renew => {
                 let request = RenewSubscriptionRequest { request_id, subscription_id, etag, validate_only };
-                let told = client.renew_subscription(request).await?.into_inner();
-                answer(told.encode_to_vec(), told.subscription, told.gate)
+                let response = client.renew_subscription(request).await?.into_inner();
+                answer(response.encode_to_vec(), response.subscription, response.gate)
             }
             Command::AutoRenew(auto_renew) => {
                 let request = SetAutoRenewRequest { request_id, subscription_id, auto_renew, etag };
-                let told = client.set_auto_renew(request).await?.into_inner();
-                answer(told.encode_to_vec(), told.subscription, told.gate)
+                let response = client.set_auto_renew(request).await?.into_inner();
+                answer(response.encode_to_vec(), response.subscription, response.gate)
             }
             Command::Suspend => {
                 let request = SuspendSubscriptionRequest { request_id, subscription_id, etag };
-                let told = client.suspend_subscription(request).await?.into_inner();
-                answer(told.encode_to_vec(), told.subscription, None)
+                let response = client.suspend_subscription(request).await?.into_inner();
+                answer(response.encode_to_vec(), response.subscription, None)
             }
             Command::Resume => {
                 let request = ResumeSubscriptionRequest { request_id, subscription_id, etag };
-                let told = client.resume_subscription(request).await?.into_inner();
-                answer(told.encode_to_vec(), told.subscription, None)
+                let response = client.resume_subscription(request).await?.into_inner();
+                answer(response.encode_to_vec(), response.subscription, None)
             }
             Command::Cancel => {
                 let request = CancelSubscriptionRequest { request_id, subscription_id, etag };
-                let told = client.cancel_subscription(request).await?.into_inner();
-                answer(told.encode_to_vec(), told.subscription, None)
+                let response = client.cancel_subscription(request).await?.into_inner();
+                answer(response.encode_to_vec(), response.subscription, None)
             }
         })
     }

@@ -47,7 +47,7 @@ fn agents(world: &World) -> Vec<As> {
     (0..4).map(|_| world.cluster.as_caller(fixtures::sales(DIRECT))).collect()
 }
 
-/// What many callers at once are told.
+/// The answers to many callers at once.
 async fn at_once(agents: &[As], asked: impl Fn() -> Asked) -> Vec<Result<Answer, Status>> {
     join_all((0..CALLERS).map(|n| asked().send(&agents[n % agents.len()]))).await
 }
@@ -64,9 +64,9 @@ async fn many_callers_with_one_request_id_have_one_effect(#[case] backend: Backe
     for wish in CHANGING {
         let subscription = world.subscribe(OFFICE).await;
         let asked = Asked::of(wish, &subscription);
-        let told = at_once(&agents, || asked.clone()).await;
-        let first = told[0].as_ref().unwrap();
-        assert!(told.iter().all(|told| told.as_ref().unwrap() == first), "{wish:?}");
+        let answers = at_once(&agents, || asked.clone()).await;
+        let first = answers[0].as_ref().unwrap();
+        assert!(answers.iter().all(|answer| answer.as_ref().unwrap() == first), "{wish:?}");
         assert_eq!(world.changes(&subscription).await.len(), 2, "{wish:?}");
     }
 }
@@ -78,8 +78,8 @@ async fn of_many_callers_with_one_etag_exactly_one_wins(#[case] backend: Backend
     let agents = agents(&world);
     for wish in CHANGING {
         let subscription = world.subscribe(OFFICE).await;
-        let told = at_once(&agents, || Asked::of(wish, &subscription)).await;
-        let (won, lost): (Vec<_>, Vec<_>) = told.into_iter().partition(Result::is_ok);
+        let answers = at_once(&agents, || Asked::of(wish, &subscription)).await;
+        let (won, lost): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
         assert_eq!(won.len(), 1, "{wish:?}");
         for lost in lost {
             assert_eq!(refusal(&lost.unwrap_err()), stale(), "{wish:?}");

@@ -20,15 +20,15 @@ async fn withdrawals_are_applied_once_after_downtime(#[case] backend: Backend) {
     cluster.stop_orders();
     let first = withdraw(&direct, &customers[0].1).await.unwrap();
     cluster.restart_orders().await.unwrap();
-    assert_eq!(told(&applied(&direct, first).await).0, (1, 0));
+    assert_eq!(counts_and_outcomes(&applied(&direct, first).await).0, (1, 0));
 
-    // After agreement-svc was away; what is not there yet is told to be so.
+    // After agreement-svc was away; the answer says that the next withdrawal is not applied yet.
     cluster.stop_agreements();
     let ahead = report_of(&direct, first + 1).await.unwrap();
     assert!(!ahead.applied && ahead.applied_up_to == first && ahead.report.is_none());
     cluster.restart_agreements().await.unwrap();
     let second = withdraw(&direct, &customers[1].1).await.unwrap();
-    assert_eq!(told(&applied(&direct, second).await).0, (1, 0));
+    assert_eq!(counts_and_outcomes(&applied(&direct, second).await).0, (1, 0));
 
     // Both away, one after the other.
     cluster.stop_orders();
@@ -37,7 +37,7 @@ async fn withdrawals_are_applied_once_after_downtime(#[case] backend: Backend) {
     cluster.restart_orders().await.unwrap();
     assert!(!report_of(&direct, third).await.unwrap().applied);
     cluster.restart_agreements().await.unwrap();
-    assert_eq!(told(&applied(&direct, third).await).0, (1, 0));
+    assert_eq!(counts_and_outcomes(&applied(&direct, third).await).0, (1, 0));
 
     for ((_, _, bought), revision) in customers.iter().zip([first, second, third]) {
         assert_cancelled(&direct, bought, revision).await;
@@ -62,7 +62,7 @@ async fn replicas_apply_each_withdrawal_once(#[case] backend: Backend) {
     let withdrawals = customers.iter().map(|(attestation, _)| withdraw(&direct, attestation));
     let revisions: Vec<_> = join_all(withdrawals).await.into_iter().map(Result::unwrap).collect();
     for ((_, bought), revision) in customers.iter().zip(&revisions) {
-        assert_eq!(told(&applied(&direct, *revision).await).0, (1, 0));
+        assert_eq!(counts_and_outcomes(&applied(&direct, *revision).await).0, (1, 0));
         assert_cancelled(&direct, bought, *revision).await;
         assert_eq!(actions::changes_of(&direct, &bought.subscription_id).await.unwrap().len(), 2);
     }
@@ -171,7 +171,7 @@ async fn how_far_behind_the_history_order_svc_is_can_be_measured() {
     let catching_up = async { while metric(&cluster, behind).await > 0.0 {} };
     tokio::time::timeout(LONG, catching_up).await.unwrap();
 
-    // Who has not been told anything yet is behind without limit.
+    // An order-svc that has received no event since it started is behind without limit.
     cluster.stop_agreements();
     cluster.restart_orders().await.unwrap();
     assert_eq!(metric(&cluster, behind).await, f64::INFINITY);

@@ -43,11 +43,11 @@ async fn what_rests_on_a_withdrawn_attestation_is_cancelled_for_payer_and_resell
     assert_eq!(report.partner_id, PROVIDER.to_string());
     assert_eq!(report.uncovered_partner_ids, [PROVIDER.to_string()]);
     let three = outcomes(&[(&two[0], Cancelled), (&two[1], Cancelled), (&paused, Cancelled)]);
-    assert_eq!(told(&all), ((3, 0), three.clone()));
-    assert_eq!(told(&report_of(&provider, revision).await.unwrap()), ((3, 0), three));
+    assert_eq!(counts_and_outcomes(&all), ((3, 0), three.clone()));
+    assert_eq!(counts_and_outcomes(&report_of(&provider, revision).await.unwrap()), ((3, 0), three));
     // The reseller sees what it is on record for, and not who else was concerned.
     let seen = report_of(&reseller, revision).await.unwrap();
-    assert_eq!(told(&seen), ((2, 0), outcomes(&[(&two[0], Cancelled), (&two[1], Cancelled)])));
+    assert_eq!(counts_and_outcomes(&seen), ((2, 0), outcomes(&[(&two[0], Cancelled), (&two[1], Cancelled)])));
     assert_eq!(seen.report.unwrap().uncovered_partner_ids, <[String; 0]>::default());
     let unseen = report_of(&direct, revision).await.unwrap_err();
     assert_eq!((unseen.code(), reason_of(&unseen).as_str()), (Code::NotFound, "RESOURCE_NOT_FOUND"));
@@ -84,15 +84,15 @@ async fn a_withdrawn_signature_leaves_those_who_attested_alone(#[case] backend: 
     let operator = cluster.as_caller(fixtures::operator());
     let all = applied(&operator, revision).await;
     let both = outcomes(&[(&covered, StillCovered), (&uncovered, Cancelled)]);
-    assert_eq!(told(&all), ((1, 1), both));
+    assert_eq!(counts_and_outcomes(&all), ((1, 1), both));
     let report = all.report.unwrap();
     assert_eq!((report.kind(), report.partner_id.as_str()), (AcceptanceKind::DirectSignature, ""));
     assert_eq!(report.uncovered_partner_ids, [PROVIDER.to_string()]);
     let seen = report_of(&direct, revision).await.unwrap();
-    assert_eq!(told(&seen), ((0, 1), outcomes(&[(&covered, StillCovered)])));
+    assert_eq!(counts_and_outcomes(&seen), ((0, 1), outcomes(&[(&covered, StillCovered)])));
     assert_eq!(seen.report.unwrap().uncovered_partner_ids, <[String; 0]>::default());
     let seen = report_of(&provider, revision).await.unwrap();
-    assert_eq!(told(&seen), ((1, 0), outcomes(&[(&uncovered, Cancelled)])));
+    assert_eq!(counts_and_outcomes(&seen), ((1, 0), outcomes(&[(&uncovered, Cancelled)])));
     assert_eq!(seen.report.unwrap().uncovered_partner_ids, [PROVIDER.to_string()]);
 
     assert_eq!(read(&operator, &covered.subscription_id).await.unwrap(), covered);
@@ -130,7 +130,7 @@ async fn what_rests_on_a_newer_answer_stays_however_late_a_withdrawal_is_applied
     cluster.orders_sql(&format!("BEGIN; {}; COMMIT", forget_from(revision))).unwrap();
     cluster.restart_orders().await.unwrap();
     let again = applied(&direct, revision).await;
-    assert_eq!(told(&again), ((0, 1), outcomes(&[(&after, NewerAnswer)])));
+    assert_eq!(counts_and_outcomes(&again), ((0, 1), outcomes(&[(&after, NewerAnswer)])));
     assert_eq!(read(&direct, &after.subscription_id).await.unwrap(), after);
     assert_cancelled(&direct, &before, revision).await;
     actions::order(&direct, &customer, None, 1).await.unwrap();
@@ -162,7 +162,10 @@ async fn a_database_that_is_restored_under_order_svc_is_told_again_what_it_forgo
             actions::create_customer(&direct, "Fabrikam", "FR", None).await.unwrap();
         }
         let again = applied(&direct, revision).await;
-        assert_eq!(told(&again), ((1, 0), outcomes(&[(&bought, WithdrawalOutcome::Cancelled)])));
+        assert_eq!(
+            counts_and_outcomes(&again),
+            ((1, 0), outcomes(&[(&bought, WithdrawalOutcome::Cancelled)]))
+        );
         assert_cancelled(&direct, &bought, revision).await;
     }
 }
@@ -205,7 +208,7 @@ async fn a_database_that_is_ahead_of_the_history_is_told_nothing_and_order_svc_g
 
     // Once the row is right it is found so without a restart.
     cluster.orders_sql("UPDATE follower SET revision = revision - 1000000").unwrap();
-    assert_eq!(told(&applied(&direct, revision).await).0, (1, 0));
+    assert_eq!(counts_and_outcomes(&applied(&direct, revision).await).0, (1, 0));
     assert_cancelled(&direct, &bought, revision).await;
     let catching_up =
         async { while !metric(&cluster, "order_svc_history_behind_seconds").await.is_finite() {} };

@@ -74,7 +74,9 @@ async fn followed(caller: &As, revision: i64) {
 }
 
 /// How many were cancelled and stayed, and the outcomes by subscription.
-fn told(report: &GetWithdrawalReportResponse) -> ((u32, u32), Vec<(String, WithdrawalOutcome)>) {
+fn counts_and_outcomes(
+    report: &GetWithdrawalReportResponse,
+) -> ((u32, u32), Vec<(String, WithdrawalOutcome)>) {
     let counts = report.report.as_ref().map(|report| (report.cancelled, report.stayed)).unwrap();
     (counts, report.effects.iter().map(|e| (e.subscription_id.clone(), e.outcome())).collect())
 }

@@ -64,7 +64,7 @@ async fn what_is_bought_after_a_parting_stays_however_late_it_is_applied(#[case]
     let last = withdraw_signature(&admin, &customer).await.unwrap();
     let report = applied(&operator, last).await;
     let all = [(&left, StillCovered), (&kept, Cancelled), (&anew, StillCovered)];
-    assert_eq!(told(&report), ((1, 2), outcomes(&all)));
+    assert_eq!(counts_and_outcomes(&report), ((1, 2), outcomes(&all)));
 }
 
 #[apply(each_backend)]
