@@ -48,8 +48,9 @@ async fn import_all(partner: &As, sheet: &Sheet, rows: usize, again: bool) {
     }
 }
 
+/// The import answers every row, in the order of the rows; when the partner sends the rows again, nothing changes.
 #[apply(each_backend)]
-async fn every_row_is_answered_in_order_and_sending_them_again_changes_nothing(#[case] backend: Backend) {
+async fn import_answers_every_row_in_order_and_once(#[case] backend: Backend) {
     tests::needs!(backend);
     let (cluster, direct) = actions::start_with_partners(backend).await;
     // Around the 500 at which the vendor's own tool loses a row, and where a batch may end.
@@ -66,10 +67,9 @@ async fn every_row_is_answered_in_order_and_sending_them_again_changes_nothing(#
     }
 }
 
+/// A stream that is cut at any tenth row and sent again leaves what an uncut stream leaves.
 #[apply(each_backend)]
-async fn a_stream_cut_at_any_tenth_row_and_sent_again_leaves_what_an_uncut_one_leaves(
-    #[case] backend: Backend,
-) {
+async fn a_stream_cut_at_any_tenth_row_can_be_sent_again(#[case] backend: Backend) {
     tests::needs!(backend);
     const ROWS: usize = 200;
     let uncut = {
@@ -96,10 +96,9 @@ async fn a_stream_cut_at_any_tenth_row_and_sent_again_leaves_what_an_uncut_one_l
     }
 }
 
+/// A stream of a thousand rows that is cut at every tenth row in turn leaves what an uncut stream leaves.
 #[apply(each_backend)]
-async fn a_stream_of_a_thousand_rows_cut_at_every_tenth_in_turn_leaves_what_an_uncut_one_leaves(
-    #[case] backend: Backend,
-) {
+async fn a_thousand_rows_survive_a_cut_at_every_tenth_row(#[case] backend: Backend) {
     tests::needs!(backend);
     const ROWS: usize = 1000;
     let (cluster, direct) = actions::start_with_partners(backend).await;
@@ -118,8 +117,9 @@ async fn a_stream_of_a_thousand_rows_cut_at_every_tenth_in_turn_leaves_what_an_u
     assert_eq!(sheet.stored(&direct).await.unwrap(), sheet.expected_stored(ROWS), "{backend:?}");
 }
 
+/// A stream that is cut twenty times at random leaves what an uncut stream leaves.
 #[apply(each_backend)]
-async fn a_stream_cut_twenty_times_at_random_leaves_what_an_uncut_one_leaves(#[case] backend: Backend) {
+async fn a_stream_survives_twenty_random_cuts(#[case] backend: Backend) {
     tests::needs!(backend);
     const ROWS: usize = 5000;
     const CUTS: usize = 20;
@@ -140,8 +140,9 @@ async fn a_stream_cut_twenty_times_at_random_leaves_what_an_uncut_one_leaves(#[c
     import_all(&direct, &sheet, ROWS, true).await;
 }
 
+/// The answer to a bad row names everything that is wrong with it, and the other rows go on.
 #[apply(each_backend)]
-async fn a_bad_row_is_told_everything_that_is_wrong_with_it_and_stops_nothing(#[case] backend: Backend) {
+async fn a_bad_row_gets_all_its_errors_and_stops_no_other_row(#[case] backend: Backend) {
     tests::needs!(backend);
     let (_cluster, direct) = actions::start_with_partners(backend).await;
     let sheet = Sheet::new(&direct, "Sheet", CUSTOMERS).await.unwrap();
@@ -190,8 +191,9 @@ async fn a_bad_row_is_told_everything_that_is_wrong_with_it_and_stops_nothing(#[
     assert_eq!(get().await.state(), AttestationState::Withdrawn);
 }
 
+/// A row that cannot be read ends the stream, after the answers to the rows before it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_row_that_cannot_be_read_ends_the_stream_after_the_answers_before_it() {
+async fn an_unreadable_row_ends_the_stream_after_earlier_answers() {
     let (_cluster, direct) = actions::start_with_partners(Backend::Sqlite).await;
     let sheet = Sheet::new(&direct, "Sheet", CUSTOMERS).await.unwrap();
     let huge = ImportAttestationsRequest { request_id: "x".repeat(2 << 20), ..Default::default() };

@@ -133,8 +133,9 @@ async fn without_a_mail_server_the_mail_is_in_the_folder(#[case] backend: Backen
     assert_eq!(std::fs::read_dir(folder).unwrap().count(), 1);
 }
 
+/// The mail arrives although the mail server first refuses it, drops the connection and hangs.
 #[apply(each_backend)]
-async fn the_mail_arrives_though_the_server_first_refuses_drops_and_hangs(#[case] backend: Backend) {
+async fn mail_arrives_after_the_server_refuses_drops_and_hangs(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
     tests::needs!(backend);
     let Some(python) = python() else { return };
@@ -165,8 +166,9 @@ async fn the_mail_arrives_though_the_server_first_refuses_drops_and_hangs(#[case
     assert_eq!(server.events_so_far(), [""; 0]);
 }
 
+/// A mail that failed too often is a dead letter, and its partner can retry it.
 #[apply(each_backend)]
-async fn what_failed_too_often_is_a_dead_letter_that_its_partner_can_retry(#[case] backend: Backend) {
+async fn a_partner_can_retry_its_dead_letters(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
     tests::needs!(backend);
     let Some(python) = python() else { return };

@@ -39,8 +39,9 @@ fn text(value: &Value, path: &str) -> String {
     value.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
+/// The vendor's example of an attestation is stored, and its repetition is the vendor's duplicate.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_vendors_attestation_example_is_stored_and_its_repetition_is_the_vendors_duplicate() {
+async fn the_vendors_attestation_example_is_stored_once() {
     let Some(body) = body("confirm-agreement.2.http") else { return };
     let example: Value = serde_json::from_str(&body).unwrap();
     let cluster = Cluster::on(Backend::Sqlite).await;
@@ -78,8 +79,9 @@ async fn the_vendors_attestation_example_is_stored_and_its_repetition_is_the_ven
     );
 }
 
+/// The vendor's examples of orders are orders of offers that are in the catalogue or not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_vendors_order_examples_are_orders_of_offers_in_or_out_of_the_catalogue() {
+async fn the_vendors_order_examples_are_placed_or_out_of_catalogue() {
     if samples().is_none() {
         return;
     }
@@ -112,8 +114,9 @@ async fn the_vendors_order_examples_are_orders_of_offers_in_or_out_of_the_catalo
     }
 }
 
+/// The vendor's quantity change is a seat change, and its placeholder etag is stale.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_vendors_quantity_change_is_a_seat_change_and_its_placeholder_etag_is_stale() {
+async fn the_vendors_quantity_change_is_a_seat_change() {
     let Some(body) = body("change-quantity.1.http") else { return };
     let example: Value = serde_json::from_str(&body).unwrap();
     let cluster = Cluster::on(Backend::Sqlite).await;
@@ -142,8 +145,9 @@ async fn the_vendors_quantity_change_is_a_seat_change_and_its_placeholder_etag_i
     assert_eq!(bad_fields_of(&refused), ["subscription_id"]);
 }
 
+/// What the vendor prints as invalid JSON is still an accepted or a refused message.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_the_vendor_prints_as_invalid_json_is_still_a_good_or_a_refused_message() {
+async fn the_vendors_invalid_json_is_accepted_or_refused() {
     tests::needs_own!("a domain that it takes for good");
     let Some(body) = body("create-customer.1.http") else { return };
     assert!(serde_json::from_str::<Value>(&body).is_err());
@@ -176,10 +180,9 @@ async fn what_the_vendor_prints_as_invalid_json_is_still_a_good_or_a_refused_mes
     assert_eq!(bad_fields_of(&refused), ["country"]);
 }
 
+/// The vendor's table of countries serves every country in every language that it lists.
 #[apply(each_backend)]
-async fn the_vendors_table_of_countries_serves_every_country_in_every_language_it_lists(
-    #[case] backend: Backend,
-) {
+async fn the_vendors_countries_are_served_in_every_listed_language(#[case] backend: Backend) {
     tests::needs_own!("settings of its own");
     tests::needs!(backend);
     let Some(folder) = samples() else { return };

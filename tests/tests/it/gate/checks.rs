@@ -183,9 +183,9 @@ async fn a_partner_asks_for_a_date_and_a_service_may_not() {
     assert_eq!(bad_fields_of(&refused), ["as_of"]);
 }
 
-/// I5.
+/// I5. No request of a partner can choose its channel or the partner that it acts for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn no_request_of_a_partner_can_choose_its_channel_or_whom_it_acts_for() {
+async fn a_partner_cannot_choose_its_channel_or_acting_partner() {
     let cluster = Cluster::on(Backend::Sqlite).await;
     actions::register_partners(&cluster).await.unwrap();
     let direct = cluster.as_caller(fixtures::sales(DIRECT));
@@ -253,8 +253,9 @@ async fn payer_customer_and_reseller_must_belong_together() {
     );
 }
 
+/// A question at a revision that does not exist yet is refused; no older revision answers it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_revision_that_is_not_there_yet_is_not_answered_from_an_older_one() {
+async fn the_gate_refuses_a_revision_that_does_not_exist_yet() {
     let cluster = Cluster::on(Backend::Sqlite).await;
     actions::register_partners(&cluster).await.unwrap();
     let direct = cluster.as_caller(fixtures::sales(DIRECT));

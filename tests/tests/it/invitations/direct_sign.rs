@@ -65,8 +65,9 @@ async fn invitation(partner: &As, id: &str) -> Result<Invitation, Status> {
     Ok(found.invitation.unwrap_or_default())
 }
 
+/// A signature opens the gate for every partner until it is withdrawn.
 #[apply(each_backend)]
-async fn a_signature_opens_the_gate_for_every_partner_until_it_is_withdrawn(#[case] backend: Backend) {
+async fn a_signature_opens_the_gate_for_every_partner(#[case] backend: Backend) {
     tests::needs!(backend);
     let (cluster, direct) = actions::start_with_partners(backend).await;
     let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
@@ -127,9 +128,9 @@ async fn a_signature_opens_the_gate_for_every_partner_until_it_is_withdrawn(#[ca
     assert_eq!(gate(&direct, DIRECT, &customer).await.0, Decision::Allowed);
 }
 
-/// DIR-1, DIR-3.
+/// DIR-1, DIR-3. A later version needs a new signature, which replaces the old one.
 #[apply(each_backend)]
-async fn a_later_version_asks_for_a_new_signature_and_replaces_the_old_one(#[case] backend: Backend) {
+async fn a_later_version_needs_a_new_signature(#[case] backend: Backend) {
     tests::needs_own!("templates of its own");
     tests::needs!(backend);
     let (cluster, direct) = actions::start_with_partners(backend).await;
@@ -261,8 +262,9 @@ async fn assert_ended(admin: &As, invited: &Invitation, state: &str) {
     assert_eq!(metadata_of(&answer)["state"], state);
 }
 
+/// An invitation ends by revocation, and each partner sees its own.
 #[apply(each_backend)]
-async fn an_invitation_ends_by_revocation_and_each_partner_sees_its_own(#[case] backend: Backend) {
+async fn a_partner_revokes_and_sees_only_its_own_invitations(#[case] backend: Backend) {
     tests::needs!(backend);
     let (cluster, direct) = actions::start_with_partners(backend).await;
     let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
@@ -328,9 +330,9 @@ async fn an_invitation_ends_by_time(#[case] backend: Backend) {
     }
 }
 
-/// INV-4.
+/// INV-4. A reseller's invitation establishes the relationship with both partners, and the customer sees them.
 #[apply(each_backend)]
-async fn a_resellers_invitation_enters_both_partners_and_the_customer_sees_them(#[case] backend: Backend) {
+async fn a_resellers_invitation_relates_both_partners(#[case] backend: Backend) {
     tests::needs!(backend);
     let (cluster, direct) = actions::start_with_partners(backend).await;
     let reseller = cluster.as_caller(fixtures::sales(RESELLER));
@@ -403,8 +405,9 @@ async fn a_resellers_invitation_enters_both_partners_and_the_customer_sees_them(
     assert_eq!((partners(false).await.len(), partners(true).await.len()), (1, 2));
 }
 
+/// A customer is created with its invitation in one step, or not at all.
 #[apply(each_backend)]
-async fn a_customer_is_created_with_an_invitation_in_one_step_or_not_at_all(#[case] backend: Backend) {
+async fn customer_and_invitation_are_created_together(#[case] backend: Backend) {
     tests::needs!(backend);
     let (cluster, direct) = actions::start_with_partners(backend).await;
     let with = |template: &str| CreateCustomerRequest {
@@ -426,8 +429,9 @@ async fn a_customer_is_created_with_an_invitation_in_one_step_or_not_at_all(#[ca
     actions::order(&direct, &customer, None, 5).await.unwrap();
 }
 
+/// A withdrawn attestation uncovers its partner, unless another acceptance still counts.
 #[apply(each_backend)]
-async fn a_withdrawn_attestation_uncovers_its_partner_unless_something_else_counts(#[case] backend: Backend) {
+async fn a_withdrawn_attestation_uncovers_only_its_partner(#[case] backend: Backend) {
     tests::needs!(backend);
     let (cluster, direct) = actions::start_with_partners(backend).await;
     let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();

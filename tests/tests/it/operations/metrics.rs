@@ -87,8 +87,9 @@ async fn traffic(as_operator: &As, direct: &As) {
     }
 }
 
+/// Prometheus accepts the metrics of both services, and alarms and dashboard ask for no other metrics.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn prometheus_takes_what_both_services_say_and_alarms_and_dashboard_ask_for_nothing_else() {
+async fn alarms_and_dashboard_use_only_exposed_metrics() {
     tests::needs_own!("metrics of services of its own");
     build_binaries().unwrap();
     let mut said = BTreeSet::new();
@@ -210,8 +211,9 @@ async fn numbers_once(cluster: &Cluster, expected: &[(String, f64)]) -> BTreeMap
     all
 }
 
+/// The metrics say when certificates and tokens end, and which files are unusable.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn it_has_when_certificates_and_tokens_end_and_that_files_make_no_sense() {
+async fn metrics_name_the_ends_of_credentials_and_unusable_files() {
     tests::needs_own!("keys and certificates that it makes");
     let cluster = secured().await;
     let pki = cluster.pki();
@@ -327,8 +329,9 @@ async fn what_is_not_done_yet_is_counted_with_the_age_of_the_oldest(#[case] back
     cluster.stop_orders();
 }
 
+/// The metrics say that a database does not answer, and no value is made up.
 #[apply(each_backend)]
-async fn a_database_that_does_not_answer_is_said_not_to_and_nothing_is_made_up(#[case] backend: Backend) {
+async fn metrics_report_a_database_that_does_not_answer(#[case] backend: Backend) {
     tests::needs_own!("metrics of services of its own");
     tests::needs!(backend);
     let cluster = Cluster::on(backend).await;

@@ -51,8 +51,9 @@ fn sending(
     }
 }
 
+/// Both services refuse a forged or unusable token, and the refusal names the reason.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_is_forged_or_of_no_use_is_refused_by_both_services_with_what_is_the_matter() {
+async fn both_services_refuse_forged_and_unusable_tokens() {
     let cluster = secured().await;
     let (issuer, services) = (cluster.issuer(), cluster.as_unidentified());
     let signed = |claims: &Value| issuer.signs().sign(claims).unwrap();
@@ -120,8 +121,9 @@ async fn what_is_forged_or_of_no_use_is_refused_by_both_services_with_what_is_th
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
+/// Only one bearer token identifies a caller, and metadata beside it counts for nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn only_one_bearer_token_identifies_and_metadata_beside_it_counts_for_nothing() {
+async fn only_one_bearer_token_identifies_a_caller() {
     let cluster = secured().await;
     let services = cluster.as_unidentified();
     let token = |caller| cluster.token(&caller);
@@ -178,8 +180,9 @@ fn prompted(customer_id: &str) -> CreateOrderRequest {
     }
 }
 
+/// An order with its attestation is placed, and no identity is exempt from the gate.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_order_with_its_attestation_is_placed_and_no_identity_is_exempt_from_the_gate() {
+async fn no_identity_is_exempt_from_the_gate() {
     let cluster = secured().await;
     let (direct, customer_id) = customer(&cluster).await;
     for channel in [Channel::Dashboard, Channel::Api] {
@@ -243,7 +246,7 @@ async fn a_file_is_imported_by_whom_a_token_names_over_mutual_tls() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_keys_of_the_issuer_are_replaced_while_both_services_serve() {
+async fn issuer_keys_are_replaced_while_both_services_serve() {
     tests::needs_own!("keys and certificates that it makes");
     let cluster = secured().await;
     let services = cluster.as_unidentified();
@@ -278,8 +281,9 @@ async fn the_keys_of_the_issuer_are_replaced_while_both_services_serve() {
     }
 }
 
+/// Without a valid token of its own order-svc sells nothing until it is given one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn without_a_valid_token_of_its_own_order_svc_sells_nothing_until_it_is_given_one() {
+async fn without_a_valid_token_order_svc_sells_nothing() {
     tests::needs_own!("keys and certificates that it makes");
     let cluster = secured().await;
     let (direct, customer_id) = customer(&cluster).await;
@@ -315,8 +319,9 @@ fn is_connected(answer: Result<Vec<u8>, Status>) -> bool {
     }
 }
 
+/// A client is let in by a certificate of the authority, and by no other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_client_is_let_in_by_a_certificate_of_the_authority_and_by_no_other() {
+async fn only_a_certificate_of_the_authority_lets_a_client_in() {
     let cluster = secured().await;
     let known = cluster.client_tls();
     let unnamed = ClientSettings { cert: None, key: None, ..known.clone() };
@@ -336,8 +341,9 @@ async fn a_client_is_let_in_by_a_certificate_of_the_authority_and_by_no_other() 
     }
 }
 
+/// Certificates and authorities are replaced while both services serve.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn certificates_and_authorities_are_replaced_while_both_services_serve() {
+async fn certificates_are_replaced_while_both_services_serve() {
     tests::needs_own!("keys and certificates that it makes");
     let cluster = secured().await;
     let (direct, customer_id) = customer(&cluster).await;

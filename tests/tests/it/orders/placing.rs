@@ -69,8 +69,9 @@ fn refused_by(domain: &str, code: Code, reason: &str) -> (Code, String, String) 
     (code, reason.to_owned(), domain.to_owned())
 }
 
+/// The payer and the reseller on record follow from the caller and the partners that it names.
 #[apply(each_backend)]
-async fn who_pays_and_who_is_on_record_follows_from_the_caller_and_whom_it_names(#[case] backend: Backend) {
+async fn payer_and_reseller_follow_from_caller_and_request(#[case] backend: Backend) {
     tests::needs!(backend);
     let (cluster, direct) = actions::start_with_partners(backend).await;
     let provider = cluster.as_caller(fixtures::sales(PROVIDER));
@@ -120,9 +121,9 @@ async fn who_pays_and_who_is_on_record_follows_from_the_caller_and_whom_it_names
     assert_eq!(bought(&reseller).await.0, 3);
 }
 
-/// ORD-2.
+/// ORD-2. Every line of an order becomes a subscription as its offer says.
 #[apply(each_backend)]
-async fn every_line_of_an_order_becomes_a_subscription_as_its_offer_says(#[case] backend: Backend) {
+async fn each_order_line_becomes_a_subscription_of_its_offer(#[case] backend: Backend) {
     tests::needs!(backend);
     let (_cluster, direct) = actions::start_with_partners(backend).await;
     let customer = actions::create_customer(&direct, "Contoso", "US", None).await.unwrap();
@@ -179,8 +180,9 @@ async fn an_order_may_carry_the_attestation_that_it_needs(#[case] backend: Backe
     actions::order(&direct, &customer, None, 1).await.unwrap();
 }
 
+/// A client that knows only the refusal can ask for what is missing.
 #[apply(each_backend)]
-async fn a_client_that_knows_only_the_refusal_can_ask_for_what_is_missing(#[case] backend: Backend) {
+async fn a_refusal_has_all_that_a_client_needs_to_attest(#[case] backend: Backend) {
     tests::needs!(backend);
     let (_cluster, direct) = actions::start_with_partners(backend).await;
     let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
@@ -231,10 +233,9 @@ async fn a_client_that_knows_only_the_refusal_can_ask_for_what_is_missing(#[case
     actions::order(&direct, &other, None, 1).await.unwrap();
 }
 
+/// order-svc refuses an order whose attestation is refused in the words of agreement-svc, and stores no order.
 #[apply(each_backend)]
-async fn a_refused_attestation_is_refused_in_the_words_of_agreement_svc_and_nothing_is_ordered(
-    #[case] backend: Backend,
-) {
+async fn a_refused_attestation_refuses_its_order_word_for_word(#[case] backend: Backend) {
     tests::needs!(backend);
     let (cluster, direct) = actions::start_with_partners(backend).await;
     let now = Clock::system().now();
@@ -338,10 +339,9 @@ async fn what_was_attested_already_is_as_good_as_new(#[case] backend: Backend) {
     assert_eq!(bought(&direct).await, (1, 1));
 }
 
+/// An order that is refused keeps its attestation, and passes once it is right.
 #[apply(each_backend)]
-async fn an_order_that_is_refused_keeps_its_attestation_and_passes_once_it_is_right(
-    #[case] backend: Backend,
-) {
+async fn a_refused_order_keeps_its_attestation(#[case] backend: Backend) {
     tests::needs!(backend);
     let (cluster, direct) = actions::start_with_partners(backend).await;
     let customer = buyer(&cluster, "Contoso").await;
@@ -378,8 +378,9 @@ async fn an_order_that_is_refused_keeps_its_attestation_and_passes_once_it_is_ri
     assert_eq!(cluster.events_after(before).await.unwrap(), []);
 }
 
+/// A repeated order gets its first answer and attests nothing anew.
 #[apply(each_backend)]
-async fn a_repeated_order_gets_its_first_answer_and_attests_nothing_anew(#[case] backend: Backend) {
+async fn a_repeated_order_gets_its_first_answer(#[case] backend: Backend) {
     tests::needs!(backend);
     let (cluster, direct) = actions::start_with_partners(backend).await;
     let customer = buyer(&cluster, "Contoso").await;
@@ -406,10 +407,9 @@ async fn a_repeated_order_gets_its_first_answer_and_attests_nothing_anew(#[case]
     assert_eq!(actions::attestations_of(&direct, &customer).await.unwrap().len(), 2);
 }
 
+/// A refused order that is sent again does not renew an attestation that was withdrawn meanwhile.
 #[apply(each_backend)]
-async fn a_refused_order_that_is_sent_again_does_not_attest_again_what_was_withdrawn_meanwhile(
-    #[case] backend: Backend,
-) {
+async fn a_repeated_order_does_not_renew_a_withdrawn_attestation(#[case] backend: Backend) {
     tests::needs!(backend);
     let (cluster, direct) = actions::start_with_partners(backend).await;
     let customer = buyer(&cluster, "Contoso").await;
@@ -451,11 +451,9 @@ fn essence(answer: Result<CreateOrderResponse, Status>) -> Result<CreateOrderRes
     Ok(response)
 }
 
-/// ORD-5.
+/// ORD-5. An order that is only validated has the answer of a real one, and stores nothing in either service.
 #[apply(each_backend)]
-async fn an_order_that_is_only_validated_is_answered_as_it_would_be_and_stores_nothing_anywhere(
-    #[case] backend: Backend,
-) {
+async fn a_validated_order_is_answered_and_not_stored(#[case] backend: Backend) {
     tests::needs!(backend);
     let (cluster, direct) = actions::start_with_partners(backend).await;
     let bare = buyer(&cluster, "Contoso").await;
@@ -504,8 +502,9 @@ async fn an_order_that_is_only_validated_is_answered_as_it_would_be_and_stores_n
     assert_eq!(bought(&direct).await.0, 4);
 }
 
+/// Many callers that send one request id with an attestation get one order.
 #[apply(each_backend)]
-async fn many_callers_with_one_request_id_and_an_attestation_get_one_order(#[case] backend: Backend) {
+async fn one_request_id_with_an_attestation_makes_one_order(#[case] backend: Backend) {
     tests::needs!(backend);
     let (cluster, direct) = actions::start_with_partners(backend).await;
     let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();

@@ -47,11 +47,9 @@ async fn change_seats(
     Ok(partner.subscriptions().change_seats(request).await?.into_inner())
 }
 
-/// CUS-2.
+/// CUS-2. The refusal of an order has what a user interface needs, and the order passes after the attestation.
 #[apply(each_backend)]
-async fn a_refused_order_carries_what_a_user_interface_needs_and_passes_after_the_attestation(
-    #[case] backend: Backend,
-) {
+async fn a_refused_order_names_its_remedy_and_passes_afterwards(#[case] backend: Backend) {
     tests::needs!(backend);
     let (_cluster, direct) = actions::start_with_partners(backend).await;
     let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
@@ -161,8 +159,9 @@ async fn every_bad_line_is_named_with_its_bounds() {
     assert!(refused.message().contains("not sold in FR"), "{}", refused.message());
 }
 
+/// Seats change within the bounds of the offer under the current etag, and every change is kept.
 #[apply(each_backend)]
-async fn seats_change_within_bounds_under_the_etag_and_every_change_is_kept(#[case] backend: Backend) {
+async fn seats_change_within_bounds_under_the_etag(#[case] backend: Backend) {
     tests::needs!(backend);
     let (_cluster, direct) = actions::start_with_partners(backend).await;
     let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
@@ -227,9 +226,9 @@ async fn a_reseller_orders_through_its_provider_and_cannot_attest(#[case] backen
     assert_eq!(refusal(&refused), refused_as(Code::NotFound, "RESOURCE_NOT_FOUND"));
 }
 
-/// CUS-1.
+/// CUS-1. A customer is created with its attestation in one call, or not at all.
 #[apply(each_backend)]
-async fn a_customer_is_created_with_an_attestation_in_one_call_or_not_at_all(#[case] backend: Backend) {
+async fn customer_and_attestation_are_created_together(#[case] backend: Backend) {
     tests::needs!(backend);
     let (cluster, direct) = actions::start_with_partners(backend).await;
     let now = Clock::system().now();
@@ -325,8 +324,9 @@ async fn attestations_supersede_each_other_and_the_history_stays(#[case] backend
     assert!(admin.attestations().get_attestation(request).await.is_ok());
 }
 
+/// A new version stops seat changes until the partner attests again.
 #[apply(each_backend)]
-async fn a_new_version_stops_seat_changes_until_the_partner_attests_again(#[case] backend: Backend) {
+async fn a_new_version_stops_seat_changes_until_attested(#[case] backend: Backend) {
     tests::needs_own!("templates of its own");
     tests::needs!(backend);
     let (cluster, direct) = actions::start_with_partners(backend).await;
@@ -357,8 +357,9 @@ async fn a_new_version_stops_seat_changes_until_the_partner_attests_again(#[case
     assert_eq!(refusal(&refused), refused_as(Code::FailedPrecondition, "NOT_LATER_THAN_LAST_VERSION"));
 }
 
+/// order-svc reports the first purchase even if agreement-svc was away at the time of the order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_first_purchase_is_reported_even_if_agreement_svc_was_away_when_it_was_made() {
+async fn the_first_purchase_is_reported_after_an_outage() {
     tests::needs_own!("services that it stops");
     let (mut cluster, direct) = actions::start_with_partners(Backend::Sqlite).await;
     let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
@@ -440,9 +441,9 @@ async fn a_template_is_retired_under_its_etag_and_for_good(#[case] backend: Back
     assert_eq!(refusal(&refused), refused_as(Code::FailedPrecondition, "TEMPLATE_RETIRED"));
 }
 
-/// ROLE-6.
+/// ROLE-6. A customer changes under its current etag only, and is invisible to partners without a relationship.
 #[apply(each_backend)]
-async fn a_customer_is_changed_under_its_etag_and_invisible_to_strangers(#[case] backend: Backend) {
+async fn a_customer_changes_under_its_etag_unseen_by_strangers(#[case] backend: Backend) {
     tests::needs!(backend);
     let (cluster, direct) = actions::start_with_partners(backend).await;
     let created = direct.customers().create_customer(fixtures::new_customer("Contoso", "FR", None)).await;
@@ -466,7 +467,7 @@ async fn a_customer_is_changed_under_its_etag_and_invisible_to_strangers(#[case]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn of_a_partner_that_is_not_linked_nothing_is_told() {
+async fn a_reseller_learns_nothing_of_an_unlinked_partner() {
     let (cluster, _) = actions::start_with_partners(Backend::Sqlite).await;
     let operator = cluster.as_caller(fixtures::operator());
     let other = uuid::uuid!("00000000-0000-4000-8000-0000000000e2");
@@ -485,8 +486,9 @@ async fn of_a_partner_that_is_not_linked_nothing_is_told() {
     assert!(messages.windows(2).all(|pair| pair[0] == pair[1]), "{messages:?}");
 }
 
+/// A version that was scheduled before its template was retired never takes effect.
 #[apply(each_backend)]
-async fn a_version_scheduled_before_its_template_was_retired_never_takes_effect(#[case] backend: Backend) {
+async fn a_retired_template_puts_no_scheduled_version_in_force(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
     tests::needs!(backend);
     let start = Clock::system().now();

@@ -12,8 +12,9 @@ fn check_internal<A: std::fmt::Debug>(answer: Result<A, Status>) {
     assert!(!details.contains("NONSENSE"), "{details}");
 }
 
+/// A damaged row of order-svc is an internal error, and harms no other.
 #[apply(each_backend)]
-async fn a_damaged_row_of_order_svc_is_an_internal_error_and_harms_no_other(#[case] backend: Backend) {
+async fn a_damaged_row_of_order_svc_harms_no_other_row(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
     tests::needs!(backend);
     let cluster = start(backend).await;
@@ -65,8 +66,9 @@ async fn a_damaged_row_of_order_svc_is_an_internal_error_and_harms_no_other(#[ca
     actions::order(&partner, &sound, None, 1).await.unwrap();
 }
 
+/// A damaged row of agreement-svc is an internal error, and lets nothing through the gate.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_damaged_row_of_agreement_svc_is_an_internal_error_and_lets_nothing_through_the_gate() {
+async fn a_damaged_row_of_agreement_svc_does_not_open_the_gate() {
     tests::needs_own!("databases that it writes to");
     // What is damaged, and whether reading customer or attestation comes upon it.
     for (column, customers_fail, attestations_fail) in [

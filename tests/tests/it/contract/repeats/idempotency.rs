@@ -23,8 +23,9 @@ async fn one_customer_is_created_by_many_callers_with_one_request_id(#[case] bac
     check_grown(&cluster, &before, &grown, &[]).await;
 }
 
+/// One attestation is stored for many callers with one request id.
 #[apply(each_backend)]
-async fn one_attestation_is_stored_for_many_callers_with_one_request_id(#[case] backend: Backend) {
+async fn many_callers_with_one_request_id_attest_once(#[case] backend: Backend) {
     tests::needs!(backend);
     let cluster = start(backend).await;
     let agents = sales_agents(&cluster, DIRECT);

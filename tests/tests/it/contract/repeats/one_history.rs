@@ -22,8 +22,9 @@ struct RevisionRow {
     head: String,
 }
 
+/// Changes by many partners at once form one history without gaps or names.
 #[apply(each_backend)]
-async fn changes_by_many_partners_at_once_form_one_history_without_gaps_or_names(#[case] backend: Backend) {
+async fn concurrent_changes_form_one_history(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
     tests::needs!(backend);
     const PARTNERS: usize = 4;

@@ -2,8 +2,9 @@
 
 use super::*;
 
+/// Pages show every row once in key order, while other rows are added.
 #[apply(each_backend)]
-async fn pages_show_every_row_once_in_key_order_while_others_are_added(#[case] backend: Backend) {
+async fn pages_show_every_row_once_while_rows_are_added(#[case] backend: Backend) {
     tests::needs!(backend);
     const ROWS: usize = 120;
     let cluster = start(backend).await;

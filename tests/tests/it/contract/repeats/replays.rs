@@ -2,8 +2,9 @@
 
 use super::*;
 
+/// agreement-svc answers a request as it did first, whatever happened since.
 #[apply(each_backend)]
-async fn agreement_svc_answers_a_request_as_it_did_first_whatever_happened_since(#[case] backend: Backend) {
+async fn agreement_svc_repeats_its_first_answer(#[case] backend: Backend) {
     tests::needs!(backend);
     let cluster = start(backend).await;
     let partner = cluster.as_caller(fixtures::sales(DIRECT));
@@ -53,9 +54,9 @@ async fn agreement_svc_answers_a_request_as_it_did_first_whatever_happened_since
     assert_eq!(states, [superseded, superseded, AttestationState::Current]);
 }
 
-/// I4.
+/// I4. order-svc answers a request as it did first, whatever happened since.
 #[apply(each_backend)]
-async fn order_svc_answers_a_request_as_it_did_first_whatever_happened_since(#[case] backend: Backend) {
+async fn order_svc_repeats_its_first_answer(#[case] backend: Backend) {
     tests::needs_own!("services that it stops");
     tests::needs!(backend);
     let mut cluster = start(backend).await;
@@ -112,8 +113,9 @@ async fn check_replays(
     }
 }
 
+/// A refused order passes under the same request id once its reason is gone.
 #[apply(each_backend)]
-async fn a_refused_order_passes_under_the_same_request_id_once_its_reason_is_gone(#[case] backend: Backend) {
+async fn a_refused_order_can_pass_under_its_request_id(#[case] backend: Backend) {
     tests::needs!(backend);
     let cluster = start(backend).await;
     let partner = cluster.as_caller(fixtures::sales(DIRECT));
@@ -134,10 +136,9 @@ async fn a_refused_order_passes_under_the_same_request_id_once_its_reason_is_gon
     check_placed_once(&partner, request).await;
 }
 
+/// An order without a decision passes under the same request id once the gate can decide.
 #[apply(each_backend)]
-async fn an_order_that_could_not_be_decided_passes_under_the_same_request_id_once_it_can(
-    #[case] backend: Backend,
-) {
+async fn an_undecided_order_can_pass_under_its_request_id(#[case] backend: Backend) {
     tests::needs_own!("services that it stops");
     tests::needs!(backend);
     let mut cluster = start(backend).await;

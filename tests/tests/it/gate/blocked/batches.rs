@@ -9,10 +9,9 @@ async fn batch(caller: &As, items: Vec<CheckEligibilityRequest>) -> Result<Vec<I
     Ok(answer.results.into_iter().map(|result| result.result.unwrap()).collect())
 }
 
+/// Each item of a batch has its answer in its place, the same as a call of its own would have.
 #[apply(each_backend)]
-async fn each_item_of_a_batch_is_answered_in_its_place_as_a_call_of_its_own_would_be(
-    #[case] backend: Backend,
-) {
+async fn each_item_of_a_batch_is_answered_like_its_own_call(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
     tests::needs!(backend);
     let (cluster, _) = world_at(backend, "2026-11-21T00:00:00Z").await;

@@ -2,8 +2,9 @@
 
 use super::*;
 
+/// A partner sees which of its customers are blocked, why, and what it can do.
 #[apply(each_backend)]
-async fn a_partner_sees_which_of_its_customers_are_blocked_why_and_what_it_can_do(#[case] backend: Backend) {
+async fn a_partner_sees_its_blocked_customers_with_remedies(#[case] backend: Backend) {
     tests::needs!(backend);
     let cluster = Cluster::on(backend).await;
     actions::register_partners(&cluster).await.unwrap();
@@ -58,8 +59,9 @@ async fn a_partner_sees_which_of_its_customers_are_blocked_why_and_what_it_can_d
     }
 }
 
+/// The list shows the effect of a scheduled version from the day on which it is due.
 #[apply(each_backend)]
-async fn a_version_that_is_scheduled_is_seen_from_the_day_on_which_it_is_due(#[case] backend: Backend) {
+async fn a_scheduled_version_blocks_from_the_day_it_is_due(#[case] backend: Backend) {
     tests::needs_own!("templates of its own");
     tests::needs!(backend);
     let cluster = Cluster::on(backend).await;
@@ -84,8 +86,9 @@ async fn a_version_that_is_scheduled_is_seen_from_the_day_on_which_it_is_due(#[c
     }
 }
 
+/// A reseller sees its own customers by payer, and the remedies send it to the payers.
 #[apply(each_backend)]
-async fn a_reseller_sees_its_own_customers_by_who_pays_and_is_sent_to_them(#[case] backend: Backend) {
+async fn a_reseller_sees_its_blocked_customers_by_payer(#[case] backend: Backend) {
     tests::needs!(backend);
     let cluster = Cluster::on(backend).await;
     actions::register_partners(&cluster).await.unwrap();

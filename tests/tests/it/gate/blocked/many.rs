@@ -36,10 +36,9 @@ fn ids_of(pages: &[ListBlockedCustomersResponse]) -> Vec<Uuid> {
     pages.iter().flat_map(|page| &page.customers).map(|row| row.customer_id.parse().unwrap()).collect()
 }
 
+/// Of ten thousand customers none is listed twice or lost while partners attest for others.
 #[apply(each_backend)]
-async fn of_ten_thousand_customers_none_is_listed_twice_or_lost_while_others_attest(
-    #[case] backend: Backend,
-) {
+async fn ten_thousand_customers_are_each_listed_once(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
     tests::needs!(backend);
     /// Attested at a time, and how far apart the customers are.

@@ -2,8 +2,9 @@
 
 use super::*;
 
+/// A rehearsal names the customers that publishing would stop, and stores nothing.
 #[apply(each_backend)]
-async fn a_rehearsal_tells_whom_publishing_would_stop_and_stores_nothing(#[case] backend: Backend) {
+async fn a_rehearsal_lists_the_customers_that_a_version_blocks(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
     tests::needs!(backend);
     let start = time("2026-11-21T00:00:00Z");

@@ -2,8 +2,10 @@
 
 use super::*;
 
+/// order-svc believes an impostor that answers correctly, so the refusals of the other impostors' answers prove
+/// something.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_truthful_impostor_is_believed_so_that_the_others_prove_something() {
+async fn order_svc_believes_a_truthful_impostor() {
     tests::needs_own!("a line to agreement-svc that it cuts");
     let cluster = cluster_asking(&Impostor::new(Ok), 1000).await;
     let direct = cluster.as_caller(fixtures::sales(DIRECT));
@@ -99,8 +101,9 @@ async fn an_answer_that_never_comes_is_unknown_within_the_deadline() {
     assert_eq!(orders_of(&direct).await, 0);
 }
 
+/// A caller that waits less than the gate takes learns that the decision is unknown.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_caller_that_waits_less_than_the_gate_takes_hears_that_it_is_unknown() {
+async fn a_caller_with_a_short_deadline_learns_of_no_decision() {
     tests::needs_own!("a line to agreement-svc that it cuts");
     let cluster = cluster_asking(&Impostor::silent(), 30_000).await;
     let direct = cluster.as_caller(fixtures::sales(DIRECT));
@@ -110,8 +113,9 @@ async fn a_caller_that_waits_less_than_the_gate_takes_hears_that_it_is_unknown()
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
 }
 
+/// order-svc asks again for an answer that was lost, while there is time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_answer_that_was_lost_is_asked_for_again_while_there_is_time() {
+async fn order_svc_asks_again_for_a_lost_answer() {
     tests::needs_own!("a line to agreement-svc that it cuts");
     let impostor = Impostor { silent: 1, ..Impostor::new(Ok) };
     let cluster = cluster_asking(&impostor, 4000).await;

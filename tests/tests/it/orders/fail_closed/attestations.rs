@@ -7,8 +7,9 @@ fn refused_with(code: Code, domain: &str, reason: &str) -> Status {
     Status::with_error_details(code, format!("{reason}: because"), details)
 }
 
+/// An attestation that is not clearly made or refused is unknown, and order-svc stores no order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_attestation_that_is_not_clearly_made_or_refused_is_unknown_and_nothing_is_ordered() {
+async fn an_order_with_an_unknown_attestation_is_not_placed() {
     tests::needs_own!("a line to agreement-svc that it cuts");
     const US: &str = "agreement-svc";
     let prompted = || CreateOrderRequest {
@@ -68,8 +69,9 @@ async fn an_attestation_that_is_not_clearly_made_or_refused_is_unknown_and_nothi
     }
 }
 
+/// The attestation of an order is made once, however often the order is sent and the gate is asked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_an_order_carries_is_attested_once_however_often_it_is_sent_and_the_gate_is_asked() {
+async fn an_order_attests_once_however_often_it_is_sent() {
     tests::needs_own!("databases that it writes to");
     let impostor = Impostor::new(Ok);
     let cluster = cluster_asking(&impostor, 1000).await;

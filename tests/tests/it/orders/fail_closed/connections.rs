@@ -16,8 +16,9 @@ async fn behind_a_line() -> (Line, Cluster, As, String) {
     (line, cluster, direct, customer)
 }
 
+/// order-svc gives up a connection that died without a word and opens a new one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_connection_that_died_without_a_word_is_given_up_for_a_new_one() {
+async fn order_svc_replaces_a_silently_dead_connection() {
     tests::needs_own!("services that it stops");
     let (line, _cluster, direct, customer) = behind_a_line().await;
     actions::order(&direct, &customer, None, 5).await.unwrap();
@@ -36,8 +37,9 @@ async fn a_connection_that_died_without_a_word_is_given_up_for_a_new_one() {
     assert_eq!(orders_of(&direct).await, 2);
 }
 
+/// A connection that is reset during a question costs a second question and no order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_connection_that_is_reset_under_a_question_costs_a_second_one_and_no_order() {
+async fn a_reset_connection_costs_a_second_question_and_no_order() {
     tests::needs_own!("a line to agreement-svc that it cuts");
     const ORDERS: usize = 8;
     let (line, _cluster, direct, customer) = behind_a_line().await;

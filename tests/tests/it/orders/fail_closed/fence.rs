@@ -2,9 +2,9 @@
 
 use super::*;
 
-/// WD-3.
+/// WD-3. order-svc stores nothing on an answer that is older than the customer's fence.
 #[apply(each_backend)]
-async fn nothing_is_stored_on_an_answer_older_than_the_customers_fence(#[case] backend: Backend) {
+async fn no_order_rests_on_an_answer_older_than_the_fence(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
     tests::needs!(backend);
     let cluster = Cluster::on(backend).await;

@@ -2,8 +2,9 @@
 
 use super::*;
 
+/// Orders outlive a restart of agreement-svc under their request ids.
 #[apply(each_backend)]
-async fn orders_outlive_a_restart_of_agreement_svc_under_their_request_ids(#[case] backend: Backend) {
+async fn orders_outlive_a_restart_of_agreement_svc(#[case] backend: Backend) {
     tests::needs_own!("services that it stops");
     tests::needs!(backend);
     const CALLERS: usize = 8;
@@ -97,8 +98,9 @@ async fn assert_readable(caller: &As, bought: &Subscription, withdrawal: i64) {
     assert_eq!(reports, [report.report.unwrap()]);
 }
 
+/// Without agreement-svc, order-svc sells nothing, and clients can read everything.
 #[apply(each_backend)]
-async fn without_agreement_svc_nothing_is_sold_but_everything_can_be_read(#[case] backend: Backend) {
+async fn without_agreement_svc_order_svc_only_reads(#[case] backend: Backend) {
     tests::needs_own!("services that it stops");
     tests::needs!(backend);
     let mut cluster = Cluster::on(backend).await;
@@ -182,8 +184,8 @@ async fn connections_that_the_database_closed_are_replaced() {
         actions::order(&direct, &customer, None, 5).await.unwrap();
         cluster.agreements_sql(CLOSE_ALL).unwrap();
         cluster.orders_sql(CLOSE_ALL).unwrap();
-        // A caller that meets a dead connection receives UNAVAILABLE and can repeat its call. There are no more dead connections than
-        // the pools had.
+        // A caller that meets a dead connection receives UNAVAILABLE and can repeat its call. There are no more dead
+        // connections than the pools had.
         let mut failures = vec![];
         while let Err(status) = actions::order(&direct, &customer, None, 5).await {
             assert_eq!(status.code(), Code::Unavailable, "{status}");

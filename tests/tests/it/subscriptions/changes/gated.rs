@@ -33,10 +33,9 @@ async fn what_is_gated_needs_an_acceptance_that_was_not_withdrawn(#[case] backen
     check_blocked(&world, [&on[0], &on[1], &on[2]], &off, "WITHDRAWN").await;
 }
 
+/// A new version blocks gated changes from the day on which it must be accepted, and automatic renewals go on.
 #[apply(each_backend)]
-async fn a_new_version_blocks_what_is_gated_once_it_must_be_accepted_and_renewals_go_on(
-    #[case] backend: Backend,
-) {
+async fn a_due_version_blocks_gated_changes_and_not_renewals(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
     tests::needs!(backend);
     let world = World::new(backend, "2026-01-31T12:00:00Z").await;

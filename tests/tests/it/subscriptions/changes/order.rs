@@ -80,8 +80,9 @@ impl Meanwhile {
     }
 }
 
+/// A term waits while order-svc cannot follow the history before its end.
 #[apply(each_backend)]
-async fn a_term_waits_while_the_history_before_its_end_cannot_be_followed(#[case] backend: Backend) {
+async fn a_term_waits_for_the_history_before_its_end(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
     tests::needs!(backend);
     let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;

@@ -2,8 +2,9 @@
 
 use super::*;
 
+/// A repeated change gets its first answer, whatever happened since.
 #[apply(each_backend)]
-async fn a_repeated_change_gets_its_first_answer_whatever_has_happened_since(#[case] backend: Backend) {
+async fn a_repeated_change_gets_its_first_answer(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
     tests::needs!(backend);
     let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
@@ -90,10 +91,9 @@ async fn of_many_callers_with_one_etag_exactly_one_wins(#[case] backend: Backend
     }
 }
 
+/// A service repeats a first answer for thirty days; after that its request id is free.
 #[apply(each_backend)]
-async fn a_first_answer_is_given_again_for_thirty_days_and_then_its_request_id_is_free(
-    #[case] backend: Backend,
-) {
+async fn first_answers_are_kept_for_thirty_days(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
     tests::needs!(backend);
     let start = time("2026-01-31T12:00:00Z");

@@ -2,9 +2,9 @@
 
 use super::*;
 
-/// ROLE-7.
+/// ROLE-7. Subscriptions that rest on a withdrawn attestation are cancelled, for the payer and the reseller.
 #[apply(each_backend)]
-async fn what_rests_on_a_withdrawn_attestation_is_cancelled_for_payer_and_reseller(#[case] backend: Backend) {
+async fn a_withdrawn_attestation_cancels_what_rests_on_it(#[case] backend: Backend) {
     tests::needs!(backend);
     use WithdrawalOutcome::Cancelled;
     let cluster = cluster_on(backend).await;
@@ -110,8 +110,9 @@ fn forget_from(revision: i64) -> String {
     )
 }
 
+/// A subscription that rests on a newer answer stays, however late a withdrawal is applied.
 #[apply(each_backend)]
-async fn what_rests_on_a_newer_answer_stays_however_late_a_withdrawal_is_applied(#[case] backend: Backend) {
+async fn a_late_withdrawal_spares_what_rests_on_a_newer_answer(#[case] backend: Backend) {
     tests::needs_own!("services that it stops");
     tests::needs!(backend);
     use WithdrawalOutcome::NewerAnswer;
@@ -136,8 +137,9 @@ async fn what_rests_on_a_newer_answer_stays_however_late_a_withdrawal_is_applied
     actions::order(&direct, &customer, None, 1).await.unwrap();
 }
 
+/// An order-svc whose database is restored receives again the events that the database lost.
 #[apply(each_backend)]
-async fn a_database_that_is_restored_under_order_svc_is_told_again_what_it_forgot(#[case] backend: Backend) {
+async fn a_restored_order_svc_applies_lost_withdrawals_again(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
     tests::needs!(backend);
     let cluster = cluster_on(backend).await;
@@ -170,10 +172,9 @@ async fn a_database_that_is_restored_under_order_svc_is_told_again_what_it_forgo
     }
 }
 
+/// An order-svc whose database is ahead of the history receives no event, and goes on.
 #[apply(each_backend)]
-async fn a_database_that_is_ahead_of_the_history_is_told_nothing_and_order_svc_goes_on(
-    #[case] backend: Backend,
-) {
+async fn order_svc_ahead_of_the_history_goes_on(#[case] backend: Backend) {
     tests::needs_own!("services that it stops");
     tests::needs!(backend);
     let relay = Relay::start().await;

@@ -12,8 +12,9 @@ async fn end(caller: &As, customer: &str, reseller: Option<Uuid>) -> i64 {
     caller.customers().end_relationship(request).await.unwrap().into_inner().revision
 }
 
+/// Subscriptions of an ended relationship do not renew and are not cancelled.
 #[apply(each_backend)]
-async fn what_those_who_part_leave_behind_does_not_renew_and_is_not_cancelled(#[case] backend: Backend) {
+async fn an_ended_relationship_stops_renewals_and_cancels_nothing(#[case] backend: Backend) {
     tests::needs!(backend);
     let cluster = cluster_on(backend).await;
     let (direct, provider, _, customer) = customer_of_two(&cluster).await;
@@ -36,8 +37,9 @@ async fn what_those_who_part_leave_behind_does_not_renew_and_is_not_cancelled(#[
     assert_eq!((none.code(), reason_of(&none).as_str()), (Code::NotFound, "RESOURCE_NOT_FOUND"));
 }
 
+/// A purchase after the end of a relationship stays, however late order-svc applies that end.
 #[apply(each_backend)]
-async fn what_is_bought_after_a_parting_stays_however_late_it_is_applied(#[case] backend: Backend) {
+async fn a_late_end_of_a_relationship_spares_later_purchases(#[case] backend: Backend) {
     tests::needs_own!("services that it stops");
     tests::needs!(backend);
     use WithdrawalOutcome::{Cancelled, StillCovered};
@@ -67,8 +69,9 @@ async fn what_is_bought_after_a_parting_stays_however_late_it_is_applied(#[case]
     assert_eq!(counts_and_outcomes(&report), ((1, 2), outcomes(&all)));
 }
 
+/// A provider that parts with one reseller goes on with the rest.
 #[apply(each_backend)]
-async fn a_provider_that_parts_with_one_reseller_goes_on_with_the_rest(#[case] backend: Backend) {
+async fn a_provider_parts_with_one_of_its_resellers(#[case] backend: Backend) {
     tests::needs!(backend);
     let cluster = cluster_on(backend).await;
     let [provider, reseller] =
