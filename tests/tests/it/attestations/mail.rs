@@ -263,9 +263,7 @@ struct Waiting {
 async fn replicas_never_claim_the_same_announcement() {
     tests::needs_own!("a clock that it sets");
     let Some(python) = python() else { return };
-    if !Backend::all().contains(&Backend::Postgres) {
-        return;
-    }
+    tests::needs!(Backend::Postgres);
     const MAILS: usize = 20;
     let plan = ["451"; MAILS].join(",");
     let mut server = SmtpServer::start(&python, &["--plan", &plan]).await;

@@ -67,67 +67,60 @@ async fn a_damaged_row_of_order_svc_harms_no_other_row(#[case] backend: Backend)
 }
 
 /// A damaged row of agreement-svc is an internal error, and lets nothing through the gate.
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_damaged_row_of_agreement_svc_does_not_open_the_gate() {
+#[apply(each_backend)]
+async fn a_damaged_row_of_agreement_svc_does_not_open_the_gate(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
+    tests::needs!(backend);
     // What is damaged, and whether reading customer or attestation comes upon it.
     for (column, customers_fail, attestations_fail) in [
         ("acceptance SET kind", false, false),
         ("acceptance SET agreement_type", false, true),
         ("customer SET cloud", true, true),
     ] {
-        for backend in Backend::all() {
-            let cluster = start(backend).await;
-            let partner = cluster.as_caller(fixtures::sales(DIRECT));
-            let request = new_customer_with_attestation("Contoso Lyon");
-            let created = partner.customers().create_customer(request).await.unwrap().into_inner();
-            let damaged = created.customer.unwrap().customer_id;
-            let attestation_id = created.attestation.unwrap().attestation_id;
-            let sound = covered_customer(&partner, "Fabrikam Nantes").await;
-            let subscription = subscribe(&partner, &damaged, None).await.unwrap();
-            actions::until_bought(&cluster, &damaged).await.unwrap();
+        let cluster = start(backend).await;
+        let partner = cluster.as_caller(fixtures::sales(DIRECT));
+        let request = new_customer_with_attestation("Contoso Lyon");
+        let created = partner.customers().create_customer(request).await.unwrap().into_inner();
+        let damaged = created.customer.unwrap().customer_id;
+        let attestation_id = created.attestation.unwrap().attestation_id;
+        let sound = covered_customer(&partner, "Fabrikam Nantes").await;
+        let subscription = subscribe(&partner, &damaged, None).await.unwrap();
+        actions::until_bought(&cluster, &damaged).await.unwrap();
 
-            let key = if column.starts_with("customer") { "id" } else { "customer_id" };
-            cluster
-                .agreements_sql(&format!("UPDATE {column} = 'NONSENSE' WHERE {key} = '{damaged}'"))
-                .unwrap();
-            check_internal(partner.gate().check_eligibility(fixtures::new_check(DIRECT, &damaged)).await);
-            let get = GetCustomerRequest { customer_id: damaged.clone() };
-            let list = ListCustomersRequest::default();
-            if customers_fail {
-                check_internal(partner.customers().get_customer(get).await);
-                check_internal(partner.customers().list_customers(list).await);
-            } else {
-                partner.customers().get_customer(get).await.unwrap();
-                partner.customers().list_customers(list).await.unwrap();
-            }
-            if attestations_fail {
-                let get = GetAttestationRequest { attestation_id };
-                check_internal(partner.attestations().get_attestation(get).await);
-                let list = ListAttestationsRequest {
-                    customer_id: damaged.clone(),
-                    include_history: true,
-                    ..Default::default()
-                };
-                check_internal(partner.attestations().list_attestations(list).await);
-            }
-
-            // order-svc hears an error where it asked for a yes, and unknown is no.
-            let before = everything(&cluster).await;
-            let unknown = (Code::Unavailable, "GATE_UNAVAILABLE".to_owned());
-            assert_eq!(refused(actions::order(&partner, &damaged, None, 1).await), unknown, "{column}");
-            let seats = partner.subscriptions().change_seats(new_seats(&subscription, 9)).await;
-            assert_eq!(refused(seats), unknown, "{column}");
-            assert_eq!(everything(&cluster).await, before);
-
-            let answer = partner
-                .gate()
-                .check_eligibility(fixtures::new_check(DIRECT, &sound))
-                .await
-                .unwrap()
-                .into_inner();
-            assert_eq!(answer.decision(), Decision::Allowed);
-            actions::order(&partner, &sound, None, 1).await.unwrap();
+        let key = if column.starts_with("customer") { "id" } else { "customer_id" };
+        cluster.agreements_sql(&format!("UPDATE {column} = 'NONSENSE' WHERE {key} = '{damaged}'")).unwrap();
+        check_internal(partner.gate().check_eligibility(fixtures::new_check(DIRECT, &damaged)).await);
+        let get = GetCustomerRequest { customer_id: damaged.clone() };
+        let list = ListCustomersRequest::default();
+        if customers_fail {
+            check_internal(partner.customers().get_customer(get).await);
+            check_internal(partner.customers().list_customers(list).await);
+        } else {
+            partner.customers().get_customer(get).await.unwrap();
+            partner.customers().list_customers(list).await.unwrap();
         }
+        if attestations_fail {
+            let get = GetAttestationRequest { attestation_id };
+            check_internal(partner.attestations().get_attestation(get).await);
+            let list = ListAttestationsRequest {
+                customer_id: damaged.clone(),
+                include_history: true,
+                ..Default::default()
+            };
+            check_internal(partner.attestations().list_attestations(list).await);
+        }
+
+        // order-svc hears an error where it asked for a yes, and unknown is no.
+        let before = everything(&cluster).await;
+        let unknown = (Code::Unavailable, "GATE_UNAVAILABLE".to_owned());
+        assert_eq!(refused(actions::order(&partner, &damaged, None, 1).await), unknown, "{column}");
+        let seats = partner.subscriptions().change_seats(new_seats(&subscription, 9)).await;
+        assert_eq!(refused(seats), unknown, "{column}");
+        assert_eq!(everything(&cluster).await, before);
+
+        let answer =
+            partner.gate().check_eligibility(fixtures::new_check(DIRECT, &sound)).await.unwrap().into_inner();
+        assert_eq!(answer.decision(), Decision::Allowed);
+        actions::order(&partner, &sound, None, 1).await.unwrap();
     }
 }
