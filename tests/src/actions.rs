@@ -10,12 +10,12 @@ use proto::agreement::{
     CreateAttestationResponse, GetCustomerRequest, GetDirectSignStatusRequest, Invitation,
     LinkResellerRequest, ListAttestationsRequest, ListTemplatesRequest, PartnerKind,
     PublishTemplateVersionRequest, PublishTemplateVersionResponse, RegisterPartnerRequest,
-    RetireTemplateRequest, SignAgreementRequest, Signature, Template, WithdrawSignatureRequest,
-    WithdrawalReason,
+    ReportPurchaseRequest, RetireTemplateRequest, SignAgreementRequest, Signature, Template,
+    WithdrawSignatureRequest, WithdrawalReason,
 };
 use proto::order::{
-    CreateOrderResponse, GetSubscriptionRequest, ListOrdersRequest, ListSubscriptionChangesRequest, Order,
-    Subscription, SubscriptionChange,
+    CreateOrderRequest, CreateOrderResponse, GetSubscriptionRequest, ListOrdersRequest,
+    ListSubscriptionChangesRequest, Order, Subscription, SubscriptionChange,
 };
 use proto::types::{AgreementType, Cloud};
 use tokio::sync::{Mutex, MutexGuard};
@@ -28,7 +28,7 @@ use crate::cluster::Cluster;
 use crate::databases::Backend;
 use crate::fixtures::{
     CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, RESELLER, new_attestation, new_customer, new_invitation,
-    new_order, new_version, new_withdrawal, now, operator, request_id, sales,
+    new_order, new_version, new_withdrawal, now, operator, request_id, sales, service,
 };
 
 /// Starts a cluster on a database, registers the partners, and returns the cluster with a sales agent of the
@@ -162,8 +162,24 @@ pub async fn attest(
     customer_id: &str,
     agreed_at: Time,
 ) -> Result<CreateAttestationResponse, Status> {
-    let agreed_at = Some(timestamp(agreed_at));
-    let request = CreateAttestationRequest { agreed_at, ..new_attestation(customer_id) };
+    attest_to(partner, customer_id, CUSTOMER_AGREEMENT, agreed_at).await
+}
+
+/// Attests that the usual contact accepted an agreement of any type.
+///
+/// # Errors
+/// The refusal.
+pub async fn attest_to(
+    partner: &As,
+    customer_id: &str,
+    template_id: &str,
+    agreed_at: Time,
+) -> Result<CreateAttestationResponse, Status> {
+    let request = CreateAttestationRequest {
+        template_id: template_id.into(),
+        agreed_at: Some(timestamp(agreed_at)),
+        ..new_attestation(customer_id)
+    };
     Ok(partner.attestations().create_attestation(request).await?.into_inner())
 }
 
@@ -222,6 +238,25 @@ pub async fn publish(
     version: PublishTemplateVersionRequest,
 ) -> Result<PublishTemplateVersionResponse, Status> {
     Ok(operator.templates().publish_template_version(version).await?.into_inner())
+}
+
+/// Reports that a customer bought from a payer, as order-svc does.
+///
+/// # Errors
+/// The refusal.
+pub async fn report_purchase(
+    cluster: &Cluster,
+    customer_id: &str,
+    payer: Uuid,
+    purchased_at: Time,
+) -> Result<(), Status> {
+    let request = ReportPurchaseRequest {
+        request_id: request_id(),
+        customer_id: customer_id.into(),
+        payer_id: payer.to_string(),
+        purchased_at: Some(timestamp(purchased_at)),
+    };
+    cluster.as_caller(service()).gate().report_purchase(request).await.map(drop)
 }
 
 /// Asks the gate.
@@ -283,6 +318,14 @@ pub async fn invite(
     Ok(invited.invitation.unwrap_or_default())
 }
 
+/// Places an order.
+///
+/// # Errors
+/// The refusal.
+pub async fn place(partner: &As, order: CreateOrderRequest) -> Result<CreateOrderResponse, Status> {
+    Ok(partner.orders().create_order(order).await?.into_inner())
+}
+
 /// Orders licences of Office 365.
 ///
 /// # Errors
@@ -293,7 +336,7 @@ pub async fn order(
     payer: Option<Uuid>,
     quantity: u32,
 ) -> Result<CreateOrderResponse, Status> {
-    Ok(partner.orders().create_order(new_order(customer_id, payer, OFFICE, quantity)).await?.into_inner())
+    place(partner, new_order(customer_id, payer, OFFICE, quantity)).await
 }
 
 /// Orders five licences of Office 365 and returns the subscription.

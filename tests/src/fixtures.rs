@@ -91,6 +91,17 @@ pub fn person(first_name: &str) -> Contact {
     Contact { first_name: first_name.into(), ..contact() }
 }
 
+/// A contact that shares no name with another one, so that a test of erasure can search for it everywhere.
+#[must_use]
+pub fn contact_to_erase() -> Contact {
+    Contact {
+        first_name: "Zebulon".into(),
+        last_name: "Brambleton".into(),
+        email: "zeb.quxley@contoso.example".into(),
+        phone: "+00 5550 1777".into(),
+    }
+}
+
 /// A new request id.
 #[must_use]
 pub fn request_id() -> String {
@@ -175,6 +186,12 @@ pub fn new_attestation(customer_id: &str) -> CreateAttestationRequest {
         agreed_at: Some(timestamp(now())),
         validate_only: false,
     }
+}
+
+/// A contact accepted the Customer Agreement at this moment.
+#[must_use]
+pub fn new_attestation_by(customer_id: &str, contact: Contact) -> CreateAttestationRequest {
+    CreateAttestationRequest { contact: Some(contact), ..new_attestation(customer_id) }
 }
 
 /// A withdrawal of an attestation by a customer that no longer accepts.

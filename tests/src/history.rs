@@ -217,11 +217,11 @@ impl History {
             _ => return Ok(()),
         };
         customer.revisions.insert(revision);
-        if let Some((acceptance_id, told)) = withdrawn {
+        if let Some((acceptance_id, recorded)) = withdrawn {
             customer.end_acceptance(&acceptance_id, revision)?;
             let uncovered = customer.uncovered_at(revision);
-            if uncovered != told.iter().cloned().collect() {
-                return Err(format!("withdrawal {revision} uncovers {uncovered:?}, and says {told:?}"));
+            if uncovered != recorded.iter().cloned().collect() {
+                return Err(format!("withdrawal {revision} uncovers {uncovered:?}, and says {recorded:?}"));
             }
             self.withdrawals.push(Withdrawal { revision, customer_id, acceptance_id, uncovered });
         }

@@ -12,12 +12,6 @@ mod harness;
 mod history;
 pub mod imports;
 
-/// Fixtures and actions under the name that callers still use.
-pub mod world {
-    pub use crate::actions::*;
-    pub use crate::fixtures::*;
-}
-
 pub use harness::clients::{self, As, metadata_of, reason_of};
 pub use harness::cluster::{self, Cluster, Setup};
 pub use harness::databases::{self, Backend};

@@ -1,4 +1,4 @@
-//! What must hold between two databases, the history and everything that clients were told, however often
+//! What must hold between two databases, the history and every answer that clients received, however often
 //! the services were killed. The clients are quiet meanwhile; background work goes on.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -102,7 +102,7 @@ pub(super) fn check(
     mails: &Path,
 ) -> Result<(), String> {
     gate_was_asked(&orders.gated, history)?;
-    nothing_older_than_told(asked, history)?;
+    nothing_older_than_answers(asked, history)?;
     let brought = brought_once(asked, &agreements.acceptances)?;
     one_answer_each(asked, &brought, agreements.answered.iter().chain(&orders.answered))?;
     one_effect_each(asked, &brought, agreements, orders, history)?;
@@ -110,7 +110,7 @@ pub(super) fn check(
     withdrawals_were_applied(orders, history)?;
     partings_were_applied(orders, history)?;
     first_purchases_were_reported(asked, agreements, orders)?;
-    customers_were_told(&agreements.acceptances, mails)
+    customers_received_mail(&agreements.acceptances, mails)
 }
 
 /// I1: whatever needs the gate rests on an answer that was a yes, was young, and was right at its revision.
@@ -147,33 +147,33 @@ fn check_age(evaluated_at: Time, used_at: Time) -> Result<(), String> {
 
 /// I1, as a client sees it: what was asked after a client had the answer to a withdrawal, or of the end of a
 /// relationship, does not rest on an answer from before it.
-fn nothing_older_than_told(asked: &[Asked], history: &History) -> Result<(), String> {
+fn nothing_older_than_answers(asked: &[Asked], history: &History) -> Result<(), String> {
     let by_acceptance: HashMap<&str, (&str, i64)> = history
         .withdrawals()
         .iter()
         .map(|known| (known.acceptance_id.as_str(), (known.customer_id.as_str(), known.revision)))
         .collect();
-    let mut told: HashMap<&str, Vec<(Instant, i64)>> = HashMap::new();
+    let mut received: HashMap<&str, Vec<(Instant, i64)>> = HashMap::new();
     for (at, done) in asked.iter().flat_map(Asked::done) {
         if let Some(acceptance) = withdrawn(done) {
             let known = by_acceptance.get(acceptance);
             let (customer, revision) =
                 known.ok_or_else(|| format!("I4: the withdrawal of {acceptance} is not in the history"))?;
-            told.entry(customer).or_default().push((at, *revision));
+            received.entry(customer).or_default().push((at, *revision));
         }
         if let Done::EndRelationship(ended) = done {
             let parting = history.partings().iter().find(|known| known.revision == ended.revision);
             let parting = parting.ok_or_else(|| format!("I4: {ended:?} is not in the history"))?;
-            told.entry(&parting.customer_id).or_default().push((at, parting.revision));
+            received.entry(&parting.customer_id).or_default().push((at, parting.revision));
         }
     }
     for one in asked {
         let Some((customer, gate)) = one.done().find_map(|(_, done)| done.gated()) else { continue };
-        let before = told.get(customer).into_iter().flatten().filter(|(at, _)| *at < one.first_sent);
+        let before = received.get(customer).into_iter().flatten().filter(|(at, _)| *at < one.first_sent);
         let known = before.map(|(_, revision)| *revision).max().unwrap_or_default();
         if gate.revision < known {
             return Err(format!(
-                "I1: allowed on an answer older than {known}, which was told before: {one:?}"
+                "I1: allowed on an answer older than {known}, which a client received before: {one:?}"
             ));
         }
     }
@@ -195,7 +195,7 @@ fn brought_once<'r>(asked: &[Asked], acceptances: &'r [Acceptance]) -> Result<BT
     for one in asked {
         let Some(order) = one.bringing() else { continue };
         let Some(known) = stored.remove(order.request_id.as_str()) else {
-            if one.told.iter().any(|(_, told)| !matches!(told, Err(Code::NotFound))) {
+            if one.outcomes.iter().any(|(_, outcome)| !matches!(outcome, Err(Code::NotFound))) {
                 return Err(format!("I7: the attestation is not stored: {one:?}"));
             }
             continue;
@@ -265,7 +265,7 @@ fn is_about_one_of(attestations: &mut BTreeSet<&str>, answer: &[u8]) -> bool {
     made.is_some_and(|made| attestations.remove(made.attestation_id.as_str()))
 }
 
-/// I4: what is stored is what clients were told, no more and no less, each once for one request id.
+/// I4: the databases hold what the answers to clients say, no more and no less, each once for one request id.
 fn one_effect_each(
     asked: &[Asked],
     brought: &BTreeSet<&str>,
@@ -273,34 +273,38 @@ fn one_effect_each(
     orders: &Orders,
     history: &History,
 ) -> Result<(), String> {
-    let mut told = Told::default();
+    let mut acknowledged = Acknowledged::default();
     // Orders do not name theirs.
-    told.attestations.extend(brought.iter().map(ToString::to_string));
+    acknowledged.attestations.extend(brought.iter().map(ToString::to_string));
     for one in asked {
         if let Some((_, done)) = one.done().next() {
-            told.note(&one.call, done)?;
+            acknowledged.note(&one.call, done)?;
         }
     }
-    same("customer", &told.customers, agreements.customers.iter().map(|known| &known.id))?;
-    same("end of a relationship", &told.partings, history.partings().iter().map(|known| &known.revision))?;
+    same("customer", &acknowledged.customers, agreements.customers.iter().map(|known| &known.id))?;
+    same(
+        "end of a relationship",
+        &acknowledged.partings,
+        history.partings().iter().map(|known| &known.revision),
+    )?;
     let of_kind = |kind: &'static str| {
         agreements.acceptances.iter().filter(move |known| known.kind == kind).map(|known| &known.id)
     };
-    same("attestation", &told.attestations, of_kind("ATTESTATION"))?;
-    same("signature", &told.signatures, of_kind("SIGNATURE"))?;
+    same("attestation", &acknowledged.attestations, of_kind("ATTESTATION"))?;
+    same("signature", &acknowledged.signatures, of_kind("SIGNATURE"))?;
     let withdrawn = agreements.acceptances.iter().filter(|known| known.is_withdrawn).map(|known| &known.id);
-    same("withdrawal", &told.withdrawn, withdrawn)?;
-    same("order", &told.orders, orders.placed().map(|order| &order.id))?;
-    same("subscription", &told.subscriptions, orders.subscriptions.iter().map(|known| &known.id))?;
+    same("withdrawal", &acknowledged.withdrawn, withdrawn)?;
+    same("order", &acknowledged.orders, orders.placed().map(|order| &order.id))?;
+    same("subscription", &acknowledged.subscriptions, orders.subscriptions.iter().map(|known| &known.id))?;
     let requested = orders.changes.iter().filter(|row| row.reason == "REQUESTED" && row.kind != "CREATED");
     let stored: BTreeSet<_> =
         requested.map(|row| (row.subscription_id.clone(), row.number, row.quantity_after)).collect();
-    same("change", &told.changes, &stored)
+    same("change", &acknowledged.changes, &stored)
 }
 
-/// What clients were told that there is now.
+/// What exists now, according to the answers that clients received.
 #[derive(Default)]
-struct Told {
+struct Acknowledged {
     customers: BTreeSet<String>,
     attestations: BTreeSet<String>,
     signatures: BTreeSet<String>,
@@ -313,7 +317,7 @@ struct Told {
     changes: BTreeSet<(String, i32, i64)>,
 }
 
-impl Told {
+impl Acknowledged {
     fn note(&mut self, call: &Call, done: &Done) -> Result<(), String> {
         let twice =
             |is_new: bool| if is_new { Ok(()) } else { Err(format!("I4: two requests did {done:?}")) };
@@ -370,14 +374,14 @@ fn withdrawn(done: &Done) -> Option<&str> {
 
 fn same<'r, T: Ord + Debug + 'r>(
     what: &str,
-    told: &BTreeSet<T>,
+    acknowledged: &BTreeSet<T>,
     stored: impl IntoIterator<Item = &'r T>,
 ) -> Result<(), String> {
     let stored: BTreeSet<&T> = stored.into_iter().collect();
-    if let Some(lost) = told.iter().find(|one| !stored.contains(one)) {
+    if let Some(lost) = acknowledged.iter().find(|one| !stored.contains(one)) {
         return Err(format!("I4: {what} {lost:?} was acknowledged and is not stored"));
     }
-    match stored.into_iter().find(|one| !told.contains(*one)) {
+    match stored.into_iter().find(|one| !acknowledged.contains(*one)) {
         None => Ok(()),
         Some(unknown) => Err(format!("I4: {what} {unknown:?} is stored and no client has the answer")),
     }
@@ -424,8 +428,8 @@ fn withdrawals_were_applied(orders: &Orders, history: &History) -> Result<(), St
     }
     let mut uncovering: HashMap<(&str, &str), Vec<i64>> = HashMap::new();
     for withdrawal in applied {
-        let told = orders.uncovered.get(&withdrawal.revision).into_iter().flatten().cloned();
-        if told.collect::<BTreeSet<_>>() != withdrawal.uncovered {
+        let reported = orders.uncovered.get(&withdrawal.revision).into_iter().flatten().cloned();
+        if reported.collect::<BTreeSet<_>>() != withdrawal.uncovered {
             return Err(format!("I3: another report uncovers whom {withdrawal:?} uncovers"));
         }
         for partner in &withdrawal.uncovered {
@@ -505,11 +509,11 @@ fn first_purchases_were_reported(
     orders: &Orders,
 ) -> Result<(), String> {
     let placed: HashMap<&str, &Gated> = orders.placed().map(|made| (made.id.as_str(), made)).collect();
-    let mut told: HashMap<&str, (Instant, Instant)> = HashMap::new();
+    let mut acknowledged: HashMap<&str, (Instant, Instant)> = HashMap::new();
     for one in asked {
         if let Some((at, Done::CreateOrder(done))) = one.done().next() {
             let order = done.order.as_ref().map(|order| order.order_id.as_str()).unwrap_or_default();
-            told.insert(order, (one.first_sent, at));
+            acknowledged.insert(order, (one.first_sent, at));
         }
     }
     let mut first: HashMap<&str, &Purchase> =
@@ -519,8 +523,9 @@ fn first_purchases_were_reported(
             return Err(format!("a first purchase is not to be reported: {order:?}"));
         };
         // Which of two at the same time comes first is the database's choice.
-        let of_reported = told.get(reported.order_id.as_str()).zip(told.get(order.id.as_str()));
-        if of_reported.is_some_and(|((sent, _), (_, told))| told < sent) {
+        let of_reported =
+            acknowledged.get(reported.order_id.as_str()).zip(acknowledged.get(order.id.as_str()));
+        if of_reported.is_some_and(|((sent, _), (_, answered))| answered < sent) {
             return Err(format!("{order:?} came before the reported {reported:?}"));
         }
     }
@@ -550,7 +555,7 @@ fn first_purchases_were_reported(
 
 /// I6: every attestation has its mail, or it can be seen that it has none yet, or never will; signatures
 /// have none.
-fn customers_were_told(acceptances: &[Acceptance], mails: &Path) -> Result<(), String> {
+fn customers_received_mail(acceptances: &[Acceptance], mails: &Path) -> Result<(), String> {
     let mut written = BTreeSet::new();
     // There is no folder before the first mail.
     for entry in std::fs::read_dir(mails).into_iter().flatten() {

@@ -158,7 +158,7 @@ pub(super) struct Asked {
     pub call: Call,
     pub first_sent: Instant,
     /// What was done, and when; a code where it was refused, without effect but for the order's attestation.
-    pub told: Vec<(Instant, Result<Done, Code>)>,
+    pub outcomes: Vec<(Instant, Result<Done, Code>)>,
     /// The tries whose outcome is unknown.
     pub unknown: usize,
 }
@@ -166,7 +166,7 @@ pub(super) struct Asked {
 impl Asked {
     /// The answers that say it was done, with when they came.
     pub(super) fn done(&self) -> impl Iterator<Item = (Instant, &Done)> {
-        self.told.iter().filter_map(|(at, done)| Some((*at, done.as_ref().ok()?)))
+        self.outcomes.iter().filter_map(|(at, done)| Some((*at, done.as_ref().ok()?)))
     }
 
     /// The order that was asked for, if it brought an attestation along.
@@ -246,7 +246,7 @@ impl Load {
         Ok(())
     }
 
-    /// Asks one thing after the other, until told to stop.
+    /// Asks one thing after the other, until the signal to stop.
     pub(super) async fn run(&self, mut random: StdRng, stop: watch::Receiver<bool>) -> Result<(), String> {
         while !*stop.borrow() {
             let next = self.known().next(&mut random);
@@ -274,7 +274,7 @@ impl Load {
             (first..asked.len()).filter(|n| has_effect(&asked[*n])).collect()
         };
         let repeated = stream::iter(done).map(|n| self.settle(n)).buffer_unordered(REPEATED_AT_ONCE);
-        repeated.collect::<Vec<_>>().await.into_iter().try_for_each(|told| told.map(drop))
+        repeated.collect::<Vec<_>>().await.into_iter().try_for_each(|outcome| outcome.map(drop))
     }
 
     async fn ask(&self, by: Caller, call: Call) -> Result<Option<Done>, String> {
@@ -284,7 +284,7 @@ impl Load {
 
     fn note(&self, by: Caller, call: Call) -> usize {
         let mut asked = self.asked();
-        asked.push(Asked { by, call, first_sent: Instant::now(), told: vec![], unknown: 0 });
+        asked.push(Asked { by, call, first_sent: Instant::now(), outcomes: vec![], unknown: 0 });
         asked.len() - 1
     }
 
@@ -299,7 +299,7 @@ impl Load {
         loop {
             let sent = tokio::time::timeout(TRY_MAX, call.send(&caller)).await;
             let answer = sent.unwrap_or_else(|_| Err(Status::unavailable("no answer in time")));
-            let told = match answer {
+            let outcome = match answer {
                 Ok(done) => Ok(done),
                 Err(status) if !is_known(&status) => {
                     self.asked()[n].unknown += 1;
@@ -316,13 +316,13 @@ impl Load {
             let is_news = {
                 let asked = &mut self.asked()[n];
                 let is_news = asked.done().next().is_none();
-                asked.told.push((Instant::now(), told.clone()));
+                asked.outcomes.push((Instant::now(), outcome.clone()));
                 is_news
             };
-            if let (Ok(done), true) = (&told, is_news) {
+            if let (Ok(done), true) = (&outcome, is_news) {
                 self.known().learn(&call, by.tenant_id, done);
             }
-            return Ok(told.ok());
+            return Ok(outcome.ok());
         }
     }
 

@@ -181,7 +181,7 @@ pub(super) fn customers(agreements: &mut Connection) -> Result<Vec<Customer>, St
     load!(agreements, "SELECT id, first_purchase_at FROM customer")
 }
 
-/// A first purchase, and whether agreement-svc has been told.
+/// A first purchase, and whether agreement-svc has its report.
 #[derive(Debug, QueryableByName)]
 pub(super) struct Purchase {
     #[diesel(sql_type = Text)]

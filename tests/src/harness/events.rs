@@ -55,8 +55,8 @@ impl Cluster {
         let request = WatchEventsRequest { after_revision, ..WatchEventsRequest::default() };
         let watching = self.as_caller(fixtures::operator()).events().watch_events(request).await?;
         let mut watching = watching.into_inner();
-        while let Some(told) = watching.message().await? {
-            let Some(Item::Event(event)) = told.item else { continue };
+        while let Some(response) = watching.message().await? {
+            let Some(Item::Event(event)) = response.item else { continue };
             let is_last = event.revision >= head;
             events.push(event);
             if is_last {

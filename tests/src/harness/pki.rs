@@ -205,7 +205,7 @@ impl Authority {
     }
 }
 
-/// Credentials that present a token as it stands.
+/// Credentials that present a token unchanged.
 ///
 /// # Panics
 /// What cannot stand in metadata.

@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_id_comes_and_goes_under_its_alias_however_the_bytes_are_cut() {
+    async fn an_id_passes_under_its_alias_however_the_bytes_are_cut() {
         let alias = Alias::fresh();
         let sent = [message(ID), message("contoso.example"), message(ID)].concat();
         for cut in 0..sent.len() {

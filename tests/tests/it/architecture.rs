@@ -1,5 +1,5 @@
-//! The arrows of the house: who may know whom. The sources are read, and an arrow that runs the
-//! wrong way fails here, before it becomes a habit.
+//! The allowed dependencies between packages and modules. These tests read the sources and fail on a dependency in the
+//! wrong direction.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -57,7 +57,7 @@ const PURE: &[&str] = &[
     "crate::config",
 ];
 
-/// Who may depend on whom, among the packages of the house.
+/// The packages of this workspace that each package may depend on.
 const MAY_DEPEND: [(&str, &[&str]); 4] = [
     ("proto", &[]),
     ("chassis", &[]),
@@ -93,7 +93,7 @@ fn code(path: &Path) -> String {
 }
 
 #[test]
-fn no_arrow_of_the_house_runs_the_wrong_way() {
+fn no_package_depends_in_the_wrong_direction() {
     let mut wrong = vec![];
     for (place, never) in NEVER {
         for path in sources(&root().join(place)) {

@@ -96,8 +96,8 @@ async fn withdrawal(direct: &As, bought: &Bought) -> Result<(Duration, Duration)
     let answered = Instant::now();
     loop {
         let request = GetWithdrawalReportRequest { revision, page_size: 1, page_token: String::new() };
-        let told = direct.withdrawals().get_withdrawal_report(request).await?.into_inner();
-        let Some(report) = told.report else { continue };
+        let answer = direct.withdrawals().get_withdrawal_report(request).await?.into_inner();
+        let Some(report) = answer.report else { continue };
         let (elapsed, now) = (answered.elapsed(), fixtures::now());
         if usize::try_from(report.cancelled).ok() != Some(bought.subscription_ids.len()) {
             return Err(Status::internal("it ended other subscriptions"));

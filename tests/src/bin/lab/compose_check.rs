@@ -10,14 +10,10 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chassis::clock::Clock;
-use proto::agreement::{
-    GetAttestationRequest, GetCustomerRequest, ListCustomersRequest, NotificationState,
-    WithdrawAttestationRequest, WithdrawalReason,
-};
+use proto::agreement::{GetAttestationRequest, GetCustomerRequest, ListCustomersRequest, NotificationState};
 use proto::order::{GetSubscriptionRequest, Subscription, SubscriptionState};
-use tests::actions;
 use tests::fixtures::{self, DIRECT};
-use tests::{As, Backend, Cluster, stack::Stack};
+use tests::{As, Backend, Cluster, actions, stack::Stack};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -45,7 +41,7 @@ pub(crate) async fn run() -> Outcome {
 
     let shop = Shop::open().await?;
     shop.mail_arrives().await?;
-    println!("an attestation is told by mail");
+    println!("the customer receives a mail about an attestation");
 
     let (agreements, orders) = (Container::of("agreement-svc")?, Container::of("order-svc")?);
     agreements.does("stop")?;
@@ -63,7 +59,7 @@ pub(crate) async fn run() -> Outcome {
     let gate = format!("{}_gate", project()?);
     docker(&["network", "disconnect", &gate, &orders.id])?;
     shop.only_reads_go_on().await?;
-    shop.withdraw().await?;
+    shop.withdraw_and_attest().await?;
     docker(&["network", "connect", "--alias", "order-svc", &gate, &orders.id])?;
     shop.sells_again().await?;
     shop.is_cancelled().await?;
@@ -255,7 +251,7 @@ impl Shop {
         let customer = actions::create_customer(&self.direct, "Fabrikam", "FR", None).await?;
         let attested = actions::attest(&self.direct, &customer, Clock::system().now()).await?;
         let attestation_id = attested.attestation.unwrap_or_default().attestation_id;
-        eventually("a mail", async || {
+        within_recovery("a mail", async || {
             let request = GetAttestationRequest { attestation_id: attestation_id.clone() };
             let found = self.direct.attestations().get_attestation(request).await;
             let found = found.map_err(|status| status.to_string())?.into_inner().attestation;
@@ -302,26 +298,21 @@ impl Shop {
     }
 
     async fn sells_again(&self) -> Outcome {
-        eventually("an order", async || self.buys().await.map_err(|status| status.to_string())).await?;
+        within_recovery("an order", async || self.buys().await.map_err(|status| status.to_string())).await?;
         self.reads().await?;
         Ok(())
     }
 
     /// Withdraws what everything so far rests on, and attests anew.
-    async fn withdraw(&self) -> Outcome {
-        let request = WithdrawAttestationRequest {
-            request_id: fixtures::request_id(),
-            attestation_id: self.attestation_id.clone(),
-            reason: WithdrawalReason::NoLongerAccepts.into(),
-        };
-        self.direct.attestations().withdraw_attestation(request).await?;
+    async fn withdraw_and_attest(&self) -> Outcome {
+        actions::withdraw(&self.direct, &self.attestation_id).await?;
         actions::attest(&self.direct, &self.customer, Clock::system().now()).await?;
         Ok(())
     }
 
     /// What was bought first has ended.
     async fn is_cancelled(&self) -> Outcome {
-        eventually("a cancellation", async || {
+        within_recovery("a cancellation", async || {
             let found = self.reads().await.map_err(|status| status.to_string())?;
             match found.state() {
                 SubscriptionState::Cancelled => Ok(()),
@@ -345,7 +336,7 @@ async fn mails() -> Result<u64, Box<dyn Error>> {
 }
 
 /// Tries until it succeeds.
-async fn eventually<F>(what: &str, attempt: impl Fn() -> F) -> Outcome
+async fn within_recovery<F>(what: &str, attempt: impl Fn() -> F) -> Outcome
 where
     F: Future<Output = Result<(), String>>,
 {

@@ -1,4 +1,4 @@
-//! `cargo demo`: a story over gRPC, told on one screen by both services on embedded SQLite.
+//! `cargo demo`: a story over gRPC, on one screen by both services on embedded SQLite.
 //! `cargo demo --serve` plays the same story, keeps both services up and prints grpcurl lines to paste.
 
 use std::error::Error;
@@ -9,17 +9,16 @@ use chassis::form::timestamp;
 use chassis::telemetry::{self, LogFormat};
 use clap::Args;
 use proto::agreement::{
-    AcceptInvitationRequest, GetCustomerRequest, ListBlockedCustomersRequest, PublishTemplateVersionRequest,
-    TemplateDocument, WithdrawAttestationRequest, WithdrawalReason,
+    AcceptInvitationRequest, GetCustomerRequest, ListBlockedCustomersRequest, WithdrawAttestationRequest,
+    WithdrawalReason,
 };
 use proto::order::{
     ChangeSeatsRequest, CreateOrderRequest, CreateOrderResponse, GetWithdrawalReportRequest,
     InlineAttestation, WithdrawalReport,
 };
 use proto::types::{AcceptanceKind, Evidence};
-use tests::actions;
 use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
-use tests::{As, Cluster, Setup, metadata_of};
+use tests::{As, Cluster, Setup, actions, metadata_of};
 use tonic::Status;
 
 /// How often to look for what order-svc does in its own time.
@@ -108,7 +107,7 @@ async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn Error>> {
     accepted(&describe(&through_reseller));
 
     step("The operator publishes a new version, effective and due at once. 8 seats cannot become 10:");
-    publish(&cluster.as_caller(fixtures::operator())).await?;
+    publish_version(&cluster.as_caller(fixtures::operator())).await?;
     refused(change_seats(&direct, &bought.subscription_id, &seats.etag, 10).await)?;
 
     step("The partner attests the new version, and changes the seats again:");
@@ -182,7 +181,7 @@ fn short(name: &str) -> &str {
     ["BLOCK_REASON_", "REMEDY_KIND_"].iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name)
 }
 
-/// Waits until order-svc has told agreement-svc that a customer bought, which it does in its own time.
+/// Waits until order-svc has reported to agreement-svc that a customer bought, which it does in its own time.
 async fn wait_until_reported(cluster: &Cluster, customer: &str) -> Result<(), Status> {
     let operator = cluster.as_caller(fixtures::operator());
     loop {
@@ -224,20 +223,8 @@ async fn change_seats(
     Ok(changed.subscription.unwrap_or_default())
 }
 
-async fn publish(operator: &As) -> Result<(), Status> {
-    let document = TemplateDocument {
-        country: "US".into(),
-        language: "en-US".into(),
-        link: "https://aka.ms/customeragreement".into(),
-        sha256: String::new(),
-    };
-    let request = PublishTemplateVersionRequest {
-        request_id: fixtures::request_id(),
-        template_id: CUSTOMER_AGREEMENT.into(),
-        documents: vec![document],
-        ..PublishTemplateVersionRequest::default()
-    };
-    let published = operator.templates().publish_template_version(request).await?.into_inner();
+async fn publish_version(operator: &As) -> Result<(), Status> {
+    let published = actions::publish(operator, fixtures::new_version(CUSTOMER_AGREEMENT)).await?;
     let number = published.template.unwrap_or_default().version_in_force;
     accepted(&format!("version {number} is in force"));
     Ok(())

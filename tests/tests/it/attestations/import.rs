@@ -11,9 +11,9 @@ use proto::types::{Contact, ErrorReason};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rstest_reuse::apply;
+use tests::fixtures::{self, DIRECT, PROVIDER};
 use tests::imports::{Cut, Sheet, import, import_and_cut};
-use tests::world::{self, DIRECT, PROVIDER};
-use tests::{As, Backend, Cluster, reason_of};
+use tests::{As, Backend, actions, reason_of};
 
 use crate::each_backend;
 use tokio::sync::oneshot;
@@ -23,13 +23,6 @@ use tonic_types::StatusExt;
 
 /// Customers that take turns: nine rows of each are in flight together.
 const CUSTOMERS: usize = 7;
-
-async fn world_on(backend: Backend) -> (Cluster, As) {
-    let cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    (cluster, direct)
-}
 
 async fn read_all(
     mut answers: Streaming<ImportAttestationsResponse>,
@@ -55,10 +48,11 @@ async fn import_all(partner: &As, sheet: &Sheet, rows: usize, again: bool) {
     }
 }
 
+/// The import answers every row, in the order of the rows; when the partner sends the rows again, nothing changes.
 #[apply(each_backend)]
-async fn every_row_is_answered_in_order_and_sending_them_again_changes_nothing(#[case] backend: Backend) {
+async fn import_answers_every_row_in_order_and_once(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = actions::start_with_partners(backend).await;
     // Around the 500 at which the vendor's own tool loses a row, and where a batch may end.
     for rows in [0, 1, 499, 500, 501, 1000] {
         let sheet = Sheet::new(&direct, &format!("Sheet {rows}"), CUSTOMERS).await.unwrap();
@@ -73,19 +67,18 @@ async fn every_row_is_answered_in_order_and_sending_them_again_changes_nothing(#
     }
 }
 
+/// A stream that is cut at any tenth row and sent again leaves what an uncut stream leaves.
 #[apply(each_backend)]
-async fn a_stream_cut_at_any_tenth_row_and_sent_again_leaves_what_an_uncut_one_leaves(
-    #[case] backend: Backend,
-) {
+async fn a_stream_cut_at_any_tenth_row_can_be_sent_again(#[case] backend: Backend) {
     tests::needs!(backend);
     const ROWS: usize = 200;
     let uncut = {
-        let (_cluster, direct) = world_on(backend).await;
+        let (_cluster, direct) = actions::start_with_partners(backend).await;
         let sheet = Sheet::new(&direct, "Uncut", CUSTOMERS).await.unwrap();
         import_all(&direct, &sheet, ROWS, false).await;
         sheet.stored(&direct).await.unwrap()
     };
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = actions::start_with_partners(backend).await;
     for cut in (0..=ROWS).step_by(10) {
         for cut in [Cut::AfterAnswers(cut), Cut::AfterRows(cut)] {
             let sheet = Sheet::new(&direct, &format!("{cut:?}"), CUSTOMERS).await.unwrap();
@@ -103,13 +96,12 @@ async fn a_stream_cut_at_any_tenth_row_and_sent_again_leaves_what_an_uncut_one_l
     }
 }
 
+/// A stream of a thousand rows that is cut at every tenth row in turn leaves what an uncut stream leaves.
 #[apply(each_backend)]
-async fn a_stream_of_a_thousand_rows_cut_at_every_tenth_in_turn_leaves_what_an_uncut_one_leaves(
-    #[case] backend: Backend,
-) {
+async fn a_thousand_rows_survive_a_cut_at_every_tenth_row(#[case] backend: Backend) {
     tests::needs!(backend);
     const ROWS: usize = 1000;
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = actions::start_with_partners(backend).await;
     let sheet = Sheet::new(&direct, "Sheet", CUSTOMERS).await.unwrap();
     let (mut stored, mut interrupted) = (0, 0);
     for cut in (10..ROWS).step_by(10) {
@@ -125,12 +117,13 @@ async fn a_stream_of_a_thousand_rows_cut_at_every_tenth_in_turn_leaves_what_an_u
     assert_eq!(sheet.stored(&direct).await.unwrap(), sheet.expected_stored(ROWS), "{backend:?}");
 }
 
+/// A stream that is cut twenty times at random leaves what an uncut stream leaves.
 #[apply(each_backend)]
-async fn a_stream_cut_twenty_times_at_random_leaves_what_an_uncut_one_leaves(#[case] backend: Backend) {
+async fn a_stream_survives_twenty_random_cuts(#[case] backend: Backend) {
     tests::needs!(backend);
     const ROWS: usize = 5000;
     const CUTS: usize = 20;
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = actions::start_with_partners(backend).await;
     let sheet = Sheet::new(&direct, "Cut", CUSTOMERS).await.unwrap();
     let seed = rand::random();
     let mut random = StdRng::seed_from_u64(seed);
@@ -147,10 +140,11 @@ async fn a_stream_cut_twenty_times_at_random_leaves_what_an_uncut_one_leaves(#[c
     import_all(&direct, &sheet, ROWS, true).await;
 }
 
+/// The answer to a bad row names everything that is wrong with it, and the other rows go on.
 #[apply(each_backend)]
-async fn a_bad_row_is_told_everything_that_is_wrong_with_it_and_stops_nothing(#[case] backend: Backend) {
+async fn a_bad_row_gets_all_its_errors_and_stops_no_other_row(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (_cluster, direct) = world_on(backend).await;
+    let (_cluster, direct) = actions::start_with_partners(backend).await;
     let sheet = Sheet::new(&direct, "Sheet", CUSTOMERS).await.unwrap();
     let good: Vec<_> = sheet.rows().take(3).collect();
     let garbage = ImportAttestationsRequest {
@@ -187,7 +181,7 @@ async fn a_bad_row_is_told_everything_that_is_wrong_with_it_and_stops_nothing(#[
     };
     assert!(get().await.notification.unwrap().state() != NotificationState::Unspecified);
     let withdraw = WithdrawAttestationRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         attestation_id: attestation_id.clone(),
         reason: WithdrawalReason::RecordedInError.into(),
     };
@@ -197,9 +191,10 @@ async fn a_bad_row_is_told_everything_that_is_wrong_with_it_and_stops_nothing(#[
     assert_eq!(get().await.state(), AttestationState::Withdrawn);
 }
 
+/// A row that cannot be read ends the stream, after the answers to the rows before it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_row_that_cannot_be_read_ends_the_stream_after_the_answers_before_it() {
-    let (_cluster, direct) = world_on(Backend::Sqlite).await;
+async fn an_unreadable_row_ends_the_stream_after_earlier_answers() {
+    let (_cluster, direct) = actions::start_with_partners(Backend::Sqlite).await;
     let sheet = Sheet::new(&direct, "Sheet", CUSTOMERS).await.unwrap();
     let huge = ImportAttestationsRequest { request_id: "x".repeat(2 << 20), ..Default::default() };
     let rows: Vec<_> = sheet.rows().take(3).chain([huge]).chain(sheet.rows().skip(3).take(3)).collect();
@@ -214,7 +209,7 @@ async fn a_row_that_cannot_be_read_ends_the_stream_after_the_answers_before_it()
 async fn a_server_that_stops_answers_what_it_took_and_says_so(#[case] backend: Backend) {
     tests::needs_own!("services that it stops");
     tests::needs!(backend);
-    let (mut cluster, direct) = world_on(backend).await;
+    let (mut cluster, direct) = actions::start_with_partners(backend).await;
     let sheet = Sheet::new(&direct, "Sheet", CUSTOMERS).await.unwrap();
     let rows = stream::iter(sheet.rows().take(100)).chain(stream::pending());
     let mut answers = direct.attestations().import_attestations(rows).await.unwrap().into_inner();
@@ -228,7 +223,7 @@ async fn a_server_that_stops_answers_what_it_took_and_says_so(#[case] backend: B
         sheet.check(row, answer, false).unwrap();
     }
     cluster.restart_agreements().await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     assert_eq!(sheet.stored(&direct).await.unwrap(), sheet.expected_stored(1 + rest.len()));
 }
 
@@ -242,7 +237,7 @@ async fn who_sends_and_never_reads_is_not_read_for_long(#[case] backend: Backend
     const ROWS: usize = 5000;
     /// Changes made one after the other, each behind whatever the import has in the writer's queue.
     const LOOKS: usize = 50;
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = actions::start_with_partners(backend).await;
     let sheet = Sheet::new(&direct, "Sheet", CUSTOMERS).await.unwrap();
     let narrow = Endpoint::from_shared(format!("http://{}", cluster.agreements_address())).unwrap();
     let narrow = narrow.initial_stream_window_size(64 << 10);
@@ -273,8 +268,8 @@ async fn who_sends_and_never_reads_is_not_read_for_long(#[case] backend: Backend
 async fn one_partner_has_half_of_all_imports_and_another_finds_room() {
     tests::needs_own!("all the imports that there may be");
     const IMPORTS_MAX: usize = 8;
-    let (cluster, direct) = world_on(Backend::Sqlite).await;
-    let provider = cluster.as_caller(world::sales(PROVIDER));
+    let (cluster, direct) = actions::start_with_partners(Backend::Sqlite).await;
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
     let sheet = Sheet::new(&direct, "Sheet", CUSTOMERS).await.unwrap();
     // An import without rows that lasts until the sender is dropped.
     let open = async |partner: &As| {

@@ -1,5 +1,5 @@
-//! The customer is told of every attestation (ATT-9), whatever the mail server does, or a dead letter
-//! says that it was not (I6). The mail server is a real one that can be told to misbehave.
+//! The customer receives a mail about every attestation (ATT-9), whatever the mail server does, or a dead letter
+//! says that it did not (I6). The mail server is a real one, and a plan makes it misbehave.
 
 #[path = "../../../../agreement-svc/tests/smtp_server/mod.rs"]
 pub(crate) mod smtp_server;
@@ -21,8 +21,8 @@ use proto::agreement::{
 use proto::types::Contact;
 use rstest_reuse::apply;
 use smtp_server::{SmtpServer, header, python, read};
-use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
-use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
+use tests::fixtures::{self, DIRECT, PROVIDER, RESELLER};
+use tests::{As, Backend, Cluster, Setup, actions, metadata_of, reason_of};
 
 use crate::each_backend;
 use tonic::Code;
@@ -48,28 +48,25 @@ impl Post {
         let smtp = server.map(|server| format!("smtp://127.0.0.1:{}?tls=none", server.port));
         let setup = Setup { backend, clock: clock.clone(), smtp, ..Setup::default() };
         let cluster = Cluster::start(setup).await.unwrap();
-        world::register_partners(&cluster).await.unwrap();
-        let direct = cluster.as_caller(world::sales(DIRECT));
+        actions::register_partners(&cluster).await.unwrap();
+        let direct = cluster.as_caller(fixtures::sales(DIRECT));
         Self { cluster, clock, now, direct }
     }
 
     /// Attests for a new customer and returns the attestation's id.
     async fn attest(&self, customer: &str) -> String {
-        self.attest_by(customer, &world::contact(), &world::contact()).await
+        self.attest_by(customer, &fixtures::contact(), &fixtures::contact()).await
     }
 
-    /// Attests for a new customer, of which the one is told and for which the other agreed.
-    async fn attest_by(&self, customer: &str, told: &Contact, agreed: &Contact) -> String {
-        let new = world::new_customer(customer, "FR", None);
-        let new = CreateCustomerRequest { primary_contact: Some(told.clone()), ..new };
+    /// Attests for a new customer, whose primary contact receives the mail and for which the other contact agreed.
+    async fn attest_by(&self, customer: &str, primary: &Contact, agreed: &Contact) -> String {
+        let new = fixtures::new_customer(customer, "FR", None);
+        let new = CreateCustomerRequest { primary_contact: Some(primary.clone()), ..new };
         let created = self.direct.customers().create_customer(new).await.unwrap().into_inner();
+        let customer_id = created.customer.unwrap().customer_id;
         let request = CreateAttestationRequest {
-            request_id: world::request_id(),
-            customer_id: created.customer.unwrap().customer_id,
-            template_id: CUSTOMER_AGREEMENT.into(),
-            contact: Some(agreed.clone()),
             agreed_at: Some(timestamp(self.now)),
-            validate_only: false,
+            ..fixtures::new_attestation_by(&customer_id, agreed.clone())
         };
         let attested = self.direct.attestations().create_attestation(request).await.unwrap();
         attested.into_inner().attestation.unwrap().attestation_id
@@ -105,26 +102,16 @@ impl Post {
         self.now += LONGEST_WAIT;
         self.clock.set(self.now);
         let again = LinkResellerRequest {
-            request_id: world::request_id(),
+            request_id: fixtures::request_id(),
             provider_id: PROVIDER.to_string(),
             reseller_id: RESELLER.to_string(),
         };
-        self.cluster.as_caller(world::operator()).partners().link_reseller(again).await.unwrap();
-    }
-}
-
-/// A person to be erased.
-fn person() -> Contact {
-    Contact {
-        first_name: "Zebulon".into(),
-        last_name: "Brambleton".into(),
-        email: "zeb.quxley@contoso.example".into(),
-        phone: String::new(),
+        self.cluster.as_caller(fixtures::operator()).partners().link_reseller(again).await.unwrap();
     }
 }
 
 fn retry(id: &str) -> RetryNotificationRequest {
-    RetryNotificationRequest { request_id: world::request_id(), attestation_id: id.into() }
+    RetryNotificationRequest { request_id: fixtures::request_id(), attestation_id: id.into() }
 }
 
 #[apply(each_backend)]
@@ -146,8 +133,9 @@ async fn without_a_mail_server_the_mail_is_in_the_folder(#[case] backend: Backen
     assert_eq!(std::fs::read_dir(folder).unwrap().count(), 1);
 }
 
+/// The mail arrives although the mail server first refuses it, drops the connection and hangs.
 #[apply(each_backend)]
-async fn the_mail_arrives_though_the_server_first_refuses_drops_and_hangs(#[case] backend: Backend) {
+async fn mail_arrives_after_the_server_refuses_drops_and_hangs(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
     tests::needs!(backend);
     let Some(python) = python() else { return };
@@ -178,8 +166,9 @@ async fn the_mail_arrives_though_the_server_first_refuses_drops_and_hangs(#[case
     assert_eq!(server.events_so_far(), [""; 0]);
 }
 
+/// A mail that failed too often is a dead letter, and its partner can retry it.
 #[apply(each_backend)]
-async fn what_failed_too_often_is_a_dead_letter_that_its_partner_can_retry(#[case] backend: Backend) {
+async fn a_partner_can_retry_its_dead_letters(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
     tests::needs!(backend);
     let Some(python) = python() else { return };
@@ -204,7 +193,7 @@ async fn what_failed_too_often_is_a_dead_letter_that_its_partner_can_retry(#[cas
     assert_eq!((dead.last_failure.as_str(), dead.due_at, dead.sent_at), ("SMTP 550", None, None));
     post.later().await;
 
-    let stranger = post.cluster.as_caller(world::sales(PROVIDER));
+    let stranger = post.cluster.as_caller(fixtures::sales(PROVIDER));
     let refused = stranger.attestations().retry_notification(retry(&id)).await.unwrap_err();
     assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::NotFound, "RESOURCE_NOT_FOUND"));
 
@@ -233,11 +222,11 @@ async fn erased_people_get_no_mail_and_are_not_named_in_any(#[case] backend: Bac
     let mut server = SmtpServer::start(&python, &["--plan", "451,451,451"]).await;
     let mut post = Post::through(backend, Some(&server)).await;
     let mut ids = vec![];
-    let (to_stay, to_go) = (world::contact(), person());
-    for (customer, told, agreed) in
+    let (to_stay, to_go) = (fixtures::contact(), fixtures::contact_to_erase());
+    for (customer, primary, agreed) in
         [("Contoso", &to_go, &to_go), ("Fabrikam", &to_stay, &to_stay), ("Tailspin", &to_stay, &to_go)]
     {
-        let id = post.attest_by(customer, told, agreed).await;
+        let id = post.attest_by(customer, primary, agreed).await;
         assert!(server.event().await.starts_with("refused "));
         post.settled(&id, NotificationState::Queued, 1).await;
         ids.push(id);
@@ -274,9 +263,7 @@ struct Waiting {
 async fn replicas_never_claim_the_same_announcement() {
     tests::needs_own!("a clock that it sets");
     let Some(python) = python() else { return };
-    if !Backend::all().contains(&Backend::Postgres) {
-        return;
-    }
+    tests::needs!(Backend::Postgres);
     const MAILS: usize = 20;
     let plan = ["451"; MAILS].join(",");
     let mut server = SmtpServer::start(&python, &["--plan", &plan]).await;

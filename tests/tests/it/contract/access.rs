@@ -13,7 +13,7 @@ use prost::bytes::{Buf, BufMut, Bytes};
 use prost_types::FileDescriptorSet;
 use proto::identity::{Role, TenantKind};
 use tests::clients::{Identity, caller};
-use tests::world::{self, DIRECT, OPERATOR};
+use tests::fixtures::{self, DIRECT, OPERATOR};
 use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
 use tonic::body::Body;
 use tonic::client::{Grpc, GrpcService};
@@ -126,7 +126,7 @@ fn marks(row: &str) -> Vec<char> {
     marks
 }
 
-/// A message that is sent and received as it stands, well formed or not.
+/// A message whose bytes stay unchanged on the way out and in, well formed or not.
 pub(crate) struct Raw;
 
 impl Codec for Raw {
@@ -269,8 +269,9 @@ async fn see_whom_the_table_lets_in(cluster: &Cluster) {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
+/// The answer to a call without an identity is about the identity, whatever the call.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn without_an_identity_the_answer_is_about_the_identity_whatever_the_call() {
+async fn a_call_without_identity_is_refused_for_its_identity() {
     let cluster = Cluster::on(Backend::Sqlite).await;
     let unidentified = cluster.as_unidentified();
     for (path, _) in LET_IN {
@@ -282,8 +283,9 @@ async fn without_an_identity_the_answer_is_about_the_identity_whatever_the_call(
 const IDENTITY_REQUIRED: (Code, &str) = (Code::Unauthenticated, "IDENTITY_REQUIRED");
 const ROLE_NOT_ALLOWED: (Code, &str) = (Code::PermissionDenied, "ROLE_NOT_ALLOWED");
 
+/// Every call of the contract has a row here and in its service, and no row is left over.
 #[test]
-fn every_call_of_the_contract_has_a_row_here_and_in_its_service_and_no_row_is_left_over() {
+fn the_access_tables_have_one_row_for_each_call() {
     let in_the_contract = calls_of_the_contract();
     let here: BTreeSet<_> = LET_IN.iter().map(|(path, _)| (*path).to_owned()).collect();
     let rows: Vec<_> = agreement_svc::ACCESS_POLICY.iter().chain(order_svc::ACCESS_POLICY).collect();
@@ -333,8 +335,9 @@ fn claiming(claim: &'static str, value: Option<&[u8]>) -> impl Interceptor {
     }
 }
 
+/// A malformed identity is no identity, and the refusal names the claim.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_malformed_identity_is_no_identity_and_the_refusal_names_the_claim() {
+async fn a_malformed_identity_is_refused_by_its_claim() {
     tests::needs_own!("callers whose word is believed");
     const BAD_IDS: [Option<&[u8]>; 9] = [
         None,
@@ -431,7 +434,7 @@ async fn unknown_roles_grant_nothing_and_take_nothing_away() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_call_without_a_policy_row_is_refused() {
     let cluster = Cluster::on(Backend::Sqlite).await;
-    let operator = cluster.as_caller(world::operator());
+    let operator = cluster.as_caller(fixtures::operator());
     for path in [
         "/",
         "/csp.order.v1.OrderService",

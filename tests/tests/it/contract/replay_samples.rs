@@ -13,8 +13,8 @@ use proto::types::Contact;
 use rstest_reuse::apply;
 use serde_json::Value;
 use tests::clients::bad_fields_of;
-use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE};
-use tests::{Backend, Cluster, Setup, reason_of};
+use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE};
+use tests::{Backend, Cluster, Setup, actions, reason_of};
 
 use crate::each_backend;
 use tonic::Code;
@@ -39,17 +39,18 @@ fn text(value: &Value, path: &str) -> String {
     value.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
+/// The vendor's example of an attestation is stored, and its repetition is the vendor's duplicate.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_vendors_attestation_example_is_stored_and_its_repetition_is_the_vendors_duplicate() {
+async fn the_vendors_attestation_example_is_stored_once() {
     let Some(body) = body("confirm-agreement.2.http") else { return };
     let example: Value = serde_json::from_str(&body).unwrap();
     let cluster = Cluster::on(Backend::Sqlite).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let customer = world::create_customer(&direct, "Contoso", "US", None).await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer = actions::create_customer(&direct, "Contoso", "US", None).await.unwrap();
     let agreed_at = text(&example, "/dateAgreed").parse().unwrap();
     let request = || CreateAttestationRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         customer_id: customer.clone(),
         template_id: text(&example, "/templateId"),
         contact: Some(Contact {
@@ -78,16 +79,17 @@ async fn the_vendors_attestation_example_is_stored_and_its_repetition_is_the_ven
     );
 }
 
+/// The vendor's examples of orders are orders of offers that are in the catalogue or not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_vendors_order_examples_are_orders_of_offers_in_or_out_of_the_catalogue() {
+async fn the_vendors_order_examples_are_placed_or_out_of_catalogue() {
     if samples().is_none() {
         return;
     }
     let cluster = Cluster::on(Backend::Sqlite).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let customer = world::create_customer(&direct, "Contoso", "US", None).await.unwrap();
-    world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer = actions::create_customer(&direct, "Contoso", "US", None).await.unwrap();
+    actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
     for (file, is_in_the_catalogue) in
         [("create-order.1.http", true), ("create-order-indirect.1.http", false)]
     {
@@ -100,7 +102,7 @@ async fn the_vendors_order_examples_are_orders_of_offers_in_or_out_of_the_catalo
         };
         let request = CreateOrderRequest {
             lines: lines.iter().map(line).collect(),
-            ..world::new_order(&customer, None, OFFICE, 1)
+            ..fixtures::new_order(&customer, None, OFFICE, 1)
         };
         let placed = direct.orders().create_order(request).await;
         if is_in_the_catalogue {
@@ -112,18 +114,19 @@ async fn the_vendors_order_examples_are_orders_of_offers_in_or_out_of_the_catalo
     }
 }
 
+/// The vendor's quantity change is a seat change, and its placeholder etag is stale.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_vendors_quantity_change_is_a_seat_change_and_its_placeholder_etag_is_stale() {
+async fn the_vendors_quantity_change_is_a_seat_change() {
     let Some(body) = body("change-quantity.1.http") else { return };
     let example: Value = serde_json::from_str(&body).unwrap();
     let cluster = Cluster::on(Backend::Sqlite).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let customer = world::create_customer(&direct, "Contoso", "US", None).await.unwrap();
-    world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-    let bought = world::order(&direct, &customer, None, 1).await.unwrap().subscriptions.remove(0);
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer = actions::create_customer(&direct, "Contoso", "US", None).await.unwrap();
+    actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    let bought = actions::order(&direct, &customer, None, 1).await.unwrap().subscriptions.remove(0);
     let request = |etag: String| ChangeSeatsRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         subscription_id: bought.subscription_id.clone(),
         quantity: example["Quantity"].as_u64().unwrap().try_into().unwrap(),
         etag,
@@ -142,8 +145,9 @@ async fn the_vendors_quantity_change_is_a_seat_change_and_its_placeholder_etag_i
     assert_eq!(bad_fields_of(&refused), ["subscription_id"]);
 }
 
+/// What the vendor prints as invalid JSON is still an accepted or a refused message.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_the_vendor_prints_as_invalid_json_is_still_a_good_or_a_refused_message() {
+async fn the_vendors_invalid_json_is_accepted_or_refused() {
     tests::needs_own!("a domain that it takes for good");
     let Some(body) = body("create-customer.1.http") else { return };
     assert!(serde_json::from_str::<Value>(&body).is_err());
@@ -153,8 +157,8 @@ async fn what_the_vendor_prints_as_invalid_json_is_still_a_good_or_a_refused_mes
         rest.split_once('"').unwrap().0.to_owned()
     };
     let cluster = Cluster::on(Backend::Sqlite).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let request = CreateCustomerRequest {
         company_name: field("CompanyName"),
         domain: field("Domain"),
@@ -165,28 +169,27 @@ async fn what_the_vendor_prints_as_invalid_json_is_still_a_good_or_a_refused_mes
             email: field("Email"),
             phone: String::new(),
         }),
-        ..world::new_customer("Contoso", "US", None)
+        ..fixtures::new_customer("Contoso", "US", None)
     };
     let created = direct.customers().create_customer(request.clone()).await.unwrap().into_inner();
     assert_eq!(created.customer.unwrap().domain, "xyz.ccsctp.net");
     // The vendor writes its culture where a country could be expected.
     let request =
-        CreateCustomerRequest { request_id: world::request_id(), country: field("Culture"), ..request };
+        CreateCustomerRequest { request_id: fixtures::request_id(), country: field("Culture"), ..request };
     let refused = direct.customers().create_customer(request).await.unwrap_err();
     assert_eq!(bad_fields_of(&refused), ["country"]);
 }
 
+/// The vendor's table of countries serves every country in every language that it lists.
 #[apply(each_backend)]
-async fn the_vendors_table_of_countries_serves_every_country_in_every_language_it_lists(
-    #[case] backend: Backend,
-) {
+async fn the_vendors_countries_are_served_in_every_listed_language(#[case] backend: Backend) {
     tests::needs_own!("settings of its own");
     tests::needs!(backend);
     let Some(folder) = samples() else { return };
     let table = folder.join("mca-country-language.csv");
     let setup = Setup { backend, document_table: Some(table.clone()), ..Setup::default() };
     let cluster = Cluster::start(setup).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let request = GetTemplateRequest { template_id: CUSTOMER_AGREEMENT.into() };
     let template = direct.templates().get_template(request).await.unwrap().into_inner().template.unwrap();
     let mut pairs = 0;

@@ -24,9 +24,7 @@ async fn crashes_lose_and_repeat_nothing_acknowledged() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_replicas_do_everything_once_and_one_can_stop() {
     tests::needs_own!("processes that it stops");
-    if !Backend::all().contains(&Backend::Postgres) {
-        return;
-    }
+    tests::needs!(Backend::Postgres);
     build_binaries().unwrap();
     let done = run_replicas(4, rand::random()).await.unwrap_or_else(|why| panic!("{why}"));
     assert!(done.orders > 0 && done.withdrawals > 0 && done.reported > 0, "{done}");

@@ -19,9 +19,9 @@ use proto::agreement::{CheckEligibilityRequest, WatchEventsRequest};
 use proto::order::{CreateOrderRequest, CreateOrderResponse, GetOfferRequest, ListOrdersRequest};
 use proto::types::Operation;
 use rstest_reuse::apply;
+use tests::fixtures::{self, DIRECT, OFFICE, PROVIDER};
 use tests::processes::{Process, build_binaries};
-use tests::world::{self, DIRECT, OFFICE, PROVIDER};
-use tests::{As, Backend, Cluster, Setup, reason_of};
+use tests::{As, Backend, Cluster, Setup, actions, reason_of};
 
 use crate::each_backend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -67,7 +67,7 @@ async fn order_often(partner: &As, customer: &str, under_way: usize) -> (Vec<Sta
     let mut orders: FuturesUnordered<Ordered> = (0..MANY)
         .map(|_| {
             let (partner, customer) = (partner.clone(), customer.to_owned());
-            tokio::spawn(async move { world::order(&partner, &customer, None, 5).await })
+            tokio::spawn(async move { actions::order(&partner, &customer, None, 5).await })
         })
         .collect();
     let mut refused = vec![];
@@ -88,16 +88,16 @@ async fn excess_is_refused_and_a_modest_tenant_is_served(#[case] backend: Backen
     let mut cluster = Cluster::start(setup).await.unwrap();
     cluster.restart_agreements().await.unwrap();
     line.lead_to(cluster.agreements_address());
-    world::register_partners(&cluster).await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
     let (direct, provider) =
-        (cluster.as_caller(world::sales(DIRECT)), cluster.as_caller(world::sales(PROVIDER)));
-    let stranger = |n| cluster.as_caller(world::sales(Uuid::from_u128(n)));
+        (cluster.as_caller(fixtures::sales(DIRECT)), cluster.as_caller(fixtures::sales(PROVIDER)));
+    let stranger = |n| cluster.as_caller(fixtures::sales(Uuid::from_u128(n)));
     let mut customers = vec![];
     for partner in [&direct, &provider] {
         let name = format!("Customer {}", customers.len());
-        let customer = world::create_customer(partner, &name, "FR", None).await.unwrap();
-        world::attest(partner, &customer, Clock::system().now()).await.unwrap();
-        world::order(partner, &customer, None, 5).await.unwrap();
+        let customer = actions::create_customer(partner, &name, "FR", None).await.unwrap();
+        actions::attest(partner, &customer, Clock::system().now()).await.unwrap();
+        actions::order(partner, &customer, None, 5).await.unwrap();
         customers.push(customer);
     }
 
@@ -110,7 +110,8 @@ async fn excess_is_refused_and_a_modest_tenant_is_served(#[case] backend: Backen
     refused.iter().for_each(|refused| assert_overloaded(refused, "TENANT_OVERLOADED"));
     under_way.extend(others);
     // Who asks for little finds room, though the two would have taken everything.
-    let seen = cluster.as_caller(world::operator()).orders().list_orders(ListOrdersRequest::default()).await;
+    let seen =
+        cluster.as_caller(fixtures::operator()).orders().list_orders(ListOrdersRequest::default()).await;
     assert_eq!(seen.unwrap().into_inner().orders.len(), 2);
     // A malformed message is rejected in the same way: it is not read.
     let refused = direct.orders().create_order(CreateOrderRequest::default()).await.unwrap_err();
@@ -119,7 +120,7 @@ async fn excess_is_refused_and_a_modest_tenant_is_served(#[case] backend: Backen
     // When the last slot is taken, every call but health is rejected.
     let (_, third) = order_often(&stranger(1), &customers[0], 1).await;
     let (_, fourth) = order_often(&stranger(2), &customers[0], 1).await;
-    let refused = world::order(&stranger(3), &customers[0], None, 5).await.unwrap_err();
+    let refused = actions::order(&stranger(3), &customers[0], None, 5).await.unwrap_err();
     assert_overloaded(&refused, "OVERLOADED");
     let orders = format!("http://{}", cluster.orders_address()).parse().unwrap();
     chassis::health::check_health(&orders, &ClientSettings::default()).await.unwrap();
@@ -164,13 +165,13 @@ async fn the_gate_answers_while_one_partner_uses_its_share(#[case] backend: Back
     tests::needs_own!("limits and connections that it fills");
     tests::needs!(backend);
     let cluster = Cluster::start(few_calls(backend)).await.unwrap();
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
     let mut names = vec![];
     for n in 0..MANY {
-        names.push(world::new_customer(&format!("Customer {n}"), "FR", None));
+        names.push(fixtures::new_customer(&format!("Customer {n}"), "FR", None));
     }
 
     let lock = Lock::on(cluster.agreements_database());
@@ -186,19 +187,19 @@ async fn the_gate_answers_while_one_partner_uses_its_share(#[case] backend: Back
         assert_overloaded(&ended.unwrap_err(), "TENANT_OVERLOADED");
     }
     // Ordering needs agreement-svc, and order-svc asks for all tenants: also for the greedy one.
-    let orders = (0..MANY).map(async |_| world::order(&direct, &customer, None, 5).await);
+    let orders = (0..MANY).map(async |_| actions::order(&direct, &customer, None, 5).await);
     for ordered in join_all(orders).await {
         match ordered {
             Ok(_) => {}
             Err(refused) => assert_overloaded(&refused, "TENANT_OVERLOADED"),
         }
     }
-    world::order(&direct, &customer, None, 5).await.unwrap();
+    actions::order(&direct, &customer, None, 5).await.unwrap();
     // An attestation that an order carries is the partner's own call. Whether it was for load or for
     // anything else that it was not made, all that can be done is to come again with the same order.
     let order = CreateOrderRequest {
-        attestation: Some(world::inline_attestation(Clock::system().now())),
-        ..world::new_order(&customer, None, OFFICE, 5)
+        attestation: Some(fixtures::inline_attestation(Clock::system().now())),
+        ..fixtures::new_order(&customer, None, OFFICE, 5)
     };
     let refused = direct.orders().create_order(order.clone()).await.unwrap_err();
     assert_eq!((refused.code(), reason_of(&refused)), (Code::Unavailable, "GATE_UNAVAILABLE".into()));
@@ -228,13 +229,13 @@ async fn one_operator_has_at_most_half_of_the_watchers() {
     timeout(LONG, following).await.unwrap();
     let mut watchers = vec![];
     for _ in 0..OPERATORS_MAX {
-        watchers.push(watch(world::operator()).await.unwrap());
+        watchers.push(watch(fixtures::operator()).await.unwrap());
     }
-    let refused = watch(world::operator()).await.unwrap_err();
+    let refused = watch(fixtures::operator()).await.unwrap_err();
     assert_overloaded(&refused, "TENANT_OVERLOADED");
     let counted = cluster.agreements_metrics().await.unwrap();
     assert!(counted.contains("agreement_svc_calls_refused_for_load_total 1\n"), "{counted}");
-    watchers.push(watch(world::service()).await.unwrap());
+    watchers.push(watch(fixtures::service()).await.unwrap());
     // Streams that go on are no calls in progress: of those there may be fewer.
     assert!(watchers.len() > usize::from(CALLS_MAX));
 }
@@ -259,7 +260,7 @@ async fn health_watchers_do_not_block_health_checks() {
     timeout(LONG, room).await.unwrap();
 }
 
-/// An HTTP/2 connection that does as it is told, and no more.
+/// An HTTP/2 connection that sends what the test sends, and no more.
 async fn http2(cluster: &Cluster, window: u32) -> SendRequest<bytes::Bytes> {
     let stream = TcpStream::connect(cluster.orders_address()).await.unwrap();
     let (client, connection) =
@@ -271,7 +272,7 @@ async fn http2(cluster: &Cluster, window: u32) -> SendRequest<bytes::Bytes> {
 /// A call of GetOffer by a partner, and its message as it travels.
 fn get_offer(cluster: &Cluster, partner: Uuid) -> (Request<()>, bytes::Bytes) {
     let mut identity = MetadataMap::new();
-    world::sales(partner).present(&mut identity);
+    fixtures::sales(partner).present(&mut identity);
     let uri = format!("http://{}/csp.order.v1.OfferService/GetOffer", cluster.orders_address());
     let mut request = Request::post(uri).header("content-type", "application/grpc").header("te", "trailers");
     request.headers_mut().unwrap().extend(identity.into_headers());
@@ -313,7 +314,7 @@ async fn a_slow_message_is_aborted_and_blocks_no_other() {
     let answer = timeout(LONG, answer).await.unwrap().unwrap();
     assert!(status_of(answer.headers()).is_none(), "{answer:?}");
     let offer = GetOfferRequest { offer_id: OFFICE.into() };
-    cluster.as_caller(world::sales(PROVIDER)).offers().get_offer(offer).await.unwrap();
+    cluster.as_caller(fixtures::sales(PROVIDER)).offers().get_offer(offer).await.unwrap();
 
     for slow in [silent, dribbling] {
         let refused = timeout(LONG, slow).await.unwrap().unwrap();
@@ -346,8 +347,8 @@ async fn unread_answers_count_against_their_tenant_only() {
     }
     assert_eq!(untaken.len(), 4);
     let offer = || GetOfferRequest { offer_id: OFFICE.into() };
-    cluster.as_caller(world::sales(PROVIDER)).offers().get_offer(offer()).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    cluster.as_caller(fixtures::sales(PROVIDER)).offers().get_offer(offer()).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     assert_overloaded(&direct.offers().get_offer(offer()).await.unwrap_err(), "TENANT_OVERLOADED");
 
     // When the connection ends, so do they; only the server knows when it has noticed.
@@ -392,8 +393,8 @@ async fn excess_connections_are_closed_and_open_ones_stay() {
     let mut server = Process::agreements(database, &folder.path().join("mails"), folder.path()).unwrap();
     server.limit_descriptors(DESCRIPTORS);
     server.start().await.unwrap();
-    let operator = server.as_caller(world::operator());
-    world::register_partners_as(&operator).await.unwrap();
+    let operator = server.as_caller(fixtures::operator());
+    actions::register_partners_as(&operator).await.unwrap();
 
     let mut open = vec![];
     let mut closed = 0;
@@ -410,11 +411,11 @@ async fn excess_connections_are_closed_and_open_ones_stay() {
     assert!(open.len() > 64 && open.len() < DESCRIPTORS - 64, "{} are open", open.len());
     assert_eq!(open.len() + closed, CONNECTIONS);
     // It still has what it needs to work.
-    let direct = As { identity: tests::clients::Identity::of(world::sales(DIRECT)), ..operator.clone() };
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let direct = As { identity: tests::clients::Identity::of(fixtures::sales(DIRECT)), ..operator.clone() };
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
 
     drop(open);
-    let anew = server.as_caller(world::sales(DIRECT));
+    let anew = server.as_caller(fixtures::sales(DIRECT));
     let question = CheckEligibilityRequest {
         payer_id: DIRECT.to_string(),
         customer_id: customer,

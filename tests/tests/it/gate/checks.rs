@@ -2,7 +2,7 @@
 //! is held against the pure function; here it is shown that the facts reach it.
 
 use chassis::auth::{Caller, Channel};
-use chassis::clock::{Clock, Time};
+use chassis::clock::Clock;
 use chassis::form::timestamp;
 use chrono::Duration;
 use proto::agreement::publish_template_version_request::Reacceptance;
@@ -10,35 +10,21 @@ use proto::agreement::{
     AssumedAttestation, CheckEligibilityRequest, CheckEligibilityResponse, CreateAttestationRequest,
     PartnerKind, PublishTemplateVersionRequest, WithdrawAttestationRequest, WithdrawalReason,
 };
-use proto::types::{self, Cloud, Decision, GateRule, Operation};
+use proto::types::{self, Cloud, Decision, GateRule};
 use rstest_reuse::apply;
+use tests::actions::{self, check};
+use tests::assert::refusal;
 use tests::clients::bad_fields_of;
-use tests::world::{self, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
-use tests::{As, Backend, Cluster, Setup, reason_of};
+use tests::fixtures::{
+    self, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER, new_check, time,
+};
+use tests::{Backend, Cluster, Setup};
 
 use crate::each_backend;
-use tonic::{Code, Status};
+use tonic::Code;
 use uuid::{Uuid, uuid};
 
 const GERMAN: Uuid = uuid!("00000000-0000-4000-8000-0000000000de");
-
-fn time(text: &str) -> Time {
-    text.parse().unwrap()
-}
-
-fn question(payer: Uuid, customer_id: &str, reseller: Option<Uuid>) -> CheckEligibilityRequest {
-    CheckEligibilityRequest {
-        payer_id: payer.to_string(),
-        customer_id: customer_id.into(),
-        reseller_id: reseller.map(|id| id.to_string()).unwrap_or_default(),
-        operation: Operation::NewPurchase.into(),
-        ..CheckEligibilityRequest::default()
-    }
-}
-
-async fn check(caller: &As, question: CheckEligibilityRequest) -> Result<CheckEligibilityResponse, Status> {
-    Ok(caller.gate().check_eligibility(question).await?.into_inner())
-}
 
 /// Decision, rule and reasons in short, as in `BLOCKED NO_SATISFYING_ACCEPTANCE [NO_ACCEPTANCE]`.
 fn short(answer: &CheckEligibilityResponse) -> String {
@@ -47,18 +33,6 @@ fn short(answer: &CheckEligibilityResponse) -> String {
     let reasons: Vec<_> =
         answer.reasons().map(|r| r.as_str_name().trim_start_matches("BLOCK_REASON_").to_owned()).collect();
     format!("{decision} {rule} [{}]", reasons.join(","))
-}
-
-async fn attest(partner: &As, customer_id: &str, template: &str, agreed_at: Time) {
-    let request = CreateAttestationRequest {
-        request_id: world::request_id(),
-        customer_id: customer_id.into(),
-        template_id: template.into(),
-        contact: Some(world::contact()),
-        agreed_at: Some(timestamp(agreed_at)),
-        validate_only: false,
-    };
-    partner.attestations().create_attestation(request).await.unwrap();
 }
 
 fn over_api(caller: Caller) -> Caller {
@@ -75,29 +49,29 @@ async fn a_sample_of_the_table_holds_over_grpc(#[case] backend: Backend) {
     let clock = Clock::manual(start);
     let setup = Setup { backend, clock: clock.clone(), ..Setup::default() };
     let cluster = Cluster::start(setup).await.unwrap();
-    world::register_partners(&cluster).await.unwrap();
-    let operator = cluster.as_caller(world::operator());
-    world::register_partner(&operator, GERMAN, "Nordwind", PartnerKind::DirectBill, Cloud::Germany)
+    actions::register_partners(&cluster).await.unwrap();
+    let operator = cluster.as_caller(fixtures::operator());
+    actions::register_partner(&operator, GERMAN, "Nordwind", PartnerKind::DirectBill, Cloud::Germany)
         .await
         .unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let provider = cluster.as_caller(world::sales(PROVIDER));
-    let reseller = cluster.as_caller(world::sales(RESELLER));
-    let german = cluster.as_caller(world::sales(GERMAN));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
+    let german = cluster.as_caller(fixtures::sales(GERMAN));
 
-    let none = world::create_customer(&direct, "None", "FR", None).await.unwrap();
-    let cloud = world::create_customer(&direct, "Cloud", "FR", None).await.unwrap();
-    let customer = world::create_customer(&direct, "Customer", "FR", None).await.unwrap();
-    let withdrawn = world::create_customer(&direct, "Withdrawn", "FR", None).await.unwrap();
-    let signed = world::create_customer(&direct, "Signed", "FR", None).await.unwrap();
-    let shared = world::create_customer(&direct, "Shared", "FR", None).await.unwrap();
-    let resold = world::create_customer(&reseller, "Resold", "DE", Some(PROVIDER)).await.unwrap();
-    let national = world::create_customer(&german, "National", "DE", None).await.unwrap();
+    let none = actions::create_customer(&direct, "None", "FR", None).await.unwrap();
+    let cloud = actions::create_customer(&direct, "Cloud", "FR", None).await.unwrap();
+    let customer = actions::create_customer(&direct, "Customer", "FR", None).await.unwrap();
+    let withdrawn = actions::create_customer(&direct, "Withdrawn", "FR", None).await.unwrap();
+    let signed = actions::create_customer(&direct, "Signed", "FR", None).await.unwrap();
+    let shared = actions::create_customer(&direct, "Shared", "FR", None).await.unwrap();
+    let resold = actions::create_customer(&reseller, "Resold", "DE", Some(PROVIDER)).await.unwrap();
+    let national = actions::create_customer(&german, "National", "DE", None).await.unwrap();
     for id in [&cloud, &withdrawn, &signed, &shared] {
-        attest(&direct, id, CLOUD_AGREEMENT, start).await;
+        actions::attest_to(&direct, id, CLOUD_AGREEMENT, start).await.unwrap();
     }
-    attest(&direct, &customer, CUSTOMER_AGREEMENT, start).await;
-    attest(&provider, &resold, CLOUD_AGREEMENT, start).await;
+    actions::attest_to(&direct, &customer, CUSTOMER_AGREEMENT, start).await.unwrap();
+    actions::attest_to(&provider, &resold, CLOUD_AGREEMENT, start).await.unwrap();
     // What no call makes yet: a withdrawal, a signature, a second partner of one customer.
     cluster
         .agreements_sql(&format!(
@@ -111,10 +85,12 @@ async fn a_sample_of_the_table_holds_over_grpc(#[case] backend: Backend) {
 
     let ask = async |partner: &Uuid, customer: &str, reseller: Option<Uuid>, channel: Channel| {
         let caller = match channel {
-            Dashboard => world::sales(*partner),
-            Api => over_api(world::sales(*partner)),
+            Dashboard => fixtures::sales(*partner),
+            Api => over_api(fixtures::sales(*partner)),
         };
-        short(&check(&cluster.as_caller(caller), question(*partner, customer, reseller)).await.unwrap())
+        let reseller_id = reseller.map(|id| id.to_string()).unwrap_or_default();
+        let asked = CheckEligibilityRequest { reseller_id, ..new_check(*partner, customer) };
+        short(&check(&cluster.as_caller(caller), asked).await.unwrap())
     };
     let yes = "ALLOWED ATTESTATION []";
     let early = "ALLOWED NOT_YET_MANDATORY";
@@ -181,13 +157,15 @@ async fn a_sample_of_the_table_holds_over_grpc(#[case] backend: Backend) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_partner_asks_for_a_date_and_a_service_may_not() {
     let cluster = Cluster::on(Backend::Sqlite).await;
-    world::register_partners(&cluster).await.unwrap();
-    let (template, _turn) = world::publish_cloud_agreement(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    attest(&direct, &customer, &template.template_id, time("2019-11-01T00:00:00Z")).await;
+    actions::register_partners(&cluster).await.unwrap();
+    let (template, _turn) = actions::publish_cloud_agreement(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    actions::attest_to(&direct, &customer, &template.template_id, time("2019-11-01T00:00:00Z"))
+        .await
+        .unwrap();
 
-    let mut on = question(DIRECT, &customer, None);
+    let mut on = new_check(DIRECT, &customer);
     let now = check(&direct, on.clone()).await.unwrap();
     assert_eq!(short(&now), "BLOCKED NO_SATISFYING_ACCEPTANCE [WRONG_AGREEMENT_TYPE]");
     on.as_of = Some(timestamp(time("2019-11-01T00:00:00Z")));
@@ -201,23 +179,23 @@ async fn a_partner_asks_for_a_date_and_a_service_may_not() {
     assert_eq!(later.remedies[0].template_id, CUSTOMER_AGREEMENT);
 
     on.channel = types::Channel::Dashboard.into();
-    let refused = check(&cluster.as_caller(world::service()), on).await.unwrap_err();
+    let refused = check(&cluster.as_caller(fixtures::service()), on).await.unwrap_err();
     assert_eq!(bad_fields_of(&refused), ["as_of"]);
 }
 
-/// I5.
+/// I5. No request of a partner can choose its channel or the partner that it acts for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn no_request_of_a_partner_can_choose_its_channel_or_whom_it_acts_for() {
+async fn a_partner_cannot_choose_its_channel_or_acting_partner() {
     let cluster = Cluster::on(Backend::Sqlite).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
 
     // On this day acceptance was mandatory at the dashboard and optional over the API.
     let that_day = Some(timestamp(time("2019-01-01T00:00:00Z")));
-    let plain = CheckEligibilityRequest { as_of: that_day, ..question(DIRECT, &customer, None) };
+    let plain = CheckEligibilityRequest { as_of: that_day, ..new_check(DIRECT, &customer) };
     assert_eq!(check(&direct, plain.clone()).await.unwrap().decision(), Decision::Blocked);
-    let over_api = cluster.as_caller(over_api(world::sales(DIRECT)));
+    let over_api = cluster.as_caller(over_api(fixtures::sales(DIRECT)));
     assert_eq!(check(&over_api, plain.clone()).await.unwrap().rule(), GateRule::NotYetMandatory);
 
     let claimed = CheckEligibilityRequest {
@@ -234,16 +212,19 @@ async fn no_request_of_a_partner_can_choose_its_channel_or_whom_it_acts_for() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn payer_customer_and_reseller_must_belong_together() {
     let cluster = Cluster::on(Backend::Sqlite).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let reseller = cluster.as_caller(world::sales(RESELLER));
-    let own = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let resold = world::create_customer(&reseller, "Fourth Coffee", "DE", Some(PROVIDER)).await.unwrap();
-    let service = cluster.as_caller(world::service());
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
+    let own = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let resold = actions::create_customer(&reseller, "Fourth Coffee", "DE", Some(PROVIDER)).await.unwrap();
+    let service = cluster.as_caller(fixtures::service());
     let ask = async |payer: Uuid, customer: &str, on_record: Option<Uuid>| {
-        let channel = types::Channel::Dashboard.into();
-        let question = CheckEligibilityRequest { channel, ..question(payer, customer, on_record) };
-        check(&service, question).await.map_err(|refused| (refused.code(), reason_of(&refused)))
+        let asked = CheckEligibilityRequest {
+            channel: types::Channel::Dashboard.into(),
+            reseller_id: on_record.map(|id| id.to_string()).unwrap_or_default(),
+            ..new_check(payer, customer)
+        };
+        check(&service, asked).await.map_err(|refused| refusal(&refused))
     };
     let not_found = || Err((Code::NotFound, "RESOURCE_NOT_FOUND".to_owned()));
     let stranger = Uuid::from_u128(0x999);
@@ -259,25 +240,28 @@ async fn payer_customer_and_reseller_must_belong_together() {
     let pays = Err((Code::InvalidArgument, "PAYER_IS_RESELLER".to_owned()));
     assert_eq!(ask(RESELLER, &resold, None).await, pays);
 
-    // A partner is told about itself only, and a stranger's customer looks like none at all.
-    let nosy = check(&direct, question(PROVIDER, &resold, Some(RESELLER))).await.unwrap_err();
+    // The gate answers a partner about itself only, and a stranger's customer looks like none at all.
+    let through_reseller =
+        CheckEligibilityRequest { reseller_id: RESELLER.to_string(), ..new_check(PROVIDER, &resold) };
+    let nosy = check(&direct, through_reseller).await.unwrap_err();
     assert_eq!(nosy.code(), Code::NotFound);
-    let invented = check(&direct, question(DIRECT, &stranger.to_string(), None)).await.unwrap_err();
-    let of_another = check(&direct, question(DIRECT, &resold, None)).await.unwrap_err();
+    let invented = check(&direct, new_check(DIRECT, &stranger.to_string())).await.unwrap_err();
+    let of_another = check(&direct, new_check(DIRECT, &resold)).await.unwrap_err();
     assert_eq!(
         invented.message().replace(&stranger.to_string(), "ID"),
         of_another.message().replace(&resold, "ID")
     );
 }
 
+/// A question at a revision that does not exist yet is refused; no older revision answers it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_revision_that_is_not_there_yet_is_not_answered_from_an_older_one() {
+async fn the_gate_refuses_a_revision_that_does_not_exist_yet() {
     let cluster = Cluster::on(Backend::Sqlite).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let attested = world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-    let mut asked = question(DIRECT, &customer, None);
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let attested = actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    let mut asked = new_check(DIRECT, &customer);
     asked.at_least_revision = attested.revision;
     assert_eq!(check(&direct, asked.clone()).await.unwrap().revision, attested.revision);
     // On a stack others add to the history: what was not there yet may be there when it is asked for.
@@ -288,7 +272,7 @@ async fn a_revision_that_is_not_there_yet_is_not_answered_from_an_older_one() {
             Err(refused) => break refused,
         }
     };
-    assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::Unavailable, "REVISION_BEHIND"));
+    assert_eq!(refusal(&refused), (Code::Unavailable, "REVISION_BEHIND".into()));
 }
 
 /// What happens to a customer's acceptances before it is asked about.
@@ -312,16 +296,16 @@ async fn an_assumed_attestation_is_answered_as_the_real_one_is(#[case] backend: 
     let clock = Clock::manual(start);
     let setup = Setup { backend, clock: clock.clone(), ..Setup::default() };
     let cluster = Cluster::start(setup).await.unwrap();
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let service = cluster.as_caller(world::service());
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let service = cluster.as_caller(fixtures::service());
     // A third version is in force, and some day the second will not do.
     let next = PublishTemplateVersionRequest {
         effective_from: Some(timestamp(start + Duration::days(1))),
         reacceptance: Some(Reacceptance::ReacceptBy(timestamp(start + Duration::days(30)))),
-        ..world::new_version(CUSTOMER_AGREEMENT)
+        ..fixtures::new_version(CUSTOMER_AGREEMENT)
     };
-    cluster.as_caller(world::operator()).templates().publish_template_version(next).await.unwrap();
+    actions::publish(&cluster.as_caller(fixtures::operator()), next).await.unwrap();
     clock.set(start + Duration::days(2));
 
     for (n, (before, agreed_at)) in [
@@ -342,41 +326,37 @@ async fn an_assumed_attestation_is_answered_as_the_real_one_is(#[case] backend: 
     .enumerate()
     {
         let about = format!("{before:?}, then {agreed_at}");
-        let customer = world::create_customer(&direct, &format!("Contoso {n}"), "FR", None).await.unwrap();
+        let customer = actions::create_customer(&direct, &format!("Contoso {n}"), "FR", None).await.unwrap();
         let mut last = String::new();
         for step in before {
             match step {
                 Attested(agreed_at) => {
-                    let attested = world::attest(&direct, &customer, time(agreed_at)).await.unwrap();
+                    let attested = actions::attest(&direct, &customer, time(agreed_at)).await.unwrap();
                     last = attested.attestation.unwrap().attestation_id;
                 }
                 Withdrawn => {
                     let withdrawal = WithdrawAttestationRequest {
-                        request_id: world::request_id(),
-                        attestation_id: last.clone(),
                         reason: WithdrawalReason::Other.into(),
+                        ..fixtures::new_withdrawal(&last)
                     };
                     direct.attestations().withdraw_attestation(withdrawal).await.unwrap();
                 }
                 Signed => {
-                    let admin = cluster.as_caller(world::admin(customer.parse().unwrap()));
-                    world::sign(&admin, 3).await.unwrap();
+                    let admin = cluster.as_caller(fixtures::admin(customer.parse().unwrap()));
+                    actions::sign(&admin, 3).await.unwrap();
                 }
             }
         }
         let new = CreateAttestationRequest {
-            request_id: world::request_id(),
-            customer_id: customer.clone(),
-            template_id: CUSTOMER_AGREEMENT.into(),
-            contact: Some(types::Contact { first_name: "Tomas".into(), ..world::contact() }),
             agreed_at: Some(timestamp(time(agreed_at))),
             validate_only: true,
+            ..fixtures::new_attestation_by(&customer, fixtures::person("Tomas"))
         };
         let would_be = direct.attestations().create_attestation(new.clone()).await.unwrap().into_inner();
         let would_be = would_be.attestation.unwrap();
         let plain = CheckEligibilityRequest {
             channel: types::Channel::Dashboard.into(),
-            ..question(DIRECT, &customer, None)
+            ..new_check(DIRECT, &customer)
         };
         let assumed_attestation = Some(AssumedAttestation {
             attestation_id: would_be.attestation_id.clone(),

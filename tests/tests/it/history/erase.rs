@@ -17,11 +17,11 @@ use proto::agreement::{
 use proto::types::Contact;
 use rstest_reuse::apply;
 use tests::assert::eventually;
-use tests::fixtures::{self, CUSTOMER_AGREEMENT, now};
+use tests::fixtures::{self, CUSTOMER_AGREEMENT, contact_to_erase, new_attestation_by, now};
 use tests::{As, Backend, Cluster, actions, reason_of};
 use uuid::Uuid;
 
-use super::verify::{attestation, texts, verify};
+use super::verify::{texts, verify};
 use crate::each_backend;
 
 /// Every byte that the database keeps of its rows: the files of SQLite, the rows of PostgreSQL. In lower
@@ -63,16 +63,6 @@ async fn erase(cluster: &Cluster, email: &str, mails: &std::path::Path) -> Resul
     agreement_svc::commands::erase::erase_contact(&config, &Clock::system()).await
 }
 
-/// The person to be erased.
-fn person() -> Contact {
-    Contact {
-        first_name: "Zebulon".into(),
-        last_name: "Brambleton".into(),
-        email: "zeb.quxley@contoso.example".into(),
-        phone: "+00 5550 1777".into(),
-    }
-}
-
 /// A person whose address ends with the other one's.
 fn namesake() -> Contact {
     Contact {
@@ -110,12 +100,14 @@ async fn with_people(backend: Backend) -> People {
         contact: None,
         agreed_at: Some(timestamp(now())),
     };
-    let created = CreateCustomerRequest { attestation: Some(inline), ..new_customer("Contoso", person()) };
+    let created =
+        CreateCustomerRequest { attestation: Some(inline), ..new_customer("Contoso", contact_to_erase()) };
     let answer = direct.customers().create_customer(created.clone()).await.unwrap().into_inner();
     let customer = answer.customer.unwrap().customer_id;
     actions::withdraw(&direct, &answer.attestation.unwrap().attestation_id).await.unwrap();
 
-    let former = direct.customers().create_customer(new_customer("Litware", person())).await.unwrap();
+    let former =
+        direct.customers().create_customer(new_customer("Litware", contact_to_erase())).await.unwrap();
     let former = former.into_inner().customer.unwrap();
     let update = UpdateCustomerRequest {
         request_id: fixtures::request_id(),
@@ -125,15 +117,15 @@ async fn with_people(backend: Backend) -> People {
         primary_contact: Some(namesake()),
     };
     direct.customers().update_customer(update).await.unwrap();
-    let shouted = Contact { email: person().email.to_uppercase(), ..person() };
-    let attested_request = attestation(&former.customer_id, shouted);
+    let shouted = Contact { email: contact_to_erase().email.to_uppercase(), ..contact_to_erase() };
+    let attested_request = new_attestation_by(&former.customer_id, shouted);
     let attested = direct.attestations().create_attestation(attested_request.clone()).await.unwrap();
     let attested = attested.into_inner();
     // Superseded by the namesake's, which stays.
-    let other = attestation(&former.customer_id, namesake());
+    let other = new_attestation_by(&former.customer_id, namesake());
     let other_answer = direct.attestations().create_attestation(other.clone()).await.unwrap().into_inner();
     let invitation = CreateInvitationRequest {
-        recipient: Some(person()),
+        recipient: Some(contact_to_erase()),
         ..fixtures::new_invitation(Some(&former.customer_id), None)
     };
     direct.signatures().create_invitation(invitation).await.unwrap();
@@ -184,10 +176,10 @@ async fn an_erased_person_is_gone_and_no_other_person_is(#[case] backend: Backen
     let to = "=?utf-8?b?WmVi?=\r\n <Zeb.Quxley@contoso.example>, bob@contoso.example";
     let addressed = people.mail_named(&Uuid::from_u128(1).to_string(), to, "Anna Vance agreed.");
     let unfinished = people.mails.path().join(format!(".{}.unfinished", Uuid::from_u128(3)));
-    fs::write(&unfinished, format!("To: {}\r\n", person().email)).unwrap();
+    fs::write(&unfinished, format!("To: {}\r\n", contact_to_erase().email)).unwrap();
     let others = people.written(&people.other_answer).await;
     let before = everything(database);
-    let Contact { first_name, last_name, email, phone } = person();
+    let Contact { first_name, last_name, email, phone } = contact_to_erase();
     let etag = etag_of(direct, &people.customer).await;
     let kept = verify(cluster, &[]).await.head;
 
@@ -247,7 +239,8 @@ async fn an_interrupted_erasure_is_finished_by_the_next_run(#[case] backend: Bac
     let obstacle = people.mail(&people.attested, &namesake().email, "");
     fs::remove_file(&obstacle).unwrap();
     fs::create_dir(&obstacle).unwrap();
-    let failed = erase(cluster, &person().email, people.mails.path()).await.unwrap_err().to_string();
+    let failed =
+        erase(cluster, &contact_to_erase().email, people.mails.path()).await.unwrap_err().to_string();
     assert!(!failed.to_lowercase().contains("quxley"), "{failed}");
     // As long as a mail is left, the records name the person.
     assert_eq!(verify(cluster, &[]).await.head, kept, "{backend:?}");
@@ -255,12 +248,12 @@ async fn an_interrupted_erasure_is_finished_by_the_next_run(#[case] backend: Bac
 
     fs::remove_dir(&obstacle).unwrap();
     let naming = people.mail(&people.attested, &namesake().email, "Zebulon Brambleton agreed.");
-    let erased = erase(cluster, &person().email, people.mails.path()).await.unwrap();
+    let erased = erase(cluster, &contact_to_erase().email, people.mails.path()).await.unwrap();
     assert_eq!((erased.attestations, erased.mails, naming.exists()), (2, Some(1), false), "{backend:?}");
 
     // A mail that was being written meanwhile, and arrives when the records name no person any more.
-    let late = people.mail_named(&Uuid::from_u128(2).to_string(), &person().email, "");
-    let erased = erase(cluster, &person().email, people.mails.path()).await.unwrap();
+    let late = people.mail_named(&Uuid::from_u128(2).to_string(), &contact_to_erase().email, "");
+    let erased = erase(cluster, &contact_to_erase().email, people.mails.path()).await.unwrap();
     assert_eq!(erased, Erased { mails: Some(1), ..Erased::default() });
     assert!(!late.exists());
     assert_eq!(verify(cluster, &[]).await.findings, [], "{backend:?}");
@@ -277,7 +270,7 @@ async fn a_bad_address_or_folder_is_refused_before_any_erasure() {
         assert!(refused.contains("not an e-mail address") && !refused.contains("quxley"), "{refused}");
     }
     let nowhere = people.mails.path().join("nowhere");
-    assert!(erase(cluster, &person().email, &nowhere).await.is_err());
+    assert!(erase(cluster, &contact_to_erase().email, &nowhere).await.is_err());
     assert_eq!(verify(cluster, &[]).await.head, before);
 }
 
@@ -294,7 +287,7 @@ async fn verify_finds_a_person_restored_after_an_erasure(#[case] backend: Backen
     let values: BTreeMap<_, _> = columns
         .map(|column| (column, texts(database, &format!("SELECT {column} AS text {row}")).remove(0)))
         .into();
-    erase(cluster, &person().email, people.mails.path()).await.unwrap();
+    erase(cluster, &contact_to_erase().email, people.mails.path()).await.unwrap();
     let event = verify(cluster, &[]).await.head.revision;
     let sets: Vec<_> = values.iter().map(|(column, value)| format!("{column} = '{value}'")).collect();
     for sets in [sets.join(", "), "phone = '1'".into(), "contact_salt = '1'".into()] {

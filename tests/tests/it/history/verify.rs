@@ -9,8 +9,8 @@ use chassis::query;
 use diesel::sql_types::Text;
 use diesel::{QueryableByName, RunQueryDsl, sql_query};
 use proto::agreement::{
-    CreateAttestationRequest, CreateAttestationResponse, PublishTemplateVersionRequest, SignAgreementRequest,
-    WithdrawSignatureRequest, WithdrawalReason,
+    CreateAttestationResponse, PublishTemplateVersionRequest, SignAgreementRequest, WithdrawSignatureRequest,
+    WithdrawalReason,
 };
 use proto::types::Contact;
 use rstest_reuse::apply;
@@ -32,19 +32,18 @@ fn other_contact() -> Contact {
     Contact { first_name: "Kai".into(), email: "kai.berg@contoso.example".into(), ..fixtures::contact() }
 }
 
-pub(super) fn attestation(customer_id: &str, contact: Contact) -> CreateAttestationRequest {
-    CreateAttestationRequest { contact: Some(contact), ..fixtures::new_attestation(customer_id) }
-}
-
-async fn attest(partner: &As, customer_id: &str, contact: Contact) -> CreateAttestationResponse {
-    let request = attestation(customer_id, contact);
+/// Attests that a contact accepted.
+async fn attest_by(partner: &As, customer_id: &str, contact: Contact) -> CreateAttestationResponse {
+    let request = fixtures::new_attestation_by(customer_id, contact);
     partner.attestations().create_attestation(request).await.unwrap().into_inner()
 }
 
-async fn publish(cluster: &Cluster, version: u32) -> i64 {
-    let effective_from = Some(timestamp(now() + chrono::Duration::days(i64::from(version))));
-    let version =
-        PublishTemplateVersionRequest { effective_from, ..fixtures::new_version(CUSTOMER_AGREEMENT) };
+/// Publishes a version of the Customer Agreement that is in force in so many days, and returns the revision.
+async fn publish_for_day(cluster: &Cluster, days: i64) -> i64 {
+    let version = PublishTemplateVersionRequest {
+        effective_from: Some(timestamp(now() + chrono::Duration::days(days))),
+        ..fixtures::new_version(CUSTOMER_AGREEMENT)
+    };
     let operator = cluster.as_caller(fixtures::operator());
     actions::publish(&operator, version).await.unwrap().revision
 }
@@ -72,9 +71,9 @@ async fn record_history(cluster: &Cluster) -> Recorded {
     let known = |attested: CreateAttestationResponse| {
         (attested.attestation.unwrap_or_default().attestation_id, attested.revision)
     };
-    let first = known(attest(&direct, &customer, fixtures::contact()).await);
-    let second = known(attest(&direct, &customer, other_contact()).await);
-    let withdrawn = known(attest(&direct, &other_customer, fixtures::contact()).await);
+    let first = known(attest_by(&direct, &customer, fixtures::contact()).await);
+    let second = known(attest_by(&direct, &customer, other_contact()).await);
+    let withdrawn = known(attest_by(&direct, &other_customer, fixtures::contact()).await);
     let withdrawal = actions::withdraw(&direct, &withdrawn.0).await.unwrap();
     let admin = cluster.as_caller(fixtures::admin(other_customer.parse().unwrap()));
     let signing = SignAgreementRequest {
@@ -92,7 +91,7 @@ async fn record_history(cluster: &Cluster) -> Recorded {
     let signature_withdrawal =
         admin.signatures().withdraw_signature(withdrawing).await.unwrap().into_inner().revision;
     actions::invite(&direct, Some(&other_customer), None).await.unwrap();
-    let last = publish(cluster, 1).await;
+    let last = publish_for_day(cluster, 1).await;
     Recorded {
         customer,
         other_customer,
@@ -120,7 +119,7 @@ async fn an_untouched_history_verifies_against_kept_heads(#[case] backend: Backe
         "{backend:?}"
     );
 
-    publish(&cluster, 2).await;
+    publish_for_day(&cluster, 2).await;
     let later = verify(&cluster, &[verified.head.clone(), empty.head]).await;
     assert_eq!((later.findings.as_slice(), later.head.revision), (&[][..], recorded.last + 1));
     let printed = later.to_string();
@@ -140,7 +139,7 @@ async fn a_growing_history_verifies(#[case] backend: Backend) {
     let writing = tokio::spawn(async move {
         for n in 0..ATTESTATIONS {
             let contact = Contact { phone: n.to_string(), ..fixtures::contact() };
-            attest(&direct, &recorded.customer, contact).await;
+            attest_by(&direct, &recorded.customer, contact).await;
         }
     });
     let mut head = verify(&cluster, &[]).await.head;

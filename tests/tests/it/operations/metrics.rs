@@ -11,10 +11,10 @@ use chassis::clock::Clock;
 use chrono::TimeDelta;
 use diesel::connection::SimpleConnection;
 use rstest_reuse::apply;
+use tests::fixtures::{self, DIRECT, OFFICE};
 use tests::pki::Authority;
 use tests::processes::{Processes, build_binaries};
-use tests::world::{self, DIRECT, OFFICE};
-use tests::{As, Backend, Cluster, Setup};
+use tests::{As, Backend, Cluster, Setup, actions};
 
 use crate::each_backend;
 use tokio::time::timeout;
@@ -70,14 +70,14 @@ fn samples(scrape: &str) -> BTreeMap<String, f64> {
 
 /// One order that is placed, one that is blocked, two that are refused, and a call that there is none of.
 async fn traffic(as_operator: &As, direct: &As) {
-    world::register_partners_as(as_operator).await.unwrap();
-    let customer = world::create_customer(direct, "Contoso", "FR", None).await.unwrap();
-    world::order(direct, &customer, None, 1).await.unwrap_err();
-    world::attest(direct, &customer, Clock::system().now()).await.unwrap();
-    world::order(direct, &customer, None, 1).await.unwrap();
-    direct.orders().create_order(world::new_order("no id", None, OFFICE, 1)).await.unwrap_err();
-    let stranger = world::request_id();
-    direct.orders().create_order(world::new_order(&stranger, None, OFFICE, 1)).await.unwrap_err();
+    actions::register_partners_as(as_operator).await.unwrap();
+    let customer = actions::create_customer(direct, "Contoso", "FR", None).await.unwrap();
+    actions::order(direct, &customer, None, 1).await.unwrap_err();
+    actions::attest(direct, &customer, Clock::system().now()).await.unwrap();
+    actions::order(direct, &customer, None, 1).await.unwrap();
+    direct.orders().create_order(fixtures::new_order("no id", None, OFFICE, 1)).await.unwrap_err();
+    let stranger = fixtures::request_id();
+    direct.orders().create_order(fixtures::new_order(&stranger, None, OFFICE, 1)).await.unwrap_err();
     for path in ["/csp.order.v1.OrderService/Invent", "/jane.doe@contoso.example"] {
         let mut nothing = tonic::client::Grpc::new(direct.orders.clone());
         nothing.ready().await.unwrap();
@@ -87,21 +87,22 @@ async fn traffic(as_operator: &As, direct: &As) {
     }
 }
 
+/// Prometheus accepts the metrics of both services, and alarms and dashboard ask for no other metrics.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn prometheus_takes_what_both_services_say_and_alarms_and_dashboard_ask_for_nothing_else() {
+async fn alarms_and_dashboard_use_only_exposed_metrics() {
     tests::needs_own!("metrics of services of its own");
     build_binaries().unwrap();
     let mut said = BTreeSet::new();
     for backend in Backend::all() {
         let mut processes = Processes::new(backend).unwrap();
         processes.start().await.unwrap();
-        let direct = processes.as_caller(world::sales(DIRECT));
-        traffic(&processes.as_caller(world::operator()), &direct).await;
+        let direct = processes.as_caller(fixtures::sales(DIRECT));
+        traffic(&processes.as_caller(fixtures::operator()), &direct).await;
         let (mut agreements, mut orders) = (String::new(), String::new());
-        let told = async {
-            let is_told = |of: &str, name: &str, value: f64| samples(of).get(name) == Some(&value);
-            while !is_told(&orders, "order_svc_purchase_reports_waiting", 0.0)
-                || !is_told(
+        let reported = async {
+            let has = |of: &str, name: &str, value: f64| samples(of).get(name) == Some(&value);
+            while !has(&orders, "order_svc_purchase_reports_waiting", 0.0)
+                || !has(
                     &orders,
                     "order_svc_history_revision",
                     samples(&agreements)["agreement_svc_history_revision"],
@@ -111,7 +112,7 @@ async fn prometheus_takes_what_both_services_say_and_alarms_and_dashboard_ask_fo
                 orders = processes.orders.metrics().await.unwrap();
             }
         };
-        timeout(LONG, told).await.unwrap();
+        timeout(LONG, reported).await.unwrap();
         judge(&agreements);
         judge(&orders);
 
@@ -198,32 +199,33 @@ async fn secured() -> Cluster {
 }
 
 /// The numbers of both services, once some are as they are to be.
-async fn until(cluster: &Cluster, expected: &[(String, f64)]) -> BTreeMap<String, f64> {
+async fn numbers_once(cluster: &Cluster, expected: &[(String, f64)]) -> BTreeMap<String, f64> {
     let mut all = BTreeMap::new();
-    let told = async {
+    let waiting = async {
         while expected.iter().any(|(name, value)| all.get(name) != Some(value)) {
             all = numbers(cluster).await;
         }
     };
-    let told = timeout(LONG, told).await;
-    assert!(told.is_ok(), "{expected:#?} are not in {all:#?}");
+    let waited = timeout(LONG, waiting).await;
+    assert!(waited.is_ok(), "{expected:#?} are not in {all:#?}");
     all
 }
 
+/// The metrics say when certificates and tokens end, and which files are unusable.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn it_is_told_when_certificates_and_tokens_end_and_that_files_make_no_sense() {
+async fn metrics_name_the_ends_of_credentials_and_unusable_files() {
     tests::needs_own!("keys and certificates that it makes");
     let cluster = secured().await;
     let pki = cluster.pki();
     let year = |year| chrono::NaiveDate::from_ymd_opt(year, 1, 1).unwrap();
     let year = |number| year(number).and_time(chrono::NaiveTime::MIN).and_utc().timestamp() as f64;
-    let told = |service: &str, what: &str, label: &str, of: &str, value: f64| {
+    let metric = |service: &str, what: &str, label: &str, of: &str, value: f64| {
         (format!(r#"{service}_{what}{{{label}="{of}"}}"#), value)
     };
     let ends = |service, credential, value| {
-        told(service, "credential_ends_timestamp_seconds", "credential", credential, value)
+        metric(service, "credential_ends_timestamp_seconds", "credential", credential, value)
     };
-    let unusable = |service, files, value| told(service, "files_unusable", "files", files, value);
+    let unusable = |service, files, value| metric(service, "files_unusable", "files", files, value);
     let both = ["agreement_svc", "order_svc"];
     let all_files = || {
         let of_both = both.into_iter().flat_map(|of| [(of, "server-tls"), (of, "token-keys")]);
@@ -239,11 +241,11 @@ async fn it_is_told_when_certificates_and_tokens_end_and_that_files_make_no_sens
     pki.put("ca.pem", &format!("{}{}", authority.pem(), other.pem())).unwrap();
     let issuer = pki.issuer();
     let now = Clock::system().now().timestamp();
-    let mut claims = issuer.claims(&world::service());
+    let mut claims = issuer.claims(&fixtures::service());
     (claims["iat"], claims["exp"]) = (now.into(), (now + 3600).into());
     pki.put("service.token", &issuer.signs().sign(&claims).unwrap()).unwrap();
     let token_begins =
-        told("order_svc", "credential_begins_timestamp_seconds", "credential", "service-token", now as f64);
+        metric("order_svc", "credential_begins_timestamp_seconds", "credential", "service-token", now as f64);
     let mut expected = vec![
         ends("order_svc", "client-certificate", year(2038)),
         ends("order_svc", "server-authority", year(2041)),
@@ -255,23 +257,23 @@ async fn it_is_told_when_certificates_and_tokens_end_and_that_files_make_no_sens
         expected.push(ends(service, "client-authority", year(2041)));
     }
     expected.extend(all_files().map(|(service, files)| unusable(service, files, 0.0)));
-    let all = until(&cluster, &expected).await;
+    let all = numbers_once(&cluster, &expected).await;
     let is_of_files = |name: &&String| name.contains("_credential_ends_") || name.contains("_files_");
     assert_eq!(all.keys().filter(is_of_files).count(), expected.len() - 1, "{all:#?}");
 
-    // What goes on is told of, and that it is not what the files say.
+    // The metrics describe what is in use, and say that the files differ from it.
     let key = std::fs::read_to_string(pki.file("server.key")).unwrap();
     let right = [
         ("server.key", key),
         ("ca.pem", authority.pem()),
         ("jwks.json", SigningKey::public_set(&[issuer.signs()])),
-        ("service.token", issuer.token(&world::service())),
+        ("service.token", issuer.token(&fixtures::service())),
     ];
     for (file, _) in &right {
         pki.put(file, "nothing of use").unwrap();
     }
     let wrong: Vec<_> = all_files().map(|(service, files)| unusable(service, files, 1.0)).collect();
-    let all = until(&cluster, &wrong).await;
+    let all = numbers_once(&cluster, &wrong).await;
     let (server, end) = ends("order_svc", "server-certificate", year(2039));
     assert_eq!(all[&server], end);
     for (file, contents) in &right {
@@ -279,7 +281,7 @@ async fn it_is_told_when_certificates_and_tokens_end_and_that_files_make_no_sens
     }
     let mut expected: Vec<_> = all_files().map(|(service, files)| unusable(service, files, 0.0)).collect();
     expected.push(ends("order_svc", "server-authority", year(2042)));
-    until(&cluster, &expected).await;
+    numbers_once(&cluster, &expected).await;
     judge(&cluster.agreements_metrics().await.unwrap());
     judge(&cluster.orders_metrics().await.unwrap());
 }
@@ -293,7 +295,7 @@ async fn what_is_not_done_yet_is_counted_with_the_age_of_the_oldest(#[case] back
     let smtp = Some("smtp://127.0.0.1:1?tls=none".to_owned());
     let setup = Setup { backend, clock: clock.clone(), smtp, ..Setup::default() };
     let mut cluster = Cluster::start(setup).await.unwrap();
-    traffic(&cluster.as_caller(world::operator()), &cluster.as_caller(world::sales(DIRECT))).await;
+    traffic(&cluster.as_caller(fixtures::operator()), &cluster.as_caller(fixtures::sales(DIRECT))).await;
     let reported = async { while numbers(&cluster).await["order_svc_purchase_reports_waiting"] > 0.0 {} };
     timeout(LONG, reported).await.unwrap();
     let undone = [
@@ -327,8 +329,9 @@ async fn what_is_not_done_yet_is_counted_with_the_age_of_the_oldest(#[case] back
     cluster.stop_orders();
 }
 
+/// The metrics say that a database does not answer, and no value is made up.
 #[apply(each_backend)]
-async fn a_database_that_does_not_answer_is_said_not_to_and_nothing_is_made_up(#[case] backend: Backend) {
+async fn metrics_report_a_database_that_does_not_answer(#[case] backend: Backend) {
     tests::needs_own!("metrics of services of its own");
     tests::needs!(backend);
     let cluster = Cluster::on(backend).await;
@@ -352,7 +355,7 @@ async fn a_database_that_does_not_answer_is_said_not_to_and_nothing_is_made_up(#
     let now = timeout(LONG, numbers(&cluster)).await.unwrap();
     assert_eq!(now["agreement_svc_database_answers"], 0.0);
     assert!(read.iter().all(|name| !now.contains_key(name)), "{now:#?}");
-    assert_eq!(now["agreement_svc_calls_in_progress"], 0.0, "what is known is told");
+    assert_eq!(now["agreement_svc_calls_in_progress"], 0.0, "the other metrics stay");
     assert_eq!(now["order_svc_database_answers"], 1.0);
     drop(held);
 }

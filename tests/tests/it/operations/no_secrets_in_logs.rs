@@ -18,9 +18,9 @@ use proto::order::{ChangeSeatsRequest, CreateOrderRequest, InlineAttestation, Li
 use proto::types::Contact;
 use rstest_reuse::apply;
 use tests::clients::Identity;
+use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE};
 use tests::processes::{Process, Processes, build_binaries};
-use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE};
-use tests::{As, Backend};
+use tests::{As, Backend, actions};
 
 use crate::each_backend;
 use tonic::Request;
@@ -52,9 +52,9 @@ fn forms(mark: &str) -> Vec<String> {
 }
 
 /// The same person each time, under another first name: what was attested before would not be attested again.
-fn contact() -> Contact {
+fn marked_contact() -> Contact {
     Contact {
-        first_name: format!("Jane {} {MARK}", world::request_id()),
+        first_name: format!("Jane {} {MARK}", fixtures::request_id()),
         last_name: format!("Doe {MARK}"),
         email: format!("jane.{MARK}@contoso.example"),
         phone: MARKED_NUMBER.into(),
@@ -98,21 +98,23 @@ async fn raw(to: &Channel, path: String, message: Request<prost_types::Any>) {
 fn order(customer: &str) -> CreateOrderRequest {
     let attestation = InlineAttestation {
         template_id: CUSTOMER_AGREEMENT.into(),
-        contact: Some(contact()),
+        contact: Some(marked_contact()),
         agreed_at: Some(timestamp(Clock::system().now())),
     };
-    let mut order =
-        CreateOrderRequest { attestation: Some(attestation), ..world::new_order(customer, None, OFFICE, 1) };
+    let mut order = CreateOrderRequest {
+        attestation: Some(attestation),
+        ..fixtures::new_order(customer, None, OFFICE, 1)
+    };
     order.lines[0].friendly_name = format!("for {MARK}");
     order
 }
 
 fn attestation(customer: &str) -> CreateAttestationRequest {
     CreateAttestationRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         customer_id: customer.into(),
         template_id: CUSTOMER_AGREEMENT.into(),
-        contact: Some(contact()),
+        contact: Some(marked_contact()),
         agreed_at: Some(timestamp(Clock::system().now())),
         validate_only: false,
     }
@@ -120,24 +122,24 @@ fn attestation(customer: &str) -> CreateAttestationRequest {
 
 /// Creates a customer and does with it what there is to do; every call succeeds.
 async fn succeed(direct: &As) -> (String, String) {
-    let mut new = world::new_customer(&format!("Contoso {MARK}"), "FR", None);
-    new.primary_contact = Some(contact());
+    let mut new = fixtures::new_customer(&format!("Contoso {MARK}"), "FR", None);
+    new.primary_contact = Some(marked_contact());
     new.domain = format!("{MARK}.example");
     let customer =
         direct.customers().create_customer(marked(new)).await.unwrap().into_inner().customer.unwrap();
     let id = customer.customer_id.clone();
     let update = UpdateCustomerRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         customer_id: id.clone(),
         etag: customer.etag,
         company_name: format!("New {MARK}"),
-        primary_contact: Some(contact()),
+        primary_contact: Some(marked_contact()),
     };
     direct.customers().update_customer(marked(update)).await.unwrap();
     let invite = CreateInvitationRequest {
-        recipient: Some(contact()),
+        recipient: Some(marked_contact()),
         kind: InvitationKind::Agreement.into(),
-        ..world::new_invitation(Some(&id), None)
+        ..fixtures::new_invitation(Some(&id), None)
     };
     let invited = direct.signatures().create_invitation(marked(invite)).await.unwrap().into_inner();
     let invitation = invited.invitation.unwrap();
@@ -145,10 +147,10 @@ async fn succeed(direct: &As) -> (String, String) {
     direct.orders().create_order(marked(order(&id))).await.unwrap();
     direct.attestations().create_attestation(marked(attestation(&id))).await.unwrap();
     let row = ImportAttestationsRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         customer_id: id.clone(),
         template_id: CUSTOMER_AGREEMENT.into(),
-        contact: Some(contact()),
+        contact: Some(marked_contact()),
         agreed_at: Some(timestamp(Clock::system().now())),
     };
     let broken = ImportAttestationsRequest { customer_id: MARK.into(), ..row.clone() };
@@ -169,7 +171,7 @@ async fn fail(direct: &As, customer: &str, token: &str) {
     direct.orders().create_order(marked(bad)).await.unwrap_err();
     // This one is found out by the neighbour.
     let mut bad = order(customer);
-    bad.attestation.as_mut().unwrap().template_id = world::request_id();
+    bad.attestation.as_mut().unwrap().template_id = fixtures::request_id();
     direct.orders().create_order(marked(bad)).await.unwrap_err();
     let bad = CreateAttestationRequest { customer_id: MARK.into(), ..attestation(customer) };
     direct.attestations().create_attestation(marked(bad)).await.unwrap_err();
@@ -180,17 +182,17 @@ async fn fail(direct: &As, customer: &str, token: &str) {
     let seats = ChangeSeatsRequest { subscription_id: MARK.into(), etag: MARK.into(), ..Default::default() };
     direct.subscriptions().change_seats(marked(seats)).await.unwrap_err();
     // A token that is right and one that is not, for an invitation that there is none of.
-    let admin = As { identity: Identity::of(world::admin(customer.parse().unwrap())), ..direct.clone() };
+    let admin = As { identity: Identity::of(fixtures::admin(customer.parse().unwrap())), ..direct.clone() };
     for token in [token, MARK] {
-        let mut accept = world::acceptance(&Default::default(), Some(MARK));
-        (accept.invitation_id, accept.token) = (world::request_id(), token.to_owned());
+        let mut accept = fixtures::acceptance(&Default::default(), Some(MARK));
+        (accept.invitation_id, accept.token) = (fixtures::request_id(), token.to_owned());
         admin.signatures().accept_invitation(marked(accept)).await.unwrap_err();
     }
     // Text that is none, calls that there are none of, and malformed identities.
     let any = || prost_types::Any { type_url: MARK.into(), value: [MARK.as_bytes(), &[0xff]].concat() };
     for to in [&direct.agreements, &direct.orders] {
         let identified = |mut request: Request<prost_types::Any>| {
-            world::sales(DIRECT).present(request.metadata_mut());
+            fixtures::sales(DIRECT).present(request.metadata_mut());
             request
         };
         raw(to, format!("/csp.order.v1.OrderService/{MARK}"), identified(marked(any()))).await;
@@ -250,9 +252,9 @@ async fn no_person_and_no_secret_is_in_the_logs(#[case] backend: Backend) {
         service.set_variable("RUST_LOG", "trace");
     }
     processes.start().await.unwrap();
-    world::register_partners_as(&as_caller(&processes, world::operator())).await.unwrap();
+    actions::register_partners_as(&as_caller(&processes, fixtures::operator())).await.unwrap();
 
-    let direct = as_caller(&processes, world::sales(DIRECT));
+    let direct = as_caller(&processes, fixtures::sales(DIRECT));
     let (customer, token) = succeed(&direct).await;
     fail(&direct, &customer, &token).await;
     // One mail is refused for good, others are taken, and some find no server.

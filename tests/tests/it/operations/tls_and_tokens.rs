@@ -3,19 +3,21 @@
 
 #![expect(clippy::unwrap_used, reason = "an unexpected answer fails the test")]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chassis::auth::jwt::signing::SigningKey;
 use chassis::auth::{Caller, Channel};
 use chassis::clock::Clock;
 use chassis::tls::ClientSettings;
 use proto::agreement::ListAttestationsRequest;
-use proto::order::{CreateOrderRequest, CreateOrderResponse};
+use proto::order::CreateOrderRequest;
 use serde_json::{Value, json};
+use tests::actions::{self, place};
+use tests::assert::eventually;
 use tests::clients::Identity;
+use tests::fixtures::{self, DIRECT, OFFICE};
 use tests::pki::{Authority, Pki, bearer};
 use tests::service::channel_to;
-use tests::world::{self, DIRECT, OFFICE};
 use tests::{As, Cluster, Setup, metadata_of, reason_of};
 use tokio::net::TcpStream;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -29,23 +31,6 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 
 async fn secured() -> Cluster {
     Cluster::start(Setup { secured: true, ..Setup::default() }).await.unwrap()
-}
-
-/// Makes a call again and again until it is answered as expected.
-async fn until<T, F: Future<Output = T>>(
-    about: &str,
-    attempt: impl Fn() -> F,
-    is_so: impl Fn(&T) -> bool,
-) -> T {
-    let began = Instant::now();
-    loop {
-        let answer = attempt().await;
-        if is_so(&answer) {
-            return answer;
-        }
-        assert!(began.elapsed() < WAIT_MAX, "{about}: that never happened");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 fn base64(json: &Value) -> String {
@@ -66,13 +51,14 @@ fn sending(
     }
 }
 
+/// Both services refuse a forged or unusable token, and the refusal names the reason.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_is_forged_or_of_no_use_is_refused_by_both_services_with_what_is_the_matter() {
+async fn both_services_refuse_forged_and_unusable_tokens() {
     let cluster = secured().await;
     let (issuer, services) = (cluster.issuer(), cluster.as_unidentified());
     let signed = |claims: &Value| issuer.signs().sign(claims).unwrap();
     // An operator may do most.
-    let operator = issuer.claims(&world::operator());
+    let operator = issuer.claims(&fixtures::operator());
     let with = |claim: &str, value: Value| {
         let mut claims = operator.clone();
         claims[claim] = value;
@@ -135,18 +121,19 @@ async fn what_is_forged_or_of_no_use_is_refused_by_both_services_with_what_is_th
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
+/// Only one bearer token identifies a caller, and metadata beside it counts for nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn only_one_bearer_token_identifies_and_metadata_beside_it_counts_for_nothing() {
+async fn only_one_bearer_token_identifies_a_caller() {
     let cluster = secured().await;
     let services = cluster.as_unidentified();
     let token = |caller| cluster.token(&caller);
     let operator_word = || {
         let mut word = vec![("x-tenant-kind", "OPERATOR".to_owned())];
-        word.push(("x-tenant-id", world::OPERATOR.to_string()));
+        word.push(("x-tenant-id", fixtures::OPERATOR.to_string()));
         word.push(("x-user-id", Uuid::from_u128(1).to_string()));
         word
     };
-    let (sales, operator) = (token(world::sales(DIRECT)), token(world::operator()));
+    let (sales, operator) = (token(fixtures::sales(DIRECT)), token(fixtures::operator()));
     for path in FOR_EVERYONE {
         for headers in [
             operator_word(),
@@ -180,35 +167,32 @@ async fn only_one_bearer_token_identifies_and_metadata_beside_it_counts_for_noth
 
 /// A customer of the direct partner.
 async fn customer(cluster: &Cluster) -> (As, String) {
-    world::register_partners(cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let customer_id = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    actions::register_partners(cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer_id = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     (direct, customer_id)
-}
-
-async fn place(partner: &As, order: CreateOrderRequest) -> Result<CreateOrderResponse, Status> {
-    partner.orders().create_order(order).await.map(tonic::Response::into_inner)
 }
 
 fn prompted(customer_id: &str) -> CreateOrderRequest {
     CreateOrderRequest {
-        attestation: Some(world::inline_attestation(Clock::system().now())),
-        ..world::new_order(customer_id, None, OFFICE, 5)
+        attestation: Some(fixtures::inline_attestation(Clock::system().now())),
+        ..fixtures::new_order(customer_id, None, OFFICE, 5)
     }
 }
 
+/// An order with its attestation is placed, and no identity is exempt from the gate.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_order_with_its_attestation_is_placed_and_no_identity_is_exempt_from_the_gate() {
+async fn no_identity_is_exempt_from_the_gate() {
     let cluster = secured().await;
     let (direct, customer_id) = customer(&cluster).await;
     for channel in [Channel::Dashboard, Channel::Api] {
-        let partner = cluster.as_caller(Caller { channel, ..world::sales(DIRECT) });
-        let blocked = place(&partner, world::new_order(&customer_id, None, OFFICE, 5)).await.unwrap_err();
+        let partner = cluster.as_caller(Caller { channel, ..fixtures::sales(DIRECT) });
+        let blocked = place(&partner, fixtures::new_order(&customer_id, None, OFFICE, 5)).await.unwrap_err();
         assert_eq!(blocked.code(), Code::FailedPrecondition, "{channel}: {blocked}");
     }
-    let everything = [world::sales(DIRECT).roles, world::admin(DIRECT).roles].concat();
+    let everything = [fixtures::sales(DIRECT).roles, fixtures::admin(DIRECT).roles].concat();
     for channel in [Channel::Dashboard, Channel::Api] {
-        let service = Caller { channel, roles: everything.clone(), ..world::service() };
+        let service = Caller { channel, roles: everything.clone(), ..fixtures::service() };
         for tenant_id in [service.tenant_id, DIRECT] {
             let service = cluster.as_caller(Caller { tenant_id, ..service.clone() });
             let refused = place(&service, prompted(&customer_id)).await.unwrap_err();
@@ -225,8 +209,8 @@ async fn an_order_with_its_attestation_is_placed_and_no_identity_is_exempt_from_
         ListAttestationsRequest { customer_id: customer_id.clone(), ..ListAttestationsRequest::default() };
     let attested = direct.attestations().list_attestations(of).await.unwrap().into_inner().attestations;
     assert_eq!(attested.len(), 1);
-    assert_eq!(attested[0].recorded_by, world::sales(DIRECT).user_id.to_string());
-    place(&direct, world::new_order(&customer_id, None, OFFICE, 5)).await.unwrap();
+    assert_eq!(attested[0].recorded_by, fixtures::sales(DIRECT).user_id.to_string());
+    place(&direct, fixtures::new_order(&customer_id, None, OFFICE, 5)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -235,7 +219,7 @@ async fn a_file_is_imported_by_whom_a_token_names_over_mutual_tls() {
     let (direct, customer_id) = customer(&cluster).await;
     let folder = tempfile::tempdir().unwrap();
     let (token, file) = (folder.path().join("partner.token"), folder.path().join("customers.csv"));
-    std::fs::write(&token, cluster.token(&world::sales(DIRECT))).unwrap();
+    std::fs::write(&token, cluster.token(&fixtures::sales(DIRECT))).unwrap();
     let rows = format!(
         "CustomerId,FirstName,LastName,Email,DateAgreed\n{customer_id},Tania,Carr,t@a.example,2026-01-01\n"
     );
@@ -247,7 +231,7 @@ async fn a_file_is_imported_by_whom_a_token_names_over_mutual_tls() {
         token: Some(token),
         partner_id: None,
         user_id: None,
-        template_id: world::CUSTOMER_AGREEMENT.parse().unwrap(),
+        template_id: fixtures::CUSTOMER_AGREEMENT.parse().unwrap(),
         agreed_at: None,
         results: None,
     };
@@ -258,18 +242,18 @@ async fn a_file_is_imported_by_whom_a_token_names_over_mutual_tls() {
     let of = ListAttestationsRequest { customer_id, ..ListAttestationsRequest::default() };
     let attested = direct.attestations().list_attestations(of).await.unwrap().into_inner().attestations;
     assert_eq!(attested.len(), 1);
-    assert_eq!(attested[0].recorded_by, world::sales(DIRECT).user_id.to_string());
+    assert_eq!(attested[0].recorded_by, fixtures::sales(DIRECT).user_id.to_string());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_keys_of_the_issuer_are_replaced_while_both_services_serve() {
+async fn issuer_keys_are_replaced_while_both_services_serve() {
     tests::needs_own!("keys and certificates that it makes");
     let cluster = secured().await;
     let services = cluster.as_unidentified();
     let (next, _) = SigningKey::generate().unwrap();
     let issuer = cluster.issuer();
-    let old = || Identity::by(bearer(&issuer.token(&world::operator())));
-    let new = || Identity::by(bearer(&next.sign(&issuer.claims(&world::operator())).unwrap()));
+    let old = || Identity::by(bearer(&issuer.token(&fixtures::operator())));
+    let new = || Identity::by(bearer(&next.sign(&issuer.claims(&fixtures::operator())).unwrap()));
     let is_let_in =
         |answer: &Result<_, Status>| !matches!(answer, Err(status) if status.code() == Code::Unauthenticated);
     let sets = [
@@ -289,29 +273,34 @@ async fn the_keys_of_the_issuer_are_replaced_while_both_services_serve() {
                 let (old, new) = (call(wire, old(), path, &[]).await, call(wire, new(), path, &[]).await);
                 (is_let_in(&old), is_let_in(&new))
             };
-            until(&format!("set {n} at {path}"), both, |both| both == expected).await;
+            eventually(&format!("set {n} at {path}"), async || {
+                Some(both().await).filter(|both| both == expected)
+            })
+            .await;
         }
     }
 }
 
+/// Without a valid token of its own order-svc sells nothing until it is given one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn without_a_valid_token_of_its_own_order_svc_sells_nothing_until_it_is_given_one() {
+async fn without_a_valid_token_order_svc_sells_nothing() {
     tests::needs_own!("keys and certificates that it makes");
     let cluster = secured().await;
     let (direct, customer_id) = customer(&cluster).await;
     place(&direct, prompted(&customer_id)).await.unwrap();
     let pki = cluster.pki();
-    let order = || place(&direct, world::new_order(&customer_id, None, OFFICE, 5));
+    let order = || place(&direct, fixtures::new_order(&customer_id, None, OFFICE, 5));
     let issuer = pki.issuer();
     let expired = issuer.signs().sign(&json!({"exp": 1})).unwrap();
     // One that is believed, of a caller that may not ask for others.
-    let partners = issuer.token(&world::sales(Uuid::from_u128(0xbad)));
+    let partners = issuer.token(&fixtures::sales(Uuid::from_u128(0xbad)));
     for token in [expired, partners] {
         pki.put("service.token", &token).unwrap();
-        let refused = until("refused", order, Result::is_err).await.unwrap_err();
+        let refused =
+            eventually("refused", async || Some(order().await).filter(Result::is_err)).await.unwrap_err();
         assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::Unavailable, "GATE_UNAVAILABLE"));
-        pki.put("service.token", &issuer.token(&world::service())).unwrap();
-        until("accepted again", order, Result::is_ok).await.unwrap();
+        pki.put("service.token", &issuer.token(&fixtures::service())).unwrap();
+        eventually("accepted again", async || Some(order().await).filter(Result::is_ok)).await.unwrap();
     }
     // What is no token at all is not taken.
     pki.put("service.token", "two words").unwrap();
@@ -330,8 +319,9 @@ fn is_connected(answer: Result<Vec<u8>, Status>) -> bool {
     }
 }
 
+/// A client is let in by a certificate of the authority, and by no other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_client_is_let_in_by_a_certificate_of_the_authority_and_by_no_other() {
+async fn only_a_certificate_of_the_authority_lets_a_client_in() {
     let cluster = secured().await;
     let known = cluster.client_tls();
     let unnamed = ClientSettings { cert: None, key: None, ..known.clone() };
@@ -340,7 +330,7 @@ async fn a_client_is_let_in_by_a_certificate_of_the_authority_and_by_no_other() 
     for (address, path) in cluster.addresses().iter().zip(FOR_EVERYONE) {
         let ask = |address: &str, settings: &ClientSettings| {
             let wire = channel_to(address, settings, |endpoint| endpoint);
-            let identity = cluster.identity(world::operator());
+            let identity = cluster.identity(fixtures::operator());
             async move { is_connected(call(&wire, identity, path, &[]).await) }
         };
         assert!(ask(address, &known).await);
@@ -351,8 +341,9 @@ async fn a_client_is_let_in_by_a_certificate_of_the_authority_and_by_no_other() 
     }
 }
 
+/// Certificates and authorities are replaced while both services serve.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn certificates_and_authorities_are_replaced_while_both_services_serve() {
+async fn certificates_are_replaced_while_both_services_serve() {
     tests::needs_own!("keys and certificates that it makes");
     let cluster = secured().await;
     let (direct, customer_id) = customer(&cluster).await;
@@ -360,7 +351,7 @@ async fn certificates_and_authorities_are_replaced_while_both_services_serve() {
     let pki = cluster.pki();
     let next = Authority::new().unwrap();
     let addresses = cluster.addresses();
-    let identity = cluster.identity(world::operator());
+    let identity = cluster.identity(fixtures::operator());
     // How many of the two let a new connection in.
     let fresh = |certificate: &'static str, authority: &'static str| {
         let mut settings = pki.client_tls(Some(certificate));
@@ -388,23 +379,34 @@ async fn certificates_and_authorities_are_replaced_while_both_services_serve() {
     // First both authorities are believed, then every process has new certificates, then one authority is.
     let both = format!("{}{}", next.pem(), std::fs::read_to_string(pki.file("ca.pem")).unwrap());
     pki.put("ca.pem", &both).unwrap();
-    until("the successor is let in", || fresh("successor", "old.pem"), |let_in| *let_in == 2).await;
+    eventually("the successor is let in", async || {
+        Some(fresh("successor", "old.pem").await).filter(|let_in| *let_in == 2)
+    })
+    .await;
     pki.issue(&next, "server").unwrap();
     pki.issue(&next, "client").unwrap();
-    until("the new certificate is shown", || fresh("successor", "next.pem"), |let_in| *let_in == 2).await;
+    eventually("the new certificate is shown", async || {
+        Some(fresh("successor", "next.pem").await).filter(|let_in| *let_in == 2)
+    })
+    .await;
     assert_eq!(fresh("successor", "old.pem").await, 0);
     // The connections that there are go on.
-    place(&direct, world::new_order(&customer_id, None, OFFICE, 5)).await.unwrap();
+    place(&direct, fixtures::new_order(&customer_id, None, OFFICE, 5)).await.unwrap();
     assert_eq!(fresh("former", "next.pem").await, 2);
     pki.put("ca.pem", &next.pem()).unwrap();
-    until("the former is let in no more", || fresh("former", "next.pem"), |let_in| *let_in == 0).await;
+    eventually("the former is let in no more", async || {
+        Some(fresh("former", "next.pem").await).filter(|let_in| *let_in == 0)
+    })
+    .await;
 
     let mut cluster = cluster;
     // order-svc has to connect anew, and does so with what the files say now.
     cluster.stop_agreements();
     cluster.restart_agreements().await.unwrap();
-    let order = || place(&direct, world::new_order(&customer_id, None, OFFICE, 5));
-    until("order-svc has connected again", order, Result::is_ok).await.unwrap();
+    let order = || place(&direct, fixtures::new_order(&customer_id, None, OFFICE, 5));
+    eventually("order-svc has connected again", async || Some(order().await).filter(Result::is_ok))
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -416,7 +418,7 @@ async fn connections_that_never_shake_hands_hold_up_no_other() {
             silent.push(TcpStream::connect(address.trim_start_matches("https://")).await.unwrap());
         }
         let wire = channel_to(address, &cluster.client_tls(), |endpoint| endpoint);
-        let asking = call(&wire, cluster.identity(world::operator()), path, &[]);
+        let asking = call(&wire, cluster.identity(fixtures::operator()), path, &[]);
         let answer = tokio::time::timeout(WAIT_MAX, asking).await.unwrap();
         assert_eq!(answer.unwrap_err().code(), Code::InvalidArgument);
         drop(silent);
@@ -438,9 +440,9 @@ async fn a_replica_that_is_down_costs_no_order() {
     ];
     let setup = Setup { agreements_at: Some(all.join(",")), ..Setup::default() };
     let second = Cluster::start(setup).await.unwrap();
-    let direct = second.as_caller(world::sales(DIRECT));
+    let direct = second.as_caller(fixtures::sales(DIRECT));
     place(&direct, prompted(&customer_id)).await.unwrap();
     for _ in 0..30 {
-        place(&direct, world::new_order(&customer_id, None, OFFICE, 5)).await.unwrap();
+        place(&direct, fixtures::new_order(&customer_id, None, OFFICE, 5)).await.unwrap();
     }
 }

@@ -16,9 +16,9 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use tests::fixtures::{self, DIRECT, OFFICE};
 use tests::processes::{Process, Processes, build_binaries};
-use tests::world::{self, DIRECT, OFFICE};
-use tests::{As, Backend};
+use tests::{As, Backend, actions};
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
@@ -96,16 +96,16 @@ fn attributes(of: &[KeyValue]) -> HashMap<String, String> {
 
 /// A partner with a customer that it has attested for.
 async fn populated(processes: &Processes) -> (As, String) {
-    world::register_partners_as(&processes.as_caller(world::operator())).await.unwrap();
-    let direct = processes.as_caller(world::sales(DIRECT));
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    actions::register_partners_as(&processes.as_caller(fixtures::operator())).await.unwrap();
+    let direct = processes.as_caller(fixtures::sales(DIRECT));
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
     (direct, customer)
 }
 
 /// Orders as part of the client's trace.
 async fn order(direct: &As, customer: &str, flags: &str) {
-    let mut request = Request::new(world::new_order(customer, None, OFFICE, 1));
+    let mut request = Request::new(fixtures::new_order(customer, None, OFFICE, 1));
     let context = format!("00-{TRACE}-{CLIENT}-{flags}").parse().unwrap();
     request.metadata_mut().insert("traceparent", context);
     request.metadata_mut().insert("tracestate", "vendor=opaque".parse().unwrap());
@@ -125,14 +125,14 @@ async fn an_order_is_one_trace_from_the_client_to_the_gate() {
     processes.start().await.unwrap();
     let (direct, customer) = populated(&processes).await;
     order(&direct, &customer, "01").await;
-    let refused = direct.orders().create_order(world::new_order("no id", None, OFFICE, 1)).await;
+    let refused = direct.orders().create_order(fixtures::new_order("no id", None, OFFICE, 1)).await;
     assert!(refused.is_err());
-    let told = async {
+    let delivered = async {
         while !processes.orders.metrics().await.unwrap().contains("purchase_reports_waiting 0\n")
             || !processes.agreements.metrics().await.unwrap().contains("mails_waiting 0\n")
         {}
     };
-    tokio::time::timeout(LONG, told).await.unwrap();
+    tokio::time::timeout(LONG, delivered).await.unwrap();
     assert_eq!(collector.spans(), [], "nothing is sent before its time");
     processes.orders.stop().unwrap();
     processes.agreements.stop().unwrap();
@@ -178,7 +178,7 @@ async fn an_order_is_one_trace_from_the_client_to_the_gate() {
     assert_ne!(hex(&report.trace_id), TRACE);
     assert_eq!(collector.of_trace(&hex(&report.trace_id)).len(), 3);
     assert!(spans.iter().any(|(_, span)| span.name == "announce an attestation"));
-    // A refusal is told by its code, and is the caller's fault.
+    // The span of a refusal has its code, and counts as the caller's fault.
     let refused = spans.iter().map(|(_, span)| span).find(|span| {
         span.name == CREATE_ORDER && attributes(&span.attributes)["rpc.grpc.status_code"] == "3"
     });

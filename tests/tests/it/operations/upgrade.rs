@@ -6,8 +6,8 @@ use agreement_svc::config::Storage;
 use chassis::clock::Clock;
 use chassis::database::Url;
 use rstest_reuse::apply;
-use tests::world::{self, DIRECT};
-use tests::{Backend, Cluster};
+use tests::fixtures::{self, DIRECT};
+use tests::{Backend, Cluster, actions};
 
 use crate::each_backend;
 
@@ -30,12 +30,12 @@ async fn a_schema_that_a_newer_version_expanded_is_served(#[case] backend: Backe
     tests::needs_own!("databases that it writes to");
     tests::needs!(backend);
     let mut cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let buy = async |name: &str| {
-        let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
-        world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-        world::order(&direct, &customer, None, 1).await.unwrap();
+        let customer = actions::create_customer(&direct, name, "FR", None).await.unwrap();
+        actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+        actions::order(&direct, &customer, None, 1).await.unwrap();
     };
     buy("Contoso").await;
     // Under running services, as a rolling upgrade does it.
@@ -56,44 +56,44 @@ async fn a_schema_that_a_newer_version_expanded_is_served(#[case] backend: Backe
     cluster.orders_sql("INSERT INTO later (id) VALUES ('1')").unwrap();
 }
 
+#[rstest::rstest]
+#[case::sqlite(Backend::Sqlite)]
+#[case::postgres(Backend::Postgres)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn concurrent_migrations_of_an_empty_database_succeed() {
+async fn concurrent_migrations_of_an_empty_database_succeed(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
+    tests::needs!(backend);
     const PROCESSES: usize = 4;
-    for backend in Backend::all() {
-        let mut cluster = Cluster::on(backend).await;
-        cluster.stop_agreements();
-        let database = cluster.agreements_database();
-        match database {
-            Url::Sqlite(path) => std::fs::remove_file(path).unwrap(),
-            Url::Postgres(_) => {
-                let anew = "DO $$ DECLARE own TEXT := current_schema(); BEGIN \
-                            EXECUTE 'DROP SCHEMA ' || own || ' CASCADE'; EXECUTE 'CREATE SCHEMA ' || own; END $$";
-                cluster.agreements_sql(anew).unwrap();
-            }
+    let mut cluster = Cluster::on(backend).await;
+    cluster.stop_agreements();
+    let database = cluster.agreements_database();
+    match database {
+        Url::Sqlite(path) => std::fs::remove_file(path).unwrap(),
+        Url::Postgres(_) => {
+            let anew = "DO $$ DECLARE own TEXT := current_schema(); BEGIN \
+                        EXECUTE 'DROP SCHEMA ' || own || ' CASCADE'; EXECUTE 'CREATE SCHEMA ' || own; END $$";
+            cluster.agreements_sql(anew).unwrap();
         }
-        let storage =
-            Storage { database: database.clone(), create: true, templates: None, document_table: None };
-        let (storage, start) = (Arc::new(storage), Arc::new(tokio::sync::Barrier::new(PROCESSES)));
-        let migrating: Vec<_> = (0..PROCESSES)
-            .map(|_| {
-                let (storage, start) = (storage.clone(), start.clone());
-                tokio::spawn(async move {
-                    start.wait().await;
-                    let migrated =
-                        agreement_svc::commands::migrate::migrate(&storage, &Clock::system()).await;
-                    migrated.map(drop).map_err(|error| error.to_string())
-                })
-            })
-            .collect();
-        for migrated in migrating {
-            migrated.await.unwrap().unwrap();
-        }
-        // The templates were loaded once, or the services would find two of a type.
-        cluster.restart_agreements().await.unwrap();
-        world::register_partners(&cluster).await.unwrap();
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
     }
+    let storage = Storage { database: database.clone(), create: true, templates: None, document_table: None };
+    let (storage, start) = (Arc::new(storage), Arc::new(tokio::sync::Barrier::new(PROCESSES)));
+    let migrating: Vec<_> = (0..PROCESSES)
+        .map(|_| {
+            let (storage, start) = (storage.clone(), start.clone());
+            tokio::spawn(async move {
+                start.wait().await;
+                let migrated = agreement_svc::commands::migrate::migrate(&storage, &Clock::system()).await;
+                migrated.map(drop).map_err(|error| error.to_string())
+            })
+        })
+        .collect();
+    for migrated in migrating {
+        migrated.await.unwrap().unwrap();
+    }
+    // The templates were loaded once, or the services would find two of a type.
+    cluster.restart_agreements().await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
 }

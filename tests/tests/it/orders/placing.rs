@@ -9,8 +9,7 @@ use chassis::form::timestamp;
 use futures_util::future::join_all;
 use prost::Message;
 use proto::agreement::{
-    Attestation, AttestationState, CreateAttestationRequest, ListAttestationsRequest, ReportPurchaseRequest,
-    WithdrawAttestationRequest, WithdrawalReason,
+    AttestationState, CreateAttestationRequest, WithdrawAttestationRequest, WithdrawalReason,
 };
 use proto::order::{
     CreateOrderRequest, CreateOrderResponse, GetOfferRequest, GetOrderRequest, InlineAttestation,
@@ -18,8 +17,9 @@ use proto::order::{
 };
 use proto::types::{Contact, Decision, GateRule};
 use rstest_reuse::apply;
+use tests::actions::{self, place};
 use tests::clients::bad_fields_of;
-use tests::world::{
+use tests::fixtures::{
     self, AZURE_PLAN, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, RESELLER,
     RIGHTS_MANAGEMENT,
 };
@@ -30,37 +30,16 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use uuid::Uuid;
 
-async fn world_on(backend: Backend) -> (Cluster, As) {
-    let cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    (cluster, direct)
-}
-
-async fn place(partner: &As, order: CreateOrderRequest) -> Result<CreateOrderResponse, Status> {
-    Ok(partner.orders().create_order(order).await?.into_inner())
-}
-
 /// An order of one line with an attestation of today.
 fn prompted(customer_id: &str) -> CreateOrderRequest {
     CreateOrderRequest {
-        attestation: Some(world::inline_attestation(Clock::system().now())),
-        ..world::new_order(customer_id, None, OFFICE, 5)
+        attestation: Some(fixtures::inline_attestation(Clock::system().now())),
+        ..fixtures::new_order(customer_id, None, OFFICE, 5)
     }
 }
 
 fn line(offer_id: &str, quantity: u32) -> NewOrderLine {
     NewOrderLine { offer_id: offer_id.into(), quantity, friendly_name: String::new() }
-}
-
-/// All attestations that were ever stored for a customer, as the partner sees them.
-async fn attestations(partner: &As, customer_id: &str) -> Vec<Attestation> {
-    let request = ListAttestationsRequest {
-        customer_id: customer_id.into(),
-        include_history: true,
-        ..ListAttestationsRequest::default()
-    };
-    partner.attestations().list_attestations(request).await.unwrap().into_inner().attestations
 }
 
 /// How many orders and subscriptions the partner sees.
@@ -73,20 +52,15 @@ async fn bought(partner: &As) -> (usize, usize) {
 
 /// A customer that bought before, so that order-svc's report of a purchase changes nothing.
 async fn buyer(cluster: &Cluster, name: &str) -> String {
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let customer_id = world::create_customer(&direct, name, "FR", None).await.unwrap();
-    let purchase = ReportPurchaseRequest {
-        request_id: world::request_id(),
-        customer_id: customer_id.clone(),
-        payer_id: DIRECT.to_string(),
-        purchased_at: Some(timestamp("2024-01-01T00:00:00Z".parse().unwrap())),
-    };
-    cluster.as_caller(world::service()).gate().report_purchase(purchase).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer_id = actions::create_customer(&direct, name, "FR", None).await.unwrap();
+    let purchased_at = fixtures::time("2024-01-01T00:00:00Z");
+    actions::report_purchase(cluster, &customer_id, DIRECT, purchased_at).await.unwrap();
     customer_id
 }
 
-/// Code, reason and who refused.
-fn refusal(status: &Status) -> (Code, String, String) {
+/// The code, the reason and the service of a refusal.
+fn refusal_with_domain(status: &Status) -> (Code, String, String) {
     let domain = status.get_details_error_info().map(|info| info.domain);
     (status.code(), reason_of(status), domain.unwrap_or_default())
 }
@@ -95,17 +69,18 @@ fn refused_by(domain: &str, code: Code, reason: &str) -> (Code, String, String) 
     (code, reason.to_owned(), domain.to_owned())
 }
 
+/// The payer and the reseller on record follow from the caller and the partners that it names.
 #[apply(each_backend)]
-async fn who_pays_and_who_is_on_record_follows_from_the_caller_and_whom_it_names(#[case] backend: Backend) {
+async fn payer_and_reseller_follow_from_caller_and_request(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
-    let provider = cluster.as_caller(world::sales(PROVIDER));
-    let reseller = cluster.as_caller(world::sales(RESELLER));
-    let own = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let resold = world::create_customer(&reseller, "Fabrikam", "FR", Some(PROVIDER)).await.unwrap();
-    let sold = world::create_customer(&provider, "Tailspin", "FR", None).await.unwrap();
+    let (cluster, direct) = actions::start_with_partners(backend).await;
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
+    let own = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let resold = actions::create_customer(&reseller, "Fabrikam", "FR", Some(PROVIDER)).await.unwrap();
+    let sold = actions::create_customer(&provider, "Tailspin", "FR", None).await.unwrap();
     for (partner, customer) in [(&direct, &own), (&provider, &resold), (&provider, &sold)] {
-        world::attest(partner, customer, Clock::system().now()).await.unwrap();
+        actions::attest(partner, customer, Clock::system().now()).await.unwrap();
     }
     let stranger = Uuid::from_u128(0x999);
     let missing = |code, reason| Err((code, String::from(reason)));
@@ -134,7 +109,7 @@ async fn who_pays_and_who_is_on_record_follows_from_the_caller_and_whom_it_names
     {
         let order = CreateOrderRequest {
             reseller_id: named.map(|id| id.to_string()).unwrap_or_default(),
-            ..world::new_order(customer, payer, OFFICE, 1)
+            ..fixtures::new_order(customer, payer, OFFICE, 1)
         };
         let placed = place(partner, order).await.map(|placed| placed.order.unwrap());
         let found = placed.map(|order| (order.payer_id, order.reseller_id));
@@ -146,14 +121,14 @@ async fn who_pays_and_who_is_on_record_follows_from_the_caller_and_whom_it_names
     assert_eq!(bought(&reseller).await.0, 3);
 }
 
-/// ORD-2.
+/// ORD-2. Every line of an order becomes a subscription as its offer says.
 #[apply(each_backend)]
-async fn every_line_of_an_order_becomes_a_subscription_as_its_offer_says(#[case] backend: Backend) {
+async fn each_order_line_becomes_a_subscription_of_its_offer(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (_cluster, direct) = world_on(backend).await;
-    let customer = world::create_customer(&direct, "Contoso", "US", None).await.unwrap();
-    world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-    let mut order = world::new_order(&customer, None, OFFICE, 5);
+    let (_cluster, direct) = actions::start_with_partners(backend).await;
+    let customer = actions::create_customer(&direct, "Contoso", "US", None).await.unwrap();
+    actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    let mut order = fixtures::new_order(&customer, None, OFFICE, 5);
     order.lines = (1..=98).map(|n| line(OFFICE, n)).collect();
     order.lines.push(NewOrderLine { friendly_name: "plan".into(), ..line(AZURE_PLAN, 1) });
     order.lines.push(line(RIGHTS_MANAGEMENT, 7));
@@ -180,18 +155,18 @@ async fn every_line_of_an_order_becomes_a_subscription_as_its_offer_says(#[case]
 #[apply(each_backend)]
 async fn an_order_may_carry_the_attestation_that_it_needs(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (_cluster, direct) = world_on(backend).await;
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let (_cluster, direct) = actions::start_with_partners(backend).await;
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let order = prompted(&customer);
     let placed = place(&direct, order.clone()).await.unwrap().order.unwrap();
 
-    let stored = attestations(&direct, &customer).await;
+    let stored = actions::attestations_of(&direct, &customer).await.unwrap();
     let [attestation] = stored.as_slice() else { panic!("{stored:?}") };
     let asked = order.attestation.unwrap();
     assert_eq!(attestation.contact, asked.contact);
     assert_eq!(attestation.agreed_at, asked.agreed_at);
     // The caller that ordered attested: neither the order nor order-svc can say otherwise.
-    let user = world::sales(DIRECT).user_id.to_string();
+    let user = fixtures::sales(DIRECT).user_id.to_string();
     assert_eq!((&attestation.recorded_by, &attestation.partner_id), (&user, &DIRECT.to_string()));
     assert_eq!(placed.placed_by, user);
 
@@ -202,24 +177,25 @@ async fn an_order_may_carry_the_attestation_that_it_needs(#[case] backend: Backe
     assert_eq!((evidence.template_version, gate.revision), (2, attestation.revision));
 
     // It is the customer's from now on, for orders that carry none.
-    world::order(&direct, &customer, None, 1).await.unwrap();
+    actions::order(&direct, &customer, None, 1).await.unwrap();
 }
 
+/// A client that knows only the refusal can ask for what is missing.
 #[apply(each_backend)]
-async fn a_client_that_knows_only_the_refusal_can_ask_for_what_is_missing(#[case] backend: Backend) {
+async fn a_refusal_has_all_that_a_client_needs_to_attest(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (_cluster, direct) = world_on(backend).await;
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let order = world::new_order(&customer, None, OFFICE, 5);
+    let (_cluster, direct) = actions::start_with_partners(backend).await;
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let order = fixtures::new_order(&customer, None, OFFICE, 5);
     let refused = place(&direct, order.clone()).await.unwrap_err();
-    let told = metadata_of(&refused);
-    assert!(told["remedies"].split(',').any(|remedy| remedy == "ATTEST"), "{told:?}");
+    let metadata = metadata_of(&refused);
+    assert!(metadata["remedies"].split(',').any(|remedy| remedy == "ATTEST"), "{metadata:?}");
 
     let fill = |fields: &[&str]| {
         let (mut attestation, mut contact) = (InlineAttestation::default(), Contact::default());
         for field in fields {
             match *field {
-                "template_id" => attestation.template_id = told["template_id"].clone(),
+                "template_id" => attestation.template_id = metadata["template_id"].clone(),
                 "agreed_at" => attestation.agreed_at = Some(timestamp(Clock::system().now())),
                 "contact.first_name" => contact.first_name = "Tania".into(),
                 "contact.last_name" => contact.last_name = "Carr".into(),
@@ -230,8 +206,8 @@ async fn a_client_that_knows_only_the_refusal_can_ask_for_what_is_missing(#[case
         }
         InlineAttestation { contact: Some(contact), ..attestation }
     };
-    let required: Vec<_> = told["required_fields"].split(',').collect();
-    let optional: Vec<_> = told["optional_fields"].split(',').collect();
+    let required: Vec<_> = metadata["required_fields"].split(',').collect();
+    let optional: Vec<_> = metadata["optional_fields"].split(',').collect();
     // Each of the required fields is: without it, it is the one that is named.
     for missing in &required {
         let others: Vec<_> = required.iter().copied().filter(|field| field != missing).collect();
@@ -243,10 +219,10 @@ async fn a_client_that_knows_only_the_refusal_can_ask_for_what_is_missing(#[case
     place(&direct, request).await.unwrap();
 
     // And so with the optional ones, and in the other call that attests.
-    let other = world::create_customer(&direct, "Fabrikam", "FR", None).await.unwrap();
+    let other = actions::create_customer(&direct, "Fabrikam", "FR", None).await.unwrap();
     let InlineAttestation { template_id, contact, agreed_at } = fill(&[required, optional].concat());
     let request = CreateAttestationRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         customer_id: other.clone(),
         template_id,
         contact,
@@ -254,31 +230,31 @@ async fn a_client_that_knows_only_the_refusal_can_ask_for_what_is_missing(#[case
         validate_only: false,
     };
     direct.attestations().create_attestation(request).await.unwrap();
-    world::order(&direct, &other, None, 1).await.unwrap();
+    actions::order(&direct, &other, None, 1).await.unwrap();
 }
 
+/// order-svc refuses an order whose attestation is refused in the words of agreement-svc, and stores no order.
 #[apply(each_backend)]
-async fn a_refused_attestation_is_refused_in_the_words_of_agreement_svc_and_nothing_is_ordered(
-    #[case] backend: Backend,
-) {
+async fn a_refused_attestation_refuses_its_order_word_for_word(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = actions::start_with_partners(backend).await;
     let now = Clock::system().now();
-    let reseller = cluster.as_caller(world::sales(RESELLER));
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let resold = world::create_customer(&reseller, "Fabrikam", "FR", Some(PROVIDER)).await.unwrap();
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let resold = actions::create_customer(&reseller, "Fabrikam", "FR", Some(PROVIDER)).await.unwrap();
     let before = cluster.head().await.unwrap();
     let carrying = |customer: &str, attestation| CreateOrderRequest {
         attestation: Some(attestation),
-        ..world::new_order(customer, None, OFFICE, 5)
+        ..fixtures::new_order(customer, None, OFFICE, 5)
     };
     let through_provider = CreateOrderRequest {
         payer_id: PROVIDER.to_string(),
-        ..carrying(&resold, world::inline_attestation(now))
+        ..carrying(&resold, fixtures::inline_attestation(now))
     };
-    let retired = InlineAttestation { template_id: CLOUD_AGREEMENT.into(), ..world::inline_attestation(now) };
-    let unknown = InlineAttestation { template_id: world::request_id(), ..retired.clone() };
-    let today = world::inline_attestation(now);
+    let retired =
+        InlineAttestation { template_id: CLOUD_AGREEMENT.into(), ..fixtures::inline_attestation(now) };
+    let unknown = InlineAttestation { template_id: fixtures::request_id(), ..retired.clone() };
+    let today = fixtures::inline_attestation(now);
     let other = Uuid::from_u128(0x77).to_string();
     for (partner, order, code, reason, (key, value)) in [
         (
@@ -307,12 +283,12 @@ async fn a_refused_attestation_is_refused_in_the_words_of_agreement_svc_and_noth
         for validate_only in [false, true] {
             let order = CreateOrderRequest { validate_only, ..order.clone() };
             let refused = place(partner, order.clone()).await.unwrap_err();
-            assert_eq!(refusal(&refused), refused_by("agreement-svc", code, reason), "{refused}");
+            assert_eq!(refusal_with_domain(&refused), refused_by("agreement-svc", code, reason), "{refused}");
             assert_eq!(metadata_of(&refused).get(key).cloned().unwrap_or_default(), value, "{reason}");
 
             // It is what the other call says.
             let InlineAttestation { template_id, contact, agreed_at } = order.attestation.unwrap();
-            let (request_id, customer_id) = (world::request_id(), order.customer_id);
+            let (request_id, customer_id) = (fixtures::request_id(), order.customer_id);
             let request = CreateAttestationRequest {
                 request_id,
                 customer_id,
@@ -330,12 +306,12 @@ async fn a_refused_attestation_is_refused_in_the_words_of_agreement_svc_and_noth
     }
 
     let bad = InlineAttestation {
-        contact: Some(Contact { email: "tania@contoso".into(), ..world::contact() }),
-        ..world::inline_attestation(now + chrono::Duration::hours(1))
+        contact: Some(Contact { email: "tania@contoso".into(), ..fixtures::contact() }),
+        ..fixtures::inline_attestation(now + chrono::Duration::hours(1))
     };
     let refused = place(&direct, carrying(&customer, bad)).await.unwrap_err();
     let expected = refused_by("agreement-svc", Code::InvalidArgument, "INVALID_FIELDS");
-    assert_eq!(refusal(&refused), expected);
+    assert_eq!(refusal_with_domain(&refused), expected);
     assert_eq!(bad_fields_of(&refused), ["attestation.contact.email", "attestation.agreed_at"]);
     assert_eq!(metadata_of(&refused)["partner_center_code"], "600002");
     let message = refused.message();
@@ -350,44 +326,43 @@ async fn a_refused_attestation_is_refused_in_the_words_of_agreement_svc_and_noth
 #[apply(each_backend)]
 async fn what_was_attested_already_is_as_good_as_new(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (_cluster, direct) = world_on(backend).await;
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let known = world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    let (_cluster, direct) = actions::start_with_partners(backend).await;
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let known = actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
     for validate_only in [true, false] {
         let order = CreateOrderRequest { validate_only, ..prompted(&customer) };
         let placed = place(&direct, order).await.unwrap().order.unwrap();
         let evidence = placed.gate.unwrap().evidence.unwrap();
         assert_eq!(evidence.acceptance_id, known.attestation.clone().unwrap().attestation_id);
     }
-    assert_eq!(attestations(&direct, &customer).await.len(), 1);
+    assert_eq!(actions::attestations_of(&direct, &customer).await.unwrap().len(), 1);
     assert_eq!(bought(&direct).await, (1, 1));
 }
 
+/// An order that is refused keeps its attestation, and passes once it is right.
 #[apply(each_backend)]
-async fn an_order_that_is_refused_keeps_its_attestation_and_passes_once_it_is_right(
-    #[case] backend: Backend,
-) {
+async fn a_refused_order_keeps_its_attestation(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = actions::start_with_partners(backend).await;
     let customer = buyer(&cluster, "Contoso").await;
     let wrong = CreateOrderRequest { lines: vec![line(RIGHTS_MANAGEMENT, 1)], ..prompted(&customer) };
     let refused = place(&direct, wrong.clone()).await.unwrap_err();
     assert_eq!(bad_fields_of(&refused), ["lines[0].offer_id"]);
-    assert_eq!(attestations(&direct, &customer).await.len(), 1);
+    assert_eq!(actions::attestations_of(&direct, &customer).await.unwrap().len(), 1);
     assert_eq!(bought(&direct).await, (0, 0));
 
     // Corrected under the same request id it is ordered, and the attestation is the one there is; with
     // another one it is that one.
     let right = CreateOrderRequest { lines: vec![line(OFFICE, 1)], ..wrong };
     let corrected = InlineAttestation {
-        contact: Some(Contact { first_name: "Tomas".into(), ..world::contact() }),
+        contact: Some(Contact { first_name: "Tomas".into(), ..fixtures::contact() }),
         ..right.attestation.clone().unwrap()
     };
     let again = CreateOrderRequest { lines: vec![line(OFFICE, 301)], ..right.clone() };
     assert_eq!(bad_fields_of(&place(&direct, again).await.unwrap_err()), ["lines[0].quantity"]);
     let other = CreateOrderRequest { attestation: Some(corrected.clone()), ..right };
     let placed = place(&direct, other).await.unwrap().order.unwrap();
-    let stored = attestations(&direct, &customer).await;
+    let stored = actions::attestations_of(&direct, &customer).await.unwrap();
     assert_eq!(stored.len(), 2);
     assert_eq!(stored[1].contact, corrected.contact);
     assert_eq!(placed.gate.unwrap().evidence.unwrap().acceptance_id, stored[1].attestation_id);
@@ -399,20 +374,21 @@ async fn an_order_that_is_refused_keeps_its_attestation_and_passes_once_it_is_ri
         CreateOrderRequest { lines: vec![line(OFFICE, 301), line(RIGHTS_MANAGEMENT, 1)], ..prompted(&other) };
     let refused = place(&direct, bad).await.unwrap_err();
     assert_eq!(bad_fields_of(&refused), ["lines[0].quantity", "lines[1].offer_id"]);
-    assert_eq!(attestations(&direct, &other).await, []);
+    assert_eq!(actions::attestations_of(&direct, &other).await.unwrap(), []);
     assert_eq!(cluster.events_after(before).await.unwrap(), []);
 }
 
+/// A repeated order gets its first answer and attests nothing anew.
 #[apply(each_backend)]
-async fn a_repeated_order_gets_its_first_answer_and_attests_nothing_anew(#[case] backend: Backend) {
+async fn a_repeated_order_gets_its_first_answer(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = actions::start_with_partners(backend).await;
     let customer = buyer(&cluster, "Contoso").await;
     let order = prompted(&customer);
     let first = place(&direct, order.clone()).await.unwrap();
-    let [attestation] = attestations(&direct, &customer).await.try_into().unwrap();
+    let [attestation] = actions::attestations_of(&direct, &customer).await.unwrap().try_into().unwrap();
     let withdrawal = WithdrawAttestationRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         attestation_id: attestation.attestation_id,
         reason: WithdrawalReason::NoLongerAccepts.into(),
     };
@@ -420,30 +396,29 @@ async fn a_repeated_order_gets_its_first_answer_and_attests_nothing_anew(#[case]
     let before = cluster.head().await.unwrap();
     assert_eq!(place(&direct, order.clone()).await.unwrap().encode_to_vec(), first.encode_to_vec());
     assert_eq!(cluster.events_after(before).await.unwrap(), []);
-    let [attestation] = attestations(&direct, &customer).await.try_into().unwrap();
+    let [attestation] = actions::attestations_of(&direct, &customer).await.unwrap().try_into().unwrap();
     assert_eq!(attestation.state(), AttestationState::Withdrawn);
 
     // Another attestation is other content; a new order attests anew.
     let other = CreateOrderRequest { attestation: None, ..order.clone() };
     assert_eq!(reason_of(&place(&direct, other).await.unwrap_err()), "REQUEST_ID_REUSED");
-    let anew = CreateOrderRequest { request_id: world::request_id(), ..order };
+    let anew = CreateOrderRequest { request_id: fixtures::request_id(), ..order };
     place(&direct, anew).await.unwrap();
-    assert_eq!(attestations(&direct, &customer).await.len(), 2);
+    assert_eq!(actions::attestations_of(&direct, &customer).await.unwrap().len(), 2);
 }
 
+/// A refused order that is sent again does not renew an attestation that was withdrawn meanwhile.
 #[apply(each_backend)]
-async fn a_refused_order_that_is_sent_again_does_not_attest_again_what_was_withdrawn_meanwhile(
-    #[case] backend: Backend,
-) {
+async fn a_repeated_order_does_not_renew_a_withdrawn_attestation(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = actions::start_with_partners(backend).await;
     let customer = buyer(&cluster, "Contoso").await;
     let order = CreateOrderRequest { lines: vec![line(RIGHTS_MANAGEMENT, 1)], ..prompted(&customer) };
     let refused = place(&direct, order.clone()).await.unwrap_err();
     assert_eq!(bad_fields_of(&refused), ["lines[0].offer_id"]);
-    let [attestation] = attestations(&direct, &customer).await.try_into().unwrap();
+    let [attestation] = actions::attestations_of(&direct, &customer).await.unwrap().try_into().unwrap();
     let withdrawal = WithdrawAttestationRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         attestation_id: attestation.attestation_id.clone(),
         reason: WithdrawalReason::NoLongerAccepts.into(),
     };
@@ -453,7 +428,7 @@ async fn a_refused_order_that_is_sent_again_does_not_attest_again_what_was_withd
     let before = cluster.head().await.unwrap();
     let refused = place(&direct, order).await.unwrap_err();
     assert_eq!(bad_fields_of(&refused), ["lines[0].offer_id"]);
-    let [withdrawn] = attestations(&direct, &customer).await.try_into().unwrap();
+    let [withdrawn] = actions::attestations_of(&direct, &customer).await.unwrap().try_into().unwrap();
     assert_eq!(withdrawn.attestation_id, attestation.attestation_id);
     assert_eq!(withdrawn.state(), AttestationState::Withdrawn);
     assert_eq!(bought(&direct).await, (0, 0));
@@ -476,35 +451,33 @@ fn essence(answer: Result<CreateOrderResponse, Status>) -> Result<CreateOrderRes
     Ok(response)
 }
 
-/// ORD-5.
+/// ORD-5. An order that is only validated has the answer of a real one, and stores nothing in either service.
 #[apply(each_backend)]
-async fn an_order_that_is_only_validated_is_answered_as_it_would_be_and_stores_nothing_anywhere(
-    #[case] backend: Backend,
-) {
+async fn a_validated_order_is_answered_and_not_stored(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = actions::start_with_partners(backend).await;
     let bare = buyer(&cluster, "Contoso").await;
     let attested = buyer(&cluster, "Fabrikam").await;
-    world::attest(&direct, &attested, Clock::system().now()).await.unwrap();
+    actions::attest(&direct, &attested, Clock::system().now()).await.unwrap();
     let other_person = InlineAttestation {
-        contact: Some(Contact { first_name: "Tomas".into(), ..world::contact() }),
-        ..world::inline_attestation(Clock::system().now())
+        contact: Some(Contact { first_name: "Tomas".into(), ..fixtures::contact() }),
+        ..fixtures::inline_attestation(Clock::system().now())
     };
-    let long_ago = world::inline_attestation("2020-01-01T00:00:00Z".parse().unwrap());
+    let long_ago = fixtures::inline_attestation("2020-01-01T00:00:00Z".parse().unwrap());
     for (about, order) in [
-        ("nothing accepted", world::new_order(&bare, None, OFFICE, 5)),
+        ("nothing accepted", fixtures::new_order(&bare, None, OFFICE, 5)),
         (
             "a version that no longer counts",
-            CreateOrderRequest { attestation: Some(long_ago), ..world::new_order(&bare, None, OFFICE, 5) },
+            CreateOrderRequest { attestation: Some(long_ago), ..fixtures::new_order(&bare, None, OFFICE, 5) },
         ),
         ("the prompt", prompted(&bare)),
-        ("attested before", world::new_order(&attested, None, AZURE_PLAN, 1)),
+        ("attested before", fixtures::new_order(&attested, None, AZURE_PLAN, 1)),
         ("attested already", prompted(&attested)),
         (
             "attested by another person",
             CreateOrderRequest {
                 attestation: Some(other_person),
-                ..world::new_order(&attested, None, OFFICE, 5)
+                ..fixtures::new_order(&attested, None, OFFICE, 5)
             },
         ),
         (
@@ -517,29 +490,30 @@ async fn an_order_that_is_only_validated_is_answered_as_it_would_be_and_stores_n
     ] {
         let (before, had) = (cluster.head().await.unwrap(), bought(&direct).await);
         let customer = order.customer_id.clone();
-        let known = attestations(&direct, &customer).await;
+        let known = actions::attestations_of(&direct, &customer).await.unwrap();
         let rehearsed = CreateOrderRequest { validate_only: true, ..order.clone() };
         let would_be = place(&direct, rehearsed).await;
         assert_eq!(cluster.events_after(before).await.unwrap(), [], "{about}");
         assert_eq!(bought(&direct).await, had, "{about}");
-        assert_eq!(attestations(&direct, &customer).await.len(), known.len(), "{about}");
+        assert_eq!(actions::attestations_of(&direct, &customer).await.unwrap().len(), known.len(), "{about}");
         // The request id was left alone, and what it said is what happens.
         assert_eq!(essence(would_be), essence(place(&direct, order).await), "{about}");
     }
     assert_eq!(bought(&direct).await.0, 4);
 }
 
+/// Many callers that send one request id with an attestation get one order.
 #[apply(each_backend)]
-async fn many_callers_with_one_request_id_and_an_attestation_get_one_order(#[case] backend: Backend) {
+async fn one_request_id_with_an_attestation_makes_one_order(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let agents: Vec<_> = (0..4).map(|_| cluster.as_caller(world::sales(DIRECT))).collect();
+    let (cluster, direct) = actions::start_with_partners(backend).await;
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let agents: Vec<_> = (0..4).map(|_| cluster.as_caller(fixtures::sales(DIRECT))).collect();
     let order = prompted(&customer);
     let calls = (0..64).map(|n| place(&agents[n % agents.len()], order.clone()));
     let answers = join_all(calls).await;
     let bytes: BTreeSet<_> = answers.into_iter().map(|answer| answer.unwrap().encode_to_vec()).collect();
     assert_eq!(bytes.len(), 1);
     assert_eq!(bought(&direct).await, (1, 1));
-    assert_eq!(attestations(&direct, &customer).await.len(), 1);
+    assert_eq!(actions::attestations_of(&direct, &customer).await.unwrap().len(), 1);
 }

@@ -15,27 +15,17 @@ use proto::order::{
 };
 use proto::types::{AcceptanceKind, AgreementType, Cloud, Contact, GateRule};
 use rstest_reuse::apply;
+use tests::assert::refusal;
 use tests::clients::{bad_fields_of, caller};
-use tests::world::{
+use tests::fixtures::{
     self, AZURE_PLAN, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, RESELLER,
     RIGHTS_MANAGEMENT,
 };
-use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
+use tests::{As, Backend, Cluster, Setup, actions, metadata_of};
 
 use crate::each_backend;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
-
-async fn world_on(backend: Backend) -> (Cluster, As) {
-    let cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    (cluster, direct)
-}
-
-fn refusal(status: &Status) -> (Code, String) {
-    (status.code(), reason_of(status))
-}
 
 fn refused_as(code: Code, reason: &str) -> (Code, String) {
     (code, reason.to_owned())
@@ -48,7 +38,7 @@ async fn change_seats(
     quantity: u32,
 ) -> Result<proto::order::ChangeSeatsResponse, Status> {
     let request = ChangeSeatsRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         subscription_id: subscription.into(),
         quantity,
         etag: etag.into(),
@@ -57,15 +47,13 @@ async fn change_seats(
     Ok(partner.subscriptions().change_seats(request).await?.into_inner())
 }
 
-/// CUS-2.
+/// CUS-2. The refusal of an order has what a user interface needs, and the order passes after the attestation.
 #[apply(each_backend)]
-async fn a_refused_order_carries_what_a_user_interface_needs_and_passes_after_the_attestation(
-    #[case] backend: Backend,
-) {
+async fn a_refused_order_names_its_remedy_and_passes_afterwards(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (_cluster, direct) = world_on(backend).await;
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let order = world::new_order(&customer, None, OFFICE, 5);
+    let (_cluster, direct) = actions::start_with_partners(backend).await;
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let order = fixtures::new_order(&customer, None, OFFICE, 5);
     let refused = direct.orders().create_order(order.clone()).await.unwrap_err();
     assert_eq!(refusal(&refused), refused_as(Code::FailedPrecondition, "AGREEMENT_REQUIRED"));
     assert_eq!(
@@ -93,7 +81,7 @@ async fn a_refused_order_carries_what_a_user_interface_needs_and_passes_after_th
     );
     assert!(refused.message().contains("attest its acceptance of template"), "{}", refused.message());
 
-    let attested = world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    let attested = actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
     // The same request under the same id: refusals are not remembered.
     let placed = direct.orders().create_order(order).await.unwrap().into_inner().order.unwrap();
     let gate = placed.gate.unwrap();
@@ -108,10 +96,10 @@ async fn a_refused_order_carries_what_a_user_interface_needs_and_passes_after_th
 #[apply(each_backend)]
 async fn the_answer_an_order_rests_on_is_kept_with_it(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (_cluster, direct) = world_on(backend).await;
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-    let mut new = world::new_order(&customer, None, OFFICE, 5);
+    let (_cluster, direct) = actions::start_with_partners(backend).await;
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    let mut new = fixtures::new_order(&customer, None, OFFICE, 5);
     new.lines.push(NewOrderLine { offer_id: AZURE_PLAN.into(), quantity: 1, friendly_name: " plan ".into() });
     let placed = direct.orders().create_order(new).await.unwrap().into_inner();
     let order = placed.order.clone().unwrap();
@@ -130,25 +118,25 @@ async fn the_answer_an_order_rests_on_is_kept_with_it(#[case] backend: Backend) 
         let stranger = cluster_as(&_cluster, stranger);
         assert_eq!(stranger.orders().get_order(request.clone()).await.unwrap_err().code(), code);
     }
-    let operator = _cluster.as_caller(world::operator());
+    let operator = _cluster.as_caller(fixtures::operator());
     assert_eq!(operator.orders().get_order(request).await.unwrap().into_inner().order, placed.order);
 }
 
 fn cluster_as(cluster: &Cluster, partner: uuid::Uuid) -> As {
-    cluster.as_caller(world::sales(partner))
+    cluster.as_caller(fixtures::sales(partner))
 }
 
 /// ORD-3.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn every_bad_line_is_named_with_its_bounds() {
-    let (_cluster, direct) = world_on(Backend::Sqlite).await;
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let (_cluster, direct) = actions::start_with_partners(Backend::Sqlite).await;
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let line = |offer: &str, quantity| NewOrderLine {
         offer_id: offer.into(),
         quantity,
         friendly_name: String::new(),
     };
-    let mut order = world::new_order(&customer, None, OFFICE, 5);
+    let mut order = fixtures::new_order(&customer, None, OFFICE, 5);
     order.lines = vec![
         line(OFFICE, 301),
         line(OFFICE, 300),
@@ -171,13 +159,14 @@ async fn every_bad_line_is_named_with_its_bounds() {
     assert!(refused.message().contains("not sold in FR"), "{}", refused.message());
 }
 
+/// Seats change within the bounds of the offer under the current etag, and every change is kept.
 #[apply(each_backend)]
-async fn seats_change_within_bounds_under_the_etag_and_every_change_is_kept(#[case] backend: Backend) {
+async fn seats_change_within_bounds_under_the_etag(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (_cluster, direct) = world_on(backend).await;
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let attested = world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-    let bought = world::order(&direct, &customer, None, 5).await.unwrap().subscriptions.remove(0);
+    let (_cluster, direct) = actions::start_with_partners(backend).await;
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let attested = actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    let bought = actions::order(&direct, &customer, None, 5).await.unwrap().subscriptions.remove(0);
     let id = bought.subscription_id.as_str();
 
     let up = change_seats(&direct, id, &bought.etag, 8).await.unwrap();
@@ -199,10 +188,10 @@ async fn seats_change_within_bounds_under_the_etag_and_every_change_is_kept(#[ca
         changes.iter().map(|c| (c.number, c.kind(), c.quantity_before, c.quantity_after)).collect();
     use SubscriptionChangeKind::{Created, SeatsChanged};
     assert_eq!(kept, [(1, Created, 0, 5), (2, SeatsChanged, 5, 8), (3, SeatsChanged, 8, 2)]);
-    let by = world::sales(DIRECT);
+    let by = fixtures::sales(DIRECT);
     assert!(changes.iter().all(|c| c.actor == by.user_id.to_string() && c.gate.is_some()));
 
-    let plan = direct.orders().create_order(world::new_order(&customer, None, AZURE_PLAN, 1)).await;
+    let plan = direct.orders().create_order(fixtures::new_order(&customer, None, AZURE_PLAN, 1)).await;
     let plan = plan.unwrap().into_inner().subscriptions.remove(0);
     let refused = change_seats(&direct, &plan.subscription_id, &plan.etag, 2).await.unwrap_err();
     assert_eq!(refusal(&refused), refused_as(Code::FailedPrecondition, "NOT_A_LICENCE"));
@@ -212,36 +201,36 @@ async fn seats_change_within_bounds_under_the_etag_and_every_change_is_kept(#[ca
 #[apply(each_backend)]
 async fn a_reseller_orders_through_its_provider_and_cannot_attest(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
-    let reseller = cluster.as_caller(world::sales(RESELLER));
-    let provider = cluster.as_caller(world::sales(PROVIDER));
-    let customer = world::create_customer(&reseller, "Fourth Coffee", "DE", Some(PROVIDER)).await.unwrap();
+    let (cluster, direct) = actions::start_with_partners(backend).await;
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
+    let customer = actions::create_customer(&reseller, "Fourth Coffee", "DE", Some(PROVIDER)).await.unwrap();
 
-    let refused = world::attest(&reseller, &customer, Clock::system().now()).await.unwrap_err();
+    let refused = actions::attest(&reseller, &customer, Clock::system().now()).await.unwrap_err();
     assert_eq!(refusal(&refused), refused_as(Code::PermissionDenied, "RESELLER_CANNOT_ATTEST"));
     assert_eq!(metadata_of(&refused)["provider_id"], PROVIDER.to_string());
-    let refused = world::order(&reseller, &customer, Some(PROVIDER), 3).await.unwrap_err();
+    let refused = actions::order(&reseller, &customer, Some(PROVIDER), 3).await.unwrap_err();
     assert_eq!(metadata_of(&refused)["remedies"], "ASK_PROVIDER,INVITE_CUSTOMER");
-    let refused = world::order(&reseller, &customer, None, 3).await.unwrap_err();
+    let refused = actions::order(&reseller, &customer, None, 3).await.unwrap_err();
     assert_eq!(refusal(&refused), refused_as(Code::InvalidArgument, "PAYER_IS_RESELLER"));
 
-    world::attest(&provider, &customer, Clock::system().now()).await.unwrap();
-    let order = world::order(&reseller, &customer, Some(PROVIDER), 3).await.unwrap().order.unwrap();
+    actions::attest(&provider, &customer, Clock::system().now()).await.unwrap();
+    let order = actions::order(&reseller, &customer, Some(PROVIDER), 3).await.unwrap().order.unwrap();
     assert_eq!((order.payer_id, order.reseller_id), (PROVIDER.to_string(), RESELLER.to_string()));
     // Payer and reseller on record both see it; no other partner does.
     let request = GetOrderRequest { order_id: order.order_id };
     assert!(reseller.orders().get_order(request.clone()).await.is_ok());
     assert!(provider.orders().get_order(request.clone()).await.is_ok());
     assert_eq!(direct.orders().get_order(request).await.unwrap_err().code(), Code::NotFound);
-    let refused = world::order(&direct, &customer, None, 3).await.unwrap_err();
+    let refused = actions::order(&direct, &customer, None, 3).await.unwrap_err();
     assert_eq!(refusal(&refused), refused_as(Code::NotFound, "RESOURCE_NOT_FOUND"));
 }
 
-/// CUS-1.
+/// CUS-1. A customer is created with its attestation in one call, or not at all.
 #[apply(each_backend)]
-async fn a_customer_is_created_with_an_attestation_in_one_call_or_not_at_all(#[case] backend: Backend) {
+async fn customer_and_attestation_are_created_together(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
+    let (cluster, direct) = actions::start_with_partners(backend).await;
     let now = Clock::system().now();
     let inline = |template: &str| InlineAttestation {
         template_id: template.into(),
@@ -250,26 +239,26 @@ async fn a_customer_is_created_with_an_attestation_in_one_call_or_not_at_all(#[c
     };
     let new = |name: &str, template| CreateCustomerRequest {
         attestation: Some(inline(template)),
-        ..world::new_customer(name, "FR", None)
+        ..fixtures::new_customer(name, "FR", None)
     };
     let created = direct.customers().create_customer(new("Contoso", CUSTOMER_AGREEMENT)).await;
     let created = created.unwrap().into_inner();
     let attestation = created.attestation.unwrap();
-    assert_eq!(attestation.contact, Some(world::contact()));
+    assert_eq!(attestation.contact, Some(fixtures::contact()));
     let customer = created.customer.unwrap();
     assert_eq!(customer.acceptance_revision, attestation.revision);
-    world::order(&direct, &customer.customer_id, None, 5).await.unwrap();
+    actions::order(&direct, &customer.customer_id, None, 5).await.unwrap();
 
     // The attestation is refused, so the customer is not there either and its domain is free.
     let refused = direct.customers().create_customer(new("Tailspin", CLOUD_AGREEMENT)).await.unwrap_err();
     assert_eq!(refusal(&refused), refused_as(Code::FailedPrecondition, "TEMPLATE_RETIRED"));
     assert_eq!(metadata_of(&refused)["use_template_id"], CUSTOMER_AGREEMENT);
-    world::create_customer(&direct, "Tailspin", "FR", None).await.unwrap();
+    actions::create_customer(&direct, "Tailspin", "FR", None).await.unwrap();
 
-    let provider = cluster.as_caller(world::sales(PROVIDER));
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
     let taken = CreateCustomerRequest {
         domain: "CONTOSO.example".into(),
-        ..world::new_customer("Other", "FR", None)
+        ..fixtures::new_customer("Other", "FR", None)
     };
     let refused = provider.customers().create_customer(taken).await.unwrap_err();
     assert_eq!(refusal(&refused), refused_as(Code::AlreadyExists, "DOMAIN_TAKEN"));
@@ -281,14 +270,14 @@ async fn a_customer_is_created_with_an_attestation_in_one_call_or_not_at_all(#[c
 #[apply(each_backend)]
 async fn attestations_supersede_each_other_and_the_history_stays(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let (cluster, direct) = actions::start_with_partners(backend).await;
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let now = Clock::system().now();
     let attest = |email: &str, agreed_at| CreateAttestationRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         customer_id: customer.clone(),
         template_id: CUSTOMER_AGREEMENT.into(),
-        contact: Some(Contact { email: email.into(), ..world::contact() }),
+        contact: Some(Contact { email: email.into(), ..fixtures::contact() }),
         agreed_at: Some(timestamp(agreed_at)),
         validate_only: false,
     };
@@ -327,7 +316,7 @@ async fn attestations_supersede_each_other_and_the_history_stays(#[case] backend
 
     // Other partners do not see it, the customer's administrator does.
     let request = GetAttestationRequest { attestation_id: first.attestation_id };
-    let provider = cluster.as_caller(world::sales(PROVIDER));
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
     let refused = provider.attestations().get_attestation(request.clone()).await.unwrap_err();
     assert_eq!(refused.code(), Code::NotFound);
     let id = customer.parse().unwrap();
@@ -335,16 +324,17 @@ async fn attestations_supersede_each_other_and_the_history_stays(#[case] backend
     assert!(admin.attestations().get_attestation(request).await.is_ok());
 }
 
+/// A new version stops seat changes until the partner attests again.
 #[apply(each_backend)]
-async fn a_new_version_stops_seat_changes_until_the_partner_attests_again(#[case] backend: Backend) {
+async fn a_new_version_stops_seat_changes_until_attested(#[case] backend: Backend) {
     tests::needs_own!("templates of its own");
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
-    let operator = cluster.as_caller(world::operator());
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-    let bought = world::order(&direct, &customer, None, 5).await.unwrap().subscriptions.remove(0);
-    let publish = world::new_version(CUSTOMER_AGREEMENT);
+    let (cluster, direct) = actions::start_with_partners(backend).await;
+    let operator = cluster.as_caller(fixtures::operator());
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    let bought = actions::order(&direct, &customer, None, 5).await.unwrap().subscriptions.remove(0);
+    let publish = fixtures::new_version(CUSTOMER_AGREEMENT);
     let published = operator.templates().publish_template_version(publish.clone()).await.unwrap();
     assert_eq!(published.into_inner().template.unwrap().version_in_force, 3);
 
@@ -352,14 +342,14 @@ async fn a_new_version_stops_seat_changes_until_the_partner_attests_again(#[case
     let refused = change_seats(&direct, id, &bought.etag, 8).await.unwrap_err();
     assert_eq!(metadata_of(&refused)["reasons"], "VERSION_SUPERSEDED");
     // The customer has bought, so it can no longer sign directly: only the partner helps.
-    world::until_bought(&cluster, &customer).await.unwrap();
+    actions::until_bought(&cluster, &customer).await.unwrap();
     let refused = change_seats(&direct, id, &bought.etag, 8).await.unwrap_err();
     assert_eq!(metadata_of(&refused)["remedies"], "ATTEST");
-    world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
     change_seats(&direct, id, &bought.etag, 8).await.unwrap();
 
     let early = PublishTemplateVersionRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         effective_from: Some(timestamp("2024-01-01T00:00:00Z".parse().unwrap())),
         ..publish
     };
@@ -367,12 +357,13 @@ async fn a_new_version_stops_seat_changes_until_the_partner_attests_again(#[case
     assert_eq!(refusal(&refused), refused_as(Code::FailedPrecondition, "NOT_LATER_THAN_LAST_VERSION"));
 }
 
+/// order-svc reports the first purchase even if agreement-svc was away at the time of the order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_first_purchase_is_reported_even_if_agreement_svc_was_away_when_it_was_made() {
+async fn the_first_purchase_is_reported_after_an_outage() {
     tests::needs_own!("services that it stops");
-    let (mut cluster, direct) = world_on(Backend::Sqlite).await;
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    let (mut cluster, direct) = actions::start_with_partners(Backend::Sqlite).await;
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
     // The report is written with the order, so it survives both services; until the trigger goes
     // no reseller can take it up.
     cluster
@@ -380,19 +371,19 @@ async fn the_first_purchase_is_reported_even_if_agreement_svc_was_away_when_it_w
             "CREATE TRIGGER hold BEFORE UPDATE ON purchase_report BEGIN SELECT RAISE(ABORT, 'held'); END",
         )
         .unwrap();
-    world::order(&direct, &customer, None, 5).await.unwrap();
+    actions::order(&direct, &customer, None, 5).await.unwrap();
     cluster.stop_agreements();
     cluster.restart_orders().await.unwrap();
     cluster.orders_sql("DROP TRIGGER hold").unwrap();
     cluster.restart_agreements().await.unwrap();
-    world::until_bought(&cluster, &customer).await.unwrap();
+    actions::until_bought(&cluster, &customer).await.unwrap();
 }
 
 /// TPL-1.
 #[apply(each_backend)]
 async fn templates_are_listed_by_type(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (_cluster, direct) = world_on(backend).await;
+    let (_cluster, direct) = actions::start_with_partners(backend).await;
     let list = async |types: &[AgreementType]| {
         let agreement_types = types.iter().map(|t| (*t).into()).collect();
         let listed = direct.templates().list_templates(ListTemplatesRequest { agreement_types }).await?;
@@ -416,22 +407,22 @@ async fn templates_are_listed_by_type(#[case] backend: Backend) {
 #[apply(each_backend)]
 async fn a_template_is_retired_under_its_etag_and_for_good(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
-    let operator = cluster.as_caller(world::operator());
-    let (template, _turn) = world::publish_cloud_agreement(&cluster).await.unwrap();
+    let (cluster, direct) = actions::start_with_partners(backend).await;
+    let operator = cluster.as_caller(fixtures::operator());
+    let (template, _turn) = actions::publish_cloud_agreement(&cluster).await.unwrap();
     assert_eq!((template.version_in_force, template.retired_at), (1, None));
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let attest = CreateAttestationRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         customer_id: customer,
         template_id: template.template_id.clone(),
-        contact: Some(world::contact()),
+        contact: Some(fixtures::contact()),
         agreed_at: Some(timestamp(Clock::system().now())),
         validate_only: true,
     };
     direct.attestations().create_attestation(attest.clone()).await.unwrap();
     let retire = |etag: &str| RetireTemplateRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         template_id: template.template_id.clone(),
         etag: etag.into(),
     };
@@ -445,24 +436,24 @@ async fn a_template_is_retired_under_its_etag_and_for_good(#[case] backend: Back
     let refused = direct.attestations().create_attestation(attest).await.unwrap_err();
     assert_eq!(refusal(&refused), refused_as(Code::FailedPrecondition, "TEMPLATE_RETIRED"));
     assert_eq!(metadata_of(&refused)["use_template_id"], CUSTOMER_AGREEMENT);
-    let next = world::new_version(&template.template_id);
+    let next = fixtures::new_version(&template.template_id);
     let refused = operator.templates().publish_template_version(next).await.unwrap_err();
     assert_eq!(refusal(&refused), refused_as(Code::FailedPrecondition, "TEMPLATE_RETIRED"));
 }
 
-/// ROLE-6.
+/// ROLE-6. A customer changes under its current etag only, and is invisible to partners without a relationship.
 #[apply(each_backend)]
-async fn a_customer_is_changed_under_its_etag_and_invisible_to_strangers(#[case] backend: Backend) {
+async fn a_customer_changes_under_its_etag_unseen_by_strangers(#[case] backend: Backend) {
     tests::needs!(backend);
-    let (cluster, direct) = world_on(backend).await;
-    let created = direct.customers().create_customer(world::new_customer("Contoso", "FR", None)).await;
+    let (cluster, direct) = actions::start_with_partners(backend).await;
+    let created = direct.customers().create_customer(fixtures::new_customer("Contoso", "FR", None)).await;
     let created = created.unwrap().into_inner().customer.unwrap();
     let update = |etag: &str| UpdateCustomerRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         customer_id: created.customer_id.clone(),
         etag: etag.into(),
         company_name: "Contoso Paris".into(),
-        primary_contact: Some(world::contact()),
+        primary_contact: Some(fixtures::contact()),
     };
     let changed = direct.customers().update_customer(update(&created.etag)).await.unwrap();
     let changed = changed.into_inner().customer.unwrap();
@@ -470,52 +461,53 @@ async fn a_customer_is_changed_under_its_etag_and_invisible_to_strangers(#[case]
     assert_eq!(changed.acceptance_revision, created.acceptance_revision);
     let stale = direct.customers().update_customer(update(&created.etag)).await.unwrap_err();
     assert_eq!(refusal(&stale), refused_as(Code::Aborted, "ETAG_STALE"));
-    let stranger = cluster.as_caller(world::sales(PROVIDER));
+    let stranger = cluster.as_caller(fixtures::sales(PROVIDER));
     let refused = stranger.customers().update_customer(update(&changed.etag)).await.unwrap_err();
     assert_eq!(refused.code(), Code::NotFound);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn of_a_partner_that_is_not_linked_nothing_is_told() {
-    let (cluster, _) = world_on(Backend::Sqlite).await;
-    let operator = cluster.as_caller(world::operator());
+async fn a_reseller_learns_nothing_of_an_unlinked_partner() {
+    let (cluster, _) = actions::start_with_partners(Backend::Sqlite).await;
+    let operator = cluster.as_caller(fixtures::operator());
     let other = uuid::uuid!("00000000-0000-4000-8000-0000000000e2");
-    world::register_partner(&operator, other, "Other", PartnerKind::IndirectProvider, Cloud::Public)
+    actions::register_partner(&operator, other, "Other", PartnerKind::IndirectProvider, Cloud::Public)
         .await
         .unwrap();
-    let reseller = cluster.as_caller(world::sales(RESELLER));
-    let mut told = vec![];
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
+    let mut messages = vec![];
     // A provider that it is not linked to, a partner that is none, and no partner at all.
     for provider in [other, DIRECT, uuid::Uuid::from_u128(0xdead)] {
         let refused =
-            world::create_customer(&reseller, "Fourth Coffee", "DE", Some(provider)).await.unwrap_err();
+            actions::create_customer(&reseller, "Fourth Coffee", "DE", Some(provider)).await.unwrap_err();
         assert_eq!(refusal(&refused), refused_as(Code::FailedPrecondition, "RESELLER_NOT_LINKED"));
-        told.push(refused.message().replace(&provider.to_string(), "ID"));
+        messages.push(refused.message().replace(&provider.to_string(), "ID"));
     }
-    assert!(told.windows(2).all(|pair| pair[0] == pair[1]), "{told:?}");
+    assert!(messages.windows(2).all(|pair| pair[0] == pair[1]), "{messages:?}");
 }
 
+/// A version that was scheduled before its template was retired never takes effect.
 #[apply(each_backend)]
-async fn a_version_scheduled_before_its_template_was_retired_never_takes_effect(#[case] backend: Backend) {
+async fn a_retired_template_puts_no_scheduled_version_in_force(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
     tests::needs!(backend);
     let start = Clock::system().now();
     let clock = Clock::manual(start);
     let cluster = Cluster::start(Setup { backend, clock: clock.clone(), ..Setup::default() }).await.unwrap();
-    world::register_partners(&cluster).await.unwrap();
-    let operator = cluster.as_caller(world::operator());
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    actions::register_partners(&cluster).await.unwrap();
+    let operator = cluster.as_caller(fixtures::operator());
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let successor = uuid::Uuid::from_u128(0x7e).to_string();
     let publish = |template_id: &str, effective_from| PublishTemplateVersionRequest {
         effective_from,
-        ..world::new_version(template_id)
+        ..fixtures::new_version(template_id)
     };
     let next_year = Some(timestamp(start + chrono::Duration::days(365)));
     let scheduled =
         operator.templates().publish_template_version(publish(CUSTOMER_AGREEMENT, next_year)).await;
     let etag = scheduled.unwrap().into_inner().template.unwrap().etag;
     let retire = RetireTemplateRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         template_id: CUSTOMER_AGREEMENT.into(),
         etag,
     };
@@ -527,16 +519,16 @@ async fn a_version_scheduled_before_its_template_was_retired_never_takes_effect(
     };
     operator.templates().publish_template_version(new).await.unwrap();
 
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let attest = CreateAttestationRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         customer_id: customer.clone(),
         template_id: successor,
-        contact: Some(world::contact()),
+        contact: Some(fixtures::contact()),
         agreed_at: Some(timestamp(start)),
         validate_only: false,
     };
     direct.attestations().create_attestation(attest).await.unwrap();
     clock.set(start + chrono::Duration::days(400));
-    world::order(&direct, &customer, None, 5).await.unwrap();
+    actions::order(&direct, &customer, None, 5).await.unwrap();
 }

@@ -28,22 +28,23 @@ use futures_util::future::join_all;
 use prost::Message;
 use proto::agreement::event::Change;
 use proto::agreement::{
-    Attestation, AttestationState, CheckEligibilityRequest, CreateAttestationRequest, CreateCustomerRequest,
-    GetAttestationRequest, GetCustomerRequest, GetTemplateRequest, InlineAttestation,
-    ListAttestationsRequest, ListCustomersRequest, PartnerKind, PublishTemplateVersionRequest,
-    ReportPurchaseRequest, UpdateCustomerRequest,
+    Attestation, AttestationState, CreateAttestationRequest, CreateCustomerRequest, GetAttestationRequest,
+    GetCustomerRequest, GetTemplateRequest, InlineAttestation, ListAttestationsRequest, ListCustomersRequest,
+    PartnerKind, PublishTemplateVersionRequest, ReportPurchaseRequest, UpdateCustomerRequest,
 };
 use proto::identity::{Role, TenantKind};
 use proto::order::{
     ChangeSeatsRequest, CreateOrderRequest, GetOrderRequest, GetSubscriptionRequest, ListOrdersRequest,
     ListSubscriptionChangesRequest, ListSubscriptionsRequest, Subscription,
 };
-use proto::types::{Cloud, Contact, Decision, Operation};
+use proto::types::{Cloud, Contact, Decision};
 use rstest_reuse::apply;
 use sha2::{Digest, Sha256};
+use tests::actions::{self, orders_of, subscribe};
+use tests::assert::{refusal, refused};
 use tests::clients::caller;
 use tests::databases::connect;
-use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER};
+use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, new_attestation_by, person};
 use tests::{As, Backend, Cluster, metadata_of, reason_of};
 
 use crate::each_backend;
@@ -78,13 +79,13 @@ const ORDER_TABLES: [&str; 7] =
 
 async fn start(backend: Backend) -> Cluster {
     let cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
     cluster
 }
 
 /// The same user on several connections.
 fn sales_agents(cluster: &Cluster, partner: Uuid) -> Vec<As> {
-    (0..CONNECTIONS).map(|_| cluster.as_caller(world::sales(partner))).collect()
+    (0..CONNECTIONS).map(|_| cluster.as_caller(fixtures::sales(partner))).collect()
 }
 
 /// Makes the same call many times at once.
@@ -102,11 +103,6 @@ fn the_one<A: Message + Clone>(answers: &[Result<A, Status>]) -> A {
     let bytes: BTreeSet<_> = answers.iter().map(|answer| answer.encode_to_vec()).collect();
     assert_eq!(bytes.len(), 1, "one request id has one answer");
     answers[0].clone()
-}
-
-fn refusal<A: std::fmt::Debug>(answer: Result<A, Status>) -> (Code, String) {
-    let status = answer.unwrap_err();
-    (status.code(), reason_of(&status))
 }
 
 fn reused() -> (Code, String) {
@@ -137,11 +133,11 @@ fn rows<'t>(connection: &mut Connection, tables: &[&'t str]) -> Vec<(&'t str, i6
 /// How much there is of everything, by service and table.
 type Everything = BTreeMap<(&'static str, &'static str), i64>;
 
-/// Rows of every table of both services. The databases of a stack are out of reach: there it is what both
-/// services tell of the cluster's customers, by the table that it is in.
+/// Rows of every table of both services. The databases of a stack are out of reach: there both services list
+/// what they have of the cluster's customers, and it is counted by table.
 async fn everything(cluster: &Cluster) -> Everything {
     if cluster.is_shared() {
-        return everything_told(cluster).await;
+        return everything_listed(cluster).await;
     }
     let services = [
         (AGREEMENTS, cluster.agreements_database(), &AGREEMENT_TABLES[..]),
@@ -153,8 +149,8 @@ async fn everything(cluster: &Cluster) -> Everything {
     counted.collect()
 }
 
-async fn everything_told(cluster: &Cluster) -> Everything {
-    let operator = cluster.as_caller(world::operator());
+async fn everything_listed(cluster: &Cluster) -> Everything {
+    let operator = cluster.as_caller(fixtures::operator());
     let events = cluster.events_after(0).await.unwrap();
     let (mut customers, mut relationships, mut acceptances) = (0, 0, 0);
     let (mut orders, mut lines, mut subscriptions, mut changes) = (0, 0, 0, 0);
@@ -177,7 +173,7 @@ async fn everything_told(cluster: &Cluster) -> Everything {
             changes += change_numbers(&operator, &subscription_id).await.len();
         }
     }
-    let told = [
+    let listed = [
         ((AGREEMENTS, "event"), events.len()),
         ((AGREEMENTS, "customer"), customers),
         ((AGREEMENTS, "relationship"), relationships),
@@ -187,22 +183,7 @@ async fn everything_told(cluster: &Cluster) -> Everything {
         ((ORDERS, "subscription"), subscriptions),
         ((ORDERS, "subscription_change"), changes),
     ];
-    told.map(|(table, count)| (table, i64::try_from(count).unwrap())).into()
-}
-
-fn person(first_name: &str) -> Contact {
-    Contact { first_name: first_name.into(), ..world::contact() }
-}
-
-fn new_attestation(customer_id: &str, contact: Contact) -> CreateAttestationRequest {
-    CreateAttestationRequest {
-        request_id: world::request_id(),
-        customer_id: customer_id.into(),
-        template_id: CUSTOMER_AGREEMENT.into(),
-        contact: Some(contact),
-        agreed_at: Some(timestamp(Clock::system().now())),
-        validate_only: false,
-    }
+    listed.map(|(table, count)| (table, i64::try_from(count).unwrap())).into()
 }
 
 fn new_customer_with_attestation(name: &str) -> CreateCustomerRequest {
@@ -216,13 +197,13 @@ fn new_customer_accepting(template_id: &str, name: &str) -> CreateCustomerReques
             contact: None,
             agreed_at: Some(timestamp(Clock::system().now())),
         }),
-        ..world::new_customer(name, "FR", None)
+        ..fixtures::new_customer(name, "FR", None)
     }
 }
 
 fn new_seats(of: &Subscription, quantity: u32) -> ChangeSeatsRequest {
     ChangeSeatsRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         subscription_id: of.subscription_id.clone(),
         quantity,
         etag: of.etag.clone(),
@@ -236,32 +217,13 @@ async fn covered_customer(partner: &As, name: &str) -> String {
     created.into_inner().customer.unwrap().customer_id
 }
 
-/// A subscription of 5 seats.
-async fn subscribe(partner: &As, customer_id: &str) -> Subscription {
-    world::order(partner, customer_id, None, 5).await.unwrap().subscriptions.remove(0)
-}
-
 async fn change_numbers(partner: &As, subscription_id: &str) -> Vec<u32> {
-    let request =
-        ListSubscriptionChangesRequest { subscription_id: subscription_id.into(), ..Default::default() };
-    let listed = partner.subscriptions().list_subscription_changes(request).await.unwrap().into_inner();
-    listed.changes.iter().map(|change| change.number).collect()
+    actions::changes_of(partner, subscription_id).await.unwrap().iter().map(|change| change.number).collect()
 }
 
 /// What was attested, without how far its announcement is: that changes by itself, and answers about
 /// storing an attestation do not have it.
 async fn history(partner: &As, customer_id: &str) -> Vec<Attestation> {
-    let request = ListAttestationsRequest {
-        customer_id: customer_id.into(),
-        include_history: true,
-        ..Default::default()
-    };
-    let listed = partner.attestations().list_attestations(request).await.unwrap().into_inner();
     let unannounced = |attestation| Attestation { notification: None, ..attestation };
-    listed.attestations.into_iter().map(unannounced).collect()
-}
-
-async fn orders_of(partner: &As, customer_id: &str) -> usize {
-    let request = ListOrdersRequest { customer_id: customer_id.into(), ..Default::default() };
-    partner.orders().list_orders(request).await.unwrap().into_inner().orders.len()
+    actions::attestations_of(partner, customer_id).await.unwrap().into_iter().map(unannounced).collect()
 }

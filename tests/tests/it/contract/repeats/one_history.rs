@@ -22,21 +22,22 @@ struct RevisionRow {
     head: String,
 }
 
+/// Changes by many partners at once form one history without gaps or names.
 #[apply(each_backend)]
-async fn changes_by_many_partners_at_once_form_one_history_without_gaps_or_names(#[case] backend: Backend) {
+async fn concurrent_changes_form_one_history(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
     tests::needs!(backend);
     const PARTNERS: usize = 4;
     const CUSTOMERS: usize = 5;
     let cluster = start(backend).await;
-    let operator = cluster.as_caller(world::operator());
-    let service = cluster.as_caller(world::service());
+    let operator = cluster.as_caller(fixtures::operator());
+    let service = cluster.as_caller(fixtures::service());
     let mut partners = vec![];
     for n in 0..PARTNERS {
         let id = Uuid::from_u128(0xd100 + n as u128);
         let kind = PartnerKind::DirectBill;
-        world::register_partner(&operator, id, &format!("Partner {n}"), kind, Cloud::Public).await.unwrap();
-        partners.push((id, cluster.as_caller(world::sales(id))));
+        actions::register_partner(&operator, id, &format!("Partner {n}"), kind, Cloud::Public).await.unwrap();
+        partners.push((id, cluster.as_caller(fixtures::sales(id))));
     }
     let (partners, service) = (&partners, &service);
     let histories = (0..PARTNERS * CUSTOMERS).map(|n| async move {
@@ -48,21 +49,21 @@ async fn changes_by_many_partners_at_once_form_one_history_without_gaps_or_names
         let created = partner.customers().create_customer(request).await.unwrap().into_inner();
         let customer = created.customer.unwrap();
         let update = UpdateCustomerRequest {
-            request_id: world::request_id(),
+            request_id: fixtures::request_id(),
             customer_id: customer.customer_id.clone(),
             etag: customer.etag,
             company_name: format!("Renamed {n}"),
             primary_contact: Some(nameable("Updated", n)),
         };
-        let first = new_attestation(&customer.customer_id, nameable("First", n));
+        let first = new_attestation_by(&customer.customer_id, nameable("First", n));
         // A refusal burns no number, and what was only tried leaves none.
         let tried = CreateAttestationRequest { validate_only: true, ..first.clone() };
         let unknown = CreateAttestationRequest {
             template_id: Uuid::from_u128(7).to_string(),
-            ..new_attestation(&customer.customer_id, nameable("Refused", n))
+            ..new_attestation_by(&customer.customer_id, nameable("Refused", n))
         };
         let bought = ReportPurchaseRequest {
-            request_id: world::request_id(),
+            request_id: fixtures::request_id(),
             customer_id: customer.customer_id.clone(),
             payer_id: partner_id.to_string(),
             purchased_at: Some(timestamp(Clock::system().now())),
@@ -81,14 +82,14 @@ async fn changes_by_many_partners_at_once_form_one_history_without_gaps_or_names
         assert_eq!(refused.unwrap_err().code(), Code::NotFound);
         updated.unwrap();
         reported.unwrap();
-        let second = new_attestation(&customer.customer_id, nameable("Second", n));
+        let second = new_attestation_by(&customer.customer_id, nameable("Second", n));
         partner.attestations().create_attestation(second).await.unwrap();
     });
     let publishing = async {
         for _ in 0..3 {
             operator
                 .templates()
-                .publish_template_version(world::new_version(CUSTOMER_AGREEMENT))
+                .publish_template_version(fixtures::new_version(CUSTOMER_AGREEMENT))
                 .await
                 .unwrap();
         }

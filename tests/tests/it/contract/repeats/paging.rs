@@ -2,8 +2,9 @@
 
 use super::*;
 
+/// Pages show every row once in key order, while other rows are added.
 #[apply(each_backend)]
-async fn pages_show_every_row_once_in_key_order_while_others_are_added(#[case] backend: Backend) {
+async fn pages_show_every_row_once_while_rows_are_added(#[case] backend: Backend) {
     tests::needs!(backend);
     const ROWS: usize = 120;
     let cluster = start(backend).await;
@@ -15,7 +16,7 @@ async fn pages_show_every_row_once_in_key_order_while_others_are_added(#[case] b
     let customers = join_all(customers).await;
     let orders = customers.iter().enumerate().map(|(n, customer)| {
         let partner = agents[n % agents.len()].clone();
-        async move { world::order(&partner, customer, None, 1).await.unwrap().order.unwrap().order_id }
+        async move { actions::order(&partner, customer, None, 1).await.unwrap().order.unwrap().order_id }
     });
     let orders: Vec<String> = join_all(orders).await;
 
@@ -27,7 +28,7 @@ async fn pages_show_every_row_once_in_key_order_while_others_are_added(#[case] b
     let adding = async {
         for n in 0..20 {
             let customer = covered_customer(&agents[1], &format!("Fabrikam {n}")).await;
-            world::order(&agents[1], &customer, None, 1).await.unwrap();
+            actions::order(&agents[1], &customer, None, 1).await.unwrap();
         }
     };
     let (listed_customers, listed_orders, ()) =

@@ -6,57 +6,57 @@ use super::*;
 async fn validate_only_stores_nothing_and_leaves_the_request_id_alone(#[case] backend: Backend) {
     tests::needs!(backend);
     let cluster = start(backend).await;
-    let partner = cluster.as_caller(world::sales(DIRECT));
-    let operator = cluster.as_caller(world::operator());
+    let partner = cluster.as_caller(fixtures::sales(DIRECT));
+    let operator = cluster.as_caller(fixtures::operator());
     let customer = covered_customer(&partner, "Contoso Lyon").await;
-    let subscription = subscribe(&partner, &customer).await;
-    world::until_bought(&cluster, &customer).await.unwrap();
+    let subscription = subscribe(&partner, &customer, None).await.unwrap();
+    actions::until_bought(&cluster, &customer).await.unwrap();
 
     // Under each id something was done already, so a call that looked at it would be refused or
     // answered with what was done.
-    let (template, _turn) = world::publish_cloud_agreement(&cluster).await.unwrap();
+    let (template, _turn) = actions::publish_cloud_agreement(&cluster).await.unwrap();
     let template = template.template_id;
-    let used_version = world::new_version(&template);
-    let used_order = world::new_order(&customer, None, OFFICE, 1);
+    let used_version = fixtures::new_version(&template);
+    let used_order = fixtures::new_order(&customer, None, OFFICE, 1);
     let used_seats = new_seats(&subscription, 6);
     let published =
         operator.templates().publish_template_version(used_version.clone()).await.unwrap().into_inner();
     let version = published.template.unwrap().version_in_force;
-    let used_attestation = new_attestation(&customer, person("Ada"));
+    let used_attestation = new_attestation_by(&customer, person("Ada"));
     partner.attestations().create_attestation(used_attestation.clone()).await.unwrap();
     partner.orders().create_order(used_order.clone()).await.unwrap();
     let changed = partner.subscriptions().change_seats(used_seats.clone()).await.unwrap().into_inner();
     let subscription = changed.subscription.unwrap();
 
     let before = everything(&cluster).await;
-    for request_id in [&used_attestation.request_id, &world::request_id()] {
+    for request_id in [&used_attestation.request_id, &fixtures::request_id()] {
         let request = CreateAttestationRequest {
             request_id: request_id.clone(),
             validate_only: true,
-            ..new_attestation(&customer, person("Grace"))
+            ..new_attestation_by(&customer, person("Grace"))
         };
         let tried = partner.attestations().create_attestation(request.clone()).await.unwrap().into_inner();
         assert_eq!(tried.attestation.unwrap().contact, request.contact);
     }
-    for request_id in [&used_version.request_id, &world::request_id()] {
+    for request_id in [&used_version.request_id, &fixtures::request_id()] {
         let request = PublishTemplateVersionRequest {
             request_id: request_id.clone(),
             validate_only: true,
-            ..world::new_version(&template)
+            ..fixtures::new_version(&template)
         };
         let tried = operator.templates().publish_template_version(request).await.unwrap().into_inner();
         assert_eq!(tried.template.unwrap().version_in_force, version + 1);
     }
-    for request_id in [&used_order.request_id, &world::request_id()] {
+    for request_id in [&used_order.request_id, &fixtures::request_id()] {
         let request = CreateOrderRequest {
             request_id: request_id.clone(),
             validate_only: true,
-            ..world::new_order(&customer, None, OFFICE, 77)
+            ..fixtures::new_order(&customer, None, OFFICE, 77)
         };
         let tried = partner.orders().create_order(request).await.unwrap().into_inner();
         assert_eq!(tried.subscriptions[0].quantity, 77);
     }
-    for request_id in [&used_seats.request_id, &world::request_id()] {
+    for request_id in [&used_seats.request_id, &fixtures::request_id()] {
         for quantity in [77, subscription.quantity] {
             let request = ChangeSeatsRequest {
                 request_id: request_id.clone(),
@@ -74,13 +74,13 @@ async fn validate_only_stores_nothing_and_leaves_the_request_id_alone(#[case] ba
     assert_eq!(stored(&partner, &subscription).await, subscription);
 
     // What was tried can be done under the id it was tried under.
-    let mut order = world::new_order(&customer, None, OFFICE, 3);
+    let mut order = fixtures::new_order(&customer, None, OFFICE, 3);
     order.validate_only = true;
     let tried = partner.orders().create_order(order.clone()).await.unwrap().into_inner();
     order.validate_only = false;
     let done = partner.orders().create_order(order).await.unwrap().into_inner();
     assert_ne!(tried.order.unwrap().order_id, done.order.unwrap().order_id);
-    assert_eq!(orders_of(&partner, &customer).await, 3);
+    assert_eq!(orders_of(&partner, &customer).await.unwrap().len(), 3);
 }
 
 async fn stored(partner: &As, of: &Subscription) -> Subscription {
@@ -96,7 +96,7 @@ async fn of_many_changes_that_exclude_each_other_exactly_one_succeeds(#[case] ba
 
     // One domain.
     let answers = at_once(&agents, |partner| async move {
-        let request = world::new_customer("Contoso Lyon", "FR", None);
+        let request = fixtures::new_customer("Contoso Lyon", "FR", None);
         partner.customers().create_customer(request).await
     });
     let created = only_winner(answers.await, (Code::AlreadyExists, "DOMAIN_TAKEN"));
@@ -104,7 +104,7 @@ async fn of_many_changes_that_exclude_each_other_exactly_one_succeeds(#[case] ba
 
     // One current attestation.
     let answers = at_once(&agents, |partner| {
-        let request = new_attestation(&customer.customer_id, world::contact());
+        let request = new_attestation_by(&customer.customer_id, fixtures::contact());
         async move { partner.attestations().create_attestation(request).await }
     });
     let attested = only_winner(answers.await, (Code::AlreadyExists, "ALREADY_ATTESTED"));
@@ -113,11 +113,11 @@ async fn of_many_changes_that_exclude_each_other_exactly_one_succeeds(#[case] ba
     // One etag.
     let answers = at_once(&agents, |partner| {
         let request = UpdateCustomerRequest {
-            request_id: world::request_id(),
+            request_id: fixtures::request_id(),
             customer_id: customer.customer_id.clone(),
             etag: customer.etag.clone(),
             company_name: "Contoso Paris".into(),
-            primary_contact: Some(world::contact()),
+            primary_contact: Some(fixtures::contact()),
         };
         async move { partner.customers().update_customer(request).await }
     });

@@ -7,9 +7,7 @@ use std::time::Duration;
 use chassis::form::timestamp;
 use futures_util::future::{join, join_all};
 use proto::agreement::watch_events_response::Item;
-use proto::agreement::{
-    Event, WatchEventsRequest, WithdrawAttestationRequest, WithdrawSignatureRequest, WithdrawalReason,
-};
+use proto::agreement::{Event, WatchEventsRequest, WithdrawSignatureRequest, WithdrawalReason};
 use proto::order::{
     ChangeSeatsRequest, CreateOrderRequest, GetSubscriptionRequest, GetWithdrawalReportRequest,
     GetWithdrawalReportResponse, NewOrderLine, RenewSubscriptionRequest, SetAutoRenewRequest,
@@ -147,15 +145,14 @@ impl Customer {
     }
 
     async fn withdraw(&self, ground: Ground, id: String) -> i64 {
-        let (request_id, reason) = (fixtures::request_id(), WithdrawalReason::NoLongerAccepts.into());
         match ground {
-            Ground::Attestation(payer) => {
-                let request = WithdrawAttestationRequest { request_id, attestation_id: id, reason };
-                let withdrawn = self.payers[payer].attestations().withdraw_attestation(request).await;
-                withdrawn.unwrap().into_inner().revision
-            }
+            Ground::Attestation(payer) => actions::withdraw(&self.payers[payer], &id).await.unwrap(),
             Ground::Signature => {
-                let request = WithdrawSignatureRequest { request_id, signature_id: id, reason };
+                let request = WithdrawSignatureRequest {
+                    request_id: fixtures::request_id(),
+                    signature_id: id,
+                    reason: WithdrawalReason::NoLongerAccepts.into(),
+                };
                 let withdrawn = self.admin.signatures().withdraw_signature(request).await;
                 withdrawn.unwrap().into_inner().revision
             }

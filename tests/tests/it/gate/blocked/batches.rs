@@ -9,36 +9,35 @@ async fn batch(caller: &As, items: Vec<CheckEligibilityRequest>) -> Result<Vec<I
     Ok(answer.results.into_iter().map(|result| result.result.unwrap()).collect())
 }
 
+/// Each item of a batch has its answer in its place, the same as a call of its own would have.
 #[apply(each_backend)]
-async fn each_item_of_a_batch_is_answered_in_its_place_as_a_call_of_its_own_would_be(
-    #[case] backend: Backend,
-) {
+async fn each_item_of_a_batch_is_answered_like_its_own_call(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
     tests::needs!(backend);
     let (cluster, _) = world_at(backend, "2026-11-21T00:00:00Z").await;
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let reseller = cluster.as_caller(world::sales(RESELLER));
-    let service = cluster.as_caller(world::service());
-    let good = world::create_customer(&direct, "Good", "FR", None).await.unwrap();
-    world::attest(&direct, &good, time("2026-11-21T00:00:00Z")).await.unwrap();
-    let bad = world::create_customer(&direct, "Bad", "FR", None).await.unwrap();
-    let resold = world::create_customer(&reseller, "Resold", "FR", Some(PROVIDER)).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
+    let service = cluster.as_caller(fixtures::service());
+    let good = actions::create_customer(&direct, "Good", "FR", None).await.unwrap();
+    actions::attest(&direct, &good, time("2026-11-21T00:00:00Z")).await.unwrap();
+    let bad = actions::create_customer(&direct, "Bad", "FR", None).await.unwrap();
+    let resold = actions::create_customer(&reseller, "Resold", "FR", Some(PROVIDER)).await.unwrap();
 
     let questions = vec![
-        question(DIRECT, &bad),
-        question(DIRECT, "no id"),
-        question(DIRECT, &good),
-        question(DIRECT, &Uuid::from_u128(7).to_string()),
-        question(DIRECT, &resold),
-        question(RESELLER, &resold),
-        CheckEligibilityRequest { at_least_revision: 1 << 40, ..question(DIRECT, &good) },
-        CheckEligibilityRequest { operation: 0, channel: 99, ..question(DIRECT, "") },
-        CheckEligibilityRequest { reseller_id: RESELLER.to_string(), ..question(PROVIDER, &resold) },
+        new_check(DIRECT, &bad),
+        new_check(DIRECT, "no id"),
+        new_check(DIRECT, &good),
+        new_check(DIRECT, &Uuid::from_u128(7).to_string()),
+        new_check(DIRECT, &resold),
+        new_check(RESELLER, &resold),
+        CheckEligibilityRequest { at_least_revision: 1 << 40, ..new_check(DIRECT, &good) },
+        CheckEligibilityRequest { operation: 0, channel: 99, ..new_check(DIRECT, "") },
+        CheckEligibilityRequest { reseller_id: RESELLER.to_string(), ..new_check(PROVIDER, &resold) },
         CheckEligibilityRequest {
             as_of: Some(timestamp(time("2018-09-01T00:00:00Z"))),
-            ..question(DIRECT, &bad)
+            ..new_check(DIRECT, &bad)
         },
-        question(DIRECT, &good),
+        new_check(DIRECT, &good),
     ];
     let (mut answers, mut reasons) = (0, BTreeSet::new());
     for (caller, is_service) in [(&direct, false), (&reseller, false), (&service, true)] {
@@ -74,16 +73,16 @@ async fn each_item_of_a_batch_is_answered_in_its_place_as_a_call_of_its_own_woul
     assert_eq!(reasons, all.map(String::from).into());
 
     for count in [0, 101] {
-        let refused = batch(&direct, vec![question(DIRECT, &good); count]).await.unwrap_err();
+        let refused = batch(&direct, vec![new_check(DIRECT, &good); count]).await.unwrap_err();
         assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::InvalidArgument, "INVALID_FIELDS"));
         assert_eq!(bad_fields_of(&refused), ["items"]);
     }
-    assert_eq!(batch(&direct, vec![question(DIRECT, &good); 100]).await.unwrap().len(), 100);
+    assert_eq!(batch(&direct, vec![new_check(DIRECT, &good); 100]).await.unwrap().len(), 100);
 
     // A damaged row is the refusal of those whose it is.
     let damage = format!("UPDATE customer SET cloud = 'MARS' WHERE id = '{good}'");
     cluster.agreements_sql(&damage).unwrap();
-    let results = batch(&direct, vec![question(DIRECT, &good), question(DIRECT, &bad)]).await.unwrap();
+    let results = batch(&direct, vec![new_check(DIRECT, &good), new_check(DIRECT, &bad)]).await.unwrap();
     match results.as_slice() {
         [ItemResult::Refusal(damaged), ItemResult::Answer(_)] => {
             assert_eq!(damaged.code, i32::from(Code::Internal));
@@ -99,21 +98,22 @@ async fn a_batch_is_answered_from_one_state_at_one_time(#[case] backend: Backend
     /// Pairs that accept during one batch.
     const TOGETHER: usize = 10;
     let cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let mut customers = vec![];
     for n in 0..2 * PAIRS {
-        customers.push(world::create_customer(&direct, &format!("Customer {n}"), "FR", None).await.unwrap());
+        customers
+            .push(actions::create_customer(&direct, &format!("Customer {n}"), "FR", None).await.unwrap());
     }
     // Of each pair the first accepts before the second, and is asked about before it.
     let (firsts, seconds) = customers.split_at(PAIRS);
     let items: Vec<_> =
-        firsts.iter().chain(seconds.iter().rev()).map(|customer| question(DIRECT, customer)).collect();
+        firsts.iter().chain(seconds.iter().rev()).map(|customer| new_check(DIRECT, customer)).collect();
     let batches = Cell::new(0);
     let write = async {
         for (n, (first, second)) in firsts.iter().zip(seconds).enumerate() {
-            world::attest(&direct, first, Clock::system().now()).await.unwrap();
-            world::attest(&direct, second, Clock::system().now()).await.unwrap();
+            actions::attest(&direct, first, Clock::system().now()).await.unwrap();
+            actions::attest(&direct, second, Clock::system().now()).await.unwrap();
             let seen = batches.get();
             while n % TOGETHER == TOGETHER - 1 && batches.get() == seen {
                 tokio::task::yield_now().await;

@@ -2,17 +2,18 @@
 
 use super::*;
 
+/// A partner sees which of its customers are blocked, why, and what it can do.
 #[apply(each_backend)]
-async fn a_partner_sees_which_of_its_customers_are_blocked_why_and_what_it_can_do(#[case] backend: Backend) {
+async fn a_partner_sees_its_blocked_customers_with_remedies(#[case] backend: Backend) {
     tests::needs!(backend);
     let cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
-    let operator = cluster.as_caller(world::operator());
-    world::register_partner(&operator, GERMAN, "Nord", PartnerKind::DirectBill, Cloud::Germany)
+    actions::register_partners(&cluster).await.unwrap();
+    let operator = cluster.as_caller(fixtures::operator());
+    actions::register_partner(&operator, GERMAN, "Nord", PartnerKind::DirectBill, Cloud::Germany)
         .await
         .unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let (cloud_agreement, _turn) = world::publish_cloud_agreement(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let (cloud_agreement, _turn) = actions::publish_cloud_agreement(&cluster).await.unwrap();
     let customers = one_of_each(&cluster, &cloud_agreement.template_id).await;
 
     let listed = blocked(&direct, None).await;
@@ -35,21 +36,21 @@ async fn a_partner_sees_which_of_its_customers_are_blocked_why_and_what_it_can_d
     let helpdesk = cluster.as_caller(caller(TenantKind::Partner, DIRECT, &[Role::HelpdeskAgent]));
     assert!(blocked(&helpdesk, None).await.iter().all(|row| row.remedies.is_empty()));
     // The other provider's customers are none of its business, and acceptance does not exist elsewhere.
-    let nord = cluster.as_caller(world::sales(GERMAN));
-    world::create_customer(&nord, "Nordwind", "DE", None).await.unwrap();
+    let nord = cluster.as_caller(fixtures::sales(GERMAN));
+    actions::create_customer(&nord, "Nordwind", "DE", None).await.unwrap();
     assert_eq!(blocked(&nord, None).await, []);
-    assert_eq!(blocked(&cluster.as_caller(world::sales(PROVIDER)), None).await, []);
+    assert_eq!(blocked(&cluster.as_caller(fixtures::sales(PROVIDER)), None).await, []);
 
     // Back in time the policy and the versions move, and the acceptances stay.
     for (as_of, by, expected) in [
-        ("2017-01-01T00:00:00Z", world::sales(DIRECT), &[][..]),
-        ("2019-01-01T00:00:00Z", over_api(world::sales(DIRECT)), &[]),
+        ("2017-01-01T00:00:00Z", fixtures::sales(DIRECT), &[][..]),
+        ("2019-01-01T00:00:00Z", over_api(fixtures::sales(DIRECT)), &[]),
         // Only the Cloud Agreement satisfied.
-        ("2019-01-01T00:00:00Z", world::sales(DIRECT), &["Bought", "Current", "None", "Old", "Withdrawn"]),
-        ("2019-12-01T00:00:00Z", over_api(world::sales(DIRECT)), &["Bought", "None", "Withdrawn"]),
+        ("2019-01-01T00:00:00Z", fixtures::sales(DIRECT), &["Bought", "Current", "None", "Old", "Withdrawn"]),
+        ("2019-12-01T00:00:00Z", over_api(fixtures::sales(DIRECT)), &["Bought", "None", "Withdrawn"]),
         // The second version of the Customer Agreement was due in April 2023.
-        ("2023-03-31T23:59:59.999999Z", world::sales(DIRECT), &["Bought", "Cloud", "None", "Withdrawn"]),
-        ("2023-04-01T00:00:00Z", world::sales(DIRECT), &["Bought", "Cloud", "None", "Old", "Withdrawn"]),
+        ("2023-03-31T23:59:59.999999Z", fixtures::sales(DIRECT), &["Bought", "Cloud", "None", "Withdrawn"]),
+        ("2023-04-01T00:00:00Z", fixtures::sales(DIRECT), &["Bought", "Cloud", "None", "Old", "Withdrawn"]),
     ] {
         let partner = cluster.as_caller(by);
         let as_of = Some(time(as_of));
@@ -58,16 +59,17 @@ async fn a_partner_sees_which_of_its_customers_are_blocked_why_and_what_it_can_d
     }
 }
 
+/// The list shows the effect of a scheduled version from the day on which it is due.
 #[apply(each_backend)]
-async fn a_version_that_is_scheduled_is_seen_from_the_day_on_which_it_is_due(#[case] backend: Backend) {
+async fn a_scheduled_version_blocks_from_the_day_it_is_due(#[case] backend: Backend) {
     tests::needs_own!("templates of its own");
     tests::needs!(backend);
     let cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
-    let (cloud_agreement, _turn) = world::publish_cloud_agreement(&cluster).await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
+    let (cloud_agreement, _turn) = actions::publish_cloud_agreement(&cluster).await.unwrap();
     let customers = one_of_each(&cluster, &cloud_agreement.template_id).await;
-    let operator = cluster.as_caller(world::operator());
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    let operator = cluster.as_caller(fixtures::operator());
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let now = Clock::system().now();
     let (effective, by) = (now + Duration::days(30), now + Duration::days(60));
     publish(&operator, version(Some(effective), due(by))).await.unwrap();
@@ -84,38 +86,39 @@ async fn a_version_that_is_scheduled_is_seen_from_the_day_on_which_it_is_due(#[c
     }
 }
 
+/// A reseller sees its own customers by payer, and the remedies send it to the payers.
 #[apply(each_backend)]
-async fn a_reseller_sees_its_own_customers_by_who_pays_and_is_sent_to_them(#[case] backend: Backend) {
+async fn a_reseller_sees_its_blocked_customers_by_payer(#[case] backend: Backend) {
     tests::needs!(backend);
     let cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
-    let operator = cluster.as_caller(world::operator());
-    world::register_partner(&operator, SECOND, "Second", PartnerKind::IndirectProvider, Cloud::Public)
+    actions::register_partners(&cluster).await.unwrap();
+    let operator = cluster.as_caller(fixtures::operator());
+    actions::register_partner(&operator, SECOND, "Second", PartnerKind::IndirectProvider, Cloud::Public)
         .await
         .unwrap();
     let link = LinkResellerRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         provider_id: SECOND.to_string(),
         reseller_id: RESELLER.to_string(),
     };
     operator.partners().link_reseller(link).await.unwrap();
-    let provider = cluster.as_caller(world::sales(PROVIDER));
-    let reseller = cluster.as_caller(world::sales(RESELLER));
-    let shared = world::create_customer(&reseller, "Shared", "FR", Some(PROVIDER)).await.unwrap();
-    let other = world::create_customer(&reseller, "Other", "FR", Some(PROVIDER)).await.unwrap();
-    world::create_customer(&provider, "Own", "FR", None).await.unwrap();
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
+    let shared = actions::create_customer(&reseller, "Shared", "FR", Some(PROVIDER)).await.unwrap();
+    let other = actions::create_customer(&reseller, "Other", "FR", Some(PROVIDER)).await.unwrap();
+    actions::create_customer(&provider, "Own", "FR", None).await.unwrap();
     // The same pair of payer and customer through another relationship, and another payer. Both come
     // with a signature, which is withdrawn.
-    let admin = cluster.as_caller(world::admin(shared.parse().unwrap()));
+    let admin = cluster.as_caller(fixtures::admin(shared.parse().unwrap()));
     for invited in [
-        world::invite(&provider, None, None).await.unwrap(),
-        world::invite(&reseller, None, Some(SECOND)).await.unwrap(),
+        actions::invite(&provider, None, None).await.unwrap(),
+        actions::invite(&reseller, None, Some(SECOND)).await.unwrap(),
     ] {
-        admin.signatures().accept_invitation(world::acceptance(&invited, None)).await.unwrap();
+        admin.signatures().accept_invitation(fixtures::acceptance(&invited, None)).await.unwrap();
     }
     let request = WithdrawSignatureRequest {
-        request_id: world::request_id(),
-        signature_id: world::sign(&admin, 2).await.unwrap().signature_id,
+        request_id: fixtures::request_id(),
+        signature_id: actions::sign(&admin, 2).await.unwrap().signature_id,
         reason: WithdrawalReason::NoLongerAccepts.into(),
     };
     admin.signatures().withdraw_signature(request).await.unwrap();
@@ -136,7 +139,7 @@ async fn a_reseller_sees_its_own_customers_by_who_pays_and_is_sent_to_them(#[cas
         assert_eq!(ask.unwrap().provider_id, row.payer_id);
     }
     // One provider's attestation does not cover the other's orders.
-    world::attest(&provider, &shared, Clock::system().now()).await.unwrap();
+    actions::attest(&provider, &shared, Clock::system().now()).await.unwrap();
     let payers: Vec<_> = blocked(&reseller, None)
         .await
         .into_iter()
@@ -156,12 +159,12 @@ async fn the_pages_of_a_list_are_all_about_the_time_the_first_was(#[case] backen
     tests::needs!(backend);
     let start = time("2026-11-21T00:00:00Z");
     let (cluster, clock) = world_at(backend, "2026-11-21T00:00:00Z").await;
-    let operator = cluster.as_caller(world::operator());
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    let operator = cluster.as_caller(fixtures::operator());
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     for n in 0..6 {
-        let customer = world::create_customer(&direct, &format!("Customer {n}"), "FR", None).await.unwrap();
+        let customer = actions::create_customer(&direct, &format!("Customer {n}"), "FR", None).await.unwrap();
         if n % 2 == 1 {
-            world::attest(&direct, &customer, start).await.unwrap();
+            actions::attest(&direct, &customer, start).await.unwrap();
         }
     }
     let by = start + Duration::hours(1);
@@ -181,8 +184,8 @@ async fn the_pages_of_a_list_are_all_about_the_time_the_first_was(#[case] backen
     // A token serves its own list only, and only as it was given.
     let then = page(&direct, Some(by), 1, "").await.unwrap();
     assert_eq!(then.evaluated_at, Some(timestamp(by)));
-    let api = cluster.as_caller(over_api(world::sales(DIRECT)));
-    let provider = cluster.as_caller(world::sales(PROVIDER));
+    let api = cluster.as_caller(over_api(fixtures::sales(DIRECT)));
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
     let cut = &first.next_page_token[..first.next_page_token.len() - 8];
     for (by, as_of, token) in [
         (&direct, None, then.next_page_token.as_str()),

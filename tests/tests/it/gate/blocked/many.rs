@@ -36,18 +36,17 @@ fn ids_of(pages: &[ListBlockedCustomersResponse]) -> Vec<Uuid> {
     pages.iter().flat_map(|page| &page.customers).map(|row| row.customer_id.parse().unwrap()).collect()
 }
 
+/// Of ten thousand customers none is listed twice or lost while partners attest for others.
 #[apply(each_backend)]
-async fn of_ten_thousand_customers_none_is_listed_twice_or_lost_while_others_attest(
-    #[case] backend: Backend,
-) {
+async fn ten_thousand_customers_are_each_listed_once(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
     tests::needs!(backend);
     /// Attested at a time, and how far apart the customers are.
     const AT_ONCE: usize = 8;
     const EVERY: usize = 20;
     let cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let all = populate(&cluster);
     let attested: Vec<Uuid> = all.iter().copied().step_by(EVERY).collect();
     let throughout: BTreeSet<Uuid> = all.iter().copied().filter(|id| !attested.contains(id)).collect();
@@ -59,7 +58,8 @@ async fn of_ten_thousand_customers_none_is_listed_twice_or_lost_while_others_att
         order.sort_by_key(|id| Uuid::new_v5(&PROVIDER, id.as_bytes()));
         for together in order.chunks(AT_ONCE) {
             let now = Clock::system().now();
-            let attested = together.iter().map(async |id| world::attest(&direct, &id.to_string(), now).await);
+            let attested =
+                together.iter().map(async |id| actions::attest(&direct, &id.to_string(), now).await);
             join_all(attested).await.into_iter().for_each(|answer| drop(answer.unwrap()));
         }
         done.set(true);

@@ -18,16 +18,16 @@ use proto::agreement::eligibility_result::Result as ItemResult;
 use proto::agreement::publish_template_version_request::Reacceptance;
 use proto::agreement::{
     BatchCheckEligibilityRequest, BatchCheckEligibilityResponse, BlockedCustomer, CheckEligibilityRequest,
-    CreateAttestationRequest, EndRelationshipRequest, GetTemplateRequest, LinkResellerRequest,
-    ListBlockedCustomersRequest, ListBlockedCustomersResponse, PartnerKind, PublicationImpact,
-    PublishTemplateVersionRequest, PublishTemplateVersionResponse, ReportPurchaseRequest,
-    WithdrawAttestationRequest, WithdrawSignatureRequest, WithdrawalReason,
+    EndRelationshipRequest, GetTemplateRequest, LinkResellerRequest, ListBlockedCustomersRequest,
+    ListBlockedCustomersResponse, PartnerKind, PublicationImpact, PublishTemplateVersionRequest,
+    WithdrawSignatureRequest, WithdrawalReason,
 };
 use proto::identity::{Role, TenantKind};
-use proto::types::{AgreementType, Cloud, Decision, Operation, RemedyKind};
+use proto::types::{AgreementType, Cloud, Decision, RemedyKind};
 use rstest_reuse::apply;
+use tests::actions::{self, publish};
 use tests::clients::{bad_fields_of, caller, metadata_of};
-use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
+use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER, new_check, time};
 use tests::{As, Backend, Cluster, Setup, reason_of};
 
 use crate::each_backend;
@@ -39,15 +39,11 @@ const GERMAN: Uuid = uuid!("00000000-0000-4000-8000-0000000000de");
 /// Another provider.
 const SECOND: Uuid = uuid!("00000000-0000-4000-8000-0000000000e2");
 
-fn time(text: &str) -> Time {
-    text.parse().unwrap()
-}
-
 /// A cluster under a clock that stands, with the usual partners.
 async fn world_at(backend: Backend, start: &str) -> (Cluster, Clock) {
     let clock = Clock::manual(time(start));
     let cluster = Cluster::start(Setup { backend, clock: clock.clone(), ..Setup::default() }).await.unwrap();
-    world::register_partners(&cluster).await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
     (cluster, clock)
 }
 
@@ -113,15 +109,6 @@ fn names(rows: &[BlockedCustomer]) -> Vec<&str> {
     names
 }
 
-fn question(payer: Uuid, customer_id: &str) -> CheckEligibilityRequest {
-    CheckEligibilityRequest {
-        payer_id: payer.to_string(),
-        customer_id: customer_id.into(),
-        operation: Operation::NewPurchase.into(),
-        ..CheckEligibilityRequest::default()
-    }
-}
-
 /// Asks the gate about each customer: the list must hold those that it blocks, with what it says.
 async fn check_against_the_gate(
     partner: &As,
@@ -134,7 +121,7 @@ async fn check_against_the_gate(
         let question = CheckEligibilityRequest {
             reseller_id: reseller.map(|id| id.to_string()).unwrap_or_default(),
             as_of: as_of.map(timestamp),
-            ..question(payer, customer)
+            ..new_check(payer, customer)
         };
         let answer = partner.gate().check_eligibility(question).await.unwrap().into_inner();
         let rows: Vec<_> = listed.iter().filter(|row| row.customer_id == **customer).collect();
@@ -148,28 +135,6 @@ async fn check_against_the_gate(
     }
 }
 
-async fn attest(partner: &As, customer: &str, template: &str, agreed_at: Time) -> String {
-    let request = CreateAttestationRequest {
-        request_id: world::request_id(),
-        customer_id: customer.into(),
-        template_id: template.into(),
-        contact: Some(world::contact()),
-        agreed_at: Some(timestamp(agreed_at)),
-        validate_only: false,
-    };
-    let attested = partner.attestations().create_attestation(request).await.unwrap().into_inner();
-    attested.attestation.unwrap().attestation_id
-}
-
-async fn withdraw(partner: &As, attestation_id: String) {
-    let request = WithdrawAttestationRequest {
-        request_id: world::request_id(),
-        attestation_id,
-        reason: WithdrawalReason::NoLongerAccepts.into(),
-    };
-    partner.attestations().withdraw_attestation(request).await.unwrap();
-}
-
 /// A version of the Customer Agreement.
 fn version(
     effective_from: Option<Time>,
@@ -178,19 +143,12 @@ fn version(
     PublishTemplateVersionRequest {
         effective_from: effective_from.map(timestamp),
         reacceptance,
-        ..world::new_version(CUSTOMER_AGREEMENT)
+        ..fixtures::new_version(CUSTOMER_AGREEMENT)
     }
 }
 
 fn due(at: Time) -> Option<Reacceptance> {
     Some(Reacceptance::ReacceptBy(timestamp(at)))
-}
-
-async fn publish(
-    operator: &As,
-    version: PublishTemplateVersionRequest,
-) -> Result<PublishTemplateVersionResponse, Status> {
-    Ok(operator.templates().publish_template_version(version).await?.into_inner())
 }
 
 async fn rehearse(operator: &As, version: &PublishTemplateVersionRequest) -> PublicationImpact {
@@ -201,25 +159,19 @@ async fn rehearse(operator: &As, version: &PublishTemplateVersionRequest) -> Pub
 /// Customers of the direct-bill partner's, one for each way to stand, by what it is. A Cloud Agreement is
 /// one of the test's own: the vendor's can be accepted no more.
 async fn one_of_each(cluster: &Cluster, cloud_agreement: &str) -> BTreeMap<&'static str, String> {
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let mut customers = BTreeMap::new();
     for name in ["None", "Withdrawn", "Old", "Cloud", "Current", "Bought", "Ended"] {
-        customers.insert(name, world::create_customer(&direct, name, "FR", None).await.unwrap());
+        customers.insert(name, actions::create_customer(&direct, name, "FR", None).await.unwrap());
     }
     // In 2019 both types satisfied.
-    let (then, now) = (time("2019-11-01T00:00:00Z"), Clock::system().now());
-    attest(&direct, &customers["Cloud"], cloud_agreement, then).await;
-    attest(&direct, &customers["Old"], CUSTOMER_AGREEMENT, then).await;
-    let given = attest(&direct, &customers["Withdrawn"], CUSTOMER_AGREEMENT, now).await;
-    withdraw(&direct, given).await;
-    attest(&direct, &customers["Current"], CUSTOMER_AGREEMENT, now).await;
-    let purchase = ReportPurchaseRequest {
-        request_id: world::request_id(),
-        customer_id: customers["Bought"].clone(),
-        payer_id: DIRECT.to_string(),
-        purchased_at: Some(timestamp(now)),
-    };
-    cluster.as_caller(world::service()).gate().report_purchase(purchase).await.unwrap();
+    let then = time("2019-11-01T00:00:00Z");
+    actions::attest_to(&direct, &customers["Cloud"], cloud_agreement, then).await.unwrap();
+    actions::attest(&direct, &customers["Old"], then).await.unwrap();
+    let given = actions::attest_now(&direct, &customers["Withdrawn"]).await.unwrap();
+    actions::withdraw(&direct, &given).await.unwrap();
+    actions::attest_now(&direct, &customers["Current"]).await.unwrap();
+    actions::report_purchase(cluster, &customers["Bought"], DIRECT, fixtures::now()).await.unwrap();
     end_relationship(&direct, &customers["Ended"], None).await;
     customers
 }
@@ -232,7 +184,7 @@ fn active<'c>(customers: &'c BTreeMap<&str, String>) -> Vec<&'c String> {
 /// Ends a partner's relationship with a customer, for a reseller the one through a provider.
 async fn end_relationship(partner: &As, customer: &str, provider: Option<Uuid>) {
     let request = EndRelationshipRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         customer_id: customer.into(),
         provider_id: provider.map(|id| id.to_string()).unwrap_or_default(),
         reseller_id: String::new(),

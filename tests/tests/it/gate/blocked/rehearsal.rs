@@ -2,16 +2,17 @@
 
 use super::*;
 
+/// A rehearsal names the customers that publishing would stop, and stores nothing.
 #[apply(each_backend)]
-async fn a_rehearsal_tells_whom_publishing_would_stop_and_stores_nothing(#[case] backend: Backend) {
+async fn a_rehearsal_lists_the_customers_that_a_version_blocks(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
     tests::needs!(backend);
     let start = time("2026-11-21T00:00:00Z");
     let (cluster, _) = world_at(backend, "2026-11-21T00:00:00Z").await;
-    let operator = cluster.as_caller(world::operator());
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let provider = cluster.as_caller(world::sales(PROVIDER));
-    let reseller = cluster.as_caller(world::sales(RESELLER));
+    let operator = cluster.as_caller(fixtures::operator());
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
     // Of the direct-bill partner one never accepted, one only the version of 2019, one ended.
     for (name, agreed_at) in [
         ("A", Some(start)),
@@ -19,20 +20,20 @@ async fn a_rehearsal_tells_whom_publishing_would_stop_and_stores_nothing(#[case]
         ("Old", Some(time("2020-06-01T00:00:00Z"))),
         ("Ended", Some(start)),
     ] {
-        let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
+        let customer = actions::create_customer(&direct, name, "FR", None).await.unwrap();
         if let Some(agreed_at) = agreed_at {
-            world::attest(&direct, &customer, agreed_at).await.unwrap();
+            actions::attest(&direct, &customer, agreed_at).await.unwrap();
         }
         if name == "Ended" {
             end_relationship(&direct, &customer, None).await;
         }
     }
     for (creator, name, through) in [(&provider, "B", None), (&reseller, "C", Some(PROVIDER))] {
-        let customer = world::create_customer(creator, name, "FR", through).await.unwrap();
-        world::attest(&provider, &customer, start).await.unwrap();
+        let customer = actions::create_customer(creator, name, "FR", through).await.unwrap();
+        actions::attest(&provider, &customer, start).await.unwrap();
     }
     // One signed by itself, which counts for both partners; through the reseller it is the same pair.
-    let signed = world::create_customer(&direct, "Signed", "FR", None).await.unwrap();
+    let signed = actions::create_customer(&direct, "Signed", "FR", None).await.unwrap();
     share(&cluster, &signed, PROVIDER, None, 1001);
     share(&cluster, &signed, PROVIDER, Some(RESELLER), 1002);
     let columns = "id, kind, partner_id, customer_id, agreement_type, template_id, template_version, \
@@ -89,8 +90,8 @@ async fn a_rehearsal_tells_whom_publishing_would_stop_and_stores_nothing(#[case]
     for ((partner, id), before) in [(&direct, DIRECT), (&provider, PROVIDER)].into_iter().zip(before) {
         let after = blocked(partner, Some(by)).await;
         let new: Vec<_> = after.iter().filter(|row| !before.contains(row)).collect();
-        let told = impact.partners.iter().find(|p| p.partner_id == id.to_string()).unwrap();
-        assert_eq!(new.len(), usize::try_from(told.customers).unwrap());
+        let announced = impact.partners.iter().find(|p| p.partner_id == id.to_string()).unwrap();
+        assert_eq!(new.len(), usize::try_from(announced.customers).unwrap());
         assert_eq!(after.len(), before.len() + new.len());
         customers.extend(new.into_iter().map(|row| row.customer_id.clone()));
     }

@@ -12,7 +12,7 @@ use tests::{Backend, Cluster, Setup, actions, metadata_of};
 use tokio::time::timeout;
 use tonic::Code;
 
-use super::{LIFT, LONG, World, remains, world_on};
+use super::{LIFT, LONG, World, remains};
 use crate::each_backend;
 use crate::faults::relay::Relay;
 
@@ -22,7 +22,7 @@ async fn an_announced_restore_keeps_effects_and_orders_go_on(#[case] backend: Ba
     tests::needs_own!("databases that it restores");
     tests::needs!(backend);
     use SubscriptionState::{Active, Cancelled};
-    let mut world = world_on(backend).await;
+    let mut world = World::on(backend).await;
     let direct = world.direct.clone();
     let (untouched, _, _) = world.buyer().await;
     // What was withdrawn and accepted anew before is applied again and opens nothing.
@@ -91,7 +91,7 @@ async fn order_svc_stops_at_a_fork_until_a_restore_is_announced(#[case] backend:
     use SubscriptionState::{Active, Cancelled};
     // Events lost, events recorded after the restore before it is announced.
     for (lost, grown) in [(4, 2), (2, 2), (1, 4)] {
-        let mut world = world_on(backend).await;
+        let mut world = World::on(backend).await;
         let direct = world.direct.clone();
         let (_, attestation, bought) = world.buyer().await;
         let before = world.followed().await;
@@ -136,7 +136,7 @@ async fn order_svc_stops_at_a_fork_until_a_restore_is_announced(#[case] backend:
 async fn a_lost_withdrawal_keeps_its_report(#[case] backend: Backend) {
     tests::needs_own!("databases that it restores");
     tests::needs!(backend);
-    let mut world = world_on(backend).await;
+    let mut world = World::on(backend).await;
     let direct = world.direct.clone();
     let mut buyers = vec![];
     for _ in 0..3 {
@@ -192,7 +192,7 @@ async fn a_lost_withdrawal_keeps_its_report(#[case] backend: Backend) {
 async fn a_withdrawal_cancels_what_a_lost_one_kept(#[case] backend: Backend) {
     tests::needs_own!("databases that it restores");
     tests::needs!(backend);
-    let mut world = world_on(backend).await;
+    let mut world = World::on(backend).await;
     let direct = world.direct.clone();
     let customer = world.customer().await;
     let admin = world.cluster.as_caller(fixtures::admin(customer.parse().unwrap()));
@@ -223,7 +223,7 @@ async fn a_withdrawal_cancels_what_a_lost_one_kept(#[case] backend: Backend) {
 async fn a_watcher_gets_the_next_event_or_the_restore(#[case] backend: Backend) {
     tests::needs_own!("databases that it restores");
     tests::needs!(backend);
-    let mut world = world_on(backend).await;
+    let mut world = World::on(backend).await;
     let first = world.head();
     let copy = Backup::of(world.cluster.agreements_database()).unwrap();
     world.customer().await;

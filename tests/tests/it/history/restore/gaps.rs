@@ -10,7 +10,7 @@ use tests::Backend;
 use tests::backup::Backup;
 use tests::databases::connect;
 
-use super::{LIFT, World, world_on};
+use super::{LIFT, World};
 use crate::each_backend;
 
 /// A forged event with a correct hash.
@@ -23,7 +23,7 @@ struct Forged {
 async fn only_the_gap_of_a_restore_verifies(#[case] backend: Backend) {
     tests::needs_own!("databases that it restores");
     tests::needs!(backend);
-    let mut world = world_on(backend).await;
+    let mut world = World::on(backend).await;
     world.customer().await;
     let last = world.head();
     let copy = Backup::of(world.cluster.agreements_database()).unwrap();

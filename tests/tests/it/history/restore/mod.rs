@@ -35,11 +35,6 @@ struct World {
     customers: usize,
 }
 
-async fn world_on(backend: Backend) -> World {
-    let (cluster, direct) = actions::start_with_partners(backend).await;
-    World { cluster, direct, customers: 0 }
-}
-
 #[derive(QueryableByName)]
 struct Place {
     #[diesel(sql_type = BigInt)]
@@ -55,6 +50,11 @@ struct Id {
 }
 
 impl World {
+    async fn on(backend: Backend) -> Self {
+        let (cluster, direct) = actions::start_with_partners(backend).await;
+        Self { cluster, direct, customers: 0 }
+    }
+
     async fn customer(&mut self) -> String {
         self.customers += 1;
         let name = format!("Customer {}", self.customers);

@@ -8,7 +8,7 @@ use tests::backup::Backup;
 use tests::fixtures::{self, now};
 use tests::{As, Backend, actions, metadata_of, reason_of};
 
-use super::world_on;
+use super::World;
 use crate::each_backend;
 
 #[apply(each_backend)]
@@ -16,7 +16,7 @@ async fn a_restored_order_svc_catches_up(#[case] backend: Backend) {
     tests::needs_own!("databases that it restores");
     tests::needs!(backend);
     use SubscriptionState::{Active, Cancelled};
-    let mut world = world_on(backend).await;
+    let mut world = World::on(backend).await;
     let direct = world.direct.clone();
     let (_, attestation, ended) = world.buyer().await;
     let (kept, _, _) = world.buyer().await;
@@ -65,7 +65,7 @@ async fn backups_made_under_load_restore_both_services(#[case] backend: Backend)
     tests::needs!(backend);
     const CUSTOMERS: usize = 4;
     for lost in [Lost::Agreements, Lost::Orders, Lost::Both] {
-        let mut world = world_on(backend).await;
+        let mut world = World::on(backend).await;
         let direct = world.direct.clone();
         let mut customers = vec![];
         for _ in 0..CUSTOMERS {

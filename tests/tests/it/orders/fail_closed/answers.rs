@@ -2,12 +2,14 @@
 
 use super::*;
 
+/// order-svc believes an impostor that answers correctly, so the refusals of the other impostors' answers prove
+/// something.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_truthful_impostor_is_believed_so_that_the_others_prove_something() {
+async fn order_svc_believes_a_truthful_impostor() {
     tests::needs_own!("a line to agreement-svc that it cuts");
     let cluster = cluster_asking(&Impostor::new(Ok), 1000).await;
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    world::order(&direct, &world::request_id(), None, 5).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    actions::order(&direct, &fixtures::request_id(), None, 5).await.unwrap();
     assert_eq!(orders_of(&direct).await, 1);
 }
 
@@ -61,8 +63,8 @@ async fn an_invalid_answer_is_unknown() {
     ];
     for (about, twist) in twists {
         let cluster = cluster_asking(&Impostor::new(twist), 1000).await;
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        let refused = world::order(&direct, &world::request_id(), None, 5).await.unwrap_err();
+        let direct = cluster.as_caller(fixtures::sales(DIRECT));
+        let refused = actions::order(&direct, &fixtures::request_id(), None, 5).await.unwrap_err();
         assert_unknown(&refused, about);
         assert_eq!(orders_of(&direct).await, 0, "{about}");
     }
@@ -78,10 +80,10 @@ async fn evidence_of_a_type_that_the_offer_does_not_demand_is_unknown() {
         Ok(answer)
     };
     let cluster = cluster_asking(&Impostor::new(cloud), 1000).await;
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let customer = world::request_id();
-    direct.orders().create_order(world::new_order(&customer, None, OFFICE, 1)).await.unwrap();
-    let order = world::new_order(&customer, None, AZURE_PLAN, 1);
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer = fixtures::request_id();
+    direct.orders().create_order(fixtures::new_order(&customer, None, OFFICE, 1)).await.unwrap();
+    let order = fixtures::new_order(&customer, None, AZURE_PLAN, 1);
     assert_unknown(&direct.orders().create_order(order).await.unwrap_err(), "the Azure plan");
 }
 
@@ -89,34 +91,36 @@ async fn evidence_of_a_type_that_the_offer_does_not_demand_is_unknown() {
 async fn an_answer_that_never_comes_is_unknown_within_the_deadline() {
     tests::needs_own!("a line to agreement-svc that it cuts");
     let cluster = cluster_asking(&Impostor::silent(), 50).await;
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let refused = world::order(&direct, &world::request_id(), None, 5).await.unwrap_err();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let refused = actions::order(&direct, &fixtures::request_id(), None, 5).await.unwrap_err();
     assert_unknown(&refused, "never");
     // What is wrong with the order whatever the gate says is said instead.
-    let order = world::new_order(&world::request_id(), None, OFFICE, 301);
+    let order = fixtures::new_order(&fixtures::request_id(), None, OFFICE, 301);
     let refused = direct.orders().create_order(order).await.unwrap_err();
     assert_eq!(tests::clients::bad_fields_of(&refused), ["lines[0].quantity"]);
     assert_eq!(orders_of(&direct).await, 0);
 }
 
+/// A caller that waits less than the gate takes learns that the decision is unknown.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_caller_that_waits_less_than_the_gate_takes_hears_that_it_is_unknown() {
+async fn a_caller_with_a_short_deadline_learns_of_no_decision() {
     tests::needs_own!("a line to agreement-svc that it cuts");
     let cluster = cluster_asking(&Impostor::silent(), 30_000).await;
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let mut request = Request::new(world::new_order(&world::request_id(), None, OFFICE, 5));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let mut request = Request::new(fixtures::new_order(&fixtures::request_id(), None, OFFICE, 5));
     request.set_timeout(Duration::from_millis(500));
     let refused = direct.orders().create_order(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
 }
 
+/// order-svc asks again for an answer that was lost, while there is time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_answer_that_was_lost_is_asked_for_again_while_there_is_time() {
+async fn order_svc_asks_again_for_a_lost_answer() {
     tests::needs_own!("a line to agreement-svc that it cuts");
     let impostor = Impostor { silent: 1, ..Impostor::new(Ok) };
     let cluster = cluster_asking(&impostor, 4000).await;
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    world::order(&direct, &world::request_id(), None, 5).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    actions::order(&direct, &fixtures::request_id(), None, 5).await.unwrap();
     assert_eq!(impostor.questions.load(Ordering::SeqCst), 2);
 }
 
@@ -125,9 +129,9 @@ async fn a_yes_that_comes_too_late_is_unknown_and_without_effect() {
     tests::needs_own!("a line to agreement-svc that it cuts");
     let impostor = Impostor::new(Ok);
     let (line, cluster) = cluster_far_from(&impostor, 1000).await;
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     line.hold_answers(true);
-    let order = world::new_order(&world::request_id(), None, OFFICE, 5);
+    let order = fixtures::new_order(&fixtures::request_id(), None, OFFICE, 5);
     let mut orders = direct.orders();
     // Before keep-alive gives the connection up, by which the late yes is to come.
     let asking = tokio::time::timeout(Duration::from_secs(5), orders.create_order(order.clone()));
@@ -137,7 +141,7 @@ async fn a_yes_that_comes_too_late_is_unknown_and_without_effect() {
 
     // What is answered to the next order comes by the same connection, after the late yes.
     line.hold_answers(false);
-    world::order(&direct, &world::request_id(), None, 5).await.unwrap();
+    actions::order(&direct, &fixtures::request_id(), None, 5).await.unwrap();
     assert_eq!(orders_of(&direct).await, 1);
     orders.create_order(order).await.unwrap();
     assert_eq!(orders_of(&direct).await, 2);
@@ -148,10 +152,11 @@ async fn a_late_yes_and_the_one_that_came_instead_make_one_order() {
     tests::needs_own!("a line to agreement-svc that it cuts");
     let impostor = Impostor::new(Ok);
     let (line, cluster) = cluster_far_from(&impostor, 4000).await;
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     line.hold_answers(true);
     let caller = direct.clone();
-    let waiting = tokio::spawn(async move { world::order(&caller, &world::request_id(), None, 5).await });
+    let waiting =
+        tokio::spawn(async move { actions::order(&caller, &fixtures::request_id(), None, 5).await });
     // It is asked again once the first answer is too late.
     for _ in 0..2 {
         tokio::time::timeout(LONG, impostor.asked.notified()).await.unwrap();

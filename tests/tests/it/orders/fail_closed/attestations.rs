@@ -7,13 +7,14 @@ fn refused_with(code: Code, domain: &str, reason: &str) -> Status {
     Status::with_error_details(code, format!("{reason}: because"), details)
 }
 
+/// An attestation that is not clearly made or refused is unknown, and order-svc stores no order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_attestation_that_is_not_clearly_made_or_refused_is_unknown_and_nothing_is_ordered() {
+async fn an_order_with_an_unknown_attestation_is_not_placed() {
     tests::needs_own!("a line to agreement-svc that it cuts");
     const US: &str = "agreement-svc";
     let prompted = || CreateOrderRequest {
-        attestation: Some(world::inline_attestation(Clock::system().now())),
-        ..world::new_order(&world::request_id(), None, OFFICE, 5)
+        attestation: Some(fixtures::inline_attestation(Clock::system().now())),
+        ..fixtures::new_order(&fixtures::request_id(), None, OFFICE, 5)
     };
     // What is clear passes, so that the others prove something.
     let clear: [(&str, AttestationTwist); 3] = [
@@ -23,7 +24,7 @@ async fn an_attestation_that_is_not_clearly_made_or_refused_is_unknown_and_nothi
     ];
     for (reason, attestation_twist) in clear {
         let cluster = cluster_asking(&Impostor { attestation_twist, ..Impostor::new(Ok) }, 1000).await;
-        let direct = cluster.as_caller(world::sales(DIRECT));
+        let direct = cluster.as_caller(fixtures::sales(DIRECT));
         let placed = direct.orders().create_order(prompted()).await;
         assert_eq!(placed.as_ref().err().map(reason_of).unwrap_or_default(), reason);
         assert_eq!(orders_of(&direct).await, usize::from(placed.is_ok()), "{reason}");
@@ -61,30 +62,31 @@ async fn an_attestation_that_is_not_clearly_made_or_refused_is_unknown_and_nothi
     ];
     for (about, attestation_twist) in twists {
         let cluster = cluster_asking(&Impostor { attestation_twist, ..Impostor::new(Ok) }, 1000).await;
-        let direct = cluster.as_caller(world::sales(DIRECT));
+        let direct = cluster.as_caller(fixtures::sales(DIRECT));
         let refused = direct.orders().create_order(prompted()).await.unwrap_err();
         assert_unknown(&refused, about);
         assert_eq!(orders_of(&direct).await, 0, "{about}");
     }
 }
 
+/// The attestation of an order is made once, however often the order is sent and the gate is asked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_an_order_carries_is_attested_once_however_often_it_is_sent_and_the_gate_is_asked() {
+async fn an_order_attests_once_however_often_it_is_sent() {
     tests::needs_own!("databases that it writes to");
     let impostor = Impostor::new(Ok);
     let cluster = cluster_asking(&impostor, 1000).await;
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let counts = || [&impostor.attestations, &impostor.questions].map(|count| count.load(Ordering::SeqCst));
     let order = CreateOrderRequest {
-        attestation: Some(world::inline_attestation(Clock::system().now())),
-        ..world::new_order(&world::request_id(), None, OFFICE, 5)
+        attestation: Some(fixtures::inline_attestation(Clock::system().now())),
+        ..fixtures::new_order(&fixtures::request_id(), None, OFFICE, 5)
     };
     for _ in 0..3 {
         direct.orders().create_order(order.clone()).await.unwrap();
         assert_eq!(counts(), [1, 1]);
     }
     cluster.orders_sql("UPDATE fence SET fence_revision = 1000000").unwrap();
-    let order = CreateOrderRequest { request_id: world::request_id(), ..order };
+    let order = CreateOrderRequest { request_id: fixtures::request_id(), ..order };
     let refused = direct.orders().create_order(order).await.unwrap_err();
     assert_eq!(reason_of(&refused), "ANSWER_OUTDATED");
     assert_eq!(counts(), [2, 4]);

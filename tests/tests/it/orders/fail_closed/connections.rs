@@ -9,21 +9,22 @@ async fn behind_a_line() -> (Line, Cluster, As, String) {
     let mut cluster = Cluster::start(setup).await.unwrap();
     cluster.restart_agreements().await.unwrap();
     line.lead_to(cluster.agreements_address());
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
     (line, cluster, direct, customer)
 }
 
+/// order-svc gives up a connection that died without a word and opens a new one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_connection_that_died_without_a_word_is_given_up_for_a_new_one() {
+async fn order_svc_replaces_a_silently_dead_connection() {
     tests::needs_own!("services that it stops");
     let (line, _cluster, direct, customer) = behind_a_line().await;
-    world::order(&direct, &customer, None, 5).await.unwrap();
+    actions::order(&direct, &customer, None, 5).await.unwrap();
 
     line.cut();
-    let order = world::new_order(&customer, None, OFFICE, 5);
+    let order = fixtures::new_order(&customer, None, OFFICE, 5);
     assert_unknown(&direct.orders().create_order(order.clone()).await.unwrap_err(), "cut off");
     assert_eq!(orders_of(&direct).await, 1);
     // No message tells it; it notices within the seven seconds that its keep-alive takes.
@@ -36,14 +37,15 @@ async fn a_connection_that_died_without_a_word_is_given_up_for_a_new_one() {
     assert_eq!(orders_of(&direct).await, 2);
 }
 
+/// A connection that is reset during a question costs a second question and no order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_connection_that_is_reset_under_a_question_costs_a_second_one_and_no_order() {
+async fn a_reset_connection_costs_a_second_question_and_no_order() {
     tests::needs_own!("a line to agreement-svc that it cuts");
     const ORDERS: usize = 8;
     let (line, _cluster, direct, customer) = behind_a_line().await;
     for _ in 0..ORDERS {
         line.reset_next();
-        world::order(&direct, &customer, None, 5).await.unwrap();
+        actions::order(&direct, &customer, None, 5).await.unwrap();
     }
     assert_eq!(orders_of(&direct).await, ORDERS);
 }
@@ -62,8 +64,8 @@ async fn only_what_may_pass_by_itself_is_asked_again() {
     for (about, questions, twist) in twists {
         let impostor = Impostor::new(twist);
         let cluster = cluster_asking(&impostor, 4000).await;
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        let refused = world::order(&direct, &world::request_id(), None, 5).await.unwrap_err();
+        let direct = cluster.as_caller(fixtures::sales(DIRECT));
+        let refused = actions::order(&direct, &fixtures::request_id(), None, 5).await.unwrap_err();
         assert_unknown(&refused, about);
         assert_eq!(impostor.questions.load(Ordering::SeqCst), questions, "{about}");
     }
@@ -75,9 +77,9 @@ async fn a_neighbour_in_trouble_is_not_asked_three_times_as_much() {
     const CALLS: usize = 200;
     let impostor = Impostor::new(|_| Err(Status::unavailable("not today")));
     let cluster = cluster_asking(&impostor, 1000).await;
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     for _ in 0..CALLS {
-        let refused = world::order(&direct, &world::request_id(), None, 5).await.unwrap_err();
+        let refused = actions::order(&direct, &fixtures::request_id(), None, 5).await.unwrap_err();
         assert_unknown(&refused, "in trouble");
     }
     let questions = impostor.questions.load(Ordering::SeqCst);

@@ -36,8 +36,8 @@ use proto::order::{
 };
 use proto::types::{AcceptanceKind, AgreementType, Cloud, Decision, Evidence, GateRule};
 use rstest_reuse::apply;
-use tests::world::{self, AZURE_PLAN, DIRECT, OFFICE};
-use tests::{As, Backend, Cluster, Setup, reason_of};
+use tests::fixtures::{self, AZURE_PLAN, DIRECT, OFFICE};
+use tests::{As, Backend, Cluster, Setup, actions, reason_of};
 
 use crate::each_backend;
 use tokio::sync::{Notify, watch};
@@ -201,7 +201,7 @@ fn yes_to(asked: &CheckEligibilityRequest) -> CheckEligibilityResponse {
         evidence: Some(Evidence {
             kind: AcceptanceKind::Attestation.into(),
             acceptance_id: Uuid::from_u128(1).to_string(),
-            template_id: world::CUSTOMER_AGREEMENT.into(),
+            template_id: fixtures::CUSTOMER_AGREEMENT.into(),
             template_version: 2,
             agreement_type: AgreementType::MicrosoftCustomerAgreement.into(),
         }),

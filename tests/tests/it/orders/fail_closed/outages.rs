@@ -2,18 +2,19 @@
 
 use super::*;
 
+/// Orders outlive a restart of agreement-svc under their request ids.
 #[apply(each_backend)]
-async fn orders_outlive_a_restart_of_agreement_svc_under_their_request_ids(#[case] backend: Backend) {
+async fn orders_outlive_a_restart_of_agreement_svc(#[case] backend: Backend) {
     tests::needs_own!("services that it stops");
     tests::needs!(backend);
     const CALLERS: usize = 8;
     const ORDERS: usize = 4;
     let mut cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let mut customers = vec![];
     for n in 0..CALLERS {
-        let customer = world::create_customer(&direct, &format!("Contoso {n}"), "FR", None).await.unwrap();
+        let customer = actions::create_customer(&direct, &format!("Contoso {n}"), "FR", None).await.unwrap();
         customers.push(customer);
     }
     // How many orders were placed, and how many calls were refused.
@@ -28,8 +29,8 @@ async fn orders_outlive_a_restart_of_agreement_svc_under_their_request_ids(#[cas
                     away.wait_for(|away| *away).await.unwrap();
                 }
                 let order = CreateOrderRequest {
-                    attestation: Some(world::inline_attestation(Clock::system().now())),
-                    ..world::new_order(&customer, None, OFFICE, 5)
+                    attestation: Some(fixtures::inline_attestation(Clock::system().now())),
+                    ..fixtures::new_order(&customer, None, OFFICE, 5)
                 };
                 let placing = async {
                     while let Err(refused) = caller.orders().create_order(order.clone()).await {
@@ -97,23 +98,24 @@ async fn assert_readable(caller: &As, bought: &Subscription, withdrawal: i64) {
     assert_eq!(reports, [report.report.unwrap()]);
 }
 
+/// Without agreement-svc, order-svc sells nothing, and clients can read everything.
 #[apply(each_backend)]
-async fn without_agreement_svc_nothing_is_sold_but_everything_can_be_read(#[case] backend: Backend) {
+async fn without_agreement_svc_order_svc_only_reads(#[case] backend: Backend) {
     tests::needs_own!("services that it stops");
     tests::needs!(backend);
     let mut cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let mut customers = vec![];
     for name in ["Contoso", "Fabrikam"] {
-        let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
-        let attested = world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-        let bought = world::order(&direct, &customer, None, 5).await.unwrap().subscriptions.remove(0);
+        let customer = actions::create_customer(&direct, name, "FR", None).await.unwrap();
+        let attested = actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+        let bought = actions::order(&direct, &customer, None, 5).await.unwrap().subscriptions.remove(0);
         customers.push((customer, attested.attestation.unwrap().attestation_id, bought));
     }
     let [(customer, _, bought), (_, attestation_id, _)] = customers.try_into().unwrap();
     let withdraw = WithdrawAttestationRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         attestation_id,
         reason: WithdrawalReason::NoLongerAccepts.into(),
     };
@@ -125,7 +127,7 @@ async fn without_agreement_svc_nothing_is_sold_but_everything_can_be_read(#[case
     };
     tokio::time::timeout(LONG, applying).await.unwrap();
     let change = |quantity| ChangeSeatsRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         subscription_id: bought.subscription_id.clone(),
         quantity,
         etag: bought.etag.clone(),
@@ -133,7 +135,7 @@ async fn without_agreement_svc_nothing_is_sold_but_everything_can_be_read(#[case
     };
 
     cluster.stop_agreements();
-    assert_unknown(&world::order(&direct, &customer, None, 5).await.unwrap_err(), "order");
+    assert_unknown(&actions::order(&direct, &customer, None, 5).await.unwrap_err(), "order");
     let refused = direct.subscriptions().change_seats(change(8)).await.unwrap_err();
     assert_unknown(&refused, "seats");
     // The same count never needed the gate.
@@ -148,7 +150,7 @@ async fn without_agreement_svc_nothing_is_sold_but_everything_can_be_read(#[case
 
     cluster.restart_agreements().await.unwrap();
     direct.subscriptions().change_seats(change(8)).await.unwrap();
-    world::order(&direct, &customer, None, 5).await.unwrap();
+    actions::order(&direct, &customer, None, 5).await.unwrap();
     assert_eq!(orders_of(&direct).await, 3);
 }
 
@@ -157,9 +159,10 @@ async fn a_call_in_progress_is_answered_before_the_service_stops() {
     tests::needs_own!("services that it stops");
     let impostor = Impostor::silent();
     let mut cluster = cluster_asking(&impostor, 1000).await;
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let caller = direct.clone();
-    let waiting = tokio::spawn(async move { world::order(&caller, &world::request_id(), None, 5).await });
+    let waiting =
+        tokio::spawn(async move { actions::order(&caller, &fixtures::request_id(), None, 5).await });
     impostor.asked.notified().await;
     cluster.restart_orders().await.unwrap();
     // It heard the service's own words, not a broken connection's.
@@ -172,21 +175,21 @@ async fn connections_that_the_database_closed_are_replaced() {
     tests::needs_own!("databases that it writes to");
     const CLOSE_ALL: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
         WHERE application_name = current_setting('application_name') AND pid <> pg_backend_pid()";
-    for backend in Backend::all().into_iter().filter(|backend| *backend == Backend::Postgres) {
-        let cluster = Cluster::on(backend).await;
-        world::register_partners(&cluster).await.unwrap();
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-        world::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-        world::order(&direct, &customer, None, 5).await.unwrap();
-        cluster.agreements_sql(CLOSE_ALL).unwrap();
-        cluster.orders_sql(CLOSE_ALL).unwrap();
-        // Who meets a dead one is told to come back. There are no more of them than the pools had.
-        let mut failures = vec![];
-        while let Err(status) = world::order(&direct, &customer, None, 5).await {
-            assert_eq!(status.code(), Code::Unavailable, "{status}");
-            failures.push(status.to_string());
-            assert!(failures.len() < 50, "{failures:?}");
-        }
+    tests::needs!(Backend::Postgres);
+    let cluster = Cluster::on(Backend::Postgres).await;
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    actions::order(&direct, &customer, None, 5).await.unwrap();
+    cluster.agreements_sql(CLOSE_ALL).unwrap();
+    cluster.orders_sql(CLOSE_ALL).unwrap();
+    // A caller that meets a dead connection receives UNAVAILABLE and can repeat its call. There are no more dead
+    // connections than the pools had.
+    let mut failures = vec![];
+    while let Err(status) = actions::order(&direct, &customer, None, 5).await {
+        assert_eq!(status.code(), Code::Unavailable, "{status}");
+        failures.push(status.to_string());
+        assert!(failures.len() < 50, "{failures:?}");
     }
 }

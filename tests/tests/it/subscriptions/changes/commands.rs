@@ -56,10 +56,10 @@ async fn every_command_has_its_answer_in_every_state(#[case] backend: Backend) {
             let about = format!("{backend:?}: {wish:?} when {:?}", before.state());
             let outdated = Asked { etag: "0".into(), ..Asked::of(wish, before) };
             assert_eq!(refusal(&outdated.send(&world.direct).await.unwrap_err()), stale(), "{about}");
-            let told = world.ask(wish, before).await;
+            let answer = world.ask(wish, before).await;
             match comes {
                 Free(kind) | Gated(kind) => {
-                    let Answer { subscription, gate, .. } = told.unwrap();
+                    let Answer { subscription, gate, .. } = answer.unwrap();
                     let last = world.changes(before).await.pop().unwrap();
                     assert_eq!((last.kind(), last.reason()), (kind, Why::Requested), "{about}");
                     assert_eq!(gate.is_some(), matches!(comes, Gated(_)), "{about}");
@@ -68,12 +68,12 @@ async fn every_command_has_its_answer_in_every_state(#[case] backend: Backend) {
                     assert_ne!(subscription.etag, before.etag, "{about}");
                 }
                 Nothing => {
-                    let Answer { subscription, gate, .. } = told.unwrap();
+                    let Answer { subscription, gate, .. } = answer.unwrap();
                     assert_eq!((&subscription, gate), (before, None), "{about}");
                     assert_eq!(world.now(before).await, *before, "{about}");
                 }
                 Refused(reason) => {
-                    let refused = told.unwrap_err();
+                    let refused = answer.unwrap_err();
                     assert_eq!(refusal(&refused), forbidden(reason), "{about}");
                     let state = before.state().as_str_name().rsplit('_').next().unwrap();
                     assert_eq!(metadata_of(&refused)["state"], state, "{about}");
@@ -133,8 +133,8 @@ async fn only_what_is_gated_needs_agreement_svc(#[case] backend: Backend) {
         (Command::Resume, &on),
     ];
     for (wish, subscription) in same {
-        let told = world.ask(wish, subscription).await.unwrap();
-        assert_eq!((&told.subscription, told.gate), (subscription, None), "{wish:?}");
+        let answer = world.ask(wish, subscription).await.unwrap();
+        assert_eq!((&answer.subscription, answer.gate), (subscription, None), "{wish:?}");
     }
     let mut subscription = on;
     for wish in

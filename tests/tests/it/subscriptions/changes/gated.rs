@@ -6,12 +6,12 @@ use super::*;
 async fn what_is_gated_needs_an_acceptance_that_was_not_withdrawn(#[case] backend: Backend) {
     tests::needs!(backend);
     let world = World::today(backend).await;
-    let (template, _turn) = world::publish_cloud_agreement(&world.cluster).await.unwrap();
+    let (template, _turn) = actions::publish_cloud_agreement(&world.cluster).await.unwrap();
     let cloud = CreateAttestationRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         customer_id: world.customer.clone(),
         template_id: template.template_id,
-        contact: Some(world::contact()),
+        contact: Some(fixtures::contact()),
         agreed_at: Some(timestamp(world.clock.now())),
         validate_only: false,
     };
@@ -22,10 +22,10 @@ async fn what_is_gated_needs_an_acceptance_that_was_not_withdrawn(#[case] backen
 
     // The Cloud Agreement that is left no longer satisfies, but it is an acceptance: nothing
     // is cancelled.
-    let renewed = world::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap_err();
+    let renewed = actions::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap_err();
     assert_eq!(renewed.code(), Code::AlreadyExists);
     let request = WithdrawAttestationRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         attestation_id: metadata_of(&renewed)["attestation_id"].clone(),
         reason: WithdrawalReason::NoLongerAccepts.into(),
     };
@@ -33,10 +33,9 @@ async fn what_is_gated_needs_an_acceptance_that_was_not_withdrawn(#[case] backen
     check_blocked(&world, [&on[0], &on[1], &on[2]], &off, "WITHDRAWN").await;
 }
 
+/// A new version blocks gated changes from the day on which it must be accepted, and automatic renewals go on.
 #[apply(each_backend)]
-async fn a_new_version_blocks_what_is_gated_once_it_must_be_accepted_and_renewals_go_on(
-    #[case] backend: Backend,
-) {
+async fn a_due_version_blocks_gated_changes_and_not_renewals(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
     tests::needs!(backend);
     let world = World::new(backend, "2026-01-31T12:00:00Z").await;

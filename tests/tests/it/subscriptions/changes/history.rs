@@ -21,8 +21,8 @@ async fn everything_that_happened_is_kept_with_who_and_why(#[case] backend: Back
     let mut gates = vec![None];
     for (minute, wish) in (1..).zip(wishes) {
         world.clock.set(time("2026-01-31T12:00:00Z") + Duration::from_secs(60 * minute));
-        let told = world.ask(wish, &subscription).await.unwrap();
-        (subscription, _) = (told.subscription, gates.push(told.gate));
+        let answer = world.ask(wish, &subscription).await.unwrap();
+        (subscription, _) = (answer.subscription, gates.push(answer.gate));
     }
     world.clock.set(time("2026-03-31T12:00:00Z"));
     let renewed = world.once(&subscription, |s| s.term_number == 3).await;
@@ -32,7 +32,7 @@ async fn everything_that_happened_is_kept_with_who_and_why(#[case] backend: Back
 
     let changes = world.changes(&subscription).await;
     gates[0].clone_from(&changes[0].gate);
-    let by = world::sales(DIRECT);
+    let by = fixtures::sales(DIRECT);
     let (tenant, user) = (by.tenant_id.to_string(), by.user_id.to_string());
     let kept: Vec<_> = changes
         .iter()
@@ -76,7 +76,7 @@ async fn the_channel_of_the_caller_decides_when_it_became_mandatory(#[case] back
     tests::needs!(backend);
     // Mandatory at the dashboard, optional through the API.
     let world = World::without_acceptance(backend, "2018-12-01T12:00:00Z").await;
-    let api = Caller { channel: Channel::Api, ..world::sales(DIRECT) };
+    let api = Caller { channel: Channel::Api, ..fixtures::sales(DIRECT) };
     let api = world.cluster.as_caller(api);
     let order = world.new_order("YEAR", 2);
     let mut bought = api.orders().create_order(order).await.unwrap().into_inner().subscriptions;
@@ -85,9 +85,9 @@ async fn the_channel_of_the_caller_decides_when_it_became_mandatory(#[case] back
     for (wish, of) in wishes {
         let refused = world.refused(wish, &bought[of]).await;
         assert_eq!(refused, forbidden("AGREEMENT_REQUIRED"), "{wish:?}");
-        let told = Asked::of(wish, &bought[of]).send(&api).await.unwrap();
-        assert_eq!(told.gate.unwrap().rule(), GateRule::NotYetMandatory, "{wish:?}");
-        bought[of] = told.subscription;
+        let answer = Asked::of(wish, &bought[of]).send(&api).await.unwrap();
+        assert_eq!(answer.gate.unwrap().rule(), GateRule::NotYetMandatory, "{wish:?}");
+        bought[of] = answer.subscription;
     }
     bought[1] = world.done(Command::AutoRenew(false), &bought[1]).await;
     world.clock.set(time("2019-03-22T00:00:00Z"));
@@ -120,8 +120,8 @@ async fn what_is_only_validated_stores_nothing(#[case] backend: Backend) {
     }
     for (wish, expected) in [(Command::Seats(5), Ok(None)), (Command::Seats(301), Err("quantity"))] {
         let rehearsed = Asked { validate_only: true, ..Asked::of(wish, &subscription) };
-        let told = rehearsed.send(&world.direct).await;
-        assert_eq!(told.as_ref().map(|told| told.gate.clone()).ok(), expected.clone().ok());
-        assert_eq!(told.err().map(|refused| bad_fields_of(&refused).join(",")).as_deref(), expected.err());
+        let answer = rehearsed.send(&world.direct).await;
+        assert_eq!(answer.as_ref().map(|answer| answer.gate.clone()).ok(), expected.clone().ok());
+        assert_eq!(answer.err().map(|refused| bad_fields_of(&refused).join(",")).as_deref(), expected.err());
     }
 }

@@ -8,7 +8,6 @@ mod order;
 mod repeats;
 mod terms;
 
-use std::future::Future;
 use std::time::Duration;
 
 use chassis::auth::{Caller, Channel};
@@ -25,18 +24,18 @@ use proto::agreement::{
     WithdrawAttestationRequest, WithdrawalReason,
 };
 use proto::order::{
-    CancelSubscriptionRequest, ChangeSeatsRequest, CreateOrderRequest, GetSubscriptionRequest,
-    ListSubscriptionChangesRequest, ListSubscriptionsRequest, NewOrderLine, RenewSubscriptionRequest,
-    ResumeSubscriptionRequest, SetAutoRenewRequest, Subscription, SubscriptionChange,
-    SubscriptionChangeKind as Kind, SubscriptionChangeReason as Why, SubscriptionState as State,
-    SuspendSubscriptionRequest,
+    CancelSubscriptionRequest, ChangeSeatsRequest, CreateOrderRequest, ListSubscriptionChangesRequest,
+    ListSubscriptionsRequest, NewOrderLine, RenewSubscriptionRequest, ResumeSubscriptionRequest,
+    SetAutoRenewRequest, Subscription, SubscriptionChange, SubscriptionChangeKind as Kind,
+    SubscriptionChangeReason as Why, SubscriptionState as State, SuspendSubscriptionRequest,
 };
 use proto::types::{GateEvidence, GateRule};
 use rstest_reuse::apply;
 use tempfile::TempDir;
+use tests::assert::{eventually, refusal};
 use tests::clients::bad_fields_of;
-use tests::world::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE};
-use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
+use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, time};
+use tests::{As, Backend, Cluster, Setup, actions, metadata_of};
 
 use crate::each_backend;
 use tonic::{Code, Response, Status};
@@ -92,7 +91,7 @@ impl Asked {
     fn of(wish: Command, subscription: &Subscription) -> Self {
         Self {
             wish,
-            request_id: world::request_id(),
+            request_id: fixtures::request_id(),
             subscription_id: subscription.subscription_id.clone(),
             etag: subscription.etag.clone(),
             validate_only: false,
@@ -111,33 +110,33 @@ impl Asked {
             Command::Seats(quantity) => {
                 let request =
                     ChangeSeatsRequest { request_id, subscription_id, quantity, etag, validate_only };
-                let told = client.change_seats(request).await?.into_inner();
-                answer(told.encode_to_vec(), told.subscription, told.gate)
+                let response = client.change_seats(request).await?.into_inner();
+                answer(response.encode_to_vec(), response.subscription, response.gate)
             }
             Command::Renew => {
                 let request = RenewSubscriptionRequest { request_id, subscription_id, etag, validate_only };
-                let told = client.renew_subscription(request).await?.into_inner();
-                answer(told.encode_to_vec(), told.subscription, told.gate)
+                let response = client.renew_subscription(request).await?.into_inner();
+                answer(response.encode_to_vec(), response.subscription, response.gate)
             }
             Command::AutoRenew(auto_renew) => {
                 let request = SetAutoRenewRequest { request_id, subscription_id, auto_renew, etag };
-                let told = client.set_auto_renew(request).await?.into_inner();
-                answer(told.encode_to_vec(), told.subscription, told.gate)
+                let response = client.set_auto_renew(request).await?.into_inner();
+                answer(response.encode_to_vec(), response.subscription, response.gate)
             }
             Command::Suspend => {
                 let request = SuspendSubscriptionRequest { request_id, subscription_id, etag };
-                let told = client.suspend_subscription(request).await?.into_inner();
-                answer(told.encode_to_vec(), told.subscription, None)
+                let response = client.suspend_subscription(request).await?.into_inner();
+                answer(response.encode_to_vec(), response.subscription, None)
             }
             Command::Resume => {
                 let request = ResumeSubscriptionRequest { request_id, subscription_id, etag };
-                let told = client.resume_subscription(request).await?.into_inner();
-                answer(told.encode_to_vec(), told.subscription, None)
+                let response = client.resume_subscription(request).await?.into_inner();
+                answer(response.encode_to_vec(), response.subscription, None)
             }
             Command::Cancel => {
                 let request = CancelSubscriptionRequest { request_id, subscription_id, etag };
-                let told = client.cancel_subscription(request).await?.into_inner();
-                answer(told.encode_to_vec(), told.subscription, None)
+                let response = client.cancel_subscription(request).await?.into_inner();
+                answer(response.encode_to_vec(), response.subscription, None)
             }
         })
     }
@@ -155,14 +154,14 @@ struct World {
 impl World {
     async fn new(backend: Backend, start: &str) -> Self {
         let world = Self::without_acceptance(backend, start).await;
-        world::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap();
+        actions::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap();
         world
     }
 
     /// Under the system's clock, with the offers that ship.
     async fn today(backend: Backend) -> Self {
         let world = Self::on(Setup { backend, ..Setup::default() }, None).await;
-        world::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap();
+        actions::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap();
         world
     }
 
@@ -177,15 +176,18 @@ impl World {
     async fn on(setup: Setup, offers: Option<TempDir>) -> Self {
         let clock = setup.clock.clone();
         let cluster = Cluster::start(setup).await.unwrap();
-        world::register_partners(&cluster).await.unwrap();
-        let direct = cluster.as_caller(world::sales(DIRECT));
-        let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+        actions::register_partners(&cluster).await.unwrap();
+        let direct = cluster.as_caller(fixtures::sales(DIRECT));
+        let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
         Self { cluster, clock, direct, customer, _offers: offers }
     }
 
     fn new_order(&self, offer_id: &str, lines: usize) -> CreateOrderRequest {
         let line = NewOrderLine { offer_id: offer_id.into(), quantity: 5, friendly_name: String::new() };
-        CreateOrderRequest { lines: vec![line; lines], ..world::new_order(&self.customer, None, offer_id, 5) }
+        CreateOrderRequest {
+            lines: vec![line; lines],
+            ..fixtures::new_order(&self.customer, None, offer_id, 5)
+        }
     }
 
     /// So many subscriptions of 5.
@@ -212,14 +214,13 @@ impl World {
     }
 
     async fn now(&self, of: &Subscription) -> Subscription {
-        let request = GetSubscriptionRequest { subscription_id: of.subscription_id.clone() };
-        let read = self.direct.subscriptions().get_subscription(request).await.unwrap().into_inner();
-        read.subscription.unwrap()
+        actions::get_subscription(&self.direct, &of.subscription_id).await.unwrap()
     }
 
     /// What a subscription is once a worker has made it so.
     async fn once(&self, of: &Subscription, is_so: impl Fn(&Subscription) -> bool) -> Subscription {
-        eventually(async || Some(self.now(of).await).filter(&is_so)).await
+        eventually("a worker changes the subscription", async || Some(self.now(of).await).filter(&is_so))
+            .await
     }
 
     async fn changes(&self, of: &Subscription) -> Vec<SubscriptionChange> {
@@ -249,31 +250,9 @@ impl World {
     /// Publishes a version of the Customer Agreement that is in force now.
     async fn publish(&self, reacceptance: Option<Reacceptance>) {
         let request =
-            PublishTemplateVersionRequest { reacceptance, ..world::new_version(CUSTOMER_AGREEMENT) };
-        let operator = self.cluster.as_caller(world::operator());
-        operator.templates().publish_template_version(request).await.unwrap();
+            PublishTemplateVersionRequest { reacceptance, ..fixtures::new_version(CUSTOMER_AGREEMENT) };
+        actions::publish(&self.cluster.as_caller(fixtures::operator()), request).await.unwrap();
     }
-}
-
-/// Waits until there is something.
-async fn eventually<T, F: Future<Output = Option<T>>>(look: impl Fn() -> F) -> T {
-    let waiting = async {
-        loop {
-            if let Some(found) = look().await {
-                return found;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(WAIT_MAX, waiting).await.unwrap()
-}
-
-fn time(text: &str) -> Time {
-    text.parse().unwrap()
-}
-
-fn refusal(status: &Status) -> (Code, String) {
-    (status.code(), reason_of(status))
 }
 
 fn stale() -> (Code, String) {

@@ -40,12 +40,12 @@ struct Meanwhile {
 impl Meanwhile {
     async fn check(&self, backend: Backend) {
         let mut world = World::without_acceptance(backend, "2026-01-31T12:00:00Z").await;
-        let attested = world::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap();
+        let attested = actions::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap();
         let mut bought = world.subscribe_to("MONTH", 2).await;
         let (off, withdrawn) = (bought.remove(1), bought.remove(0));
         world.done(Command::AutoRenew(false), &off).await;
-        let left = world::create_customer(&world.direct, "Fabrikam", "FR", None).await.unwrap();
-        world::attest(&world.direct, &left, world.clock.now()).await.unwrap();
+        let left = actions::create_customer(&world.direct, "Fabrikam", "FR", None).await.unwrap();
+        actions::attest(&world.direct, &left, world.clock.now()).await.unwrap();
         let order = CreateOrderRequest { customer_id: left.clone(), ..world.new_order("MONTH", 1) };
         let parted = world.direct.orders().create_order(order).await.unwrap().into_inner();
         let parted = &parted.subscriptions[0];
@@ -53,13 +53,13 @@ impl Meanwhile {
         world.cluster.stop_orders();
         world.clock.set(time(self.happened_at));
         let request = WithdrawAttestationRequest {
-            request_id: world::request_id(),
+            request_id: fixtures::request_id(),
             attestation_id: attested.attestation.unwrap().attestation_id,
             reason: WithdrawalReason::NoLongerAccepts.into(),
         };
         world.direct.attestations().withdraw_attestation(request).await.unwrap();
         let request = EndRelationshipRequest {
-            request_id: world::request_id(),
+            request_id: fixtures::request_id(),
             customer_id: left,
             ..EndRelationshipRequest::default()
         };
@@ -80,8 +80,9 @@ impl Meanwhile {
     }
 }
 
+/// A term waits while order-svc cannot follow the history before its end.
 #[apply(each_backend)]
-async fn a_term_waits_while_the_history_before_its_end_cannot_be_followed(#[case] backend: Backend) {
+async fn a_term_waits_for_the_history_before_its_end(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
     tests::needs!(backend);
     let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
@@ -100,11 +101,11 @@ async fn a_term_waits_while_the_history_before_its_end_cannot_be_followed(#[case
     world.cluster.stop_agreements();
     world.clock.set(time("2026-02-28T11:00:00Z"));
     let request = EndRelationshipRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         customer_id: world.customer.clone(),
         ..EndRelationshipRequest::default()
     };
-    let at_replica = world.cluster.at_replica(world::sales(DIRECT));
+    let at_replica = world.cluster.at_replica(fixtures::sales(DIRECT));
     at_replica.customers().end_relationship(request).await.unwrap();
     world.clock.set(time("2026-03-05T00:00:00Z"));
     // The second look begins when the first is over.

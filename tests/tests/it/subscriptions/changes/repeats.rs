@@ -2,8 +2,9 @@
 
 use super::*;
 
+/// A repeated change gets its first answer, whatever happened since.
 #[apply(each_backend)]
-async fn a_repeated_change_gets_its_first_answer_whatever_has_happened_since(#[case] backend: Backend) {
+async fn a_repeated_change_gets_its_first_answer(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
     tests::needs!(backend);
     let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
@@ -44,10 +45,10 @@ async fn a_repeated_change_gets_its_first_answer_whatever_has_happened_since(#[c
 
 /// The same user on several connections.
 fn agents(world: &World) -> Vec<As> {
-    (0..4).map(|_| world.cluster.as_caller(world::sales(DIRECT))).collect()
+    (0..4).map(|_| world.cluster.as_caller(fixtures::sales(DIRECT))).collect()
 }
 
-/// What many callers at once are told.
+/// The answers to many callers at once.
 async fn at_once(agents: &[As], asked: impl Fn() -> Asked) -> Vec<Result<Answer, Status>> {
     join_all((0..CALLERS).map(|n| asked().send(&agents[n % agents.len()]))).await
 }
@@ -64,9 +65,9 @@ async fn many_callers_with_one_request_id_have_one_effect(#[case] backend: Backe
     for wish in CHANGING {
         let subscription = world.subscribe(OFFICE).await;
         let asked = Asked::of(wish, &subscription);
-        let told = at_once(&agents, || asked.clone()).await;
-        let first = told[0].as_ref().unwrap();
-        assert!(told.iter().all(|told| told.as_ref().unwrap() == first), "{wish:?}");
+        let answers = at_once(&agents, || asked.clone()).await;
+        let first = answers[0].as_ref().unwrap();
+        assert!(answers.iter().all(|answer| answer.as_ref().unwrap() == first), "{wish:?}");
         assert_eq!(world.changes(&subscription).await.len(), 2, "{wish:?}");
     }
 }
@@ -78,8 +79,8 @@ async fn of_many_callers_with_one_etag_exactly_one_wins(#[case] backend: Backend
     let agents = agents(&world);
     for wish in CHANGING {
         let subscription = world.subscribe(OFFICE).await;
-        let told = at_once(&agents, || Asked::of(wish, &subscription)).await;
-        let (won, lost): (Vec<_>, Vec<_>) = told.into_iter().partition(Result::is_ok);
+        let answers = at_once(&agents, || Asked::of(wish, &subscription)).await;
+        let (won, lost): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
         assert_eq!(won.len(), 1, "{wish:?}");
         for lost in lost {
             assert_eq!(refusal(&lost.unwrap_err()), stale(), "{wish:?}");
@@ -90,10 +91,9 @@ async fn of_many_callers_with_one_etag_exactly_one_wins(#[case] backend: Backend
     }
 }
 
+/// A service repeats a first answer for thirty days; after that its request id is free.
 #[apply(each_backend)]
-async fn a_first_answer_is_given_again_for_thirty_days_and_then_its_request_id_is_free(
-    #[case] backend: Backend,
-) {
+async fn first_answers_are_kept_for_thirty_days(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
     tests::needs!(backend);
     let start = time("2026-01-31T12:00:00Z");
@@ -102,12 +102,12 @@ async fn a_first_answer_is_given_again_for_thirty_days_and_then_its_request_id_i
         world.direct.orders().create_order(order.clone()).await.map(Response::into_inner)
     };
     let create = async |world: &World, name: &str, request_id: &str| {
-        let new = world::new_customer(name, "FR", None);
+        let new = fixtures::new_customer(name, "FR", None);
         let new = proto::agreement::CreateCustomerRequest { request_id: request_id.into(), ..new };
         world.direct.customers().create_customer(new).await.map(Response::into_inner)
     };
     let (old_order, order) = (world.new_order("YEAR", 1), world.new_order("YEAR", 1));
-    let (old_id, id) = (world::request_id(), world::request_id());
+    let (old_id, id) = (fixtures::request_id(), fixtures::request_id());
     let first_order = place(&world, &old_order).await.unwrap();
     create(&world, "Old", &old_id).await.unwrap();
     world.clock.set(start + Duration::from_secs(1));
@@ -119,13 +119,16 @@ async fn a_first_answer_is_given_again_for_thirty_days_and_then_its_request_id_i
     world.cluster.stop_agreements();
     world.cluster.restart_agreements().await.unwrap();
     world.cluster.restart_orders().await.unwrap();
-    let second_order = eventually(async || {
+    let second_order = eventually("order-svc forgets the first answer", async || {
         let placed = place(&world, &old_order).await.unwrap();
         (placed != first_order).then_some(placed)
     });
     let second_order = second_order.await.order.unwrap();
     assert_ne!(second_order.order_id, first_order.order.unwrap().order_id);
-    eventually(async || create(&world, "Other", &old_id).await.ok()).await;
+    eventually("agreement-svc forgets the first answer", async || {
+        create(&world, "Other", &old_id).await.ok()
+    })
+    .await;
     assert_eq!(place(&world, &order).await.unwrap(), order_placed);
     assert_eq!(create(&world, "New", &id).await.unwrap(), created);
     let reused = create(&world, "Another", &id).await.unwrap_err();
@@ -134,5 +137,6 @@ async fn a_first_answer_is_given_again_for_thirty_days_and_then_its_request_id_i
     world.clock.set(start + Duration::from_secs(31 * 86_400));
     world.cluster.stop_agreements();
     world.cluster.restart_agreements().await.unwrap();
-    eventually(async || create(&world, "Another", &id).await.ok()).await;
+    eventually("agreement-svc forgets the first answer", async || create(&world, "Another", &id).await.ok())
+        .await;
 }

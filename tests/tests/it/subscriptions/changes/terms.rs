@@ -40,11 +40,9 @@ async fn nothing_changes_between_the_end_of_a_term_and_its_processing(#[case] ba
     assert_eq!(world.done(Command::Seats(9), &renewed).await.quantity, 9);
 }
 
-/// SUB-4.
+/// SUB-4. Each renewal by hand adds one term, which ends on the same day or the last day of the month.
 #[apply(each_backend)]
-async fn each_renewal_by_hand_adds_one_term_that_ends_on_the_same_day_or_the_months_last(
-    #[case] backend: Backend,
-) {
+async fn each_renewal_by_hand_adds_one_term(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
     tests::needs!(backend);
     for (start, offer, ends) in [
@@ -154,7 +152,7 @@ async fn replicas_never_renew_twice(#[case] backend: Backend) {
         holder.let_go_after(2 * RENEWED_AT_A_TIME).await;
     }
     let all = ListSubscriptionsRequest { page_size: 500, ..ListSubscriptionsRequest::default() };
-    let renewed = eventually(async || {
+    let renewed = eventually("every subscription renews", async || {
         let listed = world.direct.subscriptions().list_subscriptions(all.clone()).await.unwrap();
         let listed = listed.into_inner().subscriptions;
         listed.iter().all(|s| s.term_number > 1).then_some(listed)
@@ -173,7 +171,7 @@ async fn all_are_reported(cluster: &Cluster) {
         let metrics = cluster.orders_metrics().await.unwrap();
         metrics.contains("order_svc_purchase_reports_waiting 0\n").then_some(())
     };
-    eventually(look).await;
+    eventually("the first purchases are reported", look).await;
 }
 
 #[apply(each_backend)]
@@ -184,8 +182,8 @@ async fn replicas_never_report_a_first_purchase_twice(#[case] backend: Backend) 
     let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
     for n in 0..CUSTOMERS {
         world.customer =
-            world::create_customer(&world.direct, &format!("Customer {n}"), "FR", None).await.unwrap();
-        world::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap();
+            actions::create_customer(&world.direct, &format!("Customer {n}"), "FR", None).await.unwrap();
+        actions::attest(&world.direct, &world.customer, world.clock.now()).await.unwrap();
         world.subscribe_to("MONTH", 1).await;
     }
     all_are_reported(&world.cluster).await;

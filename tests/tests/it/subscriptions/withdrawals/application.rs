@@ -8,40 +8,40 @@ async fn withdrawals_are_applied_once_after_downtime(#[case] backend: Backend) {
     tests::needs_own!("services that it stops");
     tests::needs!(backend);
     let mut cluster = cluster_on(backend).await;
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let mut customers = vec![];
     for name in ["First", "Second", "Third"] {
-        let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
-        let attestation = attest(&direct, &customer).await;
-        let bought = buy(&direct, &customer, None).await;
+        let customer = actions::create_customer(&direct, name, "FR", None).await.unwrap();
+        let attestation = attest_now(&direct, &customer).await.unwrap();
+        let bought = buy(&direct, &customer, None).await.unwrap();
         customers.push((customer, attestation, bought));
     }
     // While order-svc is away.
     cluster.stop_orders();
-    let first = withdraw(&direct, &customers[0].1).await;
+    let first = withdraw(&direct, &customers[0].1).await.unwrap();
     cluster.restart_orders().await.unwrap();
-    assert_eq!(told(&applied(&direct, first).await).0, (1, 0));
+    assert_eq!(counts_and_outcomes(&applied(&direct, first).await).0, (1, 0));
 
-    // After agreement-svc was away; what is not there yet is told to be so.
+    // After agreement-svc was away; the answer says that the next withdrawal is not applied yet.
     cluster.stop_agreements();
     let ahead = report_of(&direct, first + 1).await.unwrap();
     assert!(!ahead.applied && ahead.applied_up_to == first && ahead.report.is_none());
     cluster.restart_agreements().await.unwrap();
-    let second = withdraw(&direct, &customers[1].1).await;
-    assert_eq!(told(&applied(&direct, second).await).0, (1, 0));
+    let second = withdraw(&direct, &customers[1].1).await.unwrap();
+    assert_eq!(counts_and_outcomes(&applied(&direct, second).await).0, (1, 0));
 
     // Both away, one after the other.
     cluster.stop_orders();
-    let third = withdraw(&direct, &customers[2].1).await;
+    let third = withdraw(&direct, &customers[2].1).await.unwrap();
     cluster.stop_agreements();
     cluster.restart_orders().await.unwrap();
     assert!(!report_of(&direct, third).await.unwrap().applied);
     cluster.restart_agreements().await.unwrap();
-    assert_eq!(told(&applied(&direct, third).await).0, (1, 0));
+    assert_eq!(counts_and_outcomes(&applied(&direct, third).await).0, (1, 0));
 
     for ((_, _, bought), revision) in customers.iter().zip([first, second, third]) {
         assert_cancelled(&direct, bought, revision).await;
-        assert_eq!(changes_of(&direct, bought).await.len(), 2);
+        assert_eq!(actions::changes_of(&direct, &bought.subscription_id).await.unwrap().len(), 2);
     }
 }
 
@@ -52,18 +52,19 @@ async fn replicas_apply_each_withdrawal_once(#[case] backend: Backend) {
     const CUSTOMERS: usize = 40;
     let mut cluster = cluster_on(backend).await;
     cluster.start_orders_replica().await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let customers = (0..CUSTOMERS).map(async |n| {
-        let customer = world::create_customer(&direct, &format!("Customer {n}"), "FR", None).await.unwrap();
-        let attestation = attest(&direct, &customer).await;
-        (attestation, buy(&direct, &customer, None).await)
+        let customer = actions::create_customer(&direct, &format!("Customer {n}"), "FR", None).await.unwrap();
+        let attestation = attest_now(&direct, &customer).await.unwrap();
+        (attestation, buy(&direct, &customer, None).await.unwrap())
     });
     let customers = join_all(customers).await;
-    let revisions = join_all(customers.iter().map(|(attestation, _)| withdraw(&direct, attestation))).await;
+    let withdrawals = customers.iter().map(|(attestation, _)| withdraw(&direct, attestation));
+    let revisions: Vec<_> = join_all(withdrawals).await.into_iter().map(Result::unwrap).collect();
     for ((_, bought), revision) in customers.iter().zip(&revisions) {
-        assert_eq!(told(&applied(&direct, *revision).await).0, (1, 0));
+        assert_eq!(counts_and_outcomes(&applied(&direct, *revision).await).0, (1, 0));
         assert_cancelled(&direct, bought, *revision).await;
-        assert_eq!(changes_of(&direct, bought).await.len(), 2);
+        assert_eq!(actions::changes_of(&direct, &bought.subscription_id).await.unwrap().len(), 2);
     }
 }
 
@@ -72,17 +73,17 @@ async fn reports_and_their_effects_are_listed_page_by_page(#[case] backend: Back
     tests::needs!(backend);
     const SUBSCRIPTIONS: usize = 7;
     let cluster = cluster_on(backend).await;
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let provider = cluster.as_caller(world::sales(PROVIDER));
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
     let mut reports = vec![];
     for (name, times) in [("Contoso", 3), ("Fourth Coffee", 1)] {
-        let customer = world::create_customer(&direct, name, "FR", None).await.unwrap();
+        let customer = actions::create_customer(&direct, name, "FR", None).await.unwrap();
         for _ in 0..times {
-            let attestation = attest(&direct, &customer).await;
-            let mut order = world::new_order(&customer, None, OFFICE, 1);
+            let attestation = attest_now(&direct, &customer).await.unwrap();
+            let mut order = fixtures::new_order(&customer, None, OFFICE, 1);
             order.lines = vec![order.lines[0].clone(); SUBSCRIPTIONS];
             direct.orders().create_order(order).await.unwrap();
-            let revision = withdraw(&direct, &attestation).await;
+            let revision = withdraw(&direct, &attestation).await.unwrap();
             let report = applied(&direct, revision).await;
             assert_eq!(report.effects.len(), SUBSCRIPTIONS);
             reports.push((customer.clone(), report));
@@ -109,7 +110,7 @@ async fn reports_and_their_effects_are_listed_page_by_page(#[case] backend: Back
     let all: Vec<_> = reports.iter().map(|(_, report)| report.report.clone().unwrap()).collect();
     assert_eq!(list(&direct, "").await, all);
     // On a stack the operator sees the reports of others, too.
-    let mut seen = list(&cluster.as_caller(world::operator()), "").await;
+    let mut seen = list(&cluster.as_caller(fixtures::operator()), "").await;
     seen.retain(|report| reports.iter().any(|(customer, _)| *customer == report.customer_id));
     assert_eq!(seen, all);
     assert_eq!(list(&direct, &reports[3].0).await, all[3..]);
@@ -152,9 +153,9 @@ async fn how_far_behind_the_history_order_svc_is_can_be_measured() {
     let clock = Clock::manual(now());
     let setup = Setup { clock: clock.clone(), ..Setup::default() };
     let mut cluster = Cluster::start(setup).await.unwrap();
-    world::register_partners(&cluster).await.unwrap();
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let revision = world::new_customer("Contoso", "FR", None);
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let revision = fixtures::new_customer("Contoso", "FR", None);
     let revision = direct.customers().create_customer(revision).await.unwrap().into_inner().revision;
     followed(&direct, revision).await;
     let (behind, applied) = ("order_svc_history_behind_seconds", "order_svc_history_revision");
@@ -170,7 +171,7 @@ async fn how_far_behind_the_history_order_svc_is_can_be_measured() {
     let catching_up = async { while metric(&cluster, behind).await > 0.0 {} };
     tokio::time::timeout(LONG, catching_up).await.unwrap();
 
-    // Who has not been told anything yet is behind without limit.
+    // An order-svc that has received no event since it started is behind without limit.
     cluster.stop_agreements();
     cluster.restart_orders().await.unwrap();
     assert_eq!(metric(&cluster, behind).await, f64::INFINITY);

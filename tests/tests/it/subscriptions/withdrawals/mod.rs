@@ -7,22 +7,21 @@ mod relationship_ends;
 
 use std::time::Duration;
 
-use chassis::clock::{Clock, Time};
+use chassis::clock::Clock;
 use chrono::TimeDelta;
 use futures_util::future::join_all;
-use proto::agreement::{
-    EndRelationshipRequest, GetDirectSignStatusRequest, WithdrawAttestationRequest, WithdrawSignatureRequest,
-    WithdrawalReason,
-};
+use proto::agreement::EndRelationshipRequest;
 use proto::order::{
-    GetSubscriptionRequest, GetWithdrawalReportRequest, GetWithdrawalReportResponse,
-    ListSubscriptionChangesRequest, ListWithdrawalReportsRequest, NewOrderLine, Subscription,
-    SubscriptionChange, SubscriptionChangeKind, SubscriptionChangeReason, SubscriptionState,
+    GetWithdrawalReportRequest, GetWithdrawalReportResponse, ListWithdrawalReportsRequest, NewOrderLine,
+    Subscription, SubscriptionChangeKind, SubscriptionChangeReason, SubscriptionState,
     SuspendSubscriptionRequest, WithdrawalOutcome, WithdrawalReport,
 };
 use proto::types::AcceptanceKind;
 use rstest_reuse::apply;
-use tests::world::{self, DIRECT, OFFICE, PROVIDER, RESELLER};
+use tests::actions::{
+    self, attest_now, get_subscription as read, subscribe as buy, withdraw, withdraw_signature,
+};
+use tests::fixtures::{self, DIRECT, OFFICE, PROVIDER, RESELLER, now};
 use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
 
 use crate::each_backend;
@@ -36,12 +35,8 @@ const LONG: Duration = Duration::from_secs(30);
 
 async fn cluster_on(backend: Backend) -> Cluster {
     let cluster = Cluster::on(backend).await;
-    world::register_partners(&cluster).await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
     cluster
-}
-
-fn now() -> Time {
-    Clock::system().now()
 }
 
 async fn report_of(caller: &As, revision: i64) -> Result<GetWithdrawalReportResponse, Status> {
@@ -78,37 +73,10 @@ async fn followed(caller: &As, revision: i64) {
     tokio::time::timeout(LONG, asking).await.unwrap();
 }
 
-async fn withdraw(caller: &As, attestation_id: &str) -> i64 {
-    let request = WithdrawAttestationRequest {
-        request_id: world::request_id(),
-        attestation_id: attestation_id.into(),
-        reason: WithdrawalReason::NoLongerAccepts.into(),
-    };
-    caller.attestations().withdraw_attestation(request).await.unwrap().into_inner().revision
-}
-
-async fn attest(caller: &As, customer: &str) -> String {
-    world::attest(caller, customer, now()).await.unwrap().attestation.unwrap().attestation_id
-}
-
-async fn buy(caller: &As, customer: &str, payer: Option<Uuid>) -> Subscription {
-    world::order(caller, customer, payer, 5).await.unwrap().subscriptions.remove(0)
-}
-
-async fn read(caller: &As, bought: &Subscription) -> Subscription {
-    let request = GetSubscriptionRequest { subscription_id: bought.subscription_id.clone() };
-    caller.subscriptions().get_subscription(request).await.unwrap().into_inner().subscription.unwrap()
-}
-
-async fn changes_of(caller: &As, bought: &Subscription) -> Vec<SubscriptionChange> {
-    let subscription_id = bought.subscription_id.clone();
-    let request =
-        ListSubscriptionChangesRequest { subscription_id, ..ListSubscriptionChangesRequest::default() };
-    caller.subscriptions().list_subscription_changes(request).await.unwrap().into_inner().changes
-}
-
 /// How many were cancelled and stayed, and the outcomes by subscription.
-fn told(report: &GetWithdrawalReportResponse) -> ((u32, u32), Vec<(String, WithdrawalOutcome)>) {
+fn counts_and_outcomes(
+    report: &GetWithdrawalReportResponse,
+) -> ((u32, u32), Vec<(String, WithdrawalOutcome)>) {
     let counts = report.report.as_ref().map(|report| (report.cancelled, report.stayed)).unwrap();
     (counts, report.effects.iter().map(|e| (e.subscription_id.clone(), e.outcome())).collect())
 }
@@ -121,9 +89,9 @@ fn outcomes(of: &[(&Subscription, WithdrawalOutcome)]) -> Vec<(String, Withdrawa
 
 /// A subscription that was cancelled by a withdrawal, with the history that says so.
 async fn assert_cancelled(caller: &As, bought: &Subscription, revision: i64) {
-    let ended = read(caller, bought).await;
+    let ended = read(caller, &bought.subscription_id).await.unwrap();
     assert_eq!(ended.state(), SubscriptionState::Cancelled);
-    let change = changes_of(caller, bought).await.pop().unwrap();
+    let change = actions::changes_of(caller, &bought.subscription_id).await.unwrap().pop().unwrap();
     assert_eq!(change.kind(), SubscriptionChangeKind::Cancelled);
     assert_eq!(change.reason(), SubscriptionChangeReason::AgreementWithdrawn);
     assert_eq!((change.event_revision, change.actor.as_str(), change.gate), (revision, "", None));
@@ -133,24 +101,13 @@ async fn assert_cancelled(caller: &As, bought: &Subscription, revision: i64) {
 
 /// A customer of two payers that has signed: the direct-bill partner's, which the provider invited.
 async fn customer_of_two(cluster: &Cluster) -> (As, As, As, String) {
-    let direct = cluster.as_caller(world::sales(DIRECT));
-    let provider = cluster.as_caller(world::sales(PROVIDER));
-    let customer = world::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let admin = cluster.as_caller(world::admin(customer.parse().unwrap()));
-    let invitation = world::invite(&provider, None, None).await.unwrap();
-    admin.signatures().accept_invitation(world::acceptance(&invitation, None)).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let admin = cluster.as_caller(fixtures::admin(customer.parse().unwrap()));
+    let invitation = actions::invite(&provider, None, None).await.unwrap();
+    admin.signatures().accept_invitation(fixtures::acceptance(&invitation, None)).await.unwrap();
     (direct, provider, admin, customer)
-}
-
-pub(crate) async fn withdraw_signature(admin: &As, customer: &str) -> i64 {
-    let status = GetDirectSignStatusRequest { customer_id: customer.into() };
-    let status = admin.signatures().get_direct_sign_status(status).await.unwrap().into_inner();
-    let request = WithdrawSignatureRequest {
-        request_id: world::request_id(),
-        signature_id: status.signature.unwrap().signature_id,
-        reason: WithdrawalReason::NoLongerAccepts.into(),
-    };
-    admin.signatures().withdraw_signature(request).await.unwrap().into_inner().revision
 }
 
 /// A metric of order-svc.

@@ -4,7 +4,7 @@ use super::*;
 
 async fn end(caller: &As, customer: &str, reseller: Option<Uuid>) -> i64 {
     let request = EndRelationshipRequest {
-        request_id: world::request_id(),
+        request_id: fixtures::request_id(),
         customer_id: customer.into(),
         reseller_id: reseller.map(|id| id.to_string()).unwrap_or_default(),
         ..EndRelationshipRequest::default()
@@ -12,72 +12,78 @@ async fn end(caller: &As, customer: &str, reseller: Option<Uuid>) -> i64 {
     caller.customers().end_relationship(request).await.unwrap().into_inner().revision
 }
 
+/// Subscriptions of an ended relationship do not renew and are not cancelled.
 #[apply(each_backend)]
-async fn what_those_who_part_leave_behind_does_not_renew_and_is_not_cancelled(#[case] backend: Backend) {
+async fn an_ended_relationship_stops_renewals_and_cancels_nothing(#[case] backend: Backend) {
     tests::needs!(backend);
     let cluster = cluster_on(backend).await;
     let (direct, provider, _, customer) = customer_of_two(&cluster).await;
-    let [left, kept] = [buy(&direct, &customer, None).await, buy(&provider, &customer, None).await];
+    let [left, kept] =
+        [buy(&direct, &customer, None).await.unwrap(), buy(&provider, &customer, None).await.unwrap()];
     assert!(left.auto_renew && kept.auto_renew);
     let revision = end(&direct, &customer, None).await;
     followed(&direct, revision).await;
 
-    let operator = cluster.as_caller(world::operator());
-    let now = read(&operator, &left).await;
+    let operator = cluster.as_caller(fixtures::operator());
+    let now = read(&operator, &left.subscription_id).await.unwrap();
     assert_eq!((now.state(), now.auto_renew), (SubscriptionState::Active, false));
-    let change = changes_of(&operator, &left).await.pop().unwrap();
+    let change = actions::changes_of(&operator, &left.subscription_id).await.unwrap().pop().unwrap();
     assert_eq!(change.kind(), SubscriptionChangeKind::AutoRenewOff);
     assert_eq!(change.reason(), SubscriptionChangeReason::RelationshipEnded);
     assert_eq!((change.event_revision, change.actor.as_str(), change.gate), (revision, "", None));
-    assert_eq!(read(&operator, &kept).await, kept);
+    assert_eq!(read(&operator, &kept.subscription_id).await.unwrap(), kept);
     // It is no withdrawal, and there is no report of it.
     let none = report_of(&operator, revision).await.unwrap_err();
     assert_eq!((none.code(), reason_of(&none).as_str()), (Code::NotFound, "RESOURCE_NOT_FOUND"));
 }
 
+/// A purchase after the end of a relationship stays, however late order-svc applies that end.
 #[apply(each_backend)]
-async fn what_is_bought_after_a_parting_stays_however_late_it_is_applied(#[case] backend: Backend) {
+async fn a_late_end_of_a_relationship_spares_later_purchases(#[case] backend: Backend) {
     tests::needs_own!("services that it stops");
     tests::needs!(backend);
     use WithdrawalOutcome::{Cancelled, StillCovered};
     let mut cluster = cluster_on(backend).await;
     let (direct, provider, admin, customer) = customer_of_two(&cluster).await;
-    let [left, kept] = [buy(&direct, &customer, None).await, buy(&provider, &customer, None).await];
+    let [left, kept] =
+        [buy(&direct, &customer, None).await.unwrap(), buy(&provider, &customer, None).await.unwrap()];
     let revision = end(&direct, &customer, None).await;
     followed(&direct, revision).await;
-    let operator = cluster.as_caller(world::operator());
+    let operator = cluster.as_caller(fixtures::operator());
 
     // Together again: what is bought then is not concerned by the parting.
-    let invitation = world::invite(&direct, None, None).await.unwrap();
-    admin.signatures().accept_invitation(world::acceptance(&invitation, None)).await.unwrap();
-    let anew = buy(&direct, &customer, None).await;
+    let invitation = actions::invite(&direct, None, None).await.unwrap();
+    admin.signatures().accept_invitation(fixtures::acceptance(&invitation, None)).await.unwrap();
+    let anew = buy(&direct, &customer, None).await.unwrap();
     cluster.stop_orders();
     let back = format!("UPDATE follower SET revision = {}; DELETE FROM fence", revision - 1);
     cluster.orders_sql(&back).unwrap();
     cluster.restart_orders().await.unwrap();
     followed(&operator, revision).await;
-    assert_eq!(read(&operator, &anew).await, anew);
+    assert_eq!(read(&operator, &anew.subscription_id).await.unwrap(), anew);
     // Parted again, what runs out is left alone by a withdrawal: its payer is no partner any more.
     end(&direct, &customer, None).await;
-    let last = withdraw_signature(&admin, &customer).await;
+    let last = withdraw_signature(&admin, &customer).await.unwrap();
     let report = applied(&operator, last).await;
     let all = [(&left, StillCovered), (&kept, Cancelled), (&anew, StillCovered)];
-    assert_eq!(told(&report), ((1, 2), outcomes(&all)));
+    assert_eq!(counts_and_outcomes(&report), ((1, 2), outcomes(&all)));
 }
 
+/// A provider that parts with one reseller goes on with the rest.
 #[apply(each_backend)]
-async fn a_provider_that_parts_with_one_reseller_goes_on_with_the_rest(#[case] backend: Backend) {
+async fn a_provider_parts_with_one_of_its_resellers(#[case] backend: Backend) {
     tests::needs!(backend);
     let cluster = cluster_on(backend).await;
-    let [provider, reseller] = [PROVIDER, RESELLER].map(|partner| cluster.as_caller(world::sales(partner)));
-    let customer = world::create_customer(&reseller, "Contoso", "FR", Some(PROVIDER)).await.unwrap();
-    let admin = cluster.as_caller(world::admin(customer.parse().unwrap()));
-    let invitation = world::invite(&provider, None, None).await.unwrap();
-    admin.signatures().accept_invitation(world::acceptance(&invitation, None)).await.unwrap();
-    let through = buy(&reseller, &customer, Some(PROVIDER)).await;
-    let own = buy(&provider, &customer, None).await;
+    let [provider, reseller] =
+        [PROVIDER, RESELLER].map(|partner| cluster.as_caller(fixtures::sales(partner)));
+    let customer = actions::create_customer(&reseller, "Contoso", "FR", Some(PROVIDER)).await.unwrap();
+    let admin = cluster.as_caller(fixtures::admin(customer.parse().unwrap()));
+    let invitation = actions::invite(&provider, None, None).await.unwrap();
+    admin.signatures().accept_invitation(fixtures::acceptance(&invitation, None)).await.unwrap();
+    let through = buy(&reseller, &customer, Some(PROVIDER)).await.unwrap();
+    let own = buy(&provider, &customer, None).await.unwrap();
     let revision = end(&provider, &customer, Some(RESELLER)).await;
     followed(&provider, revision).await;
-    assert!(!read(&provider, &through).await.auto_renew);
-    assert_eq!(read(&provider, &own).await, own);
+    assert!(!read(&provider, &through.subscription_id).await.unwrap().auto_renew);
+    assert_eq!(read(&provider, &own.subscription_id).await.unwrap(), own);
 }
