@@ -1,4 +1,4 @@
-"""A real mail server that can be told to misbehave.
+"""A real mail server that misbehaves on demand.
 
 Prints one line for each thing that happens, for a test to wait on: `listening PORT`, then for each
 mail `accepted PATH` or what it did instead. Every mail that it took is written to the folder.

@@ -105,7 +105,7 @@ async fn a_panic_inside_a_nested_transaction_undoes_its_own_command_and_no_other
 }
 
 #[tokio::test]
-async fn a_command_that_hides_a_refused_statement_is_not_told_that_it_was_stored_when_it_was_not() {
+async fn a_hidden_failure_of_a_statement_is_no_success() {
     for (backend, writes) in Backend::all_with_writes() {
         let home = Home::new(backend);
         let database = home.open(writes);

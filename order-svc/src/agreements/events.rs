@@ -241,12 +241,12 @@ mod tests {
         Cursor { revision, hash: hash.map(str::to_owned) }
     }
 
-    fn told_after(seen: &Cursor, item: Item) -> Option<StreamItem> {
+    fn item_after(seen: &Cursor, item: Item) -> Option<StreamItem> {
         read_item(seen, WatchEventsResponse { item: Some(item) })
     }
 
     fn after(seen: i64, event: wire::Event) -> Option<HistoryPoint> {
-        match told_after(&cursor(seen, None), Item::Event(event))? {
+        match item_after(&cursor(seen, None), Item::Event(event))? {
             StreamItem::Point(point) => Some(point),
             StreamItem::Lost(restore) => panic!("{restore:?}"),
         }
@@ -326,7 +326,7 @@ mod tests {
         }
         let seen = cursor(7, Some("seven"));
         let checkpoint =
-            |revision, looked_at| told_after(&seen, Item::Checkpoint(Checkpoint { revision, looked_at }));
+            |revision, looked_at| item_after(&seen, Item::Checkpoint(Checkpoint { revision, looked_at }));
         let quiet = StreamItem::Point(HistoryPoint { cursor: seen.clone(), until, consequence: None });
         assert_eq!(checkpoint(7, Some(AT)), Some(quiet));
         assert_eq!(checkpoint(8, Some(AT)), None, "it knows of an event that did not come");
@@ -357,8 +357,8 @@ mod tests {
             ("less, and the rest did not come", cursor(6, Some("six")), lost()),
             ("what comes later", cursor(LIFTED, Some("restored")), None),
         ] {
-            assert_eq!(told_after(&seen, restored(LIFTED)), expected, "{about}");
+            assert_eq!(item_after(&seen, restored(LIFTED)), expected, "{about}");
         }
-        assert_eq!(told_after(&cursor(3, None), restored(7)), None, "it comes before the end of the copy");
+        assert_eq!(item_after(&cursor(3, None), restored(7)), None, "it comes before the end of the copy");
     }
 }

@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_happened_here_is_told_from_what_the_neighbour_says() {
+    fn own_failures_differ_from_the_neighbours_answers() {
         let here = |code| Status::from_error(Box::new(code));
         assert!(is_retryable(&here(TimeoutExpired(()))));
         for code in [Code::Cancelled, Code::Unknown, Code::Internal] {

@@ -150,16 +150,16 @@ impl World {
     }
 }
 
-/// The queries of the operations manual for customers with lost withdrawals, and for subscriptions that rest on lost
-/// answers.
+/// The ids that the two statements of the operations page list: customers with lost withdrawals, and subscriptions that
+/// rest on lost answers.
 fn remains(last: i64, restored: i64) -> [String; 2] {
+    let page = include_str!("../../../../../docs/operations.md");
+    let (_, block) = page.split_once("```sql\n").unwrap();
+    let (block, _) = block.split_once("```").unwrap();
+    let block = block.replace(":last", &last.to_string()).replace(":new", &restored.to_string());
+    let (customers, subscriptions) = block.trim().trim_end_matches(';').split_once(";\n").unwrap();
     [
-        format!(
-            "SELECT customer_id AS id FROM fence WHERE fence_revision > {last} AND fence_revision < {restored}"
-        ),
-        format!(
-            "SELECT id FROM subscription WHERE answer_revision > {last} AND answer_revision < {restored} \
-             AND state IN ('ACTIVE', 'SUSPENDED')"
-        ),
+        format!("SELECT customer_id AS id FROM ({customers}) AS lost"),
+        format!("SELECT id FROM ({subscriptions}) AS lost"),
     ]
 }

@@ -107,10 +107,17 @@ async fn a_caller_with_a_short_deadline_learns_of_no_decision() {
     tests::needs_own!("a line to agreement-svc that it cuts");
     let cluster = cluster_asking(&Impostor::silent(), 30_000).await;
     let direct = cluster.as_caller(fixtures::sales(DIRECT));
-    let mut request = Request::new(fixtures::new_order(&fixtures::request_id(), None, OFFICE, 5));
-    request.set_timeout(Duration::from_millis(500));
-    let refused = direct.orders().create_order(request).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    // The service answers shortly before the client's own timer ends the call. On a busy machine the timer can be first.
+    for _ in 0..10 {
+        let mut request = Request::new(fixtures::new_order(&fixtures::request_id(), None, OFFICE, 5));
+        request.set_timeout(Duration::from_millis(500));
+        let refused = direct.orders().create_order(request).await.unwrap_err();
+        if refused.code() == Code::Unavailable {
+            return;
+        }
+        assert_eq!(refused.message(), "Timeout expired");
+    }
+    panic!("the client's timer was always first");
 }
 
 /// order-svc asks again for an answer that was lost, while there is time.
