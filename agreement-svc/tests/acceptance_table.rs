@@ -305,15 +305,15 @@ fn every_move_from_every_state_of_an_invitation() {
                 settled,
                 revision: 1,
             };
-            assert_eq!(invitation.state(at(50)).name(), before);
+            assert_eq!(invitation.state(at(50)).into_str(), before);
             let mut tell = |name: &str, run: &dyn Fn(&mut Invitation) -> Result<bool, Refusal>| {
                 let mut invitation = invitation.clone();
                 let outcome = match run(&mut invitation) {
-                    Ok(true) => invitation.state(at(50)).name().to_owned(),
+                    Ok(true) => invitation.state(at(50)).into_str().to_owned(),
                     Ok(false) => "as it was".into(),
                     Err(refusal) => text_of(&refusal),
                 };
-                writeln!(table, "{:<28}{before:<10}{name:<19}{outcome}", kind.name()).unwrap();
+                writeln!(table, "{:<28}{before:<10}{name:<19}{outcome}", kind.into_str()).unwrap();
             };
             tell("accept", &|invitation| invitation.accept(CUSTOMER, at(50)));
             tell("accept as another", &|invitation| invitation.accept(OTHER, at(50)));

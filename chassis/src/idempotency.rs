@@ -65,8 +65,7 @@ impl IdempotencyKey {
     /// `content` is the request without its id and without what does not change its effect.
     #[must_use]
     pub fn new(caller: &Caller, call: &'static str, request_id: Uuid, content: &impl Message) -> Self {
-        let digest = Sha256::digest(content.encode_to_vec());
-        let content = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let content = hex::encode(Sha256::digest(content.encode_to_vec()));
         Self { request_id, tenant_id: caller.tenant_id, call, content }
     }
 

@@ -1,5 +1,6 @@
 //! Templates (TPL-1 to TPL-4): the publication of a version, and the template to use instead of a retired one.
 
+use strum::VariantArray;
 use uuid::Uuid;
 
 use crate::rules::eligibility::{Reacceptance, reacceptance};
@@ -46,7 +47,8 @@ pub(crate) fn publish(
 fn matching(template: Template, of: Option<AgreementType>, name: &str) -> Result<Template, Refusal> {
     let mut bad = vec![];
     if of.is_some_and(|of| of != template.agreement_type) {
-        let problem = format!("must be absent or {}, which the template has", template.agreement_type.name());
+        let problem =
+            format!("must be absent or {}, which the template has", template.agreement_type.into_str());
         bad.push(BadField { field: "agreement_type".into(), problem });
     }
     if !name.is_empty() && name != template.name {
@@ -93,7 +95,7 @@ pub(super) fn newest_effective(
     if instead_of.retired_at.is_none() {
         return Ok(None);
     }
-    for of in AgreementType::ALL.iter().rev() {
+    for of in AgreementType::VARIANTS.iter().rev() {
         if let Some(id) = template_live(change.connection, *of, change.now)? {
             return Ok(Some(id));
         }

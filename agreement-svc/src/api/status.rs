@@ -152,9 +152,9 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         .status(),
         Refusal::CloudNotSupported { cloud } => precondition(
             ErrorReason::CloudNotSupported,
-            format!("acceptance exists in the PUBLIC cloud only, and the customer is in {}", cloud.name()),
+            format!("acceptance exists in the PUBLIC cloud only, and the customer is in {}", cloud.into_str()),
         )
-        .with("cloud", cloud.name())
+        .with("cloud", cloud.into_str())
         .status(),
         Refusal::TemplateRetired { template_id, use_template_id } => {
             let remedy = use_template_id.map(|id| format!("; use template {id}")).unwrap_or_default();
@@ -211,13 +211,13 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
             ErrorReason::WrongPartnerKind,
             format!(
                 "partner {partner_id} is {} in {}, which does not fit here; name another partner",
-                kind.name(),
-                cloud.name()
+                kind.into_str(),
+                cloud.into_str()
             ),
         )
         .with("partner_id", partner_id)
-        .with("kind", kind.name())
-        .with("cloud", cloud.name())
+        .with("kind", kind.into_str())
+        .with("cloud", cloud.into_str())
         .status(),
         Refusal::NotLaterThanLastVersion { not_before } => {
             let not_before = not_before.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
@@ -274,10 +274,13 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         .status(),
         Refusal::InvitationNotPending { invitation_id, state } => precondition(
             ErrorReason::InvitationNotPending,
-            format!("invitation {invitation_id} is {}; the partner has to create a new one", state.name()),
+            format!(
+                "invitation {invitation_id} is {}; the partner has to create a new one",
+                state.into_str()
+            ),
         )
         .with("invitation_id", invitation_id)
-        .with("state", state.name())
+        .with("state", state.into_str())
         .status(),
         Refusal::InvitationsOff => with(
             Code::FailedPrecondition,
@@ -299,9 +302,9 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         }
         Refusal::NotificationNotDead { state } => precondition(
             ErrorReason::NotificationNotDead,
-            format!("the announcement is {}; only a DEAD_LETTER can be retried", state.name()),
+            format!("the announcement is {}; only a DEAD_LETTER can be retried", state.into_str()),
         )
-        .with("state", state.name())
+        .with("state", state.into_str())
         .status(),
         Refusal::CursorAhead { head } => with(
             Code::OutOfRange,

@@ -433,10 +433,10 @@ impl Expected {
         let superseding = self.superseded.map_or(own, |(_, event)| event);
         let withdrawing = self.withdrawn.map_or(own, |(_, event)| event);
         let agrees = [
-            ("kind", kind == is_kind.name(), own),
+            ("kind", kind == is_kind.into_str(), own),
             ("partner_id", *partner_id == self.partner_id.map(|id| id.to_string()).unwrap_or_default(), own),
             ("customer_id", is(customer_id, self.customer_id), own),
-            ("agreement_type", agreement_type == self.agreement_type.name(), own),
+            ("agreement_type", agreement_type == self.agreement_type.into_str(), own),
             ("template_id", is(template_id, self.template_id), own),
             ("template_version", *template_version == i64::from(self.template_version), own),
             ("agreed_at", *agreed_at == self.agreed_at, own),
@@ -447,7 +447,7 @@ impl Expected {
             ("withdrawn_at", *withdrawn_at == withdrawal.map(|withdrawal| withdrawal.at), withdrawing),
             (
                 "withdrawal_reason",
-                withdrawal_reason == withdrawal.map_or("", |withdrawal| withdrawal.reason.name()),
+                withdrawal_reason == withdrawal.map_or("", |withdrawal| withdrawal.reason.into_str()),
                 withdrawing,
             ),
             (

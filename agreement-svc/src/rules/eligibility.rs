@@ -3,6 +3,7 @@
 //! The rules GATE-1 to GATE-6 are evaluated in order; the first that applies answers. GATE-0 (payer,
 //! customer and reseller belong together) is settled before, by the facts being there.
 
+use strum::{EnumString, IntoStaticStr, VariantArray};
 use uuid::Uuid;
 
 use super::Time;
@@ -30,13 +31,12 @@ pub struct Question {
     pub at: Time,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr, VariantArray)]
+#[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum AcceptanceKind {
     Attestation,
     Signature,
 }
-
-super::names!(AcceptanceKind { Attestation = "ATTESTATION", Signature = "SIGNATURE" });
 
 /// A current attestation by the payer or a current signature by the customer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,10 +1,12 @@
 //! Invitations: a partner asks a customer to sign, and optionally to enter the relationship.
 
 use chrono::Duration;
+use serde::{Deserialize, Serialize};
+use strum::{EnumString, IntoStaticStr, VariantArray};
 use uuid::Uuid;
 
 use super::party::{Contact, Relationship};
-use super::{Refusal, Time, names};
+use super::{Refusal, Time};
 
 /// How long an invitation can be accepted when the partner does not say (INV-2).
 pub const LIFETIME_DEFAULT: Duration = Duration::days(30);
@@ -12,7 +14,11 @@ pub const LIFETIME_DEFAULT: Duration = Duration::days(30);
 /// The longest: a link that is forgotten in a mailbox must not open a relationship for years.
 pub const LIFETIME_MAX: Duration = Duration::days(90);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, EnumString, IntoStaticStr, VariantArray,
+)]
+#[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum InvitationKind {
     /// An existing customer is to sign.
     Agreement,
@@ -20,25 +26,14 @@ pub enum InvitationKind {
     RelationshipAndAgreement,
 }
 
-names!(InvitationKind {
-    Agreement = "AGREEMENT",
-    RelationshipAndAgreement = "RELATIONSHIP_AND_AGREEMENT",
-});
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr, VariantArray)]
+#[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum InvitationState {
     Pending,
     Accepted,
     Revoked,
     Expired,
 }
-
-names!(InvitationState {
-    Pending = "PENDING",
-    Accepted = "ACCEPTED",
-    Revoked = "REVOKED",
-    Expired = "EXPIRED",
-});
 
 /// What was done with an invitation, once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,41 +25,6 @@ use party::{Cloud, PartnerKind};
 /// An instant in UTC, in whole microseconds.
 pub type Time = DateTime<Utc>;
 
-/// Gives each variant the name it has in the database, in the data files and on the wire.
-macro_rules! names {
-    ($type:ident { $($variant:ident = $name:literal),+ $(,)? }) => {
-        impl $type {
-            /// Every value.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
-
-            /// The name it is stored under.
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$variant => $name),+ }
-            }
-
-            /// Reads a stored name.
-            pub fn from_name(name: &str) -> Option<Self> {
-                match name { $($name => Some(Self::$variant),)+ _ => None }
-            }
-        }
-
-        impl serde::Serialize for $type {
-            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(self.name())
-            }
-        }
-
-        impl<'de> serde::Deserialize<'de> for $type {
-            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                const NAMES: &[&str] = &[$($name),+];
-                let name = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-                Self::from_name(&name).ok_or_else(|| serde::de::Error::unknown_variant(&name, NAMES))
-            }
-        }
-    };
-}
-pub(crate) use names;
-
 /// A bad field, by path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadField {
@@ -129,4 +94,65 @@ pub enum Refusal {
     CursorAhead { head: i64 },
     /// A revision, or the event that the consumer knows it by, that is no part of the history.
     HistoryForked { revision: i64 },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+    use std::str::FromStr;
+
+    use serde::Serialize;
+    use serde::de::DeserializeOwned;
+    use serde_json::json;
+    use strum::VariantArray;
+
+    use super::eligibility::AcceptanceKind;
+    use super::invitation::{InvitationKind, InvitationState};
+    use super::notification::NotificationState;
+    use super::party::{Cloud, PartnerKind};
+    use super::template::AgreementType;
+    use super::withdrawal::WithdrawalReason;
+
+    /// `names` are those of all values, in order.
+    fn assert_names<T>(names: &[&str])
+    where
+        T: Copy + Debug + PartialEq + FromStr<Err: Debug> + Into<&'static str> + VariantArray,
+    {
+        let written: Vec<&str> = T::VARIANTS.iter().map(|value| (*value).into()).collect();
+        assert_eq!(written, names);
+        let read: Vec<T> = names.iter().map(|name| name.parse().unwrap()).collect();
+        assert_eq!(read, T::VARIANTS);
+    }
+
+    /// Those that events and data files have too.
+    fn assert_names_and_json<T>(names: &[&str])
+    where
+        T: Copy + Debug + PartialEq + FromStr<Err: Debug> + Into<&'static str> + VariantArray,
+        T: Serialize + DeserializeOwned,
+    {
+        assert_names::<T>(names);
+        assert_eq!(json!(T::VARIANTS), json!(names));
+        assert_eq!(serde_json::from_value::<Vec<T>>(json!(names)).unwrap(), T::VARIANTS);
+    }
+
+    /// Databases of every version have these names.
+    #[test]
+    fn stored_names_stay() {
+        assert_names::<AcceptanceKind>(&["ATTESTATION", "SIGNATURE"]);
+        assert_names::<InvitationState>(&["PENDING", "ACCEPTED", "REVOKED", "EXPIRED"]);
+        assert_names::<NotificationState>(&["QUEUED", "SENT", "DEAD_LETTER"]);
+        assert_names_and_json::<AgreementType>(&[
+            "MICROSOFT_CLOUD_AGREEMENT",
+            "MICROSOFT_CUSTOMER_AGREEMENT",
+        ]);
+        assert_names_and_json::<Cloud>(&["PUBLIC", "US_GOVERNMENT", "GERMANY", "CHINA_21VIANET"]);
+        assert_names_and_json::<InvitationKind>(&["AGREEMENT", "RELATIONSHIP_AND_AGREEMENT"]);
+        assert_names_and_json::<PartnerKind>(&["DIRECT_BILL", "INDIRECT_PROVIDER", "INDIRECT_RESELLER"]);
+        assert_names_and_json::<WithdrawalReason>(&[
+            "NO_LONGER_ACCEPTS",
+            "RECORDED_IN_ERROR",
+            "NOT_ENTITLED",
+            "OTHER",
+        ]);
+    }
 }

@@ -4,9 +4,10 @@
 use std::fmt;
 use std::time::Duration;
 
+use strum::{EnumString, IntoStaticStr, VariantArray};
 use uuid::Uuid;
 
-use super::{Refusal, Time, names};
+use super::{Refusal, Time};
 
 /// Waits after failures, before jitter: the first, and the longest.
 pub const RETRY_BASE: Duration = Duration::from_secs(1);
@@ -17,7 +18,8 @@ pub const RETRY_MAX: Duration = Duration::from_secs(300);
 /// attempt may take most of one.
 pub const ATTEMPTS_MAX: u32 = 12;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr, VariantArray)]
+#[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum NotificationState {
     /// Will be sent, or tried again, when it is due.
     Queued,
@@ -26,8 +28,6 @@ pub enum NotificationState {
     /// Failed too often; waits until the partner asks for another try.
     DeadLetter,
 }
-
-names!(NotificationState { Queued = "QUEUED", Sent = "SENT", DeadLetter = "DEAD_LETTER" });
 
 /// How far the announcement of an attestation is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -272,7 +272,7 @@ mod tests {
     #[test]
     fn only_a_dead_letter_can_be_tried_again_and_its_failure_stays_readable() {
         let now = Time::UNIX_EPOCH + Duration::from_secs(60);
-        for state in NotificationState::ALL {
+        for state in NotificationState::VARIANTS {
             let notification = Notification {
                 attestation_id: Uuid::from_u128(7),
                 state: *state,

@@ -3,37 +3,36 @@
 //! Who may make which call is in `api::access`; here is what partners are, and which of them may
 //! stand in which place.
 
+use serde::{Deserialize, Serialize};
+use strum::{EnumString, IntoStaticStr, VariantArray};
 use uuid::Uuid;
 
-use super::{Refusal, Time, names};
+use super::{Refusal, Time};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, EnumString, IntoStaticStr, VariantArray,
+)]
+#[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum PartnerKind {
     DirectBill,
     IndirectProvider,
     IndirectReseller,
 }
 
-names!(PartnerKind {
-    DirectBill = "DIRECT_BILL",
-    IndirectProvider = "INDIRECT_PROVIDER",
-    IndirectReseller = "INDIRECT_RESELLER",
-});
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, EnumString, IntoStaticStr, VariantArray,
+)]
+#[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Cloud {
     Public,
     UsGovernment,
     Germany,
+    #[strum(serialize = "CHINA_21VIANET")]
+    #[serde(rename = "CHINA_21VIANET")]
     China21vianet,
 }
-
-names!(Cloud {
-    Public = "PUBLIC",
-    UsGovernment = "US_GOVERNMENT",
-    Germany = "GERMANY",
-    China21vianet = "CHINA_21VIANET",
-});
 
 /// A partner tenant. Its kind and cloud are the operator's word and never change.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+use strum::{EnumString, IntoStaticStr, VariantArray};
 use uuid::Uuid;
 
 use super::party::is_country;
-use super::{BadField, Refusal, Time, names};
+use super::{BadField, Refusal, Time};
 
 /// Documents of one version: every country of the vendor's in eight languages.
 pub const DOCUMENTS_MAX: usize = 2000;
@@ -13,16 +15,26 @@ pub const DOCUMENTS_MAX: usize = 2000;
 /// Longer links are refused by common HTTP stacks.
 const LINK_MAX: usize = 2000;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum AgreementType {
     MicrosoftCloudAgreement,
     MicrosoftCustomerAgreement,
 }
-
-names!(AgreementType {
-    MicrosoftCloudAgreement = "MICROSOFT_CLOUD_AGREEMENT",
-    MicrosoftCustomerAgreement = "MICROSOFT_CUSTOMER_AGREEMENT",
-});
 
 /// One agreement, with at least one version.
 #[derive(Clone, Debug, PartialEq, Eq)]

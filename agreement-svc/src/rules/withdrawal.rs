@@ -1,25 +1,24 @@
 //! Withdrawals: taking an acceptance back, and whom that leaves without any.
 
+use serde::{Deserialize, Serialize};
+use strum::{EnumString, IntoStaticStr, VariantArray};
 use uuid::Uuid;
 
-use super::{Refusal, Time, names};
+use super::{Refusal, Time};
 
 /// Why an acceptance is taken back. A closed list: free text might name a person, and stands in the
 /// history for good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, EnumString, IntoStaticStr, VariantArray,
+)]
+#[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum WithdrawalReason {
     NoLongerAccepts,
     RecordedInError,
     NotEntitled,
     Other,
 }
-
-names!(WithdrawalReason {
-    NoLongerAccepts = "NO_LONGER_ACCEPTS",
-    RecordedInError = "RECORDED_IN_ERROR",
-    NotEntitled = "NOT_ENTITLED",
-    Other = "OTHER",
-});
 
 /// An acceptance that was taken back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,7 +21,7 @@ use crate::rules::eligibility::AcceptanceKind;
 use crate::rules::party::Contact;
 use crate::rules::signature::Signature;
 use crate::rules::template::AgreementType;
-use crate::rules::withdrawal::{Covers, Withdrawal, WithdrawalReason};
+use crate::rules::withdrawal::{Covers, Withdrawal};
 
 /// What stands as the partner of a signature.
 pub(super) const NO_PARTNER: &str = "";
@@ -59,7 +59,7 @@ impl Row {
             id: row.parse("id", &self.id)?,
             partner_id: row.parse("partner_id", &self.partner_id)?,
             customer_id: row.parse("customer_id", &self.customer_id)?,
-            agreement_type: row.named("agreement_type", AgreementType::from_name(&self.agreement_type))?,
+            agreement_type: row.named("agreement_type", self.agreement_type.parse().ok())?,
             template_id: row.parse("template_id", &self.template_id)?,
             template_version: row.count("template_version", self.template_version)?,
             recorded_by: row.parse("recorded_by", &self.recorded_by)?,
@@ -84,7 +84,7 @@ impl Row {
         Ok(Signature {
             id: row.parse("id", &self.id)?,
             customer_id: row.parse("customer_id", &self.customer_id)?,
-            agreement_type: row.named("agreement_type", AgreementType::from_name(&self.agreement_type))?,
+            agreement_type: row.named("agreement_type", self.agreement_type.parse().ok())?,
             template_id: row.parse("template_id", &self.template_id)?,
             template_version: row.count("template_version", self.template_version)?,
             signed_by: row.parse("recorded_by", &self.recorded_by)?,
@@ -129,8 +129,8 @@ impl Row {
     }
 
     fn check_kind(&self, expected: AcceptanceKind) -> Result<(), Error> {
-        match AcceptanceKind::from_name(&self.kind) {
-            Some(kind) if kind == expected => Ok(()),
+        match self.kind.parse::<AcceptanceKind>() {
+            Ok(kind) if kind == expected => Ok(()),
             _ => Err(at("acceptance", &self.id).corrupt("kind")),
         }
     }
@@ -138,10 +138,9 @@ impl Row {
     fn withdrawal(&self) -> Result<Option<Withdrawal>, Error> {
         let row = at("acceptance", &self.id);
         let Some(withdrawn_at) = self.withdrawn_at else { return Ok(None) };
-        let reason = WithdrawalReason::from_name(&self.withdrawal_reason);
         Ok(Some(Withdrawal {
             at: utc(withdrawn_at),
-            reason: row.named("withdrawal_reason", reason)?,
+            reason: row.named("withdrawal_reason", self.withdrawal_reason.parse().ok())?,
             by: row.parse("withdrawn_by", &self.withdrawn_by)?,
         }))
     }
@@ -173,7 +172,7 @@ pub(crate) fn attestation_current(
                 .and(template_version::number.eq(acceptance::template_version))))
             .filter(acceptance::customer_id.eq(customer.to_string()))
             .filter(acceptance::partner_id.eq(partner.to_string()))
-            .filter(acceptance::agreement_type.eq(of.name()))
+            .filter(acceptance::agreement_type.eq(of.into_str()))
             .filter(acceptance::superseded_at.is_null())
             .filter(acceptance::withdrawn_at.is_null())
             .select((Row::as_select(), template_version::effective_from))
@@ -218,10 +217,10 @@ pub(crate) fn attestation_insert(connection: &mut Connection, new: &Attestation)
         diesel::insert_into(acceptance::table)
             .values((
                 acceptance::id.eq(new.id.to_string()),
-                acceptance::kind.eq(AcceptanceKind::Attestation.name()),
+                acceptance::kind.eq(AcceptanceKind::Attestation.into_str()),
                 acceptance::partner_id.eq(new.partner_id.to_string()),
                 acceptance::customer_id.eq(new.customer_id.to_string()),
-                acceptance::agreement_type.eq(new.agreement_type.name()),
+                acceptance::agreement_type.eq(new.agreement_type.into_str()),
                 acceptance::template_id.eq(new.template_id.to_string()),
                 acceptance::template_version.eq(i32::try_from(new.template_version).unwrap_or(i32::MAX)),
                 acceptance::first_name.eq(&new.contact.first_name),
@@ -286,10 +285,10 @@ pub(crate) fn signature_insert(connection: &mut Connection, new: &Signature) -> 
         diesel::insert_into(acceptance::table)
             .values((
                 acceptance::id.eq(new.id.to_string()),
-                acceptance::kind.eq(AcceptanceKind::Signature.name()),
+                acceptance::kind.eq(AcceptanceKind::Signature.into_str()),
                 acceptance::partner_id.eq(NO_PARTNER),
                 acceptance::customer_id.eq(new.customer_id.to_string()),
-                acceptance::agreement_type.eq(new.agreement_type.name()),
+                acceptance::agreement_type.eq(new.agreement_type.into_str()),
                 acceptance::template_id.eq(new.template_id.to_string()),
                 acceptance::template_version.eq(i32::try_from(new.template_version).unwrap_or(i32::MAX)),
                 // A signature names a user, not a person.
@@ -330,7 +329,7 @@ pub(crate) fn acceptance_withdraw(
         diesel::update(acceptance::table.find(id.to_string()))
             .set((
                 acceptance::withdrawn_at.eq(withdrawal.at.naive_utc()),
-                acceptance::withdrawal_reason.eq(withdrawal.reason.name()),
+                acceptance::withdrawal_reason.eq(withdrawal.reason.into_str()),
                 acceptance::withdrawn_by.eq(withdrawal.by.to_string()),
             ))
             .execute(c)

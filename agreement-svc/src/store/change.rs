@@ -189,7 +189,7 @@ impl<'c> Change<'c> {
 /// A link of the hash chain: over the hash of the event before it, its number, its time and its body as stored.
 pub(super) fn chained(previous: &str, revision: i64, recorded_at: Time, body: &str) -> String {
     let micros = recorded_at.timestamp_micros();
-    hex(&Sha256::digest(format!("{previous}\n{revision}\n{micros}\n{body}")))
+    hex::encode(Sha256::digest(format!("{previous}\n{revision}\n{micros}\n{body}")))
 }
 
 /// Commits to a person without naming it: the salt is beside the person in the record, and the
@@ -197,12 +197,7 @@ pub(super) fn chained(previous: &str, revision: i64, recorded_at: Time, body: &s
 pub(crate) fn commitment(salt: &str, contact: &Contact) -> String {
     let Contact { first_name, last_name, email, phone } = contact;
     // Control characters cannot occur in the fields, so the parts cannot run into each other.
-    hex(&Sha256::digest(format!("{salt}\n{first_name}\n{last_name}\n{email}\n{phone}")))
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(Sha256::digest(format!("{salt}\n{first_name}\n{last_name}\n{email}\n{phone}")))
 }
 
 /// The hash over the documents of a version, in the order of country and language.
@@ -212,5 +207,5 @@ pub(crate) fn documents_digest(documents: &[Document]) -> String {
         .map(|d| format!("{}\t{}\t{}\t{}\n", d.country, d.language, d.link, d.sha256))
         .collect();
     lines.sort_unstable();
-    hex(&Sha256::digest(lines.concat()))
+    hex::encode(Sha256::digest(lines.concat()))
 }

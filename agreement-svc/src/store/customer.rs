@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::schema::{customer, partner, relationship};
 
 use crate::rules::Time;
-use crate::rules::party::{Cloud, Contact, Customer, PartnerKind, Partnership, Relationship};
+use crate::rules::party::{Contact, Customer, Partnership, Relationship};
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = customer)]
@@ -37,7 +37,7 @@ impl Row {
     fn read(self) -> Result<Customer, Error> {
         Ok(Customer {
             id: at("customer", &self.id).parse("id", &self.id)?,
-            cloud: at("customer", &self.id).named("cloud", Cloud::from_name(&self.cloud))?,
+            cloud: at("customer", &self.id).named("cloud", self.cloud.parse().ok())?,
             company_name: self.company_name,
             domain: self.domain,
             country: self.country,
@@ -157,7 +157,7 @@ pub(crate) fn customer_insert(connection: &mut Connection, new: &Customer) -> Re
                 customer::company_name.eq(&new.company_name),
                 customer::domain.eq(&new.domain),
                 customer::country.eq(&new.country),
-                customer::cloud.eq(new.cloud.name()),
+                customer::cloud.eq(new.cloud.into_str()),
                 customer::first_name.eq(&new.primary_contact.first_name),
                 customer::last_name.eq(&new.primary_contact.last_name),
                 customer::email.eq(&new.primary_contact.email),
@@ -315,7 +315,7 @@ fn read_partnership(key: &str, row: PartnershipRow) -> Result<Partnership, Error
             payer_id: row.parse("partner_id", &payer)?,
             reseller_id: row.optional_id("reseller_id", &reseller)?,
         },
-        payer_kind: at("partner", &payer).named("kind", PartnerKind::from_name(&kind))?,
+        payer_kind: at("partner", &payer).named("kind", kind.parse().ok())?,
         payer_name,
         reseller_name,
         established_at: utc(established_at),

@@ -15,6 +15,7 @@ use chrono::NaiveDateTime;
 use diesel::dsl::{exists, max, min};
 use diesel::prelude::*;
 use diesel::sql_types::{Bool, Text};
+use strum::VariantArray;
 use uuid::Uuid;
 
 use super::acceptance::NO_PARTNER;
@@ -23,7 +24,6 @@ use super::template::template_list;
 
 use crate::rules::Time;
 use crate::rules::eligibility::{Acceptance, AcceptanceKind, Facts, Reacceptance, reacceptances};
-use crate::rules::party::Cloud;
 use crate::rules::template::{AgreementType, Template};
 
 /// Who buys for whom, and through which reseller.
@@ -129,7 +129,7 @@ macro_rules! has_withdrawn {
             acceptance::table
                 .filter(acceptance::customer_id.eq(customer::id))
                 .filter(acceptance::partner_id.eq($partner))
-                .filter(acceptance::agreement_type.eq(AgreementType::$of.name()))
+                .filter(acceptance::agreement_type.eq(AgreementType::$of.into_str()))
                 .filter(acceptance::withdrawn_at.is_not_null()),
         )
     };
@@ -301,7 +301,7 @@ pub(crate) fn gate_history(connection: &mut Connection, pair: Pair) -> Result<Hi
             .first(c)
     })?;
     let kinds = [AcceptanceKind::Attestation, AcceptanceKind::Signature];
-    let possible = kinds.iter().flat_map(|kind| AgreementType::ALL.iter().map(|of| (*kind, *of)));
+    let possible = kinds.iter().flat_map(|kind| AgreementType::VARIANTS.iter().map(|of| (*kind, *of)));
     Ok(History {
         withdrawn: possible.filter(|(kind, of)| row.has_withdrawn(*kind, *of)).collect(),
         first_signed_at: row.first_signed_at.map(utc),
@@ -335,7 +335,7 @@ fn snapshot(templates: &Templates, rows: &[&Row]) -> Result<Snapshot, Error> {
         acceptance_revision: customer.acceptance_revision,
         head: revisions.head.ok_or_else(|| at("revision", "1").corrupt("value"))?,
         facts: Facts {
-            cloud: at("customer", key).named("cloud", Cloud::from_name(&customer.cloud))?,
+            cloud: at("customer", key).named("cloud", customer.cloud.parse().ok())?,
             reacceptances: templates.reacceptances_of(&acceptances),
             acceptances,
             withdrawn: vec![],
@@ -351,7 +351,7 @@ impl TemplateCache {
         if cached.revision == revision {
             return Ok(cached);
         }
-        let read = Arc::new(Templates::new(&template_list(connection, AgreementType::ALL)?));
+        let read = Arc::new(Templates::new(&template_list(connection, AgreementType::VARIANTS)?));
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&read);
         Ok(read)
     }
@@ -376,9 +376,8 @@ impl Templates {
         let effective_from = self.effective_from.get(&version).copied();
         Ok(Acceptance {
             id: at(table, id).parse("id", id)?,
-            kind: at(table, id).named("kind", AcceptanceKind::from_name(&row.kind))?,
-            agreement_type: at(table, id)
-                .named("agreement_type", AgreementType::from_name(&row.agreement_type))?,
+            kind: at(table, id).named("kind", row.kind.parse().ok())?,
+            agreement_type: at(table, id).named("agreement_type", row.agreement_type.parse().ok())?,
             template_id: at(table, id).parse("template_id", &row.template_id)?,
             template_version: at(table, id).count("template_version", row.template_version)?,
             effective_from: effective_from.ok_or_else(|| at(table, id).corrupt("template_version"))?,

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::schema::{invitation, relationship};
 
 use crate::rules::Time;
-use crate::rules::invitation::{Invitation, InvitationKind, InvitationState, Settled};
+use crate::rules::invitation::{Invitation, InvitationState, Settled};
 use crate::rules::party::{Contact, Relationship};
 
 #[derive(Queryable, Selectable)]
@@ -47,7 +47,7 @@ impl Row {
         };
         Ok(Invitation {
             id: row.parse("id", &self.id)?,
-            kind: row.named("kind", InvitationKind::from_name(&self.kind))?,
+            kind: row.named("kind", self.kind.parse().ok())?,
             relationship: Relationship {
                 payer_id: row.parse("partner_id", &self.partner_id)?,
                 reseller_id: row.optional_id("reseller_id", &self.reseller_id)?,
@@ -136,7 +136,7 @@ pub(crate) fn invitation_insert(connection: &mut Connection, new: &Invitation) -
         diesel::insert_into(invitation::table)
             .values((
                 invitation::id.eq(new.id.to_string()),
-                invitation::kind.eq(new.kind.name()),
+                invitation::kind.eq(new.kind.into_str()),
                 invitation::partner_id.eq(new.relationship.payer_id.to_string()),
                 invitation::reseller_id.eq(id_or_empty(new.relationship.reseller_id)),
                 invitation::customer_id.eq(id_or_empty(new.customer_id)),

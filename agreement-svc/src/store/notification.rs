@@ -29,7 +29,7 @@ fn read(
     let row = at("notification", &attestation_id);
     Ok(Notification {
         attestation_id: row.parse("attestation_id", &attestation_id)?,
-        state: row.named("state", NotificationState::from_name(&state))?,
+        state: row.named("state", state.parse().ok())?,
         attempts: row.count("attempts", attempts)?,
         due_at: utc(due_at),
         sent_at: sent_at.map(utc),
@@ -47,7 +47,7 @@ pub(crate) fn notification_insert(
         diesel::insert_into(notification::table)
             .values((
                 notification::attestation_id.eq(attestation.to_string()),
-                notification::state.eq(NotificationState::Queued.name()),
+                notification::state.eq(NotificationState::Queued.into_str()),
                 notification::attempts.eq(0),
                 notification::due_at.eq(now.naive_utc()),
                 notification::last_failure.eq(""),
@@ -78,7 +78,7 @@ pub(crate) fn notifications_claim(
     limit: i64,
 ) -> Result<Vec<Announcement>, Error> {
     let due = notification::table
-        .filter(notification::state.eq(NotificationState::Queued.name()))
+        .filter(notification::state.eq(NotificationState::Queued.into_str()))
         .filter(notification::due_at.le(now.naive_utc()))
         .order(notification::due_at)
         .limit(limit)
@@ -108,7 +108,7 @@ pub(crate) fn notifications_waiting(connection: &mut Connection) -> Result<(i64,
     let (count, oldest): (i64, Option<NaiveDateTime>) = query!(connection, c => {
         notification::table
             .inner_join(acceptance::table.on(acceptance::id.eq(notification::attestation_id)))
-            .filter(notification::state.eq(NotificationState::Queued.name()))
+            .filter(notification::state.eq(NotificationState::Queued.into_str()))
             .select((count_star(), min(acceptance::recorded_at)))
             .first(c)
     })?;
@@ -119,7 +119,7 @@ pub(crate) fn notifications_waiting(connection: &mut Connection) -> Result<(i64,
 pub(crate) fn dead_letters(connection: &mut Connection) -> Result<i64, Error> {
     Ok(query!(connection, c => {
         notification::table
-            .filter(notification::state.eq(NotificationState::DeadLetter.name()))
+            .filter(notification::state.eq(NotificationState::DeadLetter.into_str()))
             .select(count_star())
             .first(c)
     })?)
@@ -183,9 +183,9 @@ fn announcements(connection: &mut Connection, ids: &[String]) -> Result<Vec<Anno
 pub(crate) fn notification_sent(connection: &mut Connection, id: Uuid, now: Time) -> Result<(), Error> {
     query!(connection, c => {
         diesel::update(notification::table.find(id.to_string()))
-            .filter(notification::state.ne(NotificationState::Sent.name()))
+            .filter(notification::state.ne(NotificationState::Sent.into_str()))
             .set((
-                notification::state.eq(NotificationState::Sent.name()),
+                notification::state.eq(NotificationState::Sent.into_str()),
                 notification::sent_at.eq(now.naive_utc()),
                 notification::last_failure.eq(""),
             ))
@@ -208,10 +208,10 @@ pub(crate) fn notification_failed(
     };
     query!(connection, c => {
         diesel::update(notification::table.find(id.to_string()))
-            .filter(notification::state.eq(NotificationState::Queued.name()))
+            .filter(notification::state.eq(NotificationState::Queued.into_str()))
             .filter(notification::attempts.eq(i32::try_from(attempts).unwrap_or(i32::MAX)))
             .set((
-                notification::state.eq(state.name()),
+                notification::state.eq(state.into_str()),
                 due_at.map(|due_at| notification::due_at.eq(due_at.naive_utc())),
                 notification::last_failure.eq(failure.to_string()),
             ))
@@ -227,9 +227,9 @@ pub(crate) fn notification_requeue(
 ) -> Result<(), Error> {
     query!(connection, c => {
         diesel::update(notification::table.find(requeued.attestation_id.to_string()))
-            .filter(notification::state.eq(NotificationState::DeadLetter.name()))
+            .filter(notification::state.eq(NotificationState::DeadLetter.into_str()))
             .set((
-                notification::state.eq(requeued.state.name()),
+                notification::state.eq(requeued.state.into_str()),
                 notification::attempts.eq(i32::try_from(requeued.attempts).unwrap_or(i32::MAX)),
                 notification::due_at.eq(requeued.due_at.naive_utc()),
             ))

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::schema::{partner, reseller_link};
 
-use crate::rules::party::{Cloud, Partner, PartnerKind};
+use crate::rules::party::Partner;
 
 #[derive(Queryable)]
 struct Row {
@@ -24,8 +24,8 @@ impl Row {
     fn read(self) -> Result<Partner, Error> {
         Ok(Partner {
             id: at("partner", &self.id).parse("id", &self.id)?,
-            kind: at("partner", &self.id).named("kind", PartnerKind::from_name(&self.kind))?,
-            cloud: at("partner", &self.id).named("cloud", Cloud::from_name(&self.cloud))?,
+            kind: at("partner", &self.id).named("kind", self.kind.parse().ok())?,
+            cloud: at("partner", &self.id).named("cloud", self.cloud.parse().ok())?,
             name: self.name,
             registered_at: utc(self.registered_at),
         })
@@ -58,8 +58,8 @@ pub(crate) fn partner_insert(connection: &mut Connection, new: &Partner) -> Resu
             .values((
                 partner::id.eq(new.id.to_string()),
                 partner::name.eq(&new.name),
-                partner::kind.eq(new.kind.name()),
-                partner::cloud.eq(new.cloud.name()),
+                partner::kind.eq(new.kind.into_str()),
+                partner::cloud.eq(new.cloud.into_str()),
                 partner::registered_at.eq(new.registered_at.naive_utc()),
             ))
             .execute(c)

@@ -29,9 +29,8 @@ fn read(
     if versions.is_empty() {
         return Err(at("template", &id).corrupt("versions"));
     }
-    let agreement_type = AgreementType::from_name(&agreement_type);
     Ok(Template {
-        agreement_type: at("template", &id).named("agreement_type", agreement_type)?,
+        agreement_type: at("template", &id).named("agreement_type", agreement_type.parse().ok())?,
         id: at("template", &id).parse("id", &id)?,
         name,
         retired_at: retired_at.map(utc),
@@ -95,7 +94,7 @@ pub(crate) fn template_list(
     connection: &mut Connection,
     types: &[AgreementType],
 ) -> Result<Vec<Template>, Error> {
-    let names: Vec<&str> = types.iter().map(|t| t.name()).collect();
+    let names: Vec<&str> = types.iter().map(AgreementType::into_str).collect();
     let rows: Vec<Row> = query!(connection, c => {
         template::table.filter(template::agreement_type.eq_any(&names)).order(template::id).load(c)
     })?;
@@ -110,7 +109,7 @@ pub(crate) fn template_live(
 ) -> Result<Option<Uuid>, Error> {
     let id: Option<String> = query!(connection, c => {
         template::table
-            .filter(template::agreement_type.eq(of.name()))
+            .filter(template::agreement_type.eq(of.into_str()))
             .filter(template::retired_at.is_null().or(template::retired_at.gt(now.naive_utc())))
             .order(template::retired_at.is_null().desc())
             .select(template::id)
@@ -160,7 +159,7 @@ fn template_insert(connection: &mut Connection, new: &Template) -> Result<(), Er
             .values((
                 template::id.eq(new.id.to_string()),
                 template::name.eq(&new.name),
-                template::agreement_type.eq(new.agreement_type.name()),
+                template::agreement_type.eq(new.agreement_type.into_str()),
                 template::retired_at.eq(new.retired_at.map(|at| at.naive_utc())),
                 template::revision.eq(new.revision),
             ))
@@ -195,7 +194,7 @@ fn version_insert(
             .values((
                 template_version::template_id.eq(&template_id),
                 template_version::number.eq(number),
-                template_version::agreement_type.eq(of.agreement_type.name()),
+                template_version::agreement_type.eq(of.agreement_type.into_str()),
                 template_version::effective_from.eq(new.effective_from.naive_utc()),
                 template_version::reaccept_by.eq(new.reaccept_by.map(|at| at.naive_utc())),
                 template_version::published_at.eq(new.published_at.naive_utc()),
