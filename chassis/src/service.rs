@@ -14,7 +14,8 @@ use crate::server::{self, Options};
 /// then, after the last call in progress, the workers.
 #[derive(Default)]
 pub struct Service {
-    /// A set and not a tracker: a worker that ends by itself ends the service.
+    /// A `JoinSet` and not a `TaskTracker`: a worker that ends by itself ends the service, and dropping the set ends the
+    /// others.
     workers: JoinSet<()>,
     stop_workers: CancellationToken,
     stopping: CancellationToken,

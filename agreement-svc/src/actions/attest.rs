@@ -1,5 +1,5 @@
-//! Attestation (ATT-1 to ATT-10): one effect of CreateAttestation, of each row of ImportAttestations and of
-//! CreateCustomer with an attestation.
+//! Attestation (ATT-1 to ATT-10): the effect that CreateAttestation, each row of ImportAttestations and CreateCustomer
+//! share.
 
 use chassis::clock::{new_id, new_salt};
 use uuid::Uuid;

@@ -1,5 +1,5 @@
-//! Customers and their relationships with partners (CUS-1 to CUS-3): one effect of CreateCustomer and of an
-//! invitation that a new customer accepts.
+//! Customers and their relationships with partners (CUS-1 to CUS-3): the effects that CreateCustomer and
+//! the acceptance of an invitation share, and the end of a relationship.
 
 use chassis::clock::new_salt;
 use uuid::Uuid;

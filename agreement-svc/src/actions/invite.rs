@@ -1,4 +1,4 @@
-//! Invitations (INV-1 to INV-3): one effect of CreateInvitation and of CreateCustomer with an invitation.
+//! Invitations (INV-1 to INV-3): the effect that CreateInvitation and CreateCustomer share.
 
 use chassis::clock::{new_id, new_salt};
 use uuid::Uuid;

@@ -1,4 +1,4 @@
-//! Direct signature by the customer (DIR-1 to DIR-4): one effect of SignAgreement and AcceptInvitation.
+//! Direct signature by the customer (DIR-1 to DIR-4): the effect that SignAgreement and AcceptInvitation share.
 
 use chassis::clock::new_id;
 use uuid::Uuid;

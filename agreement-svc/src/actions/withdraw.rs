@@ -1,5 +1,5 @@
-//! Withdrawal of an acceptance (WD-1): one effect of WithdrawAttestation and WithdrawSignature. Both report which
-//! partners it leaves without an acceptance, also when the withdrawal had been made before.
+//! Withdrawal of an acceptance (WD-1): the effect that WithdrawAttestation and WithdrawSignature share. Both report which
+//! partners have no acceptance as of now, also when the withdrawal had been made before.
 
 use uuid::Uuid;
 

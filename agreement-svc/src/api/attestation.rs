@@ -63,6 +63,7 @@ impl AttestationService for Api {
             if is_of_another || matches!(customer, Err(ChangeError::Refused(_))) {
                 return Err(unseen.into());
             }
+            // A failure of the database stays one.
             customer?;
             let announced = notifications_of(connection, &[id])?;
             let attestation = Some(convert::attestation(attestation, announced.get(&id)));
@@ -140,7 +141,7 @@ impl AttestationService for Api {
 
         self.change(call, move |change, caller| {
             require_own_attestation(change.connection, caller.tenant_id, id)?;
-            // What was attested before there were announcements has none.
+            // Attestations older than the table of notifications have no row.
             let announced = notifications_of(change.connection, &[id])?.remove(&id);
             let announced = announced.ok_or(Refusal::NotFound { resource: "notification", id })?;
             let requeued = announced.retry(change.now)?;
