@@ -51,7 +51,7 @@ fn short(name: &'static str, unspecified: &str) -> &'static str {
     name.strip_prefix(unspecified.trim_end_matches("UNSPECIFIED")).unwrap_or(name)
 }
 
-/// Serves the metrics until `stop` resolves.
+/// Serves the metrics until `stop` is cancelled.
 pub(crate) async fn serve(listener: TcpListener, metrics: Metrics, clock: Clock, stop: CancellationToken) {
     let numbers = metrics.clone();
     let look = move || {

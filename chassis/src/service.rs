@@ -11,7 +11,7 @@ use crate::metrics::Metrics;
 use crate::server::{self, Options};
 
 /// The workers of a service, and the two steps of its graceful shutdown: first the server stops and open streams end;
-/// then, after the last call in progress, the workers.
+/// then, when the server has returned, the workers.
 #[derive(Default)]
 pub struct Service {
     /// A `JoinSet` and not a `TaskTracker`: a worker that ends by itself ends the service, and dropping the set ends the
@@ -28,7 +28,7 @@ impl Service {
         Self::default()
     }
 
-    /// Cancelled when the graceful shutdown begins: handlers of open streams end them.
+    /// Cancelled when the graceful shutdown begins, or the service ends in another way: handlers of open streams end them.
     #[must_use]
     pub fn stopping(&self) -> CancellationToken {
         self.stopping.clone()
@@ -42,7 +42,7 @@ impl Service {
         self.workers.spawn(worker(self.stop_workers.clone()));
     }
 
-    /// Serves until `shutdown` resolves and the last call in progress and every worker have ended.
+    /// Serves until `shutdown` resolves, the server has returned, and every worker has ended.
     ///
     /// # Errors
     /// Those of [`server::serve`]; a worker that ended by itself or panicked.
@@ -67,6 +67,8 @@ impl Service {
                 return Err(format!("a worker ended by itself: {ended:?}").into());
             }
         };
+        // Also when the server failed by itself.
+        self.stopping.cancel();
         self.stop_workers.cancel();
         while let Some(ended) = self.workers.join_next().await {
             ended?;

@@ -63,7 +63,7 @@ impl Decisions {
     }
 }
 
-/// Serves `/metrics` until `stop` resolves.
+/// Serves `/metrics` until `stop` is cancelled.
 pub(crate) async fn serve(
     listener: TcpListener,
     metrics: Metrics,

@@ -4,7 +4,7 @@
 use chassis::clock::{new_id, new_salt};
 use uuid::Uuid;
 
-use super::template::newest_effective;
+use super::template::live_instead_of;
 use super::visibility::{require_customer, require_partner, require_relationship, require_template};
 use crate::rules::attestation::{self, Attestation, Claim, Facts, check_attester};
 use crate::rules::event::Event;
@@ -50,7 +50,7 @@ pub(crate) fn attest(
     let facts = Facts {
         customer,
         template: &template,
-        live_template_id: newest_effective(change, &template)?,
+        live_template_id: live_instead_of(change, &template)?,
         current: current.as_ref().map(|(attestation, effective_from)| (attestation, *effective_from)),
     };
     let accepted = attestation::attest(&facts, &claim, now)?;

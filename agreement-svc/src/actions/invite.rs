@@ -3,7 +3,7 @@
 use chassis::clock::{new_id, new_salt};
 use uuid::Uuid;
 
-use super::template::newest_effective;
+use super::template::live_instead_of;
 use super::visibility::require_template;
 use crate::rules::event::Event;
 use crate::rules::invitation::{Invitation, InvitationKind};
@@ -39,7 +39,7 @@ pub(crate) fn invite(
     let now = change.now;
     let template = require_template(change.connection, new.template_id)?;
     let cloud = customer.map_or(cloud, |customer| customer.cloud);
-    let live = newest_effective(change, &template)?;
+    let live = live_instead_of(change, &template)?;
     check_signable(cloud, &template, live, now)?;
     if let Some(customer) = customer {
         let first_signed_at = first_signed_at(change.connection, customer.id)?;

@@ -1,4 +1,5 @@
-//! What a call does, below the wire: an effect or answer that calls share, one function each.
+//! What a call does, below the wire: an effect or answer that calls share, or that is more than a screen of its call,
+//! one function each.
 //!
 //! Invariant: nothing here knows messages, statuses or SQL. An action takes a connection or a change, asks the
 //! rules, and gives a value or a refusal back.

@@ -4,7 +4,7 @@ use chassis::clock::new_id;
 use uuid::Uuid;
 
 use super::customer::{create, establish_relationship};
-use super::template::newest_effective;
+use super::template::live_instead_of;
 use super::visibility::{require_partner, require_template};
 use crate::rules::Refusal;
 use crate::rules::event::Event;
@@ -19,7 +19,7 @@ use crate::store::invitation::invitation_settle;
 use crate::store::partner::link_exists;
 
 /// A customer's acceptance of an invitation.
-pub(crate) struct NewAcceptance {
+pub(crate) struct InvitationAcceptance {
     /// The accepting company's own tenant.
     pub tenant_id: Uuid,
     /// What the company says of itself, for a tenant that is no customer yet.
@@ -32,13 +32,14 @@ pub(crate) struct NewAcceptance {
 
 /// Accepts an invitation (INV-2): the customer enters the relationship that it offers, and signs. Gives the
 /// signature back, or none where the customer's partner has to attest instead (INV-3). An invitation that the same
-/// customer had accepted before changes nothing.
+/// customer had accepted before changes nothing, and gives the customer's current signature of that type, if any. The
+/// caller has checked the token of the link.
 pub(crate) fn accept_invitation(
     change: &mut Change<'_>,
     invitation: &mut Invitation,
-    new: NewAcceptance,
+    new: InvitationAcceptance,
 ) -> Result<Option<Signature>, ChangeError> {
-    let NewAcceptance { tenant_id, company, shown_version, by } = new;
+    let InvitationAcceptance { tenant_id, company, shown_version, by } = new;
     let is_new = invitation.accept(tenant_id, change.now)?;
     let template = require_template(change.connection, invitation.template_id)?;
     if !is_new {
@@ -87,7 +88,7 @@ fn enrol(
         return Err(Refusal::ResellerNotLinked { provider_id: payer.id, reseller_id }.into());
     }
     let cloud = known.as_ref().map_or(payer.cloud, |customer| customer.cloud);
-    let live = newest_effective(change, template)?;
+    let live = live_instead_of(change, template)?;
     check_signable(cloud, template, live, change.now)?;
     let Some(mut customer) = known else {
         let missing = || Refusal::field("company", "is required: your tenant is not a customer yet");
@@ -114,7 +115,7 @@ pub(crate) fn sign(
     let facts = Facts {
         customer,
         template,
-        live_template_id: newest_effective(change, template)?,
+        live_template_id: live_instead_of(change, template)?,
         current: current.as_ref(),
         first_signed_at: first_signed_at(change.connection, customer.id)?,
     };

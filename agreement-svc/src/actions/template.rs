@@ -88,7 +88,7 @@ fn new_template(change: &mut Change<'_>, new: &NewVersion) -> Result<Template, C
 }
 
 /// The template to use instead of a retired one: the live one of the newest type that has one.
-pub(super) fn newest_effective(
+pub(super) fn live_instead_of(
     change: &mut Change<'_>,
     instead_of: &Template,
 ) -> Result<Option<Uuid>, ChangeError> {

@@ -35,7 +35,7 @@ pub(crate) fn require_template(connection: &mut Connection, id: Uuid) -> Result<
     Ok(template_find(connection, id)?.ok_or(Refusal::NotFound { resource: "template", id })?)
 }
 
-/// The active relationship of a partner, as payer or as reseller, with a customer.
+/// An active relationship of a partner, as payer or as reseller, with a customer.
 pub(crate) fn require_relationship(
     connection: &mut Connection,
     partner_id: Uuid,

@@ -1,5 +1,5 @@
-//! Withdrawal of an acceptance (WD-1): the effect that WithdrawAttestation and WithdrawSignature share. Both report which
-//! partners have no acceptance as of now, also when the withdrawal had been made before.
+//! Withdrawal of an acceptance (WD-1): the effect that WithdrawAttestation and WithdrawSignature share. Both report which of
+//! the partners that it covered have no acceptance now, also when the withdrawal had been made before.
 
 use uuid::Uuid;
 
@@ -15,7 +15,7 @@ use crate::store::acceptance::{
 use crate::store::change::{Change, ChangeError};
 use crate::store::customer::{active_partners, customer_set_acceptance_revision};
 
-/// Withdraws an attestation of the partner's own, and names the partners without an acceptance.
+/// Withdraws an attestation of the partner's own; names the partner if it has no acceptance now.
 pub(crate) fn withdraw_attestation(
     change: &mut Change<'_>,
     partner_id: Uuid,
@@ -47,7 +47,7 @@ pub(crate) fn withdraw_attestation(
     Ok((attestation, uncovered))
 }
 
-/// Withdraws a signature of the customer's own, and names the partners without an acceptance.
+/// Withdraws a signature of the customer's own; names the active partners that have no acceptance now.
 pub(crate) fn withdraw_signature(
     change: &mut Change<'_>,
     customer_id: Uuid,
@@ -72,7 +72,7 @@ pub(crate) fn withdraw_signature(
     Ok((signature, uncovered))
 }
 
-/// Stores a withdrawal, if it is new, and finds the active partners without an acceptance.
+/// Stores a withdrawal, if it is new, and finds the active partners that it covered and that have no acceptance now.
 fn withdraw(
     change: &mut Change<'_>,
     id: Uuid,

@@ -112,7 +112,8 @@ impl CustomerService for Api {
         let mut call = self.mutation("UpdateCustomer", request, |message| &mut message.request_id)?;
         let Mutation { form, message, .. } = &mut call;
         let id = form.id("customer_id", &message.customer_id);
-        let etag = form.text("etag", &message.etag, 1, 50);
+        form.text("etag", &message.etag, 1, 50);
+        let etag = message.etag.clone();
         let company_name = form.text("company_name", &message.company_name, 1, 200);
         let primary_contact =
             convert::read_contact(form, "primary_contact", message.primary_contact.as_ref());

@@ -18,7 +18,7 @@ use super::invitation::{Names, read_lifetime, with_link};
 use super::{Api, Mutation, convert, viewer};
 use crate::actions::customer::named_relationship;
 use crate::actions::invite::{NewInvitation, invite};
-use crate::actions::sign::{NewAcceptance, accept_invitation, sign};
+use crate::actions::sign::{InvitationAcceptance, accept_invitation, sign};
 use crate::actions::visibility::{
     require_customer, require_own_invitation, require_partner, require_relationship, require_template,
 };
@@ -222,7 +222,7 @@ impl DirectSignService for Api {
             if !links.is_token_of(id, &token) {
                 return Err(unseen.into());
             }
-            let new = NewAcceptance {
+            let new = InvitationAcceptance {
                 tenant_id: caller.tenant_id,
                 company,
                 shown_version: shown,

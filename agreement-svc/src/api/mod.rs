@@ -58,7 +58,7 @@ pub(crate) struct Api {
     pub committed: watch::Sender<()>,
     /// The revision of the last event, while a watcher is open.
     pub head: watch::Sender<i64>,
-    /// Cancelled when the server's graceful shutdown begins: open streams end.
+    /// Cancelled when the service ends: open streams end.
     pub stopping: CancellationToken,
     /// One for each import that may be open.
     pub imports: TenantLimiter,
@@ -72,7 +72,8 @@ struct Mutation<M> {
     name: &'static str,
     caller: Caller,
     now: Time,
-    /// The request without its id, and without what does not change its effect.
+    /// The request without its id. The handler also takes `validate_only` out, so that the rest is what the request id
+    /// stands for.
     message: M,
     form: Form,
     request_id: Uuid,
@@ -153,7 +154,7 @@ impl Api {
         }
     }
 
-    /// Answers a call that reads a few rows by key.
+    /// Answers a call that reads a few rows.
     async fn read<A: Send + 'static>(
         &self,
         form: Form,

@@ -35,13 +35,12 @@ impl PartnerService for Api {
         let name = form.text("name", &message.name, 1, 200);
         let kind = convert::read_partner_kind(form, "kind", message.kind);
         let cloud = convert::read_cloud(form, "cloud", message.cloud);
-        let now = self.clock.now();
         let new = Partner {
             id,
             name,
             kind: kind.unwrap_or(PartnerKind::IndirectReseller),
             cloud: cloud.unwrap_or(Cloud::Public),
-            registered_at: now,
+            registered_at: call.now,
         };
 
         self.change(call, move |change, caller| {

@@ -316,8 +316,9 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::HistoryForked { revision } => precondition(
             ErrorReason::HistoryForked,
             format!(
-                "revision {revision} is not part of the history: it was lost when an older copy was restored; \
-                 the operator announces the restore with migrate --after-restore"
+                "revision {revision} is not part of the history: it was lost when an older copy was restored. \
+                 Repeat what was lost; a watcher waits until the operator announces the restore with \
+                 migrate --after-restore"
             ),
         )
         .with("revision", revision)
@@ -426,7 +427,7 @@ mod tests {
             FailedPrecondition ACCEPTANCE_SUPERSEDED: acceptance 00000000-0000-0000-0000-000000000001 was replaced and no longer counts ["acceptance_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition NOTIFICATION_NOT_DEAD: the announcement is SENT; only a DEAD_LETTER can be retried ["state=SENT"]
             OutOfRange CURSOR_AHEAD: the history ends at revision 7, before the one asked for; begin again after 0 ["head=7"]
-            FailedPrecondition HISTORY_FORKED: revision 7 is not part of the history: it was lost when an older copy was restored; the operator announces the restore with migrate --after-restore ["revision=7"]
+            FailedPrecondition HISTORY_FORKED: revision 7 is not part of the history: it was lost when an older copy was restored. Repeat what was lost; a watcher waits until the operator announces the restore with migrate --after-restore ["revision=7"]
         "#]].assert_eq(&texts);
     }
 }

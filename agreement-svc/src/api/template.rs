@@ -152,9 +152,9 @@ impl TemplateService for Api {
         let mut call = self.mutation("RetireTemplate", request, |message| &mut message.request_id)?;
         let Mutation { form, message, .. } = &mut call;
         let id = form.id("template_id", &message.template_id);
-        let etag = form.text("etag", &message.etag, 1, 50);
-
-        let now = self.clock.now();
+        form.text("etag", &message.etag, 1, 50);
+        let etag = message.etag.clone();
+        let now = call.now;
         self.change(call, move |change, caller| {
             let mut template = require_template(change.connection, id)?;
             if template.revision.to_string() != etag {

@@ -63,7 +63,7 @@ pub fn open_ended<S>(stream: S) -> Response<S> {
 /// Opens a request: its caller, its message, and a form to read the message with.
 ///
 /// # Errors
-/// `INTERNAL` for a call that the server let through without an identity.
+/// Those of [`auth::caller`].
 pub fn open<M>(request: Request<M>) -> Result<(Caller, M, Form), Status> {
     let caller = auth::caller(&request)?;
     Ok((caller, request.into_inner(), Form::new()))
