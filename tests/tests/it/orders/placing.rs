@@ -491,8 +491,8 @@ async fn a_validated_order_is_answered_and_not_stored(#[case] backend: Backend) 
         let (before, had) = (cluster.head().await.unwrap(), bought(&direct).await);
         let customer = order.customer_id.clone();
         let known = actions::attestations_of(&direct, &customer).await.unwrap();
-        let rehearsed = CreateOrderRequest { validate_only: true, ..order.clone() };
-        let would_be = place(&direct, rehearsed).await;
+        let dry_run = CreateOrderRequest { validate_only: true, ..order.clone() };
+        let would_be = place(&direct, dry_run).await;
         assert_eq!(cluster.events_after(before).await.unwrap(), [], "{about}");
         assert_eq!(bought(&direct).await, had, "{about}");
         assert_eq!(actions::attestations_of(&direct, &customer).await.unwrap().len(), known.len(), "{about}");
@@ -510,7 +510,7 @@ async fn one_request_id_with_an_attestation_makes_one_order(#[case] backend: Bac
     let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let agents: Vec<_> = (0..4).map(|_| cluster.as_caller(fixtures::sales(DIRECT))).collect();
     let order = prompted(&customer);
-    let calls = (0..64).map(|n| place(&agents[n % agents.len()], order.clone()));
+    let calls = (0..32).map(|n| place(&agents[n % agents.len()], order.clone()));
     let answers = join_all(calls).await;
     let bytes: BTreeSet<_> = answers.into_iter().map(|answer| answer.unwrap().encode_to_vec()).collect();
     assert_eq!(bytes.len(), 1);

@@ -54,8 +54,8 @@ const OFFERS: &str = r#"{"offers": [
      "term": "PERPETUAL", "billing_cycle": "ONE_TIME", "auto_renews": false, "countries": [], "agreement_types": []}
 ]}"#;
 
-/// Callers of one moment.
-const CALLERS: usize = 64;
+/// Callers at the same time.
+const CALLERS: usize = 32;
 
 /// Longer than any worker may take to notice that the clock has moved.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -272,8 +272,8 @@ async fn check_blocked(world: &World, on: [&Subscription; 3], off: &Subscription
     for (wish, subscription) in
         [(Command::Seats(8), on[0]), (Command::Renew, on[0]), (Command::AutoRenew(true), off)]
     {
-        let rehearsed = Asked { validate_only: true, ..Asked::of(wish, subscription) };
-        for asked in [rehearsed, Asked::of(wish, subscription)] {
+        let dry_run = Asked { validate_only: true, ..Asked::of(wish, subscription) };
+        for asked in [dry_run, Asked::of(wish, subscription)] {
             let refused = asked.send(&world.direct).await.unwrap_err();
             assert_eq!(refusal(&refused), forbidden("AGREEMENT_REQUIRED"), "{wish:?}");
             let reasons = metadata_of(&refused)["reasons"].clone();
