@@ -1,5 +1,6 @@
 //! `cargo lab bench-gate`: throughput and latency of CheckEligibility and CreateOrder beside a bare tonic echo, in one
-//! run.
+//! run. CheckEligibility is measured a second time for a customer with a long history of withdrawn attestations, which
+//! must not cost more.
 //!
 //! All servers run on the same runtime flavour, one thread each, and are called over the same number
 //! of connections with the same number of calls in flight. Rounds alternate between them, so that other
@@ -11,7 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chassis::auth::Caller;
+use chassis::database::Url;
 use chassis::form::timestamp;
+use chrono::TimeDelta;
 use clap::Args;
 use proto::agreement::eligibility_service_server::{EligibilityService, EligibilityServiceServer};
 use proto::agreement::{
@@ -21,11 +24,13 @@ use proto::agreement::{
 };
 use proto::types;
 use tests::clients::{As, Identity};
-use tests::fixtures::{self, DIRECT, OFFICE};
+use tests::databases::behind;
+use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE};
 use tests::{Backend, Cluster, actions};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
+use uuid::Uuid;
 
 use crate::load::{closed_loop, percentile, rate};
 
@@ -46,6 +51,9 @@ pub(crate) struct Options {
     /// Customers that calls are spread over.
     #[arg(long, default_value_t = 64)]
     customers: usize,
+    /// Withdrawn attestations of the customer with a long history.
+    #[arg(long, default_value_t = 100_000)]
+    withdrawn: u32,
 }
 
 /// Always gives the same answer, which costs what tonic costs.
@@ -102,6 +110,8 @@ struct Bench {
     backend: Backend,
     _cluster: Cluster,
     customers: Vec<String>,
+    /// One customer, so that each call reads the same long history.
+    with_history: Vec<String>,
     callers: Vec<As>,
 }
 
@@ -116,15 +126,18 @@ pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let mut rows: Vec<(String, Vec<Figures>)> = vec![("bare echo".into(), vec![])];
     for bench in &benches {
         rows.push((format!("CheckEligibility, {}", bench.backend), vec![]));
+        rows.push((format!("- long history, {}", bench.backend), vec![]));
         rows.push((format!("CreateOrder, {}", bench.backend), vec![]));
     }
     for _ in 0..options.rounds {
         rows[0].1.push(measure(Subject::Echo, &echoes, &benches[0].customers, &options).await?);
         for (n, bench) in benches.iter().enumerate() {
             let check = measure(Subject::Check, &bench.callers, &bench.customers, &options).await?;
-            rows[1 + 2 * n].1.push(check);
+            rows[1 + 3 * n].1.push(check);
+            let check = measure(Subject::Check, &bench.callers, &bench.with_history, &options).await?;
+            rows[2 + 3 * n].1.push(check);
             let order = measure(Subject::Order, &bench.callers, &bench.customers, &options).await?;
-            rows[2 + 2 * n].1.push(order);
+            rows[3 + 3 * n].1.push(order);
         }
     }
     report(&options, rows);
@@ -140,10 +153,33 @@ impl Bench {
             actions::attest_now(&direct, &customer).await?;
             customers.push(customer);
         }
+        let with_history = actions::create_customer(&direct, "Customer with history", "FR", None).await?;
+        store_withdrawn(cluster.agreements_database(), &with_history, options.withdrawn)?;
+        actions::attest_now(&direct, &with_history).await?;
         let (agreements, orders) = (cluster.agreements_address(), cluster.orders_address());
         let callers = connect(options.connections, agreements, orders, &fixtures::sales(DIRECT));
-        Ok(Self { backend, _cluster: cluster, customers, callers })
+        Ok(Self { backend, _cluster: cluster, customers, with_history: vec![with_history], callers })
     }
+}
+
+/// Stores withdrawn attestations of a customer as SQL: as calls they would take minutes.
+fn store_withdrawn(database: &Url, customer: &str, count: u32) -> Result<(), String> {
+    const ROWS_MAX: usize = 5_000;
+    let row = |n: u32| {
+        let id = Uuid::from_u128(n.into());
+        let second = fixtures::now() - TimeDelta::days(400) + TimeDelta::seconds(n.into());
+        let agreed_at = second.format("%F %T");
+        format!(
+            "('{id}', 'ATTESTATION', '{DIRECT}', '{customer}', 'MICROSOFT_CUSTOMER_AGREEMENT', \
+             '{CUSTOMER_AGREEMENT}', 1, '', '', '', '', '', '{agreed_at}', '{agreed_at}', '', NULL, '{agreed_at}', 0, \
+             'ENTERED_IN_ERROR', '')"
+        )
+    };
+    let rows: Vec<_> = (0..count).map(row).collect();
+    for rows in rows.chunks(ROWS_MAX) {
+        behind(database, &format!("INSERT INTO acceptance VALUES {}", rows.join(", ")))?;
+    }
+    Ok(())
 }
 
 fn start_echo() -> Result<SocketAddr, Box<dyn Error>> {
