@@ -160,7 +160,7 @@ pub struct Import {
     /// 2026-11-21 09:30:00 or 2026-11-21, in UTC.
     #[arg(long, value_name = "TIME", value_parser = read_date)]
     pub agreed_at: Option<Time>,
-    /// Where to write what became of each row; by default beside the file, as FILE.results.csv.
+    /// Where to write the outcome of each row; by default beside the file, as FILE.results.csv.
     #[arg(long, value_name = "RESULTS.csv")]
     pub results: Option<PathBuf>,
 }

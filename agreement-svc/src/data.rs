@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use anyhow::{Context, anyhow, bail, ensure};
 use chassis::database::Database;
 use serde::Deserialize;
 use uuid::Uuid;
@@ -65,21 +66,21 @@ struct LanguagesRow {
 /// The policy in a file, or the default one.
 ///
 /// # Errors
-/// What is wrong with the file.
-pub fn read_policy(path: Option<&Path>) -> Result<Policy, String> {
+/// A file that cannot be read or holds an invalid policy; the message names the period.
+pub fn read_policy(path: Option<&Path>) -> anyhow::Result<Policy> {
     let text = text_of(path, DEFAULT_POLICY)?;
-    serde_json::from_str(&text).map_err(|error| format!("the policy {}: {error}", name_of(path)))
+    serde_json::from_str(&text).with_context(|| format!("the policy {}", name_of(path)))
 }
 
 /// The templates in a file, or the default ones. A table of countries and languages (columns `iso2`
 /// and `languages`, separated by semicolons) replaces the documents that the file lists.
 ///
 /// # Errors
-/// What is wrong with either file.
-pub fn read_templates(path: Option<&Path>, table: Option<&Path>) -> Result<Templates, String> {
+/// A file that cannot be read or is invalid; the message names the template or the country.
+pub fn read_templates(path: Option<&Path>, table: Option<&Path>) -> anyhow::Result<Templates> {
     let text = text_of(path, DEFAULT_TEMPLATES)?;
-    let wrong = |problem: String| format!("the templates {}: {problem}", name_of(path));
-    let file: TemplatesFile = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+    let name = || format!("the templates {}", name_of(path));
+    let file: TemplatesFile = serde_json::from_str(&text).with_context(name)?;
     let table = table.map(read_languages).transpose()?;
     let mut templates = vec![];
     for mut entry in file.templates {
@@ -88,27 +89,27 @@ pub fn read_templates(path: Option<&Path>, table: Option<&Path>) -> Result<Templ
                 version.documents = table.clone();
             }
         }
-        templates.push(read_template(entry).map_err(wrong)?);
+        templates.push(read_template(entry).with_context(name)?);
     }
     Ok(Templates(templates))
 }
 
-fn read_template(entry: TemplateEntry) -> Result<(Template, Vec<Vec<Document>>), String> {
+fn read_template(entry: TemplateEntry) -> anyhow::Result<(Template, Vec<Vec<Document>>)> {
     let id = entry.template_id;
     let mut versions: Vec<Version> = vec![];
     let mut documents = vec![];
     for version in entry.versions {
         let times = [Some(version.effective_from), version.reaccept_by, entry.retired_at];
         if times.into_iter().flatten().any(|time| time.timestamp_subsec_nanos() % 1000 != 0) {
-            return Err(format!("{id}: times must be in whole microseconds"));
+            bail!("{id}: times must be in whole microseconds");
         }
         if versions.last().is_some_and(|last| last.effective_from >= version.effective_from) {
-            return Err(format!("{id}: {} is not later than the version before", version.effective_from));
+            bail!("{id}: {} is not later than the version before", version.effective_from);
         }
         if version.reaccept_by.is_some_and(|by| by < version.effective_from) {
-            return Err(format!("{id}: reaccept_by lies before {}", version.effective_from));
+            bail!("{id}: reaccept_by lies before {}", version.effective_from);
         }
-        let texts = read_documents(&version.link, &version.documents).map_err(|e| format!("{id}: {e}"))?;
+        let texts = read_documents(&version.link, &version.documents).with_context(|| id.to_string())?;
         versions.push(Version {
             number: u32::try_from(versions.len()).unwrap_or(u32::MAX) + 1,
             effective_from: version.effective_from,
@@ -118,9 +119,7 @@ fn read_template(entry: TemplateEntry) -> Result<(Template, Vec<Vec<Document>>),
         });
         documents.push(texts);
     }
-    if versions.is_empty() {
-        return Err(format!("{id} has no version"));
-    }
+    ensure!(!versions.is_empty(), "{id} has no version");
     let template = Template {
         id,
         name: entry.name,
@@ -132,7 +131,7 @@ fn read_template(entry: TemplateEntry) -> Result<(Template, Vec<Vec<Document>>),
     Ok((template, documents))
 }
 
-fn read_documents(link: &str, languages: &Languages) -> Result<Vec<Document>, String> {
+fn read_documents(link: &str, languages: &Languages) -> anyhow::Result<Vec<Document>> {
     let mut documents = vec![];
     for (country, languages) in languages {
         for language in languages {
@@ -146,19 +145,19 @@ fn read_documents(link: &str, languages: &Languages) -> Result<Vec<Document>, St
     }
     match document_problems(&documents).first() {
         None => Ok(documents),
-        Some(bad) => Err(format!("{} {}", bad.field, bad.problem)),
+        Some(bad) => bail!("{} {}", bad.field, bad.problem),
     }
 }
 
-fn read_languages(path: &Path) -> Result<Languages, String> {
-    let wrong = |error: csv::Error| format!("the document table {}: {error}", path.display());
+fn read_languages(path: &Path) -> anyhow::Result<Languages> {
+    let name = path.display();
+    let wrong = |error: csv::Error| anyhow!("the document table {name}: {error}");
     let mut languages = Languages::new();
     for row in csv::Reader::from_path(path).map_err(wrong)?.deserialize() {
         let row: LanguagesRow = row.map_err(wrong)?;
         let tags = row.languages.split(';').map(|tag| tag.trim().to_owned()).collect();
-        if languages.insert(row.iso2.clone(), tags).is_some() {
-            return Err(format!("the document table {}: {} stands there twice", path.display(), row.iso2));
-        }
+        let is_first = languages.insert(row.iso2.clone(), tags).is_none();
+        ensure!(is_first, "the document table {name}: {} stands there twice", row.iso2);
     }
     Ok(languages)
 }
@@ -193,10 +192,10 @@ impl Templates {
     }
 }
 
-fn text_of(path: Option<&Path>, default: &str) -> Result<String, String> {
+fn text_of(path: Option<&Path>, default: &str) -> anyhow::Result<String> {
     match path {
         None => Ok(default.to_owned()),
-        Some(path) => fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display())),
+        Some(path) => fs::read_to_string(path).with_context(|| path.display().to_string()),
     }
 }
 
@@ -229,7 +228,7 @@ mod tests {
             ("", "EOF"),
         ] {
             fs::write(&path, text).unwrap();
-            let refused = read_policy(Some(&path)).unwrap_err();
+            let refused = format!("{:#}", read_policy(Some(&path)).unwrap_err());
             assert!(refused.contains(complaint), "{refused}");
         }
     }

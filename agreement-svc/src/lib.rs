@@ -1,7 +1,7 @@
 //! agreement-svc: who accepted which agreement, and whether that is enough to buy.
 //!
 //! - [`rules`]: the decisions, pure.
-//! - `store`: the memory, one database behind one lock.
+//! - `store`: the database, whose changes form one history behind one lock.
 //! - `api`: the gRPC services, each in its file.
 //! - `mail`: the outbox of announcements, and how mails are delivered.
 //! - `workers`: what runs in the background besides.
@@ -27,6 +27,7 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::Context;
 use chassis::auth::Identities;
 use chassis::clock::Clock;
 use chassis::idempotency;
@@ -36,7 +37,7 @@ use chassis::server::{Listeners, MESSAGE_BYTES_MAX, Options};
 use chassis::service::Service;
 use chassis::tls;
 use commands::migrate::{migrate, read_templates};
-use commands::{Failure, open};
+use commands::open;
 use config::Serve;
 use metrics::Decisions;
 use proto::agreement::attestation_service_server::AttestationServiceServer;
@@ -84,7 +85,7 @@ pub async fn serve(
     clock: Clock,
     listeners: Listeners,
     shutdown: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), Failure> {
+) -> anyhow::Result<()> {
     let tls = tls::Server::open(&config.tls, config.identity.auth, listeners.calls.local_addr()?)?;
     let identities = Identities::open(&config.identity, VOCABULARY, clock.clone())?;
     let policy = Arc::new(data::read_policy(config.policy.as_deref())?);
@@ -145,7 +146,7 @@ pub async fn serve(
     service.run(listeners.calls, routes, options, &metrics, shutdown).await
 }
 
-fn read_links(file: &Path, page: &str) -> Result<Links, String> {
-    let key = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
+fn read_links(file: &Path, page: &str) -> anyhow::Result<Links> {
+    let key = std::fs::read(file).with_context(|| file.display().to_string())?;
     Links::new(page, &key)
 }

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use agreement_svc::commands::erase::erase_contact;
 use agreement_svc::commands::migrate::{announce_restore, migrate};
 use agreement_svc::commands::verify::verify;
-use agreement_svc::commands::{Failure, import, token};
+use agreement_svc::commands::{import, token};
 use agreement_svc::config::{Cli, Command};
+use anyhow::bail;
 use chassis::clock::Clock;
 use chassis::health::check_health;
 use chassis::lifecycle::{runtime, signal};
@@ -20,14 +21,14 @@ fn main() -> ExitCode {
     match run(cli.command) {
         Ok(ended) => ended,
         Err(failure) => {
-            tracing::error!("{failure}");
+            tracing::error!("{failure:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(command: Command) -> Result<ExitCode, Failure> {
-    let done: Result<(), Failure> = match command {
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let done: anyhow::Result<()> = match command {
         Command::Import(settings) => return Ok(runtime(1)?.block_on(import::run(settings))),
         Command::Serve(config) => {
             let _export = trace::export(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))?;
@@ -45,7 +46,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             Ok(())
         }),
         Command::CheckHealth(settings) => {
-            runtime(1)?.block_on(async { Ok(check_health(&settings.address, &settings.tls).await?) })
+            runtime(1)?.block_on(check_health(&settings.address, &settings.tls))
         }
         Command::Key { folder } => token::make_key(&folder),
         Command::Token(settings) => {
@@ -57,7 +58,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             say(&verified);
             match verified.findings.len() {
                 0 => Ok(()),
-                findings => Err(format!("the history does not hold; findings: {findings}").into()),
+                findings => bail!("the history does not hold; findings: {findings}"),
             }
         }
         Command::EraseContact(config) => {

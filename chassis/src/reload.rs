@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::{Context, anyhow, ensure};
 use tokio::sync::watch;
 
 /// How often the files are read. Reading a few kilobytes that often costs nothing, and a replaced key takes effect within
@@ -40,8 +41,8 @@ impl<T: Send + Sync + 'static> Watched<T> {
     /// A file that cannot be read, or the error of `parse`.
     pub fn open(
         files: Vec<PathBuf>,
-        parse: impl Fn(&[Vec<u8>]) -> Result<T, String> + Send + 'static,
-    ) -> Result<Self, String> {
+        parse: impl Fn(&[Vec<u8>]) -> anyhow::Result<T> + Send + 'static,
+    ) -> anyhow::Result<Self> {
         let mut seen = read_all(&files);
         let first = parse_read(&files, &seen, &parse)?;
         let has_files = !files.is_empty();
@@ -73,7 +74,7 @@ impl<T: Send + Sync + 'static> Watched<T> {
                     Err(why) => {
                         sender.send_modify(|snapshot| snapshot.is_valid = false);
                         tracing::error!(
-                            why,
+                            why = format!("{why:#}"),
                             "a changed file is invalid; the previous contents stay in force"
                         );
                     }
@@ -120,29 +121,27 @@ impl<T> fmt::Debug for Watched<T> {
 ///
 /// # Errors
 /// The file cannot be read; the message names it.
-pub fn read(file: &Path) -> Result<Vec<u8>, String> {
+pub fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
+    let name = file.display();
     let mut contents = vec![];
     let opened = File::open(file).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut contents));
-    match opened {
-        Err(error) => Err(format!("{}: {error}", file.display())),
-        Ok(read) if read as u64 > FILE_BYTES_MAX => {
-            Err(format!("{}: larger than {FILE_BYTES_MAX} bytes", file.display()))
-        }
-        Ok(_) => Ok(contents),
-    }
+    let read = opened.with_context(|| name.to_string())?;
+    ensure!(read as u64 <= FILE_BYTES_MAX, "{name}: larger than {FILE_BYTES_MAX} bytes");
+    Ok(contents)
 }
 
+/// The contents of all files, or the text of an error: an error itself cannot be compared with the one before.
 fn read_all(files: &[PathBuf]) -> Result<Vec<Vec<u8>>, String> {
-    files.iter().map(|file| read(file)).collect()
+    files.iter().map(|file| read(file).map_err(|error| format!("{error:#}"))).collect()
 }
 
 fn parse_read<T>(
     files: &[PathBuf],
     contents: &Result<Vec<Vec<u8>>, String>,
-    parse: &impl Fn(&[Vec<u8>]) -> Result<T, String>,
-) -> Result<T, String> {
-    let contents = contents.as_ref().map_err(Clone::clone)?;
-    parse(contents).map_err(|why| format!("{}: {why}", names(files)))
+    parse: &impl Fn(&[Vec<u8>]) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let contents = contents.as_ref().map_err(|why| anyhow!("{why}"))?;
+    parse(contents).with_context(|| names(files))
 }
 
 fn names(files: &[PathBuf]) -> String {
@@ -153,9 +152,8 @@ fn names(files: &[PathBuf]) -> String {
 mod tests {
     use super::*;
 
-    fn number(contents: &[Vec<u8>]) -> Result<u32, String> {
-        let text = String::from_utf8_lossy(&contents[0]).into_owned();
-        text.parse().map_err(|_| "no number".to_owned())
+    fn number(contents: &[Vec<u8>]) -> anyhow::Result<u32> {
+        String::from_utf8_lossy(&contents[0]).parse().context("no number")
     }
 
     async fn becomes(watched: &Watched<u32>, value: u32) {
@@ -211,10 +209,12 @@ mod tests {
     async fn an_invalid_or_missing_file_is_refused_at_the_start() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("number");
-        assert!(Watched::open(vec![file.clone()], number).unwrap_err().contains("number"));
+        let refused = || format!("{:#}", Watched::open(vec![file.clone()], number).unwrap_err());
+        let name = file.display().to_string();
+        assert!(refused().starts_with(&format!("{name}: No such file")), "{}", refused());
         std::fs::write(&file, "one").unwrap();
-        assert!(Watched::open(vec![file.clone()], number).unwrap_err().contains("no number"));
+        assert!(refused().starts_with(&format!("{name}: no number")), "{}", refused());
         std::fs::write(&file, vec![b'1'; 5 << 20]).unwrap();
-        assert!(Watched::open(vec![file], number).unwrap_err().contains("larger"));
+        assert!(refused().starts_with(&format!("{name}: larger")), "{}", refused());
     }
 }

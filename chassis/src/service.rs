@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+use anyhow::bail;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -53,7 +54,7 @@ impl Service {
         options: Options,
         metrics: &Metrics,
         shutdown: impl Future<Output = ()> + Send + 'static,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    ) -> anyhow::Result<()> {
         // Streams have tasks of their own, which must end also when this future is dropped.
         let _end_streams = self.stopping.clone().drop_guard();
         let stopping = self.stopping.clone();
@@ -64,7 +65,7 @@ impl Service {
         let served = tokio::select! {
             served = server::serve(listener, routes, options, metrics, shutdown) => served,
             ended = self.workers.join_next(), if !self.workers.is_empty() => {
-                return Err(format!("a worker ended by itself: {ended:?}").into());
+                bail!("a worker ended by itself: {ended:?}");
             }
         };
         // Also when the server failed by itself.

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use chassis::auth;
 use chassis::config::with_env;
 use chassis::database::Url;
@@ -10,7 +11,6 @@ use chassis::telemetry::LogFormat;
 use chassis::tls::{self, Address};
 use clap::{Args, Parser, Subcommand};
 
-use crate::Failure;
 use crate::rules::offer::Catalogue;
 
 const DEFAULT_OFFERS: &str = include_str!("../data/offers.json");
@@ -103,9 +103,8 @@ pub struct Serve {
     /// The catalogue of offers, instead of the one that ships with the service.
     #[arg(long, env = "ORDER_OFFERS", value_name = "FILE.json")]
     pub offers: Option<PathBuf>,
-    /// Calls that may be in progress at a time, or as many as end within 100 ms, if that is more; others are
-    /// refused at once, and of one tenant as many as are left. A call that is admitted waits for those before it: at
-    /// 2,000 a second 256 take an eighth of a second. Fewer than 128 cannot fill a commit.
+    /// Calls that may be in progress at a time. Further calls wait up to 100 ms for a slot, in a bounded queue that is
+    /// fair among tenants, and are then rejected. Fewer than 128 cannot fill a commit.
     #[arg(long, env = "ORDER_CALLS_MAX", default_value = "256", value_parser = clap::value_parser!(u16).range(1..))]
     pub calls_max: u16,
     /// Threads that serve calls. One is the fastest on a few cores; blocking database work has
@@ -129,14 +128,14 @@ impl Serve {
 /// The catalogue in a file, or the default one.
 ///
 /// # Errors
-/// What is wrong with the file.
-pub fn read_offers(path: Option<&Path>) -> Result<Catalogue, Failure> {
+/// A file that cannot be read or holds an invalid offer; the message names the offer.
+pub fn read_offers(path: Option<&Path>) -> anyhow::Result<Catalogue> {
     let name = path.map_or_else(|| "that ship with the service".into(), |path| path.display().to_string());
     let text = match path {
         None => DEFAULT_OFFERS.to_owned(),
-        Some(path) => std::fs::read_to_string(path).map_err(|error| format!("{name}: {error}"))?,
+        Some(path) => std::fs::read_to_string(path).with_context(|| name.clone())?,
     };
-    serde_json::from_str(&text).map_err(|error| format!("the offers {name}: {error}").into())
+    serde_json::from_str(&text).with_context(|| format!("the offers {name}"))
 }
 
 #[cfg(test)]
@@ -171,7 +170,7 @@ mod tests {
             (offer(1, 2, "FORTNIGHT", "FR"), "unknown variant"),
         ] {
             std::fs::write(&path, format!(r#"{{"offers": [{offers}]}}"#)).unwrap();
-            let refused = read_offers(Some(&path)).unwrap_err().to_string();
+            let refused = format!("{:#}", read_offers(Some(&path)).unwrap_err());
             assert!(refused.contains(complaint), "{refused}");
         }
     }

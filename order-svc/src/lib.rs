@@ -1,11 +1,11 @@
 //! order-svc: purchases and changes of subscriptions, accepted only on the gate's yes.
 //!
 //! - [`rules`]: the decisions, pure.
-//! - `store`: the memory; whatever is gated goes through one fenced transaction.
-//! - `agreements`: the neighbour, whose answer becomes a fact.
+//! - [`store`]: the database; every change that needs the gate's answer is one transaction behind the fence.
+//! - `agreements`: the client of agreement-svc: replicas, retries, circuit breaker, and the checks on its answers.
 //! - `api`: the gRPC services, each in its file.
-//! - `workers`: what runs without being asked.
-//! - `metrics`: how it is doing, in numbers.
+//! - `workers`: the background workers.
+//! - `metrics`: the service's metrics.
 //! - [`config`]: commands and settings.
 //!
 //! [`serve`] wires them; `main` only chooses the command.
@@ -18,7 +18,6 @@ pub mod rules;
 pub mod store;
 mod workers;
 
-use std::error::Error;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,9 +46,6 @@ use config::{Serve, Storage};
 use metrics::Decisions;
 use workers::{Followed, history, renewals, reporter};
 
-/// Whatever keeps a command from doing its work, for the person who started it.
-pub type Failure = Box<dyn Error + Send + Sync>;
-
 /// The full names of the gRPC services, as health knows them.
 pub const SERVICES: &[&str] = &[
     "csp.order.v1.OfferService",
@@ -67,7 +63,7 @@ pub async fn serve(
     clock: Clock,
     listeners: Listeners,
     shutdown: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), Failure> {
+) -> anyhow::Result<()> {
     let tls = tls::Server::open(&config.tls, config.identity.auth, listeners.calls.local_addr()?)?;
     let identities = Identities::open(&config.identity, VOCABULARY, clock.clone())?;
     let catalogue = Arc::new(config::read_offers(config.offers.as_deref())?);
@@ -121,7 +117,7 @@ pub async fn serve(
 ///
 /// # Errors
 /// A database that cannot be used.
-pub fn migrate(storage: &Storage) -> Result<Database, Failure> {
+pub fn migrate(storage: &Storage) -> anyhow::Result<Database> {
     let database = Database::open(&storage.database, storage.create, Writes::Concurrent)?;
     database.migrate(store::MIGRATIONS)?;
     Ok(database)

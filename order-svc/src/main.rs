@@ -8,7 +8,6 @@ use chassis::lifecycle::{runtime, signal};
 use chassis::server::Listeners;
 use chassis::telemetry::{self, trace};
 use clap::Parser;
-use order_svc::Failure;
 use order_svc::config::{Cli, Command};
 
 fn main() -> ExitCode {
@@ -17,13 +16,13 @@ fn main() -> ExitCode {
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            tracing::error!("{failure}");
+            tracing::error!("{failure:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(command: Command) -> Result<(), Failure> {
+fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(config) => {
             let _export = trace::export(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))?;
@@ -35,7 +34,7 @@ fn run(command: Command) -> Result<(), Failure> {
         }
         Command::Migrate(storage) => order_svc::migrate(&storage).map(|_| ()),
         Command::CheckHealth(settings) => {
-            runtime(1)?.block_on(async { Ok(check_health(&settings.address, &settings.tls).await?) })
+            runtime(1)?.block_on(check_health(&settings.address, &settings.tls))
         }
     }
 }

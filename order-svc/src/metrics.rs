@@ -129,7 +129,7 @@ fn undone(connection: &mut Connection, now: Time) -> Result<Vec<Sample>, Error> 
 }
 
 fn seconds(length: TimeDelta) -> f64 {
-    // A neighbour's clock may be ahead.
+    // The clock of agreement-svc may be ahead.
     length.max(TimeDelta::zero()).as_seconds_f64()
 }
 
@@ -144,7 +144,11 @@ mod tests {
         let now = DateTime::from_timestamp_millis(10_500).unwrap();
         let values = |until| history(Followed { revision: 42, until }, now).map(|known| known.value);
         assert_eq!(values(DateTime::from_timestamp(3, 0)), [7.5, 42.0]);
-        assert_eq!(values(DateTime::from_timestamp(11, 0)), [0.0, 42.0], "a neighbour's clock may be ahead");
+        assert_eq!(
+            values(DateTime::from_timestamp(11, 0)),
+            [0.0, 42.0],
+            "the clock of agreement-svc may be ahead"
+        );
         assert_eq!(values(None), [f64::INFINITY, 42.0]);
     }
 }

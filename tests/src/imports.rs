@@ -156,7 +156,7 @@ impl Sheet {
         Ok(stored)
     }
 
-    /// The number of the last event, as a rehearsed attestation tells it.
+    /// The number of the last event, as a dry run of an attestation reports it.
     ///
     /// # Errors
     /// The refusal.
@@ -165,7 +165,7 @@ impl Sheet {
             request_id: fixtures::request_id(),
             customer_id: self.customers.first().cloned().unwrap_or_default(),
             template_id: CUSTOMER_AGREEMENT.into(),
-            contact: Some(Contact { email: "rehearsal@contoso.example".into(), ..fixtures::contact() }),
+            contact: Some(Contact { email: "dry-run@contoso.example".into(), ..fixtures::contact() }),
             agreed_at: Some(timestamp(Time::UNIX_EPOCH + Duration::from_secs(1_750_000_000))),
             validate_only: true,
         };

@@ -53,7 +53,7 @@ const REQUEST_ID_LENGTH: usize = 36;
 /// The answers, in the order of the rows.
 type Answers = <Api as AttestationService>::ImportAttestationsStream;
 
-/// What became of a row, or why the stream ends.
+/// The outcome of a row, or why the stream ends.
 type Answer = <Answers as Stream>::Item;
 
 impl Api {
@@ -206,7 +206,7 @@ fn unreadable(status: Status) -> Status {
     unreadable_message(&status, status::DOMAIN).unwrap_or(status)
 }
 
-/// What became of the rows of one import. It is logged when the stream ends, however it does.
+/// The outcomes of the rows of one import, counted. They are logged when the stream ends, however it does.
 struct Tally {
     call_id: String,
     tenant_id: Uuid,

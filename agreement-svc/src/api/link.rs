@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use anyhow::{Context, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
@@ -24,17 +25,17 @@ impl Links {
     ///
     /// # Errors
     /// A key or page that no links should be made with.
-    pub(crate) fn new(page: &str, key: &[u8]) -> Result<Self, String> {
-        if key.len() < KEY_BYTES_MIN {
-            return Err(format!(
-                "the invitation key has {} bytes; it needs at least {KEY_BYTES_MIN}",
-                key.len()
-            ));
-        }
-        if !page.starts_with("https://") && !page.starts_with("http://localhost") {
-            return Err("the page where invitations are accepted must begin with https://".into());
-        }
-        let mac = Hmac::new_from_slice(key).map_err(|error| format!("the invitation key: {error}"))?;
+    pub(crate) fn new(page: &str, key: &[u8]) -> anyhow::Result<Self> {
+        let length = key.len();
+        ensure!(
+            length >= KEY_BYTES_MIN,
+            "the invitation key has {length} bytes; it needs at least {KEY_BYTES_MIN}"
+        );
+        ensure!(
+            page.starts_with("https://") || page.starts_with("http://localhost"),
+            "the page where invitations are accepted must begin with https://"
+        );
+        let mac = Hmac::new_from_slice(key).context("the invitation key")?;
         Ok(Self { page: page.to_owned(), mac })
     }
 

@@ -139,7 +139,7 @@ impl PartnerService for Api {
                 || link_exists(connection, id, caller.tenant_id)?;
             let known = if is_visible { partner_find(connection, id)? } else { None };
             let partner = known.ok_or(Refusal::NotFound { resource: "partner", id })?;
-            // A partner's links are shown to itself and the operator, not to its neighbours.
+            // A partner's links are shown to itself and the operator, not to the partners that it is linked to.
             let sees_links = caller.tenant_kind != TenantKind::Partner || caller.tenant_id == id;
             let links = if sees_links { partner_links(connection, &[id])? } else { vec![] };
             let partner = Some(convert::partner(partner, &links));

@@ -1,9 +1,9 @@
 //! The command `migrate`: schema, templates, and the announcement of a restore.
 
+use anyhow::anyhow;
 use chassis::clock::Clock;
 use chassis::database::{self, Database, Writes};
 
-use super::Failure;
 use crate::config::Storage;
 use crate::store::change::{ChangeError, change_internal};
 use crate::{data, store};
@@ -12,13 +12,13 @@ use crate::{data, store};
 ///
 /// # Errors
 /// A data file that is invalid, or a database that cannot be used.
-pub async fn migrate(storage: &Storage, clock: &Clock) -> Result<Database, Failure> {
+pub async fn migrate(storage: &Storage, clock: &Clock) -> anyhow::Result<Database> {
     let templates = read_templates(storage)?;
     let database = Database::open(&storage.database, storage.create, Writes::Serial)?;
     database.migrate(store::MIGRATIONS)?;
     templates.load(&database, clock.now()).await.map_err(|error| match error {
-        ChangeError::Failed(error) => Failure::from(error),
-        ChangeError::Refused(refusal) => Failure::from(format!("the templates do not fit: {refusal:?}")),
+        ChangeError::Failed(error) => anyhow!(error),
+        ChangeError::Refused(refusal) => anyhow!("the templates do not fit: {refusal:?}"),
     })?;
     Ok(database)
 }
@@ -32,7 +32,7 @@ pub async fn migrate(storage: &Storage, clock: &Clock) -> Result<Database, Failu
 ///
 /// # Errors
 /// A database that cannot be changed.
-pub async fn announce_restore(database: &Database, clock: &Clock) -> Result<String, Failure> {
+pub async fn announce_restore(database: &Database, clock: &Clock) -> anyhow::Result<String> {
     let announced = change_internal(database, clock.now(), |change| {
         let last = change.revision();
         Ok::<_, database::Error>((last, change.record_restored()?))
@@ -41,6 +41,6 @@ pub async fn announce_restore(database: &Database, clock: &Clock) -> Result<Stri
     Ok(format!("the copy ended with event {last}; the history goes on with event {restored}"))
 }
 
-pub(crate) fn read_templates(storage: &Storage) -> Result<data::Templates, String> {
+pub(crate) fn read_templates(storage: &Storage) -> anyhow::Result<data::Templates> {
     data::read_templates(storage.templates.as_deref(), storage.document_table.as_deref())
 }

@@ -1,6 +1,6 @@
 //! The command `verify`: the hash chain of the history, held against the records.
 
-use super::{Failure, open};
+use super::open;
 use crate::config::Verify;
 use crate::rules::chain::Verified;
 use crate::store;
@@ -10,7 +10,7 @@ use crate::store;
 ///
 /// # Errors
 /// A database that cannot be read.
-pub async fn verify(config: &Verify) -> Result<Verified, Failure> {
+pub async fn verify(config: &Verify) -> anyhow::Result<Verified> {
     let database = open(&config.database)?;
     let kept = config.head.clone();
     Ok(database.snapshot(move |connection| store::chain::verify(connection, &kept)).await?)

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use uuid::Uuid;
 
 use crate::store::erase::Person;
@@ -39,15 +40,15 @@ impl MailFolder {
     }
 
     /// The mails that a person is the addressee of, whatever its customer's contact is now.
-    pub(crate) fn addressed_to(&self, person: &Person) -> Result<Vec<PathBuf>, String> {
-        let failed = |error: io::Error| format!("the mail folder cannot be searched: {error}");
+    pub(crate) fn addressed_to(&self, person: &Person) -> anyhow::Result<Vec<PathBuf>> {
+        let failed = "the mail folder cannot be searched";
         let mut found = vec![];
-        for entry in fs::read_dir(&self.0).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
+        for entry in fs::read_dir(&self.0).context(failed)? {
+            let entry = entry.context(failed)?;
             let path = entry.path();
             let is_mail = path.extension().is_some_and(|suffix| suffix == "eml" || suffix == "unfinished")
-                && entry.file_type().map_err(failed)?.is_file();
-            if is_mail && is_to(&path, person).map_err(failed)? {
+                && entry.file_type().context(failed)?.is_file();
+            if is_mail && is_to(&path, person).context(failed)? {
                 found.push(path);
             }
         }
@@ -56,18 +57,18 @@ impl MailFolder {
 
     /// Deletes files and answers which of them there were. The folder is flushed: a file must not come
     /// back after a power failure that the commit survived.
-    pub(crate) fn delete(&self, paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, String> {
-        let failed = |error: io::Error| format!("a mail cannot be deleted: {error}");
+    pub(crate) fn delete(&self, paths: Vec<PathBuf>) -> anyhow::Result<Vec<PathBuf>> {
+        let failed = "a mail cannot be deleted";
         let mut deleted = vec![];
         for path in paths {
             match fs::remove_file(&path) {
                 Ok(()) => deleted.push(path),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(failed(error)),
+                Err(error) => return Err(error).context(failed),
             }
         }
         if !deleted.is_empty() {
-            File::open(&self.0).and_then(|folder| folder.sync_all()).map_err(failed)?;
+            File::open(&self.0).and_then(|folder| folder.sync_all()).context(failed)?;
         }
         Ok(deleted)
     }

@@ -93,7 +93,7 @@ impl Mailer {
                 };
                 if let Err(error) = self.record_result(announcement, sent).await {
                     let id = announcement.attestation_id;
-                    tracing::warn!(attestation = %id, %error, "what became of an announcement cannot be stored");
+                    tracing::warn!(attestation = %id, %error, "the outcome of a mail cannot be stored");
                 }
             };
             background_span("announce an attestation", send).await;

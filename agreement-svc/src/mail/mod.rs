@@ -11,6 +11,7 @@ mod smtp;
 
 use std::time::Duration;
 
+use anyhow::ensure;
 use lettre::Message;
 use lettre::transport::smtp::authentication::Credentials;
 use lettre::transport::smtp::client::AsyncSmtpConnection;
@@ -38,7 +39,7 @@ impl Transport {
     ///
     /// # Errors
     /// What is invalid, without any part of it that may be secret.
-    pub(crate) fn new(settings: &Mail) -> Result<Self, String> {
+    pub(crate) fn new(settings: &Mail) -> anyhow::Result<Self> {
         let Some(url) = &settings.smtp else {
             let folder = settings.mail_folder.clone();
             tracing::warn!(folder = %folder.display(), "without --smtp mails are written to a folder and are not delivered");
@@ -46,11 +47,11 @@ impl Transport {
         };
         let mut server = Server::at(url)?;
         if let (Some(user), Some(file)) = (&settings.smtp_user, &settings.smtp_password_file) {
-            if matches!(server.security, Security::Never) {
-                return Err(
-                    "--smtp-user is for encrypted connections only; drop ?tls=none from --smtp".into()
-                );
-            }
+            let is_encrypted = !matches!(server.security, Security::Never);
+            ensure!(
+                is_encrypted,
+                "--smtp-user is for encrypted connections only; drop ?tls=none from --smtp"
+            );
             server.login = Some(Credentials::new(user.clone(), read_password(file)?));
         }
         Ok(Self::Server(server))

@@ -10,6 +10,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::{Context, anyhow, bail, ensure};
 use http::Uri;
 use lettre::Message;
 use lettre::transport::smtp::authentication::{Credentials, DEFAULT_MECHANISMS};
@@ -40,31 +41,30 @@ pub(super) enum Security {
 }
 
 impl Server {
-    pub(super) fn at(url: &str) -> Result<Self, String> {
+    pub(super) fn at(url: &str) -> anyhow::Result<Self> {
         const FORMS: &str = "--smtp must be smtps://HOST:PORT, smtp://HOST:PORT or smtp://HOST:PORT?tls=none";
-        let uri: Uri = url.parse().map_err(|_| FORMS)?;
+        let uri: Uri = url.parse().map_err(|_| anyhow!(FORMS))?;
         let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-            return Err(FORMS.into());
+            bail!(FORMS);
         };
         if authority.as_str().contains('@') {
-            return Err("--smtp must not carry credentials; use --smtp-user and --smtp-password-file".into());
+            bail!("--smtp must not carry credentials; use --smtp-user and --smtp-password-file");
         }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        let tls =
-            || TlsParameters::new(host.clone()).map_err(|error| format!("TLS cannot be set up: {error}"));
+        let tls = || TlsParameters::new(host.clone()).context("TLS cannot be set up");
         let (security, usual_port) = match (scheme, uri.query()) {
             ("smtps", None) => (Security::FromTheStart(tls()?), SUBMISSIONS_PORT),
             ("smtp", None) => (Security::Upgraded(tls()?), SUBMISSION_PORT),
             ("smtp", Some("tls=none")) => (Security::Never, SMTP_PORT),
-            _ => return Err(FORMS.into()),
+            _ => bail!(FORMS),
         };
         let port = match authority.port_u16() {
             Some(port) => port,
             None if authority.as_str() == authority.host() => usual_port,
-            None => return Err(FORMS.into()),
+            None => bail!(FORMS),
         };
         if host.is_empty() || uri.path().len() > 1 {
-            return Err(FORMS.into());
+            bail!(FORMS);
         }
         Ok(Self { host, port, security, login: None })
     }
@@ -133,12 +133,10 @@ fn failure_of(error: &smtp::Error, own: Failure) -> Failure {
     Failure::Connection
 }
 
-pub(super) fn read_password(file: &Path) -> Result<String, String> {
-    let text = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
+pub(super) fn read_password(file: &Path) -> anyhow::Result<String> {
+    let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
     let password = text.trim_end_matches(['\r', '\n']);
-    if password.is_empty() {
-        return Err(format!("{}: the password is empty", file.display()));
-    }
+    ensure!(!password.is_empty(), "{}: the password is empty", file.display());
     Ok(password.to_owned())
 }
 
@@ -177,7 +175,7 @@ mod tests {
                     };
                     format!("{host} {port} {security}")
                 }
-                Err(why) => why,
+                Err(why) => why.to_string(),
             };
             assert!(!read.contains("secret"));
             table += &format!("{url:<40}{read}\n");

@@ -1,8 +1,7 @@
 //! What is required when: the vendor's timeline, as data.
 
-use std::fmt;
-
 use serde::Deserialize;
+use thiserror::Error;
 
 use super::Time;
 use super::template::AgreementType;
@@ -48,23 +47,14 @@ struct PolicyFile {
 }
 
 /// Why a policy file is invalid.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum PolicyError {
+    #[error("the policy has no periods, so it would require nothing")]
     NoPeriods,
+    #[error("the period from {from} is not later than the one before")]
     NotAscending { from: Time },
+    #[error("the period from {from} names no agreement type")]
     NoTypes { from: Time },
-}
-
-impl fmt::Display for PolicyError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoPeriods => f.write_str("the policy has no periods, so it would require nothing"),
-            Self::NotAscending { from } => {
-                write!(f, "the period from {from} is not later than the one before")
-            }
-            Self::NoTypes { from } => write!(f, "the period from {from} names no agreement type"),
-        }
-    }
 }
 
 impl TryFrom<PolicyFile> for Policy {

@@ -60,8 +60,8 @@ pub(crate) enum Answered<A> {
 
 /// How a transaction ends without a commit.
 enum Undone<A> {
-    /// It was only to be tried; this would have been the answer.
-    Rehearsed(A),
+    /// `validate_only`: this would have been the answer.
+    DryRun(A),
     Not(ChangeError),
 }
 
@@ -96,7 +96,7 @@ pub(crate) async fn change<A: Send + 'static>(
         }
         let answer = decide(&mut change).map_err(Undone::Not)?;
         if validate_only {
-            return Err(Undone::Rehearsed(answer));
+            return Err(Undone::DryRun(answer));
         }
         answer_store(change.connection, &key, &encode(&answer), now)?;
         change.finish()?;
@@ -104,7 +104,7 @@ pub(crate) async fn change<A: Send + 'static>(
     };
     match database.write(write).await {
         Ok(answered) => Ok(answered),
-        Err(Undone::Rehearsed(answer)) => Ok(Answered::New(answer)),
+        Err(Undone::DryRun(answer)) => Ok(Answered::New(answer)),
         Err(Undone::Not(error)) => Err(error),
     }
 }

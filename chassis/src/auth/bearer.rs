@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use anyhow::{Context, ensure};
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue};
 use tonic::metadata::MetadataMap;
@@ -18,13 +19,11 @@ impl Bearer {
     ///
     /// # Errors
     /// Contents that are no token; the message does not repeat them.
-    pub fn read(contents: &[u8]) -> Result<Self, String> {
+    pub fn read(contents: &[u8]) -> anyhow::Result<Self> {
         let token = std::str::from_utf8(contents).unwrap_or_default().trim();
-        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err("must hold one token and nothing else".into());
-        }
-        let mut value =
-            HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| "must hold one token")?;
+        let is_token = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+        ensure!(is_token, "must hold one token and nothing else");
+        let mut value = HeaderValue::from_str(&format!("Bearer {token}")).context("must hold one token")?;
         value.set_sensitive(true);
         Ok(Self(value))
     }
@@ -105,7 +104,7 @@ mod tests {
     fn a_file_holds_one_token() {
         assert!(Bearer::read(b" a.b.c\n").is_ok());
         for bad in [&b""[..], b" \n", b"two words", b"two\nlines", b"\xff"] {
-            assert!(!Bearer::read(bad).unwrap_err().contains("words"));
+            assert!(!format!("{:#}", Bearer::read(bad).unwrap_err()).contains("words"));
         }
     }
 }

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use anyhow::{Context, anyhow, bail};
 use chrono::TimeDelta;
 use clap::{Args, ValueEnum};
 use http::HeaderMap;
@@ -76,11 +77,11 @@ impl Auth {
     ///
     /// # Errors
     /// The reason, for the operator.
-    pub fn check_address(self, address: SocketAddr) -> Result<(), String> {
+    pub fn check_address(self, address: SocketAddr) -> anyhow::Result<()> {
         match self {
-            Self::Insecure if !address.ip().is_loopback() => Err(format!(
+            Self::Insecure if !address.ip().is_loopback() => bail!(
                 "--auth insecure trusts the identity that a caller claims and listens on loopback only, not on {address}"
-            )),
+            ),
             Self::Insecure | Self::Jwt => Ok(()),
         }
     }
@@ -104,7 +105,7 @@ impl Identities {
     ///
     /// # Errors
     /// Settings that are missing or contradict each other, by flag; keys that cannot be read.
-    pub fn open(settings: &Settings, vocabulary: Vocabulary, clock: Clock) -> Result<Self, String> {
+    pub fn open(settings: &Settings, vocabulary: Vocabulary, clock: Clock) -> anyhow::Result<Self> {
         let Settings { auth, jwks, jwt_issuer, jwt_audience, jwt_leeway_seconds } = settings;
         let given = [
             ("--jwks", jwks.is_some()),
@@ -112,20 +113,19 @@ impl Identities {
             ("--jwt-audience", jwt_audience.is_some()),
         ];
         if let (Auth::Insecure, Some((flag, _))) = (auth, given.iter().find(|(_, is_given)| *is_given)) {
-            return Err(format!("--auth insecure reads no token; leave {flag} out, or use --auth jwt"));
+            bail!("--auth insecure reads no token; leave {flag} out, or use --auth jwt");
         }
         if *auth == Auth::Insecure {
             return Ok(Self { mode: Mode::Insecure, vocabulary });
         }
-        let missing = |flag| format!("--auth jwt needs {flag}");
+        let missing = |flag| anyhow!("--auth jwt needs {flag}");
         let name = |name: &Option<String>, flag| {
             name.clone().filter(|name| !name.is_empty()).ok_or_else(|| missing(flag))
         };
         let file = jwks.clone().ok_or_else(|| missing("--jwks"))?;
         let issuer = name(jwt_issuer, "--jwt-issuer")?;
         let audience = name(jwt_audience, "--jwt-audience")?;
-        let keys = Watched::open(vec![file], |contents| KeySet::read(&contents[0]));
-        let keys = keys.map_err(|why| format!("--jwks {why}"))?;
+        let keys = Watched::open(vec![file], |contents| KeySet::read(&contents[0])).context("--jwks")?;
         let leeway = TimeDelta::seconds((*jwt_leeway_seconds).into());
         let tokens = Tokens::new(keys, issuer, audience, leeway, vocabulary, clock);
         Ok(Self { mode: Mode::Jwt(Arc::new(tokens)), vocabulary })
@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn insecure_identities_are_for_loopback_only() {
         for loopback in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1"] {
-            assert_eq!(Auth::Insecure.check_address(loopback.parse().unwrap()), Ok(()));
+            assert!(Auth::Insecure.check_address(loopback.parse().unwrap()).is_ok(), "{loopback}");
         }
         for reachable in ["0.0.0.0:1", "10.0.0.1:1", "[::]:1"] {
             assert!(Auth::Insecure.check_address(reachable.parse().unwrap()).is_err(), "{reachable}");
@@ -257,7 +257,7 @@ mod tests {
             (Settings { jwt_issuer: some("a"), ..Settings::insecure() }, "--jwt-issuer"),
             (Settings { jwt_audience: some("a"), ..Settings::insecure() }, "--jwt-audience"),
         ] {
-            let why = open(&settings).err().unwrap();
+            let why = format!("{:#}", open(&settings).err().unwrap());
             assert!(why.contains(flag), "{why}");
         }
         assert!(open(&Settings::insecure()).is_ok());

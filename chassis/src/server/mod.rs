@@ -14,6 +14,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use anyhow::Context;
 use tokio::net::TcpListener;
 use tonic::service::RoutesBuilder;
 use tonic::transport::server::TcpIncoming;
@@ -92,7 +93,7 @@ pub async fn serve(
     options: Options,
     metrics: &Metrics,
     shutdown: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     options.identities.auth().check_address(address)?;
 
@@ -155,7 +156,7 @@ impl Listeners {
     ///
     /// # Errors
     /// As [`bind`].
-    pub async fn bind(calls: SocketAddr, metrics: Option<SocketAddr>, auth: Auth) -> Result<Self, String> {
+    pub async fn bind(calls: SocketAddr, metrics: Option<SocketAddr>, auth: Auth) -> anyhow::Result<Self> {
         let calls = bind(calls, auth).await?;
         let metrics = match metrics {
             None => None,
@@ -169,7 +170,7 @@ impl Listeners {
 ///
 /// # Errors
 /// The address is taken, not this machine's, or one that the mode of authentication forbids.
-pub async fn bind(address: SocketAddr, auth: Auth) -> Result<TcpListener, String> {
+pub async fn bind(address: SocketAddr, auth: Auth) -> anyhow::Result<TcpListener> {
     auth.check_address(address)?;
-    TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}"))
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
 }

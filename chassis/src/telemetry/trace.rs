@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
+use anyhow::{anyhow, bail, ensure};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::context::FutureExt;
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
@@ -48,7 +49,7 @@ pub struct Export {
 ///
 /// # Errors
 /// A variable that asks for what is not there, with its name.
-pub fn export(service: &'static str, version: &'static str) -> Result<Option<Export>, String> {
+pub fn export(service: &'static str, version: &'static str) -> anyhow::Result<Option<Export>> {
     const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
     const PROTOCOLS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
     let said = |name: &&str| env::var(name).ok().filter(|value| !value.is_empty());
@@ -58,23 +59,21 @@ pub fn export(service: &'static str, version: &'static str) -> Result<Option<Exp
     if is_off || exporter == "none" {
         return Ok(None);
     }
-    if exporter != "otlp" {
-        return Err("OTEL_TRACES_EXPORTER must be otlp or none".into());
-    }
+    ensure!(exporter == "otlp", "OTEL_TRACES_EXPORTER must be otlp or none");
     if let Some(protocol) = PROTOCOLS.iter().find(|name| said(name).is_some())
         && said(protocol).as_deref() != Some("grpc")
     {
-        return Err(format!("{protocol} must be grpc: OTLP over HTTP is not supported"));
+        bail!("{protocol} must be grpc: OTLP over HTTP is not supported");
     }
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    let runtime = runtime.map_err(|error| format!("no thread for the exporter of traces: {error}"))?;
+    let runtime = runtime.map_err(|error| anyhow!("no thread for the exporter of traces: {error}"))?;
     let exporter = {
         let _entered = runtime.enter();
         SpanExporter::builder().with_tonic().build()
     };
     let exporter = exporter.map_err(|error| {
-        format!("{endpoint} must be http://HOST:PORT, without TLS, of a collector: {error}")
+        anyhow!("{endpoint} must be http://HOST:PORT, without TLS, of a collector: {error}")
     })?;
     let detected = Resource::builder().with_attribute(KeyValue::new("service.version", version));
     let is_named = said(&"OTEL_SERVICE_NAME").is_some()
@@ -201,7 +200,7 @@ pub async fn background_span<F: Future>(name: &'static str, work: F) -> F::Outpu
     work.with_context(context).instrument(lines).await
 }
 
-/// A channel to a neighbour on which every call, each try of it, is a span and carries its context.
+/// A channel to another service on which each attempt of a call is a span and carries its context.
 #[derive(Clone, Debug)]
 pub struct Traced<C>(pub C);
 

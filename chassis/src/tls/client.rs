@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use anyhow::{anyhow, bail, ensure};
 use clap::Args;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -47,15 +48,14 @@ impl Client {
     ///
     /// # Errors
     /// Files that cannot be read or do not fit together, or that no address needs.
-    pub fn open(settings: &ClientSettings, addresses: &[Address]) -> Result<Self, String> {
+    pub fn open(settings: &ClientSettings, addresses: &[Address]) -> anyhow::Result<Self> {
         let is_needed = addresses.iter().any(|address| address.is_https);
-        if !is_needed && (settings.ca.is_some() || settings.cert.is_some()) {
-            return Err("certificates are for addresses with https".into());
-        }
+        let has_files = settings.ca.is_some() || settings.cert.is_some();
+        ensure!(is_needed || !has_files, "certificates are for addresses with https");
         let identity = match (&settings.cert, &settings.key) {
             (None, None) => vec![],
             (Some(certificate), Some(key)) => vec![certificate.clone(), key.clone()],
-            _ => return Err("a client's certificate and its key are given together".into()),
+            _ => bail!("a client's certificate and its key are given together"),
         };
         let (has_ca, has_identity) = (settings.ca.is_some(), !identity.is_empty());
         let all = settings.ca.iter().cloned().chain(identity).collect();
@@ -103,18 +103,17 @@ impl Client {
     ///
     /// # Errors
     /// The server cannot be reached or is not trusted.
-    pub async fn connect(&self, address: &Address, endpoint: &Endpoint) -> Result<Channel, String> {
+    pub async fn connect(&self, address: &Address, endpoint: &Endpoint) -> anyhow::Result<Channel> {
         let connected = if address.is_https {
             endpoint.connect_with_connector(self.connector(address)).await
         } else {
             endpoint.connect().await
         };
         connected.map_err(|error| {
-            let causes =
-                std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
-            let mut causes: Vec<_> = causes.map(ToString::to_string).collect();
+            // Some of the causes repeat the text of their own cause.
+            let mut causes: Vec<_> = anyhow!(error).chain().map(ToString::to_string).collect();
             causes.dedup();
-            format!("{address} cannot be reached: {}", causes.join(": "))
+            anyhow!("{address} cannot be reached: {}", causes.join(": "))
         })
     }
 
@@ -147,14 +146,14 @@ fn client_config(
     roots: RootCertStore,
     own: &[Vec<u8>],
     validity: &mut Vec<Validity>,
-) -> Result<ClientConfig, String> {
-    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-    let builder = builder.map_err(|error| error.to_string())?.with_root_certificates(roots);
+) -> anyhow::Result<ClientConfig> {
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    let builder = builder.with_root_certificates(roots);
     let mut config = match own {
         [] => builder.with_no_client_auth(),
         own => {
             let (chain, key) = identity(own, "client-certificate", validity)?;
-            builder.with_client_auth_cert(chain, key).map_err(|error| error.to_string())?
+            builder.with_client_auth_cert(chain, key)?
         }
     };
     config.alpn_protocols = vec![H2.to_vec()];

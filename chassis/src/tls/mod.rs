@@ -8,6 +8,7 @@ mod server;
 
 use std::sync::Arc;
 
+use anyhow::{Context, anyhow, bail, ensure};
 use tokio_rustls::rustls::RootCertStore;
 use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -37,30 +38,31 @@ fn identity(
     contents: &[Vec<u8>],
     name: &'static str,
     validity: &mut Vec<Validity>,
-) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), String> {
-    let [chain, key, ..] = contents else { return Err("a certificate needs its key".into()) };
-    let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| "there is no private key in PEM")?;
+) -> anyhow::Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+    let [chain, key, ..] = contents else { bail!("a certificate needs its key") };
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| anyhow!("there is no private key in PEM"))?;
     let chain = certificates(chain)?;
     validity.extend(Validity::of_certificates(name, &chain));
     Ok((chain, key))
 }
 
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+fn certificates(pem: &[u8]) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let all = all.map_err(|error| format!("a certificate is no PEM: {error}"))?;
-    if all.is_empty() { Err("there is no certificate in PEM".into()) } else { Ok(all) }
+    let all = all.context("a certificate is no PEM")?;
+    ensure!(!all.is_empty(), "there is no certificate in PEM");
+    Ok(all)
 }
 
 fn authorities(
     pem: &[u8],
     name: &'static str,
     validity: &mut Vec<Validity>,
-) -> Result<RootCertStore, String> {
+) -> anyhow::Result<RootCertStore> {
     let all = certificates(pem)?;
     validity.extend(Validity::of_certificates(name, &all));
     let mut roots = RootCertStore::empty();
     for certificate in all {
-        roots.add(certificate).map_err(|error| format!("a certificate of an authority: {error}"))?;
+        roots.add(certificate).context("a certificate of an authority")?;
     }
     Ok(roots)
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -41,33 +42,26 @@ impl Server {
     ///
     /// # Errors
     /// Files that do not fit together; tokens that would travel unencrypted without `--plaintext`.
-    pub fn open(settings: &ServerSettings, auth: Auth, address: SocketAddr) -> Result<Self, String> {
+    pub fn open(settings: &ServerSettings, auth: Auth, address: SocketAddr) -> anyhow::Result<Self> {
         let (certificate, key) = match (&settings.tls_cert, &settings.tls_key) {
             (None, None) => {
-                if settings.tls_client_ca.is_some() {
-                    return Err("--tls-client-ca needs --tls-cert and --tls-key".into());
-                }
-                if auth == Auth::Jwt && !address.ip().is_loopback() && !settings.plaintext {
-                    return Err(format!(
-                        "tokens would travel to {address} unencrypted: give --tls-cert and --tls-key, or, where \
-                         something else encrypts, --plaintext"
-                    ));
-                }
+                ensure!(settings.tls_client_ca.is_none(), "--tls-client-ca needs --tls-cert and --tls-key");
+                ensure!(
+                    auth != Auth::Jwt || address.ip().is_loopback() || settings.plaintext,
+                    "tokens would travel to {address} unencrypted: give --tls-cert and --tls-key, or, where something \
+                     else encrypts, --plaintext"
+                );
                 return Ok(Self(None));
             }
-            (Some(_), None) => return Err("--tls-cert needs --tls-key".into()),
-            (None, Some(_)) => return Err("--tls-key needs --tls-cert".into()),
+            (Some(_), None) => bail!("--tls-cert needs --tls-key"),
+            (None, Some(_)) => bail!("--tls-key needs --tls-cert"),
             (Some(certificate), Some(key)) => (certificate.clone(), key.clone()),
         };
-        if settings.plaintext {
-            return Err("--plaintext contradicts --tls-cert; leave one of them out".into());
-        }
+        ensure!(!settings.plaintext, "--plaintext contradicts --tls-cert; leave one of them out");
         let mut files = vec![certificate, key];
         files.extend(settings.tls_client_ca.clone());
-        let config = Watched::open(files, server_config);
-        config
-            .map(|config| Self(Some(config)))
-            .map_err(|why| format!("--tls-cert, --tls-key, --tls-client-ca: {why}"))
+        let config = Watched::open(files, server_config).context("--tls-cert, --tls-key, --tls-client-ca")?;
+        Ok(Self(Some(config)))
     }
 
     /// Adds the certificates to the metrics of watched files.
@@ -84,20 +78,19 @@ impl Server {
 }
 
 /// The configuration for a certificate, its key and, if there is a third file, the authorities of clients.
-fn server_config(contents: &[Vec<u8>]) -> Result<Configured<ServerConfig>, String> {
+fn server_config(contents: &[Vec<u8>]) -> anyhow::Result<Configured<ServerConfig>> {
     let mut validity = vec![];
     let (chain, key) = identity(contents, "server-certificate", &mut validity)?;
-    let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-    let builder = builder.map_err(|error| error.to_string())?;
+    let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
     let builder = match contents.get(2) {
         None => builder.with_no_client_auth(),
         Some(ca) => {
             let roots = Arc::new(authorities(ca, "client-authority", &mut validity)?);
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
-            builder.with_client_cert_verifier(verifier.build().map_err(|error| error.to_string())?)
+            builder.with_client_cert_verifier(verifier.build()?)
         }
     };
-    let mut config = builder.with_single_cert(chain, key).map_err(|error| error.to_string())?;
+    let mut config = builder.with_single_cert(chain, key)?;
     config.alpn_protocols = vec![H2.to_vec()];
     if contents.len() > 2 {
         // A resumed session does not show its certificate again, which may have expired since.

@@ -71,7 +71,7 @@ pub(crate) struct Attested {
 /// Why nothing is known to be attested.
 #[derive(Debug)]
 pub(crate) enum NotAttested {
-    /// The neighbour's own refusal.
+    /// The refusal of agreement-svc.
     Refused(Status),
     /// Anything else. For the log.
     Unknown(String),

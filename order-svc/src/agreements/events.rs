@@ -37,7 +37,7 @@ pub(crate) struct History {
 /// Why the history cannot be followed. For the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NotFollowed {
-    /// The neighbour is away, slow or stopping; that passes.
+    /// agreement-svc is away, slow or stopping; that passes.
     Away(String),
     /// It says what cannot be: that its history ends before what was applied here or went another way, or
     /// something out of its order. An operator has to look.
@@ -54,8 +54,8 @@ pub(crate) enum StreamItem {
 }
 
 impl Agreements {
-    /// Follows the history after a cursor, which the neighbour finds to be of its history where the hash is
-    /// known.
+    /// Follows the history after a cursor. Where the hash is known, agreement-svc checks that the cursor belongs to its
+    /// history.
     ///
     /// # Errors
     /// [`NotFollowed`].
@@ -200,8 +200,8 @@ fn read_event(event: wire::Event) -> Option<HistoryPoint> {
             },
             others_remain: ended.others_remain,
         })),
-        // Kinds that this build does not know are of newer neighbours, which must not make use of them
-        // to withdraw.
+        // An event of a kind that this build does not know was written by a newer agreement-svc, which must not
+        // withdraw by such a kind.
         Some(_) | None => None,
     };
     let cursor = Cursor { revision: event.revision, hash: Some(event.hash).filter(|hash| !hash.is_empty()) };
@@ -303,7 +303,7 @@ mod tests {
         };
         assert_eq!(consequence(ended("")), parted(None));
         assert_eq!(consequence(ended(&OTHER.to_string())), parted(Some(OTHER)));
-        // All others are passed over, those of newer neighbours included.
+        // All others are skipped, also those of a newer agreement-svc.
         assert_eq!(consequence(Some(Change::Attested(Attested::default()))), None);
         assert_eq!(consequence(None), None);
     }

@@ -17,8 +17,8 @@ use tonic::Code;
 use super::attest::Attested;
 use super::{Agreements, CallOptions, log_if_unauthenticated, reason_of};
 use crate::rules::gate::{
-    AgreementType, Answer, Decision, Evidence, EvidenceKind, Operation, Permit, Reason, Rehearsal, Remedy,
-    Rule, Verdict,
+    AgreementType, Answer, Decision, DryRun, Evidence, EvidenceKind, Operation, Permit, Reason, Remedy, Rule,
+    Verdict,
 };
 use crate::rules::order::Parties;
 
@@ -51,28 +51,28 @@ impl Agreements {
     /// Asks the gate, for no longer than the deadline or the caller's time_left, retries included.
     ///
     /// # Errors
-    /// [`GateError`]; only its first two cases are words of the neighbour.
+    /// [`GateError`]; only its first two cases come from agreement-svc.
     pub(crate) async fn check(&self, ask: &GateQuery, time_left: Duration) -> Result<Answer, GateError> {
         self.question(ask, ask.message(), time_left).await
     }
 
-    /// Asks the gate what it would answer, on the assumption of an attestation where one is given.
+    /// Asks the gate what it would answer, on the assumption of an attestation where one is given: a dry run.
     ///
     /// # Errors
     /// As [`Agreements::check`].
-    pub(crate) async fn rehearse(
+    pub(crate) async fn dry_run(
         &self,
         ask: &GateQuery,
         assumed: Option<&Attested>,
         time_left: Duration,
-    ) -> Result<Rehearsal, GateError> {
+    ) -> Result<DryRun, GateError> {
         let assumed_attestation = assumed.map(|attested| AssumedAttestation {
             attestation_id: attested.id.to_string(),
             template_id: attested.template_id.to_string(),
             template_version: attested.template_version,
         });
         let message = CheckEligibilityRequest { assumed_attestation, ..ask.message() };
-        self.question(ask, message, time_left).await.map(Rehearsal::new)
+        self.question(ask, message, time_left).await.map(DryRun::new)
     }
 
     async fn question(

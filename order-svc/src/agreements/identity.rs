@@ -3,18 +3,17 @@
 
 use std::path::Path;
 
+use anyhow::{Context, bail};
 use chassis::auth::{Auth, Bearer, Caller, Channel, Credentials};
 use chassis::metrics::Metrics;
 use chassis::reload::Watched;
 use proto::identity::TenantKind;
 use uuid::Uuid;
 
-use crate::Failure;
-
 /// order-svc's tenant and user id where identities are metadata that is trusted.
 const SERVICE_ID: Uuid = uuid::uuid!("0de05dc0-0000-7000-8000-000000000001");
 
-/// How this service identifies itself to the neighbour.
+/// How this service identifies itself to agreement-svc.
 #[derive(Clone)]
 pub(crate) enum ServiceIdentity {
     /// By metadata, where that is trusted (`--auth insecure`).
@@ -24,20 +23,20 @@ pub(crate) enum ServiceIdentity {
 }
 
 impl ServiceIdentity {
-    /// Reads the token, on a runtime that looks at it from then on.
+    /// Reads the token, and reloads it on this runtime from then on.
     ///
     /// # Errors
-    /// A token that is missing, of no use, or cannot be read.
-    pub(crate) fn open(auth: Auth, token: Option<&Path>) -> Result<Self, Failure> {
+    /// A token that is missing, not allowed with `--auth insecure`, invalid, or cannot be read.
+    pub(crate) fn open(auth: Auth, token: Option<&Path>) -> anyhow::Result<Self> {
         match (auth, token) {
             (Auth::Insecure, None) => Ok(Self::Metadata),
             (Auth::Insecure, Some(_)) => {
-                Err("--auth insecure presents no token; leave --service-token out, or use --auth jwt".into())
+                bail!("--auth insecure presents no token; leave --service-token out, or use --auth jwt")
             }
-            (Auth::Jwt, None) => Err("--auth jwt needs --service-token".into()),
+            (Auth::Jwt, None) => bail!("--auth jwt needs --service-token"),
             (Auth::Jwt, Some(file)) => {
                 let token = Watched::open(vec![file.to_owned()], |contents| Bearer::read(&contents[0]));
-                token.map(Self::Token).map_err(|why| format!("--service-token {why}").into())
+                token.map(Self::Token).context("--service-token")
             }
         }
     }

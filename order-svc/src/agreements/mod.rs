@@ -31,10 +31,10 @@ use crate::rules::order::PurchaseReport;
 use identity::ServiceIdentity;
 use replicas::Replicas;
 
-/// `ErrorInfo.domain` of what the neighbour refuses.
+/// `ErrorInfo.domain` of agreement-svc's refusals.
 pub(crate) const DOMAIN: &str = "agreement-svc";
 
-/// Attempts for one call. More would only add to the load of a neighbour in trouble.
+/// Attempts for one call. More would only add to the load of an agreement-svc in trouble.
 const TRIES_MAX: u32 = 3;
 
 /// Backoff between attempts, before jitter: the first, and the longest.
@@ -42,7 +42,7 @@ const RETRY_BASE: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_millis(200);
 
 /// The retry budget of the process: in any ten seconds its calls may retry this often for each second, and once
-/// for every five calls that were answered. So retries do not triple the load of a neighbour in trouble, and
+/// for every five calls that were answered. So retries do not triple the load of an agreement-svc in trouble, and
 /// all calls are retried when it restarts.
 const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 const BUDGET_PER_SECOND: u32 = 5;
@@ -185,7 +185,7 @@ fn log_if_unauthenticated(status: &Status) {
 fn is_retryable(status: &Status) -> bool {
     match status.code() {
         Code::Unavailable => true,
-        // From the neighbour they mean something else; only what happened here has a source: we were late, or the
+        // From agreement-svc they mean something else; only what happened here has a source: we were late, or the
         // connection ended before the call was sent, or in the middle of it.
         Code::Cancelled | Code::Unknown | Code::Internal => status.source().is_some(),
         _ => false,
@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_failures_differ_from_the_neighbours_answers() {
+    fn own_failures_differ_from_agreement_svcs_answers() {
         let here = |code| Status::from_error(Box::new(code));
         assert!(is_retryable(&here(TimeoutExpired(()))));
         for code in [Code::Cancelled, Code::Unknown, Code::Internal] {

@@ -4,13 +4,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, bail, ensure};
 use chassis::auth::Auth;
 use chassis::metrics::Metrics;
 use chassis::telemetry::trace::Traced;
 use chassis::tls::{self, Address};
 use tonic::transport::Channel;
 
-use crate::Failure;
 use crate::config::Serve;
 
 /// A dead connection is noticed after the interval and the timeout together, also while idle;
@@ -40,22 +40,20 @@ impl Replicas {
     ///
     /// # Errors
     /// Certificates that are missing or do not fit; tokens that would travel unencrypted.
-    pub(crate) fn open(config: &Serve, deadline: Duration) -> Result<Self, Failure> {
+    pub(crate) fn open(config: &Serve, deadline: Duration) -> anyhow::Result<Self> {
         let settings = config.agreements_tls();
         let is_readable_on_the_way = |address: &&Address| !address.is_private();
         if let Some(address) = config.agreements.iter().find(is_readable_on_the_way)
             && config.identity.auth == Auth::Jwt
             && !config.tls.plaintext
         {
-            return Err(format!(
+            bail!(
                 "tokens would travel to --agreements {address} unencrypted: use https, or, where something else \
                  encrypts, --plaintext"
-            )
-            .into());
+            );
         }
-        let client = tls::Client::open(&settings, &config.agreements);
-        let client =
-            client.map_err(|why| format!("--agreements-ca, --agreements-cert, --agreements-key: {why}"))?;
+        let client = tls::Client::open(&settings, &config.agreements)
+            .context("--agreements-ca, --agreements-cert, --agreements-key")?;
         let replica = |address: &Address| {
             let endpoint = tls::Client::endpoint(address)
                 .connect_timeout(deadline)
@@ -66,9 +64,7 @@ impl Replicas {
             Replica { channel, passed_over_until: Mutex::new(None) }
         };
         let all: Arc<[_]> = config.agreements.iter().map(replica).collect();
-        if all.is_empty() {
-            return Err("--agreements names no address".into());
-        }
+        ensure!(!all.is_empty(), "--agreements names no address");
         Ok(Self { all, turn: Arc::default(), tls: client })
     }
 
@@ -132,9 +128,9 @@ mod tests {
     use super::*;
     use crate::config::{Cli, Command};
 
-    fn replicas(settings: &[&str]) -> Result<Replicas, Failure> {
+    fn replicas(settings: &[&str]) -> anyhow::Result<Replicas> {
         let fixed = ["order-svc", "serve", "--database", "sqlite:x"];
-        let cli = Cli::try_parse_from(fixed.iter().chain(settings)).map_err(|error| error.to_string())?;
+        let cli = Cli::try_parse_from(fixed.iter().chain(settings))?;
         let Command::Serve(config) = cli.command else { panic!("the command is serve") };
         Replicas::open(&config, Duration::from_millis(100))
     }
@@ -180,7 +176,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn addresses_that_make_no_sense_or_would_show_tokens_are_refused() {
+    async fn invalid_addresses_and_unencrypted_tokens_are_refused() {
         let jwt = |address| ["--auth", "jwt", "--jwks", "x", "--agreements", address];
         for (settings, complaint) in [
             (&["--auth", "insecure", "--agreements", "localhost:50051"][..], "http://HOST:PORT"),
@@ -193,7 +189,7 @@ mod tests {
             (&jwt("http://agreements:50051"), "--plaintext"),
             (&jwt("http://10.0.0.1:50051"), "--plaintext"),
         ] {
-            let why = replicas(settings).err().unwrap().to_string();
+            let why = format!("{:#}", replicas(settings).err().unwrap());
             assert!(why.contains(complaint), "{settings:?}: {why}");
         }
         for address in ["http://localhost:1", "http://[::1]:1", "http://127.0.0.1:1/", "https://agreements:1"]

@@ -2,7 +2,7 @@
 //! need to know, lets them decide, stores the outcome and answers.
 //!
 //! Identity, role, limits and logging are settled before a call arrives here (chassis::server with
-//! the table in [`access`]). Rules live in `rules`, rows in `store`, the neighbour in `agreements`;
+//! the table in [`access`]). Rules live in `rules`, rows in `store`, the client of agreement-svc in `agreements`;
 //! codes are chosen in [`status`].
 
 pub(crate) mod access;
@@ -154,7 +154,7 @@ enum Attempt<A> {
 /// Why a call that buys or changes stored nothing.
 enum Failure {
     Refused(Refusal),
-    /// By the neighbour, whose words these are.
+    /// The refusal of agreement-svc, which is passed on.
     NotAttested(Status),
     Database(Error),
 }

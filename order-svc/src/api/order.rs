@@ -188,7 +188,7 @@ impl Api {
     ) -> Result<Attempt<CreateOrderResponse>, Failure> {
         let attested = attested.get_or_try_init(|| self.attest(new)).await?.as_ref();
         let Some(key) = key else {
-            return self.rehearse_order(new, attested).await.map(Attempt::Done);
+            return self.dry_run(new, attested).await.map(Attempt::Done);
         };
         let query = self.question(new, attested.map_or(0, |attested| attested.revision));
         let answer = self.ask(&query, time_until(new.give_up)).await;
@@ -212,16 +212,15 @@ impl Api {
     }
 
     /// What the order would become; nothing is stored anywhere (ORD-5).
-    async fn rehearse_order(
+    async fn dry_run(
         &self,
         new: &NewOrder,
         assumed: Option<&Attested>,
     ) -> Result<CreateOrderResponse, Failure> {
         let query = self.question(new, 0);
-        let rehearsal = self.agreements.rehearse(&query, assumed, time_until(new.give_up)).await;
-        let rehearsal =
-            rehearsal.map_err(|no_answer| new.without_answer(unanswered(&new.parties, no_answer)))?;
-        let (order, subscriptions) = self.place(new, rehearsal.answer())?;
+        let dry_run = self.agreements.dry_run(&query, assumed, time_until(new.give_up)).await;
+        let dry_run = dry_run.map_err(|no_answer| new.without_answer(unanswered(&new.parties, no_answer)))?;
+        let (order, subscriptions) = self.place(new, dry_run.answer())?;
         Ok(response(&order, &subscriptions))
     }
 }

@@ -153,8 +153,8 @@ fn not_found(resource: &str, id: &str) -> Status {
     failure.with("partner_center_code", partner_center_code).status()
 }
 
-/// The neighbour's refusal of the attestation that an order carries, in its own words; the bad fields of
-/// the attestation become those of the order.
+/// The refusal by agreement-svc of the attestation that an order carries, with its message; the bad fields of the
+/// attestation become those of the order.
 pub(super) fn not_attested(refused: &Status) -> Status {
     let details = refused.get_error_details();
     let (Some(bad), Some(info)) = (details.bad_request(), details.error_info()) else {
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn the_neighbours_refusal_stays_what_it_is_except_for_where_the_fields_are() {
+    fn a_passed_on_refusal_changes_only_the_paths_of_its_fields() {
         let violations = [("contact.email", "is required"), ("agreed_at", "must not be in the future")]
             .map(|(field, problem)| Violation { field: field.into(), problem: problem.into() });
         let bad = invalid_fields(agreements::DOMAIN, &violations).with("partner_center_code", 600_002);

@@ -1,5 +1,4 @@
-//! The neighbour's answer, as a fact: what was asked, what it said, and whether it may still be
-//! used.
+//! The gate's answer, as a fact: the query, the decision, and whether it may still be used.
 
 use chrono::Duration;
 use serde::{Deserialize, Serialize};
@@ -101,7 +100,7 @@ pub struct Answer {
     /// ISO 3166-1 alpha-2.
     pub customer_country: String,
     pub verdict: Verdict,
-    /// By our clock, before the question was sent: the answer is at most this old.
+    /// By our clock, before the query was sent: the answer is at most this old.
     pub asked_at: Time,
     /// The next instant at which it could change by itself.
     pub valid_until: Option<Time>,
@@ -129,12 +128,12 @@ impl Answer {
     }
 }
 
-/// What the gate would answer, maybe on the assumption of an attestation that is not stored (ORD-5). It
-/// only lends its answer, so that nothing can be stored on it.
+/// The answer of a dry run: what the gate would answer, maybe on the assumption of an attestation that is not stored
+/// (ORD-5). It only lends its answer, so that nothing can be stored on it.
 #[derive(Debug)]
-pub struct Rehearsal(Answer);
+pub struct DryRun(Answer);
 
-impl Rehearsal {
+impl DryRun {
     pub fn new(answer: Answer) -> Self {
         Self(answer)
     }

@@ -1,10 +1,10 @@
 //! Offers: what can be ordered, how much of it, where, and under which agreement.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use serde::Deserialize;
 use strum::{EnumString, IntoStaticStr};
+use thiserror::Error;
 
 use super::gate::AgreementType;
 
@@ -77,35 +77,20 @@ struct CatalogueFile {
 }
 
 /// Why a catalogue is invalid.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CatalogueError {
+    #[error("there is no offer")]
     Empty,
+    #[error("offer id {offer_id:?} must have 1 to 100 visible ASCII characters")]
     BadId { offer_id: String },
+    #[error("offer {offer_id} is listed twice")]
     Twice { offer_id: String },
+    #[error("offer {offer_id}: quantity_min must be at least 1 and at most quantity_max")]
     BadBounds { offer_id: String },
+    #[error("offer {offer_id}: {country:?} is not a country code in upper case")]
     BadCountry { offer_id: String, country: String },
+    #[error("offer {offer_id}: a perpetual offer cannot renew")]
     PerpetualRenews { offer_id: String },
-}
-
-impl fmt::Display for CatalogueError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Empty => f.write_str("there is no offer"),
-            Self::BadId { offer_id } => {
-                write!(f, "offer id {offer_id:?} must have 1 to 100 visible ASCII characters")
-            }
-            Self::Twice { offer_id } => write!(f, "offer {offer_id} is listed twice"),
-            Self::BadBounds { offer_id } => {
-                write!(f, "offer {offer_id}: quantity_min must be at least 1 and at most quantity_max")
-            }
-            Self::BadCountry { offer_id, country } => {
-                write!(f, "offer {offer_id}: {country:?} is not a country code in upper case")
-            }
-            Self::PerpetualRenews { offer_id } => {
-                write!(f, "offer {offer_id}: what lasts for good cannot renew")
-            }
-        }
-    }
 }
 
 impl TryFrom<CatalogueFile> for Catalogue {

@@ -35,7 +35,7 @@ pub struct RelationshipEnd {
     pub others_remain: bool,
 }
 
-/// What became of a subscription that had not ended and that the withdrawn acceptance could cover.
+/// The outcome for a subscription that had not ended and that the withdrawn acceptance could cover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
 #[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum WithdrawalOutcome {
@@ -132,7 +132,7 @@ pub struct Report {
     pub stayed: u32,
 }
 
-/// What became of one subscription.
+/// The outcome for one subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Effect {
     pub subscription_id: Uuid,

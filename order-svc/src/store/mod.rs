@@ -1,4 +1,4 @@
-//! The memory: rows, queries and the fenced transaction through which everything gated is stored.
+//! The store: rows, queries and the fenced transaction through which everything gated is stored.
 //!
 //! Each noun has its file. Functions take a connection, so that a caller composes them inside its own
 //! transaction. No business rule lives here, and no gRPC status.

@@ -64,7 +64,7 @@ impl Row {
     }
 }
 
-/// Stores the report of a withdrawal: what became of each subscription that had not ended and that the acceptance
+/// Stores the report of a withdrawal: the outcome for each subscription that had not ended and that the acceptance
 /// could cover. Where the report is there already, it stays: the event is applied again.
 pub(super) fn withdrawal_insert(
     connection: &mut Connection,
@@ -262,7 +262,7 @@ fn uncovered_of(
     Ok(uncovered)
 }
 
-/// What became of the customer's subscriptions, as the viewer may see it, in the order of their ids.
+/// The outcomes for the customer's subscriptions, as the viewer may see it, in the order of their ids.
 pub(crate) fn effect_list(
     connection: &mut Connection,
     viewer: Viewer,

@@ -44,7 +44,7 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Why following was interrupted.
 #[derive(Debug)]
 enum Interruption {
-    Neighbour(NotFollowed),
+    Stream(NotFollowed),
     Database(Error),
     /// The row that says how far the history has been applied says less than before: the database was
     /// restored under us. What was passed over must be looked at again.
@@ -55,7 +55,7 @@ enum Interruption {
 
 impl From<NotFollowed> for Interruption {
     fn from(why: NotFollowed) -> Self {
-        Self::Neighbour(why)
+        Self::Stream(why)
     }
 }
 
@@ -69,10 +69,10 @@ impl Interruption {
     /// Tells it to those who run the service: what passes by itself as a warning, the rest as an error.
     fn log(&self, revision: i64) {
         match self {
-            Self::Neighbour(NotFollowed::Away(why)) => {
+            Self::Stream(NotFollowed::Away(why)) => {
                 tracing::warn!(revision, why, "the history cannot be followed; trying again");
             }
-            Self::Neighbour(NotFollowed::Nonsense(why)) => {
+            Self::Stream(NotFollowed::Nonsense(why)) => {
                 tracing::error!(revision, why, "the history cannot be followed any further");
             }
             Self::Database(error @ Error::Unavailable(_)) => {
@@ -113,7 +113,7 @@ impl Interruption {
 
     /// Whether what was known before may not be so.
     fn invalidates(&self) -> bool {
-        matches!(self, Self::WentBack | Self::Lost(..) | Self::Neighbour(NotFollowed::Nonsense(_)))
+        matches!(self, Self::WentBack | Self::Lost(..) | Self::Stream(NotFollowed::Nonsense(_)))
     }
 }
 

@@ -36,7 +36,7 @@ const PAGE_SIZE: i64 = 64;
 /// commits them together.
 const AT_A_TIME: usize = 4;
 
-/// What became of an ended term.
+/// The outcome of an ended term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     Settled,

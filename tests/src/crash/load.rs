@@ -337,7 +337,7 @@ impl Load {
     }
 }
 
-/// Whether an answer says what became of the call. Where no service gave a reason, the connection broke or
+/// Whether an answer says the outcome of the call. Where no service gave a reason, the connection broke or
 /// no server listened; `UNAVAILABLE` is what services say when they do not know either.
 fn is_known(status: &Status) -> bool {
     !reason_of(status).is_empty() && status.code() != Code::Unavailable

@@ -50,7 +50,7 @@ impl Pki {
     /// Why they cannot be made.
     pub fn new(clock: Clock) -> Result<Self, String> {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let (signs, _) = SigningKey::generate()?;
+        let (signs, _) = SigningKey::generate().map_err(|error| error.to_string())?;
         let issuer = Issuer::new(signs, ISSUER.into(), AUDIENCE.into(), clock, TOKEN_VALID);
         let pki = Self { folder, issuer };
         pki.put("jwks.json", &SigningKey::public_set(&[pki.issuer.signs()]))?;

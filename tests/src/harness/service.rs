@@ -42,7 +42,7 @@ impl Service {
         listener: TcpListener,
         serve: impl FnOnce(tokio::net::TcpListener, StopSignal) -> F + Send + 'static,
     ) where
-        F: Future<Output = Result<(), Box<dyn std::error::Error + Send + Sync>>>,
+        F: Future<Output = anyhow::Result<()>>,
     {
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || {
@@ -50,7 +50,9 @@ impl Service {
             runtime.block_on(async {
                 let listener =
                     tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
-                serve(listener, Box::pin(async move { drop(stopped.await) })).await.map_err(|e| e.to_string())
+                serve(listener, Box::pin(async move { drop(stopped.await) }))
+                    .await
+                    .map_err(|error| format!("{error:#}"))
             })
         });
         self.running = Some((stop, thread));
@@ -89,7 +91,7 @@ impl Service {
         let address = format!("{scheme}://{}", self.address).parse()?;
         match chassis::health::check_health(&address, &self.tls.clone().unwrap_or_default()).await {
             Ok(()) => Ok(()),
-            Err(why) => Err(self.stop().err().unwrap_or(why)),
+            Err(why) => Err(self.stop().err().unwrap_or_else(|| format!("{why:#}"))),
         }
     }
 
@@ -131,8 +133,8 @@ pub fn channel_to(
     settings: &tls::ClientSettings,
     more: impl FnOnce(Endpoint) -> Endpoint,
 ) -> Channel {
-    let open = || -> Result<Channel, String> {
-        let address = address.parse()?;
+    let open = || -> anyhow::Result<Channel> {
+        let address = address.parse().map_err(anyhow::Error::msg)?;
         let client = tls::Client::open(settings, std::slice::from_ref(&address))?;
         Ok(client.connect_lazy(&address, &more(tls::Client::endpoint(&address))))
     };

@@ -65,7 +65,7 @@ impl Stack {
         let key =
             fs::read(file("TEST_SIGNING_KEY")?).map_err(|error| format!("TEST_SIGNING_KEY: {error}"))?;
         let addresses = [agreements, say("TEST_ORDERS")?];
-        let signs = SigningKey::read(&key)?;
+        let signs = SigningKey::read(&key).map_err(|error| error.to_string())?;
         let (issuer, audience) = (say("TEST_JWT_ISSUER")?, say("TEST_JWT_AUDIENCE")?);
         let issuer = Issuer::new(signs, issuer, audience, Clock::system(), TOKEN_VALID);
         Ok(Some(Self { addresses, tls, issuer }))

@@ -13,11 +13,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use anyhow::{Context, ensure};
 use chassis::clock::Clock;
 use chassis::database::Database;
 use uuid::Uuid;
 
-use super::{Failure, open};
+use super::open;
 use crate::config::{self, EraseContact};
 use crate::mail::MailFolder;
 use crate::rules::Time;
@@ -64,7 +65,7 @@ impl fmt::Display for Erased {
 ///
 /// # Errors
 /// A text that is no address; a database or folder that cannot be read or changed. No error message contains the address.
-pub async fn erase_contact(config: &EraseContact, clock: &Clock) -> Result<Erased, Failure> {
+pub async fn erase_contact(config: &EraseContact, clock: &Clock) -> anyhow::Result<Erased> {
     let database = open(&config.database)?;
     let usual = || Some(PathBuf::from(config::MAIL_FOLDER)).filter(|folder| folder.is_dir());
     let mail_folder = config.mail_folder.clone().or_else(usual);
@@ -76,10 +77,8 @@ async fn erase(
     now: Time,
     email: &str,
     mail_folder: Option<&Path>,
-) -> Result<Erased, Failure> {
-    if !is_email(email.trim()) {
-        return Err("what was given is not an e-mail address".into());
-    }
+) -> anyhow::Result<Erased> {
+    ensure!(is_email(email.trim()), "what was given is not an e-mail address");
     let person = Person::new(email);
     let mails = mail_folder.map(|folder| Arc::new(MailFolder(folder.to_owned())));
     let mut deleted = BTreeSet::new();
@@ -98,7 +97,7 @@ async fn erase(
             Some(mails) => mails.delete(mails.of(&naming))?,
             None => vec![],
         };
-        Ok::<_, Failure>((found, answers, deleted))
+        anyhow::Ok((found, answers, deleted))
     })
     .await?;
     deleted.extend(deleted_inside);
@@ -106,11 +105,10 @@ async fn erase(
         deleted.extend(mails.delete(mails.addressed_to(&person)?)?);
         deleted.extend(mails.delete(mails.of(&attestation_ids(&found)))?);
     }
-    database.purge().await.map_err(|error| {
-        format!(
-            "erased, but the file of the database still holds it; run this again, with less going on: {error}"
-        )
-    })?;
+    database
+        .purge()
+        .await
+        .context("erased, but the file of the database still holds it; run this again, with less going on")?;
     Ok(Erased {
         attestations: found.values().map(|found| found.attestation_ids.len()).sum(),
         customers: found.values().filter(|found| found.is_primary_contact).count(),

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::{Context, anyhow, bail, ensure};
 use chassis::auth::{Bearer, Caller, Channel, Credentials};
 use chassis::{reload, tls};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -22,12 +23,11 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming};
 
-use super::Failure;
 use crate::config::Import;
 use report::{Report, RowOutcome, RowResult, Tally};
 use sheet::{SentRow, Sheet};
 
-/// Exit code: every row that was not refused is result, and some were refused.
+/// Exit code: every row has a result, and some were refused.
 const ROWS_REFUSED: u8 = 1;
 
 /// Exit code: it did not begin, or it was cut off.
@@ -45,7 +45,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How often a silent server is probed, and how long it may take to show that it is there.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
-/// Attests from the file and tells the person who started it what became of it.
+/// Attests from the file and prints the counts of the outcomes.
 #[expect(clippy::print_stdout, reason = "a command prints to the terminal that started it")]
 pub async fn run(settings: Import) -> ExitCode {
     match import(settings).await {
@@ -54,21 +54,21 @@ pub async fn run(settings: Import) -> ExitCode {
             ExitCode::from(if tally.refused == 0 { 0 } else { ROWS_REFUSED })
         }
         Err(failure) => {
-            tracing::error!("{failure}");
+            tracing::error!("{failure:#}");
             ExitCode::from(NOT_CARRIED_THROUGH)
         }
     }
 }
 
-async fn import(settings: Import) -> Result<Tally, Failure> {
+async fn import(settings: Import) -> anyhow::Result<Tally> {
     let results = results_of(&settings)?;
     let credentials = credentials(&settings)?;
     let sheet = Sheet::open(&settings)?;
-    if settings.token.is_some() && !settings.address.is_private() {
-        return Err(
-            format!("a token is sent to https or to this machine, not to {}", settings.address).into()
-        );
-    }
+    ensure!(
+        settings.token.is_none() || settings.address.is_private(),
+        "a token is sent to https or to this machine, not to {}",
+        settings.address
+    );
     let endpoint = tls::Client::endpoint(&settings.address)
         .connect_timeout(CONNECT_MAX)
         .http2_keep_alive_interval(KEEPALIVE)
@@ -87,7 +87,7 @@ async fn import(settings: Import) -> Result<Tally, Failure> {
     let reading = tokio::task::spawn_blocking(move || sheet.send(&send, &announce));
     let answers = client.import_attestations(request).await;
     let mut answers = answers
-        .map_err(|status| format!("the server does not take the import: {}", said(&status)))?
+        .map_err(|status| anyhow!("the server does not take the import: {}", said(&status)))?
         .into_inner();
 
     while let Some(SentRow { row, customer_id, request_id, locally }) = sent.recv().await {
@@ -95,7 +95,7 @@ async fn import(settings: Import) -> Result<Tally, Failure> {
             Some(result) => result,
             None => {
                 let answer = answer_to(&request_id, &mut answers).await;
-                answer.map_err(|why| format!("{}: {why}; {AGAIN}", report.tally))?
+                answer.map_err(|why| anyhow!("{}: {why:#}; {AGAIN}", report.tally))?
             }
         };
         report.write(row, &customer_id, &result)?;
@@ -110,14 +110,14 @@ const AGAIN: &str =
     "run the same command again: rows that were stored will be REPLAYED, none is stored twice";
 
 /// The settings' token, or their word where there is none.
-fn credentials(settings: &Import) -> Result<Credentials, String> {
+fn credentials(settings: &Import) -> anyhow::Result<Credentials> {
     if let Some(file) = &settings.token {
-        let token = reload::read(file)
-            .and_then(|contents| Bearer::read(&contents).map_err(|why| format!("{}: {why}", file.display())));
-        return token.map(Credentials::Token).map_err(|why| format!("--token {why}"));
+        let contents = reload::read(file).context("--token")?;
+        let token = Bearer::read(&contents).with_context(|| format!("--token: {}", file.display()))?;
+        return Ok(Credentials::Token(token));
     }
     let (Some(tenant_id), Some(user_id)) = (settings.partner_id, settings.user_id) else {
-        return Err("say who attests: --token, or --partner-id and --user-id".into());
+        bail!("say who attests: --token, or --partner-id and --user-id");
     };
     let roles = vec![Role::SalesAgent.into_str()];
     let tenant_kind = TenantKind::Partner.into_str();
@@ -128,18 +128,16 @@ fn credentials(settings: &Import) -> Result<Credentials, String> {
 async fn answer_to(
     request_id: &str,
     answers: &mut Streaming<ImportAttestationsResponse>,
-) -> Result<RowResult, String> {
-    let answer = answers.message().await.map_err(|status| format!("cut off, {}", said(&status)))?;
-    let answer = answer.ok_or("the server ended before the file did")?;
-    if answer.request_id != request_id {
-        return Err("the server's answers are not in the order of the rows".into());
-    }
+) -> anyhow::Result<RowResult> {
+    let answer = answers.message().await.map_err(|status| anyhow!("cut off, {}", said(&status)))?;
+    let answer = answer.context("the server ended before the file did")?;
+    ensure!(answer.request_id == request_id, "the server's answers are not in the order of the rows");
     let outcome = match answer.outcome() {
         ImportOutcome::Stored => RowOutcome::Stored,
         ImportOutcome::Replayed => RowOutcome::Replayed,
         ImportOutcome::Duplicate => RowOutcome::Duplicate,
         ImportOutcome::Refused => RowOutcome::Refused,
-        ImportOutcome::Unspecified => return Err("the server's answer is invalid".into()),
+        ImportOutcome::Unspecified => bail!("the server's answer is invalid"),
     };
     let refusal = answer.refusal.unwrap_or_default();
     let reason = match refusal.reason() {
@@ -153,12 +151,10 @@ fn said(status: &Status) -> String {
     format!("{}: {}", status.code().description(), status.message())
 }
 
-fn results_of(settings: &Import) -> Result<PathBuf, String> {
+fn results_of(settings: &Import) -> anyhow::Result<PathBuf> {
     let results = settings.results.clone().unwrap_or_else(|| settings.file.with_extension("results.csv"));
     let is_the_file =
         results.canonicalize().is_ok_and(|results| Ok(results) == settings.file.canonicalize().map_err(drop));
-    if is_the_file {
-        return Err("the results would overwrite the file; name another with --results".into());
-    }
+    ensure!(!is_the_file, "the results would overwrite the file; name another with --results");
     Ok(results)
 }

@@ -5,12 +5,13 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
+use anyhow::{Context, anyhow};
 use indicatif::ProgressBar;
 
 /// What the results file says of a row.
 const COLUMNS: [&str; 6] = ["row", "customer_id", "outcome", "attestation_id", "reason", "message"];
 
-/// What became of a row.
+/// The outcome of a row.
 pub(super) struct RowResult {
     pub(super) outcome: RowOutcome,
     pub(super) attestation_id: String,
@@ -73,16 +74,16 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn create(path: &Path, progress: ProgressBar) -> Result<Self, String> {
+    pub(super) fn create(path: &Path, progress: ProgressBar) -> anyhow::Result<Self> {
         let results = csv::Writer::from_path(path).and_then(|mut results| {
             results.write_record(COLUMNS)?;
             Ok(results)
         });
-        let results = results.map_err(|error| format!("{}: {error}", path.display()))?;
+        let results = results.map_err(|error| anyhow!("{}: {error}", path.display()))?;
         Ok(Self { results, progress, tally: Tally::default() })
     }
 
-    pub(super) fn write(&mut self, row: u64, customer_id: &str, result: &RowResult) -> Result<(), String> {
+    pub(super) fn write(&mut self, row: u64, customer_id: &str, result: &RowResult) -> anyhow::Result<()> {
         let RowResult { outcome, attestation_id, reason, message } = result;
         let row = row.to_string();
         let written = self
@@ -91,7 +92,7 @@ impl Report {
             .map_err(io::Error::from)
             // An operator who opens the file, or stops the command, finds every answer there.
             .and_then(|()| self.results.flush());
-        written.map_err(|error| format!("the results cannot be written: {error}"))?;
+        written.context("the results cannot be written")?;
         let tally = &mut self.tally;
         *match outcome {
             RowOutcome::Stored => &mut tally.stored,

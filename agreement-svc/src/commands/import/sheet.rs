@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek};
 
+use anyhow::{Context, anyhow, bail, ensure};
 use chassis::clock::Time;
 use chassis::form::timestamp;
 use csv::StringRecord;
@@ -39,7 +40,7 @@ struct Columns {
     completed: Option<usize>,
 }
 
-/// A row that was sent, or result without.
+/// A row that was sent, or its result without sending it.
 pub(super) struct SentRow {
     pub(super) row: u64,
     pub(super) customer_id: String,
@@ -49,19 +50,17 @@ pub(super) struct SentRow {
 
 impl Sheet {
     /// Reads the whole file once, so that one that cannot be read is refused before anything is sent.
-    pub(super) fn open(settings: &Import) -> Result<Self, String> {
+    pub(super) fn open(settings: &Import) -> anyhow::Result<Self> {
         let name = settings.file.display().to_string();
-        let failed = |error: io::Error| format!("{name}: {error}");
-        let mut file = File::open(&settings.file).map_err(failed)?;
+        let mut file = File::open(&settings.file).with_context(|| name.clone())?;
         let mut hashed = Hashed { file: &file, digest: Sha256::new() };
         let mut reader = csv::Reader::from_reader(&mut hashed);
         let headers = reader.headers().map_err(|error| unreadable(&name, None, &error))?.clone();
-        let columns = Columns::find(&headers).map_err(|problem| format!("{name}: {problem}"))?;
-        if columns.agreed_at.is_none() && settings.agreed_at.is_none() {
-            return Err(format!(
-                "{name} has no column DateAgreed; if all of its rows agreed at the same time, give it with --agreed-at"
-            ));
-        }
+        let columns = Columns::find(&headers).with_context(|| name.clone())?;
+        ensure!(
+            columns.agreed_at.is_some() || settings.agreed_at.is_some(),
+            "{name} has no column DateAgreed; if all of its rows agreed at the same time, give it with --agreed-at"
+        );
         let mut rows = 0;
         let mut record = StringRecord::new();
         while reader.read_record(&mut record).map_err(|error| unreadable(&name, Some(&headers), &error))? {
@@ -70,7 +69,7 @@ impl Sheet {
         drop(reader);
         let mut namespace = [0; 16];
         namespace.copy_from_slice(&hashed.digest.finalize()[..16]);
-        file.rewind().map_err(failed)?;
+        file.rewind().with_context(|| name.clone())?;
         Ok(Self {
             name,
             file,
@@ -88,7 +87,7 @@ impl Sheet {
         self,
         send: &mpsc::Sender<ImportAttestationsRequest>,
         announce: &mpsc::Sender<SentRow>,
-    ) -> Result<(), String> {
+    ) -> anyhow::Result<()> {
         let mut reader = csv::Reader::from_reader(&self.file);
         for (row, record) in (1..).zip(reader.records()) {
             let record = record.map_err(|error| unreadable(&self.name, None, &error))?;
@@ -108,8 +107,8 @@ impl Sheet {
         Ok(())
     }
 
-    /// What a row asks for, or what becomes of it without asking. Whether it is any good is the server's
-    /// business, but for a date that cannot be sent.
+    /// The request of a row, or the result of a row that is not sent. The server checks everything but a date that
+    /// cannot be sent.
     fn request(
         &self,
         record: &StringRecord,
@@ -153,21 +152,21 @@ impl Sheet {
 }
 
 impl Columns {
-    fn find(headers: &StringRecord) -> Result<Self, String> {
+    fn find(headers: &StringRecord) -> anyhow::Result<Self> {
         let find = |name: &str| {
             let is_it = |(_, header): &(usize, &str)| header.trim().eq_ignore_ascii_case(name);
             let mut found = headers.iter().enumerate().filter(is_it).map(|(column, _)| column);
             match (found.next(), found.next()) {
-                (_, Some(_)) => Err(format!("line 1 has the column {name} twice")),
+                (_, Some(_)) => bail!("line 1 has the column {name} twice"),
                 (column, None) => Ok(column),
             }
         };
         let missing = |name: &str| format!("line 1 does not name the column {name}");
-        let required = |name: &str| find(name)?.ok_or_else(|| missing(name));
+        let required = |name: &str| find(name)?.with_context(|| missing(name));
         Ok(Self {
             customer: match find("CustomerTenantId")? {
                 Some(column) => column,
-                None => find("CustomerId")?.ok_or_else(|| missing("CustomerTenantId (or CustomerId)"))?,
+                None => find("CustomerId")?.with_context(|| missing("CustomerTenantId (or CustomerId)"))?,
             },
             first_name: required("FirstName")?,
             last_name: required("LastName")?,
@@ -185,7 +184,7 @@ fn text(record: &StringRecord, column: usize) -> &str {
 }
 
 /// Names line and column of what cannot be read, and never quotes it.
-fn unreadable(name: &str, headers: Option<&StringRecord>, error: &csv::Error) -> String {
+fn unreadable(name: &str, headers: Option<&StringRecord>, error: &csv::Error) -> anyhow::Error {
     let line = error.position().map_or(1, csv::Position::line);
     let column = |n: usize| match headers.and_then(|headers| headers.get(n)) {
         Some(header) => format!("column {header}"),
@@ -193,14 +192,14 @@ fn unreadable(name: &str, headers: Option<&StringRecord>, error: &csv::Error) ->
     };
     match error.kind() {
         csv::ErrorKind::Utf8 { err, .. } => {
-            format!("{name}: line {line}, {}: not UTF-8; save the file as UTF-8", column(err.field()))
+            anyhow!("{name}: line {line}, {}: not UTF-8; save the file as UTF-8", column(err.field()))
         }
         csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
             let first = usize::try_from(*len.min(expected_len)).unwrap_or(usize::MAX);
             let what = if len < expected_len { "missing" } else { "one too many" };
-            format!("{name}: line {line}, {}: {what}; line 1 names {expected_len} columns", column(first))
+            anyhow!("{name}: line {line}, {}: {what}; line 1 names {expected_len} columns", column(first))
         }
-        _ => format!("{name}: line {line}: {error}"),
+        _ => anyhow!("{name}: line {line}: {error}"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The public keys that signatures of tokens are verified with: a JWK set.
 
+use anyhow::{Context, bail, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse};
@@ -29,30 +30,24 @@ impl KeySet {
     /// Reads a JWK set. Keys for other uses, of other kinds or for other algorithms are skipped, since providers publish
     /// them side by side; so are keys without an id, which no token can name. An explicitly empty set is valid and
     /// revokes all tokens. A set in which every key is skipped is an error.
-    pub(in crate::auth) fn read(contents: &[u8]) -> Result<Self, String> {
+    pub(in crate::auth) fn read(contents: &[u8]) -> anyhow::Result<Self> {
         #[derive(Deserialize)]
         struct Set {
             keys: Vec<Value>,
         }
-        let set: Set = serde_json::from_slice(contents)
-            .map_err(|error| format!("not a JWK set, {{\"keys\": [...]}}: {error}"))?;
+        let set: Set = serde_json::from_slice(contents).context("not a JWK set, {\"keys\": [...]}")?;
         if set.keys.is_empty() {
             tracing::warn!("the set of keys is empty: all tokens are rejected");
             return Ok(Self(vec![]));
         }
         let mut keys: Vec<Key> = vec![];
         for (n, jwk) in set.keys.into_iter().enumerate() {
-            let wrong = |why: &dyn std::fmt::Display| format!("keys[{n}]: {why}");
             let Ok(jwk) = serde_json::from_value::<Jwk>(jwk) else { continue };
-            let Some(key) = Key::read(&jwk).map_err(|why| wrong(&why))? else { continue };
-            if keys.iter().any(|other| other.id == key.id) {
-                return Err(wrong(&"has the kid of another key"));
-            }
+            let Some(key) = Key::read(&jwk).with_context(|| format!("keys[{n}]"))? else { continue };
+            ensure!(keys.iter().all(|other| other.id != key.id), "keys[{n}]: has the kid of another key");
             keys.push(key);
         }
-        if keys.is_empty() {
-            return Err("no key with a kid for EdDSA (Ed25519), ES256 or RS256".into());
-        }
+        ensure!(!keys.is_empty(), "no key with a kid for EdDSA (Ed25519), ES256 or RS256");
         Ok(Self(keys))
     }
 
@@ -87,7 +82,7 @@ impl KeySet {
 
 impl Key {
     /// The key, if it is one that verifies tokens.
-    fn read(jwk: &Jwk) -> Result<Option<Self>, String> {
+    fn read(jwk: &Jwk) -> anyhow::Result<Option<Self>> {
         let algorithm = match &jwk.algorithm {
             AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => Algorithm::EdDSA,
             AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => Algorithm::ES256,
@@ -100,7 +95,7 @@ impl Key {
                 && common.key_operations.as_ref().is_none_or(|all| all.contains(&KeyOperations::Verify))
                 && common.key_algorithm.is_none_or(|named| named == KeyAlgorithm::from(algorithm));
         let Some(id) = common.key_id.clone().filter(|_| is_for_signatures) else { return Ok(None) };
-        let verifies = DecodingKey::from_jwk(jwk).map_err(|error| error.to_string())?;
+        let verifies = DecodingKey::from_jwk(jwk)?;
         let has_valid_length = match verifies.kind() {
             DecodingKeyKind::RsaModulusExponent { n, .. } => RSA_MODULUS_BYTES.contains(&n.len()),
             DecodingKeyKind::SecretOrDer(point) => {
@@ -110,7 +105,7 @@ impl Key {
         if has_valid_length {
             Ok(Some(Self { id, algorithm, verifies }))
         } else {
-            Err("its length is not valid for its kind; an RSA key has 2048 to 8192 bits".into())
+            bail!("its length is not valid for its kind; an RSA key has 2048 to 8192 bits")
         }
     }
 }

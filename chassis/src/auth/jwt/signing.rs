@@ -1,6 +1,7 @@
 //! Signing of tokens: for development, for tests, and where no other issuer exists. A running service holds public
 //! keys only.
 
+use anyhow::anyhow;
 use aws_lc_rs::signature::Ed25519KeyPair;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -23,8 +24,8 @@ impl SigningKey {
     ///
     /// # Errors
     /// The random number generator fails.
-    pub fn generate() -> Result<(Self, String), String> {
-        let failed = |_| "no key can be generated";
+    pub fn generate() -> anyhow::Result<(Self, String)> {
+        let failed = |_| anyhow!("no key can be generated");
         let der = Ed25519KeyPair::generate().and_then(|pair| pair.to_pkcs8v1()).map_err(failed)?;
         let base64 = STANDARD.encode(der.as_ref());
         let pem = format!("-----BEGIN PRIVATE KEY-----\n{base64}\n-----END PRIVATE KEY-----\n");
@@ -35,8 +36,8 @@ impl SigningKey {
     ///
     /// # Errors
     /// Contents that are no such key; the message does not repeat them.
-    pub fn read(pem: &[u8]) -> Result<Self, String> {
-        let wrong = |_| "not a private Ed25519 key in PEM";
+    pub fn read(pem: &[u8]) -> anyhow::Result<Self> {
+        let wrong = |_| anyhow!("not a private Ed25519 key in PEM");
         let signs = EncodingKey::from_ed_pem(pem).map_err(wrong)?;
         let mut public = Jwk::from_encoding_key(&signs, Algorithm::EdDSA).map_err(wrong)?;
         public.common.key_id = Some(public.thumbprint(ThumbprintHash::SHA256).map_err(wrong)?);
@@ -55,10 +56,10 @@ impl SigningKey {
     ///
     /// # Errors
     /// Claims that cannot be encoded.
-    pub fn sign(&self, claims: &Value) -> Result<String, String> {
+    pub fn sign(&self, claims: &Value) -> anyhow::Result<String> {
         let mut header = Header::new(Algorithm::EdDSA);
         header.kid.clone_from(&self.public.common.key_id);
-        jsonwebtoken::encode(&header, claims, &self.signs).map_err(|error| error.to_string())
+        Ok(jsonwebtoken::encode(&header, claims, &self.signs)?)
     }
 }
 

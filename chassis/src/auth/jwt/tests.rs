@@ -355,7 +355,7 @@ fn an_invalid_set_is_refused() {
         (json!({"keys": [short]}).to_string(), "length"),
         (json!({"keys": [weak]}).to_string(), "length"),
     ] {
-        let why = KeySet::read(set.as_bytes()).err().unwrap();
+        let why = format!("{:#}", KeySet::read(set.as_bytes()).err().unwrap());
         assert!(why.contains(complaint), "{set}: {why}");
     }
 }

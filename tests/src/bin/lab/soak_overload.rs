@@ -115,7 +115,7 @@ struct Partner {
     customers: Vec<String>,
 }
 
-/// What became of the calls of one load.
+/// The outcomes of the calls of one load.
 #[derive(Debug, Default)]
 struct Outcome {
     /// How long it lasted.
@@ -216,7 +216,7 @@ async fn overload(
     Ok(failed.into_iter().map(|what| format!("{backend} {subject:?}: {what}")).collect())
 }
 
-/// What should not be, of what became of the calls of both partners.
+/// What must not be, among the outcomes of both partners' calls.
 fn judge(much: &Outcome, little: &Outcome, capacity: f64, options: &Options) -> Vec<String> {
     let calls_max = options.calls_max.unwrap_or(CALLS_MAX_DEFAULT);
     let wait_max = WAIT_BASE + Duration::from_secs_f64(WAITS_MAX * number(calls_max) / capacity);

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use agreement_svc::commands::Failure;
 use agreement_svc::commands::erase::Erased;
 use agreement_svc::config::{Address, EraseContact};
 use agreement_svc::rules::chain::{Differs, Finding};
@@ -54,7 +53,7 @@ fn count(everything: &str, text: &str) -> usize {
     everything.matches(&text).count() + everything.matches(&hex).count()
 }
 
-async fn erase(cluster: &Cluster, email: &str, mails: &std::path::Path) -> Result<Erased, Failure> {
+async fn erase(cluster: &Cluster, email: &str, mails: &std::path::Path) -> anyhow::Result<Erased> {
     let config = EraseContact {
         database: cluster.agreements_database().clone(),
         email: Address(email.into()),

@@ -43,7 +43,7 @@ fn forms(mark: &str) -> Vec<String> {
     let bytes = mark.as_bytes();
     let decimals = bytes.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
     let hex = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    // Wherever in a base64 text it begins; what depends on its neighbours is left out.
+    // At each of the three positions in a base64 text; the characters that depend on adjacent bytes are left out.
     let base64 = (0..3).map(|before| {
         let text = STANDARD_NO_PAD.encode([vec![0; before], bytes.to_vec()].concat());
         text[(before * 8).div_ceil(6)..text.len() - 1].to_owned()
@@ -169,7 +169,7 @@ async fn fail(direct: &As, customer: &str, token: &str) {
     bad.request_id = format!("no id {MARK}");
     bad.lines[0].offer_id = MARK.into();
     direct.orders().create_order(marked(bad)).await.unwrap_err();
-    // This one is found out by the neighbour.
+    // agreement-svc rejects this one.
     let mut bad = order(customer);
     bad.attestation.as_mut().unwrap().template_id = fixtures::request_id();
     direct.orders().create_order(marked(bad)).await.unwrap_err();
@@ -276,7 +276,7 @@ async fn no_person_and_no_secret_is_in_the_logs(#[case] backend: Backend) {
     behind(&processes.agreements, "ALTER TABLE acceptance RENAME TO gone");
     direct.attestations().create_attestation(marked(attestation(&customer))).await.unwrap_err();
     direct.orders().create_order(marked(order(&customer))).await.unwrap_err();
-    // The neighbour is away.
+    // agreement-svc is away.
     processes.agreements.stop().unwrap();
     direct.orders().create_order(marked(order(&customer))).await.unwrap_err();
     processes.orders.stop().unwrap();

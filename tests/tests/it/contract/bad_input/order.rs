@@ -147,8 +147,8 @@ impl Existing {
             ),
         ] {
             table.bad("CreateOrder", about, direct, bad, &request);
-            let rehearsed = CreateOrderRequest { validate_only: true, ..request };
-            table.bad("CreateOrder", &format!("{about}, rehearsed"), direct, bad, &rehearsed);
+            let dry_run = CreateOrderRequest { validate_only: true, ..request };
+            table.bad("CreateOrder", &format!("{about}, validate_only"), direct, bad, &dry_run);
         }
 
         table.all_bad("GetOrder", direct, &["order_id"], |n| GetOrderRequest { order_id: id(n) });

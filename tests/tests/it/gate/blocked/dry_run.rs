@@ -1,10 +1,10 @@
-//! The rehearsal of a new version.
+//! The dry run of a new version.
 
 use super::*;
 
-/// A rehearsal names the customers that publishing would stop, and stores nothing.
+/// A dry run names the customers that publishing would stop, and stores nothing.
 #[apply(each_backend)]
-async fn a_rehearsal_lists_the_customers_that_a_version_blocks(#[case] backend: Backend) {
+async fn a_dry_run_lists_the_customers_that_a_version_blocks(#[case] backend: Backend) {
     tests::needs_own!("databases that it writes to");
     tests::needs!(backend);
     let start = time("2026-11-21T00:00:00Z");
@@ -50,7 +50,7 @@ async fn a_rehearsal_lists_the_customers_that_a_version_blocks(#[case] backend: 
 
     let by = start + Duration::days(10);
     let planned = version(Some(start + Duration::days(1)), due(by));
-    let impact = rehearse(&operator, &planned).await;
+    let impact = dry_run(&operator, &planned).await;
     let partners: Vec<_> = impact.partners.iter().map(|p| (p.partner_id.as_str(), p.customers)).collect();
     // The most affected first.
     assert_eq!(partners, [(PROVIDER.to_string().as_str(), 3), (DIRECT.to_string().as_str(), 2)]);
@@ -60,16 +60,16 @@ async fn a_rehearsal_lists_the_customers_that_a_version_blocks(#[case] backend: 
         reacceptance: Some(Reacceptance::NeverReaccept(true)),
         ..planned.clone()
     };
-    assert_eq!(rehearse(&operator, &never).await, PublicationImpact::default());
+    assert_eq!(dry_run(&operator, &never).await, PublicationImpact::default());
     let other_type = PublishTemplateVersionRequest {
         template_id: Uuid::from_u128(0x7e).to_string(),
         agreement_type: AgreementType::MicrosoftCloudAgreement.into(),
         name: "Cloud Agreement, second edition".into(),
         ..planned.clone()
     };
-    assert_eq!(rehearse(&operator, &other_type).await, PublicationImpact::default());
+    assert_eq!(dry_run(&operator, &other_type).await, PublicationImpact::default());
     // At once is due at once.
-    assert_eq!(rehearse(&operator, &version(None, None)).await, impact);
+    assert_eq!(dry_run(&operator, &version(None, None)).await, impact);
     let early = PublishTemplateVersionRequest {
         validate_only: true,
         ..version(Some(start - Duration::days(1)), None)
@@ -98,7 +98,7 @@ async fn a_rehearsal_lists_the_customers_that_a_version_blocks(#[case] backend: 
     assert_eq!(customers.len(), usize::try_from(impact.customers).unwrap());
     // Whom this version stops, the next one does not stop again.
     let next = version(Some(start + Duration::days(2)), due(by + Duration::days(1)));
-    assert_eq!(rehearse(&operator, &next).await, PublicationImpact::default());
+    assert_eq!(dry_run(&operator, &next).await, PublicationImpact::default());
     let sooner = version(Some(start + Duration::days(2)), due(by - Duration::days(1)));
-    assert_eq!(rehearse(&operator, &sooner).await, impact);
+    assert_eq!(dry_run(&operator, &sooner).await, impact);
 }

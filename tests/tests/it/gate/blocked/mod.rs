@@ -1,10 +1,10 @@
 //! Seeing it before it hurts: who is blocked and why, now and later, many questions at once, and the
-//! rehearsal of a version. All of it must say what the gate says.
+//! dry run of a version. All of it must say what the gate says.
 
 mod batches;
+mod dry_run;
 mod lists;
 mod many;
-mod rehearsal;
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -151,9 +151,9 @@ fn due(at: Time) -> Option<Reacceptance> {
     Some(Reacceptance::ReacceptBy(timestamp(at)))
 }
 
-async fn rehearse(operator: &As, version: &PublishTemplateVersionRequest) -> PublicationImpact {
-    let rehearsed = PublishTemplateVersionRequest { validate_only: true, ..version.clone() };
-    publish(operator, rehearsed).await.unwrap().impact.unwrap()
+async fn dry_run(operator: &As, version: &PublishTemplateVersionRequest) -> PublicationImpact {
+    let request = PublishTemplateVersionRequest { validate_only: true, ..version.clone() };
+    publish(operator, request).await.unwrap().impact.unwrap()
 }
 
 /// Customers of the direct-bill partner's, one for each way to stand, by what it is. A Cloud Agreement is

@@ -72,7 +72,7 @@ async fn only_what_may_pass_by_itself_is_asked_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_neighbour_in_trouble_is_not_asked_three_times_as_much() {
+async fn retries_do_not_triple_the_load_of_agreement_svc() {
     tests::needs_own!("a line to agreement-svc that it cuts");
     const CALLS: usize = 200;
     let impostor = Impostor::new(|_| Err(Status::unavailable("not today")));

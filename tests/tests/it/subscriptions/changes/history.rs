@@ -105,8 +105,8 @@ async fn what_is_only_validated_stores_nothing(#[case] backend: Backend) {
     let subscription = world.subscribe("YEAR").await;
     for wish in [Command::Seats(8), Command::Renew] {
         let asked = Asked::of(wish, &subscription);
-        let rehearsed = Asked { validate_only: true, ..asked.clone() };
-        let rehearsed = rehearsed.send(&world.direct).await.unwrap();
+        let dry_run = Asked { validate_only: true, ..asked.clone() };
+        let dry_run = dry_run.send(&world.direct).await.unwrap();
         assert_eq!(world.now(&subscription).await, subscription, "{wish:?}");
         assert_eq!(world.kinds(&subscription).await, [(1, Kind::Created)], "{wish:?}");
 
@@ -116,11 +116,11 @@ async fn what_is_only_validated_stores_nothing(#[case] backend: Backend) {
         let mut real = real.send(&world.direct).await.unwrap();
         real.subscription.subscription_id.clone_from(&subscription.subscription_id);
         real.subscription.order_id.clone_from(&subscription.order_id);
-        assert_eq!((real.subscription, real.gate), (rehearsed.subscription, rehearsed.gate), "{wish:?}");
+        assert_eq!((real.subscription, real.gate), (dry_run.subscription, dry_run.gate), "{wish:?}");
     }
     for (wish, expected) in [(Command::Seats(5), Ok(None)), (Command::Seats(301), Err("quantity"))] {
-        let rehearsed = Asked { validate_only: true, ..Asked::of(wish, &subscription) };
-        let answer = rehearsed.send(&world.direct).await;
+        let dry_run = Asked { validate_only: true, ..Asked::of(wish, &subscription) };
+        let answer = dry_run.send(&world.direct).await;
         assert_eq!(answer.as_ref().map(|answer| answer.gate.clone()).ok(), expected.clone().ok());
         assert_eq!(answer.err().map(|refused| bad_fields_of(&refused).join(",")).as_deref(), expected.err());
     }
