@@ -137,8 +137,8 @@ macro_rules! has_withdrawn {
 
 /// The statement, with conditions on customer, payer and their relationship. Where the conditions are static, so is
 /// the statement, and a connection prepares it once.
-macro_rules! rows {
-    ($c:expr, $customer:expr, $payer:expr, $relationship:expr) => {
+macro_rules! statement {
+    ($customer:expr, $payer:expr, $relationship:expr) => {
         customer::table
             .inner_join(partner::table.on($payer))
             .left_join(
@@ -184,8 +184,6 @@ macro_rules! rows {
                 )
                     .nullable(),
             ))
-            .load($c)
-            .map_err(Error::from)
     };
 }
 
@@ -250,7 +248,7 @@ fn gate_rows(connection: &mut Connection, parties: &[Parties]) -> Result<(Vec<Ro
             let (customer_is, payer_is) = (customer::id.eq(customer), partner::id.eq(payer));
             let reseller_is = relationship::reseller_id.eq(reseller);
             let found: Vec<Row> = query!(&mut *connection, c => {
-                rows!(c, customer_is, payer_is, reseller_is.or(reseller.as_str().into_sql::<Text>().eq("")))
+                statement!(customer_is, payer_is, reseller_is.or(reseller.as_str().into_sql::<Text>().eq(""))).load(c)
             })?;
             rows.extend(found);
             with_reseller.extend(keys);
@@ -260,8 +258,7 @@ fn gate_rows(connection: &mut Connection, parties: &[Parties]) -> Result<(Vec<Ro
         let resellers: BTreeSet<&str> =
             keys.iter().map(|key| key.reseller.as_str()).filter(|id| !id.is_empty()).collect();
         let (customer_is, payer_is) = (customer::id.eq_any(&customers), partner::id.eq(payer.clone()));
-        let found: Vec<Row> =
-            query!(&mut *connection, c => rows!(c, customer_is, payer_is, true.into_sql::<Bool>()))?;
+        let found: Vec<Row> = query!(&mut *connection, c => statement!(customer_is, payer_is, true.into_sql::<Bool>()).load(c))?;
         rows.extend(found);
         if !resellers.is_empty() {
             let found: Vec<Key> = query!(&mut *connection, c => {
