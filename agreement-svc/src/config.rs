@@ -93,19 +93,19 @@ pub struct Token {
     /// The service's --jwt-audience.
     #[arg(long, value_name = "NAME")]
     pub audience: String,
-    /// What kind of tenant.
+    /// The claim tenant_kind.
     #[arg(long, value_parser = PossibleValuesParser::new(TenantKind::VARIANTS).try_map(|name| name.parse::<TenantKind>()))]
     pub tenant_kind: TenantKind,
-    /// Which tenant.
+    /// The claim tenant_id.
     #[arg(long, value_name = "UUID")]
     pub tenant_id: Uuid,
-    /// Which user of it.
+    /// The claim sub: the user.
     #[arg(long, value_name = "UUID")]
     pub user_id: Uuid,
-    /// What the user may do.
+    /// The claim roles.
     #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(Role::VARIANTS).try_map(|name| name.parse::<Role>()))]
     pub roles: Vec<Role>,
-    /// How the user comes in.
+    /// The claim channel.
     #[arg(long, value_enum, default_value = "DASHBOARD")]
     pub channel: Channel,
     /// For how long, from now on: 90s, 15m, 1h or 30d.

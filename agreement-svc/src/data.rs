@@ -157,7 +157,7 @@ fn read_languages(path: &Path) -> anyhow::Result<Languages> {
         let row: LanguagesRow = row.map_err(wrong)?;
         let tags = row.languages.split(';').map(|tag| tag.trim().to_owned()).collect();
         let is_first = languages.insert(row.iso2.clone(), tags).is_none();
-        ensure!(is_first, "the document table {name}: {} stands there twice", row.iso2);
+        ensure!(is_first, "the document table {name}: {} is listed twice", row.iso2);
     }
     Ok(languages)
 }

@@ -3,7 +3,7 @@
 //! - [`rules`]: the decisions, pure.
 //! - `store`: the database, whose changes form one history behind one lock.
 //! - `api`: the gRPC services, each in its file.
-//! - `mail`: the outbox of announcements, and how mails are delivered.
+//! - `mail`: the outbox of notifications, and how mails are delivered.
 //! - `workers`: what runs in the background besides.
 //! - [`data`]: the files that ship with it: policy, templates.
 //! - `metrics`: the service's metrics.
@@ -107,7 +107,7 @@ pub async fn serve(
     let mailer =
         Mailer { database: database.clone(), clock: clock.clone(), transport, from: config.mail.mail_from };
     service.spawn(|stop| mailer::run(mailer, commits, stop));
-    service.spawn(|stop| idempotency::expire_answers(database.clone(), clock.clone(), stop));
+    service.spawn(|stop| idempotency::run_expiry(database.clone(), clock.clone(), stop));
     if let Some(listener) = listeners.metrics {
         service.spawn(|stop| metrics::serve(listener, metrics.clone(), clock.clone(), stop));
     }

@@ -58,7 +58,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             say(&verified);
             match verified.findings.len() {
                 0 => Ok(()),
-                findings => bail!("the history does not hold; findings: {findings}"),
+                findings => bail!("verification failed; findings: {findings}"),
             }
         }
         Command::EraseContact(config) => {

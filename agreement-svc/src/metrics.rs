@@ -75,17 +75,17 @@ fn known(connection: &mut Connection, now: Time) -> Result<Vec<Sample>, Error> {
         },
         Sample {
             name: "mails_waiting",
-            help: "Announcements of attestations that were not sent yet.",
+            help: "Notifications of attestations that were not sent yet.",
             value: waiting as f64,
         },
         Sample {
             name: "mails_oldest_age_seconds",
-            help: "How long ago the oldest of them was recorded, 0 when there is none.",
+            help: "Age of the oldest waiting notification, in seconds; 0 if there is none.",
             value: age,
         },
         Sample {
             name: "mails_dead_letters",
-            help: "Announcements that were given up: they wait for RetryNotification.",
+            help: "Notifications that were given up: they wait for RetryNotification.",
             value: dead_letters(connection)? as f64,
         },
     ])

@@ -35,7 +35,7 @@ mod schema {
 pub const ANSWER_KEPT: TimeDelta = TimeDelta::days(30);
 
 /// How often old answers are deleted. An hour is nothing to their age.
-const LOOK_INTERVAL: Duration = Duration::from_secs(60 * 60);
+const POLL_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
 /// Answers deleted in one transaction, for which writing calls wait hardly more than a millisecond.
 const DELETED_AT_A_TIME: i64 = 100;
@@ -78,7 +78,7 @@ impl IdempotencyKey {
 ///
 /// # Errors
 /// The database's.
-pub fn answer_find(connection: &mut Connection, key: &IdempotencyKey) -> Result<Lookup, Error> {
+pub fn response_find(connection: &mut Connection, key: &IdempotencyKey) -> Result<Lookup, Error> {
     let row: Option<(String, Vec<u8>)> = query!(connection, c => {
         request::table
             .find(key.primary_key())
@@ -97,7 +97,7 @@ pub fn answer_find(connection: &mut Connection, key: &IdempotencyKey) -> Result<
 ///
 /// # Errors
 /// The database's.
-pub fn answer_store(
+pub fn response_store(
     connection: &mut Connection,
     key: &IdempotencyKey,
     answer: &[u8],
@@ -123,10 +123,10 @@ pub fn answer_store(
 
 /// Deletes answers that are older than [`ANSWER_KEPT`], at once and then every hour, until `stop`. Their request ids may
 /// then be used anew. Several replicas may do so at the same time.
-pub async fn expire_answers(database: Database, clock: Clock, stop: CancellationToken) {
+pub async fn run_expiry(database: Database, clock: Clock, stop: CancellationToken) {
     loop {
         let before = clock.now() - ANSWER_KEPT;
-        let expire = move |connection: &mut Connection| answers_expire(connection, before);
+        let expire = move |connection: &mut Connection| responses_expire(connection, before);
         while !stop.is_cancelled() {
             let expired: Result<bool, Error> = database.write(expire).await;
             match expired {
@@ -140,13 +140,13 @@ pub async fn expire_answers(database: Database, clock: Clock, stop: Cancellation
         }
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
     }
 }
 
 /// Deletes some of the answers from before a time, oldest first; true if there may be more.
-fn answers_expire(connection: &mut Connection, before: Time) -> Result<bool, Error> {
+fn responses_expire(connection: &mut Connection, before: Time) -> Result<bool, Error> {
     let is_old = || request::answered_at.lt(before.naive_utc());
     let old: Vec<(String, String, String)> = query!(&mut *connection, c => {
         request::table
@@ -250,22 +250,22 @@ mod tests {
         let count = DELETED_AT_A_TIME.unsigned_abs() as u128 * 2 + 1;
         let write = move |connection: &mut Connection| -> Result<(), Error> {
             query!(&mut *connection, c => c.batch_execute(TABLE))?;
-            answer_store(connection, &key(0), b"kept", now - ANSWER_KEPT)?;
+            response_store(connection, &key(0), b"kept", now - ANSWER_KEPT)?;
             for n in 1..=count {
-                assert!(answer_store(connection, &key(n), b"forgotten", older)?);
+                assert!(response_store(connection, &key(n), b"forgotten", older)?);
             }
             Ok(())
         };
         database.write(write).await.unwrap();
         let stop = CancellationToken::new();
-        let forgetting = tokio::spawn(expire_answers(database.clone(), Clock::manual(now), stop.clone()));
+        let forgetting = tokio::spawn(run_expiry(database.clone(), Clock::manual(now), stop.clone()));
         let left = || database.list(|connection: &mut Connection| answers_after(connection, None, 1000));
         while left().await.unwrap().len() > 1 {
             tokio::task::yield_now().await;
         }
         stop.cancel();
         forgetting.await.unwrap();
-        let read = |n| database.read(move |connection: &mut Connection| answer_find(connection, &key(n)));
+        let read = |n| database.read(move |connection: &mut Connection| response_find(connection, &key(n)));
         assert_eq!(read(0).await.unwrap(), Lookup::Answered(b"kept".to_vec()));
         assert_eq!(read(count).await.unwrap(), Lookup::Never);
     }

@@ -75,17 +75,17 @@ pub struct Serve {
     )]
     pub agreements: Vec<Address>,
     /// The authorities whose certificates agreement-svc needs, in PEM, instead of those that the system
-    /// trusts. Read again when it changes.
+    /// trusts. The file is reloaded when it changes.
     #[arg(long, env = "ORDER_AGREEMENTS_CA", value_name = "FILE.pem")]
     pub agreements_ca: Option<PathBuf>,
-    /// This service's own certificate in PEM, where agreement-svc asks for one. Read again when it changes.
+    /// This service's own certificate in PEM, where agreement-svc asks for one. The file is reloaded when it changes.
     #[arg(long, env = "ORDER_AGREEMENTS_CERT", value_name = "FILE.pem", requires = "agreements_key")]
     pub agreements_cert: Option<PathBuf>,
-    /// The certificate's private key in PEM. Read again when it changes.
+    /// The certificate's private key in PEM. The file is reloaded when it changes.
     #[arg(long, env = "ORDER_AGREEMENTS_KEY", value_name = "FILE.pem", requires = "agreements_cert")]
     pub agreements_key: Option<PathBuf>,
     /// A file with the token by which this service identifies itself to agreement-svc: tenant_kind SERVICE,
-    /// issued for the same audience. Needed with --auth jwt. Read again when it changes.
+    /// issued for the same audience. Needed with --auth jwt. The file is reloaded when it changes.
     #[arg(long, env = "ORDER_SERVICE_TOKEN", value_name = "FILE")]
     pub service_token: Option<PathBuf>,
     /// How long the gate may take to answer, retries included, in milliseconds; and so may an attestation

@@ -37,7 +37,7 @@ use proto::order::withdrawal_service_server::WithdrawalServiceServer;
 use tokio::sync::watch;
 use tonic::service::RoutesBuilder;
 
-use agreements::Agreements;
+use agreements::AgreementClient;
 use agreements::identity::ServiceIdentity;
 use agreements::replicas::Replicas;
 use api::Api;
@@ -70,7 +70,7 @@ pub async fn serve(
     let deadline = Duration::from_millis(config.gate_deadline_ms);
     let own = ServiceIdentity::open(config.identity.auth, config.service_token.as_deref())?;
     let replicas = Replicas::open(&config, deadline)?;
-    let agreements = Agreements::new(replicas, own, deadline, clock.clone());
+    let agreements = AgreementClient::new(replicas, own, deadline, clock.clone());
     let database = if config.storage.create {
         migrate(&config.storage)?
     } else {
@@ -89,7 +89,7 @@ pub async fn serve(
         .spawn(|stop| reporter::run(database.clone(), clock.clone(), agreements.clone(), new_orders, stop));
     service.spawn(|stop| history::run(database.clone(), clock.clone(), agreements.clone(), followed, stop));
     service.spawn(|stop| renewals::run(database.clone(), clock.clone(), following.clone(), stop));
-    service.spawn(|stop| idempotency::expire_answers(database.clone(), clock.clone(), stop));
+    service.spawn(|stop| idempotency::run_expiry(database.clone(), clock.clone(), stop));
     if let Some(listener) = listeners.metrics {
         service.spawn(|stop| metrics::serve(listener, metrics.clone(), clock.clone(), following, stop));
     }

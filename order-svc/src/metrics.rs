@@ -40,8 +40,8 @@ impl Decisions {
     pub(crate) fn count(&self, answered: &Result<Answer, GateError>) {
         let (decision, rule, reasons) = match answered {
             Ok(answer) => match &answer.verdict {
-                Verdict::Permitted(permit) => {
-                    (permit.decision.into_str(), permit.rule.into_str(), String::new())
+                Verdict::Approved(approval) => {
+                    (approval.decision.into_str(), approval.rule.into_str(), String::new())
                 }
                 Verdict::Blocked { reasons, .. } => {
                     // Each at most once and always in this order, so that there are few combinations.
@@ -55,7 +55,7 @@ impl Decisions {
                     ("BLOCKED", "", given.map(|reason| reason.into_str()).collect::<Vec<_>>().join(","))
                 }
             },
-            Err(GateError::NotTogether) => ("REFUSED", "", "NOT_TOGETHER".to_owned()),
+            Err(GateError::NoActiveRelationship) => ("REFUSED", "", "NOT_TOGETHER".to_owned()),
             Err(GateError::PayerIsReseller) => ("REFUSED", "", "PAYER_IS_RESELLER".to_owned()),
             Err(GateError::Unknown(_)) => ("UNKNOWN", "", String::new()),
         };
@@ -112,7 +112,7 @@ fn undone(connection: &mut Connection, now: Time) -> Result<Vec<Sample>, Error> 
         },
         Sample {
             name: "purchase_reports_oldest_age_seconds",
-            help: "The age of the oldest of them, 0 when there is none.",
+            help: "Age of the oldest waiting purchase report, in seconds; 0 if there is none.",
             value: age(oldest_report),
         },
         Sample {
@@ -122,7 +122,7 @@ fn undone(connection: &mut Connection, now: Time) -> Result<Vec<Sample>, Error> 
         },
         Sample {
             name: "terms_overdue_oldest_age_seconds",
-            help: "How long ago the first of them ended, 0 when there is none.",
+            help: "Time since the first overdue term ended, in seconds; 0 if there is none.",
             value: age(oldest_term),
         },
     ])

@@ -65,8 +65,8 @@ impl AttestationService for Api {
             }
             // A failure of the database stays one.
             customer?;
-            let announced = notifications_of(connection, &[id])?;
-            let attestation = Some(convert::attestation(attestation, announced.get(&id)));
+            let notifications = notifications_of(connection, &[id])?;
+            let attestation = Some(convert::attestation(attestation, notifications.get(&id)));
             Ok(GetAttestationResponse { attestation })
         })
         .await
@@ -89,8 +89,8 @@ impl AttestationService for Api {
                 attestation_list(connection, customer_id, own, message.include_history, after, page.fetch())?;
             let next_page_token = page.cut(&mut rows, |attestation| attestation.revision.to_string());
             let ids: Vec<Uuid> = rows.iter().map(|attestation| attestation.id).collect();
-            let announced = notifications_of(connection, &ids)?;
-            let known = |id| announced.get(&id);
+            let notifications = notifications_of(connection, &ids)?;
+            let known = |id| notifications.get(&id);
             let attestations = rows.into_iter().map(|row| (known(row.id), row));
             let attestations = attestations.map(|(known, row)| convert::attestation(row, known)).collect();
             Ok(ListAttestationsResponse { attestations, next_page_token })
@@ -111,9 +111,9 @@ impl AttestationService for Api {
         self.change(call, move |change, caller| {
             let (attestation, uncovered) =
                 withdraw_attestation(change, caller.tenant_id, id, reason, caller.user_id)?;
-            let announced = notifications_of(change.connection, &[id])?;
+            let notifications = notifications_of(change.connection, &[id])?;
             Ok(WithdrawAttestationResponse {
-                attestation: Some(convert::attestation(attestation, announced.get(&id))),
+                attestation: Some(convert::attestation(attestation, notifications.get(&id))),
                 uncovered: !uncovered.is_empty(),
                 revision: change.revision(),
             })
@@ -142,9 +142,9 @@ impl AttestationService for Api {
         self.change(call, move |change, caller| {
             require_own_attestation(change.connection, caller.tenant_id, id)?;
             // Attestations older than the table of notifications have no row.
-            let announced = notifications_of(change.connection, &[id])?.remove(&id);
-            let announced = announced.ok_or(Refusal::NotFound { resource: "notification", id })?;
-            let requeued = announced.retry(change.now)?;
+            let notification = notifications_of(change.connection, &[id])?.remove(&id);
+            let notification = notification.ok_or(Refusal::NotFound { resource: "notification", id })?;
+            let requeued = notification.retry(change.now)?;
             notification_requeue(change.connection, &requeued)?;
             Ok(RetryNotificationResponse { notification: Some(convert::notification(&requeued)) })
         })

@@ -405,8 +405,8 @@ fn version(version: &template::Version) -> wire::TemplateVersion {
     }
 }
 
-/// An attestation with its announcement, as far as that was looked up.
-pub(super) fn attestation(attestation: Attestation, announced: Option<&Notification>) -> wire::Attestation {
+/// An attestation with its notification, as far as that was looked up.
+pub(super) fn attestation(attestation: Attestation, notified: Option<&Notification>) -> wire::Attestation {
     let state = match (attestation.withdrawn, attestation.superseded_at) {
         (Some(_), _) => wire::AttestationState::Withdrawn,
         (None, Some(_)) => wire::AttestationState::Superseded,
@@ -427,7 +427,7 @@ pub(super) fn attestation(attestation: Attestation, announced: Option<&Notificat
         superseded_at: attestation.superseded_at.map(timestamp),
         withdrawn_at: attestation.withdrawn.map(|withdrawal| timestamp(withdrawal.at)),
         revision: attestation.revision,
-        notification: announced.map(notification),
+        notification: notified.map(notification),
         withdrawal_reason: withdrawn_because(attestation.withdrawn),
     }
 }

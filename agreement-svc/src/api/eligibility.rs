@@ -34,7 +34,8 @@ use crate::store::gate::{Pair, Parties};
 /// One entry for each line of the largest order.
 const DEMANDS_MAX: usize = 100;
 
-/// Questions of one batch: a screenful of customers several times over. One statement reads the facts of all.
+/// Questions of one batch: a screenful of customers several times over. One or two statements for each payer read the
+/// facts of all.
 const ITEMS_MAX: usize = 100;
 
 #[tonic::async_trait]

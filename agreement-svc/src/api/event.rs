@@ -89,7 +89,7 @@ impl EventService for Api {
             form.violation("after_hash", "must be empty where after_revision is 0");
         }
         checked(form)?;
-        let place = self.stream_slot(&self.watchers, "watchers", &caller)?;
+        let permit = self.stream_permit(&self.watchers, "watchers", &caller)?;
 
         let (sender, events) = mpsc::channel(EVENTS_WAITING_MAX);
         let (end, ended) = oneshot::channel::<Status>();
@@ -105,7 +105,7 @@ impl EventService for Api {
         // Before anything is answered, so that a wrong cursor is an error of the call.
         watch.read(1).await.map_err(status::of)?;
         tokio::spawn(async move {
-            let _place = place;
+            let _permit = permit;
             if let Some(status) = watch.run().await {
                 // A watcher that has gone away does not hear it.
                 let _ = end.send(status);
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_reader_that_takes_nothing_is_sent_away_with_its_cursor_and_little_is_held_for_it() {
+    async fn a_slow_watcher_is_closed_with_its_cursor_and_bounded_memory() {
         let (mut watch, mut world) = world(1000, 0).await;
         let status = watch.run().await.unwrap();
         assert_eq!(status.code(), Code::ResourceExhausted);

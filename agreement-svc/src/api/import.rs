@@ -62,8 +62,8 @@ impl Api {
         request: Request<Streaming<ImportAttestationsRequest>>,
     ) -> Result<Response<Answers>, Status> {
         let caller = Arc::new(auth::caller(&request)?);
-        let place = self.stream_slot(&self.imports, "imports", &caller)?;
-        let mut tally = Tally::new(call_id(&request), &caller, place);
+        let permit = self.stream_permit(&self.imports, "imports", &caller)?;
+        let mut tally = Tally::new(call_id(&request), &caller, permit);
 
         let (stop, stopped) = (self.stopping.clone(), self.stopping.clone());
         // In place of the rows that are not taken any more.
@@ -170,7 +170,7 @@ fn taken_in_time(answers: impl Stream<Item = Answer> + Send + 'static) -> Answer
     let in_time = async move {
         let mut answers = pin!(answers);
         while let Some(answer) = answers.next().await {
-            // What is waited for after that would never come, and would keep the import's place.
+            // What is waited for after that would never come, and would keep the permit of the import.
             let is_last = answer.is_err();
             match sender.send_timeout(answer, STANDSTILL_MAX).await {
                 Ok(()) if is_last => return None,
@@ -215,11 +215,11 @@ struct Tally {
     duplicate: u64,
     refused: u64,
     ended: &'static str,
-    _place: Permit,
+    _permit: Permit,
 }
 
 impl Tally {
-    fn new(call_id: String, caller: &Caller, place: Permit) -> Self {
+    fn new(call_id: String, caller: &Caller, permit: Permit) -> Self {
         Self {
             call_id,
             tenant_id: caller.tenant_id,
@@ -228,7 +228,7 @@ impl Tally {
             duplicate: 0,
             refused: 0,
             ended: "its answers were not taken any more",
-            _place: place,
+            _permit: permit,
         }
     }
 
@@ -257,7 +257,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_to_which_nothing_is_sent_ends() {
+    async fn a_stream_without_messages_ends() {
         let mut rows = pin!(sent_in_time(stream::iter([Ok(7)]).chain(stream::pending())));
         assert_eq!(rows.next().await.and_then(Result::ok), Some(7));
         let ended = rows.next().await.and_then(Result::err).unwrap();
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_that_has_stood_still_gives_its_place_back() {
+    async fn an_idle_stream_releases_its_permit() {
         let place = Arc::new(());
         let held = Arc::clone(&place);
         let rows = sent_in_time(stream::pending::<Result<(), Status>>());
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_whose_rows_come_ever_so_slowly_ends_and_gives_its_place_back() {
+    async fn a_stream_of_slow_rows_ends_and_releases_its_permit() {
         let place = Arc::new(());
         let held = Arc::clone(&place);
         let began = tokio::time::Instant::now();
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_of_which_nothing_is_taken_ends_and_gives_its_place_back() {
+    async fn a_stream_that_is_not_read_releases_its_permit() {
         let place = Arc::new(());
         let held = Arc::clone(&place);
         let answers = taken_in_time(stream::repeat_with(move || {

@@ -103,9 +103,9 @@ struct Changed<A> {
 }
 
 impl Api {
-    /// A slot for a long-lived stream. The metrics count a stream that gets none like a call refused for load.
-    fn stream_slot(&self, places: &TenantLimiter, kind: &str, caller: &Caller) -> Result<Permit, Status> {
-        places.try_acquire(caller).map_err(|full| {
+    /// A permit for a long-lived stream. The metrics count a stream that gets none like a call refused for load.
+    fn stream_permit(&self, limiter: &TenantLimiter, kind: &str, caller: &Caller) -> Result<Permit, Status> {
+        limiter.try_acquire(caller).map_err(|full| {
             self.metrics.stream_refused_for_load();
             status::too_many_streams(kind, full)
         })

@@ -41,22 +41,19 @@ pub(super) fn invalid(violations: &[Violation]) -> Status {
 
 /// Too many streams of one kind are open.
 pub(super) fn too_many_streams(kind: &str, full: Overload) -> Status {
-    let (reason, whose) = match full {
-        Overload::Process => (ErrorReason::Overloaded, "too many".to_owned()),
+    let (reason, full) = match full {
+        Overload::Process => (ErrorReason::Overloaded, format!("too many {kind} are open")),
         Overload::Tenant => {
-            (ErrorReason::TenantOverloaded, "of your tenant's as many as are left for others".into())
+            (ErrorReason::TenantOverloaded, format!("your tenant has its share of {kind} open"))
         }
     };
-    let sentence = format!("{whose} {kind} are open; try again when one has ended");
+    let sentence = format!("{full}; try again when one has ended");
     with(Code::ResourceExhausted, reason, sentence).retry_after(STREAM_RETRY).status()
 }
 
 /// A stream went on for longer than any may.
 pub(super) fn too_long(limit: Duration) -> Status {
-    let sentence = format!(
-        "the stream went on for {} minutes, and none may for longer; begin again",
-        limit.as_secs() / 60
-    );
+    let sentence = format!("a stream may last {} minutes; start it again", limit.as_secs() / 60);
     with(Code::Unavailable, ErrorReason::DeadlinePassed, sentence).retry_after(STREAM_RETRY).status()
 }
 
@@ -65,7 +62,7 @@ pub(super) fn stopping() -> Status {
     with(
         Code::Unavailable,
         ErrorReason::Stopping,
-        "the server stops; begin again, here or at another replica",
+        "the server stops; start the stream again, here or at another replica",
     )
     .retry_after(STREAM_RETRY)
     .status()
@@ -75,7 +72,8 @@ pub(super) fn stopping() -> Status {
 /// revision that was put into it.
 pub(super) fn stood_still(limit: Duration, revision: Option<i64>) -> Status {
     let after = revision.map(|revision| format!(" after revision {revision}")).unwrap_or_default();
-    let sentence = format!("the stream stood still for {} s; begin again{after}", limit.as_secs());
+    let sentence =
+        format!("no message was sent or read on the stream for {} s; start it again{after}", limit.as_secs());
     let failure = with(Code::ResourceExhausted, ErrorReason::StreamStoodStill, sentence);
     let failure = failure.retry_after(STREAM_RETRY);
     match revision {
@@ -302,7 +300,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         }
         Refusal::NotificationNotDead { state } => precondition(
             ErrorReason::NotificationNotDead,
-            format!("the announcement is {}; only a DEAD_LETTER can be retried", state.into_str()),
+            format!("the notification is {}; only a DEAD_LETTER can be retried", state.into_str()),
         )
         .with("state", state.into_str())
         .status(),
@@ -425,7 +423,7 @@ mod tests {
             FailedPrecondition INVITATIONS_OFF: this service has no key for acceptance links; ask the operator to start it with --invitation-key-file []
             FailedPrecondition ACCEPTANCE_SUPERSEDED: acceptance 00000000-0000-0000-0000-000000000001 was replaced and no longer counts; withdraw 00000000-0000-0000-0000-000000000001 ["acceptance_id=00000000-0000-0000-0000-000000000001", "current_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition ACCEPTANCE_SUPERSEDED: acceptance 00000000-0000-0000-0000-000000000001 was replaced and no longer counts ["acceptance_id=00000000-0000-0000-0000-000000000001"]
-            FailedPrecondition NOTIFICATION_NOT_DEAD: the announcement is SENT; only a DEAD_LETTER can be retried ["state=SENT"]
+            FailedPrecondition NOTIFICATION_NOT_DEAD: the notification is SENT; only a DEAD_LETTER can be retried ["state=SENT"]
             OutOfRange CURSOR_AHEAD: the history ends at revision 7, before the one asked for; begin again after 0 ["head=7"]
             FailedPrecondition HISTORY_FORKED: revision 7 is not part of the history: it was lost when an older copy was restored. Repeat what was lost; a watcher waits until the operator announces the restore with migrate --after-restore ["revision=7"]
         "#]].assert_eq(&texts);

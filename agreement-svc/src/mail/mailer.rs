@@ -1,6 +1,6 @@
-//! Sends the announcements of attestations (ATT-9): the worker of the mail outbox, with retries and dead letters.
+//! Sends the notifications of attestations (ATT-9): the worker of the mail outbox, with retries and dead letters.
 //!
-//! Delivery is at least once: a claim is a lease, and an announcement whose lease ends is sent again.
+//! Delivery is at least once: a claim is a lease, and a notification whose lease ends is sent again.
 
 use std::time::Duration;
 
@@ -16,16 +16,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::compose::compose;
 use super::{HAND_OVER_MAX, Transport};
-use crate::rules::notification::{Announcement, Failure, RETRY_BASE, RETRY_MAX, after_failure};
+use crate::rules::notification::{DueNotification, Failure, RETRY_BASE, RETRY_MAX, after_failure};
 use crate::store::notification::{notification_failed, notification_sent, notifications_claim};
 
-/// Announcements claimed at a time: few enough that a claim outlasts sending them.
+/// Notifications claimed at a time: few enough that a claim outlasts sending them.
 const CLAIM_MAX: usize = 32;
 
 /// Connections to the mail server at a time: what relays commonly grant to one client.
 const CONNECTIONS_MAX: usize = 8;
 
-/// How long claimed announcements are left to the replica that claimed them.
+/// How long claimed notifications are left to the replica that claimed them.
 const LEASE: TimeDelta = TimeDelta::seconds(60);
 
 /// A server that answers nothing holds each connection for so many mails; the rest is for the database.
@@ -34,7 +34,7 @@ const _: () = assert!(
 );
 
 /// How often to look without having been woken: for what failed, and for what other replicas left.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What sending mails takes.
 pub(crate) struct Mailer {
@@ -45,17 +45,17 @@ pub(crate) struct Mailer {
     pub from: Mailbox,
 }
 
-/// Sends announcements until `stop` is set; then those being handed over may end. `commits` changes
+/// Sends notifications until `stop` is set; then those being handed over may end. `commits` changes
 /// when something has been stored.
 pub(crate) async fn run(mailer: Mailer, mut commits: watch::Receiver<()>, stop: CancellationToken) {
     loop {
         if let Err(error) = mailer.deliver(&stop).await {
-            tracing::warn!(%error, "announcements cannot be read; trying again");
+            tracing::warn!(%error, "notifications cannot be read; trying again");
         }
         tokio::select! {
             () = stop.cancelled() => return,
             Ok(()) = commits.changed() => {}
-            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
     }
 }
@@ -78,42 +78,42 @@ impl Mailer {
         Ok(())
     }
 
-    /// Sends announcements one after the other over one connection. Those that are left when the service stops
+    /// Sends notifications one after the other over one connection. Those that are left when the service stops
     /// come back when the lease ends.
-    async fn send_all(&self, due: Vec<&Announcement>, stop: &CancellationToken) {
+    async fn send_all(&self, due: Vec<&DueNotification>, stop: &CancellationToken) {
         let mut delivery = self.transport.delivery();
-        for announcement in due {
+        for notification in due {
             if stop.is_cancelled() {
                 break;
             }
             let send = async {
-                let sent = match compose(&self.from, announcement, self.clock.now()) {
-                    Ok(mail) => delivery.hand_over(announcement.attestation_id, &mail).await,
+                let sent = match compose(&self.from, notification, self.clock.now()) {
+                    Ok(mail) => delivery.hand_over(notification.attestation_id, &mail).await,
                     Err(failure) => Err(failure),
                 };
-                if let Err(error) = self.record_result(announcement, sent).await {
-                    let id = announcement.attestation_id;
+                if let Err(error) = self.record_result(notification, sent).await {
+                    let id = notification.attestation_id;
                     tracing::warn!(attestation = %id, %error, "the outcome of a mail cannot be stored");
                 }
             };
-            background_span("announce an attestation", send).await;
+            background_span("send a notification", send).await;
         }
         delivery.close().await;
     }
 
     async fn record_result(
         &self,
-        announcement: &Announcement,
+        notification: &DueNotification,
         sent: Result<(), Failure>,
     ) -> Result<(), Error> {
-        let (id, attempts, now) = (announcement.attestation_id, announcement.attempts, self.clock.now());
+        let (id, attempts, now) = (notification.attestation_id, notification.attempts, self.clock.now());
         let Err(failure) = sent else {
             let store = move |connection: &mut Connection| notification_sent(connection, id, now);
             return self.database.write(store).await;
         };
         let wait = backoff::wait(attempts.saturating_sub(1), RETRY_BASE, RETRY_MAX);
         let outcome = after_failure(failure, attempts, now, wait);
-        tracing::warn!(attestation = %id, attempts, %failure, ?outcome, "an announcement was not sent");
+        tracing::warn!(attestation = %id, attempts, %failure, ?outcome, "a notification was not sent");
         let store = move |connection: &mut Connection| {
             notification_failed(connection, id, attempts, failure, outcome)
         };
@@ -131,7 +131,7 @@ mod tests {
     fn the_last_attempt_ends_within_half_an_hour() {
         let longest = |attempt: u32| (RETRY_BASE * 2_u32.pow(attempt)).min(RETRY_MAX);
         let waits: Duration = (0..ATTEMPTS_MAX - 1).map(longest).sum();
-        let attempt = LOOK_INTERVAL + HAND_OVER_MAX * (CLAIM_MAX / CONNECTIONS_MAX) as u32;
+        let attempt = POLL_INTERVAL + HAND_OVER_MAX * (CLAIM_MAX / CONNECTIONS_MAX) as u32;
         let all = waits + attempt * ATTEMPTS_MAX;
         assert!(all <= Duration::from_secs(30 * 60), "{all:?}");
     }

@@ -1,7 +1,7 @@
-//! Mail: an outbox of announcements, delivered at least once each, by SMTP or into a folder.
+//! Mail: an outbox of notifications, delivered at least once each, by SMTP or into a folder.
 //!
-//! - `mailer`: the worker that claims due announcements under a lease and sends them.
-//! - `compose`: the mail of an announcement.
+//! - `mailer`: the worker that claims due notifications under a lease and sends them.
+//! - `compose`: the mail of a notification.
 //! - `smtp`, `folder`: the two transports.
 
 mod compose;

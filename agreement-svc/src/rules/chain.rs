@@ -65,7 +65,7 @@ pub enum Finding {
     /// A head that was kept earlier is of a part that was lost when a copy was restored, which `restored` announced.
     Lost { kept: Head, last: i64, restored: i64 },
     /// An event is about an acceptance that no event before it recorded.
-    Baseless { revision: i64, acceptance_id: Uuid },
+    NoSuchAcceptance { revision: i64, acceptance_id: Uuid },
     /// A record of an acceptance differs from the history.
     Acceptance { id: String, how: Differs },
 }
@@ -119,7 +119,7 @@ impl fmt::Display for Finding {
                 };
                 write!(
                     f,
-                    "event {revision} {how}; from here on the history proves nothing, and records are compared with what it says unproven"
+                    "event {revision} {how}; later events cannot be verified; the records are compared with them all the same"
                 )
             }
             Self::Keyless { table, rows } => write!(f, "{rows} rows of table {table} have no proper key"),
@@ -146,7 +146,7 @@ impl fmt::Display for Finding {
                 "the history does not have the head {kept}: event {} or one before it was replaced",
                 kept.revision
             ),
-            Self::Baseless { revision, acceptance_id } => {
+            Self::NoSuchAcceptance { revision, acceptance_id } => {
                 write!(
                     f,
                     "event {revision} is about acceptance {acceptance_id}, which no event before it records"
@@ -345,7 +345,10 @@ impl Acceptances {
             | Event::FirstPurchaseReported { .. }
             | Event::HistoryRestored { .. } => vec![],
         };
-        baseless.into_iter().map(|acceptance_id| Finding::Baseless { revision, acceptance_id }).collect()
+        baseless
+            .into_iter()
+            .map(|acceptance_id| Finding::NoSuchAcceptance { revision, acceptance_id })
+            .collect()
     }
 
     /// Holds a stored acceptance against the events; all of them must have been followed.

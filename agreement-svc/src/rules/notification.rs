@@ -1,4 +1,4 @@
-//! The announcement of an attestation to the customer's primary contact (ATT-9): what it says, and
+//! The notification of an attestation to the customer's primary contact (ATT-9): what it says, and
 //! what becomes of one that could not be sent.
 
 use std::fmt;
@@ -13,7 +13,7 @@ use super::{Refusal, Time};
 pub const RETRY_BASE: Duration = Duration::from_secs(1);
 pub const RETRY_MAX: Duration = Duration::from_secs(300);
 
-/// After so many failures an announcement is a dead letter. The mail has to reach the customer within half
+/// After so many failures a notification is a dead letter. The mail has to reach the customer within half
 /// an hour, and one attempt more could end after it: the waits come to at most 18.5 minutes, and each
 /// attempt may take most of one.
 pub const ATTEMPTS_MAX: u32 = 12;
@@ -29,7 +29,7 @@ pub enum NotificationState {
     DeadLetter,
 }
 
-/// How far the announcement of an attestation is.
+/// How far the notification of an attestation is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notification {
     pub attestation_id: Uuid,
@@ -56,9 +56,9 @@ impl Notification {
     }
 }
 
-/// An announcement that is due, with all that its mail says.
+/// A notification that is due, with all that its mail says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Announcement {
+pub struct DueNotification {
     pub attestation_id: Uuid,
     /// Attempts, the one about to be made included.
     pub attempts: u32,
@@ -75,7 +75,7 @@ pub struct Announcement {
     pub agreed_at: Time,
 }
 
-/// Why an announcement could not be sent: a category, and nothing that a mail server said.
+/// Why a notification could not be sent: a category, and nothing that a mail server said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// The mail server could not be reached, or went away.
@@ -111,7 +111,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What becomes of an announcement that could not be sent.
+/// What becomes of a notification that could not be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Queued { due_at: Time },
@@ -133,14 +133,14 @@ pub fn after_failure(failure: Failure, attempts: u32, now: Time, wait: Duration)
 }
 
 /// Subject and text of the mail: who says so, who agreed to what and when, and whom to ask.
-pub fn mail_of(announcement: &Announcement) -> (String, String) {
-    let Announcement { partner_name, company_name, first_name, last_name, agreement, version, .. } =
-        announcement;
+pub fn mail_of(notification: &DueNotification) -> (String, String) {
+    let DueNotification { partner_name, company_name, first_name, last_name, agreement, version, .. } =
+        notification;
     let person = match first_name.is_empty() && last_name.is_empty() {
         true => "a person whose data has been erased since".to_owned(),
         false => format!("{first_name} {last_name}"),
     };
-    let agreed_on = announcement.agreed_at.format("%-d %B %Y (UTC)");
+    let agreed_on = notification.agreed_at.format("%-d %B %Y (UTC)");
     let subject = format!("{partner_name} confirmed that {company_name} accepted the {agreement}");
     let text = format!(
         "{partner_name} has confirmed to us that the {agreement} was accepted for {company_name}.\n\n\
@@ -150,7 +150,7 @@ pub fn mail_of(announcement: &Announcement) -> (String, String) {
          Reference: {}\n\n\
          You receive this mail as the primary contact of {company_name}. If anything in it is not right, or \
          if you have a question, please ask {partner_name}.\n",
-        announcement.attestation_id
+        notification.attestation_id
     );
     (subject, text)
 }
@@ -161,8 +161,8 @@ mod tests {
 
     use super::*;
 
-    fn announcement() -> Announcement {
-        Announcement {
+    fn notification() -> DueNotification {
+        DueNotification {
             attestation_id: Uuid::from_u128(7),
             attempts: 1,
             recipient: "primary@contoso.example".into(),
@@ -176,8 +176,8 @@ mod tests {
         }
     }
 
-    fn written(announcement: &Announcement) -> String {
-        let (subject, text) = mail_of(announcement);
+    fn written(notification: &DueNotification) -> String {
+        let (subject, text) = mail_of(notification);
         format!("{subject}\n\n{text}")
     }
 
@@ -194,12 +194,13 @@ mod tests {
             Reference: 00000000-0000-0000-0000-000000000007
 
             You receive this mail as the primary contact of Contoso. If anything in it is not right, or if you have a question, please ask Northwind Direct.
-        "#]].assert_eq(&written(&announcement()));
+        "#]].assert_eq(&written(&notification()));
     }
 
     #[test]
     fn the_mail_about_an_erased_person_says_so_and_is_still_sent() {
-        let erased = Announcement { first_name: String::new(), last_name: String::new(), ..announcement() };
+        let erased =
+            DueNotification { first_name: String::new(), last_name: String::new(), ..notification() };
         expect![[r#"
             Northwind Direct confirmed that Contoso accepted the Microsoft Customer Agreement
 

@@ -1,4 +1,4 @@
-//! Verifies the hash chain: whether the history is whole, and the acceptances are what it says.
+//! Verifies the hash chain (tamper detection): whether the audit history is whole, and the acceptances are what it says.
 //!
 //! Everything is read in one snapshot and page by page, beside a service that goes on. Besides a page
 //! it holds what every acceptance must be, about 400 bytes each: a gigabyte does for two million.

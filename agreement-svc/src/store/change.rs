@@ -5,7 +5,7 @@
 //! cannot change before it is decided upon. It ends by writing the number and hash of the last event back into that row.
 
 use chassis::database::{Connection, Database, Error};
-use chassis::idempotency::{IdempotencyKey, Lookup, answer_find, answer_store};
+use chassis::idempotency::{IdempotencyKey, Lookup, response_find, response_store};
 use chassis::query;
 use diesel::prelude::*;
 use sha2::{Digest, Sha256};
@@ -85,7 +85,7 @@ pub(crate) async fn change<A: Send + 'static>(
     let write = move |connection: &mut Connection| {
         let mut change = Change::begin(connection, now)?;
         if !validate_only {
-            match answer_find(change.connection, &key)? {
+            match response_find(change.connection, &key)? {
                 Lookup::Never => {}
                 Lookup::Answered(answer) => return Ok(Answered::Before(answer)),
                 Lookup::OtherContent => {
@@ -98,7 +98,7 @@ pub(crate) async fn change<A: Send + 'static>(
         if validate_only {
             return Err(Undone::DryRun(answer));
         }
-        answer_store(change.connection, &key, &encode(&answer), now)?;
+        response_store(change.connection, &key, &encode(&answer), now)?;
         change.finish()?;
         Ok(Answered::New(answer))
     };

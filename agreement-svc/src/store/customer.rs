@@ -1,4 +1,4 @@
-//! Customers and their relationships with partners.
+//! Customers, changed under optimistic locking (etag), and their relationships with partners.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,6 @@
-//! The reader of the gate's facts: pairs of payer and customer in, the facts of each out, in one statement and so
-//! in one snapshot. What only explains a refusal is a second statement, so that a yes does not pay for it.
+//! The reader of the gate's facts: pairs of payer and customer in, the facts of each out. A single pair takes one
+//! statement and so one snapshot. Several take one for each payer, and one more for each payer where resellers are
+//! named. What only explains a refusal is read by further statements, so that a yes does not pay for it.
 //!
 //! Invariant: the number of rows that it reads for a pair does not grow with the pair's history. Only current
 //! acceptances are read as rows, which a unique index bounds; of all withdrawn ones it reads whether there are any,

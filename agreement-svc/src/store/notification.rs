@@ -1,4 +1,4 @@
-//! Announcements of attestations, on their way to the customers' primary contacts.
+//! The mail outbox: notifications about attestations to the customers' primary contacts.
 //!
 //! One is written together with its attestation, claimed by moving its due time
 //! forward, and due again when the process that claimed it does not finish. It is never deleted.
@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::schema::{acceptance, customer, notification, partner, template};
 
 use crate::rules::Time;
-use crate::rules::notification::{Announcement, Failure, Notification, NotificationState, Outcome};
+use crate::rules::notification::{DueNotification, Failure, Notification, NotificationState, Outcome};
 
 type Row = (String, String, i32, NaiveDateTime, Option<NaiveDateTime>, String);
 
@@ -37,7 +37,7 @@ fn read(
     })
 }
 
-/// Queues the announcement of an attestation, due at once.
+/// Queues the notification of an attestation, due at once.
 pub(crate) fn notification_insert(
     connection: &mut Connection,
     attestation: Uuid,
@@ -57,7 +57,7 @@ pub(crate) fn notification_insert(
     Ok(())
 }
 
-/// The announcements of some attestations, by attestation.
+/// The notifications of some attestations, by attestation.
 pub(crate) fn notifications_of(
     connection: &mut Connection,
     attestations: &[Uuid],
@@ -76,7 +76,7 @@ pub(crate) fn notifications_claim(
     now: Time,
     lease: Duration,
     limit: i64,
-) -> Result<Vec<Announcement>, Error> {
+) -> Result<Vec<DueNotification>, Error> {
     let due = notification::table
         .filter(notification::state.eq(NotificationState::Queued.into_str()))
         .filter(notification::due_at.le(now.naive_utc()))
@@ -100,10 +100,10 @@ pub(crate) fn notifications_claim(
             ))
             .execute(c)
     })?;
-    announcements(connection, &ids)
+    notifications(connection, &ids)
 }
 
-/// How many announcements are on their way, and when the oldest of their attestations was recorded.
+/// How many notifications are on their way, and when the oldest of their attestations was recorded.
 pub(crate) fn notifications_waiting(connection: &mut Connection) -> Result<(i64, Option<Time>), Error> {
     let (count, oldest): (i64, Option<NaiveDateTime>) = query!(connection, c => {
         notification::table
@@ -115,7 +115,7 @@ pub(crate) fn notifications_waiting(connection: &mut Connection) -> Result<(i64,
     Ok((count, oldest.map(utc)))
 }
 
-/// How many announcements were given up.
+/// How many notifications were given up.
 pub(crate) fn dead_letters(connection: &mut Connection) -> Result<i64, Error> {
     Ok(query!(connection, c => {
         notification::table
@@ -139,7 +139,7 @@ struct AnnouncementRow {
     agreed_at: NaiveDateTime,
 }
 
-fn announcements(connection: &mut Connection, ids: &[String]) -> Result<Vec<Announcement>, Error> {
+fn notifications(connection: &mut Connection, ids: &[String]) -> Result<Vec<DueNotification>, Error> {
     let rows: Vec<AnnouncementRow> = query!(connection, c => {
         notification::table
             .inner_join(acceptance::table.on(acceptance::id.eq(notification::attestation_id)))
@@ -163,7 +163,7 @@ fn announcements(connection: &mut Connection, ids: &[String]) -> Result<Vec<Anno
     })?;
     let read = |row: AnnouncementRow| {
         let key = at("notification", &row.attestation_id);
-        Ok(Announcement {
+        Ok(DueNotification {
             attestation_id: key.parse("attestation_id", &row.attestation_id)?,
             attempts: key.count("attempts", row.attempts)?,
             recipient: row.recipient,

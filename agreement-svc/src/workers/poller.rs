@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::store::event::revision_head;
 
 /// How long another replica's commit goes unnoticed at most. Shorter would keep an idle database busy.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How long to wait after a failure, so that an outage does not fill the log.
 const OUTAGE_PAUSE: Duration = Duration::from_secs(2);
@@ -25,14 +25,14 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) {
     loop {
-        let mut pause = LOOK_INTERVAL;
+        let mut pause = POLL_INTERVAL;
         if head.receiver_count() > 0 {
             match database.read(revision_head).await {
                 Ok(now) => {
                     head.send_if_modified(|known| std::mem::replace(known, now) != now);
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the history cannot be looked at; trying again");
+                    tracing::warn!(%error, "the history cannot be read; trying again");
                     pause = OUTAGE_PAUSE;
                 }
             }

@@ -1,4 +1,4 @@
-//! The access policy: which classes of callers may make which call.
+//! Access control: the access policy says which classes of callers may make which call.
 //!
 //! Each service has one [`AccessPolicy`], keyed by the call's path. The server enforces it before the call is handled.
 

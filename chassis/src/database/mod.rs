@@ -202,7 +202,7 @@ impl Database {
     ///
     /// # Errors
     /// [`Error::Unavailable`] if other connections did not release the file in time.
-    pub async fn purge(&self) -> Result<(), Error> {
+    pub async fn vacuum(&self) -> Result<(), Error> {
         let inner = Arc::clone(&self.0);
         let job = move || match inner.connect()? {
             Connection::Postgres(_) => Ok(()),

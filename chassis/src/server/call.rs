@@ -94,7 +94,7 @@ pub(super) struct CallService {
     inner: Routes,
 }
 
-type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
+type ResponseFuture = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
 
 impl CallLayer {
     pub(super) fn new(options: Options, calls: Calls) -> Self {
@@ -128,13 +128,13 @@ impl Layer<Routes> for CallLayer {
 impl Service<http::Request<Body>> for CallService {
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future = Answer;
+    type Future = ResponseFuture;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Service::<http::Request<Body>>::poll_ready(&mut self.inner, context)
     }
 
-    fn call(&mut self, mut request: http::Request<Body>) -> Answer {
+    fn call(&mut self, mut request: http::Request<Body>) -> ResponseFuture {
         let began = Instant::now();
         if request.uri().path().starts_with("/grpc.") {
             return self.serve_unauthenticated(request);
@@ -142,7 +142,7 @@ impl Service<http::Request<Body>> for CallService {
         let shared = self.shared.clone();
         let Options { identities, access: policy, domain, .. } = &shared.options;
         let path = known_path(policy, request.uri().path());
-        let refuse = |caller: Option<&Caller>, status: Status| -> Answer {
+        let refuse = |caller: Option<&Caller>, status: Status| -> ResponseFuture {
             let calls = shared.calls.clone();
             let record = CallRecord::begin(path, request.headers(), caller, calls, began);
             Box::pin(ready(Ok(record.finish(status.into_http(), domain))))
@@ -178,8 +178,8 @@ impl Service<http::Request<Body>> for CallService {
 }
 
 impl CallService {
-    fn serve_unauthenticated(&mut self, mut request: http::Request<Body>) -> Answer {
-        let refuse = |shared: &Shared| -> Answer {
+    fn serve_unauthenticated(&mut self, mut request: http::Request<Body>) -> ResponseFuture {
+        let refuse = |shared: &Shared| -> ResponseFuture {
             Box::pin(ready(Ok(shared.refuse_for_load(UNKNOWN_PATH, Overload::Process))))
         };
         if request.uri().path() == HEALTH_CHECK {

@@ -1,4 +1,4 @@
-//! The deadlines of a call: its caller's (`grpc-timeout`), the longest that any call may take, and the time in which its
+//! Deadline propagation, the server's end: a call's deadlines. They are its caller's (`grpc-timeout`), the longest that any call may take, and the time in which its
 //! message must arrive.
 
 use std::pin::pin;
@@ -31,7 +31,7 @@ pub fn time_left<T>(request: &Request<T>) -> Duration {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Late {
     Message,
-    Answer,
+    Response,
 }
 
 impl Late {
@@ -44,7 +44,7 @@ impl Late {
                 );
                 failure(domain, Code::ResourceExhausted, "STREAM_STOOD_STILL", sentence)
             }
-            Self::Answer => failure(
+            Self::Response => failure(
                 domain,
                 Code::Unavailable,
                 "DEADLINE_PASSED",
@@ -65,11 +65,11 @@ pub(super) async fn in_time<A>(
     let mut answer = pin!(answer);
     match tokio::time::timeout(time_left.min(RECEIVE_MAX), &mut answer).await {
         Ok(answer) => return Ok(answer),
-        Err(_) if time_left <= RECEIVE_MAX => return Err(Late::Answer),
+        Err(_) if time_left <= RECEIVE_MAX => return Err(Late::Response),
         Err(_) if !has_arrived() => return Err(Late::Message),
         Err(_) => {}
     }
-    tokio::time::timeout(time_left - RECEIVE_MAX, answer).await.map_err(|_| Late::Answer)
+    tokio::time::timeout(time_left - RECEIVE_MAX, answer).await.map_err(|_| Late::Response)
 }
 
 /// How long the service may work on a call: a little less than its caller waits, so that the caller gets the answer that
@@ -106,10 +106,10 @@ mod tests {
         let work = || tokio::time::sleep(WORK);
         for (has_arrived, time_left, outcome, after) in [
             (true, CALL_DURATION_MAX, Ok(()), WORK),
-            (true, WORK / 2, Err(Late::Answer), WORK / 2),
-            (true, WORK * 3 / 4, Err(Late::Answer), WORK * 3 / 4),
+            (true, WORK / 2, Err(Late::Response), WORK / 2),
+            (true, WORK * 3 / 4, Err(Late::Response), WORK * 3 / 4),
             (false, CALL_DURATION_MAX, Err(Late::Message), RECEIVE_MAX),
-            (false, RECEIVE_MAX / 2, Err(Late::Answer), RECEIVE_MAX / 2),
+            (false, RECEIVE_MAX / 2, Err(Late::Response), RECEIVE_MAX / 2),
         ] {
             let began = tokio::time::Instant::now();
             assert_eq!(in_time(work(), || has_arrived, time_left).await, outcome);

@@ -55,7 +55,7 @@ async fn a_snapshot_cannot_write_and_whatever_ends_it_leaves_nothing_open() {
 }
 
 #[tokio::test]
-async fn what_was_deleted_is_in_no_file_once_it_is_purged_beside_open_connections() {
+async fn deleted_rows_are_in_no_file_after_a_vacuum() {
     const GONE: &str = "a name that must not be readable";
     let home = Home::new(Backend::Sqlite);
     let database = home.open(Writes::Serial);
@@ -76,11 +76,11 @@ async fn what_was_deleted_is_in_no_file_once_it_is_purged_beside_open_connection
     // A reader that has begun sees what was, so the log cannot be emptied.
     let mut reader = home.independent();
     query!(&mut reader, c => c.batch_execute("BEGIN; SELECT name FROM thing")).unwrap();
-    let busy = database.purge().await;
+    let busy = database.vacuum().await;
     assert!(matches!(busy, Err(Error::Unavailable(_))), "{busy:?}");
     query!(&mut reader, c => c.batch_execute("COMMIT")).unwrap();
 
-    database.purge().await.unwrap();
+    database.vacuum().await.unwrap();
     assert!(!files().contains(GONE) && files().contains("stays"));
     write(&database, "later").await.unwrap();
     assert_eq!(home.stored(), BTreeSet::from(["later".to_owned(), "stays".to_owned()]));

@@ -11,7 +11,7 @@ use proto::types::{Contact, ErrorReason};
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use super::{Agreements, CallOptions, reason_of};
+use super::{AgreementClient, CallOptions, reason_of};
 
 /// The refusals of CreateAttestation that are passed on to the client that orders. ALREADY_ATTESTED is not
 /// among them: then there is nothing to do.
@@ -77,7 +77,7 @@ pub(crate) enum NotAttested {
     Unknown(String),
 }
 
-impl Agreements {
+impl AgreementClient {
     /// Attests with the caller's own identity, for as long as the gate may take. `None`: the current
     /// attestation says the same.
     ///

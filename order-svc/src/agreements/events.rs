@@ -12,7 +12,7 @@ use proto::agreement::watch_events_response::Item;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use super::{Agreements, is_retryable, log_if_unauthenticated, request_as};
+use super::{AgreementClient, is_retryable, log_if_unauthenticated, request_as};
 use crate::rules::Time;
 use crate::rules::gate::EvidenceKind;
 use crate::rules::history::{Consequence, Cursor, HistoryPoint, Restore};
@@ -21,9 +21,9 @@ use crate::rules::withdrawal::{RelationshipEnd, Withdrawal};
 /// Something comes each second; a stream that is silent for this long has lost its other end.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 
-/// Events without consequences that are passed over at once, so that catching up with many of them is
-/// not a transaction each.
-const PASSED_OVER_MAX: usize = 256;
+/// Events without consequences that are skipped in one transaction, so that catching up with many of them does not take a
+/// transaction each.
+const SKIPPED_MAX: usize = 256;
 
 /// The history after a revision, as it goes on.
 pub(crate) struct History {
@@ -38,10 +38,10 @@ pub(crate) struct History {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NotFollowed {
     /// agreement-svc is away, slow or stopping; that passes.
-    Away(String),
-    /// It says what cannot be: that its history ends before what was applied here or went another way, or
-    /// something out of its order. An operator has to look.
-    Nonsense(String),
+    Unavailable(String),
+    /// Its history cannot continue the one that was applied here: it ends before the cursor, has another hash there, or
+    /// its events are out of order. An operator has to act.
+    InvalidHistory(String),
 }
 
 /// What comes next in the history.
@@ -53,7 +53,7 @@ pub(crate) enum StreamItem {
     Lost(Restore),
 }
 
-impl Agreements {
+impl AgreementClient {
     /// Follows the history after a cursor. Where the hash is known, agreement-svc checks that the cursor belongs to its
     /// history.
     ///
@@ -94,7 +94,7 @@ impl History {
             None => self.read().await?,
         };
         let Some(StreamItem::Point(mut last)) = first else { return Ok(first) };
-        for _ in 0..PASSED_OVER_MAX {
+        for _ in 0..SKIPPED_MAX {
             if last.consequence.is_some() {
                 break;
             }
@@ -115,7 +115,7 @@ impl History {
         let response = response.map_err(|_| silent())?.map_err(|status| not_followed(&status))?;
         let Some(response) = response else { return Ok(None) };
         let nonsense = || {
-            NotFollowed::Nonsense(format!(
+            NotFollowed::InvalidHistory(format!(
                 "it sent an item that cannot follow revision {}",
                 self.seen.revision
             ))
@@ -129,13 +129,13 @@ impl History {
 }
 
 fn silent() -> NotFollowed {
-    NotFollowed::Away(format!("nothing came for {SILENCE_MAX:?}"))
+    NotFollowed::Unavailable(format!("nothing came for {SILENCE_MAX:?}"))
 }
 
 fn not_followed(status: &Status) -> NotFollowed {
     match status.code() {
-        Code::OutOfRange | Code::FailedPrecondition => NotFollowed::Nonsense(status.to_string()),
-        _ => NotFollowed::Away(status.to_string()),
+        Code::OutOfRange | Code::FailedPrecondition => NotFollowed::InvalidHistory(status.to_string()),
+        _ => NotFollowed::Unavailable(status.to_string()),
     }
 }
 

@@ -15,14 +15,14 @@ use proto::types::{self, ErrorReason};
 use tonic::Code;
 
 use super::attest::Attested;
-use super::{Agreements, CallOptions, log_if_unauthenticated, reason_of};
+use super::{AgreementClient, CallOptions, log_if_unauthenticated, reason_of};
 use crate::rules::gate::{
-    AgreementType, Answer, Decision, DryRun, Evidence, EvidenceKind, Operation, Permit, Reason, Remedy, Rule,
-    Verdict,
+    AgreementType, Answer, Approval, Decision, DryRun, Evidence, EvidenceKind, Operation, Reason, Remedy,
+    Rule, Verdict,
 };
 use crate::rules::order::Parties;
 
-/// A question to the gate.
+/// A query to the gate.
 #[derive(Clone, Debug)]
 pub(crate) struct GateQuery {
     pub parties: Parties,
@@ -40,29 +40,29 @@ pub(crate) struct GateQuery {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum GateError {
     /// Payer, customer and reseller do not belong together (GATE-0).
-    NotTogether,
+    NoActiveRelationship,
     /// GATE-0.
     PayerIsReseller,
-    /// Anything else: away, slow, broken, or talking nonsense. For the log.
+    /// Anything else: agreement-svc is unavailable, slow or broken, or its response is invalid. For the log.
     Unknown(String),
 }
 
-impl Agreements {
+impl AgreementClient {
     /// Asks the gate, for no longer than the deadline or the caller's time_left, retries included.
     ///
     /// # Errors
     /// [`GateError`]; only its first two cases come from agreement-svc.
-    pub(crate) async fn check(&self, ask: &GateQuery, time_left: Duration) -> Result<Answer, GateError> {
-        self.question(ask, ask.message(), time_left).await
+    pub(crate) async fn check(&self, query: &GateQuery, time_left: Duration) -> Result<Answer, GateError> {
+        self.send(query, query.message(), time_left).await
     }
 
     /// Asks the gate what it would answer, on the assumption of an attestation where one is given: a dry run.
     ///
     /// # Errors
-    /// As [`Agreements::check`].
+    /// As [`AgreementClient::check`].
     pub(crate) async fn dry_run(
         &self,
-        ask: &GateQuery,
+        query: &GateQuery,
         assumed: Option<&Attested>,
         time_left: Duration,
     ) -> Result<DryRun, GateError> {
@@ -71,26 +71,27 @@ impl Agreements {
             template_id: attested.template_id.to_string(),
             template_version: attested.template_version,
         });
-        let message = CheckEligibilityRequest { assumed_attestation, ..ask.message() };
-        self.question(ask, message, time_left).await.map(DryRun::new)
+        let message = CheckEligibilityRequest { assumed_attestation, ..query.message() };
+        self.send(query, message, time_left).await.map(DryRun::new)
     }
 
-    async fn question(
+    async fn send(
         &self,
-        ask: &GateQuery,
+        query: &GateQuery,
         message: CheckEligibilityRequest,
         time_left: Duration,
     ) -> Result<Answer, GateError> {
         let own = self.own.credentials();
-        let terms = CallOptions { identity: &own, call_id: &ask.call_id, deadline: self.deadline, time_left };
+        let terms =
+            CallOptions { identity: &own, call_id: &query.call_id, deadline: self.deadline, time_left };
         let call = |channel, request| {
             let (mut gate, asked_at) = (EligibilityServiceClient::new(channel), self.clock.now());
             async move { Ok(gate.check_eligibility(request).await?.map(|answer| (asked_at, answer))) }
         };
         match self.call_with_failover(terms, message, call).await.inspect_err(log_if_unauthenticated) {
-            Ok((asked_at, answer)) => read_answer(ask, asked_at, answer),
+            Ok((asked_at, answer)) => read_answer(query, asked_at, answer),
             Err(status) => Err(match (reason_of(&status), status.code()) {
-                (Some(ErrorReason::ResourceNotFound), Code::NotFound) => GateError::NotTogether,
+                (Some(ErrorReason::ResourceNotFound), Code::NotFound) => GateError::NoActiveRelationship,
                 (Some(ErrorReason::PayerIsReseller), Code::InvalidArgument) => GateError::PayerIsReseller,
                 _ => GateError::Unknown(status.to_string()),
             }),
@@ -141,20 +142,20 @@ fn agreement_type(of: AgreementType) -> types::AgreementType {
     }
 }
 
-/// Reads an answer to a question; whatever does not fit together makes it unknown.
+/// Reads the answer to a query; an answer with parts that do not fit together is unknown.
 fn read_answer(
-    ask: &GateQuery,
+    query: &GateQuery,
     asked_at: Time,
     answer: CheckEligibilityResponse,
 ) -> Result<Answer, GateError> {
     let nonsense = |what: &str| GateError::Unknown(format!("its answer cannot be used: {what}"));
-    if answer.customer_id != ask.parties.customer_id.to_string()
-        || answer.payer_id != ask.parties.payer_id.to_string()
+    if answer.customer_id != query.parties.customer_id.to_string()
+        || answer.payer_id != query.parties.payer_id.to_string()
     {
         return Err(nonsense("it is about another customer or payer"));
     }
     let is_country = answer.customer_country.len() == 2;
-    if !is_country || answer.revision < ask.at_least_revision {
+    if !is_country || answer.revision < query.at_least_revision {
         return Err(nonsense("the customer's country or revision"));
     }
     let time = |time: Option<prost_types::Timestamp>| {
@@ -171,13 +172,14 @@ fn read_answer(
             reasons: answer.reasons.iter().filter_map(|reason| read_reason(*reason)).collect(),
             remedies: answer.remedies.iter().filter_map(read_remedy).collect(),
         },
-        Ok(types::Decision::Allowed | types::Decision::Exempt) => Verdict::Permitted(
-            read_permit(ask, &answer, evaluated_at).ok_or_else(|| nonsense("decision, rule and evidence"))?,
+        Ok(types::Decision::Allowed | types::Decision::Exempt) => Verdict::Approved(
+            read_permit(query, &answer, evaluated_at)
+                .ok_or_else(|| nonsense("decision, rule and evidence"))?,
         ),
         Ok(types::Decision::Unspecified) | Err(_) => return Err(nonsense("an unknown decision")),
     };
     Ok(Answer {
-        customer_id: ask.parties.customer_id,
+        customer_id: query.parties.customer_id,
         customer_country: answer.customer_country,
         verdict,
         asked_at,
@@ -185,15 +187,15 @@ fn read_answer(
     })
 }
 
-/// A yes whose decision, rule and evidence fit together, and the question.
-fn read_permit(ask: &GateQuery, answer: &CheckEligibilityResponse, evaluated_at: Time) -> Option<Permit> {
+/// A yes whose decision, rule and evidence fit together, and the query.
+fn read_permit(query: &GateQuery, answer: &CheckEligibilityResponse, evaluated_at: Time) -> Option<Approval> {
     use types::{Decision as Said, GateRule};
     let evidence = match &answer.evidence {
         None => None,
         Some(evidence) => Some(read_evidence(evidence)?),
     };
     let kind = evidence.as_ref().map(|evidence| evidence.kind);
-    let is_demanded = |of: AgreementType| ask.demands.iter().all(|demand| demand.contains(&of));
+    let is_demanded = |of: AgreementType| query.demands.iter().all(|demand| demand.contains(&of));
     if !evidence.as_ref().is_none_or(|evidence| is_demanded(evidence.agreement_type)) {
         return None;
     }
@@ -214,7 +216,7 @@ fn read_permit(ask: &GateQuery, answer: &CheckEligibilityResponse, evaluated_at:
         // An exemption for automatic renewal is never the answer to what is asked here (I5).
         _ => return None,
     };
-    Some(Permit { decision, rule, evidence, revision: answer.revision, evaluated_at })
+    Some(Approval { decision, rule, evidence, revision: answer.revision, evaluated_at })
 }
 
 fn read_evidence(evidence: &types::Evidence) -> Option<Evidence> {

@@ -53,7 +53,7 @@ const REPORT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The client of agreement-svc. Clones share its connection and its retries.
 #[derive(Clone)]
-pub(crate) struct Agreements {
+pub(crate) struct AgreementClient {
     own: ServiceIdentity,
     replicas: Replicas,
     deadline: Duration,
@@ -73,7 +73,7 @@ struct CallOptions<'a> {
     time_left: Duration,
 }
 
-impl Agreements {
+impl AgreementClient {
     pub(crate) fn new(replicas: Replicas, own: ServiceIdentity, deadline: Duration, clock: Clock) -> Self {
         let retries = TpsBudget::new(BUDGET_WINDOW, BUDGET_PER_SECOND, BUDGET_OF_ANSWERED);
         Self { own, replicas, deadline, retries: Arc::new(retries), clock }
@@ -124,17 +124,17 @@ impl Agreements {
     where
         F: Future<Output = Result<Response<A>, Status>>,
     {
-        let give_up = Instant::now() + terms.deadline.min(terms.time_left);
-        let mut last = Status::deadline_exceeded("the deadline had passed before it was asked");
+        let deadline = Instant::now() + terms.deadline.min(terms.time_left);
+        let mut last = Status::deadline_exceeded("the deadline had passed before agreement-svc was called");
         for attempt in 0..TRIES_MAX {
             if attempt > 0 {
                 if !self.retries.withdraw() {
                     break;
                 }
                 let pause = backoff::wait(attempt - 1, RETRY_BASE, RETRY_MAX);
-                tokio::time::sleep(pause.min(give_up.saturating_duration_since(Instant::now()))).await;
+                tokio::time::sleep(pause.min(deadline.saturating_duration_since(Instant::now()))).await;
             }
-            let left = give_up.saturating_duration_since(Instant::now()).min(terms.deadline / 2);
+            let left = deadline.saturating_duration_since(Instant::now()).min(terms.deadline / 2);
             if left.is_zero() {
                 break;
             }
@@ -144,7 +144,7 @@ impl Agreements {
             match tokio::time::timeout(left, call(replica.channel(), request)).await {
                 Err(_) => {
                     replica.failed();
-                    last = Status::deadline_exceeded("it did not answer in time");
+                    last = Status::deadline_exceeded("agreement-svc did not answer in time");
                 }
                 Ok(Err(status)) if is_retryable(&status) => {
                     replica.failed();

@@ -18,8 +18,9 @@ use crate::config::Serve;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// For how long a replica that failed is passed over, as long as there is another. Then one call tries it.
-const PASSED_OVER: Duration = Duration::from_secs(2);
+/// How long the circuit of a failed replica stays open: calls skip it as long as there is another replica. Then one call
+/// probes it.
+const OPEN_FOR: Duration = Duration::from_secs(2);
 
 /// The replicas, of which each call takes the next. Clones share connections and turns.
 #[derive(Clone)]
@@ -32,7 +33,7 @@ pub(crate) struct Replicas {
 /// One of them.
 pub(crate) struct Replica {
     channel: Traced<Channel>,
-    passed_over_until: Mutex<Option<Instant>>,
+    open_until: Mutex<Option<Instant>>,
 }
 
 impl Replicas {
@@ -61,7 +62,7 @@ impl Replicas {
                 .keep_alive_timeout(KEEPALIVE_TIMEOUT)
                 .keep_alive_while_idle(true);
             let channel = Traced(client.connect_lazy(address, &endpoint));
-            Replica { channel, passed_over_until: Mutex::new(None) }
+            Replica { channel, open_until: Mutex::new(None) }
         };
         let all: Arc<[_]> = config.agreements.iter().map(replica).collect();
         ensure!(!all.is_empty(), "--agreements names no address");
@@ -89,30 +90,30 @@ impl Replica {
 
     /// It did not answer, or could not.
     pub(crate) fn failed(&self) {
-        self.pass_over_until(Some(Instant::now() + PASSED_OVER));
+        self.open_circuit_until(Some(Instant::now() + OPEN_FOR));
     }
 
     /// It answered, whatever it said.
     pub(crate) fn answered(&self) {
-        self.pass_over_until(None);
+        self.open_circuit_until(None);
     }
 
     /// Whether calls may use it. After the cool-down one caller may probe the replica; the others keep skipping it,
     /// so that a replica that is still down costs one call an attempt.
     fn is_usable(&self, now: Instant) -> bool {
-        let mut until = self.passed_over_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut until = self.open_until.lock().unwrap_or_else(PoisonError::into_inner);
         match *until {
             None => true,
             Some(time) if time <= now => {
-                *until = Some(now + PASSED_OVER);
+                *until = Some(now + OPEN_FOR);
                 true
             }
             Some(_) => false,
         }
     }
 
-    fn pass_over_until(&self, time: Option<Instant>) {
-        *self.passed_over_until.lock().unwrap_or_else(PoisonError::into_inner) = time;
+    fn open_circuit_until(&self, time: Option<Instant>) {
+        *self.open_until.lock().unwrap_or_else(PoisonError::into_inner) = time;
     }
 }
 
@@ -169,10 +170,10 @@ mod tests {
     async fn when_its_time_is_over_one_call_tries_and_not_all() {
         let replicas = three();
         let now = Instant::now();
-        replicas.all[1].pass_over_until(Some(now));
+        replicas.all[1].open_circuit_until(Some(now));
         assert!(replicas.all[1].is_usable(now));
         assert!(!replicas.all[1].is_usable(now));
-        assert!(replicas.all[1].is_usable(now + PASSED_OVER));
+        assert!(replicas.all[1].is_usable(now + OPEN_FOR));
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use chassis::form::timestamp;
 use proto::order as wire;
 use proto::types;
 
-use crate::rules::gate::{AgreementType, Decision, EvidenceKind, Permit, Rule};
+use crate::rules::gate::{AgreementType, Approval, Decision, EvidenceKind, Rule};
 use crate::rules::offer::{BillingCycle, Offer, OfferKind, Term};
 use crate::rules::order::{Order, PlacedLine};
 use crate::rules::subscription::{Cause, Change, ChangeKind, State, Subscription};
@@ -59,7 +59,7 @@ pub(super) fn order(order: &Order) -> wire::Order {
         placed_at: Some(timestamp(order.placed_at)),
         placed_by_tenant: order.placed_by_tenant.to_string(),
         placed_by: order.placed_by.to_string(),
-        gate: Some(permit(&order.permit)),
+        gate: Some(approval(&order.approval)),
     }
 }
 
@@ -116,7 +116,7 @@ pub(super) fn change(change: &Change) -> wire::SubscriptionChange {
         actor,
         quantity_before: change.quantity_before,
         quantity_after: change.quantity_after,
-        gate: change.permit.as_ref().map(permit),
+        gate: change.approval.as_ref().map(approval),
         reason: reason.into(),
         event_revision,
         term_number: change.term_number,
@@ -153,18 +153,18 @@ pub(super) fn effect(effect: &Effect) -> wire::WithdrawalEffect {
     }
 }
 
-pub(super) fn permit(permit: &Permit) -> types::GateEvidence {
-    let decision = match permit.decision {
+pub(super) fn approval(approval: &Approval) -> types::GateEvidence {
+    let decision = match approval.decision {
         Decision::Allowed => types::Decision::Allowed,
         Decision::Exempt => types::Decision::Exempt,
     };
-    let rule = match permit.rule {
+    let rule = match approval.rule {
         Rule::OutsidePublicCloud => types::GateRule::OutsidePublicCloud,
         Rule::NotYetMandatory => types::GateRule::NotYetMandatory,
         Rule::DirectSignature => types::GateRule::DirectSignature,
         Rule::Attestation => types::GateRule::Attestation,
     };
-    let evidence = permit.evidence.as_ref().map(|evidence| types::Evidence {
+    let evidence = approval.evidence.as_ref().map(|evidence| types::Evidence {
         kind: acceptance_kind(evidence.kind),
         acceptance_id: evidence.acceptance_id.to_string(),
         template_id: evidence.template_id.to_string(),
@@ -175,8 +175,8 @@ pub(super) fn permit(permit: &Permit) -> types::GateEvidence {
         decision: decision.into(),
         rule: rule.into(),
         evidence,
-        revision: permit.revision,
-        evaluated_at: Some(timestamp(permit.evaluated_at)),
+        revision: approval.revision,
+        evaluated_at: Some(timestamp(approval.evaluated_at)),
     }
 }
 

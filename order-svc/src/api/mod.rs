@@ -20,14 +20,14 @@ use chassis::auth::Caller;
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
 use chassis::form::Form;
-use chassis::idempotency::{IdempotencyKey, Lookup, answer_find};
+use chassis::idempotency::{IdempotencyKey, Lookup, response_find};
 use chassis::paging::Page;
 use prost::Message;
 use proto::identity::TenantKind;
 use tokio::sync::watch;
 use tonic::{Response, Status};
 
-use crate::agreements::Agreements;
+use crate::agreements::AgreementClient;
 use crate::agreements::gate::{GateError, GateQuery};
 use crate::metrics::Decisions;
 use crate::rules::Refusal;
@@ -45,7 +45,7 @@ pub(crate) struct Api {
     pub database: Database,
     pub clock: Clock,
     pub catalogue: Arc<Catalogue>,
-    pub agreements: Agreements,
+    pub agreements: AgreementClient,
     pub decisions: Decisions,
     /// Changed after every stored order, to wake the reporter.
     pub orders: watch::Sender<()>,
@@ -71,7 +71,8 @@ impl Api {
     ) -> Result<Option<Response<A>>, Status> {
         let Some(key) = key.cloned() else { return Ok(None) };
         let request_id = key.request_id;
-        let seen = self.database.read(move |connection: &mut Connection| answer_find(connection, &key)).await;
+        let seen =
+            self.database.read(move |connection: &mut Connection| response_find(connection, &key)).await;
         match seen.map_err(|error: Error| status::failed(&error))? {
             Lookup::Never => Ok(None),
             Lookup::Answered(answer) => {
@@ -123,17 +124,17 @@ impl Api {
     }
 
     /// Asks the gate; everything but an answer becomes a refusal.
-    async fn ask(&self, ask: &GateQuery, time_left: Duration) -> Result<Answer, Refusal> {
-        let answered = self.agreements.check(ask, time_left).await;
+    async fn ask(&self, query: &GateQuery, time_left: Duration) -> Result<Answer, Refusal> {
+        let answered = self.agreements.check(query, time_left).await;
         self.decisions.count(&answered);
-        answered.map_err(|no_answer| unanswered(&ask.parties, no_answer))
+        answered.map_err(|no_answer| unanswered(&query.parties, no_answer))
     }
 }
 
-/// What a question without an answer is refused with.
+/// The refusal where the gate gave no answer.
 fn unanswered(parties: &Parties, no_answer: GateError) -> Refusal {
     match no_answer {
-        GateError::NotTogether => {
+        GateError::NoActiveRelationship => {
             Refusal::NotFound { resource: "customer", id: parties.customer_id.to_string() }
         }
         GateError::PayerIsReseller => Refusal::PayerIsReseller { payer_id: parties.payer_id },
@@ -176,9 +177,9 @@ fn checked(form: Form) -> Result<(), Status> {
     form.finish().map_err(|violations| status::invalid(&violations))
 }
 
-/// How long is left until a caller gives up.
-fn time_until(give_up: Instant) -> Duration {
-    give_up.saturating_duration_since(Instant::now())
+/// The time that is left until the caller's deadline.
+fn time_until(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
 }
 
 /// What a caller may see of orders and subscriptions (ROLE-6).

@@ -43,7 +43,7 @@ impl OrderService for Api {
         let caller = auth::caller(&request)?;
         let credentials = auth::credentials(&request)?;
         let call_id = call_id(&request);
-        let give_up = Instant::now() + time_left(&request);
+        let deadline = Instant::now() + time_left(&request);
         let mut message = request.into_inner();
         let mut form = Form::new();
         let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));
@@ -72,7 +72,7 @@ impl OrderService for Api {
             agreed_at: attestation.agreed_at,
             validate_only,
         });
-        let new = NewOrder { parties, lines, bad_lines, attestation, caller, credentials, call_id, give_up };
+        let new = NewOrder { parties, lines, bad_lines, attestation, caller, credentials, call_id, deadline };
         // Once a call: all attempts ask the gate about the same attestation.
         let attested = OnceCell::new();
         self.answer_once(key.as_ref(), || self.try_order(&new, &attested, key.as_ref())).await
@@ -123,8 +123,8 @@ struct NewOrder {
     /// For the attestation, which is the caller's own.
     credentials: Credentials,
     call_id: String,
-    /// When the caller does.
-    give_up: Instant,
+    /// The caller's deadline.
+    deadline: Instant,
 }
 
 impl NewOrder {
@@ -143,7 +143,7 @@ impl Api {
         if new.bad_lines.is_some() {
             return Ok(None);
         }
-        let time_left = time_until(new.give_up);
+        let time_left = time_until(new.deadline);
         let (caller, credentials) = (&new.caller, &new.credentials);
         let attested =
             self.agreements.attest(attestation, caller, credentials, &new.call_id, time_left).await;
@@ -156,7 +156,7 @@ impl Api {
         })
     }
 
-    fn question(&self, new: &NewOrder, at_least_revision: i64) -> GateQuery {
+    fn gate_query(&self, new: &NewOrder, at_least_revision: i64) -> GateQuery {
         GateQuery {
             parties: new.parties,
             operation: Operation::NewPurchase,
@@ -190,12 +190,12 @@ impl Api {
         let Some(key) = key else {
             return self.dry_run(new, attested).await.map(Attempt::Done);
         };
-        let query = self.question(new, attested.map_or(0, |attested| attested.revision));
-        let answer = self.ask(&query, time_until(new.give_up)).await;
+        let query = self.gate_query(new, attested.map_or(0, |attested| attested.revision));
+        let answer = self.ask(&query, time_until(new.deadline)).await;
         let answer = answer.map_err(|refusal| new.without_answer(refusal))?;
         let (order, subscriptions) = self.place(new, &answer)?;
         let response = response(&order, &subscriptions);
-        let basis = Some((answer, order.permit.clone()));
+        let basis = Some((answer, order.approval.clone()));
         let writes = Write::Order(order, subscriptions);
         let encoded = response.encode_to_vec();
         match commit(&self.database, &self.clock, key.clone(), basis, encoded, writes).await? {
@@ -217,8 +217,8 @@ impl Api {
         new: &NewOrder,
         assumed: Option<&Attested>,
     ) -> Result<CreateOrderResponse, Failure> {
-        let query = self.question(new, 0);
-        let dry_run = self.agreements.dry_run(&query, assumed, time_until(new.give_up)).await;
+        let query = self.gate_query(new, 0);
+        let dry_run = self.agreements.dry_run(&query, assumed, time_until(new.deadline)).await;
         let dry_run = dry_run.map_err(|no_answer| new.without_answer(unanswered(&new.parties, no_answer)))?;
         let (order, subscriptions) = self.place(new, dry_run.answer())?;
         Ok(response(&order, &subscriptions))

@@ -203,7 +203,7 @@ struct SubscriptionCall {
     command: Command,
     caller: Caller,
     call_id: String,
-    give_up: Instant,
+    deadline: Instant,
     /// Absent when it is only to be validated.
     key: Option<IdempotencyKey>,
 }
@@ -216,7 +216,7 @@ impl SubscriptionCall {
     ) -> Result<Self, Status> {
         let caller = auth::caller(&request)?;
         let call_id = call_id(&request);
-        let give_up = Instant::now() + time_left(&request);
+        let deadline = Instant::now() + time_left(&request);
         let mut message = request.into_inner();
         let mut form = Form::new();
         let Fields { request_id, validate_only, subscription_id, etag, command } =
@@ -227,11 +227,11 @@ impl SubscriptionCall {
         checked(form)?;
         let key = IdempotencyKey::new(&caller, call, request_id, &message);
         let key = (!validate_only).then_some(key);
-        Ok(Self { id, etag, command, caller, call_id, give_up, key })
+        Ok(Self { id, etag, command, caller, call_id, deadline, key })
     }
 
     /// What the gate is asked about it.
-    fn question(&self, known: &Subscription, operation: Operation, offer: Option<&Offer>) -> GateQuery {
+    fn gate_query(&self, known: &Subscription, operation: Operation, offer: Option<&Offer>) -> GateQuery {
         let demanded = offer.map(|offer| offer.agreement_types.clone()).filter(|types| !types.is_empty());
         GateQuery {
             parties: Parties {
@@ -279,15 +279,15 @@ impl Api {
             Planned::Nothing => (None, None),
             Planned::Free(step) => (Some(step), None),
             Planned::Gated(step, operation) => {
-                let question = asked.question(&known, operation, offer);
-                let answer = self.ask(&question, time_until(asked.give_up)).await?;
-                let permit = answer.permit()?.clone();
-                (Some(step.with_permit(&permit)), Some((answer, permit)))
+                let query = asked.gate_query(&known, operation, offer);
+                let answer = self.ask(&query, time_until(asked.deadline)).await?;
+                let approval = answer.approval()?.clone();
+                (Some(step.with_approval(&approval)), Some((answer, approval)))
             }
         };
-        let permit = basis.as_ref().map(|(_, permit)| permit.clone());
+        let approval = basis.as_ref().map(|(_, approval)| approval.clone());
         let after = step.as_ref().map_or(&known, |step| &step.after);
-        let response = answer(convert::subscription(after), permit.as_ref().map(convert::permit));
+        let response = answer(convert::subscription(after), approval.as_ref().map(convert::approval));
         let Some(key) = asked.key.clone() else { return Ok(Attempt::Done(response)) };
 
         let cause = Cause::Requested { tenant_id: asked.caller.tenant_id, user_id: asked.caller.user_id };
@@ -295,7 +295,7 @@ impl Api {
         let writes = match step {
             None => Write::Nothing,
             Some(step) => {
-                let change = step.change(known.quantity, cause, permit, now);
+                let change = step.change(known.quantity, cause, approval, now);
                 Write::Subscription { after: step.after, version: known.version, change }
             }
         };

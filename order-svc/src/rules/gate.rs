@@ -62,7 +62,7 @@ pub struct Evidence {
 
 /// A yes: what is kept with whatever rests on it (ORD-6).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Permit {
+pub struct Approval {
     pub decision: Decision,
     pub rule: Rule,
     pub evidence: Option<Evidence>,
@@ -89,7 +89,7 @@ pub enum Remedy {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    Permitted(Permit),
+    Approved(Approval),
     Blocked { reasons: Vec<Reason>, remedies: Vec<Remedy> },
 }
 
@@ -108,9 +108,9 @@ pub struct Answer {
 
 impl Answer {
     /// The yes, or the refusal that carries reasons and remedies.
-    pub fn permit(&self) -> Result<&Permit, Refusal> {
+    pub fn approval(&self) -> Result<&Approval, Refusal> {
         match &self.verdict {
-            Verdict::Permitted(permit) => Ok(permit),
+            Verdict::Approved(approval) => Ok(approval),
             Verdict::Blocked { reasons, remedies } => Err(Refusal::AgreementRequired {
                 customer_id: self.customer_id,
                 reasons: reasons.clone(),

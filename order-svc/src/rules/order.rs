@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::gate::{AgreementType, Answer, Permit};
+use super::gate::{AgreementType, Answer, Approval};
 use super::offer::{Catalogue, Offer};
 use super::subscription::{Cause, Change, ChangeKind, State, Subscription, term_end};
 use super::{BadField, Refusal, Time};
@@ -32,7 +32,7 @@ pub struct Order {
     pub placed_at: Time,
     pub placed_by_tenant: Uuid,
     pub placed_by: Uuid,
-    pub permit: Permit,
+    pub approval: Approval,
 }
 
 /// A line of an accepted order and the subscription it became.
@@ -64,7 +64,7 @@ impl Order {
             quantity_before: 0,
             quantity_after: new.quantity,
             term_number: new.term_number,
-            permit: Some(self.permit.clone()),
+            approval: Some(self.approval.clone()),
         }
     }
 }
@@ -154,7 +154,7 @@ pub fn place(
     placing: Placing,
 ) -> Result<(Order, Vec<Subscription>), Refusal> {
     let offers = check_lines(&lines, catalogue, Some(&answer.customer_country))?;
-    let permit = answer.permit()?;
+    let approval = answer.approval()?;
     let Placing { order_id, subscription_ids, by_tenant, by, now } = placing;
     let mut subscriptions = vec![];
     let mut placed = vec![];
@@ -174,7 +174,7 @@ pub fn place(
             term: offer.term,
             term_number: 1,
             term_end: term_end(now, offer.term, 1),
-            answer_revision: permit.revision,
+            answer_revision: approval.revision,
             version: 1,
         });
         placed.push(PlacedLine { line, subscription_id: id });
@@ -186,7 +186,7 @@ pub fn place(
         placed_at: now,
         placed_by_tenant: by_tenant,
         placed_by: by,
-        permit: permit.clone(),
+        approval: approval.clone(),
     };
     Ok((order, subscriptions))
 }

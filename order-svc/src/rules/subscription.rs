@@ -4,7 +4,7 @@ use chrono::{Datelike, Months};
 use strum::{EnumString, IntoStaticStr};
 use uuid::Uuid;
 
-use super::gate::{Operation, Permit};
+use super::gate::{Approval, Operation};
 use super::offer::{Offer, OfferKind, Term};
 use super::{BadField, Refusal, Time};
 
@@ -89,7 +89,7 @@ pub struct Change {
     /// The current term afterwards.
     pub term_number: u32,
     /// The gate's yes, where it was asked.
-    pub permit: Option<Permit>,
+    pub approval: Option<Approval>,
 }
 
 /// When the n-th term ends: the start plus n terms, clamped to the end of the month (SUB-3).
@@ -248,13 +248,13 @@ impl Subscription {
 impl Step {
     /// The step, resting on the gate's yes.
     #[must_use]
-    pub fn with_permit(mut self, permit: &Permit) -> Self {
-        self.after.answer_revision = permit.revision;
+    pub fn with_approval(mut self, approval: &Approval) -> Self {
+        self.after.answer_revision = approval.revision;
         self
     }
 
     /// What is kept of it.
-    pub fn change(&self, quantity_before: u32, cause: Cause, permit: Option<Permit>, at: Time) -> Change {
+    pub fn change(&self, quantity_before: u32, cause: Cause, approval: Option<Approval>, at: Time) -> Change {
         Change {
             number: self.after.version,
             kind: self.kind,
@@ -263,7 +263,7 @@ impl Step {
             quantity_before,
             quantity_after: self.after.quantity,
             term_number: self.after.term_number,
-            permit,
+            approval,
         }
     }
 }
@@ -503,7 +503,7 @@ mod tests {
     fn a_gated_step_rests_on_its_answer_and_a_free_one_on_the_last() {
         let licence = offer(OfferKind::License);
         let known = subscription(State::Active);
-        let permit = Permit {
+        let approval = Approval {
             decision: super::super::gate::Decision::Exempt,
             rule: super::super::gate::Rule::OutsidePublicCloud,
             evidence: None,
@@ -513,7 +513,7 @@ mod tests {
         let Ok(Planned::Gated(step, _)) = known.plan(Command::Seats(8), "7", Some(&licence), at(0)) else {
             panic!("seats are gated")
         };
-        assert_eq!(step.with_permit(&permit).after.answer_revision, 42);
+        assert_eq!(step.with_approval(&approval).after.answer_revision, 42);
         let Ok(Planned::Free(step)) = known.plan(Command::Suspend, "7", None, at(0)) else {
             panic!("suspending is free")
         };

@@ -48,7 +48,7 @@ pub enum WithdrawalOutcome {
 
 /// What the rules below look at of a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct SubscriptionFacts {
     pub payer_id: Uuid,
     pub reseller_id: Option<Uuid>,
     pub state: State,
@@ -60,7 +60,7 @@ pub struct Standing {
 impl Withdrawal {
     /// WD-2: what the withdrawal of a revision does to one of the customer's subscriptions. `None`: it has ended, or
     /// the withdrawn acceptance could not cover it.
-    pub fn effect_on(&self, revision: i64, subscription: &Standing) -> Option<WithdrawalOutcome> {
+    pub fn effect_on(&self, revision: i64, subscription: &SubscriptionFacts) -> Option<WithdrawalOutcome> {
         let is_uncovered = self.uncovered.contains(&subscription.payer_id);
         let is_covered_by_it = self.partner_id.is_none_or(|partner| partner == subscription.payer_id);
         if subscription.state.is_final() {
@@ -102,7 +102,7 @@ impl Withdrawal {
 impl RelationshipEnd {
     /// CUS-3: whether the end of a relationship, of a revision, switches off the automatic renewal of one of the
     /// customer's subscriptions.
-    pub fn stops_renewal(&self, revision: i64, subscription: &Standing) -> bool {
+    pub fn stops_renewal(&self, revision: i64, subscription: &SubscriptionFacts) -> bool {
         subscription.payer_id == self.payer_id
             && (!self.others_remain || subscription.reseller_id == self.reseller_id)
             && !subscription.state.is_final()
@@ -151,8 +151,14 @@ mod tests {
     const REVISION: i64 = 10;
     const STATES: [State; 4] = [State::Active, State::Suspended, State::Cancelled, State::Expired];
 
-    fn standing(state: State, answer_revision: i64) -> Standing {
-        Standing { payer_id: PAYER, reseller_id: Some(RESELLER), state, auto_renew: true, answer_revision }
+    fn standing(state: State, answer_revision: i64) -> SubscriptionFacts {
+        SubscriptionFacts {
+            payer_id: PAYER,
+            reseller_id: Some(RESELLER),
+            state,
+            auto_renew: true,
+            answer_revision,
+        }
     }
 
     fn withdrawal(partner_id: Option<Uuid>, uncovered: &[Uuid]) -> Withdrawal {
@@ -217,7 +223,7 @@ mod tests {
             for state in STATES {
                 for auto_renew in [true, false] {
                     for answer_revision in [0, REVISION - 1, REVISION, REVISION + 1] {
-                        let of = Standing { auto_renew, ..standing(state, answer_revision) };
+                        let of = SubscriptionFacts { auto_renew, ..standing(state, answer_revision) };
                         let is_open = matches!(state, State::Active | State::Suspended);
                         let expected = is_concerned && is_open && auto_renew && answer_revision < REVISION;
                         assert_eq!(end.stops_renewal(REVISION, &of), expected, "{end:?} {of:?}");

@@ -4,7 +4,7 @@
 
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
-use chassis::idempotency::{IdempotencyKey, answer_store};
+use chassis::idempotency::{IdempotencyKey, response_store};
 use chassis::query;
 use diesel::prelude::*;
 use diesel::query_dsl::methods::FilterDsl;
@@ -14,7 +14,7 @@ use super::order::order_place;
 use super::schema::fence;
 use super::subscription::subscription_change;
 use crate::rules::Time;
-use crate::rules::gate::{Answer, Permit};
+use crate::rules::gate::{Answer, Approval};
 use crate::rules::order::Order;
 use crate::rules::subscription::{Change, Subscription};
 
@@ -83,15 +83,15 @@ pub(crate) async fn commit(
     database: &Database,
     clock: &Clock,
     key: IdempotencyKey,
-    basis: Option<(Answer, Permit)>,
+    basis: Option<(Answer, Approval)>,
     response: Vec<u8>,
     writes: Write,
 ) -> Result<Commit, Error> {
     let clock = clock.clone();
     let write = move |connection: &mut Connection| match &basis {
         None => commit_once(connection, &key, &response, clock.now(), &writes),
-        Some((answer, permit)) => {
-            commit_gated(connection, (answer, permit), &key, &response, &clock, &writes)
+        Some((answer, approval)) => {
+            commit_gated(connection, (answer, approval), &key, &response, &clock, &writes)
         }
     };
     ended(database.write(write).await)
@@ -100,13 +100,13 @@ pub(crate) async fn commit(
 /// Writes behind the customer's fence, if the answer still holds when all is written.
 fn commit_gated(
     connection: &mut Connection,
-    (answer, permit): (&Answer, &Permit),
+    (answer, approval): (&Answer, &Approval),
     key: &IdempotencyKey,
     response: &[u8],
     clock: &Clock,
     writes: &Write,
 ) -> Result<(), Rollback> {
-    if !check_fence(connection, answer.customer_id, permit.revision)? {
+    if !check_fence(connection, answer.customer_id, approval.revision)? {
         return Err(Rollback::Because(Commit::AnswerOutdated));
     }
     commit_once(connection, key, response, clock.now(), writes)?;
@@ -126,7 +126,7 @@ fn commit_once(
     now: Time,
     writes: &Write,
 ) -> Result<(), Rollback> {
-    if !answer_store(connection, key, response, now)? {
+    if !response_store(connection, key, response, now)? {
         return Err(Rollback::Because(Commit::SeenBefore));
     }
     if !writes.run(connection)? {

@@ -1,4 +1,5 @@
-//! The cursor in agreement-svc's history, and the transaction that applies more of the history.
+//! Applies withdrawals and relationship ends: the transaction that reads the next events of agreement-svc's history, raises
+//! the fence, cancels subscriptions, and moves the cursor (the one row of the table `follower`).
 //!
 //! It takes its locks in the order cursor, fence, subscriptions; gated transactions begin at the fence,
 //! so that what a customer buys and what is withdrawn for it happen one after the other.
@@ -18,7 +19,7 @@ use super::withdrawal::withdrawal_insert;
 use crate::rules::Time;
 use crate::rules::history::{Consequence, Cursor, HistoryPoint, Restore};
 use crate::rules::subscription::{Cause, Change, ChangeKind, State};
-use crate::rules::withdrawal::{Effect, Standing, WithdrawalOutcome};
+use crate::rules::withdrawal::{Effect, SubscriptionFacts, WithdrawalOutcome};
 
 /// Statements have a limited number of parameters.
 const ROWS_PER_STATEMENT: usize = 1000;
@@ -61,7 +62,7 @@ pub(crate) fn history_apply(
             let mut effects = vec![];
             for (id, standing) in open {
                 if let Some(outcome) = withdrawal.effect_on(revision, &standing) {
-                    let Standing { payer_id, reseller_id, .. } = standing;
+                    let SubscriptionFacts { payer_id, reseller_id, .. } = standing;
                     effects.push(Effect { subscription_id: id, payer_id, reseller_id, outcome });
                 }
             }

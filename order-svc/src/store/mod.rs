@@ -18,7 +18,7 @@ use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use uuid::Uuid;
 
 use crate::rules::Time;
-use crate::rules::gate::Permit;
+use crate::rules::gate::Approval;
 
 /// The schema, for both databases.
 pub(crate) const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
@@ -81,17 +81,17 @@ impl Slice {
 /// The columns that keep the gate's answer: decision, rule, evidence, revision, time.
 type PermitRow = (String, String, String, i64, NaiveDateTime);
 
-fn permit_row(permit: &Permit) -> Result<PermitRow, Error> {
-    let evidence = match &permit.evidence {
+fn permit_row(approval: &Approval) -> Result<PermitRow, Error> {
+    let evidence = match &approval.evidence {
         None => String::new(),
         Some(evidence) => serde_json::to_string(evidence).map_err(|error| Error::Query(error.to_string()))?,
     };
     Ok((
-        permit.decision.into_str().to_owned(),
-        permit.rule.into_str().to_owned(),
+        approval.decision.into_str().to_owned(),
+        approval.rule.into_str().to_owned(),
         evidence,
-        permit.revision,
-        permit.evaluated_at.naive_utc(),
+        approval.revision,
+        approval.evaluated_at.naive_utc(),
     ))
 }
 
@@ -100,13 +100,13 @@ fn no_permit_row(at: Time) -> PermitRow {
     (String::new(), String::new(), String::new(), 0, at.naive_utc())
 }
 
-fn read_permit(table: &'static str, key: &str, row: PermitRow) -> Result<Permit, Error> {
+fn read_permit(table: &'static str, key: &str, row: PermitRow) -> Result<Approval, Error> {
     let (decision, rule, evidence, revision, evaluated_at) = row;
     let evidence = match evidence.as_str() {
         "" => None,
         text => Some(serde_json::from_str(text).map_err(|_| at(table, key).corrupt("gate_evidence"))?),
     };
-    Ok(Permit {
+    Ok(Approval {
         decision: at(table, key).named("gate_decision", decision.parse().ok())?,
         rule: at(table, key).named("gate_rule", rule.parse().ok())?,
         evidence,

@@ -1,4 +1,4 @@
-//! Orders and their lines.
+//! Orders and their lines: the rows that CreateOrder stores, and how they are read.
 
 use std::collections::BTreeMap;
 
@@ -54,7 +54,7 @@ impl Row {
             placed_at: utc(self.placed_at),
             placed_by_tenant: at(table, id).parse("placed_by_tenant", &self.placed_by_tenant)?,
             placed_by: at(table, id).parse("placed_by", &self.placed_by)?,
-            permit: read_permit(table, id, gate)?,
+            approval: read_permit(table, id, gate)?,
             id: at(table, id).parse("id", id)?,
         })
     }
@@ -98,7 +98,7 @@ pub(crate) fn order_place(
 }
 
 fn order_insert(connection: &mut Connection, new: &Order) -> Result<(), Error> {
-    let (decision, rule, evidence, revision, evaluated_at) = permit_row(&new.permit)?;
+    let (decision, rule, evidence, revision, evaluated_at) = permit_row(&new.approval)?;
     let id = new.id.to_string();
     query!(connection, c => {
         diesel::insert_into(orders::table)

@@ -113,7 +113,7 @@ pub(crate) fn report_done(connection: &mut Connection, customer: Uuid, now: Time
 
 /// Makes reports that were delivered before a time due again, as many as one transaction takes. The answer says
 /// whether that was all.
-pub(crate) fn reports_again(
+pub(crate) fn reports_requeue(
     connection: &mut Connection,
     delivered_before: Time,
     now: Time,

@@ -12,7 +12,7 @@ use super::schema::{subscription, subscription_change};
 use super::{Side, Slice, Viewer, no_permit_row, permit_row, read_permit};
 use crate::rules::Time;
 use crate::rules::subscription::{Cause, Change, ChangeKind, State, Subscription};
-use crate::rules::withdrawal::Standing;
+use crate::rules::withdrawal::SubscriptionFacts;
 
 /// The reason of a change that a withdrawal made.
 pub(super) const AGREEMENT_WITHDRAWN: &str = "AGREEMENT_WITHDRAWN";
@@ -112,7 +112,7 @@ impl ChangeRow {
             quantity_before: at(table, id).count("quantity_before", self.quantity_before)?,
             quantity_after: at(table, id).count("quantity_after", self.quantity_after)?,
             term_number: at(table, id).count("term_number", self.term_number)?,
-            permit: (!gate.0.is_empty()).then(|| read_permit(table, id, gate)).transpose()?,
+            approval: (!gate.0.is_empty()).then(|| read_permit(table, id, gate)).transpose()?,
         })
     }
 }
@@ -121,7 +121,7 @@ impl ChangeRow {
 pub(super) fn subscriptions_open(
     connection: &mut Connection,
     customer: Uuid,
-) -> Result<Vec<(Uuid, Standing)>, Error> {
+) -> Result<Vec<(Uuid, SubscriptionFacts)>, Error> {
     type Open = (String, String, String, String, bool, i64);
     let rows: Vec<Open> = query!(connection, c => {
         subscription::table
@@ -139,7 +139,7 @@ pub(super) fn subscriptions_open(
     })?;
     let read = |(id, payer, reseller, state, auto_renew, answer_revision): Open| {
         let row = at("subscription", &id);
-        let standing = Standing {
+        let standing = SubscriptionFacts {
             payer_id: row.parse("payer_id", &payer)?,
             reseller_id: row.optional_id("reseller_id", &reseller)?,
             state: row.named("state", state.parse().ok())?,
@@ -174,7 +174,7 @@ impl ChangedRow {
             quantity_before: quantity,
             quantity_after: quantity,
             term_number: row.count("term_number", self.term_number)?,
-            permit: None,
+            approval: None,
         };
         Ok((row.parse("id", &self.id)?, change))
     }
@@ -255,8 +255,8 @@ fn subscription_update(
 pub(super) fn changes_insert(connection: &mut Connection, changes: &[(Uuid, Change)]) -> Result<(), Error> {
     let mut rows = vec![];
     for (id, change) in changes {
-        let gate = match &change.permit {
-            Some(permit) => permit_row(permit)?,
+        let gate = match &change.approval {
+            Some(approval) => permit_row(approval)?,
             None => no_permit_row(change.changed_at),
         };
         let (decision, rule, evidence, revision, evaluated_at) = gate;

@@ -29,12 +29,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::Followed;
 use super::renewals::end_terms_of;
-use crate::agreements::Agreements;
+use crate::agreements::AgreementClient;
 use crate::agreements::events::{NotFollowed, StreamItem};
 use crate::rules::gate::ANSWER_AGE_MAX;
 use crate::rules::history::{HistoryPoint, Restore};
 use crate::store::history::{Orphans, cursor_read, cursor_reset, cursor_revision, history_apply, orphans};
-use crate::store::report::reports_again;
+use crate::store::report::reports_requeue;
 
 /// Waits after failures, before jitter: the first, and the longest. What was withdrawn is not cancelled
 /// meanwhile.
@@ -66,13 +66,13 @@ impl From<Error> for Interruption {
 }
 
 impl Interruption {
-    /// Tells it to those who run the service: what passes by itself as a warning, the rest as an error.
+    /// Logs it for the operator: a failure that passes by itself as a warning, any other as an error.
     fn log(&self, revision: i64) {
         match self {
-            Self::Stream(NotFollowed::Away(why)) => {
+            Self::Stream(NotFollowed::Unavailable(why)) => {
                 tracing::warn!(revision, why, "the history cannot be followed; trying again");
             }
-            Self::Stream(NotFollowed::Nonsense(why)) => {
+            Self::Stream(NotFollowed::InvalidHistory(why)) => {
                 tracing::error!(revision, why, "the history cannot be followed any further");
             }
             Self::Database(error @ Error::Unavailable(_)) => {
@@ -84,7 +84,7 @@ impl Interruption {
             Self::WentBack => {
                 tracing::error!(
                     revision,
-                    "the database knows less of the history than before; starting over"
+                    "order-svc's database was restored: its cursor went back; applying the history from there again"
                 );
             }
             Self::Lost(Restore { last_revision, revision: restored }, orphans) => {
@@ -94,12 +94,16 @@ impl Interruption {
                     restored,
                     subscriptions = orphans.subscriptions,
                     customers = orphans.customers,
-                    "agreement-svc was restored from an older copy; starting over. So many subscriptions rest on \
-                     answers that it lost, and so many customers' withdrawals or ends of relationships it lost: \
-                     look at them"
+                    "agreement-svc was restored from a backup and lost events; applying its history from the beginning. \
+                     Check the subscriptions whose answer it lost and the customers whose withdrawal or relationship \
+                     end it lost: `subscriptions` and `customers` count them"
                 );
                 for (subscription, customer) in &orphans.named_subscriptions {
-                    tracing::warn!(subscription, customer, "rests on an answer that agreement-svc lost");
+                    tracing::warn!(
+                        subscription,
+                        customer,
+                        "agreement-svc lost the answer that this subscription was accepted on"
+                    );
                 }
                 for customer in &orphans.named_customers {
                     tracing::warn!(
@@ -113,7 +117,7 @@ impl Interruption {
 
     /// Whether what was known before may not be so.
     fn invalidates(&self) -> bool {
-        matches!(self, Self::WentBack | Self::Lost(..) | Self::Stream(NotFollowed::Nonsense(_)))
+        matches!(self, Self::WentBack | Self::Lost(..) | Self::Stream(NotFollowed::InvalidHistory(_)))
     }
 }
 
@@ -121,7 +125,7 @@ impl Interruption {
 pub(crate) async fn run(
     database: Database,
     clock: Clock,
-    agreements: Agreements,
+    agreements: AgreementClient,
     followed: watch::Sender<Followed>,
     stop: CancellationToken,
 ) {
@@ -155,7 +159,7 @@ pub(crate) async fn run(
 async fn follow(
     database: &Database,
     clock: &Clock,
-    agreements: &Agreements,
+    agreements: &AgreementClient,
     followed: &watch::Sender<Followed>,
 ) -> Result<(), Interruption> {
     let cursor = database.read(cursor_read).await?;
@@ -191,7 +195,7 @@ async fn start_over(
     // agreement-svc answers out of the copy by now, so whatever it answered before is too old after this.
     tokio::time::sleep(ANSWER_AGE_MAX.to_std().unwrap_or_default()).await;
     let now = clock.now();
-    while !database.write(move |connection: &mut Connection| reports_again(connection, now, now)).await? {}
+    while !database.write(move |connection: &mut Connection| reports_requeue(connection, now, now)).await? {}
     let orphans = database.list(move |connection: &mut Connection| orphans(connection, lost)).await?;
     let is_ours =
         database.write(move |connection: &mut Connection| cursor_reset(connection, applied)).await?;

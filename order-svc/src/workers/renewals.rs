@@ -22,7 +22,7 @@ use crate::store::subscription::{Due, due_list, due_of, subscription_change, sub
 
 /// How often to look for ended terms. With the history, which is known a second or two late, a renewal is
 /// about three seconds late at most while all is well.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Waits besides, before jitter, while everything fails: the first, and the longest. A single damaged
 /// row must not make the others late by much.
@@ -65,8 +65,8 @@ pub(crate) async fn run(
         };
         failures = if is_futile { failures + 1 } else { 0 };
         let pause = match failures {
-            0 => LOOK_INTERVAL,
-            failures => LOOK_INTERVAL + backoff::wait(failures - 1, RETRY_BASE, RETRY_MAX),
+            0 => POLL_INTERVAL,
+            failures => POLL_INTERVAL + backoff::wait(failures - 1, RETRY_BASE, RETRY_MAX),
         };
         tokio::select! {
             () = stop.cancelled() => return,
@@ -85,11 +85,11 @@ async fn end_all_terms(database: &Database, clock: &Clock, until: Time, stop: &C
         let page: Vec<Due> = match database.read(list).await {
             Ok(page) => page,
             Err(error @ Error::Unavailable(_)) => {
-                tracing::warn!(%error, "ended terms cannot be looked for; trying again");
+                tracing::warn!(%error, "ended terms cannot be read; trying again");
                 return true;
             }
             Err(error) => {
-                tracing::error!(%error, "ended terms cannot be looked for");
+                tracing::error!(%error, "ended terms cannot be read");
                 return true;
             }
         };
@@ -188,7 +188,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::rules::gate::{Decision, Permit, Rule};
+    use crate::rules::gate::{Approval, Decision, Rule};
     use crate::rules::offer::Term;
     use crate::rules::order::{Order, Parties};
     use crate::rules::subscription::{Change, ChangeKind, State};
@@ -207,7 +207,7 @@ mod tests {
             placed_at: started_at,
             placed_by_tenant: parties.payer_id,
             placed_by: parties.payer_id,
-            permit: Permit {
+            approval: Approval {
                 decision: Decision::Allowed,
                 rule: Rule::NotYetMandatory,
                 evidence: None,

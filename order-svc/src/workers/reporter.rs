@@ -10,7 +10,7 @@ use chrono::TimeDelta;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::agreements::Agreements;
+use crate::agreements::AgreementClient;
 use crate::rules::order::PurchaseReport;
 use crate::store::report::{report_done, report_postpone, reports_claim};
 
@@ -18,7 +18,7 @@ use crate::store::report::{report_done, report_postpone, reports_claim};
 const LEASE: TimeDelta = TimeDelta::seconds(60);
 
 /// How often to look without having been woken: for reports that failed, and for other replicas'.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Waits after failures, before jitter: the first, and the longest.
 const RETRY_BASE: Duration = Duration::from_secs(1);
@@ -28,7 +28,7 @@ const RETRY_MAX: Duration = Duration::from_secs(300);
 pub(crate) async fn run(
     database: Database,
     clock: Clock,
-    agreements: Agreements,
+    agreements: AgreementClient,
     mut orders: watch::Receiver<()>,
     stop: CancellationToken,
 ) {
@@ -45,12 +45,12 @@ pub(crate) async fn run(
         tokio::select! {
             () = stop.cancelled() => return,
             Ok(()) = orders.changed() => {}
-            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
     }
 }
 
-async fn deliver(database: &Database, clock: &Clock, agreements: &Agreements) -> Result<(), Error> {
+async fn deliver(database: &Database, clock: &Clock, agreements: &AgreementClient) -> Result<(), Error> {
     loop {
         let now = clock.now();
         let due =
@@ -68,7 +68,7 @@ async fn deliver(database: &Database, clock: &Clock, agreements: &Agreements) ->
 async fn deliver_one(
     database: &Database,
     clock: &Clock,
-    agreements: &Agreements,
+    agreements: &AgreementClient,
     report: PurchaseReport,
 ) -> Result<(), Error> {
     let taken = agreements.report_purchase(&report).await;
@@ -80,7 +80,7 @@ async fn deliver_one(
         }
         Err(status) => {
             let wait = backoff::wait(report.attempts.saturating_sub(1), RETRY_BASE, RETRY_MAX);
-            tracing::warn!(%customer, attempts = report.attempts, %status, "a purchase report was not taken");
+            tracing::warn!(%customer, attempts = report.attempts, %status, "agreement-svc did not accept a purchase report");
             let due_at = now + TimeDelta::from_std(wait).unwrap_or(LEASE);
             database
                 .write(move |connection: &mut Connection| report_postpone(connection, customer, due_at))

@@ -82,7 +82,7 @@ impl Agreements {
         })
     }
 
-    /// The announcements that are still to be sent.
+    /// The notifications that are still to be sent.
     pub(super) fn queued(&self) -> usize {
         self.acceptances.iter().filter(|known| known.notification.as_deref() == Some("QUEUED")).count()
     }

@@ -201,7 +201,7 @@ pub(super) fn purchases(orders: &mut Connection) -> Result<Vec<Purchase>, String
     )
 }
 
-/// An acceptance, and how far its announcement is.
+/// An acceptance, and how far its notification is.
 #[derive(Debug, QueryableByName)]
 pub(super) struct Acceptance {
     #[diesel(sql_type = Text)]

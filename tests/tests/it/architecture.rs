@@ -314,7 +314,7 @@ const PRIVATE_WORDS_ALLOWED: [(&str, &str); 2] = [
 ];
 
 #[test]
-fn no_sentence_hides_who_acts() {
+fn no_private_word_is_used() {
     let is_allowed = |name: &str| PRIVATE_WORDS_ALLOWED.iter().any(|(file, _)| *file == name);
     let mut found = vec![];
     for (name, text) in tracked(|name| !has_ending(name, &[".binpb", "Cargo.lock"]) && !is_allowed(name)) {

@@ -106,7 +106,7 @@ async fn erase(
         deleted.extend(mails.delete(mails.of(&attestation_ids(&found)))?);
     }
     database
-        .purge()
+        .vacuum()
         .await
         .context("erased, but the file of the database still holds it; run this again, with less going on")?;
     Ok(Erased {
@@ -127,7 +127,7 @@ mod tests {
     use chassis::auth::{Caller, Channel};
     use chassis::clock::new_id;
     use chassis::database::{Connection, Error, Writes};
-    use chassis::idempotency::{IdempotencyKey, Lookup, answer_find, answer_store};
+    use chassis::idempotency::{IdempotencyKey, Lookup, response_find, response_store};
     use chassis::query;
     use diesel::RunQueryDsl;
     use prost::Message;
@@ -223,11 +223,11 @@ mod tests {
                     _ if is_of_person(n) => invited("Zeb@Contoso.example"),
                     _ => invited("ann-zeb@contoso.example"),
                 };
-                answer_store(connection, &key(n, "CreateInvitation"), &answer, now)?;
+                response_store(connection, &key(n, "CreateInvitation"), &answer, now)?;
             }
             for n in 1..=2 {
                 let id = if n == 1 { attestation } else { customer };
-                answer_store(connection, &key(n, "ImportAttestations"), &imported(id), now)?;
+                response_store(connection, &key(n, "ImportAttestations"), &imported(id), now)?;
             }
             Ok::<_, Error>(())
         };
@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(erased, expected);
         let seen = |n, call| {
             let database = database.clone();
-            async move { database.read(move |connection| answer_find(connection, &key(n, call))).await.unwrap() }
+            async move { database.read(move |connection| response_find(connection, &key(n, call))).await.unwrap() }
         };
         for n in 1..=REQUESTS {
             let expected = match n {
@@ -269,13 +269,13 @@ mod tests {
         let database = empty_database(folder.path()).await;
         let now = Clock::system().now();
         let write = move |connection: &mut Connection| {
-            answer_store(connection, &key(1, "CreateInvitation"), &invited(EMAIL), now)?;
-            answer_store(connection, &key(2, "Unheard"), &invited(EMAIL), now)
+            response_store(connection, &key(1, "CreateInvitation"), &invited(EMAIL), now)?;
+            response_store(connection, &key(2, "Unheard"), &invited(EMAIL), now)
         };
         database.write(write).await.unwrap();
         let refused = erase(&database, now, EMAIL, None).await.unwrap_err().to_string();
         assert!(refused.contains("UnheardResponse") && !refused.contains("zeb"), "{refused}");
-        let seen = database.read(|connection| answer_find(connection, &key(1, "CreateInvitation"))).await;
+        let seen = database.read(|connection| response_find(connection, &key(1, "CreateInvitation"))).await;
         assert_eq!(seen.unwrap(), Lookup::Answered(invited(EMAIL)));
     }
 }

@@ -78,7 +78,7 @@ impl Post {
         read.into_inner().attestation.unwrap().notification.unwrap()
     }
 
-    /// Waits until the announcement is in this state after so many attempts, and the last is over: no process
+    /// Waits until the notification is in this state after so many attempts, and the last is over: no process
     /// has it claimed.
     async fn settled(&self, id: &str, state: NotificationState, attempts: u32) -> Notification {
         let settled = async {

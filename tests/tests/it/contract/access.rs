@@ -219,7 +219,7 @@ pub(crate) fn calls_of_the_contract() -> BTreeSet<String> {
 }
 
 /// How the door answered: whether the call was let in, or what is wrong with the way it was not.
-fn door(path: &str, answer: Result<Vec<u8>, Status>) -> Result<bool, String> {
+fn was_admitted(path: &str, answer: Result<Vec<u8>, Status>) -> Result<bool, String> {
     let Err(status) = answer else { return Ok(true) };
     match (status.code(), reason_of(&status).as_str()) {
         (Code::Unauthenticated, "IDENTITY_REQUIRED") => Ok(false),
@@ -239,17 +239,17 @@ fn door(path: &str, answer: Result<Vec<u8>, Status>) -> Result<bool, String> {
 /// ROLE-2, ROLE-3, ROLE-4.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_access_policy_lets_in_the_callers_it_names() {
-    see_whom_the_table_lets_in(&Cluster::on(Backend::Sqlite).await).await;
+    check_access_table(&Cluster::on(Backend::Sqlite).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn with_tokens_over_mutual_tls_the_table_is_the_same() {
     tests::needs_own!("keys and certificates that it makes");
     let setup = Setup { secured: true, ..Setup::default() };
-    see_whom_the_table_lets_in(&Cluster::start(setup).await.unwrap()).await;
+    check_access_table(&Cluster::start(setup).await.unwrap()).await;
 }
 
-async fn see_whom_the_table_lets_in(cluster: &Cluster) {
+async fn check_access_table(cluster: &Cluster) {
     let services = cluster.as_unidentified();
     let mut wrong = vec![];
     for (path, row) in LET_IN {
@@ -258,7 +258,7 @@ async fn see_whom_the_table_lets_in(cluster: &Cluster) {
             let identity = caller.map_or_else(Identity::none, |caller| cluster.identity(caller));
             let answer = call(wire(&services, path), identity, path, &[]).await;
             let expected = marks[column] != '-';
-            match door(path, answer) {
+            match was_admitted(path, answer) {
                 Ok(let_in) if let_in == expected => {}
                 Ok(true) => wrong.push(format!("{path} lets in: {who}")),
                 Ok(false) => wrong.push(format!("{path} turns away: {who}")),

@@ -241,7 +241,7 @@ async fn verify_names_every_change_of_an_event(#[case] backend: Backend) {
             ),
             vec![
                 broken(first.1, Broken::Hash),
-                Finding::Baseless { revision: first.1, acceptance_id: first.0.parse().unwrap() },
+                Finding::NoSuchAcceptance { revision: first.1, acceptance_id: first.0.parse().unwrap() },
                 differs(first, Differs::Column("revision", second.1)),
                 differs(first, Differs::Column("superseded_at", second.1)),
                 differs(second, Differs::Column("revision", first.1)),

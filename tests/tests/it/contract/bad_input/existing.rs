@@ -168,7 +168,7 @@ impl Existing {
         };
         let attestations = operator.attestations().list_attestations(attestations).await.unwrap();
         everything.attestations = attestations.into_inner().attestations;
-        // How far its announcement is changes by itself.
+        // How far its notification is changes by itself.
         everything.attestations.iter_mut().for_each(|attestation| attestation.notification = None);
         for partner_id in [DIRECT, PROVIDER, RESELLER] {
             let partner = self.cluster.as_caller(fixtures::sales(partner_id));

@@ -224,7 +224,7 @@ async fn change_numbers(partner: &As, subscription_id: &str) -> Vec<u32> {
     actions::changes_of(partner, subscription_id).await.unwrap().iter().map(|change| change.number).collect()
 }
 
-/// What was attested, without how far its announcement is: that changes by itself, and answers about
+/// What was attested, without how far its notification is: that changes by itself, and answers about
 /// storing an attestation do not have it.
 async fn history(partner: &As, customer_id: &str) -> Vec<Attestation> {
     let unannounced = |attestation| Attestation { notification: None, ..attestation };

@@ -106,13 +106,13 @@ impl Customer {
 
     /// All clients act at the same time; then the acceptances decide who can buy.
     pub(super) async fn round(&mut self) {
-        let wavering = [Ground::Attestation(0), Ground::Attestation(1), Ground::Signature]
+        let accepting = [Ground::Attestation(0), Ground::Attestation(1), Ground::Signature]
             .into_iter()
             .zip(self.held.clone())
-            .map(|(ground, held)| self.waver(ground, held));
+            .map(|(ground, held)| self.accept_or_withdraw(ground, held));
         let shopping = [0, 0, 1, 1].map(|payer| self.shop(payer));
         let changing = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)].map(|of| self.change(of.0, of.1));
-        let (held, _) = join(join_all(wavering), join(join_all(shopping), join_all(changing))).await;
+        let (held, _) = join(join_all(accepting), join(join_all(shopping), join_all(changing))).await;
         self.held = held.try_into().unwrap();
         self.check_buying().await;
     }
@@ -160,7 +160,7 @@ impl Customer {
     }
 
     /// Takes an acceptance back, gives it, or both; what is current then is the answer.
-    async fn waver(&self, ground: Ground, held: Option<String>) -> Option<String> {
+    async fn accept_or_withdraw(&self, ground: Ground, held: Option<String>) -> Option<String> {
         let Some(id) = held else {
             return if rand::random() { Some(self.accept(ground).await) } else { None };
         };
@@ -203,7 +203,7 @@ impl Customer {
         for _ in 0..ORDERS {
             let order = self.order(payer, rand::random_range(1..=3));
             let mut orders = self.payers[payer].orders();
-            if let Some(placed) = self.deed(orders.create_order(order)).await {
+            if let Some(placed) = self.call_and_record(orders.create_order(order)).await {
                 let ids = placed.subscriptions.into_iter().map(|subscription| subscription.subscription_id);
                 self.seen.lock().unwrap().bought[payer].extend(ids);
             }
@@ -222,12 +222,12 @@ impl Customer {
                 let quantity = rand::random_range(6..=300);
                 let request =
                     ChangeSeatsRequest { request_id, subscription_id, quantity, etag, validate_only: false };
-                self.deed(subscriptions.change_seats(request)).await.map(drop)
+                self.call_and_record(subscriptions.change_seats(request)).await.map(drop)
             }
             1 => {
                 let request =
                     RenewSubscriptionRequest { request_id, subscription_id, etag, validate_only: false };
-                self.deed(subscriptions.renew_subscription(request)).await.map(drop)
+                self.call_and_record(subscriptions.renew_subscription(request)).await.map(drop)
             }
             _ => {
                 let off = SetAutoRenewRequest {
@@ -236,16 +236,18 @@ impl Customer {
                     auto_renew: false,
                     etag,
                 };
-                let Some(is_off) = self.deed(subscriptions.set_auto_renew(off)).await else { return };
+                let Some(is_off) = self.call_and_record(subscriptions.set_auto_renew(off)).await else {
+                    return;
+                };
                 let etag = is_off.subscription.unwrap().etag;
                 let on = SetAutoRenewRequest { request_id, subscription_id, auto_renew: true, etag };
-                self.deed(subscriptions.set_auto_renew(on)).await.map(drop)
+                self.call_and_record(subscriptions.set_auto_renew(on)).await.map(drop)
             }
         };
     }
 
     /// A call that may lose the race, and when it was made.
-    async fn deed<A>(&self, call: impl Future<Output = Result<Response<A>, Status>>) -> Option<A> {
+    async fn call_and_record<A>(&self, call: impl Future<Output = Result<Response<A>, Status>>) -> Option<A> {
         let began = now();
         let answer = call.await;
         self.seen.lock().unwrap().deeds.push((began, now()));
