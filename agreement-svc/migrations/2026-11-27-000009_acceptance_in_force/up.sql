@@ -1,4 +1,3 @@
 -- The gate reads the current acceptances of a pair. SQLite does not find them by the partial index acceptance_current and
--- scanned the pair's whole history; this index has each condition as a column. It replaces the one on its first columns.
+-- scanned the pair's whole history; this index has each condition as a column.
 CREATE INDEX acceptance_in_force ON acceptance (customer_id, partner_id, superseded_at, withdrawn_at);
-DROP INDEX acceptance_by_partner;

@@ -266,8 +266,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_idle_stream_releases_its_permit() {
-        let place = Arc::new(());
-        let held = Arc::clone(&place);
+        let permit = Arc::new(());
+        let held = Arc::clone(&permit);
         let rows = sent_in_time(stream::pending::<Result<(), Status>>());
         let mut answers = taken_in_time(rows.map(move |row| {
             let _held = &held;
@@ -275,13 +275,13 @@ mod tests {
         }));
         assert!(matches!(answers.next().await, Some(Err(_))));
         assert!(answers.next().await.is_none());
-        assert_eq!(Arc::strong_count(&place), 1);
+        assert_eq!(Arc::strong_count(&permit), 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_of_slow_rows_ends_and_releases_its_permit() {
-        let place = Arc::new(());
-        let held = Arc::clone(&place);
+        let permit = Arc::new(());
+        let held = Arc::clone(&permit);
         let began = tokio::time::Instant::now();
         let rows = stream::repeat(()).then(|()| async {
             tokio::time::sleep(STANDSTILL_MAX - Duration::from_secs(1)).await;
@@ -296,20 +296,20 @@ mod tests {
         assert!(ended.message().starts_with("DEADLINE_PASSED: "), "{ended}");
         assert_eq!(taken.len(), 31);
         assert!(began.elapsed() >= IMPORT_DURATION_MAX);
-        assert_eq!(Arc::strong_count(&place), 1);
+        assert_eq!(Arc::strong_count(&permit), 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_that_is_not_read_releases_its_permit() {
-        let place = Arc::new(());
-        let held = Arc::clone(&place);
+        let permit = Arc::new(());
+        let held = Arc::clone(&permit);
         let answers = taken_in_time(stream::repeat_with(move || {
             let _held = &held;
             Ok(ImportAttestationsResponse::default())
         }));
         // The clock moves only for sleeping tasks, so the test does not wait.
         tokio::time::sleep(STANDSTILL_MAX * 2).await;
-        assert_eq!(Arc::strong_count(&place), 1);
+        assert_eq!(Arc::strong_count(&permit), 1);
         let taken: Vec<Answer> = answers.collect().await;
         let ended = taken.last().and_then(|last| last.as_ref().err()).unwrap();
         assert!(ended.message().starts_with("STREAM_STOOD_STILL: "), "{ended}");

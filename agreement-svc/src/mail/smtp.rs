@@ -51,7 +51,8 @@ impl Server {
             bail!("--smtp must not carry credentials; use --smtp-user and --smtp-password-file");
         }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        let tls = || TlsParameters::new(host.clone()).context("TLS cannot be set up");
+        let tls =
+            || TlsParameters::new(host.clone()).map_err(|error| anyhow!("TLS cannot be set up: {error}"));
         let (security, usual_port) = match (scheme, uri.query()) {
             ("smtps", None) => (Security::FromTheStart(tls()?), SUBMISSIONS_PORT),
             ("smtp", None) => (Security::Upgraded(tls()?), SUBMISSION_PORT),
@@ -175,7 +176,7 @@ mod tests {
                     };
                     format!("{host} {port} {security}")
                 }
-                Err(why) => why.to_string(),
+                Err(why) => format!("{why:#}"),
             };
             assert!(!read.contains("secret"));
             table += &format!("{url:<40}{read}\n");

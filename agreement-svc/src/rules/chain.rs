@@ -264,7 +264,7 @@ pub struct Acceptances(BTreeMap<Uuid, Expected>);
 impl Acceptances {
     /// Follows the next event. Answers with the acceptances it is about that no event recorded.
     pub fn follow(&mut self, revision: i64, recorded_at: Time, event: &Event) -> Vec<Finding> {
-        let baseless = match event {
+        let without_acceptance = match event {
             Event::Attested {
                 attestation_id,
                 partner_id,
@@ -345,7 +345,7 @@ impl Acceptances {
             | Event::FirstPurchaseReported { .. }
             | Event::HistoryRestored { .. } => vec![],
         };
-        baseless
+        without_acceptance
             .into_iter()
             .map(|acceptance_id| Finding::NoSuchAcceptance { revision, acceptance_id })
             .collect()
@@ -389,9 +389,10 @@ impl Acceptances {
 
     fn insert(&mut self, id: Uuid, supersedes: Option<Uuid>, expected: Expected) -> Vec<Uuid> {
         let by = (expected.recorded_at, expected.revision);
-        let baseless = self.alter(supersedes.as_slice(), |superseded| superseded.superseded = Some(by));
+        let without_acceptance =
+            self.alter(supersedes.as_slice(), |superseded| superseded.superseded = Some(by));
         self.0.entry(id).or_insert(expected);
-        baseless
+        without_acceptance
     }
 
     /// Answers with those that are not there.

@@ -126,7 +126,7 @@ pub(crate) fn dead_letters(connection: &mut Connection) -> Result<i64, Error> {
 }
 
 #[derive(Queryable)]
-struct AnnouncementRow {
+struct DueNotificationRow {
     attestation_id: String,
     attempts: i32,
     recipient: String,
@@ -140,7 +140,7 @@ struct AnnouncementRow {
 }
 
 fn notifications(connection: &mut Connection, ids: &[String]) -> Result<Vec<DueNotification>, Error> {
-    let rows: Vec<AnnouncementRow> = query!(connection, c => {
+    let rows: Vec<DueNotificationRow> = query!(connection, c => {
         notification::table
             .inner_join(acceptance::table.on(acceptance::id.eq(notification::attestation_id)))
             .inner_join(customer::table.on(customer::id.eq(acceptance::customer_id)))
@@ -161,7 +161,7 @@ fn notifications(connection: &mut Connection, ids: &[String]) -> Result<Vec<DueN
             ))
             .load(c)
     })?;
-    let read = |row: AnnouncementRow| {
+    let read = |row: DueNotificationRow| {
         let key = at("notification", &row.attestation_id);
         Ok(DueNotification {
             attestation_id: key.parse("attestation_id", &row.attestation_id)?,

@@ -1,5 +1,5 @@
-//! Deadline propagation, the server's end: a call's deadlines. They are its caller's (`grpc-timeout`), the longest that any call may take, and the time in which its
-//! message must arrive.
+//! Deadline propagation, the server's end. A call has three deadlines: its caller's (`grpc-timeout`), the longest that any
+//! call may take, and the time in which its message must arrive.
 
 use std::pin::pin;
 use std::time::{Duration, Instant};

@@ -83,11 +83,11 @@ impl AgreementClient {
 
 impl History {
     /// The next event with consequences, or the last that has come of those without; `None` when the
-    /// stream has ended as streams do, to be followed anew.
+    /// stream has ended as streams do; the caller opens it again.
     ///
     /// # Errors
-    /// [`NotFollowed`]. An event with consequences that cannot be read is nonsense: passing over it would
-    /// leave subscriptions that must end.
+    /// [`NotFollowed`]. An event with consequences that cannot be read is an invalid history: skipping
+    /// it would leave subscriptions that must end.
     pub(crate) async fn next(&mut self) -> Result<Option<StreamItem>, NotFollowed> {
         let first = match self.kept.take() {
             Some(kept) => kept?,
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invalid_event_is_not_passed_over() {
+    fn an_invalid_event_is_not_skipped() {
         let right = || event(7, withdrawn(&[&PARTNER.to_string()]));
         let until = time(AT).unwrap();
         assert_eq!(after(6, right()).map(|point| (point.cursor.revision, point.until)), Some((7, until)));

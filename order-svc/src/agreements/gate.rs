@@ -173,7 +173,7 @@ fn read_answer(
             remedies: answer.remedies.iter().filter_map(read_remedy).collect(),
         },
         Ok(types::Decision::Allowed | types::Decision::Exempt) => Verdict::Approved(
-            read_permit(query, &answer, evaluated_at)
+            read_approval(query, &answer, evaluated_at)
                 .ok_or_else(|| nonsense("decision, rule and evidence"))?,
         ),
         Ok(types::Decision::Unspecified) | Err(_) => return Err(nonsense("an unknown decision")),
@@ -188,7 +188,11 @@ fn read_answer(
 }
 
 /// A yes whose decision, rule and evidence fit together, and the query.
-fn read_permit(query: &GateQuery, answer: &CheckEligibilityResponse, evaluated_at: Time) -> Option<Approval> {
+fn read_approval(
+    query: &GateQuery,
+    answer: &CheckEligibilityResponse,
+    evaluated_at: Time,
+) -> Option<Approval> {
     use types::{Decision as Said, GateRule};
     let evidence = match &answer.evidence {
         None => None,

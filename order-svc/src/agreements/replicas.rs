@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_call_takes_the_next_and_one_that_failed_is_passed_over_until_it_answers() {
+    async fn calls_take_turns_and_skip_a_failed_replica_until_it_answers() {
         let replicas = three();
         assert_eq!(turns(&replicas, 3), [0, 1, 2].into());
         replicas.all[1].failed();

@@ -151,7 +151,7 @@ mod tests {
     const REVISION: i64 = 10;
     const STATES: [State; 4] = [State::Active, State::Suspended, State::Cancelled, State::Expired];
 
-    fn standing(state: State, answer_revision: i64) -> SubscriptionFacts {
+    fn facts(state: State, answer_revision: i64) -> SubscriptionFacts {
         SubscriptionFacts {
             payer_id: PAYER,
             reseller_id: Some(RESELLER),
@@ -197,7 +197,7 @@ mod tests {
                     [(0, older), (REVISION - 1, older), (REVISION, newer), (REVISION + 1, newer)]
                 {
                     let expected = expected.filter(|_| matches!(state, State::Active | State::Suspended));
-                    let effect = withdrawal.effect_on(REVISION, &standing(state, answer_revision));
+                    let effect = withdrawal.effect_on(REVISION, &facts(state, answer_revision));
                     assert_eq!(effect, expected, "{partner:?} {uncovered:?} {state:?} {answer_revision}");
                 }
             }
@@ -223,7 +223,7 @@ mod tests {
             for state in STATES {
                 for auto_renew in [true, false] {
                     for answer_revision in [0, REVISION - 1, REVISION, REVISION + 1] {
-                        let of = SubscriptionFacts { auto_renew, ..standing(state, answer_revision) };
+                        let of = SubscriptionFacts { auto_renew, ..facts(state, answer_revision) };
                         let is_open = matches!(state, State::Active | State::Suspended);
                         let expected = is_concerned && is_open && auto_renew && answer_revision < REVISION;
                         assert_eq!(end.stops_renewal(REVISION, &of), expected, "{end:?} {of:?}");

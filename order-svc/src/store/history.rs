@@ -60,9 +60,9 @@ pub(crate) fn history_apply(
             fence_raise(connection, withdrawal.customer_id, revision)?;
             let open = subscriptions_open(connection, withdrawal.customer_id)?;
             let mut effects = vec![];
-            for (id, standing) in open {
-                if let Some(outcome) = withdrawal.effect_on(revision, &standing) {
-                    let SubscriptionFacts { payer_id, reseller_id, .. } = standing;
+            for (id, facts) in open {
+                if let Some(outcome) = withdrawal.effect_on(revision, &facts) {
+                    let SubscriptionFacts { payer_id, reseller_id, .. } = facts;
                     effects.push(Effect { subscription_id: id, payer_id, reseller_id, outcome });
                 }
             }
@@ -85,7 +85,7 @@ pub(crate) fn history_apply(
         Some(Consequence::RelationshipEnded(end)) => {
             fence_raise(connection, end.customer_id, revision)?;
             let open = subscriptions_open(connection, end.customer_id)?;
-            let concerned = open.into_iter().filter(|(_, standing)| end.stops_renewal(revision, standing));
+            let concerned = open.into_iter().filter(|(_, facts)| end.stops_renewal(revision, facts));
             let ids: Vec<Uuid> = concerned.map(|(id, _)| id).collect();
             let changed = subscriptions_stop_renewing(connection, &ids)?;
             let cause = Cause::RelationshipEnded { revision };

@@ -79,9 +79,9 @@ impl Slice {
 }
 
 /// The columns that keep the gate's answer: decision, rule, evidence, revision, time.
-type PermitRow = (String, String, String, i64, NaiveDateTime);
+type ApprovalRow = (String, String, String, i64, NaiveDateTime);
 
-fn permit_row(approval: &Approval) -> Result<PermitRow, Error> {
+fn approval_row(approval: &Approval) -> Result<ApprovalRow, Error> {
     let evidence = match &approval.evidence {
         None => String::new(),
         Some(evidence) => serde_json::to_string(evidence).map_err(|error| Error::Query(error.to_string()))?,
@@ -96,11 +96,11 @@ fn permit_row(approval: &Approval) -> Result<PermitRow, Error> {
 }
 
 /// The same columns where the gate was not asked.
-fn no_permit_row(at: Time) -> PermitRow {
+fn no_approval_row(at: Time) -> ApprovalRow {
     (String::new(), String::new(), String::new(), 0, at.naive_utc())
 }
 
-fn read_permit(table: &'static str, key: &str, row: PermitRow) -> Result<Approval, Error> {
+fn read_approval(table: &'static str, key: &str, row: ApprovalRow) -> Result<Approval, Error> {
     let (decision, rule, evidence, revision, evaluated_at) = row;
     let evidence = match evidence.as_str() {
         "" => None,

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::report::report_insert;
 use super::schema::{order_line, orders};
 use super::subscription::{changes_insert, subscriptions_insert};
-use super::{PermitRow, Side, Slice, Viewer, permit_row, read_permit};
+use super::{ApprovalRow, Side, Slice, Viewer, approval_row, read_approval};
 use crate::rules::order::{Line, Order, Parties, PlacedLine};
 use crate::rules::subscription::Subscription;
 
@@ -37,7 +37,7 @@ type LineRow = (String, i32, String, i64, String, String);
 impl Row {
     fn read(self, lines: Vec<PlacedLine>) -> Result<Order, Error> {
         let (table, id) = ("orders", &self.id);
-        let gate: PermitRow = (
+        let gate: ApprovalRow = (
             self.gate_decision,
             self.gate_rule,
             self.gate_evidence,
@@ -54,7 +54,7 @@ impl Row {
             placed_at: utc(self.placed_at),
             placed_by_tenant: at(table, id).parse("placed_by_tenant", &self.placed_by_tenant)?,
             placed_by: at(table, id).parse("placed_by", &self.placed_by)?,
-            approval: read_permit(table, id, gate)?,
+            approval: read_approval(table, id, gate)?,
             id: at(table, id).parse("id", id)?,
         })
     }
@@ -98,7 +98,7 @@ pub(crate) fn order_place(
 }
 
 fn order_insert(connection: &mut Connection, new: &Order) -> Result<(), Error> {
-    let (decision, rule, evidence, revision, evaluated_at) = permit_row(&new.approval)?;
+    let (decision, rule, evidence, revision, evaluated_at) = approval_row(&new.approval)?;
     let id = new.id.to_string();
     query!(connection, c => {
         diesel::insert_into(orders::table)

@@ -9,7 +9,7 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::schema::{subscription, subscription_change};
-use super::{Side, Slice, Viewer, no_permit_row, permit_row, read_permit};
+use super::{Side, Slice, Viewer, approval_row, no_approval_row, read_approval};
 use crate::rules::Time;
 use crate::rules::subscription::{Cause, Change, ChangeKind, State, Subscription};
 use crate::rules::withdrawal::SubscriptionFacts;
@@ -112,7 +112,7 @@ impl ChangeRow {
             quantity_before: at(table, id).count("quantity_before", self.quantity_before)?,
             quantity_after: at(table, id).count("quantity_after", self.quantity_after)?,
             term_number: at(table, id).count("term_number", self.term_number)?,
-            approval: (!gate.0.is_empty()).then(|| read_permit(table, id, gate)).transpose()?,
+            approval: (!gate.0.is_empty()).then(|| read_approval(table, id, gate)).transpose()?,
         })
     }
 }
@@ -139,14 +139,14 @@ pub(super) fn subscriptions_open(
     })?;
     let read = |(id, payer, reseller, state, auto_renew, answer_revision): Open| {
         let row = at("subscription", &id);
-        let standing = SubscriptionFacts {
+        let facts = SubscriptionFacts {
             payer_id: row.parse("payer_id", &payer)?,
             reseller_id: row.optional_id("reseller_id", &reseller)?,
             state: row.named("state", state.parse().ok())?,
             auto_renew,
             answer_revision,
         };
-        Ok((row.parse("id", &id)?, standing))
+        Ok((row.parse("id", &id)?, facts))
     };
     rows.into_iter().map(read).collect()
 }
@@ -256,8 +256,8 @@ pub(super) fn changes_insert(connection: &mut Connection, changes: &[(Uuid, Chan
     let mut rows = vec![];
     for (id, change) in changes {
         let gate = match &change.approval {
-            Some(approval) => permit_row(approval)?,
-            None => no_permit_row(change.changed_at),
+            Some(approval) => approval_row(approval)?,
+            None => no_approval_row(change.changed_at),
         };
         let (decision, rule, evidence, revision, evaluated_at) = gate;
         let (reason, actor, event_revision) = match change.cause {

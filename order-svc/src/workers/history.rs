@@ -46,8 +46,8 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 enum Interruption {
     Stream(NotFollowed),
     Database(Error),
-    /// The row that says how far the history has been applied says less than before: the database was
-    /// restored under us. What was passed over must be looked at again.
+    /// The stored cursor went back: the database was restored, or another replica reset the cursor after a restore of
+    /// agreement-svc. Events that were skipped have to be read again.
     WentBack,
     /// agreement-svc's database was restored, and the history has to be followed from its beginning again.
     Lost(Restore, Orphans),
@@ -84,7 +84,8 @@ impl Interruption {
             Self::WentBack => {
                 tracing::error!(
                     revision,
-                    "order-svc's database was restored: its cursor went back; applying the history from there again"
+                    "the cursor went back: order-svc's database was restored, or another replica began again after a \
+                     restore of agreement-svc; applying the history from there again"
                 );
             }
             Self::Lost(Restore { last_revision, revision: restored }, orphans) => {

@@ -111,7 +111,7 @@ async fn end_all_terms(database: &Database, clock: &Clock, until: Time, stop: &C
 /// Processes the terms of one customer that have ended until then.
 ///
 /// # Errors
-/// The database is unavailable. Damaged rows are passed over.
+/// The database is unavailable. Damaged rows are skipped.
 pub(super) async fn end_terms_of(
     database: &Database,
     clock: &Clock,

@@ -443,11 +443,11 @@ impl Cluster {
         let (config, clock) = (self.agreements_config()?, &self.setup.clock);
         let database = agreement_svc::commands::migrate::migrate(&config.storage, clock)
             .await
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| format!("{error:#}"))?;
         agreement_svc::commands::migrate::announce_restore(&database, clock)
             .await
             .map(drop)
-            .map_err(|error| error.to_string())
+            .map_err(|error| format!("{error:#}"))
     }
 
     /// Starts a second order-svc on the state of the first.

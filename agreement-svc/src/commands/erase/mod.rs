@@ -273,7 +273,7 @@ mod tests {
             response_store(connection, &key(2, "Unheard"), &invited(EMAIL), now)
         };
         database.write(write).await.unwrap();
-        let refused = erase(&database, now, EMAIL, None).await.unwrap_err().to_string();
+        let refused = format!("{:#}", erase(&database, now, EMAIL, None).await.unwrap_err());
         assert!(refused.contains("UnheardResponse") && !refused.contains("zeb"), "{refused}");
         let seen = database.read(|connection| response_find(connection, &key(1, "CreateInvitation"))).await;
         assert_eq!(seen.unwrap(), Lookup::Answered(invited(EMAIL)));

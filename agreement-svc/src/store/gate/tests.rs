@@ -175,7 +175,9 @@ async fn sqlite_finds_current_acceptances_by_their_index() {
     };
     let plan = database.snapshot(explain).await.unwrap();
     let plan: Vec<_> = plan.into_iter().map(|step| step.detail).collect();
-    assert!(plan.iter().any(|step| step.contains("INDEX acceptance_in_force")), "{plan:#?}");
+    let conditions =
+        "acceptance_in_force (customer_id=? AND partner_id=? AND superseded_at=? AND withdrawn_at=?)";
+    assert!(plan.iter().any(|step| step.contains(conditions)), "{plan:#?}");
 }
 
 /// The rows that a check reads are bounded, whatever the history of the pair.

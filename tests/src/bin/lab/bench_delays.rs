@@ -81,7 +81,7 @@ async fn arrival(
 
 /// How long after it was recorded an attestation's mail was taken, by the service's own clock.
 async fn announced_after(direct: &As, attestation: &str) -> Result<Duration, Status> {
-    const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+    const POLL_INTERVAL: Duration = Duration::from_millis(20);
     loop {
         let request = GetAttestationRequest { attestation_id: attestation.to_owned() };
         let found = direct.attestations().get_attestation(request).await?.into_inner();
@@ -94,7 +94,7 @@ async fn announced_after(direct: &As, attestation: &str) -> Result<Duration, Sta
                 return Ok(Duration::from_micros(u64::try_from(micros).unwrap_or(0)));
             }
             (NotificationState::DeadLetter, ..) => return Err(Status::internal("a mail was not written")),
-            _ => tokio::time::sleep(LOOK_INTERVAL).await,
+            _ => tokio::time::sleep(POLL_INTERVAL).await,
         }
     }
 }

@@ -22,7 +22,7 @@ use tests::{As, Cluster, Setup, actions, metadata_of};
 use tonic::Status;
 
 /// How often to look for what order-svc does in its own time.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -190,7 +190,7 @@ async fn wait_until_reported(cluster: &Cluster, customer: &str) -> Result<(), St
         if found.unwrap_or_default().first_purchase_at.is_some() {
             return Ok(());
         }
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -202,7 +202,7 @@ async fn report_of(partner: &As, revision: i64) -> Result<WithdrawalReport, Stat
         if let Some(report) = found.report {
             return Ok(report);
         }
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 

@@ -260,7 +260,7 @@ struct Waiting {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn replicas_never_claim_the_same_announcement() {
+async fn replicas_never_claim_the_same_notification() {
     tests::needs_own!("a clock that it sets");
     let Some(python) = python() else { return };
     tests::needs!(Backend::Postgres);

@@ -83,7 +83,7 @@ async fn concurrent_migrations_of_an_empty_database_succeed(#[case] backend: Bac
             tokio::spawn(async move {
                 start.wait().await;
                 let migrated = agreement_svc::commands::migrate::migrate(&storage, &Clock::system()).await;
-                migrated.map(drop).map_err(|error| error.to_string())
+                migrated.map(drop).map_err(|error| format!("{error:#}"))
             })
         })
         .collect();

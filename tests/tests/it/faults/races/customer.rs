@@ -64,7 +64,7 @@ pub(super) struct Customer {
 pub(super) struct Seen {
     /// Subscriptions of each payer, the latest last.
     pub bought: [Vec<String>; 2],
-    /// When each deed began and ended.
+    /// When each call began and ended.
     pub deeds: Vec<(Moment, Moment)>,
     pub witnesses: Vec<Witness>,
 }
