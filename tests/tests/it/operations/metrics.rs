@@ -87,7 +87,8 @@ async fn traffic(as_operator: &As, direct: &As) {
     }
 }
 
-/// Prometheus accepts the metrics of both services, and alarms and dashboard ask for no other metrics.
+/// Prometheus accepts the metrics of both services, alarms and dashboard ask for no other metrics, and the page describes
+/// each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn alarms_and_dashboard_use_only_exposed_metrics() {
     tests::needs_own!("metrics of services of its own");
@@ -170,6 +171,30 @@ async fn alarms_and_dashboard_use_only_exposed_metrics() {
             assert!(said.contains(name), "{file} asks for {name}, which is not exposed: {said:#?}");
         }
     }
+
+    // The page describes every metric, and no other.
+    let own = |name: &str| -> Option<String> {
+        let name = name.strip_prefix("agreement_svc_").or(name.strip_prefix("order_svc_"))?;
+        let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+        Some(of_histogram.unwrap_or(name).to_owned())
+    };
+    let exposed: BTreeSet<_> = said.iter().filter_map(|name| own(name)).collect();
+    assert_eq!(described("metric"), exposed);
+}
+
+/// The first column of the table of docs/operations.md with this title.
+fn described(title: &str) -> BTreeSet<String> {
+    let page = deploy("../docs/operations.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let rows = page.lines().skip_while(|line| !line.starts_with(&format!("| {title} |"))).skip(2);
+    rows.map_while(|row| row.strip_prefix("| `")?.split_once('`').map(|(name, _)| name.to_owned())).collect()
+}
+
+#[test]
+fn the_docs_say_what_to_do_about_each_alert() {
+    let alerts = std::fs::read_to_string(deploy("prometheus/alerts.yml")).unwrap();
+    let alerts = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ").map(str::to_owned));
+    assert_eq!(described("alert"), alerts.collect());
 }
 
 #[test]
