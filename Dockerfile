@@ -1,7 +1,7 @@
 # The images of both services: `docker build --target agreement-svc .` and `--target order-svc`.
 # The classic builder and BuildKit both build it.
 
-# Raised together with the toolchain that the gate runs with; `rust-version` in Cargo.toml is the least.
+# Raised together with the toolchain that the checks run with; `rust-version` in Cargo.toml is the least.
 FROM rust:1.95-slim-bookworm AS build
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends libpq-dev \

@@ -65,9 +65,8 @@ pub enum Command {
 pub struct Migrate {
     #[command(flatten)]
     pub storage: Storage,
-    /// Announces that the database was restored from an older copy: lifts the revision by 2^32, so that what others
-    /// know of the part that was lost is not taken for what happens next. To be said once after each restore,
-    /// before the service is started; once too often does no harm.
+    /// Announces that the database was restored from a backup: raises the revision by 2^32, so that no client takes a new
+    /// event for a lost one. Run it once after each restore, before the service starts; running it again does no harm.
     #[arg(long)]
     pub after_restore: bool,
 }
@@ -156,7 +155,7 @@ pub struct Import {
     /// The template of rows that name none: by default the vendor's Customer Agreement.
     #[arg(long, value_name = "UUID", default_value = "117a77b0-9360-443b-8795-c6dedc750cf9")]
     pub template_id: Uuid,
-    /// When those agreed whose rows do not say, as DateAgreed is written: 2026-11-21T09:30:00Z,
+    /// The time of agreement for rows without DateAgreed: 2026-11-21T09:30:00Z,
     /// 2026-11-21 09:30:00 or 2026-11-21, in UTC.
     #[arg(long, value_name = "TIME", value_parser = read_date)]
     pub agreed_at: Option<Time>,

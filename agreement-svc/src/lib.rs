@@ -3,8 +3,9 @@
 //! - [`rules`]: the decisions, pure.
 //! - `store`: the database, whose changes form one history behind one lock.
 //! - `api`: the gRPC services, each in its file.
+//! - `actions`: effects that several calls share, inside one transaction and without the wire.
 //! - `mail`: the outbox of notifications, and how mails are delivered.
-//! - `workers`: what runs in the background besides.
+//! - `workers`: the other background workers.
 //! - [`data`]: the files that ship with it: policy, templates.
 //! - `metrics`: the service's metrics.
 //! - [`config`]: commands and settings.

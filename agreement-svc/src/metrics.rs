@@ -1,5 +1,5 @@
-//! What can be measured of the running service beside its calls: what the gate answered, how long the history
-//! is, and which mails have not been sent.
+//! The service's metrics (Prometheus) besides those of its calls: the gate's decisions, the last revision, and the mails
+//! that wait.
 
 use chassis::clock::{Clock, Time};
 use chassis::database::{Connection, Error};
@@ -25,10 +25,7 @@ impl Decisions {
     /// # Errors
     /// They are counted already.
     pub(crate) fn new(metrics: &Metrics) -> Result<Self, prometheus::Error> {
-        let opts = Opts::new(
-            "gate_decisions_total",
-            "What the gate answered, by decision, the rule that decided and the reasons, in the contract's words.",
-        );
+        let opts = Opts::new("gate_decisions_total", "The gate's answers, by decision, rule and reasons.");
         let decisions = IntCounterVec::new(opts, &["decision", "rule", "reasons"])?;
         metrics.register(decisions.clone())?;
         Ok(Self(decisions))
@@ -54,12 +51,12 @@ fn short(name: &'static str, unspecified: &str) -> &'static str {
 /// Serves the metrics until `stop` is cancelled.
 pub(crate) async fn serve(listener: TcpListener, metrics: Metrics, clock: Clock, stop: CancellationToken) {
     let numbers = metrics.clone();
-    let look = move || {
+    let collect = move || {
         let (metrics, now) = (metrics.clone(), clock.now());
         let known = move |connection: &mut Connection| known(connection, now);
         async move { metrics.stored(known).await }
     };
-    numbers.serve(listener, look, stop).await;
+    numbers.serve(listener, collect, stop).await;
 }
 
 /// What the database knows of the history and of mails.

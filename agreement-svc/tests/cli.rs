@@ -222,7 +222,7 @@ const VENDORS_COLUMNS: &str = "\u{feff}CustomerAccountLink,customertenantid,FIRS
                                LastAgreementDate,DateAgreed,PartnerAttestationCompleted\n";
 
 #[test]
-fn a_file_of_the_vendors_columns_is_imported_and_the_same_file_again_changes_nothing() {
+fn a_vendor_file_is_imported_once_however_often_it_is_sent() {
     let server = Server::start();
     let [first, second, third] = server.customers();
     let (upper, stranger) = (second.to_uppercase(), Uuid::from_u128(0xdead));
@@ -298,7 +298,7 @@ fn what_a_file_does_not_say_is_said_for_all_rows_or_refused() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_refused_before_anything_is_sent() {
+fn an_unreadable_file_is_refused_before_anything_is_sent() {
     let server = Server::start();
     let [customer] = server.customers();
     let good = format!(

@@ -197,7 +197,7 @@ fn check(demands: &[Vec<AgreementType>], acceptances: &str, cells: &[&str; 5]) -
 
 /// GATE-1, GATE-2, GATE-3, GATE-4, GATE-5, GATE-6.
 #[test]
-fn every_operation_channel_cloud_date_and_acceptance_gets_the_answer_of_the_rules() {
+fn the_gate_answers_each_combination_by_the_rules() {
     let checked: usize = TABLE.iter().map(|(acceptances, cells)| check(&[], acceptances, cells)).sum();
     assert_eq!(checked, 20 * 4 * 2 * 4 * 15);
 }
@@ -222,7 +222,7 @@ fn demands_that_no_type_meets_block_even_with_both_acceptances() {
 }
 
 #[test]
-fn a_version_replaces_earlier_ones_from_its_reaccept_by_on_and_the_answer_says_until_when_it_holds() {
+fn reacceptance_deadlines_are_applied_and_reported() {
     let policy = policy();
     let mut facts = facts(Cloud::Public, "aC=");
     let due = time("2026-06-01T00:00:00Z");

@@ -201,7 +201,7 @@ impl Authority {
 }
 
 #[tokio::test]
-async fn mail_goes_over_tls_to_a_server_that_is_trusted_and_to_no_other() {
+async fn mail_goes_over_tls_to_a_trusted_server_only() {
     let Some(python) = python() else { return };
     let (authority, stranger) = (Authority::new(), Authority::new());
     let certificate = authority.server_args();
@@ -307,7 +307,7 @@ async fn the_log_names_no_person_though_the_server_quotes_the_address() {
 }
 
 #[tokio::test]
-async fn a_crash_between_claim_and_mail_is_followed_by_the_mail_after_the_lease() {
+async fn a_mail_claimed_before_a_crash_is_sent_after_the_lease() {
     let Some(python) = python() else { return };
     let mut hanging = SmtpServer::start(&python, &["--plan", "hang"]).await;
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! How long to wait before trying again.
+//! Exponential backoff with jitter: how long to wait before the next attempt.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What time it is, ids ordered by it, and chance. The only place that asks the system.
+//! The clock, ids that are ordered by time (UUID version 7), and random values. Only this file reads them from the system.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};

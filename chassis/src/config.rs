@@ -1,4 +1,4 @@
-//! What both services share of their settings.
+//! Settings that both services share.
 
 /// Lets a setting be given by environment variable, too: `PREFIX_` and its flag in upper case. For settings that both
 /// services share, each with its own prefix.

@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_is_kept_for_thirty_days_and_then_forgotten_whole_batches_after_another() {
+    async fn answers_are_kept_for_thirty_days_and_deleted_in_batches() {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("requests").display()).parse().unwrap();
         let database = Database::open(&url, true, Writes::Serial).unwrap();

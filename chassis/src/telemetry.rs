@@ -1,5 +1,4 @@
-//! What the process says about itself: log lines here, traces in [`trace`]. Numbers are in
-//! [`metrics`](crate::metrics).
+//! Telemetry: structured logs here, distributed tracing in [`trace`]. Metrics are in [`metrics`](crate::metrics).
 
 pub mod trace;
 

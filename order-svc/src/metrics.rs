@@ -1,5 +1,5 @@
-//! What can be measured of the running service beside its calls: what the gate said, how far the history
-//! has been followed, and what has not been done yet.
+//! The service's metrics (Prometheus) besides those of its calls: the gate's decisions, how far the history is applied, and
+//! the work that waits.
 
 use chassis::clock::{Clock, Time};
 use chassis::database::{Connection, Error};
@@ -28,7 +28,7 @@ impl Decisions {
     pub(crate) fn new(metrics: &Metrics) -> Result<Self, prometheus::Error> {
         let opts = Opts::new(
             "gate_decisions_total",
-            "What the gate said about what was asked for, as it was acted on; UNKNOWN is no answer, or none that makes sense.",
+            "The gate's answers as order-svc acted on them, by decision, rule and reasons; UNKNOWN: no answer, or an invalid one.",
         );
         let decisions = IntCounterVec::new(opts, &["decision", "rule", "reasons"])?;
         // The first is to be seen as a rise.
@@ -72,18 +72,18 @@ pub(crate) async fn serve(
     stop: CancellationToken,
 ) {
     let numbers = metrics.clone();
-    let look = move || {
+    let collect = move || {
         let (metrics, now) = (metrics.clone(), clock.now());
         let followed = history(*followed.borrow(), now);
-        let undone = move |connection: &mut Connection| undone(connection, now);
-        async move { metrics.stored(undone).await.into_iter().chain(followed).collect() }
+        let waiting = move |connection: &mut Connection| work_waiting(connection, now);
+        async move { metrics.stored(waiting).await.into_iter().chain(followed).collect() }
     };
-    numbers.serve(listener, look, stop).await;
+    numbers.serve(listener, collect, stop).await;
 }
 
 /// How far the history has been followed.
 fn history(followed: Followed, now: Time) -> [Sample; 2] {
-    // Not to know is to be behind without limit, which every alarm notices.
+    // Unknown counts as infinitely far behind, so that the alert fires.
     let behind = followed.until.map_or(f64::INFINITY, |until| seconds(now - until));
     [
         Sample {
@@ -99,8 +99,8 @@ fn history(followed: Followed, now: Time) -> [Sample; 2] {
     ]
 }
 
-/// What the database knows of work that is not done.
-fn undone(connection: &mut Connection, now: Time) -> Result<Vec<Sample>, Error> {
+/// The work that waits, as the database has it.
+fn work_waiting(connection: &mut Connection, now: Time) -> Result<Vec<Sample>, Error> {
     let age = |since: Option<Time>| since.map_or(0.0, |since| seconds(now - since));
     let (reports, oldest_report) = reports_waiting(connection)?;
     let (terms, oldest_term) = terms_overdue(connection, now)?;

@@ -1,5 +1,4 @@
-//! Who is covered when: what agreement-svc's events say of it, replayed. Nothing here asks a service or
-//! a database.
+//! Replays agreement-svc's events: who is covered when. Nothing here asks a service or a database.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -12,7 +11,7 @@ pub(crate) struct History {
     head: i64,
     customers: HashMap<String, Customer>,
     withdrawals: Vec<Withdrawal>,
-    partings: Vec<Parting>,
+    relationship_ends: Vec<RelationshipEnd>,
 }
 
 /// A withdrawal and the partners that it left without any acceptance.
@@ -26,7 +25,7 @@ pub(crate) struct Withdrawal {
 
 /// The end of a relationship.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Parting {
+pub(crate) struct RelationshipEnd {
     pub revision: i64,
     pub customer_id: String,
     pub partner_id: String,
@@ -140,8 +139,8 @@ impl History {
     }
 
     /// All ends of relationships, oldest first.
-    pub(crate) fn partings(&self) -> &[Parting] {
-        &self.partings
+    pub(crate) fn relationship_ends(&self) -> &[RelationshipEnd] {
+        &self.relationship_ends
     }
 
     /// The acceptances on which a partner may buy for a customer at a revision: none where it is not
@@ -200,7 +199,13 @@ impl History {
                 }
                 let reseller_id = ended.reseller_id;
                 let customer_id = customer_id.clone();
-                self.partings.push(Parting { revision, customer_id, partner_id, reseller_id, others_remain });
+                self.relationship_ends.push(RelationshipEnd {
+                    revision,
+                    customer_id,
+                    partner_id,
+                    reseller_id,
+                    others_remain,
+                });
                 None
             }
             Change::Attested(it) => {
@@ -303,8 +308,11 @@ mod tests {
         assert_eq!(at("c", 6), Vec::<&str>::new());
         let [withdrawal] = history.withdrawals() else { panic!("one withdrawal") };
         assert_eq!((withdrawal.revision, withdrawal.acceptance_id.as_str()), (7, "signature"));
-        let [parting] = history.partings() else { panic!("one parting") };
-        assert_eq!((parting.revision, parting.partner_id.as_str(), parting.others_remain), (8, "a", false));
+        let [relationship_end] = history.relationship_ends() else { panic!("one relationship_end") };
+        assert_eq!(
+            (relationship_end.revision, relationship_end.partner_id.as_str(), relationship_end.others_remain),
+            (8, "a", false)
+        );
         let changed: Vec<i64> =
             (0..10).filter(|revision| history.changed_at("customer", *revision)).collect();
         assert_eq!(changed, [2, 3, 4, 5, 6, 7, 8]);

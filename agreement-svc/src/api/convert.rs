@@ -1,4 +1,4 @@
-//! Between the wire and the rules. Reading reports every bad field; writing cannot fail.
+//! Conversions between messages and the types of the rules. Reading reports every bad field; writing cannot fail.
 
 use chassis::auth;
 use chassis::database::row::id_or_empty;

@@ -68,15 +68,15 @@ impl EligibilityService for Api {
         }
         checked(form)?;
         let may_invite = self.links.is_some();
-        let (mut queries, mut places) = (vec![], vec![]);
+        let (mut queries, mut items_read) = (vec![], vec![]);
         for item in &items {
-            places.push(read_query(&caller, item, now, may_invite).map(|query| queries.push(query)));
+            items_read.push(read_query(&caller, item, now, may_invite).map(|query| queries.push(query)));
         }
         let (policy, cache) = (self.policy.clone(), self.templates.clone());
         let read = move |connection: &mut Connection| {
             let answers = gate::check_each(connection, &policy, &cache, &queries)?;
             let mut answers = queries.iter().zip(answers);
-            let results = places.into_iter().filter_map(|place| match place {
+            let results = items_read.into_iter().filter_map(|item| match item {
                 Ok(()) => answers.next().map(|(query, answer)| item_result(query, answer)),
                 Err(status) => Some(Ok(EligibilityResult { result: Some(refused_item(&status)) })),
             });

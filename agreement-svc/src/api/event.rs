@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_idle_stream_says_how_far_it_is_and_goes_on_when_something_happens() {
+    async fn an_idle_stream_sends_its_revision_and_then_new_events() {
         let (mut watch, mut world) = world(3, 2).await;
         let running = tokio::spawn(async move { watch.run().await });
         assert_eq!(revision_of(world.events.recv().await), 3);
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_cursor_ahead_of_the_history_is_refused_also_when_the_history_shrinks_under_it() {
+    async fn a_cursor_ahead_of_the_history_is_refused_at_any_time() {
         let (watch, _world) = world(3, 4).await;
         let ahead = watch.read(1).await.unwrap_err();
         assert!(matches!(ahead, ChangeError::Refused(Refusal::CursorAhead { head: 3 })), "{ahead:?}");

@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mail_server_is_named_in_one_of_three_ways_and_never_with_credentials() {
+    fn a_mail_server_url_has_three_forms_and_no_credentials() {
         let mut table = String::new();
         for url in [
             "smtps://mail.example",

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attestation_is_new_supersedes_or_is_refused_by_version_and_contact() {
+    fn an_attestation_is_new_or_supersedes_or_is_refused() {
         let (same, other) = ("t@contoso.example", "x@contoso.example");
         let known = Some(Uuid::from_u128(9));
         let exists = Err(Refusal::AlreadyAttested { attestation_id: Uuid::from_u128(9) });
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_within_the_tolerance_does_not_reach_a_version_that_is_not_in_force_yet() {
+    fn a_tolerated_date_does_not_reach_a_later_version() {
         let (customer, template) = (customer(Cloud::Public), template(None));
         let facts = Facts { customer: &customer, template: &template, live_template_id: None, current: None };
         let claim = Claim { contact: contact("t@contoso.example"), agreed_at: at(300) };
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn the_date_agreed_is_at_most_five_minutes_ahead_of_the_servers_clock() {
+    fn the_date_agreed_is_at_most_five_minutes_in_the_future() {
         let now = at(1000);
         assert_eq!(check_not_in_the_future(now + CLOCK_TOLERANCE, now), Ok(()));
         let problem =

@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_replaces_earlier_ones_unless_it_never_does_or_never_takes_effect() {
+    fn a_version_replaces_earlier_ones_from_its_reaccept_by_on() {
         // retired at, reaccept by -> whether it does; the version takes effect at 100
         for (retired_at, reaccept_by, does) in [
             (None, Some(100), true),
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_planned_version_closes_the_gate_only_where_it_is_what_closes_it() {
+    fn a_planned_version_blocks_only_customers_it_newly_blocks() {
         use AgreementType::{MicrosoftCloudAgreement, MicrosoftCustomerAgreement};
         let policy: Policy = serde_json::from_str(
             r#"{"periods": [

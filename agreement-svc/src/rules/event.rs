@@ -1,4 +1,4 @@
-//! What is written into the history: one event for each change, in order, without gaps but for those that
+//! The events of the history: one for each change, in order, without gaps but for those that
 //! restores leave.
 //!
 //! An event carries no personal data. Where a person belongs to it, it carries a commitment: a

@@ -44,7 +44,7 @@ impl Refusal {
 pub enum Refusal {
     /// It does not exist, or not for this caller (ROLE-6).
     NotFound { resource: &'static str, id: Uuid },
-    /// Fields that only make sense in the present state do not.
+    /// Fields that the present state forbids.
     Fields(Vec<BadField>),
     /// The request id was used for other content.
     RequestIdReused { request_id: Uuid },

@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_leads_to_another_attempt_until_there_were_too_many_or_none_can_help() {
+    fn a_failed_mail_is_retried_until_it_is_a_dead_letter() {
         use Failure::{Address, Connection, Erased, Folder, Login, Reply, Timeout, Tls};
         let mut table = String::new();
         for failure in [Connection, Timeout, Tls, Login, Reply(451), Reply(550), Folder, Address, Erased] {
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_dead_letter_can_be_tried_again_and_its_failure_stays_readable() {
+    fn only_a_dead_letter_can_be_retried_and_keeps_its_failure() {
         let now = Time::UNIX_EPOCH + Duration::from_secs(60);
         for state in NotificationState::VARIANTS {
             let notification = Notification {

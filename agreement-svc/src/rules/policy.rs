@@ -1,4 +1,4 @@
-//! What is required when: the vendor's timeline, as data.
+//! The policy: which acceptance is required from when on, the vendor's timeline as data.
 
 use serde::Deserialize;
 use thiserror::Error;

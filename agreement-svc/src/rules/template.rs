@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn the_version_in_force_is_the_last_that_took_effect_and_the_first_before_that() {
+    fn the_version_in_force_is_the_last_that_took_effect() {
         let template = template(vec![version(1, 100, None), version(2, 200, Some(200))]);
         for (time, number) in [(0, 1), (99, 1), (100, 1), (199, 1), (200, 2), (999, 2)] {
             assert_eq!(template.in_force_at(at(time)).map(|v| v.number), Some(number), "at {time}");

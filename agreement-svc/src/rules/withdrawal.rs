@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_withdrawal_uncovers_those_it_covered_that_have_nothing_else() {
+    fn a_withdrawal_uncovers_partners_without_another_acceptance() {
         let (a, b, c) = (Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3));
         let of = Covers::Partner;
         // withdrawn, remaining, active -> uncovered

@@ -1,4 +1,4 @@
-//! The locked transaction: everything that changes parties, templates or acceptances runs in it.
+//! The locked transaction, which extends the hash chain: every change of parties, templates or acceptances runs in it.
 //!
 //! It begins by locking the revision row, so that changes happen strictly one after the other: their
 //! numbers have no gaps but those that restores leave, readers see them in order, and what is read inside

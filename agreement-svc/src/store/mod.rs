@@ -1,4 +1,4 @@
-//! The store: rows, queries and the one locked transaction through which everything changes.
+//! The store: rows, queries and the one locked transaction in which parties, templates and acceptances change.
 //!
 //! Each noun has its file. Functions take a connection, so that a caller composes them inside its own read
 //! or change. No business rule lives here, and no gRPC status.

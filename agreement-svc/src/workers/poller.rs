@@ -1,7 +1,7 @@
-//! Looks where the history ends, once for all who watch it.
+//! Polls the head of the history, once for all watchers.
 //!
-//! It is woken after commits of this process, and looks by itself for those of other replicas. What it
-//! passes on says only that there is something new; the watchers read it themselves.
+//! Commits of this process wake it, and it polls for those of other replicas. It only signals that there are new events; the
+//! watchers read them.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// How long to wait after a failure, so that an outage does not fill the log.
 const OUTAGE_PAUSE: Duration = Duration::from_secs(2);
 
-/// Keeps `head` at the revision of the last event while a watcher is open, until `stop` says so.
+/// Keeps `head` at the revision of the last event while a watcher is open, until `stop` is cancelled.
 pub(crate) async fn run(
     database: Database,
     head: watch::Sender<i64>,

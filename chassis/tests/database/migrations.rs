@@ -37,7 +37,7 @@ fn several_processes_may_migrate_at_the_same_time() {
 }
 
 #[test]
-fn several_processes_may_make_and_migrate_a_sqlite_file_at_the_same_time() {
+fn several_processes_create_and_migrate_one_sqlite_file() {
     for round in 0..ROUNDS {
         let home = Home::new(Backend::Sqlite);
         let outcomes = at_once(|| {

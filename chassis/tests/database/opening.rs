@@ -80,7 +80,7 @@ fn a_server_that_cannot_be_reached_is_noticed_at_the_start() {
 
 #[cfg(feature = "bundled-libpq")]
 #[test]
-fn a_url_that_demands_tls_of_a_build_without_it_is_a_clear_error() {
+fn a_url_that_needs_tls_is_refused_by_a_build_without_it() {
     let url: Url = "postgres://clerk@127.0.0.1:1/things?sslmode=require".parse().unwrap();
     let Err(refused) = Database::open(&url, false, Writes::Serial) else {
         panic!("a connection without TLS was made")

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn after_the_server_closed_all_connections_a_bounded_number_of_calls_fail() {
+async fn closed_connections_fail_a_bounded_number_of_calls() {
     let Some(backend) = Backend::postgres() else { return };
     for writes in [Writes::Serial, Writes::Concurrent] {
         let home = Home::new(backend);

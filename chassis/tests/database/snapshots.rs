@@ -33,7 +33,7 @@ async fn two_reads_inside_a_snapshot_see_the_same_despite_a_write() {
 }
 
 #[tokio::test]
-async fn a_snapshot_cannot_write_and_whatever_ends_it_leaves_nothing_open() {
+async fn a_snapshot_cannot_write_and_leaves_nothing_open() {
     for backend in Backend::all() {
         let home = Home::new(backend);
         let database = home.open(Writes::Serial);

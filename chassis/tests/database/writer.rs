@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn every_command_gets_its_own_outcome_and_only_what_succeeded_is_stored() {
+async fn each_command_of_a_batch_has_its_own_outcome() {
     const COMMANDS: usize = 200;
     for (backend, writes) in Backend::all_with_writes() {
         let home = Home::new(backend);
@@ -58,7 +58,7 @@ async fn every_command_gets_its_own_outcome_and_only_what_succeeded_is_stored() 
 }
 
 #[tokio::test]
-async fn a_panic_inside_a_nested_transaction_undoes_its_own_command_and_no_other() {
+async fn a_panic_in_a_nested_transaction_undoes_only_its_command() {
     for (backend, writes) in Backend::all_with_writes() {
         let home = Home::new(backend);
         let database = home.open(writes);
@@ -221,7 +221,7 @@ async fn a_full_disk_fails_its_batch_and_the_next_one_starts_over() {
 }
 
 #[tokio::test]
-async fn a_connection_lost_inside_a_batch_fails_that_batch_and_the_next_one_starts_over() {
+async fn a_connection_lost_in_a_batch_fails_only_that_batch() {
     let Some(backend) = Backend::postgres() else { return };
     let home = Home::new(backend);
     let database = home.open(Writes::Serial);
@@ -268,7 +268,7 @@ fn check_outage(home: &Home, answers: &[(String, Result<(), Error>)]) -> BTreeSe
 }
 
 #[tokio::test]
-async fn a_connection_lost_inside_a_write_of_its_own_fails_only_that_one() {
+async fn a_connection_lost_in_a_single_write_fails_only_that_write() {
     let Some(backend) = Backend::postgres() else { return };
     let home = Home::new(backend);
     let database = home.open(Writes::Concurrent);

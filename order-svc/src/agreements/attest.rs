@@ -91,12 +91,12 @@ impl AgreementClient {
         call_id: &str,
         time_left: Duration,
     ) -> Result<Option<Attested>, NotAttested> {
-        let terms = CallOptions { identity: credentials, call_id, deadline: self.deadline, time_left };
+        let options = CallOptions { identity: credentials, call_id, deadline: self.deadline, time_left };
         let call = |channel, request| {
             let mut attestations = AttestationServiceClient::new(channel);
             async move { attestations.create_attestation(request).await }
         };
-        let status = match self.call_with_failover(terms, query.message(), call).await {
+        let status = match self.call_with_failover(options, query.message(), call).await {
             Ok(answer) => {
                 let nonsense =
                     || NotAttested::Unknown("its answer is not the attestation that was asked for".into());

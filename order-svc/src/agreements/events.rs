@@ -292,7 +292,7 @@ mod tests {
                 uncovered: vec![],
             }))
         );
-        let parted = |reseller_id| {
+        let relationship_end = |reseller_id| {
             let (customer_id, payer_id) = (CUSTOMER, PARTNER);
             Some(Consequence::RelationshipEnded(RelationshipEnd {
                 customer_id,
@@ -301,8 +301,8 @@ mod tests {
                 others_remain: true,
             }))
         };
-        assert_eq!(consequence(ended("")), parted(None));
-        assert_eq!(consequence(ended(&OTHER.to_string())), parted(Some(OTHER)));
+        assert_eq!(consequence(ended("")), relationship_end(None));
+        assert_eq!(consequence(ended(&OTHER.to_string())), relationship_end(Some(OTHER)));
         // All others are skipped, also those of a newer agreement-svc.
         assert_eq!(consequence(Some(Change::Attested(Attested::default()))), None);
         assert_eq!(consequence(None), None);
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restore_is_the_next_event_only_to_who_has_seen_exactly_what_the_copy_held() {
+    fn a_restore_continues_only_the_cursor_of_its_copy() {
         const LIFTED: i64 = 7 + (1 << 32);
         let restored = |revision| {
             let change =

@@ -82,13 +82,13 @@ impl AgreementClient {
         time_left: Duration,
     ) -> Result<Answer, GateError> {
         let own = self.own.credentials();
-        let terms =
+        let options =
             CallOptions { identity: &own, call_id: &query.call_id, deadline: self.deadline, time_left };
         let call = |channel, request| {
             let (mut gate, asked_at) = (EligibilityServiceClient::new(channel), self.clock.now());
             async move { Ok(gate.check_eligibility(request).await?.map(|answer| (asked_at, answer))) }
         };
-        match self.call_with_failover(terms, message, call).await.inspect_err(log_if_unauthenticated) {
+        match self.call_with_failover(options, message, call).await.inspect_err(log_if_unauthenticated) {
             Ok((asked_at, answer)) => read_answer(query, asked_at, answer),
             Err(status) => Err(match (reason_of(&status), status.code()) {
                 (Some(ErrorReason::ResourceNotFound), Code::NotFound) => GateError::NoActiveRelationship,

@@ -61,7 +61,7 @@ pub(crate) struct AgreementClient {
     clock: Clock,
 }
 
-/// On what terms a call is made.
+/// The options of a call.
 struct CallOptions<'a> {
     /// As whom.
     identity: &'a Credentials,
@@ -97,7 +97,7 @@ impl AgreementClient {
             purchased_at: Some(timestamp(report.purchased_at)),
         };
         let own = self.own.credentials();
-        let terms = CallOptions {
+        let options = CallOptions {
             identity: &own,
             call_id: &report.order_id.to_string(),
             deadline: REPORT_DEADLINE,
@@ -107,7 +107,7 @@ impl AgreementClient {
             let mut gate = EligibilityServiceClient::new(channel);
             async move { gate.report_purchase(request).await }
         };
-        self.call_with_failover(terms, message, call).await.inspect_err(log_if_unauthenticated).map(drop)
+        self.call_with_failover(options, message, call).await.inspect_err(log_if_unauthenticated).map(drop)
     }
 
     /// Makes a call until it is answered; only for calls that may be made twice, since they read or carry a
@@ -117,14 +117,14 @@ impl AgreementClient {
     /// The refusal, or how the last try ended.
     async fn call_with_failover<M: Clone, A, F>(
         &self,
-        terms: CallOptions<'_>,
+        options: CallOptions<'_>,
         message: M,
         call: impl Fn(Traced<Channel>, Request<M>) -> F,
     ) -> Result<A, Status>
     where
         F: Future<Output = Result<Response<A>, Status>>,
     {
-        let deadline = Instant::now() + terms.deadline.min(terms.time_left);
+        let deadline = Instant::now() + options.deadline.min(options.time_left);
         let mut last = Status::deadline_exceeded("the deadline had passed before agreement-svc was called");
         for attempt in 0..TRIES_MAX {
             if attempt > 0 {
@@ -134,11 +134,11 @@ impl AgreementClient {
                 let pause = backoff::wait(attempt - 1, RETRY_BASE, RETRY_MAX);
                 tokio::time::sleep(pause.min(deadline.saturating_duration_since(Instant::now()))).await;
             }
-            let left = deadline.saturating_duration_since(Instant::now()).min(terms.deadline / 2);
+            let left = deadline.saturating_duration_since(Instant::now()).min(options.deadline / 2);
             if left.is_zero() {
                 break;
             }
-            let mut request = request_as(terms.identity, message.clone(), terms.call_id);
+            let mut request = request_as(options.identity, message.clone(), options.call_id);
             request.set_timeout(left);
             let replica = self.replicas.next();
             match tokio::time::timeout(left, call(replica.channel(), request)).await {

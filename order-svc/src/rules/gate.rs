@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_used_within_five_seconds_and_before_it_can_change() {
+    fn an_answer_is_fresh_for_five_seconds_until_it_can_change() {
         let at = |micros: i64| Time::from_timestamp_micros(micros).unwrap();
         let answer = |valid_until: Option<i64>| Answer {
             customer_id: Uuid::nil(),

@@ -121,7 +121,7 @@ pub struct Step {
     pub after: Subscription,
 }
 
-/// What a wish comes to, before the gate is asked.
+/// The plan of a command, before the gate is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Planned {
     /// It is so already: a success without effect.
@@ -138,10 +138,10 @@ impl Subscription {
         self.term_end.filter(|_| !self.state.is_final())
     }
 
-    /// What a wish comes to (SUB-1 to SUB-4), given the etag that the caller read.
+    /// Plans a command (SUB-1 to SUB-4), given the etag that the caller read.
     pub fn plan(
         &self,
-        wish: Command,
+        command: Command,
         etag: &str,
         offer: Option<&Offer>,
         now: Time,
@@ -149,7 +149,7 @@ impl Subscription {
         if self.version.to_string() != etag {
             return Err(Refusal::StaleEtag);
         }
-        match (wish, self.state) {
+        match (command, self.state) {
             (Command::Cancel, State::Cancelled) => return Ok(Planned::Nothing),
             (Command::Seats(_) | Command::Renew, state) if state != State::Active => {
                 return Err(Refusal::NotActive { state });
@@ -161,7 +161,7 @@ impl Subscription {
             return Err(Refusal::TermEnded { term_end });
         }
         let offer = offer.ok_or_else(|| Refusal::OfferWithdrawn { offer_id: self.offer_id.clone() });
-        match wish {
+        match command {
             Command::Seats(quantity) => self.plan_seats(quantity, offer?),
             Command::Renew => {
                 let renewed = self.renewed().ok_or_else(|| self.not_renewable())?;
@@ -276,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn terms_end_on_the_day_they_began_or_at_the_end_of_a_shorter_month() {
+    fn terms_end_on_their_day_or_at_the_end_of_a_shorter_month() {
         let day = |y, m, d| chrono::Utc.with_ymd_and_hms(y, m, d, 12, 0, 0).unwrap();
         let start = day(2023, 1, 31);
         assert_eq!(term_end(start, Term::Month, 1), Some(day(2023, 2, 28)));
@@ -328,7 +328,7 @@ mod tests {
         Time::from_timestamp(seconds, 0).unwrap()
     }
 
-    /// What a wish is answered with, in short: the kind of change and what the gate is asked about.
+    /// The result of a command, in short: the kind of change and what the gate is asked about.
     fn outcome(
         planned: Result<Planned, Refusal>,
     ) -> Result<Option<(ChangeKind, Option<Operation>)>, Refusal> {
@@ -373,7 +373,7 @@ mod tests {
         }
     }
 
-    /// The wishes by the states, and what each comes to there.
+    /// The commands by the states, and the plan of each.
     #[test]
     fn each_state_answers_each_command() {
         use ChangeKind::{AutoRenewOff, AutoRenewOn, Cancelled, Renewed, Resumed, SeatsChanged, Suspended};
@@ -390,7 +390,7 @@ mod tests {
             let [suspended, cancelled, expired] = all_inactive();
             [active, suspended, cancelled, expired]
         };
-        for (wish, expected) in [
+        for (command, expected) in [
             (Command::Seats(8), active_only(gated(SeatsChanged, SeatChange))),
             (Command::Seats(5), active_only(Ok(None))),
             (Command::Renew, active_only(gated(Renewed, ManualRenewal))),
@@ -403,12 +403,16 @@ mod tests {
             let states = [State::Active, State::Suspended, State::Cancelled, State::Expired];
             for (state, expected) in states.into_iter().zip(expected) {
                 let licence = offer(OfferKind::License);
-                let plan = |etag: &str, now| subscription(state).plan(wish, etag, Some(&licence), at(now));
-                assert_eq!(outcome(plan("7", 999)), expected, "{wish:?} when {state:?}");
+                let plan = |etag: &str, now| subscription(state).plan(command, etag, Some(&licence), at(now));
+                assert_eq!(outcome(plan("7", 999)), expected, "{command:?} when {state:?}");
                 // A stale etag comes first, and what cannot change needs no term.
                 assert_eq!(plan("6", 1000), Err(Refusal::StaleEtag));
                 if !state.is_final() && expected != Err(Refusal::NotActive { state }) {
-                    assert_eq!(plan("7", 1000), Err(Refusal::TermEnded { term_end: at(1000) }), "{wish:?}");
+                    assert_eq!(
+                        plan("7", 1000),
+                        Err(Refusal::TermEnded { term_end: at(1000) }),
+                        "{command:?}"
+                    );
                 }
             }
         }
@@ -444,8 +448,8 @@ mod tests {
         let gone = Err(Refusal::OfferWithdrawn { offer_id: "offer".into() });
         assert_eq!(without.plan(Command::Renew, "7", None, at(0)), gone);
         assert_eq!(without.plan(Command::AutoRenew(true), "7", None, at(0)), gone);
-        for wish in [Command::Suspend, Command::Cancel] {
-            assert!(without.plan(wish, "7", None, at(0)).is_ok(), "{wish:?} needs no offer");
+        for command in [Command::Suspend, Command::Cancel] {
+            assert!(without.plan(command, "7", None, at(0)).is_ok(), "{command:?} needs no offer");
         }
 
         let last_year = chrono::Utc.with_ymd_and_hms(9998, 6, 1, 0, 0, 0).unwrap();

@@ -23,7 +23,7 @@ pub struct Withdrawal {
     pub uncovered: Vec<Uuid>,
 }
 
-/// A payer and a customer parted. What the payer pays for does not renew by itself any more, and so
+/// The relationship of a payer and a customer ended. What the payer pays for does not renew by itself any more, and so
 /// runs out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RelationshipEnd {
@@ -40,7 +40,7 @@ pub struct RelationshipEnd {
 #[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum WithdrawalOutcome {
     Cancelled,
-    /// Its payer has another acceptance to rest on, or had parted with the customer before.
+    /// Its payer has another acceptance to rest on, or its relationship had ended before.
     StillCovered,
     /// It rests on an answer given after the withdrawal.
     NewerAnswer,

@@ -1,4 +1,4 @@
-//! Applies withdrawals and relationship ends: the transaction that reads the next events of agreement-svc's history, raises
+//! Applies withdrawals and relationship ends: the transaction that takes the next event of agreement-svc's history, raises
 //! the fence, cancels subscriptions, and moves the cursor (the one row of the table `follower`).
 //!
 //! It takes its locks in the order cursor, fence, subscriptions; gated transactions begin at the fence,
@@ -197,14 +197,14 @@ fn subscriptions_stop_renewing(connection: &mut Connection, ids: &[Uuid]) -> Res
 
 fn changes_record(
     connection: &mut Connection,
-    touched: &[ChangedRow],
+    changed: &[ChangedRow],
     kind: ChangeKind,
     cause: Cause,
     now: Time,
 ) -> Result<(), Error> {
-    for touched in touched.chunks(ROWS_PER_STATEMENT) {
+    for changed in changed.chunks(ROWS_PER_STATEMENT) {
         let changes: Result<Vec<(Uuid, Change)>, Error> =
-            touched.iter().map(|touched| touched.change(kind, cause, now)).collect();
+            changed.iter().map(|row| row.change(kind, cause, now)).collect();
         changes_insert(connection, &changes?)?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! What withdrawals did: written with what they did, for those whom it concerns.
+//! Withdrawal reports: written in the transaction that applies a withdrawal, read by the partners that it concerns.
 
 use std::collections::BTreeMap;
 

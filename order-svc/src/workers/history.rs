@@ -1,7 +1,7 @@
-//! Follows agreement-svc's history and applies what has consequences here: each event exactly once and
-//! in order (I3), whatever stops and starts meanwhile.
+//! The consumer of agreement-svc's history (event stream). It applies each event with consequences for order-svc exactly once
+//! and in order (I3), whatever stops and starts meanwhile.
 //!
-//! How far it has come is a row. An event is applied in the transaction that moves this row on to the
+//! The cursor is a row. An event is applied in the transaction that moves this row on to the
 //! event's revision from the one before; of several replicas that try, one succeeds.
 //!
 //! When agreement-svc was restored from an older copy, what was applied here may be no part of its history any
@@ -122,7 +122,7 @@ impl Interruption {
     }
 }
 
-/// Follows until `stop` says so, and tells how far it has come.
+/// Follows until `stop` is cancelled, and publishes how far it has come.
 pub(crate) async fn run(
     database: Database,
     clock: Clock,

@@ -1,4 +1,4 @@
-//! What runs without being asked.
+//! The background workers: the consumer of the history, renewals, and the purchase reports.
 
 pub(crate) mod history;
 pub(crate) mod renewals;

@@ -48,7 +48,7 @@ enum Outcome {
     Failed,
 }
 
-/// Processes ended terms until `stop` says so, as far as agreement-svc's history has been `followed`.
+/// Processes ended terms until `stop` is cancelled, as far as agreement-svc's history has been `followed`.
 pub(crate) async fn run(
     database: Database,
     clock: Clock,

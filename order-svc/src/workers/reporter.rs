@@ -24,7 +24,7 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 const RETRY_BASE: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(300);
 
-/// Delivers reports until `stop` says so. `orders` changes when an order has been stored.
+/// Delivers reports until `stop` is cancelled. `orders` changes when an order has been stored.
 pub(crate) async fn run(
     database: Database,
     clock: Clock,

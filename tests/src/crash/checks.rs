@@ -1,4 +1,4 @@
-//! What must hold between two databases, the history and every answer that clients received, however often
+//! The invariants of a crash test: what must hold between two databases, the history and every answer that clients received, however often
 //! the services were killed. The clients are quiet meanwhile; background work goes on.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -15,7 +15,7 @@ use tonic::Code;
 
 use super::load::{Asked, CALLS, Call, Done, brought_by};
 use super::rows::{self, Acceptance, Answered, Change, Customer, Gated, Purchase, Report, Subscription};
-use crate::history::{History, Parting};
+use crate::history::{History, RelationshipEnd};
 
 /// How old an answer of the gate may be when something is stored on it.
 const ANSWER_AGE_MAX: TimeDelta = TimeDelta::seconds(5);
@@ -108,7 +108,7 @@ pub(super) fn check(
     one_effect_each(asked, &brought, agreements, orders, history)?;
     changes_add_up(&orders.changes, &orders.subscriptions)?;
     withdrawals_were_applied(orders, history)?;
-    partings_were_applied(orders, history)?;
+    relationship_ends_were_applied(orders, history)?;
     first_purchases_were_reported(asked, agreements, orders)?;
     customers_received_mail(&agreements.acceptances, mails)
 }
@@ -162,9 +162,11 @@ fn nothing_older_than_answers(asked: &[Asked], history: &History) -> Result<(), 
             received.entry(customer).or_default().push((at, *revision));
         }
         if let Done::EndRelationship(ended) = done {
-            let parting = history.partings().iter().find(|known| known.revision == ended.revision);
-            let parting = parting.ok_or_else(|| format!("I4: {ended:?} is not in the history"))?;
-            received.entry(&parting.customer_id).or_default().push((at, parting.revision));
+            let relationship_end =
+                history.relationship_ends().iter().find(|known| known.revision == ended.revision);
+            let relationship_end =
+                relationship_end.ok_or_else(|| format!("I4: {ended:?} is not in the history"))?;
+            received.entry(&relationship_end.customer_id).or_default().push((at, relationship_end.revision));
         }
     }
     for one in asked {
@@ -284,8 +286,8 @@ fn one_effect_each(
     same("customer", &acknowledged.customers, agreements.customers.iter().map(|known| &known.id))?;
     same(
         "end of a relationship",
-        &acknowledged.partings,
-        history.partings().iter().map(|known| &known.revision),
+        &acknowledged.relationship_ends,
+        history.relationship_ends().iter().map(|known| &known.revision),
     )?;
     let of_kind = |kind: &'static str| {
         agreements.acceptances.iter().filter(move |known| known.kind == kind).map(|known| &known.id)
@@ -310,7 +312,7 @@ struct Acknowledged {
     signatures: BTreeSet<String>,
     withdrawn: BTreeSet<String>,
     /// The revisions of the ends of relationships.
-    partings: BTreeSet<i64>,
+    relationship_ends: BTreeSet<i64>,
     orders: BTreeSet<String>,
     subscriptions: BTreeSet<String>,
     /// Subscription, number of the change, and quantity after it.
@@ -328,7 +330,7 @@ impl Acknowledged {
                 let attested = created.attestation.clone();
                 attested.map_or(Ok(()), |it| twice(self.attestations.insert(it.attestation_id)))
             }
-            Done::EndRelationship(ended) => twice(self.partings.insert(ended.revision)),
+            Done::EndRelationship(ended) => twice(self.relationship_ends.insert(ended.revision)),
             Done::CreateAttestation(created) => {
                 let attestation = created.attestation.clone().unwrap_or_default();
                 twice(self.attestations.insert(attestation.attestation_id))
@@ -468,18 +470,21 @@ fn withdrawals_were_applied(orders: &Orders, history: &History) -> Result<(), St
 
 /// CUS-3 and I3: each end of a relationship up to the cursor has had its effect, once, and no other.
 /// Whether it came before the answers that a subscription rested on, the changes tell.
-fn partings_were_applied(orders: &Orders, history: &History) -> Result<(), String> {
-    let concerns = |parting: &Parting, known: &Subscription| {
-        (&known.customer_id, &known.payer_id) == (&parting.customer_id, &parting.partner_id)
-            && (!parting.others_remain || known.reseller_id == parting.reseller_id)
+fn relationship_ends_were_applied(orders: &Orders, history: &History) -> Result<(), String> {
+    let concerns = |relationship_end: &RelationshipEnd, known: &Subscription| {
+        (&known.customer_id, &known.payer_id) == (&relationship_end.customer_id, &relationship_end.partner_id)
+            && (!relationship_end.others_remain || known.reseller_id == relationship_end.reseller_id)
     };
     let subscriptions: HashMap<&str, &Subscription> =
         orders.subscriptions.iter().map(|known| (known.id.as_str(), known)).collect();
     let mut switched_off = BTreeSet::new();
     for change in orders.changes.iter().filter(|change| change.reason == "RELATIONSHIP_ENDED") {
-        let parting = history.partings().iter().find(|known| known.revision == change.event_revision);
+        let relationship_end =
+            history.relationship_ends().iter().find(|known| known.revision == change.event_revision);
         let known = subscriptions.get(change.subscription_id.as_str());
-        let is_concerned = parting.zip(known).is_some_and(|(parting, known)| concerns(parting, known));
+        let is_concerned = relationship_end
+            .zip(known)
+            .is_some_and(|(relationship_end, known)| concerns(relationship_end, known));
         if change.kind != "AUTO_RENEW_OFF" || change.event_revision > orders.cursor || !is_concerned {
             return Err(format!("CUS-3: no end of a relationship did this: {change:?}"));
         }
@@ -487,15 +492,16 @@ fn partings_were_applied(orders: &Orders, history: &History) -> Result<(), Strin
             return Err(format!("I3: done twice: {change:?}"));
         }
     }
-    for parting in history.partings().iter().filter(|known| known.revision <= orders.cursor) {
+    for relationship_end in history.relationship_ends().iter().filter(|known| known.revision <= orders.cursor)
+    {
         let goes_on = |known: &&Subscription| {
-            concerns(parting, known)
-                && known.answer_revision < parting.revision
+            concerns(relationship_end, known)
+                && known.answer_revision < relationship_end.revision
                 && known.auto_renew
                 && !known.is_final()
         };
         if let Some(known) = orders.subscriptions.iter().find(goes_on) {
-            return Err(format!("CUS-3: it renews by itself after {parting:?}: {known:?}"));
+            return Err(format!("CUS-3: it renews by itself after {relationship_end:?}: {known:?}"));
         }
     }
     Ok(())

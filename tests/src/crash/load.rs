@@ -189,8 +189,8 @@ struct Known {
     /// The last signature, by customer.
     signatures: BTreeMap<String, String>,
     subscriptions: Vec<Subscription>,
-    /// Customers with which DIRECT has parted.
-    parted: Vec<String>,
+    /// Customers with which DIRECT ended the relationship.
+    former: Vec<String>,
     /// DIRECT's, for customers that come back.
     invitations: Vec<Invitation>,
 }
@@ -347,7 +347,7 @@ fn is_known(status: &Status) -> bool {
 fn may_be_refused(by: &Caller, call: &Call, code: Code) -> bool {
     match code {
         Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted => true,
-        // Who has parted from a customer does not see it any more.
+        // A partner without a relationship does not see the customer any more.
         Code::NotFound => by.tenant_id == DIRECT,
         // That an offer is not sold in the customer's country is found out last.
         Code::InvalidArgument => {
@@ -392,7 +392,7 @@ impl Known {
             20..29 => self.withdrawal(random),
             29..34 => self.signature(random),
             34..38 => self.signature_withdrawal(random),
-            38..43 => self.parting(random),
+            38..43 => self.relationship_end(random),
             43..47 => self.coming_back(),
             47..69 => self.order(random),
             _ => self.change(random),
@@ -471,8 +471,8 @@ impl Known {
         Some((fixtures::admin(customer.parse().ok()?), Call::WithdrawSignature(request)))
     }
 
-    fn parting(&self, random: &mut StdRng) -> Option<(Caller, Call)> {
-        if self.invitations.len() <= self.parted.len() {
+    fn relationship_end(&self, random: &mut StdRng) -> Option<(Caller, Call)> {
+        if self.invitations.len() <= self.former.len() {
             return None;
         }
         let is_direct = |(_, buyers): &(&String, &Vec<_>)| buyers.contains(&(DIRECT, DIRECT));
@@ -486,7 +486,7 @@ impl Known {
     }
 
     fn coming_back(&mut self) -> Option<(Caller, Call)> {
-        let customer = self.parted.pop()?.parse().ok()?;
+        let customer = self.former.pop()?.parse().ok()?;
         let invitation = self.invitations.pop()?;
         Some((fixtures::admin(customer), Call::AcceptInvitation(fixtures::acceptance(&invitation, None))))
     }
@@ -565,7 +565,7 @@ impl Known {
                 if buyers.is_empty() {
                     self.buyers.remove(&ended.customer_id);
                 }
-                self.parted.push(ended.customer_id.clone());
+                self.former.push(ended.customer_id.clone());
             }
             (_, Done::CreateAttestation(created)) => {
                 let made = created.attestation.clone().unwrap_or_default();

@@ -62,7 +62,7 @@ pub struct Summary {
     pub withdrawals: usize,
     pub subscriptions_cancelled: usize,
     /// Relationships that ended.
-    pub partings: usize,
+    pub relationship_ends: usize,
     /// Subscriptions that stopped renewing because of that.
     pub running_out: usize,
     /// Customers whose first purchase was reported.
@@ -88,7 +88,7 @@ impl fmt::Display for Summary {
             self.brought,
             self.withdrawals,
             self.subscriptions_cancelled,
-            self.partings,
+            self.relationship_ends,
             self.running_out,
             self.reported,
             self.checks
@@ -321,7 +321,7 @@ impl Soak {
         let orders = asked.iter().filter(|one| one.done().any(|(_, done)| is_order(done)));
         self.summary.orders = orders.count();
         self.summary.withdrawals = self.history.withdrawals().len();
-        self.summary.partings = self.history.partings().len();
+        self.summary.relationship_ends = self.history.relationship_ends().len();
     }
 }
 

@@ -1,4 +1,4 @@
-//! What both services have stored, read behind their backs and without changing anything.
+//! Reads the rows of both services' databases directly, without changing anything.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What a secured cluster is started with: a certificate authority, an issuer of tokens, and the files
+//! The keys and certificates of a secured cluster: a certificate authority, an issuer of tokens, and the files
 //! that both fill. Everything can be replaced while the services run.
 
 use std::fs;

@@ -1,5 +1,5 @@
-//! The allowed dependencies between packages and modules. These tests read the sources and fail on a dependency in the
-//! wrong direction.
+//! Tidy tests: they read the sources and pages. Dependencies go in the allowed direction, rules and reasons are documented,
+//! the README's table of calls is the access policy, files stay short, and private words stay out.
 
 use std::fs;
 use std::path::{Path, PathBuf};

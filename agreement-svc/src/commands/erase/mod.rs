@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn invitations_and_answers_of_every_call_let_go_of_the_person_and_of_no_customer_else() {
+    async fn invitations_and_answers_forget_only_the_erased_person() {
         let folder = tempfile::tempdir().unwrap();
         let database = empty_database(folder.path()).await;
         let now = Clock::system().now();

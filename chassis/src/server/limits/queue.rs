@@ -5,7 +5,7 @@
 //! refused: to refuse such a call costs nearly as much as to serve it. By Little's law the queue need not hold more
 //! calls than end within [`WAIT_MAX`].
 //!
-//! The slots are shared as in [`tenant`](super::tenant), and the places in the queue by the same rule, so a greedy tenant
+//! The slots are shared as in [`tenant`](super::tenant), and the length of the queue by the same rule, so a greedy tenant
 //! leaves both to others. A tenant over its share waits as well: its calls are admitted when slots become free, so that a
 //! tenant without competition is served at full speed. Released slots go round robin to the waiting tenants that may take
 //! one, so a modest tenant waits for one round and not for the calls of a greedy one. The calls of one tenant are

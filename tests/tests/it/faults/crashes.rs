@@ -9,16 +9,19 @@ use tests::processes::build_binaries;
 async fn crashes_lose_and_repeat_nothing_acknowledged() {
     tests::needs_own!("processes that it kills");
     build_binaries().unwrap();
-    let (mut brought, mut partings) = (0, 0);
+    let (mut brought, mut relationship_ends) = (0, 0);
     for backend in Backend::all() {
         let plan = Plan { backend, rounds: 5, seed: rand::random(), until_all_is_sent: false };
         let done = run(plan).await.unwrap_or_else(|why| panic!("{why}"));
         // Otherwise it proved nothing.
         assert!(done.retried > 0 && done.orders > 0 && done.withdrawals > 0, "{done}");
-        (brought, partings) = (brought + done.brought, partings + done.partings);
+        (brought, relationship_ends) = (brought + done.brought, relationship_ends + done.relationship_ends);
     }
     // They are fewer.
-    assert!(brought > 0 && partings > 0, "{brought} attestations brought, {partings} relationships ended");
+    assert!(
+        brought > 0 && relationship_ends > 0,
+        "{brought} attestations brought, {relationship_ends} relationships ended"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -35,7 +35,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
 use uuid::Uuid;
 
-use crate::faults::tcp_proxy::Line;
+use crate::faults::tcp_proxy::TcpProxy;
 
 /// Far longer than anything here takes.
 const LONG: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ const LONG: Duration = Duration::from_secs(60);
 /// Calls that a service lets in here.
 const CALLS_MAX: u16 = 8;
 
-/// Calls of one tenant at once: more than it has places.
+/// Calls of one tenant at once: more than it has slots.
 const MANY: usize = 20;
 
 type Ordered = JoinHandle<Result<CreateOrderResponse, Status>>;
@@ -83,11 +83,11 @@ async fn order_often(partner: &As, customer: &str, under_way: usize) -> (Vec<Sta
 async fn excess_is_refused_and_a_modest_tenant_is_served(#[case] backend: Backend) {
     tests::needs_own!("limits and connections that it fills");
     tests::needs!(backend);
-    let line = Line::start().await;
-    let setup = Setup { agreements_at: Some(line.url.clone()), ..few_calls(backend) };
+    let proxy = TcpProxy::start().await;
+    let setup = Setup { agreements_at: Some(proxy.url.clone()), ..few_calls(backend) };
     let mut cluster = Cluster::start(setup).await.unwrap();
     cluster.restart_agreements().await.unwrap();
-    line.lead_to(cluster.agreements_address());
+    proxy.lead_to(cluster.agreements_address());
     actions::register_partners(&cluster).await.unwrap();
     let (direct, provider) =
         (cluster.as_caller(fixtures::sales(DIRECT)), cluster.as_caller(fixtures::sales(PROVIDER)));
@@ -102,7 +102,7 @@ async fn excess_is_refused_and_a_modest_tenant_is_served(#[case] backend: Backen
     }
 
     // From now on orders wait for the gate, until they are let go.
-    line.hold_answers(true);
+    proxy.hold_answers(true);
     let (refused, mut under_way) = order_often(&direct, &customers[0], 4).await;
     assert_eq!(refused.len(), MANY - 4);
     refused.iter().for_each(|refused| assert_overloaded(refused, "TENANT_OVERLOADED"));
@@ -125,7 +125,7 @@ async fn excess_is_refused_and_a_modest_tenant_is_served(#[case] backend: Backen
     let orders = format!("http://{}", cluster.orders_address()).parse().unwrap();
     chassis::health::check_health(&orders, &ClientSettings::default()).await.unwrap();
 
-    line.hold_answers(false);
+    proxy.hold_answers(false);
     for ordered in timeout(LONG, join_all(under_way)).await.unwrap() {
         ordered.unwrap().unwrap();
     }
@@ -243,11 +243,11 @@ async fn one_operator_has_at_most_half_of_the_watchers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn health_watchers_do_not_block_health_checks() {
     tests::needs_own!("limits and connections that it fills");
-    const ANYBODYS_MAX: usize = 256;
+    const UNAUTHENTICATED_MAX: usize = 256;
     let cluster = Cluster::start(few_calls(Backend::Sqlite)).await.unwrap();
     let mut health = HealthClient::new(cluster.as_unidentified().orders);
     let mut watchers = vec![];
-    for _ in 0..ANYBODYS_MAX {
+    for _ in 0..UNAUTHENTICATED_MAX {
         watchers.push(health.watch(HealthCheckRequest::default()).await.unwrap());
     }
     // On a connection of its own: that one is full.
@@ -303,7 +303,7 @@ async fn a_slow_message_is_aborted_and_blocks_no_other() {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     });
-    // A connection that never finishes its first line.
+    // A connection that never finishes its first proxy.
     let mut unfinished = TcpStream::connect(cluster.orders_address()).await.unwrap();
     unfinished.write_all(b"PRI * HTTP/2.0\r\n").await.unwrap();
 

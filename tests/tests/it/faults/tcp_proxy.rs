@@ -1,5 +1,5 @@
-//! A line between order-svc and agreement-svc: it carries bytes, can hold those of the answers back, and can
-//! go dead without a word or be reset, as networks and machines do.
+//! A TCP proxy between order-svc and agreement-svc: it can hold back the bytes of responses, drop everything silently, or
+//! reset the connection, as networks and machines do.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,8 +10,8 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// A line from an address, for as long as the test's runtime lives.
-pub(crate) struct Line {
+/// A proxy from an address, for as long as the test's runtime lives.
+pub(crate) struct TcpProxy {
     /// Where it begins, for order-svc.
     pub url: String,
     to: Arc<Mutex<Option<SocketAddr>>>,
@@ -20,15 +20,15 @@ pub(crate) struct Line {
     is_reset: Arc<AtomicBool>,
 }
 
-impl Line {
-    /// A line that leads nowhere yet: a client that connects is cut off at once.
+impl TcpProxy {
+    /// A proxy that leads nowhere yet: a client that connects is cut off at once.
     pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (cuts, are_answers_held) = (watch::Sender::new(()), watch::Sender::new(false));
-        let line = Self { url, to: Arc::default(), cuts, are_answers_held, is_reset: Arc::default() };
-        let (to, cuts, held) = (line.to.clone(), line.cuts.clone(), line.are_answers_held.clone());
-        let is_reset = line.is_reset.clone();
+        let proxy = Self { url, to: Arc::default(), cuts, are_answers_held, is_reset: Arc::default() };
+        let (to, cuts, held) = (proxy.to.clone(), proxy.cuts.clone(), proxy.are_answers_held.clone());
+        let is_reset = proxy.is_reset.clone();
         tokio::spawn(async move {
             loop {
                 let (near, _) = listener.accept().await.unwrap();
@@ -38,7 +38,7 @@ impl Line {
                 }
             }
         });
-        line
+        proxy
     }
 
     /// From now on connections lead to this address.
@@ -62,7 +62,7 @@ impl Line {
     }
 }
 
-/// Carries what comes until an end closes, or until the line is cut.
+/// Carries what comes until an end closes, or until the proxy is cut.
 async fn carry(
     mut near: TcpStream,
     to: SocketAddr,

@@ -1,4 +1,4 @@
-//! What both services say of themselves in numbers, and what is made of it: alarms and a dashboard.
+//! Metrics, alerts and the dashboard.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -87,10 +87,10 @@ async fn traffic(as_operator: &As, direct: &As) {
     }
 }
 
-/// Prometheus accepts the metrics of both services, alarms and dashboard ask for no other metrics, and the page describes
+/// Prometheus accepts the metrics of both services, alerts and dashboard use no other metrics, and the page describes
 /// each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn alarms_and_dashboard_use_only_exposed_metrics() {
+async fn alerts_and_dashboard_use_only_exposed_metrics() {
     tests::needs_own!("metrics of services of its own");
     build_binaries().unwrap();
     let mut said = BTreeSet::new();
@@ -156,7 +156,7 @@ async fn alarms_and_dashboard_use_only_exposed_metrics() {
     }
     said.extend(names(numbers(&secured().await).await));
 
-    // Every name that alarms and dashboard ask for.
+    // Every name that alerts and dashboard use.
     for file in ["prometheus/alerts.yml", "grafana/dashboards/agreement-gate.json"] {
         let text = std::fs::read_to_string(deploy(file)).unwrap();
         let words: BTreeSet<&str> = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();

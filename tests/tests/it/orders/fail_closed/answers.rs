@@ -6,7 +6,7 @@ use super::*;
 /// something.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn order_svc_believes_a_truthful_impostor() {
-    tests::needs_own!("a line to agreement-svc that it cuts");
+    tests::needs_own!("a proxy to agreement-svc that it cuts");
     let cluster = cluster_asking(&Impostor::new(Ok), 1000).await;
     let direct = cluster.as_caller(fixtures::sales(DIRECT));
     actions::order(&direct, &fixtures::request_id(), None, 5).await.unwrap();
@@ -15,7 +15,7 @@ async fn order_svc_believes_a_truthful_impostor() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_invalid_answer_is_unknown() {
-    tests::needs_own!("a line to agreement-svc that it cuts");
+    tests::needs_own!("a proxy to agreement-svc that it cuts");
     let twists: [(&str, Twist); 24] = [
         ("unspecified decision", |a| Ok(CheckEligibilityResponse { decision: 0, ..a })),
         ("unknown decision", |a| Ok(CheckEligibilityResponse { decision: 99, ..a })),
@@ -72,7 +72,7 @@ async fn an_invalid_answer_is_unknown() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn evidence_of_a_type_that_the_offer_does_not_demand_is_unknown() {
-    tests::needs_own!("a line to agreement-svc that it cuts");
+    tests::needs_own!("a proxy to agreement-svc that it cuts");
     let cloud: Twist = |mut answer| {
         if let Some(evidence) = &mut answer.evidence {
             evidence.agreement_type = AgreementType::MicrosoftCloudAgreement.into();
@@ -89,7 +89,7 @@ async fn evidence_of_a_type_that_the_offer_does_not_demand_is_unknown() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_answer_that_never_comes_is_unknown_within_the_deadline() {
-    tests::needs_own!("a line to agreement-svc that it cuts");
+    tests::needs_own!("a proxy to agreement-svc that it cuts");
     let cluster = cluster_asking(&Impostor::silent(), 50).await;
     let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let refused = actions::order(&direct, &fixtures::request_id(), None, 5).await.unwrap_err();
@@ -104,7 +104,7 @@ async fn an_answer_that_never_comes_is_unknown_within_the_deadline() {
 /// A caller that waits less than the gate takes learns that the decision is unknown.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_caller_with_a_short_deadline_learns_of_no_decision() {
-    tests::needs_own!("a line to agreement-svc that it cuts");
+    tests::needs_own!("a proxy to agreement-svc that it cuts");
     let cluster = cluster_asking(&Impostor::silent(), 30_000).await;
     let direct = cluster.as_caller(fixtures::sales(DIRECT));
     // The service answers shortly before the client's own timer ends the call. On a busy machine the timer can be first.
@@ -123,7 +123,7 @@ async fn a_caller_with_a_short_deadline_learns_of_no_decision() {
 /// order-svc asks again for an answer that was lost, while there is time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn order_svc_asks_again_for_a_lost_answer() {
-    tests::needs_own!("a line to agreement-svc that it cuts");
+    tests::needs_own!("a proxy to agreement-svc that it cuts");
     let impostor = Impostor { silent: 1, ..Impostor::new(Ok) };
     let cluster = cluster_asking(&impostor, 4000).await;
     let direct = cluster.as_caller(fixtures::sales(DIRECT));
@@ -133,11 +133,11 @@ async fn order_svc_asks_again_for_a_lost_answer() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_yes_that_comes_too_late_is_unknown_and_without_effect() {
-    tests::needs_own!("a line to agreement-svc that it cuts");
+    tests::needs_own!("a proxy to agreement-svc that it cuts");
     let impostor = Impostor::new(Ok);
-    let (line, cluster) = cluster_far_from(&impostor, 1000).await;
+    let (proxy, cluster) = cluster_far_from(&impostor, 1000).await;
     let direct = cluster.as_caller(fixtures::sales(DIRECT));
-    line.hold_answers(true);
+    proxy.hold_answers(true);
     let order = fixtures::new_order(&fixtures::request_id(), None, OFFICE, 5);
     let mut orders = direct.orders();
     // Before keep-alive gives the connection up, by which the late yes is to come.
@@ -147,7 +147,7 @@ async fn a_yes_that_comes_too_late_is_unknown_and_without_effect() {
     assert_eq!(orders_of(&direct).await, 0);
 
     // What is answered to the next order comes by the same connection, after the late yes.
-    line.hold_answers(false);
+    proxy.hold_answers(false);
     actions::order(&direct, &fixtures::request_id(), None, 5).await.unwrap();
     assert_eq!(orders_of(&direct).await, 1);
     orders.create_order(order).await.unwrap();
@@ -156,11 +156,11 @@ async fn a_yes_that_comes_too_late_is_unknown_and_without_effect() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_late_yes_and_the_one_that_came_instead_make_one_order() {
-    tests::needs_own!("a line to agreement-svc that it cuts");
+    tests::needs_own!("a proxy to agreement-svc that it cuts");
     let impostor = Impostor::new(Ok);
-    let (line, cluster) = cluster_far_from(&impostor, 4000).await;
+    let (proxy, cluster) = cluster_far_from(&impostor, 4000).await;
     let direct = cluster.as_caller(fixtures::sales(DIRECT));
-    line.hold_answers(true);
+    proxy.hold_answers(true);
     let caller = direct.clone();
     let waiting =
         tokio::spawn(async move { actions::order(&caller, &fixtures::request_id(), None, 5).await });
@@ -168,7 +168,7 @@ async fn a_late_yes_and_the_one_that_came_instead_make_one_order() {
     for _ in 0..2 {
         tokio::time::timeout(LONG, impostor.asked.notified()).await.unwrap();
     }
-    line.hold_answers(false);
+    proxy.hold_answers(false);
     waiting.await.unwrap().unwrap();
     assert_eq!(impostor.questions.load(Ordering::SeqCst), 2);
     assert_eq!(orders_of(&direct).await, 1);

@@ -10,7 +10,7 @@ fn refused_with(code: Code, domain: &str, reason: &str) -> Status {
 /// An attestation that is not clearly made or refused is unknown, and order-svc stores no order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_order_with_an_unknown_attestation_is_not_placed() {
-    tests::needs_own!("a line to agreement-svc that it cuts");
+    tests::needs_own!("a proxy to agreement-svc that it cuts");
     const US: &str = "agreement-svc";
     let prompted = || CreateOrderRequest {
         attestation: Some(fixtures::inline_attestation(Clock::system().now())),

@@ -2,28 +2,28 @@
 
 use super::*;
 
-/// Both services with a line between them, and a partner with a customer that accepted.
-async fn behind_a_line() -> (Line, Cluster, As, String) {
-    let line = Line::start().await;
-    let setup = Setup { agreements_at: Some(line.url.clone()), gate_deadline_ms: 1000, ..Setup::default() };
+/// Both services with a proxy between them, and a partner with a customer that accepted.
+async fn behind_a_proxy() -> (TcpProxy, Cluster, As, String) {
+    let proxy = TcpProxy::start().await;
+    let setup = Setup { agreements_at: Some(proxy.url.clone()), gate_deadline_ms: 1000, ..Setup::default() };
     let mut cluster = Cluster::start(setup).await.unwrap();
     cluster.restart_agreements().await.unwrap();
-    line.lead_to(cluster.agreements_address());
+    proxy.lead_to(cluster.agreements_address());
     actions::register_partners(&cluster).await.unwrap();
     let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
-    (line, cluster, direct, customer)
+    (proxy, cluster, direct, customer)
 }
 
 /// order-svc gives up a connection that died without a word and opens a new one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn order_svc_replaces_a_silently_dead_connection() {
     tests::needs_own!("services that it stops");
-    let (line, _cluster, direct, customer) = behind_a_line().await;
+    let (proxy, _cluster, direct, customer) = behind_a_proxy().await;
     actions::order(&direct, &customer, None, 5).await.unwrap();
 
-    line.cut();
+    proxy.cut();
     let order = fixtures::new_order(&customer, None, OFFICE, 5);
     assert_unknown(&direct.orders().create_order(order.clone()).await.unwrap_err(), "cut off");
     assert_eq!(orders_of(&direct).await, 1);
@@ -40,11 +40,11 @@ async fn order_svc_replaces_a_silently_dead_connection() {
 /// A connection that is reset during a question costs a second question and no order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_reset_connection_costs_a_second_question_and_no_order() {
-    tests::needs_own!("a line to agreement-svc that it cuts");
+    tests::needs_own!("a proxy to agreement-svc that it cuts");
     const ORDERS: usize = 8;
-    let (line, _cluster, direct, customer) = behind_a_line().await;
+    let (proxy, _cluster, direct, customer) = behind_a_proxy().await;
     for _ in 0..ORDERS {
-        line.reset_next();
+        proxy.reset_next();
         actions::order(&direct, &customer, None, 5).await.unwrap();
     }
     assert_eq!(orders_of(&direct).await, ORDERS);
@@ -52,7 +52,7 @@ async fn a_reset_connection_costs_a_second_question_and_no_order() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn only_what_may_pass_by_itself_is_asked_again() {
-    tests::needs_own!("a line to agreement-svc that it cuts");
+    tests::needs_own!("a proxy to agreement-svc that it cuts");
     let twists: [(&str, usize, Twist); 6] = [
         ("unavailable", 3, |_| Err(Status::unavailable("not today"))),
         ("cancelled, in the words of our own time-out", 1, |_| Err(Status::cancelled("Timeout expired"))),
@@ -73,7 +73,7 @@ async fn only_what_may_pass_by_itself_is_asked_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn retries_do_not_triple_the_load_of_agreement_svc() {
-    tests::needs_own!("a line to agreement-svc that it cuts");
+    tests::needs_own!("a proxy to agreement-svc that it cuts");
     const CALLS: usize = 200;
     let impostor = Impostor::new(|_| Err(Status::unavailable("not today")));
     let cluster = cluster_asking(&impostor, 1000).await;

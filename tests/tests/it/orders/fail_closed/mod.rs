@@ -46,7 +46,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt};
 use uuid::Uuid;
 
-use crate::faults::tcp_proxy::Line;
+use crate::faults::tcp_proxy::TcpProxy;
 
 /// Far longer than anything here takes.
 const LONG: Duration = Duration::from_secs(30);
@@ -222,12 +222,12 @@ async fn cluster_asking(impostor: &Impostor, gate_deadline_ms: u64) -> Cluster {
     Cluster::start(setup).await.unwrap()
 }
 
-/// The same, at the other end of a line.
-async fn cluster_far_from(impostor: &Impostor, gate_deadline_ms: u64) -> (Line, Cluster) {
-    let line = Line::start().await;
-    line.lead_to(impostor.listen().await);
-    let setup = Setup { agreements_at: Some(line.url.clone()), gate_deadline_ms, ..Setup::default() };
-    (line, Cluster::start(setup).await.unwrap())
+/// The same, at the other end of a proxy.
+async fn cluster_far_from(impostor: &Impostor, gate_deadline_ms: u64) -> (TcpProxy, Cluster) {
+    let proxy = TcpProxy::start().await;
+    proxy.lead_to(impostor.listen().await);
+    let setup = Setup { agreements_at: Some(proxy.url.clone()), gate_deadline_ms, ..Setup::default() };
+    (proxy, Cluster::start(setup).await.unwrap())
 }
 
 async fn orders_of(caller: &As) -> usize {

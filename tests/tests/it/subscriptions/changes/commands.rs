@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// What a wish comes to.
+/// What a command comes to.
 #[derive(Clone, Copy, Debug)]
 enum Comes {
     /// It changes something without asking the gate.
@@ -50,13 +50,13 @@ async fn every_command_has_its_answer_in_every_state(#[case] backend: Backend) {
     for subscription in &mut cancelled {
         *subscription = world.done(Command::Cancel, subscription).await;
     }
-    for (n, (wish, expected)) in table.into_iter().enumerate() {
+    for (n, (command, expected)) in table.into_iter().enumerate() {
         let states = [&active[n], &suspended[n], &cancelled[n], &expired[n]];
         for (before, comes) in states.into_iter().zip(expected) {
-            let about = format!("{backend:?}: {wish:?} when {:?}", before.state());
-            let outdated = Asked { etag: "0".into(), ..Asked::of(wish, before) };
+            let about = format!("{backend:?}: {command:?} when {:?}", before.state());
+            let outdated = Asked { etag: "0".into(), ..Asked::of(command, before) };
             assert_eq!(refusal(&outdated.send(&world.direct).await.unwrap_err()), stale(), "{about}");
-            let answer = world.ask(wish, before).await;
+            let answer = world.ask(command, before).await;
             match comes {
                 Free(kind) | Gated(kind) => {
                     let Answer { subscription, gate, .. } = answer.unwrap();
@@ -103,8 +103,8 @@ async fn what_the_offer_does_not_allow_is_refused(#[case] backend: Backend) {
     assert_eq!(renewed.term_end, Some(timestamp(time("2028-01-31T12:00:00Z"))));
 
     let perpetual = world.subscribe("PERPETUAL").await;
-    for wish in [Command::Renew, Command::AutoRenew(true)] {
-        assert_eq!(world.refused(wish, &perpetual).await, forbidden("NOT_RENEWABLE"), "{wish:?}");
+    for command in [Command::Renew, Command::AutoRenew(true)] {
+        assert_eq!(world.refused(command, &perpetual).await, forbidden("NOT_RENEWABLE"), "{command:?}");
     }
     // However much time passes.
     world.clock.set(time("2126-01-31T12:00:00Z"));
@@ -122,8 +122,8 @@ async fn only_what_is_gated_needs_agreement_svc(#[case] backend: Backend) {
     let off = world.done(Command::AutoRenew(false), &off).await;
     world.cluster.stop_agreements();
 
-    for wish in [Command::Seats(8), Command::Renew] {
-        assert_eq!(world.refused(wish, &on).await, unavailable(), "{wish:?}");
+    for command in [Command::Seats(8), Command::Renew] {
+        assert_eq!(world.refused(command, &on).await, unavailable(), "{command:?}");
     }
     assert_eq!(world.refused(Command::AutoRenew(true), &off).await, unavailable());
     let same = [
@@ -132,15 +132,15 @@ async fn only_what_is_gated_needs_agreement_svc(#[case] backend: Backend) {
         (Command::AutoRenew(false), &off),
         (Command::Resume, &on),
     ];
-    for (wish, subscription) in same {
-        let answer = world.ask(wish, subscription).await.unwrap();
-        assert_eq!((&answer.subscription, answer.gate), (subscription, None), "{wish:?}");
+    for (command, subscription) in same {
+        let answer = world.ask(command, subscription).await.unwrap();
+        assert_eq!((&answer.subscription, answer.gate), (subscription, None), "{command:?}");
     }
     let mut subscription = on;
-    for wish in
+    for command in
         [Command::AutoRenew(false), Command::Suspend, Command::Suspend, Command::Resume, Command::Cancel]
     {
-        subscription = world.done(wish, &subscription).await;
+        subscription = world.done(command, &subscription).await;
     }
     assert_eq!(world.done(Command::Cancel, &subscription).await, subscription);
     let expected = [Kind::Created, Kind::AutoRenewOff, Kind::Suspended, Kind::Resumed, Kind::Cancelled];

@@ -9,7 +9,7 @@ async fn everything_that_happened_is_kept_with_who_and_why(#[case] backend: Back
     tests::needs!(backend);
     let world = World::new(backend, "2026-01-31T12:00:00Z").await;
     let mut subscription = world.subscribe("MONTH").await;
-    let wishes = [
+    let commands = [
         Command::Seats(8),
         Command::Renew,
         Command::AutoRenew(false),
@@ -19,9 +19,9 @@ async fn everything_that_happened_is_kept_with_who_and_why(#[case] backend: Back
         Command::Seats(3),
     ];
     let mut gates = vec![None];
-    for (minute, wish) in (1..).zip(wishes) {
+    for (minute, command) in (1..).zip(commands) {
         world.clock.set(time("2026-01-31T12:00:00Z") + Duration::from_secs(60 * minute));
-        let answer = world.ask(wish, &subscription).await.unwrap();
+        let answer = world.ask(command, &subscription).await.unwrap();
         (subscription, _) = (answer.subscription, gates.push(answer.gate));
     }
     world.clock.set(time("2026-03-31T12:00:00Z"));
@@ -81,19 +81,19 @@ async fn the_channel_of_the_caller_decides_when_it_became_mandatory(#[case] back
     let order = world.new_order("YEAR", 2);
     let mut bought = api.orders().create_order(order).await.unwrap().into_inner().subscriptions;
     bought[1] = world.done(Command::AutoRenew(false), &bought[1]).await;
-    let wishes = [(Command::Seats(8), 0), (Command::Renew, 0), (Command::AutoRenew(true), 1)];
-    for (wish, of) in wishes {
-        let refused = world.refused(wish, &bought[of]).await;
-        assert_eq!(refused, forbidden("AGREEMENT_REQUIRED"), "{wish:?}");
-        let answer = Asked::of(wish, &bought[of]).send(&api).await.unwrap();
-        assert_eq!(answer.gate.unwrap().rule(), GateRule::NotYetMandatory, "{wish:?}");
+    let commands = [(Command::Seats(8), 0), (Command::Renew, 0), (Command::AutoRenew(true), 1)];
+    for (command, of) in commands {
+        let refused = world.refused(command, &bought[of]).await;
+        assert_eq!(refused, forbidden("AGREEMENT_REQUIRED"), "{command:?}");
+        let answer = Asked::of(command, &bought[of]).send(&api).await.unwrap();
+        assert_eq!(answer.gate.unwrap().rule(), GateRule::NotYetMandatory, "{command:?}");
         bought[of] = answer.subscription;
     }
     bought[1] = world.done(Command::AutoRenew(false), &bought[1]).await;
     world.clock.set(time("2019-03-22T00:00:00Z"));
-    for (wish, of) in [(Command::Seats(9), 0), (Command::Renew, 0), (Command::AutoRenew(true), 1)] {
-        let refused = Asked::of(wish, &bought[of]).send(&api).await.unwrap_err();
-        assert_eq!(refusal(&refused), forbidden("AGREEMENT_REQUIRED"), "{wish:?}");
+    for (command, of) in [(Command::Seats(9), 0), (Command::Renew, 0), (Command::AutoRenew(true), 1)] {
+        let refused = Asked::of(command, &bought[of]).send(&api).await.unwrap_err();
+        assert_eq!(refusal(&refused), forbidden("AGREEMENT_REQUIRED"), "{command:?}");
     }
 }
 
@@ -103,12 +103,12 @@ async fn what_is_only_validated_stores_nothing(#[case] backend: Backend) {
     tests::needs!(backend);
     let world = World::new(backend, "2026-01-31T12:00:00Z").await;
     let subscription = world.subscribe("YEAR").await;
-    for wish in [Command::Seats(8), Command::Renew] {
-        let asked = Asked::of(wish, &subscription);
+    for command in [Command::Seats(8), Command::Renew] {
+        let asked = Asked::of(command, &subscription);
         let dry_run = Asked { validate_only: true, ..asked.clone() };
         let dry_run = dry_run.send(&world.direct).await.unwrap();
-        assert_eq!(world.now(&subscription).await, subscription, "{wish:?}");
-        assert_eq!(world.kinds(&subscription).await, [(1, Kind::Created)], "{wish:?}");
+        assert_eq!(world.now(&subscription).await, subscription, "{command:?}");
+        assert_eq!(world.kinds(&subscription).await, [(1, Kind::Created)], "{command:?}");
 
         // The id is still free, and it comes to what was said.
         let other = world.subscribe("YEAR").await;
@@ -116,10 +116,10 @@ async fn what_is_only_validated_stores_nothing(#[case] backend: Backend) {
         let mut real = real.send(&world.direct).await.unwrap();
         real.subscription.subscription_id.clone_from(&subscription.subscription_id);
         real.subscription.order_id.clone_from(&subscription.order_id);
-        assert_eq!((real.subscription, real.gate), (dry_run.subscription, dry_run.gate), "{wish:?}");
+        assert_eq!((real.subscription, real.gate), (dry_run.subscription, dry_run.gate), "{command:?}");
     }
-    for (wish, expected) in [(Command::Seats(5), Ok(None)), (Command::Seats(301), Err("quantity"))] {
-        let dry_run = Asked { validate_only: true, ..Asked::of(wish, &subscription) };
+    for (command, expected) in [(Command::Seats(5), Ok(None)), (Command::Seats(301), Err("quantity"))] {
+        let dry_run = Asked { validate_only: true, ..Asked::of(command, &subscription) };
         let answer = dry_run.send(&world.direct).await;
         assert_eq!(answer.as_ref().map(|answer| answer.gate.clone()).ok(), expected.clone().ok());
         assert_eq!(answer.err().map(|refused| bad_fields_of(&refused).join(",")).as_deref(), expected.err());

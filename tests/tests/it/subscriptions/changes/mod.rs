@@ -70,10 +70,10 @@ enum Command {
     Cancel,
 }
 
-/// A wish as a request.
+/// A command as a request.
 #[derive(Clone, Debug)]
 struct Asked {
-    wish: Command,
+    command: Command,
     request_id: String,
     subscription_id: String,
     etag: String,
@@ -88,9 +88,9 @@ struct Answer {
 }
 
 impl Asked {
-    fn of(wish: Command, subscription: &Subscription) -> Self {
+    fn of(command: Command, subscription: &Subscription) -> Self {
         Self {
-            wish,
+            command,
             request_id: fixtures::request_id(),
             subscription_id: subscription.subscription_id.clone(),
             etag: subscription.etag.clone(),
@@ -99,14 +99,14 @@ impl Asked {
     }
 
     async fn send(self, partner: &As) -> Result<Answer, Status> {
-        let Self { wish, request_id, subscription_id, etag, validate_only } = self;
+        let Self { command, request_id, subscription_id, etag, validate_only } = self;
         let mut client = partner.subscriptions();
         let answer = |bytes, subscription: Option<Subscription>, gate| Answer {
             bytes,
             subscription: subscription.unwrap(),
             gate,
         };
-        Ok(match wish {
+        Ok(match command {
             Command::Seats(quantity) => {
                 let request =
                     ChangeSeatsRequest { request_id, subscription_id, quantity, etag, validate_only };
@@ -200,17 +200,17 @@ impl World {
         self.subscribe_to(offer_id, 1).await.remove(0)
     }
 
-    async fn ask(&self, wish: Command, of: &Subscription) -> Result<Answer, Status> {
-        Asked::of(wish, of).send(&self.direct).await
+    async fn ask(&self, command: Command, of: &Subscription) -> Result<Answer, Status> {
+        Asked::of(command, of).send(&self.direct).await
     }
 
-    /// A wish that is granted, and the subscription afterwards.
-    async fn done(&self, wish: Command, of: &Subscription) -> Subscription {
-        self.ask(wish, of).await.unwrap().subscription
+    /// A command that is granted, and the subscription afterwards.
+    async fn done(&self, command: Command, of: &Subscription) -> Subscription {
+        self.ask(command, of).await.unwrap().subscription
     }
 
-    async fn refused(&self, wish: Command, of: &Subscription) -> (Code, String) {
-        refusal(&self.ask(wish, of).await.unwrap_err())
+    async fn refused(&self, command: Command, of: &Subscription) -> (Code, String) {
+        refusal(&self.ask(command, of).await.unwrap_err())
     }
 
     async fn now(&self, of: &Subscription) -> Subscription {
@@ -269,15 +269,15 @@ fn unavailable() -> (Code, String) {
 
 /// What is gated is refused for that reason, and what is not is done, on fresh subscriptions.
 async fn check_blocked(world: &World, on: [&Subscription; 3], off: &Subscription, reason: &str) {
-    for (wish, subscription) in
+    for (command, subscription) in
         [(Command::Seats(8), on[0]), (Command::Renew, on[0]), (Command::AutoRenew(true), off)]
     {
-        let dry_run = Asked { validate_only: true, ..Asked::of(wish, subscription) };
-        for asked in [dry_run, Asked::of(wish, subscription)] {
+        let dry_run = Asked { validate_only: true, ..Asked::of(command, subscription) };
+        for asked in [dry_run, Asked::of(command, subscription)] {
             let refused = asked.send(&world.direct).await.unwrap_err();
-            assert_eq!(refusal(&refused), forbidden("AGREEMENT_REQUIRED"), "{wish:?}");
+            assert_eq!(refusal(&refused), forbidden("AGREEMENT_REQUIRED"), "{command:?}");
             let reasons = metadata_of(&refused)["reasons"].clone();
-            assert!(reasons.split(',').any(|given| given == reason), "{wish:?}: {reasons}");
+            assert!(reasons.split(',').any(|given| given == reason), "{command:?}: {reasons}");
         }
     }
     world.done(Command::AutoRenew(false), on[0]).await;

@@ -8,13 +8,13 @@ async fn terms_and_history_are_processed_in_order_after_downtime(#[case] backend
     tests::needs!(backend);
     let before = Meanwhile {
         happened_at: "2026-02-28T11:00:00Z",
-        parted: &[(Kind::AutoRenewOff, Why::RelationshipEnded), (Kind::Expired, Why::TermEnded)],
+        relationship_ended: &[(Kind::AutoRenewOff, Why::RelationshipEnded), (Kind::Expired, Why::TermEnded)],
         withdrawn: &[(Kind::Cancelled, Why::AgreementWithdrawn)],
         switched_off: &[(Kind::Cancelled, Why::AgreementWithdrawn)],
     };
     let after = Meanwhile {
         happened_at: "2026-02-28T13:00:00Z",
-        parted: &[
+        relationship_ended: &[
             (Kind::Renewed, Why::TermEnded),
             (Kind::AutoRenewOff, Why::RelationshipEnded),
             (Kind::Expired, Why::TermEnded),
@@ -30,7 +30,7 @@ async fn terms_and_history_are_processed_in_order_after_downtime(#[case] backend
 struct Meanwhile {
     happened_at: &'static str,
     /// Of a subscription that renews by itself, whose payer and customer part.
-    parted: &'static [(Kind, Why)],
+    relationship_ended: &'static [(Kind, Why)],
     /// Of one that renews by itself, whose acceptance is withdrawn.
     withdrawn: &'static [(Kind, Why)],
     /// Of one that does not, whose acceptance is withdrawn.
@@ -47,8 +47,8 @@ impl Meanwhile {
         let left = actions::create_customer(&world.direct, "Fabrikam", "FR", None).await.unwrap();
         actions::attest(&world.direct, &left, world.clock.now()).await.unwrap();
         let order = CreateOrderRequest { customer_id: left.clone(), ..world.new_order("MONTH", 1) };
-        let parted = world.direct.orders().create_order(order).await.unwrap().into_inner();
-        let parted = &parted.subscriptions[0];
+        let relationship_ended = world.direct.orders().create_order(order).await.unwrap().into_inner();
+        let relationship_ended = &relationship_ended.subscriptions[0];
 
         world.cluster.stop_orders();
         world.clock.set(time(self.happened_at));
@@ -68,8 +68,11 @@ impl Meanwhile {
         world.cluster.restart_orders().await.unwrap();
 
         let is_final = |s: &Subscription| matches!(s.state(), State::Cancelled | State::Expired);
-        for (of, expected) in [(parted, self.parted), (&withdrawn, self.withdrawn), (&off, self.switched_off)]
-        {
+        for (of, expected) in [
+            (relationship_ended, self.relationship_ended),
+            (&withdrawn, self.withdrawn),
+            (&off, self.switched_off),
+        ] {
             world.once(of, is_final).await;
             let changes = world.changes(of).await;
             let since: Vec<_> = changes.iter().map(|change| (change.kind(), change.reason())).collect();

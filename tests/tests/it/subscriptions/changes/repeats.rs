@@ -8,7 +8,7 @@ async fn a_repeated_change_gets_its_first_answer(#[case] backend: Backend) {
     tests::needs_own!("a clock that it sets");
     tests::needs!(backend);
     let mut world = World::new(backend, "2026-01-31T12:00:00Z").await;
-    let wishes = [
+    let commands = [
         (Command::Seats(8), Command::Seats(9)),
         (Command::Renew, Command::Renew),
         (Command::AutoRenew(false), Command::AutoRenew(true)),
@@ -16,10 +16,10 @@ async fn a_repeated_change_gets_its_first_answer(#[case] backend: Backend) {
         (Command::Resume, Command::Resume),
         (Command::Cancel, Command::Cancel),
     ];
-    let bought = world.subscribe_to("MONTH", wishes.len()).await;
+    let bought = world.subscribe_to("MONTH", commands.len()).await;
     let mut sent = vec![];
-    for ((wish, other), subscription) in wishes.into_iter().zip(&bought) {
-        let asked = Asked::of(wish, subscription);
+    for ((command, other), subscription) in commands.into_iter().zip(&bought) {
+        let asked = Asked::of(command, subscription);
         let first = asked.clone().send(&world.direct).await.unwrap();
         sent.push((asked, other, first));
     }
@@ -34,9 +34,9 @@ async fn a_repeated_change_gets_its_first_answer(#[case] backend: Backend) {
     for (asked, other, first) in sent {
         let before = world.kinds(&first.subscription).await;
         let again = asked.clone().send(&world.direct).await.unwrap();
-        assert_eq!(again, first, "{:?}", asked.wish);
+        assert_eq!(again, first, "{:?}", asked.command);
         let etag = world.now(&first.subscription).await.etag;
-        let other = Asked { wish: other, etag: format!("{etag}0"), ..asked };
+        let other = Asked { command: other, etag: format!("{etag}0"), ..asked };
         let refused = other.send(&world.direct).await.unwrap_err();
         assert_eq!(refusal(&refused), (Code::InvalidArgument, "REQUEST_ID_REUSED".into()));
         assert_eq!(world.kinds(&first.subscription).await, before);
@@ -53,7 +53,7 @@ async fn at_once(agents: &[As], asked: impl Fn() -> Asked) -> Vec<Result<Answer,
     join_all((0..CALLERS).map(|n| asked().send(&agents[n % agents.len()]))).await
 }
 
-/// A wish of each kind that changes an active subscription.
+/// A command of each kind that changes an active subscription.
 const CHANGING: [Command; 5] =
     [Command::Seats(8), Command::Renew, Command::AutoRenew(false), Command::Suspend, Command::Cancel];
 
@@ -62,13 +62,13 @@ async fn many_callers_with_one_request_id_have_one_effect(#[case] backend: Backe
     tests::needs!(backend);
     let world = World::today(backend).await;
     let agents = agents(&world);
-    for wish in CHANGING {
+    for command in CHANGING {
         let subscription = world.subscribe(OFFICE).await;
-        let asked = Asked::of(wish, &subscription);
+        let asked = Asked::of(command, &subscription);
         let answers = at_once(&agents, || asked.clone()).await;
         let first = answers[0].as_ref().unwrap();
-        assert!(answers.iter().all(|answer| answer.as_ref().unwrap() == first), "{wish:?}");
-        assert_eq!(world.changes(&subscription).await.len(), 2, "{wish:?}");
+        assert!(answers.iter().all(|answer| answer.as_ref().unwrap() == first), "{command:?}");
+        assert_eq!(world.changes(&subscription).await.len(), 2, "{command:?}");
     }
 }
 
@@ -77,17 +77,17 @@ async fn of_many_callers_with_one_etag_exactly_one_wins(#[case] backend: Backend
     tests::needs!(backend);
     let world = World::today(backend).await;
     let agents = agents(&world);
-    for wish in CHANGING {
+    for command in CHANGING {
         let subscription = world.subscribe(OFFICE).await;
-        let answers = at_once(&agents, || Asked::of(wish, &subscription)).await;
+        let answers = at_once(&agents, || Asked::of(command, &subscription)).await;
         let (won, lost): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
-        assert_eq!(won.len(), 1, "{wish:?}");
+        assert_eq!(won.len(), 1, "{command:?}");
         for lost in lost {
-            assert_eq!(refusal(&lost.unwrap_err()), stale(), "{wish:?}");
+            assert_eq!(refusal(&lost.unwrap_err()), stale(), "{command:?}");
         }
         let won = won.into_iter().next().unwrap().unwrap().subscription;
-        assert_eq!(world.now(&subscription).await, won, "{wish:?}");
-        assert_eq!(world.changes(&subscription).await.len(), 2, "{wish:?}");
+        assert_eq!(world.now(&subscription).await, won, "{command:?}");
+        assert_eq!(world.changes(&subscription).await.len(), 2, "{command:?}");
     }
 }
 

@@ -16,7 +16,7 @@ async fn nothing_changes_between_the_end_of_a_term_and_its_processing(#[case] ba
     world.cluster.stop_agreements();
     world.clock.set(end);
     world.cluster.restart_orders().await.unwrap();
-    let wishes = [
+    let commands = [
         Command::Seats(9),
         Command::Seats(8),
         Command::Renew,
@@ -26,16 +26,16 @@ async fn nothing_changes_between_the_end_of_a_term_and_its_processing(#[case] ba
         Command::Resume,
         Command::Cancel,
     ];
-    for wish in wishes {
-        assert_eq!(world.refused(wish, &active).await, forbidden("TERM_ENDED"), "{wish:?}");
+    for command in commands {
+        assert_eq!(world.refused(command, &active).await, forbidden("TERM_ENDED"), "{command:?}");
     }
-    for wish in &wishes[3..] {
-        assert_eq!(world.refused(*wish, &suspended).await, forbidden("TERM_ENDED"), "{wish:?}");
+    for command in &commands[3..] {
+        assert_eq!(world.refused(*command, &suspended).await, forbidden("TERM_ENDED"), "{command:?}");
     }
     world.cluster.restart_agreements().await.unwrap();
     let renewed = world.once(&active, |s| s.term_number == 2).await;
-    for wish in [Command::Seats(9), Command::Cancel] {
-        assert_eq!(world.refused(wish, &active).await, stale(), "{wish:?}");
+    for command in [Command::Seats(9), Command::Cancel] {
+        assert_eq!(world.refused(command, &active).await, stale(), "{command:?}");
     }
     assert_eq!(world.done(Command::Seats(9), &renewed).await.quantity, 9);
 }

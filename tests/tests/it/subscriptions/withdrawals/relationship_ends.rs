@@ -51,7 +51,7 @@ async fn a_late_end_of_a_relationship_spares_later_purchases(#[case] backend: Ba
     followed(&direct, revision).await;
     let operator = cluster.as_caller(fixtures::operator());
 
-    // Together again: what is bought then is not concerned by the parting.
+    // Together again: what is bought then is not concerned by the earlier end.
     let invitation = actions::invite(&direct, None, None).await.unwrap();
     admin.signatures().accept_invitation(fixtures::acceptance(&invitation, None)).await.unwrap();
     let anew = buy(&direct, &customer, None).await.unwrap();
@@ -61,7 +61,7 @@ async fn a_late_end_of_a_relationship_spares_later_purchases(#[case] backend: Ba
     cluster.restart_orders().await.unwrap();
     followed(&operator, revision).await;
     assert_eq!(read(&operator, &anew.subscription_id).await.unwrap(), anew);
-    // Parted again, what runs out is left alone by a withdrawal: its payer is no partner any more.
+    // After the second end, what runs out is left alone by a withdrawal: its payer is no partner any more.
     end(&direct, &customer, None).await;
     let last = withdraw_signature(&admin, &customer).await.unwrap();
     let report = applied(&operator, last).await;
