@@ -153,9 +153,9 @@ async fn single_and_many_parties_have_the_same_facts(#[case] is_postgres: bool) 
     );
 }
 
-/// A long history is not scanned: SQLite finds the current acceptances by an index that holds all conditions. Its planner
-/// chose another one, whose order it liked no less, and read 100,000 rows for each check. (PostgreSQL plans by the data;
-/// `lab bench-gate` compares both databases.)
+/// A long history is not scanned: SQLite finds the current acceptances by an index that has all conditions as columns.
+/// Without that index its planner reads every acceptance of the pair. (PostgreSQL plans by the data; `lab bench-gate`
+/// compares both databases.)
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn sqlite_finds_current_acceptances_by_their_index() {
     #[derive(QueryableByName)]
