@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail, ensure};
+use chassis::clock::Clock;
 use chassis::database::Database;
 use serde::Deserialize;
 use uuid::Uuid;
@@ -167,8 +168,8 @@ impl Templates {
     ///
     /// # Errors
     /// The database's.
-    pub async fn load(self, database: &Database, now: Time) -> Result<(), ChangeError> {
-        change_internal(database, now, move |change| {
+    pub async fn load(self, database: &Database, clock: &Clock) -> Result<(), ChangeError> {
+        change_internal(database, clock, move |change| {
             if !template_table_is_empty(change.connection)? {
                 return Ok(());
             }

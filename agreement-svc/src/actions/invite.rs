@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::template::live_instead_of;
 use super::visibility::require_template;
 use crate::rules::event::Event;
-use crate::rules::invitation::{Invitation, InvitationKind};
+use crate::rules::invitation::{Invitation, InvitationKind, LIFETIME_DEFAULT};
 use crate::rules::party::{Cloud, Contact, Customer, Relationship};
 use crate::rules::signature::{check_signable, may_sign_directly};
 use crate::rules::{Refusal, Time};
@@ -20,7 +20,8 @@ pub(crate) struct NewInvitation {
     pub relationship: Relationship,
     pub template_id: Uuid,
     pub recipient: Option<Contact>,
-    pub expires_at: Time,
+    /// `None` is the usual time from now.
+    pub expires_at: Option<Time>,
     /// The partner's user who invites (ROLE-7).
     pub by: Uuid,
 }
@@ -37,6 +38,7 @@ pub(crate) fn invite(
         return Err(Refusal::InvitationsOff.into());
     }
     let now = change.now;
+    let expires_at = new.expires_at.unwrap_or(now + LIFETIME_DEFAULT);
     let template = require_template(change.connection, new.template_id)?;
     let cloud = customer.map_or(cloud, |customer| customer.cloud);
     let live = live_instead_of(change, &template)?;
@@ -58,7 +60,7 @@ pub(crate) fn invite(
         customer_id,
         template_id: new.template_id,
         recipient_commitment: new.recipient.as_ref().map(|recipient| commitment(&contact_salt, recipient)),
-        expires_at: new.expires_at,
+        expires_at,
         by: new.by,
     })?;
     let invitation = Invitation {
@@ -71,7 +73,7 @@ pub(crate) fn invite(
         contact_salt,
         created_at: now,
         created_by: new.by,
-        expires_at: new.expires_at,
+        expires_at,
         settled: None,
         revision,
     };

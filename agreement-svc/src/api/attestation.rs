@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 
-use chassis::form::Form;
 use chassis::paging::Page;
 use chassis::server::call;
 use futures_util::Stream;
@@ -21,9 +20,9 @@ use super::{Api, Mutation, convert, viewer};
 use crate::actions::attest::{NewAttestation, attest_as_partner};
 use crate::actions::visibility::{require_customer, require_own_attestation};
 use crate::actions::withdraw::withdraw_attestation;
+use crate::rules::Refusal;
 use crate::rules::attestation::{Claim, check_not_in_the_future};
 use crate::rules::withdrawal::WithdrawalReason;
-use crate::rules::{Refusal, Time};
 use crate::store::acceptance::{attestation_find, attestation_list};
 use crate::store::change::ChangeError;
 use crate::store::notification::{notification_requeue, notifications_of};
@@ -36,9 +35,7 @@ impl AttestationService for Api {
     ) -> Result<Response<CreateAttestationResponse>, Status> {
         let mut call = self.mutation("CreateAttestation", request, |message| &mut message.request_id)?;
         call.validate_only = std::mem::take(&mut call.message.validate_only);
-        let (now, by) = (call.now, call.caller.user_id);
-        let Mutation { form, message, .. } = &mut call;
-        let (customer_id, new) = read_new(form, message, by, now);
+        let (customer_id, new) = read_new(&mut call);
 
         self.change(call, move |change, caller| {
             let attestation = attest_as_partner(change, caller.tenant_id, customer_id, new)?;
@@ -153,18 +150,12 @@ impl AttestationService for Api {
 }
 
 /// Reads the customer and what is to be stored, for both calls that attest.
-pub(super) fn read_new(
-    form: &mut Form,
-    message: &CreateAttestationRequest,
-    by: Uuid,
-    now: Time,
-) -> (Uuid, NewAttestation) {
+pub(super) fn read_new(call: &mut Mutation<CreateAttestationRequest>) -> (Uuid, NewAttestation) {
+    let Mutation { caller, form, message, timed, .. } = call;
     let customer_id = form.id("customer_id", &message.customer_id);
     let template_id = form.id("template_id", &message.template_id);
     let contact = convert::read_contact(form, "contact", message.contact.as_ref());
     let agreed_at = form.time("agreed_at", message.agreed_at.as_ref());
-    if let Err(problem) = check_not_in_the_future(agreed_at, now) {
-        form.violation("agreed_at", problem);
-    }
-    (customer_id, NewAttestation { template_id, claim: Claim { contact, agreed_at }, by })
+    timed.push(("agreed_at".into(), agreed_at, check_not_in_the_future));
+    (customer_id, NewAttestation { template_id, claim: Claim { contact, agreed_at }, by: caller.user_id })
 }

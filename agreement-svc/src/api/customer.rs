@@ -32,8 +32,8 @@ impl CustomerService for Api {
         request: Request<CreateCustomerRequest>,
     ) -> Result<Response<CreateCustomerResponse>, Status> {
         let mut call = self.mutation("CreateCustomer", request, |message| &mut message.request_id)?;
-        let (now, by) = (call.now, call.caller.user_id);
-        let Mutation { form, message, .. } = &mut call;
+        let Mutation { caller, form, message, timed, .. } = &mut call;
+        let by = caller.user_id;
         let profile = convert::read_profile(
             form,
             "",
@@ -51,16 +51,14 @@ impl CustomerService for Api {
                 |contact| convert::read_contact(form, "attestation.contact", Some(contact)),
             );
             let agreed_at = form.time("attestation.agreed_at", attestation.agreed_at.as_ref());
-            if let Err(problem) = check_not_in_the_future(agreed_at, now) {
-                form.violation("attestation.agreed_at", problem);
-            }
+            timed.push(("attestation.agreed_at".into(), agreed_at, check_not_in_the_future));
             let template_id = form.id("attestation.template_id", &attestation.template_id);
             NewAttestation { template_id, claim: Claim { contact, agreed_at }, by }
         });
         let invitation = message.invitation.as_ref().map(|invitation| {
             let template_id = form.id("invitation.template_id", &invitation.template_id);
             let expires_at = invitation.expires_at.as_ref();
-            (template_id, read_lifetime(form, "invitation.expires_at", expires_at, now))
+            (template_id, read_lifetime(form, timed, "invitation.expires_at", expires_at))
         });
         if attestation.is_some() && invitation.is_some() {
             form.violation("invitation", "must be absent when an attestation is given");
@@ -97,7 +95,7 @@ impl CustomerService for Api {
                 customer: Some(convert::customer(customer, caller)),
                 attestation: attestation.map(|attestation| convert::attestation(attestation, None)),
                 revision: change.revision(),
-                invitation: invitation.map(|invitation| convert::invitation(invitation, now)),
+                invitation: invitation.map(|invitation| convert::invitation(invitation, change.now)),
             })
         });
         let mut created = created.await?;

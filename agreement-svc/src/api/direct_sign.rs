@@ -41,8 +41,7 @@ impl DirectSignService for Api {
         request: Request<CreateInvitationRequest>,
     ) -> Result<Response<CreateInvitationResponse>, Status> {
         let mut call = self.mutation("CreateInvitation", request, |message| &mut message.request_id)?;
-        let now = call.now;
-        let Mutation { form, message, .. } = &mut call;
+        let Mutation { form, message, timed, .. } = &mut call;
         let kind = convert::read_invitation_kind(form, "kind", message.kind);
         let customer_id = form.optional_id("customer_id", &message.customer_id);
         let template_id = form.id("template_id", &message.template_id);
@@ -50,7 +49,7 @@ impl DirectSignService for Api {
         let reseller_id = form.optional_id("reseller_id", &message.reseller_id);
         let recipient = message.recipient.as_ref();
         let recipient = recipient.map(|contact| convert::read_contact(form, "recipient", Some(contact)));
-        let expires_at = read_lifetime(form, "expires_at", message.expires_at.as_ref(), now);
+        let expires_at = read_lifetime(form, timed, "expires_at", message.expires_at.as_ref());
         match kind {
             Some(InvitationKind::Agreement) => {
                 if message.customer_id.is_empty() {
@@ -87,7 +86,7 @@ impl DirectSignService for Api {
             let by = caller.user_id;
             let new = NewInvitation { kind, relationship, template_id, recipient, expires_at, by };
             let invitation = invite(change, may_invite, inviter.cloud, customer.as_ref(), new)?;
-            let invitation = Some(convert::invitation(invitation, now));
+            let invitation = Some(convert::invitation(invitation, change.now));
             Ok(CreateInvitationResponse { invitation, revision: change.revision() })
         });
         let mut created = created.await?;
@@ -100,13 +99,12 @@ impl DirectSignService for Api {
         request: Request<RevokeInvitationRequest>,
     ) -> Result<Response<RevokeInvitationResponse>, Status> {
         let mut call = self.mutation("RevokeInvitation", request, |message| &mut message.request_id)?;
-        let now = call.now;
         let Mutation { form, message, .. } = &mut call;
         let id = form.id("invitation_id", &message.invitation_id);
 
         self.change(call, move |change, caller| {
             let mut invitation = require_own_invitation(change.connection, caller.tenant_id, id)?;
-            if invitation.revoke(now)? {
+            if invitation.revoke(change.now)? {
                 change.record(&Event::InvitationRevoked {
                     invitation_id: id,
                     partner_id: invitation.relationship.payer_id,
@@ -115,7 +113,7 @@ impl DirectSignService for Api {
                 })?;
                 invitation_settle(change.connection, &invitation)?;
             }
-            let invitation = Some(convert::invitation(invitation, now));
+            let invitation = Some(convert::invitation(invitation, change.now));
             Ok(RevokeInvitationResponse { invitation, revision: change.revision() })
         })
         .await
@@ -201,7 +199,6 @@ impl DirectSignService for Api {
         request: Request<AcceptInvitationRequest>,
     ) -> Result<Response<AcceptInvitationResponse>, Status> {
         let mut call = self.mutation("AcceptInvitation", request, |message| &mut message.request_id)?;
-        let now = call.now;
         let Mutation { form, message, .. } = &mut call;
         let id = form.id("invitation_id", &message.invitation_id);
         if message.token.is_empty() {
@@ -232,7 +229,7 @@ impl DirectSignService for Api {
             let customer = require_customer(change.connection, viewer(caller), caller.tenant_id)?;
             let first_signed_at = first_signed_at(change.connection, customer.id)?;
             let may_sign = may_sign_directly(customer.first_purchase_at, first_signed_at);
-            let mut shown = convert::invitation(invitation, now);
+            let mut shown = convert::invitation(invitation, change.now);
             shown.recipient = None;
             Ok(AcceptInvitationResponse {
                 invitation: Some(shown),

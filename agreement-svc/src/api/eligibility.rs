@@ -138,14 +138,11 @@ impl EligibilityService for Api {
         request: Request<ReportPurchaseRequest>,
     ) -> Result<Response<ReportPurchaseResponse>, Status> {
         let mut call = self.mutation("ReportPurchase", request, |message| &mut message.request_id)?;
-        let now = call.now;
-        let Mutation { form, message, .. } = &mut call;
+        let Mutation { form, message, timed, .. } = &mut call;
         let customer_id = form.id("customer_id", &message.customer_id);
         let payer_id = form.id("payer_id", &message.payer_id);
         let purchased_at = form.time("purchased_at", message.purchased_at.as_ref());
-        if let Err(problem) = check_not_in_the_future(purchased_at, now) {
-            form.violation("purchased_at", problem);
-        }
+        timed.push(("purchased_at".into(), purchased_at, check_not_in_the_future));
 
         self.change(call, move |change, _| {
             let customer = require_customer(change.connection, Viewer::Everything, customer_id)?;

@@ -238,7 +238,7 @@ mod tests {
     }
 
     async fn record(database: &Database, count: i64) {
-        change_internal(database, Clock::system().now(), move |change| {
+        change_internal(database, &Clock::system(), move |change| {
             for _ in 0..count {
                 let (provider_id, reseller_id) = (Uuid::from_u128(1), Uuid::from_u128(2));
                 change.record(&Event::ResellerLinked { provider_id, reseller_id, by: Uuid::from_u128(3) })?;

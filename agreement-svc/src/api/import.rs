@@ -90,10 +90,8 @@ impl Api {
     }
 
     async fn attest(&self, caller: &Caller, row: CreateAttestationRequest) -> Answer {
-        let now = self.clock.now();
-        let mut call =
-            Mutation::new("ImportAttestations", caller.clone(), now, row, |row| &mut row.request_id);
-        let (customer_id, new) = read_new(&mut call.form, &call.message, caller.user_id, now);
+        let mut call = Mutation::new("ImportAttestations", caller.clone(), row, |row| &mut row.request_id);
+        let (customer_id, new) = read_new(&mut call);
         let changed = self.changed(call, move |change, caller| {
             match attest_as_partner(change, caller.tenant_id, customer_id, new) {
                 Ok(attestation) => Ok(settled(ImportOutcome::Stored, attestation.id)),

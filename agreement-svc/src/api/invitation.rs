@@ -10,8 +10,8 @@ use tonic::Status;
 use uuid::Uuid;
 
 use super::link::Links;
-use super::{Api, convert, status};
-use crate::rules::invitation::{Invitation, InvitationState, LIFETIME_DEFAULT, check_lifetime, mail_of};
+use super::{Api, Timed, convert, status};
+use crate::rules::invitation::{Invitation, InvitationState, check_lifetime, mail_of};
 use crate::rules::party::Relationship;
 use crate::rules::{Refusal, Time};
 use crate::store::change::ChangeError;
@@ -42,18 +42,16 @@ impl Api {
     }
 }
 
-/// Reads until when an invitation may be accepted.
+/// Reads until when an invitation may be accepted, where the partner says.
 pub(super) fn read_lifetime(
     form: &mut Form,
+    timed: &mut Vec<Timed>,
     field: &str,
     expires_at: Option<&prost_types::Timestamp>,
-    now: Time,
-) -> Time {
+) -> Option<Time> {
     let expires_at = form.optional_time(field, expires_at);
-    if let Some(Err(problem)) = expires_at.map(|expires_at| check_lifetime(expires_at, now)) {
-        form.violation(field, problem);
-    }
-    expires_at.unwrap_or(now + LIFETIME_DEFAULT)
+    timed.extend(expires_at.map(|expires_at| (field.to_owned(), expires_at, check_lifetime as _)));
+    expires_at
 }
 
 /// Names that links are written with, each looked up once.

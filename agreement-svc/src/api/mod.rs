@@ -37,8 +37,8 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::metrics::Decisions;
-use crate::rules::Time;
 use crate::rules::policy::Policy;
+use crate::rules::{BadField, Refusal, Time};
 use crate::store::change::{Answered, Change, ChangeError, change};
 use crate::store::customer::Viewer;
 use crate::store::gate::TemplateCache;
@@ -71,27 +71,38 @@ struct Mutation<M> {
     /// The call's name, which is part of the idempotency key.
     name: &'static str,
     caller: Caller,
-    now: Time,
     /// The request without its id. The handler also takes `validate_only` out, so that the rest is what the request id
     /// stands for.
     message: M,
     form: Form,
+    /// Its times that are compared with the clock.
+    timed: Vec<Timed>,
     request_id: Uuid,
     /// True for a call that is only tried: its effect and its answer are not stored.
     validate_only: bool,
+}
+
+/// A field with a time, and the rule that compares it with the clock: the time, then now.
+type Timed = (String, Time, fn(Time, Time) -> Result<(), String>);
+
+/// The fields whose times are wrong now.
+fn wrong_times(timed: &[Timed], now: Time) -> Vec<BadField> {
+    let wrong = timed.iter().filter_map(|(field, time, check)| {
+        check(*time, now).err().map(|problem| BadField { field: field.clone(), problem })
+    });
+    wrong.collect()
 }
 
 impl<M> Mutation<M> {
     fn new(
         name: &'static str,
         caller: Caller,
-        now: Time,
         mut message: M,
         request_id: impl FnOnce(&mut M) -> &mut String,
     ) -> Self {
         let mut form = Form::new();
         let request_id = form.id("request_id", &std::mem::take(request_id(&mut message)));
-        Self { name, caller, now, message, form, request_id, validate_only: false }
+        Self { name, caller, message, form, timed: vec![], request_id, validate_only: false }
     }
 }
 
@@ -119,7 +130,7 @@ impl Api {
         request_id: impl FnOnce(&mut M) -> &mut String,
     ) -> Result<Mutation<M>, Status> {
         let caller = auth::caller(&request)?;
-        Ok(Mutation::new(name, caller, self.clock.now(), request.into_inner(), request_id))
+        Ok(Mutation::new(name, caller, request.into_inner(), request_id))
     }
 
     /// Runs a changing call that was read, once for its request id, and answers what it stored.
@@ -137,12 +148,26 @@ impl Api {
         call: Mutation<M>,
         decide: impl FnOnce(&mut Change<'_>, &Caller) -> Result<A, ChangeError> + Send + 'static,
     ) -> Result<Changed<A>, Status> {
-        let Mutation { name, caller, now, message, form, request_id, validate_only } = call;
+        let Mutation { name, caller, message, mut form, timed, request_id, validate_only } = call;
+        if !form.is_valid() {
+            // All bad fields are named at once. A request that has no others may be a repetition, which is answered as
+            // it was when its times were right.
+            for wrong in wrong_times(&timed, self.clock.now()) {
+                form.violation(wrong.field, wrong.problem);
+            }
+        }
         checked(form)?;
         let key = IdempotencyKey::new(&caller, name, request_id, &message);
         drop(message);
-        let decide = move |change: &mut Change<'_>| decide(change, &caller);
-        let answered = change(&self.database, key, now, validate_only, decide, A::encode_to_vec).await;
+        let decide = move |change: &mut Change<'_>| {
+            let wrong = wrong_times(&timed, change.now);
+            if !wrong.is_empty() {
+                return Err(Refusal::Fields(wrong).into());
+            }
+            decide(change, &caller)
+        };
+        let clock = self.clock.clone();
+        let answered = change(&self.database, key, clock, validate_only, decide, A::encode_to_vec).await;
         let answered = answered.map_err(status::of)?;
         self.committed.send_replace(());
         match answered {

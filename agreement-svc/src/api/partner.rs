@@ -35,15 +35,11 @@ impl PartnerService for Api {
         let name = form.text("name", &message.name, 1, 200);
         let kind = convert::read_partner_kind(form, "kind", message.kind);
         let cloud = convert::read_cloud(form, "cloud", message.cloud);
-        let new = Partner {
-            id,
-            name,
-            kind: kind.unwrap_or(PartnerKind::IndirectReseller),
-            cloud: cloud.unwrap_or(Cloud::Public),
-            registered_at: call.now,
-        };
+        let kind = kind.unwrap_or(PartnerKind::IndirectReseller);
+        let cloud = cloud.unwrap_or(Cloud::Public);
 
         self.change(call, move |change, caller| {
+            let new = Partner { id, name, kind, cloud, registered_at: change.now };
             match partner_find(change.connection, new.id)? {
                 Some(known) if (&known.name, known.kind, known.cloud) == (&new.name, new.kind, new.cloud) => {
                 }

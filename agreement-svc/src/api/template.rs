@@ -127,13 +127,13 @@ impl TemplateService for Api {
             documents,
             by: call.caller.user_id,
         };
-        let (validate_only, now) = (call.validate_only, call.now);
+        let validate_only = call.validate_only;
         let planned = Arc::new(OnceLock::new());
         let plan = Arc::clone(&planned);
         let published = self.change(call, move |change, _| {
             let (template, reacceptance) = publish(change, &new)?;
             let _ = plan.set(reacceptance);
-            let template = Some(convert::template(&template, now));
+            let template = Some(convert::template(&template, change.now));
             Ok(PublishTemplateVersionResponse { template, revision: change.revision(), impact: None })
         });
         let mut published = published.await?;
@@ -154,8 +154,8 @@ impl TemplateService for Api {
         let id = form.id("template_id", &message.template_id);
         form.text("etag", &message.etag, 1, 50);
         let etag = message.etag.clone();
-        let now = call.now;
         self.change(call, move |change, caller| {
+            let now = change.now;
             let mut template = require_template(change.connection, id)?;
             if template.revision.to_string() != etag {
                 return Err(Refusal::StaleEtag.into());

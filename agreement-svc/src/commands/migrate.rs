@@ -16,7 +16,7 @@ pub async fn migrate(storage: &Storage, clock: &Clock) -> anyhow::Result<Databas
     let templates = read_templates(storage)?;
     let database = Database::open(&storage.database, storage.create, Writes::Serial)?;
     database.migrate(store::MIGRATIONS)?;
-    templates.load(&database, clock.now()).await.map_err(|error| match error {
+    templates.load(&database, clock).await.map_err(|error| match error {
         ChangeError::Failed(error) => anyhow!(error),
         ChangeError::Refused(refusal) => anyhow!("the templates do not fit: {refusal:?}"),
     })?;
@@ -33,7 +33,7 @@ pub async fn migrate(storage: &Storage, clock: &Clock) -> anyhow::Result<Databas
 /// # Errors
 /// A database that cannot be changed.
 pub async fn announce_restore(database: &Database, clock: &Clock) -> anyhow::Result<String> {
-    let announced = change_internal(database, clock.now(), |change| {
+    let announced = change_internal(database, clock, |change| {
         let last = change.revision();
         Ok::<_, database::Error>((last, change.record_restored()?))
     });

@@ -403,10 +403,10 @@ mod tests {
         let url = format!("sqlite:{}", folder.path().join("agreements.sqlite").display());
         let database = Database::open(&url.parse().unwrap(), true, Writes::Serial).unwrap();
         database.migrate(MIGRATIONS).unwrap();
-        let now = Clock::system().now();
-        read_templates(None, None).unwrap().load(&database, now).await.unwrap();
+        let clock = Clock::system();
+        read_templates(None, None).unwrap().load(&database, &clock).await.unwrap();
         let [first, second] = [Uuid::from_u128(11), Uuid::from_u128(12)];
-        let last: i64 = change_internal(&database, now, move |change| {
+        let last: i64 = change_internal(&database, &clock, move |change| {
             create(change)?;
             sign(change, first, 1, None)?;
             sign(change, second, 2, Some(first))?;

@@ -4,6 +4,7 @@
 //! numbers have no gaps but those that restores leave, readers see them in order, and what is read inside
 //! cannot change before it is decided upon. It ends by writing the number and hash of the last event back into that row.
 
+use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
 use chassis::idempotency::{IdempotencyKey, Lookup, response_find, response_store};
 use chassis::query;
@@ -19,7 +20,7 @@ use crate::rules::{Refusal, Time};
 /// A change in progress. Reads and writes go through `connection`; [`Change::record`] appends an event.
 pub(crate) struct Change<'c> {
     pub connection: &'c mut Connection,
-    /// The one time of everything in this change.
+    /// The one time of everything in this change, taken under the lock, so that it follows the order of the changes.
     pub now: Time,
     revision: i64,
     head: String,
@@ -77,13 +78,13 @@ impl<A> From<Error> for Undone<A> {
 pub(crate) async fn change<A: Send + 'static>(
     database: &Database,
     key: IdempotencyKey,
-    now: Time,
+    clock: Clock,
     validate_only: bool,
     decide: impl FnOnce(&mut Change<'_>) -> Result<A, ChangeError> + Send + 'static,
     encode: fn(&A) -> Vec<u8>,
 ) -> Result<Answered<A>, ChangeError> {
     let write = move |connection: &mut Connection| {
-        let mut change = Change::begin(connection, now)?;
+        let mut change = Change::begin(connection, &clock)?;
         if !validate_only {
             match response_find(change.connection, &key)? {
                 Lookup::Never => {}
@@ -98,7 +99,7 @@ pub(crate) async fn change<A: Send + 'static>(
         if validate_only {
             return Err(Undone::DryRun(answer));
         }
-        response_store(change.connection, &key, &encode(&answer), now)?;
+        response_store(change.connection, &key, &encode(&answer), change.now)?;
         change.finish()?;
         Ok(Answered::New(answer))
     };
@@ -112,15 +113,16 @@ pub(crate) async fn change<A: Send + 'static>(
 /// Runs a change that no caller asked for and that cannot be asked for twice.
 pub(crate) async fn change_internal<T, E>(
     database: &Database,
-    now: Time,
+    clock: &Clock,
     decide: impl FnOnce(&mut Change<'_>) -> Result<T, E> + Send + 'static,
 ) -> Result<T, E>
 where
     T: Send + 'static,
     E: From<Error> + Send + 'static,
 {
+    let clock = clock.clone();
     let write = move |connection: &mut Connection| {
-        let mut change = Change::begin(connection, now)?;
+        let mut change = Change::begin(connection, &clock)?;
         let outcome = decide(&mut change)?;
         change.finish()?;
         Ok(outcome)
@@ -129,7 +131,7 @@ where
 }
 
 impl<'c> Change<'c> {
-    fn begin(connection: &'c mut Connection, now: Time) -> Result<Self, Error> {
+    fn begin(connection: &'c mut Connection, clock: &Clock) -> Result<Self, Error> {
         // The update takes the lock; it changes nothing, so that a refusal burns no number.
         let (revision, head) = query!(connection, c => {
             diesel::update(revision::table)
@@ -137,7 +139,7 @@ impl<'c> Change<'c> {
                 .returning((revision::value, revision::head))
                 .get_result(c)
         })?;
-        Ok(Self { connection, now, revision, head })
+        Ok(Self { connection, now: clock.now(), revision, head })
     }
 
     /// The number of the last event.

@@ -21,7 +21,6 @@ use uuid::Uuid;
 use super::open;
 use crate::config::{self, EraseContact};
 use crate::mail::MailFolder;
-use crate::rules::Time;
 use crate::rules::party::is_email;
 use crate::store::change::change_internal;
 use crate::store::erase::{FoundByCustomer, Person, person_erase, person_find};
@@ -69,12 +68,12 @@ pub async fn erase_contact(config: &EraseContact, clock: &Clock) -> anyhow::Resu
     let database = open(&config.database)?;
     let usual = || Some(PathBuf::from(config::MAIL_FOLDER)).filter(|folder| folder.is_dir());
     let mail_folder = config.mail_folder.clone().or_else(usual);
-    erase(&database, clock.now(), &config.email.0, mail_folder.as_deref()).await
+    erase(&database, clock, &config.email.0, mail_folder.as_deref()).await
 }
 
 async fn erase(
     database: &Database,
-    now: Time,
+    clock: &Clock,
     email: &str,
     mail_folder: Option<&Path>,
 ) -> anyhow::Result<Erased> {
@@ -87,7 +86,7 @@ async fn erase(
     }
 
     let (of_change, mails_of_change) = (person.clone(), mails.clone());
-    let (found, answers, deleted_inside) = change_internal(database, now, move |change| {
+    let (found, answers, deleted_inside) = change_internal(database, clock, move |change| {
         let found = person_find(change.connection, &of_change)?;
         let naming = attestation_ids(&found);
         let answers = erase_answers(change.connection, &of_change, &naming)?;
@@ -155,7 +154,7 @@ mod tests {
         let url = format!("sqlite:{}", folder.join("agreements.sqlite").display());
         let database = Database::open(&url.parse().unwrap(), true, Writes::Serial).unwrap();
         database.migrate(MIGRATIONS).unwrap();
-        read_templates(None, None).unwrap().load(&database, Clock::system().now()).await.unwrap();
+        read_templates(None, None).unwrap().load(&database, &Clock::system()).await.unwrap();
         database
     }
 
@@ -233,7 +232,7 @@ mod tests {
         };
         database.write(write).await.unwrap();
 
-        let erased = erase(&database, now, EMAIL, None).await.unwrap();
+        let erased = erase(&database, &Clock::system(), EMAIL, None).await.unwrap();
         // One more of an import.
         let answers = (1..=REQUESTS).filter(|n| is_of_person(*n)).count() + 1;
         let expected = Erased { attestations: 1, customers: 0, invitations: 2, answers, mails: None };
@@ -273,7 +272,7 @@ mod tests {
             response_store(connection, &key(2, "Unheard"), &invited(EMAIL), now)
         };
         database.write(write).await.unwrap();
-        let refused = format!("{:#}", erase(&database, now, EMAIL, None).await.unwrap_err());
+        let refused = format!("{:#}", erase(&database, &Clock::system(), EMAIL, None).await.unwrap_err());
         assert!(refused.contains("UnheardResponse") && !refused.contains("zeb"), "{refused}");
         let seen = database.read(|connection| response_find(connection, &key(1, "CreateInvitation"))).await;
         assert_eq!(seen.unwrap(), Lookup::Answered(invited(EMAIL)));

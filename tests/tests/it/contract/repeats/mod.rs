@@ -8,6 +8,7 @@
 
 mod corrupt_rows;
 mod idempotency;
+mod late;
 mod one_history;
 mod paging;
 mod replays;
