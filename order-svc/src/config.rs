@@ -93,6 +93,11 @@ pub struct Serve {
     /// used, so more would be of no use.
     #[arg(long, env = "ORDER_GATE_DEADLINE_MS", default_value = "1000", value_parser = clap::value_parser!(u64).range(10..=4000))]
     pub gate_deadline_ms: u64,
+    /// How far the clocks of this service and of agreement-svc may differ, in milliseconds. An answer of the gate that
+    /// was given at another time than now by more than this, and the five seconds that an answer may be old, is not used:
+    /// it may be an old one that is sent again.
+    #[arg(long, env = "ORDER_CLOCK_DIFFERENCE_MAX_MS", default_value = "60000", value_parser = clap::value_parser!(u32).range(0..=3_600_000))]
+    pub clock_difference_max_ms: u32,
     #[command(flatten)]
     pub identity: auth::Settings,
     #[command(flatten)]

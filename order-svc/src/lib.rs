@@ -30,6 +30,7 @@ use chassis::metrics::Metrics;
 use chassis::server::{Listeners, MESSAGE_BYTES_MAX, Options};
 use chassis::service::Service;
 use chassis::tls;
+use chrono::TimeDelta;
 use proto::order::offer_service_server::OfferServiceServer;
 use proto::order::order_service_server::OrderServiceServer;
 use proto::order::subscription_service_server::SubscriptionServiceServer;
@@ -70,7 +71,13 @@ pub async fn serve(
     let deadline = Duration::from_millis(config.gate_deadline_ms);
     let own = ServiceIdentity::open(config.identity.auth, config.service_token.as_deref())?;
     let replicas = Replicas::open(&config, deadline)?;
-    let agreements = AgreementClient::new(replicas, own, deadline, clock.clone());
+    let agreements = AgreementClient::new(
+        replicas,
+        own,
+        deadline,
+        clock.clone(),
+        TimeDelta::milliseconds(config.clock_difference_max_ms.into()),
+    );
     let database = if config.storage.create {
         migrate(&config.storage)?
     } else {
@@ -84,6 +91,7 @@ pub async fn serve(
     let decisions = Decisions::new(&metrics)?;
     let (orders, new_orders) = watch::channel(());
     let (followed, following) = watch::channel(Followed::default());
+    let known_history = following.clone();
     let mut service = Service::new();
     service
         .spawn(|stop| reporter::run(database.clone(), clock.clone(), agreements.clone(), new_orders, stop));
@@ -94,7 +102,7 @@ pub async fn serve(
         service.spawn(|stop| metrics::serve(listener, metrics.clone(), clock.clone(), following, stop));
     }
 
-    let api = Api { database, clock, catalogue, agreements, decisions, orders };
+    let api = Api { database, clock, catalogue, agreements, decisions, followed: known_history, orders };
     let mut routes = RoutesBuilder::default();
     routes
         .add_service(OfferServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))

@@ -142,7 +142,8 @@ mod tests {
     #[test]
     fn how_far_the_history_was_followed_is_values() {
         let now = DateTime::from_timestamp_millis(10_500).unwrap();
-        let values = |until| history(Followed { revision: 42, until }, now).map(|known| known.value);
+        let values =
+            |until| history(Followed { revision: 42, until, is_invalid: None }, now).map(|known| known.value);
         assert_eq!(values(DateTime::from_timestamp(3, 0)), [7.5, 42.0]);
         assert_eq!(
             values(DateTime::from_timestamp(11, 0)),

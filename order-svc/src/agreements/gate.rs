@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chassis::auth::{Caller, Channel};
 use chassis::clock::Time;
-use chrono::DateTime;
+use chrono::{DateTime, TimeDelta};
 use proto::agreement::eligibility_service_client::EligibilityServiceClient;
 use proto::agreement::{
     AgreementDemand, AssumedAttestation, CheckEligibilityRequest, CheckEligibilityResponse, PartnerRole,
@@ -17,8 +17,8 @@ use tonic::Code;
 use super::attest::Attested;
 use super::{AgreementClient, CallOptions, log_if_unauthenticated, reason_of};
 use crate::rules::gate::{
-    AgreementType, Answer, Approval, Decision, DryRun, Evidence, EvidenceKind, Operation, Reason, Remedy,
-    Rule, Verdict,
+    ANSWER_AGE_MAX, AgreementType, Answer, Approval, Decision, DryRun, Evidence, EvidenceKind, Operation,
+    Reason, Remedy, Rule, Verdict,
 };
 use crate::rules::order::Parties;
 
@@ -89,7 +89,7 @@ impl AgreementClient {
             async move { Ok(gate.check_eligibility(request).await?.map(|answer| (asked_at, answer))) }
         };
         match self.call_with_failover(options, message, call).await.inspect_err(log_if_unauthenticated) {
-            Ok((asked_at, answer)) => read_answer(query, asked_at, answer),
+            Ok((asked_at, answer)) => read_answer(query, asked_at, self.clock_difference_max, answer),
             Err(status) => Err(match (reason_of(&status), status.code()) {
                 (Some(ErrorReason::ResourceNotFound), Code::NotFound) => GateError::NoActiveRelationship,
                 (Some(ErrorReason::PayerIsReseller), Code::InvalidArgument) => GateError::PayerIsReseller,
@@ -142,10 +142,12 @@ fn agreement_type(of: AgreementType) -> types::AgreementType {
     }
 }
 
-/// Reads the answer to a query; an answer with parts that do not fit together is unknown.
+/// Reads the answer to a query; an answer with parts that do not fit together is unknown, and so is one that was given
+/// at another time than now.
 fn read_answer(
     query: &GateQuery,
     asked_at: Time,
+    clock_difference_max: TimeDelta,
     answer: CheckEligibilityResponse,
 ) -> Result<Answer, GateError> {
     let nonsense = |what: &str| GateError::Unknown(format!("its answer cannot be used: {what}"));
@@ -163,9 +165,12 @@ fn read_answer(
         DateTime::from_timestamp(time.seconds, u32::try_from(time.nanos).ok()?)
     };
     let evaluated_at = time(answer.evaluated_at).ok_or_else(|| nonsense("no time of evaluation"))?;
-    let valid_until = match answer.valid_until {
+    if (evaluated_at - asked_at).abs() > ANSWER_AGE_MAX + clock_difference_max {
+        return Err(nonsense("it is of another time; is it an old one, or do the clocks differ?"));
+    }
+    let valid_for = match answer.valid_until {
         None => None,
-        some => Some(time(some).ok_or_else(|| nonsense("the time until it holds"))?),
+        some => Some(time(some).ok_or_else(|| nonsense("the time until it holds"))? - evaluated_at),
     };
     let verdict = match types::Decision::try_from(answer.decision) {
         Ok(types::Decision::Blocked) => Verdict::Blocked {
@@ -183,7 +188,7 @@ fn read_answer(
         customer_country: answer.customer_country,
         verdict,
         asked_at,
-        valid_until,
+        valid_for,
     })
 }
 
@@ -199,12 +204,22 @@ fn read_approval(
         Some(evidence) => Some(read_evidence(evidence)?),
     };
     let kind = evidence.as_ref().map(|evidence| evidence.kind);
+    if evidence.is_some() && !answer.reasons.is_empty() {
+        return None;
+    }
     let is_demanded = |of: AgreementType| query.demands.iter().all(|demand| demand.contains(&of));
     if !evidence.as_ref().is_none_or(|evidence| is_demanded(evidence.agreement_type)) {
         return None;
     }
     let said = Said::try_from(answer.decision).ok()?;
+    let cloud = types::Cloud::try_from(answer.customer_cloud).ok()?;
+    let is_public = match cloud {
+        types::Cloud::Public => true,
+        types::Cloud::UsGovernment | types::Cloud::Germany | types::Cloud::China21vianet => false,
+        types::Cloud::Unspecified => return None,
+    };
     let (decision, rule) = match (said, GateRule::try_from(answer.rule).ok()?, kind) {
+        (Said::Allowed, ..) if !is_public => return None,
         (Said::Allowed, GateRule::NotYetMandatory, _) => (Decision::Allowed, Rule::NotYetMandatory),
         (Said::Allowed, GateRule::DirectSignature, Some(EvidenceKind::DirectSignature)) => {
             (Decision::Allowed, Rule::DirectSignature)
@@ -212,10 +227,8 @@ fn read_approval(
         (Said::Allowed, GateRule::Attestation, Some(EvidenceKind::Attestation)) => {
             (Decision::Allowed, Rule::Attestation)
         }
-        (Said::Exempt, GateRule::OutsidePublicCloud, None) => {
-            let cloud = types::Cloud::try_from(answer.customer_cloud).ok()?;
-            let is_outside = !matches!(cloud, types::Cloud::Public | types::Cloud::Unspecified);
-            is_outside.then_some((Decision::Exempt, Rule::OutsidePublicCloud))?
+        (Said::Exempt, GateRule::OutsidePublicCloud, None) if !is_public => {
+            (Decision::Exempt, Rule::OutsidePublicCloud)
         }
         // An exemption for automatic renewal is never the answer to what is asked here (I5).
         _ => return None,

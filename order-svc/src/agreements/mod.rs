@@ -18,6 +18,7 @@ use chassis::clock::Clock;
 use chassis::form::timestamp;
 use chassis::metrics::Metrics;
 use chassis::telemetry::trace::Traced;
+use chrono::TimeDelta;
 use proto::agreement::ReportPurchaseRequest;
 use proto::agreement::eligibility_service_client::EligibilityServiceClient;
 use proto::types::ErrorReason;
@@ -59,6 +60,8 @@ pub(crate) struct AgreementClient {
     deadline: Duration,
     retries: Arc<TpsBudget>,
     clock: Clock,
+    /// How far agreement-svc's clock and ours may be apart.
+    clock_difference_max: TimeDelta,
 }
 
 /// The options of a call.
@@ -74,9 +77,20 @@ struct CallOptions<'a> {
 }
 
 impl AgreementClient {
-    pub(crate) fn new(replicas: Replicas, own: ServiceIdentity, deadline: Duration, clock: Clock) -> Self {
+    pub(crate) fn new(
+        replicas: Replicas,
+        own: ServiceIdentity,
+        deadline: Duration,
+        clock: Clock,
+        clock_difference_max: TimeDelta,
+    ) -> Self {
         let retries = TpsBudget::new(BUDGET_WINDOW, BUDGET_PER_SECOND, BUDGET_OF_ANSWERED);
-        Self { own, replicas, deadline, retries: Arc::new(retries), clock }
+        Self { own, replicas, deadline, retries: Arc::new(retries), clock, clock_difference_max }
+    }
+
+    /// How long a caller with so much time left waits for an answer.
+    pub(crate) fn time_for(&self, time_left: Duration) -> Duration {
+        self.deadline.min(time_left)
     }
 
     /// Registers the metrics of this process's token and certificates.

@@ -26,6 +26,7 @@ use prost::Message;
 use proto::identity::TenantKind;
 use tokio::sync::watch;
 use tonic::{Response, Status};
+use uuid::Uuid;
 
 use crate::agreements::AgreementClient;
 use crate::agreements::gate::{GateError, GateQuery};
@@ -35,6 +36,7 @@ use crate::rules::gate::Answer;
 use crate::rules::offer::Catalogue;
 use crate::rules::order::Parties;
 use crate::store::Viewer;
+use crate::workers::Followed;
 
 /// How often the gate is asked again because a withdrawal overtook its answer.
 const ATTEMPTS_MAX: u32 = 3;
@@ -47,6 +49,8 @@ pub(crate) struct Api {
     pub catalogue: Arc<Catalogue>,
     pub agreements: AgreementClient,
     pub decisions: Decisions,
+    /// How far agreement-svc's history was followed, and whether it still is the one that was.
+    pub followed: watch::Receiver<Followed>,
     /// Changed after every stored order, to wake the reporter.
     pub orders: watch::Sender<()>,
 }
@@ -101,7 +105,17 @@ impl Api {
             }
             match attempt().await {
                 Ok(Attempt::Done(answer)) => return Ok(Response::new(answer)),
-                Ok(Attempt::Retry(refusal)) => last = refusal,
+                Ok(Attempt::Retry(refusal)) => {
+                    // An answer to a query that came after the fence was raised is newer than the fence, unless
+                    // agreement-svc has lost what raised it.
+                    if let Refusal::AnswerOutdated { customer_id, .. } = refusal
+                        && refusal == last
+                    {
+                        let lost = Refusal::WithdrawalLost { customer_id, acceptance_id: None };
+                        return self.fail(lost.into(), key).await;
+                    }
+                    last = refusal;
+                }
                 Err(failure) => return self.fail(failure, key).await,
             }
         }
@@ -125,9 +139,29 @@ impl Api {
 
     /// Asks the gate; everything but an answer becomes a refusal.
     async fn ask(&self, query: &GateQuery, time_left: Duration) -> Result<Answer, Refusal> {
+        self.check_history(time_left).await?;
         let answered = self.agreements.check(query, time_left).await;
         self.decisions.count(&answered);
         answered.map_err(|no_answer| unanswered(&query.parties, no_answer))
+    }
+}
+
+impl Api {
+    /// Refuses while agreement-svc's history is known not to be the one that was followed here: what it answers then
+    /// may rest on what was withdrawn (WD-3a). After the start that is found out first.
+    async fn check_history(&self, time_left: Duration) -> Result<(), Refusal> {
+        let is_invalid = self.followed.borrow().is_invalid;
+        let is_invalid = match is_invalid {
+            Some(is_invalid) => is_invalid,
+            None => {
+                let mut followed = self.followed.clone();
+                let known = followed.wait_for(|followed| followed.is_invalid.is_some());
+                let known = tokio::time::timeout(self.agreements.time_for(time_left), known).await;
+                let known = known.ok().and_then(Result::ok).and_then(|followed| followed.is_invalid);
+                known.ok_or(Refusal::GateUnavailable)?
+            }
+        };
+        if is_invalid { Err(Refusal::HistoryInvalid) } else { Ok(()) }
     }
 }
 
@@ -143,6 +177,11 @@ fn unanswered(parties: &Parties, no_answer: GateError) -> Refusal {
             Refusal::GateUnavailable
         }
     }
+}
+
+/// The refusal where the answer rests on an acceptance whose withdrawal was applied here.
+fn withdrawal_lost(customer_id: Uuid, acceptance_id: Uuid) -> Refusal {
+    Refusal::WithdrawalLost { customer_id, acceptance_id: Some(acceptance_id) }
 }
 
 /// How one attempt of a call that buys or changes ended, when nothing failed.

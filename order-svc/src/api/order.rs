@@ -20,7 +20,9 @@ use tokio::sync::OnceCell;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{Api, Attempt, Failure, checked, convert, status, time_until, unanswered, viewer};
+use super::{
+    Api, Attempt, Failure, checked, convert, status, time_until, unanswered, viewer, withdrawal_lost,
+};
 use crate::agreements::attest::{AttestationQuery, Attested, NotAttested};
 use crate::agreements::gate::GateQuery;
 use crate::rules::gate::{Answer, Operation};
@@ -204,10 +206,16 @@ impl Api {
                 Ok(Attempt::Done(response))
             }
             // No row of an order can have changed under it.
-            Commit::SeenBefore | Commit::AnswerOutdated | Commit::LostRace => {
-                Ok(Attempt::Retry(Refusal::AnswerOutdated))
+            Commit::SeenBefore | Commit::AnswerStale | Commit::LostRace => {
+                Ok(Attempt::Retry(Refusal::GateUnavailable))
             }
-            Commit::AnswerStale => Ok(Attempt::Retry(Refusal::GateUnavailable)),
+            Commit::AnswerOutdated { fence } => {
+                let customer_id = new.parties.customer_id;
+                Ok(Attempt::Retry(Refusal::AnswerOutdated { customer_id, fence }))
+            }
+            Commit::EvidenceWithdrawn { acceptance_id } => {
+                Err(withdrawal_lost(new.parties.customer_id, acceptance_id).into())
+            }
         }
     }
 
@@ -217,6 +225,7 @@ impl Api {
         new: &NewOrder,
         assumed: Option<&Attested>,
     ) -> Result<CreateOrderResponse, Failure> {
+        self.check_history(time_until(new.deadline)).await?;
         let query = self.gate_query(new, 0);
         let dry_run = self.agreements.dry_run(&query, assumed, time_until(new.deadline)).await;
         let dry_run = dry_run.map_err(|no_answer| new.without_answer(unanswered(&new.parties, no_answer)))?;

@@ -75,11 +75,36 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         )
         .retry_after(RETRY)
         .status(),
-        Refusal::AnswerOutdated => with(
+        Refusal::AnswerOutdated { .. } => with(
             Code::Aborted,
             ErrorReason::AnswerOutdated,
             "the customer's acceptance kept changing while this was decided; try again",
         )
+        .status(),
+        Refusal::WithdrawalLost { customer_id, acceptance_id } => {
+            let sentence = match acceptance_id {
+                Some(id) => format!(
+                    "the withdrawal of acceptance {id} was applied here, and agreement-svc lost it when it was restored \
+                     from an older copy; withdraw the acceptance again, then accept anew"
+                ),
+                None => "a withdrawal or an end of a relationship was applied here for the customer, and agreement-svc \
+                         lost it when it was restored from an older copy; repeat it there, then accept anew"
+                    .to_owned(),
+            };
+            let failure =
+                precondition(ErrorReason::WithdrawalLost, sentence).with("customer_id", customer_id);
+            match acceptance_id {
+                Some(id) => failure.with("acceptance_id", id).status(),
+                None => failure.status(),
+            }
+        }
+        Refusal::HistoryInvalid => with(
+            Code::Unavailable,
+            ErrorReason::GateUnavailable,
+            "agreement-svc was restored from an older copy and its answers cannot be used until its operator announces \
+             the restore; nothing was ordered or changed; retry under the same request id",
+        )
+        .retry_after(RETRY)
         .status(),
         Refusal::NotActive { state } => {
             let failure = precondition(
@@ -258,7 +283,10 @@ mod tests {
             ),
             required(vec![Reason::WrongAgreementType], vec![]),
             Refusal::GateUnavailable,
-            Refusal::AnswerOutdated,
+            Refusal::AnswerOutdated { customer_id: id, fence: 7 },
+            Refusal::WithdrawalLost { customer_id: id, acceptance_id: Some(id) },
+            Refusal::WithdrawalLost { customer_id: id, acceptance_id: None },
+            Refusal::HistoryInvalid,
             Refusal::NotActive { state: State::Active },
             Refusal::NotActive { state: State::Suspended },
             Refusal::NotActive { state: State::Cancelled },
@@ -281,6 +309,9 @@ mod tests {
             FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (WRONG_AGREEMENT_TYPE); remedy: there is nothing that you can do about it with your role and these offers ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "reasons=WRONG_AGREEMENT_TYPE", "remedies="]
             Unavailable GATE_UNAVAILABLE: whether the customer accepted is not known right now, and nothing was ordered or changed; retry under the same request id []
             Aborted ANSWER_OUTDATED: the customer's acceptance kept changing while this was decided; try again []
+            FailedPrecondition WITHDRAWAL_LOST: the withdrawal of acceptance 00000000-0000-0000-0000-000000000001 was applied here, and agreement-svc lost it when it was restored from an older copy; withdraw the acceptance again, then accept anew ["acceptance_id=00000000-0000-0000-0000-000000000001", "customer_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition WITHDRAWAL_LOST: a withdrawal or an end of a relationship was applied here for the customer, and agreement-svc lost it when it was restored from an older copy; repeat it there, then accept anew ["customer_id=00000000-0000-0000-0000-000000000001"]
+            Unavailable GATE_UNAVAILABLE: agreement-svc was restored from an older copy and its answers cannot be used until its operator announces the restore; nothing was ordered or changed; retry under the same request id []
             FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is ACTIVE; this takes an ACTIVE one ["state=ACTIVE"]
             FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is SUSPENDED; this takes an ACTIVE one ["partner_center_code=2001", "state=SUSPENDED"]
             FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is CANCELLED; this takes an ACTIVE one ["partner_center_code=2011", "state=CANCELLED"]

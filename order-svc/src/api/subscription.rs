@@ -23,7 +23,7 @@ use proto::types::GateEvidence;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{Api, Attempt, Failure, checked, convert, time_until, viewer};
+use super::{Api, Attempt, Failure, checked, convert, time_until, viewer, withdrawal_lost};
 use crate::agreements::gate::GateQuery;
 use crate::rules::Refusal;
 use crate::rules::gate::Operation;
@@ -303,8 +303,14 @@ impl Api {
         match commit(&self.database, &self.clock, key, basis, encoded, writes).await? {
             Commit::Done => Ok(Attempt::Done(response)),
             Commit::LostRace => Err(Refusal::StaleEtag.into()),
-            Commit::SeenBefore | Commit::AnswerOutdated => Ok(Attempt::Retry(Refusal::AnswerOutdated)),
-            Commit::AnswerStale => Ok(Attempt::Retry(Refusal::GateUnavailable)),
+            Commit::SeenBefore | Commit::AnswerStale => Ok(Attempt::Retry(Refusal::GateUnavailable)),
+            Commit::AnswerOutdated { fence } => {
+                let customer_id = known.customer_id;
+                Ok(Attempt::Retry(Refusal::AnswerOutdated { customer_id, fence }))
+            }
+            Commit::EvidenceWithdrawn { acceptance_id } => {
+                Err(withdrawal_lost(known.customer_id, acceptance_id).into())
+            }
         }
     }
 }

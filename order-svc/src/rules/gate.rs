@@ -102,8 +102,8 @@ pub struct Answer {
     pub verdict: Verdict,
     /// By our clock, before the query was sent: the answer is at most this old.
     pub asked_at: Time,
-    /// The next instant at which it could change by itself.
-    pub valid_until: Option<Time>,
+    /// How long after its evaluation it could change by itself, by agreement-svc's clock.
+    pub valid_for: Option<Duration>,
 }
 
 impl Answer {
@@ -119,12 +119,13 @@ impl Answer {
         }
     }
 
-    /// Whether something may still be stored on it (I1).
+    /// Whether something may still be stored on it (I1). It was evaluated after it was asked for, so its age by our
+    /// clock is at least its age by agreement-svc's, and the two clocks are never compared.
     pub fn is_fresh(&self, now: Time) -> bool {
         let age = now - self.asked_at;
         age >= Duration::zero()
             && age < ANSWER_AGE_MAX
-            && self.valid_until.is_none_or(|valid_until| now < valid_until)
+            && self.valid_for.is_none_or(|valid_for| age < valid_for)
     }
 }
 
@@ -150,23 +151,24 @@ mod tests {
     #[test]
     fn an_answer_is_fresh_for_five_seconds_until_it_can_change() {
         let at = |micros: i64| Time::from_timestamp_micros(micros).unwrap();
-        let answer = |valid_until: Option<i64>| Answer {
+        let answer = |valid_for: Option<i64>| Answer {
             customer_id: Uuid::nil(),
             customer_country: "FR".into(),
             verdict: Verdict::Blocked { reasons: vec![], remedies: vec![] },
             asked_at: at(1_000_000),
-            valid_until: valid_until.map(at),
+            valid_for: valid_for.map(Duration::microseconds),
         };
-        for (valid_until, now, fresh) in [
+        for (valid_for, now, fresh) in [
             (None, 1_000_000, true),
             (None, 5_999_999, true),
             (None, 6_000_000, false),
             // A clock that went back proves nothing.
             (None, 999_999, false),
-            (Some(2_000_000), 1_999_999, true),
-            (Some(2_000_000), 2_000_000, false),
+            (Some(1_000_000), 1_999_999, true),
+            (Some(1_000_000), 2_000_000, false),
+            (Some(0), 1_000_000, false),
         ] {
-            assert_eq!(answer(valid_until).is_fresh(at(now)), fresh, "{valid_until:?} at {now}");
+            assert_eq!(answer(valid_for).is_fresh(at(now)), fresh, "{valid_for:?} at {now}");
         }
     }
 }

@@ -44,8 +44,14 @@ pub enum Refusal {
     AgreementRequired { customer_id: Uuid, reasons: Vec<Reason>, remedies: Vec<Remedy> },
     /// The gate did not answer, or its answer cannot be used (I8).
     GateUnavailable,
-    /// Withdrawals or ends of relationships kept overtaking the gate's answers.
-    AnswerOutdated,
+    /// Withdrawals or ends of relationships kept overtaking the gate's answers; the last has this revision (WD-3).
+    AnswerOutdated { customer_id: Uuid, fence: i64 },
+    /// agreement-svc was restored from an older copy and lost a withdrawal, or an end of a relationship, that was applied
+    /// here (WD-3a). The acceptance is named where the answer rests on it.
+    WithdrawalLost { customer_id: Uuid, acceptance_id: Option<Uuid> },
+    /// agreement-svc was restored from an older copy, and that was not announced: its history is not the one that was
+    /// followed here (WD-3a).
+    HistoryInvalid,
     /// SUB-2, SUB-4.
     NotActive { state: State },
     /// SUB-1: the state is final.

@@ -1,6 +1,7 @@
 //! The transaction in which a request takes effect, at most once for each idempotency key. The customer's
 //! fence holds a fencing token: the revision of the last withdrawal or end of a relationship that was applied.
-//! What the gate allowed is stored only on an answer that is not older than that revision (WD-3).
+//! What the gate allowed is stored only on an answer that is not older than that revision (WD-3), and that rests on no
+//! acceptance whose withdrawal was applied (WD-3a): after a restore agreement-svc may count such an acceptance again.
 
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
@@ -13,6 +14,7 @@ use uuid::Uuid;
 use super::order::order_place;
 use super::schema::fence;
 use super::subscription::subscription_change;
+use super::withdrawal::is_withdrawn;
 use crate::rules::Time;
 use crate::rules::gate::{Answer, Approval};
 use crate::rules::order::Order;
@@ -24,8 +26,14 @@ pub(crate) enum Commit {
     Done,
     /// Another call was first with the same request id.
     SeenBefore,
-    /// A withdrawal or end of a relationship newer than the answer was applied: ask the gate again.
-    AnswerOutdated,
+    /// A withdrawal or end of a relationship newer than the answer was applied, of this revision: ask the gate again.
+    AnswerOutdated {
+        fence: i64,
+    },
+    /// The answer rests on an acceptance whose withdrawal was applied here (WD-3a).
+    EvidenceWithdrawn {
+        acceptance_id: Uuid,
+    },
     /// The answer is too old, or could have changed by itself: ask the gate again.
     AnswerStale,
     /// The row has changed since it was read.
@@ -106,8 +114,14 @@ fn commit_gated(
     clock: &Clock,
     writes: &Write,
 ) -> Result<(), Rollback> {
-    if !check_fence(connection, answer.customer_id, approval.revision)? {
-        return Err(Rollback::Because(Commit::AnswerOutdated));
+    if let Some(fence) = closed_fence(connection, answer.customer_id, approval.revision)? {
+        return Err(Rollback::Because(Commit::AnswerOutdated { fence }));
+    }
+    if let Some(evidence) = &approval.evidence
+        && is_withdrawn(connection, evidence.acceptance_id)?
+    {
+        let acceptance_id = evidence.acceptance_id;
+        return Err(Rollback::Because(Commit::EvidenceWithdrawn { acceptance_id }));
     }
     commit_once(connection, key, response, clock.now(), writes)?;
     // The age is checked last: the queue for the transaction, the fence and the request id may each have
@@ -143,10 +157,14 @@ fn ended(written: Result<(), Rollback>) -> Result<Commit, Error> {
     }
 }
 
-/// Takes the customer's fence, unless a withdrawal or end of a relationship newer than the answer was applied. Transactions
-/// of one customer wait for each other here; those of different customers never do.
-fn check_fence(connection: &mut Connection, customer: Uuid, answer_revision: i64) -> Result<bool, Error> {
-    let passed = query!(connection, c => {
+/// Takes the customer's fence, unless a withdrawal or end of a relationship newer than the answer was applied: then its
+/// revision is returned. Transactions of one customer wait for each other here; those of different customers never do.
+fn closed_fence(
+    connection: &mut Connection,
+    customer: Uuid,
+    answer_revision: i64,
+) -> Result<Option<i64>, Error> {
+    let passed = query!(&mut *connection, c => {
         FilterDsl::filter(
             diesel::insert_into(fence::table)
                 .values((fence::customer_id.eq(customer.to_string()), fence::fence_revision.eq(0)))
@@ -157,7 +175,13 @@ fn check_fence(connection: &mut Connection, customer: Uuid, answer_revision: i64
         )
         .execute(c)
     })?;
-    Ok(passed > 0)
+    if passed > 0 {
+        return Ok(None);
+    }
+    let revision = query!(connection, c => {
+        fence::table.find(customer.to_string()).select(fence::fence_revision).first(c)
+    })?;
+    Ok(Some(revision))
 }
 
 /// Raises a customer's fence to the revision of an event, past which no older answer comes. It never falls,

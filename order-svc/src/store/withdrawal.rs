@@ -6,7 +6,7 @@ use chassis::database::row::{at, id_or_empty, utc};
 use chassis::database::{Connection, Error};
 use chassis::query;
 use chrono::NaiveDateTime;
-use diesel::dsl::max;
+use diesel::dsl::{exists, max};
 use diesel::prelude::*;
 use uuid::Uuid;
 
@@ -166,6 +166,12 @@ fn withdrawal_archive(connection: &mut Connection, lost: Row) -> Result<(), Erro
         diesel::delete(withdrawal::table.find(revision)).execute(c)?;
     });
     Ok(())
+}
+
+/// Whether the withdrawal of an acceptance was applied, whatever agreement-svc says of it by now (WD-3a).
+pub(super) fn is_withdrawn(connection: &mut Connection, acceptance: Uuid) -> Result<bool, Error> {
+    let of_acceptance = withdrawal::table.filter(withdrawal::acceptance_id.eq(acceptance.to_string()));
+    Ok(query!(connection, c => diesel::select(exists(of_acceptance)).get_result(c))?)
 }
 
 /// Which withdrawals are asked for.

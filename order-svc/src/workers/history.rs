@@ -145,9 +145,18 @@ pub(crate) async fn run(
         if let Err(interruption) = ended {
             interruption.log(now.revision);
             failures += 1;
-            if interruption.invalidates() {
-                followed.send_replace(Followed::default());
-            }
+            let is_invalid = match &interruption {
+                Interruption::Stream(NotFollowed::InvalidHistory(_)) => Some(true),
+                // The history is followed on, or anew.
+                Interruption::WentBack | Interruption::Lost(..) => Some(false),
+                Interruption::Stream(NotFollowed::Unavailable(_)) | Interruption::Database(_) => {
+                    now.is_invalid.or(Some(false))
+                }
+            };
+            match interruption.invalidates() {
+                true => followed.send_replace(Followed { is_invalid, ..Followed::default() }),
+                false => followed.send_replace(Followed { is_invalid, ..now }),
+            };
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -170,6 +179,7 @@ async fn follow(
         let point = match history.next().await? {
             None => return Ok(()),
             Some(StreamItem::Lost(restore)) => {
+                followed.send_modify(|followed| followed.is_invalid = Some(true));
                 return Err(start_over(database, clock, applied, restore).await?);
             }
             Some(StreamItem::Point(point)) => point,
@@ -182,6 +192,7 @@ async fn follow(
         followed.send_modify(|followed| {
             followed.revision = applied;
             followed.until = followed.until.max(Some(until));
+            followed.is_invalid = Some(false);
         });
     }
 }

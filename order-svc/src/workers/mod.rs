@@ -14,4 +14,7 @@ pub(crate) struct Followed {
     /// What was recorded until then has been applied, but for what was just being stored; `None` when that
     /// is not known.
     pub until: Option<Time>,
+    /// Whether agreement-svc's history is known not to be the one that was followed: its database was restored from an
+    /// older copy. `None` until it was asked.
+    pub is_invalid: Option<bool>,
 }

@@ -484,6 +484,7 @@ impl Cluster {
             agreements_cert: client.cert,
             agreements_key: client.key,
             gate_deadline_ms: self.setup.gate_deadline_ms,
+            clock_difference_max_ms: 60_000,
             service_token: self.pki.as_ref().map(|pki| pki.file("service.token")),
             identity: self.identity_settings(),
             tls: self.pki.as_ref().map(Pki::server_tls).unwrap_or_default(),

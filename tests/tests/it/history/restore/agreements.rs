@@ -65,8 +65,8 @@ async fn an_announced_restore_keeps_effects_and_orders_go_on(#[case] backend: Ba
     // No other customer is concerned.
     actions::subscribe(&direct, &untouched, None).await.unwrap();
     // agreement-svc regards the customer as covered; order-svc refuses until the withdrawal is repeated.
-    let outdated = (Code::Aborted, "ANSWER_OUTDATED".to_owned());
-    assert_eq!(refused(actions::order(&direct, &withdrawn, None, 1).await), outdated);
+    let lost = (Code::FailedPrecondition, "WITHDRAWAL_LOST".to_owned());
+    assert_eq!(refused(actions::order(&direct, &withdrawn, None, 1).await), lost);
     actions::withdraw(&direct, &attestation).await.unwrap();
     let required = (Code::FailedPrecondition, "AGREEMENT_REQUIRED".to_owned());
     assert_eq!(refused(actions::order(&direct, &withdrawn, None, 1).await), required);
@@ -94,6 +94,7 @@ async fn order_svc_stops_at_a_fork_until_a_restore_is_announced(#[case] backend:
         let mut world = World::on(backend).await;
         let direct = world.direct.clone();
         let (_, attestation, bought) = world.buyer().await;
+        let (untouched, _, _) = world.buyer().await;
         let before = world.followed().await;
         let copy = Backup::of(world.cluster.agreements_database()).unwrap();
         for _ in 0..lost {
@@ -116,6 +117,9 @@ async fn order_svc_stops_at_a_fork_until_a_restore_is_announced(#[case] backend:
         };
         assert_eq!(refused, expected);
         assert_eq!((world.cursor(), world.state(&bought).await), (known.revision, Active));
+        // What such an agreement-svc answers opens nothing (WD-3a), also for a customer of whom nothing was lost.
+        let unknown = (Code::Unavailable, "GATE_UNAVAILABLE".to_owned());
+        assert_eq!(tests::assert::refused(actions::order(&direct, &untouched, None, 1).await), unknown);
 
         // Late, and beside the running service.
         let last = world.head();
@@ -125,6 +129,7 @@ async fn order_svc_stops_at_a_fork_until_a_restore_is_announced(#[case] backend:
         world.passed(&restored).await;
         assert_eq!(world.state(&bought).await, Cancelled, "{lost} lost, {grown} grown");
         assert_eq!(world.findings(&[&before, &last, &restored]).await, []);
+        actions::order(&direct, &untouched, None, 1).await.unwrap();
         let (customer, _, _) = world.buyer().await;
         actions::subscribe(&direct, &customer, None).await.unwrap();
         world.followed().await;

@@ -4,6 +4,7 @@
 mod agreements;
 mod gaps;
 mod orders;
+mod withdrawn;
 
 use agreement_svc::config::Verify;
 use agreement_svc::rules::chain::{Finding, Head};

@@ -16,7 +16,7 @@ async fn order_svc_believes_a_truthful_impostor() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_invalid_answer_is_unknown() {
     tests::needs_own!("a proxy to agreement-svc that it cuts");
-    let twists: [(&str, Twist); 24] = [
+    let twists: [(&str, Twist); 29] = [
         ("unspecified decision", |a| Ok(CheckEligibilityResponse { decision: 0, ..a })),
         ("unknown decision", |a| Ok(CheckEligibilityResponse { decision: 99, ..a })),
         ("negative decision", |a| Ok(CheckEligibilityResponse { decision: -1, ..a })),
@@ -57,6 +57,18 @@ async fn an_invalid_answer_is_unknown() {
         ("invalid for another reason", |_| Err(Status::invalid_argument("nonsense"))),
         ("unimplemented", |_| Err(Status::unimplemented("never heard of it"))),
         ("not found, by something that is not agreement-svc", |_| Err(Status::not_found("no such page"))),
+        ("allowed outside the public cloud", |a| {
+            Ok(CheckEligibilityResponse { customer_cloud: Cloud::Germany.into(), ..a })
+        }),
+        ("allowed in no cloud", |a| Ok(CheckEligibilityResponse { customer_cloud: 0, ..a })),
+        ("allowed in an unknown cloud", |a| Ok(CheckEligibilityResponse { customer_cloud: 99, ..a })),
+        ("allowed for reasons to block", |a| {
+            Ok(CheckEligibilityResponse { reasons: vec![BlockReason::Withdrawn.into()], ..a })
+        }),
+        ("given two minutes ago", |a| {
+            let then = Clock::system().now() - chrono::Duration::minutes(2);
+            Ok(CheckEligibilityResponse { evaluated_at: Some(timestamp(then)), ..a })
+        }),
         ("holding until a moment that has passed", |a| {
             Ok(CheckEligibilityResponse { valid_until: Some(timestamp(Clock::system().now())), ..a })
         }),
@@ -160,6 +172,8 @@ async fn a_late_yes_and_the_one_that_came_instead_make_one_order() {
     let impostor = Impostor::new(Ok);
     let (proxy, cluster) = cluster_far_from(&impostor, 4000).await;
     let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    actions::order(&direct, &fixtures::request_id(), None, 5).await.unwrap();
+    tokio::time::timeout(LONG, impostor.asked.notified()).await.unwrap();
     proxy.hold_answers(true);
     let caller = direct.clone();
     let waiting =
@@ -170,6 +184,6 @@ async fn a_late_yes_and_the_one_that_came_instead_make_one_order() {
     }
     proxy.hold_answers(false);
     waiting.await.unwrap().unwrap();
-    assert_eq!(impostor.questions.load(Ordering::SeqCst), 2);
-    assert_eq!(orders_of(&direct).await, 1);
+    assert_eq!(impostor.questions.load(Ordering::SeqCst), 3);
+    assert_eq!(orders_of(&direct).await, 2);
 }

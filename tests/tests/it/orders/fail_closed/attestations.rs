@@ -88,6 +88,6 @@ async fn an_order_attests_once_however_often_it_is_sent() {
     cluster.orders_sql("UPDATE fence SET fence_revision = 1000000").unwrap();
     let order = CreateOrderRequest { request_id: fixtures::request_id(), ..order };
     let refused = direct.orders().create_order(order).await.unwrap_err();
-    assert_eq!(reason_of(&refused), "ANSWER_OUTDATED");
-    assert_eq!(counts(), [2, 4]);
+    assert_eq!(reason_of(&refused), "WITHDRAWAL_LOST");
+    assert_eq!(counts(), [2, 3]);
 }

@@ -34,7 +34,7 @@ use proto::order::{
     GetWithdrawalReportRequest, ListOffersRequest, ListOrdersRequest, ListSubscriptionChangesRequest,
     ListSubscriptionsRequest, ListWithdrawalReportsRequest, Subscription,
 };
-use proto::types::{AcceptanceKind, AgreementType, Cloud, Decision, Evidence, GateRule};
+use proto::types::{AcceptanceKind, AgreementType, BlockReason, Cloud, Decision, Evidence, GateRule};
 use rstest_reuse::apply;
 use tests::fixtures::{self, AZURE_PLAN, DIRECT, OFFICE};
 use tests::{As, Backend, Cluster, Setup, actions, reason_of};
