@@ -266,6 +266,10 @@ pub struct Serve {
     pub acceptance_page: String,
     #[command(flatten)]
     pub mail: Mail,
+    /// How often the acceptances of a customer and one partner, or its signatures, may be made and withdrawn within an hour.
+    /// Each change is an event that order-svc applies for everyone, and no person accepts so often.
+    #[arg(long, env = "AGREEMENT_ACCEPTANCE_CHANGES_MAX", default_value = "60", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub acceptance_changes_max: u32,
     /// Calls that may be in progress at a time. Further calls wait up to 100 ms for a slot, in a bounded queue that is
     /// fair among tenants, and are then rejected. Fewer than 128 cannot fill a commit.
     #[arg(long, env = "AGREEMENT_CALLS_MAX", default_value = "256", value_parser = clap::value_parser!(u16).range(1..))]

@@ -123,6 +123,7 @@ pub async fn serve(
         committed,
         head,
         stopping: service.stopping(),
+        acceptance_changes_max: config.acceptance_changes_max,
         imports: TenantLimiter::new(IMPORTS_MAX, VOCABULARY.internal_kind),
         watchers: TenantLimiter::new(WATCHERS_MAX, VOCABULARY.internal_kind),
     };

@@ -4,6 +4,7 @@
 use chassis::clock::{new_id, new_salt};
 use uuid::Uuid;
 
+use super::rate::require_room_for_change;
 use super::template::live_instead_of;
 use super::visibility::{require_customer, require_partner, require_relationship, require_template};
 use crate::rules::attestation::{self, Attestation, Claim, Facts, check_attester};
@@ -54,6 +55,7 @@ pub(crate) fn attest(
         current: current.as_ref().map(|(attestation, effective_from)| (attestation, *effective_from)),
     };
     let accepted = attestation::attest(&facts, &claim, now)?;
+    require_room_for_change(change, Some(attester.id), customer.id)?;
 
     let contact_salt = new_salt();
     let id = new_id(now);

@@ -10,6 +10,7 @@ pub(crate) mod customer;
 pub(crate) mod gate;
 pub(crate) mod impact;
 pub(crate) mod invite;
+mod rate;
 pub(crate) mod sign;
 pub(crate) mod template;
 pub(crate) mod visibility;

@@ -4,6 +4,7 @@ use chassis::clock::new_id;
 use uuid::Uuid;
 
 use super::customer::{create, establish_relationship};
+use super::rate::require_room_for_change;
 use super::template::live_instead_of;
 use super::visibility::{require_partner, require_template};
 use crate::rules::Refusal;
@@ -124,6 +125,7 @@ pub(crate) fn sign(
         (Signing::Already, None) => None,
         (Signing::New { supersedes }, _) => supersedes,
     };
+    require_room_for_change(change, None, customer.id)?;
     let id = new_id(now);
     let revision = change.record(&Event::Signed {
         signature_id: id,

@@ -3,6 +3,7 @@
 
 use uuid::Uuid;
 
+use super::rate::require_room_for_change;
 use super::visibility::require_own_attestation;
 use crate::rules::Refusal;
 use crate::rules::attestation::Attestation;
@@ -13,7 +14,7 @@ use crate::store::acceptance::{
     acceptance_withdraw, acceptances_cover, attestation_current, signature_find, signatures_current,
 };
 use crate::store::change::{Change, ChangeError};
-use crate::store::customer::{active_partners, customer_set_acceptance_revision};
+use crate::store::customer::{customer_set_acceptance_revision, related_partners};
 
 /// Withdraws an attestation of the partner's own; names the partner if it has no acceptance now.
 pub(crate) fn withdraw_attestation(
@@ -47,7 +48,7 @@ pub(crate) fn withdraw_attestation(
     Ok((attestation, uncovered))
 }
 
-/// Withdraws a signature of the customer's own; names the active partners that have no acceptance now.
+/// Withdraws a signature of the customer's own; names the partners, present and former, that have no acceptance now.
 pub(crate) fn withdraw_signature(
     change: &mut Change<'_>,
     customer_id: Uuid,
@@ -72,7 +73,8 @@ pub(crate) fn withdraw_signature(
     Ok((signature, uncovered))
 }
 
-/// Stores a withdrawal, if it is new, and finds the active partners that it covered and that have no acceptance now.
+/// Stores a withdrawal, if it is new, and finds the partners, present and former, that it covered and that have no
+/// acceptance now.
 fn withdraw(
     change: &mut Change<'_>,
     id: Uuid,
@@ -82,11 +84,16 @@ fn withdraw(
     event: impl FnOnce(Vec<Uuid>) -> Event,
 ) -> Result<Vec<Uuid>, ChangeError> {
     if let Some(withdrawal) = new {
+        let partner_id = match covers {
+            Covers::Partner(partner) => Some(partner),
+            Covers::Everyone => None,
+        };
+        require_room_for_change(change, partner_id, customer_id)?;
         acceptance_withdraw(change.connection, id, withdrawal)?;
     }
     let remaining = acceptances_cover(change.connection, customer_id)?;
-    let active = active_partners(change.connection, customer_id)?;
-    let uncovered = uncovered(covers, &remaining, &active);
+    let related = related_partners(change.connection, customer_id)?;
+    let uncovered = uncovered(covers, &remaining, &related);
     if new.is_some() {
         let revision = change.record(&event(uncovered.clone()))?;
         customer_set_acceptance_revision(change.connection, customer_id, revision)?;

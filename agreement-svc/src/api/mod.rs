@@ -60,6 +60,8 @@ pub(crate) struct Api {
     pub head: watch::Sender<i64>,
     /// Cancelled when the service ends: open streams end.
     pub stopping: CancellationToken,
+    /// Changes of acceptances an hour that are allowed for a customer and a partner (ATT-8).
+    pub acceptance_changes_max: u32,
     /// One for each import that may be open.
     pub imports: TenantLimiter,
     /// One for each watcher that may be open.
@@ -166,8 +168,8 @@ impl Api {
             }
             decide(change, &caller)
         };
-        let clock = self.clock.clone();
-        let answered = change(&self.database, key, clock, validate_only, decide, A::encode_to_vec).await;
+        let limits = (self.clock.clone(), self.acceptance_changes_max);
+        let answered = change(&self.database, key, limits, validate_only, decide, A::encode_to_vec).await;
         let answered = answered.map_err(status::of)?;
         self.committed.send_replace(());
         match answered {

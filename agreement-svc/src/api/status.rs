@@ -183,6 +183,18 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         .with("offered_version", offered)
         .with("current_version", current)
         .status(),
+        Refusal::TooManyChanges { max, retry_after } => with(
+            Code::ResourceExhausted,
+            ErrorReason::AcceptanceChangeLimit,
+            format!(
+                "the acceptances of this customer and partner were made and withdrawn {max} times within an hour; try again \
+                 in {} s, or ask the operator to raise --acceptance-changes-max",
+                retry_after.num_seconds() + 1
+            ),
+        )
+        .with("limit", max)
+        .retry_after(retry_after.to_std().unwrap_or(STREAM_RETRY))
+        .status(),
         Refusal::DomainTaken => with(
             Code::AlreadyExists,
             ErrorReason::DomainTaken,
@@ -377,6 +389,7 @@ mod tests {
             Refusal::TemplateRetired { template_id: id, use_template_id: None },
             Refusal::AlreadyAttested { attestation_id: id },
             Refusal::OlderThanCurrent { attestation_id: id, offered: 1, current: 2 },
+            Refusal::TooManyChanges { max: 60, retry_after: chrono::Duration::seconds(7) },
             Refusal::DomainTaken,
             Refusal::PartnerExists { partner_id: id },
             Refusal::ResellerNotLinked { provider_id: id, reseller_id: id },
@@ -408,6 +421,7 @@ mod tests {
             FailedPrecondition TEMPLATE_RETIRED: template 00000000-0000-0000-0000-000000000001 is retired ["template_id=00000000-0000-0000-0000-000000000001"]
             AlreadyExists ALREADY_ATTESTED: attestation 00000000-0000-0000-0000-000000000001 already states this version and contact; nothing to do ["attestation_id=00000000-0000-0000-0000-000000000001", "partner_center_code=600061"]
             FailedPrecondition OLDER_THAN_CURRENT: on the date agreed version 1 was in force, and attestation 00000000-0000-0000-0000-000000000001 is of version 2; attest an acceptance of the later version ["attestation_id=00000000-0000-0000-0000-000000000001", "current_version=2", "offered_version=1"]
+            ResourceExhausted ACCEPTANCE_CHANGE_LIMIT: the acceptances of this customer and partner were made and withdrawn 60 times within an hour; try again in 8 s, or ask the operator to raise --acceptance-changes-max ["limit=60"]
             AlreadyExists DOMAIN_TAKEN: a customer with this domain exists; ask it for a relationship or use another domain []
             AlreadyExists PARTNER_EXISTS: partner 00000000-0000-0000-0000-000000000001 is registered with other particulars, which never change ["partner_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition RESELLER_NOT_LINKED: reseller 00000000-0000-0000-0000-000000000001 is not linked to provider 00000000-0000-0000-0000-000000000001; ask the operator to link them ["provider_id=00000000-0000-0000-0000-000000000001", "reseller_id=00000000-0000-0000-0000-000000000001"]

@@ -11,6 +11,23 @@ use super::{Refusal, Time};
 /// How far a partner's clock may be ahead of ours (ATT-3); partners complain of less.
 pub const CLOCK_TOLERANCE: Duration = Duration::minutes(5);
 
+/// The time in which changes of acceptances are counted (ATT-8).
+pub const CHANGES_COUNTED: Duration = Duration::hours(1);
+
+/// Checks that the acceptances of a customer, by one partner or by itself, do not change too often (ATT-8): each change is an
+/// event for everyone who follows the history. `recent` are the times of the last changes, at least `max` of them where
+/// there are so many.
+pub fn check_change_rate(mut recent: Vec<Time>, max: u32, now: Time) -> Result<(), Refusal> {
+    recent.retain(|at| *at > now - CHANGES_COUNTED);
+    recent.sort_unstable_by(|a, b| b.cmp(a));
+    // When this one is too old to count there is room again.
+    let last_to_count = usize::try_from(max).ok().and_then(|max| recent.get(max.checked_sub(1)?));
+    match last_to_count {
+        Some(last) => Err(Refusal::TooManyChanges { max, retry_after: *last + CHANGES_COUNTED - now }),
+        None => Ok(()),
+    }
+}
+
 /// How the complaint about a date in the future begins.
 pub const IN_THE_FUTURE: &str = "must not be in the future";
 
@@ -119,6 +136,27 @@ pub fn attest(facts: &Facts<'_>, claim: &Claim, now: Time) -> Result<Accepted, R
 mod tests {
     use super::super::template::Version;
     use super::*;
+
+    /// ATT-8.
+    #[test]
+    fn acceptances_change_a_bounded_number_of_times_an_hour() {
+        let now = at(10_000);
+        let ago = |seconds: &[i64]| seconds.iter().map(|s| now - Duration::seconds(*s)).collect::<Vec<_>>();
+        let wait =
+            |max, seconds| Err(Refusal::TooManyChanges { max, retry_after: Duration::seconds(seconds) });
+        for (recent, max, expected) in [
+            (vec![], 1, Ok(())),
+            (ago(&[0]), 1, wait(1, 3600)),
+            (ago(&[3599]), 1, wait(1, 1)),
+            (ago(&[3600]), 1, Ok(())),
+            (ago(&[10, 20]), 3, Ok(())),
+            (ago(&[30, 10, 20]), 3, wait(3, 3570)),
+            // Only the newest of them have to become old.
+            (ago(&[10, 20, 30, 40, 5000]), 3, wait(3, 3570)),
+        ] {
+            assert_eq!(check_change_rate(recent.clone(), max, now), expected, "{recent:?} {max}");
+        }
+    }
 
     fn at(seconds: i64) -> Time {
         Time::from_timestamp(seconds, 0).unwrap()

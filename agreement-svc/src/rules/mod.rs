@@ -15,7 +15,7 @@ pub mod signature;
 pub mod template;
 pub mod withdrawal;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Duration, Utc};
 use uuid::Uuid;
 
 use invitation::InvitationState;
@@ -60,6 +60,8 @@ pub enum Refusal {
     AlreadyAttested { attestation_id: Uuid },
     /// ATT-8: an older version than the current one's.
     OlderThanCurrent { attestation_id: Uuid, offered: u32, current: u32 },
+    /// ATT-8: the acceptances of the customer, by this partner or by itself, change too often.
+    TooManyChanges { max: u32, retry_after: Duration },
     /// CUS-1.
     DomainTaken,
     /// Registered with other particulars.

@@ -61,14 +61,14 @@ pub fn check_withdrawal(
     }
 }
 
-/// The partners with an active relationship that lose their last acceptance of any type and version
-/// with `withdrawn` (WD-1). Another partner's lack of acceptance is none of an attestation's doing
+/// The partners with a relationship, active or ended, that lose their last acceptance of any type and version with
+/// `withdrawn` (WD-1): what they still pay for rests on nothing then. Another partner's lack of acceptance is none of an attestation's doing
 /// (ATT-7).
-pub fn uncovered(withdrawn: Covers, remaining: &[Covers], active_partners: &[Uuid]) -> Vec<Uuid> {
+pub fn uncovered(withdrawn: Covers, remaining: &[Covers], partners: &[Uuid]) -> Vec<Uuid> {
     let is_left_bare = |partner: &&Uuid| {
         withdrawn.covers(**partner) && !remaining.iter().any(|other| other.covers(**partner))
     };
-    active_partners.iter().filter(is_left_bare).copied().collect()
+    partners.iter().filter(is_left_bare).copied().collect()
 }
 
 #[cfg(test)]

@@ -310,6 +310,41 @@ pub(crate) fn signature_insert(connection: &mut Connection, new: &Signature) -> 
 }
 
 /// Marks an acceptance as replaced by another.
+/// When acceptances of a customer, by a partner or, without one, by itself, were made or withdrawn last: the newest of each,
+/// `limit` at most, after a time.
+pub(crate) fn changes_since(
+    connection: &mut Connection,
+    partner: Option<Uuid>,
+    customer: Uuid,
+    since: Time,
+    limit: u32,
+) -> Result<Vec<Time>, Error> {
+    let partner = partner.map_or_else(|| NO_PARTNER.to_owned(), |id| id.to_string());
+    let customer = customer.to_string();
+    let (since, limit) = (since.naive_utc(), i64::from(limit));
+    let made: Vec<NaiveDateTime> = query!(&mut *connection, c => {
+        acceptance::table
+            .filter(acceptance::customer_id.eq(&customer))
+            .filter(acceptance::partner_id.eq(&partner))
+            .filter(acceptance::recorded_at.gt(since))
+            .order(acceptance::recorded_at.desc())
+            .limit(limit)
+            .select(acceptance::recorded_at)
+            .load(c)
+    })?;
+    let withdrawn: Vec<NaiveDateTime> = query!(connection, c => {
+        acceptance::table
+            .filter(acceptance::customer_id.eq(&customer))
+            .filter(acceptance::partner_id.eq(&partner))
+            .filter(acceptance::withdrawn_at.gt(since))
+            .order(acceptance::withdrawn_at.desc())
+            .limit(limit)
+            .select(acceptance::withdrawn_at.assume_not_null())
+            .load(c)
+    })?;
+    Ok(made.into_iter().chain(withdrawn).map(utc).collect())
+}
+
 pub(crate) fn acceptance_supersede(connection: &mut Connection, id: Uuid, now: Time) -> Result<(), Error> {
     query!(connection, c => {
         diesel::update(acceptance::table.find(id.to_string()))

@@ -22,6 +22,8 @@ pub(crate) struct Change<'c> {
     pub connection: &'c mut Connection,
     /// The one time of everything in this change, taken under the lock, so that it follows the order of the changes.
     pub now: Time,
+    /// Changes of acceptances an hour that are allowed for a customer and a partner (ATT-8).
+    pub acceptance_changes_max: u32,
     revision: i64,
     head: String,
 }
@@ -78,13 +80,13 @@ impl<A> From<Error> for Undone<A> {
 pub(crate) async fn change<A: Send + 'static>(
     database: &Database,
     key: IdempotencyKey,
-    clock: Clock,
+    (clock, acceptance_changes_max): (Clock, u32),
     validate_only: bool,
     decide: impl FnOnce(&mut Change<'_>) -> Result<A, ChangeError> + Send + 'static,
     encode: fn(&A) -> Vec<u8>,
 ) -> Result<Answered<A>, ChangeError> {
     let write = move |connection: &mut Connection| {
-        let mut change = Change::begin(connection, &clock)?;
+        let mut change = Change::begin(connection, &clock, acceptance_changes_max)?;
         if !validate_only {
             match response_find(change.connection, &key)? {
                 Lookup::Never => {}
@@ -122,7 +124,8 @@ where
 {
     let clock = clock.clone();
     let write = move |connection: &mut Connection| {
-        let mut change = Change::begin(connection, &clock)?;
+        // It changes no acceptance.
+        let mut change = Change::begin(connection, &clock, u32::MAX)?;
         let outcome = decide(&mut change)?;
         change.finish()?;
         Ok(outcome)
@@ -131,7 +134,11 @@ where
 }
 
 impl<'c> Change<'c> {
-    fn begin(connection: &'c mut Connection, clock: &Clock) -> Result<Self, Error> {
+    fn begin(
+        connection: &'c mut Connection,
+        clock: &Clock,
+        acceptance_changes_max: u32,
+    ) -> Result<Self, Error> {
         // The update takes the lock; it changes nothing, so that a refusal burns no number.
         let (revision, head) = query!(connection, c => {
             diesel::update(revision::table)
@@ -139,7 +146,7 @@ impl<'c> Change<'c> {
                 .returning((revision::value, revision::head))
                 .get_result(c)
         })?;
-        Ok(Self { connection, now: clock.now(), revision, head })
+        Ok(Self { connection, now: clock.now(), acceptance_changes_max, revision, head })
     }
 
     /// The number of the last event.

@@ -339,6 +339,20 @@ pub(crate) fn active_partners(connection: &mut Connection, customer: Uuid) -> Re
     rows.iter().map(|partner| at("relationship", &key).parse("partner_id", partner)).collect()
 }
 
+/// The partners that have or had a relationship with a customer, each once.
+pub(crate) fn related_partners(connection: &mut Connection, customer: Uuid) -> Result<Vec<Uuid>, Error> {
+    let key = customer.to_string();
+    let rows: Vec<String> = query!(connection, c => {
+        relationship::table
+            .filter(relationship::customer_id.eq(&key))
+            .select(relationship::partner_id)
+            .distinct()
+            .order(relationship::partner_id)
+            .load(c)
+    })?;
+    rows.iter().map(|partner| at("relationship", &key).parse("partner_id", partner)).collect()
+}
+
 pub(crate) fn relationship_insert(
     connection: &mut Connection,
     new: Relationship,

@@ -2,3 +2,4 @@
 
 mod import;
 pub(crate) mod mail;
+mod rate;

@@ -55,6 +55,8 @@ pub(crate) struct Happened {
 pub(crate) struct Customer {
     /// The relationships, by the partner that entered each.
     pub relationships: BTreeSet<usize>,
+    /// Those that ended.
+    pub former: BTreeSet<usize>,
     pub first_purchase_at: Option<Time>,
     pub acceptance_revision: i64,
 }
@@ -247,8 +249,11 @@ impl Model {
     pub(super) fn without_acceptance(&self, customer: usize) -> Vec<usize> {
         let is_bare =
             |p: &usize| self.current(customer, Some(*p)).is_none() && self.current(customer, None).is_none();
-        let payers: BTreeSet<_> =
-            self.customers[customer].relationships.iter().map(|of| payer(*of)).collect();
+        let payers: BTreeSet<_> = self.customers[customer]
+            .relationships
+            .union(&self.customers[customer].former)
+            .map(|of| payer(*of))
+            .collect();
         payers.into_iter().filter(is_bare).collect()
     }
 

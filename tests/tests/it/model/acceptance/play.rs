@@ -261,6 +261,7 @@ impl Play {
         let model = &mut self.model;
         let is_active = model.customers[customer].relationships.remove(&partner);
         if is_active {
+            model.customers[customer].former.insert(partner);
             let others_remain = model.customers[customer].is_paid_for_by(payer(partner));
             let ended = of_relationship("RelationshipEnded", partner, customer);
             model.happened(Happened { others_remain, ..ended });

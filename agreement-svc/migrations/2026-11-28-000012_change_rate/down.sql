@@ -1,0 +1,2 @@
+DROP INDEX acceptance_by_withdrawn;
+DROP INDEX acceptance_by_recorded;
