@@ -10,6 +10,7 @@ use chassis::database::Url;
 use chassis::telemetry::LogFormat;
 use chassis::tls::{self, Address};
 use clap::{Args, Parser, Subcommand};
+use uuid::Uuid;
 
 use crate::rules::offer::Catalogue;
 
@@ -32,8 +33,24 @@ pub enum Command {
     Serve(Box<Serve>),
     /// Brings the schema up to date.
     Migrate(Storage),
+    /// Passes over one event of agreement-svc's history that order-svc cannot apply, so that later ones are applied.
+    SkipEvent(SkipEvent),
     /// Asks a running server whether it serves; exits with 1 if not.
     CheckHealth(CheckHealth),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct SkipEvent {
+    /// sqlite:PATH, or postgres://USER@HOST/NAME as libpq takes it.
+    #[arg(long, env = "ORDER_DATABASE", value_name = "URL")]
+    pub database: Url,
+    /// The event, which must be the next one: the log names the revision after which the history cannot be applied.
+    #[arg(long, value_name = "REVISION")]
+    pub revision: i64,
+    /// The customer of the event, as agreement-svc's ListEvents shows it. Nothing more is stored for it on an answer of
+    /// the gate that is older than the event.
+    #[arg(long, value_name = "UUID")]
+    pub customer_id: Uuid,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -112,6 +129,10 @@ pub struct Serve {
     /// fair among tenants, and are then rejected. Fewer than 128 cannot fill a commit.
     #[arg(long, env = "ORDER_CALLS_MAX", default_value = "256", value_parser = clap::value_parser!(u16).range(1..))]
     pub calls_max: u16,
+    /// Subscriptions that a payer may have with one customer and that have not ended; orders beyond that are refused. The
+    /// default is more than a company orders and few enough to be cancelled within a second when the agreement is withdrawn.
+    #[arg(long, env = "ORDER_SUBSCRIPTIONS_MAX", default_value = "10000", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub subscriptions_max: u32,
     /// Threads that serve calls. One is the fastest on a few cores; blocking database work has
     /// threads of its own.
     #[arg(long, env = "ORDER_WORKER_THREADS", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=256))]

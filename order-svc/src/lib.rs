@@ -22,9 +22,10 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::bail;
 use chassis::auth::Identities;
 use chassis::clock::Clock;
-use chassis::database::{Database, Writes};
+use chassis::database::{Connection, Database, Writes};
 use chassis::idempotency;
 use chassis::metrics::Metrics;
 use chassis::server::{Listeners, MESSAGE_BYTES_MAX, Options};
@@ -43,8 +44,9 @@ use agreements::identity::ServiceIdentity;
 use agreements::replicas::Replicas;
 use api::Api;
 pub use api::access::{ACCESS_POLICY, VOCABULARY};
-use config::{Serve, Storage};
+use config::{Serve, SkipEvent, Storage};
 use metrics::Decisions;
+use store::history::event_skip;
 use workers::{Followed, history, renewals, reporter};
 
 /// The full names of the gRPC services, as health knows them.
@@ -102,7 +104,16 @@ pub async fn serve(
         service.spawn(|stop| metrics::serve(listener, metrics.clone(), clock.clone(), following, stop));
     }
 
-    let api = Api { database, clock, catalogue, agreements, decisions, followed: known_history, orders };
+    let api = Api {
+        database,
+        clock,
+        catalogue,
+        agreements,
+        decisions,
+        followed: known_history,
+        subscriptions_max: config.subscriptions_max,
+        orders,
+    };
     let mut routes = RoutesBuilder::default();
     routes
         .add_service(OfferServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
@@ -119,6 +130,25 @@ pub async fn serve(
         calls_max: config.calls_max.into(),
     };
     service.run(listeners.calls, routes, options, &metrics, shutdown).await
+}
+
+/// Passes over the next event of agreement-svc's history. The answer says what that leaves to do.
+///
+/// # Errors
+/// An event that is not the next one; a database that cannot be used.
+pub async fn skip_event(config: &SkipEvent) -> anyhow::Result<String> {
+    let database = Database::open(&config.database, false, Writes::Concurrent)?;
+    database.check_schema(store::MIGRATIONS)?;
+    let SkipEvent { revision, customer_id, .. } = *config;
+    let skip = move |connection: &mut Connection| event_skip(connection, revision, customer_id);
+    let skipped: Result<_, chassis::database::Error> = database.write(skip).await;
+    if let Err(applied) = skipped? {
+        bail!("event {revision} is not the next one: the history was applied up to event {applied}");
+    }
+    Ok(format!(
+        "event {revision} was passed over: what it should have cancelled or switched off stays as it is. If it was a \
+         withdrawal or an end of a relationship, cancel by hand what customer {customer_id} has left"
+    ))
 }
 
 /// Brings the schema up to date.

@@ -15,7 +15,7 @@ use super::{AgreementClient, CallOptions, reason_of};
 
 /// The refusals of CreateAttestation that are passed on to the client that orders. ALREADY_ATTESTED is not
 /// among them: then there is nothing to do.
-const REFUSALS: [(ErrorReason, Code); 9] = [
+const REFUSALS: [(ErrorReason, Code); 10] = [
     (ErrorReason::InvalidFields, Code::InvalidArgument),
     (ErrorReason::RequestIdReused, Code::InvalidArgument),
     (ErrorReason::IdentityRequired, Code::Unauthenticated),
@@ -25,6 +25,7 @@ const REFUSALS: [(ErrorReason, Code); 9] = [
     (ErrorReason::CloudNotSupported, Code::FailedPrecondition),
     (ErrorReason::TemplateRetired, Code::FailedPrecondition),
     (ErrorReason::OlderThanCurrent, Code::FailedPrecondition),
+    (ErrorReason::AcceptanceChangeLimit, Code::ResourceExhausted),
 ];
 
 /// An attestation that the caller wants made.

@@ -16,14 +16,18 @@ use super::{AgreementClient, is_retryable, log_if_unauthenticated, request_as};
 use crate::rules::Time;
 use crate::rules::gate::EvidenceKind;
 use crate::rules::history::{Consequence, Cursor, HistoryPoint, Restore};
-use crate::rules::withdrawal::{RelationshipEnd, Withdrawal};
+use crate::rules::relationship::{Relationship, RelationshipEnd};
+use crate::rules::withdrawal::Withdrawal;
 
 /// Something comes each second; a stream that is silent for this long has lost its other end.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 
-/// Events without consequences that are skipped in one transaction, so that catching up with many of them does not take a
+/// Events that are read together where they have come already, so that catching up with many of them does not take a
 /// transaction each.
-const SKIPPED_MAX: usize = 256;
+const READ_MAX: usize = 256;
+
+/// Of them with consequences: few enough that the customers concerned do not wait for long.
+const CONSEQUENCES_MAX: usize = 64;
 
 /// The history after a revision, as it goes on.
 pub(crate) struct History {
@@ -47,7 +51,8 @@ pub(crate) enum NotFollowed {
 /// What comes next in the history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum StreamItem {
-    Point(HistoryPoint),
+    /// Events with consequences, and the last of each run without; at least one.
+    Points(Vec<HistoryPoint>),
     /// Its database was restored from an older copy, and something of what was followed is not in its history:
     /// it has to be followed anew from the beginning.
     Lost(Restore),
@@ -82,8 +87,7 @@ impl AgreementClient {
 }
 
 impl History {
-    /// The next event with consequences, or the last that has come of those without; `None` when the
-    /// stream has ended as streams do; the caller opens it again.
+    /// The next events, as far as they have come; `None` when the stream has ended as streams do; the caller opens it again.
     ///
     /// # Errors
     /// [`NotFollowed`]. An event with consequences that cannot be read is an invalid history: skipping
@@ -93,21 +97,25 @@ impl History {
             Some(kept) => kept?,
             None => self.read().await?,
         };
-        let Some(StreamItem::Point(mut last)) = first else { return Ok(first) };
-        for _ in 0..SKIPPED_MAX {
-            if last.consequence.is_some() {
+        let Some(StreamItem::Points(mut points)) = first else { return Ok(first) };
+        for _ in 0..READ_MAX {
+            if points.iter().filter(|point| point.consequence.is_some()).count() >= CONSEQUENCES_MAX {
                 break;
             }
             match self.read().now_or_never() {
                 None => break,
-                Some(Ok(Some(StreamItem::Point(next)))) => last = next,
+                Some(Ok(Some(StreamItem::Points(next)))) => {
+                    // What has no consequences is passed over with what follows it.
+                    points.pop_if(|last| last.consequence.is_none());
+                    points.extend(next);
+                }
                 Some(ended) => {
                     self.kept = Some(ended);
                     break;
                 }
             }
         }
-        Ok(Some(StreamItem::Point(last)))
+        Ok(Some(StreamItem::Points(points)))
     }
 
     async fn read(&mut self) -> Result<Option<StreamItem>, NotFollowed> {
@@ -121,7 +129,9 @@ impl History {
             ))
         };
         let item = read_item(&self.seen, response).ok_or_else(nonsense)?;
-        if let StreamItem::Point(point) = &item {
+        if let StreamItem::Points(points) = &item
+            && let Some(point) = points.last()
+        {
             self.seen = point.cursor.clone();
         }
         Ok(Some(item))
@@ -151,13 +161,13 @@ fn read_item(seen: &Cursor, response: wire::WatchEventsResponse) -> Option<Strea
             change => {
                 event.change = change;
                 let point = read_event(event).filter(|point| point.cursor.revision == seen.revision + 1);
-                point.map(StreamItem::Point)
+                point.map(|point| StreamItem::Points(vec![point]))
             }
         },
         Item::Checkpoint(checkpoint) => {
             let until = checkpoint.looked_at.and_then(time)?;
             let point = HistoryPoint { cursor: seen.clone(), until, consequence: None };
-            (checkpoint.revision == seen.revision).then_some(StreamItem::Point(point))
+            (checkpoint.revision == seen.revision).then_some(StreamItem::Points(vec![point]))
         }
     }
 }
@@ -170,7 +180,11 @@ fn read_restored(seen: &Cursor, restored: &wire::HistoryRestored, event: wire::E
     }
     let is_next = restore.last_revision == seen.revision
         && seen.hash.as_ref().is_none_or(|hash| *hash == restored.last_hash);
-    if is_next { read_event(event).map(StreamItem::Point) } else { Some(StreamItem::Lost(restore)) }
+    if is_next {
+        read_event(event).map(|point| StreamItem::Points(vec![point]))
+    } else {
+        Some(StreamItem::Lost(restore))
+    }
 }
 
 fn read_event(event: wire::Event) -> Option<HistoryPoint> {
@@ -191,21 +205,30 @@ fn read_event(event: wire::Event) -> Option<HistoryPoint> {
             partner_id: None,
             uncovered: read_ids(&withdrawn.uncovered_partner_ids)?,
         })),
-        Some(Change::RelationshipEnded(ended)) => Some(Consequence::RelationshipEnded(RelationshipEnd {
-            customer_id: customer_id.ok()?,
-            payer_id: partner_id?,
-            reseller_id: match ended.reseller_id.as_str() {
-                "" => None,
-                id => Some(id.parse().ok()?),
-            },
-            others_remain: ended.others_remain,
-        })),
+        Some(Change::RelationshipEstablished(established)) => {
+            let reseller_id = read_optional_id(&established.reseller_id)?;
+            let relationship =
+                Relationship { customer_id: customer_id.ok()?, payer_id: partner_id?, reseller_id };
+            Some(Consequence::RelationshipEstablished(relationship))
+        }
+        Some(Change::RelationshipEnded(ended)) => {
+            let reseller_id = read_optional_id(&ended.reseller_id)?;
+            let relationship =
+                Relationship { customer_id: customer_id.ok()?, payer_id: partner_id?, reseller_id };
+            let others_remain = ended.others_remain;
+            Some(Consequence::RelationshipEnded(RelationshipEnd { relationship, others_remain }))
+        }
         // An event of a kind that this build does not know was written by a newer agreement-svc, which must not
         // withdraw by such a kind.
         Some(_) | None => None,
     };
     let cursor = Cursor { revision: event.revision, hash: Some(event.hash).filter(|hash| !hash.is_empty()) };
     Some(HistoryPoint { cursor, until: event.recorded_at.and_then(time)?, consequence })
+}
+
+/// An id that may be empty; `None` if it is something else.
+fn read_optional_id(id: &str) -> Option<Option<Uuid>> {
+    if id.is_empty() { Some(None) } else { id.parse().ok().map(Some) }
 }
 
 fn read_ids(ids: &[String]) -> Option<Vec<Uuid>> {
@@ -215,8 +238,8 @@ fn read_ids(ids: &[String]) -> Option<Vec<Uuid>> {
 #[cfg(test)]
 mod tests {
     use proto::agreement::{
-        AttestationWithdrawn, Attested, Checkpoint, HistoryRestored, RelationshipEnded, SignatureWithdrawn,
-        WatchEventsResponse,
+        AttestationWithdrawn, Attested, Checkpoint, HistoryRestored, RelationshipEnded,
+        RelationshipEstablished, SignatureWithdrawn, WatchEventsResponse,
     };
 
     use super::*;
@@ -247,7 +270,7 @@ mod tests {
 
     fn after(seen: i64, event: wire::Event) -> Option<HistoryPoint> {
         match item_after(&cursor(seen, None), Item::Event(event))? {
-            StreamItem::Point(point) => Some(point),
+            StreamItem::Points(mut points) => points.pop(),
             StreamItem::Lost(restore) => panic!("{restore:?}"),
         }
     }
@@ -293,16 +316,19 @@ mod tests {
             }))
         );
         let relationship_end = |reseller_id| {
-            let (customer_id, payer_id) = (CUSTOMER, PARTNER);
-            Some(Consequence::RelationshipEnded(RelationshipEnd {
-                customer_id,
-                payer_id,
-                reseller_id,
-                others_remain: true,
-            }))
+            let relationship = Relationship { customer_id: CUSTOMER, payer_id: PARTNER, reseller_id };
+            Some(Consequence::RelationshipEnded(RelationshipEnd { relationship, others_remain: true }))
         };
         assert_eq!(consequence(ended("")), relationship_end(None));
         assert_eq!(consequence(ended(&OTHER.to_string())), relationship_end(Some(OTHER)));
+        for (reseller, reseller_id) in [(String::new(), None), (OTHER.to_string(), Some(OTHER))] {
+            let established = RelationshipEstablished { reseller_id: reseller };
+            let relationship = Relationship { customer_id: CUSTOMER, payer_id: PARTNER, reseller_id };
+            assert_eq!(
+                consequence(Some(Change::RelationshipEstablished(established))),
+                Some(Consequence::RelationshipEstablished(relationship))
+            );
+        }
         // All others are skipped, also those of a newer agreement-svc.
         assert_eq!(consequence(Some(Change::Attested(Attested::default()))), None);
         assert_eq!(consequence(None), None);
@@ -327,7 +353,7 @@ mod tests {
         let seen = cursor(7, Some("seven"));
         let checkpoint =
             |revision, looked_at| item_after(&seen, Item::Checkpoint(Checkpoint { revision, looked_at }));
-        let quiet = StreamItem::Point(HistoryPoint { cursor: seen.clone(), until, consequence: None });
+        let quiet = StreamItem::Points(vec![HistoryPoint { cursor: seen.clone(), until, consequence: None }]);
         assert_eq!(checkpoint(7, Some(AT)), Some(quiet));
         assert_eq!(checkpoint(8, Some(AT)), None, "it knows of an event that did not come");
         assert_eq!(checkpoint(6, Some(AT)), None);
@@ -346,7 +372,7 @@ mod tests {
         };
         let next = || {
             let (cursor, until) = (cursor(LIFTED, Some("restored")), time(AT).unwrap());
-            Some(StreamItem::Point(HistoryPoint { cursor, until, consequence: None }))
+            Some(StreamItem::Points(vec![HistoryPoint { cursor, until, consequence: None }]))
         };
         let lost = || Some(StreamItem::Lost(Restore { last_revision: 7, revision: LIFTED }));
         for (about, seen, expected) in [

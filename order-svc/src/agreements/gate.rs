@@ -1,6 +1,7 @@
 //! The gate's wire: a query becomes a message, and an answer becomes a fact. An answer that does not fit together,
 //! or that does not fit the query, is unknown.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chassis::auth::{Caller, Channel};
@@ -128,7 +129,16 @@ impl GateQuery {
             demands: self.demands.iter().map(demand).collect(),
             at_least_revision: self.at_least_revision,
             acting_partner_id: self.caller.tenant_id.to_string(),
-            acting_roles: self.caller.roles.iter().filter_map(role).map(Into::into).collect(),
+            // An identity may name a role twice.
+            acting_roles: self
+                .caller
+                .roles
+                .iter()
+                .filter_map(role)
+                .map(Into::into)
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
             as_of: None,
             assumed_attestation: None,
         }

@@ -93,6 +93,10 @@ impl AgreementClient {
         self.deadline.min(time_left)
     }
 
+    pub(crate) fn clock_difference_max(&self) -> TimeDelta {
+        self.clock_difference_max
+    }
+
     /// Registers the metrics of this process's token and certificates.
     pub(crate) fn register_metrics(&self, metrics: &Metrics) {
         self.own.register_metrics(metrics);
@@ -141,8 +145,9 @@ impl AgreementClient {
         let deadline = Instant::now() + options.deadline.min(options.time_left);
         let mut last = Status::deadline_exceeded("the deadline had passed before agreement-svc was called");
         for attempt in 0..TRIES_MAX {
+            // A caller that does not wait any more costs the others no retry.
             if attempt > 0 {
-                if !self.retries.withdraw() {
+                if deadline <= Instant::now() || !self.retries.withdraw() {
                     break;
                 }
                 let pause = backoff::wait(attempt - 1, RETRY_BASE, RETRY_MAX);
@@ -157,7 +162,10 @@ impl AgreementClient {
             let replica = self.replicas.next();
             match tokio::time::timeout(left, call(replica.channel(), request)).await {
                 Err(_) => {
-                    replica.failed();
+                    // A caller in a hurry says nothing about the replica.
+                    if left == options.deadline / 2 {
+                        replica.failed();
+                    }
                     last = Status::deadline_exceeded("agreement-svc did not answer in time");
                 }
                 Ok(Err(status)) if is_retryable(&status) => {
@@ -199,6 +207,10 @@ fn log_if_unauthenticated(status: &Status) {
 fn is_retryable(status: &Status) -> bool {
     match status.code() {
         Code::Unavailable => true,
+        // One replica has no room; another may have.
+        Code::ResourceExhausted => {
+            matches!(reason_of(status), Some(ErrorReason::Overloaded | ErrorReason::TenantOverloaded))
+        }
         // From agreement-svc they mean something else; only what happened here has a source: we were late, or the
         // connection ended before the call was sent, or in the middle of it.
         Code::Cancelled | Code::Unknown | Code::Internal => status.source().is_some(),

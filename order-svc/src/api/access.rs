@@ -51,6 +51,7 @@ pub const ACCESS_POLICY: AccessPolicy = &[
     ("/csp.order.v1.SubscriptionService/SuspendSubscription", PARTNER_WRITERS),
     ("/csp.order.v1.SubscriptionService/ResumeSubscription", PARTNER_WRITERS),
     ("/csp.order.v1.SubscriptionService/CancelSubscription", PARTNER_WRITERS),
+    ("/csp.order.v1.SubscriptionService/AssignReseller", PARTNER_WRITERS),
     ("/csp.order.v1.WithdrawalService/GetWithdrawalReport", PARTNER_OR_OPERATOR),
     ("/csp.order.v1.WithdrawalService/ListWithdrawalReports", PARTNER_OR_OPERATOR),
 ];

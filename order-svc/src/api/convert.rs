@@ -100,6 +100,7 @@ pub(super) fn change(change: &Change) -> wire::SubscriptionChange {
         ChangeKind::Resumed => wire::SubscriptionChangeKind::Resumed,
         ChangeKind::Cancelled => wire::SubscriptionChangeKind::Cancelled,
         ChangeKind::Expired => wire::SubscriptionChangeKind::Expired,
+        ChangeKind::ResellerAssigned => wire::SubscriptionChangeKind::ResellerAssigned,
     };
     let (reason, actor, event_revision) = match change.cause {
         Cause::Requested { tenant_id, user_id } => (Reason::Requested, Some((tenant_id, user_id)), 0),
@@ -120,6 +121,7 @@ pub(super) fn change(change: &Change) -> wire::SubscriptionChange {
         reason: reason.into(),
         event_revision,
         term_number: change.term_number,
+        reseller_id: id_or_empty(change.reseller_id),
     }
 }
 
@@ -134,8 +136,9 @@ pub(super) fn report(report: &Report) -> wire::WithdrawalReport {
         uncovered_partner_ids: withdrawal.uncovered.iter().map(ToString::to_string).collect(),
         withdrawn_at: Some(timestamp(report.withdrawn_at)),
         applied_at: Some(timestamp(report.applied_at)),
-        cancelled: report.cancelled,
-        stayed: report.stayed,
+        cancelled: report.counts.cancelled,
+        stayed: report.counts.stayed,
+        newer_answer: report.counts.newer_answer,
     }
 }
 

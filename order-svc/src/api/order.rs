@@ -30,7 +30,7 @@ use crate::rules::order::{Line, Order, Parties, Placing, check_lines, demands, p
 use crate::rules::subscription::Subscription;
 use crate::rules::{Refusal, Time};
 use crate::store::Slice;
-use crate::store::commit::{Commit, Write, commit};
+use crate::store::commit::{Commit, Write, commit, has_room};
 use crate::store::order::{order_find, order_list};
 
 /// Lines of one order.
@@ -181,6 +181,11 @@ impl Api {
         place(new.parties, new.lines.clone(), &self.catalogue, answer, placing)
     }
 
+    fn too_many_subscriptions(&self, new: &NewOrder) -> Refusal {
+        let customer_id = new.parties.customer_id;
+        Refusal::TooManySubscriptions { customer_id, max: self.subscriptions_max }
+    }
+
     /// One attempt: makes the attestation unless it is made, asks the gate, places and, with a key, stores.
     async fn try_order(
         &self,
@@ -198,7 +203,7 @@ impl Api {
         let (order, subscriptions) = self.place(new, &answer)?;
         let response = response(&order, &subscriptions);
         let basis = Some((answer, order.approval.clone()));
-        let writes = Write::Order(order, subscriptions);
+        let writes = Write::Order { order, subscriptions, open_max: self.subscriptions_max };
         let encoded = response.encode_to_vec();
         match commit(&self.database, &self.clock, key.clone(), basis, encoded, writes).await? {
             Commit::Done => {
@@ -209,6 +214,7 @@ impl Api {
             Commit::SeenBefore | Commit::AnswerStale | Commit::LostRace => {
                 Ok(Attempt::Retry(Refusal::GateUnavailable))
             }
+            Commit::TooManySubscriptions => Err(self.too_many_subscriptions(new).into()),
             Commit::AnswerOutdated { fence } => {
                 let customer_id = new.parties.customer_id;
                 Ok(Attempt::Retry(Refusal::AnswerOutdated { customer_id, fence }))
@@ -230,6 +236,11 @@ impl Api {
         let dry_run = self.agreements.dry_run(&query, assumed, time_until(new.deadline)).await;
         let dry_run = dry_run.map_err(|no_answer| new.without_answer(unanswered(&new.parties, no_answer)))?;
         let (order, subscriptions) = self.place(new, dry_run.answer())?;
+        let (parties, more, open_max) = (new.parties, subscriptions.len(), self.subscriptions_max);
+        let read = move |connection: &mut Connection| has_room(connection, &parties, more, open_max);
+        if !self.database.read(read).await? {
+            return Err(self.too_many_subscriptions(new).into());
+        }
         Ok(response(&order, &subscriptions))
     }
 }

@@ -106,6 +106,41 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         )
         .retry_after(RETRY)
         .status(),
+        Refusal::RelationshipEnded { customer_id, payer_id } => precondition(
+            ErrorReason::RelationshipEnded,
+            format!(
+                "your relationship with customer {customer_id} has ended; what partner {payer_id} pays for, it can cancel, \
+                 or assign to a reseller that the customer works with"
+            ),
+        )
+        .with("customer_id", customer_id)
+        .with("payer_id", payer_id)
+        .status(),
+        Refusal::PayerOnly { payer_id } => with(
+            Code::PermissionDenied,
+            ErrorReason::PayerOnly,
+            format!("only the payer chooses the reseller on record; ask partner {payer_id} to do it"),
+        )
+        .with("payer_id", payer_id)
+        .status(),
+        Refusal::HistoryBehind => with(
+            Code::Unavailable,
+            ErrorReason::GateUnavailable,
+            "agreement-svc's history was not applied up to now, so it is not known which relationships are active; nothing \
+             was changed; retry under the same request id",
+        )
+        .retry_after(RETRY)
+        .status(),
+        Refusal::TooManySubscriptions { customer_id, max } => precondition(
+            ErrorReason::SubscriptionLimit,
+            format!(
+                "a payer may have {max} open subscriptions with one customer; change quantities instead, cancel what is not \
+                 needed, or ask the operator to raise --subscriptions-max"
+            ),
+        )
+        .with("customer_id", customer_id)
+        .with("limit", max)
+        .status(),
         Refusal::NotActive { state } => {
             let failure = precondition(
                 ErrorReason::SubscriptionNotActive,
@@ -287,6 +322,10 @@ mod tests {
             Refusal::WithdrawalLost { customer_id: id, acceptance_id: Some(id) },
             Refusal::WithdrawalLost { customer_id: id, acceptance_id: None },
             Refusal::HistoryInvalid,
+            Refusal::RelationshipEnded { customer_id: id, payer_id: id },
+            Refusal::PayerOnly { payer_id: id },
+            Refusal::HistoryBehind,
+            Refusal::TooManySubscriptions { customer_id: id, max: 7 },
             Refusal::NotActive { state: State::Active },
             Refusal::NotActive { state: State::Suspended },
             Refusal::NotActive { state: State::Cancelled },
@@ -312,6 +351,10 @@ mod tests {
             FailedPrecondition WITHDRAWAL_LOST: the withdrawal of acceptance 00000000-0000-0000-0000-000000000001 was applied here, and agreement-svc lost it when it was restored from an older copy; withdraw the acceptance again, then accept anew ["acceptance_id=00000000-0000-0000-0000-000000000001", "customer_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition WITHDRAWAL_LOST: a withdrawal or an end of a relationship was applied here for the customer, and agreement-svc lost it when it was restored from an older copy; repeat it there, then accept anew ["customer_id=00000000-0000-0000-0000-000000000001"]
             Unavailable GATE_UNAVAILABLE: agreement-svc was restored from an older copy and its answers cannot be used until its operator announces the restore; nothing was ordered or changed; retry under the same request id []
+            FailedPrecondition RELATIONSHIP_ENDED: your relationship with customer 00000000-0000-0000-0000-000000000001 has ended; what partner 00000000-0000-0000-0000-000000000001 pays for, it can cancel, or assign to a reseller that the customer works with ["customer_id=00000000-0000-0000-0000-000000000001", "payer_id=00000000-0000-0000-0000-000000000001"]
+            PermissionDenied PAYER_ONLY: only the payer chooses the reseller on record; ask partner 00000000-0000-0000-0000-000000000001 to do it ["payer_id=00000000-0000-0000-0000-000000000001"]
+            Unavailable GATE_UNAVAILABLE: agreement-svc's history was not applied up to now, so it is not known which relationships are active; nothing was changed; retry under the same request id []
+            FailedPrecondition SUBSCRIPTION_LIMIT: a payer may have 7 open subscriptions with one customer; change quantities instead, cancel what is not needed, or ask the operator to raise --subscriptions-max ["customer_id=00000000-0000-0000-0000-000000000001", "limit=7"]
             FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is ACTIVE; this takes an ACTIVE one ["state=ACTIVE"]
             FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is SUSPENDED; this takes an ACTIVE one ["partner_center_code=2001", "state=SUSPENDED"]
             FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is CANCELLED; this takes an ACTIVE one ["partner_center_code=2011", "state=CANCELLED"]

@@ -12,12 +12,12 @@ use chassis::server::deadline::time_left;
 use prost::Message;
 use proto::order::subscription_service_server::SubscriptionService;
 use proto::order::{
-    self as wire, CancelSubscriptionRequest, CancelSubscriptionResponse, ChangeSeatsRequest,
-    ChangeSeatsResponse, GetSubscriptionRequest, GetSubscriptionResponse, ListSubscriptionChangesRequest,
-    ListSubscriptionChangesResponse, ListSubscriptionsRequest, ListSubscriptionsResponse,
-    RenewSubscriptionRequest, RenewSubscriptionResponse, ResumeSubscriptionRequest,
-    ResumeSubscriptionResponse, SetAutoRenewRequest, SetAutoRenewResponse, SuspendSubscriptionRequest,
-    SuspendSubscriptionResponse,
+    self as wire, AssignResellerRequest, AssignResellerResponse, CancelSubscriptionRequest,
+    CancelSubscriptionResponse, ChangeSeatsRequest, ChangeSeatsResponse, GetSubscriptionRequest,
+    GetSubscriptionResponse, ListSubscriptionChangesRequest, ListSubscriptionChangesResponse,
+    ListSubscriptionsRequest, ListSubscriptionsResponse, RenewSubscriptionRequest, RenewSubscriptionResponse,
+    ResumeSubscriptionRequest, ResumeSubscriptionResponse, SetAutoRenewRequest, SetAutoRenewResponse,
+    SuspendSubscriptionRequest, SuspendSubscriptionResponse,
 };
 use proto::types::GateEvidence;
 use tonic::{Request, Response, Status};
@@ -29,9 +29,11 @@ use crate::rules::Refusal;
 use crate::rules::gate::Operation;
 use crate::rules::offer::Offer;
 use crate::rules::order::Parties;
+use crate::rules::relationship::check_may_act;
 use crate::rules::subscription::{Cause, Command, Planned, Subscription};
 use crate::store::Slice;
 use crate::store::commit::{Commit, Write, commit};
+use crate::store::relationship::relationships_active;
 use crate::store::subscription::{change_list, subscription_find, subscription_list};
 
 #[tonic::async_trait]
@@ -184,6 +186,21 @@ impl SubscriptionService for Api {
         let answer = |subscription, _| CancelSubscriptionResponse { subscription: Some(subscription) };
         self.change(asked, answer).await
     }
+
+    async fn assign_reseller(
+        &self,
+        request: Request<AssignResellerRequest>,
+    ) -> Result<Response<AssignResellerResponse>, Status> {
+        let asked = SubscriptionCall::read("AssignReseller", request, |form, message| Fields {
+            request_id: std::mem::take(&mut message.request_id),
+            validate_only: false,
+            subscription_id: message.subscription_id.clone(),
+            etag: message.etag.clone(),
+            command: Command::AssignReseller(form.optional_id("reseller_id", &message.reseller_id)),
+        })?;
+        let answer = |subscription, _| AssignResellerResponse { subscription: Some(subscription) };
+        self.change(asked, answer).await
+    }
 }
 
 /// The fields that every change has. The request id and `validate_only` are taken out of the message,
@@ -236,7 +253,8 @@ impl SubscriptionCall {
         GateQuery {
             parties: Parties {
                 payer_id: known.payer_id,
-                reseller_id: known.reseller_id,
+                // A payer goes on without a reseller that has parted.
+                reseller_id: known.reseller_id.filter(|_| self.caller.tenant_id != known.payer_id),
                 customer_id: known.customer_id,
             },
             operation,
@@ -257,6 +275,20 @@ impl Api {
         Ok(subscription.ok_or_else(unseen)?)
     }
 
+    /// Refuses what the caller may not do with a subscription that it sees (ROLE-6).
+    async fn check_may_act(&self, asked: &SubscriptionCall, known: &Subscription) -> Result<(), Failure> {
+        // Taken before the relationships are read: what was applied until then is in what is read.
+        let is_history_applied = self.is_history_applied();
+        let (customer, payer) = (known.customer_id, known.payer_id);
+        let read = move |connection: &mut Connection| relationships_active(connection, customer, payer);
+        let active = self.database.read(read).await?;
+        match check_may_act(asked.caller.tenant_id, known, asked.command, &active) {
+            Err(Refusal::PayerOnly { payer_id }) => Err(Refusal::PayerOnly { payer_id }.into()),
+            Err(_) if !is_history_applied => Err(Refusal::HistoryBehind.into()),
+            checked => Ok(checked?),
+        }
+    }
+
     /// Does what was asked, under its request id; `answer` makes the call's response of the
     /// subscription as it is then and the gate's answer.
     async fn change<A: Message + Default>(
@@ -274,6 +306,7 @@ impl Api {
         answer: &(impl Fn(wire::Subscription, Option<GateEvidence>) -> A + Sync),
     ) -> Result<Attempt<A>, Failure> {
         let known = self.visible(&asked.caller, asked.id).await?;
+        self.check_may_act(asked, &known).await?;
         let offer = self.catalogue.find(&known.offer_id);
         let (step, basis) = match known.plan(asked.command, &asked.etag, offer, self.clock.now())? {
             Planned::Nothing => (None, None),
@@ -308,6 +341,8 @@ impl Api {
                 let customer_id = known.customer_id;
                 Ok(Attempt::Retry(Refusal::AnswerOutdated { customer_id, fence }))
             }
+            // No order is stored here.
+            Commit::TooManySubscriptions => Ok(Attempt::Retry(Refusal::GateUnavailable)),
             Commit::EvidenceWithdrawn { acceptance_id } => {
                 Err(withdrawal_lost(known.customer_id, acceptance_id).into())
             }

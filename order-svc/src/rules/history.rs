@@ -4,7 +4,8 @@
 use uuid::Uuid;
 
 use super::Time;
-use super::withdrawal::{RelationshipEnd, Withdrawal};
+use super::relationship::{Ending, Relationship, RelationshipEnd};
+use super::withdrawal::{SubscriptionFacts, Withdrawal, WithdrawalOutcome};
 
 /// How far agreement-svc's history is known: up to the event of a revision, 0 for none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,11 +34,12 @@ pub struct HistoryPoint {
     pub consequence: Option<Consequence>,
 }
 
-/// An event with consequences. Nothing may be stored for its customer any more on an answer of the
-/// gate that is older (WD-3), and what rests on newer answers is left alone.
+/// An event with consequences. After a withdrawal or an end nothing may be stored for its customer any more on an answer
+/// of the gate that is older (WD-3), and what rests on newer answers is left alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Consequence {
     Withdrawn(Withdrawal),
+    RelationshipEstablished(Relationship),
     RelationshipEnded(RelationshipEnd),
 }
 
@@ -45,7 +47,29 @@ impl Consequence {
     pub fn customer_id(&self) -> Uuid {
         match self {
             Self::Withdrawn(withdrawal) => withdrawal.customer_id,
-            Self::RelationshipEnded(end) => end.customer_id,
+            Self::RelationshipEstablished(relationship) => relationship.customer_id,
+            Self::RelationshipEnded(end) => end.relationship.customer_id,
+        }
+    }
+
+    /// The payers whose subscriptions it may end.
+    pub fn payers(&self) -> &[Uuid] {
+        match self {
+            Self::Withdrawn(withdrawal) => &withdrawal.uncovered,
+            Self::RelationshipEstablished(_) => &[],
+            Self::RelationshipEnded(end) => std::slice::from_ref(&end.relationship.payer_id),
+        }
+    }
+
+    /// What it does, as the event of a revision, to one of the customer's subscriptions.
+    pub fn effect_on(&self, revision: i64, subscription: &SubscriptionFacts) -> Option<Ending> {
+        match self {
+            Self::Withdrawn(withdrawal) => match withdrawal.effect_on(revision, subscription) {
+                Some(WithdrawalOutcome::Cancelled) => Some(Ending::Cancelled),
+                Some(WithdrawalOutcome::StillCovered | WithdrawalOutcome::NewerAnswer) | None => None,
+            },
+            Self::RelationshipEstablished(_) => None,
+            Self::RelationshipEnded(end) => end.effect_on(revision, subscription),
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod gate;
 pub mod history;
 pub mod offer;
 pub mod order;
+pub mod relationship;
 pub mod subscription;
 pub mod withdrawal;
 
@@ -52,6 +53,14 @@ pub enum Refusal {
     /// agreement-svc was restored from an older copy, and that was not announced: its history is not the one that was
     /// followed here (WD-3a).
     HistoryInvalid,
+    /// ROLE-6: the caller's relationship with the customer has ended.
+    RelationshipEnded { customer_id: Uuid, payer_id: Uuid },
+    /// SUB-6: only the payer chooses the reseller on record.
+    PayerOnly { payer_id: Uuid },
+    /// agreement-svc's history was not applied far enough to know which relationships are active.
+    HistoryBehind,
+    /// SUB-7: payer and customer would have more open subscriptions than this.
+    TooManySubscriptions { customer_id: Uuid, max: u32 },
     /// SUB-2, SUB-4.
     NotActive { state: State },
     /// SUB-1: the state is final.
@@ -110,6 +119,7 @@ mod tests {
             "RESUMED",
             "CANCELLED",
             "EXPIRED",
+            "RESELLER_ASSIGNED",
         ]);
     }
 }

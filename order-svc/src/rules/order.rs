@@ -65,6 +65,7 @@ impl Order {
             quantity_after: new.quantity,
             term_number: new.term_number,
             approval: Some(self.approval.clone()),
+            reseller_id: None,
         }
     }
 }
@@ -89,7 +90,11 @@ pub fn parties(
 ) -> Result<Parties, BadField> {
     match payer_id.filter(|payer| *payer != caller) {
         None if reseller_id == Some(caller) => {
-            Err(BadField { field: "payer_id".into(), problem: "must name the provider that pays".into() })
+            Err(BadField {
+                field: "reseller_id".into(),
+                problem: "must not be your own tenant: leave it empty, or, as a reseller, name your provider in payer_id"
+                    .into(),
+            })
         }
         None => Ok(Parties { payer_id: caller, reseller_id, customer_id }),
         Some(payer_id) if reseller_id.is_none_or(|reseller| reseller == caller) => {
@@ -209,6 +214,6 @@ mod tests {
         assert_eq!(of(Some(other), None), Ok((other, Some(caller))));
         assert_eq!(of(Some(other), Some(caller)), Ok((other, Some(caller))));
         assert_eq!(of(Some(other), Some(other)), Err("reseller_id".into()));
-        assert_eq!(of(None, Some(caller)), Err("payer_id".into()));
+        assert_eq!(of(None, Some(caller)), Err("reseller_id".into()));
     }
 }

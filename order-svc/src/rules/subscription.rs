@@ -62,6 +62,7 @@ pub enum ChangeKind {
     Resumed,
     Cancelled,
     Expired,
+    ResellerAssigned,
 }
 
 /// Why a subscription changed, and who did it.
@@ -90,6 +91,8 @@ pub struct Change {
     pub term_number: u32,
     /// The gate's yes, where it was asked.
     pub approval: Option<Approval>,
+    /// The reseller on record afterwards, where the change assigned one.
+    pub reseller_id: Option<Uuid>,
 }
 
 /// When the n-th term ends: the start plus n terms, clamped to the end of the month (SUB-3).
@@ -112,6 +115,8 @@ pub enum Command {
     Suspend,
     Resume,
     Cancel,
+    /// SUB-6; none: there is no reseller on record any more.
+    AssignReseller(Option<Uuid>),
 }
 
 /// One step of a subscription's life: what it is afterwards.
@@ -185,6 +190,10 @@ impl Subscription {
             }
             Command::Resume if self.state == State::Active => Ok(Planned::Nothing),
             Command::Resume => Ok(Planned::Free(self.step(ChangeKind::Resumed, |s| s.state = State::Active))),
+            Command::AssignReseller(reseller) if self.reseller_id == reseller => Ok(Planned::Nothing),
+            Command::AssignReseller(reseller) => {
+                Ok(Planned::Free(self.step(ChangeKind::ResellerAssigned, |s| s.reseller_id = reseller)))
+            }
             Command::Cancel => {
                 Ok(Planned::Free(self.step(ChangeKind::Cancelled, |s| s.state = State::Cancelled)))
             }
@@ -264,12 +273,13 @@ impl Step {
             quantity_after: self.after.quantity,
             term_number: self.after.term_number,
             approval,
+            reseller_id: self.after.reseller_id.filter(|_| self.kind == ChangeKind::ResellerAssigned),
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use chrono::{Datelike, TimeZone};
     use proptest::prelude::*;
 
@@ -288,7 +298,7 @@ mod tests {
         assert_eq!(term_end(start, Term::Perpetual, 1), None);
     }
 
-    fn subscription(state: State) -> Subscription {
+    pub(crate) fn subscription(state: State) -> Subscription {
         Subscription {
             id: Uuid::from_u128(1),
             order_id: Uuid::from_u128(2),
@@ -376,7 +386,9 @@ mod tests {
     /// The commands by the states, and the plan of each.
     #[test]
     fn each_state_answers_each_command() {
-        use ChangeKind::{AutoRenewOff, AutoRenewOn, Cancelled, Renewed, Resumed, SeatsChanged, Suspended};
+        use ChangeKind::{
+            AutoRenewOff, AutoRenewOn, Cancelled, Renewed, ResellerAssigned, Resumed, SeatsChanged, Suspended,
+        };
         use Operation::{ManualRenewal, SeatChange};
         let not_active = |state| Err(Refusal::NotActive { state });
         let ended = |state| Err(Refusal::Ended { state });
@@ -399,6 +411,11 @@ mod tests {
             (Command::Suspend, row(free(Suspended), Ok(None), all_ended())),
             (Command::Resume, row(Ok(None), free(Resumed), all_ended())),
             (Command::Cancel, row(free(Cancelled), free(Cancelled), [Ok(None), ended(State::Expired)])),
+            (Command::AssignReseller(None), row(Ok(None), Ok(None), all_ended())),
+            (
+                Command::AssignReseller(Some(Uuid::from_u128(5))),
+                row(free(ResellerAssigned), free(ResellerAssigned), all_ended()),
+            ),
         ] {
             let states = [State::Active, State::Suspended, State::Cancelled, State::Expired];
             for (state, expected) in states.into_iter().zip(expected) {

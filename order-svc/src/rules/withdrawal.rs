@@ -1,5 +1,5 @@
-//! Withdrawals of acceptances (WD-2) and ends of relationships (CUS-3): what each does to the customer's
-//! subscriptions, and which partners see it in the report (WD-4).
+//! Withdrawals of acceptances (WD-2): what each does to the customer's subscriptions, and which partners see it in the
+//! report (WD-4).
 
 use std::collections::BTreeMap;
 
@@ -23,24 +23,12 @@ pub struct Withdrawal {
     pub uncovered: Vec<Uuid>,
 }
 
-/// The relationship of a payer and a customer ended. What the payer pays for does not renew by itself any more, and so
-/// runs out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RelationshipEnd {
-    pub customer_id: Uuid,
-    pub payer_id: Uuid,
-    /// The reseller that was on the relationship.
-    pub reseller_id: Option<Uuid>,
-    /// They have another relationship; then only what has this reseller on record is concerned.
-    pub others_remain: bool,
-}
-
 /// The outcome for a subscription that had not ended and that the withdrawn acceptance could cover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr)]
 #[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum WithdrawalOutcome {
     Cancelled,
-    /// Its payer has another acceptance to rest on, or its relationship had ended before.
+    /// Its payer has another acceptance to rest on.
     StillCovered,
     /// It rests on an answer given after the withdrawal.
     NewerAnswer,
@@ -53,6 +41,8 @@ pub struct SubscriptionFacts {
     pub reseller_id: Option<Uuid>,
     pub state: State,
     pub auto_renew: bool,
+    /// It has no term.
+    pub is_perpetual: bool,
     /// The revision of the gate's answer that its last gated change rests on.
     pub answer_revision: i64,
 }
@@ -78,7 +68,7 @@ impl Withdrawal {
 
     /// What each partner may see of the withdrawal: the one that withdrew, those left without acceptance, and the
     /// payers and resellers of the subscriptions.
-    pub fn parts(&self, effects: &[Effect]) -> BTreeMap<Uuid, Part> {
+    pub fn parts(&self, outcomes: &[Outcomes]) -> BTreeMap<Uuid, Part> {
         let mut parts: BTreeMap<Uuid, Part> = BTreeMap::new();
         if let Some(partner) = self.partner_id {
             parts.entry(partner).or_default();
@@ -86,28 +76,53 @@ impl Withdrawal {
         for partner in &self.uncovered {
             parts.entry(*partner).or_default().is_uncovered = true;
         }
-        for effect in effects {
-            for partner in [Some(effect.payer_id), effect.reseller_id].into_iter().flatten() {
-                let part = parts.entry(partner).or_default();
-                match effect.outcome {
-                    WithdrawalOutcome::Cancelled => part.cancelled += 1,
-                    WithdrawalOutcome::StillCovered | WithdrawalOutcome::NewerAnswer => part.stayed += 1,
-                }
+        for counted in outcomes {
+            for partner in [Some(counted.payer_id), counted.reseller_id].into_iter().flatten() {
+                parts.entry(partner).or_default().counts.add(counted);
             }
         }
         parts
     }
+
+    /// Why an open subscription of a payer stays, once everything that it cancels is cancelled; `None`: it could not cover
+    /// it.
+    pub fn why_stayed(&self, payer: Uuid) -> Option<WithdrawalOutcome> {
+        let is_covered_by_it = self.partner_id.is_none_or(|partner| partner == payer);
+        is_covered_by_it.then_some(match self.uncovered.contains(&payer) {
+            true => WithdrawalOutcome::NewerAnswer,
+            false => WithdrawalOutcome::StillCovered,
+        })
+    }
 }
 
-impl RelationshipEnd {
-    /// CUS-3: whether the end of a relationship, of a revision, switches off the automatic renewal of one of the
-    /// customer's subscriptions.
-    pub fn stops_renewal(&self, revision: i64, subscription: &SubscriptionFacts) -> bool {
-        subscription.payer_id == self.payer_id
-            && (!self.others_remain || subscription.reseller_id == self.reseller_id)
-            && !subscription.state.is_final()
-            && subscription.auto_renew
-            && subscription.answer_revision < revision
+/// How many subscriptions of a payer, with a reseller on record, have an outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcomes {
+    pub payer_id: Uuid,
+    pub reseller_id: Option<Uuid>,
+    pub outcome: WithdrawalOutcome,
+    pub count: u32,
+}
+
+/// The subscriptions that a withdrawal could cover and that had not ended before, by what it did to them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub cancelled: u32,
+    pub stayed: u32,
+    /// Of those that stayed: they rest on an answer given after the withdrawal.
+    pub newer_answer: u32,
+}
+
+impl Counts {
+    pub fn add(&mut self, counted: &Outcomes) {
+        match counted.outcome {
+            WithdrawalOutcome::Cancelled => self.cancelled += counted.count,
+            WithdrawalOutcome::StillCovered => self.stayed += counted.count,
+            WithdrawalOutcome::NewerAnswer => {
+                self.stayed += counted.count;
+                self.newer_answer += counted.count;
+            }
+        }
     }
 }
 
@@ -115,8 +130,7 @@ impl RelationshipEnd {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Part {
     pub is_uncovered: bool,
-    pub cancelled: u32,
-    pub stayed: u32,
+    pub counts: Counts,
 }
 
 /// What a withdrawal did.
@@ -126,10 +140,8 @@ pub struct Report {
     pub withdrawal: Withdrawal,
     pub withdrawn_at: Time,
     pub applied_at: Time,
-    /// Subscriptions that it cancelled, of those that the reader may see.
-    pub cancelled: u32,
-    /// Subscriptions that had not ended and stayed, of those that the reader may see.
-    pub stayed: u32,
+    /// Of the subscriptions that the reader may see.
+    pub counts: Counts,
 }
 
 /// The outcome for one subscription.
@@ -157,6 +169,7 @@ mod tests {
             reseller_id: Some(RESELLER),
             state,
             auto_renew: true,
+            is_perpetual: false,
             answer_revision,
         }
     }
@@ -204,51 +217,33 @@ mod tests {
         }
     }
 
-    /// CUS-3, every case.
-    #[test]
-    fn the_end_of_a_relationship_stops_renewal() {
-        // payer, reseller of the relationship, other relationships remain -> whether the subscription is concerned
-        for (payer_id, reseller_id, others_remain, is_concerned) in [
-            (PAYER, None, false, true),
-            (PAYER, Some(RESELLER), false, true),
-            (PAYER, Some(OTHER), false, true),
-            (PAYER, None, true, false),
-            (PAYER, Some(RESELLER), true, true),
-            (PAYER, Some(OTHER), true, false),
-            (OTHER, None, false, false),
-            (OTHER, Some(RESELLER), true, false),
-        ] {
-            let end =
-                RelationshipEnd { customer_id: Uuid::from_u128(9), payer_id, reseller_id, others_remain };
-            for state in STATES {
-                for auto_renew in [true, false] {
-                    for answer_revision in [0, REVISION - 1, REVISION, REVISION + 1] {
-                        let of = SubscriptionFacts { auto_renew, ..facts(state, answer_revision) };
-                        let is_open = matches!(state, State::Active | State::Suspended);
-                        let expected = is_concerned && is_open && auto_renew && answer_revision < REVISION;
-                        assert_eq!(end.stops_renewal(REVISION, &of), expected, "{end:?} {of:?}");
-                    }
-                }
-            }
-        }
-    }
-
     /// WD-4, ROLE-6: a partner sees its own part of a report.
     #[test]
     fn a_report_has_a_part_for_each_partner_concerned() {
-        let effect = |payer_id, reseller_id, outcome| Effect {
-            subscription_id: Uuid::from_u128(7),
-            payer_id,
-            reseller_id,
-            outcome,
-        };
+        let counted = |reseller_id, outcome, count| Outcomes { payer_id: PAYER, reseller_id, outcome, count };
         let parts = withdrawal(Some(PAYER), &[PAYER]).parts(&[
-            effect(PAYER, Some(RESELLER), WithdrawalOutcome::Cancelled),
-            effect(PAYER, None, WithdrawalOutcome::NewerAnswer),
+            counted(Some(RESELLER), WithdrawalOutcome::Cancelled, 3),
+            counted(None, WithdrawalOutcome::NewerAnswer, 2),
+            counted(Some(RESELLER), WithdrawalOutcome::StillCovered, 4),
         ]);
-        let part = |is_uncovered, cancelled, stayed| Part { is_uncovered, cancelled, stayed };
-        assert_eq!(parts, BTreeMap::from([(PAYER, part(true, 1, 1)), (RESELLER, part(false, 1, 0))]));
+        let part = |is_uncovered, cancelled, stayed, newer_answer| Part {
+            is_uncovered,
+            counts: Counts { cancelled, stayed, newer_answer },
+        };
+        assert_eq!(parts, BTreeMap::from([(PAYER, part(true, 3, 6, 2)), (RESELLER, part(false, 3, 4, 0))]));
         let alone = withdrawal(Some(PAYER), &[OTHER]).parts(&[]);
-        assert_eq!(alone, BTreeMap::from([(PAYER, part(false, 0, 0)), (OTHER, part(true, 0, 0))]));
+        assert_eq!(alone, BTreeMap::from([(PAYER, part(false, 0, 0, 0)), (OTHER, part(true, 0, 0, 0))]));
+    }
+
+    /// What is still open after a withdrawal was applied stayed for the reason that the rule gives.
+    #[test]
+    fn what_is_open_afterwards_stayed_for_the_reason_of_the_rule() {
+        for partner in [None, Some(PAYER), Some(OTHER)] {
+            for uncovered in [vec![], vec![PAYER], vec![OTHER]] {
+                let withdrawal = withdrawal(partner, &uncovered);
+                let by_rule = withdrawal.effect_on(REVISION, &facts(State::Active, REVISION));
+                assert_eq!(withdrawal.why_stayed(PAYER), by_rule, "{partner:?} {uncovered:?}");
+            }
+        }
     }
 }

@@ -13,11 +13,11 @@ use uuid::Uuid;
 
 use super::order::order_place;
 use super::schema::fence;
-use super::subscription::subscription_change;
+use super::subscription::{open_count, subscription_change};
 use super::withdrawal::is_withdrawn;
 use crate::rules::Time;
 use crate::rules::gate::{Answer, Approval};
-use crate::rules::order::Order;
+use crate::rules::order::{Order, Parties};
 use crate::rules::subscription::{Change, Subscription};
 
 /// How such a transaction ended.
@@ -38,6 +38,8 @@ pub(crate) enum Commit {
     AnswerStale,
     /// The row has changed since it was read.
     LostRace,
+    /// Payer and customer would have too many open subscriptions (SUB-7).
+    TooManySubscriptions,
 }
 
 /// Why such a transaction was rolled back.
@@ -63,13 +65,14 @@ impl From<diesel::result::Error> for Rollback {
 pub(crate) enum Write {
     /// It is so already: only the answer is stored.
     Nothing,
-    Order(Order, Vec<Subscription>),
-    /// The subscription after the change, and the version that the change was decided on.
-    Subscription {
-        after: Subscription,
-        version: i64,
-        change: Change,
+    Order {
+        order: Order,
+        subscriptions: Vec<Subscription>,
+        /// Open subscriptions that payer and customer may have afterwards (SUB-7).
+        open_max: u32,
     },
+    /// The subscription after the change, and the version that the change was decided on.
+    Subscription { after: Subscription, version: i64, change: Change },
 }
 
 impl Write {
@@ -77,7 +80,9 @@ impl Write {
     fn run(&self, connection: &mut Connection) -> Result<bool, Error> {
         match self {
             Self::Nothing => Ok(true),
-            Self::Order(order, subscriptions) => order_place(connection, order, subscriptions).map(|()| true),
+            Self::Order { order, subscriptions, .. } => {
+                order_place(connection, order, subscriptions).map(|()| true)
+            }
             Self::Subscription { after, version, change } => {
                 subscription_change(connection, after, *version, std::slice::from_ref(change))
             }
@@ -122,6 +127,11 @@ fn commit_gated(
     {
         let acceptance_id = evidence.acceptance_id;
         return Err(Rollback::Because(Commit::EvidenceWithdrawn { acceptance_id }));
+    }
+    if let Write::Order { order, subscriptions, open_max } = writes
+        && !has_room(connection, &order.parties, subscriptions.len(), *open_max)?
+    {
+        return Err(Rollback::Because(Commit::TooManySubscriptions));
     }
     commit_once(connection, key, response, clock.now(), writes)?;
     // The age is checked last: the queue for the transaction, the fence and the request id may each have
@@ -182,6 +192,20 @@ fn closed_fence(
         fence::table.find(customer.to_string()).select(fence::fence_revision).first(c)
     })?;
     Ok(Some(revision))
+}
+
+/// Whether payer and customer may have so many more open subscriptions (SUB-7). Behind the fence the answer is exact.
+pub(crate) fn has_room(
+    connection: &mut Connection,
+    parties: &Parties,
+    more: usize,
+    open_max: u32,
+) -> Result<bool, Error> {
+    let Some(open_max) = i64::from(open_max).checked_sub(i64::try_from(more).unwrap_or(i64::MAX)) else {
+        return Ok(false);
+    };
+    let open = open_count(connection, parties.customer_id, parties.payer_id, open_max.max(0) + 1)?;
+    Ok(open <= open_max)
 }
 
 /// Raises a customer's fence to the revision of an event, past which no older answer comes. It never falls,

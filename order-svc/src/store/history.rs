@@ -1,7 +1,11 @@
-//! Applies withdrawals and relationship ends: the transaction that takes the next event of agreement-svc's history, raises
-//! the fence, cancels subscriptions, and moves the cursor (the one row of the table `follower`).
+//! Applies agreement-svc's history: the transactions that take its next events, raise the fence, end subscriptions, keep the
+//! relationships, and move the cursor (the one row of the table `follower`).
 //!
-//! It takes its locks in the order cursor, fence, subscriptions; gated transactions begin at the fence,
+//! Several small events share a transaction. One that ends many subscriptions takes several: the first raises the fence, so
+//! that nothing more is stored on an older answer; then come steps of a bounded size; the last completes the report and moves
+//! the cursor. Each step may be repeated, so that a process that stops in between costs nothing.
+//!
+//! A transaction takes its locks in the order cursor, fence, subscriptions; gated transactions begin at the fence,
 //! so that what a customer buys and what is withdrawn for it happen one after the other.
 
 use std::collections::BTreeSet;
@@ -13,16 +17,19 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::commit::fence_raise;
+use super::relationship::relationship_write;
 use super::schema::{fence, follower, subscription};
-use super::subscription::{ChangedRow, changes_insert, subscriptions_open};
-use super::withdrawal::withdrawal_insert;
+use super::subscription::{ChangedRow, changes_insert, is_open, subscriptions_open, terms_are_due};
+use super::withdrawal::{effects_insert, withdrawal_begin, withdrawal_finish};
 use crate::rules::Time;
 use crate::rules::history::{Consequence, Cursor, HistoryPoint, Restore};
+use crate::rules::relationship::Ending;
 use crate::rules::subscription::{Cause, Change, ChangeKind, State};
-use crate::rules::withdrawal::{Effect, SubscriptionFacts, WithdrawalOutcome};
+use crate::rules::withdrawal::SubscriptionFacts;
 
-/// Statements have a limited number of parameters.
-const ROWS_PER_STATEMENT: usize = 1000;
+/// Subscriptions that one transaction looks at and changes: no event, however many subscriptions it ends, keeps others
+/// waiting for longer than that takes. Statements have a limited number of parameters, too.
+pub(crate) const ROWS_MAX: usize = 1000;
 
 /// Of what rests on lost answers as many are named: enough to begin with, few enough for a log.
 const NAMED_MAX: i64 = 100;
@@ -42,57 +49,202 @@ pub(crate) fn cursor_revision(connection: &mut Connection) -> Result<i64, Error>
     Ok(query!(connection, c => follower::table.select(follower::revision).first(c))?)
 }
 
-/// Applies the history from the event after `applied` up to a point; false, and nothing done, when that
-/// is not how far it has been applied.
+/// How far a transaction came with the points of the history that it was given.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Applied {
+    pub revision: i64,
+    /// Why it went no further.
+    pub stopped: Option<Stopped>,
+}
+
+/// Why the next event was not applied together with others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stopped {
+    /// Terms that ended before it have to be processed first.
+    TermsDue,
+    /// It ends more subscriptions than one transaction may change. The fence is raised.
+    TooLarge,
+}
+
+/// Applies points of the history, as many as one transaction may. `None`, and nothing done, when `applied` is not how far
+/// it has been applied. `are_terms_done`: those that ended before the first point have been processed, as far as they can
+/// be.
 pub(crate) fn history_apply(
     connection: &mut Connection,
     applied: i64,
-    point: &HistoryPoint,
+    points: &[HistoryPoint],
+    are_terms_done: bool,
     now: Time,
-) -> Result<bool, Error> {
-    if !cursor_advance(connection, applied, &point.cursor)? {
-        return Ok(false);
+) -> Result<Option<Applied>, Error> {
+    if !cursor_hold(connection, applied)? {
+        return Ok(None);
     }
-    let revision = point.cursor.revision;
-    match &point.consequence {
-        None => {}
-        Some(Consequence::Withdrawn(withdrawal)) => {
-            fence_raise(connection, withdrawal.customer_id, revision)?;
-            let open = subscriptions_open(connection, withdrawal.customer_id)?;
-            let mut effects = vec![];
-            for (id, facts) in open {
-                if let Some(outcome) = withdrawal.effect_on(revision, &facts) {
-                    let SubscriptionFacts { payer_id, reseller_id, .. } = facts;
-                    effects.push(Effect { subscription_id: id, payer_id, reseller_id, outcome });
+    let mut room = ROWS_MAX;
+    let mut cursor = None;
+    let mut stopped = None;
+    for (n, point) in points.iter().enumerate() {
+        if let Some(consequence) = &point.consequence {
+            let are_terms_done = are_terms_done && n == 0;
+            if !are_terms_done && terms_are_due(connection, consequence.customer_id(), point.until)? {
+                stopped = Some(Stopped::TermsDue);
+                break;
+            }
+            match event_apply(connection, point, consequence, room, now)? {
+                Some(looked_at) => room -= looked_at,
+                None => {
+                    stopped = Some(Stopped::TooLarge);
+                    break;
                 }
             }
-            let is_cancelled = |effect: &Effect| effect.outcome == WithdrawalOutcome::Cancelled;
-            let cancelled: Vec<Uuid> = effects
-                .iter()
-                .filter(|effect| is_cancelled(effect))
-                .map(|effect| effect.subscription_id)
-                .collect();
-            let cause = Cause::AgreementWithdrawn { revision };
-            let changed = subscriptions_cancel(connection, &cancelled)?;
-            changes_record(connection, &changed, ChangeKind::Cancelled, cause, now)?;
-            // What ended by itself meanwhile was not cancelled.
-            let changed: BTreeSet<&str> = changed.iter().map(|row| row.id.as_str()).collect();
-            effects.retain(|effect| {
-                !is_cancelled(effect) || changed.contains(effect.subscription_id.to_string().as_str())
-            });
-            withdrawal_insert(connection, point, withdrawal, &effects, now)?;
         }
-        Some(Consequence::RelationshipEnded(end)) => {
-            fence_raise(connection, end.customer_id, revision)?;
-            let open = subscriptions_open(connection, end.customer_id)?;
-            let concerned = open.into_iter().filter(|(_, facts)| end.stops_renewal(revision, facts));
-            let ids: Vec<Uuid> = concerned.map(|(id, _)| id).collect();
-            let changed = subscriptions_stop_renewing(connection, &ids)?;
-            let cause = Cause::RelationshipEnded { revision };
-            changes_record(connection, &changed, ChangeKind::AutoRenewOff, cause, now)?;
+        cursor = Some(&point.cursor);
+    }
+    if let Some(cursor) = cursor {
+        cursor_advance(connection, applied, cursor)?;
+    }
+    Ok(Some(Applied { revision: cursor.map_or(applied, |cursor| cursor.revision), stopped }))
+}
+
+/// Applies one event, and counts the subscriptions that it looked at. `None` if those are more than `room`; then it is only
+/// begun.
+fn event_apply(
+    connection: &mut Connection,
+    point: &HistoryPoint,
+    consequence: &Consequence,
+    room: usize,
+    now: Time,
+) -> Result<Option<usize>, Error> {
+    let revision = point.cursor.revision;
+    if let Consequence::RelationshipEstablished(relationship) = consequence {
+        relationship_write(connection, *relationship, true, revision)?;
+        return Ok(Some(0));
+    }
+    fence_raise(connection, consequence.customer_id(), revision)?;
+    let is_reported = match consequence {
+        Consequence::Withdrawn(withdrawal) => withdrawal_begin(connection, point, withdrawal, now)?,
+        Consequence::RelationshipEnded(end) => {
+            relationship_write(connection, end.relationship, false, revision)?;
+            false
+        }
+        Consequence::RelationshipEstablished(_) => false,
+    };
+    let (customer, payers) = (consequence.customer_id(), consequence.payers());
+    let open = match payers.is_empty() {
+        true => vec![],
+        false => subscriptions_open(connection, customer, payers, "", room + 1)?,
+    };
+    if open.len() > room {
+        return Ok(None);
+    }
+    subscriptions_end(connection, point, consequence, is_reported, &open, now)?;
+    if let (Consequence::Withdrawn(withdrawal), true) = (consequence, is_reported) {
+        withdrawal_finish(connection, revision, withdrawal, now)?;
+    }
+    Ok(Some(open.len()))
+}
+
+/// The next step of an event that is too large for one transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// End subscriptions with ids after this one.
+    After(String),
+    /// Complete the report and move the cursor.
+    Finish,
+}
+
+/// One step of the event of a point, which was begun; each may be repeated. The answer is the next step, if there is one;
+/// or an error of the transaction. `None`, and nothing done, when `applied` is not how far the history has been applied.
+pub(crate) fn event_step(
+    connection: &mut Connection,
+    applied: i64,
+    (point, consequence): (&HistoryPoint, &Consequence),
+    step: &Step,
+    now: Time,
+) -> Result<Option<Option<Step>>, Error> {
+    if !cursor_hold(connection, applied)? {
+        return Ok(None);
+    }
+    let is_reported = match consequence {
+        Consequence::Withdrawn(withdrawal) => withdrawal_begin(connection, point, withdrawal, now)?,
+        Consequence::RelationshipEnded(_) | Consequence::RelationshipEstablished(_) => false,
+    };
+    match step {
+        Step::After(after) => {
+            let (customer, payers) = (consequence.customer_id(), consequence.payers());
+            let open = subscriptions_open(connection, customer, payers, after, ROWS_MAX)?;
+            subscriptions_end(connection, point, consequence, is_reported, &open, now)?;
+            let last = open.last().filter(|_| open.len() == ROWS_MAX);
+            Ok(Some(Some(last.map_or(Step::Finish, |(id, _)| Step::After(id.to_string())))))
+        }
+        Step::Finish => {
+            if let (Consequence::Withdrawn(withdrawal), true) = (consequence, is_reported) {
+                withdrawal_finish(connection, point.cursor.revision, withdrawal, now)?;
+            }
+            cursor_advance(connection, applied, &point.cursor)?;
+            Ok(Some(None))
         }
     }
-    Ok(true)
+}
+
+/// Does to the open subscriptions what the event of a point does to them.
+fn subscriptions_end(
+    connection: &mut Connection,
+    point: &HistoryPoint,
+    consequence: &Consequence,
+    is_reported: bool,
+    open: &[(Uuid, SubscriptionFacts)],
+    now: Time,
+) -> Result<(), Error> {
+    let revision = point.cursor.revision;
+    let concerned = |ending: Ending| {
+        let concerned =
+            open.iter().filter(|(_, facts)| consequence.effect_on(revision, facts) == Some(ending));
+        concerned.map(|(id, _)| id.to_string()).collect::<Vec<_>>()
+    };
+    let cause = match consequence {
+        Consequence::Withdrawn(_) => Cause::AgreementWithdrawn { revision },
+        Consequence::RelationshipEstablished(_) | Consequence::RelationshipEnded(_) => {
+            Cause::RelationshipEnded { revision }
+        }
+    };
+    // What ended by itself meanwhile is not changed, and not reported.
+    let cancelled = subscriptions_cancel(connection, &concerned(Ending::Cancelled))?;
+    changes_record(connection, &cancelled, ChangeKind::Cancelled, cause, now)?;
+    if is_reported && !cancelled.is_empty() {
+        let cancelled: BTreeSet<&str> = cancelled.iter().map(|row| row.id.as_str()).collect();
+        let is_cancelled = |id: &Uuid| cancelled.contains(id.to_string().as_str());
+        let effects: Vec<_> = open.iter().filter(|(id, _)| is_cancelled(id)).copied().collect();
+        effects_insert(connection, revision, &effects)?;
+    }
+    let not_renewed = subscriptions_stop_renewing(connection, &concerned(Ending::NotRenewed))?;
+    changes_record(connection, &not_renewed, ChangeKind::AutoRenewOff, cause, now)
+}
+
+/// Passes over an event that cannot be applied: raises its customer's fence and moves the cursor. `None`, and nothing done,
+/// when it is not the next one; the answer is how far the history has been applied.
+pub(crate) fn event_skip(
+    connection: &mut Connection,
+    revision: i64,
+    customer: Uuid,
+) -> Result<Result<(), i64>, Error> {
+    let applied = cursor_revision(connection)?;
+    if applied != revision - 1 || !cursor_hold(connection, applied)? {
+        return Ok(Err(applied));
+    }
+    fence_raise(connection, customer, revision)?;
+    cursor_advance(connection, applied, &Cursor { revision, hash: None })?;
+    Ok(Ok(()))
+}
+
+/// Keeps the row of the cursor until the end of the transaction, if that is how far the history has been applied. Of
+/// several replicas that apply it, one goes on.
+fn cursor_hold(connection: &mut Connection, applied: i64) -> Result<bool, Error> {
+    let here = follower::table.filter(follower::revision.eq(applied)).select(follower::revision);
+    let found: Option<i64> = match connection {
+        Connection::Sqlite(c) => here.first(c).optional()?,
+        Connection::Postgres(c) => here.for_update().first(c).optional()?,
+    };
+    Ok(found.is_some())
 }
 
 /// Takes the row back to the beginning of the history, so that all of it is applied again; false, and nothing
@@ -151,16 +303,12 @@ pub(crate) fn orphans(connection: &mut Connection, lost: Restore) -> Result<Orph
 }
 
 /// Cancels the subscriptions, unless they have ended.
-fn subscriptions_cancel(connection: &mut Connection, ids: &[Uuid]) -> Result<Vec<ChangedRow>, Error> {
-    let mut changed = vec![];
-    for ids in ids.chunks(ROWS_PER_STATEMENT) {
-        let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
-        let rows: Vec<ChangedRow> = query!(&mut *connection, c => {
-            diesel::update(
-                subscription::table
-                    .filter(subscription::id.eq_any(&ids))
-                    .filter(subscription::state.eq_any([State::Active.into_str(), State::Suspended.into_str()])),
-            )
+fn subscriptions_cancel(connection: &mut Connection, ids: &[String]) -> Result<Vec<ChangedRow>, Error> {
+    if ids.is_empty() {
+        return Ok(vec![]);
+    }
+    Ok(query!(connection, c => {
+        diesel::update(subscription::table.filter(subscription::id.eq_any(ids)).filter(is_open()))
             .set((
                 subscription::state.eq(State::Cancelled.into_str()),
                 subscription::due_at.eq(None::<NaiveDateTime>),
@@ -168,31 +316,28 @@ fn subscriptions_cancel(connection: &mut Connection, ids: &[Uuid]) -> Result<Vec
             ))
             .returning(ChangedRow::as_returning())
             .get_results(c)
-        })?;
-        changed.extend(rows);
-    }
-    Ok(changed)
+    })?)
 }
 
 /// Switches the automatic renewal of the subscriptions off, unless they have ended or it is off.
-fn subscriptions_stop_renewing(connection: &mut Connection, ids: &[Uuid]) -> Result<Vec<ChangedRow>, Error> {
-    let mut changed = vec![];
-    for ids in ids.chunks(ROWS_PER_STATEMENT) {
-        let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
-        let rows: Vec<ChangedRow> = query!(&mut *connection, c => {
-            diesel::update(
-                subscription::table
-                    .filter(subscription::id.eq_any(&ids))
-                    .filter(subscription::state.eq_any([State::Active.into_str(), State::Suspended.into_str()]))
-                    .filter(subscription::auto_renew.eq(true)),
-            )
-            .set((subscription::auto_renew.eq(false), subscription::version.eq(subscription::version + 1)))
-            .returning(ChangedRow::as_returning())
-            .get_results(c)
-        })?;
-        changed.extend(rows);
+fn subscriptions_stop_renewing(
+    connection: &mut Connection,
+    ids: &[String],
+) -> Result<Vec<ChangedRow>, Error> {
+    if ids.is_empty() {
+        return Ok(vec![]);
     }
-    Ok(changed)
+    Ok(query!(connection, c => {
+        diesel::update(
+            subscription::table
+                .filter(subscription::id.eq_any(ids))
+                .filter(is_open())
+                .filter(subscription::auto_renew.eq(true)),
+        )
+        .set((subscription::auto_renew.eq(false), subscription::version.eq(subscription::version + 1)))
+        .returning(ChangedRow::as_returning())
+        .get_results(c)
+    })?)
 }
 
 fn changes_record(
@@ -202,12 +347,12 @@ fn changes_record(
     cause: Cause,
     now: Time,
 ) -> Result<(), Error> {
-    for changed in changed.chunks(ROWS_PER_STATEMENT) {
-        let changes: Result<Vec<(Uuid, Change)>, Error> =
-            changed.iter().map(|row| row.change(kind, cause, now)).collect();
-        changes_insert(connection, &changes?)?;
+    if changed.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let changes: Result<Vec<(Uuid, Change)>, Error> =
+        changed.iter().map(|row| row.change(kind, cause, now)).collect();
+    changes_insert(connection, &changes?)
 }
 
 #[cfg(test)]

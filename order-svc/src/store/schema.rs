@@ -75,6 +75,7 @@ diesel::table! {
         reason -> Text,
         event_revision -> BigInt,
         term_number -> Integer,
+        reseller_id -> Text,
     }
 }
 
@@ -83,6 +84,16 @@ diesel::table! {
         id -> Integer,
         revision -> BigInt,
         head -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    relationship (customer_id, payer_id, reseller_id) {
+        customer_id -> Text,
+        payer_id -> Text,
+        reseller_id -> Text,
+        is_active -> Bool,
+        revision -> BigInt,
     }
 }
 
@@ -97,6 +108,8 @@ diesel::table! {
         applied_at -> Timestamp,
         cancelled -> Integer,
         stayed -> Integer,
+        is_complete -> Bool,
+        newer_answer -> Integer,
     }
 }
 
@@ -107,6 +120,7 @@ diesel::table! {
         is_uncovered -> Bool,
         cancelled -> Integer,
         stayed -> Integer,
+        newer_answer -> Integer,
     }
 }
 

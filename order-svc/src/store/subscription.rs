@@ -4,14 +4,17 @@ use chassis::database::row::{at, id_or_empty, utc};
 use chassis::database::{Connection, Error};
 use chassis::query;
 use chrono::NaiveDateTime;
-use diesel::dsl::{count_star, min};
+use diesel::dsl::{count_star, exists, min, sql};
+use diesel::expression::SqlLiteral;
 use diesel::prelude::*;
+use diesel::sql_types::{Bool, Integer};
 use uuid::Uuid;
 
 use super::schema::{subscription, subscription_change};
 use super::{Side, Slice, Viewer, approval_row, no_approval_row, read_approval};
 use crate::rules::Time;
-use crate::rules::subscription::{Cause, Change, ChangeKind, State, Subscription};
+use crate::rules::offer::Term;
+use crate::rules::subscription::{Cause, Change, ChangeKind, Subscription};
 use crate::rules::withdrawal::SubscriptionFacts;
 
 /// The reason of a change that a withdrawal made.
@@ -81,6 +84,7 @@ struct ChangeRow {
     reason: String,
     event_revision: i64,
     term_number: i32,
+    reseller_id: String,
 }
 
 impl ChangeRow {
@@ -113,42 +117,79 @@ impl ChangeRow {
             quantity_after: at(table, id).count("quantity_after", self.quantity_after)?,
             term_number: at(table, id).count("term_number", self.term_number)?,
             approval: (!gate.0.is_empty()).then(|| read_approval(table, id, gate)).transpose()?,
+            reseller_id: at(table, id).optional_id("reseller_id", &self.reseller_id)?,
         })
     }
 }
 
-/// The customer's subscriptions that have not ended, as the rules of withdrawals look at them.
+/// That a subscription has not ended, in the words of the partial index: SQLite uses it for nothing else.
+pub(super) fn is_open() -> SqlLiteral<Bool> {
+    sql("subscription.state IN ('ACTIVE', 'SUSPENDED')")
+}
+
+/// Subscriptions of a customer and some payers that have not ended, after an id, as the rules of withdrawals and ends of
+/// relationships look at them.
 pub(super) fn subscriptions_open(
     connection: &mut Connection,
     customer: Uuid,
+    payers: &[Uuid],
+    after: &str,
+    limit: usize,
 ) -> Result<Vec<(Uuid, SubscriptionFacts)>, Error> {
-    type Open = (String, String, String, String, bool, i64);
+    type Open = (String, String, String, String, bool, String, i64);
+    let payers: Vec<String> = payers.iter().map(Uuid::to_string).collect();
     let rows: Vec<Open> = query!(connection, c => {
         subscription::table
             .filter(subscription::customer_id.eq(customer.to_string()))
-            .filter(subscription::state.eq_any([State::Active.into_str(), State::Suspended.into_str()]))
+            .filter(subscription::payer_id.eq_any(&payers))
+            .filter(is_open())
+            .filter(subscription::id.gt(after))
+            .order(subscription::id)
+            .limit(i64::try_from(limit).unwrap_or(i64::MAX))
             .select((
                 subscription::id,
                 subscription::payer_id,
                 subscription::reseller_id,
                 subscription::state,
                 subscription::auto_renew,
+                subscription::term,
                 subscription::answer_revision,
             ))
             .load(c)
     })?;
-    let read = |(id, payer, reseller, state, auto_renew, answer_revision): Open| {
+    let read = |(id, payer, reseller, state, auto_renew, term, answer_revision): Open| {
         let row = at("subscription", &id);
+        let term: Term = row.named("term", term.parse().ok())?;
         let facts = SubscriptionFacts {
             payer_id: row.parse("payer_id", &payer)?,
             reseller_id: row.optional_id("reseller_id", &reseller)?,
             state: row.named("state", state.parse().ok())?,
             auto_renew,
+            is_perpetual: term == Term::Perpetual,
             answer_revision,
         };
         Ok((row.parse("id", &id)?, facts))
     };
     rows.into_iter().map(read).collect()
+}
+
+/// How many subscriptions of a payer and a customer have not ended; it counts no further than `limit`.
+pub(crate) fn open_count(
+    connection: &mut Connection,
+    customer: Uuid,
+    payer: Uuid,
+    limit: i64,
+) -> Result<i64, Error> {
+    let open: Vec<i32> = query!(connection, c => {
+        subscription::table
+            .filter(subscription::customer_id.eq(customer.to_string()))
+            .filter(subscription::payer_id.eq(payer.to_string()))
+            .filter(is_open())
+            .limit(limit)
+            .select(sql::<Integer>("1"))
+            .load(c)
+    })?;
+    Ok(i64::try_from(open.len()).unwrap_or(i64::MAX))
 }
 
 /// A subscription that was just changed, with what its history needs.
@@ -175,6 +216,7 @@ impl ChangedRow {
             quantity_after: quantity,
             term_number: row.count("term_number", self.term_number)?,
             approval: None,
+            reseller_id: None,
         };
         Ok((row.parse("id", &self.id)?, change))
     }
@@ -237,6 +279,7 @@ fn subscription_update(
                 .filter(subscription::version.eq(version)),
         )
         .set((
+            subscription::reseller_id.eq(id_or_empty(changed.reseller_id)),
             subscription::quantity.eq(i64::from(changed.quantity)),
             subscription::state.eq(changed.state.into_str()),
             subscription::auto_renew.eq(changed.auto_renew),
@@ -286,6 +329,7 @@ pub(super) fn changes_insert(connection: &mut Connection, changes: &[(Uuid, Chan
             subscription_change::reason.eq(reason),
             subscription_change::event_revision.eq(event_revision),
             subscription_change::term_number.eq(i32::try_from(change.term_number).unwrap_or(i32::MAX)),
+            subscription_change::reseller_id.eq(id_or_empty(change.reseller_id)),
         ));
     }
     query!(connection, c => diesel::insert_into(subscription_change::table).values(&rows).execute(c))?;
@@ -378,6 +422,14 @@ pub(crate) fn due_of(connection: &mut Connection, customer: Uuid, until: Time) -
             .select(subscription::id)
             .load(c)
     })?)
+}
+
+/// Whether a term of the customer's subscriptions has ended until then and is not processed yet.
+pub(super) fn terms_are_due(connection: &mut Connection, customer: Uuid, until: Time) -> Result<bool, Error> {
+    let due = subscription::table
+        .filter(subscription::customer_id.eq(customer.to_string()))
+        .filter(subscription::due_at.le(until.naive_utc()));
+    Ok(query!(connection, c => diesel::select(exists(due)).get_result(c))?)
 }
 
 /// A subscription, if its term has ended until then and is not processed yet.

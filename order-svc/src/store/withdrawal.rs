@@ -1,4 +1,5 @@
-//! Withdrawal reports: written in the transaction that applies a withdrawal, read by the partners that it concerns.
+//! Withdrawal reports: written while a withdrawal is applied, read by the partners that it concerns once it is. What it
+//! cancelled has rows; of what stayed there are counts.
 
 use std::collections::BTreeMap;
 
@@ -6,16 +7,18 @@ use chassis::database::row::{at, id_or_empty, utc};
 use chassis::database::{Connection, Error};
 use chassis::query;
 use chrono::NaiveDateTime;
-use diesel::dsl::{exists, max};
+use diesel::dsl::{count_star, exists, max};
 use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::Viewer;
-use super::schema::{subscription_change, withdrawal, withdrawal_effect, withdrawal_partner};
-use super::subscription::AGREEMENT_WITHDRAWN;
+use super::schema::{subscription, subscription_change, withdrawal, withdrawal_effect, withdrawal_partner};
+use super::subscription::{AGREEMENT_WITHDRAWN, is_open};
 use crate::rules::Time;
 use crate::rules::history::HistoryPoint;
-use crate::rules::withdrawal::{Effect, Report, Withdrawal, WithdrawalOutcome};
+use crate::rules::withdrawal::{
+    Counts, Effect, Outcomes, Report, SubscriptionFacts, Withdrawal, WithdrawalOutcome,
+};
 
 /// Statements have a limited number of parameters.
 const ROWS_PER_STATEMENT: usize = 1000;
@@ -36,17 +39,20 @@ struct Row {
     applied_at: NaiveDateTime,
     cancelled: i32,
     stayed: i32,
+    newer_answer: i32,
+    is_complete: bool,
 }
 
-/// A partner's part: how many subscriptions were cancelled and stayed.
-type PartRow = (i32, i32);
+/// A partner's part: how many subscriptions were cancelled, how many stayed, and how many of these on a newer answer.
+type PartRow = (i32, i32, i32);
 
 impl Row {
     /// `part` counts what the reader may see of it; without, that is everything.
     fn read(self, uncovered: Vec<Uuid>, part: Option<PartRow>) -> Result<Report, Error> {
         let key = self.revision.to_string();
         let row = at("withdrawal", &key);
-        let (cancelled, stayed) = part.unwrap_or((self.cancelled, self.stayed));
+        let (cancelled, stayed, newer_answer) =
+            part.unwrap_or((self.cancelled, self.stayed, self.newer_answer));
         Ok(Report {
             revision: self.revision,
             withdrawal: Withdrawal {
@@ -58,32 +64,32 @@ impl Row {
             },
             withdrawn_at: utc(self.withdrawn_at),
             applied_at: utc(self.applied_at),
-            cancelled: row.count("cancelled", cancelled)?,
-            stayed: row.count("stayed", stayed)?,
+            counts: Counts {
+                cancelled: row.count("cancelled", cancelled)?,
+                stayed: row.count("stayed", stayed)?,
+                newer_answer: row.count("newer_answer", newer_answer)?,
+            },
         })
     }
 }
 
-/// Stores the report of a withdrawal: the outcome for each subscription that had not ended and that the acceptance
-/// could cover. Where the report is there already, it stays: the event is applied again.
-pub(super) fn withdrawal_insert(
+/// Begins the report of a withdrawal, which is read once it is complete. False where it is complete already: the event is
+/// applied again, and the report of the first time stays.
+pub(super) fn withdrawal_begin(
     connection: &mut Connection,
     point: &HistoryPoint,
     of: &Withdrawal,
-    effects: &[Effect],
     now: Time,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let revision = point.cursor.revision;
     let kept: Option<Row> = query!(&mut *connection, c => {
         withdrawal::table.find(revision).select(Row::as_select()).first(c).optional()
     })?;
     match kept {
         None => {}
-        Some(kept) if kept.acceptance_id == of.acceptance_id.to_string() => return Ok(()),
+        Some(kept) if kept.acceptance_id == of.acceptance_id.to_string() => return Ok(!kept.is_complete),
         Some(lost) => withdrawal_archive(connection, lost)?,
     }
-    let count = |rows: usize| i32::try_from(rows).unwrap_or(i32::MAX);
-    let cancelled = effects.iter().filter(|effect| effect.outcome == WithdrawalOutcome::Cancelled).count();
     let row = Row {
         revision,
         customer_id: of.customer_id.to_string(),
@@ -92,43 +98,111 @@ pub(super) fn withdrawal_insert(
         partner_id: id_or_empty(of.partner_id),
         withdrawn_at: point.until.naive_utc(),
         applied_at: now.naive_utc(),
-        cancelled: count(cancelled),
-        stayed: count(effects.len() - cancelled),
+        cancelled: 0,
+        stayed: 0,
+        newer_answer: 0,
+        is_complete: false,
     };
-    query!(&mut *connection, c => diesel::insert_into(withdrawal::table).values(&row).execute(c))?;
+    query!(connection, c => diesel::insert_into(withdrawal::table).values(&row).execute(c))?;
+    Ok(true)
+}
+
+/// Adds subscriptions that the withdrawal of a revision cancelled to its report.
+pub(super) fn effects_insert(
+    connection: &mut Connection,
+    revision: i64,
+    cancelled: &[(Uuid, SubscriptionFacts)],
+) -> Result<(), Error> {
+    let effects: Vec<_> = cancelled
+        .iter()
+        .map(|(id, facts)| {
+            (
+                withdrawal_effect::revision.eq(revision),
+                withdrawal_effect::subscription_id.eq(id.to_string()),
+                withdrawal_effect::payer_id.eq(facts.payer_id.to_string()),
+                withdrawal_effect::reseller_id.eq(id_or_empty(facts.reseller_id)),
+                withdrawal_effect::outcome.eq(WithdrawalOutcome::Cancelled.into_str()),
+            )
+        })
+        .collect();
+    query!(connection, c => diesel::insert_into(withdrawal_effect::table).values(&effects).execute(c))?;
+    Ok(())
+}
+
+/// Completes the report of a withdrawal of which everything was applied: what it cancelled has rows, and what is still open
+/// is counted.
+pub(super) fn withdrawal_finish(
+    connection: &mut Connection,
+    revision: i64,
+    of: &Withdrawal,
+    now: Time,
+) -> Result<(), Error> {
+    type Group = (String, String, i64);
+    let cancelled: Vec<Group> = query!(&mut *connection, c => {
+        withdrawal_effect::table
+            .filter(withdrawal_effect::revision.eq(revision))
+            .group_by((withdrawal_effect::payer_id, withdrawal_effect::reseller_id))
+            .select((withdrawal_effect::payer_id, withdrawal_effect::reseller_id, count_star()))
+            .load(c)
+    })?;
+    let open: Vec<Group> = query!(&mut *connection, c => {
+        let mut open = subscription::table
+            .filter(subscription::customer_id.eq(of.customer_id.to_string()))
+            .filter(is_open())
+            .group_by((subscription::payer_id, subscription::reseller_id))
+            .select((subscription::payer_id, subscription::reseller_id, count_star()))
+            .into_boxed();
+        if let Some(partner) = of.partner_id {
+            open = open.filter(subscription::payer_id.eq(partner.to_string()));
+        }
+        open.load(c)
+    })?;
+    let mut outcomes = vec![];
+    for (group, is_open) in
+        cancelled.into_iter().map(|g| (g, false)).chain(open.into_iter().map(|g| (g, true)))
+    {
+        let (payer, reseller, count) = group;
+        let row = at("subscription", &payer);
+        let payer_id = row.parse("payer_id", &payer)?;
+        let outcome = match is_open {
+            false => Some(WithdrawalOutcome::Cancelled),
+            true => of.why_stayed(payer_id),
+        };
+        let Some(outcome) = outcome else { continue };
+        let reseller_id = row.optional_id("reseller_id", &reseller)?;
+        outcomes.push(Outcomes { payer_id, reseller_id, outcome, count: row.count("count", count)? });
+    }
+    let mut all = Counts::default();
+    outcomes.iter().for_each(|counted| all.add(counted));
+    let number = |count: u32| i32::try_from(count).unwrap_or(i32::MAX);
+    query!(&mut *connection, c => {
+        diesel::update(withdrawal::table.find(revision))
+            .set((
+                withdrawal::applied_at.eq(now.naive_utc()),
+                withdrawal::cancelled.eq(number(all.cancelled)),
+                withdrawal::stayed.eq(number(all.stayed)),
+                withdrawal::newer_answer.eq(number(all.newer_answer)),
+                withdrawal::is_complete.eq(true),
+            ))
+            .execute(c)
+    })?;
     let parts: Vec<_> = of
-        .parts(effects)
+        .parts(&outcomes)
         .into_iter()
         .map(|(partner, part)| {
             (
                 withdrawal_partner::partner_id.eq(partner.to_string()),
                 withdrawal_partner::revision.eq(revision),
                 withdrawal_partner::is_uncovered.eq(part.is_uncovered),
-                withdrawal_partner::cancelled.eq(i32::try_from(part.cancelled).unwrap_or(i32::MAX)),
-                withdrawal_partner::stayed.eq(i32::try_from(part.stayed).unwrap_or(i32::MAX)),
+                withdrawal_partner::cancelled.eq(number(part.counts.cancelled)),
+                withdrawal_partner::stayed.eq(number(part.counts.stayed)),
+                withdrawal_partner::newer_answer.eq(number(part.counts.newer_answer)),
             )
         })
         .collect();
     for parts in parts.chunks(ROWS_PER_STATEMENT) {
         query!(connection, c => {
             diesel::insert_into(withdrawal_partner::table).values(parts.to_vec()).execute(c)
-        })?;
-    }
-    let effects: Vec<_> = effects
-        .iter()
-        .map(|effect| {
-            (
-                withdrawal_effect::revision.eq(revision),
-                withdrawal_effect::subscription_id.eq(effect.subscription_id.to_string()),
-                withdrawal_effect::payer_id.eq(effect.payer_id.to_string()),
-                withdrawal_effect::reseller_id.eq(id_or_empty(effect.reseller_id)),
-                withdrawal_effect::outcome.eq(effect.outcome.into_str()),
-            )
-        })
-        .collect();
-    for effects in effects.chunks(ROWS_PER_STATEMENT) {
-        query!(connection, c => {
-            diesel::insert_into(withdrawal_effect::table).values(effects.to_vec()).execute(c)
         })?;
     }
     Ok(())
@@ -204,6 +278,7 @@ pub(crate) fn withdrawal_list(connection: &mut Connection, slice: Withdrawals) -
             let rows: Vec<Row> = query!(connection, c => {
                 let mut list = withdrawal::table
                     .filter(withdrawal::revision.gt(after))
+                    .filter(withdrawal::is_complete.eq(true))
                     .order(withdrawal::revision)
                     .limit(limit)
                     .select(Row::as_select())
@@ -224,7 +299,12 @@ pub(crate) fn withdrawal_list(connection: &mut Connection, slice: Withdrawals) -
                 .limit(limit)
                 .select((
                     Row::as_select(),
-                    (withdrawal_partner::cancelled, withdrawal_partner::stayed).nullable(),
+                    (
+                        withdrawal_partner::cancelled,
+                        withdrawal_partner::stayed,
+                        withdrawal_partner::newer_answer,
+                    )
+                        .nullable(),
                 ))
                 .into_boxed();
             if let Some(customer) = &customer {

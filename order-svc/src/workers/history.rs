@@ -1,8 +1,8 @@
 //! The consumer of agreement-svc's history (event stream). It applies each event with consequences for order-svc exactly once
 //! and in order (I3), whatever stops and starts meanwhile.
 //!
-//! The cursor is a row. An event is applied in the transaction that moves this row on to the
-//! event's revision from the one before; of several replicas that try, one succeeds.
+//! The cursor is a row. Events are applied in the transaction that moves this row on to the revision of the last of them; of
+//! several replicas that try, one succeeds. A large event takes several transactions, of which the last moves the row.
 //!
 //! When agreement-svc was restored from an older copy, what was applied here may be no part of its history any
 //! more. What holds then:
@@ -32,8 +32,12 @@ use super::renewals::end_terms_of;
 use crate::agreements::AgreementClient;
 use crate::agreements::events::{NotFollowed, StreamItem};
 use crate::rules::gate::ANSWER_AGE_MAX;
-use crate::rules::history::{HistoryPoint, Restore};
-use crate::store::history::{Orphans, cursor_read, cursor_reset, cursor_revision, history_apply, orphans};
+use crate::rules::history::{Consequence, HistoryPoint, Restore};
+use crate::store::history::{
+    Applied, Orphans, Step, Stopped, cursor_read, cursor_reset, cursor_revision, event_step, history_apply,
+    orphans,
+};
+use crate::store::relationship::relationships_forget;
 use crate::store::report::reports_requeue;
 
 /// Waits after failures, before jitter: the first, and the longest. What was withdrawn is not cancelled
@@ -176,22 +180,24 @@ async fn follow(
     let mut applied = cursor.revision;
     let mut history = agreements.follow(cursor).await?;
     loop {
-        let point = match history.next().await? {
+        let points = match history.next().await? {
             None => return Ok(()),
             Some(StreamItem::Lost(restore)) => {
                 followed.send_modify(|followed| followed.is_invalid = Some(true));
                 return Err(start_over(database, clock, applied, restore).await?);
             }
-            Some(StreamItem::Point(point)) => point,
+            Some(StreamItem::Points(points)) => points,
         };
-        let until = point.until;
-        applied = match point.consequence {
-            None => apply(database, clock, applied, point).await?,
-            Some(_) => background_span("apply an event", apply(database, clock, applied, point)).await?,
+        let until = points.last().map(|point| point.until);
+        let has_consequences = points.iter().any(|point| point.consequence.is_some());
+        let applying = apply(database, clock, applied, points);
+        applied = match has_consequences {
+            false => applying.await?,
+            true => background_span("apply events", applying).await?,
         };
         followed.send_modify(|followed| {
             followed.revision = applied;
-            followed.until = followed.until.max(Some(until));
+            followed.until = followed.until.max(until);
             followed.is_invalid = Some(false);
         });
     }
@@ -209,42 +215,77 @@ async fn start_over(
     let now = clock.now();
     while !database.write(move |connection: &mut Connection| reports_requeue(connection, now, now)).await? {}
     let orphans = database.list(move |connection: &mut Connection| orphans(connection, lost)).await?;
-    let is_ours =
-        database.write(move |connection: &mut Connection| cursor_reset(connection, applied)).await?;
+    let reset = move |connection: &mut Connection| {
+        relationships_forget(connection, lost)?;
+        cursor_reset(connection, applied)
+    };
+    let is_ours = database.write(reset).await?;
     Ok(if is_ours { Interruption::Lost(lost, orphans) } else { Interruption::WentBack })
 }
 
-/// Applies the history up to a point, unless another replica has or does: up to `applied` it has been,
-/// and between there and the point nothing has consequences. The answer is how far it has been
-/// applied then, which is not before the point.
+/// Applies points of the history, unless another replica has or does: up to `applied` it has been. The answer is how far it
+/// has been applied then, which is not before the last of them.
 async fn apply(
     database: &Database,
     clock: &Clock,
     applied: i64,
-    point: HistoryPoint,
+    points: Vec<HistoryPoint>,
 ) -> Result<i64, Interruption> {
-    // Terms that ended before come first, as they would have without a pause.
-    if let Some(consequence) = &point.consequence {
-        end_terms_of(database, clock, consequence.customer_id(), point.until).await?;
-    }
-    let mut known = applied;
-    while known < point.cursor.revision {
-        let (to, now) = (point.clone(), clock.now());
-        let is_ours = database
-            .write(move |connection: &mut Connection| history_apply(connection, known, &to, now))
-            .await?;
-        if is_ours {
-            return Ok(point.cursor.revision);
-        }
-        let before = known;
-        known = database.read(cursor_revision).await?;
-        if known <= before {
-            return Err(Interruption::WentBack);
+    let (mut known, mut are_terms_done) = (applied, false);
+    while let Some(next) = points.iter().position(|point| known < point.cursor.revision) {
+        let (rest, now) = (points[next..].to_vec(), clock.now());
+        let write =
+            move |connection: &mut Connection| history_apply(connection, known, &rest, are_terms_done, now);
+        let Some(Applied { revision, stopped }) = database.write(write).await? else {
+            known = passed_by_another(database, known).await?;
+            continue;
+        };
+        (known, are_terms_done) = (revision, false);
+        let stopped_at = points.iter().find(|point| known < point.cursor.revision);
+        let (Some(stopped), Some(point)) = (stopped, stopped_at) else { continue };
+        let Some(consequence) = &point.consequence else { continue };
+        match stopped {
+            // Terms that ended before come first, as they would have without a pause.
+            Stopped::TermsDue => {
+                end_terms_of(database, clock, consequence.customer_id(), point.until).await?;
+                are_terms_done = true;
+            }
+            Stopped::TooLarge => known = apply_in_steps(database, clock, known, point, consequence).await?,
         }
     }
     // In the quiet, too, the row is looked at, so that a restored database is noticed at once.
-    if applied == point.cursor.revision && database.read(cursor_revision).await? < applied {
+    let is_quiet = points.last().is_some_and(|point| point.cursor.revision == applied);
+    if is_quiet && database.read(cursor_revision).await? < applied {
         return Err(Interruption::WentBack);
     }
     Ok(known)
+}
+
+/// Applies an event that is too large for one transaction. The answer is how far the history has been applied then.
+async fn apply_in_steps(
+    database: &Database,
+    clock: &Clock,
+    applied: i64,
+    point: &HistoryPoint,
+    consequence: &Consequence,
+) -> Result<i64, Interruption> {
+    let mut step = Step::After(String::new());
+    loop {
+        let (now, point_of_step, consequence, this) =
+            (clock.now(), point.clone(), consequence.clone(), step.clone());
+        let write = move |connection: &mut Connection| {
+            event_step(connection, applied, (&point_of_step, &consequence), &this, now)
+        };
+        match database.write(write).await? {
+            None => return passed_by_another(database, applied).await,
+            Some(None) => return Ok(point.cursor.revision),
+            Some(Some(next)) => step = next,
+        }
+    }
+}
+
+/// How far another replica has applied the history.
+async fn passed_by_another(database: &Database, known: i64) -> Result<i64, Interruption> {
+    let applied = database.read(cursor_revision).await?;
+    if applied <= known { Err(Interruption::WentBack) } else { Ok(applied) }
 }

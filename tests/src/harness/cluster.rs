@@ -34,6 +34,10 @@ pub struct Setup {
     pub worker_threads: u16,
     /// Calls that each service lets in at a time.
     pub calls_max: u16,
+    /// Open subscriptions that a payer and a customer may have.
+    pub subscriptions_max: u32,
+    /// Changes of acceptances an hour that are allowed for a customer and a partner: by default more than any test makes.
+    pub acceptance_changes_max: u32,
     /// With signed tokens and mutual TLS on both services, instead of callers that are believed.
     pub secured: bool,
     /// A mail server to use instead of the cluster's mail folder, as `--smtp` names it.
@@ -53,6 +57,8 @@ impl Default for Setup {
             offers: None,
             worker_threads: 1,
             calls_max: 256,
+            subscriptions_max: 10_000,
+            acceptance_changes_max: 1_000_000,
             secured: false,
             smtp: None,
         }
@@ -75,10 +81,14 @@ impl Setup {
             document_table,
             offers,
             calls_max,
+            subscriptions_max,
+            acceptance_changes_max,
             smtp,
         } = self;
         let is_usual = (*agreement_port, *order_port) == (0, 0)
             && *calls_max == Self::default().calls_max
+            && *subscriptions_max == Self::default().subscriptions_max
+            && *acceptance_changes_max == Self::default().acceptance_changes_max
             && [agreements_at, smtp].iter().all(|setting| setting.is_none())
             && [document_table, offers].iter().all(|setting| setting.is_none());
         if is_usual { Ok(()) } else { Err("a stack is as it is; say so with needs_own!".into()) }
@@ -401,6 +411,7 @@ impl Cluster {
             metrics_listen: None,
             worker_threads: self.setup.worker_threads,
             calls_max: self.setup.calls_max,
+            acceptance_changes_max: self.setup.acceptance_changes_max,
         })
     }
 
@@ -492,6 +503,7 @@ impl Cluster {
             offers: self.setup.offers.clone(),
             worker_threads: self.setup.worker_threads,
             calls_max: self.setup.calls_max,
+            subscriptions_max: self.setup.subscriptions_max,
         })
     }
 }

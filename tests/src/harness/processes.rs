@@ -193,7 +193,8 @@ impl Process {
             reserved: vec![reserved, reserved_too],
             database,
             arguments,
-            environment: vec![],
+            // Tests change acceptances more often than people do.
+            environment: vec![("AGREEMENT_ACCEPTANCE_CHANGES_MAX", "1000000".into())],
             log,
             descriptors_max: None,
             running: None,

@@ -37,7 +37,7 @@ use uuid::Uuid;
 /// turned away: no identity | a partner user with ADMIN_AGENT, SALES_AGENT, HELPDESK_AGENT, GLOBAL_ADMIN,
 /// no role | a customer user with GLOBAL_ADMIN, without that role | an operator | a service.
 #[rustfmt::skip]
-const LET_IN: [(&str, &str); 52] = [
+const LET_IN: [(&str, &str); 53] = [
     ("/csp.agreement.v1.TemplateService/ListTemplates",          "- | A S H G n | G n | O | S"),
     ("/csp.agreement.v1.TemplateService/GetTemplate",            "- | A S H G n | G n | O | S"),
     ("/csp.agreement.v1.TemplateService/GetTemplateDocument",    "- | A S H G n | G n | O | S"),
@@ -88,6 +88,7 @@ const LET_IN: [(&str, &str); 52] = [
     ("/csp.order.v1.SubscriptionService/SuspendSubscription",    "- | A S - - - | - - | - | -"),
     ("/csp.order.v1.SubscriptionService/ResumeSubscription",     "- | A S - - - | - - | - | -"),
     ("/csp.order.v1.SubscriptionService/CancelSubscription",     "- | A S - - - | - - | - | -"),
+    ("/csp.order.v1.SubscriptionService/AssignReseller",         "- | A S - - - | - - | - | -"),
     ("/csp.order.v1.WithdrawalService/GetWithdrawalReport",      "- | A S H G - | - - | O | -"),
     ("/csp.order.v1.WithdrawalService/ListWithdrawalReports",    "- | A S H G - | - - | O | -"),
 ];

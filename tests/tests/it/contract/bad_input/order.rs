@@ -3,9 +3,9 @@
 use chassis::clock::Clock;
 use chrono::Duration;
 use proto::order::{
-    CancelSubscriptionRequest, ChangeSeatsRequest, CreateOrderRequest, GetOfferRequest, GetOrderRequest,
-    GetSubscriptionRequest, GetWithdrawalReportRequest, InlineAttestation, ListOffersRequest,
-    ListOrdersRequest, ListSubscriptionChangesRequest, ListSubscriptionsRequest,
+    AssignResellerRequest, CancelSubscriptionRequest, ChangeSeatsRequest, CreateOrderRequest,
+    GetOfferRequest, GetOrderRequest, GetSubscriptionRequest, GetWithdrawalReportRequest, InlineAttestation,
+    ListOffersRequest, ListOrdersRequest, ListSubscriptionChangesRequest, ListSubscriptionsRequest,
     ListWithdrawalReportsRequest, NewOrderLine, RenewSubscriptionRequest, ResumeSubscriptionRequest,
     SetAutoRenewRequest, SuspendSubscriptionRequest,
 };
@@ -216,6 +216,13 @@ impl Existing {
             request_id: id(n),
             subscription_id: id(n + 1),
             etag: text(n, 50),
+        });
+        let fields = ["request_id", "subscription_id", "etag", "reseller_id"];
+        table.all_bad("AssignReseller", direct, &fields, |n| AssignResellerRequest {
+            request_id: id(n),
+            subscription_id: id(n + 1),
+            etag: text(n, 50),
+            reseller_id: given_id(n),
         });
     }
 

@@ -12,8 +12,8 @@ use proto::agreement::{
     WithdrawSignatureRequest, WithdrawalReason,
 };
 use proto::order::{
-    CancelSubscriptionRequest, RenewSubscriptionRequest, ResumeSubscriptionRequest, SetAutoRenewRequest,
-    SuspendSubscriptionRequest,
+    AssignResellerRequest, CancelSubscriptionRequest, RenewSubscriptionRequest, ResumeSubscriptionRequest,
+    SetAutoRenewRequest, SuspendSubscriptionRequest,
 };
 use tests::Setup;
 use tests::assert::eventually;
@@ -176,6 +176,7 @@ async fn a_late_repetition_has_the_first_answer(#[case] backend: Backend) {
     change!(set_auto_renew, SetAutoRenewRequest { auto_renew: false });
     change!(suspend_subscription, SuspendSubscriptionRequest {});
     change!(resume_subscription, ResumeSubscriptionRequest {});
+    change!(assign_reseller, AssignResellerRequest {});
     change!(cancel_subscription, CancelSubscriptionRequest {});
     assert_eq!(bought.subscription_id, subscription_id);
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use proto::order::{
-    CancelSubscriptionRequest, ChangeSeatsRequest, CreateOrderRequest, CreateOrderResponse,
-    RenewSubscriptionRequest, ResumeSubscriptionRequest, SetAutoRenewRequest, Subscription,
-    SuspendSubscriptionRequest,
+    AssignResellerRequest, CancelSubscriptionRequest, ChangeSeatsRequest, CreateOrderRequest,
+    CreateOrderResponse, RenewSubscriptionRequest, ResumeSubscriptionRequest, SetAutoRenewRequest,
+    Subscription, SuspendSubscriptionRequest,
 };
 use proto::types::GateEvidence;
 use tests::clients::bad_fields_of;
@@ -14,6 +14,7 @@ use tonic::Status;
 use tonic_types::StatusExt;
 
 use super::steps::Command;
+use crate::model::acceptance::PARTNERS;
 
 /// A refusal with what it carries.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,6 +109,11 @@ pub(super) async fn send(by: &As, call: &Call) -> Result<Answer, Status> {
         Command::Resume => {
             let request = ResumeSubscriptionRequest { request_id, subscription_id, etag };
             (service.resume_subscription(request).await?.into_inner().subscription, None)
+        }
+        Command::AssignReseller(some) => {
+            let reseller_id = if some { PARTNERS[2].to_string() } else { String::new() };
+            let request = AssignResellerRequest { request_id, subscription_id, etag, reseller_id };
+            (service.assign_reseller(request).await?.into_inner().subscription, None)
         }
         Command::Cancel => {
             let request = CancelSubscriptionRequest { request_id, subscription_id, etag };

@@ -124,7 +124,7 @@ impl Model {
         let caller = PARTNERS[by].to_string();
         let is_own = order.payer_id.is_empty() || order.payer_id == caller;
         match (is_own, order.reseller_id.as_str()) {
-            (true, reseller) if reseller == caller => Err("payer_id".into()),
+            (true, reseller) if reseller == caller => Err("reseller_id".into()),
             (true, reseller) => Ok((caller, reseller.into())),
             (false, reseller) if reseller.is_empty() || reseller == caller => {
                 Ok((order.payer_id.clone(), caller))
@@ -274,8 +274,37 @@ impl Model {
             Command::Suspend => Ok(Plan::Free(Kind::Suspended)),
             Command::Resume if state == State::Active => Ok(Plan::Nothing),
             Command::Resume => Ok(Plan::Free(Kind::Resumed)),
+            Command::AssignReseller(some) if assigned(some) == known.reseller_id => Ok(Plan::Nothing),
+            Command::AssignReseller(_) => Ok(Plan::Free(Kind::ResellerAssigned)),
             Command::Cancel => Ok(Plan::Free(Kind::Cancelled)),
         }
+    }
+
+    /// ROLE-6: whether a partner that sees a subscription may do what it asks.
+    fn may_act(
+        &self,
+        customer_ids: &[String],
+        by: usize,
+        known: &Subscription,
+        command: Command,
+    ) -> Result<(), Refusal> {
+        let customer = customer_ids.iter().position(|id| *id == known.customer_id).unwrap();
+        let related = &self.related[customer];
+        let by = PARTNERS[by].to_string();
+        let is_payer = by == known.payer_id;
+        let has_reseller = |reseller: String| related.contains(&(known.payer_id.clone(), reseller));
+        let may = match command {
+            Command::AssignReseller(_) if !is_payer => {
+                return Err(refused("PAYER_ONLY", [("payer_id", known.payer_id.clone())]));
+            }
+            Command::AssignReseller(true) if !has_reseller(assigned(true)) => {
+                return Err(bad_fields(vec!["reseller_id".into()]));
+            }
+            Command::Resume if is_payer => related.iter().any(|(payer, _)| *payer == by),
+            _ => is_payer || has_reseller(by),
+        };
+        let parties = [("customer_id", known.customer_id.clone()), ("payer_id", known.payer_id.clone())];
+        if may { Ok(()) } else { Err(refused("RELATIONSHIP_ENDED", parties)) }
     }
 
     /// The subscription after a command, and the change, unless it is so already.
@@ -291,11 +320,15 @@ impl Model {
             .filter(|tracked| is_visible(by, &tracked.now.payer_id, &tracked.now.reseller_id));
         let unseen = || refused(NOT_FOUND, [("partner_center_code", "20003".into())]);
         let known = &tracked.ok_or_else(unseen)?.now;
+        self.may_act(&world.customer_ids, by, known, command)?;
         let (kind, gate) = match Self::plan(known, etag, command, world.model.now)? {
             Plan::Nothing => return Ok((known.clone(), None)),
             Plan::Free(kind) => (kind, None),
             Plan::Gated(kind) => {
-                let parties = (known.payer_id.as_str(), known.reseller_id.as_str());
+                // A payer goes on without a reseller that has parted.
+                let is_payer = PARTNERS[by].to_string() == known.payer_id;
+                let reseller_id = if is_payer { "" } else { known.reseller_id.as_str() };
+                let parties = (known.payer_id.as_str(), reseller_id);
                 let demands: Vec<_> = offer(&known.offer_id).unwrap().demands.into_iter().collect();
                 (kind, Some(self.gate(world, by, parties, &known.customer_id, &demands)?))
             }
@@ -306,12 +339,21 @@ impl Model {
             actor: user(by),
             quantity_after: seats,
             gate,
+            reseller_id: match command {
+                Command::AssignReseller(some) => assigned(some),
+                _ => String::new(),
+            },
             reason: Why::Requested.into(),
             ..SubscriptionChange::default()
         };
         let after = after(known, kind, &mut changed, world.model.now);
         Ok((after, Some(changed)))
     }
+}
+
+/// The reseller that a command assigns.
+fn assigned(some: bool) -> String {
+    if some { PARTNERS[2].to_string() } else { String::new() }
 }
 
 /// The answer and the effect that the rules expect of a call.

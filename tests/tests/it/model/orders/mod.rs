@@ -50,7 +50,10 @@ async fn play(backend: Backend, steps: Vec<Step>) -> Result<(), TestCaseError> {
     cluster.restart_agreements().await.unwrap();
     relay.pass_to(cluster.agreements_address());
     let world = acceptance::Play::begin(&cluster, clock.clone()).await;
-    let mut play = Play { world, relay, is_history_held: false, clock, model: Model::default() };
+    let related =
+        [(); acceptance::CUSTOMERS].map(|()| [(acceptance::PARTNERS[0].to_string(), String::new())].into());
+    let model = Model { related, ..Model::default() };
+    let mut play = Play { world, relay, is_history_held: false, clock, model };
     compare_offers(&play.world.partners[0]).await?;
     let beginning = BEGINNING.map(Step::Accept);
     for (n, step) in beginning.iter().chain(&steps).enumerate() {

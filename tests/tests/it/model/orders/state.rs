@@ -1,6 +1,6 @@
 //! The model's state: orders, subscriptions and withdrawal reports, and how answers, events and time change them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chassis::clock::Time;
 use chassis::form::timestamp;
@@ -36,6 +36,8 @@ pub(super) struct Model {
     pub calls: Vec<(Call, Option<Answer>)>,
     /// Of each customer: the revision of the last withdrawal or end of a relationship that was applied.
     pub fences: [i64; CUSTOMERS],
+    /// Of each customer: the payers and resellers ('' is none) of the active relationships, as far as they were applied.
+    pub related: [BTreeSet<(String, String)>; CUSTOMERS],
     /// When each event of the world's history was recorded, and how many were applied.
     pub recorded: Vec<Time>,
     pub applied: usize,
@@ -68,6 +70,15 @@ impl Model {
         world: &acceptance::Model,
     ) {
         let is_withdrawal = matches!(event.kind, "AttestationWithdrawn" | "SignatureWithdrawn");
+        let relationship = || {
+            let payer_id = event.partner.map(|of| PARTNERS[of].to_string()).unwrap();
+            (payer_id, event.others.first().cloned().unwrap_or_default())
+        };
+        match (event.kind, event.customer) {
+            ("RelationshipEstablished", Some(customer)) => _ = self.related[customer].insert(relationship()),
+            ("RelationshipEnded", Some(customer)) => _ = self.related[customer].remove(&relationship()),
+            _ => {}
+        }
         let Some(customer) = event.customer.filter(|_| is_withdrawal || event.kind == "RelationshipEnded")
         else {
             return;
@@ -103,7 +114,11 @@ impl Model {
                 let is_concerned = Some(tracked.now.payer_id.clone())
                     == event.partner.map(|of| PARTNERS[of].to_string())
                     && (!others_remain || tracked.now.reseller_id == reseller);
-                if is_concerned && tracked.now.auto_renew && is_older {
+                // What has no term would never run out.
+                let is_perpetual = tracked.now.term_end.is_none();
+                if is_concerned && is_perpetual && !others_remain && is_older {
+                    tracked.change_internal(Kind::Cancelled, Why::RelationshipEnded, revision, world.now);
+                } else if is_concerned && tracked.now.auto_renew && is_older {
                     tracked.change_internal(Kind::AutoRenewOff, Why::RelationshipEnded, revision, world.now);
                 }
             }
@@ -189,7 +204,9 @@ pub(super) fn counted(report: WithdrawalReport, effects: &[WithdrawalEffect]) ->
     let is_cancelled = |effect: &&WithdrawalEffect| effect.outcome() == WithdrawalOutcome::Cancelled;
     let cancelled = u32::try_from(effects.iter().filter(is_cancelled).count()).unwrap();
     let stayed = u32::try_from(effects.len()).unwrap() - cancelled;
-    WithdrawalReport { cancelled, stayed, ..report }
+    let is_newer = |effect: &&WithdrawalEffect| effect.outcome() == WithdrawalOutcome::NewerAnswer;
+    let newer_answer = u32::try_from(effects.iter().filter(is_newer).count()).unwrap();
+    WithdrawalReport { cancelled, stayed, newer_answer, ..report }
 }
 
 /// The subscription after a change; completes the record of the change.
@@ -214,6 +231,7 @@ pub(super) fn after(
         Kind::Resumed => after.set_state(State::Active),
         Kind::Cancelled => after.set_state(State::Cancelled),
         Kind::Expired => after.set_state(State::Expired),
+        Kind::ResellerAssigned => after.reseller_id.clone_from(&changed.reseller_id),
         Kind::Unspecified | Kind::Created | Kind::SeatsChanged => {}
     }
     changed.number = number;

@@ -96,6 +96,8 @@ pub(super) enum Command {
     Suspend,
     Resume,
     Cancel,
+    /// The reseller of the world, or none.
+    AssignReseller(bool),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -149,6 +151,7 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => Just(Command::Suspend),
         3 => Just(Command::Resume),
         1 => Just(Command::Cancel),
+        2 => any::<bool>().prop_map(Command::AssignReseller),
     ];
     let change = (any::<Index>(), actor, etag, command.clone(), rarely()).prop_map(
         |(which, by, etag, command, validate_only)| Step::Change { which, by, etag, command, validate_only },

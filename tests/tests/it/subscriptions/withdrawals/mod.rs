@@ -3,8 +3,10 @@
 
 mod application;
 mod cancellation;
+mod large;
 mod relationship_ends;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chassis::clock::Clock;
@@ -21,7 +23,7 @@ use rstest_reuse::apply;
 use tests::actions::{
     self, attest_now, get_subscription as read, subscribe as buy, withdraw, withdraw_signature,
 };
-use tests::fixtures::{self, DIRECT, OFFICE, PROVIDER, RESELLER, now};
+use tests::fixtures::{self, AZURE_PLAN, DIRECT, OFFICE, PROVIDER, RESELLER, now};
 use tests::{As, Backend, Cluster, Setup, metadata_of, reason_of};
 
 use crate::each_backend;

@@ -42,7 +42,7 @@ async fn an_ended_relationship_stops_renewals_and_cancels_nothing(#[case] backen
 async fn a_late_end_of_a_relationship_spares_later_purchases(#[case] backend: Backend) {
     tests::needs_own!("services that it stops");
     tests::needs!(backend);
-    use WithdrawalOutcome::{Cancelled, StillCovered};
+    use WithdrawalOutcome::Cancelled;
     let mut cluster = cluster_on(backend).await;
     let (direct, provider, admin, customer) = customer_of_two(&cluster).await;
     let [left, kept] =
@@ -61,12 +61,51 @@ async fn a_late_end_of_a_relationship_spares_later_purchases(#[case] backend: Ba
     cluster.restart_orders().await.unwrap();
     followed(&operator, revision).await;
     assert_eq!(read(&operator, &anew.subscription_id).await.unwrap(), anew);
-    // After the second end, what runs out is left alone by a withdrawal: its payer is no partner any more.
+    // After the second end a withdrawal still concerns what runs out: it rests on nothing any more.
     end(&direct, &customer, None).await;
     let last = withdraw_signature(&admin, &customer).await.unwrap();
     let report = applied(&operator, last).await;
-    let all = [(&left, StillCovered), (&kept, Cancelled), (&anew, StillCovered)];
-    assert_eq!(counts_and_outcomes(&report), ((1, 2), outcomes(&all)));
+    let all = [(&left, Cancelled), (&kept, Cancelled), (&anew, Cancelled)];
+    assert_eq!(counts_and_outcomes(&report), ((3, 0), outcomes(&all)));
+}
+
+/// What has no term does not outlive the relationship, and nothing outlives the last acceptance.
+#[apply(each_backend)]
+async fn what_has_no_term_ends_with_the_relationship(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let cluster = cluster_on(backend).await;
+    let (direct, provider, admin, customer) = customer_of_two(&cluster).await;
+    let plan = |payer: &As| {
+        let (payer, customer) = (payer.clone(), customer.clone());
+        async move {
+            let order = fixtures::new_order(&customer, None, AZURE_PLAN, 1);
+            actions::place(&payer, order).await.unwrap().subscriptions.remove(0)
+        }
+    };
+    let [left, kept] = [plan(&direct).await, plan(&provider).await];
+    let yearly = buy(&direct, &customer, None).await.unwrap();
+    let revision = end(&direct, &customer, None).await;
+    followed(&direct, revision).await;
+
+    let operator = cluster.as_caller(fixtures::operator());
+    let now = read(&operator, &left.subscription_id).await.unwrap();
+    assert_eq!((now.state(), now.term_end), (SubscriptionState::Cancelled, None));
+    let change = actions::changes_of(&operator, &left.subscription_id).await.unwrap().pop().unwrap();
+    assert_eq!(
+        (change.kind(), change.reason()),
+        (SubscriptionChangeKind::Cancelled, SubscriptionChangeReason::RelationshipEnded,)
+    );
+    assert_eq!(change.event_revision, revision);
+    assert_eq!(read(&operator, &kept.subscription_id).await.unwrap(), kept);
+    // The former partner's licence runs out, unless the customer takes back what it rests on.
+    let now = read(&operator, &yearly.subscription_id).await.unwrap();
+    assert_eq!((now.state(), now.auto_renew), (SubscriptionState::Active, false));
+    let last = withdraw_signature(&admin, &customer).await.unwrap();
+    let report = applied(&operator, last).await.report.unwrap();
+    let both: BTreeSet<String> = [DIRECT, PROVIDER].map(|partner| partner.to_string()).into();
+    assert_eq!(report.uncovered_partner_ids.into_iter().collect::<BTreeSet<_>>(), both);
+    assert_cancelled(&operator, &yearly, last).await;
+    assert_cancelled(&operator, &kept, last).await;
 }
 
 /// A provider that parts with one reseller goes on with the rest.

@@ -1,0 +1,196 @@
+//! The relationships of payers, customers and resellers, as agreement-svc's history says: who may still act on a
+//! subscription (ROLE-6), and what the end of a relationship does to it (CUS-3).
+
+use uuid::Uuid;
+
+use super::subscription::{Command, Subscription};
+use super::withdrawal::SubscriptionFacts;
+use super::{BadField, Refusal};
+
+/// Who buys for a customer, and through which reseller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Relationship {
+    pub customer_id: Uuid,
+    pub payer_id: Uuid,
+    pub reseller_id: Option<Uuid>,
+}
+
+/// A relationship ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelationshipEnd {
+    pub relationship: Relationship,
+    /// Payer and customer have another relationship; then only what has this reseller on record is concerned.
+    pub others_remain: bool,
+}
+
+/// What an event does to a subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It ends at once.
+    Cancelled,
+    /// It runs out at the end of its term.
+    NotRenewed,
+}
+
+impl RelationshipEnd {
+    /// CUS-3: what the end of a relationship, of a revision, does to one of the customer's subscriptions. What has no
+    /// term would never run out, so it is cancelled once payer and customer have no relationship any more.
+    pub fn effect_on(&self, revision: i64, subscription: &SubscriptionFacts) -> Option<Ending> {
+        let Relationship { payer_id, reseller_id, .. } = self.relationship;
+        let is_concerned = subscription.payer_id == payer_id
+            && (!self.others_remain || subscription.reseller_id == reseller_id)
+            && !subscription.state.is_final()
+            && subscription.answer_revision < revision;
+        if is_concerned && subscription.is_perpetual && !self.others_remain {
+            Some(Ending::Cancelled)
+        } else if is_concerned && subscription.auto_renew {
+            Some(Ending::NotRenewed)
+        } else {
+            None
+        }
+    }
+}
+
+/// The active relationships of a payer and a customer, by their resellers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ActiveRelationships(pub Vec<Option<Uuid>>);
+
+impl ActiveRelationships {
+    fn of_payer(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    /// Whether one of them names the reseller.
+    pub fn with_reseller(&self, reseller: Uuid) -> bool {
+        self.0.contains(&Some(reseller))
+    }
+}
+
+/// ROLE-6: whether a partner that sees a subscription may do what it asks. The payer always ends what it pays for; for
+/// everything that it buys anew the gate is asked. A reseller acts while its relationship is active.
+pub fn check_may_act(
+    caller: Uuid,
+    subscription: &Subscription,
+    command: Command,
+    active: &ActiveRelationships,
+) -> Result<(), Refusal> {
+    let Subscription { customer_id, payer_id, .. } = *subscription;
+    let is_payer = caller == payer_id;
+    let may = match command {
+        Command::AssignReseller(_) if !is_payer => return Err(Refusal::PayerOnly { payer_id }),
+        Command::AssignReseller(Some(reseller)) if !active.with_reseller(reseller) => {
+            let problem =
+                "has no active relationship with this customer and you; leave it empty to have no reseller";
+            return Err(Refusal::Fields(vec![BadField {
+                field: "reseller_id".into(),
+                problem: problem.into(),
+            }]));
+        }
+        Command::Resume if is_payer => active.of_payer(),
+        _ => is_payer || active.with_reseller(caller),
+    };
+    if may { Ok(()) } else { Err(Refusal::RelationshipEnded { customer_id, payer_id }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::subscription::{State, tests::subscription};
+    use super::*;
+
+    const PAYER: Uuid = Uuid::from_u128(1);
+    const OTHER: Uuid = Uuid::from_u128(2);
+    const RESELLER: Uuid = Uuid::from_u128(3);
+    const CUSTOMER: Uuid = Uuid::from_u128(9);
+    const REVISION: i64 = 10;
+
+    /// CUS-3, every case.
+    #[test]
+    fn the_end_of_a_relationship_stops_renewal() {
+        // payer, reseller of the relationship, other relationships remain -> whether the subscription is concerned
+        for (payer_id, reseller_id, others_remain, is_concerned) in [
+            (PAYER, None, false, true),
+            (PAYER, Some(RESELLER), false, true),
+            (PAYER, Some(OTHER), false, true),
+            (PAYER, None, true, false),
+            (PAYER, Some(RESELLER), true, true),
+            (PAYER, Some(OTHER), true, false),
+            (OTHER, None, false, false),
+            (OTHER, Some(RESELLER), true, false),
+        ] {
+            let relationship = Relationship { customer_id: CUSTOMER, payer_id, reseller_id };
+            let end = RelationshipEnd { relationship, others_remain };
+            let states = [State::Active, State::Suspended, State::Cancelled, State::Expired];
+            let answers = [0, REVISION - 1, REVISION, REVISION + 1];
+            for (state, answer_revision) in states.into_iter().flat_map(|s| answers.map(|a| (s, a))) {
+                for (auto_renew, is_perpetual) in [(true, false), (false, false), (true, true), (false, true)]
+                {
+                    let of = SubscriptionFacts {
+                        payer_id: PAYER,
+                        reseller_id: Some(RESELLER),
+                        state,
+                        auto_renew,
+                        is_perpetual,
+                        answer_revision,
+                    };
+                    let is_open = matches!(state, State::Active | State::Suspended);
+                    let expected = match is_concerned && is_open && answer_revision < REVISION {
+                        true if is_perpetual && !others_remain => Some(Ending::Cancelled),
+                        true if auto_renew => Some(Ending::NotRenewed),
+                        _ => None,
+                    };
+                    assert_eq!(end.effect_on(REVISION, &of), expected, "{end:?} {of:?}");
+                }
+            }
+        }
+    }
+
+    /// ROLE-6, every case: who asks for what, while which relationships are active.
+    #[test]
+    fn who_has_parted_acts_no_more() {
+        let of = Subscription {
+            payer_id: PAYER,
+            reseller_id: Some(RESELLER),
+            customer_id: CUSTOMER,
+            ..subscription(State::Active)
+        };
+        let ended = || Err(Refusal::RelationshipEnded { customer_id: CUSTOMER, payer_id: PAYER });
+        let payer_only = || Err(Refusal::PayerOnly { payer_id: PAYER });
+        let unrelated = || {
+            let problem =
+                "has no active relationship with this customer and you; leave it empty to have no reseller";
+            Err(Refusal::Fields(vec![BadField { field: "reseller_id".into(), problem: problem.into() }]))
+        };
+        let active = |resellers: &[Option<Uuid>]| ActiveRelationships(resellers.to_vec());
+        let (none, own, other) = (active(&[]), active(&[None]), active(&[Some(OTHER)]));
+        let both = active(&[Some(OTHER), Some(RESELLER)]);
+        for (command, payer_alone) in [
+            (Command::Cancel, Ok(())),
+            (Command::Suspend, Ok(())),
+            (Command::AutoRenew(false), Ok(())),
+            (Command::AssignReseller(None), Ok(())),
+            // The gate answers these.
+            (Command::Seats(3), Ok(())),
+            (Command::Renew, Ok(())),
+            (Command::AutoRenew(true), Ok(())),
+            (Command::Resume, ended()),
+            (Command::AssignReseller(Some(OTHER)), unrelated()),
+        ] {
+            let check = |caller, active| check_may_act(caller, &of, command, active);
+            assert_eq!(check(PAYER, &none), payer_alone, "{command:?}");
+            let with_own = match command {
+                Command::AssignReseller(Some(_)) => unrelated(),
+                _ => Ok(()),
+            };
+            assert_eq!(check(PAYER, &own), with_own, "{command:?}");
+            assert_eq!(check(PAYER, &other), Ok(()), "{command:?}");
+            let of_reseller = |may| match command {
+                Command::AssignReseller(_) => payer_only(),
+                _ if may => Ok(()),
+                _ => ended(),
+            };
+            for (active, may) in [(&none, false), (&own, false), (&other, false), (&both, true)] {
+                assert_eq!(check(RESELLER, active), of_reseller(may), "{command:?} {active:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Resellers come and go at a provider: who has parted acts no more (ROLE-6), and the provider goes on (SUB-6).
+
+use proto::agreement::{EndRelationshipRequest, LinkResellerRequest, PartnerKind};
+use proto::order::{
+    AssignResellerRequest, CancelSubscriptionRequest, ChangeSeatsRequest, ResumeSubscriptionRequest,
+    SetAutoRenewRequest, Subscription, SubscriptionChangeKind, SubscriptionState, SuspendSubscriptionRequest,
+};
+use proto::types::Cloud;
+use rstest_reuse::apply;
+use tests::actions::{self, get_subscription as read, subscribe as buy};
+use tests::assert::{eventually, refusal};
+use tests::clients::bad_fields_of;
+use tests::fixtures::{self, PROVIDER, RESELLER};
+use tests::{As, Backend, Cluster, metadata_of};
+use tonic::{Code, Status};
+use uuid::Uuid;
+
+use crate::each_backend;
+
+const SECOND: Uuid = Uuid::from_u128(0xf2);
+
+/// Sends a change with the subscription's present etag, as a partner, and gives back the subscription.
+macro_rules! change {
+    ($by:ident.$method:ident($of:expr, $request:ident { $($field:ident: $value:expr)? })) => {{
+        let now = read(&$by, &$of.subscription_id).await.unwrap();
+        let request = $request {
+            request_id: fixtures::request_id(),
+            subscription_id: now.subscription_id,
+            etag: now.etag,
+            $($field: $value,)?
+            ..Default::default()
+        };
+        $by.subscriptions().$method(request).await.map(|answer| answer.into_inner().subscription.unwrap())
+    }};
+}
+
+async fn assign(by: &As, of: &Subscription, reseller: Option<Uuid>) -> Result<Subscription, Status> {
+    let reseller_id = reseller.map(|id| id.to_string()).unwrap_or_default();
+    change!(by.assign_reseller(of, AssignResellerRequest { reseller_id: reseller_id }))
+}
+
+async fn part(cluster: &Cluster, provider: &As, customer: &str, reseller: Uuid) {
+    let end = EndRelationshipRequest {
+        request_id: fixtures::request_id(),
+        customer_id: customer.into(),
+        reseller_id: reseller.to_string(),
+        ..EndRelationshipRequest::default()
+    };
+    let revision = provider.customers().end_relationship(end).await.unwrap().into_inner().revision;
+    let operator = cluster.as_caller(fixtures::operator());
+    eventually("the end is applied", async || {
+        let request = proto::order::GetWithdrawalReportRequest { revision, ..Default::default() };
+        // It is no withdrawal, and there is no report of it.
+        operator.withdrawals().get_withdrawal_report(request).await.is_err().then_some(())
+    })
+    .await;
+}
+
+#[apply(each_backend)]
+async fn resellers_come_and_go_at_a_provider(#[case] backend: Backend) {
+    tests::needs_own!("a reseller that it links");
+    tests::needs!(backend);
+    let cluster = Cluster::on(backend).await;
+    actions::register_partners(&cluster).await.unwrap();
+    let operator = cluster.as_caller(fixtures::operator());
+    let kind = PartnerKind::IndirectReseller;
+    actions::register_partner(&operator, SECOND, "Second Reselling", kind, Cloud::Public).await.unwrap();
+    let link = LinkResellerRequest {
+        request_id: fixtures::request_id(),
+        provider_id: PROVIDER.to_string(),
+        reseller_id: SECOND.to_string(),
+    };
+    operator.partners().link_reseller(link).await.unwrap();
+    let [provider, first, second] =
+        [PROVIDER, RESELLER, SECOND].map(|partner| cluster.as_caller(fixtures::sales(partner)));
+    let customer = actions::create_customer(&first, "Contoso", "FR", Some(PROVIDER)).await.unwrap();
+    let admin = cluster.as_caller(fixtures::admin(customer.parse().unwrap()));
+    actions::attest_now(&provider, &customer).await.unwrap();
+    let bought = buy(&first, &customer, Some(PROVIDER)).await.unwrap();
+    assert_eq!(bought.reseller_id, RESELLER.to_string());
+    actions::until_bought(&cluster, &customer).await.unwrap();
+
+    // The second reseller comes, then the first one goes.
+    let invited = actions::invite(&second, None, Some(PROVIDER)).await.unwrap();
+    admin.signatures().accept_invitation(fixtures::acceptance(&invited, None)).await.unwrap();
+    part(&cluster, &provider, &customer, RESELLER).await;
+
+    // It still sees what it sold, and changes nothing.
+    let parted = (Code::FailedPrecondition, "RELATIONSHIP_ENDED".to_owned());
+    for refused in [
+        change!(first.suspend_subscription(bought, SuspendSubscriptionRequest {})),
+        change!(first.cancel_subscription(bought, CancelSubscriptionRequest {})),
+        change!(first.set_auto_renew(bought, SetAutoRenewRequest { auto_renew: false })),
+        change!(first.change_seats(bought, ChangeSeatsRequest { quantity: 6 })),
+    ] {
+        let refused = refused.unwrap_err();
+        assert_eq!(refusal(&refused), parted);
+        assert_eq!(metadata_of(&refused)["payer_id"], PROVIDER.to_string());
+    }
+    // The provider goes on, also with what the gate decides.
+    let seats = change!(provider.change_seats(bought, ChangeSeatsRequest { quantity: 7 })).unwrap();
+    assert_eq!(seats.quantity, 7);
+    let refused = assign(&provider, &bought, Some(RESELLER)).await.unwrap_err();
+    assert_eq!(bad_fields_of(&refused), ["reseller_id"]);
+    let assigned = assign(&provider, &bought, Some(SECOND)).await.unwrap();
+    assert_eq!(assigned.reseller_id, SECOND.to_string());
+    let change = actions::changes_of(&provider, &bought.subscription_id).await.unwrap().pop().unwrap();
+    assert_eq!(change.kind(), SubscriptionChangeKind::ResellerAssigned);
+    assert_eq!((change.reseller_id, change.actor_tenant), (SECOND.to_string(), PROVIDER.to_string()));
+    assert_eq!(refusal(&read(&first, &bought.subscription_id).await.unwrap_err()).0, Code::NotFound);
+    change!(second.change_seats(bought, ChangeSeatsRequest { quantity: 8 })).unwrap();
+    let refused = assign(&second, &bought, None).await.unwrap_err();
+    assert_eq!(refusal(&refused), (Code::PermissionDenied, "PAYER_ONLY".into()));
+
+    // After the last reseller, and with it the last relationship, the provider can only end what it pays for.
+    part(&cluster, &provider, &customer, SECOND).await;
+    let suspended = change!(provider.suspend_subscription(bought, SuspendSubscriptionRequest {})).unwrap();
+    assert_eq!(suspended.state(), SubscriptionState::Suspended);
+    let refused = change!(provider.resume_subscription(bought, ResumeSubscriptionRequest {})).unwrap_err();
+    assert_eq!(refusal(&refused), parted);
+    assert_eq!(assign(&provider, &bought, None).await.unwrap().reseller_id, "");
+    let cancelled = change!(provider.cancel_subscription(bought, CancelSubscriptionRequest {})).unwrap();
+    assert_eq!(cancelled.state(), SubscriptionState::Cancelled);
+}
