@@ -13,7 +13,8 @@ use crate::rules::event::Event;
 use crate::rules::invitation::{Invitation, InvitationKind, InvitationState, Settled};
 use crate::rules::notification::{Notification, NotificationState};
 use crate::rules::party::{
-    Cloud, Contact, Customer, Partner, PartnerKind, Partnership, Profile, is_country, is_domain, is_email,
+    Cloud, Contact, Customer, Partner, PartnerKind, Partnership, Profile, domain_problem, email_problem,
+    is_country, is_phone,
 };
 use crate::rules::policy::Channel;
 use crate::rules::signature::Signature;
@@ -108,15 +109,18 @@ pub(super) fn read_contact(form: &mut Form, field: &str, contact: Option<&types:
     let contact = contact.unwrap_or(&absent);
     let email_field = format!("{field}.email");
     let email = form.text(&email_field, &contact.email, 1, 254);
-    if (1..=254).contains(&email.chars().count()) && !is_email(&email) {
-        form.violation(email_field, "must have the form of an e-mail address");
+    // As it was sent: composing turns some letters into those of ASCII.
+    if let Some(problem) = email_problem(contact.email.trim()).filter(|_| !form.has_violation(&email_field)) {
+        form.violation(email_field, problem);
     }
-    Contact {
-        first_name: form.text(&format!("{field}.first_name"), &contact.first_name, 1, 100),
-        last_name: form.text(&format!("{field}.last_name"), &contact.last_name, 1, 100),
-        email,
-        phone: form.text(&format!("{field}.phone"), &contact.phone, 0, 50),
+    let first_name = form.text(&format!("{field}.first_name"), &contact.first_name, 1, 100);
+    let last_name = form.text(&format!("{field}.last_name"), &contact.last_name, 1, 100);
+    let phone_field = format!("{field}.phone");
+    let phone = form.text(&phone_field, &contact.phone, 0, 50);
+    if !phone.is_empty() && !is_phone(&phone) && !form.has_violation(&phone_field) {
+        form.violation(phone_field, "must have digits, and between them only spaces and + ( ) - . / x");
     }
+    Contact { first_name, last_name, email, phone }
 }
 
 /// A customer's particulars; the paths of bad fields begin with `prefix`.
@@ -126,12 +130,12 @@ pub(super) fn read_profile(
     (company_name, domain, country): (&str, &str, &str),
     contact: Option<&types::Contact>,
 ) -> Profile {
-    let domain = domain.trim().to_ascii_lowercase();
     let company_name = form.text(&format!("{prefix}company_name"), company_name, 1, 200);
-    if !is_domain(&domain) {
-        let problem =
-            if domain.is_empty() { "is required" } else { "must be a host name such as contoso.example" };
-        form.violation(format!("{prefix}domain"), problem);
+    let domain_field = format!("{prefix}domain");
+    let problem = domain_problem(domain.trim());
+    let domain = form.text(&domain_field, domain, 1, 253).to_ascii_lowercase();
+    if let Some(problem) = problem.filter(|_| !form.has_violation(&domain_field)) {
+        form.violation(domain_field, problem);
     }
     let country = read_country(form, &format!("{prefix}country"), country);
     let primary_contact = read_contact(form, &format!("{prefix}primary_contact"), contact);

@@ -30,8 +30,13 @@ pub(super) const EMAILS: [&str; 8] = [
     "tania@carr@contoso.example",
     "tania@contoso.example,mal@contoso.example",
     "tania@contoso.example\nBcc: mal@contoso.example",
+    "t\u{e4}nia@contoso.example",
+    "tania@contoso\u{e9}.example",
+    // KELVIN SIGN, which NFC turns into an ASCII letter.
+    "tania@\u{212a}ontoso.example",
+    "tania\u{200b}@contoso.example",
 ];
-pub(super) const DOMAINS: [&str; 10] = [
+pub(super) const DOMAINS: [&str; 11] = [
     "",
     " ",
     "contoso",
@@ -43,6 +48,7 @@ pub(super) const DOMAINS: [&str; 10] = [
     "contoso\u{e9}.example",
     // KELVIN SIGN, whose lower case is an ASCII letter.
     "\u{212a}ontoso.example",
+    "con\u{ad}toso.example",
 ];
 pub(super) const LINKS: [&str; 4] =
     ["", "http://contoso.example", "javascript:alert(1)", "https://contoso.example/\0"];
@@ -71,7 +77,7 @@ pub(super) const TIMES: [Timestamp; 9] = [
 ];
 
 /// Enough rounds for every value of every list.
-pub(super) const ROUNDS: usize = 12;
+pub(super) const ROUNDS: usize = 14;
 
 pub(super) fn pick<T: Clone>(values: &[T], round: usize) -> T {
     values[round % values.len()].clone()
@@ -91,16 +97,27 @@ pub(super) fn given_id(round: usize) -> String {
     pick_given(&IDS, round)
 }
 
-/// Required text of at most `max` characters: nothing, blanks, one too many, control characters.
+/// Required text of at most `max` characters: nothing, blanks, one too many, what cannot be seen.
 pub(super) fn text(round: usize, max: usize) -> String {
-    let bad =
-        ["".into(), " \t\u{3000}".into(), "x".repeat(max + 1), "😀".repeat(max + 1), "Con\0toso".into()];
-    pick(&[&bad[..], &["Con\ntoso", "Con\u{7f}toso", "Con\u{85}toso"].map(String::from)].concat(), round)
+    const UNSEEN: [&str; 10] = [
+        "Con\0toso",
+        "Con\ntoso",
+        "Con\u{7f}toso",
+        "Con\u{85}toso",
+        "\u{200b}\u{feff}",
+        "Con\u{ad}toso",
+        "Contoso\u{3164}",
+        "\u{2800}",
+        "\u{202e}osotnoC",
+        "\u{301}",
+    ];
+    let bad = ["".into(), " \t\u{3000}".into(), "x".repeat(max + 1), "😀".repeat(max + 1)];
+    pick(&[&bad[..], &UNSEEN.map(String::from)].concat(), round)
 }
 
 /// Text that may be left empty.
 pub(super) fn given_text(round: usize, max: usize) -> String {
-    text(2 + round % 6, max)
+    text(2 + round % 12, max)
 }
 
 pub(super) fn required_time(round: usize) -> Option<Timestamp> {
