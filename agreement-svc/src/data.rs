@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::rules::Time;
 use crate::rules::event::Event;
 use crate::rules::policy::Policy;
-use crate::rules::template::{AgreementType, Document, Template, Version, document_problems};
+use crate::rules::template::{AgreementType, Document, Template, Version, document_problems, language_tag};
 use crate::store::change::{ChangeError, change_internal};
 use crate::store::template::{template_publish, template_table_is_empty, template_update};
 
@@ -137,7 +137,7 @@ fn read_documents(link: &str, languages: &Languages) -> anyhow::Result<Vec<Docum
         for language in languages {
             documents.push(Document {
                 country: country.clone(),
-                language: language.clone(),
+                language: language_tag(language).unwrap_or_else(|| language.clone()),
                 link: link.to_owned(),
                 sha256: String::new(),
             });

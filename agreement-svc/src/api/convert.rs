@@ -19,7 +19,7 @@ use crate::rules::party::{
 use crate::rules::policy::Channel;
 use crate::rules::signature::Signature;
 use crate::rules::template::{
-    AgreementType, DOCUMENTS_MAX, Document, Template, document_problems, is_language,
+    AgreementType, DOCUMENTS_MAX, Document, Template, document_problems, language_tag,
 };
 use crate::rules::withdrawal::{Withdrawal, WithdrawalReason};
 use crate::rules::{Time, template};
@@ -155,7 +155,7 @@ pub(super) fn read_country(form: &mut Form, field: &str, country: &str) -> Strin
 }
 
 pub(super) fn read_language(form: &mut Form, field: &str, language: &str) -> String {
-    if !is_language(language) {
+    if language_tag(language).is_none() {
         form.violation(field, "must be a language tag such as fr-FR");
     }
     language.to_owned()
@@ -168,7 +168,7 @@ pub(super) fn read_documents(form: &mut Form, documents: &[wire::TemplateDocumen
     }
     let read = |document: &wire::TemplateDocument| Document {
         country: document.country.clone(),
-        language: document.language.clone(),
+        language: language_tag(&document.language).unwrap_or_else(|| document.language.clone()),
         link: document.link.trim().to_owned(),
         sha256: document.sha256.clone(),
     };

@@ -81,6 +81,11 @@ impl Existing {
             ("no documents", &["documents"][..], publish(vec![])),
             ("2,001 documents", &["documents"], publish(vec![document.clone(); 2001])),
             ("a repetition", &["documents[1].language"], publish(vec![document.clone(); 2])),
+            (
+                "a repetition in other letters",
+                &["documents[1].language"],
+                publish(vec![document.clone(), self::document("US", "EN-us")]),
+            ),
             ("no last resort", &["documents"], publish(vec![self::document("FR", "fr-FR")])),
             (
                 "a new template without type and name",

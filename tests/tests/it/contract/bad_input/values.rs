@@ -20,8 +20,8 @@ pub(super) const IDS: [&str; 10] = [
 ];
 pub(super) const COUNTRIES: [&str; 7] = ["", "fr", "F", "FRA", "F\0", "ＦＲ", "FR "];
 pub(super) const LANGUAGES: [&str; 8] =
-    ["", "f", "FR-fr", "fr_FR", "fr-", "fr-F\0", "français", "deutsch-DE"];
-pub(super) const EMAILS: [&str; 8] = [
+    ["", "f", "fr--FR", "fr_FR", "fr-", "fr-F\0", "français", "deutsch-DE"];
+pub(super) const EMAILS: [&str; 12] = [
     "",
     "tania",
     "tania@contoso",
