@@ -50,7 +50,8 @@ impl CustomerService for Api {
                 || profile.primary_contact.clone(),
                 |contact| convert::read_contact(form, "attestation.contact", Some(contact)),
             );
-            let agreed_at = form.time("attestation.agreed_at", attestation.agreed_at.as_ref());
+            let agreed_at =
+                convert::read_agreed_at(form, "attestation.agreed_at", attestation.agreed_at.as_ref());
             if let Err(problem) = check_not_in_the_future(agreed_at, now) {
                 form.violation("attestation.agreed_at", problem);
             }

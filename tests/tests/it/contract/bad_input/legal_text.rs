@@ -178,8 +178,8 @@ async fn odd_text_comes_back_as_given_but_for_blanks_around_it(#[case] backend: 
         let read = direct.customers().get_customer(get).await.unwrap().into_inner().customer.unwrap();
         assert_eq!((&read.company_name, read.primary_contact), (text, Some(kept(other_email))));
 
-        // From year 1 on, to the microsecond.
-        let agreed_at = Some(Timestamp { seconds: -62_135_596_800, nanos: 1000 });
+        // From 2010 on, to the microsecond.
+        let agreed_at = Some(Timestamp { seconds: 1_262_304_000, nanos: 1000 });
         let attest = CreateAttestationRequest {
             contact: Some(given(other_email)),
             ..attestation(&customer.customer_id, agreed_at)

@@ -128,6 +128,15 @@ pub(super) fn required_time(round: usize) -> Option<Timestamp> {
     pick(&times, round)
 }
 
+/// As [`required_time`], of a date that has to be later than 2009.
+pub(super) fn agreed_at(round: usize) -> Option<Timestamp> {
+    match round {
+        0 => Some(Timestamp::default()),
+        1 => Some(Timestamp { seconds: 1_262_303_999, nanos: 999_999_000 }),
+        _ => required_time(round),
+    }
+}
+
 /// Until when an invitation may not be made to last: the past, more than 90 days, no time.
 pub(super) fn expiry(round: usize) -> Option<Timestamp> {
     let now = Clock::system().now();
