@@ -116,6 +116,19 @@ fn read_sender(text: &str) -> Result<Mailbox, String> {
     text.parse().map_err(|_| "must be an address such as agreements@partner.example".into())
 }
 
+/// Reads the page that acceptance links lead to. Its token must not travel in the clear.
+fn read_page(text: &str) -> Result<String, String> {
+    let page = text.parse::<http::Uri>().ok();
+    let is_safe = page.is_some_and(|page| match (page.scheme_str(), page.host()) {
+        (Some("https"), Some(host)) => !host.is_empty(),
+        (Some("http"), Some(host)) => host == "localhost",
+        _ => false,
+    });
+    is_safe.then(|| text.to_owned()).ok_or_else(|| {
+        "must be a URL such as https://portal.example/accept; http:// is for localhost only".into()
+    })
+}
+
 /// Reads a whole number of seconds, minutes, hours or days, up to ten years.
 fn read_duration(text: &str) -> Result<TimeDelta, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
@@ -267,7 +280,8 @@ pub struct Serve {
         long,
         env = "AGREEMENT_ACCEPTANCE_PAGE",
         value_name = "URL",
-        default_value = "https://localhost/accept"
+        default_value = "https://localhost/accept",
+        value_parser = read_page
     )]
     pub acceptance_page: String,
     #[command(flatten)]
@@ -316,6 +330,30 @@ pub struct Mail {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_acceptance_page_is_a_url_of_https() {
+        for page in
+            ["https://portal.example", "https://portal.example:8443/a?b=c", "http://localhost:8080/?a=b"]
+        {
+            assert_eq!(read_page(page).as_deref(), Ok(page));
+        }
+        for page in [
+            "",
+            "not a url",
+            "portal.example/accept",
+            "https://",
+            "https:///accept",
+            "https://portal example",
+            "/accept",
+            "http://portal.example",
+            "http://localhost.portal.example",
+            "ftp://portal.example",
+            "javascript:alert(1)",
+        ] {
+            assert!(read_page(page).is_err(), "{page}");
+        }
+    }
 
     #[test]
     fn a_date_is_read_in_the_forms_of_iso_8601() {
