@@ -195,7 +195,11 @@ impl Templates {
 fn text_of(path: Option<&Path>, default: &str) -> anyhow::Result<String> {
     match path {
         None => Ok(default.to_owned()),
-        Some(path) => fs::read_to_string(path).with_context(|| path.display().to_string()),
+        Some(path) => {
+            let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            // Editors on Windows write a byte order mark, which JSON does not allow.
+            Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+        }
     }
 }
 
@@ -212,6 +216,14 @@ mod tests {
         read_policy(None).unwrap();
         let templates = read_templates(None, None).unwrap().0;
         assert_eq!(templates.len(), 2);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_ignored() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("policy.json");
+        fs::write(&path, format!("\u{feff}{DEFAULT_POLICY}")).unwrap();
+        read_policy(Some(&path)).unwrap();
     }
 
     #[test]

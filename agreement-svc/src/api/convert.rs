@@ -2,6 +2,7 @@
 
 use chassis::auth;
 use chassis::database::row::id_or_empty;
+use chassis::form::text::unseen;
 use chassis::form::{Form, timestamp};
 use prost_types::Timestamp;
 use proto::identity::TenantKind;
@@ -185,6 +186,12 @@ pub(super) fn read_documents(form: &mut Form, documents: &[wire::TemplateDocumen
     let documents: Vec<Document> = documents.iter().map(read).collect();
     for bad in document_problems(&documents) {
         form.violation(bad.field, bad.problem);
+    }
+    for (n, document) in documents.iter().enumerate() {
+        let field = format!("documents[{n}].link");
+        if let Some(problem) = unseen(&document.link).filter(|_| !form.has_violation(&field)) {
+            form.violation(field, problem);
+        }
     }
     documents
 }

@@ -170,8 +170,7 @@ fn are_alike(given: &str, known: &str) -> bool {
     strsim::jaro_winkler(&letters.to_lowercase(), &known.to_lowercase()) >= ALIKE
 }
 
-/// The words by which Excel, LibreOffice and Google write a cell that is true, in the languages in which they do not write
-/// TRUE, in upper case.
+/// The words of a cell that is true, in the languages in which spreadsheets do not write TRUE, in upper case.
 const TRUE: [&str; 26] = [
     "TRUE",
     "1",

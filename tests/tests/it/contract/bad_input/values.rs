@@ -50,8 +50,13 @@ pub(super) const DOMAINS: [&str; 11] = [
     "\u{212a}ontoso.example",
     "con\u{ad}toso.example",
 ];
-pub(super) const LINKS: [&str; 4] =
-    ["", "http://contoso.example", "javascript:alert(1)", "https://contoso.example/\0"];
+pub(super) const LINKS: [&str; 5] = [
+    "",
+    "http://contoso.example",
+    "javascript:alert(1)",
+    "https://contoso.example/\0",
+    "https://contoso.example/\u{200b}",
+];
 pub(super) const DIGESTS: [&str; 4] = [
     "abc",
     "E3B0C44298FC1C149AFBF4C8996FB92427AE41E4649B934CA495991B7852B855",
