@@ -10,7 +10,7 @@ use chassis::config::with_env;
 use chassis::database::Url;
 use chassis::telemetry::LogFormat;
 use chassis::tls;
-use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, Utc};
+use chrono::{DateTime, NaiveDate, NaiveDateTime, SubsecRound, TimeDelta, Utc};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use lettre::message::Mailbox;
@@ -42,7 +42,7 @@ pub enum Command {
     Migrate(Migrate),
     /// Asks a running server whether it serves; exits with 1 if not.
     CheckHealth(CheckHealth),
-    /// Attests from a CSV file, row by row. The same file sent again changes nothing. Exits with 0 when
+    /// Attests from a CSV file, row by row. The same rows sent again change nothing. Exits with 0 when
     /// every row is settled, with 1 when some were refused, with 2 when it could not be carried through.
     Import(Import),
     /// Makes a key for tokens of one's own: FOLDER/signing-key.pem signs them, and FOLDER/jwks.json is for
@@ -116,6 +116,19 @@ fn read_sender(text: &str) -> Result<Mailbox, String> {
     text.parse().map_err(|_| "must be an address such as agreements@partner.example".into())
 }
 
+/// Reads the page that acceptance links lead to. Its token must not travel in the clear.
+fn read_page(text: &str) -> Result<String, String> {
+    let page = text.parse::<http::Uri>().ok();
+    let is_safe = page.is_some_and(|page| match (page.scheme_str(), page.host()) {
+        (Some("https"), Some(host)) => !host.is_empty(),
+        (Some("http"), Some(host)) => host == "localhost",
+        _ => false,
+    });
+    is_safe.then(|| text.to_owned()).ok_or_else(|| {
+        "must be a URL such as https://portal.example/accept; http:// is for localhost only".into()
+    })
+}
+
 /// Reads a whole number of seconds, minutes, hours or days, up to ten years.
 fn read_duration(text: &str) -> Result<TimeDelta, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
@@ -135,7 +148,8 @@ fn read_duration(text: &str) -> Result<TimeDelta, String> {
 #[command(mut_args = |setting| with_env("AGREEMENT", setting))]
 pub struct Import {
     /// Columns: CustomerTenantId or CustomerId, FirstName, LastName, Email, and optionally PhoneNumber,
-    /// TemplateId, DateAgreed and PartnerAttestationCompleted (rows where it is not true are skipped).
+    /// TemplateId, DateAgreed and PartnerAttestationCompleted (rows where it is false are skipped), separated by
+    /// commas, semicolons or tabs, in UTF-8 or UTF-16.
     #[arg(value_name = "FILE.csv")]
     pub file: PathBuf,
     /// Where the server listens.
@@ -164,18 +178,23 @@ pub struct Import {
     pub results: Option<PathBuf>,
 }
 
-/// Reads a time as the vendor's tool writes it, or as RFC 3339.
+/// Reads a time in one of the forms of ISO 8601; without a zone it is in UTC. What is finer than a microsecond is cut
+/// off: .NET writes seven digits.
 ///
 /// # Errors
 /// How it has to be written.
 pub fn read_date(text: &str) -> Result<Time, String> {
-    let time = DateTime::parse_from_rfc3339(text).map(|time| time.with_timezone(&Utc));
-    let time =
-        time.or_else(|_| NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S").map(|time| time.and_utc()));
-    let time = time.or_else(|_| {
-        NaiveDate::parse_from_str(text, "%Y-%m-%d").map(|day| day.and_time(NaiveTime::MIN).and_utc())
-    });
-    time.map_err(|_| {
+    const ZONED: [&str; 2] = ["%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d %H:%M%#z"];
+    const UTC: [&str; 2] = ["%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M"];
+    let plain = text.replacen(['T', 't'], " ", 1);
+    let zoned = || ZONED.iter().find_map(|form| DateTime::parse_from_str(&plain, form).ok());
+    let utc = || UTC.iter().find_map(|form| NaiveDateTime::parse_from_str(&plain, form).ok());
+    let day = || NaiveDate::parse_from_str(text, "%Y-%m-%d").ok();
+    let time = zoned().map(|time| time.with_timezone(&Utc));
+    let time = time.or_else(|| utc().or_else(|| day().map(NaiveDateTime::from)).map(|time| time.and_utc()));
+    // A leap second has more than the second's nanoseconds, and no place in the contract.
+    let time = time.filter(|time| time.timestamp_subsec_nanos() < 1_000_000_000);
+    time.map(|time| time.trunc_subsecs(6)).ok_or_else(|| {
         "must be a time such as 2026-11-21T09:30:00Z, 2026-11-21 09:30:00 or 2026-11-21, in UTC".into()
     })
 }
@@ -261,7 +280,8 @@ pub struct Serve {
         long,
         env = "AGREEMENT_ACCEPTANCE_PAGE",
         value_name = "URL",
-        default_value = "https://localhost/accept"
+        default_value = "https://localhost/accept",
+        value_parser = read_page
     )]
     pub acceptance_page: String,
     #[command(flatten)]
@@ -309,4 +329,71 @@ pub struct Mail {
     /// The folder that mails are written to without --smtp, each as ATTESTATION_ID.eml.
     #[arg(long, env = "AGREEMENT_MAIL_FOLDER", value_name = "DIR", default_value = MAIL_FOLDER)]
     pub mail_folder: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_acceptance_page_is_a_url_of_https() {
+        for page in
+            ["https://portal.example", "https://portal.example:8443/a?b=c", "http://localhost:8080/?a=b"]
+        {
+            assert_eq!(read_page(page).as_deref(), Ok(page));
+        }
+        for page in [
+            "",
+            "not a url",
+            "portal.example/accept",
+            "https://",
+            "https:///accept",
+            "https://portal example",
+            "/accept",
+            "http://portal.example",
+            "http://localhost.portal.example",
+            "ftp://portal.example",
+            "javascript:alert(1)",
+        ] {
+            assert!(read_page(page).is_err(), "{page}");
+        }
+    }
+
+    #[test]
+    fn a_date_is_read_in_the_forms_of_iso_8601() {
+        for (text, expected) in [
+            ("2024-05-01", "2024-05-01T00:00:00Z"),
+            ("2024-05-01 10:20", "2024-05-01T10:20:00Z"),
+            ("2024-05-01T10:20", "2024-05-01T10:20:00Z"),
+            ("2024-05-01 10:20:30", "2024-05-01T10:20:30Z"),
+            ("2024-05-01T10:20:30", "2024-05-01T10:20:30Z"),
+            ("2024-05-01T10:20:30.5", "2024-05-01T10:20:30.500Z"),
+            ("2024-05-01t10:20:30z", "2024-05-01T10:20:30Z"),
+            ("2024-05-01 10:20:30Z", "2024-05-01T10:20:30Z"),
+            ("2024-05-01T10:20Z", "2024-05-01T10:20:00Z"),
+            ("2024-05-01T10:20:30+02:00", "2024-05-01T08:20:30Z"),
+            ("2024-05-01 10:20:30 +0200", "2024-05-01T08:20:30Z"),
+            ("2024-05-01T10:20:30.1234567Z", "2024-05-01T10:20:30.123456Z"),
+            ("2024-05-01T10:20:30.999999999", "2024-05-01T10:20:30.999999Z"),
+        ] {
+            assert_eq!(read_date(text), Ok(expected.parse().unwrap()), "{text}");
+        }
+        for text in [
+            "",
+            "01.05.2024",
+            "05/01/2024",
+            "1/5/2024 10:20:30 AM",
+            "2024-05",
+            "45413",
+            "2024-02-30",
+            "2024-13-01",
+            "2024-05-01T25:00:00Z",
+            "2016-12-31T23:59:60Z",
+            "2024-05-01T",
+            "2024-05-01T10:20:30 CET",
+            "yesterday",
+        ] {
+            assert!(read_date(text).is_err(), "{text}");
+        }
+    }
 }

@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::rules::Time;
 use crate::rules::event::Event;
 use crate::rules::policy::Policy;
-use crate::rules::template::{AgreementType, Document, Template, Version, document_problems};
+use crate::rules::template::{AgreementType, Document, Template, Version, document_problems, language_tag};
 use crate::store::change::{ChangeError, change_internal};
 use crate::store::template::{template_publish, template_table_is_empty, template_update};
 
@@ -138,7 +138,7 @@ fn read_documents(link: &str, languages: &Languages) -> anyhow::Result<Vec<Docum
         for language in languages {
             documents.push(Document {
                 country: country.clone(),
-                language: language.clone(),
+                language: language_tag(language).unwrap_or_else(|| language.clone()),
                 link: link.to_owned(),
                 sha256: String::new(),
             });
@@ -196,7 +196,11 @@ impl Templates {
 fn text_of(path: Option<&Path>, default: &str) -> anyhow::Result<String> {
     match path {
         None => Ok(default.to_owned()),
-        Some(path) => fs::read_to_string(path).with_context(|| path.display().to_string()),
+        Some(path) => {
+            let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            // Editors on Windows write a byte order mark, which JSON does not allow.
+            Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+        }
     }
 }
 
@@ -213,6 +217,14 @@ mod tests {
         read_policy(None).unwrap();
         let templates = read_templates(None, None).unwrap().0;
         assert_eq!(templates.len(), 2);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_ignored() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("policy.json");
+        fs::write(&path, format!("\u{feff}{DEFAULT_POLICY}")).unwrap();
+        read_policy(Some(&path)).unwrap();
     }
 
     #[test]

@@ -9,6 +9,8 @@ use uuid::Uuid;
 
 use crate::clock::Time;
 
+pub mod text;
+
 /// One bad field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
@@ -51,19 +53,21 @@ impl Form {
         (!value.is_empty()).then(|| self.id(field, value))
     }
 
-    /// Text of `min` to `max` characters after outer spaces are taken off, without control
-    /// characters.
+    /// Text of `min` to `max` characters, as [`text::normalized`] leaves it: all of it can be seen, and something can
+    /// where text is required.
     pub fn text(&mut self, field: &str, value: &str, min: usize, max: usize) -> String {
-        let text = value.trim();
+        let text = text::normalized(value);
         let length = text.chars().count();
         if length < min && length == 0 {
             self.violation(field, "is required");
         } else if length < min || length > max {
             self.violation(field, format!("must have {min} to {max} characters"));
-        } else if text.chars().any(char::is_control) {
-            self.violation(field, "must not contain control characters");
+        } else if let Some(problem) = text::unseen(&text) {
+            self.violation(field, problem);
+        } else if length > 0 && !text::is_visible(&text) {
+            self.violation(field, "must have a letter, a digit or a sign");
         }
-        text.to_owned()
+        text
     }
 
     /// A required time in whole microseconds, in the years 1 to 9999.
@@ -86,7 +90,7 @@ impl Form {
         match time {
             None => self.violation(field, "must be a time in the years 1 to 9999"),
             Some(time) if time.timestamp_subsec_nanos() % 1000 != 0 => {
-                self.violation(field, "must be in whole microseconds");
+                self.violation(field, "must be in whole microseconds: leave out what is finer");
             }
             Some(_) => return time,
         }

@@ -2,23 +2,26 @@
 
 use chassis::auth;
 use chassis::database::row::id_or_empty;
+use chassis::form::text::unseen;
 use chassis::form::{Form, timestamp};
+use prost_types::Timestamp;
 use proto::identity::TenantKind;
 use proto::{agreement as wire, types};
 use uuid::Uuid;
 
-use crate::rules::attestation::Attestation;
+use crate::rules::attestation::{Attestation, check_is_a_date};
 use crate::rules::eligibility::{Acceptance, AcceptanceKind, Decision, Operation, Reason, Remedy, Rule};
 use crate::rules::event::Event;
 use crate::rules::invitation::{Invitation, InvitationKind, InvitationState, Settled};
 use crate::rules::notification::{Notification, NotificationState};
 use crate::rules::party::{
-    Cloud, Contact, Customer, Partner, PartnerKind, Partnership, Profile, is_country, is_domain, is_email,
+    Cloud, Contact, Customer, Partner, PartnerKind, Partnership, Profile, domain_problem, email_problem,
+    is_country, is_phone,
 };
 use crate::rules::policy::Channel;
 use crate::rules::signature::Signature;
 use crate::rules::template::{
-    AgreementType, DOCUMENTS_MAX, Document, Template, document_problems, is_language,
+    AgreementType, DOCUMENTS_MAX, Document, Template, document_problems, language_tag,
 };
 use crate::rules::withdrawal::{Withdrawal, WithdrawalReason};
 use crate::rules::{Time, template};
@@ -108,15 +111,27 @@ pub(super) fn read_contact(form: &mut Form, field: &str, contact: Option<&types:
     let contact = contact.unwrap_or(&absent);
     let email_field = format!("{field}.email");
     let email = form.text(&email_field, &contact.email, 1, 254);
-    if (1..=254).contains(&email.chars().count()) && !is_email(&email) {
-        form.violation(email_field, "must have the form of an e-mail address");
+    // As it was sent: composing turns some letters into those of ASCII.
+    if let Some(problem) = email_problem(contact.email.trim()).filter(|_| !form.has_violation(&email_field)) {
+        form.violation(email_field, problem);
     }
-    Contact {
-        first_name: form.text(&format!("{field}.first_name"), &contact.first_name, 1, 100),
-        last_name: form.text(&format!("{field}.last_name"), &contact.last_name, 1, 100),
-        email,
-        phone: form.text(&format!("{field}.phone"), &contact.phone, 0, 50),
+    let first_name = form.text(&format!("{field}.first_name"), &contact.first_name, 1, 100);
+    let last_name = form.text(&format!("{field}.last_name"), &contact.last_name, 1, 100);
+    let phone_field = format!("{field}.phone");
+    let phone = form.text(&phone_field, &contact.phone, 0, 50);
+    if !phone.is_empty() && !is_phone(&phone) && !form.has_violation(&phone_field) {
+        form.violation(phone_field, "must have digits, and between them only spaces and + ( ) - . / x");
     }
+    Contact { first_name, last_name, email, phone }
+}
+
+/// The date agreed, as far as it does not depend on the clock (ATT-3).
+pub(super) fn read_agreed_at(form: &mut Form, field: &str, agreed_at: Option<&Timestamp>) -> Time {
+    let time = form.time(field, agreed_at);
+    if let Some(problem) = check_is_a_date(time).err().filter(|_| !form.has_violation(field)) {
+        form.violation(field, problem);
+    }
+    time
 }
 
 /// A customer's particulars; the paths of bad fields begin with `prefix`.
@@ -126,12 +141,12 @@ pub(super) fn read_profile(
     (company_name, domain, country): (&str, &str, &str),
     contact: Option<&types::Contact>,
 ) -> Profile {
-    let domain = domain.trim().to_ascii_lowercase();
     let company_name = form.text(&format!("{prefix}company_name"), company_name, 1, 200);
-    if !is_domain(&domain) {
-        let problem =
-            if domain.is_empty() { "is required" } else { "must be a host name such as contoso.example" };
-        form.violation(format!("{prefix}domain"), problem);
+    let domain_field = format!("{prefix}domain");
+    let problem = domain_problem(domain.trim());
+    let domain = form.text(&domain_field, domain, 1, 253).to_ascii_lowercase();
+    if let Some(problem) = problem.filter(|_| !form.has_violation(&domain_field)) {
+        form.violation(domain_field, problem);
     }
     let country = read_country(form, &format!("{prefix}country"), country);
     let primary_contact = read_contact(form, &format!("{prefix}primary_contact"), contact);
@@ -151,7 +166,7 @@ pub(super) fn read_country(form: &mut Form, field: &str, country: &str) -> Strin
 }
 
 pub(super) fn read_language(form: &mut Form, field: &str, language: &str) -> String {
-    if !is_language(language) {
+    if language_tag(language).is_none() {
         form.violation(field, "must be a language tag such as fr-FR");
     }
     language.to_owned()
@@ -164,13 +179,19 @@ pub(super) fn read_documents(form: &mut Form, documents: &[wire::TemplateDocumen
     }
     let read = |document: &wire::TemplateDocument| Document {
         country: document.country.clone(),
-        language: document.language.clone(),
+        language: language_tag(&document.language).unwrap_or_else(|| document.language.clone()),
         link: document.link.trim().to_owned(),
         sha256: document.sha256.clone(),
     };
     let documents: Vec<Document> = documents.iter().map(read).collect();
     for bad in document_problems(&documents) {
         form.violation(bad.field, bad.problem);
+    }
+    for (n, document) in documents.iter().enumerate() {
+        let field = format!("documents[{n}].link");
+        if let Some(problem) = unseen(&document.link).filter(|_| !form.has_violation(&field)) {
+            form.violation(field, problem);
+        }
     }
     documents
 }

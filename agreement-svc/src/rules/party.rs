@@ -3,6 +3,7 @@
 //! Who may make which call is in `api::access`; here is what partners are, and which of them may
 //! stand in which place.
 
+use icu_normalizer::ComposingNormalizerBorrowed;
 use serde::{Deserialize, Serialize};
 use strum::{EnumString, IntoStaticStr, VariantArray};
 use uuid::Uuid;
@@ -54,13 +55,15 @@ pub struct Contact {
 }
 
 impl Contact {
-    /// Whether all four fields agree, the e-mail address whatever its case (ATT-8). Outer spaces
-    /// are gone before a contact is made.
+    /// Whether all four fields agree, the e-mail address whatever its case (ATT-8). Outer spaces are gone before a
+    /// contact is made. Contacts of older releases are not composed.
     pub fn is_same(&self, other: &Self) -> bool {
-        self.first_name == other.first_name
-            && self.last_name == other.last_name
-            && self.phone == other.phone
-            && self.email.to_lowercase() == other.email.to_lowercase()
+        let nfc = ComposingNormalizerBorrowed::new_nfc();
+        let is_same = |one: &str, other: &str| nfc.normalize(one) == nfc.normalize(other);
+        is_same(&self.first_name, &other.first_name)
+            && is_same(&self.last_name, &other.last_name)
+            && is_same(&self.phone, &other.phone)
+            && is_same(&self.email.to_lowercase(), &other.email.to_lowercase())
     }
 }
 
@@ -176,6 +179,36 @@ pub fn is_email(text: &str) -> bool {
     local_is_fine && is_domain(host)
 }
 
+/// What is wrong with a text as the e-mail address of a new contact, and what to send instead. Mail servers deliver to
+/// letters outside ASCII only where all of them on the way agreed to (RFC 6531), so the announcement would be lost.
+pub fn email_problem(text: &str) -> Option<&'static str> {
+    let (local, host) = text.rsplit_once('@').unwrap_or((text, ""));
+    if !local.is_ascii() {
+        Some("must be in ASCII before the @; send another address of the person, or one of a colleague")
+    } else if !host.is_ascii() {
+        Some(
+            "must be in ASCII behind the @; send the domain in its ASCII form, as xn--bcher-kva.example for bücher.example",
+        )
+    } else {
+        (!is_email(text)).then_some("must have the form of an e-mail address, such as name@example.com")
+    }
+}
+
+/// What is wrong with a text as a domain in lower case, and what to send instead.
+pub fn domain_problem(text: &str) -> Option<&'static str> {
+    if !text.is_ascii() {
+        Some("must be in ASCII; send its ASCII form, as xn--bcher-kva.example for bücher.example")
+    } else {
+        (!is_domain(text)).then_some("must be a host name such as contoso.example")
+    }
+}
+
+/// Whether a text can be a telephone number (ATT-2): it has a digit, and otherwise what numbers are written with.
+pub fn is_phone(text: &str) -> bool {
+    text.contains(|c: char| c.is_ascii_digit())
+        && text.chars().all(|c| c.is_ascii_digit() || "+()-./ xX".contains(c))
+}
+
 /// Whether a text has the form of a host name with at least two labels.
 pub fn is_domain(text: &str) -> bool {
     let is_label = |label: &str| {
@@ -226,6 +259,53 @@ mod tests {
         ] {
             assert!(!is_email(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_address_outside_ascii_is_answered_with_what_to_send() {
+        for (text, words) in [
+            ("用户@contoso.example", "before the @"),
+            ("zoë@bücher.example", "before the @"),
+            ("zoe@bücher.example", "xn--bcher-kva.example"),
+            ("zoe@\u{212a}ontoso.example", "xn--"),
+            ("zoe@contoso", "name@example.com"),
+            ("zoë", "before the @"),
+        ] {
+            let problem = email_problem(text).unwrap_or_default();
+            assert!(problem.contains(words), "{text}: {problem}");
+        }
+        assert_eq!(email_problem("zoe@xn--bcher-kva.example"), None);
+        assert!(
+            domain_problem("bücher.example").is_some_and(|problem| problem.contains("xn--bcher-kva.example"))
+        );
+        assert!(domain_problem("contoso").is_some_and(|problem| problem.contains("contoso.example")));
+        assert_eq!(domain_problem("xn--bcher-kva.example"), None);
+    }
+
+    #[test]
+    fn a_telephone_number_has_digits_and_what_stands_between_them() {
+        for good in ["1234567890", "+33 (0)1/02-03.04", "(425) 555-0100 x12", "5550100X1", "0"] {
+            assert!(is_phone(good), "{good}");
+        }
+        for bad in
+            ["", "-", "+", "x", "n/a", "4.25556E+10", "555 0100 ext. 12", "٠١٢٣", "+33\u{a0}1", "=1+1", "1;2"]
+        {
+            assert!(!is_phone(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn contacts_that_look_the_same_are_the_same() {
+        let contact = |name: &str, email: &str| Contact {
+            first_name: name.into(),
+            last_name: name.into(),
+            email: email.into(),
+            phone: String::new(),
+        };
+        let known = contact("Zoe\u{308}", "Zoe\u{308}@Contoso.example");
+        assert!(known.is_same(&contact("Zo\u{eb}", "ZO\u{cb}@contoso.example")));
+        assert!(!known.is_same(&contact("Zoe", "zo\u{eb}@contoso.example")));
+        assert!(!known.is_same(&contact("ZO\u{cb}", "zo\u{eb}@contoso.example")));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use icu_locale_core::subtags::{Language, language};
+use icu_locale_core::{LanguageIdentifier, langid};
 use serde::{Deserialize, Serialize};
 use strum::{EnumString, IntoStaticStr, VariantArray};
 use uuid::Uuid;
@@ -132,17 +134,34 @@ pub fn next_version(
     Ok(Version { number, effective_from, reaccept_by, published_at: now, document_count })
 }
 
-/// The text for a country and language, and whether it is a fallback (TPL-2): the exact pair, else
-/// the country in `en-US`, else `US` in `en-US`.
+/// The text for a country and language, and whether it is a fallback (TPL-2): the exact pair, or for a language
+/// without region the country's text in it, else the country in `en-US`, else `US` in `en-US`.
 pub fn choose_document<'a>(
     documents: &'a [Document],
     country: &str,
     language: &str,
 ) -> Option<(&'a Document, bool)> {
-    [(country, language), (country, "en-US"), ("US", "en-US")].iter().find_map(|(c, l)| {
-        let document = documents.iter().find(|document| document.country == *c && document.language == *l)?;
-        Some((document, (*c, *l) != (country, language)))
-    })
+    const FALLBACK: u8 = 3;
+    let asked = parse_language(language);
+    let rank = |document: &Document| {
+        let tag = parse_language(&document.language)?;
+        let is_english = tag == langid!("en-US");
+        if document.country != country {
+            return (is_english && document.country == "US").then_some(FALLBACK + 1);
+        }
+        let without_region = LanguageIdentifier { region: None, ..tag.clone() };
+        match &asked {
+            Some(asked) if *asked == tag => Some(0),
+            // A country may have texts in a language of several regions.
+            Some(asked) if *asked == without_region => {
+                Some(if tag.region.is_some_and(|region| region.as_str() == country) { 1 } else { 2 })
+            }
+            _ => is_english.then_some(FALLBACK),
+        }
+    };
+    let ranked = documents.iter().filter_map(|document| Some((rank(document)?, document)));
+    let best = ranked.min_by_key(|(rank, document)| (*rank, document.language.as_str()));
+    best.map(|(rank, document)| (document, rank >= FALLBACK))
 }
 
 /// Every problem of a version's documents, by path: each names a country, a language and a link, none
@@ -160,10 +179,10 @@ pub fn document_problems(documents: &[Document]) -> Vec<BadField> {
         if !is_country(&document.country) {
             wrong(field("country"), "must be an ISO 3166-1 alpha-2 code in upper case".into());
         }
-        if !is_language(&document.language) {
-            wrong(field("language"), "must be a language tag such as fr-FR".into());
-        } else if !seen.insert((document.country.as_str(), document.language.as_str())) {
-            wrong(field("language"), "repeats an earlier country and language".into());
+        match language_tag(&document.language).map(|tag| seen.insert((document.country.as_str(), tag))) {
+            None => wrong(field("language"), "must be a language tag such as fr-FR".into()),
+            Some(false) => wrong(field("language"), "repeats an earlier country and language".into()),
+            Some(true) => {}
         }
         if !is_link(&document.link) {
             let problem = format!("must begin with https:// and have at most {LINK_MAX} characters");
@@ -173,7 +192,7 @@ pub fn document_problems(documents: &[Document]) -> Vec<BadField> {
             wrong(field("sha256"), "must be empty or 64 lower-case hexadecimal digits".into());
         }
     }
-    if !seen.contains(&("US", "en-US")) {
+    if !seen.contains(&("US", "en-US".to_owned())) {
         wrong("documents".into(), "must have one for US in en-US, the last resort of every request".into());
     }
     bad
@@ -187,14 +206,26 @@ fn is_digest(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
-/// The form of the tags in use: language, optional script, region.
-pub fn is_language(tag: &str) -> bool {
-    let parts: Vec<&str> = tag.split('-').collect();
-    let is_primary =
-        |part: &str| (2..=3).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_lowercase());
-    let is_rest =
-        |part: &&str| (2..=8).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_alphanumeric());
-    tag.len() <= 35 && parts.first().is_some_and(|part| is_primary(part)) && parts[1..].iter().all(is_rest)
+/// A language tag (BCP 47) as it is usually written: `fr-FR` for `FR-fr`, `he` for the outdated `iw`. It has a language,
+/// and may have a script, a region and variants.
+pub fn language_tag(text: &str) -> Option<String> {
+    parse_language(text).map(|tag| tag.to_string())
+}
+
+fn parse_language(text: &str) -> Option<LanguageIdentifier> {
+    const LENGTH_MAX: usize = 35;
+    /// What older Java runtimes still send.
+    const RENAMED: [(Language, Language); 3] = [
+        (language!("iw"), language!("he")),
+        (language!("in"), language!("id")),
+        (language!("ji"), language!("yi")),
+    ];
+    let is_short = text.len() <= LENGTH_MAX;
+    let mut tag = LanguageIdentifier::try_from_str(text).ok().filter(|_| is_short)?;
+    if let Some((_, current)) = RENAMED.iter().find(|(outdated, _)| *outdated == tag.language) {
+        tag.language = *current;
+    }
+    (!tag.language.is_unknown()).then_some(tag)
 }
 
 #[cfg(test)]
@@ -268,6 +299,7 @@ mod tests {
         assert!(matches!(publish(200), Err(Refusal::TemplateRetired { .. })));
     }
 
+    /// TPL-2.
     #[test]
     fn the_document_falls_back_to_english_then_to_the_united_states() {
         let document = |country: &str, language: &str| Document {
@@ -276,14 +308,76 @@ mod tests {
             link: "https://example.com".into(),
             sha256: String::new(),
         };
-        let documents = [document("US", "en-US"), document("FR", "en-US"), document("FR", "fr-FR")];
-        let served = |country, language| {
-            choose_document(&documents, country, language)
-                .map(|(d, fallback)| (d.country.as_str(), d.language.as_str(), fallback))
-        };
-        assert_eq!(served("FR", "fr-FR"), Some(("FR", "fr-FR", false)));
-        assert_eq!(served("FR", "de-DE"), Some(("FR", "en-US", true)));
-        assert_eq!(served("JP", "ja-JP"), Some(("US", "en-US", true)));
+        let documents = [
+            document("US", "en-US"),
+            document("FR", "en-US"),
+            document("FR", "fr-FR"),
+            document("CH", "fr-FR"),
+            document("CH", "fr-CH"),
+            document("CH", "de-LI"),
+            document("CH", "de-AT"),
+            document("RS", "sr-Latn-RS"),
+            document("IL", "he-IL"),
+            // As an older release kept it.
+            document("TW", "ZH-hant-tw"),
+        ];
+        for (country, language, expected) in [
+            ("FR", "fr-FR", ("FR", "fr-FR", false)),
+            ("FR", "fr-fr", ("FR", "fr-FR", false)),
+            ("FR", "FR-FR", ("FR", "fr-FR", false)),
+            ("FR", "fr", ("FR", "fr-FR", false)),
+            ("FR", "Fr", ("FR", "fr-FR", false)),
+            ("FR", "en", ("FR", "en-US", false)),
+            ("FR", "fr-CA", ("FR", "en-US", true)),
+            ("FR", "f", ("FR", "en-US", true)),
+            ("FR", "de-DE", ("FR", "en-US", true)),
+            // Its own region first, then the first by name, whatever the order.
+            ("CH", "fr", ("CH", "fr-CH", false)),
+            ("CH", "de", ("CH", "de-AT", false)),
+            ("CH", "it", ("US", "en-US", true)),
+            ("RS", "SR-LATN-rs", ("RS", "sr-Latn-RS", false)),
+            ("RS", "sr-Latn", ("RS", "sr-Latn-RS", false)),
+            ("RS", "sr", ("US", "en-US", true)),
+            ("IL", "iw-IL", ("IL", "he-IL", false)),
+            ("TW", "zh-Hant", ("TW", "ZH-hant-tw", false)),
+            ("JP", "ja-JP", ("US", "en-US", true)),
+        ] {
+            let (document, is_fallback) = choose_document(&documents, country, language).unwrap();
+            let served = (document.country.as_str(), document.language.as_str(), is_fallback);
+            assert_eq!(served, expected, "{country} {language}");
+        }
         assert_eq!(choose_document(&documents[2..], "JP", "ja-JP"), None);
+    }
+
+    #[test]
+    fn a_language_tag_has_one_spelling() {
+        for (text, tag) in [
+            ("fr-FR", "fr-FR"),
+            ("FR-fr", "fr-FR"),
+            ("sr-latn-rs", "sr-Latn-RS"),
+            ("es-419", "es-419"),
+            ("iw", "he"),
+            ("CA-es-VALENCIA", "ca-ES-valencia"),
+        ] {
+            assert_eq!(language_tag(text).as_deref(), Some(tag), "{text}");
+        }
+        let long = format!("fr-{}", ["variant1", "variant2", "variant3", "variant4"].join("-"));
+        for text in [
+            "",
+            "f",
+            "fr_FR",
+            "fr-",
+            "-fr",
+            "fr--FR",
+            "fr-F",
+            "fran\u{e7}ais",
+            "deutsch-DE",
+            "und",
+            "*",
+            "fr-FR ",
+            &long,
+        ] {
+            assert_eq!(language_tag(text), None, "{text}");
+        }
     }
 }

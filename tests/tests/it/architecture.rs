@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// A folder or file of a service, and what it must never mention.
 #[rustfmt::skip]
 const NEVER: [(&str, &[&str]); 14] = [
-    // The rules are pure: std, chrono, uuid, serde, strum, thiserror and each other.
+    // The rules are pure: std, chrono, uuid, serde, strum, thiserror, ICU's data and each other.
     ("agreement-svc/src/rules",  PURE),
     ("order-svc/src/rules",      PURE),
     // The store knows neither the wire nor the other service.

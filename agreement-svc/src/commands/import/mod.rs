@@ -1,9 +1,11 @@
 //! The command that attests from a file: a client of a running server, over `ImportAttestations`.
 //!
-//! The file is read twice and never held: first to check it and to make its rows' request ids, which
-//! follow from its bytes, then to send it. So the same file sent again names the same requests, and a
-//! run that was cut off is completed by running it again. Contacts are sent and go nowhere else.
+//! The file is read twice and never held: first to check it, then to send it. The request id of a row follows from
+//! what it says. So the same file sent again names the same requests, a run that was cut off is completed by running
+//! it again, and after a correction only the corrected rows are new. Contacts are sent and go nowhere else.
 
+mod columns;
+mod layout;
 mod report;
 mod sheet;
 

@@ -22,8 +22,8 @@ use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
 
 use super::existing::{Existing, Table, attestation, document, publication};
 use super::values::{
-    COUNTRIES, DIGESTS, DOMAINS, ENUMS, LANGUAGES, LINKS, PAGE_SIZES, PAGE_TOKENS, TIMES, contact, expiry,
-    given_id, given_text, id, pick, required_time, text,
+    COUNTRIES, DIGESTS, DOMAINS, ENUMS, LANGUAGES, LINKS, PAGE_SIZES, PAGE_TOKENS, TIMES, agreed_at, contact,
+    expiry, given_id, given_text, id, pick, required_time, text,
 };
 
 impl Existing {
@@ -81,6 +81,11 @@ impl Existing {
             ("no documents", &["documents"][..], publish(vec![])),
             ("2,001 documents", &["documents"], publish(vec![document.clone(); 2001])),
             ("a repetition", &["documents[1].language"], publish(vec![document.clone(); 2])),
+            (
+                "a repetition in other letters",
+                &["documents[1].language"],
+                publish(vec![document.clone(), self::document("US", "EN-us")]),
+            ),
             ("no last resort", &["documents"], publish(vec![self::document("FR", "fr-FR")])),
             (
                 "a new template without type and name",
@@ -176,7 +181,7 @@ impl Existing {
             attestation: Some(InlineAttestation {
                 template_id: id(n + 1),
                 contact: contact(n + 1),
-                agreed_at: required_time(n),
+                agreed_at: agreed_at(n),
             }),
             invitation: None,
         });
@@ -293,7 +298,7 @@ impl Existing {
             customer_id: id(n + 1),
             template_id: id(n + 2),
             contact: contact(n),
-            agreed_at: required_time(n),
+            agreed_at: agreed_at(n),
             validate_only: n % 2 == 0,
         });
         table.all_bad("ImportAttestations", direct, &fields, |n| ImportAttestationsRequest {
@@ -301,7 +306,7 @@ impl Existing {
             customer_id: id(n + 1),
             template_id: id(n + 2),
             contact: contact(n),
-            agreed_at: required_time(n),
+            agreed_at: agreed_at(n),
         });
         let alone =
             CreateAttestationRequest { contact: None, ..attestation(&self.customer.customer_id, None) };

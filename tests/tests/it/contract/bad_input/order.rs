@@ -100,6 +100,15 @@ impl Existing {
                 }),
             ),
             (
+                "a telephone number in words, and a date that was never set",
+                &["attestation.contact.phone", "attestation.agreed_at"],
+                attested(InlineAttestation {
+                    contact: Some(Contact { phone: "none".into(), ..fixtures::contact() }),
+                    agreed_at: Some(prost_types::Timestamp::default()),
+                    ..fixtures::inline_attestation(now)
+                }),
+            ),
+            (
                 "an attestation beside a bad line",
                 &["lines[0].quantity"],
                 CreateOrderRequest {

@@ -20,8 +20,8 @@ pub(super) const IDS: [&str; 10] = [
 ];
 pub(super) const COUNTRIES: [&str; 7] = ["", "fr", "F", "FRA", "F\0", "ＦＲ", "FR "];
 pub(super) const LANGUAGES: [&str; 8] =
-    ["", "f", "FR-fr", "fr_FR", "fr-", "fr-F\0", "français", "deutsch-DE"];
-pub(super) const EMAILS: [&str; 8] = [
+    ["", "f", "fr--FR", "fr_FR", "fr-", "fr-F\0", "français", "deutsch-DE"];
+pub(super) const EMAILS: [&str; 12] = [
     "",
     "tania",
     "tania@contoso",
@@ -30,8 +30,13 @@ pub(super) const EMAILS: [&str; 8] = [
     "tania@carr@contoso.example",
     "tania@contoso.example,mal@contoso.example",
     "tania@contoso.example\nBcc: mal@contoso.example",
+    "t\u{e4}nia@contoso.example",
+    "tania@contoso\u{e9}.example",
+    // KELVIN SIGN, which NFC turns into an ASCII letter.
+    "tania@\u{212a}ontoso.example",
+    "tania\u{200b}@contoso.example",
 ];
-pub(super) const DOMAINS: [&str; 10] = [
+pub(super) const DOMAINS: [&str; 11] = [
     "",
     " ",
     "contoso",
@@ -43,9 +48,15 @@ pub(super) const DOMAINS: [&str; 10] = [
     "contoso\u{e9}.example",
     // KELVIN SIGN, whose lower case is an ASCII letter.
     "\u{212a}ontoso.example",
+    "con\u{ad}toso.example",
 ];
-pub(super) const LINKS: [&str; 4] =
-    ["", "http://contoso.example", "javascript:alert(1)", "https://contoso.example/\0"];
+pub(super) const LINKS: [&str; 5] = [
+    "",
+    "http://contoso.example",
+    "javascript:alert(1)",
+    "https://contoso.example/\0",
+    "https://contoso.example/\u{200b}",
+];
 pub(super) const DIGESTS: [&str; 4] = [
     "abc",
     "E3B0C44298FC1C149AFBF4C8996FB92427AE41E4649B934CA495991B7852B855",
@@ -71,7 +82,7 @@ pub(super) const TIMES: [Timestamp; 9] = [
 ];
 
 /// Enough rounds for every value of every list.
-pub(super) const ROUNDS: usize = 12;
+pub(super) const ROUNDS: usize = 14;
 
 pub(super) fn pick<T: Clone>(values: &[T], round: usize) -> T {
     values[round % values.len()].clone()
@@ -91,16 +102,27 @@ pub(super) fn given_id(round: usize) -> String {
     pick_given(&IDS, round)
 }
 
-/// Required text of at most `max` characters: nothing, blanks, one too many, control characters.
+/// Required text of at most `max` characters: nothing, blanks, one too many, what cannot be seen.
 pub(super) fn text(round: usize, max: usize) -> String {
-    let bad =
-        ["".into(), " \t\u{3000}".into(), "x".repeat(max + 1), "😀".repeat(max + 1), "Con\0toso".into()];
-    pick(&[&bad[..], &["Con\ntoso", "Con\u{7f}toso", "Con\u{85}toso"].map(String::from)].concat(), round)
+    const UNSEEN: [&str; 10] = [
+        "Con\0toso",
+        "Con\ntoso",
+        "Con\u{7f}toso",
+        "Con\u{85}toso",
+        "\u{200b}\u{feff}",
+        "Con\u{ad}toso",
+        "Contoso\u{3164}",
+        "\u{2800}",
+        "\u{202e}osotnoC",
+        "\u{301}",
+    ];
+    let bad = ["".into(), " \t\u{3000}".into(), "x".repeat(max + 1), "😀".repeat(max + 1)];
+    pick(&[&bad[..], &UNSEEN.map(String::from)].concat(), round)
 }
 
 /// Text that may be left empty.
 pub(super) fn given_text(round: usize, max: usize) -> String {
-    text(2 + round % 6, max)
+    text(2 + round % 12, max)
 }
 
 pub(super) fn required_time(round: usize) -> Option<Timestamp> {
@@ -109,6 +131,15 @@ pub(super) fn required_time(round: usize) -> Option<Timestamp> {
     let mut times: Vec<_> = TIMES.map(Some).to_vec();
     times.extend([None, Some(in_an_hour), Some(end_of_time)]);
     pick(&times, round)
+}
+
+/// As [`required_time`], of a date that has to be later than 2009.
+pub(super) fn agreed_at(round: usize) -> Option<Timestamp> {
+    match round {
+        0 => Some(Timestamp::default()),
+        1 => Some(Timestamp { seconds: 1_262_303_999, nanos: 999_999_000 }),
+        _ => required_time(round),
+    }
 }
 
 /// Until when an invitation may not be made to last: the past, more than 90 days, no time.
