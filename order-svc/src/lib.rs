@@ -27,7 +27,8 @@ use chassis::clock::Clock;
 use chassis::database::{Database, Writes};
 use chassis::idempotency;
 use chassis::metrics::Metrics;
-use chassis::server::{Listeners, MESSAGE_BYTES_MAX, Options};
+use chassis::served;
+use chassis::server::{Listeners, Options};
 use chassis::service::Service;
 use chassis::tls;
 use proto::order::offer_service_server::OfferServiceServer;
@@ -97,10 +98,10 @@ pub async fn serve(
     let api = Api { database, clock, catalogue, agreements, decisions, orders };
     let mut routes = RoutesBuilder::default();
     routes
-        .add_service(OfferServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(OrderServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(SubscriptionServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(WithdrawalServiceServer::new(api).max_decoding_message_size(MESSAGE_BYTES_MAX));
+        .add_service(served!(OfferServiceServer, api.clone()))
+        .add_service(served!(OrderServiceServer, api.clone()))
+        .add_service(served!(SubscriptionServiceServer, api.clone()))
+        .add_service(served!(WithdrawalServiceServer, api));
     let options = Options {
         domain: "order-svc",
         identities,
