@@ -33,6 +33,7 @@ use chassis::auth::Identities;
 use chassis::clock::Clock;
 use chassis::idempotency;
 use chassis::metrics::Metrics;
+use chassis::paging::Pages;
 use chassis::served;
 use chassis::server::limits::tenant::TenantLimiter;
 use chassis::server::{Listeners, Options};
@@ -98,6 +99,7 @@ pub async fn serve(
     } else {
         open(&config.storage.database)?
     };
+    let pages = Pages::open(&database).await?;
     let metrics = Metrics::new("agreement_svc", env!("CARGO_PKG_VERSION"), database.clone())?;
     let decisions = Decisions::new(&metrics)?;
     let links = config.invitation_key_file.as_deref();
@@ -117,6 +119,7 @@ pub async fn serve(
         database,
         clock,
         policy,
+        pages,
         templates: TemplateCache::default(),
         links: links.map(Arc::new),
         metrics: metrics.clone(),

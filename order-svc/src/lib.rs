@@ -27,6 +27,7 @@ use chassis::clock::Clock;
 use chassis::database::{Database, Writes};
 use chassis::idempotency;
 use chassis::metrics::Metrics;
+use chassis::paging::Pages;
 use chassis::served;
 use chassis::server::{Listeners, Options};
 use chassis::service::Service;
@@ -80,6 +81,7 @@ pub async fn serve(
         database
     };
 
+    let pages = Pages::open(&database).await?;
     let metrics = Metrics::new("order_svc", env!("CARGO_PKG_VERSION"), database.clone())?;
     agreements.register_metrics(&metrics);
     let decisions = Decisions::new(&metrics)?;
@@ -95,7 +97,7 @@ pub async fn serve(
         service.spawn(|stop| metrics::serve(listener, metrics.clone(), clock.clone(), following, stop));
     }
 
-    let api = Api { database, clock, catalogue, agreements, decisions, orders };
+    let api = Api { database, clock, pages, catalogue, agreements, decisions, orders };
     let mut routes = RoutesBuilder::default();
     routes
         .add_service(served!(OfferServiceServer, api.clone()))
