@@ -33,8 +33,10 @@ use chassis::auth::Identities;
 use chassis::clock::Clock;
 use chassis::idempotency;
 use chassis::metrics::Metrics;
+use chassis::paging::Pages;
+use chassis::served;
 use chassis::server::limits::tenant::TenantLimiter;
-use chassis::server::{Listeners, MESSAGE_BYTES_MAX, Options};
+use chassis::server::{Listeners, Options};
 use chassis::service::Service;
 use chassis::tls;
 use commands::migrate::{migrate, read_templates};
@@ -97,6 +99,7 @@ pub async fn serve(
     } else {
         open(&config.storage.database)?
     };
+    let pages = Pages::open(&database).await?;
     let metrics = Metrics::new("agreement_svc", env!("CARGO_PKG_VERSION"), database.clone())?;
     let decisions = Decisions::new(&metrics)?;
     let links = config.invitation_key_file.as_deref();
@@ -116,6 +119,7 @@ pub async fn serve(
         database,
         clock,
         policy,
+        pages,
         templates: TemplateCache::default(),
         links: links.map(Arc::new),
         metrics: metrics.clone(),
@@ -129,13 +133,13 @@ pub async fn serve(
     };
     let mut routes = RoutesBuilder::default();
     routes
-        .add_service(TemplateServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(PartnerServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(CustomerServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(AttestationServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(DirectSignServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(EventServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(EligibilityServiceServer::new(api).max_decoding_message_size(MESSAGE_BYTES_MAX));
+        .add_service(served!(TemplateServiceServer, api.clone()))
+        .add_service(served!(PartnerServiceServer, api.clone()))
+        .add_service(served!(CustomerServiceServer, api.clone()))
+        .add_service(served!(AttestationServiceServer, api.clone()))
+        .add_service(served!(DirectSignServiceServer, api.clone()))
+        .add_service(served!(EventServiceServer, api.clone()))
+        .add_service(served!(EligibilityServiceServer, api));
     let options = Options {
         domain: "agreement-svc",
         identities,

@@ -117,7 +117,10 @@ impl<T> fmt::Debug for Watched<T> {
     }
 }
 
-/// Reads a file once, within the same bounds.
+/// The mark that editors on Windows put before UTF-8. None of the formats knows it.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Reads a file once, within the same bounds. A byte order mark before the text is left out.
 ///
 /// # Errors
 /// The file cannot be read; the message names it.
@@ -127,6 +130,9 @@ pub fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
     let opened = File::open(file).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut contents));
     let read = opened.with_context(|| name.to_string())?;
     ensure!(read as u64 <= FILE_BYTES_MAX, "{name}: larger than {FILE_BYTES_MAX} bytes");
+    if contents.starts_with(BYTE_ORDER_MARK) {
+        contents.drain(..BYTE_ORDER_MARK.len());
+    }
     Ok(contents)
 }
 

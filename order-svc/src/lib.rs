@@ -28,7 +28,9 @@ use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Writes};
 use chassis::idempotency;
 use chassis::metrics::Metrics;
-use chassis::server::{Listeners, MESSAGE_BYTES_MAX, Options};
+use chassis::paging::Pages;
+use chassis::served;
+use chassis::server::{Listeners, Options};
 use chassis::service::Service;
 use chassis::tls;
 use chrono::TimeDelta;
@@ -88,6 +90,7 @@ pub async fn serve(
         database
     };
 
+    let pages = Pages::open(&database).await?;
     let metrics = Metrics::new("order_svc", env!("CARGO_PKG_VERSION"), database.clone())?;
     agreements.register_metrics(&metrics);
     let decisions = Decisions::new(&metrics)?;
@@ -107,6 +110,7 @@ pub async fn serve(
     let api = Api {
         database,
         clock,
+        pages,
         catalogue,
         agreements,
         decisions,
@@ -116,10 +120,10 @@ pub async fn serve(
     };
     let mut routes = RoutesBuilder::default();
     routes
-        .add_service(OfferServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(OrderServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(SubscriptionServiceServer::new(api.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(WithdrawalServiceServer::new(api).max_decoding_message_size(MESSAGE_BYTES_MAX));
+        .add_service(served!(OfferServiceServer, api.clone()))
+        .add_service(served!(OrderServiceServer, api.clone()))
+        .add_service(served!(SubscriptionServiceServer, api.clone()))
+        .add_service(served!(WithdrawalServiceServer, api));
     let options = Options {
         domain: "order-svc",
         identities,

@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 
-use chassis::paging::Page;
 use chassis::server::call;
 use futures_util::Stream;
 use proto::agreement::attestation_service_server::AttestationService;
@@ -77,7 +76,7 @@ impl AttestationService for Api {
         let customer_id = form.id("customer_id", &message.customer_id);
         let filter = format!("{customer_id}/{}", message.include_history);
         let asked = (message.page_size, message.page_token.as_str());
-        let page = Page::read(&mut form, asked, &caller, "ListAttestations", &filter);
+        let page = self.pages.read(&mut form, asked, &caller, "ListAttestations", &filter);
         self.list(form, page, move |connection, page| {
             require_customer(connection, viewer(&caller), customer_id)?;
             let own = (caller.tenant_kind == TenantKind::Partner).then_some(caller.tenant_id);

@@ -1,7 +1,6 @@
 //! `CustomerService`.
 
 use chassis::clock::{new_id, new_salt};
-use chassis::paging::Page;
 use chassis::server::call;
 use proto::agreement::customer_service_server::CustomerService;
 use proto::agreement::{
@@ -157,7 +156,7 @@ impl CustomerService for Api {
     ) -> Result<Response<ListCustomersResponse>, Status> {
         let (caller, message, mut form) = call::open(request)?;
         let asked = (message.page_size, message.page_token.as_str());
-        let page = Page::read(&mut form, asked, &caller, "ListCustomers", "");
+        let page = self.pages.read(&mut form, asked, &caller, "ListCustomers", "");
         self.list(form, page, move |connection, page| {
             let mut rows = customer_list(connection, viewer(&caller), page.after.as_deref(), page.fetch())?;
             let next_page_token = page.cut(&mut rows, |customer| customer.id.to_string());
@@ -207,7 +206,7 @@ impl CustomerService for Api {
         let (caller, message, mut form) = call::open(request)?;
         let asked = (message.page_size, message.page_token.as_str());
         let filter = message.include_ended.to_string();
-        let page = Page::read(&mut form, asked, &caller, "ListCustomerPartners", &filter);
+        let page = self.pages.read(&mut form, asked, &caller, "ListCustomerPartners", &filter);
         self.list(form, page, move |connection, page| {
             let mut rows = partnership_list(
                 connection,

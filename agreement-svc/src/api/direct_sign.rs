@@ -2,7 +2,6 @@
 
 use chassis::database::row::at;
 use chassis::form::{Form, timestamp};
-use chassis::paging::Page;
 use chassis::server::call;
 use proto::agreement::direct_sign_service_server::DirectSignService;
 use proto::agreement::{
@@ -176,7 +175,7 @@ impl DirectSignService for Api {
         };
         let filter = format!("{}/{}", message.customer_id, message.state);
         let asked = (message.page_size, message.page_token.as_str());
-        let page = Page::read(&mut form, asked, &caller, "ListInvitations", &filter);
+        let page = self.pages.read(&mut form, asked, &caller, "ListInvitations", &filter);
         let now = self.clock.now();
         let partner = (caller.tenant_kind == TenantKind::Partner).then_some(caller.tenant_id);
         let links = self.links.clone().filter(|_| partner.is_some());

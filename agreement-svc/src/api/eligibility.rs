@@ -3,7 +3,6 @@
 use chassis::auth::{self, Caller};
 use chassis::database::{Connection, Error};
 use chassis::form::{Form, timestamp};
-use chassis::paging::Page;
 use chrono::Datelike;
 use proto::agreement::eligibility_result::Result as ItemResult;
 use proto::agreement::eligibility_service_server::EligibilityService;
@@ -103,7 +102,7 @@ impl EligibilityService for Api {
         let channel = convert::channel_of(&caller);
         let filter = format!("{channel:?}/{}", as_of.map_or(String::new(), |at| at.to_rfc3339()));
         let asked = (message.page_size, message.page_token.as_str());
-        let page = Page::read(&mut form, asked, &caller, "ListBlockedCustomers", &filter);
+        let page = self.pages.read(&mut form, asked, &caller, "ListBlockedCustomers", &filter);
         let resumed = page.after.as_deref().map(read_position);
         if resumed == Some(None) {
             form.violation("page_token", "is not a token of this list; start without one");

@@ -7,7 +7,6 @@ use chassis::auth;
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
 use chassis::form::{Form, timestamp};
-use chassis::paging::Page;
 use chassis::server::call::{self, call_id, open_ended};
 use futures_util::{Stream, StreamExt, stream};
 use proto::agreement::event_service_server::EventService;
@@ -52,7 +51,7 @@ impl EventService for Api {
         let (caller, message, mut form) = call::open(request)?;
         let customer_id = form.id("customer_id", &message.customer_id);
         let asked = (message.page_size, message.page_token.as_str());
-        let page = Page::read(&mut form, asked, &caller, "ListEvents", &message.customer_id);
+        let page = self.pages.read(&mut form, asked, &caller, "ListEvents", &message.customer_id);
         self.list(form, page, move |connection, page| {
             require_customer(connection, viewer(&caller), customer_id)?;
             let partner = (caller.tenant_kind == TenantKind::Partner).then_some(caller.tenant_id);

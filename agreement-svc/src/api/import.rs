@@ -14,7 +14,7 @@ use std::time::Duration;
 use chassis::auth::{self, Caller};
 use chassis::server::call::{call_id, open_ended};
 use chassis::server::limits::tenant::Permit;
-use chassis::server::message::unreadable_message;
+use chassis::server::message::with_reason;
 use futures_util::future::Either;
 use futures_util::{Stream, StreamExt, stream};
 use proto::agreement::attestation_service_server::AttestationService;
@@ -72,7 +72,7 @@ impl Api {
         let api = self.clone();
         let rows = request
             .into_inner()
-            .map(|row| row.map_err(unreadable))
+            .map(|row| row.map_err(|status| with_reason(status, status::DOMAIN)))
             .take_until(Box::pin(stop.cancelled_owned()));
         let rows = sent_in_time(rows).chain(end).zip(stream::iter(1..));
         let mut answers = rows
@@ -197,11 +197,6 @@ fn settled(outcome: ImportOutcome, attestation_id: Uuid) -> ImportAttestationsRe
         attestation_id: attestation_id.to_string(),
         ..ImportAttestationsResponse::default()
     }
-}
-
-/// Why the next row could not be read.
-fn unreadable(status: Status) -> Status {
-    unreadable_message(&status, status::DOMAIN).unwrap_or(status)
 }
 
 /// The outcomes of the rows of one import, counted. They are logged when the stream ends, however it does.

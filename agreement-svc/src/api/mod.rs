@@ -26,7 +26,7 @@ use chassis::database::{Connection, Database};
 use chassis::form::Form;
 use chassis::idempotency::IdempotencyKey;
 use chassis::metrics::Metrics;
-use chassis::paging::Page;
+use chassis::paging::{Page, Pages};
 use chassis::server::limits::tenant::{Permit, TenantLimiter};
 use link::Links;
 use prost::Message;
@@ -49,6 +49,7 @@ pub(crate) struct Api {
     pub database: Database,
     pub clock: Clock,
     pub policy: Arc<Policy>,
+    pub pages: Pages,
     pub templates: TemplateCache,
     /// Makes acceptance links; without it there are no invitations.
     pub links: Option<Arc<Links>>,

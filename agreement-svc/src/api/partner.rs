@@ -1,7 +1,6 @@
 //! `PartnerService`.
 
 use chassis::database::Connection;
-use chassis::paging::Page;
 use chassis::server::call;
 use proto::agreement::partner_service_server::PartnerService;
 use proto::agreement::{
@@ -110,7 +109,7 @@ impl PartnerService for Api {
     ) -> Result<Response<ListPartnersResponse>, Status> {
         let (caller, message, mut form) = call::open(request)?;
         let asked = (message.page_size, message.page_token.as_str());
-        let page = Page::read(&mut form, asked, &caller, "ListPartners", "");
+        let page = self.pages.read(&mut form, asked, &caller, "ListPartners", "");
         self.list(form, page, move |connection, page| {
             let mut rows = partner_list(connection, page.after.as_deref(), page.fetch())?;
             let next_page_token = page.cut(&mut rows, |partner| partner.id.to_string());

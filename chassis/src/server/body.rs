@@ -3,44 +3,68 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
+use tokio::time::Sleep;
 use tonic::Status;
 use tonic::body::Body;
 
 use super::limits::memory::RequestMemory;
+use super::message::give_reason;
 
 /// A response is handed to HTTP/2 in pieces of this size, and HTTP/2 takes the next piece when the client has taken about
 /// as much. Otherwise a whole response would be buffered where no limit counts it: tonic does not let hyper's
 /// `max_send_buf_size` be set.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// The body of a response, in pieces. It holds a guard until it has been sent or is dropped.
+/// A byte of a packed message unpacks to at most that many (RFC 1951: 258 bytes take two bits).
+const UNPACKED_PER_BYTE: usize = 1032;
+
+/// The body of a response, in pieces. It holds a guard until it has been sent or is dropped. If it ends with a status of
+/// the gRPC library, the status gets a reason.
 pub(super) struct GuardedBody<T> {
     body: Body,
     guard: Option<T>,
+    domain: &'static str,
     /// The part of the current frame that has not been sent.
     rest: Bytes,
 }
 
-/// The body of a request, which counts the bytes that arrive.
+/// The body of a request, which counts the bytes that arrive, and those of a packed message as what they may unpack to.
 pub(super) struct CountedBody {
     body: Body,
     arrived: usize,
+    bytes_per_byte: usize,
     memory: Arc<RequestMemory>,
     domain: &'static str,
 }
 
+/// The body of a request without an identity, which must have arrived in time.
+pub(super) struct DueBody {
+    body: Body,
+    due: Pin<Box<Sleep>>,
+    /// Called if it is late, once.
+    late: Option<Box<dyn FnOnce() -> Status + Send>>,
+}
+
 impl<T> GuardedBody<T> {
-    pub(super) fn new(body: Body, guard: T) -> Self {
-        Self { body, guard: Some(guard), rest: Bytes::new() }
+    pub(super) fn new(body: Body, guard: T, domain: &'static str) -> Self {
+        Self { body, guard: Some(guard), domain, rest: Bytes::new() }
     }
 }
 
 impl CountedBody {
-    pub(super) fn new(body: Body, memory: Arc<RequestMemory>, domain: &'static str) -> Self {
-        Self { body, arrived: 0, memory, domain }
+    pub(super) fn new(body: Body, is_packed: bool, memory: Arc<RequestMemory>, domain: &'static str) -> Self {
+        let bytes_per_byte = if is_packed { UNPACKED_PER_BYTE } else { 1 };
+        Self { body, arrived: 0, bytes_per_byte, memory, domain }
+    }
+}
+
+impl DueBody {
+    pub(super) fn new(body: Body, within: Duration, late: impl FnOnce() -> Status + Send + 'static) -> Self {
+        Self { body, due: Box::pin(tokio::time::sleep(within)), late: Some(Box::new(late)) }
     }
 }
 
@@ -56,7 +80,12 @@ impl<T: Unpin> http_body::Body for GuardedBody<T> {
             let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
             match frame.map(|frame| frame.map(Frame::into_data)) {
                 Some(Ok(Ok(data))) => self.rest = data,
-                Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
+                Some(Ok(Err(mut other))) => {
+                    if let Some(trailers) = other.trailers_mut() {
+                        give_reason(trailers, false, self.domain);
+                    }
+                    return Poll::Ready(Some(Ok(other)));
+                }
                 ended => {
                     self.guard = None;
                     return Poll::Ready(ended.and_then(Result::err).map(Err));
@@ -99,14 +128,16 @@ impl http_body::Body for CountedBody {
         match &frame {
             Some(Ok(frame)) => {
                 self.arrived = self.arrived.saturating_add(frame.data_ref().map_or(0, Bytes::len));
-                if let Err(overload) = self.memory.reserve(self.arrived) {
+                let held = self.arrived.saturating_mul(self.bytes_per_byte);
+                if let Err(overload) = self.memory.reserve(held) {
                     return Poll::Ready(Some(Err(overload.status(self.domain))));
                 }
                 if self.body.is_end_stream() {
                     self.memory.set_arrived();
                 }
             }
-            Some(Err(_)) | None => self.memory.set_arrived(),
+            Some(Err(_)) => self.memory.set_broken(),
+            None => self.memory.set_arrived(),
         }
         Poll::Ready(frame)
     }
@@ -127,6 +158,35 @@ impl Drop for CountedBody {
     }
 }
 
+impl http_body::Body for DueBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let frame @ Poll::Ready(_) = Pin::new(&mut self.body).poll_frame(context) {
+            return frame;
+        }
+        if self.late.is_some() {
+            ready!(self.due.as_mut().poll(context));
+        }
+        match self.late.take() {
+            Some(late) => Poll::Ready(Some(Err(late()))),
+            None => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::pin::pin;
@@ -143,7 +203,7 @@ mod tests {
         let message = Bytes::from(vec![7; 2 * PIECE_BYTES + 1]);
         let guard = Arc::new(());
         let body = Body::new(http_body_util::Full::new(message.clone()));
-        let mut body = pin!(GuardedBody::new(body, Arc::clone(&guard)));
+        let mut body = pin!(GuardedBody::new(body, Arc::clone(&guard), "some-svc"));
         let mut pieces = vec![];
         while let Some(frame) = body.frame().await {
             pieces.push(frame.unwrap().into_data().unwrap());
@@ -157,23 +217,28 @@ mod tests {
     async fn a_request_fails_when_its_bytes_find_no_room() {
         let budget = memory::budget("INTERNAL");
         let tenant = Tenant::test("TENANT", 1);
-        let request = || {
+        let request = |bytes: usize, is_packed| {
             let memory = Arc::new(RequestMemory::new(budget.clone(), tenant));
-            let message = Bytes::from(vec![7; MESSAGE_BYTES_MAX]);
-            let body = Body::new(http_body_util::Full::new(message));
-            (memory.clone(), CountedBody::new(body, memory, "some-svc"))
+            let body = Body::new(http_body_util::Full::new(Bytes::from(vec![7; bytes])));
+            (memory.clone(), CountedBody::new(body, is_packed, memory, "some-svc"))
         };
-        let mut held = vec![];
-        let refused = loop {
-            let (memory, body) = request();
-            match body.collect().await {
-                Ok(_) => held.push(memory),
-                Err(status) => break status,
-            }
-        };
-        assert!(held.len() > 16 && held.iter().all(|memory| memory.has_arrived()));
-        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
-        held.clear();
-        assert!(request().1.collect().await.is_ok());
+        // A packed message counts as what it may unpack to.
+        let mut numbers = vec![];
+        for (bytes, is_packed) in [(MESSAGE_BYTES_MAX, false), (2 << 10, true)] {
+            let mut held = vec![];
+            let refused = loop {
+                let (memory, body) = request(bytes, is_packed);
+                match body.collect().await {
+                    Ok(_) => held.push(memory),
+                    Err(status) => break status,
+                }
+            };
+            assert!(held.len() > 16 && held.iter().all(|memory| memory.has_arrived()));
+            assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+            numbers.push(held.len());
+            held.clear();
+            assert!(request(bytes, is_packed).1.collect().await.is_ok());
+        }
+        assert_eq!(numbers[0], numbers[1]);
     }
 }

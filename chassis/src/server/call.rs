@@ -2,7 +2,8 @@
 //! guarded against panics, logged, counted and traced, in this order.
 //!
 //! A call that is refused for load is only counted: its refusal must cost far less than its answer. Calls of health and
-//! reflection need no identity; they are limited in number and size.
+//! reflection need no identity; they are limited in number, size and time. Whatever is no call of this server is refused
+//! before any identity is asked for.
 
 use std::convert::Infallible;
 use std::future::{Future, ready};
@@ -10,38 +11,51 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use tokio::sync::Semaphore;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Method, StatusCode};
+use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use tower::{Layer, Service};
 use tracing::Instrument;
 
-use super::Options;
-use super::body::{CountedBody, GuardedBody};
-use super::connection::PendingResponses;
-use super::deadline::{Deadline, Late, RECEIVE_MAX, in_time, work_time};
+use super::body::{CountedBody, DueBody, GuardedBody};
+use super::connection::Peer;
+use super::deadline::{Deadline, Late, RECEIVE_MAX, TIME_LEFT_MIN, in_time, work_time};
 use super::limits::memory::{self, RequestMemory};
 use super::limits::queue::{CallQueue, Entry, Slot};
 use super::limits::tenant::{Overload, Tenant, TenantLimiter};
+use super::message::{give_reason, malformed, unknown_call};
 use super::overload::Refusals;
 use super::record::CallRecord;
+use super::{METADATA_BYTES_MAX, Options};
 use crate::auth::access::{self, AccessPolicy};
 use crate::auth::{self, Caller};
 use crate::form::Form;
 use crate::metrics::{Calls, UNKNOWN_PATH};
-use crate::status::internal;
+use crate::status::{failure, internal};
 
-/// Unauthenticated calls at a time: of reflection, and those that watch health. A few replicas of a client watch the
-/// health of this process, and an operator looks around; their messages are small.
-const PUBLIC_CALLS_MAX: usize = 256;
+/// Open streams of calls without an identity, which watch health or ask reflection, fair among connections. A few replicas
+/// of a client watch the health of this process, and an operator looks around.
+const UNIDENTIFIED_STREAMS_MAX: usize = 256;
 
-/// The call by which an orchestrator checks whether the process is healthy. It has a limit of its own, fair among
-/// connections, so that other unauthenticated calls cannot make the check fail.
+/// How long a client may go on asking reflection, in one stream. Tools ask for all that they need at once.
+const REFLECTION_MAX: Duration = Duration::from_secs(60);
+
+/// The call by which an orchestrator checks whether the process is healthy. Only its own connection limits it, so that no
+/// other can make the check fail.
 const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
+
+/// The other calls that need no identity, and how long a request of theirs may take to arrive.
+const UNIDENTIFIED_STREAMS: [(&str, Duration); 3] = [
+    ("/grpc.health.v1.Health/Watch", RECEIVE_MAX),
+    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", REFLECTION_MAX),
+    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", REFLECTION_MAX),
+];
 
 /// The id under which one call is logged, here and in the services that it calls.
 #[derive(Clone, Debug)]
@@ -82,8 +96,7 @@ struct Shared {
     options: Options,
     queue: CallQueue,
     memory: TenantLimiter,
-    public_calls: Arc<Semaphore>,
-    health_checks: TenantLimiter,
+    unidentified_streams: TenantLimiter,
     refusals: Refusals,
     calls: Calls,
 }
@@ -103,8 +116,7 @@ impl CallLayer {
         Self(Arc::new(Shared {
             queue: CallQueue::new(options.calls_max, internal_kind),
             memory: memory::budget(internal_kind),
-            public_calls: Arc::new(Semaphore::new(PUBLIC_CALLS_MAX)),
-            health_checks: TenantLimiter::new(PUBLIC_CALLS_MAX, internal_kind),
+            unidentified_streams: TenantLimiter::new(UNIDENTIFIED_STREAMS_MAX, internal_kind),
             refusals: Refusals::new(options.domain),
             options,
             calls,
@@ -136,22 +148,46 @@ impl Service<http::Request<Body>> for CallService {
 
     fn call(&mut self, mut request: http::Request<Body>) -> ResponseFuture {
         let began = Instant::now();
-        if request.uri().path().starts_with("/grpc.") {
-            return self.serve_unauthenticated(request);
-        }
         let shared = self.shared.clone();
         let Options { identities, access: policy, domain, .. } = &shared.options;
         let path = known_path(policy, request.uri().path());
         let refuse = |caller: Option<&Caller>, status: Status| -> ResponseFuture {
-            let calls = shared.calls.clone();
-            let record = CallRecord::begin(path, request.headers(), caller, calls, began);
-            Box::pin(ready(Ok(record.finish(status.into_http(), domain))))
+            Box::pin(ready(Ok(shared.refuse(path, request.headers(), caller, began, status))))
         };
+        if let Some((code, why)) = not_grpc(&request) {
+            let answer = refuse(None, malformed(domain, why));
+            return Box::pin(answer.map(move |answer| {
+                answer.map(|mut response| {
+                    *response.status_mut() = code;
+                    response
+                })
+            }));
+        }
+        if metadata_bytes(&request) > METADATA_BYTES_MAX {
+            return refuse(None, metadata_too_large(domain));
+        }
+        let time_left = work_time(request.headers());
+        if time_left < TIME_LEFT_MIN {
+            return refuse(None, Late::Response.status(domain));
+        }
+        if request.uri().path() == HEALTH_CHECK {
+            return self.serve_unidentified(request, began, None);
+        }
+        if let Some((_, within)) = UNIDENTIFIED_STREAMS.iter().find(|(call, _)| *call == request.uri().path())
+        {
+            return self.serve_unidentified(request, began, Some(*within));
+        }
+        if path == UNKNOWN_PATH {
+            return refuse(None, unknown_call(domain));
+        }
         let (caller, bearer) = match identities.identify(request.headers(), domain) {
             Ok(identified) => identified,
             Err(status) => return refuse(None, status),
         };
-        if let Err(status) = access::admit(policy, request.uri().path(), &caller, domain) {
+        if let Some(peer) = request.extensions().get::<Peer>() {
+            peer.set_identified();
+        }
+        if let Err(status) = access::admit(policy, path, &caller, domain) {
             return refuse(Some(&caller), status);
         }
         let entry = match shared.queue.enter(Tenant::of(&caller)) {
@@ -168,9 +204,15 @@ impl Service<http::Request<Body>> for CallService {
             }
             // The state of a call that is being handled is large, so a call that may be refused does without it.
             Entry::Waiting(waiting) => Box::pin(async move {
-                match waiting.slot().await {
-                    Ok(slot) => Ok(Box::pin(shared.handle(request, inner, path, caller, slot, began)).await),
-                    Err(overload) => Ok(shared.refuse_for_load(path, overload)),
+                match timeout(time_left, waiting.slot()).await {
+                    Ok(Ok(slot)) => {
+                        Ok(Box::pin(shared.handle(request, inner, path, caller, slot, began)).await)
+                    }
+                    Ok(Err(overload)) => Ok(shared.refuse_for_load(path, overload)),
+                    Err(_) => {
+                        let late = Late::Response.status(shared.options.domain);
+                        Ok(shared.refuse(path, request.headers(), Some(&caller), began, late))
+                    }
                 }
             }),
         }
@@ -178,29 +220,51 @@ impl Service<http::Request<Body>> for CallService {
 }
 
 impl CallService {
-    fn serve_unauthenticated(&mut self, mut request: http::Request<Body>) -> ResponseFuture {
-        let refuse = |shared: &Shared| -> ResponseFuture {
-            Box::pin(ready(Ok(shared.refuse_for_load(UNKNOWN_PATH, Overload::Process))))
+    /// Serves a call that needs no identity: a check of health, or a stream whose request has to arrive in that time.
+    fn serve_unidentified(
+        &mut self,
+        mut request: http::Request<Body>,
+        began: Instant,
+        stream: Option<Duration>,
+    ) -> ResponseFuture {
+        let shared = self.shared.clone();
+        let peer = take_peer(&mut request);
+        let Some(of_connection) = peer.begin_unidentified() else {
+            shared.calls.refuse_for_load(UNKNOWN_PATH);
+            return Box::pin(ready(Ok(shared.refusals.response_to_connection())));
         };
-        if request.uri().path() == HEALTH_CHECK {
-            let connection = Tenant::of_connection(pending_responses(&mut request).connection());
-            let Ok(permit) = self.shared.health_checks.try_acquire_many(connection, 1) else {
-                return refuse(&self.shared);
+        let of_process = match stream {
+            None => None,
+            Some(_) => {
+                let connection = Tenant::of_connection(peer.connection());
+                match shared.unidentified_streams.try_acquire_many(connection, 1) {
+                    Ok(permit) => Some(permit),
+                    Err(_) => {
+                        let refused = shared.refuse_for_load(UNKNOWN_PATH, Overload::Process);
+                        return Box::pin(ready(Ok(refused)));
+                    }
+                }
+            }
+        };
+        let (domain, deadline) = (shared.options.domain, began + work_time(request.headers()));
+        let request = request.map(|body| {
+            let late = move || {
+                peer.stood_still();
+                Late::Message.status(domain)
             };
-            let (domain, answer) = (self.shared.options.domain, self.inner.call(request));
-            return Box::pin(async move {
-                let _permit = permit;
-                let answer = tokio::time::timeout(RECEIVE_MAX, answer).await;
-                answer.unwrap_or_else(|_| Ok(Late::Message.status(domain).into_http()))
-            });
-        }
-        let Ok(permit) = self.shared.public_calls.clone().try_acquire_owned() else {
-            return refuse(&self.shared);
-        };
+            Body::new(DueBody::new(body, stream.unwrap_or(RECEIVE_MAX), late))
+        });
         let answer = self.inner.call(request);
-        let guard =
-            |response: http::Response<Body>| response.map(|body| Body::new(GuardedBody::new(body, permit)));
-        Box::pin(answer.map(|answer| answer.map(guard)))
+        Box::pin(async move {
+            let time_left = deadline.saturating_duration_since(Instant::now());
+            let mut response = match timeout(time_left, answer).await {
+                Ok(Ok(response)) => response,
+                Err(_) => Late::Response.status(domain).into_http(),
+            };
+            give_reason(response.headers_mut(), false, domain);
+            let guard = (of_connection, of_process);
+            Ok(response.map(|body| Body::new(GuardedBody::new(body, guard, domain))))
+        })
     }
 }
 
@@ -219,12 +283,14 @@ impl Shared {
         let record = CallRecord::begin(path, request.headers(), Some(&caller), self.calls.clone(), began);
         let deadline = began + work_time(request.headers());
         let memory = Arc::new(RequestMemory::new(self.memory.clone(), Tenant::of(&caller)));
-        let responses = pending_responses(&mut request);
+        let peer = take_peer(&mut request);
+        let is_packed = request.headers().get("grpc-encoding").is_some_and(|encoding| encoding != "identity");
         let extensions = request.extensions_mut();
         extensions.insert(CallId(record.call_id.clone()));
         extensions.insert(Deadline(deadline));
         extensions.insert(caller);
-        let request = request.map(|body| Body::new(CountedBody::new(body, memory.clone(), domain)));
+        let request =
+            request.map(|body| Body::new(CountedBody::new(body, is_packed, memory.clone(), domain)));
 
         let log_span =
             tracing::info_span!("call", id = %record.call_id, path, trace_id = record.span.trace_id());
@@ -240,15 +306,25 @@ impl Shared {
                 Ok(Err(_)) => internal(domain).status().into_http(),
                 Err(late) => late.status(domain).into_http(),
             };
-            let response = record.finish(response, domain);
-            if response.extensions().get::<OpenEnded>().is_some() {
-                return response;
-            }
+            let response = record.finish(response, memory.is_broken(), domain);
             // The call is in progress until its answer has been sent.
-            let guard = (slot, memory, responses.begin());
-            response.map(|body| Body::new(GuardedBody::new(body, guard)))
+            let is_open_ended = response.extensions().get::<OpenEnded>().is_some();
+            let guard = (!is_open_ended).then(|| (slot, memory, peer.begin()));
+            response.map(|body| Body::new(GuardedBody::new(body, guard, domain)))
         };
         guarded.instrument(log_span).await
+    }
+
+    fn refuse(
+        &self,
+        path: &'static str,
+        headers: &HeaderMap,
+        caller: Option<&Caller>,
+        began: Instant,
+        status: Status,
+    ) -> http::Response<Body> {
+        let record = CallRecord::begin(path, headers, caller, self.calls.clone(), began);
+        record.finish(status.into_http(), false, self.options.domain)
     }
 
     fn refuse_for_load(&self, path: &'static str, overload: Overload) -> http::Response<Body> {
@@ -257,9 +333,36 @@ impl Shared {
     }
 }
 
-/// The responses of the call's connection that the client has not taken yet.
-fn pending_responses(request: &mut http::Request<Body>) -> PendingResponses {
-    request.extensions_mut().remove().unwrap_or_default()
+/// The client at the other end of the call's connection.
+fn take_peer(request: &mut http::Request<Body>) -> Peer {
+    request.extensions_mut().remove().unwrap_or_else(Peer::new)
+}
+
+/// Why a request is no gRPC, and the status that HTTP has for it.
+fn not_grpc(request: &http::Request<Body>) -> Option<(StatusCode, &'static str)> {
+    if request.method() != Method::POST {
+        return Some((StatusCode::METHOD_NOT_ALLOWED, "a gRPC call is a POST"));
+    }
+    let given = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = given.split(';').next().unwrap_or_default().trim_end();
+    let is_grpc =
+        ["application/grpc", "application/grpc+proto"].iter().any(|grpc| kind.eq_ignore_ascii_case(grpc));
+    (!is_grpc)
+        .then_some((StatusCode::UNSUPPORTED_MEDIA_TYPE, "the content-type of a call is application/grpc"))
+}
+
+/// The bytes of the metadata, as HTTP/2 counts them.
+fn metadata_bytes(request: &http::Request<Body>) -> usize {
+    const PER_ENTRY: usize = 32;
+    let entries = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + PER_ENTRY);
+    entries.sum::<usize>() + request.uri().path().len()
+}
+
+fn metadata_too_large(domain: &'static str) -> Status {
+    let sentence = format!(
+        "the metadata of a call has at most {METADATA_BYTES_MAX} bytes, with 32 for each entry; send less"
+    );
+    failure(domain, Code::ResourceExhausted, "METADATA_TOO_LARGE", sentence).status()
 }
 
 /// The path of a call, if it is one of the service's. Other paths are the caller's text, of which there is no end, so
@@ -271,13 +374,13 @@ fn known_path(policy: AccessPolicy, path: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::Duration;
 
     use axum::Router;
     use axum::routing::post;
     use bytes::Bytes;
     use http_body_util::{BodyExt, StreamBody};
     use tokio::sync::Notify;
+    use tonic_types::StatusExt;
 
     use super::*;
     use crate::auth::access::CallerClass;
@@ -304,7 +407,8 @@ mod tests {
             calls_max: 1,
         };
         let handler = async move |request: http::Request<axum::body::Body>| {
-            request.into_body().collect().await.map_err(|error| error.to_string())?;
+            let message = request.into_body().collect().await.map_err(|error| error.to_string())?;
+            assert_ne!(message.to_bytes(), PANICS, "a defect");
             go.notified().await;
             Ok::<_, String>(http::Response::new(axum::body::Body::from("answer")))
         };
@@ -312,17 +416,21 @@ mod tests {
         CallLayer::new(options, metrics.calls().clone()).layer(routes)
     }
 
+    /// The message at which the handler panics.
+    const PANICS: &str = "panic";
+
     /// A call, and whether its message is read.
-    fn request() -> (http::Request<Body>, Arc<AtomicBool>) {
+    fn request(message: &'static str) -> (http::Request<Body>, Arc<AtomicBool>) {
         let is_read = Arc::new(AtomicBool::new(false));
         let message = {
             let is_read = is_read.clone();
             futures_util::stream::once(async move {
                 is_read.store(true, Ordering::Relaxed);
-                Ok::<_, Status>(http_body::Frame::data(Bytes::from_static(b"message")))
+                Ok::<_, Status>(http_body::Frame::data(Bytes::from_static(message.as_bytes())))
             })
         };
-        let mut request = http::Request::post("/a.B/C").body(Body::new(StreamBody::new(message))).unwrap();
+        let request = http::Request::post("/a.B/C").header(CONTENT_TYPE, "application/grpc");
+        let mut request = request.body(Body::new(StreamBody::new(message))).unwrap();
         for (key, value) in [
             ("x-tenant-kind", "TENANT"),
             ("x-tenant-id", "00000000-0000-4000-8000-000000000001"),
@@ -333,12 +441,25 @@ mod tests {
         (request, is_read)
     }
 
+    #[tokio::test]
+    async fn a_panic_is_answered_and_ends_nothing_else() {
+        let go = Arc::new(Notify::new());
+        let mut service = service(go.clone()).await;
+        go.notify_one();
+        for (message, reason) in [(PANICS, "INTERNAL"), ("message", "")] {
+            let answer = service.call(request(message).0).await.unwrap();
+            let status = Status::from_header_map(answer.headers());
+            let info = status.and_then(|status| status.get_details_error_info());
+            assert_eq!(info.map(|info| info.reason).unwrap_or_default(), reason, "{message}");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_call_waits_for_its_slot_with_its_message_unread() {
         let go = Arc::new(Notify::new());
         let mut service = service(go.clone()).await;
         let call = |service: &mut CallService| {
-            let (request, is_read) = request();
+            let (request, is_read) = request("message");
             (tokio::spawn(service.call(request)), is_read)
         };
         let code = |response: &http::Response<Body>| crate::telemetry::trace::code_of(response.headers());
@@ -348,7 +469,7 @@ mod tests {
 
         let (refused, is_refused_read) = call(&mut service);
         let refused = refused.await.unwrap().unwrap();
-        assert_eq!(code(&refused), tonic::Code::ResourceExhausted);
+        assert_eq!(code(&refused), Code::ResourceExhausted);
         assert!(!is_refused_read.load(Ordering::Relaxed));
 
         let (second, is_second_read) = call(&mut service);
@@ -360,7 +481,7 @@ mod tests {
         assert!(!is_second_read.load(Ordering::Relaxed));
         first.into_body().collect().await.unwrap();
         go.notify_one();
-        assert_eq!(code(&second.await.unwrap().unwrap()), tonic::Code::Ok);
+        assert_eq!(code(&second.await.unwrap().unwrap()), Code::Ok);
         assert!(is_second_read.load(Ordering::Relaxed));
     }
 }

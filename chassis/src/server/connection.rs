@@ -1,38 +1,24 @@
-//! The connections of one server: how many there may be, how long one may take to begin, and how long a response may
-//! remain unread. The frames on them are HTTP/2's concern.
+//! One connection: how long it may take to begin, how long a response may remain unread, and when it is closed. The frames on them are HTTP/2's concern.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
-use rlimit::Resource;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_rustls::server::TlsStream;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::either::Either;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
-use crate::tls;
-
-/// Connections at a time. An idle one costs some tens of KiB in the process and as much in the system. More clients need
-/// more replicas.
-const CONNECTIONS_MAX: usize = 4096;
-
-/// File descriptors that are not for connections: those of the database, mails, logs and the program.
-const DESCRIPTORS_KEPT: u64 = 64;
-
-/// How long the TLS handshake and HTTP/2's connection preface may take. It is a few round trips. HTTP/2 supervises the
-/// connection from then on.
-const PREFACE_MAX: Duration = Duration::from_secs(10);
+use super::{CONNECTION_AGE_MAX, CONNECTION_GRACE};
 
 /// The preface that every HTTP/2 client sends first.
 const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
@@ -41,83 +27,16 @@ const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 /// megabit a second. Such a client still answers HTTP/2's pings, so no other limit would notice.
 const RESPONSE_READ_MAX: Duration = Duration::from_secs(60);
 
-/// The pause after a connection could not be accepted: some other connection has to end first, and trying at once would
-/// use up a processor.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Calls without an identity that one connection may have open: an orchestrator's checks, watchers of the health of each
+/// service, an operator who looks around. They are free of every other limit, so that no other connection can make a
+/// check of health fail.
+pub(super) const UNIDENTIFIED_CALLS_MAX: usize = 16;
 
-/// Connections that wait to be served, which takes no time.
-const READY_MAX: usize = 64;
+/// The time for the answer to a call that stood still to be sent before its connection is closed.
+const ANSWER_SENT: Duration = Duration::from_secs(1);
 
-/// The number of connections that this process can hold, and should.
-pub(super) fn connections_max() -> usize {
-    let descriptors = Resource::NOFILE.get_soft().unwrap_or(u64::MAX);
-    let connections = descriptors.saturating_sub(DESCRIPTORS_KEPT).max(1);
-    usize::try_from(connections).unwrap_or(usize::MAX).min(CONNECTIONS_MAX)
-}
-
-/// Accepts connections, and shakes hands where there is TLS. A slow handshake delays no other connection. A connection
-/// beyond `max` is closed at once, so that its client tries another replica, or later. The stream never ends: an error
-/// that keeps a connection from being accepted passes.
-pub(super) fn accept(
-    incoming: impl Stream<Item = io::Result<TcpStream>> + Send + 'static,
-    max: usize,
-    tls: tls::Server,
-) -> ReceiverStream<io::Result<Connection>> {
-    let (ready, connections) = mpsc::channel(READY_MAX);
-    tokio::spawn(async move {
-        let mut incoming = pin!(incoming);
-        let (permits, mut is_full) = (Arc::new(Semaphore::new(max)), false);
-        loop {
-            let accepted = tokio::select! {
-                () = ready.closed() => return,
-                accepted = incoming.next() => accepted,
-            };
-            match (accepted, permits.clone().try_acquire_owned()) {
-                (Some(Ok(stream)), Ok(permit)) => {
-                    is_full = false;
-                    begin(stream, permit, &tls, ready.clone()).await;
-                }
-                (Some(Ok(_)), Err(_)) => {
-                    if !is_full {
-                        tracing::warn!(max, "there are too many connections; new ones are closed at once");
-                    }
-                    is_full = true;
-                }
-                // The client closed that connection itself.
-                (Some(Err(error)), _) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                (Some(Err(error)), _) => {
-                    tracing::warn!(%error, "a connection cannot be accepted");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-                (None, _) => return,
-            }
-        }
-    });
-    ReceiverStream::new(connections)
-}
-
-async fn begin(
-    stream: TcpStream,
-    permit: OwnedSemaphorePermit,
-    tls: &tls::Server,
-    ready: mpsc::Sender<io::Result<Connection>>,
-) {
-    let deadline = Instant::now() + PREFACE_MAX;
-    let Some(acceptor) = tls.acceptor() else {
-        let _ = ready.send(Ok(Connection::new(Either::Left(stream), deadline, permit))).await;
-        return;
-    };
-    tokio::spawn(async move {
-        match timeout_at(deadline, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => {
-                let connection = Connection::new(Either::Right(Box::new(stream)), deadline, permit);
-                let _ = ready.send(Ok(connection)).await;
-            }
-            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
-            Err(_) => tracing::debug!("a TLS handshake took too long"),
-        }
-    });
-}
+/// The age at which a connection is closed, whatever goes on on it: its renewal began half of that before.
+const AGE_MAX: Duration = CONNECTION_AGE_MAX.saturating_add(CONNECTION_GRACE);
 
 /// One connection, above TLS where there is TLS. Reading from it fails if its preface does not arrive in time, or if a
 /// response is not read in time.
@@ -125,7 +44,10 @@ pub(super) struct Connection {
     stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
     /// Until the whole preface has arrived.
     preface: Option<PrefaceDeadline>,
-    responses: PendingResponses,
+    peer: Peer,
+    closing: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// When the connection is too old to go on.
+    oldest: Instant,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -134,35 +56,45 @@ struct PrefaceDeadline {
     bytes_missing: usize,
 }
 
-/// The responses of one connection that the client has not read yet, by number, with the time by which it must.
-#[derive(Clone, Debug, Default)]
-pub(super) struct PendingResponses(Arc<Pending>);
+/// The client at the other end of one connection, as its calls and the connection know it. Clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct Peer(Arc<State>);
 
-#[derive(Debug, Default)]
-struct Pending {
+/// A handle to a peer whose connection may have ended.
+pub(super) struct WeakPeer(Weak<State>);
+
+#[derive(Debug)]
+struct State {
+    /// The number of the connection in this process.
     connection: u64,
+    /// The responses that the client has not read yet, by number, with the time by which it must.
     due: Mutex<BTreeMap<u64, Instant>>,
+    /// Calls without an identity that may be open.
+    unidentified: Arc<Semaphore>,
+    /// Whether a call on this connection had an identity.
+    is_identified: AtomicBool,
+    /// Cancelled when the connection has to be closed.
+    closing: CancellationToken,
 }
 
 /// A response that the client has not read yet; dropped when it has.
 #[derive(Debug)]
 pub(super) struct PendingResponse {
-    responses: PendingResponses,
+    peer: Peer,
     number: u64,
 }
 
 impl Connection {
-    fn new(
+    pub(super) fn new(
         stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
         deadline: Instant,
+        peer: Peer,
         permit: OwnedSemaphorePermit,
     ) -> Self {
-        static LAST: AtomicU64 = AtomicU64::new(0);
-        let connection = LAST.fetch_add(1, Ordering::Relaxed) + 1;
-        let responses = PendingResponses(Arc::new(Pending { connection, due: Mutex::default() }));
         let passed = Box::pin(sleep_until(deadline));
         let preface = Some(PrefaceDeadline { passed, bytes_missing: PREFACE_BYTES });
-        Self { stream, preface, responses, _permit: permit }
+        let closing = Box::pin(peer.closing());
+        Self { stream, preface, peer, closing, oldest: Instant::now() + AGE_MAX, _permit: permit }
     }
 
     /// Fails if the connection has to be closed; `read` bytes have just been read.
@@ -176,9 +108,15 @@ impl Connection {
                 return too_late("the connection preface did not arrive in time");
             }
         }
+        if self.closing.as_mut().poll(context).is_ready() {
+            return too_late("no caller was identified on it, and it stood still or others need its place");
+        }
         // The answers to pings see to it that this is checked every now and then.
-        if self.responses.are_overdue() {
+        if self.peer.is_overdue() {
             return too_late("a response was not read in time");
+        }
+        if self.oldest <= Instant::now() {
+            return too_late("its calls did not end in time for its renewal");
         }
         Ok(())
     }
@@ -228,20 +166,31 @@ impl AsyncWrite for Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = PendingResponses;
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> PendingResponses {
-        self.responses.clone()
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
     }
 }
 
-impl PendingResponses {
+impl Peer {
+    pub(super) fn new() -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Self(Arc::new(State {
+            connection: LAST.fetch_add(1, Ordering::Relaxed) + 1,
+            due: Mutex::default(),
+            unidentified: Arc::new(Semaphore::new(UNIDENTIFIED_CALLS_MAX)),
+            is_identified: AtomicBool::default(),
+            closing: CancellationToken::new(),
+        }))
+    }
+
     /// A response that has to be read in time.
     pub(super) fn begin(&self) -> PendingResponse {
         let mut due = self.due();
         let number = due.last_key_value().map_or(0, |(last, _)| last + 1);
         due.insert(number, Instant::now() + RESPONSE_READ_MAX);
-        PendingResponse { responses: self.clone(), number }
+        PendingResponse { peer: self.clone(), number }
     }
 
     /// The number of the connection in this process.
@@ -249,7 +198,48 @@ impl PendingResponses {
         self.0.connection
     }
 
-    fn are_overdue(&self) -> bool {
+    /// A call without an identity, if the connection may have one more.
+    pub(super) fn begin_unidentified(&self) -> Option<OwnedSemaphorePermit> {
+        self.0.unidentified.clone().try_acquire_owned().ok()
+    }
+
+    /// A call on this connection has an identity: from now on the connection is closed for no other's sake.
+    pub(super) fn set_identified(&self) {
+        self.0.is_identified.store(true, Ordering::Relaxed);
+    }
+
+    /// Closes the connection at once.
+    pub(super) fn close(&self) {
+        self.0.closing.cancel();
+    }
+
+    /// Resolves when the connection has to be closed.
+    pub(super) fn closing(&self) -> WaitForCancellationFutureOwned {
+        self.0.closing.clone().cancelled_owned()
+    }
+
+    /// A handle that does not keep it.
+    pub(super) fn downgrade(&self) -> WeakPeer {
+        WeakPeer(Arc::downgrade(&self.0))
+    }
+
+    /// Closes the connection after a call without an identity stood still, unless callers were identified on it. The
+    /// answer to that call is sent first.
+    pub(super) fn stood_still(&self) {
+        if !self.is_identified() {
+            let peer = self.clone();
+            tokio::spawn(async move {
+                sleep(ANSWER_SENT).await;
+                peer.close();
+            });
+        }
+    }
+
+    pub(super) fn is_identified(&self) -> bool {
+        self.0.is_identified.load(Ordering::Relaxed)
+    }
+
+    fn is_overdue(&self) -> bool {
         // The oldest has the smallest number.
         self.due().first_key_value().is_some_and(|(_, due)| *due <= Instant::now())
     }
@@ -260,17 +250,23 @@ impl PendingResponses {
     }
 }
 
+impl WeakPeer {
+    pub(super) fn upgrade(&self) -> Option<Peer> {
+        self.0.upgrade().map(Peer)
+    }
+}
+
 impl Drop for PendingResponse {
     fn drop(&mut self) {
-        self.responses.due().remove(&self.number);
+        self.peer.due().remove(&self.number);
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::fs;
 
-    use futures_util::stream;
+    use futures_util::{StreamExt, stream};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
     use tokio_rustls::rustls::crypto::aws_lc_rs;
@@ -278,15 +274,17 @@ mod tests {
     use tokio_rustls::rustls::{ClientConfig, RootCertStore};
     use tokio_rustls::{TlsConnector, client};
 
+    use super::super::accept::{PREFACE_MAX, accept};
     use super::*;
     use crate::auth::Auth;
+    use crate::tls;
 
-    fn plaintext() -> tls::Server {
+    pub(in crate::server) fn plaintext() -> tls::Server {
         let address = "127.0.0.1:0".parse().unwrap();
         tls::Server::open(&tls::ServerSettings::default(), Auth::Insecure, address).unwrap()
     }
 
-    async fn ends() -> (TcpStream, TcpStream) {
+    pub(in crate::server) async fn ends() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (server, _) = listener.accept().await.unwrap();
@@ -301,19 +299,6 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_error_of_accepting_is_waited_out() {
-        const TRIES: u32 = 20;
-        const TOO_MANY_OPEN_FILES: i32 = 24;
-        let failures = (0..TRIES).map(|_| Err(io::Error::from_raw_os_error(TOO_MANY_OPEN_FILES)));
-        let began = Instant::now();
-        let (client, server) = ends().await;
-        let mut connections = accept(stream::iter(failures.chain([Ok(server)])), 1, plaintext());
-        assert!(connections.next().await.unwrap().is_ok());
-        assert!(began.elapsed() >= ACCEPT_PAUSE * TRIES);
-        drop(client);
-    }
-
-    #[tokio::test(start_paused = true)]
     async fn a_connection_that_does_not_begin_ends() {
         let (_client, mut connection) = connection().await;
         let began = Instant::now();
@@ -322,8 +307,8 @@ mod tests {
         assert!(began.elapsed() <= PREFACE_MAX);
     }
 
-    /// Both ends of a connection over TLS.
-    async fn secured() -> (client::TlsStream<TcpStream>, Connection) {
+    /// A server with a certificate, and who trusts it.
+    pub(in crate::server) fn certified() -> (tls::Server, RootCertStore) {
         let folder = tempfile::tempdir().unwrap();
         let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let settings = tls::ServerSettings {
@@ -336,6 +321,12 @@ mod tests {
         let tls = tls::Server::open(&settings, Auth::Jwt, "127.0.0.1:0".parse().unwrap()).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(own.cert.der().clone()).unwrap();
+        (tls, roots)
+    }
+
+    /// Both ends of a connection over TLS.
+    async fn secured() -> (client::TlsStream<TcpStream>, Connection) {
+        let (tls, roots) = certified();
         let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
         let config = config.with_safe_default_protocol_versions().unwrap();
         let config = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
@@ -378,10 +369,10 @@ mod tests {
         let mut bytes = [0; PREFACE_BYTES];
         client.try_write(&bytes).unwrap();
         connection.read_exact(&mut bytes).await.unwrap();
-        let responses = connection.connect_info();
-        let slow = responses.begin();
+        let peer = connection.connect_info();
+        let slow = peer.begin();
         tokio::time::advance(RESPONSE_READ_MAX / 2).await;
-        let quick = responses.begin();
+        let quick = peer.begin();
         client.try_write(&bytes).unwrap();
         connection.read_exact(&mut bytes).await.unwrap();
         tokio::time::advance(RESPONSE_READ_MAX / 2).await;
@@ -392,6 +383,31 @@ mod tests {
         client.try_write(&bytes).unwrap();
         connection.read_exact(&mut bytes).await.unwrap();
         drop(quick);
-        assert!(responses.due().is_empty());
+        assert!(peer.due().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_ends_when_an_unidentified_call_stood_still_or_when_it_is_too_old() {
+        for is_identified in [false, true] {
+            let (client, mut connection) = connection().await;
+            let mut bytes = [0; PREFACE_BYTES];
+            client.try_write(&bytes).unwrap();
+            connection.read_exact(&mut bytes).await.unwrap();
+            let (peer, began) = (connection.connect_info(), Instant::now());
+            if is_identified {
+                peer.set_identified();
+            }
+            peer.stood_still();
+            let closed = tokio::time::timeout(ANSWER_SENT * 2, connection.read_u8()).await;
+            assert_eq!(closed.is_ok(), !is_identified);
+            if is_identified {
+                tokio::time::advance(AGE_MAX).await;
+                client.try_write(&bytes).unwrap();
+            } else {
+                assert!(began.elapsed() >= ANSWER_SENT);
+            }
+            let ended = connection.read_exact(&mut bytes).await.unwrap_err();
+            assert_eq!(ended.kind(), io::ErrorKind::TimedOut);
+        }
     }
 }

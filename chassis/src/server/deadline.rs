@@ -17,6 +17,9 @@ pub(super) const CALL_DURATION_MAX: Duration = Duration::from_secs(30);
 /// seconds over a megabit a second. A stream of messages is not limited by it: its handler sees each message arrive.
 pub(super) const RECEIVE_MAX: Duration = Duration::from_secs(10);
 
+/// A call that has less time than timers can tell is not begun.
+pub(super) const TIME_LEFT_MIN: Duration = Duration::from_millis(1);
+
 /// The time at which the caller stops waiting.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline(pub(super) Instant);

@@ -1,10 +1,12 @@
 //! A gRPC server, from the address that it binds to its graceful shutdown; health and reflection stand beside the calls
 //! of the service.
 
+mod accept;
 mod body;
 pub mod call;
 mod connection;
 pub mod deadline;
+mod health;
 pub mod limits;
 pub mod message;
 mod overload;
@@ -16,10 +18,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::codec::CompressionEncoding;
 use tonic::service::RoutesBuilder;
 use tonic::transport::server::TcpIncoming;
+use tonic_health::pb::health_server::HealthServer;
 
 use self::call::CallLayer;
+use self::health::HealthService;
 use crate::auth::access::AccessPolicy;
 use crate::auth::{Auth, Identities};
 use crate::metrics::Metrics;
@@ -39,8 +45,12 @@ const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 /// attack.
 const STREAM_WINDOW_BYTES: u32 = 64 << 10;
 
-/// HTTP/2 refuses larger request headers; an identity takes a tenth.
-const HEADER_BYTES_MAX: u32 = 16 << 10;
+/// The largest metadata of a request, by HTTP/2's count; an identity takes a tenth.
+const METADATA_BYTES_MAX: usize = 16 << 10;
+
+/// Request headers that HTTP/2 itself refuses, without a gRPC status. It is more than [`METADATA_BYTES_MAX`], so that a client
+/// that sends a little too much learns why.
+const HEADER_BYTES_MAX: u32 = 4 * METADATA_BYTES_MAX as u32;
 
 /// The interval of pings on idle connections, by which a dead peer is noticed.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
@@ -53,6 +63,23 @@ const CONNECTION_GRACE: Duration = Duration::from_secs(1800);
 
 /// How long calls in progress may go on during a graceful shutdown.
 pub const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// The services beside those of the contract.
+const INFRASTRUCTURE: [&str; 3] = [
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+];
+
+/// Makes the server of one gRPC service: messages may be packed, and their size is limited, also after unpacking.
+#[macro_export]
+macro_rules! served {
+    ($server:ident, $api:expr) => {
+        $server::new($api)
+            .accept_compressed(tonic::codec::CompressionEncoding::Gzip)
+            .max_decoding_message_size($crate::server::MESSAGE_BYTES_MAX)
+    };
+}
 
 /// The listeners of a service.
 #[derive(Debug)]
@@ -97,45 +124,52 @@ pub async fn serve(
     let address = listener.local_addr()?;
     options.identities.auth().check_address(address)?;
 
-    let (health, health_service) = tonic_health::server::health_reporter();
-    for service in options.services.iter().chain(&[""]) {
-        health.set_service_status(*service, tonic_health::ServingStatus::Serving).await;
-    }
-    let mut reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(options.descriptors)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET);
-    for service in
-        options.services.iter().chain(&["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"])
-    {
-        reflection = reflection.with_service_name(*service);
-    }
-    let reflection = reflection.build_v1()?;
+    let (serving, is_serving) = watch::channel(true);
+    let health = HealthService { services: options.services, domain: options.domain, is_serving };
+    let health = HealthServer::new(health)
+        .accept_compressed(CompressionEncoding::Gzip)
+        .max_decoding_message_size(PUBLIC_MESSAGE_BYTES_MAX);
+    let reflection = || {
+        let files = [
+            options.descriptors,
+            tonic_health::pb::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+            // The types of error details, which no message of the contract names.
+            tonic_types::pb::FILE_DESCRIPTOR_SET,
+        ];
+        let builder = tonic_reflection::server::Builder::configure();
+        let builder =
+            files.into_iter().fold(builder, |all, file| all.register_encoded_file_descriptor_set(file));
+        options.services.iter().chain(&INFRASTRUCTURE).fold(builder, |all, name| all.with_service_name(*name))
+    };
+    // Both versions, since clients that know one do not know the other.
+    let v1 = reflection().build_v1()?.accept_compressed(CompressionEncoding::Gzip);
+    let v1alpha = reflection().build_v1alpha()?.accept_compressed(CompressionEncoding::Gzip);
     routes
-        .add_service(health_service.max_decoding_message_size(PUBLIC_MESSAGE_BYTES_MAX))
-        .add_service(reflection.max_decoding_message_size(PUBLIC_MESSAGE_BYTES_MAX));
+        .add_service(health)
+        .add_service(v1.max_decoding_message_size(PUBLIC_MESSAGE_BYTES_MAX))
+        .add_service(v1alpha.max_decoding_message_size(PUBLIC_MESSAGE_BYTES_MAX));
 
     let (draining, drain) = tokio::sync::oneshot::channel::<()>();
     let stop = async move {
         shutdown.await;
         tracing::info!("shutting down: calls in progress may end");
-        for service in options.services.iter().chain(&[""]) {
-            health.set_service_status(*service, tonic_health::ServingStatus::NotServing).await;
-        }
+        serving.send_replace(false);
         drop(draining);
     };
     options.identities.register_metrics(metrics);
     options.tls.register_metrics(metrics);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let connections = connection::accept(incoming, connection::connections_max(), options.tls.clone());
+    let connections = accept::accept(incoming, accept::connections_max(), options.tls.clone());
     let calls = CallLayer::new(options, metrics.calls().clone());
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        // The connection itself ends after its grace: tonic's own limit of the grace would cut it without a word before.
         .max_connection_age(CONNECTION_AGE_MAX)
-        .max_connection_age_grace(CONNECTION_GRACE)
         .layer(calls.clone())
         .add_routes(routes.routes())
         .serve_with_incoming_shutdown(connections, stop);

@@ -7,6 +7,7 @@ use http::HeaderMap;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
+use super::connection::UNIDENTIFIED_CALLS_MAX;
 use super::limits::tenant::Overload;
 use crate::status::failure;
 
@@ -21,6 +22,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct Refusals {
     process: HeaderMap,
     tenant: HeaderMap,
+    connection: HeaderMap,
     /// Refusals that have not been logged yet.
     unlogged: AtomicU64,
 }
@@ -41,24 +43,40 @@ impl Overload {
 
 impl Refusals {
     pub(super) fn new(domain: &'static str) -> Self {
-        let headers = |overload: Overload| {
-            let response: http::Response<()> = overload.status(domain).into_http();
+        let headers = |status: Status| {
+            let response: http::Response<()> = status.into_http();
             response.into_parts().0.headers
         };
+        let sentence = format!(
+            "a connection has at most {UNIDENTIFIED_CALLS_MAX} calls of health and reflection in progress; make fewer at \
+             a time, and try again shortly"
+        );
+        let connection =
+            failure(domain, Code::ResourceExhausted, "OVERLOADED", sentence).retry_after(RETRY_DELAY);
         Self {
-            process: headers(Overload::Process),
-            tenant: headers(Overload::Tenant),
+            process: headers(Overload::Process.status(domain)),
+            tenant: headers(Overload::Tenant.status(domain)),
+            connection: headers(connection.status()),
             unlogged: AtomicU64::new(0),
         }
     }
 
     pub(super) fn response(&self, overload: Overload) -> http::Response<Body> {
+        self.answer(match overload {
+            Overload::Process => &self.process,
+            Overload::Tenant => &self.tenant,
+        })
+    }
+
+    /// The refusal of a call without an identity on a connection that has as many as it may.
+    pub(super) fn response_to_connection(&self) -> http::Response<Body> {
+        self.answer(&self.connection)
+    }
+
+    fn answer(&self, headers: &HeaderMap) -> http::Response<Body> {
         self.unlogged.fetch_add(1, Ordering::Relaxed);
         let mut response = http::Response::new(Body::empty());
-        *response.headers_mut() = match overload {
-            Overload::Process => self.process.clone(),
-            Overload::Tenant => self.tenant.clone(),
-        };
+        response.headers_mut().clone_from(headers);
         response
     }
 

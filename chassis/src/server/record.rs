@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use http::{HeaderMap, HeaderValue};
+use tonic::Code;
 use tonic::body::Body;
-use tonic::{Code, Status};
 
-use super::message::unreadable_message;
+use super::message::give_reason;
 use crate::auth::Caller;
 use crate::clock::{Clock, new_id};
 use crate::metrics::Calls;
@@ -39,14 +39,15 @@ impl CallRecord {
         Self { path, call_id, span, tenant, began, is_finished: false, calls }
     }
 
+    /// Ends the record with a response, whose status gets a reason if it is the gRPC library's. `is_broken` tells that
+    /// the request broke off before its end.
     pub(super) fn finish(
         mut self,
-        response: http::Response<Body>,
+        mut response: http::Response<Body>,
+        is_broken: bool,
         domain: &'static str,
     ) -> http::Response<Body> {
-        let unreadable = response.extensions().get::<Status>();
-        let unreadable = unreadable.and_then(|status| unreadable_message(status, domain));
-        let mut response = unreadable.map_or(response, Status::into_http);
+        give_reason(response.headers_mut(), is_broken, domain);
         let code = code_of(response.headers());
         self.is_finished = true;
         self.end(code, &format!("{code:?}"));

@@ -21,7 +21,7 @@ use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
 use chassis::form::Form;
 use chassis::idempotency::{IdempotencyKey, Lookup, response_find};
-use chassis::paging::Page;
+use chassis::paging::{Page, Pages};
 use prost::Message;
 use proto::identity::TenantKind;
 use tokio::sync::watch;
@@ -46,6 +46,7 @@ const ATTEMPTS_MAX: u32 = 3;
 pub(crate) struct Api {
     pub database: Database,
     pub clock: Clock,
+    pub pages: Pages,
     pub catalogue: Arc<Catalogue>,
     pub agreements: AgreementClient,
     pub decisions: Decisions,

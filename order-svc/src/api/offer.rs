@@ -1,7 +1,6 @@
 //! `OfferService`.
 
 use chassis::form::Form;
-use chassis::paging::Page;
 use chassis::server::call;
 use proto::order::offer_service_server::OfferService;
 use proto::order::{GetOfferRequest, GetOfferResponse, ListOffersRequest, ListOffersResponse};
@@ -23,7 +22,7 @@ impl OfferService for Api {
             form.violation("country", "must be empty or an ISO 3166-1 alpha-2 code in upper case");
         }
         let asked = (message.page_size, message.page_token.as_str());
-        let page = Page::read(&mut form, asked, &caller, "ListOffers", country);
+        let page = self.pages.read(&mut form, asked, &caller, "ListOffers", country);
         checked(form)?;
 
         let sold = self.catalogue.after(page.after.as_deref());

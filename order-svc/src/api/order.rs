@@ -7,7 +7,6 @@ use chassis::clock::new_id;
 use chassis::database::{Connection, Error};
 use chassis::form::Form;
 use chassis::idempotency::IdempotencyKey;
-use chassis::paging::Page;
 use chassis::server::call::{self, call_id};
 use chassis::server::deadline::time_left;
 use prost::Message;
@@ -102,7 +101,7 @@ impl OrderService for Api {
         let (caller, message, mut form) = call::open(request)?;
         let customer_id = form.optional_id("customer_id", &message.customer_id);
         let asked = (message.page_size, message.page_token.as_str());
-        let page = Page::read(&mut form, asked, &caller, "ListOrders", &message.customer_id);
+        let page = self.pages.read(&mut form, asked, &caller, "ListOrders", &message.customer_id);
         checked(form)?;
         let slice =
             Slice { viewer: viewer(&caller), customer_id, after: page.after.clone(), limit: page.fetch() };

@@ -6,7 +6,6 @@ use chassis::auth::{self, Caller};
 use chassis::database::Connection;
 use chassis::form::Form;
 use chassis::idempotency::IdempotencyKey;
-use chassis::paging::Page;
 use chassis::server::call::{self, call_id};
 use chassis::server::deadline::time_left;
 use prost::Message;
@@ -61,7 +60,7 @@ impl SubscriptionService for Api {
         let (caller, message, mut form) = call::open(request)?;
         let customer_id = form.optional_id("customer_id", &message.customer_id);
         let asked = (message.page_size, message.page_token.as_str());
-        let page = Page::read(&mut form, asked, &caller, "ListSubscriptions", &message.customer_id);
+        let page = self.pages.read(&mut form, asked, &caller, "ListSubscriptions", &message.customer_id);
         checked(form)?;
         let slice =
             Slice { viewer: viewer(&caller), customer_id, after: page.after.clone(), limit: page.fetch() };
@@ -79,7 +78,8 @@ impl SubscriptionService for Api {
         let (caller, message, mut form) = call::open(request)?;
         let id = form.id("subscription_id", &message.subscription_id);
         let asked = (message.page_size, message.page_token.as_str());
-        let page = Page::read(&mut form, asked, &caller, "ListSubscriptionChanges", &message.subscription_id);
+        let page =
+            self.pages.read(&mut form, asked, &caller, "ListSubscriptionChanges", &message.subscription_id);
         checked(form)?;
         if let Err(failure) = self.visible(&caller, id).await {
             return self.fail(failure, None).await;

@@ -1,7 +1,6 @@
 //! `WithdrawalService`.
 
 use chassis::database::{Connection, Error};
-use chassis::paging::Page;
 use chassis::server::call;
 use proto::order::withdrawal_service_server::WithdrawalService;
 use proto::order::{
@@ -27,7 +26,7 @@ impl WithdrawalService for Api {
             form.violation("revision", "must be at least 1");
         }
         let asked = (message.page_size, message.page_token.as_str());
-        let page = Page::read(&mut form, asked, &caller, "GetWithdrawalReport", &revision.to_string());
+        let page = self.pages.read(&mut form, asked, &caller, "GetWithdrawalReport", &revision.to_string());
         checked(form)?;
         let viewer = viewer(&caller);
         let (after, limit) = (page.after.clone().unwrap_or_default(), page.fetch());
@@ -63,7 +62,7 @@ impl WithdrawalService for Api {
         let (caller, message, mut form) = call::open(request)?;
         let customer_id = form.optional_id("customer_id", &message.customer_id);
         let asked = (message.page_size, message.page_token.as_str());
-        let page = Page::read(&mut form, asked, &caller, "ListWithdrawalReports", &message.customer_id);
+        let page = self.pages.read(&mut form, asked, &caller, "ListWithdrawalReports", &message.customer_id);
         checked(form)?;
         let (after, limit) = (page.after_number(), page.fetch());
         let slice = Withdrawals { viewer: viewer(&caller), customer_id, after, limit };

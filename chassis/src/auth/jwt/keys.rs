@@ -14,6 +14,8 @@ use super::claims::Claims;
 /// An RSA modulus has at least 2048 bits, below which signatures can be forged with some effort, and at most 8192,
 /// above which a verification takes too long.
 const RSA_MODULUS_BYTES: std::ops::RangeInclusive<usize> = 256..=1024;
+/// Characters of a kid that a warning shows.
+const ID_SHOWN: usize = 100;
 const ED25519_BYTES: usize = 32;
 const P256_POINT_BYTES: usize = 65;
 
@@ -27,9 +29,10 @@ struct Key {
 }
 
 impl KeySet {
-    /// Reads a JWK set. Keys for other uses, of other kinds or for other algorithms are skipped, since providers publish
-    /// them side by side; so are keys without an id, which no token can name. An explicitly empty set is valid and
-    /// revokes all tokens. A set in which every key is skipped is an error.
+    /// Reads a JWK set. A key that cannot verify tokens is skipped with a warning (RFC 7517, section 5): one that is
+    /// malformed, too short, or without an id, which no token can name; and those for other uses, of other kinds or for
+    /// other algorithms, which providers publish side by side. An explicitly empty set is valid and revokes all tokens. A
+    /// set in which every key is skipped is an error.
     pub(in crate::auth) fn read(contents: &[u8]) -> anyhow::Result<Self> {
         #[derive(Deserialize)]
         struct Set {
@@ -41,13 +44,21 @@ impl KeySet {
             return Ok(Self(vec![]));
         }
         let mut keys: Vec<Key> = vec![];
+        let mut skipped = vec![];
         for (n, jwk) in set.keys.into_iter().enumerate() {
-            let Ok(jwk) = serde_json::from_value::<Jwk>(jwk) else { continue };
-            let Some(key) = Key::read(&jwk).with_context(|| format!("keys[{n}]"))? else { continue };
-            ensure!(keys.iter().all(|other| other.id != key.id), "keys[{n}]: has the kid of another key");
-            keys.push(key);
+            let id: String = jwk["kid"].as_str().unwrap_or("none").chars().take(ID_SHOWN).collect();
+            let problem = match Key::read(jwk) {
+                Ok(key) if keys.iter().all(|other| other.id != key.id) => {
+                    keys.push(key);
+                    continue;
+                }
+                Ok(_) => "another key before it has its kid".to_owned(),
+                Err(problem) => format!("{problem:#}"),
+            };
+            tracing::warn!(key = n, kid = id, problem, "a key is skipped; tokens that it signs are rejected");
+            skipped.push(format!("keys[{n}], kid {id}: {problem}"));
         }
-        ensure!(!keys.is_empty(), "no key with a kid for EdDSA (Ed25519), ES256 or RS256");
+        ensure!(!keys.is_empty(), "no key can verify tokens: {}", skipped.join("; "));
         Ok(Self(keys))
     }
 
@@ -81,31 +92,37 @@ impl KeySet {
 }
 
 impl Key {
-    /// The key, if it is one that verifies tokens.
-    fn read(jwk: &Jwk) -> anyhow::Result<Option<Self>> {
+    /// Reads a key that verifies tokens.
+    fn read(jwk: Value) -> anyhow::Result<Self> {
+        let jwk: Jwk = serde_json::from_value(jwk).context("it is malformed or of an unknown kind")?;
         let algorithm = match &jwk.algorithm {
             AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => Algorithm::EdDSA,
             AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => Algorithm::ES256,
             AlgorithmParameters::RSA(_) => Algorithm::RS256,
-            _ => return Ok(None),
+            _ => bail!("it is malformed, or for none of EdDSA (Ed25519), ES256 and RS256"),
         };
         let common = &jwk.common;
-        let is_for_signatures =
-            common.public_key_use.as_ref().is_none_or(|use_| *use_ == PublicKeyUse::Signature)
-                && common.key_operations.as_ref().is_none_or(|all| all.contains(&KeyOperations::Verify))
-                && common.key_algorithm.is_none_or(|named| named == KeyAlgorithm::from(algorithm));
-        let Some(id) = common.key_id.clone().filter(|_| is_for_signatures) else { return Ok(None) };
-        let verifies = DecodingKey::from_jwk(jwk)?;
+        ensure!(
+            common.public_key_use.as_ref().is_none_or(|use_| *use_ == PublicKeyUse::Signature),
+            "its use is not sig"
+        );
+        ensure!(
+            common.key_operations.as_ref().is_none_or(|all| all.contains(&KeyOperations::Verify)),
+            "its key_ops do not have verify"
+        );
+        ensure!(
+            common.key_algorithm.is_none_or(|named| named == KeyAlgorithm::from(algorithm)),
+            "its alg is not {algorithm:?}"
+        );
+        let id = common.key_id.clone().context("it has no kid, so that no token can name it")?;
+        let verifies = DecodingKey::from_jwk(&jwk)?;
         let has_valid_length = match verifies.kind() {
             DecodingKeyKind::RsaModulusExponent { n, .. } => RSA_MODULUS_BYTES.contains(&n.len()),
             DecodingKeyKind::SecretOrDer(point) => {
                 point.len() == if algorithm == Algorithm::EdDSA { ED25519_BYTES } else { P256_POINT_BYTES }
             }
         };
-        if has_valid_length {
-            Ok(Some(Self { id, algorithm, verifies }))
-        } else {
-            bail!("its length is not valid for its kind; an RSA key has 2048 to 8192 bits")
-        }
+        ensure!(has_valid_length, "its length is not valid for its kind; an RSA key has 2048 to 8192 bits");
+        Ok(Self { id, algorithm, verifies })
     }
 }

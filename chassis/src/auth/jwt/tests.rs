@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::signing::{SigningKey, claims};
 use super::*;
 use crate::auth::Channel;
+use crate::telemetry::Captured;
 
 const ISSUER: &str = "https://issuer.example";
 const NOW: i64 = 1_790_000_000;
@@ -341,23 +342,94 @@ fn the_validity_of_a_token_is_read_without_its_key() {
     }
 }
 
-#[test]
-fn an_invalid_set_is_refused() {
+/// Keys that verify no token, each with a word of its problem.
+fn unusable() -> Vec<(Value, &'static str)> {
     let (key, _) = SigningKey::generate().unwrap();
-    let public = serde_json::to_value(&key.public).unwrap();
-    let mut short = public.clone();
-    short["x"] = json!("AAAA");
+    let with = |claim: &str, value: Value| {
+        let mut key = serde_json::to_value(&key.public).unwrap();
+        key[claim] = value;
+        key
+    };
     let mut weak = jwk(&rsa(), Algorithm::RS256, "weak");
     weak["n"] = json!(URL_SAFE_NO_PAD.encode([0xff; 128]));
-    for (set, complaint) in [
-        (String::new(), "not a JWK set"),
-        ("{}".into(), "not a JWK set"),
-        (json!({"keys": [{"kty": "oct", "kid": "a", "k": "AAAA"}]}).to_string(), "no key"),
-        (json!({"keys": [public, public]}).to_string(), "keys[1]"),
-        (json!({"keys": [short]}).to_string(), "length"),
-        (json!({"keys": [weak]}).to_string(), "length"),
-    ] {
+    let mut without_point = jwk(&p256(), Algorithm::ES256, "point");
+    without_point["y"] = json!("");
+    vec![
+        (with("x", json!("AAAA")), "length"),
+        (with("x", json!("not base64!")), ""),
+        (with("x", json!(7)), "malformed"),
+        (with("kid", json!(null)), "kid"),
+        (with("kid", json!(7)), "malformed"),
+        (with("kty", json!("LATTICE")), "malformed"),
+        (with("crv", json!("Ed448")), ""),
+        (with("alg", json!("HS512")), "alg"),
+        (with("alg", json!("ML-DSA-44")), "alg"),
+        (with("use", json!("enc")), "use"),
+        (with("use", json!("dance")), "use"),
+        (with("key_ops", json!(["sign"])), "key_ops"),
+        (weak, "length"),
+        (without_point, ""),
+        (json!({"kty": "oct", "kid": "a", "k": "AAAA"}), "malformed"),
+        (json!("no object"), "malformed"),
+        (json!(null), "malformed"),
+        (json!({}), "malformed"),
+    ]
+}
+
+#[test]
+fn an_invalid_set_is_refused() {
+    for (set, complaint) in
+        [("", "not a JWK set"), ("{}", "not a JWK set"), (r#"{"keys": {}}"#, "not a JWK set")]
+    {
         let why = format!("{:#}", KeySet::read(set.as_bytes()).err().unwrap());
         assert!(why.contains(complaint), "{set}: {why}");
     }
+    // A set without any usable key names the problem of each.
+    for (key, problem) in unusable() {
+        let set = json!({ "keys": [key, key] }).to_string();
+        let why = format!("{:#}", KeySet::read(set.as_bytes()).err().unwrap());
+        assert!(why.contains(problem) && why.contains("keys[0]") && why.contains("keys[1]"), "{set}: {why}");
+    }
+}
+
+/// A key that verifies nothing, wherever it stands, takes no other key away: at the start and at a rotation.
+#[tokio::test]
+async fn the_other_keys_of_a_set_with_a_bad_one_work() {
+    let (key, _) = SigningKey::generate().unwrap();
+    let (next, _) = SigningKey::generate().unwrap();
+    let public = |key: &SigningKey| serde_json::to_value(&key.public).unwrap();
+    for (bad, problem) in unusable() {
+        let (log, guard) = Captured::begin();
+        KeySet::read(json!({ "keys": [bad, public(&key)] }).to_string().as_bytes()).unwrap();
+        drop(guard);
+        let [line] = &log.lines()[..] else { panic!("{:#?}", log.lines()) };
+        let id = bad["kid"].as_str().unwrap_or("none");
+        assert!(line.contains("WARN") && line.contains(id) && line.contains(problem), "{line}");
+        for keys in [[bad.clone(), public(&key)], [public(&key), bad]] {
+            let verifier = verifier(&json!({ "keys": keys }).to_string());
+            assert_eq!(verifier.tokens.caller(&key.sign(&valid()).unwrap()), Ok(agent()), "{keys:?}");
+        }
+    }
+    let twice = verifier(&json!({"keys": [public(&key), public(&key)]}).to_string());
+    assert_eq!(twice.tokens.caller(&key.sign(&valid()).unwrap()), Ok(agent()));
+
+    // Windows' editors put a mark before the text.
+    let rotating = verifier(&format!("\u{feff}{}", SigningKey::public_set(&[&key])));
+    let bad = unusable().into_iter().map(|(bad, _)| bad);
+    let put = |keys: Vec<Value>| std::fs::write(&rotating.jwks, json!({ "keys": keys }).to_string()).unwrap();
+    put(bad.clone().chain([public(&next)]).collect());
+    let rotated = async {
+        while rotating.tokens.caller(&next.sign(&valid()).unwrap()).is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), rotated).await.unwrap();
+    put(bad.collect());
+    let refused = async {
+        while rotating.tokens.keys().is_valid() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), refused).await.unwrap();
+    assert_eq!(rotating.tokens.caller(&next.sign(&valid()).unwrap()), Ok(agent()));
 }

@@ -29,11 +29,18 @@ pub(in crate::server) struct RequestMemory {
     tenant: Tenant,
     pieces: Mutex<Vec<Permit>>,
     has_arrived: AtomicBool,
+    is_broken: AtomicBool,
 }
 
 impl RequestMemory {
     pub(in crate::server) fn new(budget: TenantLimiter, tenant: Tenant) -> Self {
-        Self { budget, tenant, pieces: Mutex::default(), has_arrived: AtomicBool::new(false) }
+        Self {
+            budget,
+            tenant,
+            pieces: Mutex::default(),
+            has_arrived: AtomicBool::default(),
+            is_broken: AtomicBool::default(),
+        }
     }
 
     /// Makes room for the bytes of the message that have arrived. Of a stream of messages only one is held at a time, so
@@ -55,6 +62,16 @@ impl RequestMemory {
 
     pub(in crate::server) fn set_arrived(&self) {
         self.has_arrived.store(true, Ordering::Relaxed);
+    }
+
+    /// The message broke off: nothing more arrives.
+    pub(in crate::server) fn set_broken(&self) {
+        self.is_broken.store(true, Ordering::Relaxed);
+        self.set_arrived();
+    }
+
+    pub(in crate::server) fn is_broken(&self) -> bool {
+        self.is_broken.load(Ordering::Relaxed)
     }
 
     /// Whether the whole message has arrived.

@@ -26,10 +26,6 @@ use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
-use tonic_reflection::pb::v1::ServerReflectionRequest;
-use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
-use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
-use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use uuid::Uuid;
 
 /// Who is let in, written out by hand from the rules ROLE-1 to ROLE-5 and the contract's columns
@@ -282,6 +278,7 @@ async fn a_call_without_identity_is_refused_for_its_identity() {
 }
 
 const IDENTITY_REQUIRED: (Code, &str) = (Code::Unauthenticated, "IDENTITY_REQUIRED");
+const CALL_UNKNOWN: (Code, &str) = (Code::Unimplemented, "CALL_UNKNOWN");
 const ROLE_NOT_ALLOWED: (Code, &str) = (Code::PermissionDenied, "ROLE_NOT_ALLOWED");
 
 /// Every call of the contract has a row here and in its service, and no row is left over.
@@ -433,7 +430,7 @@ async fn unknown_roles_grant_nothing_and_take_nothing_away() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_call_without_a_policy_row_is_refused() {
+async fn a_call_that_does_not_exist_is_unimplemented_for_each_caller() {
     let cluster = Cluster::on(Backend::Sqlite).await;
     let operator = cluster.as_caller(fixtures::operator());
     for path in [
@@ -448,20 +445,17 @@ async fn a_call_without_a_policy_row_is_refused() {
         "/x/../csp.order.v1.OrderService/ListOrders",
         // Served, but not here.
         "/csp.agreement.v1.CustomerService/ListCustomers",
-    ] {
-        let refused = call(&operator.orders, operator.identity.clone(), path, &[]).await.unwrap_err();
-        assert_eq!((refused.code(), reason_of(&refused).as_str()), ROLE_NOT_ALLOWED, "{path}");
-        let refused = call(&operator.orders, Identity::none(), path, &[]).await.unwrap_err();
-        assert_eq!((refused.code(), reason_of(&refused).as_str()), IDENTITY_REQUIRED, "{path}");
-    }
-    // Health and reflection need no identity; nothing else is reachable through their names.
-    for path in [
+        // Health and reflection need no identity; nothing else is reachable through their names.
         "/grpc.health.v1.Health/../../csp.order.v1.OfferService/ListOffers",
+        "/grpc.health.v1.Health/Checks",
         "/grpc.anything/ListOffers",
         "/grpc.csp.order.v1.OfferService/ListOffers",
     ] {
-        let refused = call(&operator.orders, Identity::none(), path, &[]).await.unwrap_err();
-        assert_eq!(refused.code(), Code::Unimplemented, "{path}");
+        // Whether a call exists is no secret, so a client learns it with or without an identity.
+        for identity in [operator.identity.clone(), Identity::none()] {
+            let refused = call(&operator.orders, identity, path, &[]).await.unwrap_err();
+            assert_eq!((refused.code(), reason_of(&refused).as_str()), CALL_UNKNOWN, "{path}");
+        }
     }
 }
 
@@ -485,39 +479,65 @@ async fn health_needs_no_identity() {
             assert_eq!(status, ServingStatus::Serving, "{server}: {service:?}");
         }
         let unknown = HealthCheckRequest { service: "csp.unknown.v1.NoService".into() };
-        assert_eq!(health.check(unknown).await.unwrap_err().code(), Code::NotFound, "{server}");
+        assert_eq!(health.check(unknown.clone()).await.unwrap_err().code(), Code::NotFound, "{server}");
+        // A watcher may come before the service that it watches.
+        let mut watched = health.watch(unknown).await.unwrap().into_inner();
+        let first = watched.message().await.unwrap().unwrap();
+        assert_eq!(first.status(), ServingStatus::ServiceUnknown, "{server}");
     }
 }
 
+/// The questions to reflection, and what it answers: both versions of it, whose messages have the same fields.
+macro_rules! reflected {
+    ($version:ident, $wire:expr, $symbols:expr) => {{
+        use reflection::ServerReflectionRequest;
+        use reflection::server_reflection_request::MessageRequest;
+        use reflection::server_reflection_response::MessageResponse;
+        use tonic_reflection::pb::$version as reflection;
+        let ask = |question| ServerReflectionRequest { host: String::new(), message_request: Some(question) };
+        let symbols =
+            $symbols.iter().map(|name| ask(MessageRequest::FileContainingSymbol((*name).to_owned())));
+        let questions = [ask(MessageRequest::ListServices(String::new()))].into_iter().chain(symbols);
+        let mut client = reflection::server_reflection_client::ServerReflectionClient::new($wire);
+        let questions = tokio_stream::iter(questions.collect::<Vec<_>>());
+        let mut answers = client.server_reflection_info(questions).await.unwrap().into_inner();
+        let mut listed = BTreeSet::new();
+        let mut files = vec![];
+        while let Some(answer) = answers.message().await.unwrap() {
+            match answer.message_response.unwrap() {
+                MessageResponse::ListServicesResponse(list) => {
+                    listed = list.service.into_iter().map(|service| service.name).collect();
+                }
+                MessageResponse::FileDescriptorResponse(file) => files.extend(file.file_descriptor_proto),
+                other => panic!("{other:?}"),
+            }
+        }
+        (listed, files)
+    }};
+}
+
+/// Reflection describes each service, and the details of errors, which tools otherwise show as bytes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn reflection_needs_no_identity() {
+    const DETAILS: [&str; 6] = [
+        "google.rpc.Status",
+        "google.rpc.ErrorInfo",
+        "google.rpc.BadRequest",
+        "google.rpc.RetryInfo",
+        "google.rpc.ResourceInfo",
+        "google.rpc.PreconditionFailure",
+    ];
     let cluster = Cluster::on(Backend::Sqlite).await;
     for (server, wire, services) in servers(&cluster) {
-        let mut reflection = ServerReflectionClient::new(wire);
-        let ask = |question| ServerReflectionRequest { host: String::new(), message_request: Some(question) };
-        let mut questions = vec![ask(MessageRequest::ListServices(String::new()))];
-        questions.extend(
-            services.iter().map(|service| ask(MessageRequest::FileContainingSymbol((*service).to_owned()))),
-        );
-        let stream = tokio_stream::iter(questions);
-        let mut answers = reflection.server_reflection_info(stream).await.unwrap().into_inner();
-
-        let Some(MessageResponse::ListServicesResponse(listed)) =
-            answers.message().await.unwrap().unwrap().message_response
-        else {
-            panic!("{server} does not list its services")
-        };
-        for service in services {
-            let Some(MessageResponse::FileDescriptorResponse(files)) =
-                answers.message().await.unwrap().unwrap().message_response
-            else {
-                panic!("{server} does not describe {service}")
-            };
-            assert!(!files.file_descriptor_proto.is_empty(), "{server}: {service}");
-        }
-        let listed: BTreeSet<_> = listed.service.into_iter().map(|service| service.name).collect();
+        let symbols = [services, &DETAILS].concat();
         let mut served: BTreeSet<_> = services.iter().map(|service| (*service).to_owned()).collect();
-        served.extend(["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"].map(String::from));
+        let infrastructure =
+            ["health.v1.Health", "reflection.v1.ServerReflection", "reflection.v1alpha.ServerReflection"];
+        served.extend(infrastructure.map(|name| format!("grpc.{name}")));
+        let v1 = reflected!(v1, wire.clone(), symbols);
+        assert_eq!(v1, reflected!(v1alpha, wire.clone(), symbols), "{server}");
+        let (listed, files) = v1;
         assert_eq!(listed, served, "{server}");
+        assert_eq!(files.len(), symbols.len(), "{server}");
     }
 }

@@ -1,6 +1,7 @@
-//! The contract: access policy, bad input, repeated requests, recorded samples.
+//! The contract: access policy, bad input, statuses, repeated requests, recorded samples.
 
 pub(crate) mod access;
 mod bad_input;
 mod repeats;
 mod replay_samples;
+mod statuses;

@@ -15,7 +15,7 @@ use futures_util::stream::FuturesUnordered;
 use h2::client::SendRequest;
 use http::{HeaderMap, Request};
 use prost::Message;
-use proto::agreement::{CheckEligibilityRequest, WatchEventsRequest};
+use proto::agreement::{CheckEligibilityRequest, ListCustomersRequest, WatchEventsRequest};
 use proto::order::{CreateOrderRequest, CreateOrderResponse, GetOfferRequest, ListOrdersRequest};
 use proto::types::Operation;
 use rstest_reuse::apply;
@@ -243,21 +243,72 @@ async fn one_operator_has_at_most_half_of_the_watchers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn health_watchers_do_not_block_health_checks() {
     tests::needs_own!("limits and connections that it fills");
-    const UNAUTHENTICATED_MAX: usize = 256;
+    const STREAMS_MAX: usize = 256;
+    const PER_CONNECTION: usize = 16;
     let cluster = Cluster::start(few_calls(Backend::Sqlite)).await.unwrap();
-    let mut health = HealthClient::new(cluster.as_unidentified().orders);
     let mut watchers = vec![];
-    for _ in 0..UNAUTHENTICATED_MAX {
-        watchers.push(health.watch(HealthCheckRequest::default()).await.unwrap());
+    for connections in 0.. {
+        assert!(connections * PER_CONNECTION <= STREAMS_MAX, "{} watchers", watchers.len());
+        let mut health = HealthClient::new(cluster.as_unidentified().orders);
+        let mut refused = None;
+        for _ in 0..PER_CONNECTION {
+            match health.watch(HealthCheckRequest::default()).await {
+                Ok(watcher) => watchers.push(watcher),
+                Err(full) => refused = Some(full),
+            }
+        }
+        if let Some(full) = refused {
+            assert_overloaded(&full, "OVERLOADED");
+            break;
+        }
+        // Its connection is full; the process is not.
+        assert_overloaded(&health.check(HealthCheckRequest::default()).await.unwrap_err(), "OVERLOADED");
     }
-    // On a connection of its own: that one is full.
     let mut other = HealthClient::new(cluster.as_unidentified().orders);
-    let refused = other.watch(HealthCheckRequest::default()).await.unwrap_err();
-    assert_overloaded(&refused, "OVERLOADED");
     other.check(HealthCheckRequest::default()).await.unwrap();
     drop(watchers);
     let room = async { while other.watch(HealthCheckRequest::default()).await.is_err() {} };
     timeout(LONG, room).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn half_sent_calls_without_an_identity_do_not_block_health_checks() {
+    tests::needs_own!("limits and connections that it fills");
+    const CONNECTIONS: usize = 20;
+    const CALLS: usize = 256;
+    const PER_CONNECTION: usize = 16;
+    let cluster = Cluster::start(few_calls(Backend::Sqlite)).await.unwrap();
+    let orders = format!("http://{}", cluster.orders_address());
+    let mut connections = vec![];
+    let mut half_sent = vec![];
+    for _ in 0..CONNECTIONS {
+        let stream = TcpStream::connect(cluster.orders_address()).await.unwrap();
+        let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+        connections.push(tokio::spawn(connection));
+        for _ in 0..CALLS {
+            client = client.ready().await.unwrap();
+            let request = Request::post(format!("{orders}/grpc.health.v1.Health/Check"));
+            let request = request.header("content-type", "application/grpc").header("te", "trailers");
+            half_sent.push(client.send_request(request.body(()).unwrap(), false).unwrap());
+        }
+        chassis::health::check_health(&orders.parse().unwrap(), &ClientSettings::default()).await.unwrap();
+    }
+    // What is beyond the limit of the connection is refused at once, and the rest when it stood still for too long.
+    let mut stood_still = 0;
+    for (answer, _half) in half_sent {
+        let answer = timeout(LONG, answer).await.unwrap().unwrap();
+        let refused = status_of(answer.headers()).unwrap();
+        match reason_of(&refused).as_str() {
+            "STREAM_STOOD_STILL" => stood_still += 1,
+            _ => assert_overloaded(&refused, "OVERLOADED"),
+        }
+    }
+    assert_eq!(stood_still, CONNECTIONS * PER_CONNECTION);
+    // Then such connections are closed, though their clients answer pings.
+    for connection in connections {
+        drop(timeout(LONG, connection).await.unwrap().unwrap());
+    }
+    chassis::health::check_health(&orders.parse().unwrap(), &ClientSettings::default()).await.unwrap();
 }
 
 /// An HTTP/2 connection that sends what the test sends, and no more.
@@ -366,7 +417,7 @@ async fn too_large_headers_are_refused_and_the_connection_stays() {
     tests::needs_own!("limits and connections that it fills");
     let cluster = Cluster::on(Backend::Sqlite).await;
     let mut client = http2(&cluster, 65_535).await;
-    for (bytes, is_served) in [(8 << 10, true), (32 << 10, false), (8 << 10, true)] {
+    for (bytes, is_served) in [(8 << 10, true), (32 << 10, false), (128 << 10, false), (8 << 10, true)] {
         let (mut request, message) = get_offer(&cluster, DIRECT);
         request.headers_mut().insert("x-more", "a".repeat(bytes).parse().unwrap());
         let (answer, mut send) = client.send_request(request, false).unwrap();
@@ -377,6 +428,11 @@ async fn too_large_headers_are_refused_and_the_connection_stays() {
             answer.is_ok_and(|answer| answer.status() == 200 && status_of(answer.headers()).is_none());
         assert_eq!(served, is_served, "{bytes} bytes");
     }
+}
+
+/// Whether a call failed because its connection was closed: unknown is what it is in the middle of the call.
+fn is_closed(failed: &Status) -> bool {
+    matches!(failed.code(), Code::Unavailable | Code::Unknown)
 }
 
 /// What an HTTP/2 client says first: its preface and that it has no wishes.
@@ -396,25 +452,34 @@ async fn excess_connections_are_closed_and_open_ones_stay() {
     let operator = server.as_caller(fixtures::operator());
     actions::register_partners_as(&operator).await.unwrap();
 
-    let mut open = vec![];
-    let mut closed = 0;
+    // The last to come of those without an identified caller find room, and others go for them.
+    let mut silent = vec![];
     for _ in 0..CONNECTIONS {
         let mut connection = TcpStream::connect(server.socket_address()).await.unwrap();
-        // One that is closed at once may have gone before it is spoken to.
-        drop(connection.write_all(HELLO).await);
-        match timeout(LONG, connection.read_u8()).await.unwrap() {
-            Ok(_) => open.push(connection),
-            Err(_) => closed += 1,
+        connection.write_all(HELLO).await.unwrap();
+        timeout(LONG, connection.read_u8()).await.unwrap().unwrap();
+        silent.push(connection);
+    }
+    let direct = As { identity: tests::clients::Identity::of(fixtures::sales(DIRECT)), ..operator.clone() };
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+
+    // Those with one stay, and what is beyond the limit is closed.
+    let list = async |caller: &As| caller.customers().list_customers(ListCustomersRequest::default()).await;
+    let mut open = vec![];
+    for _ in 0..CONNECTIONS {
+        let caller = server.as_caller(fixtures::sales(DIRECT));
+        match timeout(LONG, list(&caller)).await.unwrap() {
+            Ok(_) => open.push(caller),
+            Err(refused) => assert!(is_closed(&refused), "{refused:?}"),
         }
     }
     // Those of the harness are among them.
     assert!(open.len() > 64 && open.len() < DESCRIPTORS - 64, "{} are open", open.len());
-    assert_eq!(open.len() + closed, CONNECTIONS);
-    // It still has what it needs to work.
-    let direct = As { identity: tests::clients::Identity::of(fixtures::sales(DIRECT)), ..operator.clone() };
-    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    for caller in open.iter().chain([&direct]) {
+        list(caller).await.unwrap();
+    }
 
-    drop(open);
+    drop((open, silent));
     let anew = server.as_caller(fixtures::sales(DIRECT));
     let question = CheckEligibilityRequest {
         payer_id: DIRECT.to_string(),
@@ -425,9 +490,7 @@ async fn excess_connections_are_closed_and_open_ones_stay() {
     let asking = async {
         // Only the server knows when it has noticed that there is room.
         while let Err(refused) = anew.gate().check_eligibility(question.clone()).await {
-            // Unknown is what it is when the connection ends in the middle of a call.
-            let is_closed = matches!(refused.code(), Code::Unavailable | Code::Unknown);
-            assert!(is_closed, "{refused:?}");
+            assert!(is_closed(&refused), "{refused:?}");
         }
     };
     timeout(LONG, asking).await.unwrap();

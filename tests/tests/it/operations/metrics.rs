@@ -142,7 +142,7 @@ async fn alerts_and_dashboard_use_only_exposed_metrics() {
             (create, "NotFound", 1.0),
             (create, "Internal", 0.0),
             // There is no end to what callers can make up.
-            ("unknown", "Unauthenticated", 2.0),
+            ("unknown", "Unimplemented", 2.0),
         ] {
             expect(&format!(r#"order_svc_calls_total{{code="{code}",path="{path}"}}"#), value);
         }

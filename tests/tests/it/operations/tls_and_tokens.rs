@@ -256,8 +256,18 @@ async fn issuer_keys_are_replaced_while_both_services_serve() {
     let new = || Identity::by(bearer(&next.sign(&issuer.claims(&fixtures::operator())).unwrap()));
     let is_let_in =
         |answer: &Result<_, Status>| !matches!(answer, Err(status) if status.code() == Code::Unauthenticated);
+    let with_bad_key = |others: &str| {
+        let mut set: Value = serde_json::from_str(others).unwrap();
+        let bad = json!({"kty": "OKP", "crv": "Ed25519", "kid": "short", "use": "sig", "x": "AAAA"});
+        set["keys"].as_array_mut().unwrap().insert(0, bad);
+        // As an editor on Windows stores it.
+        format!("\u{feff}{set}")
+    };
     let sets = [
         (SigningKey::public_set(&[issuer.signs()]), (true, false)),
+        // A bad key takes nothing from the others.
+        (with_bad_key(&SigningKey::public_set(&[&next])), (false, true)),
+        (with_bad_key(r#"{"keys": []}"#), (false, true)),
         (SigningKey::public_set(&[issuer.signs(), &next]), (true, true)),
         (SigningKey::public_set(&[&next]), (false, true)),
         ("not a set at all".to_owned(), (false, true)),

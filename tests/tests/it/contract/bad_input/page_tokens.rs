@@ -179,3 +179,34 @@ async fn a_page_token_serves_only_its_caller_and_filter() {
         }
     }
 }
+
+/// A token that was altered is refused, and never taken for another position; a restart keeps the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_altered_page_token_is_refused() {
+    tests::needs_own!("a service that it restarts");
+    let mut existing = Existing::new().await;
+    let asked = |page_token: &str| ListSubscriptionsRequest {
+        page_size: 1,
+        page_token: page_token.into(),
+        ..ListSubscriptionsRequest::default()
+    };
+    let mut calls = existing.cluster.as_caller(existing.direct.clone()).subscriptions();
+    let first = calls.list_subscriptions(asked("")).await.unwrap().into_inner();
+    let token = first.next_page_token;
+    let second = calls.list_subscriptions(asked(&token)).await.unwrap().into_inner().subscriptions;
+    for at in 0..token.len() {
+        for letter in ["A", "Q", "g", "w", "7"] {
+            let mut altered = token.clone();
+            altered.replace_range(at..=at, letter);
+            if altered != token {
+                let refused = calls.list_subscriptions(asked(&altered)).await.unwrap_err();
+                assert_eq!(bad_fields_of(&refused), ["page_token"], "{altered}: {refused}");
+            }
+        }
+    }
+    existing.cluster.stop_orders();
+    existing.cluster.restart_orders().await.unwrap();
+    let mut calls = existing.cluster.as_caller(existing.direct.clone()).subscriptions();
+    let again = calls.list_subscriptions(asked(&token)).await.unwrap().into_inner().subscriptions;
+    assert_eq!(again, second);
+}

@@ -1,0 +1,283 @@
+//! The connections of one server as they begin: how many there may be, which ones make room for others, the TLS handshake,
+//! and the log of those that are refused.
+
+use std::collections::VecDeque;
+use std::io;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use rlimit::Resource;
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::either::Either;
+
+use super::connection::{Connection, Peer, WeakPeer};
+use crate::tls;
+
+/// Connections at a time. An idle one costs some tens of KiB in the process and as much in the system. More clients need
+/// more replicas.
+const CONNECTIONS_MAX: usize = 4096;
+
+/// File descriptors that are not for connections: those of the database, mails, logs and the program.
+const DESCRIPTORS_KEPT: u64 = 64;
+
+/// How long the TLS handshake and HTTP/2's connection preface may take. It is a few round trips. HTTP/2 supervises the
+/// connection from then on.
+pub(super) const PREFACE_MAX: Duration = Duration::from_secs(10);
+
+/// The pause after a connection could not be accepted: some other connection has to end first, and trying at once would
+/// use up a processor.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a new connection waits for the place of one that is closed for it.
+const ROOM_MAX: Duration = Duration::from_secs(1);
+
+/// How often a refused handshake is logged.
+const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Connections that wait to be served, which takes no time.
+const READY_MAX: usize = 64;
+
+/// The number of connections that this process can hold, and should.
+pub(super) fn connections_max() -> usize {
+    let descriptors = Resource::NOFILE.get_soft().unwrap_or(u64::MAX);
+    let connections = descriptors.saturating_sub(DESCRIPTORS_KEPT).max(1);
+    usize::try_from(connections).unwrap_or(usize::MAX).min(CONNECTIONS_MAX)
+}
+
+/// Accepts connections, and shakes hands where there is TLS. A slow handshake delays no other connection. For a connection
+/// beyond `max` the oldest one on which no caller was identified is closed; if there is none, the new one is closed at
+/// once, so that its client tries another replica, or later. The stream never ends: an error that keeps a connection from
+/// being accepted passes.
+pub(super) fn accept(
+    incoming: impl Stream<Item = io::Result<TcpStream>> + Send + 'static,
+    max: usize,
+    tls: tls::Server,
+) -> ReceiverStream<io::Result<Connection>> {
+    let (ready, connections) = mpsc::channel(READY_MAX);
+    tokio::spawn(async move {
+        let mut incoming = pin!(incoming);
+        let (permits, mut open) = (Arc::new(Semaphore::new(max)), VecDeque::new());
+        let (log, tls, mut is_full) = (Arc::new(RefusalLog::default()), Arc::new(tls), false);
+        loop {
+            let accepted = tokio::select! {
+                () = ready.closed() => return,
+                accepted = incoming.next() => accepted,
+            };
+            let stream = match accepted {
+                Some(Ok(stream)) => stream,
+                // The client closed that connection itself.
+                Some(Err(error)) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "a connection cannot be accepted");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+                None => return,
+            };
+            let room = permits.clone().try_acquire_owned().ok();
+            if room.is_none() && !is_full {
+                tracing::warn!(
+                    max,
+                    "there are too many connections; those without an identified caller are closed"
+                );
+            }
+            is_full = room.is_none();
+            if is_full && !make_room(&mut open) {
+                continue;
+            }
+            let begin = Begin { stream, peer: Peer::new(), log: log.clone(), ready: ready.clone() };
+            remember(&mut open, &begin.peer, max);
+            let (permits, tls) = (permits.clone(), tls.clone());
+            match room {
+                Some(permit) if tls.acceptor().is_none() => begin.run(permit, None).await,
+                room => drop(tokio::spawn(async move {
+                    let room = match room {
+                        Some(permit) => permit,
+                        // The other connection takes a moment to close.
+                        None => match timeout(ROOM_MAX, permits.acquire_owned()).await {
+                            Ok(Ok(permit)) => permit,
+                            _ => return,
+                        },
+                    };
+                    begin.run(room, tls.acceptor()).await;
+                })),
+            }
+        }
+    });
+    ReceiverStream::new(connections)
+}
+
+/// Closes the oldest connection on which no caller was identified; false if there is none.
+fn make_room(open: &mut VecDeque<WeakPeer>) -> bool {
+    while let Some(oldest) = open.pop_front() {
+        if let Some(peer) = oldest.upgrade()
+            && !peer.is_identified()
+        {
+            peer.close();
+            return true;
+        }
+    }
+    false
+}
+
+/// Remembers a connection that may have to make room. Those that have ended are forgotten when there are too many.
+fn remember(open: &mut VecDeque<WeakPeer>, peer: &Peer, max: usize) {
+    if open.len() >= max.saturating_mul(2) {
+        open.retain(|one| one.upgrade().is_some());
+    }
+    open.push_back(peer.downgrade());
+}
+
+/// A connection that begins.
+struct Begin {
+    stream: TcpStream,
+    peer: Peer,
+    log: Arc<RefusalLog>,
+    ready: mpsc::Sender<io::Result<Connection>>,
+}
+
+impl Begin {
+    async fn run(self, permit: OwnedSemaphorePermit, tls: Option<TlsAcceptor>) {
+        let Self { stream, peer, log, ready } = self;
+        let deadline = Instant::now() + PREFACE_MAX;
+        let stream = match tls {
+            None => Either::Left(stream),
+            Some(acceptor) => {
+                let shaken = tokio::select! {
+                    () = peer.closing() => return,
+                    shaken = timeout_at(deadline, acceptor.accept(stream)) => shaken,
+                };
+                match shaken {
+                    Ok(Ok(stream)) => Either::Right(Box::new(stream)),
+                    // A check of the port, which says nothing and goes.
+                    Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return,
+                    Ok(Err(error)) => return log.refused(&error.to_string()),
+                    Err(_) => return log.refused("it took too long"),
+                }
+            }
+        };
+        let _ = ready.send(Ok(Connection::new(stream, deadline, peer, permit))).await;
+    }
+}
+
+/// The log of TLS handshakes that are refused. It has at most one line in each interval, since clients can make as many as
+/// they like.
+#[derive(Default)]
+struct RefusalLog(Mutex<Refused>);
+
+#[derive(Default)]
+struct Refused {
+    logged: Option<Instant>,
+    suppressed: u64,
+}
+
+impl RefusalLog {
+    fn refused(&self, cause: &str) {
+        if let Some(suppressed) = self.turn() {
+            tracing::warn!(cause, suppressed, "a TLS handshake was refused");
+        }
+    }
+
+    /// Whether a line may be written, and how many were not since the last one.
+    fn turn(&self) -> Option<u64> {
+        let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.logged.is_some_and(|logged| logged.elapsed() < REFUSAL_LOG_INTERVAL) {
+            refused.suppressed += 1;
+            return None;
+        }
+        refused.logged = Some(Instant::now());
+        Some(std::mem::take(&mut refused.suppressed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tonic::transport::server::Connected;
+
+    use super::super::connection::tests::{certified, ends, plaintext};
+    use super::*;
+    use crate::telemetry::Captured;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_error_of_accepting_is_waited_out() {
+        const TRIES: u32 = 20;
+        const TOO_MANY_OPEN_FILES: i32 = 24;
+        let failures = (0..TRIES).map(|_| Err(io::Error::from_raw_os_error(TOO_MANY_OPEN_FILES)));
+        let began = Instant::now();
+        let (client, server) = ends().await;
+        let mut connections = accept(stream::iter(failures.chain([Ok(server)])), 1, plaintext());
+        assert!(connections.next().await.unwrap().is_ok());
+        assert!(began.elapsed() >= ACCEPT_PAUSE * TRIES);
+        drop(client);
+    }
+
+    #[tokio::test]
+    async fn a_connection_without_an_identified_caller_makes_room_for_a_new_one() {
+        let (sender, incoming) = mpsc::channel(1);
+        let mut connections = accept(ReceiverStream::new(incoming), 2, plaintext());
+        let mut clients = vec![];
+        let mut open = vec![];
+        for _ in 0..2 {
+            let (client, server) = ends().await;
+            sender.send(Ok(server)).await.unwrap();
+            open.push(connections.next().await.unwrap().unwrap());
+            clients.push(client);
+        }
+        open[0].connect_info().set_identified();
+        let second = open.pop().unwrap();
+        // The server's end notices by itself, without a word of the client.
+        let closes = tokio::spawn(async move {
+            let mut second = second;
+            second.read_u8().await.unwrap_err().kind()
+        });
+        let (_third, server) = ends().await;
+        sender.send(Ok(server)).await.unwrap();
+        let third = connections.next().await.unwrap().unwrap();
+        assert_eq!(closes.await.unwrap(), io::ErrorKind::TimedOut);
+
+        // Where every connection has an identified caller, the new one is closed.
+        third.connect_info().set_identified();
+        let (mut fourth, server) = ends().await;
+        sender.send(Ok(server)).await.unwrap();
+        assert!(matches!(fourth.read_u8().await, Err(_)));
+        assert_eq!(open.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_refused_handshake_is_logged_with_its_cause_once_in_an_interval() {
+        let (log, _guard) = Captured::begin();
+        let (sender, incoming) = mpsc::channel(1);
+        let (tls, _) = certified();
+        let connections = accept(ReceiverStream::new(incoming), 8, tls);
+        let speak = async |words: &[u8]| {
+            let (mut client, server) = ends().await;
+            sender.send(Ok(server)).await.unwrap();
+            client.write_all(words).await.unwrap();
+            client.shutdown().await.unwrap();
+            drop(client.read_to_end(&mut vec![]).await);
+        };
+        // A check of the port is no handshake.
+        speak(b"").await;
+        assert_eq!(log.lines(), [""; 0]);
+        for _ in 0..3 {
+            speak(b"GET / HTTP/1.1\r\n\r\n").await;
+        }
+        let [line] = &log.lines()[..] else { panic!("{:#?}", log.lines()) };
+        assert!(line.contains("WARN") && line.contains("InvalidContentType"), "{line}");
+        tokio::time::pause();
+        tokio::time::advance(REFUSAL_LOG_INTERVAL).await;
+        tokio::time::resume();
+        speak(b"GET / HTTP/1.1\r\n\r\n").await;
+        let [_, line] = &log.lines()[..] else { panic!("{:#?}", log.lines()) };
+        assert!(line.contains("suppressed=2"), "{line}");
+        drop(connections);
+    }
+}
