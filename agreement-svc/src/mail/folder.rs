@@ -1,7 +1,7 @@
 //! The mail folder: mails are written as files when there is no mail server, and found again to erase a person.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, ErrorKind, Read};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -30,7 +30,7 @@ impl MailFolder {
     pub(super) fn write(&self, id: Uuid, mail: &[u8]) -> io::Result<()> {
         fs::create_dir_all(&self.0)?;
         let unfinished = self.unfinished(id);
-        fs::write(&unfinished, mail)?;
+        private(&unfinished)?.write_all(mail)?;
         fs::rename(unfinished, self.finished(id))
     }
 
@@ -72,6 +72,18 @@ impl MailFolder {
         }
         Ok(deleted)
     }
+}
+
+/// An empty file that only its owner may read and write, whatever the umask and whatever was left behind there.
+fn private(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options.open(path)?;
+    #[cfg(unix)]
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    Ok(file)
 }
 
 /// Whether a mail is addressed to a person: its address is a word of the field `To`.
