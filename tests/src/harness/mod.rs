@@ -5,7 +5,7 @@ pub mod clients;
 pub mod cluster;
 pub mod databases;
 mod events;
-pub(crate) mod failover_pair;
+pub mod postgres_servers;
 pub mod pki;
 pub mod processes;
 pub mod service;
