@@ -112,3 +112,22 @@ fn is_to(path: &Path, person: &Person) -> io::Result<bool> {
     }
     Ok(false)
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn only_its_owner_reads_a_mail() {
+        let folder = tempfile::tempdir().unwrap();
+        let (folder, id) = (MailFolder(folder.path().to_owned()), Uuid::from_u128(1));
+        // Left behind by a writer that was cut off.
+        fs::write(folder.unfinished(id), "half").unwrap();
+        fs::set_permissions(folder.unfinished(id), fs::Permissions::from_mode(0o644)).unwrap();
+        folder.write(id, b"mail").unwrap();
+        let mode = fs::metadata(folder.finished(id)).unwrap().permissions().mode();
+        assert_eq!((mode & 0o777, fs::read(folder.finished(id)).unwrap()), (0o600, b"mail".to_vec()));
+    }
+}

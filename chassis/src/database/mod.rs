@@ -272,7 +272,8 @@ impl Database {
                 }
                 Ok(value)
             });
-            let is_open_transaction = inner.needs_transaction(purpose) && (purpose != Purpose::Write || result.is_err());
+            let is_open_transaction =
+                inner.needs_transaction(purpose) && (purpose != Purpose::Write || result.is_err());
             if is_open_transaction && let Err(error) = connection.roll_back() {
                 tracing::warn!(?error, "a rollback failed; the connection is dropped");
             }

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a fixture that does not work fails the test")]
 
+mod housekeeping;
 mod migrations;
 mod opening;
 mod outages;
@@ -14,6 +15,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use chassis::clock::new_salt;
 use chassis::database::{Connection, Database, Error, Url, Writes};
@@ -30,6 +32,9 @@ use tokio::sync::oneshot;
 use schema::thing;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("tests/migrations");
+
+/// Those of a later version.
+const LATER: EmbeddedMigrations = embed_migrations!("tests/migrations_later");
 
 /// Those of another service.
 const OTHERS: EmbeddedMigrations = embed_migrations!("tests/migrations_of_another");

@@ -64,7 +64,9 @@ fn a_missing_sqlite_file_is_made_only_when_asked_for() {
     let nowhere = home.folder.path().join("no folder").join("things.sqlite");
     let nowhere: Url = format!("sqlite:{}", nowhere.display()).parse().unwrap();
     for (create, why) in [(false, "does not exist"), (true, "cannot be created")] {
-        let Err(refused) = Database::open(&nowhere, create, Writes::Serial) else { panic!("create: {create}") };
+        let Err(refused) = Database::open(&nowhere, create, Writes::Serial) else {
+            panic!("create: {create}")
+        };
         assert!(refused.to_string().contains(why), "create: {create}: {refused}");
     }
 }

@@ -43,7 +43,8 @@ impl PostgresServer {
     }
 
     fn of_both(url: &str) -> Result<[Url; 2], String> {
-        let url = |name| url.replace("postgres@", "clerk@").replace("/postgres?", &format!("/{name}?")).parse();
+        let url =
+            |name| url.replace("postgres@", "clerk@").replace("/postgres?", &format!("/{name}?")).parse();
         Ok([url("agreements")?, url("orders")?])
     }
 

@@ -104,7 +104,15 @@ impl CallQueue {
                 state.waiting.check(tenant, 1).map_err(|_| overload)?;
                 let (number, slot) = state.push(tenant);
                 let (queue, wait_max) = (self.clone(), state.wait_max);
-                Ok(Entry::Waiting(Waiting { queue, tenant, number, slot, is_queued: true, overload, wait_max }))
+                Ok(Entry::Waiting(Waiting {
+                    queue,
+                    tenant,
+                    number,
+                    slot,
+                    is_queued: true,
+                    overload,
+                    wait_max,
+                }))
             }
         }
     }

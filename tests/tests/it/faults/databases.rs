@@ -30,7 +30,8 @@ type Codes = (Vec<Code>, Vec<Code>);
 fn documented() -> BTreeMap<String, Codes> {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md");
     let page = std::fs::read_to_string(page).unwrap();
-    let (_, table) = page.split_once("| trouble | a call that begins afterwards | a call in progress |\n").unwrap();
+    let (_, table) =
+        page.split_once("| trouble | a call that begins afterwards | a call in progress |\n").unwrap();
     let codes = |cell: &str| {
         let names = cell.split('`').skip(1).step_by(2);
         names.map(|name| if name == "OK" { Code::Ok } else { Code::Unavailable }).collect()
@@ -46,7 +47,7 @@ fn documented() -> BTreeMap<String, Codes> {
 /// A cluster on a server of its own, and a partner.
 struct World {
     server: PostgresServer,
-    _cluster: Cluster,
+    cluster: Cluster,
     direct: As,
     seen: BTreeMap<String, Codes>,
 }
@@ -57,7 +58,7 @@ impl World {
         let cluster = Cluster::start(setup).await.unwrap();
         actions::register_partners(&cluster).await.unwrap();
         let direct = cluster.as_caller(fixtures::sales(DIRECT));
-        Self { server, _cluster: cluster, direct, seen: BTreeMap::new() }
+        Self { server, cluster, direct, seen: BTreeMap::new() }
     }
 
     /// Notes what a read and a change get now, once if they get the same.
@@ -124,7 +125,8 @@ where
 }
 
 async fn change(partner: &As) -> Result<(), Status> {
-    actions::create_customer(partner, "Contoso", "FR", None).await.map(drop)
+    let name = format!("C{}", Uuid::from_u128(rand::random()).simple());
+    actions::create_customer(partner, &name, "FR", None).await.map(drop)
 }
 
 /// Every refusal says when to try again.
@@ -187,7 +189,7 @@ async fn callers_get_what_the_operations_page_says() {
         })
         .await;
 
-    let idle = "`idle_session_timeout` closes connections".replace('`', "");
+    let idle = "idle_session_timeout closes connections";
     world.server.run("ALTER ROLE clerk SET idle_session_timeout = 300").unwrap();
     end_connections(&world.server);
     let read = async || world.direct.customers().list_customers(ListCustomersRequest::default()).await;
@@ -196,12 +198,13 @@ async fn callers_get_what_the_operations_page_says() {
     change(&world.direct).await.unwrap();
     wait_for_end_of(&rows(&mut world.server.connect().unwrap(), OF_CLERK));
     reads().await.into_iter().for_each(|read| drop(read.unwrap()));
-    world.after(&idle).await;
+    world.after(idle).await;
     world.server.run("ALTER ROLE clerk RESET idle_session_timeout").unwrap();
     end_connections(&world.server);
 
-    let World { server, seen, _cluster, .. } = world;
-    drop(_cluster);
+    let World { server, seen, cluster, .. } = world;
+    // Its connections would be left to end by themselves.
+    drop(cluster);
     let databases = server.bounce("").unwrap();
     let mut world = World { seen, ..World::on(server, databases).await };
     let behind = "PostgreSQL restarts behind PgBouncer";
@@ -246,9 +249,9 @@ async fn both_services_work_behind_pgbouncer() {
     for ignored in ["", "options"] {
         let own = server.take().unwrap();
         let databases = own.bounce(ignored).unwrap();
-        let World { server: own, _cluster: cluster, direct, .. } = World::on(own, databases.clone()).await;
+        let World { server: own, cluster, direct, .. } = World::on(own, databases.clone()).await;
         let customers = join_all((0..CUSTOMERS).map(async |n| {
-            let name = format!("Contoso {n} {ignored}");
+            let name = format!("Contoso {n}{ignored}");
             let customer = actions::create_customer(&direct, &name, "FR", None).await.unwrap();
             let attestation = actions::attest_now(&direct, &customer).await.unwrap();
             actions::order(&direct, &customer, None, 5).await.unwrap();
@@ -321,10 +324,13 @@ fn many_customers() -> String {
     const AT: &str = "'2026-01-01 00:00:00.000000'";
     let ids: Vec<_> = (0..3000_u32).map(|n| Uuid::new_v5(&DIRECT, &n.to_be_bytes())).collect();
     let customers = ids.iter().map(|id| {
-        format!("('{id}', 'Many', '{id}.example', 'FR', 'PUBLIC', 'A', 'B', 'a@b.example', '', '', {AT}, 1, 1)")
+        format!(
+            "('{id}', 'Many', '{id}.example', 'FR', 'PUBLIC', 'A', 'B', 'a@b.example', '', '', {AT}, 1, 1)"
+        )
     });
     let relationships = ids.iter().enumerate();
-    let relationships = relationships.map(|(n, id)| format!("('{DIRECT}', '{id}', '', {AT}, {})", 1_000_000 + n));
+    let relationships =
+        relationships.map(|(n, id)| format!("('{DIRECT}', '{id}', '', {AT}, {})", 1_000_000 + n));
     format!(
         "INSERT INTO customer (id, company_name, domain, country, cloud, first_name, last_name, email,
          phone, contact_salt, created_at, acceptance_revision, revision) VALUES {};
