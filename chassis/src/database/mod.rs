@@ -75,7 +75,7 @@ impl Inner {
         purpose != Purpose::Read || self.manager.is_pooled
     }
 
-    /// A connection on which the transaction has begun. If that fails, nothing was run yet, so another connection is tried.
+    /// A connection on which the transaction has begun. If that fails, nothing was run yet, so another one is tried.
     fn begin(&self, first: GotFromPool, purpose: Purpose) -> Result<Pooled, Error> {
         let got = |got: GotFromPool| got.map_err(|error| Error::Unavailable(error.to_string()));
         let mut connection = got(first)?;
@@ -190,8 +190,8 @@ impl Database {
         self.blocking(Purpose::Write, false, write).await
     }
 
-    /// Runs a writing transaction that shares its commit with no other, for what is no call: it holds its locks only until
-    /// its own end, and not while another change waits for one. The write lock of SQLite makes that needless there.
+    /// Runs a writing transaction that shares its commit with no other, for what is no call: it holds its locks until its
+    /// own end only, and not while another change waits for one. The write lock of SQLite makes that needless there.
     ///
     /// # Errors
     /// As [`Database::write`].
@@ -263,18 +263,18 @@ impl Database {
             inner.wait_histogram.observe(began.elapsed().as_secs_f64());
             let mut connection = inner.begin(connection, purpose)?;
             error::take_trouble();
+            let mut is_begun = inner.needs_transaction(purpose);
             let result = guarded(&mut connection, run).and_then(|value| {
                 if purpose == Purpose::Write {
                     // PostgreSQL answers the commit of a transaction in which a statement failed with a
                     // silent rollback; any statement before it fails loudly.
                     connection.probe()?;
+                    is_begun = false;
                     connection.commit()?;
                 }
                 Ok(value)
             });
-            let is_open_transaction =
-                inner.needs_transaction(purpose) && (purpose != Purpose::Write || result.is_err());
-            if is_open_transaction && let Err(error) = connection.roll_back() {
+            if is_begun && let Err(error) = connection.roll_back() {
                 tracing::warn!(?error, "a rollback failed; the connection is dropped");
             }
             if error::take_trouble() {

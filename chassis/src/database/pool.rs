@@ -1,9 +1,9 @@
 //! The pool of connections, and how a connection is opened.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use diesel::connection::{AnsiTransactionManager, CacheSize, SimpleConnection, TransactionManager};
 use diesel::r2d2::{HandleError, ManageConnection};
@@ -48,8 +48,32 @@ pub(super) struct Manager {
     /// True behind a connection pooler, where a session is not this process's own: it keeps no settings and no prepared
     /// statements.
     pub(super) is_pooled: bool,
-    /// How often connections were cut. A connection that is older than the last cut is not used again.
-    cuts: Arc<AtomicU64>,
+    cuts: Arc<Cuts>,
+}
+
+/// How often connections were cut. A connection that is older than the last cut is not used again.
+#[derive(Default)]
+struct Cuts {
+    count: AtomicU64,
+    last: Mutex<Option<Instant>>,
+}
+
+impl Cuts {
+    /// Within this time it is the same trouble, which goes on: new connections are no better.
+    const PAUSE: Duration = Duration::from_secs(1);
+
+    fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Notes a cut of a connection that was opened after that many.
+    fn note(&self, opened_after: u64) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if opened_after == self.count() && last.is_none_or(|last| last.elapsed() >= Self::PAUSE) {
+            self.count.fetch_add(1, Ordering::AcqRel);
+            *last = Some(Instant::now());
+        }
+    }
 }
 
 impl Manager {
@@ -67,7 +91,7 @@ impl Manager {
             if !connection.setting(OWN_SESSION)?.is_empty() {
                 return Ok((manager, connection));
             }
-            if has_parameter(text, "options") {
+            if own_options(text).is_some() {
                 let why = "a connection pooler ignores `options` of the database URL; \
                            leave them out, and set them for the role with ALTER ROLE … SET";
                 return Err(Error::Unusable(why.into()));
@@ -117,15 +141,13 @@ impl Manager {
 
     pub(super) fn connect_pooled(&self) -> Result<PooledConnection, Error> {
         // Read before connecting: a cut meanwhile may have hit this connection, too.
-        let cuts = self.cuts.load(Ordering::Acquire);
+        let cuts = self.cuts.count();
         Ok(PooledConnection { connection: self.connect()?, cuts, is_dead: false })
     }
 
     /// Whether a connection may be used; asks the system and not the server.
     pub(super) fn is_current(&self, connection: &mut PooledConnection) -> bool {
-        !connection.is_dead
-            && connection.cuts == self.cuts.load(Ordering::Acquire)
-            && connection.connection.is_open()
+        !connection.is_dead && connection.cuts == self.cuts.count() && connection.connection.is_open()
     }
 
     /// Finds out after trouble whether the connection was cut. Then none that is as old is used again: what closes one
@@ -141,12 +163,7 @@ impl Manager {
         if let Url::Sqlite(_) = self.url {
             return;
         }
-        let (Ok(_) | Err(_)) = self.cuts.compare_exchange(
-            connection.cuts,
-            connection.cuts + 1,
-            Ordering::AcqRel,
-            Ordering::Relaxed,
-        );
+        self.cuts.note(connection.cuts);
     }
 }
 
@@ -164,7 +181,7 @@ impl ManageConnection for Manager {
 
     fn has_broken(&self, connection: &mut PooledConnection) -> bool {
         connection.is_dead
-            || connection.cuts != self.cuts.load(Ordering::Acquire)
+            || connection.cuts != self.cuts.count()
             || query!(&mut connection.connection, c => AnsiTransactionManager::is_broken_transaction_manager(c))
     }
 }
@@ -182,9 +199,14 @@ impl HandleError<Error> for LogErrors {
     }
 }
 
-/// Whether a URL sets a parameter of libpq.
-pub(super) fn has_parameter(url: &str, name: &str) -> bool {
-    parameter(url, name).is_some()
+/// The options that an operator sets, encoded as in a URL: there, or where libpq looks else.
+fn own_options(url: &str) -> Option<String> {
+    let encoded = |byte: u8| {
+        if byte.is_ascii_alphanumeric() { char::from(byte).into() } else { format!("%{byte:02X}") }
+    };
+    let variable = || std::env::var("PGOPTIONS").ok().filter(|options| !options.trim().is_empty());
+    let variable = || variable().map(|options| options.bytes().map(encoded).collect());
+    parameter(url, "options").map(ToOwned::to_owned).or_else(variable)
 }
 
 /// The value of a parameter of libpq in a URL, still encoded.
@@ -210,11 +232,15 @@ fn with_session(url: &str) -> String {
     let settings = format!(
         "-clock_timeout%3D{LOCK_WAIT_MS}%20-cstatement_timeout%3D{STATEMENT_MS_MAX}%20-c{OWN_SESSION}%3D1"
     );
+    let all = match own_options(url) {
+        Some(own) => format!("{settings}%20{own}"),
+        None => settings,
+    };
     if let Some(own) = parameter(url, "options") {
-        return url.replacen(&format!("options={own}"), &format!("options={settings}%20{own}"), 1);
+        return url.replacen(&format!("options={own}"), &format!("options={all}"), 1);
     }
     let mut url = url.to_owned();
-    append(&mut url, &format!("options={settings}"));
+    append(&mut url, &format!("options={all}"));
     url
 }
 
