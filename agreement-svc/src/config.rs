@@ -202,7 +202,7 @@ pub fn read_date(text: &str) -> Result<Time, String> {
 #[derive(Clone, Debug, Args)]
 pub struct Verify {
     /// sqlite:PATH, or postgres://USER@HOST/NAME as libpq takes it.
-    #[arg(long, env = "AGREEMENT_DATABASE", value_name = "URL")]
+    #[arg(long, env = "AGREEMENT_DATABASE", value_name = "URL", hide_env_values = true)]
     pub database: Url,
     /// A head that this command printed earlier and that was kept elsewhere; may be given several times.
     #[arg(long, value_name = "REVISION:HASH")]
@@ -212,7 +212,7 @@ pub struct Verify {
 #[derive(Clone, Debug, Args)]
 pub struct EraseContact {
     /// sqlite:PATH, or postgres://USER@HOST/NAME as libpq takes it.
-    #[arg(long, env = "AGREEMENT_DATABASE", value_name = "URL")]
+    #[arg(long, env = "AGREEMENT_DATABASE", value_name = "URL", hide_env_values = true)]
     pub database: Url,
     /// The person's e-mail address, whatever its case.
     #[arg(long, value_name = "ADDRESS")]
@@ -242,7 +242,7 @@ impl fmt::Debug for Address {
 #[derive(Clone, Debug, Args)]
 pub struct Storage {
     /// sqlite:PATH, or postgres://USER@HOST/NAME as libpq takes it.
-    #[arg(long, env = "AGREEMENT_DATABASE", value_name = "URL")]
+    #[arg(long, env = "AGREEMENT_DATABASE", value_name = "URL", hide_env_values = true)]
     pub database: Url,
     /// Creates the SQLite file if it does not exist, and migrates the schema.
     #[arg(long, env = "AGREEMENT_CREATE")]

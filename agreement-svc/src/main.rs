@@ -10,7 +10,7 @@ use agreement_svc::config::{Cli, Command};
 use anyhow::bail;
 use chassis::clock::Clock;
 use chassis::health::check_health;
-use chassis::lifecycle::{runtime, signal};
+use chassis::lifecycle::{end_at_signal, runtime, signal};
 use chassis::server::Listeners;
 use chassis::telemetry::{self, trace};
 use clap::Parser;
@@ -28,6 +28,9 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
+    if !matches!(command, Command::Serve(_)) {
+        end_at_signal()?;
+    }
     let done: anyhow::Result<()> = match command {
         Command::Import(settings) => return Ok(runtime(1)?.block_on(import::run(settings))),
         Command::Serve(config) => {

@@ -397,3 +397,48 @@ fn a_key_is_made_once_for_its_owner_only_and_signs_tokens() {
     assert!(minted.status.success(), "{}", words(&minted));
     assert_eq!(String::from_utf8_lossy(&minted.stdout).trim().split('.').count(), 3);
 }
+
+/// Neither the help nor a refusal shows the password in a database URL.
+#[test]
+fn a_database_url_is_not_shown() {
+    const BAD: &str = "postgre://clerk:hunter2@127.0.0.1/things";
+    let run = |args: &[&str], url: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_agreement-svc"));
+        let ended = command.args(args).env("AGREEMENT_DATABASE", url).output().unwrap();
+        String::from_utf8_lossy(&[ended.stdout, ended.stderr].concat()).into_owned()
+    };
+    for command in ["serve", "migrate", "verify", "erase-contact"] {
+        let help = run(&[command, "--help"], &BAD.replace("postgre:", "postgres:"));
+        assert!(help.contains("--database") && !help.contains("hunter2"), "{help}");
+        for refused in [run(&[command], BAD), run(&[command, "--database", BAD], "")] {
+            let says = refused.contains("--database") && refused.contains("must be sqlite:PATH");
+            assert!(says && !refused.contains("hunter2"), "{refused}");
+        }
+    }
+}
+
+/// The first process of a container hears only signals that it has a handler for.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_command_hears_a_signal() {
+    const TERMINATION: u64 = 1 << (15 - 1);
+    let folder = tempfile::tempdir().unwrap();
+    // Opening a pipe waits for whoever writes to it.
+    let pipe = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_agreement-svc"));
+    let mut running =
+        command.args(["migrate", "--database", "sqlite:unused", "--templates"]).arg(&pipe).spawn().unwrap();
+    let status = format!("/proc/{}/status", running.id());
+    loop {
+        let status = std::fs::read_to_string(&status).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+        if u64::from_str_radix(caught.trim(), 16).unwrap() & TERMINATION != 0 {
+            break;
+        }
+        assert!(running.try_wait().unwrap().is_none(), "it has ended");
+        std::thread::yield_now();
+    }
+    assert!(Command::new("kill").args(["-TERM", &running.id().to_string()]).status().unwrap().success());
+    assert_eq!(running.wait().unwrap().code(), Some(130));
+}

@@ -128,7 +128,7 @@ pub async fn run_expiry(database: Database, clock: Clock, stop: CancellationToke
         let before = clock.now() - ANSWER_KEPT;
         let expire = move |connection: &mut Connection| responses_expire(connection, before);
         while !stop.is_cancelled() {
-            let expired: Result<bool, Error> = database.write(expire).await;
+            let expired: Result<bool, Error> = database.write_apart(expire).await;
             match expired {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -148,21 +148,20 @@ pub async fn run_expiry(database: Database, clock: Clock, stop: CancellationToke
 /// Deletes some of the answers from before a time, oldest first; true if there may be more.
 fn responses_expire(connection: &mut Connection, before: Time) -> Result<bool, Error> {
     let is_old = || request::answered_at.lt(before.naive_utc());
-    let old: Vec<(String, String, String)> = query!(&mut *connection, c => {
-        request::table
-            .filter(is_old())
-            // One order for all replicas, so that they wait for each other instead of deadlocking.
-            .order((request::answered_at, request::request_id))
-            .limit(DELETED_AT_A_TIME)
-            .select((request::tenant_id, request::call, request::request_id))
-            .load(c)
-    })?;
+    let oldest = request::table
+        .filter(is_old())
+        .order((request::answered_at, request::request_id))
+        .limit(DELETED_AT_A_TIME)
+        .select((request::tenant_id, request::call, request::request_id));
+    // It waits for no other replica, so it cannot deadlock with one.
+    let old: Vec<(String, String, String)> = match connection {
+        Connection::Sqlite(c) => oldest.load(c)?,
+        Connection::Postgres(c) => oldest.for_update().skip_locked().load(c)?,
+    };
     for key in &old {
-        // The age is checked again: another replica may have deleted the answer meanwhile, and a client may have used its
-        // id anew.
         let (tenant_id, call, request_id) = key;
         query!(&mut *connection, c => {
-            diesel::delete(request::table.find((tenant_id, call, request_id)).filter(is_old())).execute(c)
+            diesel::delete(request::table.find((tenant_id, call, request_id))).execute(c)
         })?;
     }
     Ok(!old.is_empty())

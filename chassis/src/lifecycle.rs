@@ -1,5 +1,8 @@
 //! The life of a process: its runtime, and the signals that begin its graceful shutdown.
 
+/// The exit code of a process that a signal ended.
+const INTERRUPTED: i32 = 130;
+
 /// A runtime with that many threads for calls. With one thread, calls run on the thread that accepts them, which spares
 /// each hand-over between threads.
 ///
@@ -18,8 +21,23 @@ pub async fn signal() {
     first_signal().await;
     tokio::spawn(async {
         first_signal().await;
-        std::process::exit(130);
+        std::process::exit(INTERRUPTED);
     });
+}
+
+/// Ends the process at the first signal, for a command that may be cut off anywhere. Without a handler the first process of
+/// a container would not hear signals.
+///
+/// # Errors
+/// The operating system's.
+pub fn end_at_signal() -> std::io::Result<()> {
+    let runtime = runtime(1)?;
+    // A thread of its own, because a command may block the one it runs on.
+    std::thread::spawn(move || {
+        runtime.block_on(first_signal());
+        std::process::exit(INTERRUPTED);
+    });
+    Ok(())
 }
 
 async fn first_signal() {

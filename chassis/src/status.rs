@@ -85,7 +85,10 @@ pub fn database_failure(domain: &'static str, error: &database::Error) -> Failur
             let sentence = "the database cannot be used right now; retry under the same request id";
             failure(domain, Code::Unavailable, "DATABASE_UNAVAILABLE", sentence).retry_after(RETRY)
         }
-        database::Error::Query(_) | database::Error::Corrupt { .. } | database::Error::Panicked => {
+        database::Error::Unusable(_)
+        | database::Error::Query(_)
+        | database::Error::Corrupt { .. }
+        | database::Error::Panicked => {
             tracing::error!(%error, "a defect or a damaged row");
             internal(domain)
         }

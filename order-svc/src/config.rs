@@ -67,7 +67,7 @@ pub struct CheckHealth {
 #[derive(Clone, Debug, Args)]
 pub struct Storage {
     /// sqlite:PATH, or postgres://USER@HOST/NAME as libpq takes it.
-    #[arg(long, env = "ORDER_DATABASE", value_name = "URL")]
+    #[arg(long, env = "ORDER_DATABASE", value_name = "URL", hide_env_values = true)]
     pub database: Url,
     /// Creates the SQLite file if it does not exist, and migrates the schema.
     #[arg(long, env = "ORDER_CREATE")]

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use chassis::clock::Clock;
 use chassis::health::check_health;
-use chassis::lifecycle::{runtime, signal};
+use chassis::lifecycle::{end_at_signal, runtime, signal};
 use chassis::server::Listeners;
 use chassis::telemetry::{self, trace};
 use clap::Parser;
@@ -23,6 +23,9 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
+    if !matches!(command, Command::Serve(_)) {
+        end_at_signal()?;
+    }
     match command {
         Command::Serve(config) => {
             let _export = trace::export(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))?;

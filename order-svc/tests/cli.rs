@@ -81,3 +81,22 @@ fn address_of(serving: &mut Child) -> String {
         return address;
     }
 }
+
+/// Neither the help nor a refusal shows the password in a database URL.
+#[test]
+fn a_database_url_is_not_shown() {
+    const BAD: &str = "postgre://clerk:hunter2@127.0.0.1/things";
+    let run = |args: &[&str], url: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_order-svc"));
+        let ended = command.args(args).env("ORDER_DATABASE", url).output().unwrap();
+        String::from_utf8_lossy(&[ended.stdout, ended.stderr].concat()).into_owned()
+    };
+    for command in ["serve", "migrate"] {
+        let help = run(&[command, "--help"], &BAD.replace("postgre:", "postgres:"));
+        assert!(help.contains("--database") && !help.contains("hunter2"), "{help}");
+        for refused in [run(&[command], BAD), run(&[command, "--database", BAD], "")] {
+            let says = refused.contains("--database") && refused.contains("must be sqlite:PATH");
+            assert!(says && !refused.contains("hunter2"), "{refused}");
+        }
+    }
+}

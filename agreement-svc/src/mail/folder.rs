@@ -1,7 +1,7 @@
 //! The mail folder: mails are written as files when there is no mail server, and found again to erase a person.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, ErrorKind, Read};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -30,7 +30,7 @@ impl MailFolder {
     pub(super) fn write(&self, id: Uuid, mail: &[u8]) -> io::Result<()> {
         fs::create_dir_all(&self.0)?;
         let unfinished = self.unfinished(id);
-        fs::write(&unfinished, mail)?;
+        private(&unfinished)?.write_all(mail)?;
         fs::rename(unfinished, self.finished(id))
     }
 
@@ -74,6 +74,18 @@ impl MailFolder {
     }
 }
 
+/// An empty file that only its owner may read and write, whatever the umask and whatever was left behind there.
+fn private(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options.open(path)?;
+    #[cfg(unix)]
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    Ok(file)
+}
+
 /// Whether a mail is addressed to a person: its address is a word of the field `To`.
 fn is_to(path: &Path, person: &Person) -> io::Result<bool> {
     let file = match File::open(path) {
@@ -99,4 +111,23 @@ fn is_to(path: &Path, person: &Person) -> io::Result<bool> {
         }
     }
     Ok(false)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn only_its_owner_reads_a_mail() {
+        let folder = tempfile::tempdir().unwrap();
+        let (folder, id) = (MailFolder(folder.path().to_owned()), Uuid::from_u128(1));
+        // Left behind by a writer that was cut off.
+        fs::write(folder.unfinished(id), "half").unwrap();
+        fs::set_permissions(folder.unfinished(id), fs::Permissions::from_mode(0o644)).unwrap();
+        folder.write(id, b"mail").unwrap();
+        let mode = fs::metadata(folder.finished(id)).unwrap().permissions().mode();
+        assert_eq!((mode & 0o777, fs::read(folder.finished(id)).unwrap()), (0o600, b"mail".to_vec()));
+    }
 }

@@ -67,7 +67,7 @@ impl Mailer {
             let claim = move |connection: &mut Connection| {
                 notifications_claim(connection, now, LEASE, CLAIM_MAX as i64)
             };
-            let due = self.database.write(claim).await?;
+            let due = self.database.write_apart(claim).await?;
             if due.is_empty() {
                 return Ok(());
             }
@@ -109,7 +109,7 @@ impl Mailer {
         let (id, attempts, now) = (notification.attestation_id, notification.attempts, self.clock.now());
         let Err(failure) = sent else {
             let store = move |connection: &mut Connection| notification_sent(connection, id, now);
-            return self.database.write(store).await;
+            return self.database.write_apart(store).await;
         };
         let wait = backoff::wait(attempts.saturating_sub(1), RETRY_BASE, RETRY_MAX);
         let outcome = after_failure(failure, attempts, now, wait);
@@ -117,7 +117,7 @@ impl Mailer {
         let store = move |connection: &mut Connection| {
             notification_failed(connection, id, attempts, failure, outcome)
         };
-        self.database.write(store).await
+        self.database.write_apart(store).await
     }
 }
 

@@ -3,9 +3,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
-use diesel::{PgConnection, SqliteConnection};
+use diesel::sql_types::Text;
+use diesel::{PgConnection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query};
 
-use super::Error;
+use super::pool::limit_statements;
+use super::{Error, error};
 
 /// A connection to either database, used through [`query!`](crate::query).
 #[expect(missing_docs, reason = "the names say it")]
@@ -19,12 +21,30 @@ pub enum Connection {
 /// `query!(connection, c => things::table.find(id).first(c))`
 #[macro_export]
 macro_rules! query {
-    ($connection:expr, $c:ident => $body:expr) => {
-        match $connection {
+    ($connection:expr, $c:ident => $body:expr) => {{
+        let connection: &mut $crate::database::Connection = $connection;
+        $crate::database::asking(connection);
+        match connection {
             $crate::database::Connection::Sqlite($c) => $body,
             $crate::database::Connection::Postgres($c) => $body,
         }
-    };
+    }};
+}
+
+/// What a transaction is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Read,
+    /// Reads that all see the same state.
+    Snapshot,
+    Write,
+}
+
+/// A setting of PostgreSQL.
+#[derive(QueryableByName)]
+struct Setting {
+    #[diesel(sql_type = Text)]
+    value: String,
 }
 
 /// Runs a closure and turns its panic into an error.
@@ -41,22 +61,52 @@ impl Connection {
         Ok(query!(self, c => c.batch_execute("SELECT 1"))?)
     }
 
-    pub(super) fn begin(&mut self) -> Result<(), Error> {
+    /// Whether the server has not closed the connection, as far as the system knows without asking the server.
+    pub(super) fn is_open(&mut self) -> bool {
         match self {
-            // The write lock is taken at once, because a read that turns into a write may fail.
-            Self::Sqlite(c) => AnsiTransactionManager::begin_transaction_sql(c, "BEGIN IMMEDIATE")?,
-            Self::Postgres(c) => AnsiTransactionManager::begin_transaction(c)?,
+            Self::Sqlite(_) => true,
+            // The first look may find the server's last words, and only the second that nothing follows.
+            Self::Postgres(c) => (0..2).all(|_| !matches!(c.notifications_iter().next(), Some(Err(_)))),
         }
-        Ok(())
     }
 
-    pub(super) fn begin_snapshot(&mut self) -> Result<(), Error> {
+    /// Whether it can be used again after trouble: the server answers, and has not become a standby, which would refuse
+    /// every write.
+    pub(super) fn is_usable(&mut self) -> bool {
         match self {
-            // In WAL mode a reader keeps seeing what was committed when it began.
-            Self::Sqlite(c) => AnsiTransactionManager::begin_transaction_sql(c, "BEGIN")?,
+            Self::Sqlite(_) => self.probe().is_ok(),
+            Self::Postgres(_) => self.setting("transaction_read_only").is_ok_and(|value| value == "off"),
+        }
+    }
+
+    /// A setting of the session; empty if the server does not know it.
+    pub(super) fn setting(&mut self, name: &str) -> Result<String, Error> {
+        let sql = format!("SELECT coalesce(current_setting('{name}', true), '') AS value");
+        let setting: Setting = query!(self, c => sql_query(sql).get_result(c))?;
+        Ok(setting.value)
+    }
+
+    /// Begins a transaction. Behind a pooler it brings its own limits, in the same message.
+    pub(super) fn begin(&mut self, purpose: Purpose, is_pooled: bool) -> Result<(), Error> {
+        error::asking(self);
+        match self {
+            Self::Sqlite(c) => {
+                let sql = match purpose {
+                    // The write lock is taken at once, because a read that turns into a write may fail.
+                    Purpose::Write => "BEGIN IMMEDIATE",
+                    // In WAL mode a reader keeps seeing what was committed when it began.
+                    Purpose::Read | Purpose::Snapshot => "BEGIN",
+                };
+                AnsiTransactionManager::begin_transaction_sql(c, sql)?;
+            }
             Self::Postgres(c) => {
-                const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-                AnsiTransactionManager::begin_transaction_sql(c, SNAPSHOT)?;
+                let sql = match purpose {
+                    Purpose::Write => "BEGIN",
+                    Purpose::Read => "BEGIN READ ONLY",
+                    Purpose::Snapshot => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+                };
+                let limits = if is_pooled { limit_statements() } else { String::new() };
+                AnsiTransactionManager::begin_transaction_sql(c, &format!("{sql};{limits}"))?;
             }
         }
         Ok(())

@@ -8,8 +8,10 @@
 mod connection;
 mod error;
 mod migrate;
+mod opening;
 mod pool;
 pub mod row;
+pub(crate) mod share;
 mod url;
 mod writer;
 
@@ -21,12 +23,12 @@ use diesel::r2d2::{self, Pool};
 use diesel::sql_types::Integer;
 use diesel::{QueryableByName, RunQueryDsl, sql_query};
 use prometheus::{Histogram, HistogramOpts};
-use tokio::sync::Semaphore;
 
 pub use self::connection::Connection;
-use self::connection::guarded;
-pub use self::error::Error;
-use self::pool::Manager;
+use self::connection::{Purpose, guarded};
+pub use self::error::{Error, asking};
+use self::pool::{LogErrors, Manager, PooledConnection};
+use self::share::Shares;
 pub use self::url::Url;
 use self::writer::Writer;
 
@@ -36,7 +38,7 @@ const POOL_SIZE: u32 = 8;
 /// How long a call waits for a free connection before it fails.
 const POOL_WAIT: Duration = Duration::from_secs(2);
 
-/// Seconds that calls waited: for a permit and then for a connection, for each at most [`POOL_WAIT`].
+/// Seconds that calls waited: for their share and then for a connection, for each at most [`POOL_WAIT`].
 const WAIT_BUCKETS: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.0, 4.0];
 
 /// How writing transactions are run.
@@ -55,8 +57,8 @@ pub struct Database(Arc<Inner>);
 struct Inner {
     manager: Manager,
     pool: Pool<Manager>,
-    /// One for each connection of the pool, so that calls wait here and not on threads.
-    permits: Arc<Semaphore>,
+    /// Who may use a connection of the pool, so that calls wait here and not on threads.
+    shares: Shares,
     writer: Option<Writer>,
     /// How long calls waited for a connection of the pool.
     wait_histogram: Histogram,
@@ -65,46 +67,62 @@ struct Inner {
 impl Inner {
     /// A connection outside the pool, that may write.
     fn connect(&self) -> Result<Connection, Error> {
-        Manager { read_only: false, ..self.manager.clone() }.connect()
+        self.manager.writing().connect()
+    }
+
+    /// A read of one statement needs none, where settings belong to the session.
+    fn needs_transaction(&self, purpose: Purpose) -> bool {
+        purpose != Purpose::Read || self.manager.is_pooled
+    }
+
+    /// A connection on which the transaction has begun. If that fails, nothing was run yet, so another one is tried.
+    fn begin(&self, first: GotFromPool, purpose: Purpose) -> Result<Pooled, Error> {
+        let got = |got: GotFromPool| got.map_err(|error| Error::Unavailable(error.to_string()));
+        let mut connection = got(first)?;
+        if !self.needs_transaction(purpose) || connection.begin(purpose, self.manager.is_pooled).is_ok() {
+            return Ok(connection);
+        }
+        self.manager.discard(&mut connection);
+        drop(connection);
+        let mut connection = got(self.pool.get())?;
+        connection.begin(purpose, self.manager.is_pooled)?;
+        Ok(connection)
     }
 }
 
 impl Database {
-    /// Opens the database and connects once, so that a wrong URL is noticed at the start.
+    /// Opens the database and connects once, so that what cannot work is noticed at the start.
     ///
     /// # Errors
-    /// A SQLite file that does not exist, unless `create` is set; a server that cannot be reached; a URL that asks for
-    /// TLS of a build whose libpq has none.
+    /// A SQLite file that does not exist, unless `create` is set, or that cannot be written; a server that cannot be
+    /// reached, is too old, or does not store UTF-8; a URL that asks for TLS of a build whose libpq has none, or for
+    /// options that a connection pooler ignores.
     pub fn open(url: &Url, create: bool, writes: Writes) -> Result<Self, Error> {
-        if let Url::Sqlite(path) = url
-            && !create
-            && !path.exists()
-        {
-            return Err(Error::Unavailable(format!(
-                "{} does not exist; `serve --create` and `migrate --create` create an empty database there",
-                path.display()
-            )));
+        opening::check_url(url, create)?;
+        let (manager, mut connection) = Manager::open(url)?;
+        opening::check_server(&mut connection)?;
+        drop(connection);
+        if manager.is_pooled {
+            tracing::info!("behind a connection pooler reads are transactions, and no statement is prepared");
         }
-        let manager = Manager { url: url.clone(), read_only: matches!(url, Url::Sqlite(_)) };
-        Manager { read_only: false, ..manager.clone() }.connect()?;
         let pool = Pool::builder()
             .max_size(POOL_SIZE)
             // A file would be opened on a thread of the pool, even while the pool is dropped.
             .min_idle(Some(u32::from(!manager.read_only)))
             .connection_timeout(POOL_WAIT)
-            .test_on_check_out(false)
-            .error_handler(Box::new(r2d2::LoggingErrorHandler))
+            // The check asks only the system, which knows of most closed connections.
+            .test_on_check_out(true)
+            .error_handler(Box::new(LogErrors))
             .build_unchecked(manager.clone());
         let serial = writes == Writes::Serial || matches!(url, Url::Sqlite(_));
-        let writer = serial.then(|| Writer::start(Manager { read_only: false, ..manager.clone() }));
-        let permits = Arc::new(Semaphore::new(POOL_SIZE as usize));
+        let writer = serial.then(|| Writer::start(manager.writing()));
         let wait_histogram = HistogramOpts::new(
             "database_connection_wait_seconds",
             "How long calls waited for a connection to the database; short reads of SQLite that found one at once are not among them.",
         );
         let wait_histogram = Histogram::with_opts(wait_histogram.buckets(WAIT_BUCKETS.to_vec()))
             .map_err(|error| Error::Query(error.to_string()))?;
-        Ok(Self(Arc::new(Inner { manager, pool, permits, writer, wait_histogram })))
+        Ok(Self(Arc::new(Inner { manager, pool, shares: Shares::new(), writer, wait_histogram })))
     }
 
     /// Runs a short read: a few rows by key. On SQLite it runs on the calling thread, which is faster than
@@ -123,10 +141,11 @@ impl Database {
         {
             return guarded(&mut connection, read);
         }
-        self.list(read).await
+        self.blocking(Purpose::Read, false, read).await
     }
 
-    /// Runs a longer read, away from the threads that serve calls.
+    /// Runs a longer read, away from the threads that serve calls. Longer reads and snapshots have at most half of the
+    /// connections.
     ///
     /// # Errors
     /// The error of `read`; [`Error`] if it could not be run.
@@ -136,7 +155,7 @@ impl Database {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        self.blocking(move |connection| guarded(connection, read)).await
+        self.blocking(Purpose::Read, true, read).await
     }
 
     /// Runs a longer read of several statements that all see the state of the database at the first statement,
@@ -150,15 +169,7 @@ impl Database {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        self.blocking(move |connection| {
-            connection.begin_snapshot()?;
-            let result = guarded(connection, read);
-            if let Err(error) = connection.roll_back() {
-                tracing::warn!(?error, "the end of a snapshot failed; the connection is dropped");
-            }
-            result
-        })
-        .await
+        self.blocking(Purpose::Snapshot, true, read).await
     }
 
     /// Runs a writing transaction. It is committed if `write` returns `Ok`, and the result is returned after the
@@ -176,24 +187,24 @@ impl Database {
         if let Some(writer) = &self.0.writer {
             return writer.write(write).await;
         }
-        self.blocking(move |connection| {
-            connection.begin()?;
-            let result = guarded(connection, write).and_then(|value| {
-                // PostgreSQL answers the commit of a transaction in which a statement failed with a
-                // silent rollback; any statement before it fails loudly.
-                connection.probe().map(|()| value).map_err(E::from)
-            });
-            match result {
-                Ok(value) => connection.commit().map(|()| value).map_err(E::from),
-                Err(error) => {
-                    if let Err(error) = connection.roll_back() {
-                        tracing::warn!(?error, "a rollback failed; the connection is dropped");
-                    }
-                    Err(error)
-                }
-            }
-        })
-        .await
+        self.blocking(Purpose::Write, false, write).await
+    }
+
+    /// Runs a writing transaction that shares its commit with no other, for what is no call: it holds its locks until its
+    /// own end only, and not while another change waits for one. The write lock of SQLite makes that needless there.
+    ///
+    /// # Errors
+    /// As [`Database::write`].
+    pub async fn write_apart<T, E, F>(&self, write: F) -> Result<T, E>
+    where
+        F: FnOnce(&mut Connection) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        match self.0.manager.url {
+            Url::Sqlite(_) => self.write(write).await,
+            Url::Postgres(_) => self.blocking(Purpose::Write, false, write).await,
+        }
     }
 
     /// Rewrites the file of SQLite, which otherwise keeps deleted and replaced data in its free space and its log
@@ -233,30 +244,41 @@ impl Database {
         self.0.writer.as_ref().map(Writer::waiting)
     }
 
-    async fn blocking<T, E, F>(&self, run: F) -> Result<T, E>
+    async fn blocking<T, E, F>(&self, purpose: Purpose, is_longer: bool, run: F) -> Result<T, E>
     where
-        F: FnOnce(&mut Pooled) -> Result<T, E> + Send + 'static,
+        F: FnOnce(&mut Connection) -> Result<T, E> + Send + 'static,
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        let busy = || Error::Unavailable("no connection became free in time".into());
         let began = Instant::now();
-        let permit = tokio::time::timeout(POOL_WAIT, self.0.permits.clone().acquire_owned()).await;
-        if permit.is_err() {
+        let share = self.0.shares.take(is_longer).await;
+        if share.is_err() {
             self.0.wait_histogram.observe(began.elapsed().as_secs_f64());
         }
-        let permit = permit.map_err(|_| busy())?.map_err(|_| busy())?;
+        let share = share?;
         let inner = Arc::clone(&self.0);
         let job = move || {
-            let _permit = permit;
+            let _share = share;
             let connection = inner.pool.get();
             inner.wait_histogram.observe(began.elapsed().as_secs_f64());
-            let mut connection = connection.map_err(|error| Error::Unavailable(error.to_string()))?;
-            let result = run(&mut connection);
-            // The pool does not check connections, which would cost a round trip each time. So a failed run finds out
-            // whether the server has closed the connection, which is then not used again.
-            if result.is_err() {
-                connection.is_dead = connection.probe().is_err();
+            let mut connection = inner.begin(connection, purpose)?;
+            error::take_trouble();
+            let mut is_begun = inner.needs_transaction(purpose);
+            let result = guarded(&mut connection, run).and_then(|value| {
+                if purpose == Purpose::Write {
+                    // PostgreSQL answers the commit of a transaction in which a statement failed with a
+                    // silent rollback; any statement before it fails loudly.
+                    connection.probe()?;
+                    is_begun = false;
+                    connection.commit()?;
+                }
+                Ok(value)
+            });
+            if is_begun && let Err(error) = connection.roll_back() {
+                tracing::warn!(?error, "a rollback failed; the connection is dropped");
+            }
+            if error::take_trouble() {
+                inner.manager.examine(&mut connection);
             }
             result
         };
@@ -273,3 +295,4 @@ struct Checkpoint {
 }
 
 type Pooled = r2d2::PooledConnection<Manager>;
+type GotFromPool = Result<Pooled, r2d2::PoolError>;

@@ -1,8 +1,12 @@
 //! The URL of a database.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+
+use clap::builder::{TypedValueParser, ValueParserFactory};
+use clap::error::ErrorKind;
 
 /// The URL of a database. Its `Display` and `Debug` never show a password.
 #[derive(Clone)]
@@ -29,6 +33,36 @@ impl FromStr for Url {
             }
             _ => Err("the database URL must be sqlite:PATH or postgres://USER@HOST/NAME".into()),
         }
+    }
+}
+
+/// Reads the setting. Its refusal does not show the URL, which may hold a password.
+#[derive(Clone)]
+pub struct UrlParser;
+
+impl ValueParserFactory for Url {
+    type Parser = UrlParser;
+
+    fn value_parser() -> UrlParser {
+        UrlParser
+    }
+}
+
+impl TypedValueParser for UrlParser {
+    type Value = Url;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        setting: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<Url, clap::Error> {
+        let url = value.to_str().ok_or_else(|| "the database URL must be UTF-8".to_owned());
+        url.and_then(str::parse).map_err(|problem| {
+            let setting = setting.map(ToString::to_string).unwrap_or_default();
+            let message = format!("invalid value for '{setting}': {problem}\n");
+            clap::Error::raw(ErrorKind::ValueValidation, message).with_cmd(command)
+        })
     }
 }
 

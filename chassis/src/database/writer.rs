@@ -10,7 +10,8 @@ use std::thread::{self, JoinHandle};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Connection, Error, Manager, Url};
+use super::connection::Purpose;
+use super::{Connection, Error, Manager, PooledConnection, Url, error};
 
 /// Commands of one commit. Beyond this the gain of a larger batch is small and its delay is not.
 const BATCH_MAX: usize = 128;
@@ -87,28 +88,44 @@ impl Writer {
 }
 
 fn work(manager: &Manager, mut queue: mpsc::Receiver<Job>) {
-    let mut idle: Option<Connection> = None;
+    let mut idle: Option<PooledConnection> = None;
     while let Some(first) = queue.blocking_recv() {
-        let connection = idle.take().map_or_else(|| manager.connect(), Ok);
-        match connection {
+        match begun(manager, idle.take()) {
             Err(error) => (first(Err(error)).answer)(None),
             Ok(mut connection) => {
                 if batch(&mut connection, first, &mut queue) {
+                    if error::take_trouble() {
+                        manager.examine(&mut connection);
+                    }
                     idle = Some(connection);
                 } else {
                     tracing::warn!("a batch of writes failed; starting over on a new connection");
+                    manager.examine(&mut connection);
                 }
             }
         }
     }
 }
 
-/// Runs one batch; false if the connection must not be used again.
-fn batch(connection: &mut Connection, first: Job, queue: &mut mpsc::Receiver<Job>) -> bool {
-    if let Err(error) = connection.begin() {
-        (first(Err(error)).answer)(None);
-        return false;
+/// A connection on which a transaction has begun: a new one where that fails on the idle one.
+fn begun(manager: &Manager, idle: Option<PooledConnection>) -> Result<PooledConnection, Error> {
+    if let Some(mut connection) = idle
+        && manager.is_current(&mut connection)
+    {
+        match connection.begin(Purpose::Write, manager.is_pooled) {
+            Ok(()) => return Ok(connection),
+            Err(error) if matches!(manager.url, Url::Sqlite(_)) => return Err(error),
+            Err(_) => manager.discard(&mut connection),
+        }
     }
+    let mut connection = manager.connect_pooled()?;
+    connection.begin(Purpose::Write, manager.is_pooled)?;
+    Ok(connection)
+}
+
+/// Runs one batch in the transaction that has begun; false if the connection must not be used again.
+fn batch(connection: &mut Connection, first: Job, queue: &mut mpsc::Receiver<Job>) -> bool {
+    error::take_trouble();
     let mut answers = Vec::new();
     let mut next = Some(first);
     let mut outcome = Ok(());
@@ -153,7 +170,8 @@ mod tests {
     async fn dropping_the_writer_closes_its_file() {
         let folder = tempfile::tempdir().unwrap();
         let (file, log) = (folder.path().join("a.sqlite"), folder.path().join("a.sqlite-wal"));
-        let writer = Writer::start(Manager { url: Url::Sqlite(file), read_only: false });
+        let (manager, _) = Manager::open(&Url::Sqlite(file)).unwrap();
+        let writer = Writer::start(manager.writing());
         let create = |connection: &mut Connection| {
             crate::query!(connection, c => c.batch_execute("CREATE TABLE t (id TEXT)")).map_err(Error::from)
         };

@@ -35,6 +35,7 @@ use super::record::CallRecord;
 use super::{METADATA_BYTES_MAX, Options};
 use crate::auth::access::{self, AccessPolicy};
 use crate::auth::{self, Caller};
+use crate::database::share;
 use crate::form::Form;
 use crate::metrics::{Calls, UNKNOWN_PATH};
 use crate::status::{failure, internal};
@@ -288,13 +289,16 @@ impl Shared {
         let extensions = request.extensions_mut();
         extensions.insert(CallId(record.call_id.clone()));
         extensions.insert(Deadline(deadline));
+        let is_internal = caller.tenant_kind == self.options.identities.vocabulary().internal_kind;
+        let tenant = if is_internal { share::INTERNAL } else { Tenant::of(&caller) };
         extensions.insert(caller);
         let request =
             request.map(|body| Body::new(CountedBody::new(body, is_packed, memory.clone(), domain)));
 
         let log_span =
             tracing::info_span!("call", id = %record.call_id, path, trace_id = record.span.trace_id());
-        let answer = record.span.around(async move { inner.call(request).await });
+        let answer = async move { share::on_behalf_of(tenant, inner.call(request)).await };
+        let answer = record.span.around(answer);
         let answer = AssertUnwindSafe(answer).catch_unwind();
         let guarded = async move {
             // The calls that arrived together are all admitted, queued or refused before the first of them runs. Calls

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a fixture that does not work fails the test")]
 
+mod housekeeping;
 mod migrations;
 mod opening;
 mod outages;
@@ -14,6 +15,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use chassis::clock::new_salt;
 use chassis::database::{Connection, Database, Error, Url, Writes};
@@ -30,6 +32,12 @@ use tokio::sync::oneshot;
 use schema::thing;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("tests/migrations");
+
+/// Those of a later version.
+const LATER: EmbeddedMigrations = embed_migrations!("tests/migrations_later");
+
+/// Those of another service.
+const OTHERS: EmbeddedMigrations = embed_migrations!("tests/migrations_of_another");
 
 /// As many connections as the pool has, and so the most that can be found dead in it.
 const POOL_SIZE: usize = 8;
@@ -93,6 +101,11 @@ struct Home {
 
 impl Home {
     fn new(backend: Backend) -> Self {
+        Self::with_options(backend, "")
+    }
+
+    /// With further options of the server, as a URL writes them.
+    fn with_options(backend: Backend, options: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         match backend {
             Backend::Sqlite => {
@@ -104,8 +117,9 @@ impl Home {
                 let schema = format!("test_bridge_{}", new_salt());
                 server().batch_execute(&format!("CREATE SCHEMA {schema}")).unwrap();
                 let and = if base.contains('?') { '&' } else { '?' };
+                let name = &schema[..40];
                 let url =
-                    format!("{base}{and}options=-csearch_path%3D{schema}&application_name={}", &schema[..40]);
+                    format!("{base}{and}options=-csearch_path%3D{schema}{options}&application_name={name}");
                 Self { url: url.parse().unwrap(), folder, schema: Some(schema) }
             }
         }
@@ -135,6 +149,16 @@ impl Home {
 
     fn stored(&self) -> BTreeSet<String> {
         names(&mut self.independent()).unwrap().into_iter().collect()
+    }
+
+    /// Until the server has ended every connection of the bridge by itself.
+    fn wait_for_end_of_connections(&self) {
+        let name = &self.schema.as_ref().unwrap()[..40];
+        let left = format!("SELECT pid FROM pg_stat_activity WHERE application_name = '{name}'");
+        let mut server = server();
+        while sql_query(&left).execute(&mut server).unwrap() > 0 {
+            thread::yield_now();
+        }
     }
 
     /// Ends every connection of the bridge, as a restart of the server would.

@@ -47,3 +47,22 @@ fn several_processes_create_and_migrate_one_sqlite_file() {
         assert!(outcomes.iter().all(Result::is_ok), "round {round}: {outcomes:?}");
     }
 }
+
+/// A migration that waits for a table in use has all calls wait behind it, so it gives up soon, and undone.
+#[tokio::test]
+async fn a_migration_does_not_wait_for_long_for_a_table_in_use() {
+    let Some(backend) = Backend::postgres() else { return };
+    let home = Home::new(backend);
+    let database = home.open(Writes::Serial);
+    let mut reader = home.independent();
+    query!(&mut reader, c => c.batch_execute("BEGIN; SELECT name FROM thing")).unwrap();
+    let migrating = database.clone();
+    let migrating = tokio::task::spawn_blocking(move || migrating.migrate(LATER));
+    let given_up = tokio::time::timeout(Duration::from_secs(20), migrating).await;
+    let refused = given_up.expect("it waits on").unwrap().unwrap_err().to_string();
+    assert!(refused.contains("000003") && refused.contains("run it again"), "{refused}");
+    query!(&mut reader, c => c.batch_execute("COMMIT")).unwrap();
+    assert!(database.check_schema(LATER).is_err());
+    database.migrate(LATER).unwrap();
+    database.check_schema(LATER).unwrap();
+}

@@ -63,9 +63,11 @@ fn a_missing_sqlite_file_is_made_only_when_asked_for() {
 
     let nowhere = home.folder.path().join("no folder").join("things.sqlite");
     let nowhere: Url = format!("sqlite:{}", nowhere.display()).parse().unwrap();
-    for create in [false, true] {
-        let opened = Database::open(&nowhere, create, Writes::Serial);
-        assert!(matches!(opened.err(), Some(Error::Unavailable(_))), "create: {create}");
+    for (create, why) in [(false, "does not exist"), (true, "cannot be created")] {
+        let Err(refused) = Database::open(&nowhere, create, Writes::Serial) else {
+            panic!("create: {create}")
+        };
+        assert!(refused.to_string().contains(why), "create: {create}: {refused}");
     }
 }
 
@@ -87,7 +89,7 @@ fn a_url_that_needs_tls_is_refused_by_a_build_without_it() {
     };
     // The complaint is about TLS, not about the port that nothing listens on.
     let words = refused.to_string();
-    assert!(words.contains("sslmode") && words.contains("SSL support"), "{words}");
+    assert!(words.contains("sslmode=require") && words.contains("--no-default-features"), "{words}");
 }
 
 #[test]
@@ -101,5 +103,50 @@ fn a_schema_is_refused_until_it_is_migrated() {
         database.check_schema(MIGRATIONS).unwrap();
         database.migrate(MIGRATIONS).unwrap();
         assert_eq!(home.stored(), BTreeSet::new(), "{backend:?}");
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn only_its_owner_reads_a_new_sqlite_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = Home::new(Backend::Sqlite);
+    let database = home.open(Writes::Serial);
+    write(&database, "name").await.unwrap();
+    let mut files = 0;
+    for file in std::fs::read_dir(home.folder.path()).unwrap() {
+        let file = file.unwrap();
+        let mode = file.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{:?}: {mode:o}", file.file_name());
+        files += 1;
+    }
+    assert!(files >= 2, "the log is among them");
+}
+
+#[test]
+fn a_database_that_does_not_store_utf_8_is_refused() {
+    let Some(_) = Backend::postgres() else { return };
+    let name = format!("test_latin_{}", &new_salt()[..20]);
+    let create = format!("CREATE DATABASE {name} ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0");
+    server().batch_execute(&create).unwrap();
+    let base = postgres_url().unwrap();
+    let (server_part, parameters) = base.split_once('?').unwrap_or((&base, ""));
+    let (address, _) = server_part.rsplit_once('/').unwrap();
+    let url: Url = format!("{address}/{name}?{parameters}").parse().unwrap();
+    let refused = Database::open(&url, false, Writes::Serial).map(drop).unwrap_err();
+    server().batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")).unwrap();
+    assert!(refused.to_string().contains("SQL_ASCII and must be UTF8"), "{refused}");
+}
+
+#[test]
+fn the_database_of_another_service_is_refused() {
+    for backend in Backend::all() {
+        let home = Home::new(backend);
+        let database = home.open(Writes::Serial);
+        for outcome in [database.migrate(OTHERS), database.check_schema(OTHERS)] {
+            let refused = outcome.unwrap_err().to_string();
+            assert!(refused.contains("another service"), "{backend:?}: {refused}");
+        }
+        database.check_schema(MIGRATIONS).unwrap();
     }
 }

@@ -21,7 +21,7 @@ use self::checks::{Agreements, Orders, check};
 use self::load::{Done, Load};
 use crate::databases::{Backend, State};
 use crate::fixtures;
-use crate::harness::failover_pair::FailoverPair;
+use crate::harness::postgres_servers::FailoverPair;
 use crate::history::History;
 use crate::processes::{Processes, verify};
 

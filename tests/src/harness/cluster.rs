@@ -21,6 +21,8 @@ use super::stack::{Alias, Stack};
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub backend: Backend,
+    /// The databases of agreement-svc and order-svc to use instead of new ones.
+    pub databases: Option<[Url; 2]>,
     pub clock: Clock,
     /// 0 is any free port.
     pub agreement_port: u16,
@@ -48,6 +50,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             backend: Backend::Sqlite,
+            databases: None,
             clock: Clock::system(),
             agreement_port: 0,
             order_port: 0,
@@ -71,6 +74,7 @@ impl Setup {
         let Self {
             // Where it keeps things, its clock and how fast it is are the stack's own, and it is secured.
             backend: _,
+            databases,
             clock: _,
             gate_deadline_ms: _,
             worker_threads: _,
@@ -85,7 +89,8 @@ impl Setup {
             acceptance_changes_max,
             smtp,
         } = self;
-        let is_usual = (*agreement_port, *order_port) == (0, 0)
+        let is_usual = databases.is_none()
+            && (*agreement_port, *order_port) == (0, 0)
             && *calls_max == Self::default().calls_max
             && *subscriptions_max == Self::default().subscriptions_max
             && *acceptance_changes_max == Self::default().acceptance_changes_max
@@ -130,9 +135,12 @@ impl Cluster {
         let own_pki = setup.secured && alias.is_none();
         let pki = own_pki.then(|| Pki::new(setup.clock.clone())).transpose()?;
         let tls = pki.as_ref().map(|pki| pki.client_tls(Some("client")));
-        let database = state.database(setup.backend, "agreements")?;
-        let agreements = Service::new(setup.agreement_port, database, tls.clone())?;
-        let orders = Service::new(setup.order_port, state.database(setup.backend, "orders")?, tls)?;
+        let [agreements, orders] = match &setup.databases {
+            Some(databases) => databases.clone(),
+            None => [state.database(setup.backend, "agreements")?, state.database(setup.backend, "orders")?],
+        };
+        let agreements = Service::new(setup.agreement_port, agreements, tls.clone())?;
+        let orders = Service::new(setup.order_port, orders, tls)?;
         let mut cluster = Self {
             setup,
             pki,

@@ -30,28 +30,29 @@ const WAITING_PER_SLOT: usize = 2;
 
 /// The slots of a process and the calls that wait for one. Clones share them.
 #[derive(Clone)]
-pub(in crate::server) struct CallQueue(Arc<Mutex<State>>);
+pub(crate) struct CallQueue(Arc<Mutex<State>>);
 
 /// A slot; dropping it hands it on to a waiting call, or frees it.
-pub(in crate::server) struct Slot {
+pub(crate) struct Slot {
     queue: CallQueue,
     tenant: Tenant,
 }
 
 /// The state of a call that is not refused.
-pub(in crate::server) enum Entry {
+pub(crate) enum Entry {
     Admitted(Slot),
     Waiting(Waiting),
 }
 
 /// A call in the queue; dropping it leaves the queue.
-pub(in crate::server) struct Waiting {
+pub(crate) struct Waiting {
     queue: CallQueue,
     tenant: Tenant,
     number: u64,
     slot: oneshot::Receiver<Slot>,
     is_queued: bool,
     overload: Overload,
+    wait_max: Duration,
 }
 
 struct State {
@@ -62,16 +63,28 @@ struct State {
     /// The tenants that have waiting calls, the next one first.
     turns: VecDeque<Tenant>,
     last_number: u64,
+    wait_max: Duration,
 }
 
 impl CallQueue {
     pub(in crate::server) fn new(slots: usize, internal_kind: &'static str) -> Self {
+        Self::bounded(slots, slots * WAITING_PER_SLOT, WAIT_MAX, internal_kind)
+    }
+
+    /// A queue in which that many may wait, each for that long at most.
+    pub(crate) fn bounded(
+        slots: usize,
+        waiting_max: usize,
+        wait_max: Duration,
+        internal_kind: &'static str,
+    ) -> Self {
         Self(Arc::new(Mutex::new(State {
             slots: Shares::new(slots, internal_kind),
-            waiting: Shares::new(slots * WAITING_PER_SLOT, internal_kind),
+            waiting: Shares::new(waiting_max, internal_kind),
             queues: HashMap::new(),
             turns: VecDeque::new(),
             last_number: 0,
+            wait_max,
         })))
     }
 
@@ -79,7 +92,7 @@ impl CallQueue {
     ///
     /// # Errors
     /// The tenant may not take a slot now, and too many calls wait already.
-    pub(in crate::server) fn enter(&self, tenant: Tenant) -> Result<Entry, Overload> {
+    pub(crate) fn enter(&self, tenant: Tenant) -> Result<Entry, Overload> {
         let mut state = self.state();
         match state.slots.check(tenant, 1) {
             // The tenant has no waiting calls, or the last release would have admitted one.
@@ -90,8 +103,16 @@ impl CallQueue {
             Err(overload) => {
                 state.waiting.check(tenant, 1).map_err(|_| overload)?;
                 let (number, slot) = state.push(tenant);
-                let queue = self.clone();
-                Ok(Entry::Waiting(Waiting { queue, tenant, number, slot, is_queued: true, overload }))
+                let (queue, wait_max) = (self.clone(), state.wait_max);
+                Ok(Entry::Waiting(Waiting {
+                    queue,
+                    tenant,
+                    number,
+                    slot,
+                    is_queued: true,
+                    overload,
+                    wait_max,
+                }))
             }
         }
     }
@@ -180,8 +201,8 @@ impl Waiting {
     ///
     /// # Errors
     /// No slot became free in time.
-    pub(in crate::server) async fn slot(mut self) -> Result<Slot, Overload> {
-        match timeout(WAIT_MAX, &mut self.slot).await {
+    pub(crate) async fn slot(mut self) -> Result<Slot, Overload> {
+        match timeout(self.wait_max, &mut self.slot).await {
             Ok(Ok(slot)) => {
                 self.is_queued = false;
                 Ok(slot)

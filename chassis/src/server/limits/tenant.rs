@@ -34,7 +34,7 @@ pub enum Overload {
 
 /// The holder of a permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(in crate::server) struct Tenant(&'static str, Uuid);
+pub(crate) struct Tenant(&'static str, Uuid);
 
 /// The permits that are taken, by tenant.
 #[derive(Debug)]
@@ -85,8 +85,13 @@ impl Drop for Permit {
 }
 
 impl Tenant {
-    pub(in crate::server) fn of(caller: &Caller) -> Self {
+    pub(crate) fn of(caller: &Caller) -> Self {
         Self(caller.tenant_kind, caller.tenant_id)
+    }
+
+    /// The process itself, and the internal services that act for all tenants.
+    pub(crate) const fn internal(kind: &'static str) -> Self {
+        Self(kind, Uuid::nil())
     }
 
     /// A connection takes the part of the tenant for callers without an identity.
@@ -97,7 +102,7 @@ impl Tenant {
 
 #[cfg(test)]
 impl Tenant {
-    pub(in crate::server) const fn test(kind: &'static str, id: u128) -> Self {
+    pub(crate) const fn test(kind: &'static str, id: u128) -> Self {
         Self(kind, Uuid::from_u128(id))
     }
 }

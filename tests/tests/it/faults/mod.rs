@@ -1,6 +1,7 @@
 //! Fault injection: races, crashes, cut connections and overload.
 
 mod crashes;
+mod databases;
 mod overload;
 mod races;
 pub(crate) mod relay;

@@ -1,0 +1,115 @@
+//! The connections of the pool, shared as calls are: a tenant holds as many as remain free, waiting reads and writes get
+//! theirs round robin by tenant, and internal services and the process's own workers are limited by the total only.
+//! Longer reads have at most half of the connections, so that they leave some to reads of a few rows and to writes.
+
+use std::future::Future;
+use std::time::Duration;
+
+use super::{Error, POOL_SIZE};
+use crate::server::limits::queue::{CallQueue, Entry, Slot};
+use crate::server::limits::tenant::Tenant;
+
+/// Who has no share: the process itself, and the internal services that act for all tenants.
+pub(crate) const INTERNAL: Tenant = Tenant::internal(INTERNAL_KIND);
+
+const INTERNAL_KIND: &str = "INTERNAL";
+
+/// How long a call waits for its turn before it fails.
+const WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// Reads and writes that may wait: no limit of its own, since the calls in progress are limited already.
+const WAITING_MAX: usize = usize::MAX / 2;
+
+tokio::task_local! {
+    static TENANT: Tenant;
+}
+
+/// Runs the handler of a call whose reads and writes count against the share of a tenant.
+pub(crate) async fn on_behalf_of<F: Future>(tenant: Tenant, call: F) -> F::Output {
+    TENANT.scope(tenant, call).await
+}
+
+/// Who may use how many connections.
+pub(super) struct Shares {
+    all: CallQueue,
+    longer: CallQueue,
+}
+
+/// The right to one connection.
+pub(super) struct Share {
+    _connection: Slot,
+    _longer: Option<Slot>,
+}
+
+impl Shares {
+    pub(super) fn new() -> Self {
+        let queue = |slots| CallQueue::bounded(slots, WAITING_MAX, WAIT_MAX, INTERNAL_KIND);
+        let all = POOL_SIZE as usize;
+        Self { all: queue(all), longer: queue(all / 2) }
+    }
+
+    /// Waits for the right to one connection.
+    ///
+    /// # Errors
+    /// It was not this call's turn in time.
+    pub(super) async fn take(&self, is_longer: bool) -> Result<Share, Error> {
+        let tenant = TENANT.try_with(|tenant| *tenant).unwrap_or(INTERNAL);
+        let longer = if is_longer { Some(slot(&self.longer, tenant).await?) } else { None };
+        Ok(Share { _connection: slot(&self.all, tenant).await?, _longer: longer })
+    }
+}
+
+async fn slot(queue: &CallQueue, tenant: Tenant) -> Result<Slot, Error> {
+    let slot = match queue.enter(tenant) {
+        Ok(Entry::Admitted(slot)) => Ok(slot),
+        Ok(Entry::Waiting(waiting)) => waiting.slot().await,
+        Err(full) => Err(full),
+    };
+    slot.map_err(|_| Error::Unavailable("no connection became free in time".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use futures_util::future::join_all;
+
+    use super::*;
+
+    const GREEDY: Tenant = Tenant::test("TENANT", 1);
+    const MODEST: Tenant = Tenant::test("TENANT", 2);
+
+    /// How many connections a tenant gets at once, of that many that it asks for.
+    async fn taken(shares: &Shares, tenant: Tenant, is_longer: bool, asked: usize) -> Vec<Share> {
+        let now = async || on_behalf_of(tenant, shares.take(is_longer)).now_or_never();
+        join_all((0..asked).map(|_| now())).await.into_iter().flatten().map(|share| share.unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn longer_reads_leave_connections_to_all_others() {
+        let shares = Shares::new();
+        let greedy = taken(&shares, GREEDY, true, 128).await;
+        let all = taken(&shares, INTERNAL, true, 128).await;
+        assert_eq!((greedy.len(), all.len()), (2, 2), "longer reads have half of the connections");
+        let more = taken(&shares, GREEDY, false, 128).await;
+        assert_eq!(more.len(), 1, "it then holds as many as are free");
+        assert_eq!(taken(&shares, MODEST, false, 1).await.len(), 1);
+        assert_eq!(taken(&shares, INTERNAL, false, 128).await.len(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_released_connection_goes_to_the_tenant_whose_turn_it_is() {
+        let shares = Shares::new();
+        let held = taken(&shares, INTERNAL, false, 8).await;
+        let mut greedy: Vec<_> =
+            (0..128).map(|_| Box::pin(on_behalf_of(GREEDY, shares.take(false)))).collect();
+        for waiting in &mut greedy {
+            assert!(waiting.now_or_never().is_none());
+        }
+        let mut modest = Box::pin(on_behalf_of(MODEST, shares.take(false)));
+        assert!((&mut modest).now_or_never().is_none());
+        drop(held);
+        assert!(modest.await.is_ok(), "it does not wait for the 128 that came before it");
+        let outcomes = join_all(greedy).await;
+        assert!(outcomes.iter().any(Result::is_err), "what waits for too long fails");
+    }
+}

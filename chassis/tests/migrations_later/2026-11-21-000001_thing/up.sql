@@ -1,0 +1,4 @@
+CREATE TABLE thing (
+    name TEXT PRIMARY KEY,
+    payload BYTEA NOT NULL
+);
