@@ -423,7 +423,7 @@ fn a_database_url_is_not_shown() {
 fn a_command_hears_a_signal() {
     const TERMINATION: u64 = 1 << (15 - 1);
     let folder = tempfile::tempdir().unwrap();
-    // Opening a pipe waits for whoever writes to it.
+    // Opening a pipe waits for a writer.
     let pipe = folder.path().join("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let mut command = Command::new(env!("CARGO_BIN_EXE_agreement-svc"));

@@ -91,7 +91,7 @@ async fn connections_to_a_server_that_has_become_read_only_are_replaced() {
 
 /// Passing trouble is known by its code, and in whatever language the server words it.
 #[tokio::test]
-async fn trouble_that_passes_is_told_from_defects() {
+async fn trouble_that_passes_is_no_defect() {
     const PASSING: [&str; 18] = [
         "08000", "08003", "08006", "08P01", "25006", "40001", "40P01", "53000", "53100", "53200", "53300",
         "53400", "55006", "55P03", "57014", "57P01", "57P03", "58030",
