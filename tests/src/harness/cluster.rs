@@ -38,6 +38,9 @@ pub struct Setup {
     pub secured: bool,
     /// A mail server to use instead of the cluster's mail folder, as `--smtp` names it.
     pub smtp: Option<String>,
+    /// 0 sends each announcement by itself and at once.
+    pub mail_interval_seconds: u16,
+    pub mails_per_day: u32,
 }
 
 impl Default for Setup {
@@ -55,6 +58,8 @@ impl Default for Setup {
             calls_max: 256,
             secured: false,
             smtp: None,
+            mail_interval_seconds: 0,
+            mails_per_day: u32::MAX,
         }
     }
 }
@@ -69,6 +74,9 @@ impl Setup {
             gate_deadline_ms: _,
             worker_threads: _,
             secured: _,
+            // So is how often it sends mails.
+            mail_interval_seconds: _,
+            mails_per_day: _,
             agreement_port,
             order_port,
             agreements_at,
@@ -397,6 +405,8 @@ impl Cluster {
                 smtp_password_file: None,
                 mail_from: "agreements@vendor.example".parse().map_err(|_| "no address")?,
                 mail_folder: self.mail_folder(),
+                mail_interval_seconds: self.setup.mail_interval_seconds,
+                mails_per_day: self.setup.mails_per_day,
             },
             metrics_listen: None,
             worker_threads: self.setup.worker_threads,

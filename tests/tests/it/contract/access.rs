@@ -37,19 +37,20 @@ use uuid::Uuid;
 /// turned away: no identity | a partner user with ADMIN_AGENT, SALES_AGENT, HELPDESK_AGENT, GLOBAL_ADMIN,
 /// no role | a customer user with GLOBAL_ADMIN, without that role | an operator | a service.
 #[rustfmt::skip]
-const LET_IN: [(&str, &str); 52] = [
+const LET_IN: [(&str, &str); 53] = [
     ("/csp.agreement.v1.TemplateService/ListTemplates",          "- | A S H G n | G n | O | S"),
     ("/csp.agreement.v1.TemplateService/GetTemplate",            "- | A S H G n | G n | O | S"),
     ("/csp.agreement.v1.TemplateService/GetTemplateDocument",    "- | A S H G n | G n | O | S"),
     ("/csp.agreement.v1.TemplateService/PublishTemplateVersion", "- | - - - - - | - - | O | -"),
     ("/csp.agreement.v1.TemplateService/RetireTemplate",         "- | - - - - - | - - | O | -"),
     ("/csp.agreement.v1.PartnerService/RegisterPartner",         "- | - - - - - | - - | O | -"),
+    ("/csp.agreement.v1.PartnerService/UpdatePartner",           "- | - - - - - | - - | O | -"),
     ("/csp.agreement.v1.PartnerService/LinkReseller",            "- | - - - - - | - - | O | -"),
     ("/csp.agreement.v1.PartnerService/UnlinkReseller",          "- | - - - - - | - - | O | -"),
     ("/csp.agreement.v1.PartnerService/ListPartners",            "- | - - - - - | - - | O | -"),
     ("/csp.agreement.v1.PartnerService/GetPartner",              "- | A S H G - | - - | O | -"),
     ("/csp.agreement.v1.CustomerService/CreateCustomer",         "- | A S - - - | - - | - | -"),
-    ("/csp.agreement.v1.CustomerService/UpdateCustomer",         "- | A S - - - | - - | - | -"),
+    ("/csp.agreement.v1.CustomerService/UpdateCustomer",         "- | A S - - - | G - | O | -"),
     ("/csp.agreement.v1.CustomerService/GetCustomer",            "- | A S H G - | G - | O | -"),
     ("/csp.agreement.v1.CustomerService/ListCustomers",          "- | A S H G - | G - | O | -"),
     ("/csp.agreement.v1.CustomerService/EndRelationship",        "- | A S - - - | - - | - | -"),

@@ -134,6 +134,7 @@ async fn succeed(direct: &As) -> (String, String) {
         etag: customer.etag,
         company_name: format!("New {MARK}"),
         primary_contact: Some(marked_contact()),
+        ..UpdateCustomerRequest::default()
     };
     direct.customers().update_customer(marked(update)).await.unwrap();
     let invite = CreateInvitationRequest {
