@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::compose::compose;
 use super::{Delivery, HAND_OVER_MAX, Transport};
 use crate::rules::notification::{DueMail, Failure, RETRY_BASE, RETRY_MAX, after_failure};
-use crate::store::outbox::{Claim, mail_failed, mail_sent, mails_claim};
+use crate::store::outbox::{Claim, Turns, mail_failed, mail_sent, mails_claim};
 
 /// Lines to the mail server: as many connections as relays commonly grant to one client.
 const LINES: usize = 8;
@@ -50,14 +50,13 @@ pub(crate) async fn run(mailer: Mailer, mut commits: watch::Receiver<()>, stop: 
     let mailer = Arc::new(mailer);
     let mut busy = JoinSet::new();
     let mut idle: Vec<Delivery> = vec![];
-    // Whose turn was the last.
-    let mut last = None;
+    let mut turns = Turns::default();
     // There may be more than was claimed.
     let mut may_be_due = true;
     while !stop.is_cancelled() {
         if may_be_due && busy.len() < LINES {
             let free = LINES - busy.len();
-            let claimed = mailer.claim(free, &mut last).await;
+            let claimed = mailer.claim(free, &mut turns).await;
             let mails = claimed.unwrap_or_else(|error| {
                 tracing::warn!(%error, "mails cannot be claimed; trying again");
                 vec![]
@@ -90,16 +89,16 @@ pub(crate) async fn run(mailer: Mailer, mut commits: watch::Receiver<()>, stop: 
 }
 
 impl Mailer {
-    async fn claim(&self, limit: usize, last: &mut Option<String>) -> Result<Vec<DueMail>, Error> {
+    async fn claim(&self, limit: usize, turns: &mut Turns) -> Result<Vec<DueMail>, Error> {
         let (per_day, interval) = (self.per_day, self.interval);
         let claim = Claim { now: self.clock.now(), lease: LEASE, limit, per_day, interval };
-        let mut turn = last.clone();
+        let mut taken = std::mem::take(turns);
         let write = move |connection: &mut Connection| {
-            let mails = mails_claim(connection, &claim, &mut turn)?;
-            Ok::<_, Error>((mails, turn))
+            let mails = mails_claim(connection, &claim, &mut taken)?;
+            Ok::<_, Error>((mails, taken))
         };
-        let (mails, turn) = self.database.write(write).await?;
-        *last = turn;
+        let (mails, taken) = self.database.write(write).await?;
+        *turns = taken;
         Ok(mails)
     }
 

@@ -1,10 +1,11 @@
 //! The mail outbox: what is to be sent, claimed in turn.
 //!
 //! A mail is claimed by moving the due time of its rows forward, and due again when the process that claimed it does not
-//! finish. Partners take turns, whoever has more to send (ATT-9): what a partner queues delays no other one.
+//! finish. Partners take turns (ATT-9): what a partner queues delays no other one.
 //!
 //! What happens to it is no change of an acceptance: it takes no revision and no lock of the revision row.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use chassis::database::row::at;
@@ -29,6 +30,9 @@ const HELD_PER_TURN: i64 = 1000;
 /// Turns of one claim that may end without a mail: what they hold back stays held.
 const IDLE_TURNS_MAX: usize = 16;
 
+/// How long the mails of a sender's day are not counted anew, so that not each mail counts all of those before it.
+const COUNT_AGE_MAX: TimeDelta = TimeDelta::seconds(10);
+
 const QUEUED: &str = NotificationState::Queued.into_str();
 
 /// How mails are claimed.
@@ -45,13 +49,24 @@ pub(crate) struct Claim {
     pub interval: Duration,
 }
 
-/// Claims mails that are due: one of the sender after `last` in key order, then one of the next, and so on. `last`
-/// becomes the last of them. What another replica claims at the same moment is left to it.
+/// What a process remembers of the senders between two claims.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    /// Whose turn was the last.
+    last: Option<String>,
+    /// The mails of each sender's day: as they were counted at a time, and those claimed since.
+    counted: HashMap<String, (Time, i64)>,
+}
+
+/// Claims mails that are due: one of the sender after the last in key order, then one of the next, and so on. What
+/// another replica claims at the same moment is left to it.
 pub(crate) fn mails_claim(
     connection: &mut Connection,
     claim: &Claim,
-    last: &mut Option<String>,
+    turns: &mut Turns,
 ) -> Result<Vec<DueMail>, Error> {
+    let Turns { last, counted } = turns;
+    counted.retain(|_, (at, _)| (claim.now - *at).abs() < COUNT_AGE_MAX);
     let mut mails = vec![];
     let mut idle = 0;
     while mails.len() < claim.limit && idle < IDLE_TURNS_MAX {
@@ -64,7 +79,7 @@ pub(crate) fn mails_claim(
                 None => break,
             },
         };
-        match mail_of(connection, claim, &sender)? {
+        match mail_of(connection, claim, &sender, counted)? {
             Some(mail) => mails.push(mail),
             None => idle += 1,
         }
@@ -108,16 +123,32 @@ fn sender_after(connection: &mut Connection, now: Time, last: Option<&str>) -> R
 }
 
 /// Claims the next mail of a sender; none where it is held or waits for more.
-fn mail_of(connection: &mut Connection, claim: &Claim, sender: &str) -> Result<Option<DueMail>, Error> {
+fn mail_of(
+    connection: &mut Connection,
+    claim: &Claim,
+    sender: &str,
+    counted: &mut HashMap<String, (Time, i64)>,
+) -> Result<Option<DueMail>, Error> {
     // Rows without a partner may be of any, so that no limit fits them.
-    if !sender.is_empty() && mails_of_day(connection, claim.now, sender)? >= i64::from(claim.per_day) {
-        hold(connection, claim.now, sender)?;
-        return Ok(None);
+    if !sender.is_empty() {
+        let known = counted.get(sender).map(|(_, mails)| *mails);
+        if known.is_none_or(|mails| mails >= claim.per_day.into()) {
+            let mails = mails_of_day(connection, claim.now, sender)?;
+            counted.insert(sender.to_owned(), (claim.now, mails));
+            if mails >= claim.per_day.into() {
+                hold(connection, claim.now, sender)?;
+                return Ok(None);
+            }
+        }
     }
-    match notice_claim(connection, claim, sender)? {
-        Some(mail) => Ok(Some(mail)),
-        None => announcement_claim(connection, claim, sender),
+    let mail = match notice_claim(connection, claim, sender)? {
+        Some(mail) => Some(mail),
+        None => announcement_claim(connection, claim, sender)?,
+    };
+    if let (Some(_), Some((_, mails))) = (&mail, counted.get_mut(sender)) {
+        *mails += 1;
     }
+    Ok(mail)
 }
 
 /// How many mails of a sender were sent on the day.

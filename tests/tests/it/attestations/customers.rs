@@ -110,11 +110,11 @@ impl World {
             let files = files.map(|file| file.unwrap().path());
             let mails = files.filter(|path| path.extension().is_some_and(|end| end == "eml"));
             let mails = mails.map(|path| fs::read_to_string(path).unwrap());
-            let told =
+            let notice =
                 mails.filter(|mail| header(mail, "To") == contact.email && !mail.contains("Accepted by"));
-            told.collect::<Vec<_>>()
+            notice.collect::<Vec<_>>()
         };
-        eventually("the replaced contact is told", async || {
+        eventually("the replaced contact gets a notice", async || {
             let found = written();
             (found.len() >= count).then_some(())
         })
@@ -124,7 +124,7 @@ impl World {
 }
 
 /// ATT-9. No partner decides, or sees, where the announcements of another one go; the customer's administrator decides
-/// for all of them. An address that is replaced is told.
+/// for all of them. An address that is replaced gets a notice.
 #[apply(each_backend)]
 async fn mails_go_to_the_contact_of_the_attesting_partner_or_the_customers_own(#[case] backend: Backend) {
     tests::needs_own!("mails in a folder");
@@ -166,8 +166,13 @@ async fn mails_go_to_the_contact_of_the_attesting_partner_or_the_customers_own(#
         assert_eq!(world.addressee(&id), olivia.email, "{partner}");
     }
     for replaced in [&tania, &quentin] {
-        let [told] = &world.notices_to(replaced, 1).await[..] else { panic!("told twice: {replaced:?}") };
-        assert!(told.contains("An administrator of Contoso") && !told.contains(&olivia.email), "{told}");
+        let [notice] = &world.notices_to(replaced, 1).await[..] else {
+            panic!("not one notice: {replaced:?}")
+        };
+        assert!(
+            notice.contains("An administrator of Contoso") && !notice.contains(&olivia.email),
+            "{notice}"
+        );
     }
     assert_eq!(world.seen_by(fixtures::sales(DIRECT)).await.primary_contact, Some(tania.clone()));
 
@@ -180,15 +185,15 @@ async fn mails_go_to_the_contact_of_the_attesting_partner_or_the_customers_own(#
     assert_eq!(world.notices_to(&tania, 1).await.len(), 1);
 }
 
-/// ATT-9. A partner that names another contact tells the one before, and the other partners do not learn of it.
+/// ATT-9. A partner that names another contact gives notice to the one before, and the other partners do not learn of it.
 #[apply(each_backend)]
-async fn a_partners_change_of_its_contact_is_told_and_recorded_for_itself(#[case] backend: Backend) {
+async fn a_partners_change_of_its_contact_is_announced_and_recorded_for_itself(#[case] backend: Backend) {
     tests::needs_own!("mails in a folder");
     tests::needs!(backend);
     let world = World::of_two_partners(backend).await;
     world.name_contact(fixtures::sales(DIRECT), &at("Dora")).await;
-    let [told] = &world.notices_to(&fixtures::contact(), 1).await[..] else { panic!("told twice") };
-    assert!(told.contains("Northwind Direct has named another contact"), "{told}");
+    let [notice] = &world.notices_to(&fixtures::contact(), 1).await[..] else { panic!("not one notice") };
+    assert!(notice.contains("Northwind Direct has named another contact"), "{notice}");
     let changes = async |viewer: Caller| {
         let request = ListEventsRequest { customer_id: world.customer_id.clone(), ..Default::default() };
         let events =

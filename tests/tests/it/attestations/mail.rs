@@ -364,13 +364,14 @@ async fn announcements_within_an_interval_are_one_mail(#[case] backend: Backend)
     }
     // What comes meanwhile is another mail: a mailbox may take the next attempt for a repetition.
     let late = post.attest_again(DIRECT, &customer_id, &fixtures::person("Rosa")).await;
+    let with_late = server.mail().await;
+    assert!(with_late.contains(&late) && !together.iter().any(|id| with_late.contains(id.as_str())));
+    post.settled(&late, NotificationState::Sent, 1).await;
     post.after(INTERVAL).await;
-    let mails = [server.mail().await, server.mail().await];
-    let (with_late, again): (Vec<_>, Vec<_>) = mails.iter().partition(|mail| mail.contains(&late));
-    assert_eq!((with_late.len(), again.len()), (1, 1));
-    assert_eq!(header(again[0], "Message-ID"), header(&refused, "Message-ID"));
+    let again = server.mail().await;
+    assert_eq!(header(&again, "Message-ID"), header(&refused, "Message-ID"));
     for id in &together {
-        assert!(again[0].contains(id.as_str()) && !with_late[0].contains(id.as_str()));
+        assert!(again.contains(id.as_str()) && !again.contains(&late));
         post.settled(id, NotificationState::Sent, 2).await;
     }
     assert_eq!(server.events_so_far(), [""; 0]);
