@@ -329,6 +329,16 @@ pub struct Mail {
     /// The folder that mails are written to without --smtp, each as ATTESTATION_ID.eml.
     #[arg(long, env = "AGREEMENT_MAIL_FOLDER", value_name = "DIR", default_value = MAIL_FOLDER)]
     pub mail_folder: PathBuf,
+    /// Seconds between two mails of a partner to one customer; what the partner attests in between is one mail. A customer
+    /// reads one mail sooner than five, and a mail delayed by at most this long still arrives in time. 0 sends
+    /// each announcement by itself.
+    #[arg(long, env = "AGREEMENT_MAIL_INTERVAL_SECONDS", value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u16).range(0..=300))]
+    pub mail_interval_seconds: u16,
+    /// Mails that one partner may cause in a day (UTC), to whichever addresses; further ones wait until the next day, and
+    /// say so on the attestation. It bounds what a stolen identity can send in your name; raise it where a partner
+    /// imports more customers in a day.
+    #[arg(long, env = "AGREEMENT_MAILS_PER_DAY", value_name = "NUMBER", default_value = "5000", value_parser = clap::value_parser!(u32).range(1..))]
+    pub mails_per_day: u32,
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ mod workers;
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use chassis::auth::Identities;
@@ -108,8 +109,14 @@ pub async fn serve(
     let (head, _) = watch::channel(0);
     let mut service = Service::new();
     service.spawn(|stop| poller::run(database.clone(), head.clone(), committed.subscribe(), stop));
-    let mailer =
-        Mailer { database: database.clone(), clock: clock.clone(), transport, from: config.mail.mail_from };
+    let mailer = Mailer {
+        database: database.clone(),
+        clock: clock.clone(),
+        transport,
+        from: config.mail.mail_from,
+        per_day: config.mail.mails_per_day,
+        interval: Duration::from_secs(config.mail.mail_interval_seconds.into()),
+    };
     service.spawn(|stop| mailer::run(mailer, commits, stop));
     service.spawn(|stop| idempotency::run_expiry(database.clone(), clock.clone(), stop));
     if let Some(listener) = listeners.metrics {

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::event::revision_head;
-use crate::store::notification::{dead_letters, notifications_waiting};
+use crate::store::notification::notifications_waiting;
 
 /// Counts the gate's answers, to order-svc and to partners who ask for an explanation. Clones count
 /// together.
@@ -62,8 +62,8 @@ pub(crate) async fn serve(listener: TcpListener, metrics: Metrics, clock: Clock,
 /// What the database knows of the history and of mails.
 fn known(connection: &mut Connection, now: Time) -> Result<Vec<Sample>, Error> {
     let head = revision_head(connection)?;
-    let (waiting, oldest) = notifications_waiting(connection)?;
-    let age = oldest.map_or(0.0, |oldest| (now - oldest).max(TimeDelta::zero()).as_seconds_f64());
+    let waiting = notifications_waiting(connection)?;
+    let age = waiting.oldest.map_or(0.0, |oldest| (now - oldest).max(TimeDelta::zero()).as_seconds_f64());
     Ok(vec![
         Sample {
             name: "history_revision",
@@ -73,17 +73,22 @@ fn known(connection: &mut Connection, now: Time) -> Result<Vec<Sample>, Error> {
         Sample {
             name: "mails_waiting",
             help: "Notifications of attestations that were not sent yet.",
-            value: waiting as f64,
+            value: waiting.notifications as f64,
+        },
+        Sample {
+            name: "mails_held",
+            help: "Those of them whose partner has used up its mails of the day: they wait for the next day.",
+            value: waiting.held as f64,
         },
         Sample {
             name: "mails_oldest_age_seconds",
-            help: "Age of the oldest waiting notification, in seconds; 0 if there is none.",
+            help: "Age of the oldest waiting notification that is not held, in seconds; 0 if there is none.",
             value: age,
         },
         Sample {
             name: "mails_dead_letters",
             help: "Notifications that were given up: they wait for RetryNotification.",
-            value: dead_letters(connection)? as f64,
+            value: waiting.dead_letters as f64,
         },
     ])
 }

@@ -289,7 +289,7 @@ async fn the_log_names_no_person_though_the_server_quotes_the_address() {
     let id = attest(&process.address, Clock::system().now()).await;
     let mut log = vec![];
     for failure in ["SMTP 550", "SMTP 451", "CONNECTION"] {
-        log.extend(process.log_until("a notification was not sent"));
+        log.extend(process.log_until("a mail was not sent"));
         let line = log.last().unwrap();
         assert!(line.contains(&id) && line.contains(&format!(r#""failure":"{failure}""#)), "{line}");
     }

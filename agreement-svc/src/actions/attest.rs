@@ -91,7 +91,7 @@ pub(crate) fn attest(
         revision,
     };
     attestation_insert(change.connection, &attestation)?;
-    notification_insert(change.connection, id, now)?;
+    notification_insert(change.connection, &attestation, now)?;
     customer_set_acceptance_revision(change.connection, customer.id, revision)?;
     customer.acceptance_revision = revision;
     Ok(attestation)

@@ -6,11 +6,12 @@ use uuid::Uuid;
 
 use crate::rules::Refusal;
 use crate::rules::event::Event;
-use crate::rules::party::{Cloud, Customer, Named, Partner, Profile, Relationship, relationship_of};
+use crate::rules::party::{Cloud, Contact, Customer, Named, Partner, Profile, Relationship, relationship_of};
 use crate::store::change::{Change, ChangeError, commitment};
+use crate::store::contact::{contact_set, contacts, notice_insert};
 use crate::store::customer::{
-    active_partners, customer_insert, customer_set_acceptance_revision, domain_is_taken, relationship_end,
-    relationship_insert,
+    active_partners, customer_insert, customer_set_acceptance_revision, customer_update, domain_is_taken,
+    relationship_end, relationship_insert,
 };
 use crate::store::partner::link_exists;
 
@@ -33,15 +34,24 @@ pub(crate) fn named_relationship(
     Ok(relationship_of(partner, named)?)
 }
 
-/// Stores a new customer and its first relationship.
+/// Whose user makes a change (ROLE-7).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Author {
+    /// Absent where it is the customer itself.
+    pub partner_id: Option<Uuid>,
+    pub user_id: Uuid,
+}
+
+/// Stores a new customer and its first relationship. The contact is the author's.
 pub(crate) fn create(
     change: &mut Change<'_>,
     id: Uuid,
     profile: Profile,
     cloud: Cloud,
     relationship: Relationship,
-    by: Uuid,
+    author: Author,
 ) -> Result<Customer, ChangeError> {
+    let Author { partner_id, user_id: by } = author;
     if domain_is_taken(change.connection, &profile.domain)? {
         return Err(Refusal::DomainTaken.into());
     }
@@ -70,6 +80,8 @@ pub(crate) fn create(
         revision,
     };
     customer_insert(change.connection, &customer)?;
+    let Customer { primary_contact, contact_salt, .. } = &customer;
+    contact_set(change.connection, id, partner_id, primary_contact, contact_salt, change.now)?;
     establish_relationship(change, &mut customer, relationship, by)?;
     Ok(customer)
 }
@@ -81,6 +93,12 @@ pub(crate) fn establish_relationship(
     relationship: Relationship,
     by: Uuid,
 ) -> Result<(), ChangeError> {
+    // What an older version kept for all partners is for those that it knew.
+    let known = contacts(change.connection, customer.id)?;
+    let partners = [Some(relationship.payer_id), relationship.reseller_id].into_iter().flatten();
+    for partner in partners.filter(|partner| !known.knows(*partner)) {
+        contact_set(change.connection, customer.id, Some(partner), &Contact::default(), "", change.now)?;
+    }
     let revision = change.record(&Event::RelationshipEstablished {
         partner_id: relationship.payer_id,
         customer_id: customer.id,
@@ -90,6 +108,96 @@ pub(crate) fn establish_relationship(
     relationship_insert(change.connection, relationship, customer.id, change.now, revision)?;
     customer_set_acceptance_revision(change.connection, customer.id, revision)?;
     customer.acceptance_revision = revision;
+    Ok(())
+}
+
+/// What is to be changed of a customer; what is absent stays.
+pub(crate) struct CustomerChanges {
+    pub company_name: Option<String>,
+    pub domain: Option<String>,
+    pub country: Option<String>,
+    /// The author's contact: the partner's, or the customer's own.
+    pub contact: Option<Contact>,
+}
+
+/// Changes a customer, if its etag is still this one, and tells the addresses that a new contact replaces (ATT-9).
+pub(crate) fn update(
+    change: &mut Change<'_>,
+    customer: &mut Customer,
+    etag: &str,
+    new: CustomerChanges,
+    author: Author,
+) -> Result<(), ChangeError> {
+    if customer.revision.to_string() != etag {
+        return Err(Refusal::StaleEtag.into());
+    }
+    let CustomerChanges { company_name, domain, country, contact } = new;
+    let company_name = company_name.filter(|name| *name != customer.company_name);
+    let domain = domain.filter(|domain| *domain != customer.domain);
+    let country = country.filter(|country| *country != customer.country);
+    if let Some(domain) = &domain
+        && domain_is_taken(change.connection, domain)?
+    {
+        return Err(Refusal::DomainTaken.into());
+    }
+    let before = customer.revision;
+    if company_name.is_some() || domain.is_some() || country.is_some() {
+        customer.company_name = company_name.unwrap_or_else(|| customer.company_name.clone());
+        customer.revision = change.record(&Event::CustomerUpdated {
+            customer_id: customer.id,
+            company_name: customer.company_name.clone(),
+            domain: domain.clone(),
+            country: country.clone(),
+            contact_commitment: String::new(),
+            partner_id: None,
+            by: author.user_id,
+        })?;
+        customer.domain = domain.unwrap_or_else(|| customer.domain.clone());
+        customer.country = country.unwrap_or_else(|| customer.country.clone());
+    }
+    if let Some(contact) = contact {
+        set_contact(change, customer, &contact, author)?;
+    }
+    if customer.revision != before {
+        customer_update(change.connection, customer)?;
+    }
+    Ok(())
+}
+
+fn set_contact(
+    change: &mut Change<'_>,
+    customer: &mut Customer,
+    new: &Contact,
+    author: Author,
+) -> Result<(), ChangeError> {
+    let Author { partner_id, user_id: by } = author;
+    let known = contacts(change.connection, customer.id)?;
+    let current = match partner_id {
+        Some(partner_id) => known.of(partner_id),
+        None => known.own.as_ref(),
+    };
+    if current == Some(new) {
+        return Ok(());
+    }
+    let salt = new_salt();
+    customer.revision = change.record(&Event::CustomerUpdated {
+        customer_id: customer.id,
+        company_name: customer.company_name.clone(),
+        domain: None,
+        country: None,
+        contact_commitment: commitment(&salt, new),
+        partner_id,
+        by,
+    })?;
+    contact_set(change.connection, customer.id, partner_id, new, &salt, change.now)?;
+    if known.may_replace_shared(partner_id) {
+        customer.primary_contact = new.clone();
+        customer.contact_salt = salt;
+    }
+    for address in known.replaced_by(new, partner_id) {
+        let sender = partner_id.unwrap_or(customer.id);
+        notice_insert(change.connection, sender, customer.id, &address, change.now)?;
+    }
     Ok(())
 }
 

@@ -3,18 +3,19 @@
 use chassis::clock::new_id;
 use uuid::Uuid;
 
-use super::customer::{create, establish_relationship};
+use super::customer::{Author, create, establish_relationship};
 use super::rate::require_room_for_change;
 use super::template::live_instead_of;
 use super::visibility::{require_partner, require_template};
 use crate::rules::Refusal;
 use crate::rules::event::Event;
 use crate::rules::invitation::{Invitation, InvitationKind};
-use crate::rules::party::{Customer, Profile};
+use crate::rules::party::{Customer, Profile, Relationship};
 use crate::rules::signature::{self, Facts, Signature, Signing, check_signable};
 use crate::rules::template::Template;
 use crate::store::acceptance::{acceptance_supersede, first_signed_at, signature_insert, signatures_current};
 use crate::store::change::{Change, ChangeError};
+use crate::store::contact::{contact_set, contacts};
 use crate::store::customer::{Viewer, customer_find, customer_set_acceptance_revision, relationship_active};
 use crate::store::invitation::invitation_settle;
 use crate::store::partner::link_exists;
@@ -94,12 +95,34 @@ fn enrol(
     let Some(mut customer) = known else {
         let missing = || Refusal::field("company", "is required: your tenant is not a customer yet");
         let company = company.ok_or_else(missing)?;
-        return create(change, tenant_id, company, cloud, relationship, by);
+        let author = Author { partner_id: None, user_id: by };
+        let customer = create(change, tenant_id, company, cloud, relationship, author)?;
+        name_contact(change, invitation, tenant_id)?;
+        return Ok(customer);
     };
     if relationship_active(change.connection, relationship, tenant_id)?.is_none() {
         establish_relationship(change, &mut customer, relationship, by)?;
+        name_contact(change, invitation, tenant_id)?;
     }
     Ok(customer)
+}
+
+/// The partner whom the relationship gives its first contact takes the recipient of its invitation (ATT-9).
+fn name_contact(
+    change: &mut Change<'_>,
+    invitation: &Invitation,
+    customer_id: Uuid,
+) -> Result<(), ChangeError> {
+    let Relationship { payer_id, reseller_id } = invitation.relationship;
+    let inviter = reseller_id.unwrap_or(payer_id);
+    let has_none = contacts(change.connection, customer_id)?.of(inviter).is_none();
+    if let Some(recipient) =
+        invitation.recipient.as_ref().filter(|recipient| has_none && !recipient.is_empty())
+    {
+        let salt = &invitation.contact_salt;
+        contact_set(change.connection, customer_id, Some(inviter), recipient, salt, change.now)?;
+    }
+    Ok(())
 }
 
 /// Decides on and stores a customer's signature; the current one where it is of that version.

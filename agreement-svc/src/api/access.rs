@@ -46,6 +46,8 @@ const ANYONE: &[CallerClass] = &[CallerClass::ANYONE];
 const OPERATORS: &[CallerClass] = &[OPERATOR];
 const PARTNER_WRITERS: &[CallerClass] = &[PARTNER_WRITE];
 const PARTNER_OR_OPERATOR: &[CallerClass] = &[PARTNER_READ, OPERATOR];
+/// What each of them may change is for the handler.
+const CORRECTORS: &[CallerClass] = &[PARTNER_WRITE, CUSTOMER_ADMIN, OPERATOR];
 const CUSTOMERS: &[CallerClass] = &[CUSTOMER_ADMIN];
 const READERS: &[CallerClass] = &[PARTNER_READ, OPERATOR, CUSTOMER_ADMIN];
 
@@ -57,12 +59,13 @@ pub const ACCESS_POLICY: AccessPolicy = &[
     ("/csp.agreement.v1.TemplateService/PublishTemplateVersion", OPERATORS),
     ("/csp.agreement.v1.TemplateService/RetireTemplate", OPERATORS),
     ("/csp.agreement.v1.PartnerService/RegisterPartner", OPERATORS),
+    ("/csp.agreement.v1.PartnerService/UpdatePartner", OPERATORS),
     ("/csp.agreement.v1.PartnerService/LinkReseller", OPERATORS),
     ("/csp.agreement.v1.PartnerService/UnlinkReseller", OPERATORS),
     ("/csp.agreement.v1.PartnerService/ListPartners", OPERATORS),
     ("/csp.agreement.v1.PartnerService/GetPartner", PARTNER_OR_OPERATOR),
     ("/csp.agreement.v1.CustomerService/CreateCustomer", PARTNER_WRITERS),
-    ("/csp.agreement.v1.CustomerService/UpdateCustomer", PARTNER_WRITERS),
+    ("/csp.agreement.v1.CustomerService/UpdateCustomer", CORRECTORS),
     ("/csp.agreement.v1.CustomerService/GetCustomer", READERS),
     ("/csp.agreement.v1.CustomerService/ListCustomers", READERS),
     ("/csp.agreement.v1.CustomerService/EndRelationship", PARTNER_WRITERS),

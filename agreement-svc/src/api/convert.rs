@@ -1,5 +1,7 @@
 //! Conversions between messages and the types of the rules. Reading reports every bad field; writing cannot fail.
 
+use std::collections::BTreeMap;
+
 use chassis::auth;
 use chassis::database::row::id_or_empty;
 use chassis::form::text::unseen;
@@ -15,8 +17,8 @@ use crate::rules::event::Event;
 use crate::rules::invitation::{Invitation, InvitationKind, InvitationState, Settled};
 use crate::rules::notification::{Notification, NotificationState};
 use crate::rules::party::{
-    Cloud, Contact, Customer, Partner, PartnerKind, Partnership, Profile, domain_problem, email_problem,
-    is_country, is_phone,
+    Cloud, Contact, Contacts, Customer, Partner, PartnerKind, Partnership, Profile, domain_problem,
+    email_problem, is_country, is_phone,
 };
 use crate::rules::policy::Channel;
 use crate::rules::signature::Signature;
@@ -142,15 +144,20 @@ pub(super) fn read_profile(
     contact: Option<&types::Contact>,
 ) -> Profile {
     let company_name = form.text(&format!("{prefix}company_name"), company_name, 1, 200);
-    let domain_field = format!("{prefix}domain");
-    let problem = domain_problem(domain.trim());
-    let domain = form.text(&domain_field, domain, 1, 253).to_ascii_lowercase();
-    if let Some(problem) = problem.filter(|_| !form.has_violation(&domain_field)) {
-        form.violation(domain_field, problem);
-    }
+    let domain = read_domain(form, &format!("{prefix}domain"), domain);
     let country = read_country(form, &format!("{prefix}country"), country);
     let primary_contact = read_contact(form, &format!("{prefix}primary_contact"), contact);
     Profile { company_name, domain, country, primary_contact }
+}
+
+/// A customer's domain, in lower case.
+pub(super) fn read_domain(form: &mut Form, field: &str, domain: &str) -> String {
+    let problem = domain_problem(domain.trim());
+    let domain = form.text(field, domain, 1, 253).to_ascii_lowercase();
+    if let Some(problem) = problem.filter(|_| !form.has_violation(field)) {
+        form.violation(field, problem);
+    }
+    domain
 }
 
 pub(super) fn read_country(form: &mut Form, field: &str, country: &str) -> String {
@@ -213,23 +220,32 @@ pub(super) fn partner(partner: Partner, links: &[(Uuid, Uuid)]) -> wire::Partner
         provider_ids: providers.map(|(provider, _)| provider.to_string()).collect(),
         reseller_ids: resellers.map(|(_, reseller)| reseller.to_string()).collect(),
         registered_at: Some(timestamp(partner.registered_at)),
+        etag: partner.revision.to_string(),
     }
 }
 
-/// A customer as a caller may see it: what it did with other partners is not for partners.
-pub(super) fn customer(customer: Customer, viewer: &auth::Caller) -> wire::Customer {
+/// A customer as a caller may see it: what it did with other partners, and their contacts, are not for partners.
+pub(super) fn customer(customer: Customer, contacts: &Contacts, viewer: &auth::Caller) -> wire::Customer {
     let is_partner = viewer.tenant_kind == TenantKind::Partner;
+    let own = contacts.own.as_ref().filter(|own| !own.is_empty());
+    let primary_contact = if is_partner { contacts.of(viewer.tenant_id) } else { own };
+    let of_partners = if is_partner { BTreeMap::new() } else { contacts.of_active_partners() };
+    let of_partners = of_partners.into_iter().map(|(partner_id, of)| wire::PartnerContact {
+        partner_id: partner_id.to_string(),
+        contact: Some(contact(of.clone())),
+    });
     wire::Customer {
         customer_id: customer.id.to_string(),
         company_name: customer.company_name,
         domain: customer.domain,
         country: customer.country,
         cloud: cloud(customer.cloud),
-        primary_contact: Some(contact(customer.primary_contact)),
+        primary_contact: primary_contact.cloned().map(contact),
         created_at: Some(timestamp(customer.created_at)),
         acceptance_revision: customer.acceptance_revision,
         first_purchase_at: customer.first_purchase_at.filter(|_| !is_partner).map(timestamp),
         etag: customer.revision.to_string(),
+        partner_contacts: of_partners.collect(),
     }
 }
 
@@ -293,6 +309,7 @@ fn change(event: Event) -> wire::event::Change {
             let (kind, cloud) = (partner_kind(kind), cloud(of));
             Change::PartnerRegistered(wire::PartnerRegistered { name, kind, cloud })
         }
+        Event::PartnerUpdated { name, .. } => Change::PartnerUpdated(wire::PartnerUpdated { name }),
         Event::ResellerLinked { reseller_id, .. } => {
             Change::ResellerLinked(wire::ResellerLinked { reseller_id: reseller_id.to_string() })
         }
@@ -303,8 +320,13 @@ fn change(event: Event) -> wire::event::Change {
             let cloud = cloud(of);
             Change::CustomerCreated(wire::CustomerCreated { company_name, domain, country, cloud })
         }
-        Event::CustomerUpdated { company_name, .. } => {
-            Change::CustomerUpdated(wire::CustomerUpdated { company_name })
+        Event::CustomerUpdated { company_name, domain, country, contact_commitment, .. } => {
+            Change::CustomerUpdated(wire::CustomerUpdated {
+                company_name,
+                domain: domain.unwrap_or_default(),
+                country: country.unwrap_or_default(),
+                contact_changed: !contact_commitment.is_empty(),
+            })
         }
         Event::RelationshipEstablished { reseller_id, .. } => {
             let reseller_id = id_or_empty(reseller_id);

@@ -1,6 +1,8 @@
 //! `CustomerService`.
 
-use chassis::clock::{new_id, new_salt};
+use chassis::auth::Caller;
+use chassis::clock::new_id;
+use chassis::form::Form;
 use chassis::server::call;
 use proto::agreement::customer_service_server::CustomerService;
 use proto::agreement::{
@@ -8,21 +10,24 @@ use proto::agreement::{
     GetCustomerRequest, GetCustomerResponse, ListCustomerPartnersRequest, ListCustomerPartnersResponse,
     ListCustomersRequest, ListCustomersResponse, UpdateCustomerRequest, UpdateCustomerResponse,
 };
+use proto::identity::TenantKind;
 use tonic::{Request, Response, Status};
+use uuid::Uuid;
 
 use super::invitation::read_lifetime;
 use super::{Api, Mutation, convert, viewer};
 use crate::actions::attest::{NewAttestation, attest};
-use crate::actions::customer::{create, end_relationship, named_relationship};
+use crate::actions::customer::{
+    Author, CustomerChanges, create, end_relationship, named_relationship, update,
+};
 use crate::actions::invite::{NewInvitation, invite};
 use crate::actions::visibility::{require_customer, require_partner};
 use crate::rules::Refusal;
 use crate::rules::attestation::{Claim, check_attester, check_not_in_the_future};
-use crate::rules::event::Event;
 use crate::rules::invitation::InvitationKind;
 use crate::rules::party::{Named, relationship_of};
-use crate::store::change::commitment;
-use crate::store::customer::{customer_list, customer_update, partnership_list, relationship_active};
+use crate::store::contact::{contacts, contacts_of};
+use crate::store::customer::{customer_list, partnership_list, relationship_active};
 
 #[tonic::async_trait]
 impl CustomerService for Api {
@@ -71,8 +76,8 @@ impl CustomerService for Api {
             if attestation.is_some() {
                 check_attester(&creator, relationship)?;
             }
-            let mut customer =
-                create(change, new_id(change.now), profile, creator.cloud, relationship, caller.user_id)?;
+            let id = new_id(change.now);
+            let mut customer = create(change, id, profile, creator.cloud, relationship, author_of(caller))?;
             let attestation = match attestation {
                 Some(new) => Some(attest(change, &creator, &mut customer, new)?),
                 None => None,
@@ -91,8 +96,9 @@ impl CustomerService for Api {
                 }
                 None => None,
             };
+            let contacts = contacts(change.connection, customer.id)?;
             Ok(CreateCustomerResponse {
-                customer: Some(convert::customer(customer, caller)),
+                customer: Some(convert::customer(customer, &contacts, caller)),
                 attestation: attestation.map(|attestation| convert::attestation(attestation, None)),
                 revision: change.revision(),
                 invitation: invitation.map(|invitation| convert::invitation(invitation, change.now)),
@@ -108,30 +114,17 @@ impl CustomerService for Api {
         request: Request<UpdateCustomerRequest>,
     ) -> Result<Response<UpdateCustomerResponse>, Status> {
         let mut call = self.mutation("UpdateCustomer", request, |message| &mut message.request_id)?;
-        let Mutation { form, message, .. } = &mut call;
+        let Mutation { form, message, caller, .. } = &mut call;
         let id = form.id("customer_id", &message.customer_id);
         form.text("etag", &message.etag, 1, 50);
         let etag = message.etag.clone();
-        let company_name = form.text("company_name", &message.company_name, 1, 200);
-        let primary_contact =
-            convert::read_contact(form, "primary_contact", message.primary_contact.as_ref());
+        let changes = read_changes(form, message, caller);
 
         self.change(call, move |change, caller| {
             let mut customer = require_customer(change.connection, viewer(caller), id)?;
-            if customer.revision.to_string() != etag {
-                return Err(Refusal::StaleEtag.into());
-            }
-            customer.company_name = company_name;
-            customer.primary_contact = primary_contact;
-            customer.contact_salt = new_salt();
-            customer.revision = change.record(&Event::CustomerUpdated {
-                customer_id: id,
-                company_name: customer.company_name.clone(),
-                contact_commitment: commitment(&customer.contact_salt, &customer.primary_contact),
-                by: caller.user_id,
-            })?;
-            customer_update(change.connection, &customer)?;
-            let customer = Some(convert::customer(customer, caller));
+            update(change, &mut customer, &etag, changes, author_of(caller))?;
+            let contacts = contacts(change.connection, id)?;
+            let customer = Some(convert::customer(customer, &contacts, caller));
             Ok(UpdateCustomerResponse { customer, revision: change.revision() })
         })
         .await
@@ -145,7 +138,8 @@ impl CustomerService for Api {
         let id = form.id("customer_id", &message.customer_id);
         self.read(form, move |connection| {
             let customer = require_customer(connection, viewer(&caller), id)?;
-            Ok(GetCustomerResponse { customer: Some(convert::customer(customer, &caller)) })
+            let contacts = contacts(connection, id)?;
+            Ok(GetCustomerResponse { customer: Some(convert::customer(customer, &contacts, &caller)) })
         })
         .await
     }
@@ -160,7 +154,13 @@ impl CustomerService for Api {
         self.list(form, page, move |connection, page| {
             let mut rows = customer_list(connection, viewer(&caller), page.after.as_deref(), page.fetch())?;
             let next_page_token = page.cut(&mut rows, |customer| customer.id.to_string());
-            let customers = rows.into_iter().map(|customer| convert::customer(customer, &caller)).collect();
+            let ids: Vec<Uuid> = rows.iter().map(|customer| customer.id).collect();
+            let mut contacts = contacts_of(connection, &ids)?;
+            let customers = rows.into_iter().map(|customer| {
+                let contacts = contacts.remove(&customer.id).unwrap_or_default();
+                convert::customer(customer, &contacts, &caller)
+            });
+            let customers = customers.collect();
             Ok(ListCustomersResponse { customers, next_page_token })
         })
         .await
@@ -220,5 +220,40 @@ impl CustomerService for Api {
             Ok(ListCustomerPartnersResponse { relationships, next_page_token })
         })
         .await
+    }
+}
+
+/// Whose change a caller's is.
+fn author_of(caller: &Caller) -> Author {
+    let partner_id = (caller.tenant_kind == TenantKind::Partner).then_some(caller.tenant_id);
+    Author { partner_id, user_id: caller.user_id }
+}
+
+/// Reads what a caller may change: a partner the company name and its contact, the customer its own contact, and the
+/// operator what was entered wrongly.
+fn read_changes(form: &mut Form, message: &UpdateCustomerRequest, caller: &Caller) -> CustomerChanges {
+    let is_operator = caller.tenant_kind == TenantKind::Operator;
+    let is_customer = caller.tenant_kind == TenantKind::Customer;
+    let UpdateCustomerRequest { company_name, primary_contact, domain, country, .. } = message;
+    if is_customer && !company_name.is_empty() {
+        form.violation("company_name", "must be empty: your partners and the operator change it");
+    }
+    let company_name = (!is_customer).then(|| form.text("company_name", company_name, 1, 200));
+    if is_operator && primary_contact.is_some() {
+        form.violation("primary_contact", "must be absent: the customer and its partners set their contacts");
+    }
+    let contact =
+        (!is_operator).then(|| convert::read_contact(form, "primary_contact", primary_contact.as_ref()));
+    for (field, given) in [("domain", domain), ("country", country)] {
+        if !is_operator && !given.is_empty() {
+            form.violation(field, "must be empty: only the operator corrects it; ask the operator");
+        }
+    }
+    let corrects = |given: &str| is_operator && !given.is_empty();
+    CustomerChanges {
+        company_name,
+        domain: corrects(domain).then(|| convert::read_domain(form, "domain", domain)),
+        country: corrects(country).then(|| convert::read_country(form, "country", country)),
+        contact,
     }
 }

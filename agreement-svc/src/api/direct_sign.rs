@@ -30,6 +30,7 @@ use crate::rules::party::Relationship;
 use crate::rules::signature::may_sign_directly;
 use crate::rules::withdrawal::WithdrawalReason;
 use crate::store::acceptance::{first_signed_at, signatures_current};
+use crate::store::contact::contacts;
 use crate::store::invitation::{Filter, invitation_find, invitation_list, invitation_settle};
 use crate::store::template::template_list;
 
@@ -80,8 +81,11 @@ impl DirectSignService for Api {
                 }
                 None => (named_relationship(change, &inviter, provider_id, reseller_id)?, None),
             };
-            let of_customer = customer.as_ref().map(|customer| customer.primary_contact.clone());
-            let recipient = recipient.or(of_customer).filter(|recipient| !recipient.email.is_empty());
+            let of_customer = match &customer {
+                Some(customer) => contacts(change.connection, customer.id)?.of(inviter.id).cloned(),
+                None => None,
+            };
+            let recipient = recipient.or(of_customer);
             let by = caller.user_id;
             let new = NewInvitation { kind, relationship, template_id, recipient, expires_at, by };
             let invitation = invite(change, may_invite, inviter.cloud, customer.as_ref(), new)?;

@@ -6,7 +6,7 @@ use proto::agreement::partner_service_server::PartnerService;
 use proto::agreement::{
     GetPartnerRequest, GetPartnerResponse, LinkResellerRequest, LinkResellerResponse, ListPartnersRequest,
     ListPartnersResponse, Partner as WirePartner, RegisterPartnerRequest, RegisterPartnerResponse,
-    UnlinkResellerRequest, UnlinkResellerResponse,
+    UnlinkResellerRequest, UnlinkResellerResponse, UpdatePartnerRequest, UpdatePartnerResponse,
 };
 use proto::identity::TenantKind;
 use tonic::{Request, Response, Status};
@@ -20,6 +20,7 @@ use crate::rules::party::{Cloud, Partner, PartnerKind, check_link};
 use crate::store::change::ChangeError;
 use crate::store::partner::{
     link_delete, link_exists, link_insert, partner_find, partner_insert, partner_links, partner_list,
+    partner_update,
 };
 
 #[tonic::async_trait]
@@ -38,24 +39,53 @@ impl PartnerService for Api {
         let cloud = cloud.unwrap_or(Cloud::Public);
 
         self.change(call, move |change, caller| {
-            let new = Partner { id, name, kind, cloud, registered_at: change.now };
+            let new = Partner { id, name, kind, cloud, registered_at: change.now, revision: 0 };
             match partner_find(change.connection, new.id)? {
                 Some(known) if (&known.name, known.kind, known.cloud) == (&new.name, new.kind, new.cloud) => {
                 }
                 Some(known) => return Err(Refusal::PartnerExists { partner_id: known.id }.into()),
                 None => {
-                    change.record(&Event::PartnerRegistered {
+                    let revision = change.record(&Event::PartnerRegistered {
                         partner_id: new.id,
                         name: new.name.clone(),
                         kind: new.kind,
                         cloud: new.cloud,
                         by: caller.user_id,
                     })?;
-                    partner_insert(change.connection, &new)?;
+                    partner_insert(change.connection, &Partner { revision, ..new.clone() })?;
                 }
             }
             let partner = Some(shown(change.connection, new.id)?);
             Ok(RegisterPartnerResponse { partner, revision: change.revision() })
+        })
+        .await
+    }
+
+    async fn update_partner(
+        &self,
+        request: Request<UpdatePartnerRequest>,
+    ) -> Result<Response<UpdatePartnerResponse>, Status> {
+        let mut call = self.mutation("UpdatePartner", request, |message| &mut message.request_id)?;
+        let Mutation { form, message, .. } = &mut call;
+        let id = form.id("partner_id", &message.partner_id);
+        form.text("etag", &message.etag, 1, 50);
+        let etag = message.etag.clone();
+        let name = form.text("name", &message.name, 1, 200);
+
+        self.change(call, move |change, caller| {
+            let mut partner = require_partner(change.connection, id)?;
+            if partner.revision.to_string() != etag {
+                return Err(Refusal::StaleEtag.into());
+            }
+            if partner.name != name {
+                let by = caller.user_id;
+                partner.revision =
+                    change.record(&Event::PartnerUpdated { partner_id: id, name: name.clone(), by })?;
+                partner.name = name;
+                partner_update(change.connection, &partner)?;
+            }
+            let partner = Some(shown(change.connection, id)?);
+            Ok(UpdatePartnerResponse { partner, revision: change.revision() })
         })
         .await
     }

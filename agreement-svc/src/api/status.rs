@@ -204,7 +204,10 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::PartnerExists { partner_id } => with(
             Code::AlreadyExists,
             ErrorReason::PartnerExists,
-            format!("partner {partner_id} is registered with other particulars, which never change"),
+            format!(
+                "partner {partner_id} is registered with other particulars; UpdatePartner corrects the name, and kind \
+                 and cloud never change"
+            ),
         )
         .with("partner_id", partner_id)
         .status(),
@@ -423,7 +426,7 @@ mod tests {
             FailedPrecondition OLDER_THAN_CURRENT: on the date agreed version 1 was in force, and attestation 00000000-0000-0000-0000-000000000001 is of version 2; attest an acceptance of the later version ["attestation_id=00000000-0000-0000-0000-000000000001", "current_version=2", "offered_version=1"]
             ResourceExhausted ACCEPTANCE_CHANGE_LIMIT: the acceptances of this customer and partner were made and withdrawn 60 times within an hour; try again in 8 s, or ask the operator to raise --acceptance-changes-max ["limit=60"]
             AlreadyExists DOMAIN_TAKEN: a customer with this domain exists; ask it for a relationship or use another domain []
-            AlreadyExists PARTNER_EXISTS: partner 00000000-0000-0000-0000-000000000001 is registered with other particulars, which never change ["partner_id=00000000-0000-0000-0000-000000000001"]
+            AlreadyExists PARTNER_EXISTS: partner 00000000-0000-0000-0000-000000000001 is registered with other particulars; UpdatePartner corrects the name, and kind and cloud never change ["partner_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition RESELLER_NOT_LINKED: reseller 00000000-0000-0000-0000-000000000001 is not linked to provider 00000000-0000-0000-0000-000000000001; ask the operator to link them ["provider_id=00000000-0000-0000-0000-000000000001", "reseller_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition WRONG_PARTNER_KIND: partner 00000000-0000-0000-0000-000000000001 is DIRECT_BILL in PUBLIC, which does not fit here; name another partner ["cloud=PUBLIC", "kind=DIRECT_BILL", "partner_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition NOT_LATER_THAN_LAST_VERSION: a version takes effect now or later, and after the one before: not before 1970-01-01T00:00:00.000000Z ["not_before=1970-01-01T00:00:00.000000Z"]

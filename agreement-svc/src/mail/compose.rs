@@ -1,4 +1,4 @@
-//! Composes the mail of a notification: addresses, headers and text.
+//! Composes a mail: addresses, headers and text.
 
 use std::time::SystemTime;
 
@@ -7,23 +7,22 @@ use lettre::Address;
 use lettre::message::header::{ContentType, HeaderName, HeaderValue};
 use lettre::message::{Mailbox, Message};
 
-use crate::rules::notification::{DueNotification, Failure, mail_of};
+use crate::rules::notification::{DueMail, Failure, text_of};
 
-/// The mail of a notification. Its id is the same at every attempt, so that a mailbox can tell a
-/// repetition.
-pub(super) fn compose(from: &Mailbox, notification: &DueNotification, now: Time) -> Result<Message, Failure> {
-    if notification.recipient.is_empty() {
-        return Err(Failure::Erased);
+/// A mail as it is handed over. Its id is the same at every attempt, so that a mailbox can tell a repetition.
+pub(super) fn compose(from: &Mailbox, mail: &DueMail, now: Time) -> Result<Message, Failure> {
+    if mail.recipient.is_empty() {
+        return Err(Failure::NoContact);
     }
-    let to: Address = notification.recipient.parse().map_err(|_| Failure::Address)?;
-    let (subject, text) = mail_of(notification);
+    let to: Address = mail.recipient.parse().map_err(|_| Failure::Address)?;
+    let (subject, text) = text_of(mail);
     // Out-of-office replies to it would reach no person (RFC 3834).
     let automatic =
         HeaderValue::new(HeaderName::new_from_ascii_str("Auto-Submitted"), "auto-generated".to_owned());
     Message::builder()
         .from(from.clone())
         .to(Mailbox::new(None, to))
-        .message_id(Some(format!("<{}@{}>", notification.attestation_id, from.email.domain())))
+        .message_id(Some(format!("<{}@{}>", mail.id, from.email.domain())))
         .date(SystemTime::from(now))
         .subject(subject)
         .header(ContentType::TEXT_PLAIN)

@@ -12,8 +12,8 @@ use crate::store::erase::Person;
 /// How much of a mail is searched for its header, which is a few lines.
 const MAIL_HEADER_BYTES_MAX: u64 = 64 * 1024;
 
-/// The folder of written mails: the mail of an attestation is `ATTESTATION_ID.eml`. A mail that is being
-/// written, or whose writer was cut off, is `.ATTESTATION_ID.unfinished`.
+/// The folder of written mails: the mail of an attestation is `ATTESTATION_ID.eml`, that of several has the id of the
+/// first. A mail that is being written, or whose writer was cut off, is `.ATTESTATION_ID.unfinished`.
 #[derive(Clone)]
 pub(crate) struct MailFolder(pub PathBuf);
 
@@ -34,9 +34,9 @@ impl MailFolder {
         fs::rename(unfinished, self.finished(id))
     }
 
-    /// The mails of attestations, whether they were written or not.
-    pub(crate) fn of(&self, attestation_ids: &[Uuid]) -> Vec<PathBuf> {
-        attestation_ids.iter().flat_map(|id| [self.finished(*id), self.unfinished(*id)]).collect()
+    /// The mails with these ids, whether they were written or not.
+    pub(crate) fn of(&self, ids: &[Uuid]) -> Vec<PathBuf> {
+        ids.iter().flat_map(|id| [self.finished(*id), self.unfinished(*id)]).collect()
     }
 
     /// The mails that a person is the addressee of, whatever its customer's contact is now.

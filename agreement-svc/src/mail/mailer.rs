@@ -1,7 +1,9 @@
-//! Sends the notifications of attestations (ATT-9): the worker of the mail outbox, with retries and dead letters.
+//! Sends the mails of the outbox (ATT-9): a worker with a few lines to the mail server, retries and dead letters.
 //!
-//! Delivery is at least once: a claim is a lease, and a notification whose lease ends is sent again.
+//! A line that is free takes the next mail at once, so that a slow one delays no other. Delivery is at least once: a
+//! claim is a lease, and a mail whose lease ends is sent again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use chassis::backoff;
@@ -9,29 +11,22 @@ use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
 use chassis::telemetry::trace::background_span;
 use chrono::TimeDelta;
-use futures_util::future::join_all;
 use lettre::message::Mailbox;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::compose::compose;
-use super::{HAND_OVER_MAX, Transport};
-use crate::rules::notification::{DueNotification, Failure, RETRY_BASE, RETRY_MAX, after_failure};
-use crate::store::notification::{notification_failed, notification_sent, notifications_claim};
+use super::{Delivery, HAND_OVER_MAX, Transport};
+use crate::rules::notification::{DueMail, Failure, RETRY_BASE, RETRY_MAX, after_failure};
+use crate::store::outbox::{Claim, Turns, mail_failed, mail_sent, mails_claim};
 
-/// Notifications claimed at a time: few enough that a claim outlasts sending them.
-const CLAIM_MAX: usize = 32;
+/// Lines to the mail server: as many connections as relays commonly grant to one client.
+const LINES: usize = 8;
 
-/// Connections to the mail server at a time: what relays commonly grant to one client.
-const CONNECTIONS_MAX: usize = 8;
-
-/// How long claimed notifications are left to the replica that claimed them.
+/// How long claimed mails are left to the replica that claimed them. Each is sent at once; the rest is for the database.
 const LEASE: TimeDelta = TimeDelta::seconds(60);
-
-/// A server that answers nothing holds each connection for so many mails; the rest is for the database.
-const _: () = assert!(
-    (CLAIM_MAX / CONNECTIONS_MAX) as u64 * HAND_OVER_MAX.as_secs() + 15 < LEASE.num_seconds().unsigned_abs()
-);
+const _: () = assert!(HAND_OVER_MAX.as_secs() + 15 < LEASE.num_seconds().unsigned_abs());
 
 /// How often to look without having been woken: for what failed, and for what other replicas left.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -43,80 +38,94 @@ pub(crate) struct Mailer {
     pub transport: Transport,
     /// Whom mails come from.
     pub from: Mailbox,
+    /// Mails of one partner and day.
+    pub per_day: u32,
+    /// The least time between two mails of a partner to a customer.
+    pub interval: Duration,
 }
 
-/// Sends notifications until `stop` is set; then those being handed over may end. `commits` changes
-/// when something has been stored.
+/// Sends mails until `stop` is set; then those being handed over may end. `commits` changes when something has been
+/// stored.
 pub(crate) async fn run(mailer: Mailer, mut commits: watch::Receiver<()>, stop: CancellationToken) {
-    loop {
-        if let Err(error) = mailer.deliver(&stop).await {
-            tracing::warn!(%error, "notifications cannot be read; trying again");
+    let mailer = Arc::new(mailer);
+    let mut busy = JoinSet::new();
+    let mut idle: Vec<Delivery> = vec![];
+    let mut turns = Turns::default();
+    // There may be more than was claimed.
+    let mut may_be_due = true;
+    while !stop.is_cancelled() {
+        if may_be_due && busy.len() < LINES {
+            let free = LINES - busy.len();
+            let claimed = mailer.claim(free, &mut turns).await;
+            let mails = claimed.unwrap_or_else(|error| {
+                tracing::warn!(%error, "mails cannot be claimed; trying again");
+                vec![]
+            });
+            may_be_due = mails.len() == free;
+            for mail in mails {
+                let (mailer, delivery) = (mailer.clone(), idle.pop().unwrap_or_default());
+                busy.spawn(background_span("send a mail", mailer.send(mail, delivery)));
+            }
+        }
+        if busy.is_empty() {
+            for delivery in idle.drain(..) {
+                tokio::spawn(delivery.close());
+            }
         }
         tokio::select! {
-            () = stop.cancelled() => return,
-            Ok(()) = commits.changed() => {}
-            () = tokio::time::sleep(POLL_INTERVAL) => {}
+            () = stop.cancelled() => {}
+            // A panic has lost its line's connection, and its mail comes back when the lease ends.
+            Some(line) = busy.join_next() => idle.extend(line),
+            Ok(()) = commits.changed() => may_be_due = true,
+            () = tokio::time::sleep(POLL_INTERVAL) => may_be_due = true,
         }
+    }
+    while let Some(line) = busy.join_next().await {
+        idle.extend(line);
+    }
+    for delivery in idle {
+        delivery.close().await;
     }
 }
 
 impl Mailer {
-    async fn deliver(&self, stop: &CancellationToken) -> Result<(), Error> {
-        while !stop.is_cancelled() {
-            let now = self.clock.now();
-            let claim = move |connection: &mut Connection| {
-                notifications_claim(connection, now, LEASE, CLAIM_MAX as i64)
-            };
-            let due = self.database.write_apart(claim).await?;
-            if due.is_empty() {
-                return Ok(());
-            }
-            let connections = CONNECTIONS_MAX.min(due.len());
-            let share = |n: usize| due.iter().skip(n).step_by(connections).collect();
-            join_all((0..connections).map(|n| self.send_all(share(n), stop))).await;
-        }
-        Ok(())
+    async fn claim(&self, limit: usize, turns: &mut Turns) -> Result<Vec<DueMail>, Error> {
+        let (per_day, interval) = (self.per_day, self.interval);
+        let claim = Claim { now: self.clock.now(), lease: LEASE, limit, per_day, interval };
+        let mut taken = std::mem::take(turns);
+        let write = move |connection: &mut Connection| {
+            let mails = mails_claim(connection, &claim, &mut taken)?;
+            Ok::<_, Error>((mails, taken))
+        };
+        let (mails, taken) = self.database.write_apart(write).await?;
+        *turns = taken;
+        Ok(mails)
     }
 
-    /// Sends notifications one after the other over one connection. Those that are left when the service stops
-    /// come back when the lease ends.
-    async fn send_all(&self, due: Vec<&DueNotification>, stop: &CancellationToken) {
-        let mut delivery = self.transport.delivery();
-        for notification in due {
-            if stop.is_cancelled() {
-                break;
-            }
-            let send = async {
-                let sent = match compose(&self.from, notification, self.clock.now()) {
-                    Ok(mail) => delivery.hand_over(notification.attestation_id, &mail).await,
-                    Err(failure) => Err(failure),
-                };
-                if let Err(error) = self.record_result(notification, sent).await {
-                    let id = notification.attestation_id;
-                    tracing::warn!(attestation = %id, %error, "the outcome of a mail cannot be stored");
-                }
-            };
-            background_span("send a notification", send).await;
+    /// Sends a mail over a line, which it gives back.
+    async fn send(self: Arc<Self>, mail: DueMail, mut delivery: Delivery) -> Delivery {
+        let sent = match compose(&self.from, &mail, self.clock.now()) {
+            Ok(composed) => delivery.hand_over(&self.transport, mail.id, &composed).await,
+            Err(failure) => Err(failure),
+        };
+        let id = mail.id;
+        if let Err(error) = self.record_result(mail, sent).await {
+            tracing::warn!(mail = %id, %error, "the outcome of a mail cannot be stored");
         }
-        delivery.close().await;
+        delivery
     }
 
-    async fn record_result(
-        &self,
-        notification: &DueNotification,
-        sent: Result<(), Failure>,
-    ) -> Result<(), Error> {
-        let (id, attempts, now) = (notification.attestation_id, notification.attempts, self.clock.now());
+    async fn record_result(&self, mail: DueMail, sent: Result<(), Failure>) -> Result<(), Error> {
+        let now = self.clock.now();
         let Err(failure) = sent else {
-            let store = move |connection: &mut Connection| notification_sent(connection, id, now);
+            let store = move |connection: &mut Connection| mail_sent(connection, &mail, now);
             return self.database.write_apart(store).await;
         };
+        let attempts = mail.attempts();
         let wait = backoff::wait(attempts.saturating_sub(1), RETRY_BASE, RETRY_MAX);
-        let outcome = after_failure(failure, attempts, now, wait);
-        tracing::warn!(attestation = %id, attempts, %failure, ?outcome, "a notification was not sent");
-        let store = move |connection: &mut Connection| {
-            notification_failed(connection, id, attempts, failure, outcome)
-        };
+        let outcome = move |attempts| after_failure(failure, attempts, now, wait);
+        tracing::warn!(mail = %mail.id, attempts, %failure, outcome = ?outcome(attempts), "a mail was not sent");
+        let store = move |connection: &mut Connection| mail_failed(connection, &mail, failure, outcome);
         self.database.write_apart(store).await
     }
 }
@@ -124,15 +133,14 @@ impl Mailer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rules::notification::ATTEMPTS_MAX;
+    use crate::rules::notification::{ATTEMPTS_MAX, INTERVAL_MAX};
 
     /// However slow the mail server is, and however long the waits turn out to be.
     #[test]
     fn the_last_attempt_ends_within_half_an_hour() {
         let longest = |attempt: u32| (RETRY_BASE * 2_u32.pow(attempt)).min(RETRY_MAX);
         let waits: Duration = (0..ATTEMPTS_MAX - 1).map(longest).sum();
-        let attempt = POLL_INTERVAL + HAND_OVER_MAX * (CLAIM_MAX / CONNECTIONS_MAX) as u32;
-        let all = waits + attempt * ATTEMPTS_MAX;
+        let all = INTERVAL_MAX + waits + (POLL_INTERVAL + HAND_OVER_MAX) * ATTEMPTS_MAX;
         assert!(all <= Duration::from_secs(30 * 60), "{all:?}");
     }
 }

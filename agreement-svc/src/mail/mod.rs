@@ -1,7 +1,7 @@
-//! Mail: an outbox of notifications, delivered at least once each, by SMTP or into a folder.
+//! Mail: an outbox, delivered at least once each, by SMTP or into a folder.
 //!
-//! - `mailer`: the worker that claims due notifications under a lease and sends them.
-//! - `compose`: the mail of a notification.
+//! - `mailer`: the worker that claims due mails under a lease and sends them.
+//! - `compose`: what is handed over.
 //! - `smtp`, `folder`: the two transports.
 
 mod compose;
@@ -56,24 +56,24 @@ impl Transport {
         }
         Ok(Self::Server(server))
     }
-
-    /// A way to hand mails over one after the other.
-    pub(super) fn delivery(&self) -> Delivery<'_> {
-        Delivery { transport: self, open: None }
-    }
 }
 
 /// Hands mails over one after the other. It connects when there is the first, and anew after each
 /// failure.
-pub(super) struct Delivery<'t> {
-    transport: &'t Transport,
+#[derive(Default)]
+pub(super) struct Delivery {
     open: Option<AsyncSmtpConnection>,
 }
 
-impl Delivery<'_> {
+impl Delivery {
     /// Hands a mail over. `Ok` means that the mail server took responsibility for it.
-    pub(super) async fn hand_over(&mut self, id: Uuid, mail: &Message) -> Result<(), Failure> {
-        match self.transport {
+    pub(super) async fn hand_over(
+        &mut self,
+        transport: &Transport,
+        id: Uuid,
+        mail: &Message,
+    ) -> Result<(), Failure> {
+        match transport {
             Transport::Folder(folder) => {
                 let (folder, mail) = (folder.clone(), mail.formatted());
                 let written = tokio::task::spawn_blocking(move || folder.write(id, &mail)).await;

@@ -342,6 +342,7 @@ mod tests {
             kind,
             cloud: Cloud::Public,
             registered_at: at(0),
+            revision: 1,
         };
         let relationship =
             Relationship { payer_id: Uuid::from_u128(4), reseller_id: Some(Uuid::from_u128(3)) };

@@ -331,6 +331,7 @@ impl Acceptances {
                 self.alter(attestation_ids, |expected| expected.erased = Some(revision))
             }
             Event::PartnerRegistered { .. }
+            | Event::PartnerUpdated { .. }
             | Event::ResellerLinked { .. }
             | Event::ResellerUnlinked { .. }
             | Event::CustomerCreated { .. }

@@ -24,6 +24,11 @@ pub enum Event {
         cloud: Cloud,
         by: Uuid,
     },
+    PartnerUpdated {
+        partner_id: Uuid,
+        name: String,
+        by: Uuid,
+    },
     ResellerLinked {
         provider_id: Uuid,
         reseller_id: Uuid,
@@ -45,8 +50,19 @@ pub enum Event {
     },
     CustomerUpdated {
         customer_id: Uuid,
+        /// After the change; so are the others.
         company_name: String,
+        /// Absent where this change did not correct it; so is the country.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        domain: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        country: Option<String>,
+        /// Empty where no contact was changed.
         contact_commitment: String,
+        /// The partner whose contact was changed; absent where it was the customer's own. Where versions kept one
+        /// contact for all partners, it is absent, too.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        partner_id: Option<Uuid>,
         by: Uuid,
     },
     RelationshipEstablished {
@@ -179,6 +195,7 @@ impl Event {
             | Self::InvitationRevoked { customer_id, .. }
             | Self::ContactErased { customer_id, .. } => *customer_id,
             Self::PartnerRegistered { .. }
+            | Self::PartnerUpdated { .. }
             | Self::ResellerLinked { .. }
             | Self::ResellerUnlinked { .. }
             | Self::TemplateVersionPublished { .. }
@@ -192,6 +209,7 @@ impl Event {
     pub fn partner_id(&self) -> Option<Uuid> {
         match self {
             Self::PartnerRegistered { partner_id, .. }
+            | Self::PartnerUpdated { partner_id, .. }
             | Self::RelationshipEstablished { partner_id, .. }
             | Self::RelationshipEnded { partner_id, .. }
             | Self::Attested { partner_id, .. }
@@ -203,8 +221,8 @@ impl Event {
             Self::ResellerLinked { provider_id, .. } | Self::ResellerUnlinked { provider_id, .. } => {
                 Some(*provider_id)
             }
+            Self::CustomerUpdated { partner_id, .. } => *partner_id,
             Self::CustomerCreated { .. }
-            | Self::CustomerUpdated { .. }
             | Self::Signed { .. }
             | Self::SignatureWithdrawn { .. }
             | Self::TemplateVersionPublished { .. }
@@ -218,6 +236,7 @@ impl Event {
     pub fn by(&self) -> Option<Uuid> {
         match self {
             Self::PartnerRegistered { by, .. }
+            | Self::PartnerUpdated { by, .. }
             | Self::ResellerLinked { by, .. }
             | Self::ResellerUnlinked { by, .. }
             | Self::CustomerCreated { by, .. }
@@ -251,7 +270,9 @@ impl Event {
                 attestation_ids.clear();
                 invitation_ids.clear();
             }
-            Self::CustomerCreated { by, .. } | Self::CustomerUpdated { by, .. } => *by = Uuid::nil(),
+            Self::CustomerCreated { by, .. } | Self::CustomerUpdated { by, partner_id: None, .. } => {
+                *by = Uuid::nil();
+            }
             _ => {}
         }
         self

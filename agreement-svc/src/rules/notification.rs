@@ -1,5 +1,5 @@
-//! The notification of an attestation to the customer's primary contact (ATT-9): what it says, and
-//! what becomes of one that could not be sent.
+//! The mails about attestations to the contacts of customers (ATT-9), and those to contacts that were replaced: what
+//! they say, when they are sent, and what becomes of one that could not be sent.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,9 +14,18 @@ pub const RETRY_BASE: Duration = Duration::from_secs(1);
 pub const RETRY_MAX: Duration = Duration::from_secs(300);
 
 /// After so many failures a notification is a dead letter. The mail has to reach the customer within half
-/// an hour, and one attempt more could end after it: the waits come to at most 18.5 minutes, and each
-/// attempt may take most of one.
+/// an hour, and one attempt more could end after it: the waits come to at most 18.5 minutes, each attempt may take 11
+/// seconds, and the first may wait for others for up to [`INTERVAL_MAX`].
 pub const ATTEMPTS_MAX: u32 = 12;
+
+/// How long announcements to a customer may wait for the one before to be some time ago.
+pub const INTERVAL_MAX: Duration = Duration::from_secs(300);
+
+/// Announcements in one mail: enough for every import, and a mail that can still be read.
+pub const ANNOUNCED_MAX: usize = 50;
+
+/// Characters of a name that a mail quotes: enough to recognize a company or a person, too few for a message to it.
+const NAME_MAX: usize = 60;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr, VariantArray)]
 #[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
@@ -56,16 +65,47 @@ impl Notification {
     }
 }
 
-/// A notification that is due, with all that its mail says.
+/// A mail that is due, with all that it says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DueNotification {
+pub struct DueMail {
+    /// Of the mail, the same at every attempt: of its first attestation, or of the notice.
+    pub id: Uuid,
+    /// The contact's address now; empty if there is none.
+    pub recipient: String,
+    pub company_name: String,
+    pub content: Content,
+}
+
+impl DueMail {
+    /// Attempts, the one about to be made included.
+    pub fn attempts(&self) -> u32 {
+        match &self.content {
+            Content::Attested { attestations, .. } => {
+                attestations.iter().map(|of| of.attempts).max().unwrap_or_default()
+            }
+            Content::ContactChanged { attempts, .. } => *attempts,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Attestations of one partner for one customer, at least one.
+    Attested { partner_name: String, attestations: Vec<Announced> },
+    /// The contact was changed, by a partner, or without one by the customer's own administrator.
+    ContactChanged {
+        partner_name: Option<String>,
+        /// Attempts, the one about to be made included.
+        attempts: u32,
+    },
+}
+
+/// What a mail says of one attestation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announced {
     pub attestation_id: Uuid,
     /// Attempts, the one about to be made included.
     pub attempts: u32,
-    /// The primary contact's address now; empty once it was erased.
-    pub recipient: String,
-    pub partner_name: String,
-    pub company_name: String,
     /// Of the person attested; empty once that person was erased.
     pub first_name: String,
     pub last_name: String,
@@ -73,6 +113,20 @@ pub struct DueNotification {
     pub agreement: String,
     pub version: u32,
     pub agreed_at: Time,
+}
+
+/// When announcements to a customer may be sent that wait beside a mail to it: at once, or once the interval has passed
+/// since that was sent, so that what comes within it is one mail. `sent_at` is absent while the mail is on its way.
+pub fn gathered_until(sent_at: Option<Time>, now: Time, interval: Duration) -> Option<Time> {
+    let interval = interval.min(INTERVAL_MAX);
+    let until = sent_at.unwrap_or(now) + interval;
+    (until > now && !interval.is_zero()).then_some(until)
+}
+
+/// The beginning of the day whose mails are counted, and of the next, in UTC.
+pub fn day_of(now: Time) -> (Time, Time) {
+    let begin = now.date_naive().and_time(chrono::NaiveTime::MIN).and_utc();
+    (begin, begin + chrono::TimeDelta::days(1))
 }
 
 /// Why a notification could not be sent: a category, and nothing that a mail server said.
@@ -92,8 +146,10 @@ pub enum Failure {
     Folder,
     /// No mail can be sent to the address.
     Address,
-    /// There is no address any more.
-    Erased,
+    /// There is no address: no contact was set, or it was erased.
+    NoContact,
+    /// The mails of the sender's day are used up; it waits for the next day.
+    DailyLimit,
 }
 
 impl fmt::Display for Failure {
@@ -106,7 +162,8 @@ impl fmt::Display for Failure {
             Self::Reply(code) => write!(f, "SMTP {code}"),
             Self::Folder => f.write_str("FOLDER"),
             Self::Address => f.write_str("ADDRESS"),
-            Self::Erased => f.write_str("ERASED"),
+            Self::NoContact => f.write_str("NO_CONTACT"),
+            Self::DailyLimit => f.write_str("DAILY_LIMIT"),
         }
     }
 }
@@ -123,7 +180,7 @@ pub enum Outcome {
 /// mailbox, or a relay that was misconfigured for a minute, from an unknown addressee.
 pub fn after_failure(failure: Failure, attempts: u32, now: Time, wait: Duration) -> Outcome {
     match failure {
-        Failure::Address | Failure::Erased => Outcome::DeadLetter,
+        Failure::Address | Failure::NoContact => Outcome::DeadLetter,
         _ if attempts >= ATTEMPTS_MAX => Outcome::DeadLetter,
         _ => {
             let wait = u64::try_from(wait.as_micros()).unwrap_or(u64::MAX);
@@ -132,27 +189,92 @@ pub fn after_failure(failure: Failure, attempts: u32, now: Time, wait: Duration)
     }
 }
 
-/// Subject and text of the mail: who says so, who agreed to what and when, and whom to ask.
-pub fn mail_of(notification: &DueNotification) -> (String, String) {
-    let DueNotification { partner_name, company_name, first_name, last_name, agreement, version, .. } =
-        notification;
-    let person = match first_name.is_empty() && last_name.is_empty() {
-        true => "a person whose data has been erased since".to_owned(),
-        false => format!("{first_name} {last_name}"),
+/// Subject and text of a mail: who says so, who agreed to what and when, and whom to ask.
+pub fn text_of(mail: &DueMail) -> (String, String) {
+    let company_name = quoted(&mail.company_name);
+    match &mail.content {
+        Content::Attested { partner_name, attestations } => {
+            attested(&quoted(partner_name), &company_name, attestations)
+        }
+        Content::ContactChanged { partner_name: Some(partner_name), .. } => {
+            let partner_name = quoted(partner_name);
+            let subject = format!("{partner_name} changed its contact for {company_name}");
+            let text = format!(
+                "{partner_name} has named another contact for {company_name}. That contact, and no longer you, \
+                 will receive the mails about agreements that {partner_name} confirms for {company_name}.\n\n\
+                 If this is not right, or if you have a question, please ask {partner_name}.\n"
+            );
+            (subject, text)
+        }
+        Content::ContactChanged { partner_name: None, .. } => {
+            let subject = format!("{company_name} changed its contact for agreements");
+            let text = format!(
+                "An administrator of {company_name} has named a contact. That contact, and no longer you, will \
+                 receive the mails about agreements that partners confirm for {company_name}.\n\n\
+                 If this is not right, or if you have a question, please ask the administrators of {company_name}.\n"
+            );
+            (subject, text)
+        }
+    }
+}
+
+fn attested(partner_name: &str, company_name: &str, attestations: &[Announced]) -> (String, String) {
+    let (what, subject, was) = match attestations {
+        [one] => (
+            format!("the {}", one.agreement),
+            format!("{partner_name} confirmed that {company_name} accepted the {}", one.agreement),
+            "was",
+        ),
+        several => (
+            format!("{} agreements", several.len()),
+            format!("{partner_name} confirmed {} acceptances by {company_name}", several.len()),
+            "were",
+        ),
     };
-    let agreed_on = notification.agreed_at.format("%-d %B %Y (UTC)");
-    let subject = format!("{partner_name} confirmed that {company_name} accepted the {agreement}");
-    let text = format!(
-        "{partner_name} has confirmed to us that the {agreement} was accepted for {company_name}.\n\n\
-         Accepted by: {person}\n\
-         Accepted on: {agreed_on}\n\
-         Version: {version}\n\
-         Reference: {}\n\n\
-         You receive this mail as the primary contact of {company_name}. If anything in it is not right, or \
-         if you have a question, please ask {partner_name}.\n",
-        notification.attestation_id
+    let mut text =
+        format!("{partner_name} has confirmed to us that {what} {was} accepted for {company_name}.\n\n");
+    for announced in attestations {
+        let Announced { first_name, last_name, agreement, version, attestation_id, .. } = announced;
+        let person = match first_name.is_empty() && last_name.is_empty() {
+            true => "a person whose data has been erased since".to_owned(),
+            false => format!("{} {}", quoted(first_name), quoted(last_name)),
+        };
+        if attestations.len() > 1 {
+            text += &format!("Agreement: {agreement}\n");
+        }
+        let agreed_on = announced.agreed_at.format("%-d %B %Y (UTC)");
+        text += &format!(
+            "Accepted by: {person}\n\
+             Accepted on: {agreed_on}\n\
+             Version: {version}\n\
+             Reference: {attestation_id}\n\n"
+        );
+    }
+    text += &format!(
+        "You receive this mail as a contact of {company_name}. If anything in it is not right, or if you have a \
+         question, please ask {partner_name}.\n"
     );
     (subject, text)
+}
+
+/// A name as a mail quotes it, which a tenant may have chosen to reach whom it pleases: as long as a name is, and
+/// without what a mail program shows as a link.
+fn quoted(name: &str) -> String {
+    let mut text = String::new();
+    let mut letters = name.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '/' | '\\' | ':' | '@' | '<' | '>' => text.push(' '),
+            _ if letter.is_whitespace() || letter.is_control() => text.push(' '),
+            '.' if letters.peek().is_some_and(|next| next.is_alphanumeric()) => text.push_str(". "),
+            _ => text.push(letter),
+        }
+    }
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match text.char_indices().nth(NAME_MAX) {
+        Some((end, _)) => format!("{}…", text[..end].trim_end()),
+        None => text,
+    }
 }
 
 #[cfg(test)]
@@ -161,13 +283,10 @@ mod tests {
 
     use super::*;
 
-    fn notification() -> DueNotification {
-        DueNotification {
-            attestation_id: Uuid::from_u128(7),
+    fn announced(id: u128) -> Announced {
+        Announced {
+            attestation_id: Uuid::from_u128(id),
             attempts: 1,
-            recipient: "primary@contoso.example".into(),
-            partner_name: "Northwind Direct".into(),
-            company_name: "Contoso".into(),
             first_name: "Tania".into(),
             last_name: "Carr".into(),
             agreement: "Microsoft Customer Agreement".into(),
@@ -176,8 +295,17 @@ mod tests {
         }
     }
 
-    fn written(notification: &DueNotification) -> String {
-        let (subject, text) = mail_of(notification);
+    fn mail(partner_name: &str, company_name: &str, attestations: Vec<Announced>) -> DueMail {
+        DueMail {
+            id: Uuid::from_u128(7),
+            recipient: "primary@contoso.example".into(),
+            company_name: company_name.into(),
+            content: Content::Attested { partner_name: partner_name.into(), attestations },
+        }
+    }
+
+    fn written(mail: &DueMail) -> String {
+        let (subject, text) = text_of(mail);
         format!("{subject}\n\n{text}")
     }
 
@@ -193,14 +321,37 @@ mod tests {
             Version: 2
             Reference: 00000000-0000-0000-0000-000000000007
 
-            You receive this mail as the primary contact of Contoso. If anything in it is not right, or if you have a question, please ask Northwind Direct.
-        "#]].assert_eq(&written(&notification()));
+            You receive this mail as a contact of Contoso. If anything in it is not right, or if you have a question, please ask Northwind Direct.
+        "#]].assert_eq(&written(&mail("Northwind Direct", "Contoso", vec![announced(7)])));
+    }
+
+    #[test]
+    fn one_mail_announces_several_attestations() {
+        let other = Announced { first_name: "Ann".into(), version: 3, ..announced(8) };
+        expect![[r#"
+            Northwind Direct confirmed 2 acceptances by Contoso
+
+            Northwind Direct has confirmed to us that 2 agreements were accepted for Contoso.
+
+            Agreement: Microsoft Customer Agreement
+            Accepted by: Tania Carr
+            Accepted on: 1 January 1970 (UTC)
+            Version: 2
+            Reference: 00000000-0000-0000-0000-000000000007
+
+            Agreement: Microsoft Customer Agreement
+            Accepted by: Ann Carr
+            Accepted on: 1 January 1970 (UTC)
+            Version: 3
+            Reference: 00000000-0000-0000-0000-000000000008
+
+            You receive this mail as a contact of Contoso. If anything in it is not right, or if you have a question, please ask Northwind Direct.
+        "#]].assert_eq(&written(&mail("Northwind Direct", "Contoso", vec![announced(7), other])));
     }
 
     #[test]
     fn the_mail_about_an_erased_person_says_so_and_is_still_sent() {
-        let erased =
-            DueNotification { first_name: String::new(), last_name: String::new(), ..notification() };
+        let erased = Announced { first_name: String::new(), last_name: String::new(), ..announced(7) };
         expect![[r#"
             Northwind Direct confirmed that Contoso accepted the Microsoft Customer Agreement
 
@@ -211,15 +362,85 @@ mod tests {
             Version: 2
             Reference: 00000000-0000-0000-0000-000000000007
 
-            You receive this mail as the primary contact of Contoso. If anything in it is not right, or if you have a question, please ask Northwind Direct.
-        "#]].assert_eq(&written(&erased));
+            You receive this mail as a contact of Contoso. If anything in it is not right, or if you have a question, please ask Northwind Direct.
+        "#]].assert_eq(&written(&mail("Northwind Direct", "Contoso", vec![erased])));
+    }
+
+    #[test]
+    fn a_replaced_contact_learns_by_whom_and_not_by_which_address() {
+        let changed = |partner_name: Option<&str>| DueMail {
+            content: Content::ContactChanged { partner_name: partner_name.map(Into::into), attempts: 1 },
+            ..mail("", "Contoso", vec![])
+        };
+        expect![[r#"
+            Northwind Direct changed its contact for Contoso
+
+            Northwind Direct has named another contact for Contoso. That contact, and no longer you, will receive the mails about agreements that Northwind Direct confirms for Contoso.
+
+            If this is not right, or if you have a question, please ask Northwind Direct.
+        "#]].assert_eq(&written(&changed(Some("Northwind Direct"))));
+        expect![[r#"
+            Contoso changed its contact for agreements
+
+            An administrator of Contoso has named a contact. That contact, and no longer you, will receive the mails about agreements that partners confirm for Contoso.
+
+            If this is not right, or if you have a question, please ask the administrators of Contoso.
+        "#]].assert_eq(&written(&changed(None)));
+    }
+
+    /// ATT-9: a name is quoted as a name, so that it carries no message.
+    #[test]
+    fn a_mail_quotes_names_without_links_and_no_longer_than_names_are() {
+        let mut table = String::new();
+        for name in [
+            "Contoso",
+            "Contoso S.A., Paris",
+            "O\u{2019}Neil & Sons (UK) Ltd.",
+            "  Contoso \u{a0} Paris ",
+            "Win at https://evil.example/prize?id=1",
+            "www.evil.example",
+            "call me <boss@evil.example>",
+        ] {
+            table += &format!("{}\n", quoted(name));
+        }
+        expect![[r#"
+            Contoso
+            Contoso S. A., Paris
+            O’Neil & Sons (UK) Ltd.
+            Contoso Paris
+            Win at https evil. example prize?id=1
+            www. evil. example
+            call me boss evil. example
+        "#]]
+        .assert_eq(&table);
+        let advert = "Buy now and win! ".repeat(12);
+        let person = Announced { first_name: advert.clone(), last_name: advert.clone(), ..announced(7) };
+        let (subject, text) = text_of(&mail(&advert, &advert, vec![person]));
+        let longest = text.matches("Buy now").count();
+        assert!(subject.chars().count() < 200 && longest <= 8 * 4, "{longest} in {text}");
+    }
+
+    #[test]
+    fn announcements_wait_until_the_interval_after_the_last_mail() {
+        let (now, interval) = (Time::UNIX_EPOCH + Duration::from_secs(1000), Duration::from_secs(60));
+        let ago = |seconds| Some(now - Duration::from_secs(seconds));
+        let wait = |sent_at, interval| {
+            gathered_until(sent_at, now, interval).map(|until| (until - now).num_seconds())
+        };
+        assert_eq!(wait(None, interval), Some(60));
+        assert_eq!(wait(ago(0), interval), Some(60));
+        assert_eq!(wait(ago(59), interval), Some(1));
+        assert_eq!(wait(ago(60), interval), None);
+        assert_eq!(wait(ago(0), Duration::ZERO), None);
+        assert_eq!(wait(None, Duration::ZERO), None);
+        assert_eq!(wait(None, Duration::from_secs(100_000)), Some(300));
     }
 
     #[test]
     fn a_failed_mail_is_retried_until_it_is_a_dead_letter() {
-        use Failure::{Address, Connection, Erased, Folder, Login, Reply, Timeout, Tls};
+        use Failure::{Address, Connection, Folder, Login, NoContact, Reply, Timeout, Tls};
         let mut table = String::new();
-        for failure in [Connection, Timeout, Tls, Login, Reply(451), Reply(550), Folder, Address, Erased] {
+        for failure in [Connection, Timeout, Tls, Login, Reply(451), Reply(550), Folder, Address, NoContact] {
             for attempts in [1, ATTEMPTS_MAX - 1, ATTEMPTS_MAX, u32::MAX] {
                 let outcome = after_failure(failure, attempts, Time::UNIX_EPOCH, Duration::from_secs(9));
                 let outcome = match outcome {
@@ -262,10 +483,10 @@ mod tests {
             ADDRESS            11 dead letter
             ADDRESS            12 dead letter
             ADDRESS    4294967295 dead letter
-            ERASED              1 dead letter
-            ERASED             11 dead letter
-            ERASED             12 dead letter
-            ERASED     4294967295 dead letter
+            NO_CONTACT          1 dead letter
+            NO_CONTACT         11 dead letter
+            NO_CONTACT         12 dead letter
+            NO_CONTACT 4294967295 dead letter
         "#]]
         .assert_eq(&table);
     }

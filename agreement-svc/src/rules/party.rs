@@ -3,6 +3,8 @@
 //! Who may make which call is in `api::access`; here is what partners are, and which of them may
 //! stand in which place.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use icu_normalizer::ComposingNormalizerBorrowed;
 use serde::{Deserialize, Serialize};
 use strum::{EnumString, IntoStaticStr, VariantArray};
@@ -43,10 +45,12 @@ pub struct Partner {
     pub kind: PartnerKind,
     pub cloud: Cloud,
     pub registered_at: Time,
+    /// Of the last change to it: its etag.
+    pub revision: i64,
 }
 
 /// A person at the customer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contact {
     pub first_name: String,
     pub last_name: String,
@@ -55,6 +59,11 @@ pub struct Contact {
 }
 
 impl Contact {
+    /// Whether it is none: it was not given, or was erased.
+    pub fn is_empty(&self) -> bool {
+        self.email.is_empty()
+    }
+
     /// Whether all four fields agree, the e-mail address whatever its case (ATT-8). Outer spaces are gone before a
     /// contact is made. Contacts of older releases are not composed.
     pub fn is_same(&self, other: &Self) -> bool {
@@ -64,6 +73,78 @@ impl Contact {
             && is_same(&self.last_name, &other.last_name)
             && is_same(&self.phone, &other.phone)
             && is_same(&self.email.to_lowercase(), &other.email.to_lowercase())
+    }
+}
+
+/// The contacts of a customer (ATT-9). No partner decides where the announcements of another one go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contacts {
+    /// The one that the customer's own administrator set: for all announcements.
+    pub own: Option<Contact>,
+    /// Those that partners set, each for its own announcements. An empty one was not given, or was erased.
+    pub of_partners: BTreeMap<Uuid, Contact>,
+    /// The one for all partners, as older versions kept it: for partners that have none in `of_partners`.
+    pub shared: Option<Contact>,
+    pub active: Vec<Relationship>,
+    pub ended: Vec<Relationship>,
+}
+
+impl Contacts {
+    /// The contact for a partner's announcements, unless the customer has its own: what the partner set, or what the
+    /// other partner of its relationship did where it set none.
+    pub fn of(&self, partner: Uuid) -> Option<&Contact> {
+        let given = |partner: Uuid| self.of_partners.get(&partner).filter(|contact| !contact.is_empty());
+        if !self.of_partners.contains_key(&partner) {
+            return self.shared.as_ref().filter(|contact| !contact.is_empty());
+        }
+        let beside = self.active.iter().chain(&self.ended).filter_map(|of| match *of {
+            Relationship { payer_id, reseller_id } if payer_id == partner => reseller_id,
+            Relationship { payer_id, reseller_id } => (reseller_id == Some(partner)).then_some(payer_id),
+        });
+        std::iter::once(partner).chain(beside).find_map(given)
+    }
+
+    /// Whether a contact that is set takes the place of the shared one, too, for older versions that still run: unless
+    /// a partner has no other, or the customer's own has this place.
+    pub fn may_replace_shared(&self, set_by: Option<Uuid>) -> bool {
+        let has_own = self.own.as_ref().is_some_and(|own| !own.is_empty());
+        let relationships = self.active.iter().chain(&self.ended);
+        let mut partners = relationships.flat_map(|of| [Some(of.payer_id), of.reseller_id]).flatten();
+        let needs_shared = partners.any(|of| Some(of) != set_by && !self.of_partners.contains_key(&of));
+        !needs_shared && !(has_own && set_by.is_some())
+    }
+
+    /// Whether a partner set a contact, or has or had a relationship.
+    pub fn knows(&self, partner: Uuid) -> bool {
+        let mut relationships = self.active.iter().chain(&self.ended);
+        self.of_partners.contains_key(&partner)
+            || relationships.any(|of| of.payer_id == partner || of.reseller_id == Some(partner))
+    }
+
+    /// Who receives a partner's announcements.
+    pub fn addressee(&self, partner: Uuid) -> Option<&Contact> {
+        self.own.as_ref().filter(|own| !own.is_empty()).or_else(|| self.of(partner))
+    }
+
+    /// The partners with an active relationship, each with its contact, in key order.
+    pub fn of_active_partners(&self) -> BTreeMap<Uuid, &Contact> {
+        let partners = self.active.iter().flat_map(|of| [Some(of.payer_id), of.reseller_id]).flatten();
+        partners.filter_map(|partner| Some((partner, self.of(partner)?))).collect()
+    }
+
+    /// The addresses that receive fewer announcements than before once a partner, or without one the customer itself,
+    /// has set another contact. Each gets a notice.
+    pub fn replaced_by(&self, new: &Contact, set_by: Option<Uuid>) -> BTreeSet<String> {
+        let own = self.own.as_ref().filter(|own| !own.is_empty());
+        let replaced: Vec<&Contact> = match (own, set_by) {
+            (Some(own), None) => vec![own],
+            (None, None) => self.of_active_partners().into_values().collect(),
+            (None, Some(partner)) => self.of(partner).into_iter().collect(),
+            // Nothing came to the partner's contact.
+            (Some(_), Some(_)) => vec![],
+        };
+        let addresses = replaced.into_iter().map(|contact| contact.email.to_lowercase());
+        addresses.filter(|address| *address != new.email.to_lowercase()).collect()
     }
 }
 
@@ -85,6 +166,7 @@ pub struct Customer {
     pub domain: String,
     pub country: String,
     pub cloud: Cloud,
+    /// The one contact for all partners, as older versions know it; see [`Contacts`].
     pub primary_contact: Contact,
     /// Makes the commitment to the contact in the history impossible to guess.
     pub contact_salt: String,
@@ -92,7 +174,7 @@ pub struct Customer {
     pub first_purchase_at: Option<Time>,
     /// Of the last event about an acceptance or relationship of it.
     pub acceptance_revision: i64,
-    /// Of the last change to its own particulars: its etag.
+    /// Of the last change to its own particulars or contacts: its etag.
     pub revision: i64,
 }
 
@@ -237,6 +319,8 @@ pub fn is_country(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use expect_test::expect;
+
     use super::*;
 
     #[test]
@@ -259,6 +343,61 @@ mod tests {
         ] {
             assert!(!is_email(bad), "{bad}");
         }
+    }
+
+    /// ATT-9. A partner's announcements go to the customer's own contact, else to the one that the partner set.
+    #[test]
+    fn each_partner_has_its_own_contact_and_the_customers_overrides_them() {
+        const DIRECT: Uuid = Uuid::from_u128(1);
+        const PROVIDER: Uuid = Uuid::from_u128(2);
+        const RESELLER: Uuid = Uuid::from_u128(3);
+        let named = |email: &str| Contact { email: email.into(), ..Contact::default() };
+        let through = |payer_id: Uuid, reseller_id: Option<Uuid>| Relationship { payer_id, reseller_id };
+        let mut table = String::new();
+        for (about, own, set, shared) in [
+            ("each its own", "", &[(DIRECT, "d"), (PROVIDER, "p"), (RESELLER, "r")][..], "s"),
+            ("the customer's", "own", &[(DIRECT, "d"), (PROVIDER, "p"), (RESELLER, "r")], "s"),
+            ("the reseller's", "", &[(DIRECT, "d"), (PROVIDER, ""), (RESELLER, "r")], "s"),
+            ("the provider's", "", &[(DIRECT, "d"), (PROVIDER, "p"), (RESELLER, "")], "s"),
+            ("none of two", "", &[(DIRECT, "d"), (PROVIDER, ""), (RESELLER, "")], "s"),
+            ("of an older version", "", &[], "s"),
+            ("of an older version, one set", "", &[(RESELLER, "r")], "s"),
+            ("of an older version, erased", "", &[], ""),
+        ] {
+            let contacts = Contacts {
+                own: Some(named(own)),
+                of_partners: set.iter().map(|(partner, email)| (*partner, named(email))).collect(),
+                shared: Some(named(shared)),
+                active: vec![through(DIRECT, None), through(PROVIDER, Some(RESELLER))],
+                ended: vec![through(PROVIDER, None)],
+            };
+            let to = |partner| contacts.addressee(partner).map_or("-", |contact| contact.email.as_str());
+            let seen = |partner| contacts.of(partner).map_or("-", |contact| contact.email.as_str());
+            let notices = |set_by| {
+                contacts.replaced_by(&named("NEW"), set_by).into_iter().collect::<Vec<_>>().join(" ")
+            };
+            table += &format!(
+                "{about:<29} sent to {:<4}{:<4} seen {} {} {}; notices for the customer's: {:<7} the provider's: {:<4} the reseller's: {}\n",
+                to(DIRECT),
+                to(PROVIDER),
+                seen(DIRECT),
+                seen(PROVIDER),
+                seen(RESELLER),
+                notices(None),
+                notices(Some(PROVIDER)),
+                notices(Some(RESELLER)),
+            );
+        }
+        expect![[r#"
+            each its own                  sent to d   p    seen d p r; notices for the customer's: d p r   the provider's: p    the reseller's: r
+            the customer's                sent to own own  seen d p r; notices for the customer's: own     the provider's:      the reseller's: 
+            the reseller's                sent to d   r    seen d r r; notices for the customer's: d r     the provider's: r    the reseller's: r
+            the provider's                sent to d   p    seen d p p; notices for the customer's: d p     the provider's: p    the reseller's: p
+            none of two                   sent to d   -    seen d - -; notices for the customer's: d       the provider's:      the reseller's: 
+            of an older version           sent to s   s    seen s s s; notices for the customer's: s       the provider's: s    the reseller's: s
+            of an older version, one set  sent to s   s    seen s s r; notices for the customer's: r s     the provider's: s    the reseller's: r
+            of an older version, erased   sent to -   -    seen - - -; notices for the customer's:         the provider's:      the reseller's: 
+        "#]].assert_eq(&table);
     }
 
     #[test]
@@ -322,6 +461,7 @@ mod tests {
             kind,
             cloud: Cloud::Public,
             registered_at: Time::UNIX_EPOCH,
+            revision: 1,
         };
         let direct = partner(1, PartnerKind::DirectBill);
         let provider = partner(2, PartnerKind::IndirectProvider);

@@ -173,12 +173,14 @@ pub(crate) fn customer_insert(connection: &mut Connection, new: &Customer) -> Re
     Ok(())
 }
 
-/// Stores the company name, the primary contact and the revision.
+/// Stores the company name, the domain, the country, the contact and the revision.
 pub(crate) fn customer_update(connection: &mut Connection, changed: &Customer) -> Result<(), Error> {
     query!(connection, c => {
         diesel::update(customer::table.find(changed.id.to_string()))
             .set((
                 customer::company_name.eq(&changed.company_name),
+                customer::domain.eq(&changed.domain),
+                customer::country.eq(&changed.country),
                 customer::first_name.eq(&changed.primary_contact.first_name),
                 customer::last_name.eq(&changed.primary_contact.last_name),
                 customer::email.eq(&changed.primary_contact.email),

@@ -10,7 +10,7 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::change::Change;
-use super::schema::{acceptance, customer, invitation};
+use super::schema::{acceptance, contact, contact_notice, customer, invitation, notification};
 
 use crate::rules::event::Event;
 
@@ -49,7 +49,19 @@ fn folded(text: &str) -> String {
 pub(crate) struct Found {
     pub attestation_ids: Vec<Uuid>,
     pub invitation_ids: Vec<Uuid>,
-    pub is_primary_contact: bool,
+    /// Contacts of the customer's own and of its partners.
+    pub contact_ids: Vec<Uuid>,
+    /// Mails about a change of contacts that are still to be sent to it.
+    pub notice_ids: Vec<Uuid>,
+    /// On the customer itself, where one contact is kept for versions that know no other.
+    pub is_on_customer: bool,
+}
+
+impl Found {
+    /// Whether the person is a contact of the customer.
+    pub(crate) fn is_contact(&self) -> bool {
+        self.is_on_customer || !self.contact_ids.is_empty()
+    }
 }
 
 /// By customer; under `None` the invitations that are not accepted.
@@ -95,9 +107,42 @@ pub(crate) fn person_find(connection: &mut Connection, person: &Person) -> Resul
     }
     for (id, _) in rows_of!(connection, person, customer, customer::id) {
         let id = at("customer", &id).parse("id", &id)?;
-        found.entry(Some(id)).or_default().is_primary_contact = true;
+        found.entry(Some(id)).or_default().is_on_customer = true;
+    }
+    for (id, customer_id) in rows_of!(connection, person, contact, contact::customer_id) {
+        let row = at("contact", &id);
+        let customer_id = row.parse("customer_id", &customer_id)?;
+        found.entry(Some(customer_id)).or_default().contact_ids.push(row.parse("id", &id)?);
+    }
+    for (id, customer_id) in rows_of!(connection, person, contact_notice, contact_notice::customer_id) {
+        let row = at("contact_notice", &id);
+        let customer_id = row.parse("customer_id", &customer_id)?;
+        found.entry(Some(customer_id)).or_default().notice_ids.push(row.parse("id", &id)?);
     }
     Ok(found)
+}
+
+/// The mails that name the persons of some attestations: by the attestation itself, and by the one whose mail announced
+/// it together with others.
+pub(crate) fn mails_naming(connection: &mut Connection, attestations: &[Uuid]) -> Result<Vec<Uuid>, Error> {
+    let mut mails = attestations.to_vec();
+    for ids in attestations.chunks(IDS_PER_UPDATE) {
+        let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
+        let rows: Vec<String> = query!(connection, c => {
+            notification::table
+                .filter(notification::attestation_id.eq_any(&ids))
+                .filter(notification::mail_id.ne(""))
+                .select(notification::mail_id)
+                .distinct()
+                .load(c)
+        })?;
+        for mail_id in rows {
+            mails.push(at("notification", &mail_id).parse("mail_id", &mail_id)?);
+        }
+    }
+    mails.sort_unstable();
+    mails.dedup();
+    Ok(mails)
 }
 
 /// Empties the contact of rows.
@@ -127,12 +172,23 @@ pub(crate) fn person_erase(change: &mut Change<'_>, found: &FoundByCustomer) -> 
             customer_id: *customer_id,
             attestation_ids: found.attestation_ids.clone(),
             invitation_ids: found.invitation_ids.clone(),
-            was_primary_contact: found.is_primary_contact,
+            was_primary_contact: found.is_contact(),
         })?;
         erase_rows!(change.connection, acceptance, found.attestation_ids);
         erase_rows!(change.connection, invitation, found.invitation_ids);
-        if let Some(id) = customer_id.filter(|_| found.is_primary_contact) {
+        erase_rows!(change.connection, contact, found.contact_ids);
+        for ids in found.notice_ids.chunks(IDS_PER_UPDATE) {
+            let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
+            query!(change.connection, c => {
+                diesel::update(contact_notice::table.filter(contact_notice::id.eq_any(&ids)))
+                    .set(contact_notice::email.eq(""))
+                    .execute(c)
+            })?;
+        }
+        if let Some(id) = customer_id.filter(|_| found.is_on_customer) {
             erase_rows!(change.connection, customer, [id]);
+        }
+        if let Some(id) = customer_id.filter(|_| found.is_contact()) {
             query!(change.connection, c => {
                 diesel::update(customer::table.find(id.to_string()))
                     .set(customer::revision.eq(revision))

@@ -6,12 +6,14 @@
 pub(crate) mod acceptance;
 pub(crate) mod chain;
 pub(crate) mod change;
+pub(crate) mod contact;
 pub(crate) mod customer;
 pub(crate) mod erase;
 pub(crate) mod event;
 pub(crate) mod gate;
 pub(crate) mod invitation;
 pub(crate) mod notification;
+pub(crate) mod outbox;
 pub(crate) mod partner;
 mod schema;
 pub(crate) mod template;

@@ -18,6 +18,7 @@ struct Row {
     kind: String,
     cloud: String,
     registered_at: NaiveDateTime,
+    revision: i64,
 }
 
 impl Row {
@@ -28,6 +29,7 @@ impl Row {
             cloud: at("partner", &self.id).named("cloud", self.cloud.parse().ok())?,
             name: self.name,
             registered_at: utc(self.registered_at),
+            revision: self.revision,
         })
     }
 }
@@ -61,7 +63,18 @@ pub(crate) fn partner_insert(connection: &mut Connection, new: &Partner) -> Resu
                 partner::kind.eq(new.kind.into_str()),
                 partner::cloud.eq(new.cloud.into_str()),
                 partner::registered_at.eq(new.registered_at.naive_utc()),
+                partner::revision.eq(new.revision),
             ))
+            .execute(c)
+    })?;
+    Ok(())
+}
+
+/// Stores the name and the revision.
+pub(crate) fn partner_update(connection: &mut Connection, changed: &Partner) -> Result<(), Error> {
+    query!(connection, c => {
+        diesel::update(partner::table.find(changed.id.to_string()))
+            .set((partner::name.eq(&changed.name), partner::revision.eq(changed.revision)))
             .execute(c)
     })?;
     Ok(())

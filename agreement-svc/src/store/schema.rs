@@ -26,6 +26,7 @@ diesel::table! {
         kind -> Text,
         cloud -> Text,
         registered_at -> Timestamp,
+        revision -> BigInt,
     }
 }
 
@@ -154,11 +155,43 @@ diesel::table! {
         due_at -> Timestamp,
         sent_at -> Nullable<Timestamp>,
         last_failure -> Text,
+        partner_id -> Text,
+        customer_id -> Text,
+        mail_id -> Text,
+    }
+}
+
+diesel::table! {
+    contact (id) {
+        id -> Text,
+        customer_id -> Text,
+        partner_id -> Text,
+        first_name -> Text,
+        last_name -> Text,
+        email -> Text,
+        phone -> Text,
+        contact_salt -> Text,
+    }
+}
+
+diesel::table! {
+    contact_notice (id) {
+        id -> Text,
+        sender_id -> Text,
+        customer_id -> Text,
+        email -> Text,
+        state -> Text,
+        attempts -> Integer,
+        due_at -> Timestamp,
+        sent_at -> Nullable<Timestamp>,
+        last_failure -> Text,
     }
 }
 
 diesel::allow_tables_to_appear_in_same_query!(
     acceptance,
+    contact,
+    contact_notice,
     customer,
     event,
     invitation,

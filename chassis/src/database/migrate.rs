@@ -18,6 +18,7 @@ impl Database {
     ///
     /// # Errors
     /// A migration that fails, with the database's message; the database of another service.
+    #[expect(clippy::needless_pass_by_value, reason = "it is a constant")]
     pub fn migrate(&self, migrations: EmbeddedMigrations) -> Result<(), Error> {
         const ONE_AT_A_TIME: &str = "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0;
             SELECT pg_advisory_xact_lock(7215001)";
@@ -41,6 +42,7 @@ impl Database {
     ///
     /// # Errors
     /// The schema is too old, or another service's, and the remedy; a database that cannot be reached.
+    #[expect(clippy::needless_pass_by_value, reason = "it is a constant")]
     pub fn check_schema(&self, migrations: EmbeddedMigrations) -> Result<(), Error> {
         let mut connection = self.0.connect()?;
         if query!(&mut connection, c => next(c, &migrations, false))? {
@@ -59,12 +61,12 @@ fn next<DB: Backend>(
     let applied = connection.applied_migrations().map_err(|error| Error::Unavailable(error.to_string()))?;
     let own: Vec<Box<dyn Migration<DB>>> =
         migrations.migrations().map_err(|error| Error::Query(error.to_string()))?;
-    let is_applied = |migration: &Box<dyn Migration<DB>>| applied.contains(&migration.name().version());
-    if !applied.is_empty() && !own.iter().any(is_applied) {
+    let is_applied = |migration: &dyn Migration<DB>| applied.contains(&migration.name().version());
+    if !applied.is_empty() && !own.iter().any(|migration| is_applied(&**migration)) {
         let why = "it holds the tables of another service; each service needs a database of its own";
         return Err(Error::Unusable(why.into()));
     }
-    let lacking = own.iter().filter(|migration| !is_applied(migration));
+    let lacking = own.iter().filter(|migration| !is_applied(&***migration));
     let Some(first) = lacking.min_by_key(|migration| migration.name().version().as_owned()) else {
         return Ok(false);
     };

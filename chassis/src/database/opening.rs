@@ -32,7 +32,7 @@ fn check_file(path: &Path, create: bool) -> Result<(), Error> {
     writable.map_err(|error| Error::Unusable(format!("{shown} cannot be written: {error}")))?;
     // SQLite writes two more files beside it.
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let probe = folder.join(format!(".{}.writable", uuid::Uuid::now_v7()));
+    let probe = folder.join(format!(".{}.writable", crate::clock::new_salt()));
     let written = OpenOptions::new().write(true).create_new(true).open(&probe);
     written.map_err(|error| {
         Error::Unusable(format!("the folder {} of the database cannot be written: {error}", folder.display()))

@@ -44,6 +44,9 @@ pub struct Setup {
     pub secured: bool,
     /// A mail server to use instead of the cluster's mail folder, as `--smtp` names it.
     pub smtp: Option<String>,
+    /// 0 sends each announcement by itself and at once.
+    pub mail_interval_seconds: u16,
+    pub mails_per_day: u32,
 }
 
 impl Default for Setup {
@@ -64,6 +67,8 @@ impl Default for Setup {
             acceptance_changes_max: 1_000_000,
             secured: false,
             smtp: None,
+            mail_interval_seconds: 0,
+            mails_per_day: u32::MAX,
         }
     }
 }
@@ -79,6 +84,9 @@ impl Setup {
             gate_deadline_ms: _,
             worker_threads: _,
             secured: _,
+            // So is how often it sends mails.
+            mail_interval_seconds: _,
+            mails_per_day: _,
             agreement_port,
             order_port,
             agreements_at,
@@ -415,6 +423,8 @@ impl Cluster {
                 smtp_password_file: None,
                 mail_from: "agreements@vendor.example".parse().map_err(|_| "no address")?,
                 mail_folder: self.mail_folder(),
+                mail_interval_seconds: self.setup.mail_interval_seconds,
+                mails_per_day: self.setup.mails_per_day,
             },
             metrics_listen: None,
             worker_threads: self.setup.worker_threads,

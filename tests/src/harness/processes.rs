@@ -159,7 +159,13 @@ impl Process {
     pub fn agreements(database: Url, mail_folder: &Path, folder: &Path) -> Result<Self, String> {
         let key = folder.join("invitation.key");
         fs::write(&key, [7; 32]).map_err(|error| error.to_string())?;
-        let settings = [("--mail-folder", mail_folder.into()), ("--invitation-key-file", key.into())];
+        let settings = [
+            ("--mail-folder", mail_folder.into()),
+            ("--invitation-key-file", key.into()),
+            // A mail for each attestation, at once, and however many there are.
+            ("--mail-interval-seconds", "0".into()),
+            ("--mails-per-day", u32::MAX.to_string().into()),
+        ];
         Self::new("agreement-svc", database, settings, folder)
     }
 

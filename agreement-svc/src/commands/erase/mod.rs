@@ -23,7 +23,7 @@ use crate::config::{self, EraseContact};
 use crate::mail::MailFolder;
 use crate::rules::party::is_email;
 use crate::store::change::change_internal;
-use crate::store::erase::{FoundByCustomer, Person, person_erase, person_find};
+use crate::store::erase::{FoundByCustomer, Person, mails_naming, person_erase, person_find};
 use answers::erase_answers;
 
 /// What was erased, as counts without personal data.
@@ -31,7 +31,7 @@ use answers::erase_answers;
 pub struct Erased {
     /// Records of attestations.
     pub attestations: usize,
-    /// Customers whose primary contact it was.
+    /// Customers whose contact it was.
     pub customers: usize,
     /// Invitations that were meant for it.
     pub invitations: usize,
@@ -86,23 +86,23 @@ async fn erase(
     }
 
     let (of_change, mails_of_change) = (person.clone(), mails.clone());
-    let (found, answers, deleted_inside) = change_internal(database, clock, move |change| {
+    let (found, naming, answers, deleted_inside) = change_internal(database, clock, move |change| {
         let found = person_find(change.connection, &of_change)?;
-        let naming = attestation_ids(&found);
-        let answers = erase_answers(change.connection, &of_change, &naming)?;
+        let answers = erase_answers(change.connection, &of_change, &attestation_ids(&found))?;
         person_erase(change, &found)?;
+        let naming = mails_naming(change.connection, &attestation_ids(&found))?;
         // Last, so that no mail is lost in vain when something before it fails.
         let deleted = match &mails_of_change {
             Some(mails) => mails.delete(mails.of(&naming))?,
             None => vec![],
         };
-        anyhow::Ok((found, answers, deleted))
+        anyhow::Ok((found, naming, answers, deleted))
     })
     .await?;
     deleted.extend(deleted_inside);
     if let Some(mails) = &mails {
         deleted.extend(mails.delete(mails.addressed_to(&person)?)?);
-        deleted.extend(mails.delete(mails.of(&attestation_ids(&found)))?);
+        deleted.extend(mails.delete(mails.of(&naming))?);
     }
     database
         .vacuum()
@@ -110,7 +110,7 @@ async fn erase(
         .context("erased, but the file of the database still holds it; run this again, with less going on")?;
     Ok(Erased {
         attestations: found.values().map(|found| found.attestation_ids.len()).sum(),
-        customers: found.values().filter(|found| found.is_primary_contact).count(),
+        customers: found.values().filter(|found| found.is_contact()).count(),
         invitations: found.values().map(|found| found.invitation_ids.len()).sum(),
         answers,
         mails: mails.map(|_| deleted.len()),
@@ -192,7 +192,7 @@ mod tests {
         let now = Clock::system().now();
         let (attestation, customer) = (new_id(now), new_id(now));
         let write = move |connection: &mut Connection| {
-            run(connection, "INSERT INTO partner VALUES ('p', '', '', '', '2024-01-01 00:00:00')")?;
+            run(connection, "INSERT INTO partner VALUES ('p', '', '', '', '2024-01-01 00:00:00', 0)")?;
             run(
                 connection,
                 &format!(

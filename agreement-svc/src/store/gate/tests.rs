@@ -27,8 +27,11 @@ async fn database(url: &str) -> Database {
     for (id, kind) in
         [(DIRECT, "DIRECT_BILL"), (PROVIDER, "INDIRECT_PROVIDER"), (RESELLER, "INDIRECT_RESELLER")]
     {
-        run(&database, format!("INSERT INTO partner VALUES ('{id}', 'P', '{kind}', 'PUBLIC', '2020-01-01')"))
-            .await;
+        run(
+            &database,
+            format!("INSERT INTO partner VALUES ('{id}', 'P', '{kind}', 'PUBLIC', '2020-01-01', 1)"),
+        )
+        .await;
     }
     for id in [CUSTOMER, OTHER] {
         run(&database, format!("INSERT INTO customer VALUES ('{id}', 'C', '{id}.example', 'FR', 'PUBLIC', '', '', '', '', '', '2020-01-01', NULL, 7, 7)")).await;

@@ -26,6 +26,7 @@ use tests::{As, Backend, Cluster, Setup, actions, metadata_of, reason_of};
 
 use crate::each_backend;
 use tonic::Code;
+use uuid::Uuid;
 
 /// The longest wait after a failure.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
@@ -43,10 +44,14 @@ struct Post {
 
 impl Post {
     async fn through(backend: Backend, server: Option<&SmtpServer>) -> Self {
+        Self::with(server, Setup { backend, ..Setup::default() }).await
+    }
+
+    async fn with(server: Option<&SmtpServer>, setup: Setup) -> Self {
         let now = Clock::system().now();
         let clock = Clock::manual(now);
         let smtp = server.map(|server| format!("smtp://127.0.0.1:{}?tls=none", server.port));
-        let setup = Setup { backend, clock: clock.clone(), smtp, ..Setup::default() };
+        let setup = Setup { clock: clock.clone(), smtp, ..setup };
         let cluster = Cluster::start(setup).await.unwrap();
         actions::register_partners(&cluster).await.unwrap();
         let direct = cluster.as_caller(fixtures::sales(DIRECT));
@@ -97,9 +102,25 @@ impl Post {
         }
     }
 
-    /// Lets everything that failed become due, and wakes the mailer with a commit that changes nothing.
+    /// Attests for a customer that there is and returns the attestation's id.
+    async fn attest_again(&self, partner: Uuid, customer_id: &str, agreed: &Contact) -> String {
+        let request = CreateAttestationRequest {
+            agreed_at: Some(timestamp(self.now)),
+            ..fixtures::new_attestation_by(customer_id, agreed.clone())
+        };
+        let partner = self.cluster.as_caller(fixtures::sales(partner));
+        let attested = partner.attestations().create_attestation(request).await.unwrap();
+        attested.into_inner().attestation.unwrap().attestation_id
+    }
+
+    /// Lets everything that failed become due, and wakes the mailer.
     async fn later(&mut self) {
-        self.now += LONGEST_WAIT;
+        self.after(LONGEST_WAIT).await;
+    }
+
+    /// Lets time pass, and wakes the mailer with a commit that changes nothing.
+    async fn after(&mut self, time: Duration) {
+        self.now += time;
         self.clock.set(self.now);
         let again = LinkResellerRequest {
             request_id: fixtures::request_id(),
@@ -238,11 +259,12 @@ async fn erased_people_get_no_mail_and_are_not_named_in_any(#[case] backend: Bac
     };
     let erased = agreement_svc::commands::erase::erase_contact(&config, &post.clock).await.unwrap();
     assert_eq!((erased.customers, erased.attestations), (1, 2), "{backend:?}");
-    let sql = "UPDATE customer SET email = 'tània@fabrikam.example' WHERE company_name = 'Fabrikam'";
+    let sql = "UPDATE contact SET email = 'tània@fabrikam.example' \
+               WHERE customer_id IN (SELECT id FROM customer WHERE company_name = 'Fabrikam')";
     post.cluster.agreements_sql(sql).unwrap();
     post.later().await;
     let erased = post.settled(&ids[0], NotificationState::DeadLetter, 2).await;
-    assert_eq!(erased.last_failure, "ERASED");
+    assert_eq!(erased.last_failure, "NO_CONTACT");
     // The server takes ASCII addresses only, as many do.
     let undeliverable = post.settled(&ids[1], NotificationState::DeadLetter, 2).await;
     assert_eq!(undeliverable.last_failure, "ADDRESS");
@@ -251,6 +273,144 @@ async fn erased_people_get_no_mail_and_are_not_named_in_any(#[case] backend: Bac
     assert!(mail.contains("has been erased") && !mail.contains(&to_go.last_name), "{mail}");
     post.settled(&ids[2], NotificationState::Sent, 2).await;
     assert_eq!(server.events_so_far(), [""; 0]);
+}
+
+/// ATT-9: partners share the mailer by turns. However many mails wait of one, the single mail of another is among the
+/// first; with one queue for all it would be the last.
+#[apply(each_backend)]
+async fn the_mails_of_one_partner_do_not_delay_those_of_another(#[case] backend: Backend) {
+    tests::needs_own!("databases that it writes to");
+    tests::needs!(backend);
+    let Some(python) = python() else { return };
+    const IMPORTED: u128 = 5000;
+    // Each of the mailer's lines may have a mail of the import before the other partner's turn.
+    const FIRST: usize = 16;
+    let mut server = SmtpServer::start(&python, &[]).await;
+    let post = Post::through(backend, Some(&server)).await;
+    let of_import = post.attest("Contoso").await;
+    let provider = post.cluster.as_caller(fixtures::sales(PROVIDER));
+    let customer_id = actions::create_customer(&provider, "Fabrikam", "FR", None).await.unwrap();
+    let single = post.attest_again(PROVIDER, &customer_id, &fixtures::contact()).await;
+    for _ in 0..2 {
+        server.mail().await;
+    }
+    for id in [&of_import, &single] {
+        let partner = if *id == single { &provider } else { &post.direct };
+        let request = GetAttestationRequest { attestation_id: id.clone() };
+        tests::assert::eventually("it is recorded as sent", async || {
+            let read = partner.attestations().get_attestation(request.clone()).await.unwrap().into_inner();
+            let known = read.attestation.unwrap().notification.unwrap();
+            (known.state() == NotificationState::Sent).then_some(())
+        })
+        .await;
+    }
+    // All at once, so that nothing is sent before everything waits: thousands of one partner, and last the other's.
+    let ids: Vec<_> = (1..=IMPORTED).map(|n| format!("('{}')", Uuid::from_u128(n))).collect();
+    let columns = "kind, partner_id, customer_id, agreement_type, template_id, template_version, first_name, \
+                   last_name, email, phone, contact_salt, agreed_at, recorded_at, recorded_by, withdrawn_at, revision";
+    let sql = format!(
+        "BEGIN;
+         WITH row (id) AS (VALUES {ids})
+         INSERT INTO acceptance (id, superseded_at, {columns})
+         SELECT row.id, recorded_at, {columns} FROM acceptance, row WHERE acceptance.id = '{of_import}';
+         INSERT INTO notification
+             (attestation_id, state, attempts, due_at, last_failure, partner_id, customer_id, mail_id)
+         SELECT id, 'QUEUED', 0, '2026-01-01 00:00:00', '', partner_id, customer_id, '' FROM acceptance
+         WHERE superseded_at IS NOT NULL;
+         UPDATE notification SET state = 'QUEUED', due_at = '2026-01-01 00:00:01', attempts = 0, mail_id = ''
+         WHERE attestation_id = '{single}';
+         COMMIT",
+        ids = ids.join(","),
+    );
+    post.cluster.agreements_sql(&sql).unwrap();
+    let mut first = vec![];
+    for _ in 0..FIRST {
+        first.push(header(&server.mail().await, "Message-ID").to_owned());
+    }
+    assert!(first.contains(&format!("<{single}@vendor.example>")), "{first:?}");
+}
+
+/// ATT-9: what a partner attests for a customer soon after a mail is announced in one mail, which stays as it is however
+/// often it is tried.
+#[apply(each_backend)]
+async fn announcements_within_an_interval_are_one_mail(#[case] backend: Backend) {
+    tests::needs_own!("a clock that it sets");
+    tests::needs!(backend);
+    let Some(python) = python() else { return };
+    const INTERVAL: Duration = Duration::from_secs(60);
+    let mut server = SmtpServer::start(&python, &["--plan", "accept,451"]).await;
+    let setup = Setup { backend, mail_interval_seconds: 60, ..Setup::default() };
+    let mut post = Post::with(Some(&server), setup).await;
+    let id = post.attest("Contoso").await;
+    let request = GetAttestationRequest { attestation_id: id.clone() };
+    let attestation = post.direct.attestations().get_attestation(request).await.unwrap().into_inner();
+    let customer_id = attestation.attestation.unwrap().customer_id;
+    // The first goes at once.
+    assert!(server.mail().await.contains(&id));
+    post.settled(&id, NotificationState::Sent, 1).await;
+    let mut together = vec![];
+    for name in ["Ada", "Grace", "Mary"] {
+        together.push(post.attest_again(DIRECT, &customer_id, &fixtures::person(name)).await);
+        let waiting = post.notification(together.last().unwrap()).await;
+        assert_eq!((waiting.state(), waiting.attempts), (NotificationState::Queued, 0));
+    }
+    assert_eq!(server.events_so_far(), [""; 0]);
+    post.after(INTERVAL).await;
+    let refused = server.event().await;
+    let refused = read(refused.strip_prefix("refused ").unwrap());
+    for id in &together {
+        post.settled(id, NotificationState::Queued, 1).await;
+        assert!(refused.contains(id.as_str()), "{refused}");
+    }
+    // What comes meanwhile is another mail: a mailbox may take the next attempt for a repetition.
+    let late = post.attest_again(DIRECT, &customer_id, &fixtures::person("Rosa")).await;
+    let with_late = server.mail().await;
+    assert!(with_late.contains(&late) && !together.iter().any(|id| with_late.contains(id.as_str())));
+    post.settled(&late, NotificationState::Sent, 1).await;
+    post.after(INTERVAL).await;
+    let again = server.mail().await;
+    assert_eq!(header(&again, "Message-ID"), header(&refused, "Message-ID"));
+    for id in &together {
+        assert!(again.contains(id.as_str()) && !again.contains(&late));
+        post.settled(id, NotificationState::Sent, 2).await;
+    }
+    assert_eq!(server.events_so_far(), [""; 0]);
+}
+
+/// ATT-9: a partner's mails per day are bounded. What is above waits for the next day, can be seen, and delays nothing of
+/// other partners.
+#[apply(each_backend)]
+async fn mails_above_the_limit_of_a_partners_day_wait_and_say_so(#[case] backend: Backend) {
+    tests::needs_own!("a clock that it sets");
+    tests::needs!(backend);
+    let setup = Setup { backend, mails_per_day: 2, ..Setup::default() };
+    let mut post = Post::with(None, setup).await;
+    for name in ["Contoso", "Fabrikam"] {
+        let id = post.attest(name).await;
+        post.settled(&id, NotificationState::Sent, 1).await;
+    }
+    let held = post.attest("Tailspin").await;
+    let next_day = post.now.date_naive().succ_opt().unwrap().and_hms_opt(0, 0, 0).unwrap().and_utc();
+    let why = tests::assert::eventually("the mail is held", async || {
+        let known = post.notification(&held).await;
+        let is_held = known.due_at == Some(timestamp(next_day));
+        is_held.then_some((known.state(), known.attempts, known.last_failure))
+    })
+    .await;
+    assert_eq!(why, (NotificationState::Queued, 0, "DAILY_LIMIT".into()));
+    let metrics = post.cluster.agreements_metrics().await.unwrap();
+    for line in ["agreement_svc_mails_held 1", "agreement_svc_mails_oldest_age_seconds 0"] {
+        assert!(metrics.lines().any(|found| found == line), "{line}");
+    }
+    let provider = post.cluster.as_caller(fixtures::sales(PROVIDER));
+    let customer_id = actions::create_customer(&provider, "Litware", "FR", None).await.unwrap();
+    let of_another = post.attest_again(PROVIDER, &customer_id, &fixtures::contact()).await;
+    let written = post.cluster.mail_folder().join(format!("{of_another}.eml"));
+    tests::assert::eventually("the other partner's mail", async || written.exists().then_some(())).await;
+    assert!(!post.cluster.mail_folder().join(format!("{held}.eml")).exists());
+    let rest = (next_day - post.now).to_std().unwrap();
+    post.after(rest).await;
+    post.settled(&held, NotificationState::Sent, 1).await;
 }
 
 #[derive(QueryableByName)]

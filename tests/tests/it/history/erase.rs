@@ -114,6 +114,7 @@ async fn with_people(backend: Backend) -> People {
         etag: former.etag,
         company_name: former.company_name,
         primary_contact: Some(namesake()),
+        ..UpdateCustomerRequest::default()
     };
     direct.customers().update_customer(update).await.unwrap();
     let shouted = Contact { email: contact_to_erase().email.to_uppercase(), ..contact_to_erase() };

@@ -116,6 +116,7 @@ async fn a_partner_sees_only_its_own_history_with_a_customer(#[case] backend: Ba
         etag: found.etag,
         company_name: "Contoso SA".into(),
         primary_contact: found.primary_contact,
+        ..UpdateCustomerRequest::default()
     };
     direct.customers().update_customer(update).await.unwrap();
     let signature = actions::sign(&customer, 2).await.unwrap().signature_id;

@@ -134,6 +134,7 @@ async fn succeed(direct: &As) -> (String, String) {
         etag: customer.etag,
         company_name: format!("New {MARK}"),
         primary_contact: Some(marked_contact()),
+        ..UpdateCustomerRequest::default()
     };
     direct.customers().update_customer(marked(update)).await.unwrap();
     let invite = CreateInvitationRequest {
@@ -261,9 +262,9 @@ async fn no_person_and_no_secret_is_in_the_logs(#[case] backend: Backend) {
     assert!(mail_server.event().await.starts_with("refused"));
     mail_server.mail().await;
     drop(mail_server);
-    let not_sent = processes.agreements.said().unwrap().matches("a notification was not sent").count();
+    let not_sent = processes.agreements.said().unwrap().matches("a mail was not sent").count();
     direct.attestations().create_attestation(marked(attestation(&customer))).await.unwrap();
-    until_said(&processes.agreements, "a notification was not sent", not_sent + 1).await;
+    until_said(&processes.agreements, "a mail was not sent", not_sent + 1).await;
     let mut said =
         vec![processes.agreements.metrics().await.unwrap(), processes.orders.metrics().await.unwrap()];
 

@@ -454,6 +454,7 @@ async fn a_customer_changes_under_its_etag_unseen_by_strangers(#[case] backend: 
         etag: etag.into(),
         company_name: "Contoso Paris".into(),
         primary_contact: Some(fixtures::contact()),
+        ..UpdateCustomerRequest::default()
     };
     let changed = direct.customers().update_customer(update(&created.etag)).await.unwrap();
     let changed = changed.into_inner().customer.unwrap();

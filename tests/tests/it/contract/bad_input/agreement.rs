@@ -14,8 +14,8 @@ use proto::agreement::{
     ListEventsRequest, ListInvitationsRequest, ListPartnersRequest, ListTemplatesRequest,
     PublishTemplateVersionRequest, RegisterPartnerRequest, ReportPurchaseRequest, RetireTemplateRequest,
     RetryNotificationRequest, RevokeInvitationRequest, SignAgreementRequest, TemplateDocument,
-    UnlinkResellerRequest, UpdateCustomerRequest, WatchEventsRequest, WithdrawAttestationRequest,
-    WithdrawSignatureRequest,
+    UnlinkResellerRequest, UpdateCustomerRequest, UpdatePartnerRequest, WatchEventsRequest,
+    WithdrawAttestationRequest, WithdrawSignatureRequest,
 };
 use proto::types::{AgreementType, Channel, Operation};
 use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
@@ -132,6 +132,13 @@ impl Existing {
             kind: pick(&ENUMS, n),
             cloud: pick(&ENUMS, n + 1),
         });
+        let fields = ["request_id", "partner_id", "etag", "name"];
+        table.all_bad("UpdatePartner", operator, &fields, |n| UpdatePartnerRequest {
+            request_id: id(n),
+            partner_id: id(n + 1),
+            etag: text(n, 50),
+            name: text(n + 1, 200),
+        });
         let fields = ["request_id", "provider_id", "reseller_id"];
         table.all_bad("LinkReseller", operator, &fields, |n| LinkResellerRequest {
             request_id: id(n),
@@ -236,13 +243,14 @@ impl Existing {
             etag: text(n, 50),
             company_name: text(n + 1, 200),
             primary_contact: contact(n),
+            ..UpdateCustomerRequest::default()
         });
         let alone = UpdateCustomerRequest {
             request_id: fixtures::request_id(),
             customer_id: self.customer.customer_id.clone(),
             etag: self.customer.etag.clone(),
             company_name: "Northwind".into(),
-            primary_contact: None,
+            ..UpdateCustomerRequest::default()
         };
         table.bad("UpdateCustomer", "no contact", direct, &contact_fields, &alone);
 

@@ -173,6 +173,7 @@ async fn odd_text_comes_back_as_given_but_for_blanks_around_it(#[case] backend: 
             etag: customer.etag,
             company_name: padded(text),
             primary_contact: Some(given(other_email)),
+            ..UpdateCustomerRequest::default()
         };
         direct.customers().update_customer(update).await.unwrap();
         let read = direct.customers().get_customer(get).await.unwrap().into_inner().customer.unwrap();

@@ -148,7 +148,9 @@ async fn assert_both_answer(cluster: &Cluster) {
 /// A caller that may make the call.
 fn allowed(call: &str) -> Caller {
     match call.rsplit('/').next().unwrap_or(call) {
-        "RegisterPartner" | "LinkReseller" | "UnlinkReseller" | "ListPartners" => fixtures::operator(),
+        "RegisterPartner" | "UpdatePartner" | "LinkReseller" | "UnlinkReseller" | "ListPartners" => {
+            fixtures::operator()
+        }
         "PublishTemplateVersion" | "RetireTemplate" => fixtures::operator(),
         "ReportPurchase" | "WatchEvents" => fixtures::service(),
         "ListCustomerPartners" | "AcceptInvitation" | "SignAgreement" | "WithdrawSignature" => {

@@ -33,6 +33,7 @@ async fn agreement_svc_repeats_its_first_answer(#[case] backend: Backend) {
         etag: customer.etag,
         company_name: "Contoso Paris".into(),
         primary_contact: Some(person("Grace")),
+        ..UpdateCustomerRequest::default()
     };
     partner.customers().update_customer(update.clone()).await.unwrap();
 

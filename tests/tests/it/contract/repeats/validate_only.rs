@@ -118,6 +118,7 @@ async fn of_many_changes_that_exclude_each_other_exactly_one_succeeds(#[case] ba
             etag: customer.etag.clone(),
             company_name: "Contoso Paris".into(),
             primary_contact: Some(fixtures::contact()),
+            ..UpdateCustomerRequest::default()
         };
         async move { partner.customers().update_customer(request).await }
     });

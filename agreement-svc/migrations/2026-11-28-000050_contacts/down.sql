@@ -1,0 +1,2 @@
+DROP TABLE contact_notice;
+DROP TABLE contact;
