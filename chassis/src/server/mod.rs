@@ -139,8 +139,9 @@ pub async fn serve(
             tonic_types::pb::FILE_DESCRIPTOR_SET,
         ];
         let builder = tonic_reflection::server::Builder::configure();
-        let builder =
-            files.into_iter().fold(builder, |all, file| all.register_encoded_file_descriptor_set(file));
+        let builder = files
+            .into_iter()
+            .fold(builder, tonic_reflection::server::Builder::register_encoded_file_descriptor_set);
         options.services.iter().chain(&INFRASTRUCTURE).fold(builder, |all, name| all.with_service_name(*name))
     };
     // Both versions, since clients that know one do not know the other.
