@@ -111,7 +111,8 @@ impl Contacts {
         let relationships = self.active.iter().chain(&self.ended);
         let mut partners = relationships.flat_map(|of| [Some(of.payer_id), of.reseller_id]).flatten();
         let needs_shared = partners.any(|of| Some(of) != set_by && !self.of_partners.contains_key(&of));
-        !needs_shared && !(has_own && set_by.is_some())
+        let is_own = has_own && set_by.is_some();
+        !needs_shared && !is_own
     }
 
     /// Whether a partner set a contact, or has or had a relationship.

@@ -151,6 +151,7 @@ async fn backends(database: &Database) -> BTreeSet<i32> {
     join_all(reads).await.into_iter().map(Result::unwrap).collect()
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is given to functions that hand over errors")]
 fn is_unavailable(error: Error) -> bool {
     matches!(error, Error::Unavailable(_))
 }

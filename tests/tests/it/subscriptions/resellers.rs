@@ -21,14 +21,13 @@ const SECOND: Uuid = Uuid::from_u128(0xf2);
 
 /// Sends a change with the subscription's present etag, as a partner, and gives back the subscription.
 macro_rules! change {
-    ($by:ident.$method:ident($of:expr, $request:ident { $($field:ident: $value:expr)? })) => {{
+    ($by:ident.$method:ident($of:expr, $request:ident { $($field:ident: $value:expr),* })) => {{
         let now = read(&$by, &$of.subscription_id).await.unwrap();
         let request = $request {
             request_id: fixtures::request_id(),
             subscription_id: now.subscription_id,
             etag: now.etag,
-            $($field: $value,)?
-            ..Default::default()
+            $($field: $value,)*
         };
         $by.subscriptions().$method(request).await.map(|answer| answer.into_inner().subscription.unwrap())
     }};
@@ -91,14 +90,16 @@ async fn resellers_come_and_go_at_a_provider(#[case] backend: Backend) {
         change!(first.suspend_subscription(bought, SuspendSubscriptionRequest {})),
         change!(first.cancel_subscription(bought, CancelSubscriptionRequest {})),
         change!(first.set_auto_renew(bought, SetAutoRenewRequest { auto_renew: false })),
-        change!(first.change_seats(bought, ChangeSeatsRequest { quantity: 6 })),
+        change!(first.change_seats(bought, ChangeSeatsRequest { quantity: 6, validate_only: false })),
     ] {
         let refused = refused.unwrap_err();
         assert_eq!(refusal(&refused), parted);
         assert_eq!(metadata_of(&refused)["payer_id"], PROVIDER.to_string());
     }
     // The provider goes on, also with what the gate decides.
-    let seats = change!(provider.change_seats(bought, ChangeSeatsRequest { quantity: 7 })).unwrap();
+    let seats =
+        change!(provider.change_seats(bought, ChangeSeatsRequest { quantity: 7, validate_only: false }))
+            .unwrap();
     assert_eq!(seats.quantity, 7);
     let refused = assign(&provider, &bought, Some(RESELLER)).await.unwrap_err();
     assert_eq!(bad_fields_of(&refused), ["reseller_id"]);
@@ -108,7 +109,7 @@ async fn resellers_come_and_go_at_a_provider(#[case] backend: Backend) {
     assert_eq!(change.kind(), SubscriptionChangeKind::ResellerAssigned);
     assert_eq!((change.reseller_id, change.actor_tenant), (SECOND.to_string(), PROVIDER.to_string()));
     assert_eq!(refusal(&read(&first, &bought.subscription_id).await.unwrap_err()).0, Code::NotFound);
-    change!(second.change_seats(bought, ChangeSeatsRequest { quantity: 8 })).unwrap();
+    change!(second.change_seats(bought, ChangeSeatsRequest { quantity: 8, validate_only: false })).unwrap();
     let refused = assign(&second, &bought, None).await.unwrap_err();
     assert_eq!(refusal(&refused), (Code::PermissionDenied, "PAYER_ONLY".into()));
 

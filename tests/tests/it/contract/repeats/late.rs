@@ -9,7 +9,7 @@ use proto::agreement::{
     CreateInvitationRequest, EndRelationshipRequest, ImportAttestationsRequest, ImportOutcome,
     InlineInvitation, LinkResellerRequest, NotificationState, RegisterPartnerRequest, RetireTemplateRequest,
     RetryNotificationRequest, RevokeInvitationRequest, SignAgreementRequest, UnlinkResellerRequest,
-    WithdrawSignatureRequest, WithdrawalReason,
+    UpdatePartnerRequest, WithdrawSignatureRequest, WithdrawalReason,
 };
 use proto::order::{
     AssignResellerRequest, CancelSubscriptionRequest, RenewSubscriptionRequest, ResumeSubscriptionRequest,
@@ -92,7 +92,15 @@ async fn a_late_repetition_has_the_first_answer(#[case] backend: Backend) {
         kind: PartnerKind::IndirectReseller.into(),
         cloud: Cloud::Public.into(),
     };
-    let reseller = call!(all, operator.partners.register_partner(new)).partner.unwrap().partner_id;
+    let registered = call!(all, operator.partners.register_partner(new)).partner.unwrap();
+    let reseller = registered.partner_id;
+    let rename = UpdatePartnerRequest {
+        request_id: id(),
+        partner_id: reseller.clone(),
+        etag: registered.etag,
+        name: "Later Reselling".into(),
+    };
+    call!(all, operator.partners.update_partner(rename));
     let (provider_id, reseller_id) = (PROVIDER.to_string(), reseller);
     let link = LinkResellerRequest {
         request_id: id(),
@@ -118,6 +126,7 @@ async fn a_late_repetition_has_the_first_answer(#[case] backend: Backend) {
         etag: customer.etag,
         company_name: "Contoso Nancy".into(),
         primary_contact: Some(person("Grace")),
+        ..UpdateCustomerRequest::default()
     };
     call!(all, direct.customers.update_customer(update));
     let admin = cluster.as_caller(fixtures::admin(customer_id.parse().unwrap()));
@@ -161,22 +170,21 @@ async fn a_late_repetition_has_the_first_answer(#[case] backend: Backend) {
     let subscription_id = bought.subscription_id.clone();
     bought = call!(all, direct.subscriptions.change_seats(new_seats(&bought, 6))).subscription.unwrap();
     macro_rules! change {
-        ($method:ident, $request:ident { $($field:ident: $value:expr)? }) => {{
+        ($method:ident, $request:ident { $($field:ident: $value:expr),* }) => {{
             let request = $request {
                 request_id: id(),
                 subscription_id: subscription_id.clone(),
                 etag: bought.etag.clone(),
-                $($field: $value,)?
-                ..Default::default()
+                $($field: $value,)*
             };
             bought = call!(all, direct.subscriptions.$method(request)).subscription.unwrap();
         }};
     }
-    change!(renew_subscription, RenewSubscriptionRequest {});
+    change!(renew_subscription, RenewSubscriptionRequest { validate_only: false });
     change!(set_auto_renew, SetAutoRenewRequest { auto_renew: false });
     change!(suspend_subscription, SuspendSubscriptionRequest {});
     change!(resume_subscription, ResumeSubscriptionRequest {});
-    change!(assign_reseller, AssignResellerRequest {});
+    change!(assign_reseller, AssignResellerRequest { reseller_id: String::new() });
     change!(cancel_subscription, CancelSubscriptionRequest {});
     assert_eq!(bought.subscription_id, subscription_id);
 
