@@ -42,7 +42,7 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 pub struct SkipEvent {
     /// sqlite:PATH, or postgres://USER@HOST/NAME as libpq takes it.
-    #[arg(long, env = "ORDER_DATABASE", value_name = "URL")]
+    #[arg(long, env = "ORDER_DATABASE", value_name = "URL", hide_env_values = true)]
     pub database: Url,
     /// The event, which must be the next one: the log names the revision after which the history cannot be applied.
     #[arg(long, value_name = "REVISION")]

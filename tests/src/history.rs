@@ -109,19 +109,23 @@ impl Customer {
         if !self.works_with(partner_id, revision) {
             return BTreeSet::new();
         }
+        self.acceptances_at(partner_id, revision)
+    }
+
+    /// The acceptances that cover the partner at a revision, whether it still works with the customer or not.
+    fn acceptances_at(&self, partner_id: &str, revision: i64) -> BTreeSet<&str> {
         let counts = |known: &&Acceptance| {
             (known.partner_id.is_empty() || known.partner_id == partner_id) && known.span.holds_at(revision)
         };
         self.acceptances.iter().filter(counts).map(|known| known.id.as_str()).collect()
     }
 
-    /// The partners that had an acceptance before a revision and have none at it, relationships being what
-    /// they are then.
+    /// The partners, present and former, that had an acceptance before a revision and have none at it.
     fn uncovered_at(&self, revision: i64) -> BTreeSet<String> {
         let partners = self.relationships.iter().map(|known| &known.partner_id);
         let is_left_bare = |partner: &&String| {
-            !self.evidence_at(partner, revision - 1).is_empty()
-                && self.evidence_at(partner, revision).is_empty()
+            !self.acceptances_at(partner, revision - 1).is_empty()
+                && self.acceptances_at(partner, revision).is_empty()
         };
         partners.filter(is_left_bare).cloned().collect()
     }

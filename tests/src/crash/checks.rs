@@ -485,7 +485,11 @@ fn relationship_ends_were_applied(orders: &Orders, history: &History) -> Result<
         let is_concerned = relationship_end
             .zip(known)
             .is_some_and(|(relationship_end, known)| concerns(relationship_end, known));
-        if change.kind != "AUTO_RENEW_OFF" || change.event_revision > orders.cursor || !is_concerned {
+        // What has no term is cancelled with the last relationship of payer and customer.
+        let is_last = relationship_end.is_some_and(|relationship_end| !relationship_end.others_remain);
+        let is_perpetual = known.is_some_and(|known| known.term == "PERPETUAL");
+        let kind = if is_perpetual && is_last { "CANCELLED" } else { "AUTO_RENEW_OFF" };
+        if change.kind != kind || change.event_revision > orders.cursor || !is_concerned {
             return Err(format!("CUS-3: no end of a relationship did this: {change:?}"));
         }
         if !switched_off.insert((&change.subscription_id, change.event_revision)) {
@@ -497,7 +501,7 @@ fn relationship_ends_were_applied(orders: &Orders, history: &History) -> Result<
         let goes_on = |known: &&Subscription| {
             concerns(relationship_end, known)
                 && known.answer_revision < relationship_end.revision
-                && known.auto_renew
+                && (known.auto_renew || (known.term == "PERPETUAL" && !relationship_end.others_remain))
                 && !known.is_final()
         };
         if let Some(known) = orders.subscriptions.iter().find(goes_on) {

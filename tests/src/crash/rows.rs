@@ -120,6 +120,8 @@ pub(super) struct Subscription {
     pub reseller_id: String,
     #[diesel(sql_type = Text)]
     pub state: String,
+    #[diesel(sql_type = Text)]
+    pub term: String,
     #[diesel(sql_type = Bool)]
     pub auto_renew: bool,
     #[diesel(sql_type = BigInt)]
@@ -139,7 +141,7 @@ impl Subscription {
 pub(super) fn subscriptions(orders: &mut Connection) -> Result<Vec<Subscription>, String> {
     load!(
         orders,
-        "SELECT id, customer_id, payer_id, reseller_id, state, auto_renew, quantity, answer_revision, version
+        "SELECT id, customer_id, payer_id, reseller_id, state, term, auto_renew, quantity, answer_revision, version
         FROM subscription"
     )
 }
@@ -274,7 +276,10 @@ pub(super) struct Report {
 }
 
 pub(super) fn reports(orders: &mut Connection) -> Result<Vec<Report>, String> {
-    load!(orders, "SELECT revision, customer_id, acceptance_id, cancelled FROM withdrawal ORDER BY revision")
+    load!(
+        orders,
+        "SELECT revision, customer_id, acceptance_id, cancelled FROM withdrawal WHERE is_complete ORDER BY revision"
+    )
 }
 
 #[derive(QueryableByName)]

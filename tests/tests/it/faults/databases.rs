@@ -86,15 +86,21 @@ impl World {
         lock
     }
 
-    /// A change that waits in the database.
+    /// A change that waits in the database. Behind a pooler, those that come right after some trouble may fail.
     async fn waiting_change(&self) -> JoinHandle<Result<(), Status>> {
-        let direct = self.direct.clone();
-        let waiting = tokio::spawn(async move { change(&direct).await });
         let mut server = self.server.connect().unwrap();
-        while rows::<Process>(&mut server, &format!("{OF_CLERK} AND wait_event_type = 'Lock'")).is_empty() {
-            tokio::task::yield_now().await;
+        let waits = format!("{OF_CLERK} AND wait_event_type = 'Lock'");
+        for _ in 0..100 {
+            let direct = self.direct.clone();
+            let waiting = tokio::spawn(async move { change(&direct).await });
+            while !waiting.is_finished() {
+                if !rows::<Process>(&mut server, &waits).is_empty() {
+                    return waiting;
+                }
+                tokio::task::yield_now().await;
+            }
         }
-        waiting
+        panic!("no change waits");
     }
 }
 
@@ -201,24 +207,6 @@ async fn callers_get_what_the_operations_page_says() {
     world.after(idle).await;
     world.server.run("ALTER ROLE clerk RESET idle_session_timeout").unwrap();
     end_connections(&world.server);
-
-    let World { server, seen, cluster, .. } = world;
-    // Its connections would be left to end by themselves.
-    drop(cluster);
-    let databases = server.bounce("").unwrap();
-    let mut world = World { seen, ..World::on(server, databases).await };
-    let behind = "PostgreSQL restarts behind PgBouncer";
-    restart(&world.server);
-    world.after(behind).await;
-    world.in_the_middle(behind, restart).await;
-    let bouncer = "PgBouncer restarts";
-    let restart = |server: &PostgresServer| {
-        server.unbounce().unwrap();
-        server.bounce("").unwrap();
-    };
-    restart(&world.server);
-    world.after(bouncer).await;
-    world.in_the_middle(bouncer, restart).await;
 
     assert_eq!(world.seen, documented());
 }

@@ -23,7 +23,7 @@ use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
 use super::existing::{Existing, Table, attestation, document, publication};
 use super::values::{
     COUNTRIES, DIGESTS, DOMAINS, ENUMS, LANGUAGES, LINKS, PAGE_SIZES, PAGE_TOKENS, TIMES, agreed_at, contact,
-    expiry, given_id, given_text, id, pick, required_time, text,
+    expiry, given_id, given_text, id, pick, pick_given, required_time, text,
 };
 
 impl Existing {
@@ -34,9 +34,7 @@ impl Existing {
         table.all_bad("ListTemplates", direct, &fields, |n| ListTemplatesRequest {
             agreement_types: vec![pick(&ENUMS, n), known, pick(&ENUMS, n + 1)],
         });
-        let none = ListTemplatesRequest::default();
-        table.bad("ListTemplates", "no type", direct, &["agreement_types"], &none);
-
+        table.bad("ListTemplates", "no type", direct, &["agreement_types"], &ListTemplatesRequest::default());
         table.all_bad("GetTemplate", direct, &["template_id"], |n| GetTemplateRequest { template_id: id(n) });
 
         let fields = ["template_id", "country", "language"];
@@ -227,23 +225,16 @@ impl Existing {
         let reseller = fixtures::sales(RESELLER);
         table.bad("CreateCustomer", "a reseller by itself", &reseller, &["provider_id"], &good);
 
-        let fields = [
-            "request_id",
-            "customer_id",
-            "etag",
-            "company_name",
-            "primary_contact.first_name",
-            "primary_contact.last_name",
-            "primary_contact.email",
-            "primary_contact.phone",
-        ];
+        let fields = ["request_id", "customer_id", "etag", "company_name", "domain", "country"];
+        let fields = [&fields[..], &contact_fields, &["primary_contact.phone"]].concat();
         table.all_bad("UpdateCustomer", direct, &fields, |n| UpdateCustomerRequest {
             request_id: id(n),
             customer_id: id(n + 1),
             etag: text(n, 50),
             company_name: text(n + 1, 200),
             primary_contact: contact(n),
-            ..UpdateCustomerRequest::default()
+            domain: "contoso.example".into(),
+            country: "FR".into(),
         });
         let alone = UpdateCustomerRequest {
             request_id: fixtures::request_id(),
@@ -252,6 +243,11 @@ impl Existing {
             company_name: "Northwind".into(),
             ..UpdateCustomerRequest::default()
         };
+        table.all_bad("UpdateCustomer", operator, &["domain", "country"], |n| UpdateCustomerRequest {
+            domain: pick_given(&DOMAINS, n),
+            country: pick_given(&COUNTRIES, n),
+            ..alone.clone()
+        });
         table.bad("UpdateCustomer", "no contact", direct, &contact_fields, &alone);
 
         table.all_bad("GetCustomer", direct, &["customer_id"], |n| GetCustomerRequest { customer_id: id(n) });

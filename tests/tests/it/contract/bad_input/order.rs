@@ -151,7 +151,7 @@ impl Existing {
             ),
             (
                 "its own reseller",
-                &["payer_id"],
+                &["reseller_id"],
                 CreateOrderRequest { reseller_id: direct_id, ..order(vec![line(OFFICE, 1)]) },
             ),
         ] {

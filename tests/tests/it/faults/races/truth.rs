@@ -146,8 +146,8 @@ impl<'a> Truth<'a> {
         }
     }
 
-    /// A report says what its withdrawal did: it lists all that the acceptance could cover and that had not
-    /// ended when it was applied.
+    /// A report says what its withdrawal did: it lists what it cancelled, and counts the rest of what the acceptance could
+    /// cover and that had not ended when it was applied.
     fn check_report(
         &self,
         report: &WithdrawalReport,
@@ -160,36 +160,33 @@ impl<'a> Truth<'a> {
         if sorted(uncovered) != sorted(&report.uncovered_partner_ids) {
             wrong.push(format!("report {revision} names other partners than the event"));
         }
-        let cancelled = effects.values().filter(|outcome| **outcome == WithdrawalOutcome::Cancelled).count();
-        if (report.cancelled as usize, report.stayed as usize) != (cancelled, effects.len() - cancelled) {
+        let is_cancelled = |outcome: &WithdrawalOutcome| *outcome == WithdrawalOutcome::Cancelled;
+        if !effects.values().all(is_cancelled) || report.cancelled as usize != effects.len() {
             wrong.push(format!("report {revision} counts what it does not list"));
         }
+        let (mut known, mut all) = (0, 0);
         for kept in &self.subscriptions {
             let (id, is_uncovered) = (kept.id(), uncovered.contains(&kept.subscription.payer_id));
-            let was_final = kept.cancelled_by().is_some_and(|by| by < revision);
             let is_cancelled = kept.cancelled_by() == Some(revision);
-            let is_right = match effects.get(id) {
-                Some(WithdrawalOutcome::Cancelled) => is_cancelled && is_uncovered,
-                Some(WithdrawalOutcome::StillCovered) => !is_cancelled && !is_uncovered && !was_final,
-                Some(WithdrawalOutcome::NewerAnswer) => {
-                    !is_cancelled && is_uncovered && !was_final && kept.answer() >= revision
-                }
-                Some(WithdrawalOutcome::Unspecified) => false,
-                None => !is_cancelled,
-            };
-            if !is_right {
+            if effects.contains_key(id) != is_cancelled || (is_cancelled && !is_uncovered) {
                 wrong.push(format!("report {revision} says {:?} of {id}", effects.get(id)));
             }
-            // What is not listed, though the acceptance could cover it, and had not ended was bought later.
+            let was_final = kept.cancelled_by().is_some_and(|by| by < revision);
             let could_cover = ["", kept.subscription.payer_id.as_str()].contains(&report.partner_id.as_str());
-            if effects.contains_key(id) || was_final || !could_cover {
-                continue;
+            if could_cover && !was_final {
+                all += 1;
+                known += usize::from(kept.answers().next().is_some_and(|(_, answer)| answer < revision));
             }
-            for (number, answer) in kept.answers().filter(|(_, answer)| *answer < revision) {
-                wrong.push(format!(
-                    "change {number} of {id} was stored on answer {answer} after withdrawal {revision} was applied"
-                ));
-            }
+        }
+        // What was bought on an older answer was stored before the withdrawal was applied, and so is counted.
+        let counted = report.cancelled as usize + report.stayed as usize;
+        if counted < known {
+            let late = known - counted;
+            wrong
+                .push(format!("{late} were stored on older answers after withdrawal {revision} was applied"));
+        }
+        if counted > all || report.newer_answer > report.stayed {
+            wrong.push(format!("report {revision} counts {counted} of {all}"));
         }
     }
 
@@ -206,8 +203,7 @@ impl<'a> Truth<'a> {
         sum.overlapped += deeds.iter().filter(overlaps).count();
         sum.withdrawals += self.withdrawals.len();
         sum.cancelled += self.subscriptions.iter().filter(|kept| kept.cancelled_by().is_some()).count();
-        let is_newer = |outcome: &&WithdrawalOutcome| **outcome == WithdrawalOutcome::NewerAnswer;
-        sum.newer += self.reports.iter().flat_map(|(_, effects)| effects.values()).filter(is_newer).count();
+        sum.newer += self.reports.iter().map(|(report, _)| report.newer_answer as usize).sum::<usize>();
     }
 }
 
