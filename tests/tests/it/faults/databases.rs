@@ -38,8 +38,8 @@ fn documented() -> BTreeMap<String, Codes> {
     };
     let rows = table.lines().skip(1).map_while(|line| line.strip_prefix("| "));
     rows.map(|row| {
-        let cells: Vec<_> = row.split(" | ").collect();
-        (cells[0].to_owned(), (codes(cells[1]), codes(cells[2].trim_end_matches('|'))))
+        let cells: Vec<_> = row.split('|').map(str::trim).collect();
+        (cells[0].to_owned(), (codes(cells[1]), codes(cells[2])))
     })
     .collect()
 }

@@ -177,7 +177,7 @@ async fn an_order_is_one_trace_from_the_client_to_the_gate() {
     assert!(report.parent_span_id.is_empty());
     assert_ne!(hex(&report.trace_id), TRACE);
     assert_eq!(collector.of_trace(&hex(&report.trace_id)).len(), 3);
-    assert!(spans.iter().any(|(_, span)| span.name == "send a notification"));
+    assert!(spans.iter().any(|(_, span)| span.name == "send a mail"));
     // The span of a refusal has its code, and counts as the caller's fault.
     let refused = spans.iter().map(|(_, span)| span).find(|span| {
         span.name == CREATE_ORDER && attributes(&span.attributes)["rpc.grpc.status_code"] == "3"
