@@ -1,4 +1,5 @@
-//! The bound on how often the acceptances of a customer change (ATT-8), which attestations, signatures and withdrawals share.
+//! The bound on how often the acceptances of a customer change (ATT-8), which attestations and signatures share. Withdrawals
+//! count and are never refused: what was accepted wrongly must not go on counting.
 
 use uuid::Uuid;
 

@@ -3,7 +3,6 @@
 
 use uuid::Uuid;
 
-use super::rate::require_room_for_change;
 use super::visibility::require_own_attestation;
 use crate::rules::Refusal;
 use crate::rules::attestation::Attestation;
@@ -84,11 +83,6 @@ fn withdraw(
     event: impl FnOnce(Vec<Uuid>) -> Event,
 ) -> Result<Vec<Uuid>, ChangeError> {
     if let Some(withdrawal) = new {
-        let partner_id = match covers {
-            Covers::Partner(partner) => Some(partner),
-            Covers::Everyone => None,
-        };
-        require_room_for_change(change, partner_id, customer_id)?;
         acceptance_withdraw(change.connection, id, withdrawal)?;
     }
     let remaining = acceptances_cover(change.connection, customer_id)?;

@@ -8,8 +8,9 @@ CREATE TABLE relationship (
     revision BIGINT NOT NULL,
     PRIMARY KEY (customer_id, payer_id, reseller_id)
 );
--- The history is followed from its beginning again, which fills the table; applying an event again changes nothing else.
-UPDATE follower SET revision = 0, head = NULL;
+-- Up to which event the table is filled. Versions that do not know it move only revision; what lies between is read again,
+-- for the table alone.
+ALTER TABLE follower ADD COLUMN relationships_revision BIGINT NOT NULL DEFAULT 0;
 
 -- A large withdrawal takes several transactions; its report is read once it is complete. newer_answer counts, of those
 -- that stayed, the subscriptions that rest on an answer given after the withdrawal. Of what stayed there are no rows in

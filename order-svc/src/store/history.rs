@@ -49,6 +49,41 @@ pub(crate) fn cursor_revision(connection: &mut Connection) -> Result<i64, Error>
     Ok(query!(connection, c => follower::table.select(follower::revision).first(c))?)
 }
 
+/// Up to which event the relationships are known.
+pub(crate) fn relationships_revision(connection: &mut Connection) -> Result<i64, Error> {
+    Ok(query!(connection, c => follower::table.select(follower::relationships_revision).first(c))?)
+}
+
+/// Stores the relationships of points of the history that a version without them has applied, up to a revision. False, and
+/// nothing done, when `known` is not how far they are known.
+pub(crate) fn relationships_fill(
+    connection: &mut Connection,
+    known: i64,
+    points: &[HistoryPoint],
+    up_to: i64,
+) -> Result<bool, Error> {
+    let moved = query!(&mut *connection, c => {
+        diesel::update(follower::table.filter(follower::relationships_revision.eq(known)))
+            .set(follower::relationships_revision.eq(up_to))
+            .execute(c)
+    })?;
+    if moved == 0 {
+        return Ok(false);
+    }
+    for point in points.iter().filter(|point| point.cursor.revision <= up_to) {
+        match &point.consequence {
+            Some(Consequence::RelationshipEstablished(relationship)) => {
+                relationship_write(connection, *relationship, true, point.cursor.revision)?;
+            }
+            Some(Consequence::RelationshipEnded(end)) => {
+                relationship_write(connection, end.relationship, false, point.cursor.revision)?;
+            }
+            Some(Consequence::Withdrawn(_)) | None => {}
+        }
+    }
+    Ok(true)
+}
+
 /// How far a transaction came with the points of the history that it was given.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Applied {
@@ -208,7 +243,7 @@ fn subscriptions_end(
         }
     };
     // What ended by itself meanwhile is not changed, and not reported.
-    let cancelled = subscriptions_cancel(connection, &concerned(Ending::Cancelled))?;
+    let cancelled = subscriptions_cancel(connection, &concerned(Ending::Cancelled), revision)?;
     changes_record(connection, &cancelled, ChangeKind::Cancelled, cause, now)?;
     if is_reported && !cancelled.is_empty() {
         let cancelled: BTreeSet<&str> = cancelled.iter().map(|row| row.id.as_str()).collect();
@@ -216,7 +251,7 @@ fn subscriptions_end(
         let effects: Vec<_> = open.iter().filter(|(id, _)| is_cancelled(id)).copied().collect();
         effects_insert(connection, revision, &effects)?;
     }
-    let not_renewed = subscriptions_stop_renewing(connection, &concerned(Ending::NotRenewed))?;
+    let not_renewed = subscriptions_stop_renewing(connection, &concerned(Ending::NotRenewed), revision)?;
     changes_record(connection, &not_renewed, ChangeKind::AutoRenewOff, cause, now)
 }
 
@@ -236,10 +271,13 @@ pub(crate) fn event_skip(
     Ok(Ok(()))
 }
 
-/// Keeps the row of the cursor until the end of the transaction, if that is how far the history has been applied. Of
-/// several replicas that apply it, one goes on.
+/// Keeps the row of the cursor until the end of the transaction, if that is how far the history has been applied and the
+/// relationships are known. Of several replicas that apply it, one goes on.
 fn cursor_hold(connection: &mut Connection, applied: i64) -> Result<bool, Error> {
-    let here = follower::table.filter(follower::revision.eq(applied)).select(follower::revision);
+    let here = follower::table
+        .filter(follower::revision.eq(applied))
+        .filter(follower::relationships_revision.ge(applied))
+        .select(follower::revision);
     let found: Option<i64> = match connection {
         Connection::Sqlite(c) => here.first(c).optional()?,
         Connection::Postgres(c) => here.for_update().first(c).optional()?,
@@ -257,7 +295,11 @@ fn cursor_advance(connection: &mut Connection, applied: i64, to: &Cursor) -> Res
     let head = to.hash.as_ref().map(|hash| format!("{}:{hash}", to.revision));
     let moved = query!(connection, c => {
         diesel::update(follower::table.filter(follower::revision.eq(applied)))
-            .set((follower::revision.eq(to.revision), follower::head.eq(head)))
+            .set((
+                follower::revision.eq(to.revision),
+                follower::head.eq(head),
+                follower::relationships_revision.eq(to.revision),
+            ))
             .execute(c)
     })?;
     Ok(moved > 0)
@@ -302,13 +344,22 @@ pub(crate) fn orphans(connection: &mut Connection, lost: Restore) -> Result<Orph
     Ok(Orphans { subscriptions, named_subscriptions, customers, named_customers })
 }
 
-/// Cancels the subscriptions, unless they have ended.
-fn subscriptions_cancel(connection: &mut Connection, ids: &[String]) -> Result<Vec<ChangedRow>, Error> {
+/// Cancels the subscriptions, unless they have ended, or rest on an answer of the revision by now.
+fn subscriptions_cancel(
+    connection: &mut Connection,
+    ids: &[String],
+    revision: i64,
+) -> Result<Vec<ChangedRow>, Error> {
     if ids.is_empty() {
         return Ok(vec![]);
     }
     Ok(query!(connection, c => {
-        diesel::update(subscription::table.filter(subscription::id.eq_any(ids)).filter(is_open()))
+        diesel::update(
+            subscription::table
+                .filter(subscription::id.eq_any(ids))
+                .filter(subscription::answer_revision.lt(revision))
+                .filter(is_open()),
+        )
             .set((
                 subscription::state.eq(State::Cancelled.into_str()),
                 subscription::due_at.eq(None::<NaiveDateTime>),
@@ -319,10 +370,12 @@ fn subscriptions_cancel(connection: &mut Connection, ids: &[String]) -> Result<V
     })?)
 }
 
-/// Switches the automatic renewal of the subscriptions off, unless they have ended or it is off.
+/// Switches the automatic renewal of the subscriptions off, unless they have ended, it is off, or they rest on an answer of
+/// the revision by now.
 fn subscriptions_stop_renewing(
     connection: &mut Connection,
     ids: &[String],
+    revision: i64,
 ) -> Result<Vec<ChangedRow>, Error> {
     if ids.is_empty() {
         return Ok(vec![]);
@@ -331,6 +384,7 @@ fn subscriptions_stop_renewing(
         diesel::update(
             subscription::table
                 .filter(subscription::id.eq_any(ids))
+                .filter(subscription::answer_revision.lt(revision))
                 .filter(is_open())
                 .filter(subscription::auto_renew.eq(true)),
         )

@@ -84,6 +84,7 @@ diesel::table! {
         id -> Integer,
         revision -> BigInt,
         head -> Nullable<Text>,
+        relationships_revision -> BigInt,
     }
 }
 

@@ -32,10 +32,10 @@ use super::renewals::end_terms_of;
 use crate::agreements::AgreementClient;
 use crate::agreements::events::{NotFollowed, StreamItem};
 use crate::rules::gate::ANSWER_AGE_MAX;
-use crate::rules::history::{Consequence, HistoryPoint, Restore};
+use crate::rules::history::{Consequence, Cursor, HistoryPoint, Restore};
 use crate::store::history::{
     Applied, Orphans, Step, Stopped, cursor_read, cursor_reset, cursor_revision, event_step, history_apply,
-    orphans,
+    orphans, relationships_fill, relationships_revision,
 };
 use crate::store::relationship::relationships_forget;
 use crate::store::report::reports_requeue;
@@ -176,6 +176,7 @@ async fn follow(
     agreements: &AgreementClient,
     followed: &watch::Sender<Followed>,
 ) -> Result<(), Interruption> {
+    fill_relationships(database, agreements).await?;
     let cursor = database.read(cursor_read).await?;
     let mut applied = cursor.revision;
     let mut history = agreements.follow(cursor).await?;
@@ -203,6 +204,30 @@ async fn follow(
     }
 }
 
+/// Reads again, for the relationships alone, what a version without them has applied.
+async fn fill_relationships(database: &Database, agreements: &AgreementClient) -> Result<(), Interruption> {
+    let applied = database.read(cursor_revision).await?;
+    let mut known = database.read(relationships_revision).await?;
+    if known >= applied {
+        return Ok(());
+    }
+    let mut history = agreements.follow(Cursor { revision: known, hash: None }).await?;
+    while known < applied {
+        let Some(StreamItem::Points(points)) = history.next().await? else {
+            return Err(
+                NotFollowed::Unavailable("it ended before the relationships were known".into()).into()
+            );
+        };
+        let up_to = points.last().map_or(known, |point| point.cursor.revision.min(applied));
+        let fill = move |connection: &mut Connection| relationships_fill(connection, known, &points, up_to);
+        if !database.write(fill).await? {
+            return Err(Interruption::WentBack);
+        }
+        known = up_to;
+    }
+    Ok(())
+}
+
 /// Goes back to the beginning of the history, unless another replica has or does.
 async fn start_over(
     database: &Database,
@@ -216,8 +241,11 @@ async fn start_over(
     while !database.write(move |connection: &mut Connection| reports_requeue(connection, now, now)).await? {}
     let orphans = database.list(move |connection: &mut Connection| orphans(connection, lost)).await?;
     let reset = move |connection: &mut Connection| {
-        relationships_forget(connection, lost)?;
-        cursor_reset(connection, applied)
+        let is_ours = cursor_reset(connection, applied)?;
+        if is_ours {
+            relationships_forget(connection, lost)?;
+        }
+        Ok::<_, Error>(is_ours)
     };
     let is_ours = database.write(reset).await?;
     Ok(if is_ours { Interruption::Lost(lost, orphans) } else { Interruption::WentBack })
@@ -238,6 +266,7 @@ async fn apply(
             move |connection: &mut Connection| history_apply(connection, known, &rest, are_terms_done, now);
         let Some(Applied { revision, stopped }) = database.write(write).await? else {
             known = passed_by_another(database, known).await?;
+            are_terms_done = false;
             continue;
         };
         (known, are_terms_done) = (revision, false);
