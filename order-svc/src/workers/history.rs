@@ -219,6 +219,10 @@ async fn fill_relationships(database: &Database, agreements: &AgreementClient) -
             );
         };
         let up_to = points.last().map_or(known, |point| point.cursor.revision.min(applied));
+        if up_to <= known {
+            // The history ends before the cursor. Following it from the cursor shows why.
+            return Ok(());
+        }
         let fill = move |connection: &mut Connection| relationships_fill(connection, known, &points, up_to);
         if !database.write(fill).await? {
             return Err(Interruption::WentBack);

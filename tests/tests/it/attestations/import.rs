@@ -120,6 +120,7 @@ async fn a_thousand_rows_survive_a_cut_at_every_tenth_row(#[case] backend: Backe
 /// A stream that is cut twenty times at random leaves what an uncut stream leaves.
 #[apply(each_backend)]
 async fn a_stream_survives_twenty_random_cuts(#[case] backend: Backend) {
+    tests::needs_own!("more changes of acceptances than people make");
     tests::needs!(backend);
     const ROWS: usize = 5000;
     const CUTS: usize = 20;
