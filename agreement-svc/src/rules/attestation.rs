@@ -15,7 +15,7 @@ pub const CLOCK_TOLERANCE: Duration = Duration::minutes(5);
 pub const CHANGES_COUNTED: Duration = Duration::hours(1);
 
 /// Checks that the acceptances of a customer, by one partner or by itself, do not change too often (ATT-8): each change is an
-/// event for everyone who follows the history. `recent` are the times of the last changes, at least `max` of them where
+/// event for each watcher of the history. `recent` are the times of the last changes, at least `max` of them where
 /// there are so many.
 pub fn check_change_rate(mut recent: Vec<Time>, max: u32, now: Time) -> Result<(), Refusal> {
     recent.retain(|at| *at > now - CHANGES_COUNTED);
