@@ -144,7 +144,8 @@ pub async fn skip_event(config: &SkipEvent) -> anyhow::Result<String> {
     let database = Database::open(&config.database, false, Writes::Concurrent)?;
     database.check_schema(store::MIGRATIONS)?;
     let SkipEvent { revision, customer_id, .. } = *config;
-    let skip = move |connection: &mut Connection| event_skip(connection, revision, customer_id);
+    let now = Clock::system().now();
+    let skip = move |connection: &mut Connection| event_skip(connection, revision, customer_id, now);
     let skipped: Result<_, chassis::database::Error> = database.write(skip).await;
     if let Err(applied) = skipped? {
         bail!("event {revision} is not the next one: the history was applied up to event {applied}");

@@ -209,8 +209,8 @@ impl Api {
                 self.orders.send_replace(());
                 Ok(Attempt::Done(response))
             }
-            // No row of an order can have changed under it.
-            Commit::SeenBefore | Commit::AnswerStale | Commit::LostRace => {
+            // No row of an order can have changed under it, and the gate was asked about the relationship.
+            Commit::SeenBefore | Commit::AnswerStale | Commit::LostRace | Commit::NotRelated => {
                 Ok(Attempt::Retry(Refusal::GateUnavailable))
             }
             Commit::TooManySubscriptions => Err(self.too_many_subscriptions(new).into()),

@@ -23,12 +23,12 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::{Api, Attempt, Failure, checked, convert, time_until, viewer, withdrawal_lost};
-use crate::agreements::gate::GateQuery;
+use crate::agreements::gate::{GateError, GateQuery};
 use crate::rules::Refusal;
 use crate::rules::gate::Operation;
 use crate::rules::offer::Offer;
 use crate::rules::order::Parties;
-use crate::rules::relationship::check_may_act;
+use crate::rules::relationship::{Needed, not_related, relationship_needed};
 use crate::rules::subscription::{Cause, Command, Planned, Subscription};
 use crate::store::Slice;
 use crate::store::commit::{Commit, Write, commit};
@@ -247,6 +247,16 @@ impl SubscriptionCall {
         Ok(Self { id, etag, command, caller, call_id, deadline, key })
     }
 
+    /// Asks whether a relationship is active, whatever the gate says of buying.
+    fn relationship_query(&self, known: &Subscription, needed: Needed) -> GateQuery {
+        let mut query = self.gate_query(known, Operation::SeatChange, None);
+        query.parties.reseller_id = match needed {
+            Needed::Any => None,
+            Needed::WithReseller(reseller) => Some(reseller),
+        };
+        query
+    }
+
     /// What the gate is asked about it.
     fn gate_query(&self, known: &Subscription, operation: Operation, offer: Option<&Offer>) -> GateQuery {
         let demanded = offer.map(|offer| offer.agreement_types.clone()).filter(|types| !types.is_empty());
@@ -275,17 +285,29 @@ impl Api {
         Ok(subscription.ok_or_else(unseen)?)
     }
 
-    /// Refuses what the caller may not do with a subscription that it sees (ROLE-6).
-    async fn check_may_act(&self, asked: &SubscriptionCall, known: &Subscription) -> Result<(), Failure> {
-        // Taken before the relationships are read: what was applied until then is in what is read.
-        let is_history_applied = self.is_history_applied();
+    /// Refuses what the caller may not do with a subscription that it sees (ROLE-6), and says which relationship it needs
+    /// for the rest.
+    async fn check_may_act(
+        &self,
+        asked: &SubscriptionCall,
+        known: &Subscription,
+    ) -> Result<Option<Needed>, Failure> {
+        let Some(needed) = relationship_needed(asked.caller.tenant_id, known, asked.command)? else {
+            return Ok(None);
+        };
         let (customer, payer) = (known.customer_id, known.payer_id);
         let read = move |connection: &mut Connection| relationships_active(connection, customer, payer);
-        let active = self.database.read(read).await?;
-        match check_may_act(asked.caller.tenant_id, known, asked.command, &active) {
-            Err(Refusal::PayerOnly { payer_id }) => Err(Refusal::PayerOnly { payer_id }.into()),
-            Err(_) if !is_history_applied => Err(Refusal::HistoryBehind.into()),
-            checked => Ok(checked?),
+        let active = self.database.read(read).await?.ok_or(Refusal::HistoryBehind)?;
+        if needed.is_met_by(&active) {
+            return Ok(Some(needed));
+        }
+        // What agreement-svc has just stored may not have been applied here.
+        let query = asked.relationship_query(known, needed);
+        match self.agreements.check(&query, time_until(asked.deadline)).await {
+            Err(GateError::NoActiveRelationship | GateError::PayerIsReseller) => {
+                Err(not_related(known, asked.command).into())
+            }
+            Ok(_) | Err(GateError::Unknown(_)) => Err(Refusal::HistoryBehind.into()),
         }
     }
 
@@ -306,7 +328,7 @@ impl Api {
         answer: &(impl Fn(wire::Subscription, Option<GateEvidence>) -> A + Sync),
     ) -> Result<Attempt<A>, Failure> {
         let known = self.visible(&asked.caller, asked.id).await?;
-        self.check_may_act(asked, &known).await?;
+        let needed = self.check_may_act(asked, &known).await?;
         let offer = self.catalogue.find(&known.offer_id);
         let (step, basis) = match known.plan(asked.command, &asked.etag, offer, self.clock.now())? {
             Planned::Nothing => (None, None),
@@ -329,7 +351,7 @@ impl Api {
             None => Write::Nothing,
             Some(step) => {
                 let change = step.change(known.quantity, cause, approval, now);
-                Write::Subscription { after: step.after, version: known.version, change }
+                Write::Subscription { after: step.after, version: known.version, change, needed }
             }
         };
         let encoded = response.encode_to_vec();
@@ -341,6 +363,7 @@ impl Api {
                 let customer_id = known.customer_id;
                 Ok(Attempt::Retry(Refusal::AnswerOutdated { customer_id, fence }))
             }
+            Commit::NotRelated => Ok(Attempt::Retry(Refusal::HistoryBehind)),
             // No order is stored here.
             Commit::TooManySubscriptions => Ok(Attempt::Retry(Refusal::GateUnavailable)),
             Commit::EvidenceWithdrawn { acceptance_id } => {

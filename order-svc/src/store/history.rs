@@ -20,7 +20,7 @@ use super::commit::fence_raise;
 use super::relationship::relationship_write;
 use super::schema::{fence, follower, subscription};
 use super::subscription::{ChangedRow, changes_insert, is_open, subscriptions_open, terms_are_due};
-use super::withdrawal::{effects_insert, withdrawal_begin, withdrawal_finish};
+use super::withdrawal::{effects_insert, withdrawal_abandon, withdrawal_begin, withdrawal_finish};
 use crate::rules::Time;
 use crate::rules::history::{Consequence, Cursor, HistoryPoint, Restore};
 use crate::rules::relationship::Ending;
@@ -255,18 +255,20 @@ fn subscriptions_end(
     changes_record(connection, &not_renewed, ChangeKind::AutoRenewOff, cause, now)
 }
 
-/// Passes over an event that cannot be applied: raises its customer's fence and moves the cursor. `None`, and nothing done,
-/// when it is not the next one; the answer is how far the history has been applied.
+/// Passes over an event that cannot be applied: raises its customer's fence, completes the report if that was begun, and moves
+/// the cursor. An error, and nothing done, when it is not the next one: how far the history has been applied.
 pub(crate) fn event_skip(
     connection: &mut Connection,
     revision: i64,
     customer: Uuid,
+    now: Time,
 ) -> Result<Result<(), i64>, Error> {
     let applied = cursor_revision(connection)?;
     if applied != revision - 1 || !cursor_hold(connection, applied)? {
         return Ok(Err(applied));
     }
     fence_raise(connection, customer, revision)?;
+    withdrawal_abandon(connection, revision, now)?;
     cursor_advance(connection, applied, &Cursor { revision, hash: None })?;
     Ok(Ok(()))
 }
