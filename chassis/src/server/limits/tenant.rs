@@ -119,7 +119,11 @@ impl Shares {
             return Err(Overload::Process);
         }
         let held = self.by_tenant.get(&tenant).copied().unwrap_or(0);
-        if tenant.0 == self.internal_kind || held + amount <= free { Ok(()) } else { Err(Overload::Tenant) }
+        if self.is_internal(tenant) || held + amount <= free { Ok(()) } else { Err(Overload::Tenant) }
+    }
+
+    pub(in crate::server) fn is_internal(&self, tenant: Tenant) -> bool {
+        tenant.0 == self.internal_kind
     }
 
     pub(in crate::server) fn add(&mut self, tenant: Tenant, amount: usize) {
