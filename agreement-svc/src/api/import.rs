@@ -91,6 +91,8 @@ impl Api {
 
     async fn attest(&self, caller: &Caller, row: CreateAttestationRequest) -> Answer {
         let mut call = Mutation::new("ImportAttestations", caller.clone(), row, |row| &mut row.request_id);
+        // As the command `import` does.
+        call.is_id_derived = true;
         let (customer_id, new) = read_new(&mut call);
         let changed = self.changed(call, move |change, caller| {
             match attest_as_partner(change, caller.tenant_id, customer_id, new) {

@@ -63,7 +63,7 @@ impl OrderService for Api {
             }
         }
         checked(form)?;
-        let key = IdempotencyKey::new(&caller, "CreateOrder", request_id, &message);
+        let key = self.digests.key(&caller, "CreateOrder", request_id, &message);
         let key = (!validate_only).then_some(key);
         let attestation = message.attestation.map(|attestation| AttestationQuery {
             order_request_id: request_id,

@@ -95,7 +95,7 @@ impl SubscriptionService for Api {
         &self,
         request: Request<ChangeSeatsRequest>,
     ) -> Result<Response<ChangeSeatsResponse>, Status> {
-        let asked = SubscriptionCall::read("ChangeSeats", request, |form, message| {
+        let asked = self.read("ChangeSeats", request, |form, message| {
             if message.quantity == 0 {
                 form.violation("quantity", "must be at least 1; to have none, cancel the subscription");
             }
@@ -115,7 +115,7 @@ impl SubscriptionService for Api {
         &self,
         request: Request<RenewSubscriptionRequest>,
     ) -> Result<Response<RenewSubscriptionResponse>, Status> {
-        let asked = SubscriptionCall::read("RenewSubscription", request, |_, message| Fields {
+        let asked = self.read("RenewSubscription", request, |_, message| Fields {
             request_id: std::mem::take(&mut message.request_id),
             validate_only: std::mem::take(&mut message.validate_only),
             subscription_id: message.subscription_id.clone(),
@@ -131,7 +131,7 @@ impl SubscriptionService for Api {
         &self,
         request: Request<SetAutoRenewRequest>,
     ) -> Result<Response<SetAutoRenewResponse>, Status> {
-        let asked = SubscriptionCall::read("SetAutoRenew", request, |_, message| Fields {
+        let asked = self.read("SetAutoRenew", request, |_, message| Fields {
             request_id: std::mem::take(&mut message.request_id),
             validate_only: false,
             subscription_id: message.subscription_id.clone(),
@@ -146,7 +146,7 @@ impl SubscriptionService for Api {
         &self,
         request: Request<SuspendSubscriptionRequest>,
     ) -> Result<Response<SuspendSubscriptionResponse>, Status> {
-        let asked = SubscriptionCall::read("SuspendSubscription", request, |_, message| Fields {
+        let asked = self.read("SuspendSubscription", request, |_, message| Fields {
             request_id: std::mem::take(&mut message.request_id),
             validate_only: false,
             subscription_id: message.subscription_id.clone(),
@@ -161,7 +161,7 @@ impl SubscriptionService for Api {
         &self,
         request: Request<ResumeSubscriptionRequest>,
     ) -> Result<Response<ResumeSubscriptionResponse>, Status> {
-        let asked = SubscriptionCall::read("ResumeSubscription", request, |_, message| Fields {
+        let asked = self.read("ResumeSubscription", request, |_, message| Fields {
             request_id: std::mem::take(&mut message.request_id),
             validate_only: false,
             subscription_id: message.subscription_id.clone(),
@@ -176,7 +176,7 @@ impl SubscriptionService for Api {
         &self,
         request: Request<CancelSubscriptionRequest>,
     ) -> Result<Response<CancelSubscriptionResponse>, Status> {
-        let asked = SubscriptionCall::read("CancelSubscription", request, |_, message| Fields {
+        let asked = self.read("CancelSubscription", request, |_, message| Fields {
             request_id: std::mem::take(&mut message.request_id),
             validate_only: false,
             subscription_id: message.subscription_id.clone(),
@@ -191,7 +191,7 @@ impl SubscriptionService for Api {
         &self,
         request: Request<AssignResellerRequest>,
     ) -> Result<Response<AssignResellerResponse>, Status> {
-        let asked = SubscriptionCall::read("AssignReseller", request, |form, message| Fields {
+        let asked = self.read("AssignReseller", request, |form, message| Fields {
             request_id: std::mem::take(&mut message.request_id),
             validate_only: false,
             subscription_id: message.subscription_id.clone(),
@@ -226,27 +226,6 @@ struct SubscriptionCall {
 }
 
 impl SubscriptionCall {
-    fn read<M: Message>(
-        call: &'static str,
-        request: Request<M>,
-        fields: impl FnOnce(&mut Form, &mut M) -> Fields,
-    ) -> Result<Self, Status> {
-        let caller = auth::caller(&request)?;
-        let call_id = call_id(&request);
-        let deadline = Instant::now() + time_left(&request);
-        let mut message = request.into_inner();
-        let mut form = Form::new();
-        let Fields { request_id, validate_only, subscription_id, etag, command } =
-            fields(&mut form, &mut message);
-        let request_id = form.id("request_id", &request_id);
-        let id = form.id("subscription_id", &subscription_id);
-        form.text("etag", &etag, 1, 50);
-        checked(form)?;
-        let key = IdempotencyKey::new(&caller, call, request_id, &message);
-        let key = (!validate_only).then_some(key);
-        Ok(Self { id, etag, command, caller, call_id, deadline, key })
-    }
-
     /// Asks whether a relationship is active, whatever the gate says of buying.
     fn relationship_query(&self, known: &Subscription, needed: Needed) -> GateQuery {
         let mut query = self.gate_query(known, Operation::SeatChange, None);
@@ -277,6 +256,29 @@ impl SubscriptionCall {
 }
 
 impl Api {
+    /// Reads a change that is asked for.
+    fn read<M: Message>(
+        &self,
+        call: &'static str,
+        request: Request<M>,
+        fields: impl FnOnce(&mut Form, &mut M) -> Fields,
+    ) -> Result<SubscriptionCall, Status> {
+        let caller = auth::caller(&request)?;
+        let call_id = call_id(&request);
+        let deadline = Instant::now() + time_left(&request);
+        let mut message = request.into_inner();
+        let mut form = Form::new();
+        let Fields { request_id, validate_only, subscription_id, etag, command } =
+            fields(&mut form, &mut message);
+        let request_id = form.id("request_id", &request_id);
+        let id = form.id("subscription_id", &subscription_id);
+        form.text("etag", &etag, 1, 50);
+        checked(form)?;
+        let key = self.digests.key(&caller, call, request_id, &message);
+        let key = (!validate_only).then_some(key);
+        Ok(SubscriptionCall { id, etag, command, caller, call_id, deadline, key })
+    }
+
     async fn visible(&self, caller: &Caller, id: Uuid) -> Result<Subscription, Failure> {
         let viewer = viewer(caller);
         let read = move |connection: &mut Connection| subscription_find(connection, viewer, id);
