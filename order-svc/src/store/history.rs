@@ -243,7 +243,8 @@ fn subscriptions_end(
         }
     };
     // What ended by itself meanwhile is not changed, and not reported.
-    let cancelled = subscriptions_cancel(connection, &concerned(Ending::Cancelled), revision)?;
+    let cancelled =
+        subscriptions_update(connection, &concerned(Ending::Cancelled), revision, Ending::Cancelled)?;
     changes_record(connection, &cancelled, ChangeKind::Cancelled, cause, now)?;
     if is_reported && !cancelled.is_empty() {
         let cancelled: BTreeSet<&str> = cancelled.iter().map(|row| row.id.as_str()).collect();
@@ -251,7 +252,8 @@ fn subscriptions_end(
         let effects: Vec<_> = open.iter().filter(|(id, _)| is_cancelled(id)).copied().collect();
         effects_insert(connection, revision, &effects)?;
     }
-    let not_renewed = subscriptions_stop_renewing(connection, &concerned(Ending::NotRenewed), revision)?;
+    let not_renewed =
+        subscriptions_update(connection, &concerned(Ending::NotRenewed), revision, Ending::NotRenewed)?;
     changes_record(connection, &not_renewed, ChangeKind::AutoRenewOff, cause, now)
 }
 
@@ -346,51 +348,35 @@ pub(crate) fn orphans(connection: &mut Connection, lost: Restore) -> Result<Orph
     Ok(Orphans { subscriptions, named_subscriptions, customers, named_customers })
 }
 
-/// Cancels the subscriptions, unless they have ended, or rest on an answer of the revision by now.
-fn subscriptions_cancel(
+/// Ends the subscriptions, unless they have ended or are not renewed already, or rest on an answer of the revision by now.
+fn subscriptions_update(
     connection: &mut Connection,
     ids: &[String],
     revision: i64,
+    ending: Ending,
 ) -> Result<Vec<ChangedRow>, Error> {
     if ids.is_empty() {
         return Ok(vec![]);
     }
-    Ok(query!(connection, c => {
-        diesel::update(
-            subscription::table
-                .filter(subscription::id.eq_any(ids))
-                .filter(subscription::answer_revision.lt(revision))
-                .filter(is_open()),
-        )
-            .set((
-                subscription::state.eq(State::Cancelled.into_str()),
-                subscription::due_at.eq(None::<NaiveDateTime>),
-                subscription::version.eq(subscription::version + 1),
-            ))
-            .returning(ChangedRow::as_returning())
-            .get_results(c)
-    })?)
-}
-
-/// Switches the automatic renewal of the subscriptions off, unless they have ended, it is off, or they rest on an answer of
-/// the revision by now.
-fn subscriptions_stop_renewing(
-    connection: &mut Connection,
-    ids: &[String],
-    revision: i64,
-) -> Result<Vec<ChangedRow>, Error> {
-    if ids.is_empty() {
-        return Ok(vec![]);
-    }
+    let (is_cancelled, renewed) = match ending {
+        Ending::Cancelled => (true, &[true, false][..]),
+        Ending::NotRenewed => (false, &[true][..]),
+    };
+    let cancelled =
+        (subscription::state.eq(State::Cancelled.into_str()), subscription::due_at.eq(None::<NaiveDateTime>));
     Ok(query!(connection, c => {
         diesel::update(
             subscription::table
                 .filter(subscription::id.eq_any(ids))
                 .filter(subscription::answer_revision.lt(revision))
                 .filter(is_open())
-                .filter(subscription::auto_renew.eq(true)),
+                .filter(subscription::auto_renew.eq_any(renewed)),
         )
-        .set((subscription::auto_renew.eq(false), subscription::version.eq(subscription::version + 1)))
+        .set((
+            is_cancelled.then_some(cancelled),
+            (!is_cancelled).then_some(subscription::auto_renew.eq(false)),
+            subscription::version.eq(subscription::version + 1),
+        ))
         .returning(ChangedRow::as_returning())
         .get_results(c)
     })?)
