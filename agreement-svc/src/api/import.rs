@@ -12,8 +12,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use chassis::auth::{self, Caller};
+use chassis::limits::tenant::Permit;
 use chassis::server::call::{call_id, open_ended};
-use chassis::server::limits::tenant::Permit;
 use chassis::server::message::with_reason;
 use futures_util::future::Either;
 use futures_util::{Stream, StreamExt, stream};

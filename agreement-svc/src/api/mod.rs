@@ -25,9 +25,9 @@ use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
 use chassis::form::Form;
 use chassis::idempotency::Digests;
+use chassis::limits::tenant::{Permit, TenantLimiter};
 use chassis::metrics::Metrics;
 use chassis::paging::{Page, Pages};
-use chassis::server::limits::tenant::{Permit, TenantLimiter};
 use link::Links;
 use prost::Message;
 use proto::identity::TenantKind;
@@ -131,7 +131,7 @@ struct Changed<A> {
 impl Api {
     /// A permit for a long-lived stream. The metrics count a stream that gets none like a call refused for load.
     fn stream_permit(&self, limiter: &TenantLimiter, kind: &str, caller: &Caller) -> Result<Permit, Status> {
-        limiter.try_acquire(caller).map_err(|full| {
+        limiter.try_acquire(caller.tenant()).map_err(|full| {
             self.metrics.stream_refused_for_load();
             status::too_many_streams(kind, full)
         })

@@ -7,8 +7,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use super::{Error, POOL_SIZE};
-use crate::server::limits::queue::{CallQueue, Entry, Slot};
-use crate::server::limits::tenant::Tenant;
+use crate::limits::queue::{CallQueue, Entry, Slot};
+use crate::limits::tenant::Tenant;
 
 /// Who has no share: the process itself, and the internal services that act for all tenants.
 pub(crate) const INTERNAL: Tenant = Tenant::internal(INTERNAL_KIND);

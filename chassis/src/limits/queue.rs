@@ -67,7 +67,7 @@ struct State {
 }
 
 impl CallQueue {
-    pub(in crate::server) fn new(slots: usize, internal_kind: &'static str) -> Self {
+    pub(crate) fn new(slots: usize, internal_kind: &'static str) -> Self {
         Self::bounded(slots, slots * WAITING_PER_SLOT, WAIT_MAX, internal_kind)
     }
 
