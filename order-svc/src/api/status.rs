@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::agreements;
 use crate::rules::Refusal;
 use crate::rules::gate::{Reason, Remedy};
+use crate::rules::order::{Misnamed, Parties};
 use crate::rules::subscription::State;
 
 /// `ErrorInfo.domain` of everything this service refuses.
@@ -55,6 +56,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         )
         .with("partner_center_code", 2055)
         .status(),
+        Refusal::NotTogether { parties, misnamed } => not_together(parties, *misnamed),
         Refusal::PayerIsReseller { payer_id } => with(
             Code::InvalidArgument,
             ErrorReason::PayerIsReseller,
@@ -109,8 +111,8 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::RelationshipEnded { customer_id, payer_id } => precondition(
             ErrorReason::RelationshipEnded,
             format!(
-                "your relationship with customer {customer_id} has ended; what partner {payer_id} pays for, it can cancel, \
-                 or assign to a reseller that the customer works with"
+                "your relationship with customer {customer_id} has ended; partner {payer_id}, which pays, can still suspend or \
+                 cancel the subscription, switch its automatic renewal off, and assign a reseller that the customer works with"
             ),
         )
         .with("customer_id", customer_id)
@@ -213,11 +215,49 @@ fn not_found(resource: &str, id: &str) -> Status {
     failure.with("partner_center_code", partner_center_code).status()
 }
 
+/// GATE-0, for a caller that sees the customer.
+fn not_together(parties: &Parties, misnamed: Misnamed) -> Status {
+    let Parties { payer_id, customer_id, .. } = parties;
+    let not_found = |sentence: String, field| {
+        with(Code::NotFound, ErrorReason::ResourceNotFound, sentence)
+            .resource("relationship", customer_id)
+            .with("field", field)
+    };
+    match misnamed {
+        Misnamed::Payer { use_payer_id } => {
+            let sentence = format!(
+                "payer_id is wrong: you have no active relationship with customer {customer_id} and partner {payer_id}; \
+                 name partner {use_payer_id}"
+            );
+            not_found(sentence, "payer_id").with("use_payer_id", use_payer_id).status()
+        }
+        Misnamed::Reseller => {
+            let reseller = parties.reseller_id.map(|id| id.to_string()).unwrap_or_default();
+            let sentence = format!(
+                "reseller_id is wrong: you and partner {reseller} have no active relationship with customer {customer_id}; \
+                 leave it empty, or name a reseller of one of your relationships with the customer"
+            );
+            not_found(sentence, "reseller_id").status()
+        }
+    }
+}
+
 /// The refusal by agreement-svc of the attestation that an order carries, with its message; the bad fields of the
-/// attestation become those of the order.
-pub(super) fn not_attested(refused: &Status) -> Status {
+/// attestation become those of the order, and a reseller is told to ask the payer of the order.
+pub(super) fn not_attested(refused: &Status, payer_id: Option<Uuid>) -> Status {
     let details = refused.get_error_details();
-    let (Some(bad), Some(info)) = (details.bad_request(), details.error_info()) else {
+    let info = details.error_info();
+    let provider = info.filter(|info| info.reason == ErrorReason::ResellerCannotAttest.name());
+    let provider = provider.and_then(|info| info.metadata.get("provider_id"));
+    if let (Some(provider), Some(payer_id)) = (provider, payer_id) {
+        let message = refused.message().replace(provider.as_str(), &payer_id.to_string());
+        let reason = ErrorReason::ResellerCannotAttest.name();
+        let sentence =
+            message.strip_prefix(reason).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&message);
+        let failure = failure(agreements::DOMAIN, refused.code(), reason, sentence);
+        return failure.with("provider_id", payer_id).status();
+    }
+    let (Some(bad), Some(info)) = (details.bad_request(), info) else {
         // Without its headers, which are not ours to send.
         return Status::with_details(refused.code(), refused.message(), refused.details().to_vec().into());
     };
@@ -303,6 +343,7 @@ mod tests {
     fn every_refusal_has_its_code_reason_and_remedy() {
         let id = Uuid::from_u128(1);
         let bad = BadField { field: "lines[2].quantity".into(), problem: "must be 1 to 300".into() };
+        let parties = Parties { payer_id: id, reseller_id: Some(id), customer_id: id };
         let both = vec![Remedy::Attest { template_id: id }, Remedy::InviteCustomer { template_id: id }];
         let required = |reasons, remedies| Refusal::AgreementRequired { customer_id: id, reasons, remedies };
         let refusals = [
@@ -310,6 +351,8 @@ mod tests {
             Refusal::Fields(vec![bad]),
             Refusal::RequestIdReused { request_id: id },
             Refusal::StaleEtag,
+            Refusal::NotTogether { parties, misnamed: Misnamed::Payer { use_payer_id: id } },
+            Refusal::NotTogether { parties, misnamed: Misnamed::Reseller },
             Refusal::PayerIsReseller { payer_id: id },
             required(vec![Reason::NoAcceptance], both),
             required(
@@ -342,6 +385,8 @@ mod tests {
             InvalidArgument INVALID_FIELDS: lines[2].quantity must be 1 to 300 []
             InvalidArgument REQUEST_ID_REUSED: the request id was used before with other content; use a new one for new content ["request_id=00000000-0000-0000-0000-000000000001"]
             Aborted ETAG_STALE: the subscription has changed since the etag was read; read it again and retry ["partner_center_code=2055"]
+            NotFound RESOURCE_NOT_FOUND: payer_id is wrong: you have no active relationship with customer 00000000-0000-0000-0000-000000000001 and partner 00000000-0000-0000-0000-000000000001; name partner 00000000-0000-0000-0000-000000000001 ["field=payer_id", "use_payer_id=00000000-0000-0000-0000-000000000001"]
+            NotFound RESOURCE_NOT_FOUND: reseller_id is wrong: you and partner 00000000-0000-0000-0000-000000000001 have no active relationship with customer 00000000-0000-0000-0000-000000000001; leave it empty, or name a reseller of one of your relationships with the customer ["field=reseller_id"]
             InvalidArgument PAYER_IS_RESELLER: partner 00000000-0000-0000-0000-000000000001 is an indirect reseller and does not pay; name its provider in payer_id ["payer_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (NO_ACCEPTANCE); remedy: attest its acceptance of template 00000000-0000-0000-0000-000000000001, or invite the customer to sign directly ["customer_id=00000000-0000-0000-0000-000000000001", "optional_fields=contact.phone", "partner_center_code=13605", "reasons=NO_ACCEPTANCE", "remedies=ATTEST,INVITE_CUSTOMER", "required_fields=template_id,contact.first_name,contact.last_name,contact.email,agreed_at", "template_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (WITHDRAWN,VERSION_SUPERSEDED); remedy: ask provider 00000000-0000-0000-0000-000000000001 to attest ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "provider_id=00000000-0000-0000-0000-000000000001", "reasons=WITHDRAWN,VERSION_SUPERSEDED", "remedies=ASK_PROVIDER"]
@@ -351,7 +396,7 @@ mod tests {
             FailedPrecondition WITHDRAWAL_LOST: the withdrawal of acceptance 00000000-0000-0000-0000-000000000001 was applied here, and agreement-svc lost it when it was restored from an older copy; withdraw the acceptance again, then accept anew ["acceptance_id=00000000-0000-0000-0000-000000000001", "customer_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition WITHDRAWAL_LOST: a withdrawal or an end of a relationship was applied here for the customer, and agreement-svc lost it when it was restored from an older copy; repeat it there, then accept anew ["customer_id=00000000-0000-0000-0000-000000000001"]
             Unavailable GATE_UNAVAILABLE: agreement-svc was restored from an older copy and its answers cannot be used until its operator announces the restore; nothing was ordered or changed; retry under the same request id []
-            FailedPrecondition RELATIONSHIP_ENDED: your relationship with customer 00000000-0000-0000-0000-000000000001 has ended; what partner 00000000-0000-0000-0000-000000000001 pays for, it can cancel, or assign to a reseller that the customer works with ["customer_id=00000000-0000-0000-0000-000000000001", "payer_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition RELATIONSHIP_ENDED: your relationship with customer 00000000-0000-0000-0000-000000000001 has ended; partner 00000000-0000-0000-0000-000000000001, which pays, can still suspend or cancel the subscription, switch its automatic renewal off, and assign a reseller that the customer works with ["customer_id=00000000-0000-0000-0000-000000000001", "payer_id=00000000-0000-0000-0000-000000000001"]
             PermissionDenied PAYER_ONLY: only the payer chooses the reseller on record; ask partner 00000000-0000-0000-0000-000000000001 to do it ["payer_id=00000000-0000-0000-0000-000000000001"]
             Unavailable GATE_UNAVAILABLE: agreement-svc's history was not applied up to now, so it is not known which relationships are active; nothing was changed; retry under the same request id []
             FailedPrecondition SUBSCRIPTION_LIMIT: a payer may have 7 open subscriptions with one customer; change quantities instead, cancel what is not needed, or ask the operator to raise --subscriptions-max ["customer_id=00000000-0000-0000-0000-000000000001", "limit=7"]
@@ -372,7 +417,7 @@ mod tests {
         let violations = [("contact.email", "is required"), ("agreed_at", "must not be in the future")]
             .map(|(field, problem)| Violation { field: field.into(), problem: problem.into() });
         let bad = invalid_fields(agreements::DOMAIN, &violations).with("partner_center_code", 600_002);
-        let passed_on = not_attested(&bad.status());
+        let passed_on = not_attested(&bad.status(), Some(Uuid::nil()));
         assert_eq!(
             (passed_on.code(), passed_on.message()),
             (
@@ -392,9 +437,33 @@ mod tests {
             .resource("customer", 7)
             .status();
         other.metadata_mut().insert("x-call-id", "theirs".parse().unwrap());
-        let passed_on = not_attested(&other);
+        let passed_on = not_attested(&other, Some(Uuid::nil()));
         assert_eq!((passed_on.code(), passed_on.message()), (other.code(), other.message()));
         assert_eq!(passed_on.details(), other.details());
         assert!(passed_on.metadata().is_empty());
+    }
+    /// ATT-1. A reseller may serve a customer through several providers, and is told to ask the one that pays.
+    #[test]
+    fn a_reseller_is_told_to_ask_the_payer_of_its_order() {
+        let [first, payer] = [1, 2].map(Uuid::from_u128);
+        let refused = failure(
+            agreements::DOMAIN,
+            Code::PermissionDenied,
+            "RESELLER_CANNOT_ATTEST",
+            format!("ask provider {first} to attest"),
+        );
+        let refused = refused.with("provider_id", first).status();
+        for (payer_id, expected) in [(Some(payer), payer), (Some(first), first), (None, first)] {
+            let passed_on = not_attested(&refused, payer_id);
+            assert_eq!(passed_on.code(), Code::PermissionDenied);
+            let sentence = format!("RESELLER_CANNOT_ATTEST: ask provider {expected} to attest");
+            assert_eq!(passed_on.message(), sentence);
+            let info = passed_on.get_details_error_info().unwrap();
+            assert_eq!(
+                (info.domain.as_str(), info.reason.as_str()),
+                ("agreement-svc", "RESELLER_CANNOT_ATTEST")
+            );
+            assert_eq!(info.metadata["provider_id"], expected.to_string());
+        }
     }
 }

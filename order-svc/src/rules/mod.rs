@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use gate::{Reason, Remedy};
 use offer::OfferKind;
+use order::{Misnamed, Parties};
 use subscription::State;
 
 /// An instant in UTC, in whole microseconds.
@@ -39,6 +40,8 @@ pub enum Refusal {
     RequestIdReused { request_id: Uuid },
     /// The subscription has changed since its etag was read.
     StaleEtag,
+    /// GATE-0, for a caller that sees the customer: the parties it names have no active relationship.
+    NotTogether { parties: Parties, misnamed: Misnamed },
     /// GATE-0: resellers do not pay.
     PayerIsReseller { payer_id: Uuid },
     /// GATE-6.

@@ -15,6 +15,14 @@ pub struct Parties {
     pub customer_id: Uuid,
 }
 
+/// Which of the parties is named wrongly where they have no active relationship, and whom the caller names instead, as
+/// agreement-svc says to a caller that sees the customer (GATE-0).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misnamed {
+    Payer { use_payer_id: Uuid },
+    Reseller,
+}
+
 /// A line to order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {

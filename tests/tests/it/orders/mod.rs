@@ -2,4 +2,5 @@
 
 mod fail_closed;
 mod placing;
+mod resellers;
 mod stories;
