@@ -283,6 +283,7 @@ fn response(query: &GateQuery, answered: GateAnswer) -> CheckEligibilityResponse
         revision: snapshot.acceptance_revision,
         evaluated_at: Some(timestamp(query.question.at)),
         valid_until: answer.valid_until.map(timestamp),
+        satisfying_types: answer.satisfying.iter().map(|of| convert::agreement_type(*of)).collect(),
     }
 }
 

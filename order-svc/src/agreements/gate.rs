@@ -19,8 +19,8 @@ use tonic_types::StatusExt;
 use super::attest::Attested;
 use super::{AgreementClient, CallOptions, log_if_unauthenticated, reason_of};
 use crate::rules::gate::{
-    ANSWER_AGE_MAX, AgreementType, Answer, Approval, Decision, DryRun, Evidence, EvidenceKind, Operation,
-    Reason, Remedy, Rule, Verdict,
+    ANSWER_AGE_MAX, AgreementType, Answer, Approval, Decision, DryRun, Evidence, EvidenceKind, Hindrance,
+    Operation, Reason, Remedy, Rule, Verdict,
 };
 use crate::rules::order::{Misnamed, Parties};
 
@@ -200,6 +200,7 @@ fn read_answer(
         Ok(types::Decision::Blocked) => Verdict::Blocked {
             reasons: answer.reasons.iter().filter_map(|reason| read_reason(*reason)).collect(),
             remedies: answer.remedies.iter().filter_map(read_remedy).collect(),
+            hindrance: read_hindrance(&answer),
         },
         Ok(types::Decision::Allowed | types::Decision::Exempt) => Verdict::Approved(
             read_approval(query, &answer, evaluated_at)
@@ -214,6 +215,17 @@ fn read_answer(
         asked_at,
         valid_for,
     })
+}
+
+/// Why a no has no remedy: order-svc's callers may all attest and invite, so it is not their role.
+fn read_hindrance(answer: &CheckEligibilityResponse) -> Option<Hindrance> {
+    let is_wrong_type =
+        answer.reasons.iter().any(|reason| read_reason(*reason) == Some(Reason::WrongAgreementType));
+    match answer.remedies.is_empty() {
+        false => None,
+        true if answer.satisfying_types.is_empty() && is_wrong_type => Some(Hindrance::Offers(vec![])),
+        true => Some(Hindrance::NoVersion),
+    }
 }
 
 /// A yes whose decision, rule and evidence fit together, and the query.

@@ -1,5 +1,7 @@
 //! Turns refusals and failures into gRPC statuses; codes are chosen here and nowhere else.
 
+use std::collections::BTreeSet;
+
 use chassis::database::Error;
 use chassis::form::Violation;
 use chassis::status::{Failure, RETRY, database_failure, failure, internal, invalid_fields};
@@ -10,7 +12,7 @@ use uuid::Uuid;
 
 use crate::agreements;
 use crate::rules::Refusal;
-use crate::rules::gate::{Reason, Remedy};
+use crate::rules::gate::{AgreementType, Hindrance, LineDemand, Reason, Remedy};
 use crate::rules::order::{Misnamed, Parties};
 use crate::rules::subscription::State;
 
@@ -20,6 +22,9 @@ pub(super) const DOMAIN: &str = "order-svc";
 /// What an attestation needs to know of the user, and what it also takes: paths in one.
 const REQUIRED_FIELDS: &str = "template_id,contact.first_name,contact.last_name,contact.email,agreed_at";
 const OPTIONAL_FIELDS: &str = "contact.phone";
+
+/// How many lines the message itself names of each kind; the metadata name all.
+const LINES_IN_MESSAGE: usize = 5;
 
 pub(super) fn invalid(violations: &[Violation]) -> Status {
     invalid_fields(DOMAIN, violations).status()
@@ -66,8 +71,8 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         )
         .with("payer_id", payer_id)
         .status(),
-        Refusal::AgreementRequired { customer_id, reasons, remedies } => {
-            agreement_required(*customer_id, reasons, remedies)
+        Refusal::AgreementRequired { customer_id, reasons, remedies, hindrance } => {
+            agreement_required(*customer_id, reasons, remedies, hindrance.as_ref())
         }
         Refusal::GateUnavailable => with(
             Code::Unavailable,
@@ -270,7 +275,12 @@ pub(super) fn not_attested(refused: &Status, payer_id: Option<Uuid>) -> Status {
 }
 
 /// The refusal that says what is missing and what the caller can do about it, also to programs.
-fn agreement_required(customer_id: Uuid, reasons: &[Reason], remedies: &[Remedy]) -> Status {
+fn agreement_required(
+    customer_id: Uuid,
+    reasons: &[Reason],
+    remedies: &[Remedy],
+    hindrance: Option<&Hindrance>,
+) -> Status {
     let mut keys = vec![];
     let mut advice = vec![];
     let mut metadata = vec![];
@@ -295,12 +305,27 @@ fn agreement_required(customer_id: Uuid, reasons: &[Reason], remedies: &[Remedy]
             }
         }
     }
-    if advice.is_empty() {
-        advice.push("there is nothing that you can do about it with your role and these offers".to_owned());
-    }
     let names = reasons.iter().map(Reason::into_str).collect::<Vec<_>>().join(",");
-    let sentence =
-        format!("the customer has not accepted what is required ({names}); remedy: {}", advice.join(", or "));
+    let not_accepted = format!("the customer has not accepted what is required ({names})");
+    let sentence = match hindrance {
+        Some(Hindrance::Offers(demands)) => {
+            let lines = demands.iter().flat_map(|of| &of.lines).collect::<BTreeSet<_>>();
+            if !lines.is_empty() {
+                let lines = lines.into_iter().map(|n| format!("lines[{n}]")).collect::<Vec<_>>().join(",");
+                metadata.push(("lines", lines));
+            }
+            format!("no acceptance satisfies this ({names}): {}", offers_sentence(demands))
+        }
+        Some(Hindrance::NoVersion) => {
+            format!(
+                "{not_accepted}, and no version of the agreement is in force; ask the operator to publish one"
+            )
+        }
+        None if advice.is_empty() => {
+            format!("{not_accepted}; CheckEligibility of agreement-svc says what helps")
+        }
+        None => format!("{not_accepted}; remedy: {}", advice.join(", or ")),
+    };
     let mut failure = with(Code::FailedPrecondition, ErrorReason::AgreementRequired, sentence)
         .with("customer_id", customer_id)
         .with("reasons", names)
@@ -313,6 +338,35 @@ fn agreement_required(customer_id: Uuid, reasons: &[Reason], remedies: &[Remedy]
         failure = failure.precondition("AGREEMENT", format!("customers/{customer_id}"), reason.into_str());
     }
     failure.status()
+}
+
+/// Which offers keep each other, or the policy, from being satisfied, and what helps.
+fn offers_sentence(demands: &[LineDemand]) -> String {
+    let lines = |of: &LineDemand| {
+        let (lines, rest) = of.lines.split_at(of.lines.len().min(LINES_IN_MESSAGE));
+        let mut lines: Vec<_> = lines.iter().map(|n| format!("lines[{n}]")).collect();
+        if !rest.is_empty() {
+            lines.push(format!("{} more", rest.len()));
+        }
+        lines.join(", ")
+    };
+    let types =
+        |of: &LineDemand| of.types.iter().map(AgreementType::into_str).collect::<Vec<_>>().join(" or ");
+    match demands {
+        [] => "the offer takes no agreement that counts today; order another offer".to_owned(),
+        [of] => format!(
+            "the offers of {} take only {}, which does not count today; order other offers",
+            lines(of),
+            types(of)
+        ),
+        several => {
+            let each = several.iter().map(|of| format!("{} (only {})", lines(of), types(of)));
+            format!(
+                "no agreement counts for the offers of {} together; order these lines separately",
+                each.collect::<Vec<_>>().join(" and of ")
+            )
+        }
+    }
 }
 
 fn with(code: Code, reason: ErrorReason, sentence: impl Into<String>) -> Failure {
@@ -345,7 +399,17 @@ mod tests {
         let bad = BadField { field: "lines[2].quantity".into(), problem: "must be 1 to 300".into() };
         let parties = Parties { payer_id: id, reseller_id: Some(id), customer_id: id };
         let both = vec![Remedy::Attest { template_id: id }, Remedy::InviteCustomer { template_id: id }];
-        let required = |reasons, remedies| Refusal::AgreementRequired { customer_id: id, reasons, remedies };
+        let blocked = |reasons, remedies, hindrance| Refusal::AgreementRequired {
+            customer_id: id,
+            reasons,
+            remedies,
+            hindrance,
+        };
+        let required = |reasons, remedies| blocked(reasons, remedies, None);
+        let hindered = |of| blocked(vec![Reason::WrongAgreementType], vec![], Some(of));
+        let take = |of, lines: std::ops::Range<usize>| LineDemand { types: vec![of], lines: lines.collect() };
+        let cloud = take(AgreementType::MicrosoftCloudAgreement, 0..2);
+        let customer = take(AgreementType::MicrosoftCustomerAgreement, 2..9);
         let refusals = [
             Refusal::NotFound { resource: "order", id: id.to_string() },
             Refusal::Fields(vec![bad]),
@@ -360,6 +424,10 @@ mod tests {
                 vec![Remedy::AskProvider { provider_id: id }],
             ),
             required(vec![Reason::WrongAgreementType], vec![]),
+            hindered(Hindrance::Offers(vec![])),
+            hindered(Hindrance::Offers(vec![cloud.clone()])),
+            hindered(Hindrance::Offers(vec![cloud, customer])),
+            blocked(vec![Reason::NoAcceptance], vec![], Some(Hindrance::NoVersion)),
             Refusal::GateUnavailable,
             Refusal::AnswerOutdated { customer_id: id, fence: 7 },
             Refusal::WithdrawalLost { customer_id: id, acceptance_id: Some(id) },
@@ -390,7 +458,11 @@ mod tests {
             InvalidArgument PAYER_IS_RESELLER: partner 00000000-0000-0000-0000-000000000001 is an indirect reseller and does not pay; name its provider in payer_id ["payer_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (NO_ACCEPTANCE); remedy: attest its acceptance of template 00000000-0000-0000-0000-000000000001, or invite the customer to sign directly ["customer_id=00000000-0000-0000-0000-000000000001", "optional_fields=contact.phone", "partner_center_code=13605", "reasons=NO_ACCEPTANCE", "remedies=ATTEST,INVITE_CUSTOMER", "required_fields=template_id,contact.first_name,contact.last_name,contact.email,agreed_at", "template_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (WITHDRAWN,VERSION_SUPERSEDED); remedy: ask provider 00000000-0000-0000-0000-000000000001 to attest ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "provider_id=00000000-0000-0000-0000-000000000001", "reasons=WITHDRAWN,VERSION_SUPERSEDED", "remedies=ASK_PROVIDER"]
-            FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (WRONG_AGREEMENT_TYPE); remedy: there is nothing that you can do about it with your role and these offers ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "reasons=WRONG_AGREEMENT_TYPE", "remedies="]
+            FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (WRONG_AGREEMENT_TYPE); CheckEligibility of agreement-svc says what helps ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "reasons=WRONG_AGREEMENT_TYPE", "remedies="]
+            FailedPrecondition AGREEMENT_REQUIRED: no acceptance satisfies this (WRONG_AGREEMENT_TYPE): the offer takes no agreement that counts today; order another offer ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "reasons=WRONG_AGREEMENT_TYPE", "remedies="]
+            FailedPrecondition AGREEMENT_REQUIRED: no acceptance satisfies this (WRONG_AGREEMENT_TYPE): the offers of lines[0], lines[1] take only MICROSOFT_CLOUD_AGREEMENT, which does not count today; order other offers ["customer_id=00000000-0000-0000-0000-000000000001", "lines=lines[0],lines[1]", "partner_center_code=13605", "reasons=WRONG_AGREEMENT_TYPE", "remedies="]
+            FailedPrecondition AGREEMENT_REQUIRED: no acceptance satisfies this (WRONG_AGREEMENT_TYPE): no agreement counts for the offers of lines[0], lines[1] (only MICROSOFT_CLOUD_AGREEMENT) and of lines[2], lines[3], lines[4], lines[5], lines[6], 2 more (only MICROSOFT_CUSTOMER_AGREEMENT) together; order these lines separately ["customer_id=00000000-0000-0000-0000-000000000001", "lines=lines[0],lines[1],lines[2],lines[3],lines[4],lines[5],lines[6],lines[7],lines[8]", "partner_center_code=13605", "reasons=WRONG_AGREEMENT_TYPE", "remedies="]
+            FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (NO_ACCEPTANCE), and no version of the agreement is in force; ask the operator to publish one ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "reasons=NO_ACCEPTANCE", "remedies="]
             Unavailable GATE_UNAVAILABLE: whether the customer accepted is not known right now, and nothing was ordered or changed; retry under the same request id []
             Aborted ANSWER_OUTDATED: the customer's acceptance kept changing while this was decided; try again []
             FailedPrecondition WITHDRAWAL_LOST: the withdrawal of acceptance 00000000-0000-0000-0000-000000000001 was applied here, and agreement-svc lost it when it was restored from an older copy; withdraw the acceptance again, then accept anew ["acceptance_id=00000000-0000-0000-0000-000000000001", "customer_id=00000000-0000-0000-0000-000000000001"]

@@ -14,7 +14,7 @@ pub mod withdrawal;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use gate::{Reason, Remedy};
+use gate::{Hindrance, Reason, Remedy};
 use offer::OfferKind;
 use order::{Misnamed, Parties};
 use subscription::State;
@@ -45,7 +45,12 @@ pub enum Refusal {
     /// GATE-0: resellers do not pay.
     PayerIsReseller { payer_id: Uuid },
     /// GATE-6.
-    AgreementRequired { customer_id: Uuid, reasons: Vec<Reason>, remedies: Vec<Remedy> },
+    AgreementRequired {
+        customer_id: Uuid,
+        reasons: Vec<Reason>,
+        remedies: Vec<Remedy>,
+        hindrance: Option<Hindrance>,
+    },
     /// The gate did not answer, or its answer cannot be used (I8).
     GateUnavailable,
     /// Withdrawals or ends of relationships kept overtaking the gate's answers; the last has this revision (WD-3).

@@ -196,6 +196,18 @@ impl Model {
             .filter_map(|offer| offer.demands)
             .collect();
         let decided = self.gate(world, by, (&payer_id, &reseller_id), &order.customer_id, &demands);
+        // Where no type satisfies all offers, the lines that take certain types only are named.
+        let decided = decided.map_err(|mut refusal| {
+            let no_remedy = refusal.metadata.get("remedies").is_some_and(String::is_empty);
+            if no_remedy {
+                let takes =
+                    |line: &NewOrderLine| offer(&line.offer_id).is_some_and(|offer| offer.demands.is_some());
+                let lines = order.lines.iter().enumerate().filter(|(_, line)| takes(line));
+                let lines = lines.map(|(n, _)| format!("lines[{n}]")).collect::<Vec<_>>().join(",");
+                refusal.metadata.insert("lines".into(), lines);
+            }
+            refusal
+        });
         // The answer has the customer's country only where the gate knows the customer.
         let is_known =
             decided.as_ref().is_ok() || decided.as_ref().is_err_and(|no| no.reason == "AGREEMENT_REQUIRED");
