@@ -12,6 +12,7 @@ use tonic_types::StatusExt;
 use uuid::Uuid;
 
 use crate::rules::attestation::IN_THE_FUTURE;
+use crate::rules::eligibility::Misnamed;
 use crate::rules::{BadField, Refusal};
 use crate::store::change::ChangeError;
 
@@ -144,7 +145,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::ResellerCannotAttest { provider_id } => with(
             Code::PermissionDenied,
             ErrorReason::ResellerCannotAttest,
-            format!("an indirect reseller does not attest; ask provider {provider_id} to"),
+            format!("an indirect reseller does not attest; ask provider {provider_id} to attest"),
         )
         .with("provider_id", provider_id)
         .status(),
@@ -247,6 +248,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         )
         .with("template_id", template_id)
         .status(),
+        Refusal::NotTogether { customer_id, misnamed } => not_together(*customer_id, *misnamed),
         Refusal::PayerIsReseller { payer_id } => with(
             Code::InvalidArgument,
             ErrorReason::PayerIsReseller,
@@ -352,6 +354,38 @@ fn not_found(resource: &str, id: Uuid) -> Status {
     }
 }
 
+/// GATE-0, for a partner that sees the customer.
+fn not_together(customer_id: Uuid, misnamed: Misnamed) -> Status {
+    let not_found = |sentence: String, field| {
+        with(Code::NotFound, ErrorReason::ResourceNotFound, sentence)
+            .resource("relationship", customer_id)
+            .with("field", field)
+    };
+    match misnamed {
+        Misnamed::Payer { payer_id, use_payer_id } => {
+            let sentence = format!(
+                "payer_id is wrong: you have no active relationship with customer {customer_id} and partner {payer_id}; \
+                 name partner {use_payer_id}"
+            );
+            not_found(sentence, "payer_id").with("use_payer_id", use_payer_id).status()
+        }
+        Misnamed::Reseller { use_reseller_id: None } => {
+            let sentence = format!(
+                "reseller_id is wrong: you and that partner have no active relationship with customer {customer_id}; leave \
+                 it empty, or name a reseller of one of your relationships with the customer"
+            );
+            not_found(sentence, "reseller_id").status()
+        }
+        Misnamed::Reseller { use_reseller_id: Some(own) } => {
+            let sentence = format!(
+                "reseller_id is wrong: your relationship with customer {customer_id} and that payer names you as the reseller; \
+                 name {own}"
+            );
+            not_found(sentence, "reseller_id").with("use_reseller_id", own).status()
+        }
+    }
+}
+
 fn with(code: Code, reason: ErrorReason, sentence: impl Into<String>) -> Failure {
     failure(DOMAIN, code, reason.name(), sentence)
 }
@@ -399,6 +433,15 @@ mod tests {
             Refusal::WrongPartnerKind { partner_id: id, kind: PartnerKind::DirectBill, cloud: Cloud::Public },
             Refusal::NotLaterThanLastVersion { not_before: Time::UNIX_EPOCH },
             Refusal::TypeHasTemplate { template_id: id },
+            Refusal::NotTogether {
+                customer_id: id,
+                misnamed: Misnamed::Payer { payer_id: id, use_payer_id: id },
+            },
+            Refusal::NotTogether { customer_id: id, misnamed: Misnamed::Reseller { use_reseller_id: None } },
+            Refusal::NotTogether {
+                customer_id: id,
+                misnamed: Misnamed::Reseller { use_reseller_id: Some(id) },
+            },
             Refusal::PayerIsReseller { payer_id: id },
             Refusal::RevisionBehind { head: 7 },
             Refusal::VersionChanged { template_id: id, shown: 1, in_force: 2 },
@@ -418,7 +461,7 @@ mod tests {
             InvalidArgument INVALID_FIELDS: provider_id is for resellers only []
             InvalidArgument REQUEST_ID_REUSED: the request id was used before with other content; use a new one for new content ["request_id=00000000-0000-0000-0000-000000000001"]
             Aborted ETAG_STALE: the resource has changed since the etag was read; read it again and retry []
-            PermissionDenied RESELLER_CANNOT_ATTEST: an indirect reseller does not attest; ask provider 00000000-0000-0000-0000-000000000001 to ["provider_id=00000000-0000-0000-0000-000000000001"]
+            PermissionDenied RESELLER_CANNOT_ATTEST: an indirect reseller does not attest; ask provider 00000000-0000-0000-0000-000000000001 to attest ["provider_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition CLOUD_NOT_SUPPORTED: acceptance exists in the PUBLIC cloud only, and the customer is in GERMANY ["cloud=GERMANY"]
             FailedPrecondition TEMPLATE_RETIRED: template 00000000-0000-0000-0000-000000000001 is retired; use template 00000000-0000-0000-0000-000000000001 ["template_id=00000000-0000-0000-0000-000000000001", "use_template_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition TEMPLATE_RETIRED: template 00000000-0000-0000-0000-000000000001 is retired ["template_id=00000000-0000-0000-0000-000000000001"]
@@ -431,6 +474,9 @@ mod tests {
             FailedPrecondition WRONG_PARTNER_KIND: partner 00000000-0000-0000-0000-000000000001 is DIRECT_BILL in PUBLIC, which does not fit here; name another partner ["cloud=PUBLIC", "kind=DIRECT_BILL", "partner_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition NOT_LATER_THAN_LAST_VERSION: a version takes effect now or later, and after the one before: not before 1970-01-01T00:00:00.000000Z ["not_before=1970-01-01T00:00:00.000000Z"]
             FailedPrecondition TYPE_HAS_TEMPLATE: template 00000000-0000-0000-0000-000000000001 of this type is live; publish a version of it or retire it first ["template_id=00000000-0000-0000-0000-000000000001"]
+            NotFound RESOURCE_NOT_FOUND: payer_id is wrong: you have no active relationship with customer 00000000-0000-0000-0000-000000000001 and partner 00000000-0000-0000-0000-000000000001; name partner 00000000-0000-0000-0000-000000000001 ["field=payer_id", "use_payer_id=00000000-0000-0000-0000-000000000001"]
+            NotFound RESOURCE_NOT_FOUND: reseller_id is wrong: you and that partner have no active relationship with customer 00000000-0000-0000-0000-000000000001; leave it empty, or name a reseller of one of your relationships with the customer ["field=reseller_id"]
+            NotFound RESOURCE_NOT_FOUND: reseller_id is wrong: your relationship with customer 00000000-0000-0000-0000-000000000001 and that payer names you as the reseller; name 00000000-0000-0000-0000-000000000001 ["field=reseller_id", "use_reseller_id=00000000-0000-0000-0000-000000000001"]
             InvalidArgument PAYER_IS_RESELLER: partner 00000000-0000-0000-0000-000000000001 is an indirect reseller and does not pay; name its provider as payer ["payer_id=00000000-0000-0000-0000-000000000001"]
             Unavailable REVISION_BEHIND: the database is at revision 7, behind the one asked for; try again ["head=7"]
             FailedPrecondition VERSION_CHANGED: version 1 of template 00000000-0000-0000-0000-000000000001 was shown, and version 2 is in force; show that one and ask again ["shown_version=1", "template_id=00000000-0000-0000-0000-000000000001", "version_in_force=2"]

@@ -135,7 +135,7 @@ impl Api {
     ) -> Result<Response<A>, Status> {
         let status = match failure {
             Failure::Refused(refusal) => status::refused(&refusal),
-            Failure::NotAttested(refused) => status::not_attested(&refused),
+            Failure::NotAttested { refused, payer_id } => status::not_attested(&refused, payer_id),
             Failure::Database(error) => return Err(status::failed(&error)),
         };
         self.replay(key).await?.ok_or(status)
@@ -172,7 +172,10 @@ impl Api {
 /// The refusal where the gate gave no answer.
 fn unanswered(parties: &Parties, no_answer: GateError) -> Refusal {
     match no_answer {
-        GateError::NoActiveRelationship => {
+        GateError::NoActiveRelationship(Some(misnamed)) => {
+            Refusal::NotTogether { parties: *parties, misnamed }
+        }
+        GateError::NoActiveRelationship(None) => {
             Refusal::NotFound { resource: "customer", id: parties.customer_id.to_string() }
         }
         GateError::PayerIsReseller => Refusal::PayerIsReseller { payer_id: parties.payer_id },
@@ -198,8 +201,11 @@ enum Attempt<A> {
 /// Why a call that buys or changes stored nothing.
 enum Failure {
     Refused(Refusal),
-    /// The refusal of agreement-svc, which is passed on.
-    NotAttested(Status),
+    /// The refusal of agreement-svc, which is passed on, and the payer through which a reseller serves the customer.
+    NotAttested {
+        refused: Status,
+        payer_id: Option<Uuid>,
+    },
     Database(Error),
 }
 

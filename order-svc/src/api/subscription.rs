@@ -337,7 +337,8 @@ impl Api {
             Planned::Free(step) => (Some(step), None),
             Planned::Gated(step, operation) => {
                 let query = asked.gate_query(&known, operation, offer);
-                let answer = self.ask(&query, time_until(asked.deadline)).await?;
+                let answer = self.ask(&query, time_until(asked.deadline)).await;
+                let answer = answer.map_err(|refusal| has_ended(refusal, &known))?;
                 let approval = answer.approval()?.clone();
                 (Some(step.with_approval(&approval)), Some((answer, approval)))
             }
@@ -372,5 +373,15 @@ impl Api {
                 Err(withdrawal_lost(known.customer_id, acceptance_id).into())
             }
         }
+    }
+}
+
+/// The parties on record of a subscription had a relationship: where the gate finds none, it has ended (ROLE-6).
+fn has_ended(refusal: Refusal, known: &Subscription) -> Refusal {
+    match refusal {
+        Refusal::NotFound { .. } | Refusal::NotTogether { .. } => {
+            Refusal::RelationshipEnded { customer_id: known.customer_id, payer_id: known.payer_id }
+        }
+        other => other,
     }
 }

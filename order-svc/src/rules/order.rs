@@ -1,8 +1,10 @@
 //! Orders: who pays, what may be ordered, and what an accepted order becomes.
 
+use std::collections::BTreeMap;
+
 use uuid::Uuid;
 
-use super::gate::{AgreementType, Answer, Approval};
+use super::gate::{AgreementType, Answer, Approval, Hindrance, LineDemand};
 use super::offer::{Catalogue, Offer};
 use super::subscription::{Cause, Change, ChangeKind, State, Subscription, term_end};
 use super::{BadField, Refusal, Time};
@@ -13,6 +15,14 @@ pub struct Parties {
     pub payer_id: Uuid,
     pub reseller_id: Option<Uuid>,
     pub customer_id: Uuid,
+}
+
+/// Which of the parties is named wrongly where they have no active relationship, and whom the caller names instead, as
+/// agreement-svc says to a caller that sees the customer (GATE-0).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misnamed {
+    Payer { use_payer_id: Uuid },
+    Reseller,
 }
 
 /// A line to order.
@@ -119,6 +129,25 @@ pub fn demands(lines: &[Line], catalogue: &Catalogue) -> Vec<Vec<AgreementType>>
     demands
 }
 
+/// The lines that keep the types of all others from satisfying: those whose offers take no type that some other line's
+/// take, or else all whose offers take certain types only.
+pub fn excluding_lines(lines: &[Line], catalogue: &Catalogue) -> Vec<LineDemand> {
+    let mut by_types: BTreeMap<Vec<AgreementType>, Vec<usize>> = BTreeMap::new();
+    for (n, line) in lines.iter().enumerate() {
+        let offer = catalogue.find(&line.offer_id).filter(|offer| !offer.agreement_types.is_empty());
+        let Some(mut types) = offer.map(|offer| offer.agreement_types.clone()) else { continue };
+        types.sort_unstable();
+        types.dedup();
+        by_types.entry(types).or_default().push(n);
+    }
+    let excludes = |types: &[AgreementType]| {
+        by_types.keys().any(|others| !others.iter().any(|other| types.contains(other)))
+    };
+    let all = by_types.iter().map(|(types, lines)| LineDemand { types: types.clone(), lines: lines.clone() });
+    let excluding: Vec<_> = all.clone().filter(|of| excludes(&of.types)).collect();
+    if excluding.is_empty() { all.collect() } else { excluding }
+}
+
 /// The lines with their offers, or every bad line (ORD-3). Without a country only what can be known
 /// without the customer is checked.
 pub fn check_lines<'a>(
@@ -159,7 +188,18 @@ pub fn place(
     placing: Placing,
 ) -> Result<(Order, Vec<Subscription>), Refusal> {
     let offers = check_lines(&lines, catalogue, Some(&answer.customer_country))?;
-    let approval = answer.approval()?;
+    let approval = answer.approval().map_err(|refusal| match refusal {
+        Refusal::AgreementRequired {
+            customer_id,
+            reasons,
+            remedies,
+            hindrance: Some(Hindrance::Offers(_)),
+        } => {
+            let hindrance = Some(Hindrance::Offers(excluding_lines(&lines, catalogue)));
+            Refusal::AgreementRequired { customer_id, reasons, remedies, hindrance }
+        }
+        other => other,
+    })?;
     let Placing { order_id, subscription_ids, by_tenant, by, now } = placing;
     let mut subscriptions = vec![];
     let mut placed = vec![];
@@ -215,5 +255,45 @@ mod tests {
         assert_eq!(of(Some(other), Some(caller)), Ok((other, Some(caller))));
         assert_eq!(of(Some(other), Some(other)), Err("reseller_id".into()));
         assert_eq!(of(None, Some(caller)), Err("reseller_id".into()));
+    }
+    #[test]
+    fn lines_whose_offers_exclude_each_other_are_named() {
+        const CLOUD: &str = "MICROSOFT_CLOUD_AGREEMENT";
+        const CUSTOMER: &str = "MICROSOFT_CUSTOMER_AGREEMENT";
+        let offer = |id: &str, types: &[&str]| {
+            serde_json::json!({
+                "offer_id": id, "name": id, "kind": "LICENSE", "quantity_min": 1, "quantity_max": 9,
+                "term": "YEAR", "billing_cycle": "ANNUAL", "auto_renews": true, "countries": [],
+                "agreement_types": types,
+            })
+        };
+        let offers = [
+            offer("cloud", &[CLOUD]),
+            offer("customer", &[CUSTOMER]),
+            offer("either", &[CUSTOMER, CLOUD]),
+            offer("any", &[]),
+        ];
+        let catalogue: Catalogue = serde_json::from_value(serde_json::json!({ "offers": offers })).unwrap();
+        // offers ordered -> the types and lines that are named
+        for (ordered, expected) in [
+            (
+                &["cloud", "any", "customer", "cloud"][..],
+                &[(&[CLOUD][..], &[0, 3][..]), (&[CUSTOMER], &[2])][..],
+            ),
+            (&["either", "customer", "cloud"], &[(&[CLOUD], &[2]), (&[CUSTOMER], &[1])]),
+            (&["any", "cloud"], &[(&[CLOUD], &[1])]),
+            (&["cloud", "either"], &[(&[CLOUD], &[0]), (&[CLOUD, CUSTOMER], &[1])]),
+            (&["any", "unknown"], &[]),
+        ] {
+            let line = |id: &&str| Line { offer_id: (*id).into(), quantity: 1, friendly_name: String::new() };
+            let lines: Vec<_> = ordered.iter().map(line).collect();
+            let found = excluding_lines(&lines, &catalogue);
+            let found: Vec<_> = found
+                .iter()
+                .map(|of| (of.types.iter().map(|t| t.into_str()).collect::<Vec<_>>(), of.lines.clone()))
+                .collect();
+            let expected: Vec<_> = expected.iter().map(|(t, lines)| (t.to_vec(), lines.to_vec())).collect();
+            assert_eq!(found, expected, "{ordered:?}");
+        }
     }
 }

@@ -116,6 +116,10 @@ async fn resellers_come_and_go_at_a_provider(#[case] backend: Backend) {
 
     // After the last reseller, and with it the last relationship, the provider can only end what it pays for.
     part(&cluster, &provider, &customer, SECOND).await;
+    let refused =
+        change!(provider.change_seats(bought, ChangeSeatsRequest { quantity: 9, validate_only: false }))
+            .unwrap_err();
+    assert_eq!(refusal(&refused), parted);
     let suspended = change!(provider.suspend_subscription(bought, SuspendSubscriptionRequest {})).unwrap();
     assert_eq!(suspended.state(), SubscriptionState::Suspended);
     let refused = change!(provider.resume_subscription(bought, ResumeSubscriptionRequest {})).unwrap_err();
