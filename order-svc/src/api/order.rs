@@ -170,7 +170,7 @@ impl Api {
         };
         let read = move |connection: &mut Connection| relationships_active(connection, customer_id, payer_id);
         let active = self.database.read(read).await?;
-        Ok(active.with_reseller(reseller).then_some(payer_id))
+        Ok(active.is_some_and(|active| active.with_reseller(reseller)).then_some(payer_id))
     }
 
     fn gate_query(&self, new: &NewOrder, at_least_revision: i64) -> GateQuery {

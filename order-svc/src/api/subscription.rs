@@ -306,7 +306,7 @@ impl Api {
         // What agreement-svc has just stored may not have been applied here.
         let query = asked.relationship_query(known, needed);
         match self.agreements.check(&query, time_until(asked.deadline)).await {
-            Err(GateError::NoActiveRelationship | GateError::PayerIsReseller) => {
+            Err(GateError::NoActiveRelationship(_) | GateError::PayerIsReseller) => {
                 Err(not_related(known, asked.command).into())
             }
             Ok(_) | Err(GateError::Unknown(_)) => Err(Refusal::HistoryBehind.into()),
