@@ -514,6 +514,7 @@ mod tests {
         assert_eq!(passed_on.details(), other.details());
         assert!(passed_on.metadata().is_empty());
     }
+
     /// ATT-1. A reseller may serve a customer through several providers, and is sent to the one that pays.
     #[test]
     fn a_reseller_is_sent_to_the_payer_of_its_order() {
