@@ -212,6 +212,19 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         )
         .with("partner_id", partner_id)
         .status(),
+        Refusal::TenantOfOtherKind { tenant_id, is_partner } => {
+            let (sentence, kind) = if *is_partner {
+                let what = "is registered as a partner, so it cannot become a customer";
+                (format!("tenant {tenant_id} {what}; accept with a user of the company's own tenant"), "PARTNER")
+            } else {
+                let what = "is a customer, so it cannot be registered as a partner";
+                (format!("tenant {tenant_id} {what}; register the partner under a tenant of its own"), "CUSTOMER")
+            };
+            precondition(ErrorReason::TenantOfOtherKind, sentence)
+                .with("tenant_id", tenant_id)
+                .with("kind", kind)
+                .status()
+        }
         Refusal::ResellerNotLinked { provider_id, reseller_id } => precondition(
             ErrorReason::ResellerNotLinked,
             format!(
@@ -429,6 +442,8 @@ mod tests {
             Refusal::TooManyChanges { max: 60, retry_after: chrono::Duration::seconds(7) },
             Refusal::DomainTaken,
             Refusal::PartnerExists { partner_id: id },
+            Refusal::TenantOfOtherKind { tenant_id: id, is_partner: true },
+            Refusal::TenantOfOtherKind { tenant_id: id, is_partner: false },
             Refusal::ResellerNotLinked { provider_id: id, reseller_id: id },
             Refusal::WrongPartnerKind { partner_id: id, kind: PartnerKind::DirectBill, cloud: Cloud::Public },
             Refusal::NotLaterThanLastVersion { not_before: Time::UNIX_EPOCH },
@@ -470,6 +485,8 @@ mod tests {
             ResourceExhausted ACCEPTANCE_CHANGE_LIMIT: the acceptances of this customer and partner were made and withdrawn 60 times within an hour; try again in 8 s, or ask the operator to raise --acceptance-changes-max ["limit=60"]
             AlreadyExists DOMAIN_TAKEN: a customer with this domain exists; ask it for a relationship or use another domain []
             AlreadyExists PARTNER_EXISTS: partner 00000000-0000-0000-0000-000000000001 is registered with other particulars; UpdatePartner corrects the name, and kind and cloud never change ["partner_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition TENANT_OF_OTHER_KIND: tenant 00000000-0000-0000-0000-000000000001 is registered as a partner, so it cannot become a customer; accept with a user of the company's own tenant ["kind=PARTNER", "tenant_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition TENANT_OF_OTHER_KIND: tenant 00000000-0000-0000-0000-000000000001 is a customer, so it cannot be registered as a partner; register the partner under a tenant of its own ["kind=CUSTOMER", "tenant_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition RESELLER_NOT_LINKED: reseller 00000000-0000-0000-0000-000000000001 is not linked to provider 00000000-0000-0000-0000-000000000001; ask the operator to link them ["provider_id=00000000-0000-0000-0000-000000000001", "reseller_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition WRONG_PARTNER_KIND: partner 00000000-0000-0000-0000-000000000001 is DIRECT_BILL in PUBLIC, which does not fit here; name another partner ["cloud=PUBLIC", "kind=DIRECT_BILL", "partner_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition NOT_LATER_THAN_LAST_VERSION: a version takes effect now or later, and after the one before: not before 1970-01-01T00:00:00.000000Z ["not_before=1970-01-01T00:00:00.000000Z"]

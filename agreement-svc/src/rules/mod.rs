@@ -67,6 +67,8 @@ pub enum Refusal {
     DomainTaken,
     /// Registered with other particulars.
     PartnerExists { partner_id: Uuid },
+    /// A partner that would become a customer, or else a customer that would be registered as a partner.
+    TenantOfOtherKind { tenant_id: Uuid, is_partner: bool },
     /// A provider and a reseller that do not belong together.
     ResellerNotLinked { provider_id: Uuid, reseller_id: Uuid },
     /// A partner of the wrong kind or cloud for what is asked.

@@ -248,7 +248,7 @@ fn not_together(parties: &Parties, misnamed: Misnamed) -> Status {
 }
 
 /// The refusal by agreement-svc of the attestation that an order carries, with its message; the bad fields of the
-/// attestation become those of the order, and a reseller is told to ask the payer of the order.
+/// attestation become those of the order, and a reseller is sent to the payer of the order.
 pub(super) fn not_attested(refused: &Status, payer_id: Option<Uuid>) -> Status {
     let details = refused.get_error_details();
     let info = details.error_info();
@@ -514,9 +514,10 @@ mod tests {
         assert_eq!(passed_on.details(), other.details());
         assert!(passed_on.metadata().is_empty());
     }
-    /// ATT-1. A reseller may serve a customer through several providers, and is told to ask the one that pays.
+
+    /// ATT-1. A reseller may serve a customer through several providers, and is sent to the one that pays.
     #[test]
-    fn a_reseller_is_told_to_ask_the_payer_of_its_order() {
+    fn a_reseller_is_sent_to_the_payer_of_its_order() {
         let [first, payer] = [1, 2].map(Uuid::from_u128);
         let refused = failure(
             agreements::DOMAIN,

@@ -29,10 +29,10 @@ async fn with_second_provider(cluster: &Cluster) -> As {
     cluster.as_caller(fixtures::sales(SECOND))
 }
 
-/// ATT-1. A reseller that serves a customer through two providers is told to ask the one that it orders through, whichever
+/// ATT-1. A reseller that serves a customer through two providers is sent to the one that it orders through, whichever
 /// that is.
 #[apply(each_backend)]
-async fn a_reseller_of_two_providers_is_told_to_ask_the_one_that_pays(#[case] backend: Backend) {
+async fn a_reseller_of_two_providers_is_sent_to_the_one_that_pays(#[case] backend: Backend) {
     tests::needs_own!("a provider that it registers");
     tests::needs!(backend);
     let cluster = Cluster::on(backend).await;
