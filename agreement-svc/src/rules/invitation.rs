@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invitation_is_for_one_customer_or_for_whoever_accepts_first() {
+    fn an_invitation_is_for_one_customer_or_for_the_first_that_accepts() {
         let mut open = invitation(None, None);
         assert!(open.is_for(CUSTOMER) && open.is_for(OTHER));
         assert_eq!(open.accept(CUSTOMER, at(1)), Ok(true));

@@ -302,8 +302,9 @@ struct Checkpoint {
 
 type Pooled = r2d2::PooledConnection<Manager>;
 type GotFromPool = Result<Pooled, r2d2::PoolError>;
+
 /// Tries what needs the file for itself as long as others hold it, each time for as long as SQLite waits for a lock: they
-/// hold it for moments, but SQLite lets nobody queue for it.
+/// hold it for moments, but SQLite has no queue for it.
 fn patiently(mut attempt: impl FnMut() -> Result<(), Error>) -> Result<(), Error> {
     for _ in 1..VACUUM_ATTEMPTS {
         match attempt() {

@@ -133,7 +133,7 @@ async fn erase(
                 anyhow::Ok((rows, names, paths))
             })
             .await?;
-            // Other changes have as long: SQLite lets nobody queue for its lock.
+            // Other changes have as long: SQLite has no queue for its lock.
             tokio::time::sleep(began.elapsed()).await;
             deleted.extend(paths);
             naming.extend(names);
