@@ -201,6 +201,8 @@ pub fn place(
         other => other,
     })?;
     let Placing { order_id, subscription_ids, by_tenant, by, now } = placing;
+    // A reseller through which alone the payer serves the customer would not see the order otherwise.
+    let parties = Parties { reseller_id: parties.reseller_id.or(answer.only_reseller_id), ..parties };
     let mut subscriptions = vec![];
     let mut placed = vec![];
     for ((line, offer), id) in lines.into_iter().zip(offers).zip(subscription_ids) {
