@@ -162,7 +162,7 @@ pub fn check_lines<'a>(
             bad.push(BadField { field: format!("lines[{n}].{field}"), problem });
         };
         let Some(offer) = catalogue.find(&line.offer_id) else {
-            wrong("offer_id", "is not in the catalogue".into());
+            wrong("offer_id", "is not in the catalogue; ListOffers names what is".into());
             if line.quantity == 0 {
                 wrong("quantity", "must be at least 1".into());
             }
@@ -172,7 +172,10 @@ pub fn check_lines<'a>(
             wrong("quantity", problem);
         }
         if let Some(country) = country.filter(|country| !offer.is_sold_in(country)) {
-            wrong("offer_id", format!("is not sold in {country}"));
+            wrong(
+                "offer_id",
+                format!("is not sold in {country}, where the customer is; order another offer"),
+            );
         }
         offers.push(offer);
     }
