@@ -295,7 +295,9 @@ mod tests {
             let found = excluding_lines(&lines, &catalogue);
             let found: Vec<_> = found
                 .iter()
-                .map(|of| (of.types.iter().map(|t| t.into_str()).collect::<Vec<_>>(), of.lines.clone()))
+                .map(|of| {
+                    (of.types.iter().map(AgreementType::into_str).collect::<Vec<_>>(), of.lines.clone())
+                })
                 .collect();
             let expected: Vec<_> = expected.iter().map(|(t, lines)| (t.to_vec(), lines.to_vec())).collect();
             assert_eq!(found, expected, "{ordered:?}");
