@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chassis::database::Error;
 use chassis::form::Violation;
-use chassis::server::limits::tenant::Overload;
+use chassis::limits::tenant::Overload;
 use chassis::status::{Failure, RETRY, database_failure, failure, internal, invalid_fields};
 use proto::types::{self, ErrorReason};
 use tonic::{Code, Status};

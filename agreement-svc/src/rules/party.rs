@@ -97,10 +97,17 @@ impl Contacts {
         if !self.of_partners.contains_key(&partner) {
             return self.shared.as_ref().filter(|contact| !contact.is_empty());
         }
-        let beside = self.active.iter().chain(&self.ended).filter_map(|of| match *of {
-            Relationship { payer_id, reseller_id } if payer_id == partner => reseller_id,
-            Relationship { payer_id, reseller_id } => (reseller_id == Some(partner)).then_some(payer_id),
-        });
+        let is_of_partner = |of: &&Relationship| of.payer_id == partner || of.reseller_id == Some(partner);
+        // Who has parted receives no more of it while there is another.
+        let relationships = match self.active.iter().any(|of| is_of_partner(&of)) {
+            true => &self.active,
+            false => &self.ended,
+        };
+        let beside =
+            relationships.iter().filter(is_of_partner).filter_map(|of| match of.payer_id == partner {
+                true => of.reseller_id,
+                false => Some(of.payer_id),
+            });
         std::iter::once(partner).chain(beside).find_map(given)
     }
 
@@ -374,6 +381,36 @@ mod tests {
             "a@b.example\n",
         ] {
             assert!(!is_email(bad), "{bad}");
+        }
+    }
+
+    /// ATT-9. Where the partner set no contact, that of the other partner of its relationship counts, but of one that has
+    /// ended only while there is no other.
+    #[test]
+    fn a_contact_of_a_partner_that_parted_receives_nothing_beside_an_active_one() {
+        const PROVIDER: Uuid = Uuid::from_u128(2);
+        let [parted, active, silent] = [3, 4, 5].map(Uuid::from_u128);
+        let named = |email: &str| Contact { email: email.into(), ..Contact::default() };
+        let through = |resellers: &[Uuid]| -> Vec<Relationship> {
+            resellers.iter().map(|of| Relationship { payer_id: PROVIDER, reseller_id: Some(*of) }).collect()
+        };
+        for (now, before, expected) in [
+            (&[active][..], &[parted][..], Some("active")),
+            (&[silent], &[parted], None),
+            (&[silent, active], &[parted], Some("active")),
+            (&[], &[parted], Some("parted")),
+            (&[], &[silent], None),
+        ] {
+            let contacts = Contacts {
+                of_partners: [(PROVIDER, ""), (parted, "parted"), (active, "active"), (silent, "")]
+                    .map(|(partner, email)| (partner, named(email)))
+                    .into(),
+                active: through(now),
+                ended: through(before),
+                ..Contacts::default()
+            };
+            let found = contacts.addressee(PROVIDER).map(|contact| contact.email.as_str());
+            assert_eq!(found, expected, "{now:?} {before:?}");
         }
     }
 

@@ -64,7 +64,7 @@ impl OrderService for Api {
             }
         }
         checked(form)?;
-        let key = IdempotencyKey::new(&caller, "CreateOrder", request_id, &message);
+        let key = self.digests.key(&caller, "CreateOrder", request_id, &message);
         let key = (!validate_only).then_some(key);
         let attestation = message.attestation.map(|attestation| AttestationQuery {
             order_request_id: request_id,
@@ -170,7 +170,7 @@ impl Api {
         };
         let read = move |connection: &mut Connection| relationships_active(connection, customer_id, payer_id);
         let active = self.database.read(read).await?;
-        Ok(active.with_reseller(reseller).then_some(payer_id))
+        Ok(active.is_some_and(|active| active.with_reseller(reseller)).then_some(payer_id))
     }
 
     fn gate_query(&self, new: &NewOrder, at_least_revision: i64) -> GateQuery {
@@ -225,8 +225,8 @@ impl Api {
                 self.orders.send_replace(());
                 Ok(Attempt::Done(response))
             }
-            // No row of an order can have changed under it.
-            Commit::SeenBefore | Commit::AnswerStale | Commit::LostRace => {
+            // No row of an order can have changed under it, and the gate was asked about the relationship.
+            Commit::SeenBefore | Commit::AnswerStale | Commit::LostRace | Commit::NotRelated => {
                 Ok(Attempt::Retry(Refusal::GateUnavailable))
             }
             Commit::TooManySubscriptions => Err(self.too_many_subscriptions(new).into()),

@@ -243,6 +243,9 @@ pub fn place(
 
 #[cfg(test)]
 mod tests {
+    use super::super::gate::{Decision, Reason, Rule, Verdict};
+    use super::super::offer::Term;
+    use super::super::offer::tests::{catalogue, offer};
     use super::*;
 
     #[test]
@@ -260,6 +263,147 @@ mod tests {
         assert_eq!(of(Some(other), Some(caller)), Ok((other, Some(caller))));
         assert_eq!(of(Some(other), Some(other)), Err("reseller_id".into()));
         assert_eq!(of(None, Some(caller)), Err("reseller_id".into()));
+    }
+
+    /// ORD-3: every bad line is named; a country counts once it is known.
+    #[test]
+    fn lines_are_of_the_catalogue_within_bounds_and_sold_there() {
+        let sold_in_france = Offer { countries: vec!["FR".into()], ..offer("local") };
+        let catalogue = catalogue(vec![offer("a"), sold_in_france]).unwrap();
+        let line = |offer_id: &str, quantity| Line {
+            offer_id: offer_id.into(),
+            quantity,
+            friendly_name: String::new(),
+        };
+        let bad = |fields: &[&str]| fields.iter().map(ToString::to_string).collect::<Vec<_>>();
+        for (lines, country, expected) in [
+            (vec![line("a", 2), line("local", 300)], None, bad(&[])),
+            (vec![line("a", 2), line("local", 300)], Some("FR"), bad(&[])),
+            (vec![line("a", 2), line("local", 300)], Some("DE"), bad(&["lines[1].offer_id"])),
+            (vec![line("a", 1), line("a", 301)], None, bad(&["lines[0].quantity", "lines[1].quantity"])),
+            (vec![line("none", 5)], None, bad(&["lines[0].offer_id"])),
+            (vec![line("none", 0)], Some("FR"), bad(&["lines[0].offer_id", "lines[0].quantity"])),
+        ] {
+            let found = match check_lines(&lines, &catalogue, country) {
+                Ok(offers) => {
+                    let ids = offers.iter().map(|offer| &offer.offer_id);
+                    assert!(ids.eq(lines.iter().map(|line| &line.offer_id)));
+                    vec![]
+                }
+                Err(Refusal::Fields(fields)) => fields.into_iter().map(|of| of.field).collect(),
+                Err(other) => panic!("{other:?}"),
+            };
+            assert_eq!(found, expected, "{lines:?} {country:?}");
+        }
+    }
+
+    /// GATE-6: what offers demand beyond the policy is asked once for lines that follow each other.
+    #[test]
+    fn lines_demand_what_their_offers_narrow() {
+        use AgreementType::{MicrosoftCloudAgreement as Cloud, MicrosoftCustomerAgreement as Customer};
+        let narrowed =
+            |id: &str, types: &[AgreementType]| Offer { agreement_types: types.to_vec(), ..offer(id) };
+        let catalogue = catalogue(vec![
+            offer("any"),
+            narrowed("cloud", &[Cloud]),
+            narrowed("customer", &[Customer]),
+            narrowed("both", &[Customer, Cloud]),
+        ])
+        .unwrap();
+        for (ids, expected) in [
+            (&["any", "none"][..], vec![]),
+            (&["cloud"], vec![vec![Cloud]]),
+            (&["cloud", "any", "cloud"], vec![vec![Cloud]]),
+            (&["cloud", "customer"], vec![vec![Cloud], vec![Customer]]),
+            (&["both"], vec![vec![Customer, Cloud]]),
+        ] {
+            let lines: Vec<_> = ids
+                .iter()
+                .map(|id| Line { offer_id: id.to_string(), quantity: 2, friendly_name: String::new() })
+                .collect();
+            assert_eq!(demands(&lines, &catalogue), expected, "{ids:?}");
+        }
+    }
+
+    /// ORD-2 and ORD-6: an order becomes a subscription for each line, on the gate's answer.
+    #[test]
+    fn an_order_becomes_subscriptions_on_the_gates_yes() {
+        let at = |seconds| Time::from_timestamp(seconds, 0).unwrap();
+        let approval = Approval {
+            decision: Decision::Allowed,
+            rule: Rule::NotYetMandatory,
+            evidence: None,
+            revision: 7,
+            evaluated_at: at(1),
+        };
+        let [payer_id, reseller, customer_id, order_id, by_tenant, by] =
+            [1, 2, 3, 4, 5, 6].map(Uuid::from_u128);
+        let answer = |verdict| Answer {
+            customer_id,
+            customer_country: "FR".into(),
+            verdict,
+            asked_at: at(1),
+            valid_for: None,
+        };
+        let catalogue = catalogue(vec![offer("a"), Offer { auto_renews: false, ..offer("b") }]).unwrap();
+        let parties = Parties { payer_id, reseller_id: Some(reseller), customer_id };
+        let subscription_ids = [7, 8].map(Uuid::from_u128).to_vec();
+        let placing =
+            Placing { order_id, subscription_ids: subscription_ids.clone(), by_tenant, by, now: at(2) };
+        let line = |offer_id: &str, quantity| Line {
+            offer_id: offer_id.into(),
+            quantity,
+            friendly_name: offer_id.to_uppercase(),
+        };
+        let lines = vec![line("a", 2), line("b", 3)];
+        let yes = answer(Verdict::Approved(approval.clone()));
+        let (order, subscriptions) =
+            place(parties, lines.clone(), &catalogue, &yes, placing.clone()).unwrap();
+        assert_eq!((order.id, order.parties, order.placed_at), (order_id, parties, at(2)));
+        assert_eq!((order.placed_by_tenant, order.placed_by, &order.approval), (by_tenant, by, &approval));
+        assert!(order.lines.iter().map(|placed| &placed.line).eq(&lines));
+        assert!(order.lines.iter().map(|placed| placed.subscription_id).eq(subscription_ids));
+        let [first, second] = &subscriptions[..] else { panic!("{subscriptions:?}") };
+        let expected = Subscription {
+            id: Uuid::from_u128(7),
+            order_id,
+            payer_id,
+            reseller_id: Some(reseller),
+            customer_id,
+            offer_id: "a".into(),
+            quantity: 2,
+            friendly_name: "A".into(),
+            state: State::Active,
+            auto_renew: true,
+            started_at: at(2),
+            term: Term::Year,
+            term_number: 1,
+            term_end: term_end(at(2), Term::Year, 1),
+            answer_revision: 7,
+            version: 1,
+        };
+        assert_eq!(*first, expected);
+        assert_eq!((second.quantity, second.auto_renew), (3, false));
+        let created = Change {
+            number: 1,
+            kind: ChangeKind::Created,
+            changed_at: at(2),
+            cause: Cause::Requested { tenant_id: by_tenant, user_id: by },
+            quantity_before: 0,
+            quantity_after: 3,
+            term_number: 1,
+            approval: Some(approval),
+            reseller_id: None,
+        };
+        assert_eq!(order.creation(second), created);
+
+        // A no places nothing, and neither does a bad line.
+        let (reasons, remedies) = (vec![Reason::NoAcceptance], vec![]);
+        let no = answer(Verdict::Blocked { reasons, remedies, hindrance: None });
+        let refused = place(parties, lines, &catalogue, &no, placing.clone()).unwrap_err();
+        assert!(matches!(refused, Refusal::AgreementRequired { customer_id: of, .. } if of == customer_id));
+        let refused = place(parties, vec![line("a", 1)], &catalogue, &yes, placing).unwrap_err();
+        assert!(matches!(refused, Refusal::Fields(_)));
     }
     #[test]
     fn lines_whose_offers_exclude_each_other_are_named() {
