@@ -270,6 +270,7 @@ fn read_roles(form: &mut Form, roles: &[i32]) -> bool {
 
 fn response(query: &GateQuery, answered: GateAnswer) -> CheckEligibilityResponse {
     let GateAnswer { answer, snapshot, remedies } = answered;
+    let only_reseller_id = snapshot.only_reseller_id.filter(|_| query.parties.reseller_id.is_none());
     CheckEligibilityResponse {
         decision: convert::decision(answer.decision),
         rule: convert::rule(answer.rule),
@@ -283,6 +284,7 @@ fn response(query: &GateQuery, answered: GateAnswer) -> CheckEligibilityResponse
         revision: snapshot.acceptance_revision,
         evaluated_at: Some(timestamp(query.question.at)),
         valid_until: answer.valid_until.map(timestamp),
+        only_reseller_id: only_reseller_id.map(|id| id.to_string()).unwrap_or_default(),
         satisfying_types: answer.satisfying.iter().map(|of| convert::agreement_type(*of)).collect(),
     }
 }

@@ -151,12 +151,18 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         .status(),
         Refusal::CloudNotSupported { cloud } => precondition(
             ErrorReason::CloudNotSupported,
-            format!("acceptance exists in the PUBLIC cloud only, and the customer is in {}", cloud.into_str()),
+            format!(
+                "acceptance exists in the PUBLIC cloud only, and the customer is in {}, where none is required; order without it",
+                cloud.into_str()
+            ),
         )
         .with("cloud", cloud.into_str())
         .status(),
         Refusal::TemplateRetired { template_id, use_template_id } => {
-            let remedy = use_template_id.map(|id| format!("; use template {id}")).unwrap_or_default();
+            let remedy = match use_template_id {
+                Some(id) => format!("; use template {id}"),
+                None => "; use a live one, which ListTemplates names, or the operator publishes one".to_owned(),
+            };
             let failure =
                 precondition(ErrorReason::TemplateRetired, format!("template {template_id} is retired{remedy}"))
                     .with("template_id", template_id);
@@ -177,7 +183,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
             ErrorReason::OlderThanCurrent,
             format!(
                 "on the date agreed version {offered} was in force, and attestation {attestation_id} is of \
-                 version {current}; attest an acceptance of the later version"
+                 version {current}; check the date agreed, or attest an acceptance of the later version"
             ),
         )
         .with("attestation_id", attestation_id)
@@ -199,7 +205,8 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::DomainTaken => with(
             Code::AlreadyExists,
             ErrorReason::DomainTaken,
-            "a customer with this domain exists; ask it for a relationship or use another domain",
+            "a customer with this domain exists; invite it to a relationship with CreateInvitation, or use another domain; if it \
+             holds the domain wrongly, the operator corrects that with UpdateCustomer",
         )
         .status(),
         Refusal::PartnerExists { partner_id } => with(
@@ -237,7 +244,8 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::WrongPartnerKind { partner_id, kind, cloud } => precondition(
             ErrorReason::WrongPartnerKind,
             format!(
-                "partner {partner_id} is {} in {}, which does not fit here; name another partner",
+                "a link joins an INDIRECT_PROVIDER and an INDIRECT_RESELLER of one cloud, and partner {partner_id} is {} in {}; \
+                 name another partner",
                 kind.into_str(),
                 cloud.into_str()
             ),
@@ -359,7 +367,13 @@ pub(super) fn failed(error: &Error) -> Status {
 }
 
 fn not_found(resource: &str, id: Uuid) -> Status {
-    let sentence = format!("there is no {resource} {id} that you may see");
+    let sentence = match resource {
+        "relationship" => format!(
+            "you have no active relationship with customer {id} and the partner that provider_id or reseller_id names; name \
+             another one, or none for a relationship of your own"
+        ),
+        _ => format!("there is no {resource} {id} that you may see"),
+    };
     let failure = with(Code::NotFound, ErrorReason::ResourceNotFound, sentence).resource(resource, id);
     match resource {
         "customer" => failure.with("partner_center_code", 20002).status(),
@@ -430,7 +444,8 @@ mod tests {
         let id = Uuid::from_u128(1);
         let refusals = [
             Refusal::NotFound { resource: "customer", id },
-            Refusal::field("provider_id", "is for resellers only"),
+            Refusal::NotFound { resource: "relationship", id },
+            Refusal::field("provider_id", "must be empty: only an indirect reseller names its provider"),
             Refusal::RequestIdReused { request_id: id },
             Refusal::StaleEtag,
             Refusal::ResellerCannotAttest { provider_id: id },
@@ -473,22 +488,23 @@ mod tests {
         let texts: String = refusals.iter().map(|refusal| text_of(&refused(refusal))).collect();
         expect![[r#"
             NotFound RESOURCE_NOT_FOUND: there is no customer 00000000-0000-0000-0000-000000000001 that you may see ["partner_center_code=20002"]
-            InvalidArgument INVALID_FIELDS: provider_id is for resellers only []
+            NotFound RESOURCE_NOT_FOUND: you have no active relationship with customer 00000000-0000-0000-0000-000000000001 and the partner that provider_id or reseller_id names; name another one, or none for a relationship of your own []
+            InvalidArgument INVALID_FIELDS: provider_id must be empty: only an indirect reseller names its provider []
             InvalidArgument REQUEST_ID_REUSED: the request id was used before with other content; use a new one for new content ["request_id=00000000-0000-0000-0000-000000000001"]
             Aborted ETAG_STALE: the resource has changed since the etag was read; read it again and retry []
             PermissionDenied RESELLER_CANNOT_ATTEST: an indirect reseller does not attest; ask provider 00000000-0000-0000-0000-000000000001 to attest ["provider_id=00000000-0000-0000-0000-000000000001"]
-            FailedPrecondition CLOUD_NOT_SUPPORTED: acceptance exists in the PUBLIC cloud only, and the customer is in GERMANY ["cloud=GERMANY"]
+            FailedPrecondition CLOUD_NOT_SUPPORTED: acceptance exists in the PUBLIC cloud only, and the customer is in GERMANY, where none is required; order without it ["cloud=GERMANY"]
             FailedPrecondition TEMPLATE_RETIRED: template 00000000-0000-0000-0000-000000000001 is retired; use template 00000000-0000-0000-0000-000000000001 ["template_id=00000000-0000-0000-0000-000000000001", "use_template_id=00000000-0000-0000-0000-000000000001"]
-            FailedPrecondition TEMPLATE_RETIRED: template 00000000-0000-0000-0000-000000000001 is retired ["template_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition TEMPLATE_RETIRED: template 00000000-0000-0000-0000-000000000001 is retired; use a live one, which ListTemplates names, or the operator publishes one ["template_id=00000000-0000-0000-0000-000000000001"]
             AlreadyExists ALREADY_ATTESTED: attestation 00000000-0000-0000-0000-000000000001 already states this version and contact; nothing to do ["attestation_id=00000000-0000-0000-0000-000000000001", "partner_center_code=600061"]
-            FailedPrecondition OLDER_THAN_CURRENT: on the date agreed version 1 was in force, and attestation 00000000-0000-0000-0000-000000000001 is of version 2; attest an acceptance of the later version ["attestation_id=00000000-0000-0000-0000-000000000001", "current_version=2", "offered_version=1"]
+            FailedPrecondition OLDER_THAN_CURRENT: on the date agreed version 1 was in force, and attestation 00000000-0000-0000-0000-000000000001 is of version 2; check the date agreed, or attest an acceptance of the later version ["attestation_id=00000000-0000-0000-0000-000000000001", "current_version=2", "offered_version=1"]
             ResourceExhausted ACCEPTANCE_CHANGE_LIMIT: the acceptances of this customer and partner were made and withdrawn 60 times within an hour; try again in 8 s, or ask the operator to raise --acceptance-changes-max ["limit=60"]
-            AlreadyExists DOMAIN_TAKEN: a customer with this domain exists; ask it for a relationship or use another domain []
+            AlreadyExists DOMAIN_TAKEN: a customer with this domain exists; invite it to a relationship with CreateInvitation, or use another domain; if it holds the domain wrongly, the operator corrects that with UpdateCustomer []
             AlreadyExists PARTNER_EXISTS: partner 00000000-0000-0000-0000-000000000001 is registered with other particulars; UpdatePartner corrects the name, and kind and cloud never change ["partner_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition TENANT_OF_OTHER_KIND: tenant 00000000-0000-0000-0000-000000000001 is registered as a partner, so it cannot become a customer; accept with a user of the company's own tenant ["kind=PARTNER", "tenant_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition TENANT_OF_OTHER_KIND: tenant 00000000-0000-0000-0000-000000000001 is a customer, so it cannot be registered as a partner; register the partner under a tenant of its own ["kind=CUSTOMER", "tenant_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition RESELLER_NOT_LINKED: reseller 00000000-0000-0000-0000-000000000001 is not linked to provider 00000000-0000-0000-0000-000000000001; ask the operator to link them ["provider_id=00000000-0000-0000-0000-000000000001", "reseller_id=00000000-0000-0000-0000-000000000001"]
-            FailedPrecondition WRONG_PARTNER_KIND: partner 00000000-0000-0000-0000-000000000001 is DIRECT_BILL in PUBLIC, which does not fit here; name another partner ["cloud=PUBLIC", "kind=DIRECT_BILL", "partner_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition WRONG_PARTNER_KIND: a link joins an INDIRECT_PROVIDER and an INDIRECT_RESELLER of one cloud, and partner 00000000-0000-0000-0000-000000000001 is DIRECT_BILL in PUBLIC; name another partner ["cloud=PUBLIC", "kind=DIRECT_BILL", "partner_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition NOT_LATER_THAN_LAST_VERSION: a version takes effect now or later, and after the one before: not before 1970-01-01T00:00:00.000000Z ["not_before=1970-01-01T00:00:00.000000Z"]
             FailedPrecondition TYPE_HAS_TEMPLATE: template 00000000-0000-0000-0000-000000000001 of this type is live; publish a version of it or retire it first ["template_id=00000000-0000-0000-0000-000000000001"]
             NotFound RESOURCE_NOT_FOUND: payer_id is wrong: you have no active relationship with customer 00000000-0000-0000-0000-000000000001 and partner 00000000-0000-0000-0000-000000000001; name partner 00000000-0000-0000-0000-000000000001 ["field=payer_id", "use_payer_id=00000000-0000-0000-0000-000000000001"]

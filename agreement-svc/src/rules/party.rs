@@ -234,9 +234,11 @@ pub fn relationship_of(creator: &Partner, named: Named) -> Result<Relationship, 
             through(creator.id, reseller, is_linked)
         }
         (_, Named::Neither) => Ok(Relationship { payer_id: creator.id, reseller_id: None }),
-        (_, Named::Provider(..)) => Err(Refusal::field("provider_id", "is for resellers only")),
+        (_, Named::Provider(..)) => {
+            Err(Refusal::field("provider_id", "must be empty: only an indirect reseller names its provider"))
+        }
         (PartnerKind::DirectBill, Named::Reseller(..)) => {
-            Err(Refusal::field("reseller_id", "is for providers only"))
+            Err(Refusal::field("reseller_id", "must be empty: only an indirect provider names a reseller"))
         }
     }
 }

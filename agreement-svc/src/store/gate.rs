@@ -46,6 +46,8 @@ pub(crate) struct Pair {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Snapshot {
     pub country: String,
+    /// The reseller of the only active relationship of the pair, if it has one.
+    pub only_reseller_id: Option<Uuid>,
     pub first_purchase_at: Option<Time>,
     pub acceptance_revision: i64,
     /// The revision of the whole database.
@@ -88,6 +90,9 @@ type Row = (PairRow, CustomerRow, Revisions, Option<AcceptanceRow>);
 struct PairRow {
     customer_id: String,
     payer_id: String,
+    /// Of the resellers of its active relationships, `''` where there is none: equal where there is one relationship.
+    first_reseller_id: Option<String>,
+    last_reseller_id: Option<String>,
 }
 
 #[derive(Clone, Queryable)]
@@ -136,6 +141,16 @@ macro_rules! has_withdrawn {
     };
 }
 
+/// The active relationships of the pair.
+macro_rules! active_of_pair {
+    () => {
+        relationship::table
+            .filter(relationship::customer_id.eq(customer::id))
+            .filter(relationship::partner_id.eq(partner::id))
+            .filter(relationship::ended_at.is_null())
+    };
+}
+
 /// The statement, with conditions on customer, payer and their relationship. Where the conditions are static, so is
 /// the statement, and a connection prepares it once.
 macro_rules! statement {
@@ -156,15 +171,14 @@ macro_rules! statement {
                     .and(current.field(acceptance::withdrawn_at).is_null())),
             )
             .filter($customer)
-            .filter(exists(
-                relationship::table
-                    .filter(relationship::customer_id.eq(customer::id))
-                    .filter(relationship::partner_id.eq(partner::id))
-                    .filter(relationship::ended_at.is_null())
-                    .filter($relationship),
-            ))
+            .filter(exists(active_of_pair!().filter($relationship)))
             .select((
-                (customer::id, partner::id),
+                (
+                    customer::id,
+                    partner::id,
+                    active_of_pair!().select(min(relationship::reseller_id)).single_value(),
+                    active_of_pair!().select(max(relationship::reseller_id)).single_value(),
+                ),
                 (
                     customer::country,
                     customer::cloud,
@@ -327,8 +341,11 @@ fn snapshot(templates: &Templates, rows: &[&Row]) -> Result<Snapshot, Error> {
     let accepted = rows.iter().filter_map(|row| row.3.as_ref());
     let acceptances = accepted.map(|row| templates.acceptance(row)).collect::<Result<Vec<_>, _>>()?;
     let key = &pair.customer_id;
+    let only = pair.first_reseller_id.as_ref().filter(|first| Some(*first) == pair.last_reseller_id.as_ref());
+    let only = only.map(|id| at("relationship", key).optional_id("reseller_id", id)).transpose()?;
     Ok(Snapshot {
         country: customer.country.clone(),
+        only_reseller_id: only.flatten(),
         first_purchase_at: customer.first_purchase_at.map(utc),
         acceptance_revision: customer.acceptance_revision,
         head: revisions.head.ok_or_else(|| at("revision", "1").corrupt("value"))?,

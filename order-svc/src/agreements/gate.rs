@@ -196,6 +196,10 @@ fn read_answer(
         None => None,
         some => Some(time(some).ok_or_else(|| nonsense("the time until it holds"))? - evaluated_at),
     };
+    let only_reseller_id = match answer.only_reseller_id.as_str() {
+        "" => None,
+        id => Some(id.parse().map_err(|_| nonsense("the only reseller"))?),
+    };
     let verdict = match types::Decision::try_from(answer.decision) {
         Ok(types::Decision::Blocked) => Verdict::Blocked {
             reasons: answer.reasons.iter().filter_map(|reason| read_reason(*reason)).collect(),
@@ -211,6 +215,7 @@ fn read_answer(
     Ok(Answer {
         customer_id: query.parties.customer_id,
         customer_country: answer.customer_country,
+        only_reseller_id,
         verdict,
         asked_at,
         valid_for,

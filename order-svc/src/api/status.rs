@@ -85,7 +85,8 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::AnswerOutdated { .. } => with(
             Code::Aborted,
             ErrorReason::AnswerOutdated,
-            "the customer's acceptance kept changing while this was decided; try again",
+            "withdrawals of the customer, or ends of its relationships, kept overtaking the gate's answers, and nothing was \
+             ordered or changed; retry under the same request id",
         )
         .status(),
         Refusal::WithdrawalLost { customer_id, acceptance_id } => {
@@ -149,9 +150,14 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         .with("limit", max)
         .status(),
         Refusal::NotActive { state } => {
+            let remedy = match state {
+                State::Active => "read it again and retry",
+                State::Suspended => "resume it first",
+                State::Cancelled | State::Expired => "that is final, so order again",
+            };
             let failure = precondition(
                 ErrorReason::SubscriptionNotActive,
-                format!("the subscription is {}; this takes an ACTIVE one", state.into_str()),
+                format!("the subscription is {}, and this takes an ACTIVE one; {remedy}", state.into_str()),
             )
             .with("state", state.into_str());
             match state {
@@ -190,7 +196,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
             let term_end = term_end.to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
             precondition(
                 ErrorReason::TermEnded,
-                format!("the term ended at {term_end} and is being processed; read it again and retry"),
+                format!("the term ended at {term_end} and is being processed; read the subscription again and retry"),
             )
             .with("term_end", term_end)
             .status()
@@ -464,7 +470,7 @@ mod tests {
             FailedPrecondition AGREEMENT_REQUIRED: no acceptance satisfies this (WRONG_AGREEMENT_TYPE): no agreement counts for the offers of lines[0], lines[1] (only MICROSOFT_CLOUD_AGREEMENT) and of lines[2], lines[3], lines[4], lines[5], lines[6], 2 more (only MICROSOFT_CUSTOMER_AGREEMENT) together; order these lines separately ["customer_id=00000000-0000-0000-0000-000000000001", "lines=lines[0],lines[1],lines[2],lines[3],lines[4],lines[5],lines[6],lines[7],lines[8]", "partner_center_code=13605", "reasons=WRONG_AGREEMENT_TYPE", "remedies="]
             FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (NO_ACCEPTANCE), and no version of the agreement is in force; ask the operator to publish one ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "reasons=NO_ACCEPTANCE", "remedies="]
             Unavailable GATE_UNAVAILABLE: whether the customer accepted is not known right now, and nothing was ordered or changed; retry under the same request id []
-            Aborted ANSWER_OUTDATED: the customer's acceptance kept changing while this was decided; try again []
+            Aborted ANSWER_OUTDATED: withdrawals of the customer, or ends of its relationships, kept overtaking the gate's answers, and nothing was ordered or changed; retry under the same request id []
             FailedPrecondition WITHDRAWAL_LOST: the withdrawal of acceptance 00000000-0000-0000-0000-000000000001 was applied here, and agreement-svc lost it when it was restored from an older copy; withdraw the acceptance again, then accept anew ["acceptance_id=00000000-0000-0000-0000-000000000001", "customer_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition WITHDRAWAL_LOST: a withdrawal or an end of a relationship was applied here for the customer, and agreement-svc lost it when it was restored from an older copy; repeat it there, then accept anew ["customer_id=00000000-0000-0000-0000-000000000001"]
             Unavailable GATE_UNAVAILABLE: agreement-svc was restored from an older copy and its answers cannot be used until its operator announces the restore; nothing was ordered or changed; retry under the same request id []
@@ -472,14 +478,14 @@ mod tests {
             PermissionDenied PAYER_ONLY: only the payer chooses the reseller on record; ask partner 00000000-0000-0000-0000-000000000001 to do it ["payer_id=00000000-0000-0000-0000-000000000001"]
             Unavailable GATE_UNAVAILABLE: agreement-svc's history was not applied up to now, so it is not known which relationships are active; nothing was changed; retry under the same request id []
             FailedPrecondition SUBSCRIPTION_LIMIT: a payer may have 7 open subscriptions with one customer; change quantities instead, cancel what is not needed, or ask the operator to raise --subscriptions-max ["customer_id=00000000-0000-0000-0000-000000000001", "limit=7"]
-            FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is ACTIVE; this takes an ACTIVE one ["state=ACTIVE"]
-            FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is SUSPENDED; this takes an ACTIVE one ["partner_center_code=2001", "state=SUSPENDED"]
-            FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is CANCELLED; this takes an ACTIVE one ["partner_center_code=2011", "state=CANCELLED"]
-            FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is EXPIRED; this takes an ACTIVE one ["partner_center_code=2011", "state=EXPIRED"]
+            FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is ACTIVE, and this takes an ACTIVE one; read it again and retry ["state=ACTIVE"]
+            FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is SUSPENDED, and this takes an ACTIVE one; resume it first ["partner_center_code=2001", "state=SUSPENDED"]
+            FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is CANCELLED, and this takes an ACTIVE one; that is final, so order again ["partner_center_code=2011", "state=CANCELLED"]
+            FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is EXPIRED, and this takes an ACTIVE one; that is final, so order again ["partner_center_code=2011", "state=EXPIRED"]
             FailedPrecondition SUBSCRIPTION_ENDED: the subscription is CANCELLED, which is final; order anew ["partner_center_code=2011", "state=CANCELLED"]
             FailedPrecondition NOT_RENEWABLE: subscriptions to offer MS-AZR-0145P do not renew that way: a perpetual one needs no renewal, one that does not renew automatically takes RenewSubscription ["offer_id=MS-AZR-0145P", "partner_center_code=800093"]
             FailedPrecondition NOT_A_LICENCE: only licence subscriptions have seats, and this is AZURE_PLAN; order another one ["kind=AZURE_PLAN"]
-            FailedPrecondition TERM_ENDED: the term ended at 1970-01-01T00:00:00.000000Z and is being processed; read it again and retry ["term_end=1970-01-01T00:00:00.000000Z"]
+            FailedPrecondition TERM_ENDED: the term ended at 1970-01-01T00:00:00.000000Z and is being processed; read the subscription again and retry ["term_end=1970-01-01T00:00:00.000000Z"]
             FailedPrecondition OFFER_WITHDRAWN: offer MS-AZR-0145P is no longer in the catalogue; order another one ["offer_id=MS-AZR-0145P"]
         "#]].assert_eq(&texts);
     }

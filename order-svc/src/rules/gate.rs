@@ -122,6 +122,8 @@ pub struct Answer {
     pub customer_id: Uuid,
     /// ISO 3166-1 alpha-2.
     pub customer_country: String,
+    /// The reseller of the only relationship of payer and customer, where the query named none.
+    pub only_reseller_id: Option<Uuid>,
     pub verdict: Verdict,
     /// By our clock, before the query was sent: the answer is at most this old.
     pub asked_at: Time,
@@ -178,6 +180,7 @@ mod tests {
         let answer = |valid_for: Option<i64>| Answer {
             customer_id: Uuid::nil(),
             customer_country: "FR".into(),
+            only_reseller_id: None,
             verdict: Verdict::Blocked { reasons: vec![], remedies: vec![], hindrance: None },
             asked_at: at(1_000_000),
             valid_for: valid_for.map(Duration::microseconds),

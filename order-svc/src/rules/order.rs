@@ -162,7 +162,7 @@ pub fn check_lines<'a>(
             bad.push(BadField { field: format!("lines[{n}].{field}"), problem });
         };
         let Some(offer) = catalogue.find(&line.offer_id) else {
-            wrong("offer_id", "is not in the catalogue".into());
+            wrong("offer_id", "is not in the catalogue; ListOffers names what is".into());
             if line.quantity == 0 {
                 wrong("quantity", "must be at least 1".into());
             }
@@ -172,7 +172,10 @@ pub fn check_lines<'a>(
             wrong("quantity", problem);
         }
         if let Some(country) = country.filter(|country| !offer.is_sold_in(country)) {
-            wrong("offer_id", format!("is not sold in {country}"));
+            wrong(
+                "offer_id",
+                format!("is not sold in {country}, where the customer is; order another offer"),
+            );
         }
         offers.push(offer);
     }
@@ -201,6 +204,8 @@ pub fn place(
         other => other,
     })?;
     let Placing { order_id, subscription_ids, by_tenant, by, now } = placing;
+    // A reseller through which alone the payer serves the customer would not see the order otherwise.
+    let parties = Parties { reseller_id: parties.reseller_id.or(answer.only_reseller_id), ..parties };
     let mut subscriptions = vec![];
     let mut placed = vec![];
     for ((line, offer), id) in lines.into_iter().zip(offers).zip(subscription_ids) {
@@ -434,7 +439,9 @@ mod tests {
             let found = excluding_lines(&lines, &catalogue);
             let found: Vec<_> = found
                 .iter()
-                .map(|of| (of.types.iter().map(|t| t.into_str()).collect::<Vec<_>>(), of.lines.clone()))
+                .map(|of| {
+                    (of.types.iter().map(AgreementType::into_str).collect::<Vec<_>>(), of.lines.clone())
+                })
                 .collect();
             let expected: Vec<_> = expected.iter().map(|(t, lines)| (t.to_vec(), lines.to_vec())).collect();
             assert_eq!(found, expected, "{ordered:?}");

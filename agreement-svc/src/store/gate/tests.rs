@@ -125,6 +125,9 @@ async fn single_and_many_parties_have_the_same_facts(#[case] is_postgres: bool) 
         parties(OTHER, DIRECT, None),
     ];
     let facts = facts(&database, &all).await;
+    let only_resellers = facts.iter().map(|facts| Some(facts.as_ref()?.only_reseller_id));
+    let of_provider = Some(Some(RESELLER));
+    assert_eq!(only_resellers.collect::<Vec<_>>(), [Some(None), of_provider, of_provider, None, None, None]);
     let accepted_now = facts.iter().map(|facts| {
         let accepted = facts.as_ref()?.facts.acceptances.iter();
         Some(accepted.map(|one| (one.id.as_u128(), one.kind, one.template_version)).collect::<Vec<_>>())

@@ -336,10 +336,13 @@ async fn what_is_not_done_yet_is_counted_with_the_age_of_the_oldest(#[case] back
 
     // A year and a day later nothing has been done, since nothing that it takes is there.
     let later = "due_at = '2999-01-01 00:00:00'";
-    cluster.orders_sql(&format!("UPDATE purchase_report SET reported_at = NULL, {later}")).unwrap();
     cluster.agreements_sql(&format!("UPDATE notification SET {later}")).unwrap();
     cluster.orders_sql("UPDATE subscription SET due_at = '2001-01-01 00:00:00'").unwrap();
     clock.set(clock.now() + TimeDelta::hours(1));
+    // A report that is due in more than five minutes was written while a clock was ahead.
+    let soon = (clock.now() + TimeDelta::minutes(4)).format("%Y-%m-%d %H:%M:%S");
+    let waiting = format!("UPDATE purchase_report SET reported_at = NULL, due_at = '{soon}'");
+    cluster.orders_sql(&waiting).unwrap();
     let now = numbers(&cluster).await;
     assert_eq!(now["agreement_svc_mails_oldest_age_seconds"], 3600.0);
     assert_eq!(now["order_svc_purchase_reports_waiting"], 1.0);

@@ -216,6 +216,14 @@ impl Model {
             return Err(bad_fields(bad));
         }
         let gate = decided?;
+        // ORD-1: where payer and customer have one relationship only, its reseller is on record.
+        let paying = PARTNERS.iter().position(|id| id.to_string() == payer_id).unwrap();
+        let of_payer =
+            world.model.customers[customer].relationships.iter().filter(|of| payer(**of) == paying);
+        let reseller_id = match of_payer.collect::<Vec<_>>()[..] {
+            [only] if *only != paying && reseller_id.is_empty() => PARTNERS[*only].to_string(),
+            _ => reseller_id,
+        };
         let now = world.model.now;
         let (mut lines, mut subscriptions) = (vec![], vec![]);
         for line in &order.lines {

@@ -18,6 +18,14 @@ async fn a_withdrawn_attestation_cancels_what_rests_on_it(#[case] backend: Backe
     order.lines.push(line);
     let two = reseller.orders().create_order(order).await.unwrap().into_inner().subscriptions;
     let paused = buy(&provider, &customer, None).await.unwrap();
+    let assign = AssignResellerRequest {
+        request_id: fixtures::request_id(),
+        subscription_id: paused.subscription_id.clone(),
+        reseller_id: String::new(),
+        etag: paused.etag.clone(),
+    };
+    let paused = provider.subscriptions().assign_reseller(assign).await.unwrap().into_inner();
+    let paused = paused.subscription.unwrap();
     let suspend = SuspendSubscriptionRequest {
         request_id: fixtures::request_id(),
         subscription_id: paused.subscription_id.clone(),

@@ -14,9 +14,10 @@ use chrono::TimeDelta;
 use futures_util::future::join_all;
 use proto::agreement::EndRelationshipRequest;
 use proto::order::{
-    GetWithdrawalReportRequest, GetWithdrawalReportResponse, ListWithdrawalReportsRequest, NewOrderLine,
-    Subscription, SubscriptionChangeKind, SubscriptionChangeReason, SubscriptionState,
-    SuspendSubscriptionRequest, WithdrawalOutcome, WithdrawalReport,
+    AssignResellerRequest, GetWithdrawalReportRequest, GetWithdrawalReportResponse,
+    ListWithdrawalReportsRequest, NewOrderLine, Subscription, SubscriptionChangeKind,
+    SubscriptionChangeReason, SubscriptionState, SuspendSubscriptionRequest, WithdrawalOutcome,
+    WithdrawalReport,
 };
 use proto::types::AcceptanceKind;
 use rstest_reuse::apply;
