@@ -317,7 +317,12 @@ pub fn remedies(
 }
 
 #[cfg(test)]
+mod gate_table;
+
+#[cfg(test)]
 mod tests {
+    use AgreementType::{MicrosoftCloudAgreement, MicrosoftCustomerAgreement};
+
     use super::*;
 
     const PAYER: Uuid = Uuid::from_u128(1);
@@ -365,6 +370,25 @@ mod tests {
         Time::from_timestamp(seconds, 0).unwrap()
     }
 
+    /// Its versions take effect, and make earlier acceptances insufficient, at these times.
+    fn template(of: AgreementType, retired_at: Option<i64>, versions: &[(i64, Option<i64>)]) -> Template {
+        let version = |(number, (effective_from, reaccept_by)): (u32, &(i64, Option<i64>))| Version {
+            number,
+            effective_from: at(*effective_from),
+            reaccept_by: reaccept_by.map(at),
+            published_at: at(0),
+            document_count: 1,
+        };
+        Template {
+            id: TEMPLATE,
+            name: "Agreement".into(),
+            agreement_type: of,
+            retired_at: retired_at.map(at),
+            revision: 1,
+            versions: (1..).zip(versions).map(version).collect(),
+        }
+    }
+
     #[test]
     fn a_version_replaces_earlier_ones_from_its_reaccept_by_on() {
         // retired at, reaccept by -> whether it does; the version takes effect at 100
@@ -376,39 +400,14 @@ mod tests {
             (Some(100), Some(150), false),
             (Some(101), Some(150), true),
         ] {
-            let version = Version {
-                number: 2,
-                effective_from: at(100),
-                reaccept_by: reaccept_by.map(at),
-                published_at: at(0),
-                document_count: 1,
-            };
-            let template = Template {
-                id: TEMPLATE,
-                name: "Agreement".into(),
-                agreement_type: AgreementType::MicrosoftCustomerAgreement,
-                retired_at: retired_at.map(at),
-                revision: 1,
-                versions: vec![version],
-            };
+            let template = template(MicrosoftCustomerAgreement, retired_at, &[(100, reaccept_by)]);
             let found = reacceptance(&template, &template.versions[0]).map(|r| r.reaccept_by);
             assert_eq!(found, reaccept_by.map(at).filter(|_| does), "{retired_at:?} {reaccept_by:?}");
         }
     }
 
-    #[test]
-    fn a_planned_version_blocks_only_customers_it_newly_blocks() {
-        use AgreementType::{MicrosoftCloudAgreement, MicrosoftCustomerAgreement};
-        let policy: Policy = serde_json::from_str(
-            r#"{"periods": [
-                {"from": "1970-01-01T00:00:00Z", "dashboard": "MANDATORY", "api": "OPTIONAL",
-                 "agreement_types": ["MICROSOFT_CUSTOMER_AGREEMENT"]},
-                {"from": "1970-01-01T00:10:00Z", "dashboard": "OPTIONAL", "api": "OPTIONAL",
-                 "agreement_types": ["MICROSOFT_CUSTOMER_AGREEMENT"]}
-            ]}"#,
-        )
-        .unwrap();
-        let accepted = |agreement_type, effective_from| Acceptance {
+    fn accepted(agreement_type: AgreementType, effective_from: i64) -> Acceptance {
+        Acceptance {
             id: Uuid::from_u128(9),
             kind: AcceptanceKind::Attestation,
             agreement_type,
@@ -416,7 +415,25 @@ mod tests {
             template_version: 1,
             effective_from: at(effective_from),
             agreed_at: at(0),
-        };
+        }
+    }
+
+    /// The Customer Agreement satisfies; it is mandatory until 600.
+    fn policy() -> Policy {
+        serde_json::from_str(
+            r#"{"periods": [
+                {"from": "1970-01-01T00:00:00Z", "dashboard": "MANDATORY", "api": "OPTIONAL",
+                 "agreement_types": ["MICROSOFT_CUSTOMER_AGREEMENT"]},
+                {"from": "1970-01-01T00:10:00Z", "dashboard": "OPTIONAL", "api": "OPTIONAL",
+                 "agreement_types": ["MICROSOFT_CUSTOMER_AGREEMENT"]}
+            ]}"#,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn a_planned_version_blocks_only_customers_it_newly_blocks() {
+        let policy = policy();
         let planned = |agreement_type, reaccept_by| Reacceptance {
             agreement_type,
             effective_from: at(200),
@@ -450,6 +467,105 @@ mod tests {
             let withdrawn = vec![(AcceptanceKind::Signature, customer)];
             let facts = Facts { cloud, acceptances, withdrawn, reacceptances };
             assert_eq!(would_close(&policy, &facts, planned), closes, "row {n}");
+        }
+    }
+
+    /// ATT-8: an attestation that is only supposed takes the place that it would take.
+    #[test]
+    fn a_supposed_attestation_replaces_the_current_one_of_its_type_alone() {
+        let (cloud, customer) = (MicrosoftCloudAgreement, MicrosoftCustomerAgreement);
+        let replaced_by = |agreement_type, effective_from| Reacceptance {
+            agreement_type,
+            effective_from: at(effective_from),
+            reaccept_by: at(500),
+        };
+        let signature = Acceptance { kind: AcceptanceKind::Signature, ..accepted(customer, 100) };
+        let new = Acceptance { id: Uuid::from_u128(10), ..accepted(customer, 200) };
+        // current acceptances, later versions known for them, those of the new one's type -> what there would be
+        #[rustfmt::skip]
+        let cases = [
+            (vec![], vec![], vec![], vec![new], vec![]),
+            (vec![accepted(customer, 100)], vec![], vec![], vec![new], vec![]),
+            (vec![accepted(cloud, 100)], vec![], vec![], vec![accepted(cloud, 100), new], vec![]),
+            (vec![signature], vec![], vec![], vec![signature, new], vec![]),
+            // What replaced only the attestation of before counts no longer.
+            (vec![accepted(customer, 100)], vec![replaced_by(customer, 200)], vec![], vec![new], vec![]),
+            (vec![signature], vec![replaced_by(customer, 200)], vec![],
+             vec![signature, new], vec![replaced_by(customer, 200)]),
+            (vec![accepted(cloud, 100)], vec![replaced_by(cloud, 150)], vec![],
+             vec![accepted(cloud, 100), new], vec![replaced_by(cloud, 150)]),
+            // What replaces the new one counts.
+            (vec![], vec![], vec![replaced_by(customer, 200), replaced_by(customer, 201)],
+             vec![new], vec![replaced_by(customer, 201)]),
+        ];
+        for (n, (acceptances, reacceptances, later, expected, outdating)) in cases.into_iter().enumerate() {
+            let withdrawn = vec![(AcceptanceKind::Attestation, customer)];
+            let facts = Facts { cloud: Cloud::Public, acceptances, withdrawn, reacceptances };
+            let withdrawn = facts.withdrawn.clone();
+            let expected =
+                Facts { cloud: Cloud::Public, acceptances: expected, withdrawn, reacceptances: outdating };
+            assert_eq!(facts.with_attestation(new, later), expected, "row {n}");
+        }
+    }
+
+    #[test]
+    fn the_later_versions_of_a_type_are_those_that_one_day_replace() {
+        let templates = [
+            template(
+                MicrosoftCustomerAgreement,
+                Some(350),
+                &[(100, Some(110)), (200, Some(210)), (300, None)],
+            ),
+            template(MicrosoftCustomerAgreement, None, &[(300, Some(300)), (400, Some(450))]),
+        ];
+        for (after, expected) in [
+            (0, vec![110, 210, 300, 450]),
+            (100, vec![210, 300, 450]),
+            (299, vec![300, 450]),
+            (300, vec![450]),
+        ] {
+            let found = reacceptances(&templates, at(after)).into_iter();
+            let found: Vec<_> = found.map(|later| later.reaccept_by.timestamp()).collect();
+            assert_eq!(found, expected, "after {after}");
+        }
+    }
+
+    /// DIR-3.
+    #[test]
+    fn a_signature_counts_while_its_type_satisfies_and_no_later_version_is_due() {
+        let signature = |agreement_type| Signature {
+            id: Uuid::from_u128(9),
+            customer_id: Uuid::from_u128(7),
+            agreement_type,
+            template_id: TEMPLATE,
+            template_version: 1,
+            signed_at: at(150),
+            signed_by: Uuid::from_u128(6),
+            superseded_at: None,
+            withdrawn: None,
+            revision: 1,
+        };
+        let due = |agreement_type, effective_from| Reacceptance {
+            agreement_type,
+            effective_from: at(effective_from),
+            reaccept_by: at(400),
+        };
+        let (cloud, customer) = (MicrosoftCloudAgreement, MicrosoftCustomerAgreement);
+        // type, later versions, at -> whether it counts
+        for (of, later, time, counts) in [
+            (customer, vec![], 999, true),
+            (cloud, vec![], 999, false),
+            (customer, vec![due(customer, 200)], 399, true),
+            (customer, vec![due(customer, 200)], 400, false),
+            (customer, vec![due(customer, 100)], 400, true),
+            (customer, vec![due(cloud, 200)], 400, true),
+            // Before the first period no type satisfies.
+            (customer, vec![], -1, false),
+        ] {
+            for channel in [Channel::Dashboard, Channel::Api] {
+                let counted = satisfies(&policy(), channel, &signature(of), at(100), later.clone(), at(time));
+                assert_eq!(counted, counts, "{of:?} {later:?} at {time}");
+            }
         }
     }
 
