@@ -144,3 +144,89 @@ pub fn mail_of(invitation: &Invitation, partner: &str, agreement: &str, url: &st
     );
     (subject, text)
 }
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    fn at(seconds: i64) -> Time {
+        Time::from_timestamp(seconds, 0).unwrap()
+    }
+
+    fn invitation(kind: InvitationKind) -> Invitation {
+        Invitation {
+            id: Uuid::from_u128(1),
+            kind,
+            relationship: Relationship { payer_id: Uuid::from_u128(2), reseller_id: None },
+            customer_id: None,
+            template_id: Uuid::from_u128(3),
+            recipient: None,
+            contact_salt: String::new(),
+            created_at: at(0),
+            created_by: Uuid::from_u128(4),
+            expires_at: at(0) + LIFETIME_DEFAULT,
+            settled: None,
+            revision: 1,
+        }
+    }
+
+    /// INV-2.
+    #[test]
+    fn an_invitation_expires_in_the_future_and_within_ninety_days() {
+        let now = at(1_000_000);
+        let microsecond = Duration::microseconds(1);
+        let (past, late) =
+            (Err("must lie in the future".into()), Err("must be at most 90 days from now".into()));
+        for (expires_at, expected) in [
+            (now - microsecond, past.clone()),
+            (now, past),
+            (now + microsecond, Ok(())),
+            (now + Duration::days(90), Ok(())),
+            (now + Duration::days(90) + microsecond, late),
+        ] {
+            assert_eq!(check_lifetime(expires_at, now), expected, "{expires_at}");
+        }
+    }
+
+    /// INV-2: at its time it is over.
+    #[test]
+    fn an_invitation_is_pending_until_it_expires() {
+        let invitation = invitation(InvitationKind::Agreement);
+        let microsecond = Duration::microseconds(1);
+        assert_eq!(invitation.state(invitation.expires_at - microsecond), InvitationState::Pending);
+        assert_eq!(invitation.state(invitation.expires_at), InvitationState::Expired);
+    }
+
+    #[test]
+    fn the_mail_of_an_invitation_says_who_asks_for_what_and_until_when() {
+        let written = |kind| {
+            let url = "https://accept.example/#token";
+            let (subject, text) = mail_of(&invitation(kind), "Northwind", "Customer Agreement", url);
+            format!("{subject}\n\n{text}")
+        };
+        expect![[r#"
+            Northwind asks you to accept the Customer Agreement
+
+            Northwind asks your company to accept the Customer Agreement. Until it has, no orders can be placed for it.
+
+            A global administrator of your company can read and accept it here:
+
+            https://accept.example/#token
+
+            The link is good until 1970-01-31 00:00 UTC. If you did not expect this, ask Northwind before you accept.
+        "#]].assert_eq(&written(InvitationKind::Agreement));
+        expect![[r#"
+            Northwind invites your company
+
+            Northwind would like to be your company's reseller. Accepting enters this relationship and accepts the Customer Agreement.
+
+            A global administrator of your company can read and accept it here:
+
+            https://accept.example/#token
+
+            The link is good until 1970-01-31 00:00 UTC. If you did not expect this, ask Northwind before you accept.
+        "#]].assert_eq(&written(InvitationKind::RelationshipAndAgreement));
+    }
+}
