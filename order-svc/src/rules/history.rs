@@ -73,3 +73,58 @@ impl Consequence {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::gate::EvidenceKind;
+    use super::super::subscription::State;
+    use super::*;
+
+    const PAYER: Uuid = Uuid::from_u128(1);
+    const OTHER: Uuid = Uuid::from_u128(2);
+    const CUSTOMER: Uuid = Uuid::from_u128(9);
+    const REVISION: i64 = 10;
+
+    /// What each event that has consequences may do: to whom, and to a licence and a perpetual subscription of the payer
+    /// that rest on an older answer.
+    #[test]
+    fn each_consequence_names_whom_it_concerns_and_what_it_ends() {
+        let withdrawn = |uncovered: &[Uuid]| {
+            Consequence::Withdrawn(Withdrawal {
+                customer_id: CUSTOMER,
+                kind: EvidenceKind::DirectSignature,
+                acceptance_id: Uuid::from_u128(8),
+                partner_id: None,
+                uncovered: uncovered.to_vec(),
+            })
+        };
+        let relationship = Relationship { customer_id: CUSTOMER, payer_id: PAYER, reseller_id: None };
+        let ended = Consequence::RelationshipEnded(RelationshipEnd { relationship, others_remain: false });
+        let (cancelled, not_renewed) = (Some(Ending::Cancelled), Some(Ending::NotRenewed));
+        for (consequence, payers, licence, perpetual) in [
+            (withdrawn(&[]), vec![], None, None),
+            (withdrawn(&[OTHER]), vec![OTHER], None, None),
+            (withdrawn(&[OTHER, PAYER]), vec![OTHER, PAYER], cancelled, cancelled),
+            (Consequence::RelationshipEstablished(relationship), vec![], None, None),
+            (ended, vec![PAYER], not_renewed, cancelled),
+        ] {
+            assert_eq!(consequence.customer_id(), CUSTOMER, "{consequence:?}");
+            assert_eq!(consequence.payers(), payers, "{consequence:?}");
+            let effect = |is_perpetual, answer_revision| {
+                let of = SubscriptionFacts {
+                    payer_id: PAYER,
+                    reseller_id: None,
+                    state: State::Active,
+                    auto_renew: true,
+                    is_perpetual,
+                    answer_revision,
+                };
+                consequence.effect_on(REVISION, &of)
+            };
+            let older = (effect(false, REVISION - 1), effect(true, REVISION - 1));
+            assert_eq!(older, (licence, perpetual), "{consequence:?}");
+            // What rests on an answer that is as new is left alone.
+            assert_eq!((effect(false, REVISION), effect(true, REVISION)), (None, None), "{consequence:?}");
+        }
+    }
+}
