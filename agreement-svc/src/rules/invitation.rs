@@ -147,86 +147,123 @@ pub fn mail_of(invitation: &Invitation, partner: &str, agreement: &str, url: &st
 
 #[cfg(test)]
 mod tests {
-    use expect_test::expect;
-
     use super::*;
+
+    const CUSTOMER: Uuid = Uuid::from_u128(1);
+    const OTHER: Uuid = Uuid::from_u128(2);
 
     fn at(seconds: i64) -> Time {
         Time::from_timestamp(seconds, 0).unwrap()
     }
 
-    fn invitation(kind: InvitationKind) -> Invitation {
+    /// It can be accepted until second 100.
+    fn invitation(customer_id: Option<Uuid>, settled: Option<Settled>) -> Invitation {
         Invitation {
-            id: Uuid::from_u128(1),
-            kind,
-            relationship: Relationship { payer_id: Uuid::from_u128(2), reseller_id: None },
-            customer_id: None,
-            template_id: Uuid::from_u128(3),
+            id: Uuid::from_u128(9),
+            kind: InvitationKind::Agreement,
+            relationship: Relationship { payer_id: Uuid::from_u128(3), reseller_id: None },
+            customer_id,
+            template_id: Uuid::from_u128(4),
             recipient: None,
             contact_salt: String::new(),
             created_at: at(0),
-            created_by: Uuid::from_u128(4),
-            expires_at: at(0) + LIFETIME_DEFAULT,
-            settled: None,
+            created_by: Uuid::from_u128(5),
+            expires_at: at(100),
+            settled,
             revision: 1,
         }
     }
 
-    /// INV-2.
+    /// INV-2 and INV-3, every state: what it is, and what accepting and revoking it does.
     #[test]
-    fn an_invitation_expires_in_the_future_and_within_ninety_days() {
-        let now = at(1_000_000);
-        let microsecond = Duration::microseconds(1);
-        let (past, late) =
-            (Err("must lie in the future".into()), Err("must be at most 90 days from now".into()));
-        for (expires_at, expected) in [
-            (now - microsecond, past.clone()),
-            (now, past),
-            (now + microsecond, Ok(())),
-            (now + Duration::days(90), Ok(())),
-            (now + Duration::days(90) + microsecond, late),
+    fn an_invitation_is_settled_once_and_in_time() {
+        use InvitationState::{Accepted, Expired, Pending, Revoked};
+        let (accepted, revoked) = (Settled::Accepted { at: at(10) }, Settled::Revoked { at: at(10) });
+        for (settled, now, state) in [
+            (None, 99, Pending),
+            (None, 100, Expired),
+            (Some(accepted), 99, Accepted),
+            (Some(accepted), 100, Accepted),
+            (Some(revoked), 99, Revoked),
+            (Some(revoked), 100, Revoked),
         ] {
-            assert_eq!(check_lifetime(expires_at, now), expected, "{expires_at}");
+            let about = format!("{settled:?} at {now}");
+            let of = || invitation(Some(CUSTOMER), settled);
+            assert_eq!(of().state(at(now)), state, "{about}");
+            let not_pending = || Refusal::InvitationNotPending { invitation_id: Uuid::from_u128(9), state };
+
+            let mut to_revoke = of();
+            let (expected, after) = match state {
+                Pending => (Ok(true), Some(Settled::Revoked { at: at(now) })),
+                Revoked => (Ok(false), settled),
+                Accepted | Expired => (Err(not_pending()), settled),
+            };
+            assert_eq!((to_revoke.revoke(at(now)), to_revoke.settled), (expected, after), "{about}");
+
+            let mut to_accept = of();
+            let (expected, after) = match state {
+                Pending => (Ok(true), Some(Settled::Accepted { at: at(now) })),
+                Accepted => (Ok(false), settled),
+                Revoked | Expired => (Err(not_pending()), settled),
+            };
+            let done = to_accept.accept(CUSTOMER, at(now));
+            assert_eq!((done, to_accept.settled), (expected, after), "{about}");
         }
     }
 
-    /// INV-2: at its time it is over.
     #[test]
-    fn an_invitation_is_pending_until_it_expires() {
-        let invitation = invitation(InvitationKind::Agreement);
-        let microsecond = Duration::microseconds(1);
-        assert_eq!(invitation.state(invitation.expires_at - microsecond), InvitationState::Pending);
-        assert_eq!(invitation.state(invitation.expires_at), InvitationState::Expired);
+    fn an_invitation_is_for_one_customer_or_for_whoever_accepts_first() {
+        let mut open = invitation(None, None);
+        assert!(open.is_for(CUSTOMER) && open.is_for(OTHER));
+        assert_eq!(open.accept(CUSTOMER, at(1)), Ok(true));
+        assert_eq!(open.customer_id, Some(CUSTOMER));
+        assert_eq!(open.accept(CUSTOMER, at(2)), Ok(false));
+        let taken = open.accept(OTHER, at(2));
+        assert!(matches!(taken, Err(Refusal::InvitationNotPending { .. })), "{taken:?}");
+
+        let mut named = invitation(Some(CUSTOMER), None);
+        assert!(!named.is_for(OTHER));
+        // It does not learn that there is one.
+        let unseen = Refusal::NotFound { resource: "invitation", id: Uuid::from_u128(9) };
+        assert_eq!((named.accept(OTHER, at(1)), named.settled), (Err(unseen), None));
     }
 
     #[test]
-    fn the_mail_of_an_invitation_says_who_asks_for_what_and_until_when() {
-        let written = |kind| {
-            let url = "https://accept.example/#token";
-            let (subject, text) = mail_of(&invitation(kind), "Northwind", "Customer Agreement", url);
-            format!("{subject}\n\n{text}")
-        };
-        expect![[r#"
-            Northwind asks you to accept the Customer Agreement
+    fn a_link_is_good_for_a_while_and_not_for_years() {
+        let longest = at(0) + LIFETIME_MAX;
+        let tick = Duration::microseconds(1);
+        for (expires_at, is_right) in [
+            (at(0) - tick, false),
+            (at(0), false),
+            (at(0) + tick, true),
+            (longest, true),
+            (longest + tick, false),
+        ] {
+            assert_eq!(check_lifetime(expires_at, at(0)).is_ok(), is_right, "{expires_at}");
+        }
+        assert_eq!(LIFETIME_MAX.num_days(), 90);
+    }
 
-            Northwind asks your company to accept the Customer Agreement. Until it has, no orders can be placed for it.
-
-            A global administrator of your company can read and accept it here:
-
-            https://accept.example/#token
-
-            The link is good until 1970-01-31 00:00 UTC. If you did not expect this, ask Northwind before you accept.
-        "#]].assert_eq(&written(InvitationKind::Agreement));
-        expect![[r#"
-            Northwind invites your company
-
-            Northwind would like to be your company's reseller. Accepting enters this relationship and accepts the Customer Agreement.
-
-            A global administrator of your company can read and accept it here:
-
-            https://accept.example/#token
-
-            The link is good until 1970-01-31 00:00 UTC. If you did not expect this, ask Northwind before you accept.
-        "#]].assert_eq(&written(InvitationKind::RelationshipAndAgreement));
+    #[test]
+    fn the_mail_says_who_asks_for_what_where_and_until_when() {
+        for (kind, subject, ask) in [
+            (
+                InvitationKind::Agreement,
+                "Reselling asks you to accept the Agreement",
+                "asks your company to accept",
+            ),
+            (
+                InvitationKind::RelationshipAndAgreement,
+                "Reselling invites your company",
+                "enters this relationship",
+            ),
+        ] {
+            let of = Invitation { kind, ..invitation(None, None) };
+            let (said, text) = mail_of(&of, "Reselling", "Agreement", "https://accept.example/1");
+            assert_eq!(said, subject);
+            for part in [ask, "https://accept.example/1", "1970-01-01 00:01 UTC", "Agreement"] {
+                assert!(text.contains(part), "{part}: {text}");
+            }
+        }
     }
 }

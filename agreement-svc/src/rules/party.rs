@@ -97,10 +97,17 @@ impl Contacts {
         if !self.of_partners.contains_key(&partner) {
             return self.shared.as_ref().filter(|contact| !contact.is_empty());
         }
-        let beside = self.active.iter().chain(&self.ended).filter_map(|of| match *of {
-            Relationship { payer_id, reseller_id } if payer_id == partner => reseller_id,
-            Relationship { payer_id, reseller_id } => (reseller_id == Some(partner)).then_some(payer_id),
-        });
+        let is_of_partner = |of: &&Relationship| of.payer_id == partner || of.reseller_id == Some(partner);
+        // Who has parted receives no more of it while there is another.
+        let relationships = match self.active.iter().any(|of| is_of_partner(&of)) {
+            true => &self.active,
+            false => &self.ended,
+        };
+        let beside =
+            relationships.iter().filter(is_of_partner).filter_map(|of| match of.payer_id == partner {
+                true => of.reseller_id,
+                false => Some(of.payer_id),
+            });
         std::iter::once(partner).chain(beside).find_map(given)
     }
 
@@ -277,12 +284,41 @@ pub fn email_problem(text: &str) -> Option<&'static str> {
     }
 }
 
-/// What is wrong with a text as a domain in lower case, and what to send instead.
+/// Last labels of names that belong to one computer or network, or that never resolve (RFC 6761, RFC 6762 with its
+/// appendix G, RFC 7686, RFC 9476, ICANN's `internal`), and of the infrastructure. `example` and `test` are not among
+/// them: they can belong to no company either, and are there for documents, tests and demonstrations (RFC 2606).
+const PRIVATE_LABELS: [&str; 13] = [
+    "alt",
+    "arpa",
+    "corp",
+    "home",
+    "internal",
+    "intranet",
+    "invalid",
+    "lan",
+    "local",
+    "localdomain",
+    "localhost",
+    "onion",
+    "private",
+];
+
+/// What is wrong with a text as the domain of a customer, and what to send instead. Each customer has one of its own (CUS-1),
+/// so an address, and a name that means something else in each network, are none.
 pub fn domain_problem(text: &str) -> Option<&'static str> {
+    let last = text.rsplit('.').next().unwrap_or_default();
     if !text.is_ascii() {
         Some("must be in ASCII; send its ASCII form, as xn--bcher-kva.example for bücher.example")
+    } else if !is_domain(text) {
+        Some("must be a host name such as contoso.example")
+    } else if last.starts_with(|first: char| first.is_ascii_digit()) {
+        Some("must not be an address; send the domain that the customer registered, such as contoso.example")
+    } else if PRIVATE_LABELS.iter().any(|label| last.eq_ignore_ascii_case(label)) {
+        Some(
+            "must not be a name of a private network; send the domain that the customer registered, such as contoso.example",
+        )
     } else {
-        (!is_domain(text)).then_some("must be a host name such as contoso.example")
+        None
     }
 }
 

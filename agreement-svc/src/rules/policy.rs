@@ -97,62 +97,61 @@ impl Policy {
 }
 
 #[cfg(test)]
-mod tests {
-    use AgreementType::{MicrosoftCloudAgreement, MicrosoftCustomerAgreement};
-    use serde_json::json;
-
+pub(super) mod tests {
     use super::*;
 
     fn at(seconds: i64) -> Time {
         Time::from_timestamp(seconds, 0).unwrap()
     }
 
-    fn period(from: i64, dashboard: &str, api: &str, types: &[&str]) -> serde_json::Value {
-        json!({ "from": at(from), "dashboard": dashboard, "api": api, "agreement_types": types })
-    }
-
-    fn read(periods: &[serde_json::Value]) -> Result<Policy, String> {
-        serde_json::from_value(json!({ "periods": periods })).map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn a_period_holds_until_the_next_begins() {
-        use Requirement::{Mandatory, None as Nothing, Optional};
-        let policy = read(&[
-            period(100, "OPTIONAL", "NONE", &["MICROSOFT_CLOUD_AGREEMENT"]),
-            period(200, "MANDATORY", "OPTIONAL", &["MICROSOFT_CUSTOMER_AGREEMENT"]),
-        ])
-        .unwrap();
-        let (cloud, customer) = (&[MicrosoftCloudAgreement][..], &[MicrosoftCustomerAgreement][..]);
-        // at -> what the dashboard and the API require, which types satisfy, when that changes next
-        for (time, dashboard, api, types, next) in [
-            (99, Nothing, Nothing, &[][..], Some(100)),
-            (100, Optional, Nothing, cloud, Some(200)),
-            (199, Optional, Nothing, cloud, Some(200)),
-            (200, Mandatory, Optional, customer, None),
-            (999, Mandatory, Optional, customer, None),
-        ] {
-            assert_eq!(policy.at(at(time), Channel::Dashboard), (dashboard, types), "at {time}");
-            assert_eq!(policy.at(at(time), Channel::Api), (api, types), "at {time}");
-            assert_eq!(policy.next_change_after(at(time)), next.map(at), "at {time}");
+    fn period(from: i64, agreement_types: &[AgreementType]) -> Period {
+        Period {
+            from: at(from),
+            dashboard: Requirement::Mandatory,
+            api: Requirement::Optional,
+            agreement_types: agreement_types.to_vec(),
         }
     }
 
+    pub(crate) fn policy(periods: Vec<Period>) -> Result<Policy, PolicyError> {
+        Policy::try_from(PolicyFile { periods })
+    }
+
     #[test]
-    fn periods_ascend_and_each_names_a_type() {
-        let from = |from| period(from, "OPTIONAL", "NONE", &["MICROSOFT_CLOUD_AGREEMENT"]);
-        assert!(read(&[from(100), from(101), from(102)]).is_ok());
-        let not_ascending = "the period from 1970-01-01 00:01:40 UTC is not later than the one before";
-        for (periods, problem) in [
-            (vec![], "the policy has no periods, so it would require nothing"),
-            (vec![from(100), from(100)], not_ascending),
-            (vec![from(99), from(101), from(100)], not_ascending),
-            (
-                vec![from(99), period(100, "OPTIONAL", "NONE", &[])],
-                "the period from 1970-01-01 00:01:40 UTC names no agreement type",
-            ),
+    fn a_policy_requires_something_in_order() {
+        use AgreementType::MicrosoftCloudAgreement as Cloud;
+        for (periods, expected) in [
+            (vec![], Some(PolicyError::NoPeriods)),
+            (vec![period(1, &[Cloud])], None),
+            (vec![period(1, &[Cloud]), period(2, &[Cloud])], None),
+            (vec![period(1, &[Cloud]), period(1, &[Cloud])], Some(PolicyError::NotAscending { from: at(1) })),
+            (vec![period(2, &[Cloud]), period(1, &[Cloud])], Some(PolicyError::NotAscending { from: at(1) })),
+            (vec![period(1, &[Cloud]), period(2, &[])], Some(PolicyError::NoTypes { from: at(2) })),
         ] {
-            assert_eq!(read(&periods), Err(problem.into()));
+            let about = format!("{periods:?}");
+            assert_eq!(policy(periods).err(), expected, "{about}");
+        }
+    }
+
+    /// GATE-2: a period holds from its first moment until the next one.
+    #[test]
+    fn the_period_at_a_time_says_what_each_channel_requires() {
+        use AgreementType::{MicrosoftCloudAgreement as Cloud, MicrosoftCustomerAgreement as Customer};
+        let policy = policy(vec![period(10, &[Cloud]), period(20, &[Customer])]).unwrap();
+        for (now, types, next) in [
+            (9, &[][..], Some(10)),
+            (10, &[Cloud], Some(20)),
+            (19, &[Cloud], Some(20)),
+            (20, &[Customer], None),
+            (99, &[Customer], None),
+        ] {
+            let (dashboard, api) = match types.is_empty() {
+                true => (Requirement::None, Requirement::None),
+                false => (Requirement::Mandatory, Requirement::Optional),
+            };
+            assert_eq!(policy.at(at(now), Channel::Dashboard), (dashboard, types), "{now}");
+            assert_eq!(policy.at(at(now), Channel::Api), (api, types), "{now}");
+            assert_eq!(policy.next_change_after(at(now)), next.map(at), "{now}");
         }
     }
 }

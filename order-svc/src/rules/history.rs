@@ -80,51 +80,44 @@ mod tests {
     use super::super::subscription::State;
     use super::*;
 
-    const PAYER: Uuid = Uuid::from_u128(1);
-    const OTHER: Uuid = Uuid::from_u128(2);
-    const CUSTOMER: Uuid = Uuid::from_u128(9);
+    const CUSTOMER: Uuid = Uuid::from_u128(1);
+    const PAYER: Uuid = Uuid::from_u128(2);
+    const OTHER: Uuid = Uuid::from_u128(3);
     const REVISION: i64 = 10;
 
-    /// What each event that has consequences may do: to whom, and to a licence and a perpetual subscription of the payer
-    /// that rest on an older answer.
     #[test]
-    fn each_consequence_names_whom_it_concerns_and_what_it_ends() {
-        let withdrawn = |uncovered: &[Uuid]| {
-            Consequence::Withdrawn(Withdrawal {
-                customer_id: CUSTOMER,
-                kind: EvidenceKind::DirectSignature,
-                acceptance_id: Uuid::from_u128(8),
-                partner_id: None,
-                uncovered: uncovered.to_vec(),
-            })
-        };
+    fn an_event_concerns_its_customer_and_the_payers_that_it_leaves_without() {
+        let withdrawn = Consequence::Withdrawn(Withdrawal {
+            customer_id: CUSTOMER,
+            kind: EvidenceKind::DirectSignature,
+            acceptance_id: Uuid::from_u128(9),
+            partner_id: None,
+            uncovered: vec![PAYER, OTHER],
+        });
         let relationship = Relationship { customer_id: CUSTOMER, payer_id: PAYER, reseller_id: None };
-        let ended = Consequence::RelationshipEnded(RelationshipEnd { relationship, others_remain: false });
+        let ended = RelationshipEnd { relationship, others_remain: false };
+        let of = |payer_id, is_perpetual| SubscriptionFacts {
+            payer_id,
+            reseller_id: None,
+            state: State::Active,
+            auto_renew: true,
+            is_perpetual,
+            answer_revision: REVISION - 1,
+            reseller_revision: 0,
+        };
+        let third = Uuid::from_u128(4);
+        // The payers, and what happens to what they and a third one pay for, with and without a term.
         let (cancelled, not_renewed) = (Some(Ending::Cancelled), Some(Ending::NotRenewed));
-        for (consequence, payers, licence, perpetual) in [
-            (withdrawn(&[]), vec![], None, None),
-            (withdrawn(&[OTHER]), vec![OTHER], None, None),
-            (withdrawn(&[OTHER, PAYER]), vec![OTHER, PAYER], cancelled, cancelled),
-            (Consequence::RelationshipEstablished(relationship), vec![], None, None),
-            (ended, vec![PAYER], not_renewed, cancelled),
+        for (consequence, payers, effects) in [
+            (withdrawn, &[PAYER, OTHER][..], [cancelled, cancelled, cancelled, None]),
+            (Consequence::RelationshipEstablished(relationship), &[], [None; 4]),
+            (Consequence::RelationshipEnded(ended), &[PAYER], [not_renewed, cancelled, None, None]),
         ] {
-            assert_eq!(consequence.customer_id(), CUSTOMER, "{consequence:?}");
-            assert_eq!(consequence.payers(), payers, "{consequence:?}");
-            let effect = |is_perpetual, answer_revision| {
-                let of = SubscriptionFacts {
-                    payer_id: PAYER,
-                    reseller_id: None,
-                    state: State::Active,
-                    auto_renew: true,
-                    is_perpetual,
-                    answer_revision,
-                };
-                consequence.effect_on(REVISION, &of)
-            };
-            let older = (effect(false, REVISION - 1), effect(true, REVISION - 1));
-            assert_eq!(older, (licence, perpetual), "{consequence:?}");
-            // What rests on an answer that is as new is left alone.
-            assert_eq!((effect(false, REVISION), effect(true, REVISION)), (None, None), "{consequence:?}");
+            assert_eq!(consequence.customer_id(), CUSTOMER);
+            assert_eq!(consequence.payers(), payers);
+            let found = [of(PAYER, false), of(PAYER, true), of(OTHER, false), of(third, false)]
+                .map(|facts| consequence.effect_on(REVISION, &facts));
+            assert_eq!(found, effects, "{consequence:?}");
         }
     }
 }

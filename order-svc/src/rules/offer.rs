@@ -133,103 +133,93 @@ impl Catalogue {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
+pub(super) mod tests {
     use super::*;
 
-    fn offer(offer_id: &str) -> Value {
-        json!({
-            "offer_id": offer_id,
-            "name": "Offer",
-            "kind": "LICENSE",
-            "quantity_min": 2,
-            "quantity_max": 300,
-            "term": "YEAR",
-            "billing_cycle": "MONTHLY",
-            "auto_renews": true,
-            "countries": [],
-            "agreement_types": [],
-        })
-    }
-
-    fn read(offers: &[Value]) -> Result<Catalogue, String> {
-        serde_json::from_value(json!({ "offers": offers })).map_err(|e| e.to_string())
-    }
-
-    /// An offer with some fields changed.
-    fn with(changes: &Value) -> Value {
-        let mut changed = offer("a");
-        changed.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        changed
-    }
-
-    /// ORD-2: the bounds of what a catalogue may say.
-    #[test]
-    fn a_catalogue_is_refused_with_the_offer_that_is_wrong() {
-        let longest = "o".repeat(100);
-        for fine in [
-            json!({}),
-            json!({ "offer_id": longest }),
-            json!({ "offer_id": "!~" }),
-            json!({ "quantity_min": 1 }),
-            json!({ "quantity_min": 300 }),
-            json!({ "countries": ["FR", "US"] }),
-            json!({ "term": "PERPETUAL", "auto_renews": false }),
-            json!({ "auto_renews": false }),
-        ] {
-            assert!(read(&[with(&fine)]).is_ok(), "{fine}");
+    pub(crate) fn offer(offer_id: &str) -> Offer {
+        Offer {
+            offer_id: offer_id.into(),
+            name: "Offer".into(),
+            kind: OfferKind::License,
+            quantity_min: 2,
+            quantity_max: 300,
+            term: Term::Year,
+            billing_cycle: BillingCycle::Annual,
+            auto_renews: true,
+            countries: vec![],
+            agreement_types: vec![],
         }
-        let bad_id = |id: &str| format!("offer id {id:?} must have 1 to 100 visible ASCII characters");
-        let bad_bounds = "offer a: quantity_min must be at least 1 and at most quantity_max";
-        let bad_country = |code| format!("offer a: {code:?} is not a country code in upper case");
-        let longer = "o".repeat(101);
-        for (wrong, problem) in [
-            (json!({ "offer_id": "" }), bad_id("")),
-            (json!({ "offer_id": longer }), bad_id(&longer)),
-            (json!({ "offer_id": "a b" }), bad_id("a b")),
-            (json!({ "offer_id": "\u{e9}" }), bad_id("\u{e9}")),
-            (json!({ "quantity_min": 0 }), bad_bounds.into()),
-            (json!({ "quantity_min": 301 }), bad_bounds.into()),
-            (json!({ "countries": ["FR", "fr"] }), bad_country("fr")),
-            (json!({ "countries": ["F"] }), bad_country("F")),
-            (json!({ "countries": ["FRA"] }), bad_country("FRA")),
-            (json!({ "term": "PERPETUAL" }), "offer a: a perpetual offer cannot renew".into()),
-        ] {
-            assert_eq!(read(&[with(&wrong)]), Err(problem), "{wrong}");
-        }
-        assert_eq!(read(&[offer("a"), offer("b"), offer("a")]), Err("offer a is listed twice".into()));
-        assert_eq!(read(&[]), Err("there is no offer".into()));
+    }
+
+    pub(crate) fn catalogue(offers: Vec<Offer>) -> Result<Catalogue, CatalogueError> {
+        Catalogue::try_from(CatalogueFile { offers })
     }
 
     #[test]
-    fn offers_are_found_by_id_and_listed_in_its_order() {
-        let catalogue = read(&[offer("b"), offer("a"), offer("c")]).unwrap();
-        for id in ["a", "b", "c"] {
-            assert_eq!(catalogue.find(id).map(|offer| offer.offer_id.as_str()), Some(id));
+    fn a_quantity_and_a_country_are_within_the_offer() {
+        for (quantity, problem) in [(0, true), (1, true), (2, false), (300, false), (301, true)] {
+            let expected = problem.then(|| "must be 2 to 300".to_owned());
+            assert_eq!(offer("a").quantity_problem(quantity), expected, "{quantity}");
         }
+        let sold_in = |countries: &[&str]| Offer {
+            countries: countries.iter().map(ToString::to_string).collect(),
+            ..offer("a")
+        };
+        for (countries, country, is_sold) in
+            [(&[][..], "FR", true), (&["DE", "FR"], "FR", true), (&["DE", "FR"], "IT", false)]
+        {
+            assert_eq!(sold_in(countries).is_sold_in(country), is_sold, "{countries:?} {country}");
+        }
+    }
+
+    /// Each bound of a catalogue, on both sides.
+    #[test]
+    fn a_catalogue_is_right_or_names_what_is_wrong() {
+        use CatalogueError as Wrong;
+        let id = |id: &str| offer(id);
+        let long = "a".repeat(100);
+        let bounds = |quantity_min, quantity_max| Offer { quantity_min, quantity_max, ..offer("a") };
+        let sold_in = |country: &str| Offer { countries: vec!["FR".into(), country.into()], ..offer("a") };
+        let lasting = |term, auto_renews| Offer { term, auto_renews, ..offer("a") };
+        let bad_id = |offer_id: &str| Some(Wrong::BadId { offer_id: offer_id.into() });
+        let bad_bounds = || Some(Wrong::BadBounds { offer_id: "a".into() });
+        let bad_country =
+            |country: &str| Some(Wrong::BadCountry { offer_id: "a".into(), country: country.into() });
+        for (offers, expected) in [
+            (vec![], Some(Wrong::Empty)),
+            (vec![id("a"), id("b")], None),
+            (vec![id("a"), id("b"), id("a")], Some(Wrong::Twice { offer_id: "a".into() })),
+            (vec![id(&long)], None),
+            (vec![id(&format!("{long}a"))], bad_id(&format!("{long}a"))),
+            (vec![id("")], bad_id("")),
+            (vec![id("a b")], bad_id("a b")),
+            (vec![id("é")], bad_id("é")),
+            (vec![bounds(1, 1)], None),
+            (vec![bounds(0, 1)], bad_bounds()),
+            (vec![bounds(2, 1)], bad_bounds()),
+            (vec![sold_in("DE")], None),
+            (vec![sold_in("de")], bad_country("de")),
+            (vec![sold_in("DEU")], bad_country("DEU")),
+            (vec![sold_in("D1")], bad_country("D1")),
+            (vec![lasting(Term::Perpetual, false)], None),
+            (vec![lasting(Term::Perpetual, true)], Some(Wrong::PerpetualRenews { offer_id: "a".into() })),
+            (vec![lasting(Term::Month, false)], None),
+        ] {
+            let about = format!("{offers:?}");
+            assert_eq!(catalogue(offers).err(), expected, "{about}");
+        }
+    }
+
+    #[test]
+    fn offers_are_found_and_listed_by_id() {
+        let catalogue = catalogue(["b", "a", "c"].map(offer).to_vec()).unwrap();
+        assert_eq!(catalogue.find("b").map(|offer| offer.offer_id.as_str()), Some("b"));
         assert_eq!(catalogue.find("d"), None);
-        for (key, expected) in [
-            (None, vec!["a", "b", "c"]),
-            (Some("a"), vec!["b", "c"]),
-            (Some("bb"), vec!["c"]),
-            (Some("c"), vec![]),
-        ] {
-            let listed: Vec<_> = catalogue.after(key).map(|offer| offer.offer_id.as_str()).collect();
-            assert_eq!(listed, expected, "after {key:?}");
-        }
-    }
-
-    /// ORD-3.
-    #[test]
-    fn an_offer_is_sold_in_its_countries_and_within_its_bounds() {
-        let parse = |value: Value| serde_json::from_value::<Offer>(value).unwrap();
-        let (everywhere, in_two) = (parse(offer("a")), parse(with(&json!({ "countries": ["FR", "US"] }))));
-        assert!(everywhere.is_sold_in("FR") && everywhere.is_sold_in("DE"));
-        assert!(in_two.is_sold_in("FR") && in_two.is_sold_in("US") && !in_two.is_sold_in("DE"));
-        for (quantity, fits) in [(0, false), (1, false), (2, true), (300, true), (301, false)] {
-            let expected = (!fits).then(|| "must be 2 to 300".to_owned());
-            assert_eq!(everywhere.quantity_problem(quantity), expected, "{quantity}");
+        for (after, expected) in
+            [(None, &["a", "b", "c"][..]), (Some("a"), &["b", "c"]), (Some("bb"), &["c"]), (Some("c"), &[])]
+        {
+            let listed: Vec<_> = catalogue.after(after).map(|offer| offer.offer_id.as_str()).collect();
+            assert_eq!(listed, expected, "{after:?}");
         }
     }
 }

@@ -26,6 +26,36 @@ fn the_form_of_an_email_address_is_checked_and_nothing_more() {
     }
 }
 
+/// ATT-9. Where the partner set no contact, that of the other partner of its relationship counts, but of one that has
+/// ended only while there is no other.
+#[test]
+fn a_contact_of_a_partner_that_parted_receives_nothing_beside_an_active_one() {
+    const PROVIDER: Uuid = Uuid::from_u128(2);
+    let [parted, active, silent] = [3, 4, 5].map(Uuid::from_u128);
+    let named = |email: &str| Contact { email: email.into(), ..Contact::default() };
+    let through = |resellers: &[Uuid]| -> Vec<Relationship> {
+        resellers.iter().map(|of| Relationship { payer_id: PROVIDER, reseller_id: Some(*of) }).collect()
+    };
+    for (now, before, expected) in [
+        (&[active][..], &[parted][..], Some("active")),
+        (&[silent], &[parted], None),
+        (&[silent, active], &[parted], Some("active")),
+        (&[], &[parted], Some("parted")),
+        (&[], &[silent], None),
+    ] {
+        let contacts = Contacts {
+            of_partners: [(PROVIDER, ""), (parted, "parted"), (active, "active"), (silent, "")]
+                .map(|(partner, email)| (partner, named(email)))
+                .into(),
+            active: through(now),
+            ended: through(before),
+            ..Contacts::default()
+        };
+        let found = contacts.addressee(PROVIDER).map(|contact| contact.email.as_str());
+        assert_eq!(found, expected, "{now:?} {before:?}");
+    }
+}
+
 /// ATT-9. A partner's announcements go to the customer's own contact, else to the one that the partner set.
 #[test]
 fn each_partner_has_its_own_contact_and_the_customers_overrides_them() {
@@ -135,23 +165,19 @@ fn a_partner_is_known_by_its_contact_or_by_a_relationship() {
     }
 }
 
-/// ATT-9: of another relationship no partner is the other one.
+/// ATT-9: each partner with an active relationship is listed with what it set, or what the other partner of it did.
 #[test]
-fn a_partner_without_a_contact_has_that_of_its_own_relationships() {
+fn the_partners_of_active_relationships_are_listed_with_their_contacts() {
     let mut contacts = contacts(None, &[]);
-    let set = [(PROVIDER, ""), (RESELLER, ""), (FORMER, "f"), (DIRECT, "d"), (STRANGER, "")];
+    let set = [(PROVIDER, ""), (RESELLER, "r"), (FORMER, "f"), (DIRECT, "d"), (STRANGER, "x")];
     contacts.of_partners = set.map(|(partner, email)| (partner, named(email))).into();
     contacts.active.push(Relationship { payer_id: DIRECT, reseller_id: None });
-    // The provider worked through the former reseller, too; the present one did not.
-    for (partner, expected) in
-        [(PROVIDER, Some("f")), (RESELLER, None), (FORMER, Some("f")), (DIRECT, Some("d")), (STRANGER, None)]
-    {
-        let found = contacts.of(partner).map(|contact| contact.email.as_str());
-        assert_eq!(found, expected, "{partner}");
-    }
-    let active: Vec<_> =
-        contacts.of_active_partners().into_iter().map(|(of, c)| (of, c.email.as_str())).collect();
-    assert_eq!(active, [(DIRECT, "d"), (PROVIDER, "f")]);
+    let listed = |contacts: &Contacts| -> Vec<_> {
+        contacts.of_active_partners().into_iter().map(|(of, contact)| (of, contact.email.clone())).collect()
+    };
+    assert_eq!(listed(&contacts), [(DIRECT, "d".into()), (PROVIDER, "r".into()), (RESELLER, "r".into())]);
+    contacts.of_partners.insert(RESELLER, named(""));
+    assert_eq!(listed(&contacts), [(DIRECT, "d".into())]);
 }
 
 /// ATT-9: whose address stays, whatever its case, loses nothing.
@@ -226,6 +252,47 @@ fn an_address_outside_ascii_is_answered_with_what_to_send() {
     );
     assert!(domain_problem("contoso").is_some_and(|problem| problem.contains("contoso.example")));
     assert_eq!(domain_problem("xn--bcher-kva.example"), None);
+}
+
+/// CUS-1.
+#[test]
+fn the_domain_of_a_customer_is_one_that_a_company_can_have() {
+    for good in [
+        "contoso.example",
+        "contoso.test",
+        "CONTOSO.Example",
+        "127.example",
+        "3m.example",
+        "local.contoso.example",
+        "localhost.contoso.example",
+        "contoso.locals",
+        "xn--bcher-kva.example",
+        "contoso.xn--p1ai",
+    ] {
+        assert_eq!(domain_problem(good), None, "{good}");
+    }
+    for (bad, words) in [
+        ("127.0.0.1", "not be an address"),
+        ("8.8.8.8", "not be an address"),
+        ("127.1", "not be an address"),
+        ("0x7f.0x1", "not be an address"),
+        ("contoso.365", "not be an address"),
+        ("localhost", "host name"),
+        ("2130706433", "host name"),
+        ("::1", "host name"),
+        ("[127.0.0.1]", "host name"),
+        ("localhost.localdomain", "private network"),
+        ("app.localhost", "private network"),
+        ("contoso.LOCAL", "private network"),
+        ("contoso.invalid", "private network"),
+        ("contoso.onion", "private network"),
+        ("contoso.internal", "private network"),
+        ("contoso.home.arpa", "private network"),
+        ("1.0.0.127.in-addr.arpa", "private network"),
+    ] {
+        let problem = domain_problem(bad).unwrap_or_default();
+        assert!(problem.contains(words) && problem.contains("contoso.example"), "{bad}: {problem}");
+    }
 }
 
 #[test]
