@@ -278,6 +278,27 @@ mod tests {
         }
     }
 
+    /// ATT-8: which version is the older one does not depend on the numbers, which each template counts for itself.
+    #[test]
+    fn versions_of_two_templates_compare_by_when_they_took_effect() {
+        let (customer, template) = (customer(Cloud::Public), template(None));
+        let current = Attestation { template_id: Uuid::from_u128(2), ..attested(7, "t@contoso.example") };
+        let replaces = Ok(Some(current.id));
+        let older = Err(Refusal::OlderThanCurrent { attestation_id: current.id, offered: 2, current: 7 });
+        for (took_effect, expected) in [(199, replaces.clone()), (200, replaces), (201, older)] {
+            let facts = Facts {
+                customer: &customer,
+                template: &template,
+                live_template_id: None,
+                current: Some((&current, at(took_effect))),
+            };
+            // Of version 2, in force from 200.
+            let claim = Claim { contact: contact("t@contoso.example"), agreed_at: at(250) };
+            let accepted = attest(&facts, &claim, at(1000)).map(|accepted| accepted.supersedes);
+            assert_eq!(accepted, expected, "{took_effect}");
+        }
+    }
+
     #[test]
     fn a_tolerated_date_does_not_reach_a_later_version() {
         let (customer, template) = (customer(Cloud::Public), template(None));

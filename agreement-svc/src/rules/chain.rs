@@ -480,3 +480,6 @@ impl Expected {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,6 +104,9 @@ pub enum Refusal {
 }
 
 #[cfg(test)]
+mod acceptance_table;
+
+#[cfg(test)]
 mod tests {
     use std::fmt::Debug;
     use std::str::FromStr;

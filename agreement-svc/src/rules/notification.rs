@@ -420,6 +420,55 @@ mod tests {
         assert!(subject.chars().count() < 200 && longest <= 8 * 4, "{longest} in {text}");
     }
 
+    /// ATT-9: only who is erased whole is no longer named.
+    #[test]
+    fn a_person_with_one_name_is_named() {
+        for (first_name, last_name, named) in [
+            ("Tania", "", "Accepted by: Tania \n"),
+            ("", "Carr", "Accepted by:  Carr\n"),
+            ("", "", "Accepted by: a person whose data has been erased since\n"),
+        ] {
+            let person =
+                Announced { first_name: first_name.into(), last_name: last_name.into(), ..announced(7) };
+            let (_, text) = text_of(&mail("Northwind Direct", "Contoso", vec![person]));
+            assert!(text.contains(named), "{named} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_quoted_name_is_cut_after_sixty_characters_and_has_no_control_characters() {
+        let sixty = "\u{e9}".repeat(60);
+        for (name, expected) in [
+            (sixty.clone(), sixty.clone()),
+            (format!("{sixty}x"), format!("{sixty}…")),
+            (format!("{} and more", "x".repeat(59)), format!("{}…", "x".repeat(59))),
+            ("Con\u{7}toso\nParis".into(), "Con toso Paris".into()),
+            ("a/b\\c:d@e<f>g".into(), "a b c d e f g".into()),
+        ] {
+            assert_eq!(quoted(&name), expected);
+        }
+    }
+
+    /// Announcements that joined a mail may have fewer attempts behind them than it has.
+    #[test]
+    fn a_mail_has_as_many_attempts_as_its_most_tried_announcement() {
+        let tried = |attempts| Announced { attempts, ..announced(u128::from(attempts)) };
+        assert_eq!(mail("", "", vec![tried(2), tried(5), tried(3)]).attempts(), 5);
+        let content = Content::ContactChanged { partner_name: None, attempts: 4 };
+        assert_eq!(DueMail { content, ..mail("", "", vec![]) }.attempts(), 4);
+    }
+
+    #[test]
+    fn a_day_of_mails_begins_at_midnight_utc() {
+        let time = |text: &str| text.parse::<Time>().unwrap();
+        let days @ (today, tomorrow) = (time("2024-02-29T00:00:00Z"), time("2024-03-01T00:00:00Z"));
+        for now in ["2024-02-29T00:00:00Z", "2024-02-29T12:34:56Z", "2024-02-29T23:59:59.999999Z"] {
+            assert_eq!(day_of(time(now)), days, "{now}");
+        }
+        assert_eq!(day_of(today - Duration::from_micros(1)).1, today);
+        assert_eq!(day_of(tomorrow).0, tomorrow);
+    }
+
     #[test]
     fn announcements_wait_until_the_interval_after_the_last_mail() {
         let (now, interval) = (Time::UNIX_EPOCH + Duration::from_secs(1000), Duration::from_secs(60));

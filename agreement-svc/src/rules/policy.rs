@@ -97,7 +97,7 @@ impl Policy {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     fn at(seconds: i64) -> Time {
@@ -113,7 +113,7 @@ mod tests {
         }
     }
 
-    fn policy(periods: Vec<Period>) -> Result<Policy, PolicyError> {
+    pub(crate) fn policy(periods: Vec<Period>) -> Result<Policy, PolicyError> {
         Policy::try_from(PolicyFile { periods })
     }
 

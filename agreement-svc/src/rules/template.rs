@@ -265,6 +265,42 @@ mod tests {
         }
     }
 
+    /// TPL-3, ATT-4.
+    #[test]
+    fn a_version_that_was_due_after_its_template_retired_never_takes_effect() {
+        for (retired_at, takes_effect, in_force) in [
+            (None, [true, true], 2),
+            (Some(201), [true, true], 2),
+            (Some(200), [true, false], 1),
+            (Some(100), [false, false], 1),
+        ] {
+            let mut template = template(vec![version(1, 100, None), version(2, 200, None)]);
+            template.retired_at = retired_at.map(at);
+            let effects = [0, 1].map(|n| template.takes_effect(&template.versions[n]));
+            assert_eq!(effects, takes_effect, "{retired_at:?}");
+            assert_eq!(template.in_force_at(at(999)).map(|v| v.number), Some(in_force), "{retired_at:?}");
+        }
+    }
+
+    #[test]
+    fn a_version_is_found_by_its_number() {
+        let template = template(vec![version(1, 100, None), version(2, 200, None)]);
+        let found = |number| template.version(number).map(|version| version.effective_from);
+        assert_eq!([0, 1, 2, 3].map(found), [None, Some(at(100)), Some(at(200)), None]);
+    }
+
+    #[test]
+    fn the_first_version_is_number_one_and_takes_effect_now_or_later() {
+        let publish = |effective: i64| {
+            next_version(&template(vec![]), Some(at(effective)), Reaccept::Never, 7, at(300))
+        };
+        assert_eq!(
+            publish(300),
+            Ok(Version { published_at: at(300), document_count: 7, ..version(1, 300, None) })
+        );
+        assert_eq!(publish(299), Err(Refusal::NotLaterThanLastVersion { not_before: at(300) }));
+    }
+
     #[test]
     fn a_version_takes_effect_now_or_later_and_after_the_one_before() {
         let template = template(vec![version(1, 100, None), version(2, 200, Some(200))]);
@@ -284,6 +320,8 @@ mod tests {
             publish(Some(200), Reaccept::Never, 150),
             Err(Refusal::NotLaterThanLastVersion { not_before: just_after })
         );
+        assert_eq!(publish(Some(400), Reaccept::By(at(400)), 300), Ok((3, at(400), Some(at(400)))));
+        assert_eq!(publish(Some(201), Reaccept::Never, 150), Ok((3, at(201), None)));
         assert_eq!(
             publish(Some(400), Reaccept::By(at(399)), 300),
             Err(Refusal::field("reaccept_by", "must not be before effective_from"))
@@ -361,6 +399,10 @@ mod tests {
         ] {
             assert_eq!(language_tag(text).as_deref(), Some(tag), "{text}");
         }
+        // As long as tags may be, and one character longer.
+        let longest = "sr-Latn-RS-variant1-variant2-varian";
+        assert_eq!(language_tag(longest).map(|tag| tag.len()), Some(35));
+        assert_eq!(language_tag(&format!("{longest}3")), None);
         let long = format!("fr-{}", ["variant1", "variant2", "variant3", "variant4"].join("-"));
         for text in [
             "",
@@ -379,5 +421,59 @@ mod tests {
         ] {
             assert_eq!(language_tag(text), None, "{text}");
         }
+    }
+
+    /// TPL-2.
+    #[test]
+    fn every_problem_of_the_documents_is_named_by_its_path() {
+        let document = |country: &str, language: &str, link: &str, sha256: &str| Document {
+            country: country.into(),
+            language: language.into(),
+            link: link.into(),
+            sha256: sha256.into(),
+        };
+        let us = document("US", "en-US", "https://example.com", "");
+        let problems_beside_us = |other| {
+            let problems = document_problems(&[us.clone(), other]).into_iter();
+            problems.map(|bad| format!("{} {}", bad.field, bad.problem)).collect::<Vec<_>>()
+        };
+        let digest = "0123456789abcdef".repeat(4);
+        let link_of = |length: usize| format!("https://{}", "\u{e9}".repeat(length - 8));
+        for fine in [
+            document("FR", "fr-FR", "https://example.com", ""),
+            document("US", "es-US", "https://example.com", &digest),
+            document("FR", "en-US", &link_of(2000), ""),
+        ] {
+            assert_eq!(problems_beside_us(fine), [""; 0]);
+        }
+        let country = "documents[1].country must be an ISO 3166-1 alpha-2 code in upper case";
+        let language = "documents[1].language must be a language tag such as fr-FR";
+        let repeated = "documents[1].language repeats an earlier country and language";
+        let link = "documents[1].link must begin with https:// and have at most 2000 characters";
+        let sha256 = "documents[1].sha256 must be empty or 64 lower-case hexadecimal digits";
+        for (wrong, expected) in [
+            (document("fr", "fr-FR", "https://example.com", ""), vec![country]),
+            (document("FR", "f", "https://example.com", ""), vec![language]),
+            (document("US", "EN-us", "https://example.com", ""), vec![repeated]),
+            (document("FR", "fr-FR", "http://example.com", ""), vec![link]),
+            (document("FR", "fr-FR", "https://example.com/\n", ""), vec![link]),
+            (document("FR", "fr-FR", &link_of(2001), ""), vec![link]),
+            (document("FR", "fr-FR", "https://example.com", &digest[1..]), vec![sha256]),
+            (document("FR", "fr-FR", "https://example.com", &format!("{digest}0")), vec![sha256]),
+            (document("FR", "fr-FR", "https://example.com", &digest.to_uppercase()), vec![sha256]),
+            (document("FR", "fr-FR", "https://example.com", &digest.replace('f', "g")), vec![sha256]),
+            (document("", "", "", "-"), vec![country, language, link, sha256]),
+        ] {
+            assert_eq!(problems_beside_us(wrong.clone()), expected, "{wrong:?}");
+        }
+        let of_all = |documents: &[Document]| {
+            let problems = document_problems(documents).into_iter();
+            problems.map(|bad| (bad.field, bad.problem)).collect::<Vec<_>>()
+        };
+        let entries = "must have 1 to 2000 entries";
+        let last_resort = "must have one for US in en-US, the last resort of every request";
+        assert_eq!(of_all(&[]), [("documents".into(), entries.into())]);
+        let french = document("FR", "fr-FR", "https://example.com", "");
+        assert_eq!(of_all(&[french]), [("documents".into(), last_resort.into())]);
     }
 }

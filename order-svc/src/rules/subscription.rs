@@ -543,6 +543,16 @@ pub(crate) mod tests {
         assert!(!ended.is_empty() && ended.iter().all(|s| s.after.answer_revision == known.answer_revision));
     }
 
+    /// SUB-5, SUB-6.
+    #[test]
+    fn only_an_assignment_keeps_the_reseller_with_it() {
+        let known = Subscription { reseller_id: Some(Uuid::from_u128(5)), ..subscription(State::Active) };
+        for (kind, kept) in [(ChangeKind::ResellerAssigned, known.reseller_id), (ChangeKind::Resumed, None)] {
+            let change = known.step(kind, |_| ()).change(5, Cause::TermEnded, None, at(0));
+            assert_eq!((change.kind, change.reseller_id), (kind, kept));
+        }
+    }
+
     proptest! {
         /// Each term ends after the one before, on the day of the month it began or on the last one.
         #[test]

@@ -1,18 +1,17 @@
 //! The life of acceptances and invitations, each as one table: every state, every move.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use std::fmt::Write;
 
-use agreement_svc::rules::attestation::{self, Attestation, Claim, attest};
-use agreement_svc::rules::invitation::{Invitation, InvitationKind, Settled};
-use agreement_svc::rules::party::{Cloud, Contact, Customer, Relationship};
-use agreement_svc::rules::signature::{self, Signature, sign};
-use agreement_svc::rules::template::{AgreementType, Template, Version};
-use agreement_svc::rules::withdrawal::{Withdrawal, WithdrawalReason, check_withdrawal};
-use agreement_svc::rules::{Refusal, Time};
 use expect_test::expect;
 use uuid::Uuid;
+
+use super::attestation::{self, Attestation, Claim, attest};
+use super::invitation::{Invitation, InvitationKind, Settled};
+use super::party::{Cloud, Contact, Customer, Relationship};
+use super::signature::{self, Signature, sign};
+use super::template::{AgreementType, Template, Version};
+use super::withdrawal::{Withdrawal, WithdrawalReason, check_withdrawal};
+use super::{Refusal, Time};
 
 const CUSTOMER: Uuid = Uuid::from_u128(7);
 const OTHER: Uuid = Uuid::from_u128(8);

@@ -1,22 +1,11 @@
 //! The gate, as one table: operation × channel × cloud × date × acceptance. What is expected stands
 //! here, written from the rules; nothing of it is computed by the code under test.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-use agreement_svc::data::read_policy;
-use agreement_svc::rules::Time;
-use agreement_svc::rules::eligibility::{
-    Acceptance, AcceptanceKind, Answer, Decision, Facts, Operation, Question, Reacceptance, Reason, Rule,
-    decide,
-};
-use agreement_svc::rules::party::Cloud;
-use agreement_svc::rules::policy::{Channel, Policy};
-use agreement_svc::rules::template::AgreementType::{
-    self, MicrosoftCloudAgreement, MicrosoftCustomerAgreement,
-};
+use AgreementType::{MicrosoftCloudAgreement, MicrosoftCustomerAgreement};
 use proptest::prelude::*;
-use strum::VariantArray;
-use uuid::Uuid;
+
+use super::*;
+use crate::data::read_policy;
 
 /// Each boundary of the timeline with a microsecond either side, and the period it lies in.
 const DATES: [(&str, usize); 15] = [
