@@ -275,6 +275,11 @@ pub struct Serve {
     /// invitations. Every replica needs the same.
     #[arg(long, env = "AGREEMENT_INVITATION_KEY_FILE", value_name = "FILE")]
     pub invitation_key_file: Option<PathBuf>,
+    /// A file with at least 32 random bytes, the key of the digests by which repeated requests are recognised. Without it
+    /// a reader of the database can check guesses of what was asked. Every replica needs the same; when it changes, requests
+    /// from before are not repeated any more.
+    #[arg(long, env = "AGREEMENT_REQUEST_KEY_FILE", value_name = "FILE")]
+    pub request_key_file: Option<PathBuf>,
     /// Your page where customers accept invitations; the service adds the invitation and its token to the URL.
     #[arg(
         long,

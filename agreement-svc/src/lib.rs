@@ -32,11 +32,11 @@ use std::time::Duration;
 use anyhow::Context;
 use chassis::auth::Identities;
 use chassis::clock::Clock;
-use chassis::idempotency;
+use chassis::idempotency::{self, Digests};
+use chassis::limits::tenant::TenantLimiter;
 use chassis::metrics::Metrics;
 use chassis::paging::Pages;
 use chassis::served;
-use chassis::server::limits::tenant::TenantLimiter;
 use chassis::server::{Listeners, Options};
 use chassis::service::Service;
 use chassis::tls;
@@ -100,6 +100,7 @@ pub async fn serve(
     } else {
         open(&config.storage.database)?
     };
+    let digests = Digests::read(config.request_key_file.as_deref())?;
     let pages = Pages::open(&database).await?;
     let metrics = Metrics::new("agreement_svc", env!("CARGO_PKG_VERSION"), database.clone())?;
     let decisions = Decisions::new(&metrics)?;
@@ -127,6 +128,7 @@ pub async fn serve(
         clock,
         policy,
         pages,
+        digests,
         templates: TemplateCache::default(),
         links: links.map(Arc::new),
         metrics: metrics.clone(),

@@ -1,9 +1,16 @@
 //! Idempotency keys (request ids): a request that is repeated under its id has no second effect and gets the first answer
 //! again, also if the state has changed since, for at least [`ANSWER_KEPT`]. Each service has the table `request` in its
 //! own schema.
+//!
+//! Of a request only a digest is stored, to tell a repetition from other content under the same id. With a key that the
+//! operator keeps outside the database it is a code (HMAC), so that a reader of the database cannot check a guess of what
+//! was asked, such as a person's address, against it.
 
+use std::path::Path;
 use std::time::Duration;
 
+use anyhow::{Context, ensure};
+use aws_lc_rs::hmac;
 use chrono::{NaiveDateTime, TimeDelta};
 use diesel::prelude::*;
 use prost::Message;
@@ -40,14 +47,24 @@ const POLL_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// Answers deleted in one transaction, for which writing calls wait hardly more than a millisecond.
 const DELETED_AT_A_TIME: i64 = 100;
 
+/// A shorter key would be easier to guess than what it protects.
+const KEY_BYTES_MIN: usize = 32;
+
+/// Makes idempotency keys. Every process of a service needs the same key, or it takes repetitions for other content.
+#[derive(Clone, Default)]
+pub struct Digests(Option<hmac::Key>);
+
 /// A request id, with its tenant and a digest of the request.
 #[derive(Clone, Debug)]
 pub struct IdempotencyKey {
     /// The id that the client made.
     pub request_id: Uuid,
+    stored_id: Uuid,
     tenant_id: Uuid,
     call: &'static str,
     content: String,
+    /// The digest as it was stored before there was a key.
+    content_without_key: Option<String>,
 }
 
 /// The result of a lookup of a request id.
@@ -61,16 +78,71 @@ pub enum Lookup {
     OtherContent,
 }
 
-impl IdempotencyKey {
-    /// `content` is the request without its id and without what does not change its effect.
-    #[must_use]
-    pub fn new(caller: &Caller, call: &'static str, request_id: Uuid, content: &impl Message) -> Self {
-        let content = hex::encode(Sha256::digest(content.encode_to_vec()));
-        Self { request_id, tenant_id: caller.tenant_id, call, content }
+impl Digests {
+    /// Reads the key of the digests; without a file they have none.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is too short.
+    pub fn read(file: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(file) = file else {
+            tracing::warn!(
+                "without --request-key-file a reader of the database can check guesses of what was asked against the \
+                 digests of requests"
+            );
+            return Ok(Self::default());
+        };
+        let key = std::fs::read(file).with_context(|| format!("the request key in {}", file.display()))?;
+        let length = key.len();
+        ensure!(
+            length >= KEY_BYTES_MIN,
+            "the request key in {} has {length} bytes; it needs at least {KEY_BYTES_MIN}",
+            file.display()
+        );
+        Ok(Self(Some(hmac::Key::new(hmac::HMAC_SHA256, &key))))
     }
 
+    /// `content` is the request without its id and without what does not change its effect.
+    #[must_use]
+    pub fn key(
+        &self,
+        caller: &Caller,
+        call: &'static str,
+        request_id: Uuid,
+        content: &impl Message,
+    ) -> IdempotencyKey {
+        let encoded = content.encode_to_vec();
+        let plain = hex::encode(Sha256::digest(&encoded));
+        let (content, content_without_key) = match &self.0 {
+            None => (plain, None),
+            Some(key) => (hex::encode(hmac::sign(key, &encoded)), Some(plain)),
+        };
+        let (tenant_id, stored_id) = (caller.tenant_id, request_id);
+        IdempotencyKey { request_id, stored_id, tenant_id, call, content, content_without_key }
+    }
+
+    /// The same for an id that the client derived from the content. It is stored as a code, too.
+    #[must_use]
+    pub fn key_of_derived_id(
+        &self,
+        caller: &Caller,
+        call: &'static str,
+        request_id: Uuid,
+        content: &impl Message,
+    ) -> IdempotencyKey {
+        let plain = self.key(caller, call, request_id, content);
+        let code = self.0.as_ref().map(|key| hmac::sign(key, request_id.as_bytes()));
+        let stored_id = code.and_then(|code| Some(Uuid::new_v8(*code.as_ref().first_chunk()?)));
+        IdempotencyKey { stored_id: stored_id.unwrap_or(request_id), ..plain }
+    }
+}
+
+impl IdempotencyKey {
     fn primary_key(&self) -> (String, &'static str, String) {
-        (self.tenant_id.to_string(), self.call, self.request_id.to_string())
+        (self.tenant_id.to_string(), self.call, self.stored_id.to_string())
+    }
+
+    fn is_of(&self, content: &str) -> bool {
+        content == self.content || self.content_without_key.as_deref() == Some(content)
     }
 }
 
@@ -88,7 +160,7 @@ pub fn response_find(connection: &mut Connection, key: &IdempotencyKey) -> Resul
     })?;
     Ok(match row {
         None => Lookup::Never,
-        Some((content, answer)) if content == key.content => Lookup::Answered(answer),
+        Some((content, answer)) if key.is_of(&content) => Lookup::Answered(answer),
         Some(_) => Lookup::OtherContent,
     })
 }
@@ -230,13 +302,50 @@ mod tests {
         request_id TEXT NOT NULL, content TEXT NOT NULL, answer BYTEA NOT NULL,
         answered_at TIMESTAMP NOT NULL, PRIMARY KEY (tenant_id, call, request_id))";
 
-    fn key(n: u128) -> IdempotencyKey {
-        IdempotencyKey {
-            request_id: Uuid::from_u128(n),
+    fn caller() -> Caller {
+        Caller {
+            tenant_kind: "PARTNER",
             tenant_id: Uuid::from_u128(1),
-            call: "Call",
-            content: "content".into(),
+            user_id: Uuid::nil(),
+            roles: vec![],
+            channel: crate::auth::Channel::Api,
         }
+    }
+
+    fn key(n: u128) -> IdempotencyKey {
+        Digests::default().key(&caller(), "Call", Uuid::from_u128(n), &"content".to_owned())
+    }
+
+    /// With a key a digest is a code, an id that follows from the content is one, too, and what was stored without it is
+    /// still recognised.
+    #[test]
+    fn a_guess_cannot_be_checked_without_the_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let digests = |key: &[u8]| {
+            let file = folder.path().join("key");
+            std::fs::write(&file, key).unwrap();
+            Digests::read(Some(&file))
+        };
+        let request_id = Uuid::from_u128(7);
+        let of = |digests: &Digests, content: &str| {
+            digests.key_of_derived_id(&caller(), "Call", request_id, &content.to_owned())
+        };
+        let (without, keyed) = (Digests::read(None).unwrap(), digests(&[1; 32]).unwrap());
+        let other = digests(&[2; 32]).unwrap();
+        let stored = of(&keyed, "content");
+        assert!(of(&keyed, "content").is_of(&stored.content) && !of(&keyed, "other").is_of(&stored.content));
+        for digests in [&without, &other] {
+            let guess = of(digests, "content");
+            assert!(!guess.is_of(&stored.content));
+            assert_ne!((guess.stored_id, guess.request_id), (stored.stored_id, stored.stored_id));
+        }
+        assert_eq!(of(&without, "content").primary_key().2, request_id.to_string());
+        assert_eq!(keyed.key(&caller(), "Call", request_id, &()).primary_key().2, request_id.to_string());
+        let before = of(&without, "content").content;
+        assert!(stored.is_of(&before) && !of(&keyed, "other").is_of(&before));
+        let refused = digests(&[1; 31]).err().unwrap().to_string();
+        assert!(refused.contains("31 bytes; it needs at least 32"), "{refused}");
+        assert!(Digests::read(Some(&folder.path().join("none"))).is_err());
     }
 
     #[tokio::test]

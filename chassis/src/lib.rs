@@ -14,6 +14,7 @@ pub mod form;
 pub mod health;
 pub mod idempotency;
 pub mod lifecycle;
+pub mod limits;
 pub mod metrics;
 pub mod paging;
 pub mod reload;

@@ -26,7 +26,7 @@ use anyhow::bail;
 use chassis::auth::Identities;
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Writes};
-use chassis::idempotency;
+use chassis::idempotency::{self, Digests};
 use chassis::metrics::Metrics;
 use chassis::paging::Pages;
 use chassis::served;
@@ -90,6 +90,7 @@ pub async fn serve(
         database
     };
 
+    let digests = Digests::read(config.request_key_file.as_deref())?;
     let pages = Pages::open(&database).await?;
     let metrics = Metrics::new("order_svc", env!("CARGO_PKG_VERSION"), database.clone())?;
     agreements.register_metrics(&metrics);
@@ -111,6 +112,7 @@ pub async fn serve(
         database,
         clock,
         pages,
+        digests,
         catalogue,
         agreements,
         decisions,
@@ -144,7 +146,8 @@ pub async fn skip_event(config: &SkipEvent) -> anyhow::Result<String> {
     let database = Database::open(&config.database, false, Writes::Concurrent)?;
     database.check_schema(store::MIGRATIONS)?;
     let SkipEvent { revision, customer_id, .. } = *config;
-    let skip = move |connection: &mut Connection| event_skip(connection, revision, customer_id);
+    let now = Clock::system().now();
+    let skip = move |connection: &mut Connection| event_skip(connection, revision, customer_id, now);
     let skipped: Result<_, chassis::database::Error> = database.write(skip).await;
     if let Err(applied) = skipped? {
         bail!("event {revision} is not the next one: the history was applied up to event {applied}");

@@ -55,7 +55,7 @@ impl Decisions {
                     ("BLOCKED", "", given.map(|reason| reason.into_str()).collect::<Vec<_>>().join(","))
                 }
             },
-            Err(GateError::NoActiveRelationship) => ("REFUSED", "", "NOT_TOGETHER".to_owned()),
+            Err(GateError::NoActiveRelationship(_)) => ("REFUSED", "", "NOT_TOGETHER".to_owned()),
             Err(GateError::PayerIsReseller) => ("REFUSED", "", "PAYER_IS_RESELLER".to_owned()),
             Err(GateError::Unknown(_)) => ("UNKNOWN", "", String::new()),
         };

@@ -6,15 +6,18 @@ use std::slice;
 use chassis::database::{Connection, Error};
 use uuid::Uuid;
 
+use super::visibility::require_relationship;
 use crate::rules::eligibility::{
-    Acceptance, AcceptanceKind, Acting, Answer, Facts, Question, Remedy, decide, reacceptances, remedies,
+    Acceptance, AcceptanceKind, Acting, Answer, Facts, Question, Remedy, decide, misnamed, reacceptances,
+    remedies,
 };
-use crate::rules::party::PartnerKind;
+use crate::rules::party::{PartnerKind, Relationship};
 use crate::rules::policy::Policy;
 use crate::rules::signature::may_sign_directly;
 use crate::rules::template::AgreementType;
 use crate::rules::{Refusal, Time};
 use crate::store::change::ChangeError;
+use crate::store::customer::relationship_active;
 use crate::store::event::event_exists;
 use crate::store::gate::{History, Pair, Parties, Snapshot, TemplateCache, gate_facts, gate_history};
 use crate::store::partner::partner_find;
@@ -26,6 +29,8 @@ pub(crate) struct GateQuery {
     /// The answer must not be of an older state; 0 asks for none.
     pub at_least_revision: i64,
     pub acting: Acting,
+    /// Whether the caller may have the answer: a service, or a partner that is one of the parties (ROLE-6).
+    pub is_party: bool,
     pub question: Question,
     pub assumed: Option<AssumedAttestation>,
 }
@@ -74,7 +79,9 @@ fn answer(
     query: &GateQuery,
     snapshot: Option<Snapshot>,
 ) -> Result<GateAnswer, ChangeError> {
-    let Some(mut snapshot) = snapshot else { return Err(explain_not_found(connection, query)?) };
+    let Some(mut snapshot) = snapshot.filter(|_| query.is_party) else {
+        return Err(explain_not_found(connection, query)?);
+    };
     if snapshot.head < query.at_least_revision {
         return Err(Refusal::RevisionBehind { head: snapshot.head }.into());
     }
@@ -114,16 +121,22 @@ pub(super) fn decide_with_reasons(
     Ok((decide(policy, question, &snapshot.facts), Some(history)))
 }
 
-/// GATE-0: the refusal for parties without an active relationship. It reveals nothing about the kind of another
-/// partner.
+/// GATE-0: the refusal for parties without an active relationship. It names the wrong one of them to a partner that sees
+/// the customer; to all others the customer does not exist (ROLE-6). It reveals nothing about the kind and the
+/// relationships of another partner.
 fn explain_not_found(connection: &mut Connection, query: &GateQuery) -> Result<ChangeError, ChangeError> {
-    let payer = partner_find(connection, query.parties.pair.payer_id)?;
-    Ok(match payer {
-        Some(payer) if payer.kind == PartnerKind::IndirectReseller && payer.id == query.acting.partner_id => {
-            Refusal::PayerIsReseller { payer_id: payer.id }.into()
-        }
-        _ => Refusal::NotFound { resource: "customer", id: query.parties.pair.customer_id }.into(),
-    })
+    let Parties { pair: Pair { customer_id, payer_id }, .. } = query.parties;
+    let acting = query.acting.partner_id;
+    let payer = partner_find(connection, payer_id)?;
+    if payer.is_some_and(|payer| payer.kind == PartnerKind::IndirectReseller && payer.id == acting) {
+        return Ok(Refusal::PayerIsReseller { payer_id }.into());
+    }
+    let own = require_relationship(connection, acting, customer_id)?;
+    let with_payer = Relationship { payer_id, reseller_id: Some(acting) };
+    let is_with_payer =
+        own.payer_id == payer_id || relationship_active(connection, with_payer, customer_id)?.is_some();
+    let misnamed = misnamed(payer_id, acting, own, is_with_payer);
+    Ok(Refusal::NotTogether { customer_id, misnamed }.into())
 }
 
 /// The live template of the newest satisfying type.

@@ -18,7 +18,7 @@ use crate::store::change::{Change, ChangeError};
 use crate::store::contact::{contact_set, contacts};
 use crate::store::customer::{Viewer, customer_find, customer_set_acceptance_revision, relationship_active};
 use crate::store::invitation::invitation_settle;
-use crate::store::partner::link_exists;
+use crate::store::partner::{link_exists, partner_find};
 
 /// A customer's acceptance of an invitation.
 pub(crate) struct InvitationAcceptance {
@@ -81,6 +81,9 @@ fn enrol(
     let known = customer_find(change.connection, Viewer::Everything, tenant_id)?;
     if invitation.kind == InvitationKind::Agreement {
         return Ok(known.ok_or(Refusal::NotFound { resource: "customer", id: tenant_id })?);
+    }
+    if partner_find(change.connection, tenant_id)?.is_some() {
+        return Err(Refusal::TenantOfOtherKind { tenant_id, is_partner: true }.into());
     }
     let relationship = invitation.relationship;
     let payer = require_partner(change.connection, relationship.payer_id)?;

@@ -20,12 +20,12 @@ use super::{Api, Mutation, checked, convert, status};
 use crate::actions::blocked::{Blocked, Listing, blocked_list};
 use crate::actions::gate::{self, AssumedAttestation, GateAnswer, GateQuery};
 use crate::actions::visibility::{require_customer, require_partner};
+use crate::rules::Time;
 use crate::rules::attestation::check_not_in_the_future;
 use crate::rules::eligibility::{Acting, Operation, Question};
 use crate::rules::event::Event;
 use crate::rules::policy::Channel;
 use crate::rules::template::AgreementType;
-use crate::rules::{Refusal, Time};
 use crate::store::change::ChangeError;
 use crate::store::customer::{Viewer, customer_set_first_purchase};
 use crate::store::gate::{Pair, Parties};
@@ -210,15 +210,10 @@ fn read_query(
         demands,
         at: as_of.unwrap_or(now),
     };
-    if !may_see_answer(caller, payer_id, reseller_id) {
-        return Err(status::of(ChangeError::from(Refusal::NotFound {
-            resource: "customer",
-            id: customer_id,
-        })));
-    }
     let parties = Parties { pair: Pair { customer_id, payer_id }, reseller_id };
     let at_least_revision = message.at_least_revision;
-    Ok(GateQuery { parties, at_least_revision, acting, question, assumed })
+    let is_party = may_see_answer(caller, payer_id, reseller_id);
+    Ok(GateQuery { parties, at_least_revision, acting, is_party, question, assumed })
 }
 
 /// A partner gets answers about itself only, as payer or as the reseller (ROLE-6).
@@ -288,6 +283,7 @@ fn response(query: &GateQuery, answered: GateAnswer) -> CheckEligibilityResponse
         revision: snapshot.acceptance_revision,
         evaluated_at: Some(timestamp(query.question.at)),
         valid_until: answer.valid_until.map(timestamp),
+        satisfying_types: answer.satisfying.iter().map(|of| convert::agreement_type(*of)).collect(),
     }
 }
 

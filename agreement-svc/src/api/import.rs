@@ -12,8 +12,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use chassis::auth::{self, Caller};
+use chassis::limits::tenant::Permit;
 use chassis::server::call::{call_id, open_ended};
-use chassis::server::limits::tenant::Permit;
 use chassis::server::message::with_reason;
 use futures_util::future::Either;
 use futures_util::{Stream, StreamExt, stream};
@@ -91,6 +91,8 @@ impl Api {
 
     async fn attest(&self, caller: &Caller, row: CreateAttestationRequest) -> Answer {
         let mut call = Mutation::new("ImportAttestations", caller.clone(), row, |row| &mut row.request_id);
+        // As the command `import` does.
+        call.is_id_derived = true;
         let (customer_id, new) = read_new(&mut call);
         let changed = self.changed(call, move |change, caller| {
             match attest_as_partner(change, caller.tenant_id, customer_id, new) {

@@ -24,10 +24,10 @@ use chassis::auth::{self, Caller};
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
 use chassis::form::Form;
-use chassis::idempotency::IdempotencyKey;
+use chassis::idempotency::Digests;
+use chassis::limits::tenant::{Permit, TenantLimiter};
 use chassis::metrics::Metrics;
 use chassis::paging::{Page, Pages};
-use chassis::server::limits::tenant::{Permit, TenantLimiter};
 use link::Links;
 use prost::Message;
 use proto::identity::TenantKind;
@@ -61,6 +61,7 @@ pub(crate) struct Api {
     pub head: watch::Sender<i64>,
     /// Cancelled when the service ends: open streams end.
     pub stopping: CancellationToken,
+    pub digests: Digests,
     /// Changes of acceptances an hour that are allowed for a customer and a partner (ATT-8).
     pub acceptance_changes_max: u32,
     /// One for each import that may be open.
@@ -81,6 +82,8 @@ struct Mutation<M> {
     /// Its times that are compared with the clock.
     timed: Vec<Timed>,
     request_id: Uuid,
+    /// The client derived the id from the content.
+    is_id_derived: bool,
     /// True for a call that is only tried: its effect and its answer are not stored.
     validate_only: bool,
 }
@@ -105,7 +108,16 @@ impl<M> Mutation<M> {
     ) -> Self {
         let mut form = Form::new();
         let request_id = form.id("request_id", &std::mem::take(request_id(&mut message)));
-        Self { name, caller, message, form, timed: vec![], request_id, validate_only: false }
+        Self {
+            name,
+            caller,
+            message,
+            form,
+            timed: vec![],
+            request_id,
+            is_id_derived: false,
+            validate_only: false,
+        }
     }
 }
 
@@ -119,7 +131,7 @@ struct Changed<A> {
 impl Api {
     /// A permit for a long-lived stream. The metrics count a stream that gets none like a call refused for load.
     fn stream_permit(&self, limiter: &TenantLimiter, kind: &str, caller: &Caller) -> Result<Permit, Status> {
-        limiter.try_acquire(caller).map_err(|full| {
+        limiter.try_acquire(caller.tenant()).map_err(|full| {
             self.metrics.stream_refused_for_load();
             status::too_many_streams(kind, full)
         })
@@ -151,7 +163,8 @@ impl Api {
         call: Mutation<M>,
         decide: impl FnOnce(&mut Change<'_>, &Caller) -> Result<A, ChangeError> + Send + 'static,
     ) -> Result<Changed<A>, Status> {
-        let Mutation { name, caller, message, mut form, timed, request_id, validate_only } = call;
+        let Mutation { name, caller, message, mut form, timed, request_id, is_id_derived, validate_only } =
+            call;
         if !form.is_valid() {
             // All bad fields are named at once. A request that has no others may be a repetition, which is answered as
             // it was when its times were right.
@@ -160,7 +173,10 @@ impl Api {
             }
         }
         checked(form)?;
-        let key = IdempotencyKey::new(&caller, name, request_id, &message);
+        let key = match is_id_derived {
+            true => self.digests.key_of_derived_id(&caller, name, request_id, &message),
+            false => self.digests.key(&caller, name, request_id, &message),
+        };
         drop(message);
         let decide = move |change: &mut Change<'_>| {
             let wrong = wrong_times(&timed, change.now);

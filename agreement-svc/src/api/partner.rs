@@ -18,6 +18,7 @@ use crate::rules::Refusal;
 use crate::rules::event::Event;
 use crate::rules::party::{Cloud, Partner, PartnerKind, check_link};
 use crate::store::change::ChangeError;
+use crate::store::customer::{Viewer, customer_find};
 use crate::store::partner::{
     link_delete, link_exists, link_insert, partner_find, partner_insert, partner_links, partner_list,
     partner_update,
@@ -44,6 +45,9 @@ impl PartnerService for Api {
                 Some(known) if (&known.name, known.kind, known.cloud) == (&new.name, new.kind, new.cloud) => {
                 }
                 Some(known) => return Err(Refusal::PartnerExists { partner_id: known.id }.into()),
+                None if customer_find(change.connection, Viewer::Everything, id)?.is_some() => {
+                    return Err(Refusal::TenantOfOtherKind { tenant_id: id, is_partner: false }.into());
+                }
                 None => {
                     let revision = change.record(&Event::PartnerRegistered {
                         partner_id: new.id,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chassis::database::Error;
 use chassis::form::Violation;
-use chassis::server::limits::tenant::Overload;
+use chassis::limits::tenant::Overload;
 use chassis::status::{Failure, RETRY, database_failure, failure, internal, invalid_fields};
 use proto::types::{self, ErrorReason};
 use tonic::{Code, Status};
@@ -12,6 +12,7 @@ use tonic_types::StatusExt;
 use uuid::Uuid;
 
 use crate::rules::attestation::IN_THE_FUTURE;
+use crate::rules::eligibility::Misnamed;
 use crate::rules::{BadField, Refusal};
 use crate::store::change::ChangeError;
 
@@ -144,7 +145,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::ResellerCannotAttest { provider_id } => with(
             Code::PermissionDenied,
             ErrorReason::ResellerCannotAttest,
-            format!("an indirect reseller does not attest; ask provider {provider_id} to"),
+            format!("an indirect reseller does not attest; ask provider {provider_id} to attest"),
         )
         .with("provider_id", provider_id)
         .status(),
@@ -211,6 +212,19 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         )
         .with("partner_id", partner_id)
         .status(),
+        Refusal::TenantOfOtherKind { tenant_id, is_partner } => {
+            let (sentence, kind) = if *is_partner {
+                let what = "is registered as a partner, so it cannot become a customer";
+                (format!("tenant {tenant_id} {what}; accept with a user of the company's own tenant"), "PARTNER")
+            } else {
+                let what = "is a customer, so it cannot be registered as a partner";
+                (format!("tenant {tenant_id} {what}; register the partner under a tenant of its own"), "CUSTOMER")
+            };
+            precondition(ErrorReason::TenantOfOtherKind, sentence)
+                .with("tenant_id", tenant_id)
+                .with("kind", kind)
+                .status()
+        }
         Refusal::ResellerNotLinked { provider_id, reseller_id } => precondition(
             ErrorReason::ResellerNotLinked,
             format!(
@@ -247,6 +261,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         )
         .with("template_id", template_id)
         .status(),
+        Refusal::NotTogether { customer_id, misnamed } => not_together(*customer_id, *misnamed),
         Refusal::PayerIsReseller { payer_id } => with(
             Code::InvalidArgument,
             ErrorReason::PayerIsReseller,
@@ -352,6 +367,38 @@ fn not_found(resource: &str, id: Uuid) -> Status {
     }
 }
 
+/// GATE-0, for a partner that sees the customer.
+fn not_together(customer_id: Uuid, misnamed: Misnamed) -> Status {
+    let not_found = |sentence: String, field| {
+        with(Code::NotFound, ErrorReason::ResourceNotFound, sentence)
+            .resource("relationship", customer_id)
+            .with("field", field)
+    };
+    match misnamed {
+        Misnamed::Payer { payer_id, use_payer_id } => {
+            let sentence = format!(
+                "payer_id is wrong: you have no active relationship with customer {customer_id} and partner {payer_id}; \
+                 name partner {use_payer_id}"
+            );
+            not_found(sentence, "payer_id").with("use_payer_id", use_payer_id).status()
+        }
+        Misnamed::Reseller { use_reseller_id: None } => {
+            let sentence = format!(
+                "reseller_id is wrong: you and that partner have no active relationship with customer {customer_id}; leave \
+                 it empty, or name a reseller of one of your relationships with the customer"
+            );
+            not_found(sentence, "reseller_id").status()
+        }
+        Misnamed::Reseller { use_reseller_id: Some(own) } => {
+            let sentence = format!(
+                "reseller_id is wrong: your relationship with customer {customer_id} and that payer names you as the reseller; \
+                 name {own}"
+            );
+            not_found(sentence, "reseller_id").with("use_reseller_id", own).status()
+        }
+    }
+}
+
 fn with(code: Code, reason: ErrorReason, sentence: impl Into<String>) -> Failure {
     failure(DOMAIN, code, reason.name(), sentence)
 }
@@ -395,10 +442,21 @@ mod tests {
             Refusal::TooManyChanges { max: 60, retry_after: chrono::Duration::seconds(7) },
             Refusal::DomainTaken,
             Refusal::PartnerExists { partner_id: id },
+            Refusal::TenantOfOtherKind { tenant_id: id, is_partner: true },
+            Refusal::TenantOfOtherKind { tenant_id: id, is_partner: false },
             Refusal::ResellerNotLinked { provider_id: id, reseller_id: id },
             Refusal::WrongPartnerKind { partner_id: id, kind: PartnerKind::DirectBill, cloud: Cloud::Public },
             Refusal::NotLaterThanLastVersion { not_before: Time::UNIX_EPOCH },
             Refusal::TypeHasTemplate { template_id: id },
+            Refusal::NotTogether {
+                customer_id: id,
+                misnamed: Misnamed::Payer { payer_id: id, use_payer_id: id },
+            },
+            Refusal::NotTogether { customer_id: id, misnamed: Misnamed::Reseller { use_reseller_id: None } },
+            Refusal::NotTogether {
+                customer_id: id,
+                misnamed: Misnamed::Reseller { use_reseller_id: Some(id) },
+            },
             Refusal::PayerIsReseller { payer_id: id },
             Refusal::RevisionBehind { head: 7 },
             Refusal::VersionChanged { template_id: id, shown: 1, in_force: 2 },
@@ -418,7 +476,7 @@ mod tests {
             InvalidArgument INVALID_FIELDS: provider_id is for resellers only []
             InvalidArgument REQUEST_ID_REUSED: the request id was used before with other content; use a new one for new content ["request_id=00000000-0000-0000-0000-000000000001"]
             Aborted ETAG_STALE: the resource has changed since the etag was read; read it again and retry []
-            PermissionDenied RESELLER_CANNOT_ATTEST: an indirect reseller does not attest; ask provider 00000000-0000-0000-0000-000000000001 to ["provider_id=00000000-0000-0000-0000-000000000001"]
+            PermissionDenied RESELLER_CANNOT_ATTEST: an indirect reseller does not attest; ask provider 00000000-0000-0000-0000-000000000001 to attest ["provider_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition CLOUD_NOT_SUPPORTED: acceptance exists in the PUBLIC cloud only, and the customer is in GERMANY ["cloud=GERMANY"]
             FailedPrecondition TEMPLATE_RETIRED: template 00000000-0000-0000-0000-000000000001 is retired; use template 00000000-0000-0000-0000-000000000001 ["template_id=00000000-0000-0000-0000-000000000001", "use_template_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition TEMPLATE_RETIRED: template 00000000-0000-0000-0000-000000000001 is retired ["template_id=00000000-0000-0000-0000-000000000001"]
@@ -427,10 +485,15 @@ mod tests {
             ResourceExhausted ACCEPTANCE_CHANGE_LIMIT: the acceptances of this customer and partner were made and withdrawn 60 times within an hour; try again in 8 s, or ask the operator to raise --acceptance-changes-max ["limit=60"]
             AlreadyExists DOMAIN_TAKEN: a customer with this domain exists; ask it for a relationship or use another domain []
             AlreadyExists PARTNER_EXISTS: partner 00000000-0000-0000-0000-000000000001 is registered with other particulars; UpdatePartner corrects the name, and kind and cloud never change ["partner_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition TENANT_OF_OTHER_KIND: tenant 00000000-0000-0000-0000-000000000001 is registered as a partner, so it cannot become a customer; accept with a user of the company's own tenant ["kind=PARTNER", "tenant_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition TENANT_OF_OTHER_KIND: tenant 00000000-0000-0000-0000-000000000001 is a customer, so it cannot be registered as a partner; register the partner under a tenant of its own ["kind=CUSTOMER", "tenant_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition RESELLER_NOT_LINKED: reseller 00000000-0000-0000-0000-000000000001 is not linked to provider 00000000-0000-0000-0000-000000000001; ask the operator to link them ["provider_id=00000000-0000-0000-0000-000000000001", "reseller_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition WRONG_PARTNER_KIND: partner 00000000-0000-0000-0000-000000000001 is DIRECT_BILL in PUBLIC, which does not fit here; name another partner ["cloud=PUBLIC", "kind=DIRECT_BILL", "partner_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition NOT_LATER_THAN_LAST_VERSION: a version takes effect now or later, and after the one before: not before 1970-01-01T00:00:00.000000Z ["not_before=1970-01-01T00:00:00.000000Z"]
             FailedPrecondition TYPE_HAS_TEMPLATE: template 00000000-0000-0000-0000-000000000001 of this type is live; publish a version of it or retire it first ["template_id=00000000-0000-0000-0000-000000000001"]
+            NotFound RESOURCE_NOT_FOUND: payer_id is wrong: you have no active relationship with customer 00000000-0000-0000-0000-000000000001 and partner 00000000-0000-0000-0000-000000000001; name partner 00000000-0000-0000-0000-000000000001 ["field=payer_id", "use_payer_id=00000000-0000-0000-0000-000000000001"]
+            NotFound RESOURCE_NOT_FOUND: reseller_id is wrong: you and that partner have no active relationship with customer 00000000-0000-0000-0000-000000000001; leave it empty, or name a reseller of one of your relationships with the customer ["field=reseller_id"]
+            NotFound RESOURCE_NOT_FOUND: reseller_id is wrong: your relationship with customer 00000000-0000-0000-0000-000000000001 and that payer names you as the reseller; name 00000000-0000-0000-0000-000000000001 ["field=reseller_id", "use_reseller_id=00000000-0000-0000-0000-000000000001"]
             InvalidArgument PAYER_IS_RESELLER: partner 00000000-0000-0000-0000-000000000001 is an indirect reseller and does not pay; name its provider as payer ["payer_id=00000000-0000-0000-0000-000000000001"]
             Unavailable REVISION_BEHIND: the database is at revision 7, behind the one asked for; try again ["head=7"]
             FailedPrecondition VERSION_CHANGED: version 1 of template 00000000-0000-0000-0000-000000000001 was shown, and version 2 is in force; show that one and ask again ["shown_version=1", "template_id=00000000-0000-0000-0000-000000000001", "version_in_force=2"]

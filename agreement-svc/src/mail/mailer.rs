@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::compose::compose;
 use super::{Delivery, HAND_OVER_MAX, Transport};
 use crate::rules::notification::{DueMail, Failure, RETRY_BASE, RETRY_MAX, after_failure};
-use crate::store::outbox::{Claim, Turns, mail_failed, mail_sent, mails_claim};
+use crate::store::outbox::{Claim, Claimed, Turns, mail_failed, mail_sent, mails_claim};
 
 /// Lines to the mail server: as many connections as relays commonly grant to one client.
 const LINES: usize = 8;
@@ -57,14 +57,17 @@ pub(crate) async fn run(mailer: Mailer, mut commits: watch::Receiver<()>, stop: 
         if may_be_due && busy.len() < LINES {
             let free = LINES - busy.len();
             let claimed = mailer.claim(free, &mut turns).await;
-            let mails = claimed.unwrap_or_else(|error| {
+            let Claimed { mails, are_more_due } = claimed.unwrap_or_else(|error| {
                 tracing::warn!(%error, "mails cannot be claimed; trying again");
-                vec![]
+                Claimed { mails: vec![], are_more_due: false }
             });
-            may_be_due = mails.len() == free;
+            may_be_due = are_more_due;
             for mail in mails {
                 let (mailer, delivery) = (mailer.clone(), idle.pop().unwrap_or_default());
                 busy.spawn(background_span("send a mail", mailer.send(mail, delivery)));
+            }
+            if may_be_due && busy.len() < LINES {
+                continue;
             }
         }
         if busy.is_empty() {
@@ -89,17 +92,17 @@ pub(crate) async fn run(mailer: Mailer, mut commits: watch::Receiver<()>, stop: 
 }
 
 impl Mailer {
-    async fn claim(&self, limit: usize, turns: &mut Turns) -> Result<Vec<DueMail>, Error> {
+    async fn claim(&self, limit: usize, turns: &mut Turns) -> Result<Claimed, Error> {
         let (per_day, interval) = (self.per_day, self.interval);
         let claim = Claim { now: self.clock.now(), lease: LEASE, limit, per_day, interval };
         let mut taken = std::mem::take(turns);
         let write = move |connection: &mut Connection| {
-            let mails = mails_claim(connection, &claim, &mut taken)?;
-            Ok::<_, Error>((mails, taken))
+            let claimed = mails_claim(connection, &claim, &mut taken)?;
+            Ok::<_, Error>((claimed, taken))
         };
-        let (mails, taken) = self.database.write_apart(write).await?;
+        let (claimed, taken) = self.database.write_apart(write).await?;
         *turns = taken;
-        Ok(mails)
+        Ok(claimed)
     }
 
     /// Sends a mail over a line, which it gives back.

@@ -7,7 +7,7 @@ use strum::{EnumString, IntoStaticStr, VariantArray};
 use uuid::Uuid;
 
 use super::Time;
-use super::party::Cloud;
+use super::party::{Cloud, Relationship};
 use super::policy::{Channel, Policy, Requirement};
 use super::signature::Signature;
 use super::template::{AgreementType, Template, Version};
@@ -277,6 +277,29 @@ fn next_change(policy: &Policy, facts: &Facts, at: Time) -> Option<Time> {
     reacceptances.filter(|by| *by > at).chain(policy.next_change_after(at)).min()
 }
 
+/// Which of the parties is named wrongly where they have no active relationship (GATE-0), and whom the acting partner
+/// names instead: only itself, or the payer of a relationship of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misnamed {
+    Payer {
+        payer_id: Uuid,
+        use_payer_id: Uuid,
+    },
+    /// A payer that acts names no reseller, or another one.
+    Reseller {
+        use_reseller_id: Option<Uuid>,
+    },
+}
+
+/// Finds what is named wrongly. `own` is an active relationship of the acting partner with the customer;
+/// `is_with_payer`: it has one together with the payer that is named.
+pub fn misnamed(payer_id: Uuid, acting: Uuid, own: Relationship, is_with_payer: bool) -> Misnamed {
+    match is_with_payer {
+        true => Misnamed::Reseller { use_reseller_id: (acting != payer_id).then_some(acting) },
+        false => Misnamed::Payer { payer_id, use_payer_id: own.payer_id },
+    }
+}
+
 /// Whose remedies are asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Acting {
@@ -358,6 +381,31 @@ mod tests {
             let open = remedies(&blocked(), PAYER, acting, Some(TEMPLATE), may_sign);
             let but_invite: Vec<_> = expected.into_iter().filter(|remedy| *remedy != invite).collect();
             assert_eq!(open, but_invite, "{partner_id} {may_act} {may_sign}");
+        }
+    }
+
+    /// GATE-0, every case of a partner that sees the customer.
+    #[test]
+    fn the_field_that_names_the_wrong_partner_is_found() {
+        const OTHER: Uuid = Uuid::from_u128(4);
+        let alone = Relationship { payer_id: PAYER, reseller_id: None };
+        let resold = Relationship { payer_id: PAYER, reseller_id: Some(RESELLER) };
+        let payer = |payer_id| Misnamed::Payer { payer_id, use_payer_id: PAYER };
+        let reseller = |use_reseller_id| Misnamed::Reseller { use_reseller_id };
+        // payer named, acting partner, relationship of its own, one with that payer -> what is named wrongly
+        for (named, acting, own, is_with_payer, expected) in [
+            (PAYER, PAYER, alone, true, reseller(None)),
+            (PAYER, PAYER, resold, true, reseller(None)),
+            (PAYER, RESELLER, resold, true, reseller(Some(RESELLER))),
+            (OTHER, RESELLER, resold, true, reseller(Some(RESELLER))),
+            (OTHER, RESELLER, resold, false, payer(OTHER)),
+            (OTHER, PAYER, alone, false, payer(OTHER)),
+        ] {
+            assert_eq!(
+                misnamed(named, acting, own, is_with_payer),
+                expected,
+                "{named} {acting} {is_with_payer}"
+            );
         }
     }
 

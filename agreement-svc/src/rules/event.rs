@@ -278,3 +278,105 @@ impl Event {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::party::{Cloud, PartnerKind};
+    use super::*;
+
+    const CUSTOMER: Uuid = Uuid::from_u128(1);
+    const PARTNER: Uuid = Uuid::from_u128(2);
+    const OTHER: Uuid = Uuid::from_u128(3);
+    const USER: Uuid = Uuid::from_u128(4);
+
+    fn withdrawn(uncovered: &[Uuid]) -> Event {
+        Event::SignatureWithdrawn {
+            signature_id: Uuid::from_u128(5),
+            customer_id: CUSTOMER,
+            reason: WithdrawalReason::Other,
+            uncovered_partner_ids: uncovered.to_vec(),
+            by: USER,
+        }
+    }
+
+    fn updated(partner_id: Option<Uuid>, by: Uuid) -> Event {
+        Event::CustomerUpdated {
+            customer_id: CUSTOMER,
+            company_name: "Contoso".into(),
+            domain: None,
+            country: None,
+            contact_commitment: String::new(),
+            partner_id,
+            by,
+        }
+    }
+
+    fn erased(customer_id: Option<Uuid>, attestation_ids: Vec<Uuid>) -> Event {
+        Event::ContactErased {
+            customer_id,
+            invitation_ids: attestation_ids.clone(),
+            attestation_ids,
+            was_primary_contact: false,
+        }
+    }
+
+    fn created(by: Uuid) -> Event {
+        Event::CustomerCreated {
+            customer_id: CUSTOMER,
+            company_name: "Contoso".into(),
+            domain: "contoso.example".into(),
+            country: "FR".into(),
+            cloud: Cloud::Public,
+            contact_commitment: String::new(),
+            by,
+        }
+    }
+
+    #[test]
+    fn an_event_belongs_to_a_customer_a_partner_and_a_user() {
+        let registered = Event::PartnerRegistered {
+            partner_id: PARTNER,
+            name: "Partner".into(),
+            kind: PartnerKind::DirectBill,
+            cloud: Cloud::Public,
+            by: USER,
+        };
+        let linked = Event::ResellerLinked { provider_id: PARTNER, reseller_id: OTHER, by: USER };
+        let purchased = Event::FirstPurchaseReported {
+            customer_id: CUSTOMER,
+            payer_id: PARTNER,
+            purchased_at: Time::UNIX_EPOCH,
+        };
+        let (customer, partner, user) = (Some(CUSTOMER), Some(PARTNER), Some(USER));
+        for (event, expected) in [
+            (registered, (None, partner, user)),
+            (linked, (None, partner, user)),
+            (created(USER), (customer, None, user)),
+            // The service itself.
+            (created(Uuid::nil()), (customer, None, None)),
+            (updated(partner, USER), (customer, partner, user)),
+            (updated(None, USER), (customer, None, user)),
+            (withdrawn(&[]), (customer, None, user)),
+            (purchased, (customer, partner, None)),
+            (erased(customer, vec![]), (customer, None, None)),
+            (erased(None, vec![]), (None, None, None)),
+        ] {
+            assert_eq!((event.customer_id(), event.partner_id(), event.by()), expected, "{event:?}");
+        }
+    }
+
+    /// ROLE-6.
+    #[test]
+    fn a_partner_sees_no_user_and_no_record_of_others() {
+        for (event, seen) in [
+            (withdrawn(&[OTHER, PARTNER]), withdrawn(&[PARTNER])),
+            (withdrawn(&[OTHER]), withdrawn(&[])),
+            (erased(Some(CUSTOMER), vec![OTHER]), erased(Some(CUSTOMER), vec![])),
+            (created(USER), created(Uuid::nil())),
+            (updated(None, USER), updated(None, Uuid::nil())),
+            (updated(Some(PARTNER), USER), updated(Some(PARTNER), USER)),
+        ] {
+            assert_eq!(event.clone().as_seen_by(PARTNER), seen, "{event:?}");
+        }
+    }
+}

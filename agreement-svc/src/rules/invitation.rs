@@ -144,3 +144,126 @@ pub fn mail_of(invitation: &Invitation, partner: &str, agreement: &str, url: &st
     );
     (subject, text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CUSTOMER: Uuid = Uuid::from_u128(1);
+    const OTHER: Uuid = Uuid::from_u128(2);
+
+    fn at(seconds: i64) -> Time {
+        Time::from_timestamp(seconds, 0).unwrap()
+    }
+
+    /// It can be accepted until second 100.
+    fn invitation(customer_id: Option<Uuid>, settled: Option<Settled>) -> Invitation {
+        Invitation {
+            id: Uuid::from_u128(9),
+            kind: InvitationKind::Agreement,
+            relationship: Relationship { payer_id: Uuid::from_u128(3), reseller_id: None },
+            customer_id,
+            template_id: Uuid::from_u128(4),
+            recipient: None,
+            contact_salt: String::new(),
+            created_at: at(0),
+            created_by: Uuid::from_u128(5),
+            expires_at: at(100),
+            settled,
+            revision: 1,
+        }
+    }
+
+    /// INV-2 and INV-3, every state: what it is, and what accepting and revoking it does.
+    #[test]
+    fn an_invitation_is_settled_once_and_in_time() {
+        use InvitationState::{Accepted, Expired, Pending, Revoked};
+        let (accepted, revoked) = (Settled::Accepted { at: at(10) }, Settled::Revoked { at: at(10) });
+        for (settled, now, state) in [
+            (None, 99, Pending),
+            (None, 100, Expired),
+            (Some(accepted), 99, Accepted),
+            (Some(accepted), 100, Accepted),
+            (Some(revoked), 99, Revoked),
+            (Some(revoked), 100, Revoked),
+        ] {
+            let about = format!("{settled:?} at {now}");
+            let of = || invitation(Some(CUSTOMER), settled);
+            assert_eq!(of().state(at(now)), state, "{about}");
+            let not_pending = || Refusal::InvitationNotPending { invitation_id: Uuid::from_u128(9), state };
+
+            let mut to_revoke = of();
+            let (expected, after) = match state {
+                Pending => (Ok(true), Some(Settled::Revoked { at: at(now) })),
+                Revoked => (Ok(false), settled),
+                Accepted | Expired => (Err(not_pending()), settled),
+            };
+            assert_eq!((to_revoke.revoke(at(now)), to_revoke.settled), (expected, after), "{about}");
+
+            let mut to_accept = of();
+            let (expected, after) = match state {
+                Pending => (Ok(true), Some(Settled::Accepted { at: at(now) })),
+                Accepted => (Ok(false), settled),
+                Revoked | Expired => (Err(not_pending()), settled),
+            };
+            let done = to_accept.accept(CUSTOMER, at(now));
+            assert_eq!((done, to_accept.settled), (expected, after), "{about}");
+        }
+    }
+
+    #[test]
+    fn an_invitation_is_for_one_customer_or_for_whoever_accepts_first() {
+        let mut open = invitation(None, None);
+        assert!(open.is_for(CUSTOMER) && open.is_for(OTHER));
+        assert_eq!(open.accept(CUSTOMER, at(1)), Ok(true));
+        assert_eq!(open.customer_id, Some(CUSTOMER));
+        assert_eq!(open.accept(CUSTOMER, at(2)), Ok(false));
+        let taken = open.accept(OTHER, at(2));
+        assert!(matches!(taken, Err(Refusal::InvitationNotPending { .. })), "{taken:?}");
+
+        let mut named = invitation(Some(CUSTOMER), None);
+        assert!(!named.is_for(OTHER));
+        // It does not learn that there is one.
+        let unseen = Refusal::NotFound { resource: "invitation", id: Uuid::from_u128(9) };
+        assert_eq!((named.accept(OTHER, at(1)), named.settled), (Err(unseen), None));
+    }
+
+    #[test]
+    fn a_link_is_good_for_a_while_and_not_for_years() {
+        let longest = at(0) + LIFETIME_MAX;
+        let tick = Duration::microseconds(1);
+        for (expires_at, is_right) in [
+            (at(0) - tick, false),
+            (at(0), false),
+            (at(0) + tick, true),
+            (longest, true),
+            (longest + tick, false),
+        ] {
+            assert_eq!(check_lifetime(expires_at, at(0)).is_ok(), is_right, "{expires_at}");
+        }
+        assert_eq!(LIFETIME_MAX.num_days(), 90);
+    }
+
+    #[test]
+    fn the_mail_says_who_asks_for_what_where_and_until_when() {
+        for (kind, subject, ask) in [
+            (
+                InvitationKind::Agreement,
+                "Reselling asks you to accept the Agreement",
+                "asks your company to accept",
+            ),
+            (
+                InvitationKind::RelationshipAndAgreement,
+                "Reselling invites your company",
+                "enters this relationship",
+            ),
+        ] {
+            let of = Invitation { kind, ..invitation(None, None) };
+            let (said, text) = mail_of(&of, "Reselling", "Agreement", "https://accept.example/1");
+            assert_eq!(said, subject);
+            for part in [ask, "https://accept.example/1", "1970-01-01 00:01 UTC", "Agreement"] {
+                assert!(text.contains(part), "{part}: {text}");
+            }
+        }
+    }
+}

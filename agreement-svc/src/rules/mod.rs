@@ -18,6 +18,7 @@ pub mod withdrawal;
 use chrono::{DateTime, Duration, Utc};
 use uuid::Uuid;
 
+use eligibility::Misnamed;
 use invitation::InvitationState;
 use notification::NotificationState;
 use party::{Cloud, PartnerKind};
@@ -66,6 +67,8 @@ pub enum Refusal {
     DomainTaken,
     /// Registered with other particulars.
     PartnerExists { partner_id: Uuid },
+    /// A partner that would become a customer, or else a customer that would be registered as a partner.
+    TenantOfOtherKind { tenant_id: Uuid, is_partner: bool },
     /// A provider and a reseller that do not belong together.
     ResellerNotLinked { provider_id: Uuid, reseller_id: Uuid },
     /// A partner of the wrong kind or cloud for what is asked.
@@ -74,6 +77,8 @@ pub enum Refusal {
     NotLaterThanLastVersion { not_before: Time },
     /// Another template of the type is live.
     TypeHasTemplate { template_id: Uuid },
+    /// GATE-0, for a partner that sees the customer: the parties it names have no active relationship.
+    NotTogether { customer_id: Uuid, misnamed: Misnamed },
     /// GATE-0: resellers do not pay.
     PayerIsReseller { payer_id: Uuid },
     /// The state asked for is not there yet.

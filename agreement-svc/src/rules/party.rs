@@ -97,10 +97,17 @@ impl Contacts {
         if !self.of_partners.contains_key(&partner) {
             return self.shared.as_ref().filter(|contact| !contact.is_empty());
         }
-        let beside = self.active.iter().chain(&self.ended).filter_map(|of| match *of {
-            Relationship { payer_id, reseller_id } if payer_id == partner => reseller_id,
-            Relationship { payer_id, reseller_id } => (reseller_id == Some(partner)).then_some(payer_id),
-        });
+        let is_of_partner = |of: &&Relationship| of.payer_id == partner || of.reseller_id == Some(partner);
+        // Who has parted receives no more of it while there is another.
+        let relationships = match self.active.iter().any(|of| is_of_partner(&of)) {
+            true => &self.active,
+            false => &self.ended,
+        };
+        let beside =
+            relationships.iter().filter(is_of_partner).filter_map(|of| match of.payer_id == partner {
+                true => of.reseller_id,
+                false => Some(of.payer_id),
+            });
         std::iter::once(partner).chain(beside).find_map(given)
     }
 
@@ -277,12 +284,41 @@ pub fn email_problem(text: &str) -> Option<&'static str> {
     }
 }
 
-/// What is wrong with a text as a domain in lower case, and what to send instead.
+/// Last labels of names that belong to one computer or network, or that never resolve (RFC 6761, RFC 6762 with its
+/// appendix G, RFC 7686, RFC 9476, ICANN's `internal`), and of the infrastructure. `example` and `test` are not among
+/// them: they can belong to no company either, and are there for documents, tests and demonstrations (RFC 2606).
+const PRIVATE_LABELS: [&str; 13] = [
+    "alt",
+    "arpa",
+    "corp",
+    "home",
+    "internal",
+    "intranet",
+    "invalid",
+    "lan",
+    "local",
+    "localdomain",
+    "localhost",
+    "onion",
+    "private",
+];
+
+/// What is wrong with a text as the domain of a customer, and what to send instead. Each customer has one of its own (CUS-1),
+/// so an address, and a name that means something else in each network, are none.
 pub fn domain_problem(text: &str) -> Option<&'static str> {
+    let last = text.rsplit('.').next().unwrap_or_default();
     if !text.is_ascii() {
         Some("must be in ASCII; send its ASCII form, as xn--bcher-kva.example for bücher.example")
+    } else if !is_domain(text) {
+        Some("must be a host name such as contoso.example")
+    } else if last.starts_with(|first: char| first.is_ascii_digit()) {
+        Some("must not be an address; send the domain that the customer registered, such as contoso.example")
+    } else if PRIVATE_LABELS.iter().any(|label| last.eq_ignore_ascii_case(label)) {
+        Some(
+            "must not be a name of a private network; send the domain that the customer registered, such as contoso.example",
+        )
     } else {
-        (!is_domain(text)).then_some("must be a host name such as contoso.example")
+        None
     }
 }
 
@@ -343,6 +379,36 @@ mod tests {
             "a@b.example\n",
         ] {
             assert!(!is_email(bad), "{bad}");
+        }
+    }
+
+    /// ATT-9. Where the partner set no contact, that of the other partner of its relationship counts, but of one that has
+    /// ended only while there is no other.
+    #[test]
+    fn a_contact_of_a_partner_that_parted_receives_nothing_beside_an_active_one() {
+        const PROVIDER: Uuid = Uuid::from_u128(2);
+        let [parted, active, silent] = [3, 4, 5].map(Uuid::from_u128);
+        let named = |email: &str| Contact { email: email.into(), ..Contact::default() };
+        let through = |resellers: &[Uuid]| -> Vec<Relationship> {
+            resellers.iter().map(|of| Relationship { payer_id: PROVIDER, reseller_id: Some(*of) }).collect()
+        };
+        for (now, before, expected) in [
+            (&[active][..], &[parted][..], Some("active")),
+            (&[silent], &[parted], None),
+            (&[silent, active], &[parted], Some("active")),
+            (&[], &[parted], Some("parted")),
+            (&[], &[silent], None),
+        ] {
+            let contacts = Contacts {
+                of_partners: [(PROVIDER, ""), (parted, "parted"), (active, "active"), (silent, "")]
+                    .map(|(partner, email)| (partner, named(email)))
+                    .into(),
+                active: through(now),
+                ended: through(before),
+                ..Contacts::default()
+            };
+            let found = contacts.addressee(PROVIDER).map(|contact| contact.email.as_str());
+            assert_eq!(found, expected, "{now:?} {before:?}");
         }
     }
 
@@ -420,6 +486,47 @@ mod tests {
         );
         assert!(domain_problem("contoso").is_some_and(|problem| problem.contains("contoso.example")));
         assert_eq!(domain_problem("xn--bcher-kva.example"), None);
+    }
+
+    /// CUS-1.
+    #[test]
+    fn the_domain_of_a_customer_is_one_that_a_company_can_have() {
+        for good in [
+            "contoso.example",
+            "contoso.test",
+            "CONTOSO.Example",
+            "127.example",
+            "3m.example",
+            "local.contoso.example",
+            "localhost.contoso.example",
+            "contoso.locals",
+            "xn--bcher-kva.example",
+            "contoso.xn--p1ai",
+        ] {
+            assert_eq!(domain_problem(good), None, "{good}");
+        }
+        for (bad, words) in [
+            ("127.0.0.1", "not be an address"),
+            ("8.8.8.8", "not be an address"),
+            ("127.1", "not be an address"),
+            ("0x7f.0x1", "not be an address"),
+            ("contoso.365", "not be an address"),
+            ("localhost", "host name"),
+            ("2130706433", "host name"),
+            ("::1", "host name"),
+            ("[127.0.0.1]", "host name"),
+            ("localhost.localdomain", "private network"),
+            ("app.localhost", "private network"),
+            ("contoso.LOCAL", "private network"),
+            ("contoso.invalid", "private network"),
+            ("contoso.onion", "private network"),
+            ("contoso.internal", "private network"),
+            ("contoso.home.arpa", "private network"),
+            ("1.0.0.127.in-addr.arpa", "private network"),
+        ] {
+            let problem = domain_problem(bad).unwrap_or_default();
+            assert!(problem.contains(words) && problem.contains("contoso.example"), "{bad}: {problem}");
+        }
     }
 
     #[test]

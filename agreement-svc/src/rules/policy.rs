@@ -95,3 +95,63 @@ impl Policy {
         self.0.iter().map(|period| period.from).find(|from| *from > at)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Time {
+        Time::from_timestamp(seconds, 0).unwrap()
+    }
+
+    fn period(from: i64, agreement_types: &[AgreementType]) -> Period {
+        Period {
+            from: at(from),
+            dashboard: Requirement::Mandatory,
+            api: Requirement::Optional,
+            agreement_types: agreement_types.to_vec(),
+        }
+    }
+
+    fn policy(periods: Vec<Period>) -> Result<Policy, PolicyError> {
+        Policy::try_from(PolicyFile { periods })
+    }
+
+    #[test]
+    fn a_policy_requires_something_in_order() {
+        use AgreementType::MicrosoftCloudAgreement as Cloud;
+        for (periods, expected) in [
+            (vec![], Some(PolicyError::NoPeriods)),
+            (vec![period(1, &[Cloud])], None),
+            (vec![period(1, &[Cloud]), period(2, &[Cloud])], None),
+            (vec![period(1, &[Cloud]), period(1, &[Cloud])], Some(PolicyError::NotAscending { from: at(1) })),
+            (vec![period(2, &[Cloud]), period(1, &[Cloud])], Some(PolicyError::NotAscending { from: at(1) })),
+            (vec![period(1, &[Cloud]), period(2, &[])], Some(PolicyError::NoTypes { from: at(2) })),
+        ] {
+            let about = format!("{periods:?}");
+            assert_eq!(policy(periods).err(), expected, "{about}");
+        }
+    }
+
+    /// GATE-2: a period holds from its first moment until the next one.
+    #[test]
+    fn the_period_at_a_time_says_what_each_channel_requires() {
+        use AgreementType::{MicrosoftCloudAgreement as Cloud, MicrosoftCustomerAgreement as Customer};
+        let policy = policy(vec![period(10, &[Cloud]), period(20, &[Customer])]).unwrap();
+        for (now, types, next) in [
+            (9, &[][..], Some(10)),
+            (10, &[Cloud], Some(20)),
+            (19, &[Cloud], Some(20)),
+            (20, &[Customer], None),
+            (99, &[Customer], None),
+        ] {
+            let (dashboard, api) = match types.is_empty() {
+                true => (Requirement::None, Requirement::None),
+                false => (Requirement::Mandatory, Requirement::Optional),
+            };
+            assert_eq!(policy.at(at(now), Channel::Dashboard), (dashboard, types), "{now}");
+            assert_eq!(policy.at(at(now), Channel::Api), (api, types), "{now}");
+            assert_eq!(policy.next_change_after(at(now)), next.map(at), "{now}");
+        }
+    }
+}

@@ -75,6 +75,24 @@ pub fn uncovered(withdrawn: Covers, remaining: &[Covers], partners: &[Uuid]) -> 
 mod tests {
     use super::*;
 
+    /// WD-1.
+    #[test]
+    fn an_acceptance_is_withdrawn_once_and_while_it_is_current() {
+        let [id, current] = [1, 2].map(Uuid::from_u128);
+        let at = Time::UNIX_EPOCH;
+        let withdrawn = Some(Withdrawal { at, reason: WithdrawalReason::Other, by: id });
+        let superseded = Err(Refusal::AcceptanceSuperseded { acceptance_id: id, current_id: Some(current) });
+        for (withdrawn, superseded_at, expected) in [
+            (None, None, Ok(true)),
+            (withdrawn, None, Ok(false)),
+            (withdrawn, Some(at), Ok(false)),
+            (None, Some(at), superseded),
+        ] {
+            let found = check_withdrawal(id, superseded_at, withdrawn, Some(current));
+            assert_eq!(found, expected, "{withdrawn:?} {superseded_at:?}");
+        }
+    }
+
     #[test]
     fn a_withdrawal_uncovers_partners_without_another_acceptance() {
         let (a, b, c) = (Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3));

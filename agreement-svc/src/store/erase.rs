@@ -1,7 +1,7 @@
 //! Finds a person in the records and erases it from them. Rows stay; the fields of the contact and the
 //! salt of its commitment become empty, so that the history no longer identifies the person.
-
-use std::collections::BTreeMap;
+//!
+//! A search reads everything, in a snapshot; a change looks again only at the rows that it is given.
 
 use chassis::database::row::at;
 use chassis::database::{Connection, Error};
@@ -44,81 +44,82 @@ fn folded(text: &str) -> String {
     text.chars().flat_map(char::to_lowercase).collect()
 }
 
-/// Where a person stands.
-#[derive(Debug, Default)]
-pub(crate) struct Found {
-    pub attestation_ids: Vec<Uuid>,
-    pub invitation_ids: Vec<Uuid>,
-    /// Contacts of the customer's own and of its partners.
-    pub contact_ids: Vec<Uuid>,
-    /// Mails about a change of contacts that are still to be sent to it.
-    pub notice_ids: Vec<Uuid>,
-    /// On the customer itself, where one contact is kept for versions that know no other.
-    pub is_on_customer: bool,
+/// A row with a person's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Row {
+    Attestation(Uuid),
+    Invitation(Uuid),
+    /// A contact of the customer's own or of a partner.
+    Contact(Uuid),
+    /// A mail about a change of contacts that is still to be sent.
+    Notice(Uuid),
+    /// The customer itself, where one contact is kept for versions that know no other.
+    Customer(Uuid),
 }
 
-impl Found {
-    /// Whether the person is a contact of the customer.
-    pub(crate) fn is_contact(&self) -> bool {
-        self.is_on_customer || !self.contact_ids.is_empty()
-    }
+/// Where a person stands: rows with their customers; invitations that are not accepted have none.
+pub(crate) type Found = Vec<(Option<Uuid>, Row)>;
+
+/// The attestations among some rows.
+pub(crate) fn attestation_ids(found: &[(Option<Uuid>, Row)]) -> Vec<Uuid> {
+    let id = |(_, row): &(Option<Uuid>, Row)| match row {
+        Row::Attestation(id) => Some(*id),
+        Row::Invitation(_) | Row::Contact(_) | Row::Notice(_) | Row::Customer(_) => None,
+    };
+    found.iter().filter_map(id).collect()
 }
 
-/// By customer; under `None` the invitations that are not accepted.
-pub(crate) type FoundByCustomer = BTreeMap<Option<Uuid>, Found>;
-
-/// Reads id, customer and e-mail of all rows that have one, page by page, and keeps the person's.
-macro_rules! rows_of {
-    ($connection:expr, $person:expr, $table:ident, $customer_id:expr) => {{
-        let mut found: Vec<(String, String)> = vec![];
+/// Adds the person's rows of a table to what was found: reads id, customer and e-mail of all rows that have one, page by page.
+/// With `among` only those rows are read.
+macro_rules! find_in {
+    ($found:ident, $connection:expr, $person:expr, $among:expr, $table:ident, $customer_id:expr, $row:path) => {{
+        let only: Option<Vec<String>> = $among.map(|rows| {
+            let id = |(_, row): &(Option<Uuid>, Row)| match row {
+                $row(id) => Some(id.to_string()),
+                _ => None,
+            };
+            rows.iter().filter_map(id).collect()
+        });
         let mut after = String::new();
-        loop {
-            let page: Vec<(String, String, String)> = query!($connection, c => {
-                $table::table
+        while only.as_ref().is_none_or(|ids| !ids.is_empty()) {
+            let page: Vec<(String, String, String)> = query!(&mut *$connection, c => {
+                let mut page = $table::table
                     .filter($table::id.gt(&after))
                     .filter($table::email.ne(""))
                     .order($table::id)
                     .limit(PAGE)
                     .select(($table::id, $customer_id, $table::email))
-                    .load(c)
+                    .into_boxed();
+                if let Some(ids) = &only {
+                    page = page.filter($table::id.eq_any(ids));
+                }
+                page.load(c)
             })?;
             let Some((last, ..)) = page.last() else { break };
             after.clone_from(last);
-            let is_of = |(_, _, email): &(String, String, String)| $person.has(email);
-            found.extend(page.into_iter().filter(is_of).map(|(id, customer_id, _)| (id, customer_id)));
+            for (id, customer_id, _) in page.iter().filter(|(_, _, email)| $person.has(email)) {
+                let row = at(stringify!($table), id);
+                let customer_id = row.optional_id("customer_id", customer_id)?;
+                $found.push((customer_id, $row(row.parse("id", id)?)));
+            }
         }
-        found
     }};
 }
 
-/// Finds a person in all records. No index leads there, since only one of the databases could fold the
-/// case of every letter: all addresses are read.
-pub(crate) fn person_find(connection: &mut Connection, person: &Person) -> Result<FoundByCustomer, Error> {
-    let mut found = FoundByCustomer::new();
-    for (id, customer_id) in rows_of!(connection, person, acceptance, acceptance::customer_id) {
-        let row = at("acceptance", &id);
-        let customer_id = row.parse("customer_id", &customer_id)?;
-        found.entry(Some(customer_id)).or_default().attestation_ids.push(row.parse("id", &id)?);
-    }
-    for (id, customer_id) in rows_of!(connection, person, invitation, invitation::customer_id) {
-        let row = at("invitation", &id);
-        let customer_id = row.optional_id("customer_id", &customer_id)?;
-        found.entry(customer_id).or_default().invitation_ids.push(row.parse("id", &id)?);
-    }
-    for (id, _) in rows_of!(connection, person, customer, customer::id) {
-        let id = at("customer", &id).parse("id", &id)?;
-        found.entry(Some(id)).or_default().is_on_customer = true;
-    }
-    for (id, customer_id) in rows_of!(connection, person, contact, contact::customer_id) {
-        let row = at("contact", &id);
-        let customer_id = row.parse("customer_id", &customer_id)?;
-        found.entry(Some(customer_id)).or_default().contact_ids.push(row.parse("id", &id)?);
-    }
-    for (id, customer_id) in rows_of!(connection, person, contact_notice, contact_notice::customer_id) {
-        let row = at("contact_notice", &id);
-        let customer_id = row.parse("customer_id", &customer_id)?;
-        found.entry(Some(customer_id)).or_default().notice_ids.push(row.parse("id", &id)?);
-    }
+/// Finds a person in all records, or with `among` in those rows. No index leads there, since only one of the databases could
+/// fold the case of every letter: all addresses are read.
+pub(crate) fn person_find(
+    connection: &mut Connection,
+    person: &Person,
+    among: Option<&[(Option<Uuid>, Row)]>,
+) -> Result<Found, Error> {
+    let mut found = vec![];
+    find_in!(found, connection, person, among, acceptance, acceptance::customer_id, Row::Attestation);
+    find_in!(found, connection, person, among, invitation, invitation::customer_id, Row::Invitation);
+    find_in!(found, connection, person, among, customer, customer::id, Row::Customer);
+    find_in!(found, connection, person, among, contact, contact::customer_id, Row::Contact);
+    find_in!(found, connection, person, among, contact_notice, contact_notice::customer_id, Row::Notice);
+    found.sort_unstable();
     Ok(found)
 }
 
@@ -147,48 +148,61 @@ pub(crate) fn mails_naming(connection: &mut Connection, attestations: &[Uuid]) -
 
 /// Empties the contact of rows.
 macro_rules! erase_rows {
-    ($connection:expr, $table:ident, $ids:expr) => {
-        for ids in $ids.chunks(IDS_PER_UPDATE) {
-            let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
-            query!($connection, c => {
-                diesel::update($table::table.filter($table::id.eq_any(&ids)))
-                    .set((
-                        $table::first_name.eq(""),
-                        $table::last_name.eq(""),
-                        $table::email.eq(""),
-                        $table::phone.eq(""),
-                        $table::contact_salt.eq(""),
-                    ))
-                    .execute(c)
-            })?;
-        }
-    };
+    ($connection:expr, $table:ident, $ids:expr) => {{
+        let ids: Vec<String> = $ids.iter().map(Uuid::to_string).collect();
+        query!($connection, c => {
+            diesel::update($table::table.filter($table::id.eq_any(&ids)))
+                .set((
+                    $table::first_name.eq(""),
+                    $table::last_name.eq(""),
+                    $table::email.eq(""),
+                    $table::phone.eq(""),
+                    $table::contact_salt.eq(""),
+                ))
+                .execute(c)
+        })?;
+    }};
 }
 
-/// Erases a person from where it was found: an event for each customer.
-pub(crate) fn person_erase(change: &mut Change<'_>, found: &FoundByCustomer) -> Result<(), Error> {
-    for (customer_id, found) in found {
+/// Erases a person from rows that it was found in, where it still stands: an event for each customer. The answer is what was
+/// erased. A change takes as long as there are rows.
+pub(crate) fn person_erase(
+    change: &mut Change<'_>,
+    person: &Person,
+    among: &[(Option<Uuid>, Row)],
+) -> Result<Found, Error> {
+    let erased = person_find(change.connection, person, Some(among))?;
+    for of_customer in erased.chunk_by(|(one, _), (other, _)| one == other) {
+        let (mut invitations, mut contacts, mut notices, mut customers) = (vec![], vec![], vec![], vec![]);
+        let attestations = attestation_ids(of_customer);
+        for (_, row) in of_customer {
+            match *row {
+                Row::Attestation(_) => {}
+                Row::Invitation(id) => invitations.push(id),
+                Row::Contact(id) => contacts.push(id),
+                Row::Notice(id) => notices.push(id),
+                Row::Customer(id) => customers.push(id),
+            }
+        }
+        let customer_id = of_customer.first().and_then(|(customer_id, _)| *customer_id);
+        let was_contact = !contacts.is_empty() || !customers.is_empty();
         let revision = change.record(&Event::ContactErased {
-            customer_id: *customer_id,
-            attestation_ids: found.attestation_ids.clone(),
-            invitation_ids: found.invitation_ids.clone(),
-            was_primary_contact: found.is_contact(),
+            customer_id,
+            attestation_ids: attestations.clone(),
+            invitation_ids: invitations.clone(),
+            was_primary_contact: was_contact,
         })?;
-        erase_rows!(change.connection, acceptance, found.attestation_ids);
-        erase_rows!(change.connection, invitation, found.invitation_ids);
-        erase_rows!(change.connection, contact, found.contact_ids);
-        for ids in found.notice_ids.chunks(IDS_PER_UPDATE) {
-            let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
-            query!(change.connection, c => {
-                diesel::update(contact_notice::table.filter(contact_notice::id.eq_any(&ids)))
-                    .set(contact_notice::email.eq(""))
-                    .execute(c)
-            })?;
-        }
-        if let Some(id) = customer_id.filter(|_| found.is_on_customer) {
-            erase_rows!(change.connection, customer, [id]);
-        }
-        if let Some(id) = customer_id.filter(|_| found.is_contact()) {
+        erase_rows!(change.connection, acceptance, attestations);
+        erase_rows!(change.connection, invitation, invitations);
+        erase_rows!(change.connection, contact, contacts);
+        erase_rows!(change.connection, customer, customers);
+        let notices: Vec<String> = notices.iter().map(Uuid::to_string).collect();
+        query!(change.connection, c => {
+            diesel::update(contact_notice::table.filter(contact_notice::id.eq_any(&notices)))
+                .set(contact_notice::email.eq(""))
+                .execute(c)
+        })?;
+        if let Some(id) = customer_id.filter(|_| was_contact) {
             query!(change.connection, c => {
                 diesel::update(customer::table.find(id.to_string()))
                     .set(customer::revision.eq(revision))
@@ -196,5 +210,5 @@ pub(crate) fn person_erase(change: &mut Change<'_>, found: &FoundByCustomer) -> 
             })?;
         }
     }
-    Ok(())
+    Ok(erased)
 }

@@ -58,13 +58,21 @@ pub(crate) struct Turns {
     counted: HashMap<String, (Time, i64)>,
 }
 
+/// Mails that this process may send now.
+#[derive(Debug)]
+pub(crate) struct Claimed {
+    pub mails: Vec<DueMail>,
+    /// The claim ended at one of its limits.
+    pub are_more_due: bool,
+}
+
 /// Claims mails that are due: one of the sender after the last in key order, then one of the next, and so on. What
 /// another replica claims at the same moment is left to it.
 pub(crate) fn mails_claim(
     connection: &mut Connection,
     claim: &Claim,
     turns: &mut Turns,
-) -> Result<Vec<DueMail>, Error> {
+) -> Result<Claimed, Error> {
     let Turns { last, counted } = turns;
     counted.retain(|_, (at, _)| (claim.now - *at).abs() < COUNT_AGE_MAX);
     let mut mails = vec![];
@@ -73,11 +81,11 @@ pub(crate) fn mails_claim(
         let sender = match sender_after(connection, claim.now, last.as_deref())? {
             Some(sender) => sender,
             None if last.is_none() => break,
-            // The next round begins.
-            None => match sender_after(connection, claim.now, None)? {
-                Some(sender) => sender,
-                None => break,
-            },
+            None => {
+                // The next round begins.
+                *last = None;
+                continue;
+            }
         };
         match mail_of(connection, claim, &sender, counted)? {
             Some(mail) => mails.push(mail),
@@ -85,7 +93,8 @@ pub(crate) fn mails_claim(
         }
         *last = Some(sender);
     }
-    Ok(mails)
+    let are_more_due = mails.len() == claim.limit || idle == IDLE_TURNS_MAX;
+    Ok(Claimed { mails, are_more_due })
 }
 
 /// The next sender that has something due: a partner, a customer that changed its contact, or `""` for all rows of
@@ -266,22 +275,24 @@ fn announcement_claim(
     let first: Vec<(String, String, String)> = load_to_update!(connection, due);
     let Some((first, customer_id, mail_id)) = first.into_iter().next() else { return Ok(None) };
     let is_gathered = !customer_id.is_empty() && !claim.interval.is_zero();
-    let ids: Vec<String> = if !customer_id.is_empty() && (is_gathered || !mail_id.is_empty()) {
-        // A mail that was tried before stays as it is.
-        let together = notification::table
-            .filter(notification::customer_id.eq(&customer_id))
-            .filter(notification::partner_id.eq(sender))
-            .filter(notification::state.eq(QUEUED))
-            .filter(notification::mail_id.eq(&mail_id))
-            .order(notification::due_at)
-            .limit(ANNOUNCED_MAX as i64)
-            .select(notification::attestation_id);
-        load_to_update!(connection, together)
-    } else {
-        vec![first]
-    };
-    // The others may be another replica's.
-    let Some(first) = ids.first() else { return Ok(None) };
+    let (ids, together): (Vec<String>, usize) =
+        if !customer_id.is_empty() && (is_gathered || !mail_id.is_empty()) {
+            // A mail that was tried before stays as it is.
+            let rows = notification::table
+                .filter(notification::customer_id.eq(&customer_id))
+                .filter(notification::partner_id.eq(sender))
+                .filter(notification::state.eq(QUEUED))
+                .filter(notification::mail_id.eq(&mail_id))
+                .order(notification::due_at)
+                .limit(ANNOUNCED_MAX as i64)
+                .select(notification::attestation_id);
+            let all: Vec<String> = query!(&mut *connection, c => rows.load(c))?;
+            (load_to_update!(connection, rows), all.len())
+        } else {
+            (vec![first], 1)
+        };
+    // Where another replica holds some of them, the mail is left to it.
+    let Some(first) = ids.first().filter(|_| ids.len() == together) else { return Ok(None) };
     if is_gathered && mail_id.is_empty() {
         let until = match last_mail(connection, sender, &customer_id, now)? {
             Some(sent_at) => gathered_until(sent_at, claim.now, claim.interval),

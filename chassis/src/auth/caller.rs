@@ -6,6 +6,8 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Status};
 use uuid::Uuid;
 
+use crate::limits::tenant::Tenant;
+
 /// The names that identities may carry, as the contract spells them. The contract is the services'; this crate knows
 /// no kind of tenant and no role.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +44,14 @@ pub struct Caller {
     pub roles: Vec<&'static str>,
     /// How it reached the service.
     pub channel: Channel,
+}
+
+impl Caller {
+    /// The tenant whose share of the limits it uses.
+    #[must_use]
+    pub fn tenant(&self) -> Tenant {
+        Tenant::new(self.tenant_kind, self.tenant_id)
+    }
 }
 
 impl Vocabulary {

@@ -38,6 +38,9 @@ const POOL_SIZE: u32 = 8;
 /// How long a call waits for a free connection before it fails.
 const POOL_WAIT: Duration = Duration::from_secs(2);
 
+/// How often a rewrite of the file is tried, each time for as long as SQLite waits for a lock (5 s).
+const VACUUM_ATTEMPTS: u32 = 24;
+
 /// Seconds that calls waited: for their share and then for a connection, for each at most [`POOL_WAIT`].
 const WAIT_BUCKETS: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.0, 4.0];
 
@@ -218,12 +221,15 @@ impl Database {
         let job = move || match inner.connect()? {
             Connection::Postgres(_) => Ok(()),
             Connection::Sqlite(mut c) => {
-                c.batch_execute("VACUUM")?;
-                let is_busy: Checkpoint = sql_query("PRAGMA wal_checkpoint(TRUNCATE)").get_result(&mut c)?;
-                match is_busy.busy {
-                    0 => Ok(()),
-                    _ => Err(Error::Unavailable("the log of the database could not be emptied".into())),
-                }
+                patiently(|| Ok(c.batch_execute("VACUUM")?))?;
+                patiently(|| {
+                    let checkpoint: Checkpoint =
+                        sql_query("PRAGMA wal_checkpoint(TRUNCATE)").get_result(&mut c)?;
+                    match checkpoint.busy {
+                        0 => Ok(()),
+                        _ => Err(Error::Unavailable("the log of the database could not be emptied".into())),
+                    }
+                })
             }
         };
         tokio::task::spawn_blocking(job).await.map_err(|_| Error::Panicked)?
@@ -296,3 +302,14 @@ struct Checkpoint {
 
 type Pooled = r2d2::PooledConnection<Manager>;
 type GotFromPool = Result<Pooled, r2d2::PoolError>;
+/// Tries what needs the file for itself as long as others hold it, each time for as long as SQLite waits for a lock: they
+/// hold it for moments, but SQLite lets nobody queue for it.
+fn patiently(mut attempt: impl FnMut() -> Result<(), Error>) -> Result<(), Error> {
+    for _ in 1..VACUUM_ATTEMPTS {
+        match attempt() {
+            Err(Error::Unavailable(_)) => {}
+            ended => return ended,
+        }
+    }
+    attempt()
+}

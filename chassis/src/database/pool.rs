@@ -87,24 +87,31 @@ impl Manager {
             Self { url: url.clone(), read_only: matches!(url, Url::Sqlite(_)), is_pooled: false, cuts };
         let direct = manager.writing().connect();
         let Url::Postgres(text) = url else { return direct.map(|connection| (manager, connection)) };
-        if let Ok(mut connection) = direct {
-            if !connection.setting(OWN_SESSION)?.is_empty() {
-                return Ok((manager, connection));
+        let mut connection = match direct {
+            Ok(connection) => connection,
+            Err(error) => {
+                manager.is_pooled = true;
+                let pooled = manager.writing().connect().map_err(|_| error)?;
+                // A pooler refused the settings, or else a server has just become reachable.
+                manager.is_pooled = false;
+                let Ok(direct) = manager.writing().connect() else {
+                    manager.is_pooled = true;
+                    return Ok((manager, pooled));
+                };
+                direct
             }
-            if own_options(text).is_some() {
-                let why = "a connection pooler ignores `options` of the database URL; \
-                           leave them out, and set them for the role with ALTER ROLE … SET";
-                return Err(Error::Unusable(why.into()));
-            }
-            drop(connection);
-            manager.is_pooled = true;
-            return manager.writing().connect().map(|connection| (manager, connection));
+        };
+        if !connection.setting(OWN_SESSION)?.is_empty() {
+            return Ok((manager, connection));
         }
+        if own_options(text).is_some() {
+            let why = "a connection pooler ignores `options` of the database URL; \
+                       leave them out, and set them for the role with ALTER ROLE … SET";
+            return Err(Error::Unusable(why.into()));
+        }
+        drop(connection);
         manager.is_pooled = true;
-        match (direct, manager.writing().connect()) {
-            (_, Ok(connection)) => Ok((manager, connection)),
-            (Err(error), Err(_)) | (Ok(_), Err(error)) => Err(error),
-        }
+        manager.writing().connect().map(|connection| (manager, connection))
     }
 
     /// For connections that may write.

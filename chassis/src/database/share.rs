@@ -1,13 +1,14 @@
 //! The connections of the pool, shared as calls are: a tenant holds as many as remain free, waiting reads and writes get
 //! theirs round robin by tenant, and internal services and the process's own workers are limited by the total only.
-//! Longer reads have at most half of the connections, so that they leave some to reads of a few rows and to writes.
+//! Longer reads of tenants have at most half of the connections, so that they leave some to reads of a few rows, to writes,
+//! and to what internal services and workers read.
 
 use std::future::Future;
 use std::time::Duration;
 
 use super::{Error, POOL_SIZE};
-use crate::server::limits::queue::{CallQueue, Entry, Slot};
-use crate::server::limits::tenant::Tenant;
+use crate::limits::queue::{CallQueue, Entry, Slot};
+use crate::limits::tenant::Tenant;
 
 /// Who has no share: the process itself, and the internal services that act for all tenants.
 pub(crate) const INTERNAL: Tenant = Tenant::internal(INTERNAL_KIND);
@@ -54,7 +55,8 @@ impl Shares {
     /// It was not this call's turn in time.
     pub(super) async fn take(&self, is_longer: bool) -> Result<Share, Error> {
         let tenant = TENANT.try_with(|tenant| *tenant).unwrap_or(INTERNAL);
-        let longer = if is_longer { Some(slot(&self.longer, tenant).await?) } else { None };
+        let is_limited = is_longer && tenant != INTERNAL;
+        let longer = if is_limited { Some(slot(&self.longer, tenant).await?) } else { None };
         Ok(Share { _connection: slot(&self.all, tenant).await?, _longer: longer })
     }
 }
@@ -88,12 +90,20 @@ mod tests {
     async fn longer_reads_leave_connections_to_all_others() {
         let shares = Shares::new();
         let greedy = taken(&shares, GREEDY, true, 128).await;
-        let all = taken(&shares, INTERNAL, true, 128).await;
-        assert_eq!((greedy.len(), all.len()), (2, 2), "longer reads have half of the connections");
+        let more: Vec<Tenant> = (10..20).map(|id| Tenant::test("TENANT", id)).collect();
+        let mut others = vec![];
+        for tenant in more {
+            others.extend(taken(&shares, tenant, true, 128).await);
+        }
+        assert_eq!((greedy.len(), others.len()), (2, 2), "longer reads have half of the connections");
         let more = taken(&shares, GREEDY, false, 128).await;
         assert_eq!(more.len(), 1, "it then holds as many as are free");
         assert_eq!(taken(&shares, MODEST, false, 1).await.len(), 1);
-        assert_eq!(taken(&shares, INTERNAL, false, 128).await.len(), 3);
+        assert_eq!(
+            taken(&shares, INTERNAL, true, 128).await.len(),
+            3,
+            "what is internal waits for none of them"
+        );
     }
 
     #[tokio::test(start_paused = true)]

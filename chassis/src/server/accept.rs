@@ -99,11 +99,15 @@ pub(super) fn accept(
                 room => drop(tokio::spawn(async move {
                     let room = match room {
                         Some(permit) => permit,
-                        // The other connection takes a moment to close.
-                        None => match timeout(ROOM_MAX, permits.acquire_owned()).await {
-                            Ok(Ok(permit)) => permit,
-                            _ => return,
-                        },
+                        // The other connection takes a moment to close. This one may have to make room meanwhile.
+                        None => {
+                            let permit = tokio::select! {
+                                () = begin.peer.closing() => return,
+                                permit = timeout(ROOM_MAX, permits.acquire_owned()) => permit,
+                            };
+                            let Ok(Ok(permit)) = permit else { return };
+                            permit
+                        }
                     };
                     begin.run(room, tls.acceptor()).await;
                 })),

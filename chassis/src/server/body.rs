@@ -11,7 +11,7 @@ use tokio::time::Sleep;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::limits::memory::RequestMemory;
+use super::memory::RequestMemory;
 use super::message::give_reason;
 
 /// A response is handed to HTTP/2 in pieces of this size, and HTTP/2 takes the next piece when the client has taken about
@@ -194,9 +194,9 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::super::MESSAGE_BYTES_MAX;
-    use super::super::limits::memory;
-    use super::super::limits::tenant::Tenant;
+    use super::super::memory;
     use super::*;
+    use crate::limits::tenant::Tenant;
 
     #[tokio::test]
     async fn a_response_comes_in_pieces_and_drops_its_guard_at_its_end() {

@@ -26,9 +26,7 @@ use tracing::Instrument;
 use super::body::{CountedBody, DueBody, GuardedBody};
 use super::connection::Peer;
 use super::deadline::{Deadline, Late, RECEIVE_MAX, TIME_LEFT_MIN, in_time, work_time};
-use super::limits::memory::{self, RequestMemory};
-use super::limits::queue::{CallQueue, Entry, Slot};
-use super::limits::tenant::{Overload, Tenant, TenantLimiter};
+use super::memory::{self, RequestMemory};
 use super::message::{give_reason, malformed, unknown_call};
 use super::overload::Refusals;
 use super::record::CallRecord;
@@ -37,6 +35,8 @@ use crate::auth::access::{self, AccessPolicy};
 use crate::auth::{self, Caller};
 use crate::database::share;
 use crate::form::Form;
+use crate::limits::queue::{CallQueue, Entry, Slot};
+use crate::limits::tenant::{Overload, Tenant, TenantLimiter};
 use crate::metrics::{Calls, UNKNOWN_PATH};
 use crate::status::{failure, internal};
 
@@ -191,7 +191,7 @@ impl Service<http::Request<Body>> for CallService {
         if let Err(status) = access::admit(policy, path, &caller, domain) {
             return refuse(Some(&caller), status);
         }
-        let entry = match shared.queue.enter(Tenant::of(&caller)) {
+        let entry = match shared.queue.enter(caller.tenant()) {
             Ok(entry) => entry,
             Err(overload) => return Box::pin(ready(Ok(shared.refuse_for_load(path, overload)))),
         };
@@ -283,14 +283,14 @@ impl Shared {
         let domain = self.options.domain;
         let record = CallRecord::begin(path, request.headers(), Some(&caller), self.calls.clone(), began);
         let deadline = began + work_time(request.headers());
-        let memory = Arc::new(RequestMemory::new(self.memory.clone(), Tenant::of(&caller)));
+        let memory = Arc::new(RequestMemory::new(self.memory.clone(), caller.tenant()));
         let peer = take_peer(&mut request);
         let is_packed = request.headers().get("grpc-encoding").is_some_and(|encoding| encoding != "identity");
         let extensions = request.extensions_mut();
         extensions.insert(CallId(record.call_id.clone()));
         extensions.insert(Deadline(deadline));
         let is_internal = caller.tenant_kind == self.options.identities.vocabulary().internal_kind;
-        let tenant = if is_internal { share::INTERNAL } else { Tenant::of(&caller) };
+        let tenant = if is_internal { share::INTERNAL } else { caller.tenant() };
         extensions.insert(caller);
         let request =
             request.map(|body| Body::new(CountedBody::new(body, is_packed, memory.clone(), domain)));

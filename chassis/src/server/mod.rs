@@ -7,7 +7,7 @@ pub mod call;
 mod connection;
 pub mod deadline;
 mod health;
-pub mod limits;
+mod memory;
 pub mod message;
 mod overload;
 mod record;

@@ -8,7 +8,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use super::connection::UNIDENTIFIED_CALLS_MAX;
-use super::limits::tenant::Overload;
+use crate::limits::tenant::Overload;
 use crate::status::failure;
 
 /// When a client should retry a call that was refused for load.

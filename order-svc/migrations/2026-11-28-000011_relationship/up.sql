@@ -11,6 +11,8 @@ CREATE TABLE relationship (
 -- Up to which event the table is filled. Versions that do not know it move only revision; what lies between is read again,
 -- for the table alone.
 ALTER TABLE follower ADD COLUMN relationships_revision BIGINT NOT NULL DEFAULT 0;
+-- After a restore of agreement-svc the history is followed again from its beginning; from this event on the table is complete.
+ALTER TABLE follower ADD COLUMN relationships_complete_at BIGINT NOT NULL DEFAULT 0;
 
 -- A large withdrawal takes several transactions; its report is read once it is complete. newer_answer counts, of those
 -- that stayed, the subscriptions that rest on an answer given after the withdrawal. Of what stayed there are no rows in
@@ -18,6 +20,10 @@ ALTER TABLE follower ADD COLUMN relationships_revision BIGINT NOT NULL DEFAULT 0
 ALTER TABLE withdrawal ADD COLUMN is_complete BOOLEAN NOT NULL DEFAULT TRUE;
 ALTER TABLE withdrawal ADD COLUMN newer_answer INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE withdrawal_partner ADD COLUMN newer_answer INTEGER NOT NULL DEFAULT 0;
+
+-- Up to which event the history was applied when the reseller on record was assigned: earlier ends of its relationship
+-- concern the subscription no more, also when they are applied again.
+ALTER TABLE subscription ADD COLUMN reseller_revision BIGINT NOT NULL DEFAULT 0;
 
 -- The reseller on record after a change that assigned one ('' where there is none).
 ALTER TABLE subscription_change ADD COLUMN reseller_id TEXT NOT NULL DEFAULT '';

@@ -46,6 +46,8 @@ pub(crate) enum NotFollowed {
     /// Its history cannot continue the one that was applied here: it ends before the cursor, has another hash there, or
     /// its events are out of order. An operator has to act.
     InvalidHistory(String),
+    /// It continues that one, with an event of this revision that cannot be read. An operator has to act.
+    UnreadableEvent(i64),
 }
 
 /// What comes next in the history.
@@ -90,8 +92,8 @@ impl History {
     /// The next events, as far as they have come; `None` when the stream has ended as streams do; the caller opens it again.
     ///
     /// # Errors
-    /// [`NotFollowed`]. An event with consequences that cannot be read is an invalid history: skipping
-    /// it would leave subscriptions that must end.
+    /// [`NotFollowed`]. An event with consequences that cannot be read ends it: skipping it would leave subscriptions that
+    /// must end.
     pub(crate) async fn next(&mut self) -> Result<Option<StreamItem>, NotFollowed> {
         let first = match self.kept.take() {
             Some(kept) => kept?,
@@ -122,13 +124,7 @@ impl History {
         let response = tokio::time::timeout(SILENCE_MAX, self.stream.message()).await;
         let response = response.map_err(|_| silent())?.map_err(|status| not_followed(&status))?;
         let Some(response) = response else { return Ok(None) };
-        let nonsense = || {
-            NotFollowed::InvalidHistory(format!(
-                "it sent an item that cannot follow revision {}",
-                self.seen.revision
-            ))
-        };
-        let item = read_item(&self.seen, response).ok_or_else(nonsense)?;
+        let item = read_next(&self.seen, response)?;
         if let StreamItem::Points(points) = &item
             && let Some(point) = points.last()
         {
@@ -151,6 +147,19 @@ fn not_followed(status: &Status) -> NotFollowed {
 
 fn time(time: prost_types::Timestamp) -> Option<Time> {
     DateTime::from_timestamp(time.seconds, u32::try_from(time.nanos).ok()?)
+}
+
+/// The item after a cursor, or why the history does not go on from there.
+fn read_next(seen: &Cursor, response: wire::WatchEventsResponse) -> Result<StreamItem, NotFollowed> {
+    let next = seen.revision + 1;
+    let is_next = matches!(&response.item, Some(Item::Event(event)) if event.revision == next);
+    read_item(seen, response).ok_or_else(|| match is_next {
+        true => NotFollowed::UnreadableEvent(next),
+        false => NotFollowed::InvalidHistory(format!(
+            "it sent an item that cannot follow revision {}",
+            seen.revision
+        )),
+    })
 }
 
 /// The item after a cursor; `None` when it cannot follow there.
@@ -339,16 +348,23 @@ mod tests {
         let right = || event(7, withdrawn(&[&PARTNER.to_string()]));
         let until = time(AT).unwrap();
         assert_eq!(after(6, right()).map(|point| (point.cursor.revision, point.until)), Some((7, until)));
-        for (about, seen, event) in [
-            ("a gap", 5, right()),
-            ("an event again", 7, right()),
-            ("no time", 6, wire::Event { recorded_at: None, ..right() }),
-            ("no customer", 6, wire::Event { customer_id: String::new(), ..right() }),
-            ("no partner", 6, wire::Event { partner_id: String::new(), ..right() }),
-            ("an uncovered partner that is none", 6, event(7, withdrawn(&["no id"]))),
-            ("a reseller that is none", 6, event(7, ended("no id"))),
+        // Only what does not continue the history makes it another one.
+        for (about, seen, event, is_next) in [
+            ("a gap", 5, right(), false),
+            ("an event again", 7, right(), false),
+            ("no time", 6, wire::Event { recorded_at: None, ..right() }, true),
+            ("no customer", 6, wire::Event { customer_id: String::new(), ..right() }, true),
+            ("no partner", 6, wire::Event { partner_id: String::new(), ..right() }, true),
+            ("an uncovered partner that is none", 6, event(7, withdrawn(&["no id"])), true),
+            ("a reseller that is none", 6, event(7, ended("no id")), true),
         ] {
-            assert_eq!(after(seen, event), None, "{about}");
+            assert_eq!(after(seen, event.clone()), None, "{about}");
+            let response = WatchEventsResponse { item: Some(Item::Event(event)) };
+            match read_next(&cursor(seen, None), response) {
+                Err(NotFollowed::UnreadableEvent(7)) => assert!(is_next, "{about}"),
+                Err(NotFollowed::InvalidHistory(_)) => assert!(!is_next, "{about}"),
+                other => panic!("{about}: {other:?}"),
+            }
         }
         let seen = cursor(7, Some("seven"));
         let checkpoint =

@@ -13,15 +13,16 @@ use proto::agreement::{
 };
 use proto::identity::Role;
 use proto::types::{self, ErrorReason};
-use tonic::Code;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
 
 use super::attest::Attested;
 use super::{AgreementClient, CallOptions, log_if_unauthenticated, reason_of};
 use crate::rules::gate::{
-    ANSWER_AGE_MAX, AgreementType, Answer, Approval, Decision, DryRun, Evidence, EvidenceKind, Operation,
-    Reason, Remedy, Rule, Verdict,
+    ANSWER_AGE_MAX, AgreementType, Answer, Approval, Decision, DryRun, Evidence, EvidenceKind, Hindrance,
+    Operation, Reason, Remedy, Rule, Verdict,
 };
-use crate::rules::order::Parties;
+use crate::rules::order::{Misnamed, Parties};
 
 /// A query to the gate.
 #[derive(Clone, Debug)]
@@ -40,8 +41,9 @@ pub(crate) struct GateQuery {
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum GateError {
-    /// Payer, customer and reseller do not belong together (GATE-0).
-    NoActiveRelationship,
+    /// Payer, customer and reseller do not belong together (GATE-0). It is said which of them is named wrongly, unless the
+    /// caller does not see the customer.
+    NoActiveRelationship(Option<Misnamed>),
     /// GATE-0.
     PayerIsReseller,
     /// Anything else: agreement-svc is unavailable, slow or broken, or its response is invalid. For the log.
@@ -92,7 +94,9 @@ impl AgreementClient {
         match self.call_with_failover(options, message, call).await.inspect_err(log_if_unauthenticated) {
             Ok((asked_at, answer)) => read_answer(query, asked_at, self.clock_difference_max, answer),
             Err(status) => Err(match (reason_of(&status), status.code()) {
-                (Some(ErrorReason::ResourceNotFound), Code::NotFound) => GateError::NoActiveRelationship,
+                (Some(ErrorReason::ResourceNotFound), Code::NotFound) => {
+                    GateError::NoActiveRelationship(read_misnamed(&status))
+                }
                 (Some(ErrorReason::PayerIsReseller), Code::InvalidArgument) => GateError::PayerIsReseller,
                 _ => GateError::Unknown(status.to_string()),
             }),
@@ -152,6 +156,16 @@ fn agreement_type(of: AgreementType) -> types::AgreementType {
     }
 }
 
+/// Which of the parties is named wrongly, if the refusal says it.
+fn read_misnamed(refused: &Status) -> Option<Misnamed> {
+    let metadata = refused.get_details_error_info()?.metadata;
+    match metadata.get("field")?.as_str() {
+        "payer_id" => Some(Misnamed::Payer { use_payer_id: metadata.get("use_payer_id")?.parse().ok()? }),
+        "reseller_id" => Some(Misnamed::Reseller),
+        _ => None,
+    }
+}
+
 /// Reads the answer to a query; an answer with parts that do not fit together is unknown, and so is one that was given
 /// at another time than now.
 fn read_answer(
@@ -186,6 +200,7 @@ fn read_answer(
         Ok(types::Decision::Blocked) => Verdict::Blocked {
             reasons: answer.reasons.iter().filter_map(|reason| read_reason(*reason)).collect(),
             remedies: answer.remedies.iter().filter_map(read_remedy).collect(),
+            hindrance: read_hindrance(&answer),
         },
         Ok(types::Decision::Allowed | types::Decision::Exempt) => Verdict::Approved(
             read_approval(query, &answer, evaluated_at)
@@ -200,6 +215,17 @@ fn read_answer(
         asked_at,
         valid_for,
     })
+}
+
+/// Why a no has no remedy: order-svc's callers may all attest and invite, so it is not their role.
+fn read_hindrance(answer: &CheckEligibilityResponse) -> Option<Hindrance> {
+    let is_wrong_type =
+        answer.reasons.iter().any(|reason| read_reason(*reason) == Some(Reason::WrongAgreementType));
+    match answer.remedies.is_empty() {
+        false => None,
+        true if answer.satisfying_types.is_empty() && is_wrong_type => Some(Hindrance::Offers(vec![])),
+        true => Some(Hindrance::NoVersion),
+    }
 }
 
 /// A yes whose decision, rule and evidence fit together, and the query.

@@ -93,10 +93,6 @@ impl AgreementClient {
         self.deadline.min(time_left)
     }
 
-    pub(crate) fn clock_difference_max(&self) -> TimeDelta {
-        self.clock_difference_max
-    }
-
     /// Registers the metrics of this process's token and certificates.
     pub(crate) fn register_metrics(&self, metrics: &Metrics) {
         self.own.register_metrics(metrics);

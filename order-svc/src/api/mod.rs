@@ -20,7 +20,7 @@ use chassis::auth::Caller;
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
 use chassis::form::Form;
-use chassis::idempotency::{IdempotencyKey, Lookup, response_find};
+use chassis::idempotency::{Digests, IdempotencyKey, Lookup, response_find};
 use chassis::paging::{Page, Pages};
 use prost::Message;
 use proto::identity::TenantKind;
@@ -32,7 +32,7 @@ use crate::agreements::AgreementClient;
 use crate::agreements::gate::{GateError, GateQuery};
 use crate::metrics::Decisions;
 use crate::rules::Refusal;
-use crate::rules::gate::{ANSWER_AGE_MAX, Answer};
+use crate::rules::gate::Answer;
 use crate::rules::offer::Catalogue;
 use crate::rules::order::Parties;
 use crate::store::Viewer;
@@ -47,6 +47,7 @@ pub(crate) struct Api {
     pub database: Database,
     pub clock: Clock,
     pub pages: Pages,
+    pub digests: Digests,
     pub catalogue: Arc<Catalogue>,
     pub agreements: AgreementClient,
     pub decisions: Decisions,
@@ -134,7 +135,7 @@ impl Api {
     ) -> Result<Response<A>, Status> {
         let status = match failure {
             Failure::Refused(refusal) => status::refused(&refusal),
-            Failure::NotAttested(refused) => status::not_attested(&refused),
+            Failure::NotAttested { refused, payer_id } => status::not_attested(&refused, payer_id),
             Failure::Database(error) => return Err(status::failed(&error)),
         };
         self.replay(key).await?.ok_or(status)
@@ -171,7 +172,10 @@ impl Api {
 /// The refusal where the gate gave no answer.
 fn unanswered(parties: &Parties, no_answer: GateError) -> Refusal {
     match no_answer {
-        GateError::NoActiveRelationship => {
+        GateError::NoActiveRelationship(Some(misnamed)) => {
+            Refusal::NotTogether { parties: *parties, misnamed }
+        }
+        GateError::NoActiveRelationship(None) => {
             Refusal::NotFound { resource: "customer", id: parties.customer_id.to_string() }
         }
         GateError::PayerIsReseller => Refusal::PayerIsReseller { payer_id: parties.payer_id },
@@ -179,16 +183,6 @@ fn unanswered(parties: &Parties, no_answer: GateError) -> Refusal {
             tracing::warn!(why, "the gate gave no answer");
             Refusal::GateUnavailable
         }
-    }
-}
-
-impl Api {
-    /// Whether agreement-svc's history was applied up to now, as far as its clock and ours can differ.
-    fn is_history_applied(&self) -> bool {
-        let until = self.followed.borrow().until;
-        until.is_some_and(|until| {
-            self.clock.now() - until <= ANSWER_AGE_MAX + self.agreements.clock_difference_max()
-        })
     }
 }
 
@@ -207,8 +201,11 @@ enum Attempt<A> {
 /// Why a call that buys or changes stored nothing.
 enum Failure {
     Refused(Refusal),
-    /// The refusal of agreement-svc, which is passed on.
-    NotAttested(Status),
+    /// The refusal of agreement-svc, which is passed on, and the payer through which a reseller serves the customer.
+    NotAttested {
+        refused: Status,
+        payer_id: Option<Uuid>,
+    },
     Database(Error),
 }
 

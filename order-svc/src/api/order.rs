@@ -31,6 +31,7 @@ use crate::rules::{Refusal, Time};
 use crate::store::Slice;
 use crate::store::commit::{Commit, Write, commit, has_room};
 use crate::store::order::{order_find, order_list};
+use crate::store::relationship::relationships_active;
 
 /// Lines of one order.
 const LINES_MAX: usize = 100;
@@ -63,7 +64,7 @@ impl OrderService for Api {
             }
         }
         checked(form)?;
-        let key = IdempotencyKey::new(&caller, "CreateOrder", request_id, &message);
+        let key = self.digests.key(&caller, "CreateOrder", request_id, &message);
         let key = (!validate_only).then_some(key);
         let attestation = message.attestation.map(|attestation| AttestationQuery {
             order_request_id: request_id,
@@ -148,13 +149,28 @@ impl Api {
         let (caller, credentials) = (&new.caller, &new.credentials);
         let attested =
             self.agreements.attest(attestation, caller, credentials, &new.call_id, time_left).await;
-        attested.map_err(|why| match why {
-            NotAttested::Refused(status) => Failure::NotAttested(status),
-            NotAttested::Unknown(why) => {
-                tracing::warn!(why, "whether the attestation was stored is not known");
-                Refusal::GateUnavailable.into()
+        match attested {
+            Ok(attested) => Ok(attested),
+            Err(NotAttested::Refused(refused)) => {
+                let payer_id = self.payer_of_reseller(&new.parties).await?;
+                Err(Failure::NotAttested { refused, payer_id })
             }
-        })
+            Err(NotAttested::Unknown(why)) => {
+                tracing::warn!(why, "whether the attestation was stored is not known");
+                Err(Refusal::GateUnavailable.into())
+            }
+        }
+    }
+
+    /// The payer of a reseller's order, if the reseller serves the customer through it. agreement-svc does not know which
+    /// of its providers it orders through.
+    async fn payer_of_reseller(&self, parties: &Parties) -> Result<Option<Uuid>, Error> {
+        let Parties { payer_id, reseller_id: Some(reseller), customer_id } = *parties else {
+            return Ok(None);
+        };
+        let read = move |connection: &mut Connection| relationships_active(connection, customer_id, payer_id);
+        let active = self.database.read(read).await?;
+        Ok(active.is_some_and(|active| active.with_reseller(reseller)).then_some(payer_id))
     }
 
     fn gate_query(&self, new: &NewOrder, at_least_revision: i64) -> GateQuery {
@@ -209,8 +225,8 @@ impl Api {
                 self.orders.send_replace(());
                 Ok(Attempt::Done(response))
             }
-            // No row of an order can have changed under it.
-            Commit::SeenBefore | Commit::AnswerStale | Commit::LostRace => {
+            // No row of an order can have changed under it, and the gate was asked about the relationship.
+            Commit::SeenBefore | Commit::AnswerStale | Commit::LostRace | Commit::NotRelated => {
                 Ok(Attempt::Retry(Refusal::GateUnavailable))
             }
             Commit::TooManySubscriptions => Err(self.too_many_subscriptions(new).into()),

@@ -1,5 +1,7 @@
 //! Turns refusals and failures into gRPC statuses; codes are chosen here and nowhere else.
 
+use std::collections::BTreeSet;
+
 use chassis::database::Error;
 use chassis::form::Violation;
 use chassis::status::{Failure, RETRY, database_failure, failure, internal, invalid_fields};
@@ -10,7 +12,8 @@ use uuid::Uuid;
 
 use crate::agreements;
 use crate::rules::Refusal;
-use crate::rules::gate::{Reason, Remedy};
+use crate::rules::gate::{AgreementType, Hindrance, LineDemand, Reason, Remedy};
+use crate::rules::order::{Misnamed, Parties};
 use crate::rules::subscription::State;
 
 /// `ErrorInfo.domain` of everything this service refuses.
@@ -19,6 +22,9 @@ pub(super) const DOMAIN: &str = "order-svc";
 /// What an attestation needs to know of the user, and what it also takes: paths in one.
 const REQUIRED_FIELDS: &str = "template_id,contact.first_name,contact.last_name,contact.email,agreed_at";
 const OPTIONAL_FIELDS: &str = "contact.phone";
+
+/// How many lines the message itself names of each kind; the metadata name all.
+const LINES_IN_MESSAGE: usize = 5;
 
 pub(super) fn invalid(violations: &[Violation]) -> Status {
     invalid_fields(DOMAIN, violations).status()
@@ -55,6 +61,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         )
         .with("partner_center_code", 2055)
         .status(),
+        Refusal::NotTogether { parties, misnamed } => not_together(parties, *misnamed),
         Refusal::PayerIsReseller { payer_id } => with(
             Code::InvalidArgument,
             ErrorReason::PayerIsReseller,
@@ -64,8 +71,8 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         )
         .with("payer_id", payer_id)
         .status(),
-        Refusal::AgreementRequired { customer_id, reasons, remedies } => {
-            agreement_required(*customer_id, reasons, remedies)
+        Refusal::AgreementRequired { customer_id, reasons, remedies, hindrance } => {
+            agreement_required(*customer_id, reasons, remedies, hindrance.as_ref())
         }
         Refusal::GateUnavailable => with(
             Code::Unavailable,
@@ -109,8 +116,8 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::RelationshipEnded { customer_id, payer_id } => precondition(
             ErrorReason::RelationshipEnded,
             format!(
-                "your relationship with customer {customer_id} has ended; what partner {payer_id} pays for, it can cancel, \
-                 or assign to a reseller that the customer works with"
+                "your relationship with customer {customer_id} has ended; partner {payer_id}, which pays, can still suspend or \
+                 cancel the subscription, switch its automatic renewal off, and assign a reseller that the customer works with"
             ),
         )
         .with("customer_id", customer_id)
@@ -213,11 +220,49 @@ fn not_found(resource: &str, id: &str) -> Status {
     failure.with("partner_center_code", partner_center_code).status()
 }
 
+/// GATE-0, for a caller that sees the customer.
+fn not_together(parties: &Parties, misnamed: Misnamed) -> Status {
+    let Parties { payer_id, customer_id, .. } = parties;
+    let not_found = |sentence: String, field| {
+        with(Code::NotFound, ErrorReason::ResourceNotFound, sentence)
+            .resource("relationship", customer_id)
+            .with("field", field)
+    };
+    match misnamed {
+        Misnamed::Payer { use_payer_id } => {
+            let sentence = format!(
+                "payer_id is wrong: you have no active relationship with customer {customer_id} and partner {payer_id}; \
+                 name partner {use_payer_id}"
+            );
+            not_found(sentence, "payer_id").with("use_payer_id", use_payer_id).status()
+        }
+        Misnamed::Reseller => {
+            let reseller = parties.reseller_id.map(|id| id.to_string()).unwrap_or_default();
+            let sentence = format!(
+                "reseller_id is wrong: you and partner {reseller} have no active relationship with customer {customer_id}; \
+                 leave it empty, or name a reseller of one of your relationships with the customer"
+            );
+            not_found(sentence, "reseller_id").status()
+        }
+    }
+}
+
 /// The refusal by agreement-svc of the attestation that an order carries, with its message; the bad fields of the
-/// attestation become those of the order.
-pub(super) fn not_attested(refused: &Status) -> Status {
+/// attestation become those of the order, and a reseller is sent to the payer of the order.
+pub(super) fn not_attested(refused: &Status, payer_id: Option<Uuid>) -> Status {
     let details = refused.get_error_details();
-    let (Some(bad), Some(info)) = (details.bad_request(), details.error_info()) else {
+    let info = details.error_info();
+    let provider = info.filter(|info| info.reason == ErrorReason::ResellerCannotAttest.name());
+    let provider = provider.and_then(|info| info.metadata.get("provider_id"));
+    if let (Some(provider), Some(payer_id)) = (provider, payer_id) {
+        let message = refused.message().replace(provider.as_str(), &payer_id.to_string());
+        let reason = ErrorReason::ResellerCannotAttest.name();
+        let sentence =
+            message.strip_prefix(reason).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&message);
+        let failure = failure(agreements::DOMAIN, refused.code(), reason, sentence);
+        return failure.with("provider_id", payer_id).status();
+    }
+    let (Some(bad), Some(info)) = (details.bad_request(), info) else {
         // Without its headers, which are not ours to send.
         return Status::with_details(refused.code(), refused.message(), refused.details().to_vec().into());
     };
@@ -230,7 +275,12 @@ pub(super) fn not_attested(refused: &Status) -> Status {
 }
 
 /// The refusal that says what is missing and what the caller can do about it, also to programs.
-fn agreement_required(customer_id: Uuid, reasons: &[Reason], remedies: &[Remedy]) -> Status {
+fn agreement_required(
+    customer_id: Uuid,
+    reasons: &[Reason],
+    remedies: &[Remedy],
+    hindrance: Option<&Hindrance>,
+) -> Status {
     let mut keys = vec![];
     let mut advice = vec![];
     let mut metadata = vec![];
@@ -255,12 +305,27 @@ fn agreement_required(customer_id: Uuid, reasons: &[Reason], remedies: &[Remedy]
             }
         }
     }
-    if advice.is_empty() {
-        advice.push("there is nothing that you can do about it with your role and these offers".to_owned());
-    }
     let names = reasons.iter().map(Reason::into_str).collect::<Vec<_>>().join(",");
-    let sentence =
-        format!("the customer has not accepted what is required ({names}); remedy: {}", advice.join(", or "));
+    let not_accepted = format!("the customer has not accepted what is required ({names})");
+    let sentence = match hindrance {
+        Some(Hindrance::Offers(demands)) => {
+            let lines = demands.iter().flat_map(|of| &of.lines).collect::<BTreeSet<_>>();
+            if !lines.is_empty() {
+                let lines = lines.into_iter().map(|n| format!("lines[{n}]")).collect::<Vec<_>>().join(",");
+                metadata.push(("lines", lines));
+            }
+            format!("no acceptance satisfies this ({names}): {}", offers_sentence(demands))
+        }
+        Some(Hindrance::NoVersion) => {
+            format!(
+                "{not_accepted}, and no version of the agreement is in force; ask the operator to publish one"
+            )
+        }
+        None if advice.is_empty() => {
+            format!("{not_accepted}; CheckEligibility of agreement-svc says what helps")
+        }
+        None => format!("{not_accepted}; remedy: {}", advice.join(", or ")),
+    };
     let mut failure = with(Code::FailedPrecondition, ErrorReason::AgreementRequired, sentence)
         .with("customer_id", customer_id)
         .with("reasons", names)
@@ -273,6 +338,35 @@ fn agreement_required(customer_id: Uuid, reasons: &[Reason], remedies: &[Remedy]
         failure = failure.precondition("AGREEMENT", format!("customers/{customer_id}"), reason.into_str());
     }
     failure.status()
+}
+
+/// Which offers keep each other, or the policy, from being satisfied, and what helps.
+fn offers_sentence(demands: &[LineDemand]) -> String {
+    let lines = |of: &LineDemand| {
+        let (lines, rest) = of.lines.split_at(of.lines.len().min(LINES_IN_MESSAGE));
+        let mut lines: Vec<_> = lines.iter().map(|n| format!("lines[{n}]")).collect();
+        if !rest.is_empty() {
+            lines.push(format!("{} more", rest.len()));
+        }
+        lines.join(", ")
+    };
+    let types =
+        |of: &LineDemand| of.types.iter().map(AgreementType::into_str).collect::<Vec<_>>().join(" or ");
+    match demands {
+        [] => "the offer takes no agreement that counts today; order another offer".to_owned(),
+        [of] => format!(
+            "the offers of {} take only {}, which does not count today; order other offers",
+            lines(of),
+            types(of)
+        ),
+        several => {
+            let each = several.iter().map(|of| format!("{} (only {})", lines(of), types(of)));
+            format!(
+                "no agreement counts for the offers of {} together; order these lines separately",
+                each.collect::<Vec<_>>().join(" and of ")
+            )
+        }
+    }
 }
 
 fn with(code: Code, reason: ErrorReason, sentence: impl Into<String>) -> Failure {
@@ -303,13 +397,26 @@ mod tests {
     fn every_refusal_has_its_code_reason_and_remedy() {
         let id = Uuid::from_u128(1);
         let bad = BadField { field: "lines[2].quantity".into(), problem: "must be 1 to 300".into() };
+        let parties = Parties { payer_id: id, reseller_id: Some(id), customer_id: id };
         let both = vec![Remedy::Attest { template_id: id }, Remedy::InviteCustomer { template_id: id }];
-        let required = |reasons, remedies| Refusal::AgreementRequired { customer_id: id, reasons, remedies };
+        let blocked = |reasons, remedies, hindrance| Refusal::AgreementRequired {
+            customer_id: id,
+            reasons,
+            remedies,
+            hindrance,
+        };
+        let required = |reasons, remedies| blocked(reasons, remedies, None);
+        let hindered = |of| blocked(vec![Reason::WrongAgreementType], vec![], Some(of));
+        let take = |of, lines: std::ops::Range<usize>| LineDemand { types: vec![of], lines: lines.collect() };
+        let cloud = take(AgreementType::MicrosoftCloudAgreement, 0..2);
+        let customer = take(AgreementType::MicrosoftCustomerAgreement, 2..9);
         let refusals = [
             Refusal::NotFound { resource: "order", id: id.to_string() },
             Refusal::Fields(vec![bad]),
             Refusal::RequestIdReused { request_id: id },
             Refusal::StaleEtag,
+            Refusal::NotTogether { parties, misnamed: Misnamed::Payer { use_payer_id: id } },
+            Refusal::NotTogether { parties, misnamed: Misnamed::Reseller },
             Refusal::PayerIsReseller { payer_id: id },
             required(vec![Reason::NoAcceptance], both),
             required(
@@ -317,6 +424,10 @@ mod tests {
                 vec![Remedy::AskProvider { provider_id: id }],
             ),
             required(vec![Reason::WrongAgreementType], vec![]),
+            hindered(Hindrance::Offers(vec![])),
+            hindered(Hindrance::Offers(vec![cloud.clone()])),
+            hindered(Hindrance::Offers(vec![cloud, customer])),
+            blocked(vec![Reason::NoAcceptance], vec![], Some(Hindrance::NoVersion)),
             Refusal::GateUnavailable,
             Refusal::AnswerOutdated { customer_id: id, fence: 7 },
             Refusal::WithdrawalLost { customer_id: id, acceptance_id: Some(id) },
@@ -342,16 +453,22 @@ mod tests {
             InvalidArgument INVALID_FIELDS: lines[2].quantity must be 1 to 300 []
             InvalidArgument REQUEST_ID_REUSED: the request id was used before with other content; use a new one for new content ["request_id=00000000-0000-0000-0000-000000000001"]
             Aborted ETAG_STALE: the subscription has changed since the etag was read; read it again and retry ["partner_center_code=2055"]
+            NotFound RESOURCE_NOT_FOUND: payer_id is wrong: you have no active relationship with customer 00000000-0000-0000-0000-000000000001 and partner 00000000-0000-0000-0000-000000000001; name partner 00000000-0000-0000-0000-000000000001 ["field=payer_id", "use_payer_id=00000000-0000-0000-0000-000000000001"]
+            NotFound RESOURCE_NOT_FOUND: reseller_id is wrong: you and partner 00000000-0000-0000-0000-000000000001 have no active relationship with customer 00000000-0000-0000-0000-000000000001; leave it empty, or name a reseller of one of your relationships with the customer ["field=reseller_id"]
             InvalidArgument PAYER_IS_RESELLER: partner 00000000-0000-0000-0000-000000000001 is an indirect reseller and does not pay; name its provider in payer_id ["payer_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (NO_ACCEPTANCE); remedy: attest its acceptance of template 00000000-0000-0000-0000-000000000001, or invite the customer to sign directly ["customer_id=00000000-0000-0000-0000-000000000001", "optional_fields=contact.phone", "partner_center_code=13605", "reasons=NO_ACCEPTANCE", "remedies=ATTEST,INVITE_CUSTOMER", "required_fields=template_id,contact.first_name,contact.last_name,contact.email,agreed_at", "template_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (WITHDRAWN,VERSION_SUPERSEDED); remedy: ask provider 00000000-0000-0000-0000-000000000001 to attest ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "provider_id=00000000-0000-0000-0000-000000000001", "reasons=WITHDRAWN,VERSION_SUPERSEDED", "remedies=ASK_PROVIDER"]
-            FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (WRONG_AGREEMENT_TYPE); remedy: there is nothing that you can do about it with your role and these offers ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "reasons=WRONG_AGREEMENT_TYPE", "remedies="]
+            FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (WRONG_AGREEMENT_TYPE); CheckEligibility of agreement-svc says what helps ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "reasons=WRONG_AGREEMENT_TYPE", "remedies="]
+            FailedPrecondition AGREEMENT_REQUIRED: no acceptance satisfies this (WRONG_AGREEMENT_TYPE): the offer takes no agreement that counts today; order another offer ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "reasons=WRONG_AGREEMENT_TYPE", "remedies="]
+            FailedPrecondition AGREEMENT_REQUIRED: no acceptance satisfies this (WRONG_AGREEMENT_TYPE): the offers of lines[0], lines[1] take only MICROSOFT_CLOUD_AGREEMENT, which does not count today; order other offers ["customer_id=00000000-0000-0000-0000-000000000001", "lines=lines[0],lines[1]", "partner_center_code=13605", "reasons=WRONG_AGREEMENT_TYPE", "remedies="]
+            FailedPrecondition AGREEMENT_REQUIRED: no acceptance satisfies this (WRONG_AGREEMENT_TYPE): no agreement counts for the offers of lines[0], lines[1] (only MICROSOFT_CLOUD_AGREEMENT) and of lines[2], lines[3], lines[4], lines[5], lines[6], 2 more (only MICROSOFT_CUSTOMER_AGREEMENT) together; order these lines separately ["customer_id=00000000-0000-0000-0000-000000000001", "lines=lines[0],lines[1],lines[2],lines[3],lines[4],lines[5],lines[6],lines[7],lines[8]", "partner_center_code=13605", "reasons=WRONG_AGREEMENT_TYPE", "remedies="]
+            FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (NO_ACCEPTANCE), and no version of the agreement is in force; ask the operator to publish one ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "reasons=NO_ACCEPTANCE", "remedies="]
             Unavailable GATE_UNAVAILABLE: whether the customer accepted is not known right now, and nothing was ordered or changed; retry under the same request id []
             Aborted ANSWER_OUTDATED: the customer's acceptance kept changing while this was decided; try again []
             FailedPrecondition WITHDRAWAL_LOST: the withdrawal of acceptance 00000000-0000-0000-0000-000000000001 was applied here, and agreement-svc lost it when it was restored from an older copy; withdraw the acceptance again, then accept anew ["acceptance_id=00000000-0000-0000-0000-000000000001", "customer_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition WITHDRAWAL_LOST: a withdrawal or an end of a relationship was applied here for the customer, and agreement-svc lost it when it was restored from an older copy; repeat it there, then accept anew ["customer_id=00000000-0000-0000-0000-000000000001"]
             Unavailable GATE_UNAVAILABLE: agreement-svc was restored from an older copy and its answers cannot be used until its operator announces the restore; nothing was ordered or changed; retry under the same request id []
-            FailedPrecondition RELATIONSHIP_ENDED: your relationship with customer 00000000-0000-0000-0000-000000000001 has ended; what partner 00000000-0000-0000-0000-000000000001 pays for, it can cancel, or assign to a reseller that the customer works with ["customer_id=00000000-0000-0000-0000-000000000001", "payer_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition RELATIONSHIP_ENDED: your relationship with customer 00000000-0000-0000-0000-000000000001 has ended; partner 00000000-0000-0000-0000-000000000001, which pays, can still suspend or cancel the subscription, switch its automatic renewal off, and assign a reseller that the customer works with ["customer_id=00000000-0000-0000-0000-000000000001", "payer_id=00000000-0000-0000-0000-000000000001"]
             PermissionDenied PAYER_ONLY: only the payer chooses the reseller on record; ask partner 00000000-0000-0000-0000-000000000001 to do it ["payer_id=00000000-0000-0000-0000-000000000001"]
             Unavailable GATE_UNAVAILABLE: agreement-svc's history was not applied up to now, so it is not known which relationships are active; nothing was changed; retry under the same request id []
             FailedPrecondition SUBSCRIPTION_LIMIT: a payer may have 7 open subscriptions with one customer; change quantities instead, cancel what is not needed, or ask the operator to raise --subscriptions-max ["customer_id=00000000-0000-0000-0000-000000000001", "limit=7"]
@@ -372,7 +489,7 @@ mod tests {
         let violations = [("contact.email", "is required"), ("agreed_at", "must not be in the future")]
             .map(|(field, problem)| Violation { field: field.into(), problem: problem.into() });
         let bad = invalid_fields(agreements::DOMAIN, &violations).with("partner_center_code", 600_002);
-        let passed_on = not_attested(&bad.status());
+        let passed_on = not_attested(&bad.status(), Some(Uuid::nil()));
         assert_eq!(
             (passed_on.code(), passed_on.message()),
             (
@@ -392,9 +509,34 @@ mod tests {
             .resource("customer", 7)
             .status();
         other.metadata_mut().insert("x-call-id", "theirs".parse().unwrap());
-        let passed_on = not_attested(&other);
+        let passed_on = not_attested(&other, Some(Uuid::nil()));
         assert_eq!((passed_on.code(), passed_on.message()), (other.code(), other.message()));
         assert_eq!(passed_on.details(), other.details());
         assert!(passed_on.metadata().is_empty());
+    }
+
+    /// ATT-1. A reseller may serve a customer through several providers, and is sent to the one that pays.
+    #[test]
+    fn a_reseller_is_sent_to_the_payer_of_its_order() {
+        let [first, payer] = [1, 2].map(Uuid::from_u128);
+        let refused = failure(
+            agreements::DOMAIN,
+            Code::PermissionDenied,
+            "RESELLER_CANNOT_ATTEST",
+            format!("ask provider {first} to attest"),
+        );
+        let refused = refused.with("provider_id", first).status();
+        for (payer_id, expected) in [(Some(payer), payer), (Some(first), first), (None, first)] {
+            let passed_on = not_attested(&refused, payer_id);
+            assert_eq!(passed_on.code(), Code::PermissionDenied);
+            let sentence = format!("RESELLER_CANNOT_ATTEST: ask provider {expected} to attest");
+            assert_eq!(passed_on.message(), sentence);
+            let info = passed_on.get_details_error_info().unwrap();
+            assert_eq!(
+                (info.domain.as_str(), info.reason.as_str()),
+                ("agreement-svc", "RESELLER_CANNOT_ATTEST")
+            );
+            assert_eq!(info.metadata["provider_id"], expected.to_string());
+        }
     }
 }

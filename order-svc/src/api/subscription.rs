@@ -23,12 +23,12 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::{Api, Attempt, Failure, checked, convert, time_until, viewer, withdrawal_lost};
-use crate::agreements::gate::GateQuery;
+use crate::agreements::gate::{GateError, GateQuery};
 use crate::rules::Refusal;
 use crate::rules::gate::Operation;
 use crate::rules::offer::Offer;
 use crate::rules::order::Parties;
-use crate::rules::relationship::check_may_act;
+use crate::rules::relationship::{Needed, not_related, relationship_needed};
 use crate::rules::subscription::{Cause, Command, Planned, Subscription};
 use crate::store::Slice;
 use crate::store::commit::{Commit, Write, commit};
@@ -95,7 +95,7 @@ impl SubscriptionService for Api {
         &self,
         request: Request<ChangeSeatsRequest>,
     ) -> Result<Response<ChangeSeatsResponse>, Status> {
-        let asked = SubscriptionCall::read("ChangeSeats", request, |form, message| {
+        let asked = self.read("ChangeSeats", request, |form, message| {
             if message.quantity == 0 {
                 form.violation("quantity", "must be at least 1; to have none, cancel the subscription");
             }
@@ -115,7 +115,7 @@ impl SubscriptionService for Api {
         &self,
         request: Request<RenewSubscriptionRequest>,
     ) -> Result<Response<RenewSubscriptionResponse>, Status> {
-        let asked = SubscriptionCall::read("RenewSubscription", request, |_, message| Fields {
+        let asked = self.read("RenewSubscription", request, |_, message| Fields {
             request_id: std::mem::take(&mut message.request_id),
             validate_only: std::mem::take(&mut message.validate_only),
             subscription_id: message.subscription_id.clone(),
@@ -131,7 +131,7 @@ impl SubscriptionService for Api {
         &self,
         request: Request<SetAutoRenewRequest>,
     ) -> Result<Response<SetAutoRenewResponse>, Status> {
-        let asked = SubscriptionCall::read("SetAutoRenew", request, |_, message| Fields {
+        let asked = self.read("SetAutoRenew", request, |_, message| Fields {
             request_id: std::mem::take(&mut message.request_id),
             validate_only: false,
             subscription_id: message.subscription_id.clone(),
@@ -146,7 +146,7 @@ impl SubscriptionService for Api {
         &self,
         request: Request<SuspendSubscriptionRequest>,
     ) -> Result<Response<SuspendSubscriptionResponse>, Status> {
-        let asked = SubscriptionCall::read("SuspendSubscription", request, |_, message| Fields {
+        let asked = self.read("SuspendSubscription", request, |_, message| Fields {
             request_id: std::mem::take(&mut message.request_id),
             validate_only: false,
             subscription_id: message.subscription_id.clone(),
@@ -161,7 +161,7 @@ impl SubscriptionService for Api {
         &self,
         request: Request<ResumeSubscriptionRequest>,
     ) -> Result<Response<ResumeSubscriptionResponse>, Status> {
-        let asked = SubscriptionCall::read("ResumeSubscription", request, |_, message| Fields {
+        let asked = self.read("ResumeSubscription", request, |_, message| Fields {
             request_id: std::mem::take(&mut message.request_id),
             validate_only: false,
             subscription_id: message.subscription_id.clone(),
@@ -176,7 +176,7 @@ impl SubscriptionService for Api {
         &self,
         request: Request<CancelSubscriptionRequest>,
     ) -> Result<Response<CancelSubscriptionResponse>, Status> {
-        let asked = SubscriptionCall::read("CancelSubscription", request, |_, message| Fields {
+        let asked = self.read("CancelSubscription", request, |_, message| Fields {
             request_id: std::mem::take(&mut message.request_id),
             validate_only: false,
             subscription_id: message.subscription_id.clone(),
@@ -191,7 +191,7 @@ impl SubscriptionService for Api {
         &self,
         request: Request<AssignResellerRequest>,
     ) -> Result<Response<AssignResellerResponse>, Status> {
-        let asked = SubscriptionCall::read("AssignReseller", request, |form, message| Fields {
+        let asked = self.read("AssignReseller", request, |form, message| Fields {
             request_id: std::mem::take(&mut message.request_id),
             validate_only: false,
             subscription_id: message.subscription_id.clone(),
@@ -226,25 +226,14 @@ struct SubscriptionCall {
 }
 
 impl SubscriptionCall {
-    fn read<M: Message>(
-        call: &'static str,
-        request: Request<M>,
-        fields: impl FnOnce(&mut Form, &mut M) -> Fields,
-    ) -> Result<Self, Status> {
-        let caller = auth::caller(&request)?;
-        let call_id = call_id(&request);
-        let deadline = Instant::now() + time_left(&request);
-        let mut message = request.into_inner();
-        let mut form = Form::new();
-        let Fields { request_id, validate_only, subscription_id, etag, command } =
-            fields(&mut form, &mut message);
-        let request_id = form.id("request_id", &request_id);
-        let id = form.id("subscription_id", &subscription_id);
-        form.text("etag", &etag, 1, 50);
-        checked(form)?;
-        let key = IdempotencyKey::new(&caller, call, request_id, &message);
-        let key = (!validate_only).then_some(key);
-        Ok(Self { id, etag, command, caller, call_id, deadline, key })
+    /// Asks whether a relationship is active, whatever the gate says of buying.
+    fn relationship_query(&self, known: &Subscription, needed: Needed) -> GateQuery {
+        let mut query = self.gate_query(known, Operation::SeatChange, None);
+        query.parties.reseller_id = match needed {
+            Needed::Any => None,
+            Needed::WithReseller(reseller) => Some(reseller),
+        };
+        query
     }
 
     /// What the gate is asked about it.
@@ -267,6 +256,29 @@ impl SubscriptionCall {
 }
 
 impl Api {
+    /// Reads a change that is asked for.
+    fn read<M: Message>(
+        &self,
+        call: &'static str,
+        request: Request<M>,
+        fields: impl FnOnce(&mut Form, &mut M) -> Fields,
+    ) -> Result<SubscriptionCall, Status> {
+        let caller = auth::caller(&request)?;
+        let call_id = call_id(&request);
+        let deadline = Instant::now() + time_left(&request);
+        let mut message = request.into_inner();
+        let mut form = Form::new();
+        let Fields { request_id, validate_only, subscription_id, etag, command } =
+            fields(&mut form, &mut message);
+        let request_id = form.id("request_id", &request_id);
+        let id = form.id("subscription_id", &subscription_id);
+        form.text("etag", &etag, 1, 50);
+        checked(form)?;
+        let key = self.digests.key(&caller, call, request_id, &message);
+        let key = (!validate_only).then_some(key);
+        Ok(SubscriptionCall { id, etag, command, caller, call_id, deadline, key })
+    }
+
     async fn visible(&self, caller: &Caller, id: Uuid) -> Result<Subscription, Failure> {
         let viewer = viewer(caller);
         let read = move |connection: &mut Connection| subscription_find(connection, viewer, id);
@@ -275,17 +287,29 @@ impl Api {
         Ok(subscription.ok_or_else(unseen)?)
     }
 
-    /// Refuses what the caller may not do with a subscription that it sees (ROLE-6).
-    async fn check_may_act(&self, asked: &SubscriptionCall, known: &Subscription) -> Result<(), Failure> {
-        // Taken before the relationships are read: what was applied until then is in what is read.
-        let is_history_applied = self.is_history_applied();
+    /// Refuses what the caller may not do with a subscription that it sees (ROLE-6), and says which relationship it needs
+    /// for the rest.
+    async fn check_may_act(
+        &self,
+        asked: &SubscriptionCall,
+        known: &Subscription,
+    ) -> Result<Option<Needed>, Failure> {
+        let Some(needed) = relationship_needed(asked.caller.tenant_id, known, asked.command)? else {
+            return Ok(None);
+        };
         let (customer, payer) = (known.customer_id, known.payer_id);
         let read = move |connection: &mut Connection| relationships_active(connection, customer, payer);
-        let active = self.database.read(read).await?;
-        match check_may_act(asked.caller.tenant_id, known, asked.command, &active) {
-            Err(Refusal::PayerOnly { payer_id }) => Err(Refusal::PayerOnly { payer_id }.into()),
-            Err(_) if !is_history_applied => Err(Refusal::HistoryBehind.into()),
-            checked => Ok(checked?),
+        let active = self.database.read(read).await?.ok_or(Refusal::HistoryBehind)?;
+        if needed.is_met_by(&active) {
+            return Ok(Some(needed));
+        }
+        // What agreement-svc has just stored may not have been applied here.
+        let query = asked.relationship_query(known, needed);
+        match self.agreements.check(&query, time_until(asked.deadline)).await {
+            Err(GateError::NoActiveRelationship(_) | GateError::PayerIsReseller) => {
+                Err(not_related(known, asked.command).into())
+            }
+            Ok(_) | Err(GateError::Unknown(_)) => Err(Refusal::HistoryBehind.into()),
         }
     }
 
@@ -306,14 +330,15 @@ impl Api {
         answer: &(impl Fn(wire::Subscription, Option<GateEvidence>) -> A + Sync),
     ) -> Result<Attempt<A>, Failure> {
         let known = self.visible(&asked.caller, asked.id).await?;
-        self.check_may_act(asked, &known).await?;
+        let needed = self.check_may_act(asked, &known).await?;
         let offer = self.catalogue.find(&known.offer_id);
         let (step, basis) = match known.plan(asked.command, &asked.etag, offer, self.clock.now())? {
             Planned::Nothing => (None, None),
             Planned::Free(step) => (Some(step), None),
             Planned::Gated(step, operation) => {
                 let query = asked.gate_query(&known, operation, offer);
-                let answer = self.ask(&query, time_until(asked.deadline)).await?;
+                let answer = self.ask(&query, time_until(asked.deadline)).await;
+                let answer = answer.map_err(|refusal| has_ended(refusal, &known))?;
                 let approval = answer.approval()?.clone();
                 (Some(step.with_approval(&approval)), Some((answer, approval)))
             }
@@ -329,7 +354,7 @@ impl Api {
             None => Write::Nothing,
             Some(step) => {
                 let change = step.change(known.quantity, cause, approval, now);
-                Write::Subscription { after: step.after, version: known.version, change }
+                Write::Subscription { after: step.after, version: known.version, change, needed }
             }
         };
         let encoded = response.encode_to_vec();
@@ -341,11 +366,22 @@ impl Api {
                 let customer_id = known.customer_id;
                 Ok(Attempt::Retry(Refusal::AnswerOutdated { customer_id, fence }))
             }
+            Commit::NotRelated => Ok(Attempt::Retry(Refusal::HistoryBehind)),
             // No order is stored here.
             Commit::TooManySubscriptions => Ok(Attempt::Retry(Refusal::GateUnavailable)),
             Commit::EvidenceWithdrawn { acceptance_id } => {
                 Err(withdrawal_lost(known.customer_id, acceptance_id).into())
             }
         }
+    }
+}
+
+/// The parties on record of a subscription had a relationship: where the gate finds none, it has ended (ROLE-6).
+fn has_ended(refusal: Refusal, known: &Subscription) -> Refusal {
+    match refusal {
+        Refusal::NotFound { .. } | Refusal::NotTogether { .. } => {
+            Refusal::RelationshipEnded { customer_id: known.customer_id, payer_id: known.payer_id }
+        }
+        other => other,
     }
 }

@@ -43,7 +43,8 @@ pub enum EvidenceKind {
     DirectSignature,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, IntoStaticStr)]
+#[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum AgreementType {
     MicrosoftCloudAgreement,
@@ -87,10 +88,32 @@ pub enum Remedy {
     InviteCustomer { template_id: Uuid },
 }
 
+/// Why no acceptance would help now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hindrance {
+    /// No type that the policy accepts is one that all the offers take. The lines of an order are named, by what they take.
+    Offers(Vec<LineDemand>),
+    /// No version of the agreement is in force.
+    NoVersion,
+}
+
+/// Lines whose offers take these types only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LineDemand {
+    pub types: Vec<AgreementType>,
+    /// From 0, in order.
+    pub lines: Vec<usize>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Approved(Approval),
-    Blocked { reasons: Vec<Reason>, remedies: Vec<Remedy> },
+    /// Without remedies a hindrance says why, if it is known.
+    Blocked {
+        reasons: Vec<Reason>,
+        remedies: Vec<Remedy>,
+        hindrance: Option<Hindrance>,
+    },
 }
 
 /// The gate's answer about one customer. It has no copies: what is stored on it takes it.
@@ -111,10 +134,11 @@ impl Answer {
     pub fn approval(&self) -> Result<&Approval, Refusal> {
         match &self.verdict {
             Verdict::Approved(approval) => Ok(approval),
-            Verdict::Blocked { reasons, remedies } => Err(Refusal::AgreementRequired {
+            Verdict::Blocked { reasons, remedies, hindrance } => Err(Refusal::AgreementRequired {
                 customer_id: self.customer_id,
                 reasons: reasons.clone(),
                 remedies: remedies.clone(),
+                hindrance: hindrance.clone(),
             }),
         }
     }
@@ -154,7 +178,7 @@ mod tests {
         let answer = |valid_for: Option<i64>| Answer {
             customer_id: Uuid::nil(),
             customer_country: "FR".into(),
-            verdict: Verdict::Blocked { reasons: vec![], remedies: vec![] },
+            verdict: Verdict::Blocked { reasons: vec![], remedies: vec![], hindrance: None },
             asked_at: at(1_000_000),
             valid_for: valid_for.map(Duration::microseconds),
         };

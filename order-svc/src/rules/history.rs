@@ -73,3 +73,51 @@ impl Consequence {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::gate::EvidenceKind;
+    use super::super::subscription::State;
+    use super::*;
+
+    const CUSTOMER: Uuid = Uuid::from_u128(1);
+    const PAYER: Uuid = Uuid::from_u128(2);
+    const OTHER: Uuid = Uuid::from_u128(3);
+    const REVISION: i64 = 10;
+
+    #[test]
+    fn an_event_concerns_its_customer_and_the_payers_that_it_leaves_without() {
+        let withdrawn = Consequence::Withdrawn(Withdrawal {
+            customer_id: CUSTOMER,
+            kind: EvidenceKind::DirectSignature,
+            acceptance_id: Uuid::from_u128(9),
+            partner_id: None,
+            uncovered: vec![PAYER, OTHER],
+        });
+        let relationship = Relationship { customer_id: CUSTOMER, payer_id: PAYER, reseller_id: None };
+        let ended = RelationshipEnd { relationship, others_remain: false };
+        let of = |payer_id, is_perpetual| SubscriptionFacts {
+            payer_id,
+            reseller_id: None,
+            state: State::Active,
+            auto_renew: true,
+            is_perpetual,
+            answer_revision: REVISION - 1,
+            reseller_revision: 0,
+        };
+        let third = Uuid::from_u128(4);
+        // The payers, and what happens to what they and a third one pay for, with and without a term.
+        let (cancelled, not_renewed) = (Some(Ending::Cancelled), Some(Ending::NotRenewed));
+        for (consequence, payers, effects) in [
+            (withdrawn, &[PAYER, OTHER][..], [cancelled, cancelled, cancelled, None]),
+            (Consequence::RelationshipEstablished(relationship), &[], [None; 4]),
+            (Consequence::RelationshipEnded(ended), &[PAYER], [not_renewed, cancelled, None, None]),
+        ] {
+            assert_eq!(consequence.customer_id(), CUSTOMER);
+            assert_eq!(consequence.payers(), payers);
+            let found = [of(PAYER, false), of(PAYER, true), of(OTHER, false), of(third, false)]
+                .map(|facts| consequence.effect_on(REVISION, &facts));
+            assert_eq!(found, effects, "{consequence:?}");
+        }
+    }
+}

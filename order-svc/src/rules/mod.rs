@@ -14,8 +14,9 @@ pub mod withdrawal;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use gate::{Reason, Remedy};
+use gate::{Hindrance, Reason, Remedy};
 use offer::OfferKind;
+use order::{Misnamed, Parties};
 use subscription::State;
 
 /// An instant in UTC, in whole microseconds.
@@ -39,10 +40,17 @@ pub enum Refusal {
     RequestIdReused { request_id: Uuid },
     /// The subscription has changed since its etag was read.
     StaleEtag,
+    /// GATE-0, for a caller that sees the customer: the parties it names have no active relationship.
+    NotTogether { parties: Parties, misnamed: Misnamed },
     /// GATE-0: resellers do not pay.
     PayerIsReseller { payer_id: Uuid },
     /// GATE-6.
-    AgreementRequired { customer_id: Uuid, reasons: Vec<Reason>, remedies: Vec<Remedy> },
+    AgreementRequired {
+        customer_id: Uuid,
+        reasons: Vec<Reason>,
+        remedies: Vec<Remedy>,
+        hindrance: Option<Hindrance>,
+    },
     /// The gate did not answer, or its answer cannot be used (I8).
     GateUnavailable,
     /// Withdrawals or ends of relationships kept overtaking the gate's answers; the last has this revision (WD-3).

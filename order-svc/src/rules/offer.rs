@@ -131,3 +131,95 @@ impl Catalogue {
         self.0.values().filter(move |offer| key.is_none_or(|key| offer.offer_id.as_str() > key))
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(crate) fn offer(offer_id: &str) -> Offer {
+        Offer {
+            offer_id: offer_id.into(),
+            name: "Offer".into(),
+            kind: OfferKind::License,
+            quantity_min: 2,
+            quantity_max: 300,
+            term: Term::Year,
+            billing_cycle: BillingCycle::Annual,
+            auto_renews: true,
+            countries: vec![],
+            agreement_types: vec![],
+        }
+    }
+
+    pub(crate) fn catalogue(offers: Vec<Offer>) -> Result<Catalogue, CatalogueError> {
+        Catalogue::try_from(CatalogueFile { offers })
+    }
+
+    #[test]
+    fn a_quantity_and_a_country_are_within_the_offer() {
+        for (quantity, problem) in [(0, true), (1, true), (2, false), (300, false), (301, true)] {
+            let expected = problem.then(|| "must be 2 to 300".to_owned());
+            assert_eq!(offer("a").quantity_problem(quantity), expected, "{quantity}");
+        }
+        let sold_in = |countries: &[&str]| Offer {
+            countries: countries.iter().map(ToString::to_string).collect(),
+            ..offer("a")
+        };
+        for (countries, country, is_sold) in
+            [(&[][..], "FR", true), (&["DE", "FR"], "FR", true), (&["DE", "FR"], "IT", false)]
+        {
+            assert_eq!(sold_in(countries).is_sold_in(country), is_sold, "{countries:?} {country}");
+        }
+    }
+
+    /// Each bound of a catalogue, on both sides.
+    #[test]
+    fn a_catalogue_is_right_or_names_what_is_wrong() {
+        use CatalogueError as Wrong;
+        let id = |id: &str| offer(id);
+        let long = "a".repeat(100);
+        let bounds = |quantity_min, quantity_max| Offer { quantity_min, quantity_max, ..offer("a") };
+        let sold_in = |country: &str| Offer { countries: vec!["FR".into(), country.into()], ..offer("a") };
+        let lasting = |term, auto_renews| Offer { term, auto_renews, ..offer("a") };
+        let bad_id = |offer_id: &str| Some(Wrong::BadId { offer_id: offer_id.into() });
+        let bad_bounds = || Some(Wrong::BadBounds { offer_id: "a".into() });
+        let bad_country =
+            |country: &str| Some(Wrong::BadCountry { offer_id: "a".into(), country: country.into() });
+        for (offers, expected) in [
+            (vec![], Some(Wrong::Empty)),
+            (vec![id("a"), id("b")], None),
+            (vec![id("a"), id("b"), id("a")], Some(Wrong::Twice { offer_id: "a".into() })),
+            (vec![id(&long)], None),
+            (vec![id(&format!("{long}a"))], bad_id(&format!("{long}a"))),
+            (vec![id("")], bad_id("")),
+            (vec![id("a b")], bad_id("a b")),
+            (vec![id("é")], bad_id("é")),
+            (vec![bounds(1, 1)], None),
+            (vec![bounds(0, 1)], bad_bounds()),
+            (vec![bounds(2, 1)], bad_bounds()),
+            (vec![sold_in("DE")], None),
+            (vec![sold_in("de")], bad_country("de")),
+            (vec![sold_in("DEU")], bad_country("DEU")),
+            (vec![sold_in("D1")], bad_country("D1")),
+            (vec![lasting(Term::Perpetual, false)], None),
+            (vec![lasting(Term::Perpetual, true)], Some(Wrong::PerpetualRenews { offer_id: "a".into() })),
+            (vec![lasting(Term::Month, false)], None),
+        ] {
+            let about = format!("{offers:?}");
+            assert_eq!(catalogue(offers).err(), expected, "{about}");
+        }
+    }
+
+    #[test]
+    fn offers_are_found_and_listed_by_id() {
+        let catalogue = catalogue(["b", "a", "c"].map(offer).to_vec()).unwrap();
+        assert_eq!(catalogue.find("b").map(|offer| offer.offer_id.as_str()), Some("b"));
+        assert_eq!(catalogue.find("d"), None);
+        for (after, expected) in
+            [(None, &["a", "b", "c"][..]), (Some("a"), &["b", "c"]), (Some("bb"), &["c"]), (Some("c"), &[])]
+        {
+            let listed: Vec<_> = catalogue.after(after).map(|offer| offer.offer_id.as_str()).collect();
+            assert_eq!(listed, expected, "{after:?}");
+        }
+    }
+}

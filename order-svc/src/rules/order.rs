@@ -1,8 +1,10 @@
 //! Orders: who pays, what may be ordered, and what an accepted order becomes.
 
+use std::collections::BTreeMap;
+
 use uuid::Uuid;
 
-use super::gate::{AgreementType, Answer, Approval};
+use super::gate::{AgreementType, Answer, Approval, Hindrance, LineDemand};
 use super::offer::{Catalogue, Offer};
 use super::subscription::{Cause, Change, ChangeKind, State, Subscription, term_end};
 use super::{BadField, Refusal, Time};
@@ -13,6 +15,14 @@ pub struct Parties {
     pub payer_id: Uuid,
     pub reseller_id: Option<Uuid>,
     pub customer_id: Uuid,
+}
+
+/// Which of the parties is named wrongly where they have no active relationship, and whom the caller names instead, as
+/// agreement-svc says to a caller that sees the customer (GATE-0).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misnamed {
+    Payer { use_payer_id: Uuid },
+    Reseller,
 }
 
 /// A line to order.
@@ -119,6 +129,25 @@ pub fn demands(lines: &[Line], catalogue: &Catalogue) -> Vec<Vec<AgreementType>>
     demands
 }
 
+/// The lines that keep the types of all others from satisfying: those whose offers take no type that some other line's
+/// take, or else all whose offers take certain types only.
+pub fn excluding_lines(lines: &[Line], catalogue: &Catalogue) -> Vec<LineDemand> {
+    let mut by_types: BTreeMap<Vec<AgreementType>, Vec<usize>> = BTreeMap::new();
+    for (n, line) in lines.iter().enumerate() {
+        let offer = catalogue.find(&line.offer_id).filter(|offer| !offer.agreement_types.is_empty());
+        let Some(mut types) = offer.map(|offer| offer.agreement_types.clone()) else { continue };
+        types.sort_unstable();
+        types.dedup();
+        by_types.entry(types).or_default().push(n);
+    }
+    let excludes = |types: &[AgreementType]| {
+        by_types.keys().any(|others| !others.iter().any(|other| types.contains(other)))
+    };
+    let all = by_types.iter().map(|(types, lines)| LineDemand { types: types.clone(), lines: lines.clone() });
+    let excluding: Vec<_> = all.clone().filter(|of| excludes(&of.types)).collect();
+    if excluding.is_empty() { all.collect() } else { excluding }
+}
+
 /// The lines with their offers, or every bad line (ORD-3). Without a country only what can be known
 /// without the customer is checked.
 pub fn check_lines<'a>(
@@ -159,7 +188,18 @@ pub fn place(
     placing: Placing,
 ) -> Result<(Order, Vec<Subscription>), Refusal> {
     let offers = check_lines(&lines, catalogue, Some(&answer.customer_country))?;
-    let approval = answer.approval()?;
+    let approval = answer.approval().map_err(|refusal| match refusal {
+        Refusal::AgreementRequired {
+            customer_id,
+            reasons,
+            remedies,
+            hindrance: Some(Hindrance::Offers(_)),
+        } => {
+            let hindrance = Some(Hindrance::Offers(excluding_lines(&lines, catalogue)));
+            Refusal::AgreementRequired { customer_id, reasons, remedies, hindrance }
+        }
+        other => other,
+    })?;
     let Placing { order_id, subscription_ids, by_tenant, by, now } = placing;
     let mut subscriptions = vec![];
     let mut placed = vec![];
@@ -198,6 +238,9 @@ pub fn place(
 
 #[cfg(test)]
 mod tests {
+    use super::super::gate::{Decision, Reason, Rule, Verdict};
+    use super::super::offer::Term;
+    use super::super::offer::tests::{catalogue, offer};
     use super::*;
 
     #[test]
@@ -215,5 +258,186 @@ mod tests {
         assert_eq!(of(Some(other), Some(caller)), Ok((other, Some(caller))));
         assert_eq!(of(Some(other), Some(other)), Err("reseller_id".into()));
         assert_eq!(of(None, Some(caller)), Err("reseller_id".into()));
+    }
+
+    /// ORD-3: every bad line is named; a country counts once it is known.
+    #[test]
+    fn lines_are_of_the_catalogue_within_bounds_and_sold_there() {
+        let sold_in_france = Offer { countries: vec!["FR".into()], ..offer("local") };
+        let catalogue = catalogue(vec![offer("a"), sold_in_france]).unwrap();
+        let line = |offer_id: &str, quantity| Line {
+            offer_id: offer_id.into(),
+            quantity,
+            friendly_name: String::new(),
+        };
+        let bad = |fields: &[&str]| fields.iter().map(ToString::to_string).collect::<Vec<_>>();
+        for (lines, country, expected) in [
+            (vec![line("a", 2), line("local", 300)], None, bad(&[])),
+            (vec![line("a", 2), line("local", 300)], Some("FR"), bad(&[])),
+            (vec![line("a", 2), line("local", 300)], Some("DE"), bad(&["lines[1].offer_id"])),
+            (vec![line("a", 1), line("a", 301)], None, bad(&["lines[0].quantity", "lines[1].quantity"])),
+            (vec![line("none", 5)], None, bad(&["lines[0].offer_id"])),
+            (vec![line("none", 0)], Some("FR"), bad(&["lines[0].offer_id", "lines[0].quantity"])),
+        ] {
+            let found = match check_lines(&lines, &catalogue, country) {
+                Ok(offers) => {
+                    let ids = offers.iter().map(|offer| &offer.offer_id);
+                    assert!(ids.eq(lines.iter().map(|line| &line.offer_id)));
+                    vec![]
+                }
+                Err(Refusal::Fields(fields)) => fields.into_iter().map(|of| of.field).collect(),
+                Err(other) => panic!("{other:?}"),
+            };
+            assert_eq!(found, expected, "{lines:?} {country:?}");
+        }
+    }
+
+    /// GATE-6: what offers demand beyond the policy is asked once for lines that follow each other.
+    #[test]
+    fn lines_demand_what_their_offers_narrow() {
+        use AgreementType::{MicrosoftCloudAgreement as Cloud, MicrosoftCustomerAgreement as Customer};
+        let narrowed =
+            |id: &str, types: &[AgreementType]| Offer { agreement_types: types.to_vec(), ..offer(id) };
+        let catalogue = catalogue(vec![
+            offer("any"),
+            narrowed("cloud", &[Cloud]),
+            narrowed("customer", &[Customer]),
+            narrowed("both", &[Customer, Cloud]),
+        ])
+        .unwrap();
+        for (ids, expected) in [
+            (&["any", "none"][..], vec![]),
+            (&["cloud"], vec![vec![Cloud]]),
+            (&["cloud", "any", "cloud"], vec![vec![Cloud]]),
+            (&["cloud", "customer"], vec![vec![Cloud], vec![Customer]]),
+            (&["both"], vec![vec![Customer, Cloud]]),
+        ] {
+            let lines: Vec<_> = ids
+                .iter()
+                .map(|id| Line { offer_id: id.to_string(), quantity: 2, friendly_name: String::new() })
+                .collect();
+            assert_eq!(demands(&lines, &catalogue), expected, "{ids:?}");
+        }
+    }
+
+    /// ORD-2 and ORD-6: an order becomes a subscription for each line, on the gate's answer.
+    #[test]
+    fn an_order_becomes_subscriptions_on_the_gates_yes() {
+        let at = |seconds| Time::from_timestamp(seconds, 0).unwrap();
+        let approval = Approval {
+            decision: Decision::Allowed,
+            rule: Rule::NotYetMandatory,
+            evidence: None,
+            revision: 7,
+            evaluated_at: at(1),
+        };
+        let [payer_id, reseller, customer_id, order_id, by_tenant, by] =
+            [1, 2, 3, 4, 5, 6].map(Uuid::from_u128);
+        let answer = |verdict| Answer {
+            customer_id,
+            customer_country: "FR".into(),
+            verdict,
+            asked_at: at(1),
+            valid_for: None,
+        };
+        let catalogue = catalogue(vec![offer("a"), Offer { auto_renews: false, ..offer("b") }]).unwrap();
+        let parties = Parties { payer_id, reseller_id: Some(reseller), customer_id };
+        let subscription_ids = [7, 8].map(Uuid::from_u128).to_vec();
+        let placing =
+            Placing { order_id, subscription_ids: subscription_ids.clone(), by_tenant, by, now: at(2) };
+        let line = |offer_id: &str, quantity| Line {
+            offer_id: offer_id.into(),
+            quantity,
+            friendly_name: offer_id.to_uppercase(),
+        };
+        let lines = vec![line("a", 2), line("b", 3)];
+        let yes = answer(Verdict::Approved(approval.clone()));
+        let (order, subscriptions) =
+            place(parties, lines.clone(), &catalogue, &yes, placing.clone()).unwrap();
+        assert_eq!((order.id, order.parties, order.placed_at), (order_id, parties, at(2)));
+        assert_eq!((order.placed_by_tenant, order.placed_by, &order.approval), (by_tenant, by, &approval));
+        assert!(order.lines.iter().map(|placed| &placed.line).eq(&lines));
+        assert!(order.lines.iter().map(|placed| placed.subscription_id).eq(subscription_ids));
+        let [first, second] = &subscriptions[..] else { panic!("{subscriptions:?}") };
+        let expected = Subscription {
+            id: Uuid::from_u128(7),
+            order_id,
+            payer_id,
+            reseller_id: Some(reseller),
+            customer_id,
+            offer_id: "a".into(),
+            quantity: 2,
+            friendly_name: "A".into(),
+            state: State::Active,
+            auto_renew: true,
+            started_at: at(2),
+            term: Term::Year,
+            term_number: 1,
+            term_end: term_end(at(2), Term::Year, 1),
+            answer_revision: 7,
+            version: 1,
+        };
+        assert_eq!(*first, expected);
+        assert_eq!((second.quantity, second.auto_renew), (3, false));
+        let created = Change {
+            number: 1,
+            kind: ChangeKind::Created,
+            changed_at: at(2),
+            cause: Cause::Requested { tenant_id: by_tenant, user_id: by },
+            quantity_before: 0,
+            quantity_after: 3,
+            term_number: 1,
+            approval: Some(approval),
+            reseller_id: None,
+        };
+        assert_eq!(order.creation(second), created);
+
+        // A no places nothing, and neither does a bad line.
+        let (reasons, remedies) = (vec![Reason::NoAcceptance], vec![]);
+        let no = answer(Verdict::Blocked { reasons, remedies, hindrance: None });
+        let refused = place(parties, lines, &catalogue, &no, placing.clone()).unwrap_err();
+        assert!(matches!(refused, Refusal::AgreementRequired { customer_id: of, .. } if of == customer_id));
+        let refused = place(parties, vec![line("a", 1)], &catalogue, &yes, placing).unwrap_err();
+        assert!(matches!(refused, Refusal::Fields(_)));
+    }
+    #[test]
+    fn lines_whose_offers_exclude_each_other_are_named() {
+        const CLOUD: &str = "MICROSOFT_CLOUD_AGREEMENT";
+        const CUSTOMER: &str = "MICROSOFT_CUSTOMER_AGREEMENT";
+        let offer = |id: &str, types: &[&str]| {
+            serde_json::json!({
+                "offer_id": id, "name": id, "kind": "LICENSE", "quantity_min": 1, "quantity_max": 9,
+                "term": "YEAR", "billing_cycle": "ANNUAL", "auto_renews": true, "countries": [],
+                "agreement_types": types,
+            })
+        };
+        let offers = [
+            offer("cloud", &[CLOUD]),
+            offer("customer", &[CUSTOMER]),
+            offer("either", &[CUSTOMER, CLOUD]),
+            offer("any", &[]),
+        ];
+        let catalogue: Catalogue = serde_json::from_value(serde_json::json!({ "offers": offers })).unwrap();
+        // offers ordered -> the types and lines that are named
+        for (ordered, expected) in [
+            (
+                &["cloud", "any", "customer", "cloud"][..],
+                &[(&[CLOUD][..], &[0, 3][..]), (&[CUSTOMER], &[2])][..],
+            ),
+            (&["either", "customer", "cloud"], &[(&[CLOUD], &[2]), (&[CUSTOMER], &[1])]),
+            (&["any", "cloud"], &[(&[CLOUD], &[1])]),
+            (&["cloud", "either"], &[(&[CLOUD], &[0]), (&[CLOUD, CUSTOMER], &[1])]),
+            (&["any", "unknown"], &[]),
+        ] {
+            let line = |id: &&str| Line { offer_id: (*id).into(), quantity: 1, friendly_name: String::new() };
+            let lines: Vec<_> = ordered.iter().map(line).collect();
+            let found = excluding_lines(&lines, &catalogue);
+            let found: Vec<_> = found
+                .iter()
+                .map(|of| (of.types.iter().map(|t| t.into_str()).collect::<Vec<_>>(), of.lines.clone()))
+                .collect();
+            let expected: Vec<_> = expected.iter().map(|(t, lines)| (t.to_vec(), lines.to_vec())).collect();
+            assert_eq!(found, expected, "{ordered:?}");
+        }
     }
 }

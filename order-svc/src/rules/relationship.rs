@@ -38,7 +38,8 @@ impl RelationshipEnd {
     pub fn effect_on(&self, revision: i64, subscription: &SubscriptionFacts) -> Option<Ending> {
         let Relationship { payer_id, reseller_id, .. } = self.relationship;
         let is_concerned = subscription.payer_id == payer_id
-            && (!self.others_remain || subscription.reseller_id == reseller_id)
+            && (!self.others_remain
+                || subscription.reseller_id == reseller_id && subscription.reseller_revision < revision)
             && !subscription.state.is_final()
             && subscription.answer_revision < revision;
         if is_concerned && subscription.is_perpetual && !self.others_remain {
@@ -66,30 +67,50 @@ impl ActiveRelationships {
     }
 }
 
-/// ROLE-6: whether a partner that sees a subscription may do what it asks. The payer always ends what it pays for; for
-/// everything that it buys anew the gate is asked. A reseller acts while its relationship is active.
-pub fn check_may_act(
+/// An active relationship of the payer and the customer of a subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needed {
+    /// Whichever.
+    Any,
+    WithReseller(Uuid),
+}
+
+impl Needed {
+    pub fn is_met_by(self, active: &ActiveRelationships) -> bool {
+        match self {
+            Self::Any => active.of_payer(),
+            Self::WithReseller(reseller) => active.with_reseller(reseller),
+        }
+    }
+}
+
+/// ROLE-6: the relationship without which a partner that sees a subscription may not do what it asks. The payer always ends
+/// what it pays for; for everything that it buys anew the gate is asked. A reseller acts while its relationship is active.
+pub fn relationship_needed(
     caller: Uuid,
     subscription: &Subscription,
     command: Command,
-    active: &ActiveRelationships,
-) -> Result<(), Refusal> {
+) -> Result<Option<Needed>, Refusal> {
+    let payer_id = subscription.payer_id;
+    match command {
+        Command::AssignReseller(_) if caller != payer_id => Err(Refusal::PayerOnly { payer_id }),
+        Command::AssignReseller(Some(reseller)) => Ok(Some(Needed::WithReseller(reseller))),
+        Command::Resume if caller == payer_id => Ok(Some(Needed::Any)),
+        _ => Ok((caller != payer_id).then_some(Needed::WithReseller(caller))),
+    }
+}
+
+/// The refusal where the relationship is not active.
+pub fn not_related(subscription: &Subscription, command: Command) -> Refusal {
     let Subscription { customer_id, payer_id, .. } = *subscription;
-    let is_payer = caller == payer_id;
-    let may = match command {
-        Command::AssignReseller(_) if !is_payer => return Err(Refusal::PayerOnly { payer_id }),
-        Command::AssignReseller(Some(reseller)) if !active.with_reseller(reseller) => {
+    match command {
+        Command::AssignReseller(Some(_)) => {
             let problem =
                 "has no active relationship with this customer and you; leave it empty to have no reseller";
-            return Err(Refusal::Fields(vec![BadField {
-                field: "reseller_id".into(),
-                problem: problem.into(),
-            }]));
+            Refusal::Fields(vec![BadField { field: "reseller_id".into(), problem: problem.into() }])
         }
-        Command::Resume if is_payer => active.of_payer(),
-        _ => is_payer || active.with_reseller(caller),
-    };
-    if may { Ok(()) } else { Err(Refusal::RelationshipEnded { customer_id, payer_id }) }
+        _ => Refusal::RelationshipEnded { customer_id, payer_id },
+    }
 }
 
 #[cfg(test)]
@@ -121,7 +142,12 @@ mod tests {
             let end = RelationshipEnd { relationship, others_remain };
             let states = [State::Active, State::Suspended, State::Cancelled, State::Expired];
             let answers = [0, REVISION - 1, REVISION, REVISION + 1];
-            for (state, answer_revision) in states.into_iter().flat_map(|s| answers.map(|a| (s, a))) {
+            // A reseller that was assigned after the end came back before.
+            let revisions = answers.into_iter().flat_map(|a| [0, REVISION - 1, REVISION].map(|r| (a, r)));
+            for (state, (answer_revision, reseller_revision)) in
+                states.into_iter().flat_map(|s| revisions.clone().map(move |r| (s, r)))
+            {
+                let is_concerned = is_concerned && (!others_remain || reseller_revision < REVISION);
                 for (auto_renew, is_perpetual) in [(true, false), (false, false), (true, true), (false, true)]
                 {
                     let of = SubscriptionFacts {
@@ -131,6 +157,7 @@ mod tests {
                         auto_renew,
                         is_perpetual,
                         answer_revision,
+                        reseller_revision,
                     };
                     let is_open = matches!(state, State::Active | State::Suspended);
                     let expected = match is_concerned && is_open && answer_revision < REVISION {
@@ -175,7 +202,10 @@ mod tests {
             (Command::Resume, ended()),
             (Command::AssignReseller(Some(OTHER)), unrelated()),
         ] {
-            let check = |caller, active| check_may_act(caller, &of, command, active);
+            let check = |caller, active| match relationship_needed(caller, &of, command)? {
+                Some(needed) if !needed.is_met_by(active) => Err(not_related(&of, command)),
+                Some(_) | None => Ok(()),
+            };
             assert_eq!(check(PAYER, &none), payer_alone, "{command:?}");
             let with_own = match command {
                 Command::AssignReseller(Some(_)) => unrelated(),

@@ -279,7 +279,7 @@ impl Step {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use chrono::{Datelike, TimeZone};
     use proptest::prelude::*;
 

@@ -45,6 +45,8 @@ pub struct SubscriptionFacts {
     pub is_perpetual: bool,
     /// The revision of the gate's answer that its last gated change rests on.
     pub answer_revision: i64,
+    /// The revision up to which relationships were known when its reseller was assigned.
+    pub reseller_revision: i64,
 }
 
 impl Withdrawal {
@@ -171,6 +173,7 @@ mod tests {
             auto_renew: true,
             is_perpetual: false,
             answer_revision,
+            reseller_revision: 0,
         }
     }
 

@@ -12,12 +12,14 @@ use diesel::query_dsl::methods::FilterDsl;
 use uuid::Uuid;
 
 use super::order::order_place;
+use super::relationship::relationships_active;
 use super::schema::fence;
-use super::subscription::{open_count, subscription_change};
+use super::subscription::{are_more_open, subscription_change};
 use super::withdrawal::is_withdrawn;
 use crate::rules::Time;
 use crate::rules::gate::{Answer, Approval};
 use crate::rules::order::{Order, Parties};
+use crate::rules::relationship::Needed;
 use crate::rules::subscription::{Change, Subscription};
 
 /// How such a transaction ended.
@@ -40,6 +42,8 @@ pub(crate) enum Commit {
     LostRace,
     /// Payer and customer would have too many open subscriptions (SUB-7).
     TooManySubscriptions,
+    /// The relationship that the caller needs is not active any more (ROLE-6).
+    NotRelated,
 }
 
 /// Why such a transaction was rolled back.
@@ -72,7 +76,13 @@ pub(crate) enum Write {
         open_max: u32,
     },
     /// The subscription after the change, and the version that the change was decided on.
-    Subscription { after: Subscription, version: i64, change: Change },
+    Subscription {
+        after: Subscription,
+        version: i64,
+        change: Change,
+        /// The relationship that the caller needs (ROLE-6).
+        needed: Option<Needed>,
+    },
 }
 
 impl Write {
@@ -83,7 +93,7 @@ impl Write {
             Self::Order { order, subscriptions, .. } => {
                 order_place(connection, order, subscriptions).map(|()| true)
             }
-            Self::Subscription { after, version, change } => {
+            Self::Subscription { after, version, change, .. } => {
                 subscription_change(connection, after, *version, std::slice::from_ref(change))
             }
         }
@@ -102,7 +112,7 @@ pub(crate) async fn commit(
 ) -> Result<Commit, Error> {
     let clock = clock.clone();
     let write = move |connection: &mut Connection| match &basis {
-        None => commit_once(connection, &key, &response, clock.now(), &writes),
+        None => commit_free(connection, &key, &response, clock.now(), &writes),
         Some((answer, approval)) => {
             commit_gated(connection, (answer, approval), &key, &response, &clock, &writes)
         }
@@ -140,6 +150,26 @@ fn commit_gated(
         return Err(Rollback::Because(Commit::AnswerStale));
     }
     Ok(())
+}
+
+/// Writes what needs no answer of the gate, if the relationship that the caller needs is still active behind the customer's
+/// fence: its end takes the fence, too.
+fn commit_free(
+    connection: &mut Connection,
+    key: &IdempotencyKey,
+    response: &[u8],
+    now: Time,
+    writes: &Write,
+) -> Result<(), Rollback> {
+    if let Write::Subscription { after, needed: Some(needed), .. } = writes {
+        let Subscription { customer_id, payer_id, .. } = *after;
+        closed_fence(connection, customer_id, i64::MAX)?;
+        let active = relationships_active(connection, customer_id, payer_id)?;
+        if !active.is_some_and(|active| needed.is_met_by(&active)) {
+            return Err(Rollback::Because(Commit::NotRelated));
+        }
+    }
+    commit_once(connection, key, response, now, writes)
 }
 
 /// Writes unless the request id was answered before (idempotency).
@@ -201,11 +231,11 @@ pub(crate) fn has_room(
     more: usize,
     open_max: u32,
 ) -> Result<bool, Error> {
-    let Some(open_max) = i64::from(open_max).checked_sub(i64::try_from(more).unwrap_or(i64::MAX)) else {
+    let open_max = i64::from(open_max) - i64::try_from(more).unwrap_or(i64::from(u32::MAX));
+    if open_max < 0 {
         return Ok(false);
-    };
-    let open = open_count(connection, parties.customer_id, parties.payer_id, open_max.max(0) + 1)?;
-    Ok(open <= open_max)
+    }
+    Ok(!are_more_open(connection, parties.customer_id, parties.payer_id, open_max)?)
 }
 
 /// Raises a customer's fence to the revision of an event, past which no older answer comes. It never falls,
@@ -223,4 +253,82 @@ pub(super) fn fence_raise(connection: &mut Connection, customer: Uuid, revision:
         .execute(c)
     })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use chassis::auth::Channel;
+    use chassis::idempotency::Digests;
+    use chrono::DateTime;
+    use diesel::connection::SimpleConnection;
+    use proto::identity::TenantKind;
+
+    use super::*;
+    use crate::rules::subscription::{Cause, ChangeKind, State, tests::subscription};
+    use crate::store::{MIGRATIONS, relationship};
+
+    /// ROLE-6: what needs no answer of the gate is stored only while the relationship that the caller needs is active, and
+    /// known. Between its look and the transaction it may have ended.
+    #[tokio::test]
+    async fn a_relationship_that_ended_meanwhile_stores_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("orders.sqlite").display());
+        let database =
+            Database::open(&url.parse().unwrap(), true, chassis::database::Writes::Concurrent).unwrap();
+        database.migrate(MIGRATIONS).unwrap();
+        let reseller = Uuid::from_u128(9);
+        let subscription = subscription(State::Active);
+        let relationship = crate::rules::relationship::Relationship {
+            customer_id: subscription.customer_id,
+            payer_id: subscription.payer_id,
+            reseller_id: Some(reseller),
+        };
+        // The change is of another version than the row's, which is not there: it comes that far and no further.
+        let past_the_check = "LostRace";
+        for (revision, is_active, cursor, expected) in [
+            (1, true, "revision = 1, relationships_revision = 1", past_the_check),
+            (2, false, "revision = 2, relationships_revision = 2", "NotRelated"),
+            (3, true, "revision = 3, relationships_revision = 3", past_the_check),
+            (3, true, "revision = 4, relationships_revision = 3", "NotRelated"),
+            (
+                3,
+                true,
+                "revision = 4, relationships_revision = 4, relationships_complete_at = 5",
+                "NotRelated",
+            ),
+            (3, true, "revision = 5, relationships_revision = 5", past_the_check),
+        ] {
+            let sql = format!("UPDATE follower SET {cursor}");
+            let arrange = move |connection: &mut Connection| {
+                query!(&mut *connection, c => c.batch_execute(&sql))?;
+                relationship::relationship_write(connection, relationship, is_active, revision)
+            };
+            database.write(arrange).await.unwrap();
+            for (needed, expected) in [
+                (Some(Needed::WithReseller(reseller)), expected),
+                (Some(Needed::Any), expected),
+                (Some(Needed::WithReseller(Uuid::from_u128(8))), "NotRelated"),
+                (None, past_the_check),
+            ] {
+                let caller = chassis::auth::Caller {
+                    tenant_kind: TenantKind::Partner.into(),
+                    tenant_id: reseller,
+                    user_id: reseller,
+                    roles: vec![],
+                    channel: Channel::Api,
+                };
+                let key = Digests::default().key(&caller, "Call", Uuid::from_u128(1), &());
+                let now = DateTime::from_timestamp(0, 0).unwrap();
+                let step = crate::rules::subscription::Step {
+                    after: subscription.clone(),
+                    kind: ChangeKind::Suspended,
+                };
+                let cause = Cause::RelationshipEnded { revision: 1 };
+                let change = step.change(5, cause, None, now);
+                let write = Write::Subscription { after: subscription.clone(), version: 7, change, needed };
+                let stored = commit(&database, &Clock::system(), key, None, vec![], write).await.unwrap();
+                assert_eq!(format!("{stored:?}"), expected, "{cursor} {needed:?}");
+            }
+        }
+    }
 }

@@ -20,7 +20,7 @@ use super::commit::fence_raise;
 use super::relationship::relationship_write;
 use super::schema::{fence, follower, subscription};
 use super::subscription::{ChangedRow, changes_insert, is_open, subscriptions_open, terms_are_due};
-use super::withdrawal::{effects_insert, withdrawal_begin, withdrawal_finish};
+use super::withdrawal::{effects_insert, withdrawal_abandon, withdrawal_begin, withdrawal_finish};
 use crate::rules::Time;
 use crate::rules::history::{Consequence, Cursor, HistoryPoint, Restore};
 use crate::rules::relationship::Ending;
@@ -243,7 +243,8 @@ fn subscriptions_end(
         }
     };
     // What ended by itself meanwhile is not changed, and not reported.
-    let cancelled = subscriptions_cancel(connection, &concerned(Ending::Cancelled), revision)?;
+    let cancelled =
+        subscriptions_update(connection, &concerned(Ending::Cancelled), revision, Ending::Cancelled)?;
     changes_record(connection, &cancelled, ChangeKind::Cancelled, cause, now)?;
     if is_reported && !cancelled.is_empty() {
         let cancelled: BTreeSet<&str> = cancelled.iter().map(|row| row.id.as_str()).collect();
@@ -251,22 +252,25 @@ fn subscriptions_end(
         let effects: Vec<_> = open.iter().filter(|(id, _)| is_cancelled(id)).copied().collect();
         effects_insert(connection, revision, &effects)?;
     }
-    let not_renewed = subscriptions_stop_renewing(connection, &concerned(Ending::NotRenewed), revision)?;
+    let not_renewed =
+        subscriptions_update(connection, &concerned(Ending::NotRenewed), revision, Ending::NotRenewed)?;
     changes_record(connection, &not_renewed, ChangeKind::AutoRenewOff, cause, now)
 }
 
-/// Passes over an event that cannot be applied: raises its customer's fence and moves the cursor. `None`, and nothing done,
-/// when it is not the next one; the answer is how far the history has been applied.
+/// Passes over an event that cannot be applied: raises its customer's fence, completes the report if that was begun, and moves
+/// the cursor. An error, and nothing done, when it is not the next one: how far the history has been applied.
 pub(crate) fn event_skip(
     connection: &mut Connection,
     revision: i64,
     customer: Uuid,
+    now: Time,
 ) -> Result<Result<(), i64>, Error> {
     let applied = cursor_revision(connection)?;
     if applied != revision - 1 || !cursor_hold(connection, applied)? {
         return Ok(Err(applied));
     }
     fence_raise(connection, customer, revision)?;
+    withdrawal_abandon(connection, revision, now)?;
     cursor_advance(connection, applied, &Cursor { revision, hash: None })?;
     Ok(Ok(()))
 }
@@ -344,51 +348,35 @@ pub(crate) fn orphans(connection: &mut Connection, lost: Restore) -> Result<Orph
     Ok(Orphans { subscriptions, named_subscriptions, customers, named_customers })
 }
 
-/// Cancels the subscriptions, unless they have ended, or rest on an answer of the revision by now.
-fn subscriptions_cancel(
+/// Ends the subscriptions, unless they have ended or are not renewed already, or rest on an answer of the revision by now.
+fn subscriptions_update(
     connection: &mut Connection,
     ids: &[String],
     revision: i64,
+    ending: Ending,
 ) -> Result<Vec<ChangedRow>, Error> {
     if ids.is_empty() {
         return Ok(vec![]);
     }
-    Ok(query!(connection, c => {
-        diesel::update(
-            subscription::table
-                .filter(subscription::id.eq_any(ids))
-                .filter(subscription::answer_revision.lt(revision))
-                .filter(is_open()),
-        )
-            .set((
-                subscription::state.eq(State::Cancelled.into_str()),
-                subscription::due_at.eq(None::<NaiveDateTime>),
-                subscription::version.eq(subscription::version + 1),
-            ))
-            .returning(ChangedRow::as_returning())
-            .get_results(c)
-    })?)
-}
-
-/// Switches the automatic renewal of the subscriptions off, unless they have ended, it is off, or they rest on an answer of
-/// the revision by now.
-fn subscriptions_stop_renewing(
-    connection: &mut Connection,
-    ids: &[String],
-    revision: i64,
-) -> Result<Vec<ChangedRow>, Error> {
-    if ids.is_empty() {
-        return Ok(vec![]);
-    }
+    let (is_cancelled, renewed) = match ending {
+        Ending::Cancelled => (true, &[true, false][..]),
+        Ending::NotRenewed => (false, &[true][..]),
+    };
+    let cancelled =
+        (subscription::state.eq(State::Cancelled.into_str()), subscription::due_at.eq(None::<NaiveDateTime>));
     Ok(query!(connection, c => {
         diesel::update(
             subscription::table
                 .filter(subscription::id.eq_any(ids))
                 .filter(subscription::answer_revision.lt(revision))
                 .filter(is_open())
-                .filter(subscription::auto_renew.eq(true)),
+                .filter(subscription::auto_renew.eq_any(renewed)),
         )
-        .set((subscription::auto_renew.eq(false), subscription::version.eq(subscription::version + 1)))
+        .set((
+            is_cancelled.then_some(cancelled),
+            (!is_cancelled).then_some(subscription::auto_renew.eq(false)),
+            subscription::version.eq(subscription::version + 1),
+        ))
         .returning(ChangedRow::as_returning())
         .get_results(c)
     })?)

@@ -3,10 +3,11 @@
 use chassis::database::row::{at, id_or_empty};
 use chassis::database::{Connection, Error};
 use chassis::query;
+use diesel::dsl::exists;
 use diesel::prelude::*;
 use uuid::Uuid;
 
-use super::schema::relationship;
+use super::schema::{follower, relationship};
 use crate::rules::history::Restore;
 use crate::rules::relationship::{ActiveRelationships, Relationship};
 
@@ -39,27 +40,33 @@ pub(super) fn relationship_write(
     Ok(())
 }
 
-/// Forgets relationships whose establishment a restore lost; what is left of the history says whether they are active.
-/// Lost ends stay ends.
+/// Forgets every active relationship from before a restore: it is not known from which event on the history differs, and
+/// following it again brings back what is active. Lost ends stay ends.
 pub(crate) fn relationships_forget(connection: &mut Connection, lost: Restore) -> Result<(), Error> {
+    let of_before = relationship::table
+        .filter(relationship::is_active.eq(true))
+        .filter(relationship::revision.lt(lost.revision));
+    query!(&mut *connection, c => diesel::delete(of_before).execute(c))?;
     query!(connection, c => {
-        diesel::delete(
-            relationship::table
-                .filter(relationship::is_active.eq(true))
-                .filter(relationship::revision.gt(lost.last_revision))
-                .filter(relationship::revision.lt(lost.revision)),
-        )
-        .execute(c)
+        diesel::update(follower::table)
+            .set(follower::relationships_complete_at.eq(lost.revision))
+            .execute(c)
     })?;
     Ok(())
 }
 
-/// The active relationships of a payer and a customer.
+/// The active relationships of a payer and a customer; `None` while the history is followed again and they are not all known.
 pub(crate) fn relationships_active(
     connection: &mut Connection,
     customer: Uuid,
     payer: Uuid,
-) -> Result<ActiveRelationships, Error> {
+) -> Result<Option<ActiveRelationships>, Error> {
+    let complete = follower::table
+        .filter(follower::relationships_revision.ge(follower::revision))
+        .filter(follower::relationships_revision.ge(follower::relationships_complete_at));
+    if !query!(&mut *connection, c => diesel::select(exists(complete)).get_result(c))? {
+        return Ok(None);
+    }
     let key = customer.to_string();
     let resellers: Vec<String> = query!(connection, c => {
         relationship::table
@@ -70,5 +77,5 @@ pub(crate) fn relationships_active(
             .load(c)
     })?;
     let read = |reseller: String| at("relationship", &key).optional_id("reseller_id", &reseller);
-    Ok(ActiveRelationships(resellers.into_iter().map(read).collect::<Result<_, _>>()?))
+    Ok(Some(ActiveRelationships(resellers.into_iter().map(read).collect::<Result<_, _>>()?)))
 }

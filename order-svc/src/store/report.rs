@@ -42,16 +42,22 @@ pub(super) fn report_insert(connection: &mut Connection, order: &Order) -> Resul
 }
 
 /// Claims what is due until `now + lease`. A report that another replica claims at the same point
-/// is left to it.
+/// is left to it. None is put back for longer than `wait_max`: what is due later was written while the clock was ahead,
+/// and is due now.
 pub(crate) fn reports_claim(
     connection: &mut Connection,
     now: Time,
     lease: Duration,
+    wait_max: Duration,
 ) -> Result<Vec<PurchaseReport>, Error> {
     let due: Vec<(String, String, String, NaiveDateTime, i32)> = query!(connection, c => {
         purchase_report::table
             .filter(purchase_report::reported_at.is_null())
-            .filter(purchase_report::due_at.le(now.naive_utc()))
+            .filter(
+                purchase_report::due_at
+                    .le(now.naive_utc())
+                    .or(purchase_report::due_at.gt((now + wait_max).naive_utc())),
+            )
             .order(purchase_report::due_at)
             .limit(CLAIM_MAX)
             .select((

@@ -54,6 +54,7 @@ diesel::table! {
         answer_revision -> BigInt,
         version -> BigInt,
         due_at -> Nullable<Timestamp>,
+        reseller_revision -> BigInt,
     }
 }
 
@@ -85,6 +86,7 @@ diesel::table! {
         revision -> BigInt,
         head -> Nullable<Text>,
         relationships_revision -> BigInt,
+        relationships_complete_at -> BigInt,
     }
 }
 

@@ -10,7 +10,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Bool, Integer};
 use uuid::Uuid;
 
-use super::schema::{subscription, subscription_change};
+use super::schema::{follower, subscription, subscription_change};
 use super::{Side, Slice, Viewer, approval_row, no_approval_row, read_approval};
 use crate::rules::Time;
 use crate::rules::offer::Term;
@@ -136,7 +136,7 @@ pub(super) fn subscriptions_open(
     after: &str,
     limit: usize,
 ) -> Result<Vec<(Uuid, SubscriptionFacts)>, Error> {
-    type Open = (String, String, String, String, bool, String, i64);
+    type Open = (String, String, String, String, bool, String, i64, i64);
     let payers: Vec<String> = payers.iter().map(Uuid::to_string).collect();
     let rows: Vec<Open> = query!(connection, c => {
         subscription::table
@@ -154,10 +154,11 @@ pub(super) fn subscriptions_open(
                 subscription::auto_renew,
                 subscription::term,
                 subscription::answer_revision,
+                subscription::reseller_revision,
             ))
             .load(c)
     })?;
-    let read = |(id, payer, reseller, state, auto_renew, term, answer_revision): Open| {
+    let read = |(id, payer, reseller, state, auto_renew, term, answer_revision, reseller_revision): Open| {
         let row = at("subscription", &id);
         let term: Term = row.named("term", term.parse().ok())?;
         let facts = SubscriptionFacts {
@@ -167,29 +168,32 @@ pub(super) fn subscriptions_open(
             auto_renew,
             is_perpetual: term == Term::Perpetual,
             answer_revision,
+            reseller_revision,
         };
         Ok((row.parse("id", &id)?, facts))
     };
     rows.into_iter().map(read).collect()
 }
 
-/// How many subscriptions of a payer and a customer have not ended; it counts no further than `limit`.
-pub(crate) fn open_count(
+/// Whether more subscriptions of a payer and a customer than so many have not ended.
+pub(crate) fn are_more_open(
     connection: &mut Connection,
     customer: Uuid,
     payer: Uuid,
-    limit: i64,
-) -> Result<i64, Error> {
-    let open: Vec<i32> = query!(connection, c => {
+    than: i64,
+) -> Result<bool, Error> {
+    let beyond: Option<i32> = query!(connection, c => {
         subscription::table
             .filter(subscription::customer_id.eq(customer.to_string()))
             .filter(subscription::payer_id.eq(payer.to_string()))
             .filter(is_open())
-            .limit(limit)
+            .offset(than)
+            .limit(1)
             .select(sql::<Integer>("1"))
-            .load(c)
+            .first(c)
+            .optional()
     })?;
-    Ok(i64::try_from(open.len()).unwrap_or(i64::MAX))
+    Ok(beyond.is_some())
 }
 
 /// A subscription that was just changed, with what its history needs.
@@ -261,10 +265,24 @@ pub(crate) fn subscription_change(
 ) -> Result<bool, Error> {
     let is_as_read = subscription_update(connection, after, version)?;
     if is_as_read {
+        if changes.iter().any(|change| change.kind == ChangeKind::ResellerAssigned) {
+            reseller_assigned(connection, after.id)?;
+        }
         let changes: Vec<_> = changes.iter().map(|change| (after.id, change.clone())).collect();
         changes_insert(connection, &changes)?;
     }
     Ok(is_as_read)
+}
+
+/// Notes which ends of relationships came before its reseller was assigned. Behind the customer's fence the cursor tells.
+fn reseller_assigned(connection: &mut Connection, id: Uuid) -> Result<(), Error> {
+    let applied: i64 = query!(&mut *connection, c => follower::table.select(follower::revision).first(c))?;
+    query!(connection, c => {
+        diesel::update(subscription::table.find(id.to_string()))
+            .set(subscription::reseller_revision.eq(applied))
+            .execute(c)
+    })?;
+    Ok(())
 }
 
 fn subscription_update(

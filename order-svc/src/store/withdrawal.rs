@@ -1,7 +1,7 @@
 //! Withdrawal reports: written while a withdrawal is applied, read by the partners that it concerns once it is. What it
 //! cancelled has rows; of what stayed there are counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chassis::database::row::{at, id_or_empty, utc};
 use chassis::database::{Connection, Error};
@@ -129,6 +129,32 @@ pub(super) fn effects_insert(
     Ok(())
 }
 
+/// Payer, reseller on record, and how many subscriptions they have.
+type Group = (String, String, i64);
+
+fn counted(group: &Group, outcome: WithdrawalOutcome) -> Result<Outcomes, Error> {
+    let (payer, reseller, count) = group;
+    let row = at("subscription", payer);
+    Ok(Outcomes {
+        payer_id: row.parse("payer_id", payer)?,
+        reseller_id: row.optional_id("reseller_id", reseller)?,
+        outcome,
+        count: row.count("count", *count)?,
+    })
+}
+
+/// What the withdrawal of a revision has cancelled.
+fn cancelled(connection: &mut Connection, revision: i64) -> Result<Vec<Outcomes>, Error> {
+    let groups: Vec<Group> = query!(connection, c => {
+        withdrawal_effect::table
+            .filter(withdrawal_effect::revision.eq(revision))
+            .group_by((withdrawal_effect::payer_id, withdrawal_effect::reseller_id))
+            .select((withdrawal_effect::payer_id, withdrawal_effect::reseller_id, count_star()))
+            .load(c)
+    })?;
+    groups.iter().map(|group| counted(group, WithdrawalOutcome::Cancelled)).collect()
+}
+
 /// Completes the report of a withdrawal of which everything was applied: what it cancelled has rows, and what is still open
 /// is counted.
 pub(super) fn withdrawal_finish(
@@ -137,14 +163,7 @@ pub(super) fn withdrawal_finish(
     of: &Withdrawal,
     now: Time,
 ) -> Result<(), Error> {
-    type Group = (String, String, i64);
-    let cancelled: Vec<Group> = query!(&mut *connection, c => {
-        withdrawal_effect::table
-            .filter(withdrawal_effect::revision.eq(revision))
-            .group_by((withdrawal_effect::payer_id, withdrawal_effect::reseller_id))
-            .select((withdrawal_effect::payer_id, withdrawal_effect::reseller_id, count_star()))
-            .load(c)
-    })?;
+    let mut outcomes = cancelled(connection, revision)?;
     let open: Vec<Group> = query!(&mut *connection, c => {
         let mut open = subscription::table
             .filter(subscription::customer_id.eq(of.customer_id.to_string()))
@@ -157,21 +176,40 @@ pub(super) fn withdrawal_finish(
         }
         open.load(c)
     })?;
-    let mut outcomes = vec![];
-    for (group, is_open) in
-        cancelled.into_iter().map(|g| (g, false)).chain(open.into_iter().map(|g| (g, true)))
-    {
-        let (payer, reseller, count) = group;
-        let row = at("subscription", &payer);
-        let payer_id = row.parse("payer_id", &payer)?;
-        let outcome = match is_open {
-            false => Some(WithdrawalOutcome::Cancelled),
-            true => of.why_stayed(payer_id),
-        };
-        let Some(outcome) = outcome else { continue };
-        let reseller_id = row.optional_id("reseller_id", &reseller)?;
-        outcomes.push(Outcomes { payer_id, reseller_id, outcome, count: row.count("count", count)? });
+    for group in &open {
+        let payer_id = at("subscription", &group.0).parse("payer_id", &group.0)?;
+        if let Some(outcome) = of.why_stayed(payer_id) {
+            outcomes.push(counted(group, outcome)?);
+        }
     }
+    report_complete(connection, revision, of, &outcomes, now)
+}
+
+/// Completes the report of a withdrawal that is passed over, if it was begun: with what was cancelled until then.
+pub(super) fn withdrawal_abandon(connection: &mut Connection, revision: i64, now: Time) -> Result<(), Error> {
+    let begun: Option<Row> = query!(&mut *connection, c => {
+        withdrawal::table
+            .find(revision)
+            .filter(withdrawal::is_complete.eq(false))
+            .select(Row::as_select())
+            .first(c)
+            .optional()
+    })?;
+    let Some(begun) = begun else { return Ok(()) };
+    let outcomes = cancelled(connection, revision)?;
+    // The event names the others, too, but it is not read here.
+    let uncovered: BTreeSet<Uuid> = outcomes.iter().map(|outcomes| outcomes.payer_id).collect();
+    let of = begun.read(uncovered.into_iter().collect(), None)?.withdrawal;
+    report_complete(connection, revision, &of, &outcomes, now)
+}
+
+fn report_complete(
+    connection: &mut Connection,
+    revision: i64,
+    of: &Withdrawal,
+    outcomes: &[Outcomes],
+    now: Time,
+) -> Result<(), Error> {
     let mut all = Counts::default();
     outcomes.iter().for_each(|counted| all.add(counted));
     let number = |count: u32| i32::try_from(count).unwrap_or(i32::MAX);
@@ -187,7 +225,7 @@ pub(super) fn withdrawal_finish(
             .execute(c)
     })?;
     let parts: Vec<_> = of
-        .parts(&outcomes)
+        .parts(outcomes)
         .into_iter()
         .map(|(partner, part)| {
             (

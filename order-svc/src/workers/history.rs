@@ -79,6 +79,13 @@ impl Interruption {
             Self::Stream(NotFollowed::InvalidHistory(why)) => {
                 tracing::error!(revision, why, "the history cannot be followed any further");
             }
+            Self::Stream(NotFollowed::UnreadableEvent(unreadable)) => {
+                tracing::error!(
+                    revision,
+                    unreadable,
+                    "the history cannot be followed any further: its next event cannot be read"
+                );
+            }
             Self::Database(error @ Error::Unavailable(_)) => {
                 tracing::warn!(revision, %error, "the history cannot be applied; trying again");
             }
@@ -120,6 +127,18 @@ impl Interruption {
         }
     }
 
+    /// Whether agreement-svc's history is known not to be the one that was followed, if that was `known` before.
+    fn is_history_invalid(&self, known: Option<bool>) -> bool {
+        match self {
+            Self::Stream(NotFollowed::InvalidHistory(_)) => true,
+            // The history is followed on, or anew.
+            Self::WentBack | Self::Lost(..) => false,
+            // The gate's answers stay what they were; only what follows from the event waits.
+            Self::Stream(NotFollowed::UnreadableEvent(_)) => false,
+            Self::Stream(NotFollowed::Unavailable(_)) | Self::Database(_) => known.unwrap_or(false),
+        }
+    }
+
     /// Whether what was known before may not be so.
     fn invalidates(&self) -> bool {
         matches!(self, Self::WentBack | Self::Lost(..) | Self::Stream(NotFollowed::InvalidHistory(_)))
@@ -149,14 +168,7 @@ pub(crate) async fn run(
         if let Err(interruption) = ended {
             interruption.log(now.revision);
             failures += 1;
-            let is_invalid = match &interruption {
-                Interruption::Stream(NotFollowed::InvalidHistory(_)) => Some(true),
-                // The history is followed on, or anew.
-                Interruption::WentBack | Interruption::Lost(..) => Some(false),
-                Interruption::Stream(NotFollowed::Unavailable(_)) | Interruption::Database(_) => {
-                    now.is_invalid.or(Some(false))
-                }
-            };
+            let is_invalid = Some(interruption.is_history_invalid(now.is_invalid));
             match interruption.invalidates() {
                 true => followed.send_replace(Followed { is_invalid, ..Followed::default() }),
                 false => followed.send_replace(Followed { is_invalid, ..now }),
@@ -321,4 +333,29 @@ async fn apply_in_steps(
 async fn passed_by_another(database: &Database, known: i64) -> Result<i64, Interruption> {
     let applied = database.read(cursor_revision).await?;
     if applied <= known { Err(Interruption::WentBack) } else { Ok(applied) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Everything that is gated stops while the history is invalid, so nothing else may make it so.
+    #[test]
+    fn only_another_history_is_invalid() {
+        let stream = |why| Interruption::Stream(why);
+        let restore = Restore { last_revision: 1, revision: 9 };
+        let orphans =
+            Orphans { subscriptions: 0, named_subscriptions: vec![], customers: 0, named_customers: vec![] };
+        for (interruption, when_valid, when_invalid) in [
+            (stream(NotFollowed::InvalidHistory("forked".into())), true, true),
+            (stream(NotFollowed::UnreadableEvent(7)), false, false),
+            (stream(NotFollowed::Unavailable("away".into())), false, true),
+            (Interruption::Database(Error::Unavailable("away".into())), false, true),
+            (Interruption::WentBack, false, false),
+            (Interruption::Lost(restore, orphans), false, false),
+        ] {
+            let known = [None, Some(false), Some(true)].map(|known| interruption.is_history_invalid(known));
+            assert_eq!(known, [when_valid, when_valid, when_invalid], "{interruption:?}");
+        }
+    }
 }

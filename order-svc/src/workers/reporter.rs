@@ -24,6 +24,9 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 const RETRY_BASE: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(300);
 
+/// The longest that a report is put back, by a lease or after a failure.
+const WAIT_MAX: TimeDelta = TimeDelta::seconds(300);
+
 /// Delivers reports until `stop` is cancelled. `orders` changes when an order has been stored.
 pub(crate) async fn run(
     database: Database,
@@ -53,8 +56,9 @@ pub(crate) async fn run(
 async fn deliver(database: &Database, clock: &Clock, agreements: &AgreementClient) -> Result<(), Error> {
     loop {
         let now = clock.now();
-        let due =
-            database.write(move |connection: &mut Connection| reports_claim(connection, now, LEASE)).await?;
+        let due = database
+            .write(move |connection: &mut Connection| reports_claim(connection, now, LEASE, WAIT_MAX))
+            .await?;
         if due.is_empty() {
             return Ok(());
         }

@@ -397,13 +397,19 @@ impl Cluster {
         self.state.folder().join("mails")
     }
 
+    /// A file with a key, in the cluster's folder.
+    fn key(&self, name: &str) -> Result<PathBuf, String> {
+        let file = self.state.folder().join(name);
+        std::fs::write(&file, [7; 32]).map_err(|error| error.to_string())?;
+        Ok(file)
+    }
+
     /// How agreement-svc is started.
     ///
     /// # Errors
     /// What cannot be written to the cluster's folder.
     pub fn agreements_config(&self) -> Result<agreement_config::Serve, String> {
-        let key = self.state.folder().join("invitation.key");
-        std::fs::write(&key, [7; 32]).map_err(|error| error.to_string())?;
+        let key = self.key("invitation.key")?;
         Ok(agreement_config::Serve {
             storage: agreement_config::Storage {
                 database: self.agreements.database.clone(),
@@ -416,6 +422,7 @@ impl Cluster {
             tls: self.pki.as_ref().map(Pki::server_tls).unwrap_or_default(),
             policy: None,
             invitation_key_file: Some(key),
+            request_key_file: Some(self.key("request.key")?),
             acceptance_page: "https://portal.example/accept".into(),
             mail: agreement_config::Mail {
                 smtp: self.setup.smtp.clone(),
@@ -521,6 +528,7 @@ impl Cluster {
             offers: self.setup.offers.clone(),
             worker_threads: self.setup.worker_threads,
             calls_max: self.setup.calls_max,
+            request_key_file: Some(self.key("request.key")?),
             subscriptions_max: self.setup.subscriptions_max,
         })
     }

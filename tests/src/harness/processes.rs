@@ -161,7 +161,8 @@ impl Process {
         fs::write(&key, [7; 32]).map_err(|error| error.to_string())?;
         let settings = [
             ("--mail-folder", mail_folder.into()),
-            ("--invitation-key-file", key.into()),
+            ("--invitation-key-file", key.clone().into()),
+            ("--request-key-file", key.into()),
             // A mail for each attestation, at once, and however many there are.
             ("--mail-interval-seconds", "0".into()),
             ("--mails-per-day", u32::MAX.to_string().into()),
@@ -174,7 +175,10 @@ impl Process {
     /// # Errors
     /// No port is free.
     pub(crate) fn orders(database: Url, agreements: &str, folder: &Path) -> Result<Self, String> {
-        Self::new("order-svc", database, [("--agreements", agreements.into())], folder)
+        let key = folder.join("request.key");
+        fs::write(&key, [7; 32]).map_err(|error| error.to_string())?;
+        let settings = [("--agreements", agreements.into()), ("--request-key-file", key.into())];
+        Self::new("order-svc", database, settings, folder)
     }
 
     fn new(

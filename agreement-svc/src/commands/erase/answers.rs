@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use chassis::database::{Connection, Error};
-use chassis::idempotency::{StoredAnswer, answer_replace, answers_after};
+use chassis::idempotency::{StoredAnswer, answers_after};
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, ReflectMessage, Value};
 use uuid::Uuid;
@@ -19,25 +19,25 @@ const CONTACT: &str = "csp.type.v1.Contact";
 /// The package of the messages that calls answer with.
 const ANSWERS: &str = "csp.agreement.v1";
 
-/// Erases the person from stored answers, and forgets the content of what was asked with it: that is a
-/// digest which covers the person, so a guess could be checked against it. Answers that only name
-/// an attestation of the person lose the content for the same reason.
-pub(super) fn erase_answers(
+/// Finds the stored answers with the person, and makes of each what is to take its place: the answer without the person, and
+/// without the digest of what was asked, which covers the person, so a guess could be checked against it. Answers that only
+/// name an attestation of the person lose the digest for the same reason.
+pub(super) fn answers_without(
     connection: &mut Connection,
     person: &Person,
     attestation_ids: &[Uuid],
-) -> Result<usize, Error> {
+) -> Result<Vec<StoredAnswer>, Error> {
     let unreadable = |why: String| Error::Query(format!("stored answers cannot be searched: {why}"));
     let messages =
         DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET).map_err(|e| unreadable(e.to_string()))?;
     let ids: BTreeSet<String> = attestation_ids.iter().map(Uuid::to_string).collect();
-    let mut erased = 0;
+    let mut found = vec![];
     let mut after: Option<StoredAnswer> = None;
     loop {
-        let mut page = answers_after(connection, after.as_ref(), ANSWERS_PER_PAGE)?;
-        let Some(last) = page.last() else { return Ok(erased) };
+        let page = answers_after(connection, after.as_ref(), ANSWERS_PER_PAGE)?;
+        let Some(last) = page.last() else { return Ok(found) };
         after = Some(last.clone());
-        for stored in &mut page {
+        for mut stored in page {
             // Most answers are about others; reading them all field by field would take long.
             let text = String::from_utf8_lossy(&stored.answer);
             if !person.may_be_in(&text) && !ids.iter().any(|id| text.contains(id.as_str())) {
@@ -53,8 +53,7 @@ pub(super) fn erase_answers(
                 stored.answer = message.encode_to_vec();
             }
             if names_it || mentions(&message, &ids) {
-                answer_replace(connection, stored)?;
-                erased += 1;
+                found.push(stored);
             }
         }
     }

@@ -1,6 +1,9 @@
 //! The command `erase-contact`: a person leaves the records, the stored answers and the written mails.
 //!
-//! **Order.** Mails that are addressed to the person can be found at any time, by their address. Those
+//! **Pieces.** A search reads everything in a snapshot, which keeps no change waiting. What it finds is erased in small changes,
+//! and then everything is searched again, until nothing is found: so nothing is missed that was written meanwhile.
+//!
+//! **Order.** Stored answers come before records, since some name the person by an attestation only. Mails that are addressed to the person can be found at any time, by their address. Those
 //! that only name it can be found only through the records that still do. So mails are deleted before
 //! the records' change is committed: whatever is cut off in between, the next run finds the records as
 //! they were and does it all again. A running service may write a mail from what it had read before the
@@ -12,19 +15,26 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use chassis::clock::Clock;
-use chassis::database::Database;
-use uuid::Uuid;
+use chassis::database::{Connection, Database, Error};
+use chassis::idempotency::answer_replace;
 
 use super::open;
 use crate::config::{self, EraseContact};
 use crate::mail::MailFolder;
 use crate::rules::party::is_email;
 use crate::store::change::change_internal;
-use crate::store::erase::{FoundByCustomer, Person, mails_naming, person_erase, person_find};
-use answers::erase_answers;
+use crate::store::erase::{Person, Row, attestation_ids, mails_naming, person_erase, person_find};
+use answers::answers_without;
+
+/// Rows or answers that one change erases: other changes wait for no longer than that takes.
+const PIECE: usize = 100;
+
+/// Searches that may find something.
+const ROUNDS_MAX: u32 = 20;
 
 /// What was erased, as counts without personal data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,21 +95,58 @@ async fn erase(
         deleted.extend(mails.delete(mails.addressed_to(&person)?)?);
     }
 
-    let (of_change, mails_of_change) = (person.clone(), mails.clone());
-    let (found, naming, answers, deleted_inside) = change_internal(database, clock, move |change| {
-        let found = person_find(change.connection, &of_change)?;
-        let answers = erase_answers(change.connection, &of_change, &attestation_ids(&found))?;
-        person_erase(change, &found)?;
-        let naming = mails_naming(change.connection, &attestation_ids(&found))?;
-        // Last, so that no mail is lost in vain when something before it fails.
-        let deleted = match &mails_of_change {
-            Some(mails) => mails.delete(mails.of(&naming))?,
-            None => vec![],
+    let mut erased = Erased::default();
+    let (mut customers, mut naming) = (BTreeSet::new(), vec![]);
+    let mut rounds = 0;
+    loop {
+        let of_search = person.clone();
+        let search = move |connection: &mut Connection| {
+            let found = person_find(connection, &of_search, None)?;
+            let answers = answers_without(connection, &of_search, &attestation_ids(&found))?;
+            Ok::<_, Error>((found, answers))
         };
-        anyhow::Ok((found, naming, answers, deleted))
-    })
-    .await?;
-    deleted.extend(deleted_inside);
+        let (found, answers) = database.snapshot(search).await?;
+        if found.is_empty() && answers.is_empty() {
+            break;
+        }
+        rounds += 1;
+        ensure!(rounds <= ROUNDS_MAX, "the person is named anew as fast as it is erased; find out by whom");
+        erased.answers += answers.len();
+        for piece in answers.chunks(PIECE) {
+            let piece = piece.to_vec();
+            let replace = move |connection: &mut Connection| {
+                piece.iter().try_for_each(|answer| answer_replace(connection, answer))
+            };
+            database.write(replace).await?;
+        }
+        for piece in found.chunks(PIECE) {
+            let began = Instant::now();
+            let (person, piece, mails) = (person.clone(), piece.to_vec(), mails.clone());
+            let (rows, names, paths) = change_internal(database, clock, move |change| {
+                let rows = person_erase(change, &person, &piece)?;
+                let names = mails_naming(change.connection, &attestation_ids(&rows))?;
+                // Last, so that no mail is lost in vain when something before it fails.
+                let paths = match &mails {
+                    Some(mails) => mails.delete(mails.of(&names))?,
+                    None => vec![],
+                };
+                anyhow::Ok((rows, names, paths))
+            })
+            .await?;
+            // Other changes have as long: SQLite lets nobody queue for its lock.
+            tokio::time::sleep(began.elapsed()).await;
+            deleted.extend(paths);
+            naming.extend(names);
+            for (customer_id, row) in rows {
+                match row {
+                    Row::Attestation(_) => erased.attestations += 1,
+                    Row::Invitation(_) => erased.invitations += 1,
+                    Row::Contact(_) | Row::Customer(_) => drop(customers.insert(customer_id)),
+                    Row::Notice(_) => {}
+                }
+            }
+        }
+    }
     if let Some(mails) = &mails {
         deleted.extend(mails.delete(mails.addressed_to(&person)?)?);
         deleted.extend(mails.delete(mails.of(&naming))?);
@@ -108,25 +155,15 @@ async fn erase(
         .vacuum()
         .await
         .context("erased, but the file of the database still holds it; run this again, with less going on")?;
-    Ok(Erased {
-        attestations: found.values().map(|found| found.attestation_ids.len()).sum(),
-        customers: found.values().filter(|found| found.is_contact()).count(),
-        invitations: found.values().map(|found| found.invitation_ids.len()).sum(),
-        answers,
-        mails: mails.map(|_| deleted.len()),
-    })
-}
-
-fn attestation_ids(found: &FoundByCustomer) -> Vec<Uuid> {
-    found.values().flat_map(|found| found.attestation_ids.iter().copied()).collect()
+    Ok(Erased { customers: customers.len(), mails: mails.map(|_| deleted.len()), ..erased })
 }
 
 #[cfg(test)]
 mod tests {
     use chassis::auth::{Caller, Channel};
     use chassis::clock::new_id;
-    use chassis::database::{Connection, Error, Writes};
-    use chassis::idempotency::{IdempotencyKey, Lookup, response_find, response_store};
+    use chassis::database::Writes;
+    use chassis::idempotency::{Digests, IdempotencyKey, Lookup, response_find, response_store};
     use chassis::query;
     use diesel::RunQueryDsl;
     use prost::Message;
@@ -134,6 +171,7 @@ mod tests {
         CreateInvitationResponse, GetAttestationRequest, ImportAttestationsResponse, Invitation,
     };
     use proto::types::Contact;
+    use uuid::Uuid;
 
     use super::answers::ANSWERS_PER_PAGE;
     use super::*;
@@ -171,7 +209,7 @@ mod tests {
             roles: vec![],
             channel: Channel::Api,
         };
-        IdempotencyKey::new(&caller, call, Uuid::from_u128(n), &GetAttestationRequest::default())
+        Digests::default().key(&caller, call, Uuid::from_u128(n), &GetAttestationRequest::default())
     }
 
     fn invited(email: &str) -> Vec<u8> {
@@ -251,11 +289,12 @@ mod tests {
         assert_eq!(seen(1, "ImportAttestations").await, Lookup::OtherContent);
         assert_eq!(seen(2, "ImportAttestations").await, Lookup::Answered(imported(customer)));
 
-        let found = database.read(|connection| person_find(connection, &Person::new(EMAIL))).await.unwrap();
+        let found =
+            database.read(|connection| person_find(connection, &Person::new(EMAIL), None)).await.unwrap();
         assert!(found.is_empty(), "{found:?}");
         let others = Person::new("ann-zeb@contoso.example");
-        let found = database.read(move |connection| person_find(connection, &others)).await.unwrap();
-        assert_eq!(found[&None].invitation_ids, [Uuid::from_u128(3)]);
+        let found = database.read(move |connection| person_find(connection, &others, None)).await.unwrap();
+        assert_eq!(found, [(None, Row::Invitation(Uuid::from_u128(3)))]);
 
         // Of the three templates' versions and two erasures; the acceptance itself was not recorded.
         let verified = database.snapshot(|connection| chain::verify(connection, &[])).await.unwrap();

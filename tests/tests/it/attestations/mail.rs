@@ -367,7 +367,25 @@ async fn announcements_within_an_interval_are_one_mail(#[case] backend: Backend)
     let with_late = server.mail().await;
     assert!(with_late.contains(&late) && !together.iter().any(|id| with_late.contains(id.as_str())));
     post.settled(&late, NotificationState::Sent, 1).await;
+    // Another replica that holds one of them has the mail; what another partner attests is announced meanwhile.
+    let held = match post.cluster.agreements_database() {
+        Url::Sqlite(_) => None,
+        Url::Postgres(url) => {
+            let mut replica = PgConnection::establish(url).unwrap();
+            let of =
+                format!("SELECT * FROM notification WHERE attestation_id = '{}' FOR UPDATE", together[0]);
+            replica.batch_execute(&format!("BEGIN; {of}")).unwrap();
+            Some(replica)
+        }
+    };
     post.after(INTERVAL).await;
+    if let Some(replica) = held {
+        let provider = post.cluster.as_caller(fixtures::sales(PROVIDER));
+        let customer_id = actions::create_customer(&provider, "Fabrikam", "FR", None).await.unwrap();
+        let other = post.attest_again(PROVIDER, &customer_id, &fixtures::contact()).await;
+        assert!(server.mail().await.contains(&other));
+        drop(replica);
+    }
     let again = server.mail().await;
     assert_eq!(header(&again, "Message-ID"), header(&refused, "Message-ID"));
     for id in &together {

@@ -18,7 +18,7 @@ use tests::clients::bad_fields_of;
 use tests::fixtures::{
     self, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER, new_check, time,
 };
-use tests::{Backend, Cluster, Setup};
+use tests::{Backend, Cluster, Setup, metadata_of};
 
 use crate::each_backend;
 use tonic::Code;
@@ -239,6 +239,56 @@ async fn payer_customer_and_reseller_must_belong_together() {
     assert_eq!(ask(stranger, &own, None).await, not_found());
     let pays = Err((Code::InvalidArgument, "PAYER_IS_RESELLER".to_owned()));
     assert_eq!(ask(RESELLER, &resold, None).await, pays);
+
+    // A partner that sees the customer learns which field is wrong, and what to name instead; all others learn that there
+    // is no such customer, in the very words for one that does not exist.
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
+    let id = |partner: Uuid| partner.to_string();
+    for (n, (caller, payer, customer, on_record, wrong)) in [
+        (&direct, PROVIDER, &own, Some(DIRECT), Some(("payer_id", "use_payer_id", id(DIRECT)))),
+        (&direct, PROVIDER, &own, None, Some(("payer_id", "use_payer_id", id(DIRECT)))),
+        (&direct, stranger, &own, Some(RESELLER), Some(("payer_id", "use_payer_id", id(DIRECT)))),
+        (&direct, DIRECT, &own, Some(RESELLER), Some(("reseller_id", "use_reseller_id", String::new()))),
+        (
+            &provider,
+            PROVIDER,
+            &resold,
+            Some(stranger),
+            Some(("reseller_id", "use_reseller_id", String::new())),
+        ),
+        (&reseller, DIRECT, &resold, Some(RESELLER), Some(("payer_id", "use_payer_id", id(PROVIDER)))),
+        (&reseller, stranger, &resold, None, Some(("payer_id", "use_payer_id", id(PROVIDER)))),
+        (&reseller, PROVIDER, &resold, None, Some(("reseller_id", "use_reseller_id", id(RESELLER)))),
+        (&reseller, PROVIDER, &own, Some(RESELLER), None),
+        (&reseller, DIRECT, &own, Some(RESELLER), None),
+        (&direct, PROVIDER, &resold, Some(RESELLER), None),
+        (&provider, PROVIDER, &own, None, None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let on_record = on_record.map(|id| id.to_string()).unwrap_or_default();
+        let asked = |customer: &str| CheckEligibilityRequest {
+            reseller_id: on_record.clone(),
+            ..new_check(payer, customer)
+        };
+        let refused = check(caller, asked(customer)).await.unwrap_err();
+        assert_eq!(refusal(&refused), not_found().unwrap_err(), "row {n}");
+        let metadata = metadata_of(&refused);
+        let said = |key: &str| metadata.get(key).cloned().unwrap_or_default();
+        if let Some((field, key, instead)) = wrong {
+            assert_eq!((said("field").as_str(), said(key)), (field, instead), "row {n}: {refused}");
+            assert!(refused.message().contains(field), "row {n}: {refused}");
+        } else {
+            let none = check(caller, asked(&id(stranger))).await.unwrap_err();
+            assert_eq!(
+                refused.message().replace(customer.as_str(), &id(stranger)),
+                none.message(),
+                "row {n}"
+            );
+            assert_eq!(metadata, metadata_of(&none), "row {n}");
+        }
+    }
 
     // The gate answers a partner about itself only, and a stranger's customer looks like none at all.
     let through_reseller =

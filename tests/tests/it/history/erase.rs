@@ -304,3 +304,60 @@ async fn verify_finds_a_person_restored_after_an_erasure(#[case] backend: Backen
             .unwrap();
     }
 }
+
+/// A person who agreed for very many customers is erased in pieces, and other changes come between them.
+#[apply(each_backend)]
+async fn a_large_erasure_keeps_no_change_waiting(#[case] backend: Backend) {
+    tests::needs_own!("databases that it writes to");
+    tests::needs!(backend);
+    const ATTESTATIONS: usize = 2050;
+    const PIECE: usize = 100;
+    let people = with_people(backend).await;
+    let People { cluster, direct, attested, mails, .. } = &people;
+    let attestation_id = &attested.attestation.as_ref().unwrap().attestation_id;
+    let columns = "kind, partner_id, customer_id, agreement_type, template_id, template_version, first_name, \
+                   last_name, email, phone, contact_salt, agreed_at, recorded_at, recorded_by, withdrawn_at, revision";
+    let copies = format!(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ATTESTATIONS}) \
+         INSERT INTO acceptance (id, superseded_at, {columns}) \
+         SELECT '00000000-0000-4000-a000-' || (100000000000 + i), recorded_at, {columns} FROM acceptance, n \
+         WHERE id = '{attestation_id}'"
+    );
+    cluster.agreements_sql(&copies).unwrap();
+
+    let (email, (done, is_done)) = (contact_to_erase().email, tokio::sync::oneshot::channel());
+    let changes = tokio::spawn({
+        let direct = direct.clone();
+        async move {
+            let (mut is_done, mut revisions, mut n) = (is_done, vec![], 0);
+            while is_done.try_recv().is_err() {
+                let new = fixtures::new_customer(&format!("Other {n}"), "FR", None);
+                let created = direct.customers().create_customer(new).await.unwrap().into_inner();
+                revisions.push(created.revision);
+                n += 1;
+            }
+            revisions
+        }
+    });
+    let erased = erase(cluster, &email, mails.path()).await.unwrap();
+    done.send(()).unwrap();
+    let changes = changes.await.unwrap();
+    assert_eq!(erased.attestations, 2 + ATTESTATIONS);
+    let events = texts(
+        cluster.agreements_database(),
+        "SELECT revision || ' ' || body AS text FROM event WHERE body LIKE '%\"CONTACT_ERASED\"%' ORDER BY revision",
+    );
+    let erasures: Vec<(i64, usize)> = events
+        .iter()
+        .map(|event| {
+            let (revision, body) = event.split_once(' ').unwrap();
+            let body: serde_json::Value = serde_json::from_str(body).unwrap();
+            (revision.parse().unwrap(), body["attestation_ids"].as_array().map_or(0, Vec::len))
+        })
+        .collect();
+    assert!(erasures.iter().all(|(_, rows)| *rows <= PIECE), "{erasures:?}");
+    let (first, last) = (erasures[0].0, erasures[erasures.len() - 1].0);
+    let between = changes.iter().filter(|revision| (first..last).contains(revision)).count();
+    assert!(between > 0, "{first} {last} {changes:?}");
+    assert_eq!(count(&everything(cluster.agreements_database()), "Zebulon"), 0);
+}

@@ -7,8 +7,8 @@ use proto::agreement::{
     AcceptInvitationRequest, CreateCustomerRequest, CreateInvitationRequest, EndRelationshipRequest,
     GetCustomerRequest, GetDirectSignStatusRequest, GetDirectSignStatusResponse, GetInvitationRequest,
     InlineInvitation, Invitation, InvitationState, LinkResellerRequest, ListCustomerPartnersRequest,
-    ListInvitationsRequest, RevokeInvitationRequest, UnlinkResellerRequest, WithdrawAttestationRequest,
-    WithdrawAttestationResponse, WithdrawSignatureRequest, WithdrawalReason,
+    ListInvitationsRequest, PartnerKind, RevokeInvitationRequest, UnlinkResellerRequest,
+    WithdrawAttestationRequest, WithdrawAttestationResponse, WithdrawSignatureRequest, WithdrawalReason,
 };
 use proto::types::{AcceptanceKind, BlockReason, Cloud, Decision};
 use rstest_reuse::apply;
@@ -471,4 +471,33 @@ async fn a_withdrawn_attestation_uncovers_only_its_partner(#[case] backend: Back
     let anew = actions::attest(&direct, &other, Clock::system().now()).await.unwrap().attestation.unwrap();
     assert_ne!(anew.attestation_id, only.attestation_id);
     assert_eq!(gate(&direct, DIRECT, &other).await.0, Decision::Allowed);
+}
+
+/// INV-3. A tenant is a partner or a customer: no partner becomes a customer, its own least of all, and no customer a
+/// partner.
+#[apply(each_backend)]
+async fn a_tenant_is_a_partner_or_a_customer(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let (cluster, direct) = actions::start_with_partners(backend).await;
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
+    for invited in [invite(&direct, None, None), invite(&reseller, None, Some(PROVIDER))] {
+        let invited = invited.await.unwrap();
+        let before = cluster.head().await.unwrap();
+        for partner in [DIRECT, PROVIDER, RESELLER] {
+            let admin = admin_of(&cluster, &partner.to_string());
+            let accepted = admin.signatures().accept_invitation(acceptance(&invited, Some("Own"))).await;
+            let refused = accepted.unwrap_err();
+            assert_eq!(refusal(&refused), precondition("TENANT_OF_OTHER_KIND"));
+            let said = metadata_of(&refused);
+            assert_eq!((said["tenant_id"].clone(), said["kind"].as_str()), (partner.to_string(), "PARTNER"));
+        }
+        assert_eq!(cluster.events_after(before).await.unwrap(), []);
+    }
+
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let operator = cluster.as_caller(fixtures::operator());
+    let (id, kind) = (customer.parse().unwrap(), PartnerKind::DirectBill);
+    let refused = actions::register_partner(&operator, id, "Contoso", kind, Cloud::Public).await.unwrap_err();
+    assert_eq!(refusal(&refused), precondition("TENANT_OF_OTHER_KIND"));
+    assert_eq!(metadata_of(&refused)["kind"], "CUSTOMER");
 }

@@ -83,7 +83,9 @@ async fn payer_and_reseller_follow_from_caller_and_request(#[case] backend: Back
         actions::attest(partner, customer, Clock::system().now()).await.unwrap();
     }
     let stranger = Uuid::from_u128(0x999);
-    let missing = |code, reason| Err((code, String::from(reason)));
+    let missing = |code, reason| Err((code, String::from(reason), String::new()));
+    // To a caller that sees the customer the refusal says which of the two names the wrong partner.
+    let wrong = |field| Err((Code::NotFound, String::from("RESOURCE_NOT_FOUND"), String::from(field)));
     let on_record = |payer: Uuid, reseller: Option<Uuid>| {
         Ok((payer.to_string(), reseller.map(|id| id.to_string()).unwrap_or_default()))
     };
@@ -96,13 +98,13 @@ async fn payer_and_reseller_follow_from_caller_and_request(#[case] backend: Back
         (&reseller, &resold, Some(PROVIDER), Some(RESELLER), on_record(PROVIDER, Some(RESELLER))),
         (&provider, &resold, None, Some(RESELLER), on_record(PROVIDER, Some(RESELLER))),
         // A reseller that is not on the relationship, that pays, or that names another one's provider.
-        (&provider, &sold, None, Some(RESELLER), missing(Code::NotFound, "RESOURCE_NOT_FOUND")),
-        (&provider, &resold, None, Some(stranger), missing(Code::NotFound, "RESOURCE_NOT_FOUND")),
+        (&provider, &sold, None, Some(RESELLER), wrong("reseller_id")),
+        (&provider, &resold, None, Some(stranger), wrong("reseller_id")),
         (&reseller, &sold, Some(PROVIDER), None, missing(Code::NotFound, "RESOURCE_NOT_FOUND")),
-        (&reseller, &resold, Some(stranger), None, missing(Code::NotFound, "RESOURCE_NOT_FOUND")),
+        (&reseller, &resold, Some(stranger), None, wrong("payer_id")),
         (&reseller, &resold, None, None, missing(Code::InvalidArgument, "PAYER_IS_RESELLER")),
         (&direct, &resold, None, None, missing(Code::NotFound, "RESOURCE_NOT_FOUND")),
-        (&direct, &own, Some(PROVIDER), None, missing(Code::NotFound, "RESOURCE_NOT_FOUND")),
+        (&direct, &own, Some(PROVIDER), None, wrong("payer_id")),
     ]
     .into_iter()
     .enumerate()
@@ -113,7 +115,11 @@ async fn payer_and_reseller_follow_from_caller_and_request(#[case] backend: Back
         };
         let placed = place(partner, order).await.map(|placed| placed.order.unwrap());
         let found = placed.map(|order| (order.payer_id, order.reseller_id));
-        assert_eq!(found.map_err(|status| (status.code(), reason_of(&status))), expected, "row {n}");
+        let refusal = |status: Status| {
+            let field = metadata_of(&status).remove("field").unwrap_or_default();
+            (status.code(), reason_of(&status), field)
+        };
+        assert_eq!(found.map_err(refusal), expected, "row {n}");
     }
     // Payer and reseller both see what was ordered through both; the others see their own.
     assert_eq!(bought(&direct).await.0, 2);

@@ -379,6 +379,24 @@ async fn the_first_purchase_is_reported_after_an_outage() {
     actions::until_bought(&cluster, &customer).await.unwrap();
 }
 
+/// A report that was written while order-svc's clock was ahead does not wait until the time comes again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_first_purchase_of_a_clock_that_was_ahead_is_reported_at_once() {
+    tests::needs_own!("rows that it writes to");
+    let (cluster, direct) = actions::start_with_partners(Backend::Sqlite).await;
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    cluster
+        .orders_sql(
+            "CREATE TRIGGER ahead AFTER INSERT ON purchase_report
+             BEGIN UPDATE purchase_report SET due_at = '2100-01-01 00:00:00'; END",
+        )
+        .unwrap();
+    actions::order(&direct, &customer, None, 5).await.unwrap();
+    cluster.orders_sql("DROP TRIGGER ahead").unwrap();
+    actions::until_bought(&cluster, &customer).await.unwrap();
+}
+
 /// TPL-1.
 #[apply(each_backend)]
 async fn templates_are_listed_by_type(#[case] backend: Backend) {

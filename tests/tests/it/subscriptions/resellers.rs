@@ -11,11 +11,12 @@ use tests::actions::{self, get_subscription as read, subscribe as buy};
 use tests::assert::{eventually, refusal};
 use tests::clients::bad_fields_of;
 use tests::fixtures::{self, PROVIDER, RESELLER};
-use tests::{As, Backend, Cluster, metadata_of};
+use tests::{As, Backend, Cluster, Setup, metadata_of};
 use tonic::{Code, Status};
 use uuid::Uuid;
 
 use crate::each_backend;
+use crate::faults::relay::Relay;
 
 const SECOND: Uuid = Uuid::from_u128(0xf2);
 
@@ -115,6 +116,10 @@ async fn resellers_come_and_go_at_a_provider(#[case] backend: Backend) {
 
     // After the last reseller, and with it the last relationship, the provider can only end what it pays for.
     part(&cluster, &provider, &customer, SECOND).await;
+    let refused =
+        change!(provider.change_seats(bought, ChangeSeatsRequest { quantity: 9, validate_only: false }))
+            .unwrap_err();
+    assert_eq!(refusal(&refused), parted);
     let suspended = change!(provider.suspend_subscription(bought, SuspendSubscriptionRequest {})).unwrap();
     assert_eq!(suspended.state(), SubscriptionState::Suspended);
     let refused = change!(provider.resume_subscription(bought, ResumeSubscriptionRequest {})).unwrap_err();
@@ -122,4 +127,36 @@ async fn resellers_come_and_go_at_a_provider(#[case] backend: Backend) {
     assert_eq!(assign(&provider, &bought, None).await.unwrap().reseller_id, "");
     let cancelled = change!(provider.cancel_subscription(bought, CancelSubscriptionRequest {})).unwrap();
     assert_eq!(cancelled.state(), SubscriptionState::Cancelled);
+}
+
+/// ROLE-6: a relationship that order-svc has not heard of yet is not said to be over.
+#[apply(each_backend)]
+async fn a_relationship_of_this_moment_is_not_refused(#[case] backend: Backend) {
+    tests::needs_own!("a history that it holds back");
+    tests::needs!(backend);
+    let relay = Relay::start().await;
+    let agreements_at = Some(format!("http://{}", relay.address));
+    let mut cluster = Cluster::start(Setup { backend, agreements_at, ..Setup::default() }).await.unwrap();
+    cluster.restart_agreements().await.unwrap();
+    relay.pass_to(cluster.agreements_address());
+    actions::register_partners(&cluster).await.unwrap();
+    let [provider, reseller] =
+        [PROVIDER, RESELLER].map(|partner| cluster.as_caller(fixtures::sales(partner)));
+    let customer = actions::create_customer(&provider, "Contoso", "FR", None).await.unwrap();
+    actions::attest_now(&provider, &customer).await.unwrap();
+    let bought = buy(&provider, &customer, None).await.unwrap();
+    actions::until_bought(&cluster, &customer).await.unwrap();
+    let refused = assign(&provider, &bought, Some(RESELLER)).await.unwrap_err();
+    assert_eq!(bad_fields_of(&refused), ["reseller_id"]);
+
+    relay.hold_history(true);
+    let invited = actions::invite(&reseller, None, Some(PROVIDER)).await.unwrap();
+    let admin = cluster.as_caller(fixtures::admin(customer.parse().unwrap()));
+    admin.signatures().accept_invitation(fixtures::acceptance(&invited, None)).await.unwrap();
+    let refused = assign(&provider, &bought, Some(RESELLER)).await.unwrap_err();
+    assert_eq!(refusal(&refused), (Code::Unavailable, "GATE_UNAVAILABLE".into()));
+    relay.hold_history(false);
+    let assigned =
+        eventually("it is heard of", async || assign(&provider, &bought, Some(RESELLER)).await.ok()).await;
+    assert_eq!(assigned.reseller_id, RESELLER.to_string());
 }

@@ -36,13 +36,16 @@ pub(super) const EMAILS: [&str; 12] = [
     "tania@\u{212a}ontoso.example",
     "tania\u{200b}@contoso.example",
 ];
-pub(super) const DOMAINS: [&str; 11] = [
+pub(super) const DOMAINS: [&str; 14] = [
     "",
     " ",
     "contoso",
     "-contoso.example",
     "contoso..example",
     "contoso.example.",
+    "127.0.0.1",
+    "localhost",
+    "contoso.local",
     "contoso.exam\0ple",
     "https://contoso.example",
     "contoso\u{e9}.example",

@@ -4,6 +4,7 @@
 mod agreements;
 mod gaps;
 mod orders;
+mod resellers;
 mod withdrawn;
 
 use agreement_svc::config::Verify;

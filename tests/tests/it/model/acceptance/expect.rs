@@ -68,7 +68,7 @@ impl Customer {
     }
 
     /// Whether a partner sees it.
-    pub(super) fn is_seen_by(&self, partner: usize) -> bool {
+    pub(crate) fn is_seen_by(&self, partner: usize) -> bool {
         self.relationships.contains(&partner) || self.is_paid_for_by(partner)
     }
 }

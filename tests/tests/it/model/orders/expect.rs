@@ -49,6 +49,21 @@ impl Model {
         if payer(paying) != paying && paying == by {
             return Err(refused("PAYER_IS_RESELLER", [("payer_id", payer_id.into())]));
         }
+        let of = &model.customers[customer];
+        if (!is_together || payer(paying) != paying) && of.is_seen_by(by) {
+            let is_with_payer = match by == paying {
+                true => of.is_paid_for_by(by),
+                false => of.relationships.contains(&by) && payer(by) == paying,
+            };
+            let own_payer = if of.is_paid_for_by(by) { by } else { payer(by) };
+            return Err(match is_with_payer {
+                true => refused(NOT_FOUND, [("field", "reseller_id".into())]),
+                false => {
+                    let instead = ("use_payer_id", PARTNERS[own_payer].to_string());
+                    refused(NOT_FOUND, [("field", "payer_id".into()), instead])
+                }
+            });
+        }
         if !is_together || payer(paying) != paying {
             return Err(refused(NOT_FOUND, [("partner_center_code", "20002".into())]));
         }
@@ -181,6 +196,18 @@ impl Model {
             .filter_map(|offer| offer.demands)
             .collect();
         let decided = self.gate(world, by, (&payer_id, &reseller_id), &order.customer_id, &demands);
+        // Where no type satisfies all offers, the lines that take certain types only are named.
+        let decided = decided.map_err(|mut refusal| {
+            let no_remedy = refusal.metadata.get("remedies").is_some_and(String::is_empty);
+            if no_remedy {
+                let takes =
+                    |line: &NewOrderLine| offer(&line.offer_id).is_some_and(|offer| offer.demands.is_some());
+                let lines = order.lines.iter().enumerate().filter(|(_, line)| takes(line));
+                let lines = lines.map(|(n, _)| format!("lines[{n}]")).collect::<Vec<_>>().join(",");
+                refusal.metadata.insert("lines".into(), lines);
+            }
+            refusal
+        });
         // The answer has the customer's country only where the gate knows the customer.
         let is_known =
             decided.as_ref().is_ok() || decided.as_ref().is_err_and(|no| no.reason == "AGREEMENT_REQUIRED");
@@ -330,7 +357,14 @@ impl Model {
                 let reseller_id = if is_payer { "" } else { known.reseller_id.as_str() };
                 let parties = (known.payer_id.as_str(), reseller_id);
                 let demands: Vec<_> = offer(&known.offer_id).unwrap().demands.into_iter().collect();
-                (kind, Some(self.gate(world, by, parties, &known.customer_id, &demands)?))
+                let ended =
+                    [("customer_id", known.customer_id.clone()), ("payer_id", known.payer_id.clone())];
+                let gate = self.gate(world, by, parties, &known.customer_id, &demands);
+                let gate = gate.map_err(|no| match no.reason == NOT_FOUND {
+                    true => refused("RELATIONSHIP_ENDED", ended),
+                    false => no,
+                });
+                (kind, Some(gate?))
             }
         };
         let seats = if let Command::Seats(seats) = command { seats } else { known.quantity };

@@ -188,7 +188,7 @@ async fn replicas_never_report_a_first_purchase_twice(#[case] backend: Backend) 
     }
     all_are_reported(&world.cluster).await;
     // They are due once more, and both see it before either may claim them.
-    let again = "UPDATE purchase_report SET reported_at = NULL, due_at = '2026-02-01 00:00:00'";
+    let again = "UPDATE purchase_report SET reported_at = NULL, due_at = '2026-01-31 12:04:00'";
     world.cluster.orders_sql(again).unwrap();
     world.cluster.start_orders_replica().await.unwrap();
     let holder = Holder::of(&world.cluster, "purchase_report");

@@ -1,10 +1,11 @@
 //! A withdrawal that ends many subscriptions, in transactions of a bounded size; and the bound on how many there can be.
 
 use chassis::query;
-use diesel::sql_types::BigInt;
+use diesel::sql_types::{BigInt, Nullable};
 use diesel::{QueryableByName, RunQueryDsl, sql_query};
+use order_svc::config::SkipEvent;
 use proto::order::{CancelSubscriptionRequest, CreateOrderRequest};
-use tests::assert::refused;
+use tests::assert::{eventually, refused};
 use tests::databases::{connect, copy_subscription};
 
 use super::*;
@@ -17,8 +18,8 @@ const ROWS_MAX: i64 = 1000;
 
 #[derive(QueryableByName)]
 struct Most {
-    #[diesel(sql_type = BigInt)]
-    most: i64,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    most: Option<i64>,
 }
 
 /// The most subscriptions that an event changed at the same time, which is that of one transaction.
@@ -30,7 +31,7 @@ fn largest(cluster: &Cluster, revision: i64) -> i64 {
     let most: Most = query!(&mut connect(cluster.orders_database()).unwrap(), c => {
         sql_query(sql).get_result(c).unwrap()
     });
-    most.most
+    most.most.unwrap_or(0)
 }
 
 /// Copies a subscription, as that many orders would have made it.
@@ -74,6 +75,51 @@ async fn a_large_withdrawal_is_applied_in_bounded_transactions(#[case] backend: 
     let ended = direct.customers().end_relationship(end).await.unwrap().into_inner().revision;
     followed(&direct, ended).await;
     assert_eq!(largest(&cluster, ended), ROWS_MAX);
+}
+
+/// One event that cannot be applied is passed over, and what it did until then stays and can be read.
+#[apply(each_backend)]
+async fn an_operator_passes_over_an_event(#[case] backend: Backend) {
+    tests::needs_own!("databases that it writes to");
+    tests::needs!(backend);
+    let cluster = cluster_on(backend).await;
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let mut customers = vec![];
+    for name in ["Damaged", "Other"] {
+        let customer = actions::create_customer(&direct, name, "FR", None).await.unwrap();
+        let attestation = attest_now(&direct, &customer).await.unwrap();
+        let bought = buy(&direct, &customer, None).await.unwrap();
+        actions::until_bought(&cluster, &customer).await.unwrap();
+        customers.push((customer, attestation, bought));
+    }
+    let [(customer, damaged, bought), (_, attestation, other)] = &customers[..] else { unreachable!() };
+    copy(&cluster, bought, ROWS_MAX + 10, 'a');
+    let last = format!("id LIKE '%{}'", 100_000_000_000 + ROWS_MAX + 10);
+    cluster
+        .orders_sql(&format!("UPDATE subscription SET payer_id = payer_id, term = '' WHERE {last}"))
+        .unwrap();
+    let revision = withdraw(&direct, damaged).await.unwrap();
+    let of_other = withdraw(&direct, attestation).await.unwrap();
+    eventually("the first step is taken", async || (largest(&cluster, revision) == ROWS_MAX).then_some(()))
+        .await;
+    let report = |revision| GetWithdrawalReportRequest { revision, ..Default::default() };
+    let begun = direct.withdrawals().get_withdrawal_report(report(revision)).await.unwrap().into_inner();
+    assert!(!begun.applied);
+
+    let skip = |revision| {
+        let customer_id = customer.parse().unwrap();
+        let skip = SkipEvent { database: cluster.orders_database().clone(), revision, customer_id };
+        async move { order_svc::skip_event(&skip).await }
+    };
+    let refused = skip(of_other).await.unwrap_err().to_string();
+    assert!(refused.contains(&format!("the history was applied up to event {}", revision - 1)), "{refused}");
+    skip(revision).await.unwrap();
+    // Later events are applied, the report is complete, and nothing is stored on an older answer.
+    assert_eq!(counts_and_outcomes(&applied(&direct, of_other).await).0, (1, 0));
+    assert_cancelled(&direct, other, of_other).await;
+    let cancelled = u32::try_from(ROWS_MAX).unwrap();
+    assert_eq!(counts_and_outcomes(&applied(&direct, revision).await).0, (cancelled, 0));
+    assert_eq!(read(&direct, &bought.subscription_id).await.unwrap().state(), SubscriptionState::Active);
 }
 
 /// SUB-7.

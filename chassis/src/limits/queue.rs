@@ -8,8 +8,8 @@
 //! The slots are shared as in [`tenant`](super::tenant), and the length of the queue by the same rule, so a greedy tenant
 //! leaves both to others. A tenant over its share waits as well: its calls are admitted when slots become free, so that a
 //! tenant without competition is served at full speed. Released slots go round robin to the waiting tenants that may take
-//! one, so a modest tenant waits for one round and not for the calls of a greedy one. The calls of one tenant are
-//! admitted in their order.
+//! one, so a modest tenant waits for one round and not for the calls of a greedy one. An internal service has every
+//! second turn, since it asks for all of its tenants. The calls of one tenant are admitted in their order.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -67,7 +67,7 @@ struct State {
 }
 
 impl CallQueue {
-    pub(in crate::server) fn new(slots: usize, internal_kind: &'static str) -> Self {
+    pub(crate) fn new(slots: usize, internal_kind: &'static str) -> Self {
         Self::bounded(slots, slots * WAITING_PER_SLOT, WAIT_MAX, internal_kind)
     }
 
@@ -141,8 +141,9 @@ impl State {
         let (sender, receiver) = oneshot::channel();
         let queue = self.queues.entry(tenant).or_default();
         if queue.is_empty() {
-            self.turns.push_back(tenant);
+            self.take_turn(tenant);
         }
+        let queue = self.queues.entry(tenant).or_default();
         queue.push_back((self.last_number, sender));
         self.waiting.add(tenant, 1);
         (self.last_number, receiver)
@@ -174,10 +175,19 @@ impl State {
         granted
     }
 
-    /// Puts the tenant at the end of the round if it has more waiting calls.
+    /// Puts the tenant at the end of the round, or an internal service behind the next tenant.
+    fn take_turn(&mut self, tenant: Tenant) {
+        let next = self.turns.iter().position(|next| !self.slots.is_internal(*next));
+        match next.filter(|_| self.slots.is_internal(tenant)) {
+            Some(next) => self.turns.insert(next + 1, tenant),
+            None => self.turns.push_back(tenant),
+        }
+    }
+
+    /// Gives the tenant its next turn if it has more waiting calls.
     fn keep_turn(&mut self, tenant: Tenant) {
         if self.queues.get(&tenant).is_some_and(|queue| !queue.is_empty()) {
-            self.turns.push_back(tenant);
+            self.take_turn(tenant);
         } else {
             self.queues.remove(&tenant);
         }
@@ -325,6 +335,33 @@ mod tests {
         // What a tenant releases is handed on, in turn.
         held.remove(0);
         assert!(admitted(&mut modests[1]).is_some());
+    }
+
+    #[test]
+    fn an_internal_service_has_every_second_turn() {
+        let queue = queue(8);
+        let (mut held, others, _) = fill(&queue, INTERNAL);
+        drop(others);
+        let tenants: Vec<_> = (10..14).map(|id| Tenant::test("TENANT", id)).collect();
+        let mut modests: Vec<_> = tenants.iter().map(|tenant| wait(&queue, *tenant)).collect();
+        // Two of them do not keep tenants from theirs.
+        let another = Tenant::test("INTERNAL", 4);
+        let mut internals: Vec<_> = (0..4).map(|_| wait(&queue, INTERNAL)).collect();
+        internals.extend((0..4).map(|_| wait(&queue, another)));
+        let mut order = vec![];
+        while held.pop().is_some() {
+            for (kind, waiting) in [("tenant", &mut modests), ("internal", &mut internals)] {
+                waiting.retain_mut(|call| match admitted(call) {
+                    Some(slot) => {
+                        std::mem::forget(slot);
+                        order.push(kind);
+                        false
+                    }
+                    None => true,
+                });
+            }
+        }
+        assert_eq!(order, ["tenant", "internal", "internal"].repeat(4)[..8]);
     }
 
     #[test]

@@ -9,8 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
-use crate::auth::Caller;
-
 /// A limit of permits. Clones share it.
 #[derive(Clone, Debug)]
 pub struct TenantLimiter(Arc<Mutex<Shares>>);
@@ -34,11 +32,11 @@ pub enum Overload {
 
 /// The holder of a permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Tenant(&'static str, Uuid);
+pub struct Tenant(&'static str, Uuid);
 
 /// The permits that are taken, by tenant.
 #[derive(Debug)]
-pub(in crate::server) struct Shares {
+pub(crate) struct Shares {
     max: usize,
     internal_kind: &'static str,
     taken: usize,
@@ -53,19 +51,15 @@ impl TenantLimiter {
         Self(Arc::new(Mutex::new(Shares::new(max, internal_kind))))
     }
 
-    /// A permit for a caller, at once.
+    /// A permit for a tenant, at once.
     ///
     /// # Errors
     /// There is none.
-    pub fn try_acquire(&self, caller: &Caller) -> Result<Permit, Overload> {
-        self.try_acquire_many(Tenant::of(caller), 1)
+    pub fn try_acquire(&self, tenant: Tenant) -> Result<Permit, Overload> {
+        self.try_acquire_many(tenant, 1)
     }
 
-    pub(in crate::server) fn try_acquire_many(
-        &self,
-        tenant: Tenant,
-        amount: usize,
-    ) -> Result<Permit, Overload> {
+    pub(crate) fn try_acquire_many(&self, tenant: Tenant, amount: usize) -> Result<Permit, Overload> {
         let mut shares = self.shares();
         shares.check(tenant, amount)?;
         shares.add(tenant, amount);
@@ -85,8 +79,10 @@ impl Drop for Permit {
 }
 
 impl Tenant {
-    pub(crate) fn of(caller: &Caller) -> Self {
-        Self(caller.tenant_kind, caller.tenant_id)
+    /// A tenant of a kind.
+    #[must_use]
+    pub const fn new(kind: &'static str, id: Uuid) -> Self {
+        Self(kind, id)
     }
 
     /// The process itself, and the internal services that act for all tenants.
@@ -95,7 +91,7 @@ impl Tenant {
     }
 
     /// A connection takes the part of the tenant for callers without an identity.
-    pub(in crate::server) fn of_connection(number: u64) -> Self {
+    pub(crate) fn of_connection(number: u64) -> Self {
         Self("", Uuid::from_u128(number.into()))
     }
 }
@@ -108,26 +104,30 @@ impl Tenant {
 }
 
 impl Shares {
-    pub(in crate::server) fn new(max: usize, internal_kind: &'static str) -> Self {
+    pub(crate) fn new(max: usize, internal_kind: &'static str) -> Self {
         Self { max, internal_kind, taken: 0, by_tenant: HashMap::new() }
     }
 
     /// Whether a tenant may take that many more.
-    pub(in crate::server) fn check(&self, tenant: Tenant, amount: usize) -> Result<(), Overload> {
+    pub(crate) fn check(&self, tenant: Tenant, amount: usize) -> Result<(), Overload> {
         let free = self.max.saturating_sub(self.taken);
         if amount > free {
             return Err(Overload::Process);
         }
         let held = self.by_tenant.get(&tenant).copied().unwrap_or(0);
-        if tenant.0 == self.internal_kind || held + amount <= free { Ok(()) } else { Err(Overload::Tenant) }
+        if self.is_internal(tenant) || held + amount <= free { Ok(()) } else { Err(Overload::Tenant) }
     }
 
-    pub(in crate::server) fn add(&mut self, tenant: Tenant, amount: usize) {
+    pub(crate) fn is_internal(&self, tenant: Tenant) -> bool {
+        tenant.0 == self.internal_kind
+    }
+
+    pub(crate) fn add(&mut self, tenant: Tenant, amount: usize) {
         self.taken += amount;
         *self.by_tenant.entry(tenant).or_default() += amount;
     }
 
-    pub(in crate::server) fn remove(&mut self, tenant: Tenant, amount: usize) {
+    pub(crate) fn remove(&mut self, tenant: Tenant, amount: usize) {
         self.taken -= amount;
         if let Some(held) = self.by_tenant.get_mut(&tenant) {
             *held -= amount;
@@ -141,18 +141,12 @@ impl Shares {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::Channel;
 
-    fn caller(tenant_kind: &'static str, tenant: u128) -> Caller {
-        let (tenant_id, user_id) = (Uuid::from_u128(tenant), Uuid::from_u128(1));
-        Caller { tenant_kind, tenant_id, user_id, roles: vec![], channel: Channel::Api }
-    }
-
-    /// All permits that a caller gets before it is refused, and the reason of the refusal.
-    fn all(limiter: &TenantLimiter, caller: &Caller) -> (Vec<Permit>, Overload) {
+    /// All permits that a tenant gets before it is refused, and the reason of the refusal.
+    fn all(limiter: &TenantLimiter, tenant: Tenant) -> (Vec<Permit>, Overload) {
         let mut held = vec![];
         loop {
-            match limiter.try_acquire(caller) {
+            match limiter.try_acquire(tenant) {
                 Ok(permit) => held.push(permit),
                 Err(overload) => return (held, overload),
             }
@@ -162,45 +156,45 @@ mod tests {
     #[test]
     fn a_tenant_gets_as_many_permits_as_remain_free() {
         let limiter = TenantLimiter::new(12, "INTERNAL");
-        let [one, other, third] = [1, 2, 3].map(|tenant| caller("TENANT", tenant));
-        let (held, why) = all(&limiter, &one);
+        let [one, other, third] = [1, 2, 3].map(|tenant| Tenant::test("TENANT", tenant));
+        let (held, why) = all(&limiter, one);
         assert_eq!((held.len(), why), (6, Overload::Tenant));
-        let (others, why) = all(&limiter, &other);
+        let (others, why) = all(&limiter, other);
         assert_eq!((others.len(), why), (3, Overload::Tenant));
         // A tenant that holds fewer gets the released ones.
         drop(held);
-        let (again, _) = all(&limiter, &one);
+        let (again, _) = all(&limiter, one);
         assert_eq!(again.len(), 5);
-        let (mut thirds, why) = all(&limiter, &third);
+        let (mut thirds, why) = all(&limiter, third);
         assert_eq!((thirds.len(), why), (2, Overload::Tenant));
-        assert_eq!(limiter.try_acquire(&other).unwrap_err(), Overload::Tenant);
-        let (fourths, _) = all(&limiter, &caller("OTHER", 3));
+        assert_eq!(limiter.try_acquire(other).unwrap_err(), Overload::Tenant);
+        let (fourths, _) = all(&limiter, Tenant::test("OTHER", 3));
         assert_eq!(fourths.len(), 1);
-        let (fifths, why) = all(&limiter, &caller("OTHER", 4));
+        let (fifths, why) = all(&limiter, Tenant::test("OTHER", 4));
         assert_eq!((fifths.len(), why), (1, Overload::Process));
         thirds.pop();
-        assert!(limiter.try_acquire(&caller("OTHER", 5)).is_ok());
+        assert!(limiter.try_acquire(Tenant::test("OTHER", 5)).is_ok());
     }
 
     #[test]
     fn the_last_permit_can_be_taken() {
         let limiter = TenantLimiter::new(1, "INTERNAL");
-        let (held, why) = all(&limiter, &caller("TENANT", 1));
+        let (held, why) = all(&limiter, Tenant::test("TENANT", 1));
         assert_eq!((held.len(), why), (1, Overload::Process));
     }
 
     #[test]
     fn internal_services_may_take_every_permit() {
         let limiter = TenantLimiter::new(12, "INTERNAL");
-        let (tenants, _) = all(&limiter, &caller("TENANT", 1));
-        let (services, why) = all(&limiter, &caller("INTERNAL", 1));
+        let (tenants, _) = all(&limiter, Tenant::test("TENANT", 1));
+        let (services, why) = all(&limiter, Tenant::test("INTERNAL", 1));
         assert_eq!((tenants.len(), services.len(), why), (6, 6, Overload::Process));
     }
 
     #[test]
     fn a_large_amount_needs_as_much_free_beside_it() {
         let limiter = TenantLimiter::new(12, "INTERNAL");
-        let tenant = Tenant::of(&caller("TENANT", 1));
+        let tenant = Tenant::test("TENANT", 1);
         let take = |amount| limiter.try_acquire_many(tenant, amount);
         assert_eq!(take(13).unwrap_err(), Overload::Process);
         let held = take(8).unwrap();
@@ -212,7 +206,7 @@ mod tests {
     #[test]
     fn tenants_without_a_permit_are_forgotten() {
         let limiter = TenantLimiter::new(12, "INTERNAL");
-        drop(all(&limiter, &caller("TENANT", 1)));
+        drop(all(&limiter, Tenant::test("TENANT", 1)));
         let shares = limiter.shares();
         assert_eq!((shares.taken, shares.by_tenant.len()), (0, 0));
     }

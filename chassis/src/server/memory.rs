@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::tenant::{Overload, Permit, Tenant, TenantLimiter};
+use crate::limits::tenant::{Overload, Permit, Tenant, TenantLimiter};
 use crate::server::MESSAGE_BYTES_MAX;
 
 /// What arrives before the service reads a message is bounded by a window of the same size.
