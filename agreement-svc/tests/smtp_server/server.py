@@ -21,6 +21,7 @@ parser.add_argument(
 )
 parser.add_argument("--certificate", nargs=2, metavar=("CHAIN", "KEY"))
 parser.add_argument("--starttls", action="store_true", help="instead of TLS from the start")
+parser.add_argument("--seconds", type=float, default=0, help="that it takes to accept each mail")
 parser.add_argument("--login", help="NAME:PASSWORD that a client must present")
 options = parser.parse_args()
 
@@ -55,6 +56,7 @@ class Handler:
             tell(f"refused {options.folder}/refused-{name}")
             # What mail servers do: they quote the address.
             return f"{server.verdict} <{envelope.rcpt_tos[0]}> is not welcome here"
+        await asyncio.sleep(options.seconds)
         (options.folder / name).write_bytes(envelope.content)
         tell(f"accepted {options.folder}/{name}")
         return "250 taken"

@@ -144,6 +144,22 @@ pub fn behind(database: &Url, sql: &str) -> Result<(), String> {
     query!(&mut connect(database)?, c => c.batch_execute(sql)).map_err(|error| error.to_string())
 }
 
+/// Copies a subscription of order-svc, as that many orders would have made it: as calls they would take minutes. The
+/// variant, a hexadecimal digit, tells the ids of several copies apart.
+///
+/// # Errors
+/// The database's.
+pub fn copy_subscription(database: &Url, id: &str, count: i64, variant: char) -> Result<(), String> {
+    let columns = "order_id, payer_id, reseller_id, customer_id, offer_id, quantity, friendly_name, state, auto_renew, \
+                   started_at, term, term_number, term_end, answer_revision, version, due_at";
+    let sql = format!(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) \
+         INSERT INTO subscription (id, {columns}) \
+         SELECT '00000000-0000-4000-{variant}000-' || (100000000000 + i), {columns} FROM subscription, n WHERE id = '{id}'"
+    );
+    behind(database, &sql)
+}
+
 fn rand_u128() -> u128 {
     u128::from_str_radix(&chassis::clock::new_salt(), 16).unwrap_or_default()
 }

@@ -163,7 +163,7 @@ impl Bench {
 }
 
 /// Stores withdrawn attestations of a customer as SQL: as calls they would take minutes.
-fn store_withdrawn(database: &Url, customer: &str, count: u32) -> Result<(), String> {
+pub(crate) fn store_withdrawn(database: &Url, customer: &str, count: u32) -> Result<(), String> {
     const ROWS_MAX: usize = 5_000;
     let row = |n: u32| {
         let id = Uuid::from_u128(n.into());

@@ -3,6 +3,7 @@
 
 #![expect(clippy::print_stdout, reason = "these programs report on standard output")]
 
+mod bare;
 mod bench_delays;
 mod bench_gate;
 mod bench_withdrawal;
@@ -13,6 +14,7 @@ mod load;
 mod soak_crash;
 mod soak_import;
 mod soak_overload;
+mod soak_shares;
 
 use std::error::Error;
 
@@ -36,6 +38,8 @@ enum Command {
     SoakCrash(soak_crash::Options),
     /// Offers each service several times the load that it can serve, and judges what it answers.
     SoakOverload(soak_overload::Options),
+    /// Has one partner do each thing that takes much, and measures what another one notices of it.
+    SoakShares(soak_shares::Options),
     /// Kills a PostgreSQL primary under load, promotes its standby, and compares what is stored with what was answered.
     Failover(failover::Options),
     /// Checks and breaks a running stack of docker-compose.yml, which `.ci/compose` starts.
@@ -62,6 +66,7 @@ impl Command {
             Self::SoakImport(options) => soak_import::run(options).await,
             Self::SoakCrash(options) => soak_crash::run(options).await,
             Self::SoakOverload(options) => soak_overload::run(options).await,
+            Self::SoakShares(options) => soak_shares::run(options).await,
             Self::Failover(options) => failover::run(options).await,
             Self::ComposeCheck => compose_check::run().await,
         }

@@ -12,12 +12,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{BufMut, Bytes, BytesMut};
-use chassis::auth::Credentials;
+use bytes::Bytes;
 use clap::Args;
 use futures_util::future::join_all;
 use h2::client::SendRequest;
-use http::{HeaderMap, Request};
+use http::Request;
 use prost::Message;
 use proto::agreement::CheckEligibilityResponse;
 use proto::order::CreateOrderResponse;
@@ -25,14 +24,13 @@ use proto::types::Decision;
 use tests::fixtures::{self, DIRECT, OFFICE, PROVIDER};
 use tests::processes::{Process, Processes, build_binaries};
 use tests::{Backend, actions, reason_of};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use uuid::Uuid;
 
+use crate::bare::{self, LENGTH_BYTES, WINDOW_DEFAULT, exchange, framed};
 use crate::load::{closed_loop, number, percentile, rate};
 
 /// Calls in flight while no call is to be refused: fewer than one tenant may have.
@@ -66,9 +64,6 @@ const ANSWERED_MIN: f64 = if cfg!(debug_assertions) { 0.1 } else { 0.3 };
 /// Calls that one connection may have open. What is due while all are is not sent, and only counted: every client of
 /// HTTP/2 has to wait then, so no client can offer more over as many connections.
 const OPEN_MAX: usize = 256;
-
-/// Before every message stand a flag and its length.
-const LENGTH_BYTES: usize = 5;
 
 /// Between two looks at what is due.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -158,9 +153,10 @@ async fn overload(
         Subject::Check => &processes.agreements,
         Subject::Order => &processes.orders,
     };
-    let opening = subject.opening(server)?;
-    let partner =
-        |payer, connections| Partner::new(&processes, opening.clone(), payer, connections, options.customers);
+    let partner = async |payer, connections| {
+        let opening = subject.opening(server, payer)?;
+        Partner::new(&processes, opening, payer, connections, options.customers).await
+    };
     let (greedy, modest) = (partner(DIRECT, options.connections).await?, partner(PROVIDER, 1).await?);
     let length = Duration::from_secs(options.seconds);
 
@@ -241,15 +237,13 @@ async fn connect(address: String) -> Result<Channel, Box<dyn Error>> {
 }
 
 impl Subject {
-    /// How a call begins, but for who makes it.
-    fn opening(self, server: &Process) -> http::Result<Request<()>> {
-        let path = match self {
+    /// How a partner begins a call.
+    fn opening(self, server: &Process, payer: Uuid) -> http::Result<Request<()>> {
+        let call = match self {
             Self::Check => "csp.agreement.v1.EligibilityService/CheckEligibility",
             Self::Order => "csp.order.v1.OrderService/CreateOrder",
         };
-        let opening = Request::post(format!("{}/{path}", server.address()));
-        let opening = opening.header("content-type", "application/grpc").header("te", "trailers");
-        opening.body(())
+        bare::opening(&server.address(), call, fixtures::sales(payer))
     }
 
     /// A call's message, which asks about a customer.
@@ -272,26 +266,14 @@ impl Subject {
     }
 }
 
-/// A message as gRPC sends it: uncompressed, behind its length.
-fn framed(message: &impl Message) -> Bytes {
-    let mut bytes = BytesMut::with_capacity(LENGTH_BYTES + message.encoded_len());
-    bytes.put_u8(0);
-    bytes.put_u32(u32::try_from(message.encoded_len()).unwrap_or(u32::MAX));
-    bytes.put(message.encode_to_vec().as_slice());
-    bytes.freeze()
-}
-
 impl Partner {
     async fn new(
         processes: &Processes,
-        mut opening: Request<()>,
+        opening: Request<()>,
         payer: Uuid,
         connections: usize,
         customers: usize,
     ) -> Result<Arc<Self>, Box<dyn Error>> {
-        let mut metadata = MetadataMap::new();
-        Credentials::Metadata(fixtures::sales(payer)).present(&mut metadata);
-        opening.headers_mut().extend(metadata.into_headers());
         let mut partner = Self { connections: vec![], opening, payer, customers: vec![] };
         let caller = processes.as_caller(fixtures::sales(payer));
         for n in 0..customers {
@@ -300,13 +282,8 @@ impl Partner {
             actions::attest_now(&caller, &customer).await?;
             partner.customers.push(customer);
         }
-        let server = partner.opening.uri().authority().ok_or("the address has no host")?.to_string();
         for _ in 0..connections {
-            let stream = TcpStream::connect(&server).await?;
-            stream.set_nodelay(true)?;
-            let (streams, connection) = h2::client::handshake(stream).await?;
-            tokio::spawn(connection);
-            partner.connections.push(streams);
+            partner.connections.push(bare::connect(&partner.opening, WINDOW_DEFAULT).await?);
         }
         Ok(Arc::new(partner))
     }
@@ -323,24 +300,6 @@ impl Partner {
             Err(error) => Err(Status::unavailable(error.to_string())),
         }
     }
-}
-
-/// One call on a connection: what it ended with, and the answer if there is one.
-async fn exchange(
-    streams: SendRequest<Bytes>,
-    opening: Request<()>,
-    message: Bytes,
-) -> Result<(HeaderMap, Vec<u8>), h2::Error> {
-    let (answer, mut sending) = streams.ready().await?.send_request(opening, false)?;
-    sending.send_data(message, true)?;
-    let (head, mut body) = answer.await?.into_parts();
-    let mut answer = vec![];
-    while let Some(piece) = body.data().await {
-        let piece = piece?;
-        body.flow_control().release_capacity(piece.len())?;
-        answer.extend_from_slice(&piece);
-    }
-    Ok((body.trailers().await?.unwrap_or(head.headers), answer))
 }
 
 /// What is served with a fixed number of calls in flight, when no call is refused.

@@ -6,7 +6,7 @@ use diesel::{QueryableByName, RunQueryDsl, sql_query};
 use order_svc::config::SkipEvent;
 use proto::order::{CancelSubscriptionRequest, CreateOrderRequest};
 use tests::assert::{eventually, refused};
-use tests::databases::connect;
+use tests::databases::{connect, copy_subscription};
 
 use super::*;
 
@@ -36,15 +36,7 @@ fn largest(cluster: &Cluster, revision: i64) -> i64 {
 
 /// Copies a subscription, as that many orders would have made it.
 fn copy(cluster: &Cluster, bought: &Subscription, count: i64, variant: char) {
-    let columns = "order_id, payer_id, reseller_id, customer_id, offer_id, quantity, friendly_name, state, auto_renew, \
-                   started_at, term, term_number, term_end, answer_revision, version, due_at";
-    let sql = format!(
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) \
-         INSERT INTO subscription (id, {columns}) \
-         SELECT '00000000-0000-4000-{variant}000-' || (100000000000 + i), {columns} FROM subscription, n WHERE id = '{}'",
-        bought.subscription_id
-    );
-    cluster.orders_sql(&sql).unwrap();
+    copy_subscription(cluster.orders_database(), &bought.subscription_id, count, variant).unwrap();
 }
 
 #[apply(each_backend)]
