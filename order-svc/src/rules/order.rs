@@ -341,6 +341,7 @@ mod tests {
         let answer = |verdict| Answer {
             customer_id,
             customer_country: "FR".into(),
+            only_reseller_id: None,
             verdict,
             asked_at: at(1),
             valid_for: None,
