@@ -379,4 +379,10 @@ mod tests {
             assert_eq!(event.clone().as_seen_by(PARTNER), seen, "{event:?}");
         }
     }
+
+    /// The number stands in the histories that every version has written.
+    #[test]
+    fn a_restore_lifts_the_revision_by_as_much_as_ever() {
+        assert_eq!(LIFT, 4_294_967_296);
+    }
 }

@@ -385,6 +385,10 @@ mod tests {
             assert_eq!(served, expected, "{country} {language}");
         }
         assert_eq!(choose_document(&documents[2..], "JP", "ja-JP"), None);
+        // Neither another country's English nor another language of the United States is the last resort.
+        let others = [document("FR", "en-US"), document("US", "de-US"), document("US", "en-US")];
+        assert_eq!(choose_document(&others, "JP", "ja-JP"), Some((&others[2], true)));
+        assert_eq!(choose_document(&others[..2], "JP", "ja-JP"), None);
     }
 
     #[test]
