@@ -73,7 +73,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 #[derive(Args)]
 pub(crate) struct Options {
     /// How long the modest partner is measured, alone and beside each load; beside an import and a withdrawal until those
-    /// end. The services close a connection whose answers nobody reads after 60 s.
+    /// end. The services close a connection whose answers are not read after 60 s.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=40))]
     seconds: u64,
     /// The loads.
