@@ -114,7 +114,7 @@ struct Modest {
     announced: String,
 }
 
-/// What became of its calls of one kind.
+/// The outcomes of its calls of one kind.
 struct Answers {
     offered: usize,
     latencies: Vec<Duration>,
@@ -122,10 +122,10 @@ struct Answers {
     refused: Option<Status>,
 }
 
-/// What became of its checks and its orders.
+/// The outcomes of its checks and its orders.
 struct Figures([Answers; 2]);
 
-/// What became of its withdrawal, and of its mail.
+/// The outcomes of its withdrawal and its mail.
 struct Story {
     withdrawn: Duration,
     mailed: Option<Duration>,
@@ -171,16 +171,16 @@ async fn attempt(backend: Backend, load: Load, options: &Options) -> Result<Vec<
     modest.measure(options, lasts(length / 2)).await?;
     let alone = modest.measure(options, lasts(length)).await?;
     let running = greedy.begin(load, &processes, options).await?;
-    let (began, is_told) = (Instant::now(), Cell::new(false));
+    let (began, is_reported) = (Instant::now(), Cell::new(false));
     let story = async {
         while !running.is_under_way(load, began.elapsed(), options) {
             sleep(POLL_INTERVAL).await;
         }
         let story = modest.story(load == Load::Import).await;
-        is_told.set(true);
+        is_reported.set(true);
         story
     };
-    let is_over = || began.elapsed() >= length && running.is_over() && is_told.get();
+    let is_over = || began.elapsed() >= length && running.is_over() && is_reported.get();
     let (beside, story) = tokio::join!(modest.measure(options, is_over), story);
     let (beside, story, took) = (beside?, story?, began.elapsed());
     let progress = running.end().await?;
