@@ -47,7 +47,7 @@ pub struct SkipEvent {
     /// The event, which must be the next one: the log names the revision after which the history cannot be applied.
     #[arg(long, value_name = "REVISION")]
     pub revision: i64,
-    /// The customer of the event, as agreement-svc's ListEvents shows it. Nothing more is stored for it on an answer of
+    /// The customer of the event, as agreement-svc's WatchEvents shows it. Nothing more is stored for it on an answer of
     /// the gate that is older than the event.
     #[arg(long, value_name = "UUID")]
     pub customer_id: Uuid,
