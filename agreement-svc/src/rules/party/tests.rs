@@ -401,14 +401,19 @@ fn each_kind_of_creator_enters_the_relationship_it_may() {
     let not_linked = Refusal::ResellerNotLinked { provider_id: provider.id, reseller_id: reseller.id };
     let must_name =
         || Refusal::field("provider_id", "must name the provider that the reseller works through");
-    let for_resellers = || Refusal::field("provider_id", "is for resellers only");
+    let for_resellers =
+        || Refusal::field("provider_id", "must be empty: only an indirect reseller names its provider");
     for (creator, named, refusal) in [
         (&reseller, Named::Neither, must_name()),
         (&reseller, Named::Provider(provider.id, false), not_linked.clone()),
         (&reseller, Named::Reseller(reseller.id, true), must_name()),
         (&provider, Named::Reseller(reseller.id, false), not_linked),
         (&provider, Named::Provider(provider.id, true), for_resellers()),
-        (&direct, Named::Reseller(reseller.id, true), Refusal::field("reseller_id", "is for providers only")),
+        (
+            &direct,
+            Named::Reseller(reseller.id, true),
+            Refusal::field("reseller_id", "must be empty: only an indirect provider names a reseller"),
+        ),
         (&direct, Named::Provider(provider.id, true), for_resellers()),
     ] {
         assert_eq!(relationship_of(creator, named), Err(refusal), "{:?} {named:?}", creator.kind);
