@@ -141,6 +141,11 @@ impl IdempotencyKey {
         (self.tenant_id.to_string(), self.call, self.stored_id.to_string())
     }
 
+    fn primary_key_without_key(&self) -> Option<(String, &'static str, String)> {
+        let is_other = self.stored_id != self.request_id;
+        is_other.then(|| (self.tenant_id.to_string(), self.call, self.request_id.to_string()))
+    }
+
     fn is_of(&self, content: &str) -> bool {
         content == self.content || self.content_without_key.as_deref() == Some(content)
     }
@@ -151,13 +156,22 @@ impl IdempotencyKey {
 /// # Errors
 /// The database's.
 pub fn response_find(connection: &mut Connection, key: &IdempotencyKey) -> Result<Lookup, Error> {
-    let row: Option<(String, Vec<u8>)> = query!(connection, c => {
-        request::table
-            .find(key.primary_key())
-            .select((request::content, request::answer))
-            .first(c)
-            .optional()
-    })?;
+    let mut row: Option<(String, Vec<u8>)> = None;
+    // What was answered before there was a key for the id stands under the id itself.
+    for (tenant_id, call, request_id) in
+        [Some(key.primary_key()), key.primary_key_without_key()].into_iter().flatten()
+    {
+        row = query!(&mut *connection, c => {
+            request::table
+                .find((tenant_id, call, request_id))
+                .select((request::content, request::answer))
+                .first(c)
+                .optional()
+        })?;
+        if row.is_some() {
+            break;
+        }
+    }
     Ok(match row {
         None => Lookup::Never,
         Some((content, answer)) if key.is_of(&content) => Lookup::Answered(answer),
@@ -346,6 +360,44 @@ mod tests {
         let refused = digests(&[1; 31]).err().unwrap().to_string();
         assert!(refused.contains("31 bytes; it needs at least 32"), "{refused}");
         assert!(Digests::read(Some(&folder.path().join("none"))).is_err());
+    }
+
+    /// Setting the key forgets no answer, also of imported rows.
+    #[tokio::test]
+    async fn what_was_answered_before_there_was_a_key_is_answered_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("requests").display()).parse().unwrap();
+        let database = Database::open(&url, true, Writes::Serial).unwrap();
+        let file = folder.path().join("key");
+        std::fs::write(&file, [1; 32]).unwrap();
+        let (without, keyed) = (Digests::default(), Digests::read(Some(&file)).unwrap());
+        let make = |digests: &Digests, content: &str| {
+            let content = content.to_owned();
+            let id = Uuid::from_u128(7);
+            [
+                digests.key(&caller(), "Call", id, &content),
+                digests.key_of_derived_id(&caller(), "Row", id, &content),
+            ]
+        };
+        let stored = make(&without, "content");
+        let now = Time::from_timestamp(1_800_000_000, 0).unwrap();
+        let write = move |connection: &mut Connection| -> Result<(), Error> {
+            query!(&mut *connection, c => c.batch_execute(TABLE))?;
+            for key in &stored {
+                assert!(response_store(connection, key, b"first", now)?);
+            }
+            Ok(())
+        };
+        database.write(write).await.unwrap();
+        for (content, expected) in
+            [("content", Lookup::Answered(b"first".to_vec())), ("other", Lookup::OtherContent)]
+        {
+            for key in make(&keyed, content) {
+                let found =
+                    database.read(move |connection: &mut Connection| response_find(connection, &key)).await;
+                assert_eq!(found.unwrap(), expected);
+            }
+        }
     }
 
     #[tokio::test]

@@ -225,10 +225,14 @@ async fn fill_relationships(database: &Database, agreements: &AgreementClient) -
     }
     let mut history = agreements.follow(Cursor { revision: known, hash: None }).await?;
     while known < applied {
-        let Some(StreamItem::Points(points)) = history.next().await? else {
-            return Err(
-                NotFollowed::Unavailable("it ended before the relationships were known".into()).into()
-            );
+        let points = match history.next().await? {
+            Some(StreamItem::Points(points)) => points,
+            // Following it from the cursor, which is not before, starts over.
+            Some(StreamItem::Lost(_)) => return Ok(()),
+            None => {
+                let why = "it ended before the relationships were known";
+                return Err(NotFollowed::Unavailable(why.into()).into());
+            }
         };
         let up_to = points.last().map_or(known, |point| point.cursor.revision.min(applied));
         if up_to <= known {
