@@ -406,6 +406,48 @@ mod tests {
         let refused = place(parties, vec![line("a", 1)], &catalogue, &yes, placing).unwrap_err();
         assert!(matches!(refused, Refusal::Fields(_)));
     }
+
+    /// ROLE-6: an order that names no reseller has the only one on record, which would not see it otherwise.
+    #[test]
+    fn an_order_that_names_no_reseller_has_the_only_one() {
+        let [payer_id, customer_id, own, only] = [1, 2, 3, 4].map(Uuid::from_u128);
+        let catalogue = catalogue(vec![offer("a")]).unwrap();
+        for (named, only_reseller_id, expected) in [
+            (None, None, None),
+            (None, Some(only), Some(only)),
+            (Some(own), None, Some(own)),
+            (Some(own), Some(only), Some(own)),
+        ] {
+            let approval = Approval {
+                decision: Decision::Allowed,
+                rule: Rule::NotYetMandatory,
+                evidence: None,
+                revision: 7,
+                evaluated_at: Time::UNIX_EPOCH,
+            };
+            let answer = Answer {
+                customer_id,
+                customer_country: "FR".into(),
+                only_reseller_id,
+                verdict: Verdict::Approved(approval),
+                asked_at: Time::UNIX_EPOCH,
+                valid_for: None,
+            };
+            let placing = Placing {
+                order_id: Uuid::from_u128(5),
+                subscription_ids: vec![Uuid::from_u128(6)],
+                by_tenant: payer_id,
+                by: Uuid::from_u128(7),
+                now: Time::UNIX_EPOCH,
+            };
+            let line = Line { offer_id: "a".into(), quantity: 2, friendly_name: String::new() };
+            let parties = Parties { payer_id, reseller_id: named, customer_id };
+            let (order, subscriptions) = place(parties, vec![line], &catalogue, &answer, placing).unwrap();
+            assert_eq!(order.parties.reseller_id, expected, "{named:?} {only_reseller_id:?}");
+            assert_eq!(subscriptions[0].reseller_id, expected, "{named:?} {only_reseller_id:?}");
+        }
+    }
+
     #[test]
     fn lines_whose_offers_exclude_each_other_are_named() {
         const CLOUD: &str = "MICROSOFT_CLOUD_AGREEMENT";
