@@ -35,7 +35,7 @@ const PAGE_SIZE: i32 = 500;
 const HISTORY: u32 = 10_000;
 
 /// Calls in flight while customers and orders are made.
-const MAKING: usize = 32;
+const MAKING: usize = 16;
 
 /// A message of 1 MiB comes in pieces, so slowly that it takes nearly the 10 s that it may.
 const BODY_BYTES: u32 = 1 << 20;
@@ -314,8 +314,8 @@ impl Lane {
         let begin = begin.freeze();
         let piece = Bytes::from_static(&[0; PIECE_BYTES]);
         loop {
-            let streams = self.streams.clone().ready().await.map_err(broken)?;
-            let begun = { streams }.send_request(self.opening.clone(), false);
+            let mut streams = self.streams.clone().ready().await.map_err(broken)?;
+            let begun = streams.send_request(self.opening.clone(), false);
             let (mut answer, mut sending) = begun.map_err(broken)?;
             sending.send_data(begin.clone(), false).map_err(broken)?;
             let send = async {
@@ -344,8 +344,8 @@ impl Lane {
     /// Asks for a list, on a connection on which nothing may be sent back, until the service gives that up.
     async fn leave_unread(self) -> Result<(), Status> {
         loop {
-            let streams = self.streams.clone().ready().await.map_err(broken)?;
-            let begun = { streams }.send_request(self.opening.clone(), false);
+            let mut streams = self.streams.clone().ready().await.map_err(broken)?;
+            let begun = streams.send_request(self.opening.clone(), false);
             let (answer, mut sending) = begun.map_err(broken)?;
             sending.send_data(self.message.clone(), true).map_err(broken)?;
             let mut answer = answer.await.map_err(broken)?;

@@ -2,10 +2,9 @@
 //! pay for it.
 //!
 //! The real binaries run on fresh databases for each load. The modest partner offers checks and orders at a fixed
-//! low rate, first alone and then beside the greedy one, and is judged by the ratio of the two, in the same run:
-//! as good as all must be answered, and few much later than before. Latencies count from when a call was due.
-//! Meanwhile it also attests, orders and withdraws for a customer of its own, and what it withdrew must have its
-//! effect in time.
+//! low rate, first alone and then beside the greedy one, and is judged by the ratio of the two, in the same run: nearly
+//! all must be answered, and hardly any much later than before. Latencies count from when a call was due. Meanwhile it
+//! also attests, orders and withdraws for a customer of its own, and what it withdrew must have its effect in time.
 //!
 //! Load, services and database share the machine, so whatever the greedy client takes to send and read is taken from what
 //! is measured: lists and bodies go over bare HTTP/2, and what was refused is asked for again after a pause. Whatever
@@ -48,9 +47,10 @@ const ANSWERED_MIN: f64 = 0.9;
 /// How much later than alone its calls may be answered.
 const P99_TIMES: u32 = 2;
 
-/// What they may take anyhow. A call may wait for its slot, behind what was let in before it, and for the commit under way; where a
-/// few cores are shared by everything, each of these is a few turns of the scheduler.
-const P99_BASE: Duration = Duration::from_millis(if cfg!(debug_assertions) { 400 } else { 100 });
+/// What they may take anyhow: a few milliseconds alone, doubled, are less than a turn of the scheduler where everything
+/// shares two cores. A call that waits for its turn among the greedy partner's takes seconds instead: there are 128
+/// before it, of some 200 a second. In a build that is not optimized all of them take several times as much.
+const P99_BASE: Duration = Duration::from_millis(if cfg!(debug_assertions) { 1000 } else { 200 });
 
 /// How soon order-svc must have applied the modest partner's withdrawal.
 const WITHDRAWN_MAX: Duration = Duration::from_secs(10);
@@ -138,7 +138,8 @@ pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         for load in &options.loads {
             let mut wrong = vec![];
             for _ in 0..TRIES_MAX {
-                wrong = attempt(backend, *load, &options).await?;
+                let tried = attempt(backend, *load, &options).await;
+                wrong = tried.unwrap_or_else(|error| vec![error.to_string()]);
                 if wrong.is_empty() {
                     break;
                 }
