@@ -37,6 +37,7 @@ fn order_of(customer: &str, offers: &[&str]) -> CreateOrderRequest {
 /// counts for no order.
 #[apply(each_backend)]
 async fn offers_that_exclude_each_other_are_named_and_ordered_separately(#[case] backend: Backend) {
+    tests::needs_own!("a clock that it sets, and offers of its own");
     tests::needs!(backend);
     let folder = tempfile::tempdir().unwrap();
     let offers = folder.path().join("offers.json");
