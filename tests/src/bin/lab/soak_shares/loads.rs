@@ -362,7 +362,7 @@ impl Lane {
 
 /// What a connection says that is none any more.
 fn broken(error: h2::Error) -> Status {
-    Status::internal(format!("the connection broke: {error}"))
+    Status::from_error(error.into())
 }
 
 /// What the head of an answer that is a refusal says.
