@@ -43,7 +43,7 @@ const PIECE_BYTES: usize = 16 << 10;
 const PIECES: usize = 63;
 const PIECE_INTERVAL: Duration = Duration::from_millis(150);
 
-/// Imports whose answers nobody reads: more than one tenant may have.
+/// Imports whose answers are not read: more than one tenant may have.
 const UNREAD_IMPORTS: u128 = 8;
 
 /// Before a refused call is made again: to make and refuse it takes from the machine that is measured.

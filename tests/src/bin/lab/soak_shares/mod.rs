@@ -73,7 +73,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 #[derive(Args)]
 pub(crate) struct Options {
     /// How long the modest partner is measured, alone and beside each load; beside an import and a withdrawal until those
-    /// end. The services close a connection whose answers nobody reads after 60 s.
+    /// end. The services close a connection whose answers are not read after 60 s.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=40))]
     seconds: u64,
     /// The loads.
@@ -114,7 +114,7 @@ struct Modest {
     announced: String,
 }
 
-/// What became of its calls of one kind.
+/// The outcomes of its calls of one kind.
 struct Answers {
     offered: usize,
     latencies: Vec<Duration>,
@@ -122,10 +122,10 @@ struct Answers {
     refused: Option<Status>,
 }
 
-/// What became of its checks and its orders.
+/// The outcomes of its checks and its orders.
 struct Figures([Answers; 2]);
 
-/// What became of its withdrawal, and of its mail.
+/// When its withdrawal was applied, and when its mail left.
 struct Story {
     withdrawn: Duration,
     mailed: Option<Duration>,
@@ -172,16 +172,16 @@ async fn attempt(backend: Backend, load: Load, options: &Options) -> Result<Vec<
     modest.measure(options, lasts(length / 2)).await?;
     let alone = modest.measure(options, lasts(length)).await?;
     let running = greedy.begin(load, &processes, options).await?;
-    let (began, is_told) = (Instant::now(), Cell::new(false));
+    let (began, is_story_over) = (Instant::now(), Cell::new(false));
     let story = async {
         while !running.is_under_way(load, began.elapsed(), options) {
             sleep(POLL_INTERVAL).await;
         }
         let story = modest.story(load == Load::Import).await;
-        is_told.set(true);
+        is_story_over.set(true);
         story
     };
-    let is_over = || began.elapsed() >= length && running.is_over() && is_told.get();
+    let is_over = || began.elapsed() >= length && running.is_over() && is_story_over.get();
     let (beside, story) = tokio::join!(modest.measure(options, is_over), story);
     let (beside, story, took) = (beside?, story?, began.elapsed());
     let progress = running.end().await?;
