@@ -43,7 +43,7 @@ pub(crate) async fn connect(opening: &Request<()>, window: u32) -> io::Result<Se
     Ok(streams)
 }
 
-/// The window of HTTP/2 unless a connection asks for another one.
+/// The window of HTTP/2 unless a client asks for another one.
 pub(crate) const WINDOW_DEFAULT: u32 = 65_535;
 
 /// One call on a connection: what it ended with, and the answer if there is one.

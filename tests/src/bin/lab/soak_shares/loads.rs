@@ -363,7 +363,7 @@ impl Lane {
 /// What a connection says that is none any more.
 #[expect(clippy::needless_pass_by_value, reason = "`map_err` hands it over")]
 fn broken(error: h2::Error) -> Status {
-    Status::internal(format!("the connection broke: {error}"))
+    Status::from_error(error.into())
 }
 
 /// What the head of an answer that is a refusal says.

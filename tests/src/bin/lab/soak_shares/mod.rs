@@ -125,7 +125,7 @@ struct Answers {
 /// The outcomes of its checks and its orders.
 struct Figures([Answers; 2]);
 
-/// The outcomes of its withdrawal and its mail.
+/// When its withdrawal was applied, and when its mail left.
 struct Story {
     withdrawn: Duration,
     mailed: Option<Duration>,
@@ -172,16 +172,16 @@ async fn attempt(backend: Backend, load: Load, options: &Options) -> Result<Vec<
     modest.measure(options, lasts(length / 2)).await?;
     let alone = modest.measure(options, lasts(length)).await?;
     let running = greedy.begin(load, &processes, options).await?;
-    let (began, is_reported) = (Instant::now(), Cell::new(false));
+    let (began, is_story_over) = (Instant::now(), Cell::new(false));
     let story = async {
         while !running.is_under_way(load, began.elapsed(), options) {
             sleep(POLL_INTERVAL).await;
         }
         let story = modest.story(load == Load::Import).await;
-        is_reported.set(true);
+        is_story_over.set(true);
         story
     };
-    let is_over = || began.elapsed() >= length && running.is_over() && is_reported.get();
+    let is_over = || began.elapsed() >= length && running.is_over() && is_story_over.get();
     let (beside, story) = tokio::join!(modest.measure(options, is_over), story);
     let (beside, story, took) = (beside?, story?, began.elapsed());
     let progress = running.end().await?;
