@@ -361,7 +361,6 @@ impl Lane {
 }
 
 /// What a connection says that is none any more.
-#[expect(clippy::needless_pass_by_value, reason = "`map_err` hands it over")]
 fn broken(error: h2::Error) -> Status {
     Status::from_error(error.into())
 }
