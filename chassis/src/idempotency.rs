@@ -120,19 +120,12 @@ impl Digests {
         IdempotencyKey { request_id, stored_id, tenant_id, call, content, content_without_key }
     }
 
-    /// The same for an id that the client derived from the content. It is stored as a code, too.
+    /// The key of a request whose id the client derived from the content: the id is stored as an HMAC, too.
     #[must_use]
-    pub fn key_of_derived_id(
-        &self,
-        caller: &Caller,
-        call: &'static str,
-        request_id: Uuid,
-        content: &impl Message,
-    ) -> IdempotencyKey {
-        let plain = self.key(caller, call, request_id, content);
-        let code = self.0.as_ref().map(|key| hmac::sign(key, request_id.as_bytes()));
+    pub fn with_derived_id(&self, of: IdempotencyKey) -> IdempotencyKey {
+        let code = self.0.as_ref().map(|key| hmac::sign(key, of.request_id.as_bytes()));
         let stored_id = code.and_then(|code| Some(Uuid::new_v8(*code.as_ref().first_chunk()?)));
-        IdempotencyKey { stored_id: stored_id.unwrap_or(request_id), ..plain }
+        IdempotencyKey { stored_id: stored_id.unwrap_or(of.request_id), ..of }
     }
 }
 
@@ -342,7 +335,7 @@ mod tests {
         };
         let request_id = Uuid::from_u128(7);
         let of = |digests: &Digests, content: &str| {
-            digests.key_of_derived_id(&caller(), "Call", request_id, &content.to_owned())
+            digests.with_derived_id(digests.key(&caller(), "Call", request_id, &content.to_owned()))
         };
         let (without, keyed) = (Digests::read(None).unwrap(), digests(&[1; 32]).unwrap());
         let other = digests(&[2; 32]).unwrap();
@@ -376,7 +369,7 @@ mod tests {
             let id = Uuid::from_u128(7);
             [
                 digests.key(&caller(), "Call", id, &content),
-                digests.key_of_derived_id(&caller(), "Row", id, &content),
+                digests.with_derived_id(digests.key(&caller(), "Row", id, &content)),
             ]
         };
         let stored = make(&without, "content");

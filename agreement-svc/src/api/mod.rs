@@ -173,10 +173,10 @@ impl Api {
             }
         }
         checked(form)?;
-        let key = match is_id_derived {
-            true => self.digests.key_of_derived_id(&caller, name, request_id, &message),
-            false => self.digests.key(&caller, name, request_id, &message),
-        };
+        let mut key = self.digests.key(&caller, name, request_id, &message);
+        if is_id_derived {
+            key = self.digests.with_derived_id(key);
+        }
         drop(message);
         let decide = move |change: &mut Change<'_>| {
             let wrong = wrong_times(&timed, change.now);
