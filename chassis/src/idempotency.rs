@@ -3,7 +3,7 @@
 //! own schema.
 //!
 //! Of a request only a digest is stored, to tell a repetition from other content under the same id. With a key that the
-//! operator keeps outside the database it is a code (HMAC), so that a reader of the database cannot check a guess of what
+//! operator keeps outside the database the digest is an HMAC, so that a reader of the database cannot check a guess of what
 //! was asked, such as a person's address, against it.
 
 use std::path::Path;
@@ -50,9 +50,10 @@ const DELETED_AT_A_TIME: i64 = 100;
 /// A shorter key would be easier to guess than what it protects.
 const KEY_BYTES_MIN: usize = 32;
 
-/// Makes idempotency keys. Every process of a service needs the same key, or it takes repetitions for other content.
-#[derive(Clone, Default)]
-pub struct Digests(Option<hmac::Key>);
+/// Hashes requests into idempotency keys. Every process of a service needs the same secret key, or it takes repetitions for
+/// other content.
+#[derive(Clone, Debug, Default)]
+pub struct RequestHasher(Option<hmac::Key>);
 
 /// A request id, with its tenant and a digest of the request.
 #[derive(Clone, Debug)]
@@ -78,8 +79,8 @@ pub enum Lookup {
     OtherContent,
 }
 
-impl Digests {
-    /// Reads the key of the digests; without a file they have none.
+impl RequestHasher {
+    /// Reads the secret key; without a file there is none.
     ///
     /// # Errors
     /// A file that cannot be read or is too short.
@@ -123,9 +124,22 @@ impl Digests {
     /// The key of a request whose id the client derived from the content: the id is stored as an HMAC, too.
     #[must_use]
     pub fn with_derived_id(&self, of: IdempotencyKey) -> IdempotencyKey {
-        let code = self.0.as_ref().map(|key| hmac::sign(key, of.request_id.as_bytes()));
-        let stored_id = code.and_then(|code| Some(Uuid::new_v8(*code.as_ref().first_chunk()?)));
+        let stored_id = self.hashed_id(of.request_id.as_bytes());
         IdempotencyKey { stored_id: stored_id.unwrap_or(of.request_id), ..of }
+    }
+
+    /// An id for a request that this service sends because of another one: the same for the same content, so that a
+    /// repetition is one there, too.
+    #[must_use]
+    pub fn derived_id(&self, because_of: Uuid, content: &impl Message) -> Uuid {
+        let content = content.encode_to_vec();
+        let hashed = self.hashed_id(&[because_of.as_bytes(), content.as_slice()].concat());
+        hashed.unwrap_or_else(|| Uuid::new_v5(&because_of, &content))
+    }
+
+    fn hashed_id(&self, of: &[u8]) -> Option<Uuid> {
+        let hmac = hmac::sign(self.0.as_ref()?, of);
+        Some(Uuid::new_v8(*hmac.as_ref().first_chunk()?))
     }
 }
 
@@ -255,6 +269,8 @@ pub struct StoredAnswer {
     request_id: String,
     /// The encoded message.
     pub answer: Vec<u8>,
+    /// Whether the digest of the request is still there.
+    pub has_digest: bool,
 }
 
 /// A page of all stored answers, by key, after the last of the page before.
@@ -266,11 +282,17 @@ pub fn answers_after(
     after: Option<&StoredAnswer>,
     limit: i64,
 ) -> Result<Vec<StoredAnswer>, Error> {
-    let rows: Vec<(String, String, String, Vec<u8>)> = query!(connection, c => {
+    let rows: Vec<(String, String, String, Vec<u8>, bool)> = query!(connection, c => {
         let mut page = request::table
             .order((request::tenant_id, request::call, request::request_id))
             .limit(limit)
-            .select((request::tenant_id, request::call, request::request_id, request::answer))
+            .select((
+                request::tenant_id,
+                request::call,
+                request::request_id,
+                request::answer,
+                request::content.ne(""),
+            ))
             .into_boxed();
         if let Some(StoredAnswer { tenant_id, call, request_id, .. }) = after {
             let of_call = request::call.gt(call).or(request::call.eq(call).and(request::request_id.gt(request_id)));
@@ -279,23 +301,34 @@ pub fn answers_after(
         }
         page.load(c)
     })?;
-    let stored = |(tenant_id, call, request_id, answer)| StoredAnswer { tenant_id, call, request_id, answer };
+    let stored = |(tenant_id, call, request_id, answer, has_digest)| StoredAnswer {
+        tenant_id,
+        call,
+        request_id,
+        answer,
+        has_digest,
+    };
     Ok(rows.into_iter().map(stored).collect())
 }
 
 /// Replaces a stored answer and deletes the digest of its request, for data that must no longer be kept in either. A client
-/// that repeats the request is then refused because its id was used for other content.
+/// that repeats the request is then refused because its id was used for other content. False, and nothing done, where the
+/// stored answer is another one by now.
 ///
 /// # Errors
 /// The database's.
-pub fn answer_replace(connection: &mut Connection, changed: &StoredAnswer) -> Result<(), Error> {
-    let StoredAnswer { tenant_id, call, request_id, answer } = changed;
-    query!(connection, c => {
-        diesel::update(request::table.find((tenant_id, call, request_id)))
-            .set((request::content.eq(""), request::answer.eq(answer)))
+pub fn answer_replace(
+    connection: &mut Connection,
+    stored: &StoredAnswer,
+    replacement: &[u8],
+) -> Result<bool, Error> {
+    let StoredAnswer { tenant_id, call, request_id, answer, .. } = stored;
+    let replaced = query!(connection, c => {
+        diesel::update(request::table.find((tenant_id, call, request_id)).filter(request::answer.eq(answer)))
+            .set((request::content.eq(""), request::answer.eq(replacement)))
             .execute(c)
     })?;
-    Ok(())
+    Ok(replaced > 0)
 }
 
 #[cfg(test)]
@@ -320,39 +353,44 @@ mod tests {
     }
 
     fn key(n: u128) -> IdempotencyKey {
-        Digests::default().key(&caller(), "Call", Uuid::from_u128(n), &"content".to_owned())
+        RequestHasher::default().key(&caller(), "Call", Uuid::from_u128(n), &"content".to_owned())
     }
 
-    /// With a key a digest is a code, an id that follows from the content is one, too, and what was stored without it is
+    /// With a key a digest is an HMAC, an id that follows from the content is one, too, and what was stored without it is
     /// still recognised.
     #[test]
     fn a_guess_cannot_be_checked_without_the_key() {
         let folder = tempfile::tempdir().unwrap();
-        let digests = |key: &[u8]| {
+        let hasher = |key: &[u8]| {
             let file = folder.path().join("key");
             std::fs::write(&file, key).unwrap();
-            Digests::read(Some(&file))
+            RequestHasher::read(Some(&file))
         };
         let request_id = Uuid::from_u128(7);
-        let of = |digests: &Digests, content: &str| {
-            digests.with_derived_id(digests.key(&caller(), "Call", request_id, &content.to_owned()))
+        let of = |hasher: &RequestHasher, content: &str| {
+            hasher.with_derived_id(hasher.key(&caller(), "Call", request_id, &content.to_owned()))
         };
-        let (without, keyed) = (Digests::read(None).unwrap(), digests(&[1; 32]).unwrap());
-        let other = digests(&[2; 32]).unwrap();
+        let (without, keyed) = (RequestHasher::read(None).unwrap(), hasher(&[1; 32]).unwrap());
+        let other = hasher(&[2; 32]).unwrap();
         let stored = of(&keyed, "content");
         assert!(of(&keyed, "content").is_of(&stored.content) && !of(&keyed, "other").is_of(&stored.content));
-        for digests in [&without, &other] {
-            let guess = of(digests, "content");
+        for hasher in [&without, &other] {
+            let guess = of(hasher, "content");
             assert!(!guess.is_of(&stored.content));
             assert_ne!((guess.stored_id, guess.request_id), (stored.stored_id, stored.stored_id));
         }
         assert_eq!(of(&without, "content").primary_key().2, request_id.to_string());
+        let derived =
+            |hasher: &RequestHasher, content: &str| hasher.derived_id(request_id, &content.to_owned());
+        assert_eq!(derived(&keyed, "content"), derived(&keyed, "content"));
+        let others = [derived(&keyed, "other"), derived(&without, "content"), derived(&other, "content")];
+        assert!(!others.contains(&derived(&keyed, "content")), "{others:?}");
         assert_eq!(keyed.key(&caller(), "Call", request_id, &()).primary_key().2, request_id.to_string());
         let before = of(&without, "content").content;
         assert!(stored.is_of(&before) && !of(&keyed, "other").is_of(&before));
-        let refused = digests(&[1; 31]).err().unwrap().to_string();
+        let refused = hasher(&[1; 31]).err().unwrap().to_string();
         assert!(refused.contains("31 bytes; it needs at least 32"), "{refused}");
-        assert!(Digests::read(Some(&folder.path().join("none"))).is_err());
+        assert!(RequestHasher::read(Some(&folder.path().join("none"))).is_err());
     }
 
     /// Setting the key forgets no answer, also of imported rows.
@@ -363,13 +401,13 @@ mod tests {
         let database = Database::open(&url, true, Writes::Serial).unwrap();
         let file = folder.path().join("key");
         std::fs::write(&file, [1; 32]).unwrap();
-        let (without, keyed) = (Digests::default(), Digests::read(Some(&file)).unwrap());
-        let make = |digests: &Digests, content: &str| {
+        let (without, keyed) = (RequestHasher::default(), RequestHasher::read(Some(&file)).unwrap());
+        let make = |hasher: &RequestHasher, content: &str| {
             let content = content.to_owned();
             let id = Uuid::from_u128(7);
             [
-                digests.key(&caller(), "Call", id, &content),
-                digests.with_derived_id(digests.key(&caller(), "Row", id, &content)),
+                hasher.key(&caller(), "Call", id, &content),
+                hasher.with_derived_id(hasher.key(&caller(), "Row", id, &content)),
             ]
         };
         let stored = make(&without, "content");
@@ -391,6 +429,27 @@ mod tests {
                 assert_eq!(found.unwrap(), expected);
             }
         }
+    }
+
+    /// Of two that take something out of the same answer the second must read it again, or it would bring back what the
+    /// first took out.
+    #[tokio::test]
+    async fn an_answer_is_replaced_only_while_it_is_the_one_that_was_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("requests").display()).parse().unwrap();
+        let database = Database::open(&url, true, Writes::Serial).unwrap();
+        let now = Time::from_timestamp(1_800_000_000, 0).unwrap();
+        let write = move |connection: &mut Connection| -> Result<_, Error> {
+            query!(&mut *connection, c => c.batch_execute(TABLE))?;
+            assert!(response_store(connection, &key(1), b"ann and bob", now)?);
+            let read = answers_after(connection, None, 10)?.remove(0);
+            let replaced =
+                [answer_replace(connection, &read, b"bob")?, answer_replace(connection, &read, b"ann")?];
+            let left = answers_after(connection, None, 10)?.remove(0);
+            Ok((read.has_digest, replaced, left.answer, left.has_digest))
+        };
+        let seen = database.write(write).await.unwrap();
+        assert_eq!(seen, (true, [true, false], b"bob".to_vec(), false));
     }
 
     #[tokio::test]

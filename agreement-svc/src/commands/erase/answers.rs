@@ -7,11 +7,15 @@ use chassis::idempotency::{StoredAnswer, answers_after};
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, ReflectMessage, Value};
 use uuid::Uuid;
+use uuid::fmt::Hyphenated;
 
 use crate::store::erase::Person;
 
 /// Answers of one page: each may be some kilobytes large.
 pub(super) const ANSWERS_PER_PAGE: i64 = 200;
+
+/// Characters of an id as text.
+const ID_LENGTH: usize = Hyphenated::LENGTH;
 
 /// The message that holds a person.
 const CONTACT: &str = "csp.type.v1.Contact";
@@ -19,14 +23,17 @@ const CONTACT: &str = "csp.type.v1.Contact";
 /// The package of the messages that calls answer with.
 const ANSWERS: &str = "csp.agreement.v1";
 
+/// A stored answer, and what is to take its place.
+pub(super) type Replaced = (StoredAnswer, Vec<u8>);
+
 /// Finds the stored answers with the person, and makes of each what is to take its place: the answer without the person, and
 /// without the digest of what was asked, which covers the person, so a guess could be checked against it. Answers that only
 /// name an attestation of the person lose the digest for the same reason.
 pub(super) fn answers_without(
     connection: &mut Connection,
     person: &Person,
-    attestation_ids: &[Uuid],
-) -> Result<Vec<StoredAnswer>, Error> {
+    attestation_ids: &BTreeSet<Uuid>,
+) -> Result<Vec<Replaced>, Error> {
     let unreadable = |why: String| Error::Query(format!("stored answers cannot be searched: {why}"));
     let messages =
         DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET).map_err(|e| unreadable(e.to_string()))?;
@@ -37,10 +44,10 @@ pub(super) fn answers_without(
         let page = answers_after(connection, after.as_ref(), ANSWERS_PER_PAGE)?;
         let Some(last) = page.last() else { return Ok(found) };
         after = Some(last.clone());
-        for mut stored in page {
+        for stored in page {
             // Most answers are about others; reading them all field by field would take long.
-            let text = String::from_utf8_lossy(&stored.answer);
-            if !person.may_be_in(&text) && !ids.iter().any(|id| text.contains(id.as_str())) {
+            let may_mention = stored.has_digest && may_mention(&stored.answer, &ids);
+            if !may_mention && !person.may_be_in(&String::from_utf8_lossy(&stored.answer)) {
                 continue;
             }
             let name = format!("{ANSWERS}.{}Response", stored.call);
@@ -48,15 +55,22 @@ pub(super) fn answers_without(
             let of = of.ok_or_else(|| unreadable(format!("there is no message {name}")))?;
             let mut message = DynamicMessage::decode(of, stored.answer.as_slice())
                 .map_err(|_| unreadable(format!("one is no {name}")))?;
-            let names_it = erase_in(&mut message, person);
-            if names_it {
-                stored.answer = message.encode_to_vec();
-            }
-            if names_it || mentions(&message, &ids) {
-                found.push(stored);
+            if erase_in(&mut message, person) {
+                found.push((stored, message.encode_to_vec()));
+            } else if may_mention && mentions(&message, &ids) {
+                let same = stored.answer.clone();
+                found.push((stored, same));
             }
         }
     }
+}
+
+/// Whether one of the ids may stand in an encoded message. Each piece that may be an id is looked up, so that many ids take
+/// no longer than one.
+fn may_mention(encoded: &[u8], ids: &BTreeSet<String>) -> bool {
+    let is_of_id = |byte: &u8| byte.is_ascii_hexdigit() || *byte == b'-';
+    let pieces = encoded.split(|byte| !is_of_id(byte)).flat_map(|piece| piece.windows(ID_LENGTH));
+    pieces.filter_map(|piece| std::str::from_utf8(piece).ok()).any(|piece| ids.contains(piece))
 }
 
 /// Empties the person's contacts, however deep they stand.

@@ -1,13 +1,15 @@
 //! The command `erase-contact`: a person leaves the records, the stored answers and the written mails.
 //!
 //! **Pieces.** A search reads everything in a snapshot, which keeps no change waiting. What it finds is erased in small changes,
-//! and then everything is searched again, until nothing is found: so nothing is missed that was written meanwhile.
+//! and then everything is searched again, until nothing is found: so nothing is missed that was written meanwhile. A stored
+//! answer is replaced only while it is the one that was found, so that two erasures do not undo each other.
 //!
-//! **Order.** Stored answers come before records, since some name the person by an attestation only. Mails that are addressed to the person can be found at any time, by their address. Those
-//! that only name it can be found only through the records that still do. So mails are deleted before
-//! the records' change is committed: whatever is cut off in between, the next run finds the records as
-//! they were and does it all again. A running service may write a mail from what it had read before the
-//! commit, so they are looked for once more afterwards; the rest of that moment is for another run.
+//! **Order.** Stored answers come before records, since some name the person by an attestation only. Mails that are addressed
+//! to the person can be found at any time, by their address. Those that only name the person can be found only through the
+//! records that still do. So mails are deleted before the records' change is committed: whatever is cut off in between, the
+//! next run finds the records as they were and does it all again. A running service may write a mail from what it had read
+//! before the commit, so the command searches for mails once more afterwards. What a service writes after that is for another
+//! run.
 
 mod answers;
 
@@ -97,27 +99,34 @@ async fn erase(
 
     let mut erased = Erased::default();
     let (mut customers, mut naming) = (BTreeSet::new(), vec![]);
+    // Of all rounds: an answer may name an attestation that has been erased since.
+    let mut ids = BTreeSet::new();
     let mut rounds = 0;
     loop {
-        let of_search = person.clone();
+        let (of_search, of_rounds) = (person.clone(), ids.clone());
         let search = move |connection: &mut Connection| {
             let found = person_find(connection, &of_search, None)?;
-            let answers = answers_without(connection, &of_search, &attestation_ids(&found))?;
-            Ok::<_, Error>((found, answers))
+            let ids = attestation_ids(&found).into_iter().chain(of_rounds).collect();
+            let answers = answers_without(connection, &of_search, &ids)?;
+            Ok::<_, Error>((found, answers, ids))
         };
-        let (found, answers) = database.snapshot(search).await?;
+        let (found, answers);
+        (found, answers, ids) = database.snapshot(search).await?;
         if found.is_empty() && answers.is_empty() {
             break;
         }
         rounds += 1;
         ensure!(rounds <= ROUNDS_MAX, "the person is named anew as fast as it is erased; find out by whom");
-        erased.answers += answers.len();
         for piece in answers.chunks(PIECE) {
             let piece = piece.to_vec();
             let replace = move |connection: &mut Connection| {
-                piece.iter().try_for_each(|answer| answer_replace(connection, answer))
+                let mut replaced = 0;
+                for (stored, replacement) in &piece {
+                    replaced += usize::from(answer_replace(connection, stored, replacement)?);
+                }
+                Ok::<_, Error>(replaced)
             };
-            database.write(replace).await?;
+            erased.answers += database.write(replace).await?;
         }
         for piece in found.chunks(PIECE) {
             let began = Instant::now();
@@ -163,7 +172,7 @@ mod tests {
     use chassis::auth::{Caller, Channel};
     use chassis::clock::new_id;
     use chassis::database::Writes;
-    use chassis::idempotency::{Digests, IdempotencyKey, Lookup, response_find, response_store};
+    use chassis::idempotency::{IdempotencyKey, Lookup, RequestHasher, response_find, response_store};
     use chassis::query;
     use diesel::RunQueryDsl;
     use prost::Message;
@@ -209,7 +218,7 @@ mod tests {
             roles: vec![],
             channel: Channel::Api,
         };
-        Digests::default().key(&caller, call, Uuid::from_u128(n), &GetAttestationRequest::default())
+        RequestHasher::default().key(&caller, call, Uuid::from_u128(n), &GetAttestationRequest::default())
     }
 
     fn invited(email: &str) -> Vec<u8> {
@@ -299,6 +308,28 @@ mod tests {
         // Of the three templates' versions and two erasures; the acceptance itself was not recorded.
         let verified = database.snapshot(|connection| chain::verify(connection, &[])).await.unwrap();
         assert_eq!((verified.head.revision, verified.findings.len()), (6, 2), "{verified}");
+    }
+
+    /// Its record may be erased between the search of a round and the storing of an answer that names it.
+    #[tokio::test]
+    async fn an_answer_that_names_an_erased_attestation_loses_its_digest_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = empty_database(folder.path()).await;
+        let now = Clock::system().now();
+        let (attestation, other) = (new_id(now), new_id(now));
+        let found = move |connection: &mut Connection| {
+            for (n, id) in [(1, attestation), (2, other)] {
+                response_store(connection, &key(n, "ImportAttestations"), &imported(id), now)?;
+            }
+            let ids = BTreeSet::from([attestation]);
+            let found = answers_without(connection, &Person::new(EMAIL), &ids)?;
+            for (stored, replacement) in &found {
+                assert!(answer_replace(connection, stored, replacement)?);
+            }
+            let replacements: Vec<_> = found.into_iter().map(|(_, replacement)| replacement).collect();
+            Ok::<_, Error>((replacements, answers_without(connection, &Person::new(EMAIL), &ids)?.len()))
+        };
+        assert_eq!(database.write(found).await.unwrap(), (vec![imported(attestation)], 0));
     }
 
     #[tokio::test]
