@@ -32,7 +32,7 @@ use std::time::Duration;
 use anyhow::Context;
 use chassis::auth::Identities;
 use chassis::clock::Clock;
-use chassis::idempotency::{self, Digests};
+use chassis::idempotency::{self, RequestHasher};
 use chassis::limits::tenant::TenantLimiter;
 use chassis::metrics::Metrics;
 use chassis::paging::Pages;
@@ -100,7 +100,7 @@ pub async fn serve(
     } else {
         open(&config.storage.database)?
     };
-    let digests = Digests::read(config.request_key_file.as_deref())?;
+    let hasher = RequestHasher::read(config.request_key_file.as_deref())?;
     let pages = Pages::open(&database).await?;
     let metrics = Metrics::new("agreement_svc", env!("CARGO_PKG_VERSION"), database.clone())?;
     let decisions = Decisions::new(&metrics)?;
@@ -128,7 +128,7 @@ pub async fn serve(
         clock,
         policy,
         pages,
-        digests,
+        hasher,
         templates: TemplateCache::default(),
         links: links.map(Arc::new),
         metrics: metrics.clone(),

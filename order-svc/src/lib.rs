@@ -26,7 +26,7 @@ use anyhow::bail;
 use chassis::auth::Identities;
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Writes};
-use chassis::idempotency::{self, Digests};
+use chassis::idempotency::{self, RequestHasher};
 use chassis::metrics::Metrics;
 use chassis::paging::Pages;
 use chassis::served;
@@ -90,7 +90,7 @@ pub async fn serve(
         database
     };
 
-    let digests = Digests::read(config.request_key_file.as_deref())?;
+    let hasher = RequestHasher::read(config.request_key_file.as_deref())?;
     let pages = Pages::open(&database).await?;
     let metrics = Metrics::new("order_svc", env!("CARGO_PKG_VERSION"), database.clone())?;
     agreements.register_metrics(&metrics);
@@ -112,7 +112,7 @@ pub async fn serve(
         database,
         clock,
         pages,
-        digests,
+        hasher,
         catalogue,
         agreements,
         decisions,

@@ -24,7 +24,7 @@ use chassis::auth::{self, Caller};
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
 use chassis::form::Form;
-use chassis::idempotency::Digests;
+use chassis::idempotency::RequestHasher;
 use chassis::limits::tenant::{Permit, TenantLimiter};
 use chassis::metrics::Metrics;
 use chassis::paging::{Page, Pages};
@@ -61,7 +61,7 @@ pub(crate) struct Api {
     pub head: watch::Sender<i64>,
     /// Cancelled when the service ends: open streams end.
     pub stopping: CancellationToken,
-    pub digests: Digests,
+    pub hasher: RequestHasher,
     /// Changes of acceptances an hour that are allowed for a customer and a partner (ATT-8).
     pub acceptance_changes_max: u32,
     /// One for each import that may be open.
@@ -173,9 +173,9 @@ impl Api {
             }
         }
         checked(form)?;
-        let mut key = self.digests.key(&caller, name, request_id, &message);
+        let mut key = self.hasher.key(&caller, name, request_id, &message);
         if is_id_derived {
-            key = self.digests.with_derived_id(key);
+            key = self.hasher.with_derived_id(key);
         }
         drop(message);
         let decide = move |change: &mut Change<'_>| {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chassis::auth::{Caller, Credentials};
-use prost::Message;
+use chassis::idempotency::RequestHasher;
 use prost_types::Timestamp;
 use proto::agreement::attestation_service_client::AttestationServiceClient;
 use proto::agreement::{CreateAttestationRequest, CreateAttestationResponse};
@@ -33,6 +33,7 @@ const REFUSALS: [(ErrorReason, Code); 10] = [
 pub(crate) struct AttestationQuery {
     /// The request id of the order that carries it.
     pub order_request_id: Uuid,
+    pub hasher: RequestHasher,
     pub customer_id: Uuid,
     pub template_id: Uuid,
     pub contact: Option<Contact>,
@@ -53,7 +54,7 @@ impl AttestationQuery {
             agreed_at: self.agreed_at,
             validate_only: false,
         };
-        message.request_id = Uuid::new_v5(&self.order_request_id, &message.encode_to_vec()).to_string();
+        message.request_id = self.hasher.derived_id(self.order_request_id, &message).to_string();
         message.validate_only = self.validate_only;
         message
     }

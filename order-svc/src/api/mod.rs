@@ -20,7 +20,7 @@ use chassis::auth::Caller;
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
 use chassis::form::Form;
-use chassis::idempotency::{Digests, IdempotencyKey, Lookup, response_find};
+use chassis::idempotency::{IdempotencyKey, Lookup, RequestHasher, response_find};
 use chassis::paging::{Page, Pages};
 use prost::Message;
 use proto::identity::TenantKind;
@@ -47,7 +47,7 @@ pub(crate) struct Api {
     pub database: Database,
     pub clock: Clock,
     pub pages: Pages,
-    pub digests: Digests,
+    pub hasher: RequestHasher,
     pub catalogue: Arc<Catalogue>,
     pub agreements: AgreementClient,
     pub decisions: Decisions,

@@ -64,10 +64,11 @@ impl OrderService for Api {
             }
         }
         checked(form)?;
-        let key = self.digests.key(&caller, "CreateOrder", request_id, &message);
+        let key = self.hasher.key(&caller, "CreateOrder", request_id, &message);
         let key = (!validate_only).then_some(key);
         let attestation = message.attestation.map(|attestation| AttestationQuery {
             order_request_id: request_id,
+            hasher: self.hasher.clone(),
             customer_id: parties.customer_id,
             template_id,
             contact: attestation.contact,

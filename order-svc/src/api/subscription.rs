@@ -274,7 +274,7 @@ impl Api {
         let id = form.id("subscription_id", &subscription_id);
         form.text("etag", &etag, 1, 50);
         checked(form)?;
-        let key = self.digests.key(&caller, call, request_id, &message);
+        let key = self.hasher.key(&caller, call, request_id, &message);
         let key = (!validate_only).then_some(key);
         Ok(SubscriptionCall { id, etag, command, caller, call_id, deadline, key })
     }

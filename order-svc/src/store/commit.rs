@@ -258,7 +258,7 @@ pub(super) fn fence_raise(connection: &mut Connection, customer: Uuid, revision:
 #[cfg(test)]
 mod tests {
     use chassis::auth::Channel;
-    use chassis::idempotency::Digests;
+    use chassis::idempotency::RequestHasher;
     use chrono::DateTime;
     use diesel::connection::SimpleConnection;
     use proto::identity::TenantKind;
@@ -317,7 +317,7 @@ mod tests {
                     roles: vec![],
                     channel: Channel::Api,
                 };
-                let key = Digests::default().key(&caller, "Call", Uuid::from_u128(1), &());
+                let key = RequestHasher::default().key(&caller, "Call", Uuid::from_u128(1), &());
                 let now = DateTime::from_timestamp(0, 0).unwrap();
                 let step = crate::rules::subscription::Step {
                     after: subscription.clone(),
