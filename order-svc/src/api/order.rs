@@ -26,12 +26,13 @@ use crate::agreements::attest::{AttestationQuery, Attested, NotAttested};
 use crate::agreements::gate::GateQuery;
 use crate::rules::gate::{Answer, Operation};
 use crate::rules::order::{Line, Order, Parties, Placing, check_lines, demands, parties, place};
+use crate::rules::relationship::Needed;
 use crate::rules::subscription::Subscription;
 use crate::rules::{Refusal, Time};
 use crate::store::Slice;
 use crate::store::commit::{Commit, Write, commit, has_room};
 use crate::store::order::{order_find, order_list};
-use crate::store::relationship::relationships_active;
+use crate::store::relationship::relationships_of;
 
 /// Lines of one order.
 const LINES_MAX: usize = 100;
@@ -169,9 +170,9 @@ impl Api {
         let Parties { payer_id, reseller_id: Some(reseller), customer_id } = *parties else {
             return Ok(None);
         };
-        let read = move |connection: &mut Connection| relationships_active(connection, customer_id, payer_id);
-        let active = self.database.read(read).await?;
-        Ok(active.is_some_and(|active| active.with_reseller(reseller)).then_some(payer_id))
+        let read = move |connection: &mut Connection| relationships_of(connection, customer_id, payer_id);
+        let known = self.database.read(read).await?;
+        Ok(known.is_some_and(|known| Needed::WithReseller(reseller).is_met_by(&known)).then_some(payer_id))
     }
 
     fn gate_query(&self, new: &NewOrder, at_least_revision: i64) -> GateQuery {

@@ -134,8 +134,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::HistoryBehind => with(
             Code::Unavailable,
             ErrorReason::GateUnavailable,
-            "agreement-svc's history was not applied up to now, so it is not known which relationships are active; nothing \
-             was changed; retry under the same request id",
+            "which relationships are active is not known right now, and nothing was changed; retry under the same request id",
         )
         .retry_after(RETRY)
         .status(),
@@ -476,7 +475,7 @@ mod tests {
             Unavailable GATE_UNAVAILABLE: agreement-svc was restored from an older copy and its answers cannot be used until its operator announces the restore; nothing was ordered or changed; retry under the same request id []
             FailedPrecondition RELATIONSHIP_ENDED: your relationship with customer 00000000-0000-0000-0000-000000000001 has ended; partner 00000000-0000-0000-0000-000000000001, which pays, can still suspend or cancel the subscription, switch its automatic renewal off, and assign a reseller that the customer works with ["customer_id=00000000-0000-0000-0000-000000000001", "payer_id=00000000-0000-0000-0000-000000000001"]
             PermissionDenied PAYER_ONLY: only the payer chooses the reseller on record; ask partner 00000000-0000-0000-0000-000000000001 to do it ["payer_id=00000000-0000-0000-0000-000000000001"]
-            Unavailable GATE_UNAVAILABLE: agreement-svc's history was not applied up to now, so it is not known which relationships are active; nothing was changed; retry under the same request id []
+            Unavailable GATE_UNAVAILABLE: which relationships are active is not known right now, and nothing was changed; retry under the same request id []
             FailedPrecondition SUBSCRIPTION_LIMIT: a payer may have 7 open subscriptions with one customer; change quantities instead, cancel what is not needed, or ask the operator to raise --subscriptions-max ["customer_id=00000000-0000-0000-0000-000000000001", "limit=7"]
             FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is ACTIVE, and this takes an ACTIVE one; read it again and retry ["state=ACTIVE"]
             FailedPrecondition SUBSCRIPTION_NOT_ACTIVE: the subscription is SUSPENDED, and this takes an ACTIVE one; resume it first ["partner_center_code=2001", "state=SUSPENDED"]

@@ -32,7 +32,7 @@ use crate::rules::relationship::{Needed, not_related, relationship_needed};
 use crate::rules::subscription::{Cause, Command, Planned, Subscription};
 use crate::store::Slice;
 use crate::store::commit::{Commit, Write, commit};
-use crate::store::relationship::relationships_active;
+use crate::store::relationship::relationships_of;
 use crate::store::subscription::{change_list, subscription_find, subscription_list};
 
 #[tonic::async_trait]
@@ -298,9 +298,9 @@ impl Api {
             return Ok(None);
         };
         let (customer, payer) = (known.customer_id, known.payer_id);
-        let read = move |connection: &mut Connection| relationships_active(connection, customer, payer);
-        let active = self.database.read(read).await?.ok_or(Refusal::HistoryBehind)?;
-        if needed.is_met_by(&active) {
+        let read = move |connection: &mut Connection| relationships_of(connection, customer, payer);
+        let relationships = self.database.read(read).await?.ok_or(Refusal::HistoryBehind)?;
+        if needed.is_met_by(&relationships) {
             return Ok(Some(needed));
         }
         // What agreement-svc has just stored may not have been applied here.
@@ -309,7 +309,14 @@ impl Api {
             Err(GateError::NoActiveRelationship(_) | GateError::PayerIsReseller) => {
                 Err(not_related(known, asked.command).into())
             }
-            Ok(_) | Err(GateError::Unknown(_)) => Err(Refusal::HistoryBehind.into()),
+            Ok(_) if needed.has_lost_end(&relationships) => {
+                Err(Refusal::WithdrawalLost { customer_id: customer, acceptance_id: None }.into())
+            }
+            Ok(_) => Err(Refusal::HistoryBehind.into()),
+            Err(GateError::Unknown(why)) => {
+                tracing::warn!(why, "the gate gave no answer");
+                Err(Refusal::HistoryBehind.into())
+            }
         }
     }
 

@@ -65,7 +65,8 @@ pub enum Refusal {
     RelationshipEnded { customer_id: Uuid, payer_id: Uuid },
     /// SUB-6: only the payer chooses the reseller on record.
     PayerOnly { payer_id: Uuid },
-    /// agreement-svc's history was not applied far enough to know which relationships are active.
+    /// Which relationships are active is not known: agreement-svc's history was not applied far enough, and it gave no
+    /// answer that settles it.
     HistoryBehind,
     /// SUB-7: payer and customer would have more open subscriptions than this.
     TooManySubscriptions { customer_id: Uuid, max: u32 },

@@ -52,19 +52,12 @@ impl RelationshipEnd {
     }
 }
 
-/// The active relationships of a payer and a customer, by their resellers.
+/// The relationships of a payer and a customer, by their resellers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ActiveRelationships(pub Vec<Option<Uuid>>);
-
-impl ActiveRelationships {
-    fn of_payer(&self) -> bool {
-        !self.0.is_empty()
-    }
-
-    /// Whether one of them names the reseller.
-    pub fn with_reseller(&self, reseller: Uuid) -> bool {
-        self.0.contains(&Some(reseller))
-    }
+pub struct Relationships {
+    pub active: Vec<Option<Uuid>>,
+    /// Ended, as was known before a restore of agreement-svc that lost the end.
+    pub lost_ends: Vec<Option<Uuid>>,
 }
 
 /// An active relationship of the payer and the customer of a subscription.
@@ -76,10 +69,19 @@ pub enum Needed {
 }
 
 impl Needed {
-    pub fn is_met_by(self, active: &ActiveRelationships) -> bool {
+    pub fn is_met_by(self, known: &Relationships) -> bool {
+        self.is_among(&known.active)
+    }
+
+    /// Whether agreement-svc may call it active only because it lost the end.
+    pub fn has_lost_end(self, known: &Relationships) -> bool {
+        self.is_among(&known.lost_ends)
+    }
+
+    fn is_among(self, resellers: &[Option<Uuid>]) -> bool {
         match self {
-            Self::Any => active.of_payer(),
-            Self::WithReseller(reseller) => active.with_reseller(reseller),
+            Self::Any => !resellers.is_empty(),
+            Self::WithReseller(reseller) => resellers.contains(&Some(reseller)),
         }
     }
 }
@@ -187,7 +189,11 @@ mod tests {
                 "has no active relationship with this customer and you; leave it empty to have no reseller";
             Err(Refusal::Fields(vec![BadField { field: "reseller_id".into(), problem: problem.into() }]))
         };
-        let active = |resellers: &[Option<Uuid>]| ActiveRelationships(resellers.to_vec());
+        // A lost end is no relationship.
+        let active = |resellers: &[Option<Uuid>]| Relationships {
+            active: resellers.to_vec(),
+            lost_ends: vec![None, Some(RESELLER), Some(OTHER)],
+        };
         let (none, own, other) = (active(&[]), active(&[None]), active(&[Some(OTHER)]));
         let both = active(&[Some(OTHER), Some(RESELLER)]);
         for (command, payer_alone) in [

@@ -12,7 +12,7 @@ use diesel::query_dsl::methods::FilterDsl;
 use uuid::Uuid;
 
 use super::order::order_place;
-use super::relationship::relationships_active;
+use super::relationship::relationships_of;
 use super::schema::fence;
 use super::subscription::{are_more_open, subscription_change};
 use super::withdrawal::is_withdrawn;
@@ -164,8 +164,8 @@ fn commit_free(
     if let Write::Subscription { after, needed: Some(needed), .. } = writes {
         let Subscription { customer_id, payer_id, .. } = *after;
         closed_fence(connection, customer_id, i64::MAX)?;
-        let active = relationships_active(connection, customer_id, payer_id)?;
-        if !active.is_some_and(|active| needed.is_met_by(&active)) {
+        let known = relationships_of(connection, customer_id, payer_id)?;
+        if !known.is_some_and(|known| needed.is_met_by(&known)) {
             return Err(Rollback::Because(Commit::NotRelated));
         }
     }

@@ -20,7 +20,10 @@ use super::commit::fence_raise;
 use super::relationship::relationship_write;
 use super::schema::{fence, follower, subscription};
 use super::subscription::{ChangedRow, changes_insert, is_open, subscriptions_open, terms_are_due};
-use super::withdrawal::{effects_insert, withdrawal_abandon, withdrawal_begin, withdrawal_finish};
+use super::withdrawal::{
+    ReportState, effects_insert, withdrawal_abandon, withdrawal_archive_step, withdrawal_begin,
+    withdrawal_finish, withdrawal_finish_begun,
+};
 use crate::rules::Time;
 use crate::rules::history::{Consequence, Cursor, HistoryPoint, Restore};
 use crate::rules::relationship::Ending;
@@ -44,23 +47,34 @@ pub(crate) fn cursor_read(connection: &mut Connection) -> Result<Cursor, Error> 
     Ok(Cursor { revision, hash })
 }
 
+/// How far the history was applied, and how far its relationships are known: not as far where a version without them moved the
+/// cursor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub applied: i64,
+    pub relationships: i64,
+}
+
+pub(crate) fn progress_read(connection: &mut Connection) -> Result<Progress, Error> {
+    let (applied, relationships) = query!(connection, c => {
+        follower::table.select((follower::revision, follower::relationships_revision)).first(c)
+    })?;
+    Ok(Progress { applied, relationships })
+}
+
 /// The revision of the last event that was applied.
 pub(crate) fn cursor_revision(connection: &mut Connection) -> Result<i64, Error> {
     Ok(query!(connection, c => follower::table.select(follower::revision).first(c))?)
 }
 
-/// Up to which event the relationships are known.
-pub(crate) fn relationships_revision(connection: &mut Connection) -> Result<i64, Error> {
-    Ok(query!(connection, c => follower::table.select(follower::relationships_revision).first(c))?)
-}
-
-/// Stores the relationships of points of the history that a version without them has applied, up to a revision. False, and
-/// nothing done, when `known` is not how far they are known.
+/// Stores the relationships of points of the history that a version without them has applied, up to a revision, and completes
+/// the reports that such a version left begun. False, and nothing done, when `known` is not how far they are known.
 pub(crate) fn relationships_fill(
     connection: &mut Connection,
     known: i64,
     points: &[HistoryPoint],
     up_to: i64,
+    now: Time,
 ) -> Result<bool, Error> {
     let moved = query!(&mut *connection, c => {
         diesel::update(follower::table.filter(follower::relationships_revision.eq(known)))
@@ -78,7 +92,10 @@ pub(crate) fn relationships_fill(
             Some(Consequence::RelationshipEnded(end)) => {
                 relationship_write(connection, end.relationship, false, point.cursor.revision)?;
             }
-            Some(Consequence::Withdrawn(_)) | None => {}
+            Some(Consequence::Withdrawn(withdrawal)) => {
+                withdrawal_finish_begun(connection, point.cursor.revision, withdrawal, now)?;
+            }
+            None => {}
         }
     }
     Ok(true)
@@ -97,7 +114,7 @@ pub(crate) struct Applied {
 pub(crate) enum Stopped {
     /// Terms that ended before it have to be processed first.
     TermsDue,
-    /// It ends more subscriptions than one transaction may change. The fence is raised.
+    /// It takes more than one transaction may change. The fence is raised.
     TooLarge,
 }
 
@@ -140,7 +157,7 @@ pub(crate) fn history_apply(
     Ok(Some(Applied { revision: cursor.map_or(applied, |cursor| cursor.revision), stopped }))
 }
 
-/// Applies one event, and counts the subscriptions that it looked at. `None` if those are more than `room`; then it is only
+/// Applies one event, and counts the subscriptions that it looked at. `None` if it takes several transactions; then it is only
 /// begun.
 fn event_apply(
     connection: &mut Connection,
@@ -156,7 +173,11 @@ fn event_apply(
     }
     fence_raise(connection, consequence.customer_id(), revision)?;
     let is_reported = match consequence {
-        Consequence::Withdrawn(withdrawal) => withdrawal_begin(connection, point, withdrawal, now)?,
+        Consequence::Withdrawn(withdrawal) => match withdrawal_begin(connection, point, withdrawal, now)? {
+            ReportState::Begun => true,
+            ReportState::Complete => false,
+            ReportState::Occupied => return Ok(None),
+        },
         Consequence::RelationshipEnded(end) => {
             relationship_write(connection, end.relationship, false, revision)?;
             false
@@ -200,7 +221,14 @@ pub(crate) fn event_step(
         return Ok(None);
     }
     let is_reported = match consequence {
-        Consequence::Withdrawn(withdrawal) => withdrawal_begin(connection, point, withdrawal, now)?,
+        Consequence::Withdrawn(withdrawal) => match withdrawal_begin(connection, point, withdrawal, now)? {
+            ReportState::Begun => true,
+            ReportState::Complete => false,
+            ReportState::Occupied => {
+                withdrawal_archive_step(connection, point.cursor.revision, now)?;
+                return Ok(Some(Some(step.clone())));
+            }
+        },
         Consequence::RelationshipEnded(_) | Consequence::RelationshipEstablished(_) => false,
     };
     match step {

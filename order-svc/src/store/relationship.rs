@@ -9,10 +9,10 @@ use uuid::Uuid;
 
 use super::schema::{follower, relationship};
 use crate::rules::history::Restore;
-use crate::rules::relationship::{ActiveRelationships, Relationship};
+use crate::rules::relationship::{Relationship, Relationships};
 
 /// Stores what an event of a revision says of a relationship, unless a later one is known: when the history is followed
-/// again, what happened last stays.
+/// again, what happened last stays, and is confirmed once its event is there again.
 pub(super) fn relationship_write(
     connection: &mut Connection,
     of: Relationship,
@@ -29,11 +29,16 @@ pub(super) fn relationship_write(
                     relationship::reseller_id.eq(id_or_empty(of.reseller_id)),
                     relationship::is_active.eq(is_active),
                     relationship::revision.eq(revision),
+                    relationship::is_confirmed.eq(true),
                 ))
                 .on_conflict((relationship::customer_id, relationship::payer_id, relationship::reseller_id))
                 .do_update()
-                .set((relationship::is_active.eq(is_active), relationship::revision.eq(revision))),
-            relationship::revision.lt(revision),
+                .set((
+                    relationship::is_active.eq(is_active),
+                    relationship::revision.eq(revision),
+                    relationship::is_confirmed.eq(true),
+                )),
+            relationship::revision.le(revision),
         )
         .execute(c)
     })?;
@@ -41,12 +46,14 @@ pub(super) fn relationship_write(
 }
 
 /// Forgets every active relationship from before a restore: it is not known from which event on the history differs, and
-/// following it again brings back what is active. Lost ends stay ends.
+/// following it again brings back what is active. Lost ends stay ends, and are not confirmed again.
 pub(crate) fn relationships_forget(connection: &mut Connection, lost: Restore) -> Result<(), Error> {
     let of_before = relationship::table
         .filter(relationship::is_active.eq(true))
         .filter(relationship::revision.lt(lost.revision));
     query!(&mut *connection, c => diesel::delete(of_before).execute(c))?;
+    let ends = relationship::table.filter(relationship::revision.lt(lost.revision));
+    query!(&mut *connection, c => diesel::update(ends).set(relationship::is_confirmed.eq(false)).execute(c))?;
     query!(connection, c => {
         diesel::update(follower::table)
             .set(follower::relationships_complete_at.eq(lost.revision))
@@ -55,12 +62,12 @@ pub(crate) fn relationships_forget(connection: &mut Connection, lost: Restore) -
     Ok(())
 }
 
-/// The active relationships of a payer and a customer; `None` while the history is followed again and they are not all known.
-pub(crate) fn relationships_active(
+/// The relationships of a payer and a customer; `None` while the history is followed again and they are not all known.
+pub(crate) fn relationships_of(
     connection: &mut Connection,
     customer: Uuid,
     payer: Uuid,
-) -> Result<Option<ActiveRelationships>, Error> {
+) -> Result<Option<Relationships>, Error> {
     let complete = follower::table
         .filter(follower::relationships_revision.ge(follower::revision))
         .filter(follower::relationships_revision.ge(follower::relationships_complete_at));
@@ -68,14 +75,21 @@ pub(crate) fn relationships_active(
         return Ok(None);
     }
     let key = customer.to_string();
-    let resellers: Vec<String> = query!(connection, c => {
+    let rows: Vec<(String, bool)> = query!(connection, c => {
         relationship::table
             .filter(relationship::customer_id.eq(&key))
             .filter(relationship::payer_id.eq(payer.to_string()))
-            .filter(relationship::is_active.eq(true))
-            .select(relationship::reseller_id)
+            .filter(relationship::is_active.eq(true).or(relationship::is_confirmed.eq(false)))
+            .select((relationship::reseller_id, relationship::is_active))
             .load(c)
     })?;
-    let read = |reseller: String| at("relationship", &key).optional_id("reseller_id", &reseller);
-    Ok(Some(ActiveRelationships(resellers.into_iter().map(read).collect::<Result<_, _>>()?)))
+    let mut found = Relationships::default();
+    for (reseller, is_active) in rows {
+        let reseller = at("relationship", &key).optional_id("reseller_id", &reseller)?;
+        match is_active {
+            true => found.active.push(reseller),
+            false => found.lost_ends.push(reseller),
+        }
+    }
+    Ok(Some(found))
 }

@@ -97,6 +97,7 @@ diesel::table! {
         reseller_id -> Text,
         is_active -> Bool,
         revision -> BigInt,
+        is_confirmed -> Bool,
     }
 }
 

@@ -73,22 +73,33 @@ impl Row {
     }
 }
 
-/// Begins the report of a withdrawal, which is read once it is complete. False where it is complete already: the event is
-/// applied again, and the report of the first time stays.
+/// How the report of a withdrawal stands when its event is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReportState {
+    /// It was begun, and can be read once it is complete.
+    Begun,
+    /// The event is applied again, and the report of the first time stays.
+    Complete,
+    /// The revision has the report of another withdrawal, whose event a restore lost; that is to be archived first.
+    Occupied,
+}
+
+/// Begins the report of a withdrawal, unless there is one.
 pub(super) fn withdrawal_begin(
     connection: &mut Connection,
     point: &HistoryPoint,
     of: &Withdrawal,
     now: Time,
-) -> Result<bool, Error> {
+) -> Result<ReportState, Error> {
     let revision = point.cursor.revision;
     let kept: Option<Row> = query!(&mut *connection, c => {
         withdrawal::table.find(revision).select(Row::as_select()).first(c).optional()
     })?;
     match kept {
         None => {}
-        Some(kept) if kept.acceptance_id == of.acceptance_id.to_string() => return Ok(!kept.is_complete),
-        Some(lost) => withdrawal_archive(connection, lost)?,
+        Some(kept) if kept.acceptance_id != of.acceptance_id.to_string() => return Ok(ReportState::Occupied),
+        Some(kept) if kept.is_complete => return Ok(ReportState::Complete),
+        Some(_) => return Ok(ReportState::Begun),
     }
     let row = Row {
         revision,
@@ -104,7 +115,7 @@ pub(super) fn withdrawal_begin(
         is_complete: false,
     };
     query!(connection, c => diesel::insert_into(withdrawal::table).values(&row).execute(c))?;
-    Ok(true)
+    Ok(ReportState::Begun)
 }
 
 /// Adds subscriptions that the withdrawal of a revision cancelled to its report.
@@ -148,6 +159,7 @@ fn cancelled(connection: &mut Connection, revision: i64) -> Result<Vec<Outcomes>
     let groups: Vec<Group> = query!(connection, c => {
         withdrawal_effect::table
             .filter(withdrawal_effect::revision.eq(revision))
+            .filter(withdrawal_effect::outcome.eq(WithdrawalOutcome::Cancelled.into_str()))
             .group_by((withdrawal_effect::payer_id, withdrawal_effect::reseller_id))
             .select((withdrawal_effect::payer_id, withdrawal_effect::reseller_id, count_star()))
             .load(c)
@@ -183,6 +195,23 @@ pub(super) fn withdrawal_finish(
         }
     }
     report_complete(connection, revision, of, &outcomes, now)
+}
+
+/// Completes the report of a withdrawal that an older version has applied the rest of. What that version cancelled has no rows.
+pub(super) fn withdrawal_finish_begun(
+    connection: &mut Connection,
+    revision: i64,
+    of: &Withdrawal,
+    now: Time,
+) -> Result<(), Error> {
+    let begun = withdrawal::table
+        .find(revision)
+        .filter(withdrawal::acceptance_id.eq(of.acceptance_id.to_string()))
+        .filter(withdrawal::is_complete.eq(false));
+    if query!(&mut *connection, c => diesel::select(exists(begun)).get_result(c))? {
+        withdrawal_finish(connection, revision, of, now)?;
+    }
+    Ok(())
 }
 
 /// Completes the report of a withdrawal that is passed over, if it was begun: with what was cancelled until then.
@@ -248,34 +277,64 @@ fn report_complete(
 
 /// Keeps what a withdrawal did whose event a restore lost and whose revision is another withdrawal's now, as
 /// happens when one is recorded before the restore is announced. It goes to a revision that no event has, and
-/// with it what the subscriptions that it cancelled say of why they were.
-fn withdrawal_archive(connection: &mut Connection, lost: Row) -> Result<(), Error> {
-    let revision = lost.revision;
+/// with it what the subscriptions that it cancelled say of why they were. This is one step of a bounded size; the last one
+/// frees the revision.
+pub(super) fn withdrawal_archive_step(
+    connection: &mut Connection,
+    revision: i64,
+    now: Time,
+) -> Result<(), Error> {
+    // The report may have been begun only.
+    withdrawal_abandon(connection, revision, now)?;
     query!(connection, c => {
-        let last: Option<i64> = withdrawal::table
-            .filter(withdrawal::revision.lt(revision + RESTORE_LIFT))
-            .select(max(withdrawal::revision))
-            .first(c)?;
-        // Another one may be there from an earlier restore.
-        let aside = last.unwrap_or(0).max(revision + RESTORE_LIFT / 2) + 1;
-        diesel::insert_into(withdrawal::table).values(Row { revision: aside, ..lost }).execute(c)?;
-        diesel::update(withdrawal_partner::table.filter(withdrawal_partner::revision.eq(revision)))
-            .set(withdrawal_partner::revision.eq(aside))
-            .execute(c)?;
-        let cancelled = withdrawal_effect::table
+        let lost: Row = withdrawal::table.find(revision).select(Row::as_select()).first(c)?;
+        let begun: Option<i64> = withdrawal::table
+            .filter(withdrawal::acceptance_id.eq(&lost.acceptance_id))
+            .filter(withdrawal::revision.gt(revision))
+            .filter(withdrawal::is_complete.eq(false))
+            .select(withdrawal::revision)
+            .first(c)
+            .optional()?;
+        let archived = match begun {
+            Some(archived) => archived,
+            None => {
+                let last: Option<i64> = withdrawal::table
+                    .filter(withdrawal::revision.lt(revision + RESTORE_LIFT))
+                    .select(max(withdrawal::revision))
+                    .first(c)?;
+                // Another one may be there from an earlier restore.
+                let archived = last.unwrap_or(0).max(revision + RESTORE_LIFT / 2) + 1;
+                let row = Row { revision: archived, is_complete: false, ..lost };
+                diesel::insert_into(withdrawal::table).values(row).execute(c)?;
+                archived
+            }
+        };
+        let effects: Vec<(String, String)> = withdrawal_effect::table
             .filter(withdrawal_effect::revision.eq(revision))
-            .filter(withdrawal_effect::outcome.eq(WithdrawalOutcome::Cancelled.into_str()))
-            .select(withdrawal_effect::subscription_id);
+            .select((withdrawal_effect::subscription_id, withdrawal_effect::outcome))
+            .limit(i64::try_from(ROWS_PER_STATEMENT).unwrap_or(i64::MAX))
+            .load(c)?;
+        if effects.is_empty() {
+            diesel::update(withdrawal_partner::table.filter(withdrawal_partner::revision.eq(revision)))
+                .set(withdrawal_partner::revision.eq(archived))
+                .execute(c)?;
+            diesel::delete(withdrawal::table.find(revision)).execute(c)?;
+            diesel::update(withdrawal::table.find(archived)).set(withdrawal::is_complete.eq(true)).execute(c)?;
+            return Ok(());
+        }
+        let all = effects.iter().map(|(id, _)| id);
+        let of_all = withdrawal_effect::table
+            .filter(withdrawal_effect::revision.eq(revision))
+            .filter(withdrawal_effect::subscription_id.eq_any(all));
+        diesel::update(of_all).set(withdrawal_effect::revision.eq(archived)).execute(c)?;
         // What the lost one left alone, the other one may just have ended.
+        let is_cancelled = |outcome: &str| outcome == WithdrawalOutcome::Cancelled.into_str();
+        let cancelled = effects.iter().filter(|(_, outcome)| is_cancelled(outcome)).map(|(id, _)| id);
         let causes = subscription_change::table
             .filter(subscription_change::reason.eq(AGREEMENT_WITHDRAWN))
             .filter(subscription_change::event_revision.eq(revision))
             .filter(subscription_change::subscription_id.eq_any(cancelled));
-        diesel::update(causes).set(subscription_change::event_revision.eq(aside)).execute(c)?;
-        diesel::update(withdrawal_effect::table.filter(withdrawal_effect::revision.eq(revision)))
-            .set(withdrawal_effect::revision.eq(aside))
-            .execute(c)?;
-        diesel::delete(withdrawal::table.find(revision)).execute(c)?;
+        diesel::update(causes).set(subscription_change::event_revision.eq(archived)).execute(c)?;
     });
     Ok(())
 }

@@ -34,8 +34,8 @@ use crate::agreements::events::{NotFollowed, StreamItem};
 use crate::rules::gate::ANSWER_AGE_MAX;
 use crate::rules::history::{Consequence, Cursor, HistoryPoint, Restore};
 use crate::store::history::{
-    Applied, Orphans, Step, Stopped, cursor_read, cursor_reset, cursor_revision, event_step, history_apply,
-    orphans, relationships_fill, relationships_revision,
+    Applied, Orphans, Progress, Step, Stopped, cursor_read, cursor_reset, event_step, history_apply, orphans,
+    progress_read, relationships_fill,
 };
 use crate::store::relationship::relationships_forget;
 use crate::store::report::reports_requeue;
@@ -53,6 +53,8 @@ enum Interruption {
     /// The stored cursor went back: the database was restored, or another replica reset the cursor after a restore of
     /// agreement-svc. Events that were skipped have to be read again.
     WentBack,
+    /// Another replica, of a version that keeps no relationships, moved the cursor.
+    RelationshipsBehind,
     /// agreement-svc's database was restored, and the history has to be followed from its beginning again.
     Lost(Restore, Orphans),
 }
@@ -99,6 +101,12 @@ impl Interruption {
                      restore of agreement-svc; applying the history from there again"
                 );
             }
+            Self::RelationshipsBehind => {
+                tracing::warn!(
+                    revision,
+                    "another replica, of an older version, applied events and kept no relationships; reading them again"
+                );
+            }
             Self::Lost(Restore { last_revision, revision: restored }, orphans) => {
                 tracing::error!(
                     revision,
@@ -132,7 +140,7 @@ impl Interruption {
         match self {
             Self::Stream(NotFollowed::InvalidHistory(_)) => true,
             // The history is followed on, or anew.
-            Self::WentBack | Self::Lost(..) => false,
+            Self::WentBack | Self::RelationshipsBehind | Self::Lost(..) => false,
             // The gate's answers stay what they were; only what follows from the event waits.
             Self::Stream(NotFollowed::UnreadableEvent(_)) => false,
             Self::Stream(NotFollowed::Unavailable(_)) | Self::Database(_) => known.unwrap_or(false),
@@ -188,7 +196,7 @@ async fn follow(
     agreements: &AgreementClient,
     followed: &watch::Sender<Followed>,
 ) -> Result<(), Interruption> {
-    fill_relationships(database, agreements).await?;
+    fill_relationships(database, clock, agreements).await?;
     let cursor = database.read(cursor_read).await?;
     let mut applied = cursor.revision;
     let mut history = agreements.follow(cursor).await?;
@@ -217,9 +225,12 @@ async fn follow(
 }
 
 /// Reads again, for the relationships alone, what a version without them has applied.
-async fn fill_relationships(database: &Database, agreements: &AgreementClient) -> Result<(), Interruption> {
-    let applied = database.read(cursor_revision).await?;
-    let mut known = database.read(relationships_revision).await?;
+async fn fill_relationships(
+    database: &Database,
+    clock: &Clock,
+    agreements: &AgreementClient,
+) -> Result<(), Interruption> {
+    let Progress { applied, relationships: mut known } = database.read(progress_read).await?;
     if known >= applied {
         return Ok(());
     }
@@ -239,7 +250,9 @@ async fn fill_relationships(database: &Database, agreements: &AgreementClient) -
             // The history ends before the cursor. Following it from the cursor shows why.
             return Ok(());
         }
-        let fill = move |connection: &mut Connection| relationships_fill(connection, known, &points, up_to);
+        let now = clock.now();
+        let fill =
+            move |connection: &mut Connection| relationships_fill(connection, known, &points, up_to, now);
         if !database.write(fill).await? {
             return Err(Interruption::WentBack);
         }
@@ -302,10 +315,16 @@ async fn apply(
             Stopped::TooLarge => known = apply_in_steps(database, clock, known, point, consequence).await?,
         }
     }
-    // In the quiet, too, the row is looked at, so that a restored database is noticed at once.
+    // In the quiet, too, the row is looked at, so that what happened to it is noticed at once.
     let is_quiet = points.last().is_some_and(|point| point.cursor.revision == applied);
-    if is_quiet && database.read(cursor_revision).await? < applied {
-        return Err(Interruption::WentBack);
+    if is_quiet {
+        let progress = database.read(progress_read).await?;
+        if progress.applied < applied {
+            return Err(Interruption::WentBack);
+        }
+        if progress.relationships < progress.applied {
+            return Err(Interruption::RelationshipsBehind);
+        }
     }
     Ok(known)
 }
@@ -335,7 +354,10 @@ async fn apply_in_steps(
 
 /// How far another replica has applied the history.
 async fn passed_by_another(database: &Database, known: i64) -> Result<i64, Interruption> {
-    let applied = database.read(cursor_revision).await?;
+    let Progress { applied, relationships } = database.read(progress_read).await?;
+    if relationships < applied {
+        return Err(Interruption::RelationshipsBehind);
+    }
     if applied <= known { Err(Interruption::WentBack) } else { Ok(applied) }
 }
 
@@ -356,6 +378,7 @@ mod tests {
             (stream(NotFollowed::Unavailable("away".into())), false, true),
             (Interruption::Database(Error::Unavailable("away".into())), false, true),
             (Interruption::WentBack, false, false),
+            (Interruption::RelationshipsBehind, false, false),
             (Interruption::Lost(restore, orphans), false, false),
         ] {
             let known = [None, Some(false), Some(true)].map(|known| interruption.is_history_invalid(known));

@@ -2,8 +2,9 @@
 
 use proto::agreement::{EndRelationshipRequest, LinkResellerRequest, PartnerKind};
 use proto::order::{
-    AssignResellerRequest, CancelSubscriptionRequest, ChangeSeatsRequest, ResumeSubscriptionRequest,
-    SetAutoRenewRequest, Subscription, SubscriptionChangeKind, SubscriptionState, SuspendSubscriptionRequest,
+    AssignResellerRequest, CancelSubscriptionRequest, ChangeSeatsRequest, GetWithdrawalReportRequest,
+    ResumeSubscriptionRequest, SetAutoRenewRequest, Subscription, SubscriptionChangeKind, SubscriptionState,
+    SuspendSubscriptionRequest,
 };
 use proto::types::Cloud;
 use rstest_reuse::apply;
@@ -49,7 +50,7 @@ async fn part(cluster: &Cluster, provider: &As, customer: &str, reseller: Uuid) 
     let revision = provider.customers().end_relationship(end).await.unwrap().into_inner().revision;
     let operator = cluster.as_caller(fixtures::operator());
     eventually("the end is applied", async || {
-        let request = proto::order::GetWithdrawalReportRequest { revision, ..Default::default() };
+        let request = GetWithdrawalReportRequest { revision, ..GetWithdrawalReportRequest::default() };
         // It is no withdrawal, and there is no report of it.
         operator.withdrawals().get_withdrawal_report(request).await.is_err().then_some(())
     })
@@ -159,4 +160,42 @@ async fn a_relationship_of_this_moment_is_not_refused(#[case] backend: Backend) 
     let assigned =
         eventually("it is heard of", async || assign(&provider, &bought, Some(RESELLER)).await.ok()).await;
     assert_eq!(assigned.reseller_id, RESELLER.to_string());
+}
+
+/// During a rolling upgrade a replica of a version without relationships may apply events. What it left out is read again,
+/// also when nothing else happens.
+#[apply(each_backend)]
+async fn what_an_older_replica_left_out_is_made_up_for(#[case] backend: Backend) {
+    tests::needs_own!("databases that it writes to");
+    tests::needs!(backend);
+    let cluster = Cluster::on(backend).await;
+    actions::register_partners(&cluster).await.unwrap();
+    let [provider, reseller] =
+        [PROVIDER, RESELLER].map(|partner| cluster.as_caller(fixtures::sales(partner)));
+    let mut bought = vec![];
+    for name in ["Contoso", "Fabrikam"] {
+        let customer = actions::create_customer(&reseller, name, "FR", Some(PROVIDER)).await.unwrap();
+        let attestation = actions::attest_now(&provider, &customer).await.unwrap();
+        bought.push((attestation, buy(&reseller, &customer, Some(PROVIDER)).await.unwrap()));
+    }
+    let [(_, kept), (attestation, _)] = &bought[..] else { unreachable!() };
+    let revision = actions::withdraw(&provider, attestation).await.unwrap();
+    let report = async || {
+        let request = GetWithdrawalReportRequest { revision, ..GetWithdrawalReportRequest::default() };
+        let answer = provider.withdrawals().get_withdrawal_report(request).await.unwrap().into_inner();
+        answer.report.filter(|_| answer.applied)
+    };
+    let written = eventually("the withdrawal is applied", &report).await;
+
+    // It moved the cursor alone, and ended what a newer replica had begun.
+    let as_older = "BEGIN; DELETE FROM relationship; DELETE FROM withdrawal_partner; \
+                    UPDATE withdrawal SET is_complete = FALSE, cancelled = 0; \
+                    UPDATE follower SET relationships_revision = 0; COMMIT";
+    cluster.orders_sql(as_older).unwrap();
+    let suspended = eventually("the relationship is known", async || {
+        change!(reseller.suspend_subscription(kept, SuspendSubscriptionRequest {})).ok()
+    });
+    assert_eq!(suspended.await.state(), SubscriptionState::Suspended);
+    let again = eventually("the report is complete", &report).await;
+    assert_eq!((again.cancelled, again.uncovered_partner_ids), (1, written.uncovered_partner_ids));
 }

@@ -1,0 +1,1 @@
+ALTER TABLE relationship DROP COLUMN is_confirmed;
