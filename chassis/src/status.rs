@@ -98,7 +98,8 @@ pub fn database_failure(domain: &'static str, error: &database::Error) -> Failur
 /// `INTERNAL`, with a fixed sentence; the cause belongs in the log.
 #[must_use]
 pub fn internal(domain: &'static str) -> Failure {
-    let sentence = "the service failed; its log has the cause under x-call-id";
+    let sentence = "the service failed; retry once under the same request id, then report the call id (x-call-id) to its operator, whose \
+                    log has the cause";
     failure(domain, Code::Internal, "INTERNAL", sentence)
 }
 

@@ -281,6 +281,8 @@ pub fn email_problem(text: &str) -> Option<&'static str> {
         Some(
             "must be in ASCII behind the @; send the domain in its ASCII form, as xn--bcher-kva.example for bücher.example",
         )
+    } else if is_address(host) {
+        Some("must have a domain behind the @, not the address of a computer")
     } else {
         (!is_email(text)).then_some("must have the form of an e-mail address, such as name@example.com")
     }
@@ -313,7 +315,7 @@ pub fn domain_problem(text: &str) -> Option<&'static str> {
         Some("must be in ASCII; send its ASCII form, as xn--bcher-kva.example for bücher.example")
     } else if !is_domain(text) {
         Some("must be a host name such as contoso.example")
-    } else if last.starts_with(|first: char| first.is_ascii_digit()) {
+    } else if is_address(text) {
         Some("must not be an address; send the domain that the customer registered, such as contoso.example")
     } else if PRIVATE_LABELS.iter().any(|label| last.eq_ignore_ascii_case(label)) {
         Some(
@@ -328,6 +330,11 @@ pub fn domain_problem(text: &str) -> Option<&'static str> {
 pub fn is_phone(text: &str) -> bool {
     text.contains(|c: char| c.is_ascii_digit())
         && text.chars().all(|c| c.is_ascii_digit() || "+()-./ xX".contains(c))
+}
+
+/// Whether a text is the address of a computer rather than a name: no top-level domain begins with a digit.
+fn is_address(host: &str) -> bool {
+    host.rsplit('.').next().is_some_and(|last| last.starts_with(|first: char| first.is_ascii_digit()))
 }
 
 /// Whether a text has the form of a host name with at least two labels.

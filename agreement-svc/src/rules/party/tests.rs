@@ -242,6 +242,7 @@ fn an_address_outside_ascii_is_answered_with_what_to_send() {
         ("zoe@\u{212a}ontoso.example", "xn--"),
         ("zoe@contoso", "name@example.com"),
         ("zoë", "before the @"),
+        ("zoe@127.0.0.1", "not the address of a computer"),
     ] {
         let problem = email_problem(text).unwrap_or_default();
         assert!(problem.contains(words), "{text}: {problem}");

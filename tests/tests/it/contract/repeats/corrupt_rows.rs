@@ -6,7 +6,11 @@ use super::*;
 fn check_internal<A: std::fmt::Debug>(answer: Result<A, Status>) {
     let status = answer.unwrap_err();
     assert_eq!((status.code(), reason_of(&status).as_str()), (Code::Internal, "INTERNAL"));
-    assert_eq!(status.message(), "INTERNAL: the service failed; its log has the cause under x-call-id");
+    assert_eq!(
+        status.message(),
+        "INTERNAL: the service failed; retry once under the same request id, then report the call id (x-call-id) to its operator, \
+         whose log has the cause"
+    );
     assert!(metadata_of(&status).is_empty());
     let details = String::from_utf8_lossy(status.details()).into_owned();
     assert!(!details.contains("NONSENSE"), "{details}");
