@@ -19,7 +19,7 @@ use crate::rules::{Refusal, Time};
 use crate::store::change::ChangeError;
 use crate::store::customer::relationship_active;
 use crate::store::event::event_exists;
-use crate::store::gate::{History, Pair, Parties, Snapshot, TemplateCache, gate_facts, gate_history};
+use crate::store::gate::{Pair, Parties, PastAcceptances, Snapshot, TemplateCache, gate_facts, gate_history};
 use crate::store::partner::partner_find;
 use crate::store::template::{template_find, template_list, template_live};
 
@@ -111,7 +111,7 @@ pub(super) fn decide_with_reasons(
     question: &Question,
     pair: Pair,
     snapshot: &mut Snapshot,
-) -> Result<(Answer, Option<History>), Error> {
+) -> Result<(Answer, Option<PastAcceptances>), Error> {
     let answer = decide(policy, question, &snapshot.facts);
     if answer.reasons.is_empty() {
         return Ok((answer, None));
@@ -157,7 +157,7 @@ pub(super) fn remedies_of(
     pair: Pair,
     acting: Acting,
     snapshot: &Snapshot,
-    history: &History,
+    history: &PastAcceptances,
     live: Option<Uuid>,
 ) -> Vec<Remedy> {
     let may_sign = may_sign_directly(snapshot.first_purchase_at, history.first_signed_at);

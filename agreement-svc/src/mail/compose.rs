@@ -7,14 +7,14 @@ use lettre::Address;
 use lettre::message::header::{ContentType, HeaderName, HeaderValue};
 use lettre::message::{Mailbox, Message};
 
-use crate::rules::notification::{DueMail, Failure, text_of};
+use crate::rules::notification::{DueMail, MailFailure, text_of};
 
 /// A mail as it is handed over. Its id is the same at every attempt, so that a mailbox can tell a repetition.
-pub(super) fn compose(from: &Mailbox, mail: &DueMail, now: Time) -> Result<Message, Failure> {
+pub(super) fn compose(from: &Mailbox, mail: &DueMail, now: Time) -> Result<Message, MailFailure> {
     if mail.recipient.is_empty() {
-        return Err(Failure::NoContact);
+        return Err(MailFailure::NoContact);
     }
-    let to: Address = mail.recipient.parse().map_err(|_| Failure::Address)?;
+    let to: Address = mail.recipient.parse().map_err(|_| MailFailure::Address)?;
     let (subject, text) = text_of(mail);
     // Out-of-office replies to it would reach no person (RFC 3834).
     let automatic =
@@ -28,5 +28,5 @@ pub(super) fn compose(from: &Mailbox, mail: &DueMail, now: Time) -> Result<Messa
         .header(ContentType::TEXT_PLAIN)
         .raw_header(automatic)
         .body(text)
-        .map_err(|_| Failure::Address)
+        .map_err(|_| MailFailure::Address)
 }

@@ -1,6 +1,6 @@
-//! Sends the mails of the outbox (ATT-9): a worker with a few lines to the mail server, retries and dead letters.
+//! Sends the mails of the outbox (ATT-9): a worker with a few connections to the mail server, retries and dead letters.
 //!
-//! A line that is free takes the next mail at once, so that a slow one delays no other. Delivery is at least once: a
+//! A connection that is free takes the next mail at once, so that a slow one delays no other. Delivery is at least once: a
 //! claim is a lease, and a mail whose lease ends is sent again.
 
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::compose::compose;
 use super::{Delivery, HAND_OVER_MAX, Transport};
-use crate::rules::notification::{DueMail, Failure, RETRY_BASE, RETRY_MAX, after_failure};
-use crate::store::outbox::{Claim, Claimed, Turns, mail_failed, mail_sent, mails_claim};
+use crate::rules::notification::{DueMail, MailFailure, RETRY_BASE, RETRY_MAX, after_failure};
+use crate::store::outbox::{Claimed, MailClaim, Turns, mail_failed, mail_sent, mails_claim};
 
-/// Lines to the mail server: as many connections as relays commonly grant to one client.
-const LINES: usize = 8;
+/// Connections to the mail server: as many as relays commonly grant to one client.
+const CONNECTIONS_MAX: usize = 8;
 
 /// How long claimed mails are left to the replica that claimed them. Each is sent at once; the rest is for the database.
 const LEASE: TimeDelta = TimeDelta::seconds(60);
@@ -54,8 +54,8 @@ pub(crate) async fn run(mailer: Mailer, mut commits: watch::Receiver<()>, stop: 
     // There may be more than was claimed.
     let mut may_be_due = true;
     while !stop.is_cancelled() {
-        if may_be_due && busy.len() < LINES {
-            let free = LINES - busy.len();
+        if may_be_due && busy.len() < CONNECTIONS_MAX {
+            let free = CONNECTIONS_MAX - busy.len();
             let claimed = mailer.claim(free, &mut turns).await;
             let Claimed { mails, are_more_due } = claimed.unwrap_or_else(|error| {
                 tracing::warn!(%error, "mails cannot be claimed; trying again");
@@ -66,7 +66,7 @@ pub(crate) async fn run(mailer: Mailer, mut commits: watch::Receiver<()>, stop: 
                 let (mailer, delivery) = (mailer.clone(), idle.pop().unwrap_or_default());
                 busy.spawn(background_span("send a mail", mailer.send(mail, delivery)));
             }
-            if may_be_due && busy.len() < LINES {
+            if may_be_due && busy.len() < CONNECTIONS_MAX {
                 continue;
             }
         }
@@ -77,14 +77,14 @@ pub(crate) async fn run(mailer: Mailer, mut commits: watch::Receiver<()>, stop: 
         }
         tokio::select! {
             () = stop.cancelled() => {}
-            // A panic has lost its line's connection, and its mail comes back when the lease ends.
-            Some(line) = busy.join_next() => idle.extend(line),
+            // A panic has lost its connection, and its mail comes back when the lease ends.
+            Some(delivery) = busy.join_next() => idle.extend(delivery),
             Ok(()) = commits.changed() => may_be_due = true,
             () = tokio::time::sleep(POLL_INTERVAL) => may_be_due = true,
         }
     }
-    while let Some(line) = busy.join_next().await {
-        idle.extend(line);
+    while let Some(delivery) = busy.join_next().await {
+        idle.extend(delivery);
     }
     for delivery in idle {
         delivery.close().await;
@@ -94,7 +94,7 @@ pub(crate) async fn run(mailer: Mailer, mut commits: watch::Receiver<()>, stop: 
 impl Mailer {
     async fn claim(&self, limit: usize, turns: &mut Turns) -> Result<Claimed, Error> {
         let (per_day, interval) = (self.per_day, self.interval);
-        let claim = Claim { now: self.clock.now(), lease: LEASE, limit, per_day, interval };
+        let claim = MailClaim { now: self.clock.now(), lease: LEASE, limit, per_day, interval };
         let mut taken = std::mem::take(turns);
         let write = move |connection: &mut Connection| {
             let claimed = mails_claim(connection, &claim, &mut taken)?;
@@ -105,7 +105,7 @@ impl Mailer {
         Ok(claimed)
     }
 
-    /// Sends a mail over a line, which it gives back.
+    /// Sends a mail over a connection, which it gives back.
     async fn send(self: Arc<Self>, mail: DueMail, mut delivery: Delivery) -> Delivery {
         let sent = match compose(&self.from, &mail, self.clock.now()) {
             Ok(composed) => delivery.hand_over(&self.transport, mail.id, &composed).await,
@@ -118,7 +118,7 @@ impl Mailer {
         delivery
     }
 
-    async fn record_result(&self, mail: DueMail, sent: Result<(), Failure>) -> Result<(), Error> {
+    async fn record_result(&self, mail: DueMail, sent: Result<(), MailFailure>) -> Result<(), Error> {
         let now = self.clock.now();
         let Err(failure) = sent else {
             let store = move |connection: &mut Connection| mail_sent(connection, &mail, now);

@@ -18,7 +18,7 @@ use lettre::transport::smtp::client::AsyncSmtpConnection;
 use uuid::Uuid;
 
 use crate::config::Mail;
-use crate::rules::notification::Failure;
+use crate::rules::notification::MailFailure;
 pub(crate) use folder::MailFolder;
 use smtp::{Security, Server, read_password};
 
@@ -72,16 +72,16 @@ impl Delivery {
         transport: &Transport,
         id: Uuid,
         mail: &Message,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), MailFailure> {
         match transport {
             Transport::Folder(folder) => {
                 let (folder, mail) = (folder.clone(), mail.formatted());
                 let written = tokio::task::spawn_blocking(move || folder.write(id, &mail)).await;
-                if matches!(written, Ok(Ok(()))) { Ok(()) } else { Err(Failure::Folder) }
+                if matches!(written, Ok(Ok(()))) { Ok(()) } else { Err(MailFailure::Folder) }
             }
             Transport::Server(server) => {
                 let sent = tokio::time::timeout(HAND_OVER_MAX, server.send(self.open.take(), mail)).await;
-                self.open = Some(sent.map_err(|_| Failure::Timeout)??);
+                self.open = Some(sent.map_err(|_| MailFailure::Timeout)??);
                 Ok(())
             }
         }

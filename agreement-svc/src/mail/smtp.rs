@@ -18,7 +18,7 @@ use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
 use lettre::transport::smtp::extension::ClientId;
 use lettre::transport::smtp::{self, SMTP_PORT, SUBMISSION_PORT, SUBMISSIONS_PORT};
 
-use crate::rules::notification::Failure;
+use crate::rules::notification::MailFailure;
 
 /// How long one address of a mail server is given to answer at all, so that the next can be tried.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
@@ -76,7 +76,7 @@ impl Server {
         &self,
         open: Option<AsyncSmtpConnection>,
         mail: &Message,
-    ) -> Result<AsyncSmtpConnection, Failure> {
+    ) -> Result<AsyncSmtpConnection, MailFailure> {
         let living = match open {
             Some(mut open) => open.test_connected().await.then_some(open),
             None => None,
@@ -87,11 +87,11 @@ impl Server {
         };
         // The mail itself is ASCII, so what a client can find wrong with it is the address.
         let sent = connection.send(mail.envelope(), &mail.formatted()).await;
-        sent.map_err(|error| failure_of(&error, Failure::Address))?;
+        sent.map_err(|error| failure_of(&error, MailFailure::Address))?;
         Ok(connection)
     }
 
-    async fn connect(&self) -> Result<AsyncSmtpConnection, Failure> {
+    async fn connect(&self) -> Result<AsyncSmtpConnection, MailFailure> {
         let from_the_start = match &self.security {
             Security::FromTheStart(tls) => Some(tls.clone()),
             Security::Upgraded(_) | Security::Never => None,
@@ -101,23 +101,23 @@ impl Server {
         let connected =
             AsyncSmtpConnection::connect_tokio1(server, Some(CONNECT_MAX), &client, from_the_start, None)
                 .await;
-        let mut connection = connected.map_err(|error| failure_of(&error, Failure::Connection))?;
+        let mut connection = connected.map_err(|error| failure_of(&error, MailFailure::Connection))?;
         if let Security::Upgraded(tls) = &self.security {
             let upgraded = connection.starttls(tls.clone(), &client).await;
-            upgraded.map_err(|error| failure_of(&error, Failure::Tls))?;
+            upgraded.map_err(|error| failure_of(&error, MailFailure::Tls))?;
         }
         if let Some(login) = &self.login {
             let logged_in = connection.auth(DEFAULT_MECHANISMS, login).await;
-            logged_in.map_err(|error| failure_of(&error, Failure::Login))?;
+            logged_in.map_err(|error| failure_of(&error, MailFailure::Login))?;
         }
         Ok(connection)
     }
 }
 
 /// The category of an error; `own` is what it means when nothing was sent because of it.
-fn failure_of(error: &smtp::Error, own: Failure) -> Failure {
+fn failure_of(error: &smtp::Error, own: MailFailure) -> MailFailure {
     if let Some(code) = error.status() {
-        return Failure::Reply(code.into());
+        return MailFailure::Reply(code.into());
     }
     if error.is_client() {
         return own;
@@ -126,12 +126,12 @@ fn failure_of(error: &smtp::Error, own: Failure) -> Failure {
     let mut source = error.source();
     while let Some(cause) = source {
         match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
-            Some(io::ErrorKind::InvalidData) => return Failure::Tls,
-            Some(io::ErrorKind::TimedOut) => return Failure::Timeout,
+            Some(io::ErrorKind::InvalidData) => return MailFailure::Tls,
+            Some(io::ErrorKind::TimedOut) => return MailFailure::Timeout,
             _ => source = cause.source(),
         }
     }
-    Failure::Connection
+    MailFailure::Connection
 }
 
 pub(super) fn read_password(file: &Path) -> anyhow::Result<String> {

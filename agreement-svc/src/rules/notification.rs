@@ -131,7 +131,7 @@ pub fn day_of(now: Time) -> (Time, Time) {
 
 /// Why a notification could not be sent: a category, and nothing that a mail server said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
+pub enum MailFailure {
     /// The mail server could not be reached, or went away.
     Connection,
     /// It did not answer in time.
@@ -152,7 +152,7 @@ pub enum Failure {
     DailyLimit,
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for MailFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connection => f.write_str("CONNECTION"),
@@ -178,9 +178,9 @@ pub enum Outcome {
 /// Decides after a failure: another attempt after `wait`, unless there were too many or none can help.
 /// Codes that a mail server calls permanent are tried again too: only the reply's text would distinguish a full
 /// mailbox, or a relay that was misconfigured for a minute, from an unknown addressee.
-pub fn after_failure(failure: Failure, attempts: u32, now: Time, wait: Duration) -> Outcome {
+pub fn after_failure(failure: MailFailure, attempts: u32, now: Time, wait: Duration) -> Outcome {
     match failure {
-        Failure::Address | Failure::NoContact => Outcome::DeadLetter,
+        MailFailure::Address | MailFailure::NoContact => Outcome::DeadLetter,
         _ if attempts >= ATTEMPTS_MAX => Outcome::DeadLetter,
         _ => {
             let wait = u64::try_from(wait.as_micros()).unwrap_or(u64::MAX);
@@ -487,7 +487,7 @@ mod tests {
 
     #[test]
     fn a_failed_mail_is_retried_until_it_is_a_dead_letter() {
-        use Failure::{Address, Connection, Folder, Login, NoContact, Reply, Timeout, Tls};
+        use MailFailure::{Address, Connection, Folder, Login, NoContact, Reply, Timeout, Tls};
         let mut table = String::new();
         for failure in [Connection, Timeout, Tls, Login, Reply(451), Reply(550), Folder, Address, NoContact] {
             for attempts in [1, ATTEMPTS_MAX - 1, ATTEMPTS_MAX, u32::MAX] {

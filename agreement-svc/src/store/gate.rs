@@ -57,7 +57,7 @@ pub(crate) struct Snapshot {
 
 /// What a history of any length comes down to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct History {
+pub(crate) struct PastAcceptances {
     /// The kinds and types of which an acceptance was withdrawn.
     pub withdrawn: Vec<(AcceptanceKind, AgreementType)>,
     /// When the customer first signed anything, whatever became of it.
@@ -293,7 +293,7 @@ fn gate_rows(connection: &mut Connection, parties: &[Parties]) -> Result<(Vec<Ro
 
 /// What the history of a pair says beyond its current acceptances. Without a snapshot it may be of a later state
 /// than the facts: that shows in the reasons of a refusal and in the remedies, never in the decision.
-pub(crate) fn gate_history(connection: &mut Connection, pair: Pair) -> Result<History, Error> {
+pub(crate) fn gate_history(connection: &mut Connection, pair: Pair) -> Result<PastAcceptances, Error> {
     let (customer, payer) = (pair.customer_id.to_string(), pair.payer_id.to_string());
     let row: HistoryRow = query!(connection, c => {
         customer::table
@@ -314,7 +314,7 @@ pub(crate) fn gate_history(connection: &mut Connection, pair: Pair) -> Result<Hi
     })?;
     let kinds = [AcceptanceKind::Attestation, AcceptanceKind::Signature];
     let possible = kinds.iter().flat_map(|kind| AgreementType::VARIANTS.iter().map(|of| (*kind, *of)));
-    Ok(History {
+    Ok(PastAcceptances {
         withdrawn: possible.filter(|(kind, of)| row.has_withdrawn(*kind, *of)).collect(),
         first_signed_at: row.first_signed_at.map(utc),
     })

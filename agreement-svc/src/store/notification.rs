@@ -15,7 +15,7 @@ use super::schema::{acceptance, notification};
 
 use crate::rules::Time;
 use crate::rules::attestation::Attestation;
-use crate::rules::notification::{Failure, Notification, NotificationState};
+use crate::rules::notification::{MailFailure, Notification, NotificationState};
 
 type Row = (String, String, i32, NaiveDateTime, Option<NaiveDateTime>, String);
 
@@ -89,7 +89,7 @@ pub(crate) struct Waiting {
 }
 
 pub(crate) fn notifications_waiting(connection: &mut Connection) -> Result<Waiting, Error> {
-    let held = Failure::DailyLimit.to_string();
+    let held = MailFailure::DailyLimit.to_string();
     let in_state = |connection: &mut Connection, state: NotificationState| -> Result<i64, Error> {
         Ok(query!(connection, c => {
             notification::table.filter(notification::state.eq(state.into_str())).select(count_star()).first(c)

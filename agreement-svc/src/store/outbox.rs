@@ -21,7 +21,8 @@ use super::schema::{acceptance, contact_notice, customer, notification, partner,
 
 use crate::rules::Time;
 use crate::rules::notification::{
-    ANNOUNCED_MAX, Announced, Content, DueMail, Failure, NotificationState, Outcome, day_of, gathered_until,
+    ANNOUNCED_MAX, Announced, Content, DueMail, MailFailure, NotificationState, Outcome, day_of,
+    gathered_until,
 };
 
 /// Rows that one turn holds back: a statement's worth, however many a partner has queued.
@@ -37,7 +38,7 @@ const QUEUED: &str = NotificationState::Queued.into_str();
 
 /// How mails are claimed.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Claim {
+pub(crate) struct MailClaim {
     pub now: Time,
     /// How long claimed mails are left to the process that claimed them.
     pub lease: TimeDelta,
@@ -70,7 +71,7 @@ pub(crate) struct Claimed {
 /// another replica claims at the same moment is left to it.
 pub(crate) fn mails_claim(
     connection: &mut Connection,
-    claim: &Claim,
+    claim: &MailClaim,
     turns: &mut Turns,
 ) -> Result<Claimed, Error> {
     let Turns { last, counted } = turns;
@@ -138,7 +139,7 @@ fn sender_after(connection: &mut Connection, now: Time, last: Option<&str>) -> R
 /// Claims the next mail of a sender; none where it is held or waits for more.
 fn mail_of(
     connection: &mut Connection,
-    claim: &Claim,
+    claim: &MailClaim,
     sender: &str,
     counted: &mut HashMap<String, (Time, i64)>,
 ) -> Result<Option<DueMail>, Error> {
@@ -198,7 +199,7 @@ macro_rules! load_to_update {
 /// Leaves what is due of a sender to the next day, and says so on each.
 fn hold(connection: &mut Connection, now: Time, sender: &str) -> Result<(), Error> {
     let (_, next_day) = day_of(now);
-    let (next_day, why) = (next_day.naive_utc(), Failure::DailyLimit.to_string());
+    let (next_day, why) = (next_day.naive_utc(), MailFailure::DailyLimit.to_string());
     let announcements = notification::table
         .filter(notification::state.eq(QUEUED))
         .filter(notification::partner_id.eq(sender))
@@ -226,7 +227,11 @@ fn hold(connection: &mut Connection, now: Time, sender: &str) -> Result<(), Erro
     Ok(())
 }
 
-fn notice_claim(connection: &mut Connection, claim: &Claim, sender: &str) -> Result<Option<DueMail>, Error> {
+fn notice_claim(
+    connection: &mut Connection,
+    claim: &MailClaim,
+    sender: &str,
+) -> Result<Option<DueMail>, Error> {
     let due = contact_notice::table
         .filter(contact_notice::state.eq(QUEUED))
         .filter(contact_notice::sender_id.eq(sender))
@@ -265,7 +270,7 @@ fn notice_claim(connection: &mut Connection, claim: &Claim, sender: &str) -> Res
 /// Claims the oldest announcement of a sender that is due, together with those that belong into its mail.
 fn announcement_claim(
     connection: &mut Connection,
-    claim: &Claim,
+    claim: &MailClaim,
     sender: &str,
 ) -> Result<Option<DueMail>, Error> {
     let now = claim.now.naive_utc();
@@ -456,7 +461,7 @@ pub(crate) fn mail_sent(connection: &mut Connection, mail: &DueMail, now: Time) 
 pub(crate) fn mail_failed(
     connection: &mut Connection,
     mail: &DueMail,
-    failure: Failure,
+    failure: MailFailure,
     outcome: impl Fn(u32) -> Outcome,
 ) -> Result<(), Error> {
     let settled = |attempts| match outcome(attempts) {

@@ -28,7 +28,7 @@ pub use self::connection::Connection;
 use self::connection::{Purpose, guarded};
 pub use self::error::{Error, asking};
 use self::pool::{LogErrors, Manager, PooledConnection};
-use self::share::Shares;
+use self::share::ConnectionShares;
 pub use self::url::Url;
 use self::writer::Writer;
 
@@ -61,7 +61,7 @@ struct Inner {
     manager: Manager,
     pool: Pool<Manager>,
     /// Who may use a connection of the pool, so that calls wait here and not on threads.
-    shares: Shares,
+    shares: ConnectionShares,
     writer: Option<Writer>,
     /// How long calls waited for a connection of the pool.
     wait_histogram: Histogram,
@@ -125,7 +125,7 @@ impl Database {
         );
         let wait_histogram = Histogram::with_opts(wait_histogram.buckets(WAIT_BUCKETS.to_vec()))
             .map_err(|error| Error::Query(error.to_string()))?;
-        Ok(Self(Arc::new(Inner { manager, pool, shares: Shares::new(), writer, wait_histogram })))
+        Ok(Self(Arc::new(Inner { manager, pool, shares: ConnectionShares::new(), writer, wait_histogram })))
     }
 
     /// Runs a short read: a few rows by key. On SQLite it runs on the calling thread, which is faster than

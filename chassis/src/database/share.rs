@@ -31,18 +31,18 @@ pub(crate) async fn on_behalf_of<F: Future>(tenant: Tenant, call: F) -> F::Outpu
 }
 
 /// Who may use how many connections.
-pub(super) struct Shares {
+pub(super) struct ConnectionShares {
     all: CallQueue,
     longer: CallQueue,
 }
 
 /// The right to one connection.
-pub(super) struct Share {
+pub(super) struct ConnectionShare {
     _connection: Slot,
     _longer: Option<Slot>,
 }
 
-impl Shares {
+impl ConnectionShares {
     pub(super) fn new() -> Self {
         let queue = |slots| CallQueue::bounded(slots, WAITING_MAX, WAIT_MAX, INTERNAL_KIND);
         let all = POOL_SIZE as usize;
@@ -53,11 +53,11 @@ impl Shares {
     ///
     /// # Errors
     /// It was not this call's turn in time.
-    pub(super) async fn take(&self, is_longer: bool) -> Result<Share, Error> {
+    pub(super) async fn take(&self, is_longer: bool) -> Result<ConnectionShare, Error> {
         let tenant = TENANT.try_with(|tenant| *tenant).unwrap_or(INTERNAL);
         let is_limited = is_longer && tenant != INTERNAL;
         let longer = if is_limited { Some(slot(&self.longer, tenant).await?) } else { None };
-        Ok(Share { _connection: slot(&self.all, tenant).await?, _longer: longer })
+        Ok(ConnectionShare { _connection: slot(&self.all, tenant).await?, _longer: longer })
     }
 }
 
@@ -81,14 +81,19 @@ mod tests {
     const MODEST: Tenant = Tenant::test("TENANT", 2);
 
     /// How many connections a tenant gets at once, of that many that it asks for.
-    async fn taken(shares: &Shares, tenant: Tenant, is_longer: bool, asked: usize) -> Vec<Share> {
+    async fn taken(
+        shares: &ConnectionShares,
+        tenant: Tenant,
+        is_longer: bool,
+        asked: usize,
+    ) -> Vec<ConnectionShare> {
         let now = async || on_behalf_of(tenant, shares.take(is_longer)).now_or_never();
         join_all((0..asked).map(|_| now())).await.into_iter().flatten().map(|share| share.unwrap()).collect()
     }
 
     #[tokio::test]
     async fn longer_reads_leave_connections_to_all_others() {
-        let shares = Shares::new();
+        let shares = ConnectionShares::new();
         let greedy = taken(&shares, GREEDY, true, 128).await;
         let more: Vec<Tenant> = (10..20).map(|id| Tenant::test("TENANT", id)).collect();
         let mut others = vec![];
@@ -108,7 +113,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_released_connection_goes_to_the_tenant_whose_turn_it_is() {
-        let shares = Shares::new();
+        let shares = ConnectionShares::new();
         let held = taken(&shares, INTERNAL, false, 8).await;
         let mut greedy: Vec<_> =
             (0..128).map(|_| Box::pin(on_behalf_of(GREEDY, shares.take(false)))).collect();

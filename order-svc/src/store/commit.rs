@@ -129,7 +129,7 @@ fn commit_gated(
     clock: &Clock,
     writes: &Write,
 ) -> Result<(), Rollback> {
-    if let Some(fence) = closed_fence(connection, answer.customer_id, approval.revision)? {
+    if let Some(fence) = fence_take(connection, answer.customer_id, approval.revision)? {
         return Err(Rollback::Because(Commit::AnswerOutdated { fence }));
     }
     if let Some(evidence) = &approval.evidence
@@ -163,7 +163,7 @@ fn commit_free(
 ) -> Result<(), Rollback> {
     if let Write::Subscription { after, needed: Some(needed), .. } = writes {
         let Subscription { customer_id, payer_id, .. } = *after;
-        closed_fence(connection, customer_id, i64::MAX)?;
+        fence_take(connection, customer_id, i64::MAX)?;
         let known = relationships_of(connection, customer_id, payer_id)?;
         if !known.is_some_and(|known| needed.is_met_by(&known)) {
             return Err(Rollback::Because(Commit::NotRelated));
@@ -199,7 +199,7 @@ fn ended(written: Result<(), Rollback>) -> Result<Commit, Error> {
 
 /// Takes the customer's fence, unless a withdrawal or end of a relationship newer than the answer was applied: then its
 /// revision is returned. Transactions of one customer wait for each other here; those of different customers never do.
-fn closed_fence(
+fn fence_take(
     connection: &mut Connection,
     customer: Uuid,
     answer_revision: i64,

@@ -201,7 +201,7 @@ fn event_apply(
 
 /// The next step of an event that is too large for one transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum EventStep {
     /// End subscriptions with ids after this one.
     After(String),
     /// Complete the report and move the cursor.
@@ -214,9 +214,9 @@ pub(crate) fn event_step(
     connection: &mut Connection,
     applied: i64,
     (point, consequence): (&HistoryPoint, &Consequence),
-    step: &Step,
+    step: &EventStep,
     now: Time,
-) -> Result<Option<Option<Step>>, Error> {
+) -> Result<Option<Option<EventStep>>, Error> {
     if !cursor_hold(connection, applied)? {
         return Ok(None);
     }
@@ -232,14 +232,14 @@ pub(crate) fn event_step(
         Consequence::RelationshipEnded(_) | Consequence::RelationshipEstablished(_) => false,
     };
     match step {
-        Step::After(after) => {
+        EventStep::After(after) => {
             let (customer, payers) = (consequence.customer_id(), consequence.payers());
             let open = subscriptions_open(connection, customer, payers, after, ROWS_MAX)?;
             subscriptions_end(connection, point, consequence, is_reported, &open, now)?;
             let last = open.last().filter(|_| open.len() == ROWS_MAX);
-            Ok(Some(Some(last.map_or(Step::Finish, |(id, _)| Step::After(id.to_string())))))
+            Ok(Some(Some(last.map_or(EventStep::Finish, |(id, _)| EventStep::After(id.to_string())))))
         }
-        Step::Finish => {
+        EventStep::Finish => {
             if let (Consequence::Withdrawn(withdrawal), true) = (consequence, is_reported) {
                 withdrawal_finish(connection, point.cursor.revision, withdrawal, now)?;
             }

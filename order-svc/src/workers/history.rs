@@ -34,8 +34,8 @@ use crate::agreements::events::{NotFollowed, StreamItem};
 use crate::rules::gate::ANSWER_AGE_MAX;
 use crate::rules::history::{Consequence, Cursor, HistoryPoint, Restore};
 use crate::store::history::{
-    Applied, Orphans, Progress, Step, Stopped, cursor_read, cursor_reset, event_step, history_apply, orphans,
-    progress_read, relationships_fill,
+    Applied, EventStep, Orphans, Progress, Stopped, cursor_read, cursor_reset, event_step, history_apply,
+    orphans, progress_read, relationships_fill,
 };
 use crate::store::relationship::relationships_forget;
 use crate::store::report::reports_requeue;
@@ -337,7 +337,7 @@ async fn apply_in_steps(
     point: &HistoryPoint,
     consequence: &Consequence,
 ) -> Result<i64, Interruption> {
-    let mut step = Step::After(String::new());
+    let mut step = EventStep::After(String::new());
     loop {
         let (now, point_of_step, consequence, this) =
             (clock.now(), point.clone(), consequence.clone(), step.clone());

@@ -153,8 +153,8 @@ async fn single_and_many_parties_have_the_same_facts(#[case] is_postgres: bool) 
     assert_eq!(
         history,
         [
-            History { withdrawn: vec![signature], first_signed_at },
-            History { withdrawn: vec![attestation, signature], first_signed_at }
+            PastAcceptances { withdrawn: vec![signature], first_signed_at },
+            PastAcceptances { withdrawn: vec![attestation, signature], first_signed_at }
         ]
     );
 }
