@@ -1,6 +1,9 @@
 //! The public keys that signatures of tokens are verified with: a JWK set.
 
 use anyhow::{Context, bail, ensure};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ED25519, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents,
+};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse};
@@ -123,6 +126,23 @@ impl Key {
             }
         };
         ensure!(has_valid_length, "its length is not valid for its kind; an RSA key has 2048 to 8192 bits");
+        ensure!(can_verify(&verifies, algorithm), "its numbers are no public key (RFC 7518, section 6)");
         Ok(Self { id, algorithm, verifies })
+    }
+}
+
+/// Whether its numbers are a key: a point of the curve; an odd modulus and exponent without leading zeros. A verification finds
+/// that out again each time, and says only that the signature is not the key's.
+fn can_verify(key: &DecodingKey, algorithm: Algorithm) -> bool {
+    match key.kind() {
+        DecodingKeyKind::RsaModulusExponent { n, e } => {
+            let is_odd = |number: &[u8]| number.last().is_some_and(|last| last % 2 == 1);
+            let parsed = RsaPublicKeyComponents { n, e }.to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256);
+            is_odd(n) && is_odd(e) && parsed.is_ok()
+        }
+        DecodingKeyKind::SecretOrDer(point) if algorithm == Algorithm::EdDSA => {
+            ParsedPublicKey::new(&ED25519, point).is_ok()
+        }
+        DecodingKeyKind::SecretOrDer(point) => ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).is_ok(),
     }
 }

@@ -352,6 +352,14 @@ fn unusable() -> Vec<(Value, &'static str)> {
     };
     let mut weak = jwk(&rsa(), Algorithm::RS256, "weak");
     weak["n"] = json!(URL_SAFE_NO_PAD.encode([0xff; 128]));
+    // As RFC 7518, section 6.3.1.1, warns of.
+    let mut with_zero = jwk(&rsa(), Algorithm::RS256, "zero");
+    let modulus = URL_SAFE_NO_PAD.decode(with_zero["n"].as_str().unwrap()).unwrap();
+    with_zero["n"] = json!(URL_SAFE_NO_PAD.encode([&[0], modulus.as_slice()].concat()));
+    let mut even = jwk(&rsa(), Algorithm::RS256, "even");
+    even["e"] = json!("Ag");
+    let mut off_the_curve = jwk(&p256(), Algorithm::ES256, "curve");
+    off_the_curve["y"] = off_the_curve["x"].clone();
     let mut without_point = jwk(&p256(), Algorithm::ES256, "point");
     without_point["y"] = json!("");
     vec![
@@ -368,6 +376,9 @@ fn unusable() -> Vec<(Value, &'static str)> {
         (with("use", json!("dance")), "use"),
         (with("key_ops", json!(["sign"])), "key_ops"),
         (weak, "length"),
+        (with_zero, "no public key"),
+        (even, "no public key"),
+        (off_the_curve, "no public key"),
         (without_point, ""),
         (json!({"kty": "oct", "kid": "a", "k": "AAAA"}), "malformed"),
         (json!("no object"), "malformed"),
