@@ -70,7 +70,7 @@ impl Form {
         text
     }
 
-    /// A required time in whole microseconds, in the years 1 to 9999.
+    /// A required time in whole microseconds, in the years 2010 to 9999.
     pub fn time(&mut self, field: &str, value: Option<&Timestamp>) -> Time {
         if value.is_none() {
             self.violation(field, "is required");
@@ -78,17 +78,21 @@ impl Form {
         self.optional_time(field, value).unwrap_or(DateTime::UNIX_EPOCH)
     }
 
-    /// A time that may be absent.
+    /// A time that may be absent. One before 2010, which nothing here is, is no time: clients send the first second of 1970
+    /// or the year 1 for a time that was not set.
     pub fn optional_time(&mut self, field: &str, value: Option<&Timestamp>) -> Option<Time> {
-        const YEAR_1: i64 = -62_135_596_800;
+        const YEAR_2010: i64 = 1_262_304_000;
         const YEAR_10000: i64 = 253_402_300_800;
         let value = value?;
         let nanos = u32::try_from(value.nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
         let time = nanos
-            .filter(|_| (YEAR_1..YEAR_10000).contains(&value.seconds))
+            .filter(|_| (YEAR_2010..YEAR_10000).contains(&value.seconds))
             .and_then(|nanos| DateTime::from_timestamp(value.seconds, nanos));
         match time {
-            None => self.violation(field, "must be a time in the years 1 to 9999"),
+            None => self.violation(
+                field,
+                "must be a time in the years 2010 to 9999; an earlier one is taken for one that was not set",
+            ),
             Some(time) if time.timestamp_subsec_nanos() % 1000 != 0 => {
                 self.violation(field, "must be in whole microseconds: leave out what is finer");
             }

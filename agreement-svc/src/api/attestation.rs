@@ -154,7 +154,7 @@ pub(super) fn read_new(call: &mut Mutation<CreateAttestationRequest>) -> (Uuid, 
     let customer_id = form.id("customer_id", &message.customer_id);
     let template_id = form.id("template_id", &message.template_id);
     let contact = convert::read_contact(form, "contact", message.contact.as_ref());
-    let agreed_at = convert::read_agreed_at(form, "agreed_at", message.agreed_at.as_ref());
+    let agreed_at = form.time("agreed_at", message.agreed_at.as_ref());
     timed.push(("agreed_at".into(), agreed_at, check_not_in_the_future));
     (customer_id, NewAttestation { template_id, claim: Claim { contact, agreed_at }, by: caller.user_id })
 }

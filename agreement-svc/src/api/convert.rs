@@ -6,12 +6,11 @@ use chassis::auth;
 use chassis::database::row::id_or_empty;
 use chassis::form::text::unseen;
 use chassis::form::{Form, timestamp};
-use prost_types::Timestamp;
 use proto::identity::TenantKind;
 use proto::{agreement as wire, types};
 use uuid::Uuid;
 
-use crate::rules::attestation::{Attestation, check_is_a_date};
+use crate::rules::attestation::Attestation;
 use crate::rules::eligibility::{Acceptance, AcceptanceKind, Decision, Operation, Reason, Remedy, Rule};
 use crate::rules::event::Event;
 use crate::rules::invitation::{Invitation, InvitationKind, InvitationState, Settled};
@@ -125,15 +124,6 @@ pub(super) fn read_contact(form: &mut Form, field: &str, contact: Option<&types:
         form.violation(phone_field, "must have digits, and between them only spaces and + ( ) - . / x");
     }
     Contact { first_name, last_name, email, phone }
-}
-
-/// The date agreed, as far as it does not depend on the clock (ATT-3).
-pub(super) fn read_agreed_at(form: &mut Form, field: &str, agreed_at: Option<&Timestamp>) -> Time {
-    let time = form.time(field, agreed_at);
-    if let Some(problem) = check_is_a_date(time).err().filter(|_| !form.has_violation(field)) {
-        form.violation(field, problem);
-    }
-    time
 }
 
 /// A customer's particulars; the paths of bad fields begin with `prefix`.

@@ -54,8 +54,7 @@ impl CustomerService for Api {
                 || profile.primary_contact.clone(),
                 |contact| convert::read_contact(form, "attestation.contact", Some(contact)),
             );
-            let agreed_at =
-                convert::read_agreed_at(form, "attestation.agreed_at", attestation.agreed_at.as_ref());
+            let agreed_at = form.time("attestation.agreed_at", attestation.agreed_at.as_ref());
             timed.push(("attestation.agreed_at".into(), agreed_at, check_not_in_the_future));
             let template_id = form.id("attestation.template_id", &attestation.template_id);
             NewAttestation { template_id, claim: Claim { contact, agreed_at }, by }

@@ -79,13 +79,6 @@ pub struct Accepted {
     pub supersedes: Option<Uuid>,
 }
 
-/// Refuses a date agreed that was never set, such as 1970-01-01 or year 1 (ATT-3). All agreements are younger than 2010.
-pub fn check_is_a_date(agreed_at: Time) -> Result<(), &'static str> {
-    const YEAR_2010: i64 = 1_262_304_000;
-    let is_set = agreed_at.timestamp() >= YEAR_2010;
-    is_set.then_some(()).ok_or("must not be before 2010-01-01; send the time at which the person accepted")
-}
-
 /// Checks a time that lies in the past against the server's clock (ATT-3), or says what is wrong.
 pub fn check_not_in_the_future(time: Time, now: Time) -> Result<(), String> {
     if time > now + CLOCK_TOLERANCE {
@@ -330,19 +323,6 @@ mod tests {
         let refused = Refusal::TemplateRetired { template_id: template.id, use_template_id: live };
         assert_eq!(attest(&facts, &claim, at(500)), Err(refused));
         assert!(attest(&facts, &claim, at(499)).is_ok());
-    }
-
-    /// ATT-3.
-    #[test]
-    fn a_date_that_was_never_set_is_refused() {
-        let date = |text: &str| text.parse::<Time>().unwrap();
-        for set in ["2010-01-01T00:00:00Z", "2026-11-28T00:00:00Z"] {
-            assert_eq!(check_is_a_date(date(set)), Ok(()), "{set}");
-        }
-        for unset in ["2009-12-31T23:59:59.999999Z", "1970-01-01T00:00:00Z", "0001-01-01T00:00:00Z"] {
-            let problem = check_is_a_date(date(unset)).unwrap_err();
-            assert!(problem.starts_with("must not be before 2010-01-01; send "), "{unset}: {problem}");
-        }
     }
 
     /// ATT-3.

@@ -41,7 +41,7 @@ pub fn is_visible(text: &str) -> bool {
 const LOST: char = '\u{fffd}';
 
 /// Blanks by their picture, though Unicode calls them signs, letters or marks.
-const BLANKS: [char; 5] = ['\u{2800}', '\u{13441}', '\u{13442}', '\u{16fe4}', '\u{1d159}'];
+const BLANKS: [char; 6] = ['\u{2800}', '\u{fffc}', '\u{13441}', '\u{13442}', '\u{16fe4}', '\u{1d159}'];
 
 const ZERO_WIDTH_NON_JOINER: char = '\u{200c}';
 const ZERO_WIDTH_JOINER: char = '\u{200d}';
@@ -63,8 +63,14 @@ fn is_unseen(c: char) -> bool {
     );
     is_of_no_width
         || c == LOST
+        || is_noncharacter(c)
         || BLANKS.contains(&c)
         || CodePointSetData::new::<DefaultIgnorableCodePoint>().contains(c)
+}
+
+/// Code points that will never be a character of any version of Unicode.
+fn is_noncharacter(c: char) -> bool {
+    u32::from(c) & 0xfffe == 0xfffe || ('\u{fdd0}'..='\u{fdef}').contains(&c)
 }
 
 /// Whether an unseen character changes how the letters around it are drawn. Persian names are written with U+200C between
@@ -130,7 +136,7 @@ mod tests {
     fn what_cannot_be_seen_is_named() {
         for c in "\u{0}\u{7f}\u{85}\u{ad}\u{34f}\u{61c}\u{115f}\u{1160}\u{17b4}\u{180b}\u{180e}\u{200b}\u{200c}\u{200d}\
                   \u{200e}\u{200f}\u{2028}\u{2029}\u{202a}\u{202e}\u{2060}\u{2064}\u{2066}\u{2069}\u{206f}\u{2800}\
-                  \u{3164}\u{fe00}\u{fe0f}\u{feff}\u{ffa0}\u{fff9}\u{fffd}\u{13441}\u{16fe4}\u{1d159}\u{1d173}\
+                  \u{3164}\u{fdd0}\u{fe00}\u{fe0f}\u{feff}\u{ffa0}\u{fff9}\u{fffc}\u{fffd}\u{fffe}\u{1ffff}\u{13441}\u{16fe4}\u{1d159}\u{1d173}\
                   \u{e0001}\u{e0061}\u{e007f}\u{e0100}\u{e0fff}"
             .chars()
         {

@@ -22,8 +22,8 @@ use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
 
 use super::existing::{Existing, Table, attestation, document, publication};
 use super::values::{
-    COUNTRIES, DIGESTS, DOMAINS, ENUMS, LANGUAGES, LINKS, PAGE_SIZES, PAGE_TOKENS, TIMES, agreed_at, contact,
-    expiry, given_id, given_text, id, pick, pick_given, required_time, text,
+    COUNTRIES, DIGESTS, DOMAINS, ENUMS, LANGUAGES, LINKS, PAGE_SIZES, PAGE_TOKENS, TIMES, contact, expiry,
+    given_id, given_text, id, pick, pick_given, required_time, text,
 };
 
 impl Existing {
@@ -186,7 +186,7 @@ impl Existing {
             attestation: Some(InlineAttestation {
                 template_id: id(n + 1),
                 contact: contact(n + 1),
-                agreed_at: agreed_at(n),
+                agreed_at: required_time(n),
             }),
             invitation: None,
         });
@@ -302,7 +302,7 @@ impl Existing {
             customer_id: id(n + 1),
             template_id: id(n + 2),
             contact: contact(n),
-            agreed_at: agreed_at(n),
+            agreed_at: required_time(n),
             validate_only: n % 2 == 0,
         });
         table.all_bad("ImportAttestations", direct, &fields, |n| ImportAttestationsRequest {
@@ -310,7 +310,7 @@ impl Existing {
             customer_id: id(n + 1),
             template_id: id(n + 2),
             contact: contact(n),
-            agreed_at: agreed_at(n),
+            agreed_at: required_time(n),
         });
         let alone =
             CreateAttestationRequest { contact: None, ..attestation(&self.customer.customer_id, None) };

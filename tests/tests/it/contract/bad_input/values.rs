@@ -71,15 +71,17 @@ pub(super) const PAGE_SIZES: [i32; 2] = [-1, i32::MIN];
 pub(super) const PAGE_TOKENS: [&str; 6] =
     ["garbage", "AAAA", "AAAAAAAAAAAAAAAAAAAAAAAA", "\0", "ÿ", "' OR '1'='1"];
 
-/// Times that are no times on the wire: finer than microseconds, or outside the years 1 to 9999.
-pub(super) const TIMES: [Timestamp; 9] = [
+/// Times that are no times on the wire: finer than microseconds, or outside the years 2010 to 9999.
+pub(super) const TIMES: [Timestamp; 11] = [
     Timestamp { seconds: 1_700_000_000, nanos: 1 },
     Timestamp { seconds: 1_700_000_000, nanos: 999_999_999 },
     Timestamp { seconds: 1_700_000_000, nanos: -1 },
     Timestamp { seconds: 1_700_000_000, nanos: 1_000_000_000 },
     Timestamp { seconds: 1_700_000_000, nanos: i32::MIN },
     Timestamp { seconds: 253_402_300_800, nanos: 0 },
-    Timestamp { seconds: -62_135_596_801, nanos: 0 },
+    Timestamp { seconds: 0, nanos: 0 },
+    Timestamp { seconds: 1_262_303_999, nanos: 999_999_000 },
+    Timestamp { seconds: -62_135_596_800, nanos: 0 },
     Timestamp { seconds: i64::MAX, nanos: 0 },
     Timestamp { seconds: i64::MIN, nanos: 0 },
 ];
@@ -134,15 +136,6 @@ pub(super) fn required_time(round: usize) -> Option<Timestamp> {
     let mut times: Vec<_> = TIMES.map(Some).to_vec();
     times.extend([None, Some(in_an_hour), Some(end_of_time)]);
     pick(&times, round)
-}
-
-/// As [`required_time`], of a date that has to be later than 2009.
-pub(super) fn agreed_at(round: usize) -> Option<Timestamp> {
-    match round {
-        0 => Some(Timestamp::default()),
-        1 => Some(Timestamp { seconds: 1_262_303_999, nanos: 999_999_000 }),
-        _ => required_time(round),
-    }
 }
 
 /// Until when an invitation may not be made to last: the past, more than 90 days, no time.
