@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use icu_locale_core::subtags::{Language, language};
-use icu_locale_core::{LanguageIdentifier, langid};
+use icu_locale_core::{LanguageIdentifier, Locale, langid};
 use serde::{Deserialize, Serialize};
 use strum::{EnumString, IntoStaticStr, VariantArray};
 use uuid::Uuid;
@@ -134,14 +134,15 @@ pub fn next_version(
     Ok(Version { number, effective_from, reaccept_by, published_at: now, document_count })
 }
 
-/// The text for a country and language, and whether it is a fallback (TPL-2): the exact pair, or for a language
-/// without region the country's text in it, else the country in `en-US`, else `US` in `en-US`.
+/// The text for a country and language, and whether it is a fallback (TPL-2): the exact pair, or the country's text in the
+/// language where one of the two names no region or the asked one no script, else the country in `en-US`, else `US` in
+/// `en-US`.
 pub fn choose_document<'a>(
     documents: &'a [Document],
     country: &str,
     language: &str,
 ) -> Option<(&'a Document, bool)> {
-    const FALLBACK: u8 = 3;
+    const FALLBACK: u8 = 4;
     let asked = parse_language(language);
     let rank = |document: &Document| {
         let tag = parse_language(&document.language)?;
@@ -149,12 +150,12 @@ pub fn choose_document<'a>(
         if document.country != country {
             return (is_english && document.country == "US").then_some(FALLBACK + 1);
         }
-        let without_region = LanguageIdentifier { region: None, ..tag.clone() };
         match &asked {
             Some(asked) if *asked == tag => Some(0),
+            Some(asked) if is_in(&tag, asked) && asked.region.is_some() => Some(1),
             // A country may have texts in a language of several regions.
-            Some(asked) if *asked == without_region => {
-                Some(if tag.region.is_some_and(|region| region.as_str() == country) { 1 } else { 2 })
+            Some(asked) if is_in(&tag, asked) => {
+                Some(if tag.region.is_some_and(|region| region.as_str() == country) { 2 } else { 3 })
             }
             _ => is_english.then_some(FALLBACK),
         }
@@ -162,6 +163,14 @@ pub fn choose_document<'a>(
     let ranked = documents.iter().filter_map(|document| Some((rank(document)?, document)));
     let best = ranked.min_by_key(|(rank, document)| (*rank, document.language.as_str()));
     best.map(|(rank, document)| (document, rank >= FALLBACK))
+}
+
+/// Whether a text is in the language that was asked for. Browsers send `sr-RS` for what the vendor publishes as `sr-Latn-RS`.
+fn is_in(text: &LanguageIdentifier, asked: &LanguageIdentifier) -> bool {
+    text.language == asked.language
+        && text.variants == asked.variants
+        && (asked.script.is_none() || text.script == asked.script)
+        && (asked.region.is_none() || text.region.is_none() || text.region == asked.region)
 }
 
 /// Every problem of a version's documents, by path: each names a country, a language and a link, none
@@ -207,7 +216,7 @@ fn is_digest(text: &str) -> bool {
 }
 
 /// A language tag (BCP 47) as it is usually written: `fr-FR` for `FR-fr`, `he` for the outdated `iw`. It has a language,
-/// and may have a script, a region and variants.
+/// and may have a script, a region and variants; extensions, such as a calendar, say nothing about a document and are left out.
 pub fn language_tag(text: &str) -> Option<String> {
     parse_language(text).map(|tag| tag.to_string())
 }
@@ -221,7 +230,7 @@ fn parse_language(text: &str) -> Option<LanguageIdentifier> {
         (language!("ji"), language!("yi")),
     ];
     let is_short = text.len() <= LENGTH_MAX;
-    let mut tag = LanguageIdentifier::try_from_str(text).ok().filter(|_| is_short)?;
+    let mut tag = Locale::try_from_str(text).ok().filter(|_| is_short)?.id;
     if let Some((_, current)) = RENAMED.iter().find(|(outdated, _)| *outdated == tag.language) {
         tag.language = *current;
     }
@@ -356,6 +365,7 @@ mod tests {
             document("CH", "de-AT"),
             document("RS", "sr-Latn-RS"),
             document("IL", "he-IL"),
+            document("BE", "nl"),
             // As an older release kept it.
             document("TW", "ZH-hant-tw"),
         ];
@@ -375,7 +385,14 @@ mod tests {
             ("CH", "it", ("US", "en-US", true)),
             ("RS", "SR-LATN-rs", ("RS", "sr-Latn-RS", false)),
             ("RS", "sr-Latn", ("RS", "sr-Latn-RS", false)),
-            ("RS", "sr", ("US", "en-US", true)),
+            ("RS", "sr", ("RS", "sr-Latn-RS", false)),
+            ("RS", "sr-RS", ("RS", "sr-Latn-RS", false)),
+            ("RS", "sr-Cyrl-RS", ("US", "en-US", true)),
+            ("RS", "sr-ME", ("US", "en-US", true)),
+            ("TW", "zh-TW", ("TW", "ZH-hant-tw", false)),
+            ("BE", "nl-BE", ("BE", "nl", false)),
+            ("BE", "nl", ("BE", "nl", false)),
+            ("CH", "de-LI-u-co-phonebk", ("CH", "de-LI", false)),
             ("IL", "iw-IL", ("IL", "he-IL", false)),
             ("TW", "zh-Hant", ("TW", "ZH-hant-tw", false)),
             ("JP", "ja-JP", ("US", "en-US", true)),
@@ -400,6 +417,7 @@ mod tests {
             ("es-419", "es-419"),
             ("iw", "he"),
             ("CA-es-VALENCIA", "ca-ES-valencia"),
+            ("de-de-u-co-phonebk", "de-DE"),
         ] {
             assert_eq!(language_tag(text).as_deref(), Some(tag), "{text}");
         }

@@ -77,8 +77,9 @@ impl Layout {
     pub(super) fn reader(self, file: &File) -> io::Result<csv::Reader<impl Read>> {
         let mut text = self.text(file)?;
         io::copy(&mut text.by_ref().take(self.header_at), &mut io::sink())?;
+        let records = Records::of(text, self.separator, self.header_line);
         let mut reader = ReaderBuilder::new();
-        Ok(reader.has_headers(false).flexible(true).delimiter(self.separator).from_reader(text))
+        Ok(reader.has_headers(false).flexible(true).delimiter(self.separator).from_reader(records))
     }
 
     /// The whole file in UTF-8, without its byte order mark, each line ended by LF alone.
@@ -178,6 +179,89 @@ impl<R: Read> Read for Lines<R> {
     }
 }
 
+/// Records in which every quoted cell ends where its quote does. The parser would take what follows a closing quote for a part
+/// of the cell, and the rest of the file for one cell if the quote is never closed, so that rows would vanish. It leaves out
+/// empty lines, which count as rows in a spreadsheet; they become a record of empty cells.
+struct Records<R> {
+    text: R,
+    separator: u8,
+    at: CellPart,
+    /// Of the byte that is read next, and of the cell that it is in.
+    line: u64,
+    cell_line: u64,
+    /// Checked, and not taken yet from its beginning.
+    ready: io::Cursor<Vec<u8>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CellPart {
+    RowStart,
+    Start,
+    Plain,
+    Quoted,
+    /// Behind a quote in a quoted cell: its end, or the first of two that mean one.
+    Quote,
+}
+
+impl<R: Read> Records<R> {
+    fn of(text: R, separator: u8, line: u64) -> Self {
+        Self { text, separator, at: CellPart::RowStart, line, cell_line: line, ready: io::Cursor::default() }
+    }
+
+    fn check_more(&mut self) -> io::Result<()> {
+        const BYTES: u64 = 8192;
+        let mut bytes = vec![];
+        self.text.by_ref().take(BYTES).read_to_end(&mut bytes)?;
+        if bytes.is_empty() && self.at == CellPart::Quoted {
+            return Err(self.problem("begins with a quote that is never closed"));
+        }
+        let mut checked = Vec::with_capacity(bytes.len());
+        for byte in bytes {
+            let is_start = matches!(self.at, CellPart::RowStart | CellPart::Start);
+            if is_start {
+                self.cell_line = self.line;
+            }
+            let next = match (self.at, byte) {
+                (CellPart::Quoted, b'"') => CellPart::Quote,
+                (CellPart::Quoted, _) => CellPart::Quoted,
+                (CellPart::RowStart | CellPart::Start | CellPart::Quote, b'"') => CellPart::Quoted,
+                (CellPart::RowStart, b'\n') => {
+                    checked.push(self.separator);
+                    CellPart::RowStart
+                }
+                (_, b'\n') => CellPart::RowStart,
+                (_, byte) if byte == self.separator => CellPart::Start,
+                (CellPart::Quote, _) => return Err(self.problem("goes on behind its closing quote")),
+                _ => CellPart::Plain,
+            };
+            self.at = next;
+            self.line += u64::from(byte == b'\n');
+            checked.push(byte);
+        }
+        self.ready = io::Cursor::new(checked);
+        Ok(())
+    }
+
+    fn problem(&self, what: &str) -> io::Error {
+        let line = self.cell_line;
+        let sentence = format!(
+            "line {line}: a cell {what}; put quotes around the whole cell and write each quote in it twice, as spreadsheets do"
+        );
+        io::Error::new(io::ErrorKind::InvalidData, sentence)
+    }
+}
+
+impl<R: Read> Read for Records<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.ready.read(buffer)?;
+        if read > 0 || buffer.is_empty() {
+            return Ok(read);
+        }
+        self.check_more()?;
+        self.ready.read(buffer)
+    }
+}
+
 /// UTF-16 as UTF-8.
 struct Utf16<R> {
     units: R,
@@ -235,6 +319,38 @@ mod tests {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
             let length = buffer.len().min(self.1);
             self.0.read(&mut buffer[..length])
+        }
+    }
+
+    #[test]
+    fn quoted_cells_end_where_their_quotes_do() {
+        let check = |text: &str, bytes| {
+            let mut read = String::new();
+            let mut records = Records::of(Slowly(text.as_bytes(), bytes), b';', 3);
+            records.read_to_string(&mut read).map(|_| read).map_err(|problem| problem.to_string())
+        };
+        for (text, expected) in [
+            ("a;b\n1;2", Ok("a;b\n1;2")),
+            ("a\n\n\n1\n", Ok("a\n;\n;\n1\n")),
+            ("\"a\n\n;\";\"\"\n\"say \"\"x\"\"\";2\n", Ok("\"a\n\n;\";\"\"\n\"say \"\"x\"\"\";2\n")),
+            // A quote that begins no cell is a letter like others.
+            ("5\" pipe; \"x\";b\n", Ok("5\" pipe; \"x\";b\n")),
+            ("a;b\n\"Bobby\" Smith;2\n", Err("line 4: a cell goes on behind its closing quote")),
+            ("a\n\"x\ny\" ;2\n", Err("line 4: a cell goes on")),
+            ("a\n\"row 1\nrow 2\nrow 3\n", Err("line 4: a cell begins with a quote that is never closed")),
+            // The quotes of two rows pair.
+            ("a;b\n\"x;1\ny;2\n\"z;3\n", Err("line 4: a cell goes on")),
+        ] {
+            for bytes in [1, 2, 4096] {
+                match (check(text, bytes), expected) {
+                    (Err(problem), Err(expected)) => {
+                        assert!(problem.starts_with(expected), "{text}: {problem}")
+                    }
+                    (read, expected) => {
+                        assert_eq!(read, expected.map(str::to_owned).map_err(str::to_owned), "{text}")
+                    }
+                }
+            }
         }
     }
 

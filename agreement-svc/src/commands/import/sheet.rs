@@ -5,6 +5,7 @@ use std::fs::File;
 
 use anyhow::{Context, anyhow, ensure};
 use chassis::clock::Time;
+use chassis::form::text::normalized;
 use chassis::form::timestamp;
 use csv::StringRecord;
 use prost::Message;
@@ -119,7 +120,8 @@ impl Sheet {
     }
 
     /// The request of a row, still without its id, or the result of a row that is not sent. The server checks
-    /// everything but what cannot be sent.
+    /// everything but what cannot be sent. Text is as the server keeps it, so that a row which another program saved anew
+    /// is the same.
     fn request(&self, record: &StringRecord) -> Result<ImportAttestationsRequest, RowResult> {
         let columns = &self.columns;
         let optional = |column: Option<usize>| column.map_or("", |column| text(record, column));
@@ -152,10 +154,10 @@ impl Sheet {
             customer_id: text(record, columns.customer).to_ascii_lowercase(),
             template_id,
             contact: Some(Contact {
-                first_name: text(record, columns.first_name).to_owned(),
-                last_name: text(record, columns.last_name).to_owned(),
-                email: text(record, columns.email).to_owned(),
-                phone: optional(columns.phone).to_owned(),
+                first_name: normalized(text(record, columns.first_name)),
+                last_name: normalized(text(record, columns.last_name)),
+                email: normalized(text(record, columns.email)),
+                phone: normalized(optional(columns.phone)),
             }),
             agreed_at: Some(timestamp(agreed_at)),
         })
