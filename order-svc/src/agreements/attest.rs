@@ -93,7 +93,8 @@ impl AgreementClient {
         call_id: &str,
         time_left: Duration,
     ) -> Result<Option<Attested>, NotAttested> {
-        let options = CallOptions { identity: credentials, call_id, deadline: self.deadline, time_left };
+        let options =
+            CallOptions { identity: credentials, is_own: false, call_id, deadline: self.deadline, time_left };
         let call = |channel, request| {
             let mut attestations = AttestationServiceClient::new(channel);
             async move { attestations.create_attestation(request).await }

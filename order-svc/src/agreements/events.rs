@@ -12,7 +12,7 @@ use proto::agreement::watch_events_response::Item;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use super::{AgreementClient, is_retryable, log_if_unauthenticated, request_as};
+use super::{AgreementClient, Tried, judge, log_if_unauthenticated, request_as};
 use crate::rules::Time;
 use crate::rules::gate::EvidenceKind;
 use crate::rules::history::{Consequence, Cursor, HistoryPoint, Restore};
@@ -77,7 +77,10 @@ impl AgreementClient {
         match &stream {
             Err(_) => replica.failed(),
             // It has no cursor for another watcher, or is away.
-            Ok(Err(status)) if is_retryable(status) || status.code() == Code::ResourceExhausted => {
+            Ok(Err(status))
+                if judge(status, false, true) == Tried::Failed
+                    || status.code() == Code::ResourceExhausted =>
+            {
                 replica.failed();
             }
             Ok(_) => replica.answered(),

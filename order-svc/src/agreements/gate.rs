@@ -85,8 +85,13 @@ impl AgreementClient {
         time_left: Duration,
     ) -> Result<Answer, GateError> {
         let own = self.own.credentials();
-        let options =
-            CallOptions { identity: &own, call_id: &query.call_id, deadline: self.deadline, time_left };
+        let options = CallOptions {
+            identity: &own,
+            is_own: true,
+            call_id: &query.call_id,
+            deadline: self.deadline,
+            time_left,
+        };
         let call = |channel, request| {
             let (mut gate, asked_at) = (EligibilityServiceClient::new(channel), self.clock.now());
             async move { Ok(gate.check_eligibility(request).await?.map(|answer| (asked_at, answer))) }
@@ -261,6 +266,8 @@ fn read_approval(
     };
     let (decision, rule) = match (said, GateRule::try_from(answer.rule).ok()?, kind) {
         (Said::Allowed, ..) if !is_public => return None,
+        // Before the date on which an acceptance becomes mandatory the answer says what is missing.
+        (_, rule, _) if rule != GateRule::NotYetMandatory && !answer.reasons.is_empty() => return None,
         (Said::Allowed, GateRule::NotYetMandatory, _) => (Decision::Allowed, Rule::NotYetMandatory),
         (Said::Allowed, GateRule::DirectSignature, Some(EvidenceKind::DirectSignature)) => {
             (Decision::Allowed, Rule::DirectSignature)

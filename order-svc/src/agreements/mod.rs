@@ -24,7 +24,7 @@ use proto::agreement::eligibility_service_client::EligibilityServiceClient;
 use proto::types::ErrorReason;
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, TimeoutExpired};
 use tonic_types::StatusExt;
 use tower::retry::budget::{Budget, TpsBudget};
 
@@ -68,6 +68,8 @@ pub(crate) struct AgreementClient {
 struct CallOptions<'a> {
     /// As whom.
     identity: &'a Credentials,
+    /// Whether that is this service, and not its caller, which may be over its own share of agreement-svc.
+    is_own: bool,
     /// The id under which both services log.
     call_id: &'a str,
     /// How long it may take, with all its tries.
@@ -113,6 +115,7 @@ impl AgreementClient {
         let own = self.own.credentials();
         let options = CallOptions {
             identity: &own,
+            is_own: true,
             call_id: &report.order_id.to_string(),
             deadline: REPORT_DEADLINE,
             time_left: REPORT_DEADLINE,
@@ -153,25 +156,30 @@ impl AgreementClient {
             if left.is_zero() {
                 break;
             }
+            let is_cut = left < options.deadline / 2;
             let mut request = request_as(options.identity, message.clone(), options.call_id);
             request.set_timeout(left);
             let replica = self.replicas.next();
-            match tokio::time::timeout(left, call(replica.channel(), request)).await {
-                Err(_) => {
-                    // A caller in a hurry says nothing about the replica.
-                    if left == options.deadline / 2 {
-                        replica.failed();
-                    }
-                    last = Status::deadline_exceeded("agreement-svc did not answer in time");
-                }
-                Ok(Err(status)) if is_retryable(&status) => {
-                    replica.failed();
-                    last = status;
-                }
-                Ok(answered) => {
+            let tried = tokio::time::timeout(left, call(replica.channel(), request)).await;
+            let status = match tried.unwrap_or_else(|_| Err(Status::from_error(Box::new(TimeoutExpired(())))))
+            {
+                Ok(answer) => {
                     replica.answered();
                     self.retries.deposit();
-                    return answered.map(Response::into_inner);
+                    return Ok(answer.into_inner());
+                }
+                Err(status) => status,
+            };
+            match judge(&status, is_cut, options.is_own) {
+                Tried::Refused => {
+                    replica.answered();
+                    self.retries.deposit();
+                    return Err(status);
+                }
+                Tried::OutOfTime => return Err(status),
+                Tried::Failed => {
+                    replica.failed();
+                    last = status;
                 }
             }
         }
@@ -200,18 +208,49 @@ fn log_if_unauthenticated(status: &Status) {
     }
 }
 
-fn is_retryable(status: &Status) -> bool {
-    match status.code() {
-        Code::Unavailable => true,
+/// What a try without an answer says.
+#[derive(Debug, PartialEq, Eq)]
+enum Tried {
+    /// It was answered with a refusal.
+    Refused,
+    /// The caller gave it less time than the gate may take. That says nothing about the replica, and the others pay no retry
+    /// for it.
+    OutOfTime,
+    /// The replica failed; another may not.
+    Failed,
+}
+
+/// `is_cut`: the caller's deadline comes before the end of the try. `is_own`: the call is made as this service.
+fn judge(status: &Status, is_cut: bool, is_own: bool) -> Tried {
+    let reason = reason_of(status);
+    let is_late = is_timer(status) || reason == Some(ErrorReason::DeadlinePassed);
+    let has_failed = match (status.code(), reason) {
+        (Code::Unavailable, _) => true,
         // One replica has no room; another may have.
-        Code::ResourceExhausted => {
-            matches!(reason_of(status), Some(ErrorReason::Overloaded | ErrorReason::TenantOverloaded))
-        }
+        (Code::ResourceExhausted, Some(ErrorReason::Overloaded)) => true,
+        (Code::ResourceExhausted, Some(ErrorReason::TenantOverloaded)) => is_own,
         // From agreement-svc they mean something else; only what happened here has a source: we were late, or the
         // connection ended before the call was sent, or in the middle of it.
-        Code::Cancelled | Code::Unknown | Code::Internal => status.source().is_some(),
+        (Code::Cancelled | Code::Unknown | Code::Internal, _) => status.source().is_some(),
         _ => false,
+    };
+    match has_failed {
+        true if is_cut && is_late => Tried::OutOfTime,
+        true => Tried::Failed,
+        false => Tried::Refused,
     }
+}
+
+/// Whether a timer of this process ended the call.
+fn is_timer(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<TimeoutExpired>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// The reason of a refusal, if it is agreement-svc that refused.
@@ -222,19 +261,48 @@ fn reason_of(status: &Status) -> Option<ErrorReason> {
 
 #[cfg(test)]
 mod tests {
-    use tonic::TimeoutExpired;
+    use tonic_types::ErrorDetails;
 
     use super::*;
 
     #[test]
     fn own_failures_differ_from_agreement_svcs_answers() {
-        let here = |code| Status::from_error(Box::new(code));
-        assert!(is_retryable(&here(TimeoutExpired(()))));
+        let judged = |status: &Status| judge(status, false, true);
+        assert_eq!(judged(&Status::from_error(Box::new(TimeoutExpired(())))), Tried::Failed);
         for code in [Code::Cancelled, Code::Unknown, Code::Internal] {
-            assert!(!is_retryable(&Status::new(code, "Timeout expired")), "{code:?}");
+            assert_eq!(judged(&Status::new(code, "Timeout expired")), Tried::Refused, "{code:?}");
             let mut ended = Status::new(code, "the connection ended");
             ended.set_source(Arc::new(std::io::Error::other("closed")));
-            assert!(is_retryable(&ended), "{code:?}");
+            assert_eq!(judged(&ended), Tried::Failed, "{code:?}");
+            assert_eq!(judge(&ended, true, true), Tried::Failed, "{code:?}");
+        }
+    }
+
+    /// A caller in a hurry opens no circuit and costs the others no retry, nor does one that is over its own share.
+    #[test]
+    fn a_replica_is_not_blamed_for_its_callers() {
+        let refused = |code, reason: &str, domain: &str| {
+            Status::with_error_details(code, "", ErrorDetails::with_error_info(reason, domain, []))
+        };
+        let timer = Status::from_error(Box::new(TimeoutExpired(())));
+        let late = refused(Code::Unavailable, "DEADLINE_PASSED", DOMAIN);
+        let overloaded = refused(Code::ResourceExhausted, "OVERLOADED", DOMAIN);
+        let tenant = refused(Code::ResourceExhausted, "TENANT_OVERLOADED", DOMAIN);
+        let by_proxy = refused(Code::ResourceExhausted, "OVERLOADED", "proxy.example");
+        let away = Status::unavailable("connection refused");
+        use Tried::{Failed, OutOfTime, Refused};
+        // as this service with time, cut short, as the caller with time
+        for (status, expected) in [
+            (&timer, [Failed, OutOfTime, Failed]),
+            (&late, [Failed, OutOfTime, Failed]),
+            (&away, [Failed, Failed, Failed]),
+            (&overloaded, [Failed, Failed, Failed]),
+            (&tenant, [Failed, Failed, Refused]),
+            (&by_proxy, [Refused, Refused, Refused]),
+        ] {
+            let judged = [(false, true), (true, true), (false, false)]
+                .map(|(is_cut, is_own)| judge(status, is_cut, is_own));
+            assert_eq!(judged, expected, "{status}");
         }
     }
 }

@@ -52,6 +52,14 @@ impl Consequence {
         }
     }
 
+    /// Whether nothing may be stored any more on an answer of the gate from before it (WD-3).
+    pub fn voids_answers(&self) -> bool {
+        match self {
+            Self::Withdrawn(_) | Self::RelationshipEnded(_) => true,
+            Self::RelationshipEstablished(_) => false,
+        }
+    }
+
     /// The payers whose subscriptions it may end.
     pub fn payers(&self) -> &[Uuid] {
         match self {

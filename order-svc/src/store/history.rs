@@ -112,7 +112,7 @@ pub(crate) struct Applied {
 /// Why the next event was not applied together with others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stopped {
-    /// Terms that ended before it have to be processed first.
+    /// Terms that ended before it have to be processed first. The fence is raised.
     TermsDue,
     /// It takes more than one transaction may change. The fence is raised.
     TooLarge,
@@ -137,7 +137,13 @@ pub(crate) fn history_apply(
     for (n, point) in points.iter().enumerate() {
         if let Some(consequence) = &point.consequence {
             let are_terms_done = are_terms_done && n == 0;
-            if !are_terms_done && terms_are_due(connection, consequence.customer_id(), point.until)? {
+            let customer = consequence.customer_id();
+            if !are_terms_done
+                && consequence.voids_answers()
+                && terms_are_due(connection, customer, point.until)?
+            {
+                // The terms may be many; nothing is stored on an older answer meanwhile.
+                fence_raise(connection, customer, point.cursor.revision)?;
                 stopped = Some(Stopped::TermsDue);
                 break;
             }
@@ -338,7 +344,7 @@ fn cursor_advance(connection: &mut Connection, applied: i64, to: &Cursor) -> Res
 }
 
 /// What is left here of the part that a restore lost.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Orphans {
     /// Subscriptions that have not ended and rest on answers of it, and the first of them with their customers.
     pub subscriptions: i64,
@@ -432,6 +438,9 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::rules::gate::EvidenceKind;
+    use crate::rules::relationship::Relationship;
+    use crate::rules::withdrawal::Withdrawal;
     use crate::store::MIGRATIONS;
 
     fn database() -> (Database, TempDir) {
@@ -472,6 +481,48 @@ mod tests {
             (found.named_subscriptions, found.named_customers),
             (named.to_vec(), vec!["lost".to_owned()])
         );
+    }
+
+    /// The terms of a customer may be many, and nothing may be stored on an older answer while they are processed.
+    #[tokio::test]
+    async fn the_fence_is_raised_before_ended_terms_are_processed() {
+        let (database, _folder) = database();
+        let (customer, payer) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let insert = format!(
+            "INSERT INTO orders VALUES ('order', 'p', '', 'c', '2026-01-01', 'p', 'p', 'ALLOWED', '', '', 1, '2026-01-01');
+            INSERT INTO subscription (id, order_id, payer_id, reseller_id, customer_id, offer_id, quantity, friendly_name,
+                state, auto_renew, started_at, term, term_number, answer_revision, version, due_at)
+            VALUES ('due', 'order', '{payer}', '', '{customer}', 'o', 1, '', 'ACTIVE', TRUE, '2026-01-01', 'MONTH', 1, 1, 1,
+                '2026-02-01')"
+        );
+        let until = "2026-03-01T00:00:00Z".parse().unwrap();
+        let withdrawal = Withdrawal {
+            customer_id: customer,
+            kind: EvidenceKind::Attestation,
+            acceptance_id: Uuid::from_u128(3),
+            partner_id: Some(payer),
+            uncovered: vec![payer],
+        };
+        let relationship = Relationship { customer_id: customer, payer_id: payer, reseller_id: None };
+        let points = [Consequence::RelationshipEstablished(relationship), Consequence::Withdrawn(withdrawal)];
+        let apply = move |connection: &mut Connection| {
+            query!(&mut *connection, c => c.batch_execute(&insert))?;
+            let points: Vec<_> = (1..)
+                .zip(points)
+                .map(|(revision, consequence)| HistoryPoint {
+                    cursor: Cursor { revision, hash: None },
+                    until,
+                    consequence: Some(consequence),
+                })
+                .collect();
+            let applied = history_apply(connection, 0, &points, false, until)?;
+            let fences: Vec<i64> =
+                query!(connection, c => fence::table.select(fence::fence_revision).load(c))?;
+            Ok::<_, Error>((applied, fences))
+        };
+        let (applied, fences) = database.write(apply).await.unwrap();
+        assert_eq!(applied, Some(Applied { revision: 1, stopped: Some(Stopped::TermsDue) }));
+        assert_eq!(fences, [2]);
     }
 
     #[tokio::test]

@@ -3,7 +3,6 @@
 use chassis::database::row::{at, id_or_empty};
 use chassis::database::{Connection, Error};
 use chassis::query;
-use diesel::dsl::exists;
 use diesel::prelude::*;
 use uuid::Uuid;
 
@@ -12,7 +11,7 @@ use crate::rules::history::Restore;
 use crate::rules::relationship::{Relationship, Relationships};
 
 /// Stores what an event of a revision says of a relationship, unless a later one is known: when the history is followed
-/// again, what happened last stays, and is confirmed once its event is there again.
+/// again, what happened last stays. After a restore a later end counts, and a later beginning does not: it may be lost.
 pub(super) fn relationship_write(
     connection: &mut Connection,
     of: Relationship,
@@ -20,6 +19,7 @@ pub(super) fn relationship_write(
     revision: i64,
 ) -> Result<(), Error> {
     use diesel::query_dsl::methods::FilterDsl;
+    let restores = restores(connection)?;
     query!(connection, c => {
         FilterDsl::filter(
             diesel::insert_into(relationship::table)
@@ -29,37 +29,40 @@ pub(super) fn relationship_write(
                     relationship::reseller_id.eq(id_or_empty(of.reseller_id)),
                     relationship::is_active.eq(is_active),
                     relationship::revision.eq(revision),
-                    relationship::is_confirmed.eq(true),
+                    relationship::restores.eq(restores),
                 ))
                 .on_conflict((relationship::customer_id, relationship::payer_id, relationship::reseller_id))
                 .do_update()
                 .set((
                     relationship::is_active.eq(is_active),
                     relationship::revision.eq(revision),
-                    relationship::is_confirmed.eq(true),
+                    relationship::restores.eq(restores),
                 )),
-            relationship::revision.le(revision),
+            relationship::revision
+                .le(revision)
+                .or(relationship::is_active.eq(true).and(relationship::restores.ne(restores))),
         )
         .execute(c)
     })?;
     Ok(())
 }
 
-/// Forgets every active relationship from before a restore: it is not known from which event on the history differs, and
-/// following it again brings back what is active. Lost ends stay ends, and are not confirmed again.
+/// Notes a restore: it is not known from which event on the history differs, so no relationship counts as active until the
+/// history has been followed again. Lost ends stay ends.
 pub(crate) fn relationships_forget(connection: &mut Connection, lost: Restore) -> Result<(), Error> {
-    let of_before = relationship::table
-        .filter(relationship::is_active.eq(true))
-        .filter(relationship::revision.lt(lost.revision));
-    query!(&mut *connection, c => diesel::delete(of_before).execute(c))?;
-    let ends = relationship::table.filter(relationship::revision.lt(lost.revision));
-    query!(&mut *connection, c => diesel::update(ends).set(relationship::is_confirmed.eq(false)).execute(c))?;
     query!(connection, c => {
         diesel::update(follower::table)
-            .set(follower::relationships_complete_at.eq(lost.revision))
+            .set((
+                follower::relationships_complete_at.eq(lost.revision),
+                follower::restores.eq(follower::restores + 1),
+            ))
             .execute(c)
     })?;
     Ok(())
+}
+
+fn restores(connection: &mut Connection) -> Result<i32, Error> {
+    Ok(query!(connection, c => follower::table.select(follower::restores).first(c))?)
 }
 
 /// The relationships of a payer and a customer; `None` while the history is followed again and they are not all known.
@@ -70,24 +73,26 @@ pub(crate) fn relationships_of(
 ) -> Result<Option<Relationships>, Error> {
     let complete = follower::table
         .filter(follower::relationships_revision.ge(follower::revision))
-        .filter(follower::relationships_revision.ge(follower::relationships_complete_at));
-    if !query!(&mut *connection, c => diesel::select(exists(complete)).get_result(c))? {
-        return Ok(None);
-    }
+        .filter(follower::relationships_revision.ge(follower::relationships_complete_at))
+        .select(follower::restores);
+    let restores: Option<i32> = query!(&mut *connection, c => complete.first(c).optional())?;
+    let Some(restores) = restores else { return Ok(None) };
     let key = customer.to_string();
-    let rows: Vec<(String, bool)> = query!(connection, c => {
+    let rows: Vec<(String, bool, i32)> = query!(connection, c => {
         relationship::table
             .filter(relationship::customer_id.eq(&key))
             .filter(relationship::payer_id.eq(payer.to_string()))
-            .filter(relationship::is_active.eq(true).or(relationship::is_confirmed.eq(false)))
-            .select((relationship::reseller_id, relationship::is_active))
+            .filter(relationship::is_active.eq(true).or(relationship::restores.ne(restores)))
+            .select((relationship::reseller_id, relationship::is_active, relationship::restores))
             .load(c)
     })?;
     let mut found = Relationships::default();
-    for (reseller, is_active) in rows {
+    for (reseller, is_active, seen) in rows {
         let reseller = at("relationship", &key).optional_id("reseller_id", &reseller)?;
         match is_active {
-            true => found.active.push(reseller),
+            true if seen == restores => found.active.push(reseller),
+            // Its beginning was lost.
+            true => {}
             false => found.lost_ends.push(reseller),
         }
     }

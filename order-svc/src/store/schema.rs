@@ -87,6 +87,7 @@ diesel::table! {
         head -> Nullable<Text>,
         relationships_revision -> BigInt,
         relationships_complete_at -> BigInt,
+        restores -> Integer,
     }
 }
 
@@ -97,7 +98,7 @@ diesel::table! {
         reseller_id -> Text,
         is_active -> Bool,
         revision -> BigInt,
-        is_confirmed -> Bool,
+        restores -> Integer,
     }
 }
 

@@ -119,10 +119,13 @@ pub(super) async fn end_terms_of(
     until: Time,
 ) -> Result<(), Error> {
     let list = move |connection: &mut Connection| due_of(connection, customer, until);
-    for id in database.list(list).await? {
+    let ids = database.list(list).await?;
+    let end = async |id: String| {
         while end_terms_once(database, clock, id.clone(), until).await? == Outcome::LostRace {}
-    }
-    Ok(())
+        Ok(())
+    };
+    // There may be as many as a payer may have, and the history waits for them.
+    stream::iter(ids).map(end).buffer_unordered(AT_A_TIME).try_collect().await
 }
 
 /// Processes the ended terms of one subscription; a damaged row is logged.

@@ -90,7 +90,7 @@ fn hostile_texts() -> Vec<String> {
         "עברית عربي",
         // Persian and Sinhala names that are misspelt without their joiners.
         "\u{639}\u{644}\u{6cc}\u{200c}\u{631}\u{636}\u{627} \u{dc1}\u{dca}\u{200d}\u{dbb}\u{dd3}",
-        "x\u{10ffff}\u{e000}",
+        "x\u{10fffd}\u{e000}",
         "two  spaces",
         "NULL",
         "\\u0000 \\0 %00 \\x00",

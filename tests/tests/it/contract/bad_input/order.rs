@@ -100,10 +100,17 @@ impl Existing {
                 }),
             ),
             (
-                "a telephone number in words, and a date that was never set",
-                &["attestation.contact.phone", "attestation.agreed_at"],
+                "a telephone number in words",
+                &["attestation.contact.phone"],
                 attested(InlineAttestation {
                     contact: Some(Contact { phone: "none".into(), ..fixtures::contact() }),
+                    ..fixtures::inline_attestation(now)
+                }),
+            ),
+            (
+                "a date that was never set",
+                &["attestation.agreed_at"],
+                attested(InlineAttestation {
                     agreed_at: Some(prost_types::Timestamp::default()),
                     ..fixtures::inline_attestation(now)
                 }),

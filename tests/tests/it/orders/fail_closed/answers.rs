@@ -37,6 +37,18 @@ async fn an_invalid_answer_is_unknown() {
             let (decision, rule) = (Decision::Exempt.into(), GateRule::OutsidePublicCloud.into());
             Ok(CheckEligibilityResponse { decision, rule, evidence: None, ..a })
         }),
+        ("exempt with a reason to block", |a| {
+            let (decision, rule) = (Decision::Exempt.into(), GateRule::OutsidePublicCloud.into());
+            let (cloud, reasons) = (Cloud::Germany.into(), vec![BlockReason::NoAcceptance.into()]);
+            Ok(CheckEligibilityResponse {
+                decision,
+                rule,
+                evidence: None,
+                customer_cloud: cloud,
+                reasons,
+                ..a
+            })
+        }),
         ("exempt in no cloud", |a| {
             let (decision, rule) = (Decision::Exempt.into(), GateRule::OutsidePublicCloud.into());
             Ok(CheckEligibilityResponse { decision, rule, evidence: None, customer_cloud: 0, ..a })

@@ -1,1 +1,0 @@
-ALTER TABLE relationship DROP COLUMN is_confirmed;

@@ -1,0 +1,2 @@
+ALTER TABLE relationship DROP COLUMN restores;
+ALTER TABLE follower DROP COLUMN restores;
