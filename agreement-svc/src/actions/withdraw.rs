@@ -85,8 +85,8 @@ fn withdraw(
     if let Some(withdrawal) = new {
         acceptance_withdraw(change.connection, id, withdrawal)?;
     }
-    let remaining = acceptances_cover(change.connection, customer_id)?;
     let related = related_partners(change.connection, customer_id)?;
+    let remaining = acceptances_cover(change.connection, customer_id, &related)?;
     let uncovered = uncovered(covers, &remaining, &related);
     if new.is_some() {
         let revision = change.record(&event(uncovered.clone()))?;

@@ -255,16 +255,17 @@ pub(crate) fn signatures_current(
     connection: &mut Connection,
     customer: Uuid,
 ) -> Result<Vec<Signature>, Error> {
-    let rows: Vec<Row> = query!(connection, c => {
+    let mut rows: Vec<Row> = query!(connection, c => {
         acceptance::table
             .filter(acceptance::customer_id.eq(customer.to_string()))
             .filter(acceptance::partner_id.eq(NO_PARTNER))
             .filter(acceptance::superseded_at.is_null())
             .filter(acceptance::withdrawn_at.is_null())
-            .order(acceptance::revision)
             .select(Row::as_select())
             .load(c)
     })?;
+    // SQLite would take the index with this order, and read all that were withdrawn.
+    rows.sort_unstable_by_key(|row| row.revision);
     rows.into_iter().map(Row::signature).collect()
 }
 
@@ -372,11 +373,19 @@ pub(crate) fn acceptance_withdraw(
     Ok(())
 }
 
-/// Whom a customer's current acceptances cover.
-pub(crate) fn acceptances_cover(connection: &mut Connection, customer: Uuid) -> Result<Vec<Covers>, Error> {
+/// Whom a customer's current acceptances cover. `related` are the partners that have or had a relationship with it: by them
+/// SQLite finds the current ones without reading those that were withdrawn.
+pub(crate) fn acceptances_cover(
+    connection: &mut Connection,
+    customer: Uuid,
+    related: &[Uuid],
+) -> Result<Vec<Covers>, Error> {
+    let mut partners: Vec<String> = related.iter().map(Uuid::to_string).collect();
+    partners.push(NO_PARTNER.to_owned());
     let rows: Vec<(String, String)> = query!(connection, c => {
         acceptance::table
             .filter(acceptance::customer_id.eq(customer.to_string()))
+            .filter(acceptance::partner_id.eq_any(&partners))
             .filter(acceptance::superseded_at.is_null())
             .filter(acceptance::withdrawn_at.is_null())
             .select((acceptance::id, acceptance::partner_id))

@@ -1,8 +1,10 @@
 //! The contract of the reader: what it gives for rows that are written directly, on both databases.
 
+use std::sync::Mutex;
+
 use chassis::clock::{Clock, new_salt};
 use chassis::database::Database;
-use diesel::connection::SimpleConnection;
+use diesel::connection::{InstrumentationEvent, SimpleConnection};
 use diesel::sqlite::Sqlite;
 use diesel::{Connection as _, debug_query, sql_query};
 use rstest::rstest;
@@ -39,9 +41,9 @@ async fn database(url: &str) -> Database {
     for (n, payer, reseller, ended) in [
         (1, DIRECT, String::new(), "NULL"),
         (2, PROVIDER, RESELLER.to_string(), "NULL"),
-        (3, PROVIDER, STRANGER.to_string(), "'2020-02-01'"),
+        (3, PROVIDER, STRANGER.to_string(), "'2020-02-01 00:00:00'"),
     ] {
-        run(&database, format!("INSERT INTO relationship VALUES ('{payer}', '{CUSTOMER}', '{reseller}', '2020-01-01', {ended}, {n})")).await;
+        run(&database, format!("INSERT INTO relationship VALUES ('{payer}', '{CUSTOMER}', '{reseller}', '2020-01-01 00:00:00', {ended}, {n})")).await;
     }
     database
 }
@@ -184,6 +186,60 @@ async fn sqlite_finds_current_acceptances_by_their_index() {
     let conditions =
         "acceptance_in_force (customer_id=? AND partner_id=? AND superseded_at=? AND withdrawn_at=?)";
     assert!(plan.iter().any(|step| step.contains(conditions)), "{plan:#?}");
+}
+
+/// What is read of one customer costs the same however many there are, and however much was withdrawn.
+#[tokio::test]
+async fn sqlite_finds_the_rows_of_one_customer_by_an_index() {
+    use crate::store::acceptance::{acceptances_cover, signatures_current};
+    use crate::store::contact::contacts_of;
+    use crate::store::customer::{active_partners, partnership_list, related_partners};
+
+    #[derive(QueryableByName)]
+    struct Step {
+        #[diesel(sql_type = Text)]
+        detail: String,
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let database = database(&url(false, &folder).unwrap()).await;
+    let statements: Arc<Mutex<Vec<String>>> = Arc::default();
+    let seen = statements.clone();
+    let explain = move |connection: &mut Connection| {
+        if let Connection::Sqlite(c) = &mut *connection {
+            c.set_instrumentation(move |event: InstrumentationEvent<'_>| {
+                if let InstrumentationEvent::StartQuery { query, .. } = event {
+                    seen.lock().unwrap().push(query.to_string());
+                }
+            });
+        }
+        related_partners(connection, CUSTOMER)?;
+        active_partners(connection, CUSTOMER)?;
+        contacts_of(connection, &[CUSTOMER])?;
+        contacts_of(connection, &[CUSTOMER, OTHER])?;
+        partnership_list(connection, CUSTOMER, true, 0, 10)?;
+        partnership_list(connection, CUSTOMER, false, 0, 10)?;
+        signatures_current(connection, CUSTOMER)?;
+        acceptances_cover(connection, CUSTOMER, &[DIRECT, PROVIDER])?;
+        let Connection::Sqlite(c) = connection else { panic!("the database is SQLite") };
+        c.set_instrumentation(|_: InstrumentationEvent<'_>| {});
+        let mut plans = vec![];
+        for statement in statements.lock().unwrap().iter() {
+            let (statement, _) = statement.split_once(" -- binds").unwrap_or((statement, ""));
+            let steps = sql_query(format!("EXPLAIN QUERY PLAN {statement}")).load::<Step>(c)?;
+            plans.push((statement.to_owned(), steps.into_iter().map(|step| step.detail).collect::<Vec<_>>()));
+        }
+        Ok::<_, Error>(plans)
+    };
+    let plans = database.snapshot(explain).await.unwrap();
+    assert_eq!(plans.len(), 12, "{plans:#?}");
+    for (statement, steps) in plans {
+        let is_scan = |step: &&String| step.starts_with("SCAN");
+        assert_eq!(steps.iter().find(is_scan), None, "{statement}: {steps:#?}");
+        let reads_history = |step: &&String| {
+            step.contains(" acceptance ") && !step.contains("superseded_at=? AND withdrawn_at=?")
+        };
+        assert_eq!(steps.iter().find(reads_history), None, "{statement}: {steps:#?}");
+    }
 }
 
 /// The rows that a check reads are bounded, whatever the history of the pair.

@@ -1,0 +1,1 @@
+DROP INDEX relationship_by_customer;
