@@ -36,6 +36,7 @@ use crate::rules::gate::Answer;
 use crate::rules::offer::Catalogue;
 use crate::rules::order::Parties;
 use crate::store::Viewer;
+use crate::store::commit::Void;
 use crate::workers::Followed;
 
 /// How often the gate is asked again because a withdrawal overtook its answer.
@@ -186,9 +187,14 @@ fn unanswered(parties: &Parties, no_answer: GateError) -> Refusal {
     }
 }
 
-/// The refusal where the answer rests on an acceptance whose withdrawal was applied here.
-fn withdrawal_lost(customer_id: Uuid, acceptance_id: Uuid) -> Refusal {
-    Refusal::WithdrawalLost { customer_id, acceptance_id: Some(acceptance_id) }
+/// How an attempt ends whose answer of the gate does not count.
+fn without_effect<A>(customer_id: Uuid, void: Void) -> Result<Attempt<A>, Failure> {
+    match void {
+        Void::Outdated { fence } => Ok(Attempt::Retry(Refusal::AnswerOutdated { customer_id, fence })),
+        Void::EvidenceWithdrawn { acceptance_id } => {
+            Err(Refusal::WithdrawalLost { customer_id, acceptance_id: Some(acceptance_id) }.into())
+        }
+    }
 }
 
 /// How one attempt of a call that buys or changes ended, when nothing failed.

@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::{
-    Api, Attempt, Failure, checked, convert, status, time_until, unanswered, viewer, withdrawal_lost,
+    Api, Attempt, Failure, checked, convert, status, time_until, unanswered, viewer, without_effect,
 };
 use crate::agreements::attest::{AttestationQuery, Attested, NotAttested};
 use crate::agreements::gate::GateQuery;
@@ -30,7 +30,7 @@ use crate::rules::relationship::Needed;
 use crate::rules::subscription::Subscription;
 use crate::rules::{Refusal, Time};
 use crate::store::Slice;
-use crate::store::commit::{Commit, Write, commit, has_room};
+use crate::store::commit::{Commit, Write, answer_void, commit, has_room};
 use crate::store::order::{order_find, order_list};
 use crate::store::relationship::relationships_of;
 
@@ -212,7 +212,7 @@ impl Api {
     ) -> Result<Attempt<CreateOrderResponse>, Failure> {
         let attested = attested.get_or_try_init(|| self.attest(new)).await?.as_ref();
         let Some(key) = key else {
-            return self.dry_run(new, attested).await.map(Attempt::Done);
+            return self.dry_run(new, attested).await;
         };
         let query = self.gate_query(new, attested.map_or(0, |attested| attested.revision));
         let answer = self.ask(&query, time_until(new.deadline)).await;
@@ -232,13 +232,7 @@ impl Api {
                 Ok(Attempt::Retry(Refusal::GateUnavailable))
             }
             Commit::TooManySubscriptions => Err(self.too_many_subscriptions(new).into()),
-            Commit::AnswerOutdated { fence } => {
-                let customer_id = new.parties.customer_id;
-                Ok(Attempt::Retry(Refusal::AnswerOutdated { customer_id, fence }))
-            }
-            Commit::EvidenceWithdrawn { acceptance_id } => {
-                Err(withdrawal_lost(new.parties.customer_id, acceptance_id).into())
-            }
+            Commit::Void(void) => without_effect(new.parties.customer_id, void),
         }
     }
 
@@ -247,18 +241,27 @@ impl Api {
         &self,
         new: &NewOrder,
         assumed: Option<&Attested>,
-    ) -> Result<CreateOrderResponse, Failure> {
+    ) -> Result<Attempt<CreateOrderResponse>, Failure> {
         self.check_history(time_until(new.deadline)).await?;
         let query = self.gate_query(new, 0);
         let dry_run = self.agreements.dry_run(&query, assumed, time_until(new.deadline)).await;
         let dry_run = dry_run.map_err(|no_answer| new.without_answer(unanswered(&new.parties, no_answer)))?;
         let (order, subscriptions) = self.place(new, dry_run.answer())?;
         let (parties, more, open_max) = (new.parties, subscriptions.len(), self.subscriptions_max);
-        let read = move |connection: &mut Connection| has_room(connection, &parties, more, open_max);
-        if !self.database.read(read).await? {
-            return Err(self.too_many_subscriptions(new).into());
+        // An attestation that is only assumed would be newer than all that was applied here.
+        let approval = assumed.is_none().then(|| order.approval.clone());
+        let read = move |connection: &mut Connection| {
+            let void = match &approval {
+                Some(approval) => answer_void(connection, parties.customer_id, approval)?,
+                None => None,
+            };
+            Ok::<_, Error>((void, has_room(connection, &parties, more, open_max)?))
+        };
+        match self.database.read(read).await? {
+            (Some(void), _) => without_effect(parties.customer_id, void),
+            (None, false) => Err(self.too_many_subscriptions(new).into()),
+            (None, true) => Ok(Attempt::Done(response(&order, &subscriptions))),
         }
-        Ok(response(&order, &subscriptions))
     }
 }
 

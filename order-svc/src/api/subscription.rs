@@ -22,7 +22,7 @@ use proto::types::GateEvidence;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{Api, Attempt, Failure, checked, convert, time_until, viewer, withdrawal_lost};
+use super::{Api, Attempt, Failure, checked, convert, time_until, viewer, without_effect};
 use crate::agreements::gate::{GateError, GateQuery};
 use crate::rules::Refusal;
 use crate::rules::gate::Operation;
@@ -31,7 +31,7 @@ use crate::rules::order::Parties;
 use crate::rules::relationship::{Needed, not_related, relationship_needed};
 use crate::rules::subscription::{Cause, Command, Planned, Subscription};
 use crate::store::Slice;
-use crate::store::commit::{Commit, Write, commit};
+use crate::store::commit::{Commit, Write, answer_void, commit};
 use crate::store::relationship::relationships_of;
 use crate::store::subscription::{change_list, subscription_find, subscription_list};
 
@@ -353,7 +353,17 @@ impl Api {
         let approval = basis.as_ref().map(|(_, approval)| approval.clone());
         let after = step.as_ref().map_or(&known, |step| &step.after);
         let response = answer(convert::subscription(after), approval.as_ref().map(convert::approval));
-        let Some(key) = asked.key.clone() else { return Ok(Attempt::Done(response)) };
+        let Some(key) = asked.key.clone() else {
+            let customer = known.customer_id;
+            let read = move |connection: &mut Connection| match &approval {
+                Some(approval) => answer_void(connection, customer, approval),
+                None => Ok(None),
+            };
+            return match self.database.read(read).await? {
+                Some(void) => without_effect(customer, void),
+                None => Ok(Attempt::Done(response)),
+            };
+        };
 
         let cause = Cause::Requested { tenant_id: asked.caller.tenant_id, user_id: asked.caller.user_id };
         let now = self.clock.now();
@@ -369,16 +379,10 @@ impl Api {
             Commit::Done => Ok(Attempt::Done(response)),
             Commit::LostRace => Err(Refusal::StaleEtag.into()),
             Commit::SeenBefore | Commit::AnswerStale => Ok(Attempt::Retry(Refusal::GateUnavailable)),
-            Commit::AnswerOutdated { fence } => {
-                let customer_id = known.customer_id;
-                Ok(Attempt::Retry(Refusal::AnswerOutdated { customer_id, fence }))
-            }
             Commit::NotRelated => Ok(Attempt::Retry(Refusal::HistoryBehind)),
             // No order is stored here.
             Commit::TooManySubscriptions => Ok(Attempt::Retry(Refusal::GateUnavailable)),
-            Commit::EvidenceWithdrawn { acceptance_id } => {
-                Err(withdrawal_lost(known.customer_id, acceptance_id).into())
-            }
+            Commit::Void(void) => without_effect(known.customer_id, void),
         }
     }
 }

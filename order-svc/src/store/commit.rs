@@ -28,14 +28,8 @@ pub(crate) enum Commit {
     Done,
     /// Another call was first with the same request id.
     SeenBefore,
-    /// A withdrawal or end of a relationship newer than the answer was applied, of this revision: ask the gate again.
-    AnswerOutdated {
-        fence: i64,
-    },
-    /// The answer rests on an acceptance whose withdrawal was applied here (WD-3a).
-    EvidenceWithdrawn {
-        acceptance_id: Uuid,
-    },
+    /// The gate's answer does not count any more.
+    Void(Void),
     /// The answer is too old, or could have changed by itself: ask the gate again.
     AnswerStale,
     /// The row has changed since it was read.
@@ -44,6 +38,15 @@ pub(crate) enum Commit {
     TooManySubscriptions,
     /// The relationship that the caller needs is not active any more (ROLE-6).
     NotRelated,
+}
+
+/// Why an answer of the gate does not count, however young it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Void {
+    /// A withdrawal or end of a relationship newer than the answer was applied, of this revision: ask the gate again.
+    Outdated { fence: i64 },
+    /// It rests on an acceptance whose withdrawal was applied here (WD-3a).
+    EvidenceWithdrawn { acceptance_id: Uuid },
 }
 
 /// Why such a transaction was rolled back.
@@ -129,14 +132,9 @@ fn commit_gated(
     clock: &Clock,
     writes: &Write,
 ) -> Result<(), Rollback> {
-    if let Some(fence) = fence_take(connection, answer.customer_id, approval.revision)? {
-        return Err(Rollback::Because(Commit::AnswerOutdated { fence }));
-    }
-    if let Some(evidence) = &approval.evidence
-        && is_withdrawn(connection, evidence.acceptance_id)?
-    {
-        let acceptance_id = evidence.acceptance_id;
-        return Err(Rollback::Because(Commit::EvidenceWithdrawn { acceptance_id }));
+    let fence = fence_take(connection, answer.customer_id, approval.revision)?;
+    if let Some(void) = void(connection, fence, approval)? {
+        return Err(Rollback::Because(Commit::Void(void)));
     }
     if let Write::Order { order, subscriptions, open_max } = writes
         && !has_room(connection, &order.parties, subscriptions.len(), *open_max)?
@@ -222,6 +220,35 @@ fn fence_take(
         fence::table.find(customer.to_string()).select(fence::fence_revision).first(c)
     })?;
     Ok(Some(revision))
+}
+
+/// Why nothing would be stored on the gate's answer about a customer; for what is only validated (ORD-5).
+pub(crate) fn answer_void(
+    connection: &mut Connection,
+    customer: Uuid,
+    approval: &Approval,
+) -> Result<Option<Void>, Error> {
+    use diesel::query_dsl::methods::{FilterDsl, SelectDsl};
+    let above = FilterDsl::filter(
+        fence::table.find(customer.to_string()),
+        fence::fence_revision.gt(approval.revision),
+    );
+    let above = SelectDsl::select(above, fence::fence_revision);
+    let fence = query!(&mut *connection, c => above.first(c).optional())?;
+    void(connection, fence, approval)
+}
+
+/// `fence`: the customer's, if the answer is older.
+fn void(connection: &mut Connection, fence: Option<i64>, approval: &Approval) -> Result<Option<Void>, Error> {
+    if let Some(fence) = fence {
+        return Ok(Some(Void::Outdated { fence }));
+    }
+    match &approval.evidence {
+        Some(evidence) if is_withdrawn(connection, evidence.acceptance_id)? => {
+            Ok(Some(Void::EvidenceWithdrawn { acceptance_id: evidence.acceptance_id }))
+        }
+        Some(_) | None => Ok(None),
+    }
 }
 
 /// Whether payer and customer may have so many more open subscriptions (SUB-7). Behind the fence the answer is exact.

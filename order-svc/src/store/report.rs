@@ -50,25 +50,27 @@ pub(crate) fn reports_claim(
     lease: Duration,
     wait_max: Duration,
 ) -> Result<Vec<PurchaseReport>, Error> {
-    let due: Vec<(String, String, String, NaiveDateTime, i32)> = query!(connection, c => {
-        purchase_report::table
-            .filter(purchase_report::reported_at.is_null())
-            .filter(
-                purchase_report::due_at
-                    .le(now.naive_utc())
-                    .or(purchase_report::due_at.gt((now + wait_max).naive_utc())),
-            )
-            .order(purchase_report::due_at)
-            .limit(CLAIM_MAX)
-            .select((
-                purchase_report::customer_id,
-                purchase_report::payer_id,
-                purchase_report::order_id,
-                purchase_report::purchased_at,
-                purchase_report::attempts,
-            ))
-            .load(c)
-    })?;
+    let due = purchase_report::table
+        .filter(purchase_report::reported_at.is_null())
+        .filter(
+            purchase_report::due_at
+                .le(now.naive_utc())
+                .or(purchase_report::due_at.gt((now + wait_max).naive_utc())),
+        )
+        .order(purchase_report::due_at)
+        .limit(CLAIM_MAX)
+        .select((
+            purchase_report::customer_id,
+            purchase_report::payer_id,
+            purchase_report::order_id,
+            purchase_report::purchased_at,
+            purchase_report::attempts,
+        ));
+    // It waits for no other replica, so it cannot deadlock with one.
+    let due: Vec<(String, String, String, NaiveDateTime, i32)> = match connection {
+        Connection::Sqlite(c) => due.load(c)?,
+        Connection::Postgres(c) => due.for_update().skip_locked().load(c)?,
+    };
     let mut claimed = vec![];
     for (key, payer_id, order_id, purchased_at, attempts) in due {
         let updated = query!(connection, c => {
@@ -124,13 +126,16 @@ pub(crate) fn reports_requeue(
     delivered_before: Time,
     now: Time,
 ) -> Result<bool, Error> {
-    let delivered: Vec<String> = query!(connection, c => {
-        purchase_report::table
-            .filter(purchase_report::reported_at.lt(delivered_before.naive_utc()))
-            .limit(AGAIN_MAX)
-            .select(purchase_report::customer_id)
-            .load(c)
-    })?;
+    let delivered = purchase_report::table
+        .filter(purchase_report::reported_at.lt(delivered_before.naive_utc()))
+        .order(purchase_report::customer_id)
+        .limit(AGAIN_MAX)
+        .select(purchase_report::customer_id);
+    // Replicas lock in the same order, so they cannot deadlock.
+    let delivered: Vec<String> = match connection {
+        Connection::Sqlite(c) => delivered.load(c)?,
+        Connection::Postgres(c) => delivered.for_update().load(c)?,
+    };
     query!(connection, c => {
         diesel::update(purchase_report::table.filter(purchase_report::customer_id.eq_any(&delivered)))
             .set((

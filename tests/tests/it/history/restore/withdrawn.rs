@@ -1,11 +1,12 @@
 //! Acceptances that a restore of agreement-svc brings back although order-svc has applied their withdrawal.
 
 use proto::agreement::{EndRelationshipRequest, PartnerKind};
+use proto::order::CreateOrderRequest;
 use proto::types::Cloud;
 use rstest::rstest;
 use tests::assert::refusal;
 use tests::backup::Backup;
-use tests::fixtures::{self, DIRECT, acceptance};
+use tests::fixtures::{self, DIRECT, OFFICE, acceptance};
 use tests::{As, Backend, Cluster, actions, metadata_of};
 use tonic::Code;
 use uuid::Uuid;
@@ -82,6 +83,9 @@ async fn a_revived_attestation_counts_for_no_order(
 
     let refused = actions::order(&direct, &customer, None, 1).await.unwrap_err();
     assert_eq!(refusal(&refused), (Code::FailedPrecondition, "WITHDRAWAL_LOST".into()));
+    assert_eq!(metadata_of(&refused)["acceptance_id"], attestation);
+    let dry = CreateOrderRequest { validate_only: true, ..fixtures::new_order(&customer, None, OFFICE, 1) };
+    let refused = actions::place(&direct, dry).await.unwrap_err();
     assert_eq!(metadata_of(&refused)["acceptance_id"], attestation);
     if let Raised::OtherAttests = raised {
         actions::order(&other, &customer, None, 1).await.unwrap();

@@ -16,7 +16,7 @@ async fn order_svc_believes_a_truthful_impostor() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_invalid_answer_is_unknown() {
     tests::needs_own!("a proxy to agreement-svc that it cuts");
-    let twists: [(&str, Twist); 29] = [
+    let twists: [(&str, Twist); 30] = [
         ("unspecified decision", |a| Ok(CheckEligibilityResponse { decision: 0, ..a })),
         ("unknown decision", |a| Ok(CheckEligibilityResponse { decision: 99, ..a })),
         ("negative decision", |a| Ok(CheckEligibilityResponse { decision: -1, ..a })),

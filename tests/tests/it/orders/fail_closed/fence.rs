@@ -38,12 +38,20 @@ async fn no_order_rests_on_an_answer_older_than_the_fence(#[case] backend: Backe
     assert_eq!(refusal(&refused), lost);
     let refused = direct.subscriptions().change_seats(seats(8)).await.unwrap_err();
     assert_eq!(refusal(&refused), lost);
+    // What is only validated is refused for the same reason.
+    let dry = CreateOrderRequest { validate_only: true, ..fixtures::new_order(fenced, None, OFFICE, 5) };
+    assert_eq!(refusal(&actions::place(&direct, dry.clone()).await.unwrap_err()), lost);
+    let dry_seats = |quantity| ChangeSeatsRequest { validate_only: true, ..seats(quantity) };
+    let refused = direct.subscriptions().change_seats(dry_seats(8)).await.unwrap_err();
+    assert_eq!(refusal(&refused), lost);
     actions::order(&direct, free, None, 5).await.unwrap();
     assert_eq!(orders_of(&direct).await, 2);
 
     // An answer given after the withdrawal, or at it, passes.
     let revision = bought_at(&direct, &bought.order_id).await;
     raise(&revision.to_string());
+    actions::place(&direct, dry).await.unwrap();
+    direct.subscriptions().change_seats(dry_seats(8)).await.unwrap();
     direct.subscriptions().change_seats(seats(8)).await.unwrap();
     actions::order(&direct, fenced, None, 5).await.unwrap();
 }
