@@ -275,9 +275,9 @@ pub struct Serve {
     /// invitations. Every replica needs the same.
     #[arg(long, env = "AGREEMENT_INVITATION_KEY_FILE", value_name = "FILE")]
     pub invitation_key_file: Option<PathBuf>,
-    /// A file with at least 32 random bytes, the key of the digests by which repeated requests are recognised. Without it
-    /// a reader of the database can check guesses of what was asked. Every replica needs the same; when it changes, requests
-    /// from before are not repeated any more.
+    /// A file with at least 32 random bytes: the key of the hashes by which the service recognises repeated requests. Without
+    /// it, a reader of the database can check guesses of a request's content. Every replica needs the same; after a change,
+    /// repetitions of earlier requests are refused.
     #[arg(long, env = "AGREEMENT_REQUEST_KEY_FILE", value_name = "FILE")]
     pub request_key_file: Option<PathBuf>,
     /// Your page where customers accept invitations; the service adds the invitation and its token to the URL.
@@ -336,7 +336,7 @@ pub struct Mail {
     pub mail_folder: PathBuf,
     /// Seconds between two mails of a partner to one customer; what the partner attests in between is one mail. A customer
     /// reads one mail sooner than five, and a mail delayed by at most this long still arrives in time. 0 sends
-    /// each announcement by itself.
+    /// a mail for each attestation.
     #[arg(long, env = "AGREEMENT_MAIL_INTERVAL_SECONDS", value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u16).range(0..=300))]
     pub mail_interval_seconds: u16,
     /// Mails that one partner may cause in a day (UTC), to whichever addresses; further ones wait until the next day, and

@@ -72,7 +72,7 @@ fn known(connection: &mut Connection, now: Time) -> Result<Vec<Sample>, Error> {
         },
         Sample {
             name: "mails_waiting",
-            help: "Notifications of attestations that were not sent yet.",
+            help: "Mails about attestations that were not sent yet.",
             value: waiting.notifications as f64,
         },
         Sample {
@@ -82,12 +82,12 @@ fn known(connection: &mut Connection, now: Time) -> Result<Vec<Sample>, Error> {
         },
         Sample {
             name: "mails_oldest_age_seconds",
-            help: "Age of the oldest waiting notification that is not held, in seconds; 0 if there is none.",
+            help: "Age of the oldest waiting mail that is not held, in seconds; 0 if there is none.",
             value: age,
         },
         Sample {
             name: "mails_dead_letters",
-            help: "Notifications that were given up: they wait for RetryNotification.",
+            help: "Mails that were given up: they wait for RetryNotification.",
             value: waiting.dead_letters as f64,
         },
     ])

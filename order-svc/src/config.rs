@@ -129,9 +129,9 @@ pub struct Serve {
     /// fair among tenants, and are then rejected. Fewer than 128 cannot fill a commit.
     #[arg(long, env = "ORDER_CALLS_MAX", default_value = "256", value_parser = clap::value_parser!(u16).range(1..))]
     pub calls_max: u16,
-    /// A file with at least 32 random bytes, the key of the digests by which repeated requests are recognised. Without it
-    /// a reader of the database can check guesses of what was asked. Every replica needs the same; when it changes, requests
-    /// from before are not repeated any more.
+    /// A file with at least 32 random bytes: the key of the hashes by which the service recognises repeated requests. Without
+    /// it, a reader of the database can check guesses of a request's content. Every replica needs the same; after a change,
+    /// repetitions of earlier requests are refused.
     #[arg(long, env = "ORDER_REQUEST_KEY_FILE", value_name = "FILE")]
     pub request_key_file: Option<PathBuf>,
     /// Subscriptions that a payer may have with one customer and that have not ended; orders beyond that are refused. The

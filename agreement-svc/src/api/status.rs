@@ -194,7 +194,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
             Code::ResourceExhausted,
             ErrorReason::AcceptanceChangeLimit,
             format!(
-                "the acceptances of this customer and partner were made and withdrawn {max} times within an hour; try again \
+                "this customer's acceptances by this partner, or its own signatures, were made and withdrawn {max} times within an hour; try again \
                  in {} s, or ask the operator to raise --acceptance-changes-max",
                 retry_after.num_seconds() + 1
             ),
@@ -338,7 +338,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         }
         Refusal::NotificationNotDead { state } => precondition(
             ErrorReason::NotificationNotDead,
-            format!("the notification is {}; only a DEAD_LETTER can be retried", state.into_str()),
+            format!("the mail is {}; only a DEAD_LETTER can be retried", state.into_str()),
         )
         .with("state", state.into_str())
         .status(),
@@ -498,7 +498,7 @@ mod tests {
             FailedPrecondition TEMPLATE_RETIRED: template 00000000-0000-0000-0000-000000000001 is retired; use a live one, which ListTemplates names, or the operator publishes one ["template_id=00000000-0000-0000-0000-000000000001"]
             AlreadyExists ALREADY_ATTESTED: attestation 00000000-0000-0000-0000-000000000001 already states this version and contact; nothing to do ["attestation_id=00000000-0000-0000-0000-000000000001", "partner_center_code=600061"]
             FailedPrecondition OLDER_THAN_CURRENT: on the date agreed version 1 was in force, and attestation 00000000-0000-0000-0000-000000000001 is of version 2; check the date agreed, or attest an acceptance of the later version ["attestation_id=00000000-0000-0000-0000-000000000001", "current_version=2", "offered_version=1"]
-            ResourceExhausted ACCEPTANCE_CHANGE_LIMIT: the acceptances of this customer and partner were made and withdrawn 60 times within an hour; try again in 8 s, or ask the operator to raise --acceptance-changes-max ["limit=60"]
+            ResourceExhausted ACCEPTANCE_CHANGE_LIMIT: this customer's acceptances by this partner, or its own signatures, were made and withdrawn 60 times within an hour; try again in 8 s, or ask the operator to raise --acceptance-changes-max ["limit=60"]
             AlreadyExists DOMAIN_TAKEN: a customer with this domain exists; invite it to a relationship with CreateInvitation, or use another domain; if it holds the domain wrongly, the operator corrects that with UpdateCustomer []
             AlreadyExists PARTNER_EXISTS: partner 00000000-0000-0000-0000-000000000001 is registered with other particulars; UpdatePartner corrects the name, and kind and cloud never change ["partner_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition TENANT_OF_OTHER_KIND: tenant 00000000-0000-0000-0000-000000000001 is registered as a partner, so it cannot become a customer; accept with a user of the company's own tenant ["kind=PARTNER", "tenant_id=00000000-0000-0000-0000-000000000001"]
@@ -519,7 +519,7 @@ mod tests {
             FailedPrecondition INVITATIONS_OFF: this service has no key for acceptance links; ask the operator to start it with --invitation-key-file []
             FailedPrecondition ACCEPTANCE_SUPERSEDED: acceptance 00000000-0000-0000-0000-000000000001 was replaced and no longer counts; withdraw 00000000-0000-0000-0000-000000000001 ["acceptance_id=00000000-0000-0000-0000-000000000001", "current_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition ACCEPTANCE_SUPERSEDED: acceptance 00000000-0000-0000-0000-000000000001 was replaced and no longer counts ["acceptance_id=00000000-0000-0000-0000-000000000001"]
-            FailedPrecondition NOTIFICATION_NOT_DEAD: the notification is SENT; only a DEAD_LETTER can be retried ["state=SENT"]
+            FailedPrecondition NOTIFICATION_NOT_DEAD: the mail is SENT; only a DEAD_LETTER can be retried ["state=SENT"]
             OutOfRange CURSOR_AHEAD: the history ends at revision 7, before the one asked for; begin again after 0 ["head=7"]
             FailedPrecondition HISTORY_FORKED: revision 7 is not part of the history: it was lost when an older copy was restored. Repeat what was lost; a watcher waits until the operator announces the restore with migrate --after-restore ["revision=7"]
         "#]].assert_eq(&texts);

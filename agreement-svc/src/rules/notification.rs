@@ -18,10 +18,10 @@ pub const RETRY_MAX: Duration = Duration::from_secs(300);
 /// seconds, and the first may wait for others for up to [`INTERVAL_MAX`].
 pub const ATTEMPTS_MAX: u32 = 12;
 
-/// How long announcements to a customer may wait for the one before to be some time ago.
+/// How long a mail to a customer may wait so that the mail before it is some time ago.
 pub const INTERVAL_MAX: Duration = Duration::from_secs(300);
 
-/// Announcements in one mail: enough for every import, and a mail that can still be read.
+/// Attestations in one mail: enough for every import, and a mail that can still be read.
 pub const ANNOUNCED_MAX: usize = 50;
 
 /// Characters of a name that a mail quotes: enough to recognize a company or a person, too few for a message to it.

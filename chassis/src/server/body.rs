@@ -19,8 +19,8 @@ use super::message::give_reason;
 /// `max_send_buf_size` be set.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// A byte of a packed message unpacks to at most that many (RFC 1951: 258 bytes take two bits).
-const UNPACKED_PER_BYTE: usize = 1032;
+/// A byte of a compressed message decompresses to at most that many (RFC 1951: 258 bytes take two bits).
+const DECOMPRESSED_PER_BYTE: usize = 1032;
 
 /// The body of a response, in pieces. It holds a guard until it has been sent or is dropped. If it ends with a status of
 /// the gRPC library, the status gets a reason.
@@ -32,7 +32,7 @@ pub(super) struct GuardedBody<T> {
     rest: Bytes,
 }
 
-/// The body of a request, which counts the bytes that arrive, and those of a packed message as what they may unpack to.
+/// The body of a request, which counts the bytes that arrive, and those of a compressed message as what they may decompress to.
 pub(super) struct CountedBody {
     body: Body,
     arrived: usize,
@@ -56,8 +56,13 @@ impl<T> GuardedBody<T> {
 }
 
 impl CountedBody {
-    pub(super) fn new(body: Body, is_packed: bool, memory: Arc<RequestMemory>, domain: &'static str) -> Self {
-        let bytes_per_byte = if is_packed { UNPACKED_PER_BYTE } else { 1 };
+    pub(super) fn new(
+        body: Body,
+        is_compressed: bool,
+        memory: Arc<RequestMemory>,
+        domain: &'static str,
+    ) -> Self {
+        let bytes_per_byte = if is_compressed { DECOMPRESSED_PER_BYTE } else { 1 };
         Self { body, arrived: 0, bytes_per_byte, memory, domain }
     }
 }
@@ -217,17 +222,17 @@ mod tests {
     async fn a_request_fails_when_its_bytes_find_no_room() {
         let budget = memory::budget("INTERNAL");
         let tenant = Tenant::test("TENANT", 1);
-        let request = |bytes: usize, is_packed| {
+        let request = |bytes: usize, is_compressed| {
             let memory = Arc::new(RequestMemory::new(budget.clone(), tenant));
             let body = Body::new(http_body_util::Full::new(Bytes::from(vec![7; bytes])));
-            (memory.clone(), CountedBody::new(body, is_packed, memory, "some-svc"))
+            (memory.clone(), CountedBody::new(body, is_compressed, memory, "some-svc"))
         };
-        // A packed message counts as what it may unpack to.
+        // A compressed message counts as what it may decompress to.
         let mut numbers = vec![];
-        for (bytes, is_packed) in [(MESSAGE_BYTES_MAX, false), (2 << 10, true)] {
+        for (bytes, is_compressed) in [(MESSAGE_BYTES_MAX, false), (2 << 10, true)] {
             let mut held = vec![];
             let refused = loop {
-                let (memory, body) = request(bytes, is_packed);
+                let (memory, body) = request(bytes, is_compressed);
                 match body.collect().await {
                     Ok(_) => held.push(memory),
                     Err(status) => break status,
@@ -237,7 +242,7 @@ mod tests {
             assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
             numbers.push(held.len());
             held.clear();
-            assert!(request(bytes, is_packed).1.collect().await.is_ok());
+            assert!(request(bytes, is_compressed).1.collect().await.is_ok());
         }
         assert_eq!(numbers[0], numbers[1]);
     }

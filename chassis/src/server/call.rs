@@ -285,7 +285,8 @@ impl Shared {
         let deadline = began + work_time(request.headers());
         let memory = Arc::new(RequestMemory::new(self.memory.clone(), caller.tenant()));
         let peer = take_peer(&mut request);
-        let is_packed = request.headers().get("grpc-encoding").is_some_and(|encoding| encoding != "identity");
+        let is_compressed =
+            request.headers().get("grpc-encoding").is_some_and(|encoding| encoding != "identity");
         let extensions = request.extensions_mut();
         extensions.insert(CallId(record.call_id.clone()));
         extensions.insert(Deadline(deadline));
@@ -293,7 +294,7 @@ impl Shared {
         let tenant = if is_internal { share::INTERNAL } else { caller.tenant() };
         extensions.insert(caller);
         let request =
-            request.map(|body| Body::new(CountedBody::new(body, is_packed, memory.clone(), domain)));
+            request.map(|body| Body::new(CountedBody::new(body, is_compressed, memory.clone(), domain)));
 
         let log_span =
             tracing::info_span!("call", id = %record.call_id, path, trace_id = record.span.trace_id());

@@ -92,7 +92,7 @@ pub(super) fn unknown_call(domain: &'static str) -> Status {
 
 fn too_large(domain: &'static str) -> Status {
     let sentence = format!(
-        "a request message has at most {MESSAGE_BYTES_MAX} bytes, also after unpacking, and one to health or reflection \
+        "a request message has at most {MESSAGE_BYTES_MAX} bytes, also decompressed, and one to health or reflection \
          {PUBLIC_MESSAGE_BYTES_MAX}; send less at a time"
     );
     failure(domain, Code::ResourceExhausted, "MESSAGE_TOO_LARGE", sentence).status()

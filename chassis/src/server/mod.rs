@@ -71,7 +71,7 @@ const INFRASTRUCTURE: [&str; 3] = [
     "grpc.reflection.v1alpha.ServerReflection",
 ];
 
-/// Makes the server of one gRPC service: messages may be packed, and their size is limited, also after unpacking.
+/// Makes the server of one gRPC service: messages may be compressed, and their size is limited, also decompressed.
 #[macro_export]
 macro_rules! served {
     ($server:ident, $api:expr) => {

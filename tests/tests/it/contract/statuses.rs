@@ -160,10 +160,10 @@ fn refused_anywhere(path: &str) -> Vec<(&'static str, Sent, Code, &'static str)>
         malformed("a cut message", known().body(framed(0, b"\x0a\x09something")[..9].to_vec())),
         malformed("no message of the call", known().body(framed(0, &[0xff; 64]))),
         malformed("an unknown flag", known().body(framed(7, &[]))),
-        malformed("packed without a word", known().body(framed(1, b"packed"))),
-        malformed("badly packed", known().with("grpc-encoding", "gzip").body(framed(1, b"not packed"))),
+        malformed("compressed without a word", known().body(framed(1, b"packed"))),
+        malformed("badly compressed", known().with("grpc-encoding", "gzip").body(framed(1, b"not packed"))),
         (
-            "packed in an unknown way",
+            "compressed in an unknown way",
             known().with("grpc-encoding", "br").body(framed(1, b"packed")),
             Code::Unimplemented,
             "COMPRESSION_NOT_SUPPORTED",
@@ -299,9 +299,9 @@ async fn a_client_that_goes_away_is_no_defect() {
     assert_eq!(counted("Internal").await, 0.0);
 }
 
-/// Messages may be packed with gzip, within the same limit.
+/// Messages may be compressed with gzip, within the same limit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn packed_messages_are_read_within_the_limit_of_unpacked_ones() {
+async fn compressed_messages_are_read_within_the_limit_of_decompressed_ones() {
     let cluster = Cluster::on(Backend::Sqlite).await;
     let direct = cluster.as_caller(fixtures::sales(DIRECT));
     for path in FOR_EVERYONE.into_iter().chain([CHECK]) {

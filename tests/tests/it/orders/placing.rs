@@ -11,6 +11,7 @@ use prost::Message;
 use proto::agreement::{
     AttestationState, CreateAttestationRequest, WithdrawAttestationRequest, WithdrawalReason,
 };
+use proto::identity::{Role, TenantKind};
 use proto::order::{
     CreateOrderRequest, CreateOrderResponse, GetOfferRequest, GetOrderRequest, InlineAttestation,
     ListOrdersRequest, ListSubscriptionsRequest, NewOrderLine, Subscription,
@@ -18,7 +19,7 @@ use proto::order::{
 use proto::types::{Contact, Decision, GateRule};
 use rstest_reuse::apply;
 use tests::actions::{self, place};
-use tests::clients::bad_fields_of;
+use tests::clients::{bad_fields_of, caller};
 use tests::fixtures::{
     self, AZURE_PLAN, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, RESELLER,
     RIGHTS_MANAGEMENT,
@@ -522,4 +523,16 @@ async fn one_request_id_with_an_attestation_makes_one_order(#[case] backend: Bac
     assert_eq!(bytes.len(), 1);
     assert_eq!(bought(&direct).await, (1, 1));
     assert_eq!(actions::attestations_of(&direct, &customer).await.unwrap().len(), 1);
+}
+
+/// Identity providers name a role once for each group that grants it.
+#[apply(each_backend)]
+async fn a_caller_whose_identity_names_a_role_twice_may_order(#[case] backend: Backend) {
+    tests::needs!(backend);
+    let cluster = Cluster::on(backend).await;
+    actions::register_partners(&cluster).await.unwrap();
+    let twice = [Role::SalesAgent, Role::SalesAgent];
+    let direct = cluster.as_caller(caller(TenantKind::Partner, DIRECT, &twice));
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    place(&direct, prompted(&customer)).await.unwrap();
 }
