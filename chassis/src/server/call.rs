@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::future::{Future, ready};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -247,11 +247,13 @@ impl CallService {
             }
         };
         let (domain, deadline) = (shared.options.domain, began + work_time(request.headers()));
+        let refusal: Arc<OnceLock<Status>> = Arc::default();
         let request = request.map(|body| {
+            let refusal = refusal.clone();
             let late = stream.unwrap_or(Late::Message);
             let refuse = move || {
                 peer.stood_still();
-                late.status(domain)
+                refusal.get_or_init(|| late.status(domain)).clone()
             };
             Body::new(DueBody::new(body, late.within(), refuse))
         });
@@ -264,7 +266,7 @@ impl CallService {
             };
             give_reason(response.headers_mut(), false, domain);
             let guard = (of_connection, of_process);
-            Ok(response.map(|body| Body::new(GuardedBody::new(body, guard, domain))))
+            Ok(response.map(|body| Body::new(GuardedBody::new(body, guard, domain).refused_with(refusal))))
         })
     }
 }
@@ -488,6 +490,22 @@ mod tests {
             assert!(refused.contains(sentence), "{call}: {refused}");
             assert!(began.elapsed() >= late.within(), "{call}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reflection_says_why_it_ends_a_stream() {
+        let mut service = service(Arc::default()).await;
+        let reflection = tonic_reflection::server::Builder::configure();
+        service.inner = Routes::new(reflection.build_v1().unwrap());
+        let open = futures_util::stream::pending::<Result<http_body::Frame<Bytes>, Status>>();
+        let (call, _) = UNIDENTIFIED_STREAMS[1];
+        let request = http::Request::post(call).header(CONTENT_TYPE, "application/grpc");
+        let request = request.body(Body::new(StreamBody::new(open))).unwrap();
+        let answer = service.call(request).await.unwrap().into_body().collect().await.unwrap();
+        let status = Status::from_header_map(answer.trailers().unwrap()).unwrap();
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(status.get_details_error_info().unwrap().reason, "STREAM_STOOD_STILL");
+        assert!(status.message().contains("open for longer than 60 s"), "{}", status.message());
     }
 
     #[tokio::test(start_paused = true)]
