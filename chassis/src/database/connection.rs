@@ -86,6 +86,15 @@ impl Connection {
         Ok(setting.value)
     }
 
+    /// The shortest time for which the server waits for a lock before it gives up or looks for a deadlock, in milliseconds;
+    /// 0 if it does neither.
+    pub(super) fn lock_wait_ms(&mut self) -> Result<String, Error> {
+        let sql = "SELECT coalesce(min(setting::integer), 0)::text AS value FROM pg_settings
+            WHERE name IN ('lock_timeout', 'deadlock_timeout') AND setting <> '0'";
+        let setting: Setting = query!(self, c => sql_query(sql).get_result(c))?;
+        Ok(setting.value)
+    }
+
     /// Begins a transaction. Behind a pooler it brings its own limits, in the same message.
     pub(super) fn begin(&mut self, purpose: Purpose, is_pooled: bool) -> Result<(), Error> {
         error::asking(self);

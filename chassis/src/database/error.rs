@@ -54,8 +54,9 @@ const SQLITE_TROUBLE: [&str; 9] = [
     "unable to open database file",
 ];
 
-/// The server finds what is wrong with the text of a statement within this time, or else it was waiting for a lock.
-const READING_MAX: Duration = Duration::from_secs(1);
+/// The server finds what is wrong with the text of a statement within this time, or else it was waiting for a lock. A
+/// server that waits for less long has a shorter time: see [`work_for`].
+pub(super) const READING_MAX: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -66,6 +67,8 @@ enum Kind {
 thread_local! {
     /// The database that this thread asked last, and when: an error does not say which it comes from.
     static ASKED: Cell<Option<(Kind, Instant)>> = const { Cell::new(None) };
+    /// How long the database that this thread works for reads a statement at most.
+    static READING: Cell<Duration> = const { Cell::new(READING_MAX) };
     /// True when this thread has met trouble that passes.
     static TROUBLE: Cell<bool> = const { Cell::new(false) };
 }
@@ -78,6 +81,12 @@ pub fn asking(connection: &Connection) {
         Connection::Postgres(_) => Kind::Postgres,
     };
     ASKED.set(Some((kind, Instant::now())));
+}
+
+/// Notes how long the database that the thread works for from now on reads a statement at most: the least of
+/// [`READING_MAX`] and the times for which its server waits for a lock.
+pub(super) fn work_for(reading_max: Duration) {
+    READING.set(reading_max);
 }
 
 /// Whether this thread has met trouble that passes since it was last asked.
@@ -125,11 +134,11 @@ fn is_passing(error: &DieselError) -> bool {
 /// what the server says of a statement that is wrong: the place in its text (class 42), the table or column (23). What has
 /// neither comes from elsewhere: a cancelled statement (57), no memory, disk or connection (53), a deadlock (40), a lock
 /// (55), a system call that failed (58), a pooler. A lock on a table is waited for while the text is read, so that its
-/// timeout has a place, too; but it comes late.
+/// timeout and a deadlock have a place, too; but they come late, after the server's `lock_timeout` or `deadlock_timeout`.
 fn is_trouble(about: &(dyn DatabaseErrorInformation + Send + Sync)) -> bool {
     match ASKED.get() {
         Some((Kind::Postgres, asked_at)) => {
-            let is_about_text = about.statement_position().is_some() && asked_at.elapsed() < READING_MAX;
+            let is_about_text = about.statement_position().is_some() && asked_at.elapsed() < READING.get();
             let is_about_rows =
                 about.table_name().or(about.column_name()).or(about.constraint_name()).is_some();
             !is_about_text && !is_about_rows

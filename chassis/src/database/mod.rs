@@ -70,6 +70,7 @@ struct Inner {
 impl Inner {
     /// A connection outside the pool, that may write.
     fn connect(&self) -> Result<Connection, Error> {
+        error::work_for(self.manager.reading_max);
         self.manager.writing().connect()
     }
 
@@ -102,8 +103,9 @@ impl Database {
     /// options that a connection pooler ignores.
     pub fn open(url: &Url, create: bool, writes: Writes) -> Result<Self, Error> {
         opening::check_url(url, create)?;
-        let (manager, mut connection) = Manager::open(url)?;
+        let (mut manager, mut connection) = Manager::open(url)?;
         opening::check_server(&mut connection)?;
+        manager.reading_max = opening::reading_max(&mut connection)?;
         drop(connection);
         if manager.is_pooled {
             tracing::info!("behind a connection pooler reads are transactions, and no statement is prepared");
@@ -265,6 +267,7 @@ impl Database {
         let inner = Arc::clone(&self.0);
         let job = move || {
             let _share = share;
+            error::work_for(inner.manager.reading_max);
             let connection = inner.pool.get();
             inner.wait_histogram.observe(began.elapsed().as_secs_f64());
             let mut connection = inner.begin(connection, purpose)?;

@@ -2,9 +2,10 @@
 
 use std::fs::OpenOptions;
 use std::path::Path;
+use std::time::Duration;
 
 use super::pool::parameter;
-use super::{Connection, Error, Url};
+use super::{Connection, Error, Url, error};
 
 /// The oldest PostgreSQL that is supported, as it says its version.
 const POSTGRES_OLDEST: u32 = 130_000;
@@ -83,6 +84,17 @@ pub(super) fn check_server(connection: &mut Connection) -> Result<(), Error> {
     }
     let version = connection.setting("server_version_num")?;
     check_version(&version)
+}
+
+/// How long the server reads a statement at most, for [`error::work_for`]. Its administrator and the URL may let it wait for
+/// a lock for a shorter time than a service does.
+pub(super) fn reading_max(connection: &mut Connection) -> Result<Duration, Error> {
+    if let Connection::Sqlite(_) = connection {
+        return Ok(error::READING_MAX);
+    }
+    let milliseconds = connection.lock_wait_ms()?;
+    let wait = milliseconds.parse().ok().filter(|wait| *wait > 0).map(Duration::from_millis);
+    Ok(wait.unwrap_or(error::READING_MAX).min(error::READING_MAX))
 }
 
 fn check_version(version: &str) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use diesel::r2d2::{HandleError, ManageConnection};
 use diesel::result::Error as DieselError;
 use diesel::{Connection as _, PgConnection, SqliteConnection};
 
-use super::{Connection, Error, Url};
+use super::{Connection, Error, Url, error};
 use crate::query;
 
 /// Settings of libpq that notice a server that is unreachable or silent within seconds; the URL may set others.
@@ -48,6 +48,8 @@ pub(super) struct Manager {
     /// True behind a connection pooler, where a session is not this process's own: it keeps no settings and no prepared
     /// statements.
     pub(super) is_pooled: bool,
+    /// How long the server reads a statement at most, as [`error::work_for`] has it.
+    pub(super) reading_max: Duration,
     cuts: Arc<Cuts>,
 }
 
@@ -83,8 +85,13 @@ impl Manager {
     /// There is no connection; a pooler that does not apply the settings in the URL.
     pub(super) fn open(url: &Url) -> Result<(Self, Connection), Error> {
         let cuts = Arc::default();
-        let mut manager =
-            Self { url: url.clone(), read_only: matches!(url, Url::Sqlite(_)), is_pooled: false, cuts };
+        let mut manager = Self {
+            url: url.clone(),
+            read_only: matches!(url, Url::Sqlite(_)),
+            is_pooled: false,
+            reading_max: error::READING_MAX,
+            cuts,
+        };
         let direct = manager.writing().connect();
         let Url::Postgres(text) = url else { return direct.map(|connection| (manager, connection)) };
         let mut connection = match direct {

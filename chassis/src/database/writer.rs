@@ -88,6 +88,7 @@ impl Writer {
 }
 
 fn work(manager: &Manager, mut queue: mpsc::Receiver<Job>) {
+    error::work_for(manager.reading_max);
     let mut idle: Option<PooledConnection> = None;
     while let Some(first) = queue.blocking_recv() {
         match begun(manager, idle.take()) {

@@ -1,10 +1,10 @@
 //! The connections of one server as they begin: how many there may be, which ones make room for others, the TLS handshake,
-//! and the log of those that are refused.
+//! and the refusal of those that find no room or fail in it.
 
 use std::collections::VecDeque;
 use std::io;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
@@ -13,10 +13,13 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::either::Either;
 
 use super::connection::{Connection, Peer, WeakPeer};
+use super::preface::TLS_HANDSHAKE;
+use super::refusal::{PeerLog, Refusal, RefusalLog};
 use crate::tls;
 
 /// Connections at a time. An idle one costs some tens of KiB in the process and as much in the system. More clients need
@@ -36,9 +39,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a new connection waits for the place of one that is closed for it.
 const ROOM_MAX: Duration = Duration::from_secs(1);
-
-/// How often a refused handshake is logged.
-const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Connections that wait to be served, which takes no time.
 const READY_MAX: usize = 64;
@@ -88,10 +88,12 @@ pub(super) fn accept(
                 );
             }
             is_full = room.is_none();
+            let peer_log = PeerLog::new(log.clone(), &stream);
             if is_full && !make_room(&mut open) {
+                peer_log.refused(&Refusal::NoRoom);
                 continue;
             }
-            let begin = Begin { stream, peer: Peer::new(), log: log.clone(), ready: ready.clone() };
+            let begin = Begin { stream, peer: Peer::new(), log: peer_log, ready: ready.clone() };
             remember(&mut open, &begin.peer, max);
             let (permits, tls) = (permits.clone(), tls.clone());
             match room {
@@ -102,10 +104,10 @@ pub(super) fn accept(
                         // The other connection takes a moment to close. This one may have to make room meanwhile.
                         None => {
                             let permit = tokio::select! {
-                                () = begin.peer.closing() => return,
+                                () = begin.peer.closing() => return begin.log.refused(&begin.peer.cause()),
                                 permit = timeout(ROOM_MAX, permits.acquire_owned()) => permit,
                             };
-                            let Ok(Ok(permit)) = permit else { return };
+                            let Ok(Ok(permit)) = permit else { return begin.log.refused(&Refusal::NoRoom) };
                             permit
                         }
                     };
@@ -123,7 +125,7 @@ fn make_room(open: &mut VecDeque<WeakPeer>) -> bool {
         if let Some(peer) = oldest.upgrade()
             && !peer.is_identified()
         {
-            peer.close();
+            peer.close(Refusal::MadeRoom);
             return true;
         }
     }
@@ -142,7 +144,7 @@ fn remember(open: &mut VecDeque<WeakPeer>, peer: &Peer, max: usize) {
 struct Begin {
     stream: TcpStream,
     peer: Peer,
-    log: Arc<RefusalLog>,
+    log: PeerLog,
     ready: mpsc::Sender<io::Result<Connection>>,
 }
 
@@ -154,50 +156,35 @@ impl Begin {
             None => Either::Left(stream),
             Some(acceptor) => {
                 let shaken = tokio::select! {
-                    () = peer.closing() => return,
-                    shaken = timeout_at(deadline, acceptor.accept(stream)) => shaken,
+                    () = peer.closing() => Err(peer.cause()),
+                    shaken = timeout_at(deadline, shake_hands(&acceptor, stream)) => {
+                        shaken.unwrap_or(Err(Refusal::SlowHandshake))
+                    }
                 };
                 match shaken {
-                    Ok(Ok(stream)) => Either::Right(Box::new(stream)),
-                    // A check of the port, which says nothing and goes.
-                    Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return,
-                    Ok(Err(error)) => return log.refused(&error.to_string()),
-                    Err(_) => return log.refused("it took too long"),
+                    Ok(Some(stream)) => Either::Right(Box::new(stream)),
+                    Ok(None) => return,
+                    Err(cause) => return log.refused(&cause),
                 }
             }
         };
-        let _ = ready.send(Ok(Connection::new(stream, deadline, peer, permit))).await;
+        let _ = ready.send(Ok(Connection::new(stream, deadline, peer, log, permit))).await;
     }
 }
 
-/// The log of TLS handshakes that are refused. It has at most one line in each interval, since clients can make as many as
-/// they like.
-#[derive(Default)]
-struct RefusalLog(Mutex<Refused>);
-
-#[derive(Default)]
-struct Refused {
-    logged: Option<Instant>,
-    suppressed: u64,
-}
-
-impl RefusalLog {
-    fn refused(&self, cause: &str) {
-        if let Some(suppressed) = self.turn() {
-            tracing::warn!(cause, suppressed, "a TLS handshake was refused");
-        }
-    }
-
-    /// Whether a line may be written, and how many were not since the last one.
-    fn turn(&self) -> Option<u64> {
-        let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if refused.logged.is_some_and(|logged| logged.elapsed() < REFUSAL_LOG_INTERVAL) {
-            refused.suppressed += 1;
-            return None;
-        }
-        refused.logged = Some(Instant::now());
-        Some(std::mem::take(&mut refused.suppressed))
-    }
+/// Shakes hands; `None` if the peer says nothing and goes, as a check of the port does.
+async fn shake_hands(
+    acceptor: &TlsAcceptor,
+    stream: TcpStream,
+) -> Result<Option<TlsStream<TcpStream>>, Refusal> {
+    let mut first = [0];
+    let Ok(1..) = stream.peek(&mut first).await else { return Ok(None) };
+    // What is no TLS is answered by it, too, as far as it can be.
+    acceptor.accept(stream).await.map(Some).map_err(|error| match error.kind() {
+        _ if first != [TLS_HANDSHAKE] => Refusal::NoTls,
+        io::ErrorKind::UnexpectedEof => Refusal::BrokenHandshake,
+        _ => Refusal::Handshake(error.to_string()),
+    })
 }
 
 #[cfg(test)]
@@ -206,7 +193,8 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tonic::transport::server::Connected;
 
-    use super::super::connection::tests::{certified, ends, plaintext};
+    use super::super::connection::tests::{certified, ends, plaintext, refusals};
+    use super::super::refusal::REFUSAL_LOG_INTERVAL;
     use super::*;
     use crate::telemetry::Captured;
 
@@ -225,6 +213,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_without_an_identified_caller_makes_room_for_a_new_one() {
+        let (log, _guard) = Captured::begin();
         let (sender, incoming) = mpsc::channel(1);
         let mut connections = accept(ReceiverStream::new(incoming), 2, plaintext());
         let mut clients = vec![];
@@ -253,6 +242,10 @@ mod tests {
         sender.send(Ok(server)).await.unwrap();
         assert!(fourth.read_u8().await.is_err());
         assert_eq!(open.len(), 1);
+        let [made_room, no_room] = &refusals(&log)[..] else { panic!("{:#?}", log.lines()) };
+        assert!(made_room.contains("others needed its place"), "{made_room}");
+        let peer = fourth.local_addr().unwrap().to_string();
+        assert!(no_room.contains("there was no room for it") && no_room.contains(&peer), "{no_room}");
     }
 
     #[tokio::test]
@@ -267,24 +260,42 @@ mod tests {
             client.write_all(words).await.unwrap();
             client.shutdown().await.unwrap();
             drop(client.read_to_end(&mut vec![]).await);
+            client.local_addr().unwrap().to_string()
         };
-        // The watcher of the certificates' files logs, too.
-        let refusals =
-            || -> Vec<String> { log.lines().into_iter().filter(|line| line.contains("handshake")).collect() };
         // A check of the port is no handshake.
         speak(b"").await;
-        assert_eq!(refusals(), [""; 0]);
+        assert_eq!(refusals(&log), [""; 0]);
+        let mut peers = vec![];
         for _ in 0..3 {
-            speak(b"GET / HTTP/1.1\r\n\r\n").await;
+            peers.push(speak(b"GET / HTTP/1.1\r\n\r\n").await);
         }
-        let [line] = &refusals()[..] else { panic!("{:#?}", log.lines()) };
-        assert!(line.contains("WARN") && line.contains("InvalidContentType"), "{line}");
+        let [line] = &refusals(&log)[..] else { panic!("{:#?}", log.lines()) };
+        assert!(line.contains("WARN") && line.contains("the peer spoke no TLS to a TLS port"), "{line}");
+        assert!(line.contains(&peers[0]), "{peers:?}: {line}");
+        // Each kind has lines of its own: the first bytes of a handshake, and one that cannot be read.
+        speak(b"\x16\x03\x01\x02\x00\x01").await;
+        speak(b"\x16\x03\x01\x00\x04\xff\x00\x00\x00").await;
+        let [_, broken, failed] = &refusals(&log)[..] else { panic!("{:#?}", log.lines()) };
+        assert!(broken.contains("in the middle of the TLS handshake"), "{broken}");
+        assert!(failed.contains("the TLS handshake failed: "), "{failed}");
         tokio::time::pause();
         tokio::time::advance(REFUSAL_LOG_INTERVAL).await;
         tokio::time::resume();
         speak(b"GET / HTTP/1.1\r\n\r\n").await;
-        let [_, line] = &refusals()[..] else { panic!("{:#?}", log.lines()) };
-        assert!(line.contains("suppressed=2"), "{line}");
+        let lines = refusals(&log);
+        assert!(lines.len() == 4 && lines[3].contains("suppressed=2"), "{lines:#?}");
+        drop(connections);
+    }
+
+    #[tokio::test]
+    async fn a_handshake_that_goes_on_for_too_long_is_logged() {
+        let (log, _guard) = Captured::begin();
+        let (mut client, server) = ends().await;
+        let connections = accept(stream::iter([Ok(server)]).chain(stream::pending()), 1, certified().0);
+        tokio::time::pause();
+        drop(client.read_to_end(&mut vec![]).await);
+        let [line] = &refusals(&log)[..] else { panic!("{:#?}", log.lines()) };
+        assert!(line.contains("the TLS handshake took too long"), "{line}");
         drop(connections);
     }
 }

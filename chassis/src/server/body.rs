@@ -1,18 +1,20 @@
 //! The bodies of requests and responses: what they count as they pass, and what they hold until their end.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use tokio::time::Sleep;
-use tonic::Status;
 use tonic::body::Body;
+use tonic::{Code, Status};
 
 use super::memory::RequestMemory;
 use super::message::give_reason;
+use crate::telemetry::trace::code_of;
 
 /// A response is handed to HTTP/2 in pieces of this size, and HTTP/2 takes the next piece when the client has taken about
 /// as much. Otherwise a whole response would be buffered where no limit counts it: tonic does not let hyper's
@@ -28,6 +30,8 @@ pub(super) struct GuardedBody<T> {
     body: Body,
     guard: Option<T>,
     domain: &'static str,
+    /// Why the request was refused, if it was.
+    refusal: Option<Arc<OnceLock<Status>>>,
     /// The part of the current frame that has not been sent.
     rest: Bytes,
 }
@@ -51,7 +55,23 @@ pub(super) struct DueBody {
 
 impl<T> GuardedBody<T> {
     pub(super) fn new(body: Body, guard: T, domain: &'static str) -> Self {
-        Self { body, guard: Some(guard), domain, rest: Bytes::new() }
+        Self { body, guard: Some(guard), domain, refusal: None, rest: Bytes::new() }
+    }
+
+    /// Ends with the refusal of the request, if there is one by then: reflection ends its answer as if all were well.
+    pub(super) fn refused_with(self, refusal: Arc<OnceLock<Status>>) -> Self {
+        Self { refusal: Some(refusal), ..self }
+    }
+
+    /// Gives the status at the end its reason.
+    fn finish(&self, trailers: &mut HeaderMap) {
+        if code_of(trailers) == Code::Ok
+            && let Some(refusal) = self.refusal.as_ref().and_then(|refusal| refusal.get())
+            && refusal.add_header(trailers).is_err()
+        {
+            tracing::error!(code = ?refusal.code(), "a status fits into no header");
+        }
+        give_reason(trailers, false, self.domain);
     }
 }
 
@@ -87,7 +107,7 @@ impl<T: Unpin> http_body::Body for GuardedBody<T> {
                 Some(Ok(Ok(data))) => self.rest = data,
                 Some(Ok(Err(mut other))) => {
                     if let Some(trailers) = other.trailers_mut() {
-                        give_reason(trailers, false, self.domain);
+                        self.finish(trailers);
                     }
                     return Poll::Ready(Some(Ok(other)));
                 }
@@ -239,7 +259,7 @@ mod tests {
                 }
             };
             assert!(held.len() > 16 && held.iter().all(|memory| memory.has_arrived()));
-            assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+            assert_eq!(refused.code(), Code::ResourceExhausted);
             numbers.push(held.len());
             held.clear();
             assert!(request(bytes, is_compressed).1.collect().await.is_ok());

@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::future::{Future, ready};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ use tracing::Instrument;
 
 use super::body::{CountedBody, DueBody, GuardedBody};
 use super::connection::Peer;
-use super::deadline::{Deadline, Late, RECEIVE_MAX, TIME_LEFT_MIN, in_time, work_time};
+use super::deadline::{Deadline, Late, TIME_LEFT_MIN, in_time, work_time};
 use super::memory::{self, RequestMemory};
 use super::message::{give_reason, malformed, unknown_call};
 use super::overload::Refusals;
@@ -51,11 +51,11 @@ const REFLECTION_MAX: Duration = Duration::from_secs(60);
 /// other can make the check fail.
 const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
 
-/// The other calls that need no identity, and how long a request of theirs may take to arrive.
-const UNIDENTIFIED_STREAMS: [(&str, Duration); 3] = [
-    ("/grpc.health.v1.Health/Watch", RECEIVE_MAX),
-    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", REFLECTION_MAX),
-    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", REFLECTION_MAX),
+/// The other calls that need no identity, and what of their request has to end in time.
+const UNIDENTIFIED_STREAMS: [(&str, Late); 3] = [
+    ("/grpc.health.v1.Health/Watch", Late::Message),
+    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Late::Stream(REFLECTION_MAX)),
+    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Late::Stream(REFLECTION_MAX)),
 ];
 
 /// The id under which one call is logged, here and in the services that it calls.
@@ -174,9 +174,8 @@ impl Service<http::Request<Body>> for CallService {
         if request.uri().path() == HEALTH_CHECK {
             return self.serve_unidentified(request, began, None);
         }
-        if let Some((_, within)) = UNIDENTIFIED_STREAMS.iter().find(|(call, _)| *call == request.uri().path())
-        {
-            return self.serve_unidentified(request, began, Some(*within));
+        if let Some((_, late)) = UNIDENTIFIED_STREAMS.iter().find(|(call, _)| *call == request.uri().path()) {
+            return self.serve_unidentified(request, began, Some(*late));
         }
         if path == UNKNOWN_PATH {
             return refuse(None, unknown_call(domain));
@@ -221,12 +220,12 @@ impl Service<http::Request<Body>> for CallService {
 }
 
 impl CallService {
-    /// Serves a call that needs no identity: a check of health, or a stream whose request has to arrive in that time.
+    /// Serves a call that needs no identity: a check of health, or a stream, and what of its request may be late.
     fn serve_unidentified(
         &mut self,
         mut request: http::Request<Body>,
         began: Instant,
-        stream: Option<Duration>,
+        stream: Option<Late>,
     ) -> ResponseFuture {
         let shared = self.shared.clone();
         let peer = take_peer(&mut request);
@@ -248,12 +247,15 @@ impl CallService {
             }
         };
         let (domain, deadline) = (shared.options.domain, began + work_time(request.headers()));
+        let refusal: Arc<OnceLock<Status>> = Arc::default();
         let request = request.map(|body| {
-            let late = move || {
+            let refusal = refusal.clone();
+            let late = stream.unwrap_or(Late::Message);
+            let refuse = move || {
                 peer.stood_still();
-                Late::Message.status(domain)
+                refusal.get_or_init(|| late.status(domain)).clone()
             };
-            Body::new(DueBody::new(body, stream.unwrap_or(RECEIVE_MAX), late))
+            Body::new(DueBody::new(body, late.within(), refuse))
         });
         let answer = self.inner.call(request);
         Box::pin(async move {
@@ -264,7 +266,7 @@ impl CallService {
             };
             give_reason(response.headers_mut(), false, domain);
             let guard = (of_connection, of_process);
-            Ok(response.map(|body| Body::new(GuardedBody::new(body, guard, domain))))
+            Ok(response.map(|body| Body::new(GuardedBody::new(body, guard, domain).refused_with(refusal))))
         })
     }
 }
@@ -417,7 +419,18 @@ mod tests {
             go.notified().await;
             Ok::<_, String>(http::Response::new(axum::body::Body::from("answer")))
         };
-        let routes = Routes::from(Router::new().route("/a.B/C", post(handler)));
+        // It answers at once, and reads its request meanwhile.
+        let unidentified = async |request: http::Request<axum::body::Body>| {
+            let read = async {
+                let message = request.into_body().collect().await;
+                Ok::<_, Infallible>(message.err().map(|error| error.to_string()).unwrap_or_default())
+            };
+            http::Response::new(axum::body::Body::from_stream(futures_util::stream::once(read)))
+        };
+        let router = Router::new().route("/a.B/C", post(handler));
+        let routes =
+            UNIDENTIFIED_STREAMS.iter().fold(router, |all, (call, _)| all.route(call, post(unidentified)));
+        let routes = Routes::from(routes);
         CallLayer::new(options, metrics.calls().clone()).layer(routes)
     }
 
@@ -457,6 +470,43 @@ mod tests {
             let info = status.and_then(|status| status.get_details_error_info());
             assert_eq!(info.map(|info| info.reason).unwrap_or_default(), reason, "{message}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_is_open_for_too_long_is_refused_with_its_own_limit() {
+        let mut service = service(Arc::default()).await;
+        let sentences = [
+            "the request did not arrive completely within 10 s; send it again",
+            "the stream was open for longer than 60 s; open it again",
+            "the stream was open for longer than 60 s; open it again",
+        ];
+        for ((call, late), sentence) in UNIDENTIFIED_STREAMS.iter().zip(sentences) {
+            let open = futures_util::stream::pending::<Result<http_body::Frame<Bytes>, Status>>();
+            let request = http::Request::post(*call).header(CONTENT_TYPE, "application/grpc");
+            let request = request.body(Body::new(StreamBody::new(open))).unwrap();
+            let began = tokio::time::Instant::now();
+            let answer = service.call(request).await.unwrap();
+            let refused = answer.into_body().collect().await.unwrap().to_bytes();
+            let refused = String::from_utf8_lossy(&refused);
+            assert!(refused.contains(sentence), "{call}: {refused}");
+            assert!(began.elapsed() >= late.within(), "{call}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reflection_says_why_it_ends_a_stream() {
+        let mut service = service(Arc::default()).await;
+        let reflection = tonic_reflection::server::Builder::configure();
+        service.inner = Routes::new(reflection.build_v1().unwrap());
+        let open = futures_util::stream::pending::<Result<http_body::Frame<Bytes>, Status>>();
+        let (call, _) = UNIDENTIFIED_STREAMS[1];
+        let request = http::Request::post(call).header(CONTENT_TYPE, "application/grpc");
+        let request = request.body(Body::new(StreamBody::new(open))).unwrap();
+        let answer = service.call(request).await.unwrap().into_body().collect().await.unwrap();
+        let status = Status::from_header_map(answer.trailers().unwrap()).unwrap();
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(status.get_details_error_info().unwrap().reason, "STREAM_STOOD_STILL");
+        assert!(status.message().contains("open for longer than 60 s"), "{}", status.message());
     }
 
     #[tokio::test(start_paused = true)]

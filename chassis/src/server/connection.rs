@@ -5,23 +5,22 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
+use super::preface::Preface;
+use super::refusal::{PeerLog, Refusal};
 use super::{CONNECTION_AGE_MAX, CONNECTION_GRACE};
-
-/// The preface that every HTTP/2 client sends first.
-const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 
 /// How long a client may take to read a response. One of several MiB, as long lists can be, takes that long over a
 /// megabit a second. Such a client still answers HTTP/2's pings, so no other limit would notice.
@@ -38,22 +37,19 @@ const ANSWER_SENT: Duration = Duration::from_secs(1);
 /// The age at which a connection is closed, whatever goes on on it: its renewal began half of that before.
 const AGE_MAX: Duration = CONNECTION_AGE_MAX.saturating_add(CONNECTION_GRACE);
 
-/// One connection, above TLS where there is TLS. Reading from it fails if its preface does not arrive in time, or if a
-/// response is not read in time.
+/// One connection, above TLS where there is TLS. Reading from it fails, with a line in the log, if it begins with
+/// something else than HTTP/2's preface, if that does not arrive in time, or if a response is not read in time.
 pub(super) struct Connection {
     stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
     /// Until the whole preface has arrived.
-    preface: Option<PrefaceDeadline>,
+    preface: Option<Preface>,
     peer: Peer,
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
     /// When the connection is too old to go on.
     oldest: Instant,
+    /// Until the line is written.
+    log: Option<PeerLog>,
     _permit: OwnedSemaphorePermit,
-}
-
-struct PrefaceDeadline {
-    passed: Pin<Box<Sleep>>,
-    bytes_missing: usize,
 }
 
 /// The client at the other end of one connection, as its calls and the connection know it. Clones share it.
@@ -75,6 +71,8 @@ struct State {
     is_identified: AtomicBool,
     /// Cancelled when the connection has to be closed.
     closing: CancellationToken,
+    /// Why it has to.
+    cause: OnceLock<Refusal>,
 }
 
 /// A response that the client has not read yet; dropped when it has.
@@ -89,36 +87,43 @@ impl Connection {
         stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
         deadline: Instant,
         peer: Peer,
+        log: PeerLog,
         permit: OwnedSemaphorePermit,
     ) -> Self {
-        let passed = Box::pin(sleep_until(deadline));
-        let preface = Some(PrefaceDeadline { passed, bytes_missing: PREFACE_BYTES });
-        let closing = Box::pin(peer.closing());
-        Self { stream, preface, peer, closing, oldest: Instant::now() + AGE_MAX, _permit: permit }
+        let (preface, closing) = (Some(Preface::new(deadline)), Box::pin(peer.closing()));
+        let oldest = Instant::now() + AGE_MAX;
+        Self { stream, preface, peer, closing, oldest, log: Some(log), _permit: permit }
     }
 
-    /// Fails if the connection has to be closed; `read` bytes have just been read.
-    fn check(&mut self, context: &mut Context<'_>, read: usize) -> io::Result<()> {
-        let too_late = |why| Err(io::Error::new(io::ErrorKind::TimedOut, why));
+    /// Fails if the connection has to be closed; these bytes have just been read, or its end.
+    fn check(&mut self, context: &mut Context<'_>, read: &[u8], is_end: bool) -> Result<(), Refusal> {
         if let Some(preface) = &mut self.preface {
-            preface.bytes_missing = preface.bytes_missing.saturating_sub(read);
-            if preface.bytes_missing == 0 {
-                self.preface = None;
-            } else if preface.passed.as_mut().poll(context).is_ready() {
-                return too_late("the connection preface did not arrive in time");
+            match preface.has_arrived(context, read, is_end) {
+                Ok(true) => self.preface = None,
+                Ok(false) => {}
+                // The port speaks TLS, and inside it something else was spoken.
+                Err(Refusal::Tls) if matches!(self.stream, Either::Right(_)) => return Err(Refusal::NoHttp2),
+                Err(other) => return Err(other),
             }
         }
         if self.closing.as_mut().poll(context).is_ready() {
-            return too_late("no caller was identified on it, and it stood still or others need its place");
+            return Err(self.peer.cause());
         }
         // The answers to pings see to it that this is checked every now and then.
         if self.peer.is_overdue() {
-            return too_late("a response was not read in time");
+            return Err(Refusal::Unread);
         }
         if self.oldest <= Instant::now() {
-            return too_late("its calls did not end in time for its renewal");
+            return Err(Refusal::TooOld);
         }
         Ok(())
+    }
+
+    fn refuse(&mut self, cause: Refusal) -> io::Error {
+        if let Some(log) = self.log.take() {
+            log.refused(&cause);
+        }
+        io::Error::new(io::ErrorKind::TimedOut, cause)
     }
 }
 
@@ -130,8 +135,20 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        self.check(context, buffer.filled().len() - before)?;
-        read
+        let bytes = &buffer.filled()[before..];
+        let is_end = match &read {
+            Poll::Pending => false,
+            Poll::Ready(Ok(())) => bytes.is_empty() && buffer.capacity() > before,
+            Poll::Ready(Err(_)) => true,
+        };
+        match self.check(context, bytes, is_end) {
+            Ok(()) => read,
+            Err(cause) => {
+                // A read that fails has read nothing.
+                buffer.set_filled(before);
+                Poll::Ready(Err(self.refuse(cause)))
+            }
+        }
     }
 }
 
@@ -182,6 +199,7 @@ impl Peer {
             unidentified: Arc::new(Semaphore::new(UNIDENTIFIED_CALLS_MAX)),
             is_identified: AtomicBool::default(),
             closing: CancellationToken::new(),
+            cause: OnceLock::new(),
         }))
     }
 
@@ -209,8 +227,15 @@ impl Peer {
     }
 
     /// Closes the connection at once.
-    pub(super) fn close(&self) {
+    pub(super) fn close(&self, cause: Refusal) {
+        // The first cause counts.
+        let _ = self.0.cause.set(cause);
         self.0.closing.cancel();
+    }
+
+    /// Why the connection has to be closed.
+    pub(super) fn cause(&self) -> Refusal {
+        self.0.cause.get().cloned().unwrap_or(Refusal::StoodStill)
     }
 
     /// Resolves when the connection has to be closed.
@@ -230,7 +255,7 @@ impl Peer {
             let peer = self.clone();
             tokio::spawn(async move {
                 sleep(ANSWER_SENT).await;
-                peer.close();
+                peer.close(Refusal::StoodStill);
             });
         }
     }
@@ -275,9 +300,16 @@ pub(super) mod tests {
     use tokio_rustls::{TlsConnector, client};
 
     use super::super::accept::{PREFACE_MAX, accept};
+    use super::super::preface::PREFACE;
     use super::*;
     use crate::auth::Auth;
+    use crate::telemetry::Captured;
     use crate::tls;
+
+    /// The lines of the log that are about connections that were closed.
+    pub(in crate::server) fn refusals(log: &Captured) -> Vec<String> {
+        log.lines().into_iter().filter(|line| line.contains("a connection was closed")).collect()
+    }
 
     pub(in crate::server) fn plaintext() -> tls::Server {
         let address = "127.0.0.1:0".parse().unwrap();
@@ -300,11 +332,56 @@ pub(super) mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_does_not_begin_ends() {
+        let (log, _guard) = Captured::begin();
         let (_client, mut connection) = connection().await;
         let began = Instant::now();
         let ended = tokio::time::timeout(PREFACE_MAX * 2, connection.read_u8()).await.unwrap().unwrap_err();
         assert_eq!(ended.kind(), io::ErrorKind::TimedOut);
         assert!(began.elapsed() <= PREFACE_MAX);
+        let [line] = &refusals(&log)[..] else { panic!("{:#?}", log.lines()) };
+        assert!(line.contains("preface did not arrive in time"), "{line}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_begins_with_something_else_is_logged_with_what_it_is() {
+        for (words, cause) in [
+            (&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"[..], "the peer spoke TLS to a plaintext port"),
+            (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "the peer spoke HTTP/1.1"),
+            (b"PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n", "the peer began with something else than HTTP/2"),
+            (b"PRI * HTTP/2.0\r\n", "the peer closed it in the middle of HTTP/2's connection preface"),
+        ] {
+            let (log, _guard) = Captured::begin();
+            let (mut client, mut connection) = connection().await;
+            client.write_all(words).await.unwrap();
+            client.shutdown().await.unwrap();
+            connection.read_to_end(&mut vec![]).await.unwrap_err();
+            let [line] = &refusals(&log)[..] else { panic!("{cause}: {:#?}", log.lines()) };
+            let peer = client.local_addr().unwrap().to_string();
+            assert!(line.contains("WARN") && line.contains(cause) && line.contains(&peer), "{line}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ends_without_a_word_or_after_its_preface_is_not_logged() {
+        for words in [&b""[..], PREFACE] {
+            let (log, _guard) = Captured::begin();
+            let (mut client, mut connection) = connection().await;
+            client.write_all(words).await.unwrap();
+            client.shutdown().await.unwrap();
+            connection.read_to_end(&mut vec![]).await.unwrap();
+            assert_eq!(refusals(&log), [""; 0]);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_spoken_inside_tls_is_not_taken_for_a_plaintext_port() {
+        let (log, _guard) = Captured::begin();
+        let (mut client, mut server) = secured().await;
+        client.write_all(b"\x16\x03\x01").await.unwrap();
+        client.flush().await.unwrap();
+        server.read_u8().await.unwrap_err();
+        let [line] = &refusals(&log)[..] else { panic!("{:#?}", log.lines()) };
+        assert!(line.contains("the peer began with something else than HTTP/2"), "{line}");
     }
 
     /// A server with a certificate, and who trusts it.
@@ -355,7 +432,7 @@ pub(super) mod tests {
     #[tokio::test]
     async fn a_connection_that_has_begun_may_be_silent() {
         let (mut client, mut server) = secured().await;
-        let mut bytes = [0; PREFACE_BYTES];
+        let mut bytes = *PREFACE;
         client.write_all(&bytes).await.unwrap();
         server.read_exact(&mut bytes).await.unwrap();
         tokio::time::pause();
@@ -365,8 +442,9 @@ pub(super) mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_response_that_is_not_read_ends_the_connection() {
+        let (log, _guard) = Captured::begin();
         let (client, mut connection) = connection().await;
-        let mut bytes = [0; PREFACE_BYTES];
+        let mut bytes = *PREFACE;
         client.try_write(&bytes).unwrap();
         connection.read_exact(&mut bytes).await.unwrap();
         let peer = connection.connect_info();
@@ -384,13 +462,16 @@ pub(super) mod tests {
         connection.read_exact(&mut bytes).await.unwrap();
         drop(quick);
         assert!(peer.due().is_empty());
+        let [line] = &refusals(&log)[..] else { panic!("{:#?}", log.lines()) };
+        assert!(line.contains("the peer did not read a response in time"), "{line}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_ends_when_an_unidentified_call_stood_still_or_when_it_is_too_old() {
         for is_identified in [false, true] {
+            let (log, _guard) = Captured::begin();
             let (client, mut connection) = connection().await;
-            let mut bytes = [0; PREFACE_BYTES];
+            let mut bytes = *PREFACE;
             client.try_write(&bytes).unwrap();
             connection.read_exact(&mut bytes).await.unwrap();
             let (peer, began) = (connection.connect_info(), Instant::now());
@@ -408,6 +489,9 @@ pub(super) mod tests {
             }
             let ended = connection.read_exact(&mut bytes).await.unwrap_err();
             assert_eq!(ended.kind(), io::ErrorKind::TimedOut);
+            let cause = if is_identified { "in time for its renewal" } else { "a call stood still" };
+            let [line] = &refusals(&log)[..] else { panic!("{:#?}", log.lines()) };
+            assert!(line.contains(cause), "{line}");
         }
     }
 }

@@ -31,21 +31,34 @@ pub fn time_left<T>(request: &Request<T>) -> Duration {
 }
 
 /// What took too long.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Late {
     Message,
+    /// A stream of requests, which may be open for that long. It may have been in use until then.
+    Stream(Duration),
     Response,
 }
 
 impl Late {
-    pub(super) fn status(&self, domain: &'static str) -> Status {
+    /// How long it may take.
+    pub(super) fn within(self) -> Duration {
         match self {
-            Self::Message => {
-                let sentence = format!(
-                    "the request did not arrive completely within {} s; send it again",
-                    RECEIVE_MAX.as_secs()
-                );
-                failure(domain, Code::ResourceExhausted, "STREAM_STOOD_STILL", sentence)
+            Self::Message => RECEIVE_MAX,
+            Self::Stream(within) => within,
+            Self::Response => CALL_DURATION_MAX,
+        }
+    }
+
+    pub(super) fn status(self, domain: &'static str) -> Status {
+        let seconds = self.within().as_secs();
+        let stood_still =
+            |sentence: String| failure(domain, Code::ResourceExhausted, "STREAM_STOOD_STILL", sentence);
+        match self {
+            Self::Message => stood_still(format!(
+                "the request did not arrive completely within {seconds} s; send it again"
+            )),
+            Self::Stream(_) => {
+                stood_still(format!("the stream was open for longer than {seconds} s; open it again"))
             }
             Self::Response => failure(
                 domain,

@@ -10,7 +10,9 @@ mod health;
 mod memory;
 pub mod message;
 mod overload;
+mod preface;
 mod record;
+mod refusal;
 
 use std::future::Future;
 use std::net::SocketAddr;

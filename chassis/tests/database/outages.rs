@@ -130,6 +130,56 @@ async fn trouble_that_passes_is_no_defect() {
     }
 }
 
+/// Locks on tables are waited for while a statement is read, and servers may be set to wait for a short time only.
+#[tokio::test]
+async fn a_short_wait_for_a_lock_is_no_defect() {
+    let Some(backend) = Backend::postgres() else { return };
+    for writes in [Writes::Serial, Writes::Concurrent] {
+        let home = Home::with_options(backend, "%20-clock_timeout%3D500");
+        let database = home.open(writes);
+        let mut other = home.independent();
+        run(&mut other, "BEGIN; LOCK TABLE thing IN ACCESS EXCLUSIVE MODE").unwrap();
+        let read = database.read(names).await.unwrap_err();
+        assert!(matches!(read, Error::Unavailable(_)), "{writes:?}: {read:?}");
+        let written = write(&database, "name").await.unwrap_err();
+        assert!(matches!(written, Error::Unavailable(_)), "{writes:?}: {written:?}");
+        let refused = database.read(|connection| run(connection, "SELEC 1")).await.unwrap_err();
+        assert!(matches!(refused, Error::Query(_)), "{writes:?}: {refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_deadlock_that_is_found_soon_is_no_defect() {
+    let Some(backend) = Backend::postgres() else { return };
+    for writes in [Writes::Serial, Writes::Concurrent] {
+        let home = Home::with_options(backend, "%20-cdeadlock_timeout%3D500");
+        let database = home.open(writes);
+        let mut other = home.independent();
+        // The bridge finds the deadlock, and is the one that gives way.
+        run(&mut other, "CREATE TABLE other_thing (); SET deadlock_timeout = '1min'").unwrap();
+        run(&mut other, "BEGIN; LOCK TABLE thing IN ACCESS EXCLUSIVE MODE").unwrap();
+        let meet = move |connection: &mut Connection| {
+            run(connection, "LOCK TABLE other_thing IN ACCESS EXCLUSIVE MODE")?;
+            let waits = thread::spawn(move || run(&mut other, "SELECT * FROM other_thing; ROLLBACK"));
+            await_lock(connection, "other_thing");
+            let found = names(connection);
+            // Its locks have ended with it.
+            waits.join().unwrap()?;
+            found
+        };
+        let ended = database.write(meet).await;
+        assert!(matches!(ended, Err(Error::Unavailable(_))), "{writes:?}: {ended:?}");
+    }
+}
+
+/// Until a session waits for a lock on the table.
+fn await_lock(connection: &mut Connection, table: &str) {
+    let sql = format!("SELECT pid FROM pg_locks WHERE relation = '{table}'::regclass AND NOT granted");
+    while query!(connection, c => sql_query(&sql).execute(c)).unwrap() == 0 {
+        thread::yield_now();
+    }
+}
+
 /// The process of the server behind each connection of the pool.
 async fn backends(database: &Database) -> BTreeSet<i32> {
     #[derive(QueryableByName)]
