@@ -144,6 +144,10 @@ pub fn choose_document<'a>(
 ) -> Option<(&'a Document, bool)> {
     const FALLBACK: u8 = 4;
     let asked = parse_language(language);
+    let tags = documents.iter().filter(|document| document.country == country);
+    let tags = tags.filter_map(|document| parse_language(&document.language));
+    let of_language = tags.filter(|tag| asked.as_ref().is_some_and(|asked| asked.language == tag.language));
+    let scripts = of_language.map(|tag| tag.script).collect::<BTreeSet<_>>().len();
     let rank = |document: &Document| {
         let tag = parse_language(&document.language)?;
         let is_english = tag == langid!("en-US");
@@ -152,9 +156,9 @@ pub fn choose_document<'a>(
         }
         match &asked {
             Some(asked) if *asked == tag => Some(0),
-            Some(asked) if is_in(&tag, asked) && asked.region.is_some() => Some(1),
+            Some(asked) if is_in(&tag, asked, scripts > 1) && asked.region == tag.region => Some(1),
             // A country may have texts in a language of several regions.
-            Some(asked) if is_in(&tag, asked) => {
+            Some(asked) if is_in(&tag, asked, scripts > 1) => {
                 Some(if tag.region.is_some_and(|region| region.as_str() == country) { 2 } else { 3 })
             }
             _ => is_english.then_some(FALLBACK),
@@ -165,11 +169,12 @@ pub fn choose_document<'a>(
     best.map(|(rank, document)| (document, rank >= FALLBACK))
 }
 
-/// Whether a text is in the language that was asked for. Browsers send `sr-RS` for what the vendor publishes as `sr-Latn-RS`.
-fn is_in(text: &LanguageIdentifier, asked: &LanguageIdentifier) -> bool {
+/// Whether a text is in the language that was asked for. Browsers send `sr-RS` for what the vendor publishes as `sr-Latn-RS`;
+/// where there are several scripts, that does not say which.
+fn is_in(text: &LanguageIdentifier, asked: &LanguageIdentifier, are_scripts_several: bool) -> bool {
     text.language == asked.language
         && text.variants == asked.variants
-        && (asked.script.is_none() || text.script == asked.script)
+        && (text.script == asked.script || asked.script.is_none() && !are_scripts_several)
         && (asked.region.is_none() || text.region.is_none() || text.region == asked.region)
 }
 
@@ -365,6 +370,8 @@ mod tests {
             document("CH", "de-AT"),
             document("RS", "sr-Latn-RS"),
             document("IL", "he-IL"),
+            document("ME", "sr-Latn-ME"),
+            document("ME", "sr-Cyrl-ME"),
             document("BE", "nl"),
             // As an older release kept it.
             document("TW", "ZH-hant-tw"),
@@ -389,6 +396,8 @@ mod tests {
             ("RS", "sr-RS", ("RS", "sr-Latn-RS", false)),
             ("RS", "sr-Cyrl-RS", ("US", "en-US", true)),
             ("RS", "sr-ME", ("US", "en-US", true)),
+            ("ME", "sr-ME", ("US", "en-US", true)),
+            ("ME", "sr-Latn", ("ME", "sr-Latn-ME", false)),
             ("TW", "zh-TW", ("TW", "ZH-hant-tw", false)),
             ("BE", "nl-BE", ("BE", "nl", false)),
             ("BE", "nl", ("BE", "nl", false)),

@@ -115,7 +115,7 @@ impl Database {
             // A file would be opened on a thread of the pool, even while the pool is dropped.
             .min_idle(Some(u32::from(!manager.read_only)))
             .connection_timeout(POOL_WAIT)
-            // The check asks only the system, which knows of most closed connections.
+            // The check asks only the system, which knows of most closed connections, unless one was idle for long.
             .test_on_check_out(true)
             .error_handler(Box::new(LogErrors))
             .build_unchecked(manager.clone());

@@ -28,6 +28,9 @@ const STATEMENT_MS_MAX: u32 = 15_000;
 /// How long a statement waits for another's lock before it fails.
 pub(super) const LOCK_WAIT_MS: u32 = 5000;
 
+/// A connection that was not used for this long is asked before it is used: the server may be about to close it.
+const IDLE_MAX: Duration = Duration::from_secs(1);
+
 /// A setting without a meaning, which only a session of this process's own has.
 const OWN_SESSION: &str = "chassis.own_session";
 
@@ -156,12 +159,25 @@ impl Manager {
     pub(super) fn connect_pooled(&self) -> Result<PooledConnection, Error> {
         // Read before connecting: a cut meanwhile may have hit this connection, too.
         let cuts = self.cuts.count();
-        Ok(PooledConnection { connection: self.connect()?, cuts, is_dead: false })
+        Ok(PooledConnection { connection: self.connect()?, cuts, is_dead: false, used_at: Instant::now() })
     }
 
     /// Whether a connection may be used; asks the system and not the server.
     pub(super) fn is_current(&self, connection: &mut PooledConnection) -> bool {
         !connection.is_dead && connection.cuts == self.cuts.count() && connection.connection.is_open()
+    }
+
+    /// Whether the server answers on a connection that was idle for long. Other calls than a read that is no transaction
+    /// notice it when they begin.
+    fn is_awake(&self, connection: &mut PooledConnection) -> bool {
+        if self.read_only || self.is_pooled || connection.used_at.elapsed() < IDLE_MAX {
+            return true;
+        }
+        let answers = connection.probe().is_ok();
+        if !answers {
+            self.discard(connection);
+        }
+        answers
     }
 
     /// Finds out after trouble whether the connection was cut. Then none that is as old is used again: what closes one
@@ -190,10 +206,15 @@ impl ManageConnection for Manager {
     }
 
     fn is_valid(&self, connection: &mut PooledConnection) -> Result<(), Error> {
-        if self.is_current(connection) { Ok(()) } else { Err(Error::Unavailable(CLOSED.into())) }
+        if self.is_current(connection) && self.is_awake(connection) {
+            Ok(())
+        } else {
+            Err(Error::Unavailable(CLOSED.into()))
+        }
     }
 
     fn has_broken(&self, connection: &mut PooledConnection) -> bool {
+        connection.used_at = Instant::now();
         connection.is_dead
             || connection.cuts != self.cuts.count()
             || query!(&mut connection.connection, c => AnsiTransactionManager::is_broken_transaction_manager(c))
@@ -295,6 +316,8 @@ pub(super) struct PooledConnection {
     cuts: u64,
     /// It must not be used again.
     is_dead: bool,
+    /// When it was last given back.
+    used_at: Instant,
 }
 
 impl Deref for PooledConnection {

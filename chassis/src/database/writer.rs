@@ -92,7 +92,10 @@ fn work(manager: &Manager, mut queue: mpsc::Receiver<Job>) {
     let mut idle: Option<PooledConnection> = None;
     while let Some(first) = queue.blocking_recv() {
         match begun(manager, idle.take()) {
-            Err(error) => (first(Err(error)).answer)(None),
+            Err(error) => {
+                let waiting = if matches!(manager.url, Url::Sqlite(_)) { 0 } else { queue.len() };
+                refuse(&error, first, waiting, &mut queue);
+            }
             Ok(mut connection) => {
                 if batch(&mut connection, first, &mut queue) {
                     if error::take_trouble() {
@@ -122,6 +125,16 @@ fn begun(manager: &Manager, idle: Option<PooledConnection>) -> Result<PooledConn
     let mut connection = manager.connect_pooled()?;
     connection.begin(Purpose::Write, manager.is_pooled)?;
     Ok(connection)
+}
+
+/// Refuses a command, and those that have waited for the same connection: a server that does not answer would keep each of
+/// them waiting as long, one after the other.
+fn refuse(error: &Error, first: Job, waiting: usize, queue: &mut mpsc::Receiver<Job>) {
+    (first(Err(error.clone())).answer)(None);
+    for _ in 0..waiting {
+        let Ok(job) = queue.try_recv() else { return };
+        (job(Err(error.clone())).answer)(None);
+    }
 }
 
 /// Runs one batch in the transaction that has begun; false if the connection must not be used again.

@@ -221,6 +221,7 @@ fn read_answer(
         customer_id: query.parties.customer_id,
         customer_country: answer.customer_country,
         only_reseller_id,
+        revision: answer.revision,
         verdict,
         asked_at,
         valid_for,

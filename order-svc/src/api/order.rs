@@ -248,13 +248,11 @@ impl Api {
         let dry_run = dry_run.map_err(|no_answer| new.without_answer(unanswered(&new.parties, no_answer)))?;
         let (order, subscriptions) = self.place(new, dry_run.answer())?;
         let (parties, more, open_max) = (new.parties, subscriptions.len(), self.subscriptions_max);
+        let approval = order.approval.clone();
         // An attestation that is only assumed would be newer than all that was applied here.
-        let approval = assumed.is_none().then(|| order.approval.clone());
+        let revision = if assumed.is_some() { i64::MAX } else { approval.revision };
         let read = move |connection: &mut Connection| {
-            let void = match &approval {
-                Some(approval) => answer_void(connection, parties.customer_id, approval)?,
-                None => None,
-            };
+            let void = answer_void(connection, parties.customer_id, revision, &approval)?;
             Ok::<_, Error>((void, has_room(connection, &parties, more, open_max)?))
         };
         match self.database.read(read).await? {

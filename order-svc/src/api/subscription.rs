@@ -309,7 +309,7 @@ impl Api {
             Err(GateError::NoActiveRelationship(_) | GateError::PayerIsReseller) => {
                 Err(not_related(known, asked.command).into())
             }
-            Ok(_) if needed.has_lost_end(&relationships) => {
+            Ok(answer) if needed.has_lost_end(&relationships, answer.revision) => {
                 Err(Refusal::WithdrawalLost { customer_id: customer, acceptance_id: None }.into())
             }
             Ok(_) => Err(Refusal::HistoryBehind.into()),
@@ -356,7 +356,7 @@ impl Api {
         let Some(key) = asked.key.clone() else {
             let customer = known.customer_id;
             let read = move |connection: &mut Connection| match &approval {
-                Some(approval) => answer_void(connection, customer, approval),
+                Some(approval) => answer_void(connection, customer, approval.revision, approval),
                 None => Ok(None),
             };
             return match self.database.read(read).await? {

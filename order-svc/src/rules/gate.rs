@@ -124,6 +124,8 @@ pub struct Answer {
     pub customer_country: String,
     /// The reseller of the only relationship of payer and customer, where the query named none.
     pub only_reseller_id: Option<Uuid>,
+    /// The revision of agreement-svc's history that it holds at.
+    pub revision: i64,
     pub verdict: Verdict,
     /// By our clock, before the query was sent: the answer is at most this old.
     pub asked_at: Time,
@@ -181,6 +183,7 @@ mod tests {
             customer_id: Uuid::nil(),
             customer_country: "FR".into(),
             only_reseller_id: None,
+            revision: 7,
             verdict: Verdict::Blocked { reasons: vec![], remedies: vec![], hindrance: None },
             asked_at: at(1_000_000),
             valid_for: valid_for.map(Duration::microseconds),

@@ -55,6 +55,8 @@ impl RelationshipEnd {
 /// The relationships of a payer and a customer, by their resellers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Relationships {
+    /// The last event of agreement-svc's history that they follow from.
+    pub applied: i64,
     pub active: Vec<Option<Uuid>>,
     /// Ended, as was known before a restore of agreement-svc that lost the end.
     pub lost_ends: Vec<Option<Uuid>>,
@@ -73,9 +75,10 @@ impl Needed {
         self.is_among(&known.active)
     }
 
-    /// Whether agreement-svc may call it active only because it lost the end.
-    pub fn has_lost_end(self, known: &Relationships) -> bool {
-        self.is_among(&known.lost_ends)
+    /// Whether agreement-svc calls it active, at a revision, only because it lost the end: nothing up to there says that it
+    /// began anew.
+    pub fn has_lost_end(self, known: &Relationships, revision: i64) -> bool {
+        revision <= known.applied && self.is_among(&known.lost_ends)
     }
 
     fn is_among(self, resellers: &[Option<Uuid>]) -> bool {
@@ -191,6 +194,7 @@ mod tests {
         };
         // A lost end is no relationship.
         let active = |resellers: &[Option<Uuid>]| Relationships {
+            applied: 1,
             active: resellers.to_vec(),
             lost_ends: vec![None, Some(RESELLER), Some(OTHER)],
         };

@@ -222,17 +222,16 @@ fn fence_take(
     Ok(Some(revision))
 }
 
-/// Why nothing would be stored on the gate's answer about a customer; for what is only validated (ORD-5).
+/// Why nothing would be stored on the gate's answer about a customer, given at a revision; for what is only validated (ORD-5).
 pub(crate) fn answer_void(
     connection: &mut Connection,
     customer: Uuid,
+    revision: i64,
     approval: &Approval,
 ) -> Result<Option<Void>, Error> {
     use diesel::query_dsl::methods::{FilterDsl, SelectDsl};
-    let above = FilterDsl::filter(
-        fence::table.find(customer.to_string()),
-        fence::fence_revision.gt(approval.revision),
-    );
+    let above =
+        FilterDsl::filter(fence::table.find(customer.to_string()), fence::fence_revision.gt(revision));
     let above = SelectDsl::select(above, fence::fence_revision);
     let fence = query!(&mut *connection, c => above.first(c).optional())?;
     void(connection, fence, approval)

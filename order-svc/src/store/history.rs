@@ -47,7 +47,7 @@ pub(crate) fn cursor_read(connection: &mut Connection) -> Result<Cursor, Error> 
     Ok(Cursor { revision, hash })
 }
 
-/// How far the history was applied, and how far its relationships are known: not as far where a version without them moved the
+/// How far the history was applied, and how far its relationships are known: the same, unless a version without them moved the
 /// cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Progress {
@@ -314,7 +314,7 @@ pub(crate) fn event_skip(
 fn cursor_hold(connection: &mut Connection, applied: i64) -> Result<bool, Error> {
     let here = follower::table
         .filter(follower::revision.eq(applied))
-        .filter(follower::relationships_revision.ge(applied))
+        .filter(follower::relationships_revision.eq(applied))
         .select(follower::revision);
     let found: Option<i64> = match connection {
         Connection::Sqlite(c) => here.first(c).optional()?,
@@ -344,7 +344,7 @@ fn cursor_advance(connection: &mut Connection, applied: i64, to: &Cursor) -> Res
 }
 
 /// What is left here of the part that a restore lost.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Orphans {
     /// Subscriptions that have not ended and rest on answers of it, and the first of them with their customers.
     pub subscriptions: i64,

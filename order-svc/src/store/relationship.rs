@@ -61,6 +61,24 @@ pub(crate) fn relationships_forget(connection: &mut Connection, lost: Restore) -
     Ok(())
 }
 
+/// Notes a restore after which a version without relationships took the cursor back, so that they are known up to `known`,
+/// beyond it. False, and nothing done, where that is not so any more.
+pub(crate) fn relationships_restart(connection: &mut Connection, known: i64) -> Result<bool, Error> {
+    let ahead = follower::table
+        .filter(follower::relationships_revision.eq(known))
+        .filter(follower::revision.lt(known));
+    let restarted = query!(connection, c => {
+        diesel::update(ahead)
+            .set((
+                follower::relationships_revision.eq(0),
+                follower::relationships_complete_at.eq(known),
+                follower::restores.eq(follower::restores + 1),
+            ))
+            .execute(c)
+    })?;
+    Ok(restarted > 0)
+}
+
 fn restores(connection: &mut Connection) -> Result<i32, Error> {
     Ok(query!(connection, c => follower::table.select(follower::restores).first(c))?)
 }
@@ -72,11 +90,11 @@ pub(crate) fn relationships_of(
     payer: Uuid,
 ) -> Result<Option<Relationships>, Error> {
     let complete = follower::table
-        .filter(follower::relationships_revision.ge(follower::revision))
+        .filter(follower::relationships_revision.eq(follower::revision))
         .filter(follower::relationships_revision.ge(follower::relationships_complete_at))
-        .select(follower::restores);
-    let restores: Option<i32> = query!(&mut *connection, c => complete.first(c).optional())?;
-    let Some(restores) = restores else { return Ok(None) };
+        .select((follower::restores, follower::revision));
+    let here: Option<(i32, i64)> = query!(&mut *connection, c => complete.first(c).optional())?;
+    let Some((restores, applied)) = here else { return Ok(None) };
     let key = customer.to_string();
     let rows: Vec<(String, bool, i32)> = query!(connection, c => {
         relationship::table
@@ -86,7 +104,7 @@ pub(crate) fn relationships_of(
             .select((relationship::reseller_id, relationship::is_active, relationship::restores))
             .load(c)
     })?;
-    let mut found = Relationships::default();
+    let mut found = Relationships { applied, ..Relationships::default() };
     for (reseller, is_active, seen) in rows {
         let reseller = at("relationship", &key).optional_id("reseller_id", &reseller)?;
         match is_active {

@@ -37,7 +37,7 @@ use crate::store::history::{
     Applied, EventStep, Orphans, Progress, Stopped, cursor_read, cursor_reset, event_step, history_apply,
     orphans, progress_read, relationships_fill,
 };
-use crate::store::relationship::relationships_forget;
+use crate::store::relationship::{relationships_forget, relationships_restart};
 use crate::store::report::reports_requeue;
 
 /// Waits after failures, before jitter: the first, and the longest. What was withdrawn is not cancelled
@@ -56,7 +56,8 @@ enum Interruption {
     /// Another replica, of a version that keeps no relationships, moved the cursor.
     RelationshipsBehind,
     /// agreement-svc's database was restored, and the history has to be followed from its beginning again.
-    Lost(Restore, Orphans),
+    /// With what is left here of the lost part, if that could be counted.
+    Lost(Restore, Option<Orphans>),
 }
 
 impl From<NotFollowed> for Interruption {
@@ -112,20 +113,22 @@ impl Interruption {
                     revision,
                     last_revision,
                     restored,
-                    subscriptions = orphans.subscriptions,
-                    customers = orphans.customers,
+                    subscriptions = orphans.as_ref().map(|orphans| orphans.subscriptions),
+                    customers = orphans.as_ref().map(|orphans| orphans.customers),
                     "agreement-svc was restored from a backup and lost events; applying its history from the beginning. \
                      Check the subscriptions whose answer it lost and the customers whose withdrawal or relationship \
                      end it lost: `subscriptions` and `customers` count them"
                 );
-                for (subscription, customer) in &orphans.named_subscriptions {
+                for (subscription, customer) in
+                    orphans.iter().flat_map(|orphans| &orphans.named_subscriptions)
+                {
                     tracing::warn!(
                         subscription,
                         customer,
                         "agreement-svc lost the answer that this subscription was accepted on"
                     );
                 }
-                for customer in &orphans.named_customers {
+                for customer in orphans.iter().flat_map(|orphans| &orphans.named_customers) {
                     tracing::warn!(
                         customer,
                         "a withdrawal or the end of a relationship was lost; repeat it at agreement-svc"
@@ -231,6 +234,9 @@ async fn fill_relationships(
     agreements: &AgreementClient,
 ) -> Result<(), Interruption> {
     let Progress { applied, relationships: mut known } = database.read(progress_read).await?;
+    if known > applied && database.write(move |c: &mut Connection| relationships_restart(c, known)).await? {
+        known = 0;
+    }
     if known >= applied {
         return Ok(());
     }
@@ -275,7 +281,7 @@ async fn start_over(
     // They are for the log: that they cannot be counted in time keeps no relationship unknown.
     let orphans = database.list(move |connection: &mut Connection| orphans(connection, lost)).await;
     let orphans = orphans.inspect_err(|error: &Error| {
-        tracing::warn!(%error, "what rests on lost events cannot be counted; docs/operations.md has the statements");
+        tracing::error!(%error, "what rests on lost events was not counted; find it with the statements of docs/operations.md");
     });
     let reset = move |connection: &mut Connection| {
         let is_ours = cursor_reset(connection, applied)?;
@@ -285,7 +291,7 @@ async fn start_over(
         Ok::<_, Error>(is_ours)
     };
     let is_ours = database.write(reset).await?;
-    Ok(if is_ours { Interruption::Lost(lost, orphans.unwrap_or_default()) } else { Interruption::WentBack })
+    Ok(if is_ours { Interruption::Lost(lost, orphans.ok()) } else { Interruption::WentBack })
 }
 
 /// Applies points of the history, unless another replica has or does: up to `applied` it has been. The answer is how far it
@@ -326,7 +332,7 @@ async fn apply(
         if progress.applied < applied {
             return Err(Interruption::WentBack);
         }
-        if progress.relationships < progress.applied {
+        if progress.relationships != progress.applied {
             return Err(Interruption::RelationshipsBehind);
         }
     }
@@ -359,7 +365,7 @@ async fn apply_in_steps(
 /// How far another replica has applied the history.
 async fn passed_by_another(database: &Database, known: i64) -> Result<i64, Interruption> {
     let Progress { applied, relationships } = database.read(progress_read).await?;
-    if relationships < applied {
+    if relationships != applied {
         return Err(Interruption::RelationshipsBehind);
     }
     if applied <= known { Err(Interruption::WentBack) } else { Ok(applied) }
@@ -383,7 +389,7 @@ mod tests {
             (Interruption::Database(Error::Unavailable("away".into())), false, true),
             (Interruption::WentBack, false, false),
             (Interruption::RelationshipsBehind, false, false),
-            (Interruption::Lost(restore, orphans), false, false),
+            (Interruption::Lost(restore, Some(orphans)), false, false),
         ] {
             let known = [None, Some(false), Some(true)].map(|known| interruption.is_history_invalid(known));
             assert_eq!(known, [when_valid, when_valid, when_invalid], "{interruption:?}");

@@ -124,8 +124,8 @@ pub(super) async fn end_terms_of(
         while end_terms_once(database, clock, id.clone(), until).await? == Outcome::LostRace {}
         Ok(())
     };
-    // There may be as many as a payer may have, and the history waits for them.
-    stream::iter(ids).map(end).buffer_unordered(AT_A_TIME).try_collect().await
+    // There may be as many as a payer may have, and the history waits for them. Other terms are processed at the same time.
+    stream::iter(ids).map(end).buffer_unordered(AT_A_TIME / 2).try_collect().await
 }
 
 /// Processes the ended terms of one subscription; a damaged row is logged.

@@ -64,12 +64,12 @@ impl PostgresServer {
         connect(&self.url.parse()?)
     }
 
-    /// Connects as the superuser to the database of agreement-svc.
+    /// Connects as the superuser to a database.
     ///
     /// # Errors
     /// The database's.
-    pub fn connect_to_agreements(&self) -> Result<Connection, String> {
-        connect(&self.url.replace("/postgres?", "/agreements?").parse()?)
+    pub fn connect_to(&self, name: &str) -> Result<Connection, String> {
+        connect(&self.url.replace("/postgres?", &format!("/{name}?")).parse()?)
     }
 
     /// Ends it as an administrator would.
@@ -88,12 +88,29 @@ impl PostgresServer {
         ask(self.folder.path(), &["run"]).map(drop)
     }
 
-    /// Starts PgBouncer before it, in transaction mode; the databases of both services, by way of it.
+    /// Has it accept no connection, as if it could not be reached. Those that there are go on.
     ///
     /// # Errors
     /// What the script says.
-    pub fn bounce(&self, ignored: &str) -> Result<[Url; 2], String> {
-        Self::of_both(ask(self.folder.path(), &["bouncer", ignored])?.trim())
+    pub fn freeze(&self) -> Result<(), String> {
+        ask(self.folder.path(), &["freeze"]).map(drop)
+    }
+
+    /// Has it accept connections again.
+    ///
+    /// # Errors
+    /// What the script says.
+    pub fn thaw(&self) -> Result<(), String> {
+        ask(self.folder.path(), &["thaw"]).map(drop)
+    }
+
+    /// Starts PgBouncer before it, in transaction mode and with further settings; the databases of both services, by way of
+    /// it.
+    ///
+    /// # Errors
+    /// What the script says.
+    pub fn bounce(&self, settings: &str) -> Result<[Url; 2], String> {
+        Self::of_both(ask(self.folder.path(), &["bouncer", settings])?.trim())
     }
 
     /// Ends PgBouncer.

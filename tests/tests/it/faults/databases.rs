@@ -1,228 +1,25 @@
-//! Trouble with the database: what callers get, on a PostgreSQL that the test stops and configures, with and without
-//! PgBouncer before it; and long lists, which leave connections to others.
+//! PgBouncer before a PostgreSQL of the test's own; and long lists, which leave connections to others.
 
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use chassis::database::{Connection, Database, Url, Writes};
+use chassis::database::{Database, Url, Writes};
 use chassis::query;
-use diesel::connection::SimpleConnection;
-use diesel::sql_types::{Integer, Text};
+use diesel::sql_types::Text;
 use diesel::{QueryableByName, RunQueryDsl, sql_query};
 use futures_util::future::join_all;
 use proto::agreement::{ListBlockedCustomersRequest, ListCustomersRequest};
 use tests::fixtures::{DIRECT, PROVIDER};
 use tests::postgres_servers::PostgresServer;
-use tests::{As, Backend, Cluster, Setup, actions, fixtures, reason_of};
-use tokio::task::JoinHandle;
-use tonic::{Code, Status};
-use tonic_types::StatusExt;
+use tests::{Backend, Cluster, Setup, actions, fixtures};
 use uuid::Uuid;
 
 use crate::each_backend;
 use rstest_reuse::apply;
 
-/// What calls get: of those that begin after the trouble, a read and a change; of those in its middle, a change.
-type Codes = (Vec<Code>, Vec<Code>);
-
-/// The table of the operations page, by its first column.
-fn documented() -> BTreeMap<String, Codes> {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md");
-    let page = std::fs::read_to_string(page).unwrap();
-    let (_, table) =
-        page.split_once("| trouble | a call that begins afterwards | a call in progress |\n").unwrap();
-    let codes = |cell: &str| {
-        let names = cell.split('`').skip(1).step_by(2);
-        names.map(|name| if name == "OK" { Code::Ok } else { Code::Unavailable }).collect()
-    };
-    let rows = table.lines().skip(1).map_while(|line| line.strip_prefix("| "));
-    rows.map(|row| {
-        let cells: Vec<_> = row.split('|').map(str::trim).collect();
-        (cells[0].to_owned(), (codes(cells[1]), codes(cells[2])))
-    })
-    .collect()
-}
-
-/// A cluster on a server of its own, and a partner.
-struct World {
-    server: PostgresServer,
-    cluster: Cluster,
-    direct: As,
-    seen: BTreeMap<String, Codes>,
-}
-
-impl World {
-    async fn on(server: PostgresServer, databases: [Url; 2]) -> Self {
-        let setup = Setup { databases: Some(databases), ..Setup::default() };
-        let cluster = Cluster::start(setup).await.unwrap();
-        actions::register_partners(&cluster).await.unwrap();
-        let direct = cluster.as_caller(fixtures::sales(DIRECT));
-        Self { server, cluster, direct, seen: BTreeMap::new() }
-    }
-
-    /// Notes what a read and a change get now, once if they get the same.
-    async fn after(&mut self, trouble: &str) {
-        let read = self.direct.customers().list_customers(ListCustomersRequest::default()).await;
-        let changed = change(&self.direct).await;
-        let mut codes = vec![code(trouble, read.map(drop)), code(trouble, changed)];
-        codes.dedup();
-        self.seen.entry(trouble.into()).or_default().0 = codes;
-    }
-
-    /// Notes what a change gets in whose middle something happens.
-    async fn in_the_middle(&mut self, trouble: &str, happen: impl FnOnce(&PostgresServer)) {
-        let lock = self.hold_changes();
-        let waiting = self.waiting_change().await;
-        happen(&self.server);
-        drop(lock);
-        self.seen.entry(trouble.into()).or_default().1 = vec![code(trouble, waiting.await.unwrap())];
-    }
-
-    /// Has changes wait until it is dropped.
-    fn hold_changes(&self) -> Connection {
-        let mut lock = self.server.connect_to_agreements().unwrap();
-        run(&mut lock, "BEGIN; SELECT 1 FROM revision FOR UPDATE");
-        lock
-    }
-
-    /// A change that waits in the database. Behind a pooler, those that come right after some trouble may fail.
-    async fn waiting_change(&self) -> JoinHandle<Result<(), Status>> {
-        let mut server = self.server.connect().unwrap();
-        let waits = format!("{OF_CLERK} AND wait_event_type = 'Lock'");
-        for _ in 0..100 {
-            let direct = self.direct.clone();
-            let waiting = tokio::spawn(async move { change(&direct).await });
-            while !waiting.is_finished() {
-                if !rows::<Process>(&mut server, &waits).is_empty() {
-                    return waiting;
-                }
-                tokio::task::yield_now().await;
-            }
-        }
-        panic!("no change waits");
-    }
-}
-
-const OF_CLERK: &str = "SELECT pid FROM pg_stat_activity WHERE usename = 'clerk'";
-
-#[derive(QueryableByName)]
-struct Process {
-    #[diesel(sql_type = Integer)]
-    pid: i32,
-}
-
 #[derive(QueryableByName)]
 struct Shown {
     #[diesel(sql_type = Text)]
     value: String,
-}
-
-fn run(connection: &mut Connection, sql: &str) {
-    query!(connection, c => c.batch_execute(sql)).unwrap();
-}
-
-fn rows<R>(connection: &mut Connection, sql: &str) -> Vec<R>
-where
-    R: QueryableByName<diesel::pg::Pg> + 'static,
-{
-    let Connection::Postgres(c) = connection else { panic!("this is about PostgreSQL") };
-    sql_query(sql).load(c).unwrap()
-}
-
-async fn change(partner: &As) -> Result<(), Status> {
-    let name = format!("C{}", Uuid::from_u128(rand::random()).simple());
-    actions::create_customer(partner, &name, "FR", None).await.map(drop)
-}
-
-/// Every refusal says when to try again.
-fn code(trouble: &str, answer: Result<(), Status>) -> Code {
-    let Err(refused) = answer else { return Code::Ok };
-    assert_eq!(reason_of(&refused), "DATABASE_UNAVAILABLE", "{trouble}: {refused:?}");
-    assert!(refused.get_details_retry_info().is_some(), "{trouble}: {refused:?}");
-    refused.code()
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn callers_get_what_the_operations_page_says() {
-    tests::needs_own!("a database server that it stops");
-    tests::needs!(Backend::Postgres);
-    let server = PostgresServer::start().unwrap();
-    let databases = server.databases().unwrap();
-    let mut world = World::on(server, databases).await;
-
-    let restarts = "PostgreSQL restarts";
-    let restart = |server: &PostgresServer| {
-        server.halt().unwrap();
-        server.resume().unwrap();
-    };
-    restart(&world.server);
-    world.after(restarts).await;
-    world.in_the_middle(restarts, restart).await;
-
-    let down = "PostgreSQL is down";
-    world.in_the_middle(down, |server| server.halt().unwrap()).await;
-    world.after(down).await;
-    world.server.resume().unwrap();
-    change(&world.direct).await.unwrap();
-
-    let read_only = "PostgreSQL has become read-only, after a failover or with a full disk";
-    let turn = |server: &PostgresServer, to: &str| {
-        server.run(&format!("ALTER ROLE clerk SET default_transaction_read_only = {to}")).unwrap();
-        end_connections(server);
-    };
-    turn(&world.server, "on");
-    world.after(read_only).await;
-    turn(&world.server, "off");
-    change(&world.direct).await.unwrap();
-
-    let full = "PostgreSQL has no connection left";
-    let limit = |server: &PostgresServer, to: i32| {
-        server.run(&format!("ALTER ROLE clerk CONNECTION LIMIT {to}")).unwrap();
-    };
-    world.in_the_middle(full, |server| limit(server, 0)).await;
-    end_connections(&world.server);
-    world.after(full).await;
-    limit(&world.server, -1);
-    change(&world.direct).await.unwrap();
-
-    let cancelled = "an administrator or a time limit cancels the statement";
-    world
-        .in_the_middle(cancelled, |server| {
-            let mut server = server.connect().unwrap();
-            let waiting = format!("{OF_CLERK} AND wait_event_type = 'Lock'");
-            run(&mut server, &waiting.replace("SELECT pid", "SELECT pg_cancel_backend(pid)"));
-        })
-        .await;
-
-    let idle = "idle_session_timeout closes connections";
-    world.server.run("ALTER ROLE clerk SET idle_session_timeout = 300").unwrap();
-    end_connections(&world.server);
-    let read = async || world.direct.customers().list_customers(ListCustomersRequest::default()).await;
-    let reads = async || join_all((0..8).map(|_| read())).await;
-    reads().await.into_iter().for_each(|read| drop(read.unwrap()));
-    change(&world.direct).await.unwrap();
-    wait_for_end_of(&rows(&mut world.server.connect().unwrap(), OF_CLERK));
-    reads().await.into_iter().for_each(|read| drop(read.unwrap()));
-    world.after(idle).await;
-    world.server.run("ALTER ROLE clerk RESET idle_session_timeout").unwrap();
-    end_connections(&world.server);
-
-    assert_eq!(world.seen, documented());
-}
-
-/// Ends the connections of the services, so that they make new ones.
-fn end_connections(server: &PostgresServer) {
-    let sql = OF_CLERK.replace("SELECT pid", "SELECT pg_terminate_backend(pid, 5000)");
-    run(&mut server.connect().unwrap(), &sql);
-}
-
-/// Until the system has closed the connections of server processes. A poller may keep one busy.
-fn wait_for_end_of(processes: &[Process]) {
-    let left = || processes.iter().filter(|process| Path::new(&format!("/proc/{}", process.pid)).exists());
-    while left().count() > 2 {
-        std::thread::yield_now();
-    }
 }
 
 /// Behind PgBouncer in transaction mode everything works, and leaves no setting to other clients.
@@ -231,13 +28,15 @@ async fn both_services_work_behind_pgbouncer() {
     const CUSTOMERS: usize = 12;
     tests::needs_own!("a database server of its own");
     tests::needs!(Backend::Postgres);
-    let mut server = Some(PostgresServer::start().unwrap());
-    server.as_ref().unwrap().databases().unwrap();
+    let server = PostgresServer::start().unwrap();
+    server.databases().unwrap();
     // The one refuses our options, the other ignores them.
     for ignored in ["", "options"] {
-        let own = server.take().unwrap();
-        let databases = own.bounce(ignored).unwrap();
-        let World { server: own, cluster, direct, .. } = World::on(own, databases.clone()).await;
+        let databases = server.bounce(&format!("ignore_startup_parameters = {ignored}")).unwrap();
+        let setup = Setup { databases: Some(databases.clone()), ..Setup::default() };
+        let cluster = Cluster::start(setup).await.unwrap();
+        actions::register_partners(&cluster).await.unwrap();
+        let direct = cluster.as_caller(fixtures::sales(DIRECT));
         let customers = join_all((0..CUSTOMERS).map(async |n| {
             let name = format!("Contoso {n}{ignored}");
             let customer = actions::create_customer(&direct, &name, "FR", None).await.unwrap();
@@ -258,9 +57,9 @@ async fn both_services_work_behind_pgbouncer() {
         for _ in 0..8 {
             let mut other = tests::databases::connect(&url.parse().unwrap()).unwrap();
             for setting in ["statement_timeout", "lock_timeout"] {
-                let shown: Vec<Shown> =
-                    rows(&mut other, &format!("SELECT current_setting('{setting}') AS value"));
-                assert_eq!(shown[0].value, "0", "{setting} is left behind");
+                let sql = format!("SELECT current_setting('{setting}') AS value");
+                let shown: Shown = query!(&mut other, c => sql_query(sql).get_result(c)).unwrap();
+                assert_eq!(shown.value, "0", "{setting} is left behind");
             }
         }
         // A URL that sets what a pooler does not apply is refused.
@@ -268,8 +67,7 @@ async fn both_services_work_behind_pgbouncer() {
         let refused = Database::open(&url, false, Writes::Concurrent).map(drop).unwrap_err();
         assert!(refused.to_string().contains("options"), "{refused}");
         drop(cluster);
-        own.unbounce().unwrap();
-        server = Some(own);
+        server.unbounce().unwrap();
     }
 }
 

@@ -6,3 +6,4 @@ mod overload;
 mod races;
 pub(crate) mod relay;
 pub(crate) mod tcp_proxy;
+mod trouble;

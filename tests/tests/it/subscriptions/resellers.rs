@@ -198,4 +198,19 @@ async fn what_an_older_replica_left_out_is_made_up_for(#[case] backend: Backend)
     assert_eq!(suspended.await.state(), SubscriptionState::Suspended);
     let again = eventually("the report is complete", &report).await;
     assert_eq!((again.cancelled, again.uncovered_partner_ids), (1, written.uncovered_partner_ids));
+
+    // It took the cursor back after a restore, and left a relationship whose beginning the restore lost.
+    let (customer, provider_id) = (&kept.customer_id, PROVIDER);
+    let as_older = format!(
+        "BEGIN; INSERT INTO relationship (customer_id, payer_id, reseller_id, is_active, revision) \
+         VALUES ('{customer}', '{provider_id}', '{SECOND}', TRUE, {revision}); \
+         UPDATE follower SET revision = 0, head = NULL; COMMIT"
+    );
+    cluster.orders_sql(&as_older).unwrap();
+    let resumed = eventually("the relationship is known again", async || {
+        change!(reseller.resume_subscription(kept, ResumeSubscriptionRequest {})).ok()
+    });
+    assert_eq!(resumed.await.state(), SubscriptionState::Active);
+    let refused = assign(&provider, kept, Some(SECOND)).await.unwrap_err();
+    assert_eq!(bad_fields_of(&refused), ["reseller_id"]);
 }

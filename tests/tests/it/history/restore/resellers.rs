@@ -40,7 +40,6 @@ async fn suspend(by: &As, of: &Subscription) -> Result<Subscription, Status> {
         request_id: fixtures::request_id(),
         subscription_id: now.subscription_id,
         etag: now.etag,
-        ..SuspendSubscriptionRequest::default()
     };
     Ok(by.subscriptions().suspend_subscription(request).await?.into_inner().subscription.unwrap())
 }
