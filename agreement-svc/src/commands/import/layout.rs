@@ -344,10 +344,10 @@ mod tests {
             for bytes in [1, 2, 4096] {
                 match (check(text, bytes), expected) {
                     (Err(problem), Err(expected)) => {
-                        assert!(problem.starts_with(expected), "{text}: {problem}")
+                        assert!(problem.starts_with(expected), "{text}: {problem}");
                     }
                     (read, expected) => {
-                        assert_eq!(read, expected.map(str::to_owned).map_err(str::to_owned), "{text}")
+                        assert_eq!(read, expected.map(str::to_owned).map_err(str::to_owned), "{text}");
                     }
                 }
             }
