@@ -1,6 +1,6 @@
 //! Rich gRPC errors: a status whose details carry a reason that programs can match on.
 //!
-//! The message alone names the reason and the remedy, since common command-line clients show
+//! The message also names the reason and the remedy, since common command-line clients show
 //! nothing else. Nothing personal goes into either.
 
 use std::collections::HashMap;

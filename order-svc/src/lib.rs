@@ -1,4 +1,4 @@
-//! order-svc: purchases and changes of subscriptions, accepted only on the gate's yes.
+//! order-svc takes orders and changes of subscriptions; it stores those that need the gate's yes only on that yes.
 //!
 //! - [`rules`]: the decisions, pure.
 //! - [`store`]: the database; every change that needs the gate's answer is one transaction behind the fence.

@@ -1,7 +1,7 @@
 //! Partners, customers and the relationships between them.
 //!
-//! Who may make which call is in `api::access`; here is what partners are, and which of them may
-//! stand in which place.
+//! Who may make which call is in `api::access`; this file defines the kinds of partners, and which kind can be
+//! payer, provider or reseller.
 
 use std::collections::{BTreeMap, BTreeSet};
 

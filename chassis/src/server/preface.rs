@@ -1,5 +1,5 @@
-//! What a client sends first on a connection. What is no HTTP/2 is a wrong setting of the client, mostly, and is known by
-//! its first bytes.
+//! The connection preface: the first bytes that a client sends. A client that does not speak HTTP/2 is usually misconfigured;
+//! its first bytes show which protocol it speaks.
 
 use std::future::Future;
 use std::pin::Pin;

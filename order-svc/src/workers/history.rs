@@ -15,7 +15,7 @@
 //!   withdrawal's in the lost part, the report of that one makes room for it.
 //! - What was done for the lost part stays done. A customer whose withdrawal was lost stays closed: its fence has a
 //!   revision that answers reach only when its acceptance has changed since the restore.
-//! - What rests on answers of the lost part is counted once no such answer can be used any more.
+//! - The worker counts the subscriptions that rest on answers of the lost part, once no such answer can be used any more.
 //! - First purchases are reported again, before the row goes back, so that this is not forgotten.
 
 use std::time::Duration;

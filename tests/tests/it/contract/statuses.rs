@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chassis::auth::Caller;
+use chassis::query;
 use chassis::server::MESSAGE_BYTES_MAX;
+use diesel::connection::SimpleConnection;
 use h2::Reason;
 use h2::client::SendRequest;
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -16,6 +18,7 @@ use prost::Message;
 use proto::agreement::ImportAttestationsRequest;
 use proto::types::ErrorReason;
 use tests::assert::eventually;
+use tests::databases::connect;
 use tests::fixtures::{self, DIRECT};
 use tests::{Backend, Cluster, reason_of};
 use tokio::net::TcpStream;
@@ -252,6 +255,46 @@ async fn every_status_has_a_reason_of_the_contract() {
         let internal: Vec<_> = metrics.lines().filter(|line| line.contains(r#"code="Internal""#)).collect();
         assert!(!internal.is_empty() && internal.iter().all(|line| line.ends_with(" 0")), "{internal:#?}");
     }
+}
+
+/// The deadline of a call in the middle of a statement, beside the timers of the gRPC library.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_call_that_reaches_its_deadline_has_a_reason() {
+    tests::needs_own!("tables that it locks");
+    tests::needs!(Backend::Postgres);
+    let cluster = Cluster::on(Backend::Postgres).await;
+    for (database, table, path) in [
+        (cluster.agreements_database(), "customer", "/csp.agreement.v1.CustomerService/ListCustomers"),
+        (cluster.orders_database(), "subscription", "/csp.order.v1.SubscriptionService/ListSubscriptions"),
+    ] {
+        let mut holder = connect(database).unwrap();
+        let lock = format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE");
+        query!(&mut holder, c => c.batch_execute(&lock).unwrap());
+        let (client, _) = http2(address(&cluster, path)).await;
+        for time in ["20m", "300m"] {
+            let asked = sent(path).by(&fixtures::sales(DIRECT)).with("grpc-timeout", time);
+            let (_, headers) = asked.answer(&cluster, &client).await;
+            judged(&headers, Code::Unavailable, "DEADLINE_PASSED").unwrap();
+        }
+    }
+}
+
+/// A stream that the gRPC library serves ends with a reason, too, when the server stops.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_watch_of_the_health_ends_with_a_reason() {
+    tests::needs_own!("services that it stops");
+    let mut cluster = Cluster::on(Backend::Sqlite).await;
+    let (client, _) = http2(cluster.orders_address()).await;
+    let watch = sent("/grpc.health.v1.Health/Watch");
+    let mut client = client.ready().await.unwrap();
+    let (answer, mut send) = client.send_request(watch.request(&cluster), false).unwrap();
+    send.send_data(watch.body.clone().into(), true).unwrap();
+    let mut body = timeout(LONG, answer).await.unwrap().unwrap().into_body();
+    assert!(body.data().await.unwrap().unwrap().len() > 5, "it is serving");
+    cluster.stop_orders();
+    while let Some(Ok(_)) = timeout(LONG, body.data()).await.unwrap() {}
+    let trailers = timeout(LONG, body.trailers()).await.unwrap().unwrap().unwrap();
+    judged(&trailers, Code::Unavailable, "STOPPING").unwrap();
 }
 
 /// A client that goes away, in whatever way, is counted as a cancelled call or an incomplete message.
