@@ -38,8 +38,9 @@ const POOL_SIZE: u32 = 8;
 /// How long a call waits for a free connection before it fails.
 const POOL_WAIT: Duration = Duration::from_secs(2);
 
-/// How often a rewrite of the file is tried, each time for as long as SQLite waits for a lock (5 s).
-const VACUUM_ATTEMPTS: u32 = 24;
+/// How long a rewrite of the file is tried, and the pause between two attempts.
+const VACUUM_PATIENCE: Duration = Duration::from_secs(120);
+const VACUUM_PAUSE: Duration = Duration::from_millis(50);
 
 /// Seconds that calls waited: for their share and then for a connection, for each at most [`POOL_WAIT`].
 const WAIT_BUCKETS: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.0, 4.0];
@@ -306,14 +307,15 @@ struct Checkpoint {
 type Pooled = r2d2::PooledConnection<Manager>;
 type GotFromPool = Result<Pooled, r2d2::PoolError>;
 
-/// Tries what needs the file for itself as long as others hold it, each time for as long as SQLite waits for a lock: they
-/// hold it for moments, but SQLite has no queue for it.
+/// Tries what needs the file for itself as long as others hold it: they hold it for moments, but SQLite has no queue for it,
+/// and does not wait at all while another connection copies the log into the file.
+#[expect(clippy::disallowed_methods, reason = "SQLite says when the file is free to those only who try")]
 fn patiently(mut attempt: impl FnMut() -> Result<(), Error>) -> Result<(), Error> {
-    for _ in 1..VACUUM_ATTEMPTS {
+    let until = Instant::now() + VACUUM_PATIENCE;
+    loop {
         match attempt() {
-            Err(Error::Unavailable(_)) => {}
+            Err(Error::Unavailable(_)) if Instant::now() < until => std::thread::sleep(VACUUM_PAUSE),
             ended => return ended,
         }
     }
-    attempt()
 }

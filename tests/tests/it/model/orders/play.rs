@@ -307,9 +307,7 @@ impl Play {
             Ok::<_, TestCaseError>(is_asked)
         });
         let expected = match expected {
-            Ok(known) if is_overtaken? && !call.validate_only => {
-                self.model.overtaken(&self.world, &call, known)
-            }
+            Ok(known) if is_overtaken? => self.model.overtaken(&self.world, &call, known),
             expected => expected,
         };
         let answered = self.answered_for_good(&call, answered.map_err(Refusal::from), &expected).await;
