@@ -123,6 +123,8 @@ mod tests {
         ] {
             assert_eq!(consequence.customer_id(), CUSTOMER);
             assert_eq!(consequence.payers(), payers);
+            // After a beginning older answers still hold.
+            assert_eq!(consequence.voids_answers(), !payers.is_empty(), "{consequence:?}");
             let found = [of(PAYER, false), of(PAYER, true), of(OTHER, false), of(third, false)]
                 .map(|facts| consequence.effect_on(REVISION, &facts));
             assert_eq!(found, effects, "{consequence:?}");

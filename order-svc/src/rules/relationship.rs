@@ -176,6 +176,28 @@ mod tests {
         }
     }
 
+    /// WD-3a: an end is lost for what agreement-svc says at a revision that was applied here, and not later.
+    #[test]
+    fn a_lost_end_explains_what_agreement_svc_says_up_to_what_was_applied() {
+        let known = |lost_ends: &[Option<Uuid>]| Relationships {
+            applied: REVISION,
+            active: vec![Some(RESELLER)],
+            lost_ends: lost_ends.to_vec(),
+        };
+        let (none, other, both) = (known(&[]), known(&[Some(OTHER)]), known(&[None, Some(RESELLER)]));
+        for (needed, known, is_lost) in [
+            (Needed::Any, &none, false),
+            (Needed::Any, &other, true),
+            (Needed::WithReseller(RESELLER), &none, false),
+            (Needed::WithReseller(RESELLER), &other, false),
+            (Needed::WithReseller(RESELLER), &both, true),
+        ] {
+            let revisions = [REVISION - 1, REVISION, REVISION + 1];
+            let lost = revisions.map(|revision| needed.has_lost_end(known, revision));
+            assert_eq!(lost, [is_lost, is_lost, false], "{needed:?} {known:?}");
+        }
+    }
+
     /// ROLE-6, every case: who asks for what, while which relationships are active.
     #[test]
     fn who_has_parted_acts_no_more() {
