@@ -39,7 +39,7 @@ const POOL_SIZE: u32 = 8;
 const POOL_WAIT: Duration = Duration::from_secs(2);
 
 /// How long a rewrite of the file is tried, and the pause between two attempts.
-const VACUUM_PATIENCE: Duration = Duration::from_secs(120);
+const VACUUM_TRIED_MAX: Duration = Duration::from_secs(120);
 const VACUUM_PAUSE: Duration = Duration::from_millis(50);
 
 /// Seconds that calls waited: for their share and then for a connection, for each at most [`POOL_WAIT`].
@@ -311,7 +311,7 @@ type GotFromPool = Result<Pooled, r2d2::PoolError>;
 /// and does not wait at all while another connection copies the log into the file.
 #[expect(clippy::disallowed_methods, reason = "SQLite says when the file is free to those only who try")]
 fn patiently(mut attempt: impl FnMut() -> Result<(), Error>) -> Result<(), Error> {
-    let until = Instant::now() + VACUUM_PATIENCE;
+    let until = Instant::now() + VACUUM_TRIED_MAX;
     loop {
         match attempt() {
             Err(Error::Unavailable(_)) if Instant::now() < until => std::thread::sleep(VACUUM_PAUSE),
