@@ -161,16 +161,18 @@ async fn single_and_many_parties_have_the_same_facts(#[case] is_postgres: bool) 
     );
 }
 
+/// A step of a plan of SQLite.
+#[derive(QueryableByName)]
+struct Step {
+    #[diesel(sql_type = Text)]
+    detail: String,
+}
+
 /// A long history is not scanned: SQLite finds the current acceptances by an index that has all conditions as columns.
 /// Without that index its planner reads every acceptance of the pair. (PostgreSQL plans by the data; `lab bench-gate`
 /// compares both databases.)
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn sqlite_finds_current_acceptances_by_their_index() {
-    #[derive(QueryableByName)]
-    struct Step {
-        #[diesel(sql_type = Text)]
-        detail: String,
-    }
     let folder = tempfile::tempdir().unwrap();
     let database = database(&url(false, &folder).unwrap()).await;
     let explain = |connection: &mut Connection| {
@@ -195,11 +197,6 @@ async fn sqlite_finds_the_rows_of_one_customer_by_an_index() {
     use crate::store::contact::contacts_of;
     use crate::store::customer::{active_partners, partnership_list, related_partners};
 
-    #[derive(QueryableByName)]
-    struct Step {
-        #[diesel(sql_type = Text)]
-        detail: String,
-    }
     let folder = tempfile::tempdir().unwrap();
     let database = database(&url(false, &folder).unwrap()).await;
     let statements: Arc<Mutex<Vec<String>>> = Arc::default();
