@@ -442,6 +442,7 @@ mod tests {
     use crate::rules::relationship::Relationship;
     use crate::rules::withdrawal::Withdrawal;
     use crate::store::MIGRATIONS;
+    use crate::store::schema::withdrawal_effect;
 
     fn database() -> (Database, TempDir) {
         let folder = tempfile::tempdir().unwrap();
@@ -523,6 +524,50 @@ mod tests {
         let (applied, fences) = database.write(apply).await.unwrap();
         assert_eq!(applied, Some(Applied { revision: 1, stopped: Some(Stopped::TermsDue) }));
         assert_eq!(fences, [2]);
+    }
+
+    /// Of a report whose revision another withdrawal has, each transaction moves a bounded number of rows.
+    #[tokio::test]
+    async fn a_report_is_archived_in_steps() {
+        let (database, _folder) = database();
+        sql(
+            &database,
+            "INSERT INTO withdrawal (revision, customer_id, kind, acceptance_id, partner_id, withdrawn_at, applied_at,
+                cancelled, stayed) VALUES (1, 'c', 'ATTESTATION', 'lost', '', '2026-01-01 00:00:00', '2026-01-01 00:00:00', 2500, 0);
+            INSERT INTO orders VALUES ('order', 'p', '', 'c', '2026-01-01', 'p', 'p', 'ALLOWED', '', '', 1, '2026-01-01');
+            WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2500)
+            INSERT INTO subscription (id, order_id, payer_id, reseller_id, customer_id, offer_id, quantity, friendly_name,
+                state, auto_renew, started_at, term, term_number, answer_revision, version)
+            SELECT 's' || i, 'order', 'p', '', 'c', 'o', 1, '', 'CANCELLED', TRUE, '2026-01-01', 'YEAR', 1, 1, 1 FROM n;
+            INSERT INTO withdrawal_effect (revision, subscription_id, payer_id, reseller_id, outcome)
+            SELECT 1, id, 'p', '', 'CANCELLED' FROM subscription",
+        )
+        .await;
+        let until = "2026-03-01T00:00:00Z".parse().unwrap();
+        let consequence = Consequence::Withdrawn(Withdrawal {
+            customer_id: Uuid::from_u128(1),
+            kind: EvidenceKind::Attestation,
+            acceptance_id: Uuid::from_u128(3),
+            partner_id: None,
+            uncovered: vec![],
+        });
+        let cursor = Cursor { revision: 1, hash: None };
+        let point = HistoryPoint { cursor, until, consequence: Some(consequence.clone()) };
+        let (mut step, mut left) = (EventStep::After(String::new()), vec![]);
+        while step != EventStep::Finish {
+            let (point, consequence, this) = (point.clone(), consequence.clone(), step.clone());
+            let take = move |connection: &mut Connection| {
+                let next = event_step(connection, 0, (&point, &consequence), &this, until)?;
+                let of_lost = withdrawal_effect::table.filter(withdrawal_effect::revision.eq(1));
+                let left: i64 = query!(connection, c => of_lost.count().get_result(c))?;
+                Ok::<_, Error>((next.flatten().unwrap(), left))
+            };
+            let rows;
+            (step, rows) = database.write(take).await.unwrap();
+            left.push(rows);
+        }
+        // The fourth transaction frees the revision, and the fifth takes the step itself.
+        assert_eq!(left, [1500, 500, 0, 0, 0]);
     }
 
     #[tokio::test]
