@@ -31,6 +31,28 @@ macro_rules! query {
     }};
 }
 
+/// Inserts rows of one table: PostgreSQL gets them in one statement, which spares a round trip for each. SQLite has no
+/// round trips, and would prepare a statement of many rows anew each time; it gets one that is prepared once, row by row.
+///
+/// `insert_rows!(connection, things::table, &rows)`, where `rows` is a slice. At most 65,535 values fit into a
+/// statement.
+#[macro_export]
+macro_rules! insert_rows {
+    ($connection:expr, $table:expr, $rows:expr) => {{
+        let connection: &mut $crate::database::Connection = $connection;
+        $crate::database::asking(connection);
+        match connection {
+            $crate::database::Connection::Sqlite(c) => {
+                $rows.iter().try_for_each(|row| diesel::insert_into($table).values(row).execute(c).map(drop))
+            }
+            $crate::database::Connection::Postgres(_) if $rows.is_empty() => Ok(()),
+            $crate::database::Connection::Postgres(c) => {
+                diesel::insert_into($table).values($rows).execute(c).map(drop)
+            }
+        }
+    }};
+}
+
 /// What a transaction is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {

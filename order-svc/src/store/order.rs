@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chassis::database::row::{at, id_or_empty, utc};
 use chassis::database::{Connection, Error};
-use chassis::query;
+use chassis::{insert_rows, query};
 use chrono::NaiveDateTime;
 use diesel::prelude::*;
 use uuid::Uuid;
@@ -131,8 +131,7 @@ fn order_insert(connection: &mut Connection, new: &Order) -> Result<(), Error> {
             )
         })
         .collect();
-    query!(connection, c => diesel::insert_into(order_line::table).values(&lines).execute(c))?;
-    Ok(())
+    Ok(insert_rows!(connection, order_line::table, &lines)?)
 }
 
 pub(crate) fn order_find(

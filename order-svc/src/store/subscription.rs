@@ -2,7 +2,7 @@
 
 use chassis::database::row::{at, id_or_empty, utc};
 use chassis::database::{Connection, Error};
-use chassis::query;
+use chassis::{insert_rows, query};
 use chrono::NaiveDateTime;
 use diesel::dsl::{count_star, exists, min, sql};
 use diesel::expression::SqlLiteral;
@@ -251,8 +251,7 @@ pub(super) fn subscriptions_insert(connection: &mut Connection, new: &[Subscript
             )
         })
         .collect();
-    query!(connection, c => diesel::insert_into(subscription::table).values(&rows).execute(c))?;
-    Ok(())
+    Ok(insert_rows!(connection, subscription::table, &rows)?)
 }
 
 /// Stores a subscription as it is after its changes, and the changes, if its version is still the one that they
@@ -350,8 +349,7 @@ pub(super) fn changes_insert(connection: &mut Connection, changes: &[(Uuid, Chan
             subscription_change::reseller_id.eq(id_or_empty(change.reseller_id)),
         ));
     }
-    query!(connection, c => diesel::insert_into(subscription_change::table).values(&rows).execute(c))?;
-    Ok(())
+    Ok(insert_rows!(connection, subscription_change::table, &rows)?)
 }
 
 pub(crate) fn subscription_find(
