@@ -59,7 +59,7 @@ pub use api::access::{ACCESS_POLICY, VOCABULARY};
 use api::link::Links;
 use mail::Transport;
 use mail::mailer::{self, Mailer};
-use store::gate::TemplateCache;
+use store::gate::{TemplateCache, gate_reads};
 use workers::poller;
 
 /// The full names of the gRPC services, as health knows them.
@@ -123,13 +123,15 @@ pub async fn serve(
     if let Some(listener) = listeners.metrics {
         service.spawn(|stop| metrics::serve(listener, metrics.clone(), clock.clone(), stop));
     }
+    let templates = TemplateCache::default();
     let api = Api {
+        gate: gate_reads(database.clone(), templates.clone()),
         database,
         clock,
         policy,
         pages,
         hasher,
-        templates: TemplateCache::default(),
+        templates,
         links: links.map(Arc::new),
         metrics: metrics.clone(),
         decisions,

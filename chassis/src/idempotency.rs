@@ -6,13 +6,17 @@
 //! operator keeps outside the database the digest is an HMAC, so that a reader of the database cannot check a guess of what
 //! was asked, such as a person's address, against it.
 
+use std::collections::HashMap;
 use std::path::Path;
+use std::slice;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use aws_lc_rs::hmac;
 use chrono::{NaiveDateTime, TimeDelta};
+use diesel::dsl::sql;
 use diesel::prelude::*;
+use diesel::sql_types::{Array, Bool, Text};
 use prost::Message;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
@@ -67,6 +71,9 @@ pub struct IdempotencyKey {
     /// The digest as it was stored before there was a key.
     content_without_key: Option<String>,
 }
+
+/// Tenant, call and request id, as they are stored.
+type PrimaryKey = (String, String, String);
 
 /// The result of a lookup of a request id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,13 +151,13 @@ impl RequestHasher {
 }
 
 impl IdempotencyKey {
-    fn primary_key(&self) -> (String, &'static str, String) {
-        (self.tenant_id.to_string(), self.call, self.stored_id.to_string())
+    fn primary_key(&self) -> PrimaryKey {
+        (self.tenant_id.to_string(), self.call.to_owned(), self.stored_id.to_string())
     }
 
-    fn primary_key_without_key(&self) -> Option<(String, &'static str, String)> {
+    fn primary_key_without_key(&self) -> Option<PrimaryKey> {
         let is_other = self.stored_id != self.request_id;
-        is_other.then(|| (self.tenant_id.to_string(), self.call, self.request_id.to_string()))
+        is_other.then(|| (self.tenant_id.to_string(), self.call.to_owned(), self.request_id.to_string()))
     }
 
     fn is_of(&self, content: &str) -> bool {
@@ -163,27 +170,52 @@ impl IdempotencyKey {
 /// # Errors
 /// The database's.
 pub fn response_find(connection: &mut Connection, key: &IdempotencyKey) -> Result<Lookup, Error> {
-    let mut row: Option<(String, Vec<u8>)> = None;
+    let found = responses_find(connection, slice::from_ref(key))?.pop();
+    Ok(found.unwrap_or(Lookup::Never))
+}
+
+/// Whether each of the requests was answered before, in their order: PostgreSQL says it of all by one statement.
+///
+/// # Errors
+/// The database's.
+pub fn responses_find(connection: &mut Connection, keys: &[IdempotencyKey]) -> Result<Vec<Lookup>, Error> {
+    type Row = (PrimaryKey, (String, Vec<u8>));
     // What was answered before there was a key for the id stands under the id itself.
-    for (tenant_id, call, request_id) in
-        [Some(key.primary_key()), key.primary_key_without_key()].into_iter().flatten()
-    {
-        row = query!(&mut *connection, c => {
-            request::table
-                .find((tenant_id, call, request_id))
-                .select((request::content, request::answer))
-                .first(c)
-                .optional()
-        })?;
-        if row.is_some() {
-            break;
+    let stands_under = |key: &IdempotencyKey| [Some(key.primary_key()), key.primary_key_without_key()];
+    let wanted = keys.iter().flat_map(stands_under).flatten();
+    let columns =
+        ((request::tenant_id, request::call, request::request_id), (request::content, request::answer));
+    let rows: Vec<Row> = match connection {
+        Connection::Sqlite(c) => {
+            let mut rows = vec![];
+            for (tenant_id, call, request_id) in wanted {
+                let row = request::table.find((tenant_id, call, request_id)).select(columns).first(c);
+                rows.extend(row.optional()?);
+            }
+            rows
         }
-    }
-    Ok(match row {
-        None => Lookup::Never,
-        Some((content, answer)) if key.is_of(&content) => Lookup::Answered(answer),
-        Some(_) => Lookup::OtherContent,
-    })
+        Connection::Postgres(c) => {
+            let mut columns_wanted = (vec![], vec![], vec![]);
+            columns_wanted.extend(wanted);
+            let (tenants, calls, ids) = columns_wanted;
+            let is_wanted = sql::<Bool>("(tenant_id, call, request_id) IN (SELECT * FROM unnest(")
+                .bind::<Array<Text>, _>(tenants)
+                .sql(", ")
+                .bind::<Array<Text>, _>(calls)
+                .sql(", ")
+                .bind::<Array<Text>, _>(ids)
+                .sql("))");
+            request::table.filter(is_wanted).select(columns).load(c)?
+        }
+    };
+    let rows: HashMap<PrimaryKey, (String, Vec<u8>)> = rows.into_iter().collect();
+    let lookup =
+        |key: &IdempotencyKey| match stands_under(key).into_iter().flatten().find_map(|of| rows.get(&of)) {
+            None => Lookup::Never,
+            Some((content, answer)) if key.is_of(content) => Lookup::Answered(answer.clone()),
+            Some(_) => Lookup::OtherContent,
+        };
+    Ok(keys.iter().map(lookup).collect())
 }
 
 /// Stores the answer in the transaction of its effect; false if another call was first.
@@ -196,22 +228,61 @@ pub fn response_store(
     answer: &[u8],
     now: Time,
 ) -> Result<bool, Error> {
-    let (tenant_id, call, request_id) = key.primary_key();
+    let stored = responses_store(connection, &[(key, answer)], now)?;
+    Ok(stored == [true])
+}
+
+/// Stores the answers to several requests, in the transaction of their effects; false for each where another call was first,
+/// which may be an earlier one of these. Transactions that store answers to the same requests wait for each other, and never
+/// in a circle, because each stores its own in the order of their keys.
+///
+/// # Errors
+/// The database's.
+pub fn responses_store(
+    connection: &mut Connection,
+    answers: &[(&IdempotencyKey, &[u8])],
+    now: Time,
+) -> Result<Vec<bool>, Error> {
     let answered_at: NaiveDateTime = now.naive_utc();
-    let inserted = query!(connection, c => {
-        diesel::insert_into(request::table)
-            .values((
-                request::tenant_id.eq(&tenant_id),
-                request::call.eq(call),
-                request::request_id.eq(&request_id),
-                request::content.eq(&key.content),
-                request::answer.eq(answer),
-                request::answered_at.eq(answered_at),
-            ))
-            .on_conflict_do_nothing()
-            .execute(c)
-    })?;
-    Ok(inserted > 0)
+    let mut in_order: Vec<(PrimaryKey, usize)> =
+        answers.iter().enumerate().map(|(n, (key, _))| (key.primary_key(), n)).collect();
+    in_order.sort_unstable();
+    let rows = in_order.iter().map(|((tenant_id, call, request_id), n)| {
+        let (key, answer) = answers[*n];
+        (
+            request::tenant_id.eq(tenant_id),
+            request::call.eq(call),
+            request::request_id.eq(request_id),
+            request::content.eq(&key.content),
+            request::answer.eq(answer),
+            request::answered_at.eq(answered_at),
+        )
+    });
+    let mut is_new = vec![false; answers.len()];
+    match connection {
+        Connection::Sqlite(c) => {
+            for (row, (_, n)) in rows.zip(&in_order) {
+                let insert = diesel::insert_into(request::table).values(row).on_conflict_do_nothing();
+                is_new[*n] = insert.execute(c)? > 0;
+            }
+        }
+        Connection::Postgres(c) => {
+            let rows: Vec<_> = rows.collect();
+            let stored: Vec<PrimaryKey> = diesel::insert_into(request::table)
+                .values(&rows)
+                .on_conflict_do_nothing()
+                .returning((request::tenant_id, request::call, request::request_id))
+                .load(c)?;
+            for key in stored {
+                // The first of several under one key.
+                let first = in_order.partition_point(|(other, _)| *other < key);
+                if let Some((_, n)) = in_order.get(first) {
+                    is_new[*n] = true;
+                }
+            }
+        }
+    }
+    Ok(is_new)
 }
 
 /// Deletes answers that are older than [`ANSWER_KEPT`], at once and then every hour, until `stop`. Their request ids may

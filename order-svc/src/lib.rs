@@ -25,8 +25,8 @@ use std::time::Duration;
 use anyhow::bail;
 use chassis::auth::Identities;
 use chassis::clock::Clock;
-use chassis::database::{Connection, Database, Writes};
-use chassis::idempotency::{self, RequestHasher};
+use chassis::database::{BatchedReads, Connection, Database, Writes};
+use chassis::idempotency::{self, IdempotencyKey, RequestHasher, responses_find};
 use chassis::metrics::Metrics;
 use chassis::paging::Pages;
 use chassis::served;
@@ -49,6 +49,7 @@ pub use api::access::{ACCESS_POLICY, VOCABULARY};
 use config::{Serve, SkipEvent, Storage};
 use metrics::Decisions;
 use store::history::event_skip;
+use store::placement::Placements;
 use workers::{Followed, history, renewals, reporter};
 
 /// The full names of the gRPC services, as health knows them.
@@ -58,6 +59,9 @@ pub const SERVICES: &[&str] = &[
     "csp.order.v1.SubscriptionService",
     "csp.order.v1.WithdrawalService",
 ];
+
+/// Request ids that one statement looks up. Each may have an answer of a hundred subscriptions.
+const REPLAYS_MAX: usize = 64;
 
 /// Serves until `shutdown` resolves.
 ///
@@ -108,7 +112,12 @@ pub async fn serve(
         service.spawn(|stop| metrics::serve(listener, metrics.clone(), clock.clone(), following, stop));
     }
 
+    let replays = BatchedReads::new(database.clone(), REPLAYS_MAX, |connection, keys: &[IdempotencyKey]| {
+        responses_find(connection, keys).map(|seen| seen.into_iter().map(Ok).collect())
+    });
     let api = Api {
+        replays,
+        placements: Placements::new(database.clone(), clock.clone()),
         database,
         clock,
         pages,

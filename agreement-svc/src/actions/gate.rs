@@ -1,8 +1,6 @@
 //! The gate's answer (GATE-0 to GATE-6): facts read, the rules asked, remedies worked out. Single checks, batches
 //! and orders that are only validated all come through here.
 
-use std::slice;
-
 use chassis::database::{Connection, Error};
 use uuid::Uuid;
 
@@ -49,15 +47,25 @@ pub(crate) struct GateAnswer {
     pub remedies: Vec<Remedy>,
 }
 
-/// Answers one question.
-pub(crate) fn check(
-    connection: &mut Connection,
+/// The answer to a question that the facts suffice for; else the facts, for [`answer`], which reads more.
+pub(crate) fn answer_from_facts(
     policy: &Policy,
-    cache: &TemplateCache,
     query: &GateQuery,
-) -> Result<GateAnswer, ChangeError> {
-    let facts = gate_facts(connection, cache, slice::from_ref(&query.parties))?.pop();
-    answer(connection, policy, query, facts.unwrap_or(Ok(None))?)
+    facts: Option<Snapshot>,
+) -> Result<GateAnswer, Option<Snapshot>> {
+    let needs_more = !query.is_party || query.at_least_revision > 0 || query.assumed.is_some();
+    match facts {
+        Some(snapshot) if !needs_more => {
+            let answer = decide(policy, &query.question, &snapshot.facts);
+            // Reasons are to be explained.
+            if answer.reasons.is_empty() {
+                Ok(GateAnswer { answer, snapshot, remedies: vec![] })
+            } else {
+                Err(Some(snapshot))
+            }
+        }
+        facts => Err(facts),
+    }
 }
 
 /// Answers many questions, on a connection that sees one state meanwhile. Each has an answer or an error of its own.
@@ -73,7 +81,8 @@ pub(crate) fn check_each(
     Ok(answers.collect())
 }
 
-fn answer(
+/// Answers one question about parties of which the facts were read before.
+pub(crate) fn answer(
     connection: &mut Connection,
     policy: &Policy,
     query: &GateQuery,

@@ -45,11 +45,17 @@ impl EligibilityService for Api {
     ) -> Result<Response<CheckEligibilityResponse>, Status> {
         let caller = auth::caller(&request)?;
         let query = read_query(&caller, &request.into_inner(), self.clock.now(), self.links.is_some())?;
-        let (policy, cache) = (self.policy.clone(), self.templates.clone());
-        let read = move |connection: &mut Connection| {
-            gate::check(connection, &policy, &cache, &query).map(|answer| response(&query, answer))
+        let facts = self.gate.read(query.parties).await.map_err(|error| status::of(error.into()))?;
+        let answer = match gate::answer_from_facts(&self.policy, &query, facts) {
+            Ok(answer) => response(&query, answer),
+            Err(facts) => {
+                let policy = self.policy.clone();
+                let explain = move |connection: &mut Connection| {
+                    gate::answer(connection, &policy, &query, facts).map(|answer| response(&query, answer))
+                };
+                self.database.read(explain).await.map_err(status::of)?
+            }
         };
-        let answer = self.database.read(read).await.map_err(status::of)?;
         self.decisions.count(&answer);
         Ok(Response::new(answer))
     }

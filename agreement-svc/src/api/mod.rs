@@ -41,7 +41,7 @@ use crate::rules::policy::Policy;
 use crate::rules::{BadField, Refusal, Time};
 use crate::store::change::{Answered, Change, ChangeError, change};
 use crate::store::customer::Viewer;
-use crate::store::gate::TemplateCache;
+use crate::store::gate::{GateReads, TemplateCache};
 
 /// The calls of every service, and what they share.
 #[derive(Clone)]
@@ -51,6 +51,8 @@ pub(crate) struct Api {
     pub policy: Arc<Policy>,
     pub pages: Pages,
     pub templates: TemplateCache,
+    /// The facts of single checks.
+    pub gate: GateReads,
     /// Makes acceptance links; without it there are no invitations.
     pub links: Option<Arc<Links>>,
     pub metrics: Metrics,

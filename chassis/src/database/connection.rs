@@ -34,20 +34,20 @@ macro_rules! query {
 /// Inserts rows of one table: PostgreSQL gets them in one statement, which spares a round trip for each. SQLite has no
 /// round trips, and would prepare a statement of many rows anew each time; it gets one that is prepared once, row by row.
 ///
-/// `insert_rows!(connection, things::table, &rows)`, where `rows` is a slice. At most 65,535 values fit into a
-/// statement.
+/// `insert_rows!(connection, things::table, &rows)`, where `rows` is a slice, and `…, on_conflict_do_nothing)` where rows
+/// that are there already stay. At most 65,535 values fit into a statement.
 #[macro_export]
 macro_rules! insert_rows {
-    ($connection:expr, $table:expr, $rows:expr) => {{
+    ($connection:expr, $table:expr, $rows:expr $(, $or:ident)?) => {{
         let connection: &mut $crate::database::Connection = $connection;
         $crate::database::asking(connection);
         match connection {
             $crate::database::Connection::Sqlite(c) => {
-                $rows.iter().try_for_each(|row| diesel::insert_into($table).values(row).execute(c).map(drop))
+                $rows.iter().try_for_each(|row| diesel::insert_into($table).values(row)$(.$or())?.execute(c).map(drop))
             }
             $crate::database::Connection::Postgres(_) if $rows.is_empty() => Ok(()),
             $crate::database::Connection::Postgres(c) => {
-                diesel::insert_into($table).values($rows).execute(c).map(drop)
+                diesel::insert_into($table).values($rows)$(.$or())?.execute(c).map(drop)
             }
         }
     }};

@@ -5,6 +5,7 @@
 //! connection. Transactions are closures: they may run on another thread, never wait for another service, and roll back
 //! if they return an error.
 
+mod batch;
 mod connection;
 mod error;
 mod migrate;
@@ -24,6 +25,7 @@ use diesel::sql_types::Integer;
 use diesel::{QueryableByName, RunQueryDsl, sql_query};
 use prometheus::{Histogram, HistogramOpts};
 
+pub use self::batch::{BatchedReads, Batcher, Reply, Work};
 pub use self::connection::Connection;
 use self::connection::{Purpose, guarded};
 pub use self::error::{Error, asking};
@@ -129,6 +131,12 @@ impl Database {
         let wait_histogram = Histogram::with_opts(wait_histogram.buckets(WAIT_BUCKETS.to_vec()))
             .map_err(|error| Error::Query(error.to_string()))?;
         Ok(Self(Arc::new(Inner { manager, pool, shares: ConnectionShares::new(), writer, wait_histogram })))
+    }
+
+    /// Whether it runs inside this process, so that there are no round trips to save.
+    #[must_use]
+    pub fn is_embedded(&self) -> bool {
+        matches!(self.0.manager.url, Url::Sqlite(_))
     }
 
     /// Runs a short read: a few rows by key. On SQLite it runs on the calling thread, which is faster than

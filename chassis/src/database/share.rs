@@ -30,6 +30,11 @@ pub(crate) async fn on_behalf_of<F: Future>(tenant: Tenant, call: F) -> F::Outpu
     TENANT.scope(tenant, call).await
 }
 
+/// The tenant for whom this task reads and writes.
+pub(super) fn tenant() -> Tenant {
+    TENANT.try_with(|tenant| *tenant).unwrap_or(INTERNAL)
+}
+
 /// Who may use how many connections.
 pub(super) struct ConnectionShares {
     all: CallQueue,
@@ -54,7 +59,7 @@ impl ConnectionShares {
     /// # Errors
     /// It was not this call's turn in time.
     pub(super) async fn take(&self, is_longer: bool) -> Result<ConnectionShare, Error> {
-        let tenant = TENANT.try_with(|tenant| *tenant).unwrap_or(INTERNAL);
+        let tenant = tenant();
         let is_limited = is_longer && tenant != INTERNAL;
         let longer = if is_limited { Some(slot(&self.longer, tenant).await?) } else { None };
         Ok(ConnectionShare { _connection: slot(&self.all, tenant).await?, _longer: longer })

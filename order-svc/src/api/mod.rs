@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 
 use chassis::auth::Caller;
 use chassis::clock::Clock;
-use chassis::database::{Connection, Database, Error};
+use chassis::database::{BatchedReads, Connection, Database, Error};
 use chassis::form::Form;
-use chassis::idempotency::{IdempotencyKey, Lookup, RequestHasher, response_find};
+use chassis::idempotency::{IdempotencyKey, Lookup, RequestHasher};
 use chassis::paging::{Page, Pages};
 use prost::Message;
 use proto::identity::TenantKind;
@@ -37,6 +37,7 @@ use crate::rules::offer::Catalogue;
 use crate::rules::order::Parties;
 use crate::store::Viewer;
 use crate::store::commit::Void;
+use crate::store::placement::Placements;
 use crate::workers::Followed;
 
 /// How often the gate is asked again because a withdrawal overtook its answer.
@@ -46,6 +47,8 @@ const ATTEMPTS_MAX: u32 = 3;
 #[derive(Clone)]
 pub(crate) struct Api {
     pub database: Database,
+    pub replays: BatchedReads<IdempotencyKey, Lookup>,
+    pub placements: Placements,
     pub clock: Clock,
     pub pages: Pages,
     pub hasher: RequestHasher,
@@ -80,8 +83,7 @@ impl Api {
     ) -> Result<Option<Response<A>>, Status> {
         let Some(key) = key.cloned() else { return Ok(None) };
         let request_id = key.request_id;
-        let seen =
-            self.database.read(move |connection: &mut Connection| response_find(connection, &key)).await;
+        let seen = self.replays.read(key).await;
         match seen.map_err(|error: Error| status::failed(&error))? {
             Lookup::Never => Ok(None),
             Lookup::Answered(answer) => {

@@ -30,8 +30,9 @@ use crate::rules::relationship::Needed;
 use crate::rules::subscription::Subscription;
 use crate::rules::{Refusal, Time};
 use crate::store::Slice;
-use crate::store::commit::{Commit, Write, answer_void, commit, has_room};
+use crate::store::commit::{answer_void, has_room};
 use crate::store::order::{order_find, order_list};
+use crate::store::placement::{Placed, Placement};
 use crate::store::relationship::relationships_of;
 
 /// Lines of one order.
@@ -219,20 +220,22 @@ impl Api {
         let answer = answer.map_err(|refusal| new.without_answer(refusal))?;
         let (order, subscriptions) = self.place(new, &answer)?;
         let response = response(&order, &subscriptions);
-        let basis = Some((answer, order.approval.clone()));
-        let writes = Write::Order { order, subscriptions, open_max: self.subscriptions_max };
-        let encoded = response.encode_to_vec();
-        match commit(&self.database, &self.clock, key.clone(), basis, encoded, writes).await? {
-            Commit::Done => {
+        let placement = Placement {
+            key: key.clone(),
+            response: response.encode_to_vec(),
+            answer,
+            order,
+            subscriptions,
+            open_max: self.subscriptions_max,
+        };
+        match self.placements.place(placement).await? {
+            Placed::Done => {
                 self.orders.send_replace(());
                 Ok(Attempt::Done(response))
             }
-            // No row of an order can have changed under it, and the gate was asked about the relationship.
-            Commit::SeenBefore | Commit::AnswerStale | Commit::LostRace | Commit::NotRelated => {
-                Ok(Attempt::Retry(Refusal::GateUnavailable))
-            }
-            Commit::TooManySubscriptions => Err(self.too_many_subscriptions(new).into()),
-            Commit::Void(void) => without_effect(new.parties.customer_id, void),
+            Placed::SeenBefore | Placed::AnswerStale => Ok(Attempt::Retry(Refusal::GateUnavailable)),
+            Placed::TooManySubscriptions => Err(self.too_many_subscriptions(new).into()),
+            Placed::Void(void) => without_effect(new.parties.customer_id, void),
         }
     }
 

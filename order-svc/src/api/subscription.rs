@@ -380,8 +380,6 @@ impl Api {
             Commit::LostRace => Err(Refusal::StaleEtag.into()),
             Commit::SeenBefore | Commit::AnswerStale => Ok(Attempt::Retry(Refusal::GateUnavailable)),
             Commit::NotRelated => Ok(Attempt::Retry(Refusal::HistoryBehind)),
-            // No order is stored here.
-            Commit::TooManySubscriptions => Ok(Attempt::Retry(Refusal::GateUnavailable)),
             Commit::Void(void) => without_effect(known.customer_id, void),
         }
     }

@@ -1,9 +1,12 @@
-//! The transaction in which a request takes effect, at most once for each idempotency key. The customer's
-//! fence holds a fencing token: the revision of the last withdrawal or end of a relationship that was applied.
+//! The transaction in which a change of a subscription takes effect, at most once for each idempotency key; that of orders
+//! is in [`super::placement`]. The customer's fence holds a fencing token: the revision of the last withdrawal or end of a relationship that was applied.
 //! What the gate allowed is stored only on an answer that is not older than that revision (WD-3), and that rests on no
 //! acceptance whose withdrawal was applied (WD-3a): after a restore agreement-svc may count such an acceptance again.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use chassis::clock::Clock;
+use chassis::database::row::at;
 use chassis::database::{Connection, Database, Error};
 use chassis::idempotency::{IdempotencyKey, response_store};
 use chassis::query;
@@ -11,14 +14,13 @@ use diesel::prelude::*;
 use diesel::query_dsl::methods::FilterDsl;
 use uuid::Uuid;
 
-use super::order::order_place;
 use super::relationship::relationships_of;
 use super::schema::fence;
 use super::subscription::{are_more_open, subscription_change};
-use super::withdrawal::is_withdrawn;
+use super::withdrawal::withdrawn_of;
 use crate::rules::Time;
 use crate::rules::gate::{Answer, Approval};
-use crate::rules::order::{Order, Parties};
+use crate::rules::order::Parties;
 use crate::rules::relationship::Needed;
 use crate::rules::subscription::{Change, Subscription};
 
@@ -34,8 +36,6 @@ pub(crate) enum Commit {
     AnswerStale,
     /// The row has changed since it was read.
     LostRace,
-    /// Payer and customer would have too many open subscriptions (SUB-7).
-    TooManySubscriptions,
     /// The relationship that the caller needs is not active any more (ROLE-6).
     NotRelated,
 }
@@ -72,12 +72,6 @@ impl From<diesel::result::Error> for Rollback {
 pub(crate) enum Write {
     /// It is so already: only the answer is stored.
     Nothing,
-    Order {
-        order: Order,
-        subscriptions: Vec<Subscription>,
-        /// Open subscriptions that payer and customer may have afterwards (SUB-7).
-        open_max: u32,
-    },
     /// The subscription after the change, and the version that the change was decided on.
     Subscription {
         after: Subscription,
@@ -93,9 +87,6 @@ impl Write {
     fn run(&self, connection: &mut Connection) -> Result<bool, Error> {
         match self {
             Self::Nothing => Ok(true),
-            Self::Order { order, subscriptions, .. } => {
-                order_place(connection, order, subscriptions).map(|()| true)
-            }
             Self::Subscription { after, version, change, .. } => {
                 subscription_change(connection, after, *version, std::slice::from_ref(change))
             }
@@ -135,11 +126,6 @@ fn commit_gated(
     let fence = fence_take(connection, answer.customer_id, approval.revision)?;
     if let Some(void) = void(connection, fence, approval)? {
         return Err(Rollback::Because(Commit::Void(void)));
-    }
-    if let Write::Order { order, subscriptions, open_max } = writes
-        && !has_room(connection, &order.parties, subscriptions.len(), *open_max)?
-    {
-        return Err(Rollback::Because(Commit::TooManySubscriptions));
     }
     commit_once(connection, key, response, clock.now(), writes)?;
     // The age is checked last: the queue for the transaction, the fence and the request id may each have
@@ -222,6 +208,55 @@ fn fence_take(
     Ok(Some(revision))
 }
 
+/// Takes the fences of several customers, and gives the revision of each. `waits` says whether for other transactions that
+/// have one of them; those are left out otherwise. All transactions take fences in the order of customers, so none of them
+/// wait for each other in a circle.
+pub(super) fn fences_take(
+    connection: &mut Connection,
+    customers: &BTreeSet<Uuid>,
+    waits: bool,
+) -> Result<BTreeMap<Uuid, i64>, Error> {
+    let new_row = |id: &Uuid| (fence::customer_id.eq(id.to_string()), fence::fence_revision.eq(0));
+    let taken: Vec<(String, i64)> = match connection {
+        // The transaction has the only lock there is.
+        Connection::Sqlite(c) => {
+            let mut taken = vec![];
+            for customer in customers {
+                let take = diesel::insert_into(fence::table)
+                    .values(new_row(customer))
+                    .on_conflict(fence::customer_id)
+                    .do_update()
+                    .set(fence::fence_revision.eq(fence::fence_revision))
+                    .returning((fence::customer_id, fence::fence_revision));
+                taken.push(take.get_result(c)?);
+            }
+            taken
+        }
+        Connection::Postgres(c) => {
+            let ids: Vec<String> = customers.iter().map(Uuid::to_string).collect();
+            let known =
+                || QueryDsl::filter(fence::table, fence::customer_id.eq_any(&ids)).order(fence::customer_id);
+            let mut taken: Vec<(String, i64)> = match waits {
+                true => known().for_update().load(c)?,
+                false => known().for_update().skip_locked().load(c)?,
+            };
+            if taken.len() < customers.len() {
+                let rows: Vec<_> = customers.iter().map(new_row).collect();
+                let new = diesel::insert_into(fence::table).values(rows).on_conflict_do_nothing();
+                let new = new.returning((fence::customer_id, fence::fence_revision));
+                taken.extend(new.load::<(String, i64)>(c)?);
+            }
+            if waits && taken.len() < customers.len() {
+                // Another transaction has just made the row.
+                taken = known().for_update().load(c)?;
+            }
+            taken
+        }
+    };
+    let read = |(id, revision): &(String, i64)| Ok((at("fence", id).parse("customer_id", id)?, *revision));
+    taken.iter().map(read).collect()
+}
+
 /// Why nothing would be stored on the gate's answer about a customer, given at a revision; for what is only validated (ORD-5).
 pub(crate) fn answer_void(
     connection: &mut Connection,
@@ -243,7 +278,7 @@ fn void(connection: &mut Connection, fence: Option<i64>, approval: &Approval) ->
         return Ok(Some(Void::Outdated { fence }));
     }
     match &approval.evidence {
-        Some(evidence) if is_withdrawn(connection, evidence.acceptance_id)? => {
+        Some(evidence) if !withdrawn_of(connection, &[evidence.acceptance_id])?.is_empty() => {
             Ok(Some(Void::EvidenceWithdrawn { acceptance_id: evidence.acceptance_id }))
         }
         Some(_) | None => Ok(None),

@@ -6,6 +6,7 @@
 pub(crate) mod commit;
 pub(crate) mod history;
 pub(crate) mod order;
+pub(crate) mod placement;
 pub(crate) mod relationship;
 pub(crate) mod report;
 pub mod schema;

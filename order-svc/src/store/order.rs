@@ -9,14 +9,15 @@ use chrono::NaiveDateTime;
 use diesel::prelude::*;
 use uuid::Uuid;
 
-use super::report::report_insert;
+use super::report::reports_insert;
 use super::schema::{order_line, orders};
 use super::subscription::{changes_insert, subscriptions_insert};
 use super::{ApprovalRow, Side, Slice, Viewer, approval_row, read_approval};
 use crate::rules::order::{Line, Order, Parties, PlacedLine};
 use crate::rules::subscription::Subscription;
 
-#[derive(Queryable)]
+#[derive(Insertable, Queryable)]
+#[diesel(table_name = orders)]
 struct Row {
     id: String,
     payer_id: String,
@@ -83,55 +84,65 @@ fn with_lines(connection: &mut Connection, rows: Vec<Row>) -> Result<Vec<Order>,
         .collect()
 }
 
-/// Stores an accepted order: its lines, their subscriptions with the first change of each, and the report of
-/// the customer's first purchase.
-pub(crate) fn order_place(
+/// Stores accepted orders: their lines, the subscriptions of these with the first change of each, and the report of a
+/// customer's first purchase.
+pub(super) fn orders_insert(
     connection: &mut Connection,
-    order: &Order,
-    subscriptions: &[Subscription],
+    orders: &[(&Order, &[Subscription])],
 ) -> Result<(), Error> {
-    order_insert(connection, order)?;
-    subscriptions_insert(connection, subscriptions)?;
-    let changes: Vec<_> = subscriptions.iter().map(|new| (new.id, order.creation(new))).collect();
+    let (mut rows, mut lines, mut subscriptions, mut changes) = (vec![], vec![], vec![], vec![]);
+    for (order, new) in orders {
+        rows.push(order_row(order)?);
+        lines.extend((1..).zip(&order.lines).map(|(number, line)| line_row(order.id, number, line)));
+        subscriptions.extend(new.iter());
+        changes.extend(new.iter().map(|new| (new.id, order.creation(new))));
+    }
+    insert_rows!(&mut *connection, orders::table, &rows)?;
+    insert_rows!(&mut *connection, order_line::table, &lines)?;
+    subscriptions_insert(connection, &subscriptions)?;
     changes_insert(connection, &changes)?;
-    report_insert(connection, order)
+    reports_insert(connection, orders.iter().map(|(order, _)| *order))
 }
 
-fn order_insert(connection: &mut Connection, new: &Order) -> Result<(), Error> {
-    let (decision, rule, evidence, revision, evaluated_at) = approval_row(&new.approval)?;
-    let id = new.id.to_string();
-    query!(connection, c => {
-        diesel::insert_into(orders::table)
-            .values((
-                orders::id.eq(&id),
-                orders::payer_id.eq(new.parties.payer_id.to_string()),
-                orders::reseller_id.eq(id_or_empty(new.parties.reseller_id)),
-                orders::customer_id.eq(new.parties.customer_id.to_string()),
-                orders::placed_at.eq(new.placed_at.naive_utc()),
-                orders::placed_by_tenant.eq(new.placed_by_tenant.to_string()),
-                orders::placed_by.eq(new.placed_by.to_string()),
-                orders::gate_decision.eq(&decision),
-                orders::gate_rule.eq(&rule),
-                orders::gate_evidence.eq(&evidence),
-                orders::gate_revision.eq(revision),
-                orders::gate_evaluated_at.eq(evaluated_at),
-            ))
-            .execute(c)
-    })?;
-    let lines: Vec<_> = (1..)
-        .zip(&new.lines)
-        .map(|(number, placed): (i32, _)| {
-            (
-                order_line::order_id.eq(&id),
-                order_line::number.eq(number),
-                order_line::offer_id.eq(&placed.line.offer_id),
-                order_line::quantity.eq(i64::from(placed.line.quantity)),
-                order_line::friendly_name.eq(&placed.line.friendly_name),
-                order_line::subscription_id.eq(placed.subscription_id.to_string()),
-            )
-        })
-        .collect();
-    Ok(insert_rows!(connection, order_line::table, &lines)?)
+#[derive(Insertable)]
+#[diesel(table_name = order_line)]
+struct NewLine<'a> {
+    order_id: String,
+    number: i32,
+    offer_id: &'a str,
+    quantity: i64,
+    friendly_name: &'a str,
+    subscription_id: String,
+}
+
+fn line_row(order: Uuid, number: i32, placed: &PlacedLine) -> NewLine<'_> {
+    NewLine {
+        order_id: order.to_string(),
+        number,
+        offer_id: &placed.line.offer_id,
+        quantity: placed.line.quantity.into(),
+        friendly_name: &placed.line.friendly_name,
+        subscription_id: placed.subscription_id.to_string(),
+    }
+}
+
+fn order_row(new: &Order) -> Result<Row, Error> {
+    let (gate_decision, gate_rule, gate_evidence, gate_revision, gate_evaluated_at) =
+        approval_row(&new.approval)?;
+    Ok(Row {
+        id: new.id.to_string(),
+        payer_id: new.parties.payer_id.to_string(),
+        reseller_id: id_or_empty(new.parties.reseller_id),
+        customer_id: new.parties.customer_id.to_string(),
+        placed_at: new.placed_at.naive_utc(),
+        placed_by_tenant: new.placed_by_tenant.to_string(),
+        placed_by: new.placed_by.to_string(),
+        gate_decision,
+        gate_rule,
+        gate_evidence,
+        gate_revision,
+        gate_evaluated_at,
+    })
 }
 
 pub(crate) fn order_find(

@@ -6,7 +6,7 @@
 
 use chassis::database::row::{at, utc};
 use chassis::database::{Connection, Error};
-use chassis::query;
+use chassis::{insert_rows, query};
 use chrono::{Duration, NaiveDateTime};
 use diesel::dsl::{count_star, min};
 use diesel::prelude::*;
@@ -24,21 +24,23 @@ const CLAIM_MAX: i64 = 8;
 const AGAIN_MAX: i64 = 1000;
 
 /// Queues the report of a customer's first purchase; of later ones nothing is kept.
-pub(super) fn report_insert(connection: &mut Connection, order: &Order) -> Result<(), Error> {
-    query!(connection, c => {
-        diesel::insert_into(purchase_report::table)
-            .values((
+pub(super) fn reports_insert<'a>(
+    connection: &mut Connection,
+    orders: impl Iterator<Item = &'a Order>,
+) -> Result<(), Error> {
+    let rows: Vec<_> = orders
+        .map(|order| {
+            (
                 purchase_report::customer_id.eq(order.parties.customer_id.to_string()),
                 purchase_report::payer_id.eq(order.parties.payer_id.to_string()),
                 purchase_report::order_id.eq(order.id.to_string()),
                 purchase_report::purchased_at.eq(order.placed_at.naive_utc()),
                 purchase_report::attempts.eq(0),
                 purchase_report::due_at.eq(order.placed_at.naive_utc()),
-            ))
-            .on_conflict_do_nothing()
-            .execute(c)
-    })?;
-    Ok(())
+            )
+        })
+        .collect();
+    Ok(insert_rows!(connection, purchase_report::table, &rows, on_conflict_do_nothing)?)
 }
 
 /// Claims what is due until `now + lease`. A report that another replica claims at the same point

@@ -1,5 +1,7 @@
 //! Subscriptions and their recorded changes; rows change with optimistic locking by `version`.
 
+use std::collections::BTreeSet;
+
 use chassis::database::row::{at, id_or_empty, utc};
 use chassis::database::{Connection, Error};
 use chassis::{insert_rows, query};
@@ -7,7 +9,8 @@ use chrono::NaiveDateTime;
 use diesel::dsl::{count_star, exists, min, sql};
 use diesel::expression::SqlLiteral;
 use diesel::prelude::*;
-use diesel::sql_types::{Bool, Integer};
+use diesel::sql_query;
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Text};
 use uuid::Uuid;
 
 use super::schema::{follower, subscription, subscription_change};
@@ -175,6 +178,46 @@ pub(super) fn subscriptions_open(
     rows.into_iter().map(read).collect()
 }
 
+/// A payer and a customer, and how many of their subscriptions may be open.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    pub customer_id: Uuid,
+    pub payer_id: Uuid,
+    pub open_max: i64,
+}
+
+/// Whether more subscriptions than that have not ended, of each.
+pub(super) fn are_more_open_of(connection: &mut Connection, rooms: &[Room]) -> Result<Vec<bool>, Error> {
+    #[derive(QueryableByName)]
+    struct Exceeded {
+        #[diesel(sql_type = Integer)]
+        number: i32,
+    }
+    let Connection::Postgres(c) = connection else {
+        let is_exceeded = |room: &Room| {
+            Ok(room.open_max < 0
+                || are_more_open(connection, room.customer_id, room.payer_id, room.open_max)?)
+        };
+        return rooms.iter().map(is_exceeded).collect();
+    };
+    let exceeded: Vec<Exceeded> = sql_query(
+        "SELECT number FROM unnest($1, $2, $3, $4) AS room (number, customer_id, payer_id, open_max)
+        WHERE EXISTS (
+            SELECT FROM subscription
+            WHERE subscription.customer_id = room.customer_id AND subscription.payer_id = room.payer_id
+                AND subscription.state IN ('ACTIVE', 'SUSPENDED')
+            OFFSET greatest(room.open_max, 0) LIMIT 1
+        ) OR room.open_max < 0",
+    )
+    .bind::<Array<Integer>, _>((0..).take(rooms.len()).collect::<Vec<i32>>())
+    .bind::<Array<Text>, _>(rooms.iter().map(|room| room.customer_id.to_string()).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(rooms.iter().map(|room| room.payer_id.to_string()).collect::<Vec<_>>())
+    .bind::<Array<BigInt>, _>(rooms.iter().map(|room| room.open_max).collect::<Vec<_>>())
+    .load(c)?;
+    let exceeded: BTreeSet<i32> = exceeded.into_iter().map(|row| row.number).collect();
+    Ok((0..).take(rooms.len()).map(|number| exceeded.contains(&number)).collect())
+}
+
 /// Whether more subscriptions of a payer and a customer than so many have not ended.
 pub(crate) fn are_more_open(
     connection: &mut Connection,
@@ -226,7 +269,7 @@ impl ChangedRow {
     }
 }
 
-pub(super) fn subscriptions_insert(connection: &mut Connection, new: &[Subscription]) -> Result<(), Error> {
+pub(super) fn subscriptions_insert(connection: &mut Connection, new: &[&Subscription]) -> Result<(), Error> {
     let rows: Vec<_> = new
         .iter()
         .map(|new| {

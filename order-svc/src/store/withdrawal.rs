@@ -339,10 +339,30 @@ pub(super) fn withdrawal_archive_step(
     Ok(())
 }
 
-/// Whether the withdrawal of an acceptance was applied, whatever agreement-svc says of it by now (WD-3a).
-pub(super) fn is_withdrawn(connection: &mut Connection, acceptance: Uuid) -> Result<bool, Error> {
-    let of_acceptance = withdrawal::table.filter(withdrawal::acceptance_id.eq(acceptance.to_string()));
-    Ok(query!(connection, c => diesel::select(exists(of_acceptance)).get_result(c))?)
+/// Of some acceptances those whose withdrawal was applied, whatever agreement-svc says of them by now (WD-3a).
+pub(super) fn withdrawn_of(
+    connection: &mut Connection,
+    acceptances: &[Uuid],
+) -> Result<BTreeSet<Uuid>, Error> {
+    let ids = acceptances.iter().map(Uuid::to_string);
+    let withdrawn: Vec<String> = match connection {
+        // A list of values would have to be prepared anew for each number of them.
+        Connection::Sqlite(c) => {
+            let mut withdrawn = vec![];
+            for id in ids {
+                let of_acceptance = withdrawal::table.filter(withdrawal::acceptance_id.eq(id));
+                let found = of_acceptance.select(withdrawal::acceptance_id).first(c);
+                withdrawn.extend(found.optional()?);
+            }
+            withdrawn
+        }
+        Connection::Postgres(c) => withdrawal::table
+            .filter(withdrawal::acceptance_id.eq_any(ids))
+            .select(withdrawal::acceptance_id)
+            .load(c)?,
+    };
+    let read = |id: &String| at("withdrawal", id).parse("acceptance_id", id);
+    withdrawn.iter().map(read).collect()
 }
 
 /// Which withdrawals are asked for.

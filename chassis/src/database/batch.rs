@@ -1,0 +1,266 @@
+//! Batches: work of one kind that arrives while other work of that kind is done is done together, so that what a
+//! statement, a transaction or a round trip costs is paid once for all of it.
+//!
+//! Work that arrives alone is begun at once. What arrives while a batch is done waits for its end, and then all of it is
+//! the next batch, up to a limit. So the batches are as large as the load is high, and none is begun before all of its work
+//! has arrived. A batch takes from the tenants in turn, and from internal services before each of them, as the
+//! [queue of calls](crate::limits::queue) does.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::share::{INTERNAL, tenant};
+use super::{Connection, Database, Error};
+use crate::limits::tenant::Tenant;
+
+/// How long work waits for its batch before it fails. It only waits that long while the database does not answer.
+const WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// Batches of one kind that are read at a time. With more of them each answers fewer questions.
+const READS_AT_ONCE: usize = 1;
+
+/// Does work in batches. Clones share the batches.
+pub struct Batcher<W, A>(Arc<Inner<W, A>>);
+
+/// Reads for several calls at a time: on PostgreSQL in batches. On SQLite there are no round trips to save, and each call
+/// reads by itself. Clones share the batches.
+pub struct BatchedReads<W, A> {
+    database: Database,
+    read: ReadAll<W, A>,
+    batches: Batcher<W, Result<A, Error>>,
+}
+
+/// Reads the answers to all of the questions, in their order.
+type ReadAll<W, A> = Arc<dyn Fn(&mut Connection, &[W]) -> Result<Vec<Result<A, Error>>, Error> + Send + Sync>;
+
+/// Work of one call, and the means to answer it. A call whose work is dropped gets an error.
+pub struct Work<W, A> {
+    work: W,
+    reply: Reply<A>,
+}
+
+/// The means to answer a call.
+pub struct Reply<A>(oneshot::Sender<A>);
+
+type Done = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+struct Inner<W, A> {
+    state: Mutex<State<W, A>>,
+    /// How much of a batch work takes.
+    size: fn(&W) -> usize,
+    size_max: usize,
+    /// Batches that may be done at a time.
+    at_once: usize,
+    run: Box<dyn Fn(Vec<Work<W, A>>) -> Done + Send + Sync>,
+}
+
+struct State<W, A> {
+    /// Batches that are being done.
+    running: usize,
+    /// The work that waits, oldest first.
+    internal: VecDeque<Waiting<W, A>>,
+    by_tenant: HashMap<Tenant, VecDeque<Waiting<W, A>>>,
+    /// The tenants whose work waits, the next one first.
+    turns: VecDeque<Tenant>,
+}
+
+struct Waiting<W, A> {
+    work: Work<W, A>,
+    /// Dropped when the work is taken into a batch.
+    taken: oneshot::Sender<()>,
+}
+
+impl<W, A> Work<W, A> {
+    /// What is to be done, and the means to answer.
+    pub fn split(self) -> (W, Reply<A>) {
+        (self.work, self.reply)
+    }
+}
+
+impl<A> Reply<A> {
+    /// Answers the call, if it still waits.
+    pub fn answer(self, answer: A) {
+        let _ = self.0.send(answer);
+    }
+}
+
+impl<W, A> Clone for Batcher<W, A> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<W: Send + 'static, A: Send + 'static> Batcher<W, A> {
+    /// A batch is as much work as has a size of `size_max` together, or one that is larger; `at_once` of them are done at a
+    /// time. `run` does a batch and answers its work; it may leave some to tasks of their own.
+    pub fn new<F>(
+        (size, size_max): (fn(&W) -> usize, usize),
+        at_once: usize,
+        run: impl Fn(Vec<Work<W, A>>) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let state = State {
+            running: 0,
+            internal: VecDeque::new(),
+            by_tenant: HashMap::new(),
+            turns: VecDeque::new(),
+        };
+        let run = Box::new(move |batch| -> Done { Box::pin(run(batch)) });
+        Self(Arc::new(Inner { state: Mutex::new(state), size, size_max, at_once, run }))
+    }
+
+    /// Has the work done in a batch that begins later than this call, on behalf of its tenant.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if no batch took the work in time; [`Error::Panicked`] if the batch panicked.
+    pub async fn submit(&self, work: W) -> Result<A, Error> {
+        let (reply, answer) = oneshot::channel();
+        let (taken, is_taken) = oneshot::channel();
+        if self.0.state().push(
+            tenant(),
+            Waiting { work: Work { work, reply: Reply(reply) }, taken },
+            self.0.at_once,
+        ) {
+            let inner = Arc::clone(&self.0);
+            tokio::spawn(async move { inner.run_batches().await });
+        }
+        if timeout(WAIT_MAX, is_taken).await.is_err() {
+            return Err(Error::Unavailable("the database did not answer in time".into()));
+        }
+        answer.await.map_err(|_| Error::Panicked)
+    }
+}
+
+impl<W, A> Clone for BatchedReads<W, A> {
+    fn clone(&self) -> Self {
+        Self { database: self.database.clone(), read: self.read.clone(), batches: self.batches.clone() }
+    }
+}
+
+impl<W: Send + Sync + 'static, A: Send + 'static> BatchedReads<W, A> {
+    /// `read` answers the questions of a batch, at most `batch_max`, by as few statements as it can.
+    pub fn new(
+        database: Database,
+        batch_max: usize,
+        read: impl Fn(&mut Connection, &[W]) -> Result<Vec<Result<A, Error>>, Error> + Send + Sync + 'static,
+    ) -> Self {
+        let read: ReadAll<W, A> = Arc::new(read);
+        let (of_batches, read_batch) = (database.clone(), read.clone());
+        let run = move |batch: Vec<Work<W, Result<A, Error>>>| {
+            read_together(of_batches.clone(), read_batch.clone(), batch)
+        };
+        Self { database, read, batches: Batcher::new((|_| 1, batch_max), READS_AT_ONCE, run) }
+    }
+
+    /// Reads the answer to a question, from a state of the database that is not older than this call.
+    ///
+    /// # Errors
+    /// Its own error of the read; [`Error`] if the batch could not be read.
+    pub async fn read(&self, question: W) -> Result<A, Error> {
+        if !self.database.is_embedded() {
+            return self.batches.submit(question).await?;
+        }
+        let read = self.read.clone();
+        let alone = move |connection: &mut Connection| read(connection, &[question]);
+        self.database.read(alone).await?.pop().unwrap_or(Err(Error::Panicked))
+    }
+}
+
+async fn read_together<W: Send + Sync + 'static, A: Send + 'static>(
+    database: Database,
+    read: ReadAll<W, A>,
+    batch: Vec<Work<W, Result<A, Error>>>,
+) {
+    let (questions, replies): (Vec<W>, Vec<_>) = batch.into_iter().map(Work::split).unzip();
+    match database.read(move |connection: &mut Connection| read(connection, &questions)).await {
+        Ok(answers) => replies.into_iter().zip(answers).for_each(|(reply, answer)| reply.answer(answer)),
+        Err(error) => {
+            let error: Error = error;
+            replies.into_iter().for_each(|reply| reply.answer(Err(error.clone())));
+        }
+    }
+}
+
+impl<W, A> Inner<W, A> {
+    fn state(&self) -> MutexGuard<'_, State<W, A>> {
+        // No code panics while it is locked.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does one batch after the other until no work waits.
+    async fn run_batches(&self) {
+        while let Some(batch) = self.next() {
+            // A batch that panics answers nobody, and the next one is done.
+            let _ = AssertUnwindSafe((self.run)(batch)).catch_unwind().await;
+        }
+    }
+
+    /// The next batch; without one there is one task less that does batches.
+    fn next(&self) -> Option<Vec<Work<W, A>>> {
+        let mut state = self.state();
+        let batch = state.take(self.size, self.size_max);
+        if batch.is_empty() {
+            state.running -= 1;
+            return None;
+        }
+        Some(batch)
+    }
+}
+
+impl<W, A> State<W, A> {
+    /// Adds work; true if a task has to be begun for it.
+    fn push(&mut self, tenant: Tenant, waiting: Waiting<W, A>, at_once: usize) -> bool {
+        if tenant == INTERNAL {
+            self.internal.push_back(waiting);
+        } else {
+            let queue = self.by_tenant.entry(tenant).or_default();
+            if queue.is_empty() {
+                self.turns.push_back(tenant);
+            }
+            queue.push_back(waiting);
+        }
+        let is_free = self.running < at_once;
+        self.running += usize::from(is_free);
+        is_free
+    }
+
+    /// Takes a batch, one work of each tenant in turn and one of internal services before each. Work whose call has ended
+    /// is dropped.
+    fn take(&mut self, size: fn(&W) -> usize, size_max: usize) -> Vec<Work<W, A>> {
+        let (mut batch, mut taken) = (vec![], 0);
+        while taken < size_max {
+            let of_tenant = self.turns.pop_front().and_then(|tenant| {
+                let queue = self.by_tenant.get_mut(&tenant)?;
+                let next = queue.pop_front();
+                if queue.is_empty() {
+                    self.by_tenant.remove(&tenant);
+                } else {
+                    self.turns.push_back(tenant);
+                }
+                next
+            });
+            let next = [self.internal.pop_front(), of_tenant];
+            if next.iter().all(Option::is_none) {
+                break;
+            }
+            for Waiting { work, taken: is_taken } in next.into_iter().flatten() {
+                if !work.reply.0.is_closed() {
+                    taken += size(&work.work);
+                    let _ = is_taken.send(());
+                    batch.push(work);
+                }
+            }
+        }
+        batch
+    }
+}
