@@ -302,10 +302,10 @@ pub struct Serve {
     /// The address that serves metrics to Prometheus, at /metrics. Without it none are served. They contain no personal data.
     #[arg(long, env = "AGREEMENT_METRICS_LISTEN")]
     pub metrics_listen: Option<SocketAddr>,
-    /// Threads that serve calls. One is the fastest on a few cores; blocking database work has
-    /// threads of its own.
-    #[arg(long, env = "AGREEMENT_WORKER_THREADS", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub worker_threads: u16,
+    /// Threads that serve calls, each its own connections; by default one for each core. Blocking database work has threads of
+    /// its own.
+    #[arg(long, env = "AGREEMENT_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub worker_threads: Option<u16>,
 }
 
 /// How customers are informed of attestations.

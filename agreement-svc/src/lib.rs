@@ -33,6 +33,7 @@ use anyhow::Context;
 use chassis::auth::Identities;
 use chassis::clock::Clock;
 use chassis::idempotency::{self, RequestHasher};
+use chassis::lifecycle::serving_threads;
 use chassis::limits::tenant::TenantLimiter;
 use chassis::metrics::Metrics;
 use chassis::paging::Pages;
@@ -159,6 +160,7 @@ pub async fn serve(
         services: SERVICES,
         descriptors: proto::FILE_DESCRIPTOR_SET,
         calls_max: config.calls_max.into(),
+        threads: serving_threads(config.worker_threads),
     };
     service.run(listeners.calls, routes, options, &metrics, shutdown).await
 }

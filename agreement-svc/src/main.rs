@@ -32,32 +32,30 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         end_at_signal()?;
     }
     let done: anyhow::Result<()> = match command {
-        Command::Import(settings) => return Ok(runtime(1)?.block_on(import::run(settings))),
+        Command::Import(settings) => return Ok(runtime()?.block_on(import::run(settings))),
         Command::Serve(config) => {
             let _export = trace::export(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))?;
-            runtime(config.worker_threads)?.block_on(async {
+            runtime()?.block_on(async {
                 let auth = config.identity.auth;
                 let listeners = Listeners::bind(config.listen, config.metrics_listen, auth).await?;
                 agreement_svc::serve(*config, Clock::system(), listeners, signal()).await
             })
         }
-        Command::Migrate(config) => runtime(1)?.block_on(async {
+        Command::Migrate(config) => runtime()?.block_on(async {
             let database = migrate(&config.storage, &Clock::system()).await?;
             if config.after_restore {
                 say(&announce_restore(&database, &Clock::system()).await?);
             }
             Ok(())
         }),
-        Command::CheckHealth(settings) => {
-            runtime(1)?.block_on(check_health(&settings.address, &settings.tls))
-        }
+        Command::CheckHealth(settings) => runtime()?.block_on(check_health(&settings.address, &settings.tls)),
         Command::Key { folder } => token::make_key(&folder),
         Command::Token(settings) => {
             say(&token::sign(&settings, &Clock::system())?);
             Ok(())
         }
         Command::Verify(config) => {
-            let verified = runtime(1)?.block_on(verify(&config))?;
+            let verified = runtime()?.block_on(verify(&config))?;
             say(&verified);
             match verified.findings.len() {
                 0 => Ok(()),
@@ -65,7 +63,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             }
         }
         Command::EraseContact(config) => {
-            let erased = runtime(1)?.block_on(erase_contact(&config, &Clock::system()))?;
+            let erased = runtime()?.block_on(erase_contact(&config, &Clock::system()))?;
             say(&erased);
             Ok(())
         }

@@ -124,7 +124,7 @@ impl Server {
     /// Registers the partner and makes customers of its own.
     fn customers<const N: usize>(&self) -> [String; N] {
         let id = |n: u128| Uuid::from_u128(0x7000 + n).to_string();
-        let called = chassis::lifecycle::runtime(1).unwrap().block_on(async {
+        let called = chassis::lifecycle::runtime().unwrap().block_on(async {
             let operator = caller(TenantKind::Operator, Uuid::from_u128(0xa0), vec![]);
             let mut partners = PartnerServiceClient::connect(self.address.clone()).await.unwrap();
             let partner = RegisterPartnerRequest {

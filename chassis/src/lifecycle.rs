@@ -3,17 +3,21 @@
 /// The exit code of a process that a signal ended.
 const INTERRUPTED: i32 = 130;
 
-/// A runtime with that many threads for calls. With one thread, calls run on the thread that accepts them, which spares
-/// each hand-over between threads.
+/// A runtime of one thread. A server that has more of them gives each its own connections.
 ///
 /// # Errors
 /// The operating system's.
-pub fn runtime(worker_threads: u16) -> std::io::Result<tokio::runtime::Runtime> {
-    let mut runtime = match worker_threads {
-        1 => tokio::runtime::Builder::new_current_thread(),
-        _ => tokio::runtime::Builder::new_multi_thread(),
+pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// The number of threads that serve: as many as the machine has cores for this process, unless it is set.
+#[must_use]
+pub fn serving_threads(set: Option<u16>) -> u16 {
+    let cores = || {
+        std::thread::available_parallelism().map_or(1, |cores| u16::try_from(cores.get()).unwrap_or(u16::MAX))
     };
-    runtime.worker_threads(worker_threads.into()).enable_all().build()
+    set.unwrap_or_else(cores)
 }
 
 /// Resolves at the first interrupt or termination signal; the second ends the process at once.
@@ -31,7 +35,7 @@ pub async fn signal() {
 /// # Errors
 /// The operating system's.
 pub fn end_at_signal() -> std::io::Result<()> {
-    let runtime = runtime(1)?;
+    let runtime = runtime()?;
     // A thread of its own, because a command may block the one it runs on.
     std::thread::spawn(move || {
         runtime.block_on(first_signal());

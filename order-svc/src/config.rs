@@ -138,10 +138,10 @@ pub struct Serve {
     /// default is more than a company orders and few enough to be cancelled within a second when the agreement is withdrawn.
     #[arg(long, env = "ORDER_SUBSCRIPTIONS_MAX", default_value = "10000", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub subscriptions_max: u32,
-    /// Threads that serve calls. One is the fastest on a few cores; blocking database work has
-    /// threads of its own.
-    #[arg(long, env = "ORDER_WORKER_THREADS", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub worker_threads: u16,
+    /// Threads that serve calls, each its own connections; by default one for each core. Blocking database work has threads of
+    /// its own.
+    #[arg(long, env = "ORDER_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub worker_threads: Option<u16>,
 }
 
 impl Serve {

@@ -27,6 +27,7 @@ use chassis::auth::Identities;
 use chassis::clock::Clock;
 use chassis::database::{BatchedReads, Connection, Database, Writes};
 use chassis::idempotency::{self, IdempotencyKey, RequestHasher, responses_find};
+use chassis::lifecycle::serving_threads;
 use chassis::metrics::Metrics;
 use chassis::paging::Pages;
 use chassis::served;
@@ -143,6 +144,7 @@ pub async fn serve(
         services: SERVICES,
         descriptors: proto::FILE_DESCRIPTOR_SET,
         calls_max: config.calls_max.into(),
+        threads: serving_threads(config.worker_threads),
     };
     service.run(listeners.calls, routes, options, &metrics, shutdown).await
 }

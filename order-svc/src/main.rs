@@ -29,20 +29,18 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(config) => {
             let _export = trace::export(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))?;
-            runtime(config.worker_threads)?.block_on(async {
+            runtime()?.block_on(async {
                 let auth = config.identity.auth;
                 let listeners = Listeners::bind(config.listen, config.metrics_listen, auth).await?;
                 order_svc::serve(*config, Clock::system(), listeners, signal()).await
             })
         }
         Command::SkipEvent(config) => {
-            say(&runtime(1)?.block_on(order_svc::skip_event(&config))?);
+            say(&runtime()?.block_on(order_svc::skip_event(&config))?);
             Ok(())
         }
         Command::Migrate(storage) => order_svc::migrate(&storage).map(|_| ()),
-        Command::CheckHealth(settings) => {
-            runtime(1)?.block_on(check_health(&settings.address, &settings.tls))
-        }
+        Command::CheckHealth(settings) => runtime()?.block_on(check_health(&settings.address, &settings.tls)),
     }
 }
 

@@ -197,7 +197,7 @@ pub async fn import_and_cut(cluster: &Cluster, sheet: &Sheet, rows: usize, cut: 
     let ([address, _], tls) = (cluster.addresses(), cluster.client_tls());
     let (partner, sheet) = (cluster.as_caller(fixtures::sales(DIRECT)), sheet.clone());
     let client = move || {
-        let runtime = chassis::lifecycle::runtime(1).map_err(|error| error.to_string())?;
+        let runtime = chassis::lifecycle::runtime().map_err(|error| error.to_string())?;
         runtime.block_on(async {
             let agreements = channel_to(&address, &tls, |endpoint| {
                 endpoint

@@ -245,50 +245,65 @@ impl<Q: QueryFragment<Sqlite>> QueryFragment<Sqlite> for About<Q> {
     }
 }
 
+/// The statement.
+macro_rules! statement {
+    ($parties:expr) => {
+        About::new(
+            $parties,
+            asked::table
+                .inner_join(customer::table.on(customer::id.eq(asked::customer_id)))
+                .inner_join(partner::table.on(partner::id.eq(asked::payer_id)))
+                .left_join(
+                    current.on(current
+                        .field(acceptance::customer_id)
+                        .eq(customer::id)
+                        .and(
+                            current
+                                .field(acceptance::partner_id)
+                                .eq(partner::id)
+                                .or(current.field(acceptance::partner_id).eq(NO_PARTNER)),
+                        )
+                        .and(current.field(acceptance::superseded_at).is_null())
+                        .and(current.field(acceptance::withdrawn_at).is_null())),
+                )
+                .filter(exists(
+                    active_of_pair!().filter(
+                        asked::reseller_id.eq("").or(relationship::reseller_id.eq(asked::reseller_id)),
+                    ),
+                ))
+                .select((
+                    asked::number,
+                    (
+                        active_of_pair!().select(min(relationship::reseller_id)).single_value(),
+                        active_of_pair!().select(max(relationship::reseller_id)).single_value(),
+                    ),
+                    (
+                        customer::country,
+                        customer::cloud,
+                        customer::first_purchase_at,
+                        customer::acceptance_revision,
+                    ),
+                    (
+                        revision::table.select(revision::value).single_value(),
+                        template::table.select(max(template::revision)).single_value(),
+                    ),
+                    (
+                        current.field(acceptance::id),
+                        current.field(acceptance::kind),
+                        current.field(acceptance::agreement_type),
+                        current.field(acceptance::template_id),
+                        current.field(acceptance::template_version),
+                        current.field(acceptance::agreed_at),
+                    )
+                        .nullable(),
+                )),
+        )
+    };
+}
+
 /// The rows of parties that have an active relationship, which names the reseller where one is asked about.
 fn gate_rows(connection: &mut Connection, parties: &[Parties]) -> Result<Vec<Row>, Error> {
-    let query = asked::table
-        .inner_join(customer::table.on(customer::id.eq(asked::customer_id)))
-        .inner_join(partner::table.on(partner::id.eq(asked::payer_id)))
-        .left_join(
-            current.on(current
-                .field(acceptance::customer_id)
-                .eq(customer::id)
-                .and(
-                    current
-                        .field(acceptance::partner_id)
-                        .eq(partner::id)
-                        .or(current.field(acceptance::partner_id).eq(NO_PARTNER)),
-                )
-                .and(current.field(acceptance::superseded_at).is_null())
-                .and(current.field(acceptance::withdrawn_at).is_null())),
-        )
-        .filter(exists(
-            active_of_pair!()
-                .filter(asked::reseller_id.eq("").or(relationship::reseller_id.eq(asked::reseller_id))),
-        ))
-        .select((
-            asked::number,
-            (
-                active_of_pair!().select(min(relationship::reseller_id)).single_value(),
-                active_of_pair!().select(max(relationship::reseller_id)).single_value(),
-            ),
-            (customer::country, customer::cloud, customer::first_purchase_at, customer::acceptance_revision),
-            (
-                revision::table.select(revision::value).single_value(),
-                template::table.select(max(template::revision)).single_value(),
-            ),
-            (
-                current.field(acceptance::id),
-                current.field(acceptance::kind),
-                current.field(acceptance::agreement_type),
-                current.field(acceptance::template_id),
-                current.field(acceptance::template_version),
-                current.field(acceptance::agreed_at),
-            )
-                .nullable(),
-        ));
-    Ok(query!(connection, c => About::new(parties, query).load(c))?)
+    Ok(query!(connection, c => statement!(parties).load(c))?)
 }
 
 /// The facts of each of the parties, in their order: `None` where they have no active relationship (GATE-0).

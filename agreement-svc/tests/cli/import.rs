@@ -121,7 +121,7 @@ const FILES: [File; 10] = [
 /// Who is attested at each of the customers, and when.
 fn attested(server: &Server, customers: &[String]) -> Vec<String> {
     let agent: Caller = caller(TenantKind::Partner, PARTNER, vec![Role::SalesAgent.into_str()]);
-    chassis::lifecycle::runtime(1).unwrap().block_on(async {
+    chassis::lifecycle::runtime().unwrap().block_on(async {
         let mut calls = AttestationServiceClient::connect(server.address.clone()).await.unwrap();
         let mut lines = vec![];
         for (n, customer_id) in (1..).zip(customers) {

@@ -50,6 +50,9 @@ pub struct Work<W, A> {
 /// The means to answer a call.
 pub struct Reply<A>(oneshot::Sender<A>);
 
+/// Does a batch.
+type Run<W, A> = Box<dyn Fn(Vec<Work<W, A>>) -> Done + Send + Sync>;
+
 type Done = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 struct Inner<W, A> {
@@ -59,7 +62,7 @@ struct Inner<W, A> {
     size_max: usize,
     /// Batches that may be done at a time.
     at_once: usize,
-    run: Box<dyn Fn(Vec<Work<W, A>>) -> Done + Send + Sync>,
+    run: Run<W, A>,
 }
 
 struct State<W, A> {

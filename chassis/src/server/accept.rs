@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt};
 use rlimit::Resource;
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
@@ -52,19 +53,24 @@ pub(super) fn connections_max() -> usize {
 
 /// Accepts connections, and shakes hands where there is TLS. A slow handshake delays no other connection. For a connection
 /// beyond `max` the oldest one on which no caller was identified is closed; if there is none, the new one is closed at
-/// once, so that its client tries another replica, or later. The stream never ends: an error that keeps a connection from
-/// being accepted passes.
+/// once, so that its client tries another replica, or later. The threads get connections in turn, each its own stream, which
+/// never ends: an error that keeps a connection from being accepted passes.
 pub(super) fn accept(
     incoming: impl Stream<Item = io::Result<TcpStream>> + Send + 'static,
     max: usize,
     tls: tls::Server,
-) -> ReceiverStream<io::Result<Connection>> {
-    let (ready, connections) = mpsc::channel(READY_MAX);
+    threads: &[Handle],
+) -> Vec<ReceiverStream<io::Result<Connection>>> {
+    let (ready, connections): (Vec<_>, Vec<_>) = threads.iter().map(|_| mpsc::channel(READY_MAX)).unzip();
+    let is_alone = threads.len() == 1;
+    let servers: Vec<_> = threads.iter().cloned().zip(ready).collect();
+    let mut servers = servers.into_iter().cycle();
     tokio::spawn(async move {
         let mut incoming = pin!(incoming);
         let (permits, mut open) = (Arc::new(Semaphore::new(max)), VecDeque::new());
         let (log, tls, mut is_full) = (Arc::new(RefusalLog::default()), Arc::new(tls), false);
         loop {
+            let Some((thread, ready)) = servers.next() else { return };
             let accepted = tokio::select! {
                 () = ready.closed() => return,
                 accepted = incoming.next() => accepted,
@@ -93,12 +99,13 @@ pub(super) fn accept(
                 peer_log.refused(&Refusal::NoRoom);
                 continue;
             }
-            let begin = Begin { stream, peer: Peer::new(), log: peer_log, ready: ready.clone() };
+            let begin = Begin { stream, peer: Peer::new(), log: peer_log, ready };
             remember(&mut open, &begin.peer, max);
             let (permits, tls) = (permits.clone(), tls.clone());
             match room {
-                Some(permit) if tls.acceptor().is_none() => begin.run(permit, None).await,
-                room => drop(tokio::spawn(async move {
+                Some(permit) if tls.acceptor().is_none() && is_alone => begin.run(permit, None).await,
+                room => drop(thread.spawn(async move {
+                    let Ok(begin) = begin.moved_here() else { return };
                     let room = match room {
                         Some(permit) => permit,
                         // The other connection takes a moment to close. This one may have to make room meanwhile.
@@ -116,7 +123,7 @@ pub(super) fn accept(
             }
         }
     });
-    ReceiverStream::new(connections)
+    connections.into_iter().map(ReceiverStream::new).collect()
 }
 
 /// Closes the oldest connection on which no caller was identified; false if there is none.
@@ -149,6 +156,11 @@ struct Begin {
 }
 
 impl Begin {
+    /// Has this thread's runtime notice what happens on the connection.
+    fn moved_here(self) -> io::Result<Self> {
+        Ok(Self { stream: TcpStream::from_std(self.stream.into_std()?)?, ..self })
+    }
+
     async fn run(self, permit: OwnedSemaphorePermit, tls: Option<TlsAcceptor>) {
         let Self { stream, peer, log, ready } = self;
         let deadline = Instant::now() + PREFACE_MAX;
@@ -193,7 +205,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tonic::transport::server::Connected;
 
-    use super::super::connection::tests::{certified, ends, plaintext, refusals};
+    use super::super::connection::tests::{accept_here, certified, ends, plaintext, refusals};
     use super::super::refusal::REFUSAL_LOG_INTERVAL;
     use super::*;
     use crate::telemetry::Captured;
@@ -205,7 +217,7 @@ mod tests {
         let failures = (0..TRIES).map(|_| Err(io::Error::from_raw_os_error(TOO_MANY_OPEN_FILES)));
         let began = Instant::now();
         let (client, server) = ends().await;
-        let mut connections = accept(stream::iter(failures.chain([Ok(server)])), 1, plaintext());
+        let mut connections = accept_here(stream::iter(failures.chain([Ok(server)])), 1, plaintext());
         assert!(connections.next().await.unwrap().is_ok());
         assert!(began.elapsed() >= ACCEPT_PAUSE * TRIES);
         drop(client);
@@ -215,7 +227,7 @@ mod tests {
     async fn a_connection_without_an_identified_caller_makes_room_for_a_new_one() {
         let (log, _guard) = Captured::begin();
         let (sender, incoming) = mpsc::channel(1);
-        let mut connections = accept(ReceiverStream::new(incoming), 2, plaintext());
+        let mut connections = accept_here(ReceiverStream::new(incoming), 2, plaintext());
         let mut clients = vec![];
         let mut open = vec![];
         for _ in 0..2 {
@@ -253,7 +265,7 @@ mod tests {
         let (log, _guard) = Captured::begin();
         let (sender, incoming) = mpsc::channel(1);
         let (tls, _) = certified();
-        let connections = accept(ReceiverStream::new(incoming), 8, tls);
+        let connections = accept_here(ReceiverStream::new(incoming), 8, tls);
         let speak = async |words: &[u8]| {
             let (mut client, server) = ends().await;
             sender.send(Ok(server)).await.unwrap();
@@ -291,7 +303,7 @@ mod tests {
     async fn a_handshake_that_goes_on_for_too_long_is_logged() {
         let (log, _guard) = Captured::begin();
         let (mut client, server) = ends().await;
-        let connections = accept(stream::iter([Ok(server)]).chain(stream::pending()), 1, certified().0);
+        let connections = accept_here(stream::iter([Ok(server)]).chain(stream::pending()), 1, certified().0);
         tokio::time::pause();
         drop(client.read_to_end(&mut vec![]).await);
         let [line] = &refusals(&log)[..] else { panic!("{:#?}", log.lines()) };

@@ -412,6 +412,7 @@ mod tests {
             services: &[],
             descriptors: &[],
             calls_max: 1,
+            threads: 1,
         };
         let handler = async move |request: http::Request<axum::body::Body>| {
             let message = request.into_body().collect().await.map_err(|error| error.to_string())?;

@@ -291,17 +291,28 @@ impl Drop for PendingResponse {
 pub(super) mod tests {
     use std::fs;
 
-    use futures_util::{StreamExt, stream};
+    use futures_util::{Stream, StreamExt, stream};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
+    use tokio::runtime::Handle;
     use tokio_rustls::rustls::crypto::aws_lc_rs;
     use tokio_rustls::rustls::pki_types::ServerName;
     use tokio_rustls::rustls::{ClientConfig, RootCertStore};
     use tokio_rustls::{TlsConnector, client};
+    use tokio_stream::wrappers::ReceiverStream;
 
     use super::super::accept::{PREFACE_MAX, accept};
     use super::super::preface::PREFACE;
     use super::*;
+
+    /// Connections for the thread of the test.
+    pub(in super::super) fn accept_here(
+        incoming: impl Stream<Item = io::Result<TcpStream>> + Send + 'static,
+        max: usize,
+        tls: tls::Server,
+    ) -> ReceiverStream<io::Result<Connection>> {
+        accept(incoming, max, tls, &[Handle::current()]).remove(0)
+    }
     use crate::auth::Auth;
     use crate::telemetry::Captured;
     use crate::tls;
@@ -326,7 +337,7 @@ pub(super) mod tests {
     /// Both ends of a connection.
     async fn connection() -> (TcpStream, Connection) {
         let (client, server) = ends().await;
-        let mut connections = accept(stream::iter([Ok(server)]), 1, plaintext());
+        let mut connections = accept_here(stream::iter([Ok(server)]), 1, plaintext());
         (client, connections.next().await.unwrap().unwrap())
     }
 
@@ -409,7 +420,7 @@ pub(super) mod tests {
         let config = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
 
         let (client, server) = ends().await;
-        let mut connections = accept(stream::iter([Ok(server)]).chain(stream::pending()), 1, tls);
+        let mut connections = accept_here(stream::iter([Ok(server)]).chain(stream::pending()), 1, tls);
         let name = ServerName::try_from("localhost").unwrap();
         let connecting = TlsConnector::from(config).connect(name, client);
         let (client, accepted) = tokio::join!(connecting, connections.next());

@@ -13,14 +13,18 @@ mod overload;
 mod preface;
 mod record;
 mod refusal;
+mod threads;
 
 use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures_util::future::try_join_all;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::codec::CompressionEncoding;
 use tonic::service::RoutesBuilder;
 use tonic::transport::server::TcpIncoming;
@@ -28,6 +32,7 @@ use tonic_health::pb::health_server::HealthServer;
 
 use self::call::CallLayer;
 use self::health::HealthService;
+use self::threads::Threads;
 use crate::auth::access::AccessPolicy;
 use crate::auth::{Auth, Identities};
 use crate::metrics::Metrics;
@@ -109,13 +114,15 @@ pub struct Options {
     pub descriptors: &'static [u8],
     /// The limit of calls in progress.
     pub calls_max: usize,
+    /// The threads that serve.
+    pub threads: u16,
 }
 
 /// Serves until `shutdown` resolves, then reports NOT_SERVING, lets calls in progress end for at most [`DRAIN_MAX`], and
 /// returns.
 ///
 /// # Errors
-/// An address that the mode of authentication forbids; a transport that fails.
+/// An address that the mode of authentication forbids; a thread that cannot be started; a transport that fails.
 pub async fn serve(
     listener: TcpListener,
     mut routes: RoutesBuilder,
@@ -154,17 +161,21 @@ pub async fn serve(
         .add_service(v1.max_decoding_message_size(PUBLIC_MESSAGE_BYTES_MAX))
         .add_service(v1alpha.max_decoding_message_size(PUBLIC_MESSAGE_BYTES_MAX));
 
-    let (draining, drain) = tokio::sync::oneshot::channel::<()>();
+    let draining = CancellationToken::new();
+    let drain = draining.clone();
     let stop = async move {
         shutdown.await;
         tracing::info!("shutting down: calls in progress may end");
         serving.send_replace(false);
-        drop(draining);
+        drain.cancel();
+        std::future::pending::<()>().await;
     };
     options.identities.register_metrics(metrics);
     options.tls.register_metrics(metrics);
+    let threads = Threads::start(options.threads)?;
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let connections = accept::accept(incoming, accept::connections_max(), options.tls.clone());
+    let connections =
+        accept::accept(incoming, accept::connections_max(), options.tls.clone(), threads.handles());
     let calls = CallLayer::new(options, metrics.calls().clone());
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
@@ -174,14 +185,20 @@ pub async fn serve(
         // The connection itself ends after its grace: tonic's own limit of the grace would cut it without a word before.
         .max_connection_age(CONNECTION_AGE_MAX)
         .layer(calls.clone())
-        .add_routes(routes.routes())
-        .serve_with_incoming_shutdown(connections, stop);
+        .add_routes(routes.routes());
+    let served = threads.handles().iter().zip(connections).map(|(thread, connections)| {
+        let drained = draining.clone().cancelled_owned();
+        let served = server.clone().serve_with_incoming_shutdown(connections, drained);
+        AbortOnDropHandle::new(thread.spawn(served))
+    });
+    let served = try_join_all(served);
 
     tracing::info!(%address, "serving");
     tokio::select! {
-        served = server => served?,
+        served = served => served?.into_iter().collect::<Result<(), _>>()?,
+        () = stop => {}
         () = calls.log_refusals() => {}
-        () = async { let _ = drain.await; tokio::time::sleep(DRAIN_MAX).await } => {
+        () = async { draining.cancelled().await; tokio::time::sleep(DRAIN_MAX).await } => {
             tracing::warn!("stopped with calls still in progress");
         }
     }

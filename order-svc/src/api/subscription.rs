@@ -368,10 +368,10 @@ impl Api {
         let cause = Cause::Requested { tenant_id: asked.caller.tenant_id, user_id: asked.caller.user_id };
         let now = self.clock.now();
         let writes = match step {
-            None => Write::Nothing,
+            None => None,
             Some(step) => {
                 let change = step.change(known.quantity, cause, approval, now);
-                Write::Subscription { after: step.after, version: known.version, change, needed }
+                Some(Write { after: step.after, version: known.version, change, needed })
             }
         };
         let encoded = response.encode_to_vec();

@@ -4,6 +4,7 @@
 //! acceptance whose withdrawal was applied (WD-3a): after a restore agreement-svc may count such an acceptance again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::slice;
 
 use chassis::clock::Clock;
 use chassis::database::row::at;
@@ -69,46 +70,31 @@ impl From<diesel::result::Error> for Rollback {
 
 /// What a request writes.
 #[derive(Debug)]
-pub(crate) enum Write {
-    /// It is so already: only the answer is stored.
-    Nothing,
-    /// The subscription after the change, and the version that the change was decided on.
-    Subscription {
-        after: Subscription,
-        version: i64,
-        change: Change,
-        /// The relationship that the caller needs (ROLE-6).
-        needed: Option<Needed>,
-    },
-}
-
-impl Write {
-    /// Runs the statements; false when the row has changed since it was read.
-    fn run(&self, connection: &mut Connection) -> Result<bool, Error> {
-        match self {
-            Self::Nothing => Ok(true),
-            Self::Subscription { after, version, change, .. } => {
-                subscription_change(connection, after, *version, std::slice::from_ref(change))
-            }
-        }
-    }
+pub(crate) struct Write {
+    /// The subscription after the change.
+    pub after: Subscription,
+    /// The version that the change was decided on.
+    pub version: i64,
+    pub change: Change,
+    /// The relationship that the caller needs (ROLE-6).
+    pub needed: Option<Needed>,
 }
 
 /// Stores what a request writes, and the answer to the caller under its request id, in one transaction.
-/// `basis` is the gate's answer that it rests on; what is not gated has none.
+/// `basis` is the gate's answer that it rests on; what is not gated has none. Where it is so already, only the answer is stored.
 pub(crate) async fn commit(
     database: &Database,
     clock: &Clock,
     key: IdempotencyKey,
     basis: Option<(Answer, Approval)>,
     response: Vec<u8>,
-    writes: Write,
+    writes: Option<Write>,
 ) -> Result<Commit, Error> {
     let clock = clock.clone();
     let write = move |connection: &mut Connection| match &basis {
-        None => commit_free(connection, &key, &response, clock.now(), &writes),
+        None => commit_free(connection, &key, &response, clock.now(), writes.as_ref()),
         Some((answer, approval)) => {
-            commit_gated(connection, (answer, approval), &key, &response, &clock, &writes)
+            commit_gated(connection, (answer, approval), &key, &response, &clock, writes.as_ref())
         }
     };
     ended(database.write(write).await)
@@ -121,7 +107,7 @@ fn commit_gated(
     key: &IdempotencyKey,
     response: &[u8],
     clock: &Clock,
-    writes: &Write,
+    writes: Option<&Write>,
 ) -> Result<(), Rollback> {
     let fence = fence_take(connection, answer.customer_id, approval.revision)?;
     if let Some(void) = void(connection, fence, approval)? {
@@ -143,9 +129,9 @@ fn commit_free(
     key: &IdempotencyKey,
     response: &[u8],
     now: Time,
-    writes: &Write,
+    writes: Option<&Write>,
 ) -> Result<(), Rollback> {
-    if let Write::Subscription { after, needed: Some(needed), .. } = writes {
+    if let Some(Write { after, needed: Some(needed), .. }) = writes {
         let Subscription { customer_id, payer_id, .. } = *after;
         fence_take(connection, customer_id, i64::MAX)?;
         let known = relationships_of(connection, customer_id, payer_id)?;
@@ -162,12 +148,14 @@ fn commit_once(
     key: &IdempotencyKey,
     response: &[u8],
     now: Time,
-    writes: &Write,
+    writes: Option<&Write>,
 ) -> Result<(), Rollback> {
     if !response_store(connection, key, response, now)? {
         return Err(Rollback::Because(Commit::SeenBefore));
     }
-    if !writes.run(connection)? {
+    if let Some(Write { after, version, change, .. }) = writes
+        && !subscription_change(connection, after, *version, slice::from_ref(change))?
+    {
         return Err(Rollback::Because(Commit::LostRace));
     }
     Ok(())
@@ -386,7 +374,7 @@ mod tests {
                 };
                 let cause = Cause::RelationshipEnded { revision: 1 };
                 let change = step.change(5, cause, None, now);
-                let write = Write::Subscription { after: subscription.clone(), version: 7, change, needed };
+                let write = Some(Write { after: subscription.clone(), version: 7, change, needed });
                 let stored = commit(&database, &Clock::system(), key, None, vec![], write).await.unwrap();
                 assert_eq!(format!("{stored:?}"), expected, "{cursor} {needed:?}");
             }

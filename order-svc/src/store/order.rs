@@ -86,7 +86,7 @@ fn with_lines(connection: &mut Connection, rows: Vec<Row>) -> Result<Vec<Order>,
 
 /// Stores accepted orders: their lines, the subscriptions of these with the first change of each, and the report of a
 /// customer's first purchase.
-pub(super) fn orders_insert(
+pub(crate) fn orders_insert(
     connection: &mut Connection,
     orders: &[(&Order, &[Subscription])],
 ) -> Result<(), Error> {

@@ -196,7 +196,7 @@ mod tests {
     use crate::rules::order::{Order, Parties};
     use crate::rules::subscription::{Change, ChangeKind, State};
     use crate::store::MIGRATIONS;
-    use crate::store::order::order_place;
+    use crate::store::order::orders_insert;
     use crate::store::subscription::change_list;
 
     /// An order as it is stored, with one subscription by the month, whose first term has this end.
@@ -248,7 +248,8 @@ mod tests {
         let time = |text: &str| DateTime::parse_from_rfc3339(text).unwrap().to_utc();
         let (order, subscription) = bought(time("2026-01-31T12:00:00Z"), time("2026-02-28T12:00:00Z"));
         let id = subscription.id;
-        let insert = move |connection: &mut Connection| order_place(connection, &order, &[subscription]);
+        let insert =
+            move |connection: &mut Connection| orders_insert(connection, &[(&order, &[subscription])]);
         database.write(insert).await.unwrap();
 
         let until = time("2026-04-30T12:00:00Z");

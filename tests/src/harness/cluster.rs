@@ -434,7 +434,7 @@ impl Cluster {
                 mails_per_day: self.setup.mails_per_day,
             },
             metrics_listen: None,
-            worker_threads: self.setup.worker_threads,
+            worker_threads: Some(self.setup.worker_threads),
             calls_max: self.setup.calls_max,
             acceptance_changes_max: self.setup.acceptance_changes_max,
         })
@@ -526,7 +526,7 @@ impl Cluster {
             tls: self.pki.as_ref().map(Pki::server_tls).unwrap_or_default(),
             metrics_listen: None,
             offers: self.setup.offers.clone(),
-            worker_threads: self.setup.worker_threads,
+            worker_threads: Some(self.setup.worker_threads),
             calls_max: self.setup.calls_max,
             request_key_file: Some(self.key("request.key")?),
             subscriptions_max: self.setup.subscriptions_max,

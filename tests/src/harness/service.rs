@@ -38,7 +38,6 @@ impl Service {
 
     fn run<F>(
         &mut self,
-        worker_threads: u16,
         listener: TcpListener,
         serve: impl FnOnce(tokio::net::TcpListener, StopSignal) -> F + Send + 'static,
     ) where
@@ -46,7 +45,7 @@ impl Service {
     {
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || {
-            let runtime = chassis::lifecycle::runtime(worker_threads).map_err(|error| error.to_string())?;
+            let runtime = chassis::lifecycle::runtime().map_err(|error| error.to_string())?;
             runtime.block_on(async {
                 let listener =
                     tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
@@ -65,7 +64,7 @@ impl Service {
         listener: TcpListener,
         metrics: Option<TcpListener>,
     ) -> Result<(), String> {
-        self.run(config.worker_threads, listener, async move |calls, stop| {
+        self.run(listener, async move |calls, stop| {
             let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
             agreement_svc::serve(config, clock, Listeners { calls, metrics }, stop).await
         });
@@ -79,7 +78,7 @@ impl Service {
         listener: TcpListener,
         metrics: Option<TcpListener>,
     ) -> Result<(), String> {
-        self.run(config.worker_threads, listener, async move |calls, stop| {
+        self.run(listener, async move |calls, stop| {
             let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
             order_svc::serve(config, clock, Listeners { calls, metrics }, stop).await
         });

@@ -176,9 +176,7 @@ async fn sqlite_finds_current_acceptances_by_their_index() {
     let folder = tempfile::tempdir().unwrap();
     let database = database(&url(false, &folder).unwrap()).await;
     let explain = |connection: &mut Connection| {
-        let (customer, payer) = (CUSTOMER.to_string(), DIRECT.to_string());
-        let is_related = true.into_sql::<Bool>();
-        let statement = statement!(customer::id.eq(&customer), partner::id.eq(&payer), is_related);
+        let statement = statement!(&[parties(CUSTOMER, DIRECT, None)]);
         let explain = format!("EXPLAIN QUERY PLAN {}", debug_query::<Sqlite, _>(&statement));
         let Connection::Sqlite(c) = connection else { panic!("the database is SQLite") };
         Ok::<_, Error>(sql_query(explain).load::<Step>(c)?)
@@ -252,10 +250,12 @@ async fn a_long_history_adds_no_rows(#[case] is_postgres: bool) {
     accept(&database, "", 10_001..20_001, "'2020-04-01'", "NULL").await;
     accept(&database, &DIRECT.to_string(), 20_001..20_002, "NULL", "NULL").await;
     let one = parties(CUSTOMER, DIRECT, None);
-    for asked in [vec![one], vec![one, parties(OTHER, DIRECT, None), parties(CUSTOMER, PROVIDER, None)]] {
-        let pairs = asked.len() - asked.len() / 2;
-        let read = move |connection: &mut Connection| gate_rows(connection, &asked);
-        let (rows, _) = database.snapshot(read).await.unwrap();
-        assert_eq!(rows.len(), pairs, "one row for each pair that is related");
+    let read = move |connection: &mut Connection| gate_rows(connection, &[one]);
+    assert_eq!(database.snapshot(read).await.unwrap().len(), 1);
+    if is_postgres {
+        let all = [one, parties(OTHER, DIRECT, None), parties(CUSTOMER, PROVIDER, None)];
+        let read = move |connection: &mut Connection| gate_rows(connection, &all);
+        let rows = database.snapshot(read).await.unwrap();
+        assert_eq!(rows.len(), 2, "one row for each pair that is related");
     }
 }

@@ -186,7 +186,7 @@ fn start_echo() -> Result<SocketAddr, Box<dyn Error>> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
-    let runtime = chassis::lifecycle::runtime(1)?;
+    let runtime = chassis::lifecycle::runtime()?;
     std::thread::spawn(move || {
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(listener)?;
