@@ -186,15 +186,7 @@ pub fn responses_find(connection: &mut Connection, keys: &[IdempotencyKey]) -> R
     let columns =
         ((request::tenant_id, request::call, request::request_id), (request::content, request::answer));
     let rows: Vec<Row> = match connection {
-        Connection::Sqlite(c) => {
-            let mut rows = vec![];
-            for (tenant_id, call, request_id) in wanted {
-                let row = request::table.find((tenant_id, call, request_id)).select(columns).first(c);
-                rows.extend(row.optional()?);
-            }
-            rows
-        }
-        Connection::Postgres(c) => {
+        Connection::Postgres(c) if keys.len() > 1 => {
             let mut columns_wanted = (vec![], vec![], vec![]);
             columns_wanted.extend(wanted);
             let (tenants, calls, ids) = columns_wanted;
@@ -206,6 +198,17 @@ pub fn responses_find(connection: &mut Connection, keys: &[IdempotencyKey]) -> R
                 .bind::<Array<Text>, _>(ids)
                 .sql("))");
             request::table.filter(is_wanted).select(columns).load(c)?
+        }
+        // By a statement that is prepared once.
+        connection => {
+            let mut rows = vec![];
+            for (tenant_id, call, request_id) in wanted {
+                let row = query!(&mut *connection, c => {
+                    request::table.find((tenant_id, call, request_id)).select(columns).first(c).optional()
+                })?;
+                rows.extend(row);
+            }
+            rows
         }
     };
     let rows: HashMap<PrimaryKey, (String, Vec<u8>)> = rows.into_iter().collect();
@@ -260,13 +263,7 @@ pub fn responses_store(
     });
     let mut is_new = vec![false; answers.len()];
     match connection {
-        Connection::Sqlite(c) => {
-            for (row, (_, n)) in rows.zip(&in_order) {
-                let insert = diesel::insert_into(request::table).values(row).on_conflict_do_nothing();
-                is_new[*n] = insert.execute(c)? > 0;
-            }
-        }
-        Connection::Postgres(c) => {
+        Connection::Postgres(c) if answers.len() > 1 => {
             let rows: Vec<_> = rows.collect();
             let stored: Vec<PrimaryKey> = diesel::insert_into(request::table)
                 .values(&rows)
@@ -279,6 +276,15 @@ pub fn responses_store(
                 if let Some((_, n)) = in_order.get(first) {
                     is_new[*n] = true;
                 }
+            }
+        }
+        // By a statement that is prepared once.
+        connection => {
+            for (row, (_, n)) in rows.zip(&in_order) {
+                let inserted = query!(&mut *connection, c => {
+                    diesel::insert_into(request::table).values(row).on_conflict_do_nothing().execute(c)
+                })?;
+                is_new[*n] = inserted > 0;
             }
         }
     }

@@ -21,8 +21,9 @@ use super::share::{INTERNAL, tenant};
 use super::{Connection, Database, Error};
 use crate::limits::tenant::Tenant;
 
-/// How long work waits for its batch before it fails. It only waits that long while the database does not answer.
-const WAIT_MAX: Duration = Duration::from_secs(2);
+/// How long work waits for its batch before it fails. It only waits that long while the database does not answer, and an answer
+/// of the gate on which it may rest is too old after that.
+const WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Batches of one kind that are read at a time. With more of them each answers fewer questions.
 const READS_AT_ONCE: usize = 1;
@@ -203,7 +204,7 @@ impl<W, A> Inner<W, A> {
     /// Does one batch after the other until no work waits.
     async fn run_batches(&self) {
         while let Some(batch) = self.next() {
-            // A batch that panics answers nobody, and the next one is done.
+            // The calls of a batch that panics get an error, and the next batch is done.
             let _ = AssertUnwindSafe((self.run)(batch)).catch_unwind().await;
         }
     }
@@ -265,5 +266,121 @@ impl<W, A> State<W, A> {
             }
         }
         batch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+    use tokio::sync::mpsc;
+
+    use super::super::share::on_behalf_of;
+    use super::*;
+
+    const GREEDY: Tenant = Tenant::test("TENANT", 1);
+    const MODEST: Tenant = Tenant::test("TENANT", 2);
+
+    type Batches = mpsc::UnboundedReceiver<(Vec<u32>, oneshot::Sender<bool>)>;
+
+    /// A batcher of at most four at a time, and its batches, each with a channel that ends it, by an answer or by a panic.
+    fn batcher() -> (Batcher<u32, u32>, Batches) {
+        let (begun, batches) = mpsc::unbounded_channel();
+        let batcher = Batcher::new((|_| 1, 4), 1, move |batch: Vec<Work<u32, u32>>| {
+            let begun = begun.clone();
+            async move {
+                let (work, replies): (Vec<u32>, Vec<_>) = batch.into_iter().map(Work::split).unzip();
+                let (go_on, goes_on) = oneshot::channel::<bool>();
+                begun.send((work.clone(), go_on)).unwrap();
+                assert!(goes_on.await.unwrap(), "this batch panics");
+                work.into_iter().zip(replies).for_each(|(work, reply)| reply.answer(work * 10));
+            }
+        });
+        (batcher, batches)
+    }
+
+    fn submit(
+        batcher: &Batcher<u32, u32>,
+        tenant: Tenant,
+        work: u32,
+    ) -> tokio::task::JoinHandle<Result<u32, Error>> {
+        let batcher = batcher.clone();
+        tokio::spawn(on_behalf_of(tenant, async move { batcher.submit(work).await }))
+    }
+
+    #[tokio::test]
+    async fn what_arrives_while_a_batch_is_done_is_the_next_batch() {
+        let (batcher, mut batches) = batcher();
+        let first = submit(&batcher, MODEST, 1);
+        let (batch, go_on) = batches.recv().await.unwrap();
+        assert_eq!(batch, [1], "alone it waits for no other");
+        let next: Vec<_> = (2..5).map(|work| submit(&batcher, MODEST, work)).collect();
+        tokio::task::yield_now().await;
+        assert!(batches.try_recv().is_err(), "one batch is done at a time");
+        go_on.send(true).unwrap();
+        assert!(matches!(first.await.unwrap(), Ok(10)));
+        let (batch, go_on) = batches.recv().await.unwrap();
+        assert_eq!(batch, [2, 3, 4]);
+        go_on.send(true).unwrap();
+        for (answer, expected) in join_all(next).await.into_iter().zip([20, 30, 40]) {
+            assert!(matches!(answer.unwrap(), Ok(answer) if answer == expected));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_batch_takes_from_tenants_in_turn_and_from_internal_services_before_each() {
+        let (batcher, mut batches) = batcher();
+        submit(&batcher, MODEST, 0);
+        let (_, go_on) = batches.recv().await.unwrap();
+        for (tenant, work) in [(GREEDY, 1), (GREEDY, 2), (GREEDY, 3), (GREEDY, 4), (MODEST, 5), (INTERNAL, 6)]
+        {
+            submit(&batcher, tenant, work);
+        }
+        tokio::task::yield_now().await;
+        go_on.send(true).unwrap();
+        let (batch, go_on) = batches.recv().await.unwrap();
+        assert_eq!(batch, [6, 1, 5, 2], "the modest tenant does not wait for all that came before it");
+        go_on.send(true).unwrap();
+        assert_eq!(batches.recv().await.unwrap().0, [3, 4]);
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_panics_fails_alone() {
+        let (batcher, mut batches) = batcher();
+        let first = submit(&batcher, MODEST, 1);
+        let (_, go_on) = batches.recv().await.unwrap();
+        let second = submit(&batcher, MODEST, 2);
+        tokio::task::yield_now().await;
+        go_on.send(false).unwrap();
+        assert!(matches!(first.await.unwrap(), Err(Error::Panicked)));
+        let (batch, go_on) = batches.recv().await.unwrap();
+        assert_eq!(batch, [2]);
+        go_on.send(true).unwrap();
+        assert!(matches!(second.await.unwrap(), Ok(20)));
+    }
+
+    #[tokio::test]
+    async fn the_work_of_a_call_that_has_ended_is_left_out() {
+        let (batcher, mut batches) = batcher();
+        submit(&batcher, MODEST, 1);
+        let (_, go_on) = batches.recv().await.unwrap();
+        let ended = submit(&batcher, MODEST, 2);
+        submit(&batcher, MODEST, 3);
+        tokio::task::yield_now().await;
+        ended.abort();
+        assert!(ended.await.unwrap_err().is_cancelled());
+        go_on.send(true).unwrap();
+        assert_eq!(batches.recv().await.unwrap().0, [3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_no_batch_takes_in_time_fails() {
+        let (batcher, mut batches) = batcher();
+        let first = submit(&batcher, MODEST, 1);
+        let (_, go_on) = batches.recv().await.unwrap();
+        let second = submit(&batcher, MODEST, 2);
+        assert!(matches!(second.await.unwrap(), Err(Error::Unavailable(_))));
+        // What a batch has taken is not given up.
+        go_on.send(true).unwrap();
+        assert!(matches!(first.await.unwrap(), Ok(10)));
     }
 }

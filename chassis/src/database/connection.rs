@@ -31,10 +31,10 @@ macro_rules! query {
     }};
 }
 
-/// Inserts rows of one table: PostgreSQL gets them in one statement, which spares a round trip for each. SQLite has no
-/// round trips, and would prepare a statement of many rows anew each time; it gets one that is prepared once, row by row.
+/// Inserts rows of one table: PostgreSQL gets several in one statement, which spares a round trip for each. SQLite has no
+/// round trips, and would prepare a statement of several rows anew each time; it gets one that is prepared once, row by row.
 ///
-/// `insert_rows!(connection, things::table, &rows)`, where `rows` is a slice, and `…, on_conflict_do_nothing)` where rows
+/// `insert_rows!(connection, things::table, &rows)`, where `rows` is a vector, and `…, on_conflict_do_nothing)` where rows
 /// that are there already stay. At most 65,535 values fit into a statement.
 #[macro_export]
 macro_rules! insert_rows {
@@ -45,10 +45,12 @@ macro_rules! insert_rows {
             $crate::database::Connection::Sqlite(c) => {
                 $rows.iter().try_for_each(|row| diesel::insert_into($table).values(row)$(.$or())?.execute(c).map(drop))
             }
-            $crate::database::Connection::Postgres(_) if $rows.is_empty() => Ok(()),
-            $crate::database::Connection::Postgres(c) => {
-                diesel::insert_into($table).values($rows)$(.$or())?.execute(c).map(drop)
-            }
+            $crate::database::Connection::Postgres(c) => match $rows.as_slice() {
+                [] => Ok(()),
+                // It is prepared once.
+                [row] => diesel::insert_into($table).values(row)$(.$or())?.execute(c).map(drop),
+                rows => diesel::insert_into($table).values(rows)$(.$or())?.execute(c).map(drop),
+            },
         }
     }};
 }

@@ -84,66 +84,65 @@ impl Placements {
     }
 }
 
-/// Stores orders in one transaction, and answers them. Those that cannot be stored with the others are left to tasks of
-/// their own.
+/// Stores orders in one transaction, and answers them. Those that cannot be stored with the others, or whose customer's fence
+/// another transaction has, are left to tasks of their own, so that the next transaction does not wait for them.
 async fn place_together(database: Database, clock: Clock, batch: Vec<Work<Placement, Outcome>>) {
     let (placements, replies): (Vec<_>, Vec<_>) = batch.into_iter().map(Work::split).unzip();
     let placements: Vec<Arc<Placement>> = placements.into_iter().map(Arc::new).collect();
-    if let [one] = placements.as_slice() {
-        let outcome = place_alone(&database, &clock, one).await;
-        replies.into_iter().for_each(|reply| reply.answer(outcome.clone()));
-        return;
-    }
-    let (all, now) = (placements.clone(), clock.clone());
-    let written =
-        database.write(move |connection: &mut Connection| place(connection, &now, &all, false)).await;
-    let outcomes = match written {
-        Ok(placed) => placed.into_iter().map(|placed| placed.map(Ok)).collect(),
-        // One answer that has grown stale undid all of them; a row that cannot be stored may be of one, too.
-        Err(
-            Undone::AnswerStale | Undone::Failed(Error::Query(_) | Error::Corrupt { .. } | Error::Panicked),
-        ) => {
-            vec![None; placements.len()]
-        }
-        Err(Undone::Failed(error)) => vec![Some(Err(error)); placements.len()],
-    };
+    let outcomes = write(&database, &clock, placements.clone(), false).await;
     for ((placement, reply), outcome) in placements.into_iter().zip(replies).zip(outcomes) {
         match outcome {
             Some(outcome) => reply.answer(outcome),
             None => {
-                let (database, clock): (Database, Clock) = (database.clone(), clock.clone());
-                let alone = async move { reply.answer(place_alone(&database, &clock, &placement).await) };
+                let (database, clock) = (database.clone(), clock.clone());
+                let alone = async move {
+                    let outcome = write(&database, &clock, vec![placement], true).await.pop().flatten();
+                    reply.answer(outcome.unwrap_or(Err(Error::Panicked)));
+                };
                 tokio::spawn(alone);
             }
         }
     }
 }
 
-async fn place_alone(database: &Database, clock: &Clock, placement: &Arc<Placement>) -> Outcome {
-    let (one, now) = (placement.clone(), clock.clone());
-    let write = move |connection: &mut Connection| place(connection, &now, &[one], true);
+/// The outcomes of orders in one transaction; none for an order that has to be tried alone.
+async fn write(
+    database: &Database,
+    clock: &Clock,
+    placements: Vec<Arc<Placement>>,
+    waits: bool,
+) -> Vec<Option<Outcome>> {
+    let (count, clock) = (placements.len(), clock.clone());
+    let write = move |connection: &mut Connection| place(connection, &clock, &placements, waits);
     match database.write(write).await {
-        Ok(placed) => placed.into_iter().next().flatten().ok_or(Error::Panicked),
-        Err(Undone::AnswerStale) => Ok(Placed::AnswerStale),
-        Err(Undone::Failed(error)) => Err(error),
+        Ok(placed) => placed.into_iter().map(|placed| placed.map(Ok)).collect(),
+        // One answer that has grown stale undid all of them; a row that cannot be stored may be of one, too.
+        Err(
+            Undone::AnswerStale | Undone::Failed(Error::Query(_) | Error::Corrupt { .. } | Error::Panicked),
+        ) if count > 1 => {
+            vec![None; count]
+        }
+        Err(Undone::AnswerStale) => vec![Some(Ok(Placed::AnswerStale))],
+        Err(Undone::Failed(error)) => vec![Some(Err(error)); count],
     }
 }
 
 /// The order of the statements is that of the locks: fences in the order of customers, then request ids in theirs. An
-/// order without an outcome has to be tried alone.
+/// order without an outcome has to be tried alone; `waits` says that this is that try.
 fn place(
     connection: &mut Connection,
     clock: &Clock,
     placements: &[Arc<Placement>],
-    is_alone: bool,
+    waits: bool,
 ) -> Result<Vec<Option<Placed>>, Undone> {
+    let is_alone = placements.len() == 1;
     let mut placed: Vec<Option<Placed>> = vec![Some(Placed::Done); placements.len()];
     let rest = |placed: &[Option<Placed>]| -> Vec<usize> {
         (0..placements.len()).filter(|n| matches!(placed[*n], Some(Placed::Done))).collect()
     };
 
     let customers: BTreeSet<Uuid> = placements.iter().map(|new| new.answer.customer_id).collect();
-    let fences: BTreeMap<Uuid, i64> = fences_take(connection, &customers, is_alone)?;
+    let fences: BTreeMap<Uuid, i64> = fences_take(connection, &customers, waits)?;
     let accepted_on =
         |new: &Placement| new.order.approval.evidence.as_ref().map(|evidence| evidence.acceptance_id);
     let accepted_on_all: Vec<Uuid> = placements.iter().filter_map(|new| accepted_on(new)).collect();
@@ -203,3 +202,6 @@ fn rooms<'a>(orders: impl Iterator<Item = &'a Placement>) -> Vec<Room> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;
