@@ -229,7 +229,11 @@ pub(super) fn fences_take(
                 false => known().for_update().skip_locked().load(c)?,
             };
             if taken.len() < customers.len() {
-                let rows: Vec<_> = customers.iter().map(new_row).collect();
+                // To insert a row that is there would wait for the transaction that has it.
+                let there = QueryDsl::filter(fence::table, fence::customer_id.eq_any(&ids));
+                let there: Vec<String> = there.select(fence::customer_id).load(c)?;
+                let rows = customers.iter().filter(|id| !there.contains(&id.to_string()));
+                let rows: Vec<_> = rows.map(new_row).collect();
                 let new = diesel::insert_into(fence::table).values(rows).on_conflict_do_nothing();
                 let new = new.returning((fence::customer_id, fence::fence_revision));
                 taken.extend(new.load::<(String, i64)>(c)?);
