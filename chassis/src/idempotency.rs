@@ -6,6 +6,7 @@
 //! operator keeps outside the database the digest is an HMAC, so that a reader of the database cannot check a guess of what
 //! was asked, such as a person's address, against it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use anyhow::{Context, ensure};
 use aws_lc_rs::hmac;
 use chrono::{NaiveDateTime, TimeDelta};
 use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{Array, BigInt, Binary, Text};
 use prost::Message;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
@@ -20,7 +23,7 @@ use uuid::Uuid;
 
 use crate::auth::Caller;
 use crate::clock::{Clock, Time};
-use crate::database::{Connection, Database, Error};
+use crate::database::{Connection, Database, Error, asking};
 use crate::query;
 
 use schema::request;
@@ -67,6 +70,20 @@ pub struct IdempotencyKey {
     /// The digest as it was stored before there was a key.
     content_without_key: Option<String>,
 }
+
+/// A stored answer, with the place of its key among those that were asked for.
+#[derive(QueryableByName)]
+struct StoredContent {
+    #[diesel(sql_type = BigInt)]
+    position: i64,
+    #[diesel(sql_type = Text)]
+    content: String,
+    #[diesel(sql_type = Binary)]
+    answer: Vec<u8>,
+}
+
+/// The key of a row: tenant, call and stored id.
+type PrimaryKey = (String, String, String);
 
 /// The result of a lookup of a request id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,6 +173,15 @@ impl IdempotencyKey {
     fn is_of(&self, content: &str) -> bool {
         content == self.content || self.content_without_key.as_deref() == Some(content)
     }
+
+    /// What a row, with its digest and its answer, says of the request.
+    fn lookup(&self, row: Option<(String, Vec<u8>)>) -> Lookup {
+        match row {
+            None => Lookup::Never,
+            Some((content, answer)) if self.is_of(&content) => Lookup::Answered(answer),
+            Some(_) => Lookup::OtherContent,
+        }
+    }
 }
 
 /// Whether the request was answered before.
@@ -179,11 +205,49 @@ pub fn response_find(connection: &mut Connection, key: &IdempotencyKey) -> Resul
             break;
         }
     }
-    Ok(match row {
-        None => Lookup::Never,
-        Some((content, answer)) if key.is_of(&content) => Lookup::Answered(answer),
-        Some(_) => Lookup::OtherContent,
-    })
+    Ok(key.lookup(row))
+}
+
+/// Which of the requests were answered before, in their order.
+///
+/// # Errors
+/// The database's.
+pub fn responses_find(connection: &mut Connection, keys: &[&IdempotencyKey]) -> Result<Vec<Lookup>, Error> {
+    asking(connection);
+    // SQLite would prepare a statement with a list of keys anew each time.
+    let c = match connection {
+        Connection::Postgres(c) if keys.len() > 1 => c,
+        single => return keys.iter().map(|key| response_find(single, key)).collect(),
+    };
+    // What was answered before there was a key for the id stands under the id itself, which is asked for after all others.
+    let without_key =
+        keys.iter().map(|key| key.primary_key_without_key().unwrap_or_else(|| key.primary_key()));
+    let asked = keys.iter().map(|key| key.primary_key()).chain(without_key);
+    let (mut tenants, mut calls, mut ids) = (vec![], vec![], vec![]);
+    for (tenant_id, call, request_id) in asked {
+        tenants.push(tenant_id);
+        calls.push(call);
+        ids.push(request_id);
+    }
+    // One look-up for each key: the planner cannot turn it into a scan, whatever it believes of the size of the table.
+    let rows: Vec<StoredContent> = sql_query(
+        "SELECT asked.position, stored.content, stored.answer
+        FROM unnest($1, $2, $3) WITH ORDINALITY AS asked (tenant_id, call, request_id, position)
+        CROSS JOIN LATERAL (SELECT content, answer FROM request WHERE request.tenant_id = asked.tenant_id
+            AND request.call = asked.call AND request.request_id = asked.request_id OFFSET 0) AS stored",
+    )
+    .bind::<Array<Text>, _>(&tenants)
+    .bind::<Array<Text>, _>(&calls)
+    .bind::<Array<Text>, _>(&ids)
+    .load(c)?;
+    let rows: BTreeMap<i64, (String, Vec<u8>)> =
+        rows.into_iter().map(|row| (row.position, (row.content, row.answer))).collect();
+    let count = i64::try_from(keys.len()).unwrap_or(i64::MAX);
+    let found = (1..).zip(keys).map(|(position, key)| {
+        let row = rows.get(&position).or_else(|| rows.get(&(position + count)));
+        key.lookup(row.cloned())
+    });
+    Ok(found.collect())
 }
 
 /// Stores the answer in the transaction of its effect; false if another call was first.
@@ -212,6 +276,47 @@ pub fn response_store(
             .execute(c)
     })?;
     Ok(inserted > 0)
+}
+
+/// Stores the answers to several requests in the transaction of their effects; false for those that were answered before.
+///
+/// # Errors
+/// The database's.
+pub fn responses_store(
+    connection: &mut Connection,
+    answers: &[(&IdempotencyKey, &[u8])],
+    now: Time,
+) -> Result<Vec<bool>, Error> {
+    asking(connection);
+    let c = match connection {
+        Connection::Postgres(c) if answers.len() > 1 => c,
+        single => {
+            return answers.iter().map(|(key, answer)| response_store(single, key, answer, now)).collect();
+        }
+    };
+    let row = |(key, answer): &(&IdempotencyKey, &[u8])| {
+        let (tenant_id, call, request_id) = key.primary_key();
+        (
+            request::tenant_id.eq(tenant_id),
+            request::call.eq(call),
+            request::request_id.eq(request_id),
+            request::content.eq(key.content.clone()),
+            request::answer.eq(answer.to_vec()),
+            request::answered_at.eq(now.naive_utc()),
+        )
+    };
+    let rows: Vec<_> = answers.iter().map(row).collect();
+    let inserted: Vec<PrimaryKey> = diesel::insert_into(request::table)
+        .values(&rows)
+        .on_conflict_do_nothing()
+        .returning((request::tenant_id, request::call, request::request_id))
+        .get_results(c)?;
+    let mut inserted: BTreeSet<PrimaryKey> = inserted.into_iter().collect();
+    let is_new = |(key, _): &(&IdempotencyKey, &[u8])| {
+        let (tenant_id, call, request_id) = key.primary_key();
+        inserted.remove(&(tenant_id, call.to_owned(), request_id))
+    };
+    Ok(answers.iter().map(is_new).collect())
 }
 
 /// Deletes answers that are older than [`ANSWER_KEPT`], at once and then every hour, until `stop`. Their request ids may
