@@ -6,17 +6,16 @@
 //! operator keeps outside the database the digest is an HMAC, so that a reader of the database cannot check a guess of what
 //! was asked, such as a person's address, against it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::slice;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use aws_lc_rs::hmac;
 use chrono::{NaiveDateTime, TimeDelta};
-use diesel::dsl::sql;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, Bool, Text};
+use diesel::sql_query;
+use diesel::sql_types::{Array, BigInt, Binary, Text};
 use prost::Message;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +23,7 @@ use uuid::Uuid;
 
 use crate::auth::Caller;
 use crate::clock::{Clock, Time};
-use crate::database::{Connection, Database, Error};
+use crate::database::{Connection, Database, Error, asking};
 use crate::query;
 
 use schema::request;
@@ -72,7 +71,18 @@ pub struct IdempotencyKey {
     content_without_key: Option<String>,
 }
 
-/// Tenant, call and request id, as they are stored.
+/// A stored answer, with the place of its key among those that were asked for.
+#[derive(QueryableByName)]
+struct StoredContent {
+    #[diesel(sql_type = BigInt)]
+    position: i64,
+    #[diesel(sql_type = Text)]
+    content: String,
+    #[diesel(sql_type = Binary)]
+    answer: Vec<u8>,
+}
+
+/// The key of a row: tenant, call and stored id.
 type PrimaryKey = (String, String, String);
 
 /// The result of a lookup of a request id.
@@ -151,17 +161,26 @@ impl RequestHasher {
 }
 
 impl IdempotencyKey {
-    fn primary_key(&self) -> PrimaryKey {
-        (self.tenant_id.to_string(), self.call.to_owned(), self.stored_id.to_string())
+    fn primary_key(&self) -> (String, &'static str, String) {
+        (self.tenant_id.to_string(), self.call, self.stored_id.to_string())
     }
 
-    fn primary_key_without_key(&self) -> Option<PrimaryKey> {
+    fn primary_key_without_key(&self) -> Option<(String, &'static str, String)> {
         let is_other = self.stored_id != self.request_id;
-        is_other.then(|| (self.tenant_id.to_string(), self.call.to_owned(), self.request_id.to_string()))
+        is_other.then(|| (self.tenant_id.to_string(), self.call, self.request_id.to_string()))
     }
 
     fn is_of(&self, content: &str) -> bool {
         content == self.content || self.content_without_key.as_deref() == Some(content)
+    }
+
+    /// What a row, with its digest and its answer, says of the request.
+    fn lookup(&self, row: Option<(String, Vec<u8>)>) -> Lookup {
+        match row {
+            None => Lookup::Never,
+            Some((content, answer)) if self.is_of(&content) => Lookup::Answered(answer),
+            Some(_) => Lookup::OtherContent,
+        }
     }
 }
 
@@ -170,55 +189,65 @@ impl IdempotencyKey {
 /// # Errors
 /// The database's.
 pub fn response_find(connection: &mut Connection, key: &IdempotencyKey) -> Result<Lookup, Error> {
-    let found = responses_find(connection, slice::from_ref(key))?.pop();
-    Ok(found.unwrap_or(Lookup::Never))
+    let mut row: Option<(String, Vec<u8>)> = None;
+    // What was answered before there was a key for the id stands under the id itself.
+    for (tenant_id, call, request_id) in
+        [Some(key.primary_key()), key.primary_key_without_key()].into_iter().flatten()
+    {
+        row = query!(&mut *connection, c => {
+            request::table
+                .find((tenant_id, call, request_id))
+                .select((request::content, request::answer))
+                .first(c)
+                .optional()
+        })?;
+        if row.is_some() {
+            break;
+        }
+    }
+    Ok(key.lookup(row))
 }
 
-/// Whether each of the requests was answered before, in their order: PostgreSQL says it of all by one statement.
+/// Which of the requests were answered before, in their order.
 ///
 /// # Errors
 /// The database's.
-pub fn responses_find(connection: &mut Connection, keys: &[IdempotencyKey]) -> Result<Vec<Lookup>, Error> {
-    type Row = (PrimaryKey, (String, Vec<u8>));
-    // What was answered before there was a key for the id stands under the id itself.
-    let stands_under = |key: &IdempotencyKey| [Some(key.primary_key()), key.primary_key_without_key()];
-    let wanted = keys.iter().flat_map(stands_under).flatten();
-    let columns =
-        ((request::tenant_id, request::call, request::request_id), (request::content, request::answer));
-    let rows: Vec<Row> = match connection {
-        Connection::Postgres(c) if keys.len() > 1 => {
-            let mut columns_wanted = (vec![], vec![], vec![]);
-            columns_wanted.extend(wanted);
-            let (tenants, calls, ids) = columns_wanted;
-            let is_wanted = sql::<Bool>("(tenant_id, call, request_id) IN (SELECT * FROM unnest(")
-                .bind::<Array<Text>, _>(tenants)
-                .sql(", ")
-                .bind::<Array<Text>, _>(calls)
-                .sql(", ")
-                .bind::<Array<Text>, _>(ids)
-                .sql("))");
-            request::table.filter(is_wanted).select(columns).load(c)?
-        }
-        // By a statement that is prepared once.
-        connection => {
-            let mut rows = vec![];
-            for (tenant_id, call, request_id) in wanted {
-                let row = query!(&mut *connection, c => {
-                    request::table.find((tenant_id, call, request_id)).select(columns).first(c).optional()
-                })?;
-                rows.extend(row);
-            }
-            rows
-        }
+pub fn responses_find(connection: &mut Connection, keys: &[&IdempotencyKey]) -> Result<Vec<Lookup>, Error> {
+    asking(connection);
+    // SQLite would prepare a statement with a list of keys anew each time.
+    let c = match connection {
+        Connection::Postgres(c) if keys.len() > 1 => c,
+        single => return keys.iter().map(|key| response_find(single, key)).collect(),
     };
-    let rows: HashMap<PrimaryKey, (String, Vec<u8>)> = rows.into_iter().collect();
-    let lookup =
-        |key: &IdempotencyKey| match stands_under(key).into_iter().flatten().find_map(|of| rows.get(&of)) {
-            None => Lookup::Never,
-            Some((content, answer)) if key.is_of(content) => Lookup::Answered(answer.clone()),
-            Some(_) => Lookup::OtherContent,
-        };
-    Ok(keys.iter().map(lookup).collect())
+    // What was answered before there was a key for the id stands under the id itself, which is asked for after all others.
+    let without_key =
+        keys.iter().map(|key| key.primary_key_without_key().unwrap_or_else(|| key.primary_key()));
+    let asked = keys.iter().map(|key| key.primary_key()).chain(without_key);
+    let (mut tenants, mut calls, mut ids) = (vec![], vec![], vec![]);
+    for (tenant_id, call, request_id) in asked {
+        tenants.push(tenant_id);
+        calls.push(call);
+        ids.push(request_id);
+    }
+    // One look-up for each key: the planner cannot turn it into a scan, whatever it believes of the size of the table.
+    let rows: Vec<StoredContent> = sql_query(
+        "SELECT asked.position, stored.content, stored.answer
+        FROM unnest($1, $2, $3) WITH ORDINALITY AS asked (tenant_id, call, request_id, position)
+        CROSS JOIN LATERAL (SELECT content, answer FROM request WHERE request.tenant_id = asked.tenant_id
+            AND request.call = asked.call AND request.request_id = asked.request_id OFFSET 0) AS stored",
+    )
+    .bind::<Array<Text>, _>(&tenants)
+    .bind::<Array<Text>, _>(&calls)
+    .bind::<Array<Text>, _>(&ids)
+    .load(c)?;
+    let rows: BTreeMap<i64, (String, Vec<u8>)> =
+        rows.into_iter().map(|row| (row.position, (row.content, row.answer))).collect();
+    let count = i64::try_from(keys.len()).unwrap_or(i64::MAX);
+    let found = (1..).zip(keys).map(|(position, key)| {
+        let row = rows.get(&position).or_else(|| rows.get(&(position + count)));
+        key.lookup(row.cloned())
+    });
+    Ok(found.collect())
 }
 
 /// Stores the answer in the transaction of its effect; false if another call was first.
@@ -231,12 +260,26 @@ pub fn response_store(
     answer: &[u8],
     now: Time,
 ) -> Result<bool, Error> {
-    let stored = responses_store(connection, &[(key, answer)], now)?;
-    Ok(stored == [true])
+    let (tenant_id, call, request_id) = key.primary_key();
+    let answered_at: NaiveDateTime = now.naive_utc();
+    let inserted = query!(connection, c => {
+        diesel::insert_into(request::table)
+            .values((
+                request::tenant_id.eq(&tenant_id),
+                request::call.eq(call),
+                request::request_id.eq(&request_id),
+                request::content.eq(&key.content),
+                request::answer.eq(answer),
+                request::answered_at.eq(answered_at),
+            ))
+            .on_conflict_do_nothing()
+            .execute(c)
+    })?;
+    Ok(inserted > 0)
 }
 
-/// Stores the answers to several requests, in the transaction of their effects; false for each where another call was first,
-/// which may be an earlier one of these. Transactions that store answers to the same requests wait for each other, and never
+/// Stores the answers to several requests, in the transaction of their effects; false for those that were answered before,
+/// which may be by an earlier one of these. Transactions that store answers to the same requests wait for each other, and never
 /// in a circle, because each stores its own in the order of their keys.
 ///
 /// # Errors
@@ -246,49 +289,38 @@ pub fn responses_store(
     answers: &[(&IdempotencyKey, &[u8])],
     now: Time,
 ) -> Result<Vec<bool>, Error> {
-    let answered_at: NaiveDateTime = now.naive_utc();
-    let mut in_order: Vec<(PrimaryKey, usize)> =
-        answers.iter().enumerate().map(|(n, (key, _))| (key.primary_key(), n)).collect();
-    in_order.sort_unstable();
-    let rows = in_order.iter().map(|((tenant_id, call, request_id), n)| {
-        let (key, answer) = answers[*n];
+    asking(connection);
+    let c = match connection {
+        Connection::Postgres(c) if answers.len() > 1 => c,
+        single => {
+            return answers.iter().map(|(key, answer)| response_store(single, key, answer, now)).collect();
+        }
+    };
+    let row = |(key, answer): &(&IdempotencyKey, &[u8])| {
+        let (tenant_id, call, request_id) = key.primary_key();
         (
             request::tenant_id.eq(tenant_id),
             request::call.eq(call),
             request::request_id.eq(request_id),
-            request::content.eq(&key.content),
-            request::answer.eq(answer),
-            request::answered_at.eq(answered_at),
+            request::content.eq(key.content.clone()),
+            request::answer.eq(answer.to_vec()),
+            request::answered_at.eq(now.naive_utc()),
         )
-    });
-    let mut is_new = vec![false; answers.len()];
-    match connection {
-        Connection::Postgres(c) if answers.len() > 1 => {
-            let rows: Vec<_> = rows.collect();
-            let stored: Vec<PrimaryKey> = diesel::insert_into(request::table)
-                .values(&rows)
-                .on_conflict_do_nothing()
-                .returning((request::tenant_id, request::call, request::request_id))
-                .load(c)?;
-            for key in stored {
-                // The first of several under one key.
-                let first = in_order.partition_point(|(other, _)| *other < key);
-                if let Some((_, n)) = in_order.get(first) {
-                    is_new[*n] = true;
-                }
-            }
-        }
-        // By a statement that is prepared once.
-        connection => {
-            for (row, (_, n)) in rows.zip(&in_order) {
-                let inserted = query!(&mut *connection, c => {
-                    diesel::insert_into(request::table).values(row).on_conflict_do_nothing().execute(c)
-                })?;
-                is_new[*n] = inserted > 0;
-            }
-        }
-    }
-    Ok(is_new)
+    };
+    let mut in_order: Vec<_> = answers.iter().collect();
+    in_order.sort_by_cached_key(|(key, _)| key.primary_key());
+    let rows: Vec<_> = in_order.into_iter().map(row).collect();
+    let inserted: Vec<PrimaryKey> = diesel::insert_into(request::table)
+        .values(&rows)
+        .on_conflict_do_nothing()
+        .returning((request::tenant_id, request::call, request::request_id))
+        .get_results(c)?;
+    let mut inserted: BTreeSet<PrimaryKey> = inserted.into_iter().collect();
+    let is_new = |(key, _): &(&IdempotencyKey, &[u8])| {
+        let (tenant_id, call, request_id) = key.primary_key();
+        inserted.remove(&(tenant_id, call.to_owned(), request_id))
+    };
+    Ok(answers.iter().map(is_new).collect())
 }
 
 /// Deletes answers that are older than [`ANSWER_KEPT`], at once and then every hour, until `stop`. Their request ids may

@@ -114,7 +114,8 @@ pub async fn serve(
     }
 
     let replays = BatchedReads::new(database.clone(), REPLAYS_MAX, |connection, keys: &[IdempotencyKey]| {
-        responses_find(connection, keys).map(|seen| seen.into_iter().map(Ok).collect())
+        let keys: Vec<&IdempotencyKey> = keys.iter().collect();
+        responses_find(connection, &keys).map(|seen| seen.into_iter().map(Ok).collect())
     });
     let api = Api {
         replays,

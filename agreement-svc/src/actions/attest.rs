@@ -1,19 +1,24 @@
-//! Attestation (ATT-1 to ATT-10): the effect that CreateAttestation, each row of ImportAttestations and CreateCustomer
-//! share.
+//! Attestation (ATT-1 to ATT-10): the effect that CreateAttestation, the rows of ImportAttestations and CreateCustomer share.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use chassis::clock::{new_id, new_salt};
+use chassis::database::Error;
 use uuid::Uuid;
 
-use super::rate::require_room_for_change;
+use super::rate::RecentChanges;
 use super::template::live_instead_of;
-use super::visibility::{require_customer, require_partner, require_relationship, require_template};
 use crate::rules::attestation::{self, Attestation, Claim, Facts, check_attester};
 use crate::rules::event::Event;
-use crate::rules::party::{Customer, Partner};
-use crate::store::acceptance::{acceptance_supersede, attestation_current, attestation_insert};
+use crate::rules::party::{Customer, Partner, Relationship};
+use crate::rules::template::{AgreementType, Template};
+use crate::rules::{Refusal, Time};
+use crate::store::acceptance::{acceptances_supersede, attestations_current, attestations_insert};
 use crate::store::change::{Change, ChangeError, commitment};
-use crate::store::customer::{Viewer, customer_set_acceptance_revision};
-use crate::store::notification::notification_insert;
+use crate::store::customer::{customers_find, customers_set_acceptance_revision, relationships_find};
+use crate::store::notification::notifications_insert;
+use crate::store::partner::partner_find;
+use crate::store::template::templates_find;
 
 /// An attestation to be stored.
 pub(crate) struct NewAttestation {
@@ -30,69 +35,180 @@ pub(crate) fn attest_as_partner(
     customer_id: Uuid,
     new: NewAttestation,
 ) -> Result<Attestation, ChangeError> {
-    let relationship = require_relationship(change.connection, partner_id, customer_id)?;
-    let mut customer = require_customer(change.connection, Viewer::Everything, customer_id)?;
-    let attester = require_partner(change.connection, partner_id)?;
-    check_attester(&attester, relationship)?;
-    attest(change, &attester, &mut customer, new)
+    let asked = (customer_id, new.template_id);
+    let attesting = Attesting::read(change, partner_id, std::iter::once(asked))?;
+    attesting.attest_once(change, customer_id, new)
 }
 
-/// Decides on and stores an attestation of a partner that may attest for the customer, and queues the mail about it.
-pub(crate) fn attest(
+/// Attests for a customer that the attester has just created.
+pub(crate) fn attest_for_new(
     change: &mut Change<'_>,
     attester: &Partner,
+    relationship: Relationship,
     customer: &mut Customer,
     new: NewAttestation,
 ) -> Result<Attestation, ChangeError> {
-    let NewAttestation { template_id, claim, by } = new;
-    let now = change.now;
-    let template = require_template(change.connection, template_id)?;
-    let current = attestation_current(change.connection, attester.id, customer.id, template.agreement_type)?;
-    let facts = Facts {
-        customer,
-        template: &template,
-        live_template_id: live_instead_of(change, &template)?,
-        current: current.as_ref().map(|(attestation, effective_from)| (attestation, *effective_from)),
-    };
-    let accepted = attestation::attest(&facts, &claim, now)?;
-    require_room_for_change(change, Some(attester.id), customer.id)?;
-
-    let contact_salt = new_salt();
-    let id = new_id(now);
-    let revision = change.record(&Event::Attested {
-        attestation_id: id,
-        partner_id: attester.id,
-        customer_id: customer.id,
-        agreement_type: accepted.agreement_type,
-        template_id,
-        template_version: accepted.template_version,
-        contact_commitment: commitment(&contact_salt, &claim.contact),
-        agreed_at: claim.agreed_at,
-        supersedes: accepted.supersedes,
-        by,
-    })?;
-    if let Some(superseded) = accepted.supersedes {
-        acceptance_supersede(change.connection, superseded, now)?;
-    }
-    let attestation = Attestation {
-        id,
-        partner_id: attester.id,
-        customer_id: customer.id,
-        agreement_type: accepted.agreement_type,
-        template_id,
-        template_version: accepted.template_version,
-        contact: claim.contact,
-        contact_salt,
-        agreed_at: claim.agreed_at,
-        recorded_at: now,
-        recorded_by: by,
-        superseded_at: None,
-        withdrawn: None,
-        revision,
-    };
-    attestation_insert(change.connection, &attestation)?;
-    notification_insert(change.connection, &attestation, now)?;
-    customer_set_acceptance_revision(change.connection, customer.id, revision)?;
-    customer.acceptance_revision = revision;
+    let customers = BTreeMap::from([(customer.id, (relationship, customer.clone()))]);
+    let attester = (attester.id, Some(attester.clone()));
+    let attesting = Attesting::with(change, attester, customers, &[new.template_id])?;
+    let attestation = attesting.attest_once(change, customer.id, new)?;
+    customer.acceptance_revision = attestation.revision;
     Ok(attestation)
+}
+
+/// Attestations of one partner, decided one after the other and stored together: each is decided as those before it have
+/// left everything.
+pub(crate) struct Attesting {
+    partner_id: Uuid,
+    /// Absent where it is not registered.
+    attester: Option<Partner>,
+    /// The customers that the partner may attest for.
+    customers: BTreeMap<Uuid, (Relationship, Customer)>,
+    templates: BTreeMap<Uuid, Template>,
+    /// The template to name where one of them is retired.
+    live_template_id: Option<Uuid>,
+    /// The current attestations, with the times at which their versions took effect.
+    current: BTreeMap<(Uuid, AgreementType), (Attestation, Time)>,
+    recent: RecentChanges,
+    new: Vec<Attestation>,
+    /// Those of the attestations stored before that the new ones replace.
+    superseded: Vec<Uuid>,
+}
+
+impl Attesting {
+    /// Reads what decisions on some customers and templates need to know.
+    pub(crate) fn read(
+        change: &mut Change<'_>,
+        partner_id: Uuid,
+        asked: impl Iterator<Item = (Uuid, Uuid)>,
+    ) -> Result<Self, Error> {
+        let (customers, templates): (BTreeSet<_>, BTreeSet<_>) = asked.unzip();
+        let customers: Vec<Uuid> = customers.into_iter().collect();
+        let templates: Vec<Uuid> = templates.into_iter().collect();
+        let mut relationships = relationships_find(change.connection, partner_id, &customers)?;
+        let related: Vec<Uuid> = relationships.keys().copied().collect();
+        let customers = customers_find(change.connection, &related)?.into_iter();
+        let customers = customers.filter_map(|customer| {
+            let relationship = relationships.remove(&customer.id)?;
+            Some((customer.id, (relationship, customer)))
+        });
+        let customers = customers.collect();
+        let attester = partner_find(change.connection, partner_id)?;
+        Self::with(change, (partner_id, attester), customers, &templates)
+    }
+
+    fn with(
+        change: &mut Change<'_>,
+        (partner_id, attester): (Uuid, Option<Partner>),
+        customers: BTreeMap<Uuid, (Relationship, Customer)>,
+        templates: &[Uuid],
+    ) -> Result<Self, Error> {
+        let ids: Vec<Uuid> = customers.keys().copied().collect();
+        let templates = templates_find(change.connection, templates)?;
+        let retired = templates.iter().find(|template| template.retired_at.is_some());
+        let live_template_id = retired.map(|retired| live_instead_of(change, retired)).transpose()?.flatten();
+        let current = attestations_current(change.connection, partner_id, &ids)?.into_iter();
+        let current =
+            current.map(|(known, since)| ((known.customer_id, known.agreement_type), (known, since)));
+        Ok(Self {
+            partner_id,
+            attester,
+            templates: templates.into_iter().map(|template| (template.id, template)).collect(),
+            live_template_id,
+            current: current.collect(),
+            recent: RecentChanges::read(change, partner_id, &ids)?,
+            customers,
+            new: vec![],
+            superseded: vec![],
+        })
+    }
+
+    /// Decides on an attestation, and records it.
+    pub(crate) fn attest(
+        &mut self,
+        change: &mut Change<'_>,
+        customer_id: Uuid,
+        new: NewAttestation,
+    ) -> Result<Attestation, ChangeError> {
+        let NewAttestation { template_id, claim, by } = new;
+        let unseen = |resource, id| Refusal::NotFound { resource, id };
+        let known = self.customers.get(&customer_id);
+        let (relationship, customer) = known.ok_or_else(|| unseen("customer", customer_id))?;
+        let attester = self.attester.as_ref().ok_or_else(|| unseen("partner", self.partner_id))?;
+        check_attester(attester, *relationship)?;
+        let template = self.templates.get(&template_id).ok_or_else(|| unseen("template", template_id))?;
+        let current = self.current.get(&(customer_id, template.agreement_type));
+        let facts = Facts {
+            customer,
+            template,
+            live_template_id: self.live_template_id,
+            current: current.map(|(attestation, effective_from)| (attestation, *effective_from)),
+        };
+        let now = change.now;
+        let accepted = attestation::attest(&facts, &claim, now)?;
+        self.recent.take_room(change, customer_id)?;
+
+        let contact_salt = new_salt();
+        let id = new_id(now);
+        let revision = change.record(&Event::Attested {
+            attestation_id: id,
+            partner_id: attester.id,
+            customer_id,
+            agreement_type: accepted.agreement_type,
+            template_id,
+            template_version: accepted.template_version,
+            contact_commitment: commitment(&contact_salt, &claim.contact),
+            agreed_at: claim.agreed_at,
+            supersedes: accepted.supersedes,
+            by,
+        })?;
+        let attestation = Attestation {
+            id,
+            partner_id: attester.id,
+            customer_id,
+            agreement_type: accepted.agreement_type,
+            template_id,
+            template_version: accepted.template_version,
+            contact: claim.contact,
+            contact_salt,
+            agreed_at: claim.agreed_at,
+            recorded_at: now,
+            recorded_by: by,
+            superseded_at: None,
+            withdrawn: None,
+            revision,
+        };
+        if let Some(superseded) = accepted.supersedes {
+            match self.new.iter_mut().find(|new| new.id == superseded) {
+                Some(new) => new.superseded_at = Some(now),
+                None => self.superseded.push(superseded),
+            }
+        }
+        let key = (customer_id, accepted.agreement_type);
+        self.current.insert(key, (attestation.clone(), accepted.effective_from));
+        self.new.push(attestation.clone());
+        Ok(attestation)
+    }
+
+    /// Stores what was attested, and queues the mails about it.
+    pub(crate) fn store_all(self, change: &mut Change<'_>) -> Result<(), Error> {
+        let now = change.now;
+        // The later of two comes last.
+        let revisions = self.new.iter().map(|new| (new.customer_id, new.revision)).collect();
+        acceptances_supersede(change.connection, &self.superseded, now)?;
+        attestations_insert(change.connection, &self.new)?;
+        notifications_insert(change.connection, &self.new, now)?;
+        customers_set_acceptance_revision(change.connection, &revisions)
+    }
+
+    fn attest_once(
+        mut self,
+        change: &mut Change<'_>,
+        customer_id: Uuid,
+        new: NewAttestation,
+    ) -> Result<Attestation, ChangeError> {
+        let attestation = self.attest(change, customer_id, new)?;
+        self.store_all(change)?;
+        Ok(attestation)
+    }
 }

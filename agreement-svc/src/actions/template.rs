@@ -1,5 +1,6 @@
 //! Templates (TPL-1 to TPL-4): the publication of a version, and the template to use instead of a retired one.
 
+use chassis::database::Error;
 use strum::VariantArray;
 use uuid::Uuid;
 
@@ -88,10 +89,7 @@ fn new_template(change: &mut Change<'_>, new: &NewVersion) -> Result<Template, C
 }
 
 /// The template to use instead of a retired one: the live one of the newest type that has one.
-pub(super) fn live_instead_of(
-    change: &mut Change<'_>,
-    instead_of: &Template,
-) -> Result<Option<Uuid>, ChangeError> {
+pub(super) fn live_instead_of(change: &mut Change<'_>, instead_of: &Template) -> Result<Option<Uuid>, Error> {
     if instead_of.retired_at.is_none() {
         return Ok(None);
     }

@@ -10,7 +10,7 @@ use crate::rules::event::Event;
 use crate::rules::signature::Signature;
 use crate::rules::withdrawal::{Covers, Withdrawal, WithdrawalReason, check_withdrawal, uncovered};
 use crate::store::acceptance::{
-    acceptance_withdraw, acceptances_cover, attestation_current, signature_find, signatures_current,
+    acceptance_withdraw, acceptances_cover, attestations_current, signature_find, signatures_current,
 };
 use crate::store::change::{Change, ChangeError};
 use crate::store::customer::{customer_set_acceptance_revision, related_partners};
@@ -25,7 +25,8 @@ pub(crate) fn withdraw_attestation(
 ) -> Result<(Attestation, Vec<Uuid>), ChangeError> {
     let mut attestation = require_own_attestation(change.connection, partner_id, id)?;
     let Attestation { customer_id, agreement_type, .. } = attestation;
-    let current = attestation_current(change.connection, partner_id, customer_id, agreement_type)?;
+    let mut current = attestations_current(change.connection, partner_id, &[customer_id])?.into_iter();
+    let current = current.find(|(current, _)| current.agreement_type == agreement_type);
     let current = current.map(|(current, _)| current.id);
     let mut new = None;
     if check_withdrawal(id, attestation.superseded_at, attestation.withdrawn, current)? {

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::invitation::read_lifetime;
 use super::{Api, Mutation, convert, viewer};
-use crate::actions::attest::{NewAttestation, attest};
+use crate::actions::attest::{NewAttestation, attest_for_new};
 use crate::actions::customer::{
     Author, CustomerChanges, create, end_relationship, named_relationship, update,
 };
@@ -78,7 +78,7 @@ impl CustomerService for Api {
             let id = new_id(change.now);
             let mut customer = create(change, id, profile, creator.cloud, relationship, author_of(caller))?;
             let attestation = match attestation {
-                Some(new) => Some(attest(change, &creator, &mut customer, new)?),
+                Some(new) => Some(attest_for_new(change, &creator, relationship, &mut customer, new)?),
                 None => None,
             };
             let invitation = match invitation {

@@ -1,42 +1,44 @@
 //! `ImportAttestations`: attestations in bulk, each row decided and answered by itself (ATT-10).
 //!
-//! Rows go through the writer's queue in the order in which they came, so what is stored of a stream
-//! that is cut is always its beginning. Nothing is kept but the rows in flight: a row is read only
+//! Rows that have arrived are decided together, in one change, and the next ones after its commit: so what is stored of a
+//! stream that is cut is always its beginning. Nothing is kept but the rows in flight: a row is read only
 //! when there is room for its answer, and answers are made only as the client's flow control takes
 //! them, so a client that sends and never reads stops being read after a few windows.
 
-use std::future::{poll_fn, ready};
+use std::collections::BTreeMap;
+use std::future::ready;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use chassis::auth::{self, Caller};
+use chassis::database::Error;
+use chassis::idempotency::IdempotencyKey;
 use chassis::limits::tenant::Permit;
 use chassis::server::call::{call_id, open_ended};
 use chassis::server::message::with_reason;
-use futures_util::future::Either;
 use futures_util::{Stream, StreamExt, stream};
+use prost::Message;
 use proto::agreement::attestation_service_server::AttestationService;
 use proto::agreement::{
     CreateAttestationRequest, ImportAttestationsRequest, ImportAttestationsResponse, ImportOutcome,
 };
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendTimeoutError;
-use tokio::task::coop::unconstrained;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
 use super::attestation::read_new;
-use super::{Api, Mutation, status};
-use crate::actions::attest::attest_as_partner;
+use super::{Api, Asked, Mutation, Timed, check_times, decoded, status};
+use crate::actions::attest::{Attesting, NewAttestation};
 use crate::rules::Refusal;
-use crate::store::change::ChangeError;
+use crate::store::change::{Answered, Change, ChangeError, Decide, change_each};
 
-/// Rows of one import that wait for their commit: half of what the writer commits at once, so that an
-/// import fills its commits and other calls still find room in them.
-const ROWS_IN_FLIGHT: usize = 64;
+/// Rows of one import that are decided together: as many as the writer commits at once, so that other changes wait no longer
+/// for an import than for each other. A row that arrives alone does not wait for others.
+const ROWS_IN_FLIGHT: usize = 128;
 
 /// How long an import may stand still, because its rows do not come or its answers are not taken. There
 /// is room for few imports, and one that its client has abandoned must not keep its slot.
@@ -69,15 +71,18 @@ impl Api {
         // In place of the rows that are not taken any more.
         let end = stream::iter(std::iter::once_with(move || stopped.is_cancelled()))
             .filter_map(|stopping| ready(stopping.then(|| Err(status::stopping()))));
-        let api = self.clone();
         let rows = request
             .into_inner()
             .map(|row| row.map_err(|status| with_reason(status, status::DOMAIN)))
             .take_until(Box::pin(stop.cancelled_owned()));
+        let (api, partner_id) = (self.clone(), caller.tenant_id);
         let rows = sent_in_time(rows).chain(end).zip(stream::iter(1..));
+        let rows = rows.map(move |(row, number)| row.map(|row| api.read_row(&caller, number, row)));
+        let api = self.clone();
         let mut answers = rows
-            .then(move |(row, number)| begin(attest_row(api.clone(), Arc::clone(&caller), number, row)))
-            .buffered(ROWS_IN_FLIGHT)
+            .ready_chunks(ROWS_IN_FLIGHT)
+            .then(move |rows| attest_rows(api.clone(), partner_id, rows))
+            .flat_map(stream::iter)
             .boxed();
         let counted = stream::poll_fn(move |context| {
             let answer = answers.poll_next_unpin(context);
@@ -89,70 +94,144 @@ impl Api {
         Ok(open_ended(taken_in_time(counted)))
     }
 
-    async fn attest(&self, caller: &Caller, row: CreateAttestationRequest) -> Answer {
+    fn read_row(&self, caller: &Caller, number: u64, row: ImportAttestationsRequest) -> Row {
+        let ImportAttestationsRequest { request_id, customer_id, template_id, contact, agreed_at } = row;
+        let echo = ImportAttestationsResponse {
+            row: number,
+            request_id: request_id.chars().take(REQUEST_ID_LENGTH).collect(),
+            ..ImportAttestationsResponse::default()
+        };
+        let row = CreateAttestationRequest {
+            request_id,
+            customer_id,
+            template_id,
+            contact,
+            agreed_at,
+            validate_only: false,
+        };
         let mut call = Mutation::new("ImportAttestations", caller.clone(), row, |row| &mut row.request_id);
         // As the command `import` does.
         call.is_id_derived = true;
         let (customer_id, new) = read_new(&mut call);
-        let changed = self.changed(call, move |change, caller| {
-            match attest_as_partner(change, caller.tenant_id, customer_id, new) {
-                Ok(attestation) => Ok(settled(ImportOutcome::Stored, attestation.id)),
-                // This is remembered, unlike a refusal. A row that was superfluous when it came first
-                // must not become an attestation when it comes again after rows that followed it.
-                Err(ChangeError::Refused(Refusal::AlreadyAttested { attestation_id })) => {
-                    Ok(settled(ImportOutcome::Duplicate, attestation_id))
+        let asked =
+            self.asked(call).map(|Asked { key, timed, .. }| (key, NewRow { customer_id, new, timed }));
+        Row { echo, asked }
+    }
+
+    /// Decides on rows and stores them, all in one change.
+    async fn attest(
+        &self,
+        partner_id: Uuid,
+        rows: Vec<Row>,
+    ) -> Result<Vec<ImportAttestationsResponse>, Status> {
+        let (mut answers, mut echoes, mut requests) = (BTreeMap::new(), vec![], vec![]);
+        for Row { echo, asked } in rows {
+            match asked {
+                Ok(request) => {
+                    requests.push(request);
+                    echoes.push(echo);
                 }
-                Err(error) => Err(error),
+                Err(bad) => drop(answers.insert(echo.row, refused(echo, &bad))),
             }
-        });
-        let changed = changed.await?;
-        let mut answer = changed.answer;
-        if changed.is_replay && answer.outcome() == ImportOutcome::Stored {
-            answer.set_outcome(ImportOutcome::Replayed);
         }
-        Ok(answer)
+        if requests.is_empty() {
+            return Ok(answers.into_values().collect());
+        }
+        let read = move |change: &mut Change<'_>, rows: &[&NewRow]| {
+            let asked = rows.iter().map(|row| (row.customer_id, row.new.template_id));
+            Attesting::read(change, partner_id, asked)
+        };
+        let limits = (self.clock.clone(), self.acceptance_changes_max);
+        let encode = ImportAttestationsResponse::encode_to_vec;
+        let answered = change_each(&self.database, requests, limits, read, encode).await;
+        let answered = answered.map_err(|error| status::of(error.into()))?;
+        self.committed.send_replace(());
+        for (echo, answer) in echoes.into_iter().zip(answered) {
+            let number = echo.row;
+            let answer = match answer {
+                Ok(Answered::New(answer)) => repeating(echo, answer),
+                Ok(Answered::Before(bytes)) => {
+                    let mut answer: ImportAttestationsResponse = decoded(&bytes)?;
+                    if answer.outcome() == ImportOutcome::Stored {
+                        answer.set_outcome(ImportOutcome::Replayed);
+                    }
+                    repeating(echo, answer)
+                }
+                Err(refusal) => refused(echo, &status::refused(&refusal)),
+            };
+            answers.insert(number, answer);
+        }
+        Ok(answers.into_values().collect())
     }
 }
 
-/// Answers a row, whatever becomes of it; only a stream that cannot go on is an error.
-async fn attest_row(
+/// A row that was read.
+struct Row {
+    /// What its answer repeats.
+    echo: ImportAttestationsResponse,
+    /// What it asks for, or all that is wrong with it.
+    asked: Result<(IdempotencyKey, NewRow), Status>,
+}
+
+/// What a row asks for.
+struct NewRow {
+    customer_id: Uuid,
+    new: NewAttestation,
+    timed: Vec<Timed>,
+}
+
+impl Decide<NewRow, ImportAttestationsResponse> for Attesting {
+    fn decide(
+        &mut self,
+        change: &mut Change<'_>,
+        row: NewRow,
+    ) -> Result<ImportAttestationsResponse, ChangeError> {
+        check_times(&row.timed, change.now)?;
+        match self.attest(change, row.customer_id, row.new) {
+            Ok(attestation) => Ok(settled(ImportOutcome::Stored, attestation.id)),
+            // This is remembered, unlike a refusal. A row that was superfluous when it came first
+            // must not become an attestation when it comes again after rows that followed it.
+            Err(ChangeError::Refused(Refusal::AlreadyAttested { attestation_id })) => {
+                Ok(settled(ImportOutcome::Duplicate, attestation_id))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn store(self, change: &mut Change<'_>) -> Result<(), Error> {
+        self.store_all(change)
+    }
+}
+
+/// Answers rows that have arrived together, up to one that cannot be read, which ends the stream. So does a failure: the rows
+/// after it must not be decided without these, because they may be about the same customer.
+async fn attest_rows(
     api: Api,
-    caller: Arc<Caller>,
-    number: u64,
-    row: Result<ImportAttestationsRequest, Status>,
-) -> Answer {
-    let ImportAttestationsRequest { request_id, customer_id, template_id, contact, agreed_at } = row?;
-    let echo = request_id.chars().take(REQUEST_ID_LENGTH).collect();
-    let row = CreateAttestationRequest {
-        request_id,
-        customer_id,
-        template_id,
-        contact,
-        agreed_at,
-        validate_only: false,
+    partner_id: Uuid,
+    rows: Vec<Result<Row, Status>>,
+) -> impl Iterator<Item = Answer> + Send {
+    let mut end = None;
+    let rows = rows.into_iter().map_while(|row| row.map_err(|status| end = Some(status)).ok()).collect();
+    let answers = match api.attest(partner_id, rows).await {
+        Ok(answers) => answers,
+        Err(failed) => {
+            end = Some(failed);
+            vec![]
+        }
     };
-    let answer = match api.attest(&caller, row).await {
-        Ok(answer) => answer,
-        Err(refused) if status::is_refusal(&refused) => ImportAttestationsResponse {
-            outcome: ImportOutcome::Refused.into(),
-            refusal: Some(status::item(&refused)),
-            ..ImportAttestationsResponse::default()
-        },
-        // The rows after it must not be decided without it: they may be about the same customer.
-        Err(failed) => return Err(failed),
-    };
-    Ok(ImportAttestationsResponse { row: number, request_id: echo, ..answer })
+    answers.into_iter().map(Ok).chain(end.map(Err))
 }
 
-/// Polls a row once, before the next one is looked at: its first poll puts it into the writer's queue,
-/// or in line for it, so that rows are decided in the order in which they came. It is exempt from the
-/// runtime's budget, which could otherwise turn that poll away and the order round.
-async fn begin(row: impl Future<Output = Answer> + Send) -> impl Future<Output = Answer> + Send {
-    let mut row = Box::pin(unconstrained(row));
-    match poll_fn(|context| Poll::Ready(row.as_mut().poll(context))).await {
-        Poll::Ready(answer) => Either::Left(ready(answer)),
-        Poll::Pending => Either::Right(row),
-    }
+fn repeating(
+    echo: ImportAttestationsResponse,
+    answer: ImportAttestationsResponse,
+) -> ImportAttestationsResponse {
+    ImportAttestationsResponse { row: echo.row, request_id: echo.request_id, ..answer }
+}
+
+fn refused(echo: ImportAttestationsResponse, refused: &Status) -> ImportAttestationsResponse {
+    let refusal = Some(status::item(refused));
+    ImportAttestationsResponse { outcome: ImportOutcome::Refused.into(), refusal, ..echo }
 }
 
 /// Ends a stream of which the client sends nothing for too long.
@@ -161,8 +240,8 @@ fn sent_in_time<T>(rows: impl Stream<Item = Result<T, Status>>) -> impl Stream<I
         .map(|row| row.unwrap_or_else(|_| Err(status::stood_still(STANDSTILL_MAX, None))))
 }
 
-/// Ends a stream of which the client takes nothing for too long, and one that goes on for too long. The stream is on a task of its own,
-/// because no task asks for the next answer of a client that does not read. The answers of a commit wait
+/// Ends a stream of which the client takes nothing for too long, and one that goes on for too long. The stream is on a task
+/// of its own, because no task asks for the next answer of a client that does not read. The answers of a commit wait
 /// for each other in between, so that they travel together: many small frames cost much, and HTTP/2
 /// libraries count them as an attack when they are not read at once.
 fn taken_in_time(answers: impl Stream<Item = Answer> + Send + 'static) -> Answers {

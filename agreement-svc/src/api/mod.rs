@@ -24,7 +24,7 @@ use chassis::auth::{self, Caller};
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
 use chassis::form::Form;
-use chassis::idempotency::RequestHasher;
+use chassis::idempotency::{IdempotencyKey, RequestHasher};
 use chassis::limits::tenant::{Permit, TenantLimiter};
 use chassis::metrics::Metrics;
 use chassis::paging::{Page, Pages};
@@ -101,6 +101,19 @@ fn wrong_times(timed: &[Timed], now: Time) -> Vec<BadField> {
     wrong.collect()
 }
 
+/// Refuses times that are wrong now.
+fn check_times(timed: &[Timed], now: Time) -> Result<(), Refusal> {
+    let wrong = wrong_times(timed, now);
+    if wrong.is_empty() { Ok(()) } else { Err(Refusal::Fields(wrong)) }
+}
+
+/// A changing call that was read and has no bad field, without what it asks for.
+struct Asked {
+    key: IdempotencyKey,
+    caller: Caller,
+    timed: Vec<Timed>,
+}
+
 impl<M> Mutation<M> {
     fn new(
         name: &'static str,
@@ -121,13 +134,6 @@ impl<M> Mutation<M> {
             validate_only: false,
         }
     }
-}
-
-/// The answer of a changing call.
-struct Changed<A> {
-    answer: A,
-    /// True where the request id had been answered before; then this is the first answer.
-    is_replay: bool,
 }
 
 impl Api {
@@ -156,17 +162,26 @@ impl Api {
         call: Mutation<M>,
         decide: impl FnOnce(&mut Change<'_>, &Caller) -> Result<A, ChangeError> + Send + 'static,
     ) -> Result<Response<A>, Status> {
-        let changed = self.changed(call, decide).await?;
-        Ok(Response::new(changed.answer))
+        let validate_only = call.validate_only;
+        let Asked { key, caller, timed } = self.asked(call)?;
+        let decide = move |change: &mut Change<'_>| {
+            check_times(&timed, change.now)?;
+            decide(change, &caller)
+        };
+        let limits = (self.clock.clone(), self.acceptance_changes_max);
+        let answered = change(&self.database, key, limits, validate_only, decide, A::encode_to_vec).await;
+        let answered = answered.map_err(status::of)?;
+        self.committed.send_replace(());
+        let answer = match answered {
+            Answered::New(answer) => answer,
+            Answered::Before(bytes) => decoded(&bytes)?,
+        };
+        Ok(Response::new(answer))
     }
 
-    async fn changed<M: Message, A: Message + Default + 'static>(
-        &self,
-        call: Mutation<M>,
-        decide: impl FnOnce(&mut Change<'_>, &Caller) -> Result<A, ChangeError> + Send + 'static,
-    ) -> Result<Changed<A>, Status> {
-        let Mutation { name, caller, message, mut form, timed, request_id, is_id_derived, validate_only } =
-            call;
+    /// Ends the reading of a changing call.
+    fn asked<M: Message>(&self, call: Mutation<M>) -> Result<Asked, Status> {
+        let Mutation { name, caller, message, mut form, timed, request_id, is_id_derived, .. } = call;
         if !form.is_valid() {
             // All bad fields are named at once. A request that has no others may be a repetition, which is answered as
             // it was when its times were right.
@@ -179,25 +194,7 @@ impl Api {
         if is_id_derived {
             key = self.hasher.with_derived_id(key);
         }
-        drop(message);
-        let decide = move |change: &mut Change<'_>| {
-            let wrong = wrong_times(&timed, change.now);
-            if !wrong.is_empty() {
-                return Err(Refusal::Fields(wrong).into());
-            }
-            decide(change, &caller)
-        };
-        let limits = (self.clock.clone(), self.acceptance_changes_max);
-        let answered = change(&self.database, key, limits, validate_only, decide, A::encode_to_vec).await;
-        let answered = answered.map_err(status::of)?;
-        self.committed.send_replace(());
-        match answered {
-            Answered::New(answer) => Ok(Changed { answer, is_replay: false }),
-            Answered::Before(bytes) => {
-                let answer = A::decode(bytes.as_slice()).map_err(|error| status::undecodable(&error))?;
-                Ok(Changed { answer, is_replay: true })
-            }
-        }
+        Ok(Asked { key, caller, timed })
     }
 
     /// Answers a call that reads a few rows.
@@ -221,6 +218,11 @@ impl Api {
         let read = move |connection: &mut Connection| read(connection, &page);
         self.database.list(read).await.map(Response::new).map_err(status::of)
     }
+}
+
+/// An answer that was stored.
+fn decoded<A: Message + Default>(bytes: &[u8]) -> Result<A, Status> {
+    A::decode(bytes).map_err(|error| status::undecodable(&error))
 }
 
 /// Ends the reading of a request.

@@ -88,11 +88,6 @@ pub(super) fn panicked() -> Status {
     internal(DOMAIN).status()
 }
 
-/// Whether a status is a refusal, and not a failure to decide.
-pub(super) fn is_refusal(status: &Status) -> bool {
-    !matches!(status.code(), Code::Unavailable | Code::Internal)
-}
-
 /// A refusal as an item of many carries it.
 pub(super) fn item(status: &Status) -> types::Refusal {
     let details = status.get_error_details();

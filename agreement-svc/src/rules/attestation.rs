@@ -75,6 +75,8 @@ pub struct Facts<'a> {
 pub struct Accepted {
     pub agreement_type: AgreementType,
     pub template_version: u32,
+    /// When that version took effect.
+    pub effective_from: Time,
     /// The record that is no longer current.
     pub supersedes: Option<Uuid>,
 }
@@ -128,6 +130,7 @@ pub fn attest(facts: &Facts<'_>, claim: &Claim, now: Time) -> Result<Accepted, R
     Ok(Accepted {
         agreement_type: template.agreement_type,
         template_version: version.number,
+        effective_from: version.effective_from,
         supersedes: facts.current.map(|(current, _)| current.id),
     })
 }

@@ -3,16 +3,20 @@
 //! A row is never deleted. When it was superseded and when it was withdrawn is set once, and a person
 //! can be erased from it; nothing else ever changes.
 
+use std::collections::BTreeMap;
+
 use chassis::database::row::{at, utc};
-use chassis::database::{Connection, Error};
-use chassis::query;
+use chassis::database::{Connection, Error, asking};
+use chassis::{find_rows, insert_rows, query};
 use chrono::NaiveDateTime;
 use diesel::dsl::min;
 use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{Array, Text, Timestamp};
 use uuid::Uuid;
 
 use super::change::commitment;
-use super::schema::{acceptance, template_version};
+use super::schema::{acceptance, customer, template_version};
 
 use crate::rules::Time;
 use crate::rules::attestation::Attestation;
@@ -20,13 +24,18 @@ use crate::rules::chain::{Columns, Stored, StoredContact};
 use crate::rules::eligibility::AcceptanceKind;
 use crate::rules::party::Contact;
 use crate::rules::signature::Signature;
-use crate::rules::template::AgreementType;
 use crate::rules::withdrawal::{Covers, Withdrawal};
 
 /// What stands as the partner of a signature.
 pub(super) const NO_PARTNER: &str = "";
 
-#[derive(Queryable, Selectable)]
+#[derive(QueryableByName)]
+struct EffectiveFrom {
+    #[diesel(sql_type = Timestamp)]
+    effective_from: NaiveDateTime,
+}
+
+#[derive(Queryable, QueryableByName, Selectable)]
 #[diesel(table_name = acceptance)]
 pub(super) struct Row {
     id: String,
@@ -158,28 +167,46 @@ pub(crate) fn attestation_find(connection: &mut Connection, id: Uuid) -> Result<
     row.map(Row::attestation).transpose()
 }
 
-/// The current attestation of a partner, customer and type, with the time its version took effect.
-pub(crate) fn attestation_current(
+/// The current attestations of a partner and some customers, one of each type at most, with the times at which their
+/// versions took effect.
+pub(crate) fn attestations_current(
     connection: &mut Connection,
     partner: Uuid,
-    customer: Uuid,
-    of: AgreementType,
-) -> Result<Option<(Attestation, Time)>, Error> {
-    let row: Option<(Row, NaiveDateTime)> = query!(connection, c => {
+    customers: &[Uuid],
+) -> Result<Vec<(Attestation, Time)>, Error> {
+    let customers: Vec<String> = customers.iter().map(Uuid::to_string).collect();
+    asking(connection);
+    if let Connection::Postgres(c) = connection
+        && customers.len() > 1
+    {
+        // One look-up for each customer: the planner cannot turn it into a scan of all acceptances, whatever it believes of
+        // the size of the table.
+        let rows: Vec<(Row, EffectiveFrom)> = sql_query(
+            "SELECT current.*, template_version.effective_from FROM unnest($1) AS asked (customer_id)
+            CROSS JOIN LATERAL (SELECT * FROM acceptance
+                WHERE acceptance.customer_id = asked.customer_id AND acceptance.partner_id = $2
+                AND acceptance.superseded_at IS NULL AND acceptance.withdrawn_at IS NULL OFFSET 0) AS current
+            JOIN template_version ON template_version.template_id = current.template_id
+                AND template_version.number = current.template_version",
+        )
+        .bind::<Array<Text>, _>(&customers)
+        .bind::<Text, _>(partner.to_string())
+        .load(c)?;
+        let read = |(row, of): (Row, EffectiveFrom)| Ok((row.attestation()?, utc(of.effective_from)));
+        return rows.into_iter().map(read).collect();
+    }
+    let rows: Vec<(Row, NaiveDateTime)> = find_rows!(connection, acceptance::customer_id, &customers, is_of => {
         acceptance::table
             .inner_join(template_version::table.on(template_version::template_id
                 .eq(acceptance::template_id)
                 .and(template_version::number.eq(acceptance::template_version))))
-            .filter(acceptance::customer_id.eq(customer.to_string()))
+            .filter(is_of)
             .filter(acceptance::partner_id.eq(partner.to_string()))
-            .filter(acceptance::agreement_type.eq(of.into_str()))
             .filter(acceptance::superseded_at.is_null())
             .filter(acceptance::withdrawn_at.is_null())
             .select((Row::as_select(), template_version::effective_from))
-            .first(c)
-            .optional()
     })?;
-    row.map(|(row, effective_from)| Ok((row.attestation()?, utc(effective_from)))).transpose()
+    rows.into_iter().map(|(row, effective_from)| Ok((row.attestation()?, utc(effective_from)))).collect()
 }
 
 /// A customer's attestations, oldest first; only one partner's where one is named.
@@ -212,30 +239,31 @@ pub(crate) fn attestation_list(
     rows.into_iter().map(Row::attestation).collect()
 }
 
-pub(crate) fn attestation_insert(connection: &mut Connection, new: &Attestation) -> Result<(), Error> {
-    query!(connection, c => {
-        diesel::insert_into(acceptance::table)
-            .values((
-                acceptance::id.eq(new.id.to_string()),
-                acceptance::kind.eq(AcceptanceKind::Attestation.into_str()),
-                acceptance::partner_id.eq(new.partner_id.to_string()),
-                acceptance::customer_id.eq(new.customer_id.to_string()),
-                acceptance::agreement_type.eq(new.agreement_type.into_str()),
-                acceptance::template_id.eq(new.template_id.to_string()),
-                acceptance::template_version.eq(i32::try_from(new.template_version).unwrap_or(i32::MAX)),
-                acceptance::first_name.eq(&new.contact.first_name),
-                acceptance::last_name.eq(&new.contact.last_name),
-                acceptance::email.eq(&new.contact.email),
-                acceptance::phone.eq(&new.contact.phone),
-                acceptance::contact_salt.eq(&new.contact_salt),
-                acceptance::agreed_at.eq(new.agreed_at.naive_utc()),
-                acceptance::recorded_at.eq(new.recorded_at.naive_utc()),
-                acceptance::recorded_by.eq(new.recorded_by.to_string()),
-                acceptance::revision.eq(new.revision),
-            ))
-            .execute(c)
-    })?;
-    Ok(())
+/// Stores attestations that none has withdrawn.
+pub(crate) fn attestations_insert(connection: &mut Connection, new: &[Attestation]) -> Result<(), Error> {
+    let row = |new: &Attestation| {
+        (
+            acceptance::id.eq(new.id.to_string()),
+            acceptance::kind.eq(AcceptanceKind::Attestation.into_str()),
+            acceptance::partner_id.eq(new.partner_id.to_string()),
+            acceptance::customer_id.eq(new.customer_id.to_string()),
+            acceptance::agreement_type.eq(new.agreement_type.into_str()),
+            acceptance::template_id.eq(new.template_id.to_string()),
+            acceptance::template_version.eq(i32::try_from(new.template_version).unwrap_or(i32::MAX)),
+            acceptance::first_name.eq(new.contact.first_name.clone()),
+            acceptance::last_name.eq(new.contact.last_name.clone()),
+            acceptance::email.eq(new.contact.email.clone()),
+            acceptance::phone.eq(new.contact.phone.clone()),
+            acceptance::contact_salt.eq(new.contact_salt.clone()),
+            acceptance::agreed_at.eq(new.agreed_at.naive_utc()),
+            acceptance::recorded_at.eq(new.recorded_at.naive_utc()),
+            acceptance::recorded_by.eq(new.recorded_by.to_string()),
+            acceptance::superseded_at.eq(new.superseded_at.map(|at| at.naive_utc())),
+            acceptance::revision.eq(new.revision),
+        )
+    };
+    let rows: Vec<_> = new.iter().map(row).collect();
+    Ok(insert_rows!(connection, acceptance::table, &rows)?)
 }
 
 pub(crate) fn signature_find(connection: &mut Connection, id: Uuid) -> Result<Option<Signature>, Error> {
@@ -310,7 +338,6 @@ pub(crate) fn signature_insert(connection: &mut Connection, new: &Signature) -> 
     Ok(())
 }
 
-/// Marks an acceptance as replaced by another.
 /// When acceptances of a customer, by a partner or, without one, by itself, were made or withdrawn last: the newest of each,
 /// `limit` at most, after a time.
 pub(crate) fn changes_since(
@@ -346,6 +373,36 @@ pub(crate) fn changes_since(
     Ok(made.into_iter().chain(withdrawn).map(utc).collect())
 }
 
+/// How often a partner's acceptances of some customers, by customer, were made or withdrawn after a time.
+pub(crate) fn changes_counted(
+    connection: &mut Connection,
+    partner: Uuid,
+    customers: &[Uuid],
+    since: Time,
+) -> Result<BTreeMap<Uuid, usize>, Error> {
+    let (partner, since) = (partner.to_string(), since.naive_utc());
+    let customers: Vec<String> = customers.iter().map(Uuid::to_string).collect();
+    // With a subquery for each customer: the planner of PostgreSQL cannot turn them into a scan of all acceptances, whatever
+    // it believes of the size of the table.
+    let rows: Vec<(String, Option<i64>, Option<i64>)> = find_rows!(connection, customer::id, &customers, is_it => {
+        let of_pair = || {
+            acceptance::table
+                .filter(acceptance::customer_id.eq(customer::id))
+                .filter(acceptance::partner_id.eq(&partner))
+        };
+        let made = of_pair().filter(acceptance::recorded_at.gt(since)).count().single_value();
+        let withdrawn = of_pair().filter(acceptance::withdrawn_at.gt(since)).count().single_value();
+        customer::table.filter(is_it).select((customer::id, made, withdrawn))
+    })?;
+    let count = |(customer, made, withdrawn): (String, Option<i64>, Option<i64>)| {
+        let count = made.unwrap_or_default() + withdrawn.unwrap_or_default();
+        let customer = at("customer", &customer).parse("id", &customer)?;
+        Ok((customer, usize::try_from(count).unwrap_or(usize::MAX)))
+    };
+    rows.into_iter().map(count).collect()
+}
+
+/// Marks an acceptance as replaced by another.
 pub(crate) fn acceptance_supersede(connection: &mut Connection, id: Uuid, now: Time) -> Result<(), Error> {
     query!(connection, c => {
         diesel::update(acceptance::table.find(id.to_string()))
@@ -353,6 +410,25 @@ pub(crate) fn acceptance_supersede(connection: &mut Connection, id: Uuid, now: T
             .execute(c)
     })?;
     Ok(())
+}
+
+/// Marks acceptances as replaced by others.
+pub(crate) fn acceptances_supersede(
+    connection: &mut Connection,
+    ids: &[Uuid],
+    now: Time,
+) -> Result<(), Error> {
+    asking(connection);
+    match connection {
+        Connection::Postgres(c) if ids.len() > 1 => {
+            let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
+            diesel::update(acceptance::table.filter(acceptance::id.eq_any(&ids)))
+                .set(acceptance::superseded_at.eq(now.naive_utc()))
+                .execute(c)?;
+            Ok(())
+        }
+        single => ids.iter().try_for_each(|id| acceptance_supersede(single, *id, now)),
+    }
 }
 
 /// Marks an acceptance as taken back.

@@ -2,12 +2,19 @@
 //!
 //! It begins by locking the revision row, so that changes happen strictly one after the other: their
 //! numbers have no gaps but those that restores leave, readers see them in order, and what is read inside
-//! cannot change before it is decided upon. It ends by writing the number and hash of the last event back into that row.
+//! cannot change before it is decided upon. It ends by writing its events, and the number and hash of the last one back into
+//! that row.
+
+use std::collections::BTreeSet;
+use std::iter::from_fn;
 
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database, Error};
-use chassis::idempotency::{IdempotencyKey, Lookup, response_find, response_store};
-use chassis::query;
+use chassis::idempotency::{
+    IdempotencyKey, Lookup, response_find, response_store, responses_find, responses_store,
+};
+use chassis::{insert_rows, query};
+use chrono::NaiveDateTime;
 use diesel::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -26,6 +33,28 @@ pub(crate) struct Change<'c> {
     pub acceptance_changes_max: u32,
     revision: i64,
     head: String,
+    /// What was recorded: far fewer than fit into a statement.
+    events: Vec<EventRow>,
+}
+
+#[derive(Insertable)]
+#[diesel(table_name = event)]
+struct EventRow {
+    revision: i64,
+    customer_id: Option<String>,
+    partner_id: Option<String>,
+    recorded_at: NaiveDateTime,
+    body: String,
+    hash: String,
+}
+
+/// Decides on requests that are stored together.
+pub(crate) trait Decide<R, A>: Sized {
+    /// Decides a request, as those before it have left everything. A refusal leaves nothing.
+    fn decide(&mut self, change: &mut Change<'_>, request: R) -> Result<A, ChangeError>;
+
+    /// Stores the effects of all of them.
+    fn store(self, change: &mut Change<'_>) -> Result<(), Error>;
 }
 
 /// Why nothing was changed.
@@ -112,6 +141,38 @@ pub(crate) async fn change<A: Send + 'static>(
     }
 }
 
+/// Decides on several requests under the lock, in their order, and stores their answers, encoded by `encode`, under their
+/// keys, all in one transaction. Each is answered by itself, as [`change`] does. `read` reads what the decisions on some of
+/// them need to know. A constant number of statements serves all, however many they are, unless a request id comes again.
+pub(crate) async fn change_each<R, A, D>(
+    database: &Database,
+    requests: Vec<(IdempotencyKey, R)>,
+    (clock, acceptance_changes_max): (Clock, u32),
+    read: impl Fn(&mut Change<'_>, &[&R]) -> Result<D, Error> + Send + 'static,
+    encode: fn(&A) -> Vec<u8>,
+) -> Result<Vec<Result<Answered<A>, Refusal>>, Error>
+where
+    R: Send + 'static,
+    A: Send + 'static,
+    D: Decide<R, A>,
+{
+    let parts = requests.len();
+    let write = move |connection: &mut Connection| {
+        let mut change = Change::begin(connection, &clock, acceptance_changes_max)?;
+        let mut answers = Vec::with_capacity(requests.len());
+        let mut rest = requests.into_iter().peekable();
+        while rest.peek().is_some() {
+            // A request id that comes again is looked up again, after its first answer.
+            let mut ids = BTreeSet::new();
+            let part = from_fn(|| rest.next_if(|(key, _)| ids.insert(key.request_id))).collect();
+            answers.extend(change.answer_each(part, &read, encode)?);
+        }
+        change.finish()?;
+        Ok(answers)
+    };
+    database.write_parts(parts, write).await
+}
+
 /// Runs a change that no caller asked for and that cannot be asked for twice.
 pub(crate) async fn change_internal<T, E>(
     database: &Database,
@@ -146,7 +207,8 @@ impl<'c> Change<'c> {
                 .returning((revision::value, revision::head))
                 .get_result(c)
         })?;
-        Ok(Self { connection, now: clock.now(), acceptance_changes_max, revision, head })
+        let now = clock.now();
+        Ok(Self { connection, now, acceptance_changes_max, revision, head, events: vec![] })
     }
 
     /// The number of the last event.
@@ -170,22 +232,52 @@ impl<'c> Change<'c> {
         let body = serde_json::to_string(happened).map_err(|error| Error::Query(error.to_string()))?;
         self.revision = revision;
         self.head = chained(&self.head, self.revision, self.now, &body);
-        query!(self.connection, c => {
-            diesel::insert_into(event::table)
-                .values((
-                    event::revision.eq(self.revision),
-                    event::customer_id.eq(happened.customer_id().map(|id| id.to_string())),
-                    event::partner_id.eq(happened.partner_id().map(|id| id.to_string())),
-                    event::recorded_at.eq(self.now.naive_utc()),
-                    event::body.eq(&body),
-                    event::hash.eq(&self.head),
-                ))
-                .execute(c)
-        })?;
-        Ok(self.revision)
+        self.events.push(EventRow {
+            revision,
+            customer_id: happened.customer_id().map(|id| id.to_string()),
+            partner_id: happened.partner_id().map(|id| id.to_string()),
+            recorded_at: self.now.naive_utc(),
+            body,
+            hash: self.head.clone(),
+        });
+        Ok(revision)
+    }
+
+    /// Answers requests that all have ids of their own.
+    fn answer_each<R, A, D: Decide<R, A>>(
+        &mut self,
+        requests: Vec<(IdempotencyKey, R)>,
+        read: impl Fn(&mut Self, &[&R]) -> Result<D, Error>,
+        encode: fn(&A) -> Vec<u8>,
+    ) -> Result<Vec<Result<Answered<A>, Refusal>>, Error> {
+        let (keys, requests): (Vec<_>, Vec<_>) = requests.into_iter().unzip();
+        let found = responses_find(self.connection, &keys.iter().collect::<Vec<_>>())?;
+        let unanswered = requests.iter().zip(&found).filter(|(_, lookup)| **lookup == Lookup::Never);
+        let mut decisions = read(self, &unanswered.map(|(request, _)| request).collect::<Vec<_>>())?;
+        let mut answers = Vec::with_capacity(keys.len());
+        let mut new = vec![];
+        for ((key, lookup), request) in keys.iter().zip(found).zip(requests) {
+            answers.push(match lookup {
+                Lookup::Answered(answer) => Ok(Answered::Before(answer)),
+                Lookup::OtherContent => Err(Refusal::RequestIdReused { request_id: key.request_id }),
+                Lookup::Never => match decisions.decide(self, request) {
+                    Ok(answer) => {
+                        new.push((key, encode(&answer)));
+                        Ok(Answered::New(answer))
+                    }
+                    Err(ChangeError::Refused(refusal)) => Err(refusal),
+                    Err(ChangeError::Failed(error)) => return Err(error),
+                },
+            });
+        }
+        decisions.store(self)?;
+        let new: Vec<_> = new.iter().map(|(key, answer)| (*key, answer.as_slice())).collect();
+        responses_store(self.connection, &new, self.now)?;
+        Ok(answers)
     }
 
     fn finish(self) -> Result<(), Error> {
+        insert_rows!(&mut *self.connection, event::table, &self.events)?;
         query!(self.connection, c => {
             diesel::update(revision::table)
                 .set((revision::value.eq(self.revision), revision::head.eq(&self.head)))

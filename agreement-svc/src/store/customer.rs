@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use chassis::database::row::{at, id_or_empty, utc};
-use chassis::database::{Connection, Error};
-use chassis::query;
+use chassis::database::{Connection, Error, asking};
+use chassis::{find_rows, query};
 use chrono::NaiveDateTime;
 use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{Array, BigInt, Text};
 use uuid::Uuid;
 
 use super::schema::{customer, partner, relationship};
@@ -81,10 +83,16 @@ pub(crate) fn customer_find(
     if !visible {
         return Ok(None);
     }
-    let row: Option<Row> = query!(connection, c => {
-        customer::table.find(id.to_string()).select(Row::as_select()).first(c).optional()
+    Ok(customers_find(connection, &[id])?.pop())
+}
+
+/// Those of the customers that exist.
+pub(crate) fn customers_find(connection: &mut Connection, ids: &[Uuid]) -> Result<Vec<Customer>, Error> {
+    let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
+    let rows: Vec<Row> = find_rows!(connection, customer::id, &ids, is_it => {
+        customer::table.filter(is_it).select(Row::as_select())
     })?;
-    row.map(Row::read).transpose()
+    rows.into_iter().map(Row::read).collect()
 }
 
 pub(crate) fn customer_list(
@@ -206,6 +214,31 @@ pub(crate) fn customer_set_acceptance_revision(
     Ok(())
 }
 
+/// Sets the acceptance revisions of some customers.
+pub(crate) fn customers_set_acceptance_revision(
+    connection: &mut Connection,
+    revisions: &BTreeMap<Uuid, i64>,
+) -> Result<(), Error> {
+    asking(connection);
+    match connection {
+        Connection::Postgres(c) if revisions.len() > 1 => {
+            let (ids, revisions): (Vec<String>, Vec<i64>) =
+                revisions.iter().map(|(id, revision)| (id.to_string(), *revision)).unzip();
+            sql_query(
+                "UPDATE customer SET acceptance_revision = new.revision
+                FROM unnest($1, $2) AS new (id, revision) WHERE customer.id = new.id",
+            )
+            .bind::<Array<Text>, _>(ids)
+            .bind::<Array<BigInt>, _>(revisions)
+            .execute(c)?;
+            Ok(())
+        }
+        single => revisions
+            .iter()
+            .try_for_each(|(id, revision)| customer_set_acceptance_revision(single, *id, *revision)),
+    }
+}
+
 pub(crate) fn customer_set_first_purchase(
     connection: &mut Connection,
     id: Uuid,
@@ -226,23 +259,38 @@ pub(crate) fn relationship_find(
     partner: Uuid,
     customer: Uuid,
 ) -> Result<Option<Relationship>, Error> {
-    let partner = partner.to_string();
-    let rows: Vec<(String, String)> = query!(connection, c => {
+    Ok(relationships_find(connection, partner, &[customer])?.remove(&customer))
+}
+
+/// As [`relationship_find`], for some customers, by customer.
+pub(crate) fn relationships_find(
+    connection: &mut Connection,
+    partner: Uuid,
+    customers: &[Uuid],
+) -> Result<BTreeMap<Uuid, Relationship>, Error> {
+    let key = partner.to_string();
+    let customers: Vec<String> = customers.iter().map(Uuid::to_string).collect();
+    let rows: Vec<(String, String, String)> = find_rows!(connection, relationship::customer_id, &customers, is_of => {
         relationship::table
-            .filter(relationship::customer_id.eq(customer.to_string()))
+            .filter(is_of)
             .filter(relationship::ended_at.is_null())
-            .filter(relationship::partner_id.eq(&partner).or(relationship::reseller_id.eq(&partner)))
-            .order((relationship::partner_id, relationship::reseller_id))
-            .select((relationship::partner_id, relationship::reseller_id))
-            .load(c)
+            .filter(relationship::partner_id.eq(&key).or(relationship::reseller_id.eq(&key)))
+            .order((relationship::customer_id, relationship::partner_id, relationship::reseller_id))
+            .select((relationship::customer_id, relationship::partner_id, relationship::reseller_id))
     })?;
-    let own = rows.iter().find(|(payer, _)| *payer == partner).or(rows.first());
-    let Some((payer, reseller)) = own else { return Ok(None) };
-    let key = customer.to_string();
-    let reseller_id = (!reseller.is_empty())
-        .then(|| at("relationship", &key).parse("reseller_id", reseller))
-        .transpose()?;
-    Ok(Some(Relationship { payer_id: at("relationship", &key).parse("partner_id", payer)?, reseller_id }))
+    let mut found: BTreeMap<Uuid, Relationship> = BTreeMap::new();
+    for (customer, payer, reseller) in rows {
+        let row = at("relationship", &customer);
+        let relationship = Relationship {
+            payer_id: row.parse("partner_id", &payer)?,
+            reseller_id: row.optional_id("reseller_id", &reseller)?,
+        };
+        let first = found.entry(row.parse("customer_id", &customer)?).or_insert(relationship);
+        if relationship.payer_id == partner && first.payer_id != partner {
+            *first = relationship;
+        }
+    }
+    Ok(found)
 }
 
 /// The number of an active relationship, exactly as named.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use chassis::database::row::{at, utc};
 use chassis::database::{Connection, Error};
-use chassis::query;
+use chassis::{insert_rows, query};
 use chrono::NaiveDateTime;
 use diesel::dsl::{count_star, min};
 use diesel::prelude::*;
@@ -33,26 +33,25 @@ fn read(
     })
 }
 
-/// Queues the notification of an attestation, due at once.
-pub(crate) fn notification_insert(
+/// Queues the notifications of attestations, due at once.
+pub(crate) fn notifications_insert(
     connection: &mut Connection,
-    attestation: &Attestation,
+    attestations: &[Attestation],
     now: Time,
 ) -> Result<(), Error> {
-    query!(connection, c => {
-        diesel::insert_into(notification::table)
-            .values((
-                notification::attestation_id.eq(attestation.id.to_string()),
-                notification::partner_id.eq(attestation.partner_id.to_string()),
-                notification::customer_id.eq(attestation.customer_id.to_string()),
-                notification::state.eq(NotificationState::Queued.into_str()),
-                notification::attempts.eq(0),
-                notification::due_at.eq(now.naive_utc()),
-                notification::last_failure.eq(""),
-            ))
-            .execute(c)
-    })?;
-    Ok(())
+    let row = |attestation: &Attestation| {
+        (
+            notification::attestation_id.eq(attestation.id.to_string()),
+            notification::partner_id.eq(attestation.partner_id.to_string()),
+            notification::customer_id.eq(attestation.customer_id.to_string()),
+            notification::state.eq(NotificationState::Queued.into_str()),
+            notification::attempts.eq(0),
+            notification::due_at.eq(now.naive_utc()),
+            notification::last_failure.eq(""),
+        )
+    };
+    let rows: Vec<_> = attestations.iter().map(row).collect();
+    Ok(insert_rows!(connection, notification::table, &rows)?)
 }
 
 /// The notifications of some attestations, by attestation.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chassis::database::row::{at, utc};
 use chassis::database::{Connection, Error};
-use chassis::query;
+use chassis::{find_rows, query};
 use chrono::NaiveDateTime;
 use diesel::prelude::*;
 use uuid::Uuid;
@@ -57,9 +57,9 @@ fn read_version(row: VersionRow) -> Result<(String, Version), Error> {
 /// The templates of the given ids or types, by type and age, each with its versions.
 fn load(connection: &mut Connection, rows: Vec<Row>) -> Result<Vec<Template>, Error> {
     let ids: Vec<String> = rows.iter().map(|row| row.0.clone()).collect();
-    let version_rows: Vec<VersionRow> = query!(connection, c => {
+    let version_rows: Vec<VersionRow> = find_rows!(connection, template_version::template_id, &ids, is_of => {
         template_version::table
-            .filter(template_version::template_id.eq_any(&ids))
+            .filter(is_of)
             .order((template_version::template_id, template_version::number))
             .select((
                 template_version::template_id,
@@ -69,7 +69,6 @@ fn load(connection: &mut Connection, rows: Vec<Row>) -> Result<Vec<Template>, Er
                 template_version::published_at,
                 template_version::document_count,
             ))
-            .load(c)
     })?;
     let mut versions: BTreeMap<String, Vec<Version>> = BTreeMap::new();
     for row in version_rows {
@@ -85,8 +84,14 @@ fn load(connection: &mut Connection, rows: Vec<Row>) -> Result<Vec<Template>, Er
 }
 
 pub(crate) fn template_find(connection: &mut Connection, id: Uuid) -> Result<Option<Template>, Error> {
-    let row: Option<Row> = query!(connection, c => template::table.find(id.to_string()).first(c).optional())?;
-    Ok(load(connection, row.into_iter().collect())?.pop())
+    Ok(templates_find(connection, &[id])?.pop())
+}
+
+/// Those of the templates that exist.
+pub(crate) fn templates_find(connection: &mut Connection, ids: &[Uuid]) -> Result<Vec<Template>, Error> {
+    let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
+    let rows = find_rows!(&mut *connection, template::id, &ids, is_it => template::table.filter(is_it))?;
+    load(connection, rows)
 }
 
 /// All templates of the types, live or retired.

@@ -31,10 +31,11 @@ macro_rules! query {
     }};
 }
 
-/// Inserts rows of one table: PostgreSQL gets several in one statement, which spares a round trip for each. SQLite has no
-/// round trips, and would prepare a statement of several rows anew each time; it gets one that is prepared once, row by row.
+/// Inserts rows of one table: PostgreSQL gets them in one statement, which spares a round trip for each. SQLite has no
+/// round trips, and would prepare a statement of many rows anew each time; it gets one that is prepared once, row by row.
+/// So does PostgreSQL where there is one row.
 ///
-/// `insert_rows!(connection, things::table, &rows)`, where `rows` is a vector, and `…, on_conflict_do_nothing)` where rows
+/// `insert_rows!(connection, things::table, &rows)`, where `rows` is a slice, and `…, on_conflict_do_nothing)` where rows
 /// that are there already stay. At most 65,535 values fit into a statement.
 #[macro_export]
 macro_rules! insert_rows {
@@ -45,12 +46,48 @@ macro_rules! insert_rows {
             $crate::database::Connection::Sqlite(c) => {
                 $rows.iter().try_for_each(|row| diesel::insert_into($table).values(row)$(.$or())?.execute(c).map(drop))
             }
-            $crate::database::Connection::Postgres(c) => match $rows.as_slice() {
-                [] => Ok(()),
-                // It is prepared once.
-                [row] => diesel::insert_into($table).values(row)$(.$or())?.execute(c).map(drop),
-                rows => diesel::insert_into($table).values(rows)$(.$or())?.execute(c).map(drop),
-            },
+            $crate::database::Connection::Postgres(c) if $rows.len() < 2 => {
+                $rows.iter().try_for_each(|row| diesel::insert_into($table).values(row)$(.$or())?.execute(c).map(drop))
+            }
+            $crate::database::Connection::Postgres(c) => {
+                diesel::insert_into($table).values($rows)$(.$or())?.execute(c).map(drop)
+            }
+        }
+    }};
+}
+
+/// Loads the rows with certain keys: PostgreSQL is asked once for all of them. SQLite has no round trips, and would prepare
+/// a statement with a list of keys anew each time; it is asked by one that is prepared once, key by key. So is PostgreSQL
+/// where there is one key.
+///
+/// `find_rows!(connection, things::id, &keys, has_key => things::table.filter(has_key))`, where `keys` is a slice. Rows are
+/// in the query's order where that begins with the key, and the keys are in order.
+#[macro_export]
+macro_rules! find_rows {
+    ($connection:expr, $column:expr, $keys:expr, $has_key:ident => $query:expr) => {{
+        let connection: &mut $crate::database::Connection = $connection;
+        $crate::database::asking(connection);
+        match connection {
+            $crate::database::Connection::Sqlite(c) => {
+                let mut rows = Vec::new();
+                let found = $keys.iter().try_for_each(|key| {
+                    let $has_key = $column.eq(key);
+                    $query.load(c).map(|found: Vec<_>| rows.extend(found))
+                });
+                found.map(|()| rows)
+            }
+            $crate::database::Connection::Postgres(c) if $keys.len() < 2 => {
+                let mut rows = Vec::new();
+                let found = $keys.iter().try_for_each(|key| {
+                    let $has_key = $column.eq(key);
+                    $query.load(c).map(|found: Vec<_>| rows.extend(found))
+                });
+                found.map(|()| rows)
+            }
+            $crate::database::Connection::Postgres(c) => {
+                let $has_key = $column.eq_any($keys);
+                $query.load(c)
+            }
         }
     }};
 }

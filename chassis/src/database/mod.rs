@@ -198,8 +198,21 @@ impl Database {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
+        self.write_parts(1, write).await
+    }
+
+    /// Runs a writing transaction that does the work of several: fewer others share its commit, so that none waits longer.
+    ///
+    /// # Errors
+    /// As [`Database::write`].
+    pub async fn write_parts<T, E, F>(&self, parts: usize, write: F) -> Result<T, E>
+    where
+        F: FnOnce(&mut Connection) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
         if let Some(writer) = &self.0.writer {
-            return writer.write(write).await;
+            return writer.write(parts, write).await;
         }
         self.blocking(Purpose::Write, false, write).await
     }

@@ -13,14 +13,21 @@ use tokio::sync::{mpsc, oneshot};
 use super::connection::Purpose;
 use super::{Connection, Error, Manager, PooledConnection, Url, error};
 
-/// Commands of one commit. Beyond this the gain of a larger batch is small and its delay is not.
+/// Commands of one commit, each counted as often as it has parts. Beyond this the gain of a larger batch is small and its
+/// delay is not.
 const BATCH_MAX: usize = 128;
 
 /// Commands in the queue. Further callers wait to enter it.
 const QUEUE_MAX: usize = 1024;
 
-/// A command: it gets the connection, or the error why there is none.
-type Job = Box<dyn FnOnce(Result<&mut Connection, Error>) -> Ran + Send>;
+/// A command that waits.
+struct Job {
+    parts: usize,
+    run: Run,
+}
+
+/// It gets the connection, or the error why there is none.
+type Run = Box<dyn FnOnce(Result<&mut Connection, Error>) -> Ran + Send>;
 
 /// A command that has run and whose caller waits for the commit.
 struct Ran {
@@ -61,14 +68,14 @@ impl Writer {
         self.jobs.max_capacity() - self.jobs.capacity()
     }
 
-    pub(super) async fn write<T, E, F>(&self, write: F) -> Result<T, E>
+    pub(super) async fn write<T, E, F>(&self, parts: usize, write: F) -> Result<T, E>
     where
         F: FnOnce(&mut Connection) -> Result<T, E> + Send + 'static,
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel::<Result<T, E>>();
-        let job: Job = Box::new(move |connection| {
+        let run: Run = Box::new(move |connection| {
             let result = match connection {
                 Err(error) => Err(error.into()),
                 Ok(connection) => catch_unwind(AssertUnwindSafe(|| write(connection)))
@@ -82,7 +89,7 @@ impl Writer {
             Ran { keep, answer: Box::new(answer) }
         });
         let gone = || E::from(Error::Unavailable("the writer has stopped".into()));
-        self.jobs.send(job).await.map_err(|_| gone())?;
+        self.jobs.send(Job { parts, run }).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 }
@@ -130,10 +137,10 @@ fn begun(manager: &Manager, idle: Option<PooledConnection>) -> Result<PooledConn
 /// Refuses a command, and those that have waited for the same connection: a server that does not answer would keep each of
 /// them waiting as long, one after the other.
 fn refuse(error: &Error, first: Job, waiting: usize, queue: &mut mpsc::Receiver<Job>) {
-    (first(Err(error.clone())).answer)(None);
+    ((first.run)(Err(error.clone())).answer)(None);
     for _ in 0..waiting {
         let Ok(job) = queue.try_recv() else { return };
-        (job(Err(error.clone())).answer)(None);
+        ((job.run)(Err(error.clone())).answer)(None);
     }
 }
 
@@ -141,21 +148,23 @@ fn refuse(error: &Error, first: Job, waiting: usize, queue: &mut mpsc::Receiver<
 fn batch(connection: &mut Connection, first: Job, queue: &mut mpsc::Receiver<Job>) -> bool {
     error::take_trouble();
     let mut answers = Vec::new();
+    let mut parts = 0;
     let mut next = Some(first);
     let mut outcome = Ok(());
     while let Some(job) = next {
+        parts += job.parts;
         let ran = match connection.begin_savepoint() {
-            Ok(()) => job(Ok(connection)),
+            Ok(()) => (job.run)(Ok(connection)),
             Err(error) => {
                 outcome = Err(error.clone());
-                job(Err(error))
+                (job.run)(Err(error))
             }
         };
         if outcome.is_ok() {
             outcome = if ran.keep { connection.commit() } else { connection.roll_back_command() };
         }
         answers.push(ran.answer);
-        next = if outcome.is_ok() && answers.len() < BATCH_MAX { queue.try_recv().ok() } else { None };
+        next = if outcome.is_ok() && parts < BATCH_MAX { queue.try_recv().ok() } else { None };
     }
     if outcome.is_ok() {
         outcome = connection.commit();
@@ -189,7 +198,7 @@ mod tests {
         let create = |connection: &mut Connection| {
             crate::query!(connection, c => c.batch_execute("CREATE TABLE t (id TEXT)")).map_err(Error::from)
         };
-        writer.write(create).await.unwrap();
+        writer.write(1, create).await.unwrap();
         assert!(log.exists());
         drop(writer);
         assert!(!log.exists());

@@ -7,6 +7,7 @@ mod housekeeping;
 mod migrations;
 mod opening;
 mod outages;
+mod requests;
 mod snapshots;
 mod writer;
 

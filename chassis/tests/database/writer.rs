@@ -160,6 +160,41 @@ async fn no_caller_of_a_batch_is_answered_before_its_commit() {
     }
 }
 
+/// What does the work of many commands is committed before the next command begins.
+#[tokio::test]
+async fn a_command_of_many_parts_fills_its_commit() {
+    const MANY: usize = 128;
+    for backend in Backend::all() {
+        let home = Home::new(backend);
+        let database = home.open(Writes::Serial);
+        let first = Held::with(&database, |connection| insert(connection, "first")).await;
+        let large = {
+            let database = database.clone();
+            ask(async move { database.write_parts(MANY, |connection| insert(connection, "large")).await })
+        };
+        let (started, has_started) = oneshot::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let next = {
+            let database = database.clone();
+            ask(async move {
+                let hold = move |connection: &mut Connection| {
+                    let _ = started.send(());
+                    let _ = released.recv();
+                    insert(connection, "next")
+                };
+                database.write(hold).await
+            })
+        };
+        let first = first.release();
+        has_started.await.unwrap();
+        assert_eq!(home.stored(), ["first", "large"].map(String::from).into(), "{backend:?}");
+        drop(release);
+        for answer in [first, large, next] {
+            answer.await.unwrap();
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_answered_write_is_visible_on_another_connection() {
     for (backend, writes) in Backend::all_with_writes() {

@@ -1,6 +1,7 @@
 //! Orders that come at the same time: each has the outcome that it would have alone, on both databases.
 
 use chassis::auth::{Caller, Channel};
+use chassis::clock::new_salt;
 use chassis::database::Writes;
 use chassis::idempotency::RequestHasher;
 use chassis::query;
@@ -42,7 +43,7 @@ fn database(is_postgres: bool) -> Option<(Database, TempDir)> {
                 "TEST_POSTGRES_URL must be set in CI"
             );
             let base = base?;
-            let schema = format!("test_placement_{}", Uuid::new_v4().simple());
+            let schema = format!("test_placement_{}", new_salt());
             let create = format!("CREATE SCHEMA {schema}");
             PgConnection::establish(&base).unwrap().batch_execute(&create).unwrap();
             let separator = if base.contains('?') { '&' } else { '?' };

@@ -21,7 +21,7 @@ use tonic::transport::Endpoint;
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt;
 
-/// Customers that take turns: nine rows of each are in flight together.
+/// Customers that take turns: eighteen rows of each are in flight together.
 const CUSTOMERS: usize = 7;
 
 async fn read_all(
@@ -233,7 +233,7 @@ async fn who_sends_and_never_reads_is_not_read_for_long(#[case] backend: Backend
     tests::needs_own!("a history of its own");
     tests::needs!(backend);
     // Answers of 90 bytes: the client takes 64 KiB of them, the server encodes another 32 KiB and
-    // keeps 128 rows and answers.
+    // keeps 256 rows and answers.
     const TAKEN_MAX: i64 = 2500;
     const ROWS: usize = 5000;
     /// Changes made one after the other, each behind whatever the import has in the writer's queue.

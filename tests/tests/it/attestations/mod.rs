@@ -4,3 +4,4 @@ mod customers;
 mod import;
 pub(crate) mod mail;
 mod rate;
+mod together;
