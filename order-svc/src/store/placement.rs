@@ -37,7 +37,7 @@ pub(crate) struct Placement {
     pub open_max: u32,
 }
 
-/// What became of an order.
+/// The outcome of an order.
 #[derive(Clone, Debug)]
 pub(crate) enum Placed {
     Done,

@@ -9,7 +9,6 @@ use diesel::connection::SimpleConnection;
 use diesel::{Connection as _, PgConnection, QueryDsl, RunQueryDsl};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
-use proto::identity::TenantKind;
 use rstest::rstest;
 use rstest_reuse::{apply, template};
 use tempfile::TempDir;
@@ -80,7 +79,7 @@ fn new(number: u128) -> Placement {
         evaluated_at: now,
     };
     let caller = Caller {
-        tenant_kind: TenantKind::Partner.into(),
+        tenant_kind: "PARTNER",
         tenant_id: of_line.payer_id,
         user_id: of_line.payer_id,
         roles: vec![],
