@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use chassis::auth::Caller;
+use chassis::clock::Clock;
 use chassis::database::Url;
 use chassis::tls::ClientSettings;
 use rand::Rng;
@@ -15,7 +16,8 @@ use tonic::transport::Channel;
 
 use super::clients::{As, Identity};
 use super::databases::{Backend, State};
-use super::service::{endpoint, fetch, lazy};
+use super::pki::{Pki, bearer};
+use super::service::{channel_to, endpoint, fetch, lazy};
 
 /// Ports of services that come back on them. Below the ports that the system hands out, so
 /// that no other process gets one while its service is down.
@@ -30,6 +32,8 @@ pub struct Processes {
     pub orders: Process,
     /// A second one of each, where there is.
     pub replicas: Option<(Process, Process)>,
+    /// The secrets, where they want tokens and mutual TLS.
+    pki: Option<Pki>,
     state: State,
 }
 
@@ -44,14 +48,34 @@ impl Processes {
         let agreements =
             Process::agreements(state.database(backend, "agreements")?, &folder.join("mails"), &folder)?;
         let orders = Process::orders(state.database(backend, "orders")?, &agreements.address(), &folder)?;
-        Ok(Self { agreements, orders, replicas: None, state })
+        Ok(Self { agreements, orders, replicas: None, pki: None, state })
+    }
+
+    /// The same, with signed tokens and mutual TLS on both services.
+    ///
+    /// # Errors
+    /// Why there is no place for their state, or no secrets.
+    pub fn secured(backend: Backend) -> Result<Self, String> {
+        let mut processes = Self::new(backend)?;
+        let pki = Pki::new(Clock::system())?;
+        processes.agreements.secure(&pki)?;
+        processes.orders.secure(&pki)?;
+        processes.orders.set_anew("--agreements", processes.agreements.address());
+        let client = pki.client_tls(Some("client"));
+        let files = [("--agreements-ca", client.ca), ("--agreements-cert", client.cert)];
+        let more = [("--agreements-key", client.key), ("--service-token", Some(pki.file("service.token")))];
+        for (name, file) in files.into_iter().chain(more) {
+            processes.orders.set_anew(name, file.unwrap_or_default());
+        }
+        processes.pki = Some(pki);
+        Ok(processes)
     }
 
     /// Two of each service, not running yet, on empty databases of PostgreSQL.
     ///
     /// # Errors
     /// Why there is no place for their state.
-    pub(crate) fn replicated() -> Result<Self, String> {
+    pub fn replicated() -> Result<Self, String> {
         let mut state = State::new()?;
         let databases =
             [state.database(Backend::Postgres, "agreements")?, state.database(Backend::Postgres, "orders")?];
@@ -70,7 +94,7 @@ impl Processes {
             Ok::<_, String>((first, second))
         };
         let (first, second) = two()?;
-        Ok(Self { agreements: first, orders: second, replicas: Some(two()?), state })
+        Ok(Self { agreements: first, orders: second, replicas: Some(two()?), pki: None, state })
     }
 
     /// All of them.
@@ -101,6 +125,11 @@ impl Processes {
     /// The clients of both services, whenever they are there, and whichever of each.
     #[must_use]
     pub fn as_caller(&self, caller: Caller) -> As {
+        if let Some(pki) = &self.pki {
+            let wire = |process: &Process| channel_to(&process.address(), &process.tls, |endpoint| endpoint);
+            let identity = Identity::by(bearer(&pki.issuer().token(&caller)));
+            return As { agreements: wire(&self.agreements), orders: wire(&self.orders), identity };
+        }
         let replicas = self.replicas.as_ref();
         As {
             agreements: balanced(&self.agreements, replicas.map(|(agreements, _)| agreements)),
@@ -148,6 +177,8 @@ pub struct Process {
     environment: Vec<(&'static str, OsString)>,
     log: PathBuf,
     descriptors_max: Option<usize>,
+    /// What it takes to connect to it.
+    tls: ClientSettings,
     running: Option<Child>,
 }
 
@@ -207,8 +238,37 @@ impl Process {
             environment: vec![("AGREEMENT_ACCEPTANCE_CHANGES_MAX", "1000000".into())],
             log,
             descriptors_max: None,
+            tls: ClientSettings::default(),
             running: None,
         })
+    }
+
+    /// Has it want signed tokens and mutual TLS from the next start on.
+    fn secure(&mut self, pki: &Pki) -> Result<(), String> {
+        let (identity, server) = (pki.identity(), pki.server_tls());
+        self.set_anew("--auth", "jwt");
+        self.set_anew("--jwks", identity.jwks.ok_or("there are no keys")?);
+        self.set_anew("--jwt-issuer", identity.jwt_issuer.unwrap_or_default());
+        self.set_anew("--jwt-audience", identity.jwt_audience.unwrap_or_default());
+        let files = [server.tls_cert, server.tls_key, server.tls_client_ca];
+        for (name, file) in ["--tls-cert", "--tls-key", "--tls-client-ca"].into_iter().zip(files) {
+            self.set_anew(name, file.unwrap_or_default());
+        }
+        self.tls = pki.client_tls(Some("client"));
+        Ok(())
+    }
+
+    /// A setting for the next start, instead of the value that it has.
+    fn set_anew(&mut self, name: &str, value: impl Into<OsString>) {
+        self.unset(name);
+        self.arguments.extend([name.into(), value.into()]);
+    }
+
+    /// Leaves a setting with a value at its default at the next start.
+    pub fn unset(&mut self, name: &str) {
+        if let Some(at) = self.arguments.iter().position(|argument| argument == name) {
+            self.arguments.drain(at..self.arguments.len().min(at + 2));
+        }
     }
 
     /// A setting for the next start: a flag, or one with its value.
@@ -240,7 +300,8 @@ impl Process {
 
     #[must_use]
     pub fn address(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        let scheme = if self.tls.ca.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.port)
     }
 
     #[must_use]
@@ -304,8 +365,8 @@ impl Process {
         self.reserved.clear();
         self.running = Some(command.spawn().map_err(|error| format!("{}: {error}", self.name))?);
         let began = Instant::now();
-        let (address, tls) = (self.address().parse()?, ClientSettings::default());
-        while let Err(why) = chassis::health::check_health(&address, &tls).await {
+        let address = self.address().parse()?;
+        while let Err(why) = chassis::health::check_health(&address, &self.tls).await {
             self.check_running()?;
             if began.elapsed() > START_MAX {
                 return Err(format!("{} does not serve: {why}", self.name));
@@ -437,12 +498,18 @@ fn is_fresh(name: &str) -> bool {
 }
 
 /// Where cargo puts a binary of the profile that this program was built with.
-fn binary(name: &str) -> Result<PathBuf, String> {
+///
+/// # Errors
+/// The system does not tell where this program is.
+pub fn binary(name: &str) -> Result<PathBuf, String> {
     Ok(profile_folder()?.join(name))
 }
 
 /// The profile that this program was built with, after which cargo names its folder.
-fn profile() -> Result<String, String> {
+///
+/// # Errors
+/// As [`binary`].
+pub fn profile() -> Result<String, String> {
     let folder = profile_folder()?;
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     Ok(if name == "debug" { "dev".into() } else { name.into_owned() })

@@ -16,6 +16,7 @@ use chassis::database::Url;
 use chassis::form::timestamp;
 use chrono::TimeDelta;
 use clap::Args;
+use proto::agreement::eligibility_service_client::EligibilityServiceClient;
 use proto::agreement::eligibility_service_server::{EligibilityService, EligibilityServiceServer};
 use proto::agreement::{
     BatchCheckEligibilityRequest, BatchCheckEligibilityResponse, CheckEligibilityRequest,
@@ -57,7 +58,10 @@ pub(crate) struct Options {
 }
 
 /// Always gives the same answer, which costs what tonic costs.
-struct Echo;
+struct Echo {
+    /// An echo to call before it answers.
+    next: Option<EligibilityServiceClient<Channel>>,
+}
 
 #[tonic::async_trait]
 impl EligibilityService for Echo {
@@ -66,6 +70,9 @@ impl EligibilityService for Echo {
         request: Request<CheckEligibilityRequest>,
     ) -> Result<Response<CheckEligibilityResponse>, Status> {
         let asked = request.into_inner();
+        if let Some(next) = &self.next {
+            return next.clone().check_eligibility(asked).await;
+        }
         let answer = CheckEligibilityResponse {
             payer_id: asked.payer_id,
             customer_id: asked.customer_id,
@@ -116,7 +123,7 @@ struct Bench {
 }
 
 pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
-    let echo = start_echo()?;
+    let echo = start_echo(None)?;
     let mut benches = vec![];
     for backend in Backend::all() {
         benches.push(Bench::start(backend, &options).await?);
@@ -182,7 +189,8 @@ pub(crate) fn store_withdrawn(database: &Url, customer: &str, count: u32) -> Res
     Ok(())
 }
 
-fn start_echo() -> Result<SocketAddr, Box<dyn Error>> {
+/// Starts an echo on a runtime and thread of its own. It calls the next one, if there is, over one channel.
+pub(crate) fn start_echo(next: Option<SocketAddr>) -> Result<SocketAddr, Box<dyn Error>> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
@@ -190,8 +198,9 @@ fn start_echo() -> Result<SocketAddr, Box<dyn Error>> {
     std::thread::spawn(move || {
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(listener)?;
+            let next = next.map(|address| EligibilityServiceClient::new(lazy(address)));
             tonic::transport::Server::builder()
-                .add_service(EligibilityServiceServer::new(Echo))
+                .add_service(EligibilityServiceServer::new(Echo { next }))
                 .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
                 .await
                 .map_err(std::io::Error::other)
@@ -200,12 +209,18 @@ fn start_echo() -> Result<SocketAddr, Box<dyn Error>> {
     Ok(address)
 }
 
-fn connect(connections: usize, agreements: SocketAddr, orders: SocketAddr, caller: &Caller) -> Vec<As> {
-    let lazy = |address: SocketAddr| -> Channel {
-        Endpoint::from_shared(format!("http://{address}"))
-            .map(|endpoint| endpoint.connect_lazy())
-            .unwrap_or_else(|error| panic!("{address} is no address: {error}"))
-    };
+fn lazy(address: SocketAddr) -> Channel {
+    Endpoint::from_shared(format!("http://{address}"))
+        .map(|endpoint| endpoint.connect_lazy())
+        .unwrap_or_else(|error| panic!("{address} is no address: {error}"))
+}
+
+pub(crate) fn connect(
+    connections: usize,
+    agreements: SocketAddr,
+    orders: SocketAddr,
+    caller: &Caller,
+) -> Vec<As> {
     let one =
         |_| As { agreements: lazy(agreements), orders: lazy(orders), identity: Identity::of(caller.clone()) };
     (0..connections).map(one).collect()

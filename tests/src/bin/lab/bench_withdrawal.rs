@@ -35,10 +35,10 @@ const LINES_MAX: usize = 100;
 pub(crate) struct Options {
     /// Subscriptions that it ends.
     #[arg(long, default_value_t = 1000)]
-    subscriptions: usize,
+    pub(crate) subscriptions: usize,
     /// Repetitions; the median counts.
     #[arg(long, default_value_t = 9)]
-    repetitions: usize,
+    pub(crate) repetitions: usize,
 }
 
 /// A customer, its attestation, and its subscriptions.
@@ -51,29 +51,57 @@ struct Bought {
 pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     println!("| ending subscriptions | median | of the floor |\n|---|---|---|");
     for backend in Backend::all() {
-        let (cluster, direct) = actions::start_with_partners(backend).await;
-        let database = Database::open(cluster.orders_database(), false, Writes::Concurrent)?;
-
-        let (mut many, mut one, mut in_bulk, mut by_row) = (vec![], vec![], vec![], vec![]);
-        for n in 0..options.repetitions {
-            let buy = |what, count| buy(&direct, format!("{what} {n}"), count);
-            many.push(withdrawal(&direct, &buy("Many", options.subscriptions).await?).await?);
-            in_bulk.push(floor(&database, buy("Bulk", options.subscriptions).await?, false).await?);
-            one.push(withdrawal(&direct, &buy("One", 1).await?).await?);
-            by_row.push(floor(&database, buy("Rows", options.subscriptions).await?, true).await?);
+        for row in measure(backend, &options).await? {
+            println!("{}", row.line());
         }
-        let count = options.subscriptions;
-        let in_bulk = percentile(&in_bulk, 50);
-        let (answered, begun): (Vec<_>, Vec<_>) = many.into_iter().unzip();
-        let (one_answered, one_begun): (Vec<_>, Vec<_>) = one.into_iter().unzip();
-        row(&format!("floor, {count}, many rows a statement, {backend}"), in_bulk, in_bulk);
-        row(&format!("floor, {count}, a statement a row, {backend}"), percentile(&by_row, 50), in_bulk);
-        row(&format!("from the transaction's begin, {count}, {backend}"), percentile(&begun, 50), in_bulk);
-        row(&format!("from the withdrawal's answer, {count}, {backend}"), percentile(&answered, 50), in_bulk);
-        row(&format!("from the transaction's begin, 1, {backend}"), percentile(&one_begun, 50), in_bulk);
-        row(&format!("from the withdrawal's answer, 1, {backend}"), percentile(&one_answered, 50), in_bulk);
     }
     Ok(())
+}
+
+/// A row of the table.
+pub(crate) struct Row {
+    name: String,
+    median: Duration,
+    /// How many times the floor.
+    of_floor: f64,
+}
+
+impl Row {
+    pub(crate) fn line(&self) -> String {
+        format!("| {} | {:.1} ms | {:.2} |", self.name, self.median.as_secs_f64() * 1000.0, self.of_floor)
+    }
+}
+
+/// Measures the withdrawal and its floor on a database.
+pub(crate) async fn measure(backend: Backend, options: &Options) -> Result<Vec<Row>, Box<dyn Error>> {
+    let (cluster, direct) = actions::start_with_partners(backend).await;
+    let database = Database::open(cluster.orders_database(), false, Writes::Concurrent)?;
+
+    let (mut many, mut one, mut in_bulk, mut by_row) = (vec![], vec![], vec![], vec![]);
+    for n in 0..options.repetitions {
+        let buy = |what, count| buy(&direct, format!("{what} {n}"), count);
+        many.push(withdrawal(&direct, &buy("Many", options.subscriptions).await?).await?);
+        in_bulk.push(floor(&database, buy("Bulk", options.subscriptions).await?, false).await?);
+        one.push(withdrawal(&direct, &buy("One", 1).await?).await?);
+        by_row.push(floor(&database, buy("Rows", options.subscriptions).await?, true).await?);
+    }
+    let count = options.subscriptions;
+    let in_bulk = percentile(&in_bulk, 50);
+    let (answered, begun): (Vec<_>, Vec<_>) = many.into_iter().unzip();
+    let (one_answered, one_begun): (Vec<_>, Vec<_>) = one.into_iter().unzip();
+    let row = |name: String, times: &[Duration]| {
+        let median = percentile(times, 50);
+        let of_floor = median.as_secs_f64() / in_bulk.as_secs_f64();
+        Row { name: format!("{name}, {backend}"), median, of_floor }
+    };
+    Ok(vec![
+        row(format!("floor, {count}, many rows a statement"), &[in_bulk]),
+        row(format!("floor, {count}, a statement a row"), &by_row),
+        row(format!("from the transaction's begin, {count}"), &begun),
+        row(format!("from the withdrawal's answer, {count}"), &answered),
+        row("from the transaction's begin, 1".into(), &one_begun),
+        row("from the withdrawal's answer, 1".into(), &one_answered),
+    ])
 }
 
 async fn buy(direct: &As, name: String, count: usize) -> Result<Bought, Status> {
@@ -164,9 +192,4 @@ async fn floor(database: &Database, bought: Bought, by_row: bool) -> Result<Dura
     };
     database.write(write).await?;
     Ok(began.elapsed())
-}
-
-fn row(name: &str, time: Duration, floor: Duration) {
-    let (ms, ratio) = (time.as_secs_f64() * 1000.0, time.as_secs_f64() / floor.as_secs_f64());
-    println!("| {name} | {ms:.1} ms | {ratio:.2} |");
 }

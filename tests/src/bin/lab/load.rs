@@ -19,25 +19,42 @@ pub(crate) async fn closed_loop<F>(
 where
     F: Future<Output = Result<(), Status>> + Send,
 {
+    let outcomes = closed_loop_of(in_flight, length, call).await?;
+    Ok(outcomes.into_iter().map(|(latency, ())| latency).collect())
+}
+
+/// The same, with what each call returned.
+///
+/// # Errors
+/// The first error of a call.
+pub(crate) async fn closed_loop_of<T, F>(
+    in_flight: usize,
+    length: Duration,
+    call: impl Fn(usize) -> F + Clone + Send + 'static,
+) -> Result<Vec<(Duration, T)>, Status>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, Status>> + Send,
+{
     let (next, began) = (Arc::new(AtomicUsize::new(0)), Instant::now());
     let mut lanes = JoinSet::new();
     for _ in 0..in_flight {
         let (call, next) = (call.clone(), Arc::clone(&next));
         lanes.spawn(async move {
-            let mut latencies = vec![];
+            let mut outcomes = vec![];
             while began.elapsed() < length {
                 let sent = Instant::now();
-                call(next.fetch_add(1, Ordering::Relaxed)).await?;
-                latencies.push(sent.elapsed());
+                let outcome = call(next.fetch_add(1, Ordering::Relaxed)).await?;
+                outcomes.push((sent.elapsed(), outcome));
             }
-            Ok::<_, Status>(latencies)
+            Ok::<_, Status>(outcomes)
         });
     }
-    let mut latencies = vec![];
+    let mut outcomes = vec![];
     while let Some(lane) = lanes.join_next().await {
-        latencies.extend(lane.map_err(|error: JoinError| Status::internal(error.to_string()))??);
+        outcomes.extend(lane.map_err(|error: JoinError| Status::internal(error.to_string()))??);
     }
-    Ok(latencies)
+    Ok(outcomes)
 }
 
 /// The duration that so many percent do not exceed, and zero where there is none.

@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "these programs report on standard output")]
 
 mod bare;
+mod bench_all;
 mod bench_delays;
 mod bench_gate;
 mod bench_withdrawal;
@@ -26,6 +27,8 @@ use tokio::runtime::Builder;
 enum Command {
     /// Plays the story of the gate against both services on embedded SQLite.
     Demo(demo::Options),
+    /// Measures everything in one run and writes BENCHMARKS.md.
+    BenchAll(bench_all::Options),
     /// Measures the throughput of CheckEligibility and CreateOrder beside a bare tonic echo.
     BenchGate(bench_gate::Options),
     /// Measures the delay from a change to its watchers, and from an attestation to its mail.
@@ -60,6 +63,7 @@ impl Command {
     async fn run(self) -> Result<(), Box<dyn Error>> {
         match self {
             Self::Demo(options) => demo::run(options).await,
+            Self::BenchAll(options) => bench_all::run(options).await,
             Self::BenchGate(options) => bench_gate::run(options).await,
             Self::BenchDelays(options) => bench_delays::run(options).await,
             Self::BenchWithdrawal(options) => bench_withdrawal::run(options).await,

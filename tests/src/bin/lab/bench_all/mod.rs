@@ -1,0 +1,274 @@
+//! `cargo lab bench-all`: everything that is measured, in one run, as a page (BENCHMARKS.md) with plots (docs/benchmarks).
+//!
+//! The services run as processes of the real binaries with their default settings; only the bound on changes of acceptances
+//! is out of reach, as in all tests. This process offers the load, on the same machine. `floors` has what the same work takes
+//! without the services, `calls` the calls, `growth` what depends on the number of customers; `world` starts and fills
+//! services, `rows` describes what they store, `series` alternates rounds, `machine`, `page` and `plots` report.
+
+mod calls;
+mod floors;
+mod growth;
+mod machine;
+mod page;
+mod plots;
+mod rows;
+mod series;
+mod world;
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use tests::Backend;
+use tests::processes::{Processes, build_binaries};
+
+use self::calls::{Call, FanOut, fan_out};
+use self::page::{PLOTS, Section};
+use self::plots::Plot;
+use self::series::{Series, alternate};
+use self::world::{BLOCKED_EVERY, World};
+use crate::bench_withdrawal;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Rounds; the median counts.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// How long each subject is measured in a round, in milliseconds.
+    #[arg(long, default_value_t = 1500)]
+    round_ms: u64,
+    /// The most customers that growth is measured with.
+    #[arg(long, default_value_t = 1_000_000)]
+    customers_max: usize,
+    /// One short round of everything, with little data: whether it runs, not how fast.
+    #[arg(long)]
+    quick: bool,
+    /// Measures these parts alone, prints their tables and writes no file.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Part>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    Floors,
+    Calls,
+    Growth,
+    Footprint,
+    Replicas,
+}
+
+/// How much is measured.
+pub(super) struct Plan {
+    rounds: usize,
+    length: Duration,
+    /// Customers, but where their number is what is varied.
+    customers: usize,
+    customers_max: usize,
+    rows: usize,
+    changes: usize,
+    watchers: &'static [usize],
+    withdrawal: bench_withdrawal::Options,
+}
+
+impl Plan {
+    fn new(options: &Options) -> Self {
+        if options.quick {
+            return Self {
+                rounds: 1,
+                length: Duration::from_millis(200),
+                customers: 1000,
+                customers_max: 1000,
+                rows: 500,
+                changes: 10,
+                watchers: &[1, 10],
+                withdrawal: bench_withdrawal::Options { subscriptions: 20, repetitions: 1 },
+            };
+        }
+        Self {
+            rounds: options.rounds,
+            length: Duration::from_millis(options.round_ms),
+            customers: 5000,
+            customers_max: options.customers_max,
+            rows: 5000,
+            changes: 100,
+            watchers: &[1, 10, 100],
+            withdrawal: bench_withdrawal::Options { subscriptions: 1000, repetitions: options.rounds },
+        }
+    }
+}
+
+pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
+    build_binaries()?;
+    if !Backend::Postgres.is_available() {
+        println!("NOT MEASURED ON POSTGRESQL: TEST_POSTGRES_URL is not set");
+    }
+    let plan = Plan::new(&options);
+    let has = |part| options.only.is_empty() || options.only.contains(&part);
+    let machine = machine::lines()?;
+    let (mut sections, mut plots) = (vec![], vec![]);
+    if has(Part::Floors) || has(Part::Calls) {
+        let (more, more_plots) = floors_and_calls(&plan, has(Part::Floors), has(Part::Calls)).await?;
+        sections.extend(more);
+        plots.extend(more_plots);
+    }
+    if has(Part::Growth) {
+        let (section, grown) = growth::measure(&plan).await?;
+        sections.push(section);
+        plots.push(plots::of_growth(&grown));
+    }
+    if has(Part::Footprint) {
+        sections.push(growth::footprint(&plan).await?);
+    }
+    if has(Part::Replicas) && Backend::Postgres.is_available() {
+        let series = growth::replicas(&plan).await?;
+        let text = "Two processes of each service on one PostgreSQL, each order-svc beside an agreement-svc of its own, and the \
+                    calls spread over both. All of them, the database and the load share the machine's cores.";
+        sections.push(Section::of_series("Replicas", text, &series.iter().collect::<Vec<_>>(), &series));
+    }
+    if !options.only.is_empty() {
+        sections.iter().for_each(|section| println!("\n{}", section.markdown()));
+        return Ok(());
+    }
+    let folder = root().join(PLOTS);
+    std::fs::create_dir_all(&folder)?;
+    plots.iter().try_for_each(|plot| plot.draw(&folder))?;
+    let file = root().join("BENCHMARKS.md");
+    page::write(&file, &head(&options, &plan, &machine)?, &sections)?;
+    println!("written: BENCHMARKS.md and {} plots", plots.len());
+    Ok(())
+}
+
+/// The root of the repository.
+fn root() -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.parent().unwrap_or(package).to_owned()
+}
+
+/// How the page begins: what was run, and where.
+fn head(options: &Options, plan: &Plan, machine: &[String]) -> Result<String, Box<dyn Error>> {
+    let mut arguments = vec!["cargo lab bench-all".to_owned()];
+    if options.quick {
+        arguments.push("--quick".into());
+    } else {
+        let (rounds, round_ms, most) = (options.rounds, options.round_ms, options.customers_max);
+        arguments.push(format!("--rounds {rounds} --round-ms {round_ms} --customers-max {most}"));
+    }
+    Ok(format!(
+        "# Benchmarks\n\nMade by `{}`, in the profile `{}`.\n\nServices, database and load share the machine, so figures depend \
+         on it; the fractions of a floor, which was measured in the same run, depend on it less. Each figure is the median of {} \
+         rounds of {} ms, which alternate between all rows of a table; p50 and p99 are those of the median round. Services \
+         have their default settings, but for the bound on changes of acceptances. One call is in flight over one \
+         connection, more are over {} connections.\n\n{}\n",
+        arguments.join(" "),
+        tests::processes::profile()?,
+        plan.rounds,
+        plan.length.as_millis(),
+        world::CONNECTIONS,
+        machine.join("\n")
+    ))
+}
+
+/// Floors and calls take turns in each round; then come what changes the databases for good, and what runs over TLS.
+async fn floors_and_calls(
+    plan: &Plan,
+    with_floors: bool,
+    with_calls: bool,
+) -> Result<(Vec<Section>, Vec<Plot>), Box<dyn Error>> {
+    let mut worlds = vec![];
+    for backend in Backend::all() {
+        let processes = Processes::new(backend)?;
+        let (world, _) = World::start(processes, backend, plan.customers, Some(BLOCKED_EVERY)).await?;
+        worlds.push(Arc::new(world));
+    }
+    let mut subjects = vec![];
+    if with_floors {
+        subjects.extend(floors::echoes()?);
+        for world in &worlds {
+            subjects.extend(floors::of_database(world)?);
+        }
+    }
+    let floors_end = subjects.len();
+    if with_calls {
+        worlds.iter().for_each(|world| subjects.extend(calls::subjects(world)));
+    }
+    let all = alternate(subjects, plan.rounds, plan.length).await?;
+    let (floors, calls): (Vec<_>, Vec<_>) =
+        (all[..floors_end].iter().collect(), all[floors_end..].iter().collect());
+    let (mut sections, mut plots) = (vec![], vec![]);
+    if with_floors {
+        sections.push(Section::of_series("Floors", FLOORS, &floors, &all));
+        sections.push(withdrawal(plan).await?);
+    }
+    if with_calls {
+        let mut section = Section::of_series("Calls", CALLS, &calls, &all);
+        plots = plots::of_calls(&calls);
+        section.plots = plots.iter().map(|plot| plot.name.clone()).collect();
+        sections.push(section);
+        sections.push(secured(plan, &all).await?);
+        let mut fan = FanOut::new();
+        for world in &worlds {
+            for watchers in plan.watchers {
+                fan.add(world.backend, *watchers, &fan_out(world, *watchers, plan.changes).await?);
+            }
+        }
+        sections.push(fan.section(plan.changes));
+        let mut imports = vec![];
+        for world in &worlds {
+            imports.push(calls::import(world, plan.rows, plan.rounds).await?);
+        }
+        let text = format!("One stream of {} rows, an attestation each, all of which are stored.", plan.rows);
+        sections.push(Section::of_series("Import", &text, &imports.iter().collect::<Vec<_>>(), &all));
+    }
+    Ok((sections, plots))
+}
+
+const FLOORS: &str = "An echo is a service of tonic on one thread that always gives the same answer; the nested one first calls \
+                      the other over one channel. The rows of a check are read by pgbench with one statement, those of an order \
+                      are written by pgbench in one transaction that is sent at once, and on SQLite by one writer with prepared \
+                      statements and a durable commit for 64 orders; in flight is the number of clients then, and latencies are \
+                      those of statements and transactions.";
+
+const CALLS: &str = "The fraction compares the rate with that of the floor: of an echo with as many calls in flight, or of the \
+                     fastest row of the other floors. A call that a service refused for load counts as refused and not in the \
+                     rate.";
+
+/// A check and an order over mutual TLS with signed tokens.
+async fn secured(plan: &Plan, all: &[Series]) -> Result<Section, Box<dyn Error>> {
+    const IN_FLIGHT: usize = 64;
+    let mut measured = vec![];
+    for backend in Backend::all() {
+        println!("TLS and tokens: {backend}");
+        let processes = Processes::secured(backend)?;
+        let (world, _) = World::start(processes, backend, plan.customers, Some(BLOCKED_EVERY)).await?;
+        let world = Arc::new(world);
+        for call in [Call::Check, Call::Order] {
+            let mut series = Series::new(call.name(), Some(backend), IN_FLIGHT);
+            series.floors = vec![series::Floor::SameInFlight(call.name())];
+            for _ in 0..plan.rounds {
+                series.rounds.push(call.measure(&world, IN_FLIGHT, plan.length).await?);
+            }
+            measured.push(series);
+        }
+    }
+    let text = "Mutual TLS and signed tokens on both services, beside the same call without either.";
+    Ok(Section::of_series("TLS and tokens", text, &measured.iter().collect::<Vec<_>>(), all))
+}
+
+/// A withdrawal beside its floor.
+async fn withdrawal(plan: &Plan) -> Result<Section, Box<dyn Error>> {
+    let mut lines =
+        vec!["| ending subscriptions | median | times the floor |".to_owned(), "|---|---|---|".to_owned()];
+    for backend in Backend::all() {
+        println!("withdrawal: {backend}");
+        let rows = bench_withdrawal::measure(backend, &plan.withdrawal).await?;
+        lines.extend(rows.iter().map(bench_withdrawal::Row::line));
+    }
+    let text = format!(
+        "One withdrawal that ends {} subscriptions of one customer, until its report can be read; both services run in one \
+         process here. The floor is the bare transaction on the same tables.",
+        plan.withdrawal.subscriptions
+    );
+    Ok(Section { title: "Withdrawal".into(), text, lines, plots: vec![] })
+}

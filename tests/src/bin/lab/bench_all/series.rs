@@ -1,0 +1,163 @@
+//! Series of figures: what a subject did in each round, their median and spread, and the rounds themselves, which
+//! alternate between all subjects so that other load on the machine slows all of them alike.
+
+use std::error::Error;
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use tests::Backend;
+use tonic::{Code, Status};
+
+use crate::load::{closed_loop_of, percentile, rate};
+
+/// What a subject did in one round.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Figures {
+    /// Units a second.
+    pub rate: f64,
+    /// Refused calls a second.
+    pub refused: f64,
+    pub p50: Duration,
+    pub p99: Duration,
+}
+
+/// What a series is compared with.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Floor {
+    /// The series of that name with the same number of calls in flight.
+    SameInFlight(&'static str),
+    /// The fastest series of that name.
+    Fastest(&'static str),
+}
+
+/// The figures of one subject.
+#[derive(Clone, Debug)]
+pub(super) struct Series {
+    pub name: &'static str,
+    /// The database, where there is one.
+    pub backend: Option<Backend>,
+    pub in_flight: usize,
+    /// What the rate counts.
+    pub unit: &'static str,
+    pub floors: Vec<Floor>,
+    pub rounds: Vec<Figures>,
+}
+
+/// A measurement under way.
+pub(super) type Measuring = Pin<Box<dyn Future<Output = Result<Figures, Box<dyn Error>>>>>;
+
+/// A series, and how a round of that length is measured.
+pub(super) struct Subject {
+    pub series: Series,
+    pub measure: Box<dyn Fn(Duration) -> Measuring>,
+}
+
+impl Series {
+    pub(super) fn new(name: &'static str, backend: Option<Backend>, in_flight: usize) -> Self {
+        Self { name, backend, in_flight, unit: "calls", floors: vec![], rounds: vec![] }
+    }
+
+    /// The round whose rate is the median.
+    pub(super) fn median(&self) -> Figures {
+        let mut rounds = self.rounds.clone();
+        rounds.sort_by(|a, b| a.rate.total_cmp(&b.rate));
+        rounds.get(rounds.len() / 2).copied().unwrap_or_default()
+    }
+
+    /// The lowest and the highest rate.
+    pub(super) fn spread(&self) -> (f64, f64) {
+        let rates = || self.rounds.iter().map(|round| round.rate);
+        (rates().fold(f64::INFINITY, f64::min), rates().fold(0.0, f64::max))
+    }
+
+    /// Its rate as a fraction of each floor that was measured.
+    pub(super) fn of_floors(&self, all: &[Self]) -> Vec<(&'static str, f64)> {
+        let rate = self.median().rate;
+        let of_floor = |floor: &Floor| {
+            let (Floor::SameInFlight(name) | Floor::Fastest(name)) = *floor;
+            let is_floor = |series: &&Self| {
+                series.name == name
+                    && (series.backend.is_none() || series.backend == self.backend)
+                    && (matches!(floor, Floor::Fastest(_)) || series.in_flight == self.in_flight)
+            };
+            let fastest = all.iter().filter(is_floor).map(|series| series.median().rate).fold(0.0, f64::max);
+            (fastest > 0.0).then_some((name, rate / fastest))
+        };
+        self.floors.iter().filter_map(of_floor).collect()
+    }
+}
+
+impl Subject {
+    /// Calls in a closed loop.
+    pub(super) fn calls<F>(series: Series, call: impl Fn(usize) -> F + Clone + Send + 'static) -> Self
+    where
+        F: Future<Output = Result<(), Status>> + Send + 'static,
+    {
+        let in_flight = series.in_flight;
+        let measure = move |length| -> Measuring {
+            let call = call.clone();
+            Box::pin(async move { Ok(measure_calls(in_flight, length, call).await?) })
+        };
+        Self { series, measure: Box::new(measure) }
+    }
+}
+
+/// Calls with so many in flight. A call that is refused for load is counted apart.
+///
+/// # Errors
+/// Any other refusal.
+pub(super) async fn measure_calls<F>(
+    in_flight: usize,
+    length: Duration,
+    call: impl Fn(usize) -> F + Clone + Send + 'static,
+) -> Result<Figures, Status>
+where
+    F: Future<Output = Result<(), Status>> + Send,
+{
+    let began = Instant::now();
+    let outcomes = closed_loop_of(in_flight, length, move |number| {
+        let called = call(number);
+        async move {
+            match called.await {
+                Ok(()) => Ok(true),
+                Err(refused) if is_of_load(&refused) => Ok(false),
+                Err(refused) => Err(refused),
+            }
+        }
+    })
+    .await?;
+    let took = began.elapsed();
+    let answered: Vec<Duration> =
+        outcomes.iter().filter(|(_, is_answered)| *is_answered).map(|(latency, _)| *latency).collect();
+    Ok(Figures {
+        rate: rate(answered.len(), took),
+        refused: rate(outcomes.len() - answered.len(), took),
+        p50: percentile(&answered, 50),
+        p99: percentile(&answered, 99),
+    })
+}
+
+/// Whether a call was refused because of the load and not because of what it asks for.
+fn is_of_load(refused: &Status) -> bool {
+    matches!(refused.code(), Code::ResourceExhausted | Code::Unavailable | Code::DeadlineExceeded)
+}
+
+/// Measures all subjects in each round, one after the other.
+///
+/// # Errors
+/// The first failure, with the subject's name.
+pub(super) async fn alternate(
+    subjects: Vec<Subject>,
+    rounds: usize,
+    length: Duration,
+) -> Result<Vec<Series>, Box<dyn Error>> {
+    let mut subjects = subjects;
+    for round in 1..=rounds {
+        println!("round {round} of {rounds}, {} subjects", subjects.len());
+        for Subject { series, measure } in &mut subjects {
+            let figures = measure(length).await.map_err(|why| format!("{}: {why}", series.name))?;
+            series.rounds.push(figures);
+        }
+    }
+    Ok(subjects.into_iter().map(|subject| subject.series).collect())
+}
