@@ -17,12 +17,12 @@ use futures_util::FutureExt;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::share::{INTERNAL, tenant};
+use super::share::{INTERNAL, on_behalf_of, tenant};
 use super::{Connection, Database, Error};
 use crate::limits::tenant::Tenant;
 
-/// How long work waits for its batch before it fails. It only waits that long while the database does not answer, and an answer
-/// of the gate on which it may rest is too old after that.
+/// How long work waits for its batch before it fails. It waits that long while the database does not answer, and an answer of
+/// the gate on which it may rest is too old after that.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Batches of one kind that are read at a time. With more of them each answers fewer questions.
@@ -49,7 +49,10 @@ pub struct Work<W, A> {
 }
 
 /// The means to answer a call.
-pub struct Reply<A>(oneshot::Sender<A>);
+pub struct Reply<A> {
+    sender: oneshot::Sender<A>,
+    tenant: Tenant,
+}
 
 /// Does a batch.
 type Run<W, A> = Box<dyn Fn(Vec<Work<W, A>>) -> Done + Send + Sync>;
@@ -92,7 +95,23 @@ impl<W, A> Work<W, A> {
 impl<A> Reply<A> {
     /// Answers the call, if it still waits.
     pub fn answer(self, answer: A) {
-        let _ = self.0.send(answer);
+        let _ = self.sender.send(answer);
+    }
+}
+
+impl<A: Send + 'static> Reply<A> {
+    /// Answers the call by a task of its own, on behalf of its tenant, so that the next batch does not wait for that. The task
+    /// ends with the call.
+    pub fn answer_later(mut self, answer: impl Future<Output = A> + Send + 'static) {
+        let tenant = self.tenant;
+        let task = async move {
+            let answer = tokio::select! {
+                answer = answer => answer,
+                () = self.sender.closed() => return,
+            };
+            self.answer(answer);
+        };
+        tokio::spawn(on_behalf_of(tenant, task));
     }
 }
 
@@ -128,13 +147,10 @@ impl<W: Send + 'static, A: Send + 'static> Batcher<W, A> {
     /// # Errors
     /// [`Error::Unavailable`] if no batch took the work in time; [`Error::Panicked`] if the batch panicked.
     pub async fn submit(&self, work: W) -> Result<A, Error> {
-        let (reply, answer) = oneshot::channel();
+        let (sender, answer) = oneshot::channel();
         let (taken, is_taken) = oneshot::channel();
-        if self.0.state().push(
-            tenant(),
-            Waiting { work: Work { work, reply: Reply(reply) }, taken },
-            self.0.at_once,
-        ) {
+        let work = Work { work, reply: Reply { sender, tenant: tenant() } };
+        if self.0.state().push(Waiting { work, taken }, self.0.at_once) {
             let inner = Arc::clone(&self.0);
             tokio::spawn(async move { inner.run_batches().await });
         }
@@ -203,10 +219,12 @@ impl<W, A> Inner<W, A> {
 
     /// Does one batch after the other until no work waits.
     async fn run_batches(&self) {
+        let mut running = Running { inner: self, is_over: false };
         while let Some(batch) = self.next() {
             // The calls of a batch that panics get an error, and the next batch is done.
             let _ = AssertUnwindSafe((self.run)(batch)).catch_unwind().await;
         }
+        running.is_over = true;
     }
 
     /// The next batch; without one there is one task less that does batches.
@@ -221,9 +239,24 @@ impl<W, A> Inner<W, A> {
     }
 }
 
+/// A task that does batches. It does not count as one any more when its thread has ended.
+struct Running<'a, W, A> {
+    inner: &'a Inner<W, A>,
+    is_over: bool,
+}
+
+impl<W, A> Drop for Running<'_, W, A> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.inner.state().running -= 1;
+        }
+    }
+}
+
 impl<W, A> State<W, A> {
     /// Adds work; true if a task has to be begun for it.
-    fn push(&mut self, tenant: Tenant, waiting: Waiting<W, A>, at_once: usize) -> bool {
+    fn push(&mut self, waiting: Waiting<W, A>, at_once: usize) -> bool {
+        let tenant = waiting.work.reply.tenant;
         if tenant == INTERNAL {
             self.internal.push_back(waiting);
         } else {
@@ -241,31 +274,32 @@ impl<W, A> State<W, A> {
     /// Takes a batch, one work of each tenant in turn and one of internal services before each. Work whose call has ended
     /// is dropped.
     fn take(&mut self, size: fn(&W) -> usize, size_max: usize) -> Vec<Work<W, A>> {
-        let (mut batch, mut taken) = (vec![], 0);
+        let (mut batch, mut taken, mut is_internals_turn) = (vec![], 0, true);
         while taken < size_max {
-            let of_tenant = self.turns.pop_front().and_then(|tenant| {
-                let queue = self.by_tenant.get_mut(&tenant)?;
-                let next = queue.pop_front();
-                if queue.is_empty() {
-                    self.by_tenant.remove(&tenant);
-                } else {
-                    self.turns.push_back(tenant);
-                }
-                next
-            });
-            let next = [self.internal.pop_front(), of_tenant];
-            if next.iter().all(Option::is_none) {
-                break;
-            }
-            for Waiting { work, taken: is_taken } in next.into_iter().flatten() {
-                if !work.reply.0.is_closed() {
-                    taken += size(&work.work);
-                    let _ = is_taken.send(());
-                    batch.push(work);
-                }
+            let internal = if is_internals_turn { self.internal.pop_front() } else { None };
+            is_internals_turn = internal.is_none();
+            let next = internal.or_else(|| self.take_of_tenant()).or_else(|| self.internal.pop_front());
+            let Some(Waiting { work, taken: is_taken }) = next else { break };
+            if !work.reply.sender.is_closed() {
+                taken += size(&work.work);
+                let _ = is_taken.send(());
+                batch.push(work);
             }
         }
         batch
+    }
+
+    /// The next work of the tenant whose turn it is.
+    fn take_of_tenant(&mut self) -> Option<Waiting<W, A>> {
+        let tenant = self.turns.pop_front()?;
+        let queue = self.by_tenant.get_mut(&tenant)?;
+        let next = queue.pop_front();
+        if queue.is_empty() {
+            self.by_tenant.remove(&tenant);
+        } else {
+            self.turns.push_back(tenant);
+        }
+        next
     }
 }
 
@@ -274,7 +308,6 @@ mod tests {
     use futures_util::future::join_all;
     use tokio::sync::mpsc;
 
-    use super::super::share::on_behalf_of;
     use super::*;
 
     const GREEDY: Tenant = Tenant::test("TENANT", 1);
@@ -370,6 +403,38 @@ mod tests {
         assert!(ended.await.unwrap_err().is_cancelled());
         go_on.send(true).unwrap();
         assert_eq!(batches.recv().await.unwrap().0, [3]);
+    }
+
+    #[tokio::test]
+    async fn what_is_answered_later_is_done_for_its_tenant_and_ends_with_its_call() {
+        let (sender, mut tenants) = mpsc::unbounded_channel();
+        let batcher = Batcher::new((|_| 1, 4), 1, move |batch: Vec<Work<u32, u32>>| {
+            for (work, reply) in batch.into_iter().map(Work::split) {
+                let end = End(sender.clone());
+                reply.answer_later(async move {
+                    end.0.send(Some(tenant())).unwrap();
+                    if work == 1 { 10 } else { std::future::pending().await }
+                });
+            }
+            std::future::ready(())
+        });
+        let first = submit(&batcher, MODEST, 1);
+        assert_eq!(tenants.recv().await.unwrap(), Some(MODEST));
+        assert!(matches!(first.await.unwrap(), Ok(10)));
+        assert_eq!(tenants.recv().await.unwrap(), None);
+        let second = submit(&batcher, GREEDY, 2);
+        assert_eq!(tenants.recv().await.unwrap(), Some(GREEDY));
+        second.abort();
+        assert_eq!(tenants.recv().await.unwrap(), None, "nothing is done for a call that has ended");
+    }
+
+    /// Sends when it is dropped.
+    struct End(mpsc::UnboundedSender<Option<Tenant>>);
+
+    impl Drop for End {
+        fn drop(&mut self) {
+            let _ = self.0.send(None);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,8 +6,11 @@ use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionMa
 use diesel::sql_types::Text;
 use diesel::{PgConnection, QueryableByName, RunQueryDsl, SqliteConnection, sql_query};
 
-use super::pool::limit_statements;
+use super::pool::{LOCK_WAIT_MS, limit_statements};
 use super::{Error, error};
+
+/// How long a statement waits for a lock that should not wait for any.
+const BRIEF_LOCK_WAIT_MS: u32 = 10;
 
 /// A connection to either database, used through [`query!`](crate::query).
 #[expect(missing_docs, reason = "the names say it")]
@@ -192,6 +195,35 @@ impl Connection {
             self.roll_back()?;
             if depth.is_none_or(|depth| depth.get() <= COMMAND_DEPTH) {
                 return Ok(());
+            }
+        }
+    }
+
+    /// Runs statements that give up at once where another transaction has a lock for which they would wait: then nothing is
+    /// done, and there is no result.
+    ///
+    /// # Errors
+    /// Those of `run`, but for locks.
+    pub fn without_waiting<T>(
+        &mut self,
+        run: impl FnOnce(&mut Self) -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
+        let limit = |connection: &mut Self, ms: u32| match connection {
+            Self::Sqlite(_) => Ok(()),
+            Self::Postgres(c) => c.batch_execute(&format!("SET LOCAL lock_timeout = {ms}")),
+        };
+        self.begin_savepoint()?;
+        limit(self, BRIEF_LOCK_WAIT_MS)?;
+        match run(self) {
+            Ok(done) => {
+                limit(self, LOCK_WAIT_MS)?;
+                self.commit()?;
+                Ok(Some(done))
+            }
+            Err(error) => {
+                // Where the connection is lost this fails, too.
+                self.roll_back()?;
+                if matches!(error, Error::Unavailable(_)) { Ok(None) } else { Err(error) }
             }
         }
     }

@@ -189,13 +189,14 @@ pub async fn serve(
     let served = threads.handles().iter().zip(connections).map(|(thread, connections)| {
         let drained = draining.clone().cancelled_owned();
         let served = server.clone().serve_with_incoming_shutdown(connections, drained);
-        AbortOnDropHandle::new(thread.spawn(served))
+        let served = AbortOnDropHandle::new(thread.spawn(served));
+        async { anyhow::Ok(served.await??) }
     });
     let served = try_join_all(served);
 
     tracing::info!(%address, "serving");
     tokio::select! {
-        served = served => served?.into_iter().collect::<Result<(), _>>()?,
+        served = served => drop(served?),
         () = stop => {}
         () = calls.log_refusals() => {}
         () = async { draining.cancelled().await; tokio::time::sleep(DRAIN_MAX).await } => {

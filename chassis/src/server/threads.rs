@@ -29,7 +29,11 @@ impl Threads {
             let runtime = runtime()?;
             threads.handles.push(runtime.handle().clone());
             let stopped = stop.clone().cancelled_owned();
-            threads.others.push(std::thread::spawn(move || runtime.block_on(stopped)));
+            threads.others.push(std::thread::spawn(move || {
+                runtime.block_on(stopped);
+                // What still waits for a database keeps no shutdown waiting.
+                runtime.shutdown_background();
+            }));
         }
         Ok(threads)
     }

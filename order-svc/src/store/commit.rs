@@ -8,7 +8,7 @@ use std::slice;
 
 use chassis::clock::Clock;
 use chassis::database::row::at;
-use chassis::database::{Connection, Database, Error};
+use chassis::database::{Connection, Database, Error, asking};
 use chassis::idempotency::{IdempotencyKey, response_store};
 use chassis::query;
 use diesel::prelude::*;
@@ -170,7 +170,8 @@ fn ended(written: Result<(), Rollback>) -> Result<Commit, Error> {
 }
 
 /// Takes the customer's fence, unless a withdrawal or end of a relationship newer than the answer was applied: then its
-/// revision is returned. Transactions of one customer wait for each other here; those of different customers never do.
+/// revision is returned. Transactions of one customer wait for each other here, and for a transaction of orders that has the
+/// customer among others.
 fn fence_take(
     connection: &mut Connection,
     customer: Uuid,
@@ -196,16 +197,19 @@ fn fence_take(
     Ok(Some(revision))
 }
 
-/// Takes the fences of several customers, and gives the revision of each. `waits` says whether for other transactions that
-/// have one of them; those are left out otherwise. All transactions take fences in the order of customers, so none of them
-/// wait for each other in a circle.
+/// Takes the fences of several customers, and gives the revision of each. `waits` says whether for another transaction that has
+/// one of them: only a transaction that takes a single fence may, or some could wait for each other in a circle. Fences that
+/// another transaction has are left out otherwise.
 pub(super) fn fences_take(
     connection: &mut Connection,
     customers: &BTreeSet<Uuid>,
     waits: bool,
 ) -> Result<BTreeMap<Uuid, i64>, Error> {
     let new_row = |id: &Uuid| (fence::customer_id.eq(id.to_string()), fence::fence_revision.eq(0));
-    let taken: Vec<(String, i64)> = match connection {
+    let ids: Vec<String> = customers.iter().map(Uuid::to_string).collect();
+    let known = || QueryDsl::filter(fence::table, fence::customer_id.eq_any(&ids)).order(fence::customer_id);
+    asking(connection);
+    let mut taken: Vec<(String, i64)> = match connection {
         // The transaction has the only lock there is.
         Connection::Sqlite(c) => {
             let mut taken = vec![];
@@ -220,33 +224,42 @@ pub(super) fn fences_take(
             }
             taken
         }
-        Connection::Postgres(c) => {
-            let ids: Vec<String> = customers.iter().map(Uuid::to_string).collect();
-            let known =
-                || QueryDsl::filter(fence::table, fence::customer_id.eq_any(&ids)).order(fence::customer_id);
-            let mut taken: Vec<(String, i64)> = match waits {
-                true => known().for_update().load(c)?,
-                false => known().for_update().skip_locked().load(c)?,
-            };
-            if taken.len() < customers.len() {
-                // To insert a row that is there would wait for the transaction that has it.
-                let there = QueryDsl::filter(fence::table, fence::customer_id.eq_any(&ids));
-                let there: Vec<String> = there.select(fence::customer_id).load(c)?;
-                let rows = customers.iter().filter(|id| !there.contains(&id.to_string()));
-                let rows: Vec<_> = rows.map(new_row).collect();
-                let new = diesel::insert_into(fence::table).values(rows).on_conflict_do_nothing();
-                let new = new.returning((fence::customer_id, fence::fence_revision));
-                taken.extend(new.load::<(String, i64)>(c)?);
-            }
-            if waits && taken.len() < customers.len() {
-                // Another transaction has just made the row.
-                taken = known().for_update().load(c)?;
-            }
-            taken
-        }
+        Connection::Postgres(c) => match waits {
+            true => known().for_update().load(c)?,
+            false => known().for_update().skip_locked().load(c)?,
+        },
     };
+    if taken.len() < customers.len() {
+        let insert = |connection: &mut Connection| fences_insert(connection, customers);
+        let new = if waits { Some(insert(connection)?) } else { connection.without_waiting(insert)? };
+        taken.extend(new.unwrap_or_default());
+    }
+    if waits
+        && taken.len() < customers.len()
+        && let Connection::Postgres(c) = connection
+    {
+        // Another transaction has just made the row.
+        taken = known().for_update().load(c)?;
+    }
     let read = |(id, revision): &(String, i64)| Ok((at("fence", id).parse("customer_id", id)?, *revision));
     taken.iter().map(read).collect()
+}
+
+/// Makes the fences that are not there, and gives them. One that another transaction has just made is not among them.
+fn fences_insert(
+    connection: &mut Connection,
+    customers: &BTreeSet<Uuid>,
+) -> Result<Vec<(String, i64)>, Error> {
+    asking(connection);
+    let Connection::Postgres(c) = connection else { return Ok(vec![]) };
+    let ids: Vec<String> = customers.iter().map(Uuid::to_string).collect();
+    // To insert a row that is there would wait for the transaction that has it.
+    let there = QueryDsl::filter(fence::table, fence::customer_id.eq_any(&ids));
+    let there: Vec<String> = QueryDsl::select(there, fence::customer_id).load(c)?;
+    let new = ids.iter().filter(|id| !there.contains(id));
+    let rows: Vec<_> = new.map(|id| (fence::customer_id.eq(id), fence::fence_revision.eq(0))).collect();
+    let insert = diesel::insert_into(fence::table).values(rows).on_conflict_do_nothing();
+    Ok(insert.returning((fence::customer_id, fence::fence_revision)).load(c)?)
 }
 
 /// Why nothing would be stored on the gate's answer about a customer, given at a revision; for what is only validated (ORD-5).

@@ -2,8 +2,8 @@
 //! time share a transaction of as many statements as one order takes, and each has an outcome of its own.
 //!
 //! What holds for each of them is what [`super::commit`] says: it is stored behind the fence of its customer, on an answer of
-//! the gate that is not older than what was applied there, and fresh when all is written. Orders together wait for no lock
-//! of another transaction's fence, and none fails because of another: where one cannot be stored with the others, it is
+//! the gate that is not older than what was applied there, and fresh when all is written. Orders together do not wait for a
+//! fence that another transaction has, and none fails because of another: where one cannot be stored with the others, it is
 //! tried alone.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -72,7 +72,7 @@ pub(crate) struct Placements(Batcher<Placement, Outcome>);
 impl Placements {
     pub(crate) fn new(database: Database, clock: Clock) -> Self {
         let lines = |placement: &Placement| placement.subscriptions.len();
-        // One transaction at a time, so that two never wait for each other's customers.
+        // One transaction at a time, so that two have no customers in common.
         Self(Batcher::new((lines, LINES_MAX), 1, move |batch| {
             place_together(database.clone(), clock.clone(), batch)
         }))
@@ -95,11 +95,10 @@ async fn place_together(database: Database, clock: Clock, batch: Vec<Work<Placem
             Some(outcome) => reply.answer(outcome),
             None => {
                 let (database, clock) = (database.clone(), clock.clone());
-                let alone = async move {
+                reply.answer_later(async move {
                     let outcome = write(&database, &clock, vec![placement], true).await.pop().flatten();
-                    reply.answer(outcome.unwrap_or(Err(Error::Panicked)));
-                };
-                tokio::spawn(alone);
+                    outcome.unwrap_or(Err(Error::Panicked))
+                });
             }
         }
     }
@@ -127,7 +126,7 @@ async fn write(
     }
 }
 
-/// The order of the statements is that of the locks: fences in the order of customers, then request ids in theirs. An
+/// The statements take locks in one order: fences first, which are not waited for, then request ids in the order of their keys. An
 /// order without an outcome has to be tried alone; `waits` says that this is that try.
 fn place(
     connection: &mut Connection,

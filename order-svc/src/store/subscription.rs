@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use chassis::database::row::{at, id_or_empty, utc};
-use chassis::database::{Connection, Error};
+use chassis::database::{Connection, Error, asking};
 use chassis::{insert_rows, query};
 use chrono::NaiveDateTime;
 use diesel::dsl::{count_star, exists, min, sql};
@@ -193,6 +193,7 @@ pub(super) fn are_more_open_of(connection: &mut Connection, rooms: &[Room]) -> R
         #[diesel(sql_type = Integer)]
         number: i32,
     }
+    asking(connection);
     let Connection::Postgres(c) = connection else {
         let is_exceeded = |room: &Room| {
             Ok(room.open_max < 0

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chassis::database::row::{at, id_or_empty, utc};
-use chassis::database::{Connection, Error};
+use chassis::database::{Connection, Error, asking};
 use chassis::query;
 use chrono::NaiveDateTime;
 use diesel::dsl::{count_star, exists, max};
@@ -344,6 +344,7 @@ pub(super) fn withdrawn_of(
     connection: &mut Connection,
     acceptances: &[Uuid],
 ) -> Result<BTreeSet<Uuid>, Error> {
+    asking(connection);
     let ids = acceptances.iter().map(Uuid::to_string);
     let withdrawn: Vec<String> = match connection {
         // A list of values would have to be prepared anew for each number of them.

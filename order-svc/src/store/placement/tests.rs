@@ -203,12 +203,15 @@ async fn an_order_that_cannot_be_stored_fails_alone(is_postgres: bool) {
     assert_eq!(stored, [1, 3]);
 }
 
-/// A customer whose fence another transaction has keeps only its own orders waiting.
+/// A customer whose fence another transaction has, or has just made, keeps only its own orders waiting.
+#[rstest]
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn orders_wait_for_no_other_customers_fence() {
+async fn orders_wait_for_no_other_customers_fence(#[values(true, false)] is_known: bool) {
     let Some((database, _folder)) = database(true) else { return };
-    let raise = |connection: &mut Connection| fence_raise(connection, Uuid::from_u128(1), 5);
-    database.write(raise).await.unwrap();
+    if is_known {
+        let raise = |connection: &mut Connection| fence_raise(connection, Uuid::from_u128(1), 5);
+        database.write(raise).await.unwrap();
+    }
     let (holds, held) = tokio::sync::oneshot::channel();
     let (release, released) = std::sync::mpsc::channel();
     let hold = move |connection: &mut Connection| {
