@@ -13,17 +13,17 @@ use chassis::database::row::{at, id_or_empty, utc};
 use chassis::database::{BatchedReads, Connection, Database, Error};
 use chassis::query;
 use chrono::NaiveDateTime;
-use diesel::dsl::{exists, max, min};
+use diesel::dsl::{exists, min};
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
-use diesel::sql_types::{Array, Integer, Text};
+use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamp};
 use diesel::sqlite::Sqlite;
 use strum::VariantArray;
 use uuid::Uuid;
 
 use super::acceptance::NO_PARTNER;
-use super::schema::{acceptance, customer, partner, relationship, revision, template};
+use super::schema::{acceptance, customer, partner, relationship};
 use super::template::template_list;
 
 use crate::rules::Time;
@@ -96,31 +96,13 @@ pub(crate) fn gate_reads(database: Database, cache: TemplateCache) -> GateReads 
     })
 }
 
-diesel::alias!(acceptance as current: Current);
-
-diesel::table! {
-    /// The parties that are asked about, which the statement has beside the tables.
-    asked (number) {
-        number -> Integer,
-        customer_id -> Text,
-        payer_id -> Text,
-        reseller_id -> Text,
-    }
-}
-
-diesel::allow_tables_to_appear_in_same_query!(asked, acceptance);
-diesel::allow_tables_to_appear_in_same_query!(asked, customer);
-diesel::allow_tables_to_appear_in_same_query!(asked, partner);
-diesel::allow_tables_to_appear_in_same_query!(asked, relationship);
-diesel::allow_tables_to_appear_in_same_query!(asked, revision);
-diesel::allow_tables_to_appear_in_same_query!(asked, template);
-
-/// One current acceptance of parties, or the parties alone where there is none.
+/// One current acceptance of the customer that is the payer's or its own, or the customer alone where there is none.
 type Row = (i32, PairRow, CustomerRow, Revisions, Option<AcceptanceRow>);
 
+/// Of the resellers that its active relationships name, `''` for none of them: equal where it has one relationship.
 #[derive(Queryable)]
 struct PairRow {
-    /// Of the resellers of its active relationships, `''` where there is none: equal where there is one relationship.
+    /// `None` where the pair has no such relationship.
     first_reseller_id: Option<String>,
     last_reseller_id: Option<String>,
 }
@@ -171,139 +153,105 @@ macro_rules! has_withdrawn {
     };
 }
 
-/// The active relationships of the pair.
-macro_rules! active_of_pair {
-    () => {
-        relationship::table
-            .filter(relationship::customer_id.eq(customer::id))
-            .filter(relationship::partner_id.eq(partner::id))
-            .filter(relationship::ended_at.is_null())
-    };
-}
-
-/// A query on parties as the table [`asked`]. Its text does not depend on them, so a connection prepares it once.
-struct About<Q> {
+/// The statement about parties, which it has beside the tables as a table `asked`. Its text does not depend on them, so a
+/// connection prepares it once. Diesel has no such tables, and its `IN` takes no columns: with `OR` neither database finds the
+/// current acceptances by their index.
+///
+/// The reseller of a relationship lies between two: those are the asked one, or the least and the greatest possible.
+struct Asked {
     numbers: Vec<i32>,
-    customers: Vec<String>,
-    payers: Vec<String>,
-    /// `''` where the relationship may name any.
-    resellers: Vec<String>,
-    query: Q,
+    /// Customers, payers, and the two resellers.
+    ids: [Vec<String>; 4],
 }
 
-impl<Q> About<Q> {
-    fn new(parties: &[Parties], query: Q) -> Self {
+const WITH_ASKED: &str =
+    "WITH asked (number, customer_id, payer_id, least_reseller_id, greatest_reseller_id) AS (SELECT ";
+
+/// Each row is a current acceptance of the customer that is the payer's or its own, or the customer alone where there is none.
+const OF_ASKED: &str = ") SELECT asked.number, \
+    (SELECT min(reseller_id) FROM relationship \
+     WHERE customer_id = asked.customer_id AND partner_id = asked.payer_id AND ended_at IS NULL \
+     AND reseller_id BETWEEN asked.least_reseller_id AND asked.greatest_reseller_id), \
+    (SELECT max(reseller_id) FROM relationship \
+     WHERE customer_id = asked.customer_id AND partner_id = asked.payer_id AND ended_at IS NULL \
+     AND reseller_id BETWEEN asked.least_reseller_id AND asked.greatest_reseller_id), \
+    customer.country, customer.cloud, customer.first_purchase_at, customer.acceptance_revision, \
+    (SELECT value FROM revision), (SELECT max(revision) FROM template), \
+    acceptance.id, acceptance.kind, acceptance.agreement_type, acceptance.template_id, \
+    acceptance.template_version, acceptance.agreed_at \
+    FROM asked JOIN customer ON customer.id = asked.customer_id \
+    LEFT JOIN acceptance ON acceptance.customer_id = asked.customer_id \
+    AND acceptance.partner_id IN (asked.payer_id, '') \
+    AND acceptance.superseded_at IS NULL AND acceptance.withdrawn_at IS NULL";
+
+impl Asked {
+    fn new(parties: &[Parties]) -> Self {
+        let ids = |id: fn(&Parties) -> String| parties.iter().map(id).collect();
         Self {
             numbers: (0..).take(parties.len()).collect(),
-            customers: parties.iter().map(|parties| parties.pair.customer_id.to_string()).collect(),
-            payers: parties.iter().map(|parties| parties.pair.payer_id.to_string()).collect(),
-            resellers: parties.iter().map(|parties| id_or_empty(parties.reseller_id)).collect(),
-            query,
+            ids: [
+                ids(|parties| parties.pair.customer_id.to_string()),
+                ids(|parties| parties.pair.payer_id.to_string()),
+                ids(|parties| id_or_empty(parties.reseller_id)),
+                ids(|parties| parties.reseller_id.unwrap_or(Uuid::max()).to_string()),
+            ],
         }
     }
 }
 
-impl<Q: Query> Query for About<Q> {
-    type SqlType = Q::SqlType;
+impl Query for Asked {
+    type SqlType = (
+        Integer,
+        (Nullable<Text>, Nullable<Text>),
+        (Text, Text, Nullable<Timestamp>, BigInt),
+        (Nullable<BigInt>, Nullable<BigInt>),
+        Nullable<(Text, Text, Text, Text, Integer, Timestamp)>,
+    );
 }
 
-impl<Q, C> RunQueryDsl<C> for About<Q> {}
+impl<C> RunQueryDsl<C> for Asked {}
 
-impl<Q: QueryId> QueryId for About<Q> {
-    type QueryId = About<Q::QueryId>;
-    const HAS_STATIC_QUERY_ID: bool = Q::HAS_STATIC_QUERY_ID;
+impl QueryId for Asked {
+    type QueryId = Self;
+    const HAS_STATIC_QUERY_ID: bool = true;
 }
 
-impl<Q: QueryFragment<Pg>> QueryFragment<Pg> for About<Q> {
+impl QueryFragment<Pg> for Asked {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        out.push_sql("WITH asked (number, customer_id, payer_id, reseller_id) AS (SELECT * FROM unnest(");
+        out.push_sql(WITH_ASKED);
+        // The planner does not see how long arrays are that come out of subqueries. So a plan for all lengths costs no more than
+        // one for these, and PostgreSQL keeps it: to plan the statement takes longer than to run it for one of the parties.
+        out.push_sql("* FROM unnest((SELECT ");
         out.push_bind_param::<Array<Integer>, _>(&self.numbers)?;
-        for column in [&self.customers, &self.payers, &self.resellers] {
-            out.push_sql(", ");
-            out.push_bind_param::<Array<Text>, _>(column)?;
+        for ids in &self.ids {
+            out.push_sql("), (SELECT ");
+            out.push_bind_param::<Array<Text>, _>(ids)?;
         }
-        out.push_sql(")) ");
-        self.query.walk_ast(out.reborrow())
+        out.push_sql("))");
+        out.push_sql(OF_ASKED);
+        Ok(())
     }
 }
 
-impl<Q: QueryFragment<Sqlite>> QueryFragment<Sqlite> for About<Q> {
+impl QueryFragment<Sqlite> for Asked {
+    /// It is about one of them: a statement of each number of them would have to be prepared.
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
-        out.push_sql("WITH asked (number, customer_id, payer_id, reseller_id) AS (SELECT ");
-        // It is about one of them: a statement of each number of them would have to be prepared.
+        out.push_sql(WITH_ASKED);
         for number in self.numbers.iter().take(1) {
             out.push_bind_param::<Integer, _>(number)?;
         }
-        for column in [&self.customers, &self.payers, &self.resellers] {
-            for id in column.iter().take(1) {
-                out.push_sql(", ");
-                out.push_bind_param::<Text, _>(id)?;
-            }
+        for id in self.ids.iter().flat_map(|ids| ids.iter().take(1)) {
+            out.push_sql(", ");
+            out.push_bind_param::<Text, _>(id)?;
         }
-        out.push_sql(") ");
-        self.query.walk_ast(out.reborrow())
+        out.push_sql(OF_ASKED);
+        Ok(())
     }
 }
 
-/// The statement.
-macro_rules! statement {
-    ($parties:expr) => {
-        About::new(
-            $parties,
-            asked::table
-                .inner_join(customer::table.on(customer::id.eq(asked::customer_id)))
-                .inner_join(partner::table.on(partner::id.eq(asked::payer_id)))
-                .left_join(
-                    current.on(current
-                        .field(acceptance::customer_id)
-                        .eq(customer::id)
-                        .and(
-                            current
-                                .field(acceptance::partner_id)
-                                .eq(partner::id)
-                                .or(current.field(acceptance::partner_id).eq(NO_PARTNER)),
-                        )
-                        .and(current.field(acceptance::superseded_at).is_null())
-                        .and(current.field(acceptance::withdrawn_at).is_null())),
-                )
-                .filter(exists(
-                    active_of_pair!().filter(
-                        asked::reseller_id.eq("").or(relationship::reseller_id.eq(asked::reseller_id)),
-                    ),
-                ))
-                .select((
-                    asked::number,
-                    (
-                        active_of_pair!().select(min(relationship::reseller_id)).single_value(),
-                        active_of_pair!().select(max(relationship::reseller_id)).single_value(),
-                    ),
-                    (
-                        customer::country,
-                        customer::cloud,
-                        customer::first_purchase_at,
-                        customer::acceptance_revision,
-                    ),
-                    (
-                        revision::table.select(revision::value).single_value(),
-                        template::table.select(max(template::revision)).single_value(),
-                    ),
-                    (
-                        current.field(acceptance::id),
-                        current.field(acceptance::kind),
-                        current.field(acceptance::agreement_type),
-                        current.field(acceptance::template_id),
-                        current.field(acceptance::template_version),
-                        current.field(acceptance::agreed_at),
-                    )
-                        .nullable(),
-                )),
-        )
-    };
-}
-
-/// The rows of parties that have an active relationship, which names the reseller where one is asked about.
+/// The rows of parties of which the customer is known.
 fn gate_rows(connection: &mut Connection, parties: &[Parties]) -> Result<Vec<Row>, Error> {
-    Ok(query!(connection, c => statement!(parties).load(c))?)
+    Ok(query!(connection, c => Asked::new(parties).load(c))?)
 }
 
 /// The facts of each of the parties, in their order: `None` where they have no active relationship (GATE-0).
@@ -324,7 +272,8 @@ pub(crate) fn gate_facts(
             }
         };
         let mut by_number: BTreeMap<i32, Vec<&Row>> = BTreeMap::new();
-        for row in &rows {
+        // Only an active relationship makes a customer one of the payer's.
+        for row in rows.iter().filter(|row| row.1.first_reseller_id.is_some()) {
             by_number.entry(row.0).or_default().push(row);
         }
         facts.extend((0..).zip(parties).map(|(number, parties)| {
