@@ -15,7 +15,7 @@ use aws_lc_rs::hmac;
 use chrono::{NaiveDateTime, TimeDelta};
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{Array, BigInt, Binary, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Text, Timestamp};
 use prost::Message;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use crate::auth::Caller;
 use crate::clock::{Clock, Time};
-use crate::database::{Connection, Database, Error, asking};
+use crate::database::{Connection, Database, Error, Kept, asking};
 use crate::query;
 
 use schema::request;
@@ -84,6 +84,15 @@ struct StoredContent {
 
 /// The key of a row: tenant, call and stored id.
 type PrimaryKey = (String, String, String);
+
+/// The key of a row that was just stored.
+#[derive(QueryableByName)]
+#[diesel(table_name = request)]
+struct StoredKey {
+    tenant_id: String,
+    call: String,
+    request_id: String,
+}
 
 /// The result of a lookup of a request id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -230,7 +239,7 @@ pub fn responses_find(connection: &mut Connection, keys: &[&IdempotencyKey]) -> 
         ids.push(request_id);
     }
     // One look-up for each key: the planner cannot turn it into a scan, whatever it believes of the size of the table.
-    let rows: Vec<StoredContent> = sql_query(
+    let rows = sql_query(
         "SELECT asked.position, stored.content, stored.answer
         FROM unnest($1, $2, $3) WITH ORDINALITY AS asked (tenant_id, call, request_id, position)
         CROSS JOIN LATERAL (SELECT content, answer FROM request WHERE request.tenant_id = asked.tenant_id
@@ -238,8 +247,8 @@ pub fn responses_find(connection: &mut Connection, keys: &[&IdempotencyKey]) -> 
     )
     .bind::<Array<Text>, _>(&tenants)
     .bind::<Array<Text>, _>(&calls)
-    .bind::<Array<Text>, _>(&ids)
-    .load(c)?;
+    .bind::<Array<Text>, _>(&ids);
+    let rows: Vec<StoredContent> = Kept(rows).load(c)?;
     let rows: BTreeMap<i64, (String, Vec<u8>)> =
         rows.into_iter().map(|row| (row.position, (row.content, row.answer))).collect();
     let count = i64::try_from(keys.len()).unwrap_or(i64::MAX);
@@ -296,26 +305,32 @@ pub fn responses_store(
             return answers.iter().map(|(key, answer)| response_store(single, key, answer, now)).collect();
         }
     };
-    let row = |(key, answer): &(&IdempotencyKey, &[u8])| {
-        let (tenant_id, call, request_id) = key.primary_key();
-        (
-            request::tenant_id.eq(tenant_id),
-            request::call.eq(call),
-            request::request_id.eq(request_id),
-            request::content.eq(key.content.clone()),
-            request::answer.eq(answer.to_vec()),
-            request::answered_at.eq(now.naive_utc()),
-        )
-    };
-    let mut in_order: Vec<_> = answers.iter().collect();
-    in_order.sort_by_cached_key(|(key, _)| key.primary_key());
-    let rows: Vec<_> = in_order.into_iter().map(row).collect();
-    let inserted: Vec<PrimaryKey> = diesel::insert_into(request::table)
-        .values(&rows)
-        .on_conflict_do_nothing()
-        .returning((request::tenant_id, request::call, request::request_id))
-        .get_results(c)?;
-    let mut inserted: BTreeSet<PrimaryKey> = inserted.into_iter().collect();
+    let mut in_order: Vec<_> =
+        answers.iter().map(|(key, answer)| (key.primary_key(), key, *answer)).collect();
+    in_order.sort_unstable_by(|(one, ..), (other, ..)| one.cmp(other));
+    let (mut tenants, mut calls, mut ids) = (vec![], vec![], vec![]);
+    let (mut contents, mut stored) = (vec![], vec![]);
+    for ((tenant_id, call, request_id), key, answer) in in_order {
+        tenants.push(tenant_id);
+        calls.push(call);
+        ids.push(request_id);
+        contents.push(&key.content);
+        stored.push(answer);
+    }
+    let insert = sql_query(
+        "INSERT INTO request (tenant_id, call, request_id, content, answer, answered_at)
+        SELECT *, $6 FROM unnest($1, $2, $3, $4, $5)
+        ON CONFLICT DO NOTHING RETURNING tenant_id, call, request_id",
+    )
+    .bind::<Array<Text>, _>(tenants)
+    .bind::<Array<Text>, _>(calls)
+    .bind::<Array<Text>, _>(ids)
+    .bind::<Array<Text>, _>(contents)
+    .bind::<Array<Binary>, _>(stored)
+    .bind::<Timestamp, _>(now.naive_utc());
+    let inserted: Vec<StoredKey> = Kept(insert).load(c)?;
+    let mut inserted: BTreeSet<PrimaryKey> =
+        inserted.into_iter().map(|key| (key.tenant_id, key.call, key.request_id)).collect();
     let is_new = |(key, _): &(&IdempotencyKey, &[u8])| {
         let (tenant_id, call, request_id) = key.primary_key();
         inserted.remove(&(tenant_id, call.to_owned(), request_id))

@@ -6,13 +6,14 @@
 use std::collections::BTreeMap;
 
 use chassis::database::row::{at, utc};
-use chassis::database::{Connection, Error, asking};
+use chassis::database::{Connection, Error, Kept, asking};
 use chassis::{find_rows, insert_rows, query};
 use chrono::NaiveDateTime;
 use diesel::dsl::min;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{Array, Text, Timestamp};
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::change::commitment;
@@ -35,8 +36,8 @@ struct EffectiveFrom {
     effective_from: NaiveDateTime,
 }
 
-#[derive(Queryable, QueryableByName, Selectable)]
-#[diesel(table_name = acceptance)]
+#[derive(Insertable, Queryable, QueryableByName, Selectable, Serialize)]
+#[diesel(table_name = acceptance, treat_none_as_default_value = false)]
 pub(super) struct Row {
     id: String,
     kind: String,
@@ -181,7 +182,7 @@ pub(crate) fn attestations_current(
     {
         // One look-up for each customer: the planner cannot turn it into a scan of all acceptances, whatever it believes of
         // the size of the table.
-        let rows: Vec<(Row, EffectiveFrom)> = sql_query(
+        let rows = sql_query(
             "SELECT current.*, template_version.effective_from FROM unnest($1) AS asked (customer_id)
             CROSS JOIN LATERAL (SELECT * FROM acceptance
                 WHERE acceptance.customer_id = asked.customer_id AND acceptance.partner_id = $2
@@ -190,8 +191,8 @@ pub(crate) fn attestations_current(
                 AND template_version.number = current.template_version",
         )
         .bind::<Array<Text>, _>(&customers)
-        .bind::<Text, _>(partner.to_string())
-        .load(c)?;
+        .bind::<Text, _>(partner.to_string());
+        let rows: Vec<(Row, EffectiveFrom)> = Kept(rows).load(c)?;
         let read = |(row, of): (Row, EffectiveFrom)| Ok((row.attestation()?, utc(of.effective_from)));
         return rows.into_iter().map(read).collect();
     }
@@ -241,29 +242,30 @@ pub(crate) fn attestation_list(
 
 /// Stores attestations that none has withdrawn.
 pub(crate) fn attestations_insert(connection: &mut Connection, new: &[Attestation]) -> Result<(), Error> {
-    let row = |new: &Attestation| {
-        (
-            acceptance::id.eq(new.id.to_string()),
-            acceptance::kind.eq(AcceptanceKind::Attestation.into_str()),
-            acceptance::partner_id.eq(new.partner_id.to_string()),
-            acceptance::customer_id.eq(new.customer_id.to_string()),
-            acceptance::agreement_type.eq(new.agreement_type.into_str()),
-            acceptance::template_id.eq(new.template_id.to_string()),
-            acceptance::template_version.eq(i32::try_from(new.template_version).unwrap_or(i32::MAX)),
-            acceptance::first_name.eq(new.contact.first_name.clone()),
-            acceptance::last_name.eq(new.contact.last_name.clone()),
-            acceptance::email.eq(new.contact.email.clone()),
-            acceptance::phone.eq(new.contact.phone.clone()),
-            acceptance::contact_salt.eq(new.contact_salt.clone()),
-            acceptance::agreed_at.eq(new.agreed_at.naive_utc()),
-            acceptance::recorded_at.eq(new.recorded_at.naive_utc()),
-            acceptance::recorded_by.eq(new.recorded_by.to_string()),
-            acceptance::superseded_at.eq(new.superseded_at.map(|at| at.naive_utc())),
-            acceptance::revision.eq(new.revision),
-        )
+    let row = |new: &Attestation| Row {
+        id: new.id.to_string(),
+        kind: AcceptanceKind::Attestation.into_str().to_owned(),
+        partner_id: new.partner_id.to_string(),
+        customer_id: new.customer_id.to_string(),
+        agreement_type: new.agreement_type.into_str().to_owned(),
+        template_id: new.template_id.to_string(),
+        template_version: i32::try_from(new.template_version).unwrap_or(i32::MAX),
+        first_name: new.contact.first_name.clone(),
+        last_name: new.contact.last_name.clone(),
+        email: new.contact.email.clone(),
+        phone: new.contact.phone.clone(),
+        contact_salt: new.contact_salt.clone(),
+        agreed_at: new.agreed_at.naive_utc(),
+        recorded_at: new.recorded_at.naive_utc(),
+        recorded_by: new.recorded_by.to_string(),
+        superseded_at: new.superseded_at.map(|at| at.naive_utc()),
+        withdrawn_at: None,
+        revision: new.revision,
+        withdrawal_reason: String::new(),
+        withdrawn_by: String::new(),
     };
     let rows: Vec<_> = new.iter().map(row).collect();
-    Ok(insert_rows!(connection, acceptance::table, &rows)?)
+    Ok(insert_rows!(connection, acceptance, &rows)?)
 }
 
 pub(crate) fn signature_find(connection: &mut Connection, id: Uuid) -> Result<Option<Signature>, Error> {
@@ -405,9 +407,9 @@ pub(crate) fn changes_counted(
 /// Marks an acceptance as replaced by another.
 pub(crate) fn acceptance_supersede(connection: &mut Connection, id: Uuid, now: Time) -> Result<(), Error> {
     query!(connection, c => {
-        diesel::update(acceptance::table.find(id.to_string()))
-            .set(acceptance::superseded_at.eq(now.naive_utc()))
-            .execute(c)
+        let update = diesel::update(acceptance::table.find(id.to_string()))
+            .set(acceptance::superseded_at.eq(now.naive_utc()));
+        Kept(update).execute(c)
     })?;
     Ok(())
 }
@@ -422,9 +424,9 @@ pub(crate) fn acceptances_supersede(
     match connection {
         Connection::Postgres(c) if ids.len() > 1 => {
             let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
-            diesel::update(acceptance::table.filter(acceptance::id.eq_any(&ids)))
-                .set(acceptance::superseded_at.eq(now.naive_utc()))
-                .execute(c)?;
+            let update = diesel::update(acceptance::table.filter(acceptance::id.eq_any(&ids)))
+                .set(acceptance::superseded_at.eq(now.naive_utc()));
+            Kept(update).execute(c)?;
             Ok(())
         }
         single => ids.iter().try_for_each(|id| acceptance_supersede(single, *id, now)),

@@ -9,13 +9,14 @@ use std::collections::BTreeSet;
 use std::iter::from_fn;
 
 use chassis::clock::Clock;
-use chassis::database::{Connection, Database, Error};
+use chassis::database::{Connection, Database, Error, Kept};
 use chassis::idempotency::{
     IdempotencyKey, Lookup, response_find, response_store, responses_find, responses_store,
 };
 use chassis::{insert_rows, query};
 use chrono::NaiveDateTime;
 use diesel::prelude::*;
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::schema::{event, revision};
@@ -33,12 +34,12 @@ pub(crate) struct Change<'c> {
     pub acceptance_changes_max: u32,
     revision: i64,
     head: String,
-    /// What was recorded: far fewer than fit into a statement.
+    /// What was recorded.
     events: Vec<EventRow>,
 }
 
-#[derive(Insertable)]
-#[diesel(table_name = event)]
+#[derive(Insertable, Serialize)]
+#[diesel(table_name = event, treat_none_as_default_value = false)]
 struct EventRow {
     revision: i64,
     customer_id: Option<String>,
@@ -202,10 +203,10 @@ impl<'c> Change<'c> {
     ) -> Result<Self, Error> {
         // The update takes the lock; it changes nothing, so that a refusal burns no number.
         let (revision, head) = query!(connection, c => {
-            diesel::update(revision::table)
+            let update = diesel::update(revision::table)
                 .set(revision::value.eq(revision::value))
-                .returning((revision::value, revision::head))
-                .get_result(c)
+                .returning((revision::value, revision::head));
+            Kept(update).get_result(c)
         })?;
         let now = clock.now();
         Ok(Self { connection, now, acceptance_changes_max, revision, head, events: vec![] })
@@ -277,11 +278,11 @@ impl<'c> Change<'c> {
     }
 
     fn finish(self) -> Result<(), Error> {
-        insert_rows!(&mut *self.connection, event::table, &self.events)?;
+        insert_rows!(&mut *self.connection, event, &self.events)?;
         query!(self.connection, c => {
-            diesel::update(revision::table)
-                .set((revision::value.eq(self.revision), revision::head.eq(&self.head)))
-                .execute(c)
+            let update = diesel::update(revision::table)
+                .set((revision::value.eq(self.revision), revision::head.eq(&self.head)));
+            Kept(update).execute(c)
         })?;
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chassis::database::row::{at, id_or_empty, utc};
-use chassis::database::{Connection, Error, asking};
+use chassis::database::{Connection, Error, Kept, asking};
 use chassis::{find_rows, query};
 use chrono::NaiveDateTime;
 use diesel::prelude::*;
@@ -207,9 +207,9 @@ pub(crate) fn customer_set_acceptance_revision(
     revision: i64,
 ) -> Result<(), Error> {
     query!(connection, c => {
-        diesel::update(customer::table.find(id.to_string()))
-            .set(customer::acceptance_revision.eq(revision))
-            .execute(c)
+        let update = diesel::update(customer::table.find(id.to_string()))
+            .set(customer::acceptance_revision.eq(revision));
+        Kept(update).execute(c)
     })?;
     Ok(())
 }
@@ -224,13 +224,13 @@ pub(crate) fn customers_set_acceptance_revision(
         Connection::Postgres(c) if revisions.len() > 1 => {
             let (ids, revisions): (Vec<String>, Vec<i64>) =
                 revisions.iter().map(|(id, revision)| (id.to_string(), *revision)).unzip();
-            sql_query(
+            let update = sql_query(
                 "UPDATE customer SET acceptance_revision = new.revision
                 FROM unnest($1, $2) AS new (id, revision) WHERE customer.id = new.id",
             )
             .bind::<Array<Text>, _>(ids)
-            .bind::<Array<BigInt>, _>(revisions)
-            .execute(c)?;
+            .bind::<Array<BigInt>, _>(revisions);
+            Kept(update).execute(c)?;
             Ok(())
         }
         single => revisions

@@ -153,36 +153,17 @@ macro_rules! has_withdrawn {
     };
 }
 
-/// The statement about parties, which it has beside the tables as a table `asked`. Its text does not depend on them, so a
-/// connection prepares it once. Diesel has no such tables, and its `IN` takes no columns: with `OR` neither database finds the
-/// current acceptances by their index.
+/// The statement about parties. Its text does not depend on them, so a connection prepares it once. Diesel has no query for it:
+/// on PostgreSQL it has the parties as a table; and with `OR` in place of `IN` SQLite would not find the current acceptances
+/// by their index.
 ///
+/// Each row is a current acceptance of the customer that is the payer's or its own, or the customer alone where there is none.
 /// The reseller of a relationship lies between two: those are the asked one, or the least and the greatest possible.
 struct Asked {
     numbers: Vec<i32>,
     /// Customers, payers, and the two resellers.
     ids: [Vec<String>; 4],
 }
-
-const WITH_ASKED: &str =
-    "WITH asked (number, customer_id, payer_id, least_reseller_id, greatest_reseller_id) AS (SELECT ";
-
-/// Each row is a current acceptance of the customer that is the payer's or its own, or the customer alone where there is none.
-const OF_ASKED: &str = ") SELECT asked.number, \
-    (SELECT min(reseller_id) FROM relationship \
-     WHERE customer_id = asked.customer_id AND partner_id = asked.payer_id AND ended_at IS NULL \
-     AND reseller_id BETWEEN asked.least_reseller_id AND asked.greatest_reseller_id), \
-    (SELECT max(reseller_id) FROM relationship \
-     WHERE customer_id = asked.customer_id AND partner_id = asked.payer_id AND ended_at IS NULL \
-     AND reseller_id BETWEEN asked.least_reseller_id AND asked.greatest_reseller_id), \
-    customer.country, customer.cloud, customer.first_purchase_at, customer.acceptance_revision, \
-    (SELECT value FROM revision), (SELECT max(revision) FROM template), \
-    acceptance.id, acceptance.kind, acceptance.agreement_type, acceptance.template_id, \
-    acceptance.template_version, acceptance.agreed_at \
-    FROM asked JOIN customer ON customer.id = asked.customer_id \
-    LEFT JOIN acceptance ON acceptance.customer_id = asked.customer_id \
-    AND acceptance.partner_id IN (asked.payer_id, '') \
-    AND acceptance.superseded_at IS NULL AND acceptance.withdrawn_at IS NULL";
 
 impl Asked {
     fn new(parties: &[Parties]) -> Self {
@@ -217,26 +198,43 @@ impl QueryId for Asked {
 }
 
 impl QueryFragment<Pg> for Asked {
+    /// PostgreSQL keeps one plan for all parties: to plan the statement takes longer than to run it for one of them. The planner
+    /// does not see how long arrays are that come out of subqueries, so such a plan never looks worse to it than one for these
+    /// parties. And it looks up each of them by an index, whatever it believes of the size of the tables, because a subquery with
+    /// `OFFSET` is not joined with others.
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        out.push_sql(WITH_ASKED);
-        // The planner does not see how long arrays are that come out of subqueries. So a plan for all lengths costs no more than
-        // one for these, and PostgreSQL keeps it: to plan the statement takes longer than to run it for one of the parties.
-        out.push_sql("* FROM unnest((SELECT ");
+        out.push_sql("SELECT asked.number, named.least, named.greatest, buyer.*, ");
+        out.push_sql("(SELECT value FROM revision), (SELECT max(revision) FROM template), current.* FROM unnest((SELECT ");
         out.push_bind_param::<Array<Integer>, _>(&self.numbers)?;
         for ids in &self.ids {
             out.push_sql("), (SELECT ");
             out.push_bind_param::<Array<Text>, _>(ids)?;
         }
-        out.push_sql("))");
-        out.push_sql(OF_ASKED);
+        out.push_sql(
+            ")) AS asked (number, customer_id, payer_id, least, greatest)
+            CROSS JOIN LATERAL (SELECT country, cloud, first_purchase_at, acceptance_revision
+                FROM customer WHERE id = asked.customer_id OFFSET 0) AS buyer
+            CROSS JOIN LATERAL (SELECT min(reseller_id) AS least, max(reseller_id) AS greatest FROM relationship
+                WHERE customer_id = asked.customer_id AND partner_id = asked.payer_id AND ended_at IS NULL
+                AND reseller_id BETWEEN asked.least AND asked.greatest) AS named
+            LEFT JOIN LATERAL (
+                (SELECT id, kind, agreement_type, template_id, template_version, agreed_at FROM acceptance
+                    WHERE customer_id = asked.customer_id AND partner_id = asked.payer_id
+                    AND superseded_at IS NULL AND withdrawn_at IS NULL ORDER BY acceptance.agreement_type LIMIT 10)
+                UNION ALL
+                (SELECT id, kind, agreement_type, template_id, template_version, agreed_at FROM acceptance
+                    WHERE customer_id = asked.customer_id AND partner_id = ''
+                    AND superseded_at IS NULL AND withdrawn_at IS NULL ORDER BY acceptance.agreement_type LIMIT 10)
+            ) AS current ON true",
+        );
         Ok(())
     }
 }
 
 impl QueryFragment<Sqlite> for Asked {
-    /// It is about one of them: a statement of each number of them would have to be prepared.
+    /// It is about one of the parties: SQLite would have to prepare a statement for each number of them.
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
-        out.push_sql(WITH_ASKED);
+        out.push_sql("WITH asked (number, customer_id, payer_id, least, greatest) AS (SELECT ");
         for number in self.numbers.iter().take(1) {
             out.push_bind_param::<Integer, _>(number)?;
         }
@@ -244,7 +242,23 @@ impl QueryFragment<Sqlite> for Asked {
             out.push_sql(", ");
             out.push_bind_param::<Text, _>(id)?;
         }
-        out.push_sql(OF_ASKED);
+        out.push_sql(
+            ") SELECT asked.number,
+            (SELECT min(reseller_id) FROM relationship
+                WHERE customer_id = asked.customer_id AND partner_id = asked.payer_id AND ended_at IS NULL
+                AND reseller_id BETWEEN asked.least AND asked.greatest),
+            (SELECT max(reseller_id) FROM relationship
+                WHERE customer_id = asked.customer_id AND partner_id = asked.payer_id AND ended_at IS NULL
+                AND reseller_id BETWEEN asked.least AND asked.greatest),
+            customer.country, customer.cloud, customer.first_purchase_at, customer.acceptance_revision,
+            (SELECT value FROM revision), (SELECT max(revision) FROM template),
+            current.id, current.kind, current.agreement_type, current.template_id, current.template_version,
+            current.agreed_at
+            FROM asked JOIN customer ON customer.id = asked.customer_id
+            LEFT JOIN acceptance AS current ON current.customer_id = asked.customer_id
+                AND current.partner_id IN (asked.payer_id, '')
+                AND current.superseded_at IS NULL AND current.withdrawn_at IS NULL",
+        );
         Ok(())
     }
 }

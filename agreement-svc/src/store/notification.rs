@@ -9,6 +9,7 @@ use chassis::{insert_rows, query};
 use chrono::NaiveDateTime;
 use diesel::dsl::{count_star, min};
 use diesel::prelude::*;
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::schema::{acceptance, notification};
@@ -33,25 +34,35 @@ fn read(
     })
 }
 
+#[derive(Insertable, Serialize)]
+#[diesel(table_name = notification)]
+struct NewRow {
+    attestation_id: String,
+    partner_id: String,
+    customer_id: String,
+    state: &'static str,
+    attempts: i32,
+    due_at: NaiveDateTime,
+    last_failure: &'static str,
+}
+
 /// Queues the notifications of attestations, due at once.
 pub(crate) fn notifications_insert(
     connection: &mut Connection,
     attestations: &[Attestation],
     now: Time,
 ) -> Result<(), Error> {
-    let row = |attestation: &Attestation| {
-        (
-            notification::attestation_id.eq(attestation.id.to_string()),
-            notification::partner_id.eq(attestation.partner_id.to_string()),
-            notification::customer_id.eq(attestation.customer_id.to_string()),
-            notification::state.eq(NotificationState::Queued.into_str()),
-            notification::attempts.eq(0),
-            notification::due_at.eq(now.naive_utc()),
-            notification::last_failure.eq(""),
-        )
+    let row = |attestation: &Attestation| NewRow {
+        attestation_id: attestation.id.to_string(),
+        partner_id: attestation.partner_id.to_string(),
+        customer_id: attestation.customer_id.to_string(),
+        state: NotificationState::Queued.into_str(),
+        attempts: 0,
+        due_at: now.naive_utc(),
+        last_failure: "",
     };
     let rows: Vec<_> = attestations.iter().map(row).collect();
-    Ok(insert_rows!(connection, notification::table, &rows)?)
+    Ok(insert_rows!(connection, notification, &rows)?)
 }
 
 /// The notifications of some attestations, by attestation.

@@ -38,22 +38,27 @@ macro_rules! query {
 /// round trips, and would prepare a statement of many rows anew each time; it gets one that is prepared once, row by row.
 /// So does PostgreSQL where there is one row.
 ///
-/// `insert_rows!(connection, things::table, &rows)`, where `rows` is a slice, and `…, on_conflict_do_nothing)` where rows
-/// that are there already stay. At most 65,535 values fit into a statement.
+/// `insert_rows!(connection, things, &rows)`, where `things` is the table and `rows` a slice of structs with its columns, which
+/// are `Insertable` and `Serialize`, and `…, on_conflict_do_nothing)` where rows that are there already stay.
 #[macro_export]
 macro_rules! insert_rows {
-    ($connection:expr, $table:expr, $rows:expr $(, $or:ident)?) => {{
+    ($connection:expr, $table:ident, $rows:expr $(, $or:ident)?) => {{
         let connection: &mut $crate::database::Connection = $connection;
         $crate::database::asking(connection);
         match connection {
             $crate::database::Connection::Sqlite(c) => {
-                $rows.iter().try_for_each(|row| diesel::insert_into($table).values(row)$(.$or())?.execute(c).map(drop))
+                $rows.iter().try_for_each(|row| {
+                    diesel::insert_into($table::table).values(row)$(.$or())?.execute(c).map(drop)
+                })
             }
             $crate::database::Connection::Postgres(c) if $rows.len() < 2 => {
-                $rows.iter().try_for_each(|row| diesel::insert_into($table).values(row)$(.$or())?.execute(c).map(drop))
+                $rows.iter().try_for_each(|row| {
+                    diesel::insert_into($table::table).values(row)$(.$or())?.execute(c).map(drop)
+                })
             }
             $crate::database::Connection::Postgres(c) => {
-                diesel::insert_into($table).values($rows)$(.$or())?.execute(c).map(drop)
+                let may_be_there = !<[&str]>::is_empty(&[$(stringify!($or))?]);
+                $crate::database::insert_as_json(c, stringify!($table), $rows, may_be_there)
             }
         }
     }};

@@ -13,6 +13,7 @@ mod opening;
 mod pool;
 pub mod row;
 pub(crate) mod share;
+mod statement;
 mod url;
 mod writer;
 
@@ -31,6 +32,7 @@ use self::connection::{Purpose, guarded};
 pub use self::error::{Error, asking};
 use self::pool::{LogErrors, Manager, PooledConnection};
 use self::share::ConnectionShares;
+pub use self::statement::{Kept, insert_as_json};
 pub use self::url::Url;
 use self::writer::Writer;
 

@@ -8,7 +8,7 @@ use std::slice;
 
 use chassis::clock::Clock;
 use chassis::database::row::at;
-use chassis::database::{Connection, Database, Error, asking};
+use chassis::database::{Connection, Database, Error, Kept, asking};
 use chassis::idempotency::{IdempotencyKey, response_store};
 use chassis::query;
 use diesel::prelude::*;
@@ -178,14 +178,14 @@ fn fence_take(
     answer_revision: i64,
 ) -> Result<Option<i64>, Error> {
     let passed = query!(&mut *connection, c => {
-        FilterDsl::filter(
+        Kept(FilterDsl::filter(
             diesel::insert_into(fence::table)
                 .values((fence::customer_id.eq(customer.to_string()), fence::fence_revision.eq(0)))
                 .on_conflict(fence::customer_id)
                 .do_update()
                 .set(fence::fence_revision.eq(fence::fence_revision)),
             fence::fence_revision.le(answer_revision),
-        )
+        ))
         .execute(c)
     })?;
     if passed > 0 {
@@ -220,7 +220,7 @@ pub(super) fn fences_take(
                     .do_update()
                     .set(fence::fence_revision.eq(fence::fence_revision))
                     .returning((fence::customer_id, fence::fence_revision));
-                taken.push(take.get_result(c)?);
+                taken.push(Kept(take).get_result(c)?);
             }
             taken
         }
@@ -308,14 +308,14 @@ pub(crate) fn has_room(
 /// also when an event is applied again.
 pub(super) fn fence_raise(connection: &mut Connection, customer: Uuid, revision: i64) -> Result<(), Error> {
     query!(connection, c => {
-        FilterDsl::filter(
+        Kept(FilterDsl::filter(
             diesel::insert_into(fence::table)
                 .values((fence::customer_id.eq(customer.to_string()), fence::fence_revision.eq(revision)))
                 .on_conflict(fence::customer_id)
                 .do_update()
                 .set(fence::fence_revision.eq(revision)),
             fence::fence_revision.lt(revision),
-        )
+        ))
         .execute(c)
     })?;
     Ok(())

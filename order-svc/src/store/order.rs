@@ -7,6 +7,7 @@ use chassis::database::{Connection, Error};
 use chassis::{insert_rows, query};
 use chrono::NaiveDateTime;
 use diesel::prelude::*;
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::report::reports_insert;
@@ -16,7 +17,7 @@ use super::{ApprovalRow, Side, Slice, Viewer, approval_row, read_approval};
 use crate::rules::order::{Line, Order, Parties, PlacedLine};
 use crate::rules::subscription::Subscription;
 
-#[derive(Insertable, Queryable)]
+#[derive(Insertable, Queryable, Serialize)]
 #[diesel(table_name = orders)]
 struct Row {
     id: String,
@@ -97,14 +98,14 @@ pub(crate) fn orders_insert(
         subscriptions.extend(new.iter());
         changes.extend(new.iter().map(|new| (new.id, order.creation(new))));
     }
-    insert_rows!(&mut *connection, orders::table, &rows)?;
-    insert_rows!(&mut *connection, order_line::table, &lines)?;
+    insert_rows!(&mut *connection, orders, &rows)?;
+    insert_rows!(&mut *connection, order_line, &lines)?;
     subscriptions_insert(connection, &subscriptions)?;
     changes_insert(connection, &changes)?;
     reports_insert(connection, orders.iter().map(|(order, _)| *order))
 }
 
-#[derive(Insertable)]
+#[derive(Insertable, Serialize)]
 #[diesel(table_name = order_line)]
 struct NewLine<'a> {
     order_id: String,

@@ -10,6 +10,7 @@ use chassis::{insert_rows, query};
 use chrono::{Duration, NaiveDateTime};
 use diesel::dsl::{count_star, min};
 use diesel::prelude::*;
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::schema::purchase_report;
@@ -23,24 +24,33 @@ const CLAIM_MAX: i64 = 8;
 /// Reports made due again at a time: few enough that orders of the same customers do not wait.
 const AGAIN_MAX: i64 = 1000;
 
+#[derive(Insertable, Serialize)]
+#[diesel(table_name = purchase_report)]
+struct NewRow {
+    customer_id: String,
+    payer_id: String,
+    order_id: String,
+    purchased_at: NaiveDateTime,
+    attempts: i32,
+    due_at: NaiveDateTime,
+}
+
 /// Queues the report of a customer's first purchase; of later ones nothing is kept.
 pub(super) fn reports_insert<'a>(
     connection: &mut Connection,
     orders: impl Iterator<Item = &'a Order>,
 ) -> Result<(), Error> {
     let rows: Vec<_> = orders
-        .map(|order| {
-            (
-                purchase_report::customer_id.eq(order.parties.customer_id.to_string()),
-                purchase_report::payer_id.eq(order.parties.payer_id.to_string()),
-                purchase_report::order_id.eq(order.id.to_string()),
-                purchase_report::purchased_at.eq(order.placed_at.naive_utc()),
-                purchase_report::attempts.eq(0),
-                purchase_report::due_at.eq(order.placed_at.naive_utc()),
-            )
+        .map(|order| NewRow {
+            customer_id: order.parties.customer_id.to_string(),
+            payer_id: order.parties.payer_id.to_string(),
+            order_id: order.id.to_string(),
+            purchased_at: order.placed_at.naive_utc(),
+            attempts: 0,
+            due_at: order.placed_at.naive_utc(),
         })
         .collect();
-    Ok(insert_rows!(connection, purchase_report::table, &rows, on_conflict_do_nothing)?)
+    Ok(insert_rows!(connection, purchase_report, &rows, on_conflict_do_nothing)?)
 }
 
 /// Claims what is due until `now + lease`. A report that another replica claims at the same point

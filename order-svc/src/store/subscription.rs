@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use chassis::database::row::{at, id_or_empty, utc};
-use chassis::database::{Connection, Error, asking};
+use chassis::database::{Connection, Error, Kept, asking};
 use chassis::{insert_rows, query};
 use chrono::NaiveDateTime;
 use diesel::dsl::{count_star, exists, min, sql};
@@ -11,6 +11,7 @@ use diesel::expression::SqlLiteral;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Text};
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::schema::{follower, subscription, subscription_change};
@@ -68,7 +69,29 @@ impl Row {
     }
 }
 
-#[derive(Queryable, Selectable)]
+#[derive(Insertable, Serialize)]
+#[diesel(table_name = subscription, treat_none_as_default_value = false)]
+struct NewRow {
+    id: String,
+    order_id: String,
+    payer_id: String,
+    reseller_id: String,
+    customer_id: String,
+    offer_id: String,
+    quantity: i64,
+    friendly_name: String,
+    state: &'static str,
+    auto_renew: bool,
+    started_at: NaiveDateTime,
+    term: &'static str,
+    term_number: i32,
+    term_end: Option<NaiveDateTime>,
+    answer_revision: i64,
+    version: i64,
+    due_at: Option<NaiveDateTime>,
+}
+
+#[derive(Insertable, Queryable, Selectable, Serialize)]
 #[diesel(table_name = subscription_change)]
 struct ChangeRow {
     subscription_id: String,
@@ -201,7 +224,7 @@ pub(super) fn are_more_open_of(connection: &mut Connection, rooms: &[Room]) -> R
         };
         return rooms.iter().map(is_exceeded).collect();
     };
-    let exceeded: Vec<Exceeded> = sql_query(
+    let exceeded = sql_query(
         "SELECT number FROM unnest($1, $2, $3, $4) AS room (number, customer_id, payer_id, open_max)
         WHERE EXISTS (
             SELECT FROM subscription
@@ -213,8 +236,8 @@ pub(super) fn are_more_open_of(connection: &mut Connection, rooms: &[Room]) -> R
     .bind::<Array<Integer>, _>((0..).take(rooms.len()).collect::<Vec<i32>>())
     .bind::<Array<Text>, _>(rooms.iter().map(|room| room.customer_id.to_string()).collect::<Vec<_>>())
     .bind::<Array<Text>, _>(rooms.iter().map(|room| room.payer_id.to_string()).collect::<Vec<_>>())
-    .bind::<Array<BigInt>, _>(rooms.iter().map(|room| room.open_max).collect::<Vec<_>>())
-    .load(c)?;
+    .bind::<Array<BigInt>, _>(rooms.iter().map(|room| room.open_max).collect::<Vec<_>>());
+    let exceeded: Vec<Exceeded> = Kept(exceeded).load(c)?;
     let exceeded: BTreeSet<i32> = exceeded.into_iter().map(|row| row.number).collect();
     Ok((0..).take(rooms.len()).map(|number| exceeded.contains(&number)).collect())
 }
@@ -227,15 +250,14 @@ pub(crate) fn are_more_open(
     than: i64,
 ) -> Result<bool, Error> {
     let beyond: Option<i32> = query!(connection, c => {
-        subscription::table
+        let beyond = subscription::table
             .filter(subscription::customer_id.eq(customer.to_string()))
             .filter(subscription::payer_id.eq(payer.to_string()))
             .filter(is_open())
             .offset(than)
             .limit(1)
-            .select(sql::<Integer>("1"))
-            .first(c)
-            .optional()
+            .select(sql::<Integer>("1"));
+        Kept(beyond).get_result(c).optional()
     })?;
     Ok(beyond.is_some())
 }
@@ -271,31 +293,27 @@ impl ChangedRow {
 }
 
 pub(super) fn subscriptions_insert(connection: &mut Connection, new: &[&Subscription]) -> Result<(), Error> {
-    let rows: Vec<_> = new
-        .iter()
-        .map(|new| {
-            (
-                subscription::id.eq(new.id.to_string()),
-                subscription::order_id.eq(new.order_id.to_string()),
-                subscription::payer_id.eq(new.payer_id.to_string()),
-                subscription::reseller_id.eq(id_or_empty(new.reseller_id)),
-                subscription::customer_id.eq(new.customer_id.to_string()),
-                subscription::offer_id.eq(&new.offer_id),
-                subscription::quantity.eq(i64::from(new.quantity)),
-                subscription::friendly_name.eq(&new.friendly_name),
-                subscription::state.eq(new.state.into_str()),
-                subscription::auto_renew.eq(new.auto_renew),
-                subscription::started_at.eq(new.started_at.naive_utc()),
-                subscription::term.eq(new.term.into_str()),
-                subscription::term_number.eq(i32::try_from(new.term_number).unwrap_or(i32::MAX)),
-                subscription::term_end.eq(new.term_end.map(|at| at.naive_utc())),
-                subscription::answer_revision.eq(new.answer_revision),
-                subscription::version.eq(new.version),
-                subscription::due_at.eq(new.due_at().map(|at| at.naive_utc())),
-            )
-        })
-        .collect();
-    Ok(insert_rows!(connection, subscription::table, &rows)?)
+    let row = |new: &&Subscription| NewRow {
+        id: new.id.to_string(),
+        order_id: new.order_id.to_string(),
+        payer_id: new.payer_id.to_string(),
+        reseller_id: id_or_empty(new.reseller_id),
+        customer_id: new.customer_id.to_string(),
+        offer_id: new.offer_id.clone(),
+        quantity: new.quantity.into(),
+        friendly_name: new.friendly_name.clone(),
+        state: new.state.into_str(),
+        auto_renew: new.auto_renew,
+        started_at: new.started_at.naive_utc(),
+        term: new.term.into_str(),
+        term_number: i32::try_from(new.term_number).unwrap_or(i32::MAX),
+        term_end: new.term_end.map(|at| at.naive_utc()),
+        answer_revision: new.answer_revision,
+        version: new.version,
+        due_at: new.due_at().map(|at| at.naive_utc()),
+    };
+    let rows: Vec<_> = new.iter().map(row).collect();
+    Ok(insert_rows!(connection, subscription, &rows)?)
 }
 
 /// Stores a subscription as it is after its changes, and the changes, if its version is still the one that they
@@ -334,7 +352,7 @@ fn subscription_update(
     version: i64,
 ) -> Result<bool, Error> {
     let updated = query!(connection, c => {
-        diesel::update(
+        let update = diesel::update(
             subscription::table
                 .filter(subscription::id.eq(changed.id.to_string()))
                 .filter(subscription::version.eq(version)),
@@ -349,8 +367,8 @@ fn subscription_update(
             subscription::answer_revision.eq(changed.answer_revision),
             subscription::version.eq(changed.version),
             subscription::due_at.eq(changed.due_at().map(|at| at.naive_utc())),
-        ))
-        .execute(c)
+        ));
+        Kept(update).execute(c)
     })?;
     Ok(updated > 0)
 }
@@ -363,7 +381,7 @@ pub(super) fn changes_insert(connection: &mut Connection, changes: &[(Uuid, Chan
             Some(approval) => approval_row(approval)?,
             None => no_approval_row(change.changed_at),
         };
-        let (decision, rule, evidence, revision, evaluated_at) = gate;
+        let (gate_decision, gate_rule, gate_evidence, gate_revision, gate_evaluated_at) = gate;
         let (reason, actor, event_revision) = match change.cause {
             Cause::Requested { tenant_id, user_id } => ("REQUESTED", Some((tenant_id, user_id)), 0),
             Cause::TermEnded => ("TERM_ENDED", None, 0),
@@ -373,27 +391,27 @@ pub(super) fn changes_insert(connection: &mut Connection, changes: &[(Uuid, Chan
         let (actor_tenant, actor) = actor.unzip();
         let number = i32::try_from(change.number)
             .map_err(|_| at("subscription", &id.to_string()).corrupt("version"))?;
-        rows.push((
-            subscription_change::subscription_id.eq(id.to_string()),
-            subscription_change::number.eq(number),
-            subscription_change::kind.eq(change.kind.into_str()),
-            subscription_change::changed_at.eq(change.changed_at.naive_utc()),
-            subscription_change::actor_tenant.eq(id_or_empty(actor_tenant)),
-            subscription_change::actor.eq(id_or_empty(actor)),
-            subscription_change::quantity_before.eq(i64::from(change.quantity_before)),
-            subscription_change::quantity_after.eq(i64::from(change.quantity_after)),
-            subscription_change::gate_decision.eq(decision),
-            subscription_change::gate_rule.eq(rule),
-            subscription_change::gate_evidence.eq(evidence),
-            subscription_change::gate_revision.eq(revision),
-            subscription_change::gate_evaluated_at.eq(evaluated_at),
-            subscription_change::reason.eq(reason),
-            subscription_change::event_revision.eq(event_revision),
-            subscription_change::term_number.eq(i32::try_from(change.term_number).unwrap_or(i32::MAX)),
-            subscription_change::reseller_id.eq(id_or_empty(change.reseller_id)),
-        ));
+        rows.push(ChangeRow {
+            subscription_id: id.to_string(),
+            number,
+            kind: change.kind.into_str().to_owned(),
+            changed_at: change.changed_at.naive_utc(),
+            actor_tenant: id_or_empty(actor_tenant),
+            actor: id_or_empty(actor),
+            quantity_before: change.quantity_before.into(),
+            quantity_after: change.quantity_after.into(),
+            gate_decision,
+            gate_rule,
+            gate_evidence,
+            gate_revision,
+            gate_evaluated_at,
+            reason: reason.to_owned(),
+            event_revision,
+            term_number: i32::try_from(change.term_number).unwrap_or(i32::MAX),
+            reseller_id: id_or_empty(change.reseller_id),
+        });
     }
-    Ok(insert_rows!(connection, subscription_change::table, &rows)?)
+    Ok(insert_rows!(connection, subscription_change, &rows)?)
 }
 
 pub(crate) fn subscription_find(

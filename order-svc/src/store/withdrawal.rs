@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chassis::database::row::{at, id_or_empty, utc};
 use chassis::database::{Connection, Error, asking};
-use chassis::query;
+use chassis::{insert_rows, query};
 use chrono::NaiveDateTime;
 use diesel::dsl::{count_star, exists, max};
 use diesel::prelude::*;
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::Viewer;
@@ -20,8 +21,8 @@ use crate::rules::withdrawal::{
     Counts, Effect, Outcomes, Report, SubscriptionFacts, Withdrawal, WithdrawalOutcome,
 };
 
-/// Statements have a limited number of parameters.
-const ROWS_PER_STATEMENT: usize = 1000;
+/// How much of a lost report is archived in a step.
+const ARCHIVED_MAX: i64 = 1000;
 
 /// By how much the announcement of a restore raises the revision: what is between is no event's, and half of it
 /// is more than can be recorded before a restore is announced.
@@ -41,6 +42,27 @@ struct Row {
     stayed: i32,
     newer_answer: i32,
     is_complete: bool,
+}
+
+#[derive(Insertable, Serialize)]
+#[diesel(table_name = withdrawal_effect)]
+struct NewEffect {
+    revision: i64,
+    subscription_id: String,
+    payer_id: String,
+    reseller_id: String,
+    outcome: &'static str,
+}
+
+#[derive(Insertable, Serialize)]
+#[diesel(table_name = withdrawal_partner)]
+struct NewPart {
+    partner_id: String,
+    revision: i64,
+    is_uncovered: bool,
+    cancelled: i32,
+    stayed: i32,
+    newer_answer: i32,
 }
 
 /// A partner's part: how many subscriptions were cancelled, how many stayed, and how many of these on a newer answer.
@@ -124,20 +146,15 @@ pub(super) fn effects_insert(
     revision: i64,
     cancelled: &[(Uuid, SubscriptionFacts)],
 ) -> Result<(), Error> {
-    let effects: Vec<_> = cancelled
-        .iter()
-        .map(|(id, facts)| {
-            (
-                withdrawal_effect::revision.eq(revision),
-                withdrawal_effect::subscription_id.eq(id.to_string()),
-                withdrawal_effect::payer_id.eq(facts.payer_id.to_string()),
-                withdrawal_effect::reseller_id.eq(id_or_empty(facts.reseller_id)),
-                withdrawal_effect::outcome.eq(WithdrawalOutcome::Cancelled.into_str()),
-            )
-        })
-        .collect();
-    query!(connection, c => diesel::insert_into(withdrawal_effect::table).values(&effects).execute(c))?;
-    Ok(())
+    let effect = |(id, facts): &(Uuid, SubscriptionFacts)| NewEffect {
+        revision,
+        subscription_id: id.to_string(),
+        payer_id: facts.payer_id.to_string(),
+        reseller_id: id_or_empty(facts.reseller_id),
+        outcome: WithdrawalOutcome::Cancelled.into_str(),
+    };
+    let effects: Vec<_> = cancelled.iter().map(effect).collect();
+    Ok(insert_rows!(connection, withdrawal_effect, &effects)?)
 }
 
 /// Payer, reseller on record, and how many subscriptions they have.
@@ -256,23 +273,16 @@ fn report_complete(
     let parts: Vec<_> = of
         .parts(outcomes)
         .into_iter()
-        .map(|(partner, part)| {
-            (
-                withdrawal_partner::partner_id.eq(partner.to_string()),
-                withdrawal_partner::revision.eq(revision),
-                withdrawal_partner::is_uncovered.eq(part.is_uncovered),
-                withdrawal_partner::cancelled.eq(number(part.counts.cancelled)),
-                withdrawal_partner::stayed.eq(number(part.counts.stayed)),
-                withdrawal_partner::newer_answer.eq(number(part.counts.newer_answer)),
-            )
+        .map(|(partner, part)| NewPart {
+            partner_id: partner.to_string(),
+            revision,
+            is_uncovered: part.is_uncovered,
+            cancelled: number(part.counts.cancelled),
+            stayed: number(part.counts.stayed),
+            newer_answer: number(part.counts.newer_answer),
         })
         .collect();
-    for parts in parts.chunks(ROWS_PER_STATEMENT) {
-        query!(connection, c => {
-            diesel::insert_into(withdrawal_partner::table).values(parts.to_vec()).execute(c)
-        })?;
-    }
-    Ok(())
+    Ok(insert_rows!(connection, withdrawal_partner, &parts)?)
 }
 
 /// Keeps what a withdrawal did whose event a restore lost and whose revision is another withdrawal's now, as
@@ -312,7 +322,7 @@ pub(super) fn withdrawal_archive_step(
         let effects: Vec<(String, String)> = withdrawal_effect::table
             .filter(withdrawal_effect::revision.eq(revision))
             .select((withdrawal_effect::subscription_id, withdrawal_effect::outcome))
-            .limit(i64::try_from(ROWS_PER_STATEMENT).unwrap_or(i64::MAX))
+            .limit(ARCHIVED_MAX)
             .load(c)?;
         if effects.is_empty() {
             diesel::update(withdrawal_partner::table.filter(withdrawal_partner::revision.eq(revision)))

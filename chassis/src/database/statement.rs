@@ -1,0 +1,59 @@
+//! Statements that a connection prepares once, although Diesel would prepare them anew at each call: it keeps none that is
+//! written as text, updates rows, or inserts several.
+
+use diesel::backend::Backend;
+use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::result::Error as DieselError;
+use diesel::sql_types::Text;
+use diesel::{PgConnection, QueryResult, RunQueryDsl, sql_query};
+use serde::Serialize;
+use serde_json::Value;
+
+/// A statement that a connection prepares once. It keeps each text, so there may be a few of them only: none with a list of
+/// parameters of any length.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept<Q>(pub Q);
+
+impl<Q: Query> Query for Kept<Q> {
+    type SqlType = Q::SqlType;
+}
+
+impl<Q, C> RunQueryDsl<C> for Kept<Q> {}
+
+impl<Q: QueryId> QueryId for Kept<Q> {
+    type QueryId = Q::QueryId;
+    const HAS_STATIC_QUERY_ID: bool = Q::HAS_STATIC_QUERY_ID;
+}
+
+impl<Q: QueryFragment<DB>, DB: Backend> QueryFragment<DB> for Kept<Q> {
+    fn walk_ast<'b>(&'b self, out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
+        self.0.walk_ast(out)
+    }
+
+    fn is_safe_to_cache_prepared(&self, _: &DB) -> QueryResult<bool> {
+        Ok(true)
+    }
+}
+
+/// Inserts rows into a table of PostgreSQL, whose columns are the fields that they have in JSON. They are one parameter: with one
+/// for each value the statement would have another text for each number of rows, and PostgreSQL takes twice as long to read it.
+///
+/// # Errors
+/// The database's.
+pub fn insert_as_json<R: Serialize>(
+    c: &mut PgConnection,
+    table: &str,
+    rows: &[R],
+    may_be_there: bool,
+) -> QueryResult<()> {
+    let unwritable = |error| DieselError::SerializationError(Box::new(error));
+    let first = rows.first().map(serde_json::to_value).transpose().map_err(unwritable)?;
+    let Some(Value::Object(columns)) = first else { return Ok(()) };
+    let columns = columns.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let or = if may_be_there { " ON CONFLICT DO NOTHING" } else { "" };
+    let insert = sql_query(format!(
+        "INSERT INTO {table} ({columns}) \
+         SELECT {columns} FROM json_populate_recordset(NULL::{table}, $1::json){or}"
+    ));
+    Kept(insert.bind::<Text, _>(serde_json::to_string(rows).map_err(unwritable)?)).execute(c).map(drop)
+}
