@@ -232,12 +232,7 @@ pub fn responses_find(connection: &mut Connection, keys: &[&IdempotencyKey]) -> 
     let without_key =
         keys.iter().map(|key| key.primary_key_without_key().unwrap_or_else(|| key.primary_key()));
     let asked = keys.iter().map(|key| key.primary_key()).chain(without_key);
-    let (mut tenants, mut calls, mut ids) = (vec![], vec![], vec![]);
-    for (tenant_id, call, request_id) in asked {
-        tenants.push(tenant_id);
-        calls.push(call);
-        ids.push(request_id);
-    }
+    let (tenants, calls, ids): (Vec<_>, Vec<_>, Vec<_>) = asked.collect();
     // One look-up for each key: the planner cannot turn it into a scan, whatever it believes of the size of the table.
     let rows = sql_query(
         "SELECT asked.position, stored.content, stored.answer
@@ -306,17 +301,10 @@ pub fn responses_store(
         }
     };
     let mut in_order: Vec<_> =
-        answers.iter().map(|(key, answer)| (key.primary_key(), key, *answer)).collect();
-    in_order.sort_unstable_by(|(one, ..), (other, ..)| one.cmp(other));
-    let (mut tenants, mut calls, mut ids) = (vec![], vec![], vec![]);
-    let (mut contents, mut stored) = (vec![], vec![]);
-    for ((tenant_id, call, request_id), key, answer) in in_order {
-        tenants.push(tenant_id);
-        calls.push(call);
-        ids.push(request_id);
-        contents.push(&key.content);
-        stored.push(answer);
-    }
+        answers.iter().map(|(key, answer)| (key.primary_key(), &key.content, *answer)).collect();
+    in_order.sort_unstable();
+    let (keys, contents, stored): (Vec<_>, Vec<_>, Vec<_>) = in_order.into_iter().collect();
+    let (tenants, calls, ids): (Vec<_>, Vec<_>, Vec<_>) = keys.into_iter().collect();
     let insert = sql_query(
         "INSERT INTO request (tenant_id, call, request_id, content, answer, answered_at)
         SELECT *, $6 FROM unnest($1, $2, $3, $4, $5)

@@ -406,10 +406,11 @@ pub(crate) fn changes_counted(
 
 /// Marks an acceptance as replaced by another.
 pub(crate) fn acceptance_supersede(connection: &mut Connection, id: Uuid, now: Time) -> Result<(), Error> {
-    query!(connection, c => {
+    let _: Vec<String> = query!(connection, c => {
         let update = diesel::update(acceptance::table.find(id.to_string()))
-            .set(acceptance::superseded_at.eq(now.naive_utc()));
-        Kept(update).execute(c)
+            .set(acceptance::superseded_at.eq(now.naive_utc()))
+            .returning(acceptance::id);
+        Kept(update).load(c)
     })?;
     Ok(())
 }
@@ -425,8 +426,9 @@ pub(crate) fn acceptances_supersede(
         Connection::Postgres(c) if ids.len() > 1 => {
             let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
             let update = diesel::update(acceptance::table.filter(acceptance::id.eq_any(&ids)))
-                .set(acceptance::superseded_at.eq(now.naive_utc()));
-            Kept(update).execute(c)?;
+                .set(acceptance::superseded_at.eq(now.naive_utc()))
+                .returning(acceptance::id);
+            let _: Vec<String> = Kept(update).load(c)?;
             Ok(())
         }
         single => ids.iter().try_for_each(|id| acceptance_supersede(single, *id, now)),

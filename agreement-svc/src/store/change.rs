@@ -279,10 +279,11 @@ impl<'c> Change<'c> {
 
     fn finish(self) -> Result<(), Error> {
         insert_rows!(&mut *self.connection, event, &self.events)?;
-        query!(self.connection, c => {
+        let _: i64 = query!(self.connection, c => {
             let update = diesel::update(revision::table)
-                .set((revision::value.eq(self.revision), revision::head.eq(&self.head)));
-            Kept(update).execute(c)
+                .set((revision::value.eq(self.revision), revision::head.eq(&self.head)))
+                .returning(revision::value);
+            Kept(update).get_result(c)
         })?;
         Ok(())
     }

@@ -206,10 +206,11 @@ pub(crate) fn customer_set_acceptance_revision(
     id: Uuid,
     revision: i64,
 ) -> Result<(), Error> {
-    query!(connection, c => {
+    let _: Vec<String> = query!(connection, c => {
         let update = diesel::update(customer::table.find(id.to_string()))
-            .set(customer::acceptance_revision.eq(revision));
-        Kept(update).execute(c)
+            .set(customer::acceptance_revision.eq(revision))
+            .returning(customer::id);
+        Kept(update).load(c)
     })?;
     Ok(())
 }
@@ -224,13 +225,13 @@ pub(crate) fn customers_set_acceptance_revision(
         Connection::Postgres(c) if revisions.len() > 1 => {
             let (ids, revisions): (Vec<String>, Vec<i64>) =
                 revisions.iter().map(|(id, revision)| (id.to_string(), *revision)).unzip();
-            let update = sql_query(
+            sql_query(
                 "UPDATE customer SET acceptance_revision = new.revision
                 FROM unnest($1, $2) AS new (id, revision) WHERE customer.id = new.id",
             )
             .bind::<Array<Text>, _>(ids)
-            .bind::<Array<BigInt>, _>(revisions);
-            Kept(update).execute(c)?;
+            .bind::<Array<BigInt>, _>(revisions)
+            .execute(c)?;
             Ok(())
         }
         single => revisions

@@ -2,15 +2,18 @@
 //! written as text, updates rows, or inserts several.
 
 use diesel::backend::Backend;
+use diesel::deserialize::{self, QueryableByName};
+use diesel::pg::Pg;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::result::Error as DieselError;
+use diesel::row::NamedRow;
 use diesel::sql_types::Text;
 use diesel::{PgConnection, QueryResult, RunQueryDsl, sql_query};
 use serde::Serialize;
 use serde_json::Value;
 
 /// A statement that a connection prepares once. It keeps each text, so there may be a few of them only: none with a list of
-/// parameters of any length.
+/// parameters of any length. It returns rows: Diesel does not ask it what is safe to keep where it is only executed.
 #[derive(Clone, Copy, Debug)]
 pub struct Kept<Q>(pub Q);
 
@@ -55,5 +58,15 @@ pub fn insert_as_json<R: Serialize>(
         "INSERT INTO {table} ({columns}) \
          SELECT {columns} FROM json_populate_recordset(NULL::{table}, $1::json){or}"
     ));
-    Kept(insert.bind::<Text, _>(serde_json::to_string(rows).map_err(unwritable)?)).execute(c).map(drop)
+    let insert = insert.bind::<Text, _>(serde_json::to_string(rows).map_err(unwritable)?);
+    Kept(insert).load::<NoRow>(c).map(drop)
+}
+
+/// What a statement returns that returns no rows.
+struct NoRow;
+
+impl QueryableByName<Pg> for NoRow {
+    fn build<'a>(_: &impl NamedRow<'a, Pg>) -> deserialize::Result<Self> {
+        Ok(Self)
+    }
 }

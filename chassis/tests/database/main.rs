@@ -9,6 +9,7 @@ mod opening;
 mod outages;
 mod requests;
 mod snapshots;
+mod statements;
 mod writer;
 
 use std::collections::BTreeSet;

@@ -177,18 +177,18 @@ fn fence_take(
     customer: Uuid,
     answer_revision: i64,
 ) -> Result<Option<i64>, Error> {
-    let passed = query!(&mut *connection, c => {
-        Kept(FilterDsl::filter(
+    let passed: Option<i64> = query!(&mut *connection, c => {
+        let take = FilterDsl::filter(
             diesel::insert_into(fence::table)
                 .values((fence::customer_id.eq(customer.to_string()), fence::fence_revision.eq(0)))
                 .on_conflict(fence::customer_id)
                 .do_update()
                 .set(fence::fence_revision.eq(fence::fence_revision)),
             fence::fence_revision.le(answer_revision),
-        ))
-        .execute(c)
+        );
+        Kept(take.returning(fence::fence_revision)).get_result(c).optional()
     })?;
-    if passed > 0 {
+    if passed.is_some() {
         return Ok(None);
     }
     let revision = query!(connection, c => {
@@ -308,14 +308,14 @@ pub(crate) fn has_room(
 /// also when an event is applied again.
 pub(super) fn fence_raise(connection: &mut Connection, customer: Uuid, revision: i64) -> Result<(), Error> {
     query!(connection, c => {
-        Kept(FilterDsl::filter(
+        FilterDsl::filter(
             diesel::insert_into(fence::table)
                 .values((fence::customer_id.eq(customer.to_string()), fence::fence_revision.eq(revision)))
                 .on_conflict(fence::customer_id)
                 .do_update()
                 .set(fence::fence_revision.eq(revision)),
             fence::fence_revision.lt(revision),
-        ))
+        )
         .execute(c)
     })?;
     Ok(())

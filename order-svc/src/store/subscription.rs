@@ -351,7 +351,7 @@ fn subscription_update(
     changed: &Subscription,
     version: i64,
 ) -> Result<bool, Error> {
-    let updated = query!(connection, c => {
+    let updated: Vec<String> = query!(connection, c => {
         let update = diesel::update(
             subscription::table
                 .filter(subscription::id.eq(changed.id.to_string()))
@@ -368,9 +368,9 @@ fn subscription_update(
             subscription::version.eq(changed.version),
             subscription::due_at.eq(changed.due_at().map(|at| at.naive_utc())),
         ));
-        Kept(update).execute(c)
+        Kept(update.returning(subscription::id)).load(c)
     })?;
-    Ok(updated > 0)
+    Ok(!updated.is_empty())
 }
 
 /// Keeps what happened to each of the subscriptions.
