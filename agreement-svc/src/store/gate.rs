@@ -200,8 +200,9 @@ impl QueryId for Asked {
 impl QueryFragment<Pg> for Asked {
     /// PostgreSQL keeps one plan for all parties: to plan the statement takes longer than to run it for one of them. The planner
     /// does not see how long arrays are that come out of subqueries, so such a plan never looks worse to it than one for these
-    /// parties. And it looks up each of them by an index, whatever it believes of the size of the tables, because a subquery with
-    /// `OFFSET` is not joined with others.
+    /// parties. And it looks up each of them by an index, whatever it believes of the size of the tables: a subquery with `OFFSET`
+    /// or `LIMIT` is not joined with others, and only the index of current acceptances has them in the order of their types, of
+    /// which there are fewer than the limit.
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.push_sql("SELECT asked.number, named.least, named.greatest, buyer.*, ");
         out.push_sql("(SELECT value FROM revision), (SELECT max(revision) FROM template), current.* FROM unnest((SELECT ");
