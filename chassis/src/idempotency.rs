@@ -302,7 +302,8 @@ pub fn responses_store(
     };
     let mut in_order: Vec<_> =
         answers.iter().map(|(key, answer)| (key.primary_key(), &key.content, *answer)).collect();
-    in_order.sort_unstable();
+    // Of answers to the same request the first one is stored: the sort keeps their order.
+    in_order.sort_by(|(one, ..), (other, ..)| one.cmp(other));
     let (keys, contents, stored): (Vec<_>, Vec<_>, Vec<_>) = in_order.into_iter().collect();
     let (tenants, calls, ids): (Vec<_>, Vec<_>, Vec<_>) = keys.into_iter().collect();
     let insert = sql_query(

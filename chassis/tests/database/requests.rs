@@ -74,6 +74,15 @@ async fn several_answers_are_found_and_stored_as_one_by_one() {
             assert_eq!(responses_find(connection, &asked[..1])?, expected[..1]);
             assert_eq!(responses_find(connection, &[])?, []);
             assert_eq!(responses_store(connection, &[], now)?, [] as [bool; 0]);
+
+            // Of many at a time to the same request, the first one is stored.
+            let request = key(&keyed, 1, "Call", 4, "a");
+            let all: Vec<_> = (0..64_u8).rev().map(|n| [n]).collect();
+            let answers: Vec<(&IdempotencyKey, &[u8])> = all.iter().map(|n| (&request, &n[..])).collect();
+            let is_new = responses_store(connection, &answers, now)?;
+            assert_eq!(is_new.iter().filter(|is_new| **is_new).count(), 1);
+            assert!(is_new[0]);
+            assert_eq!(response_find(connection, &request)?, answered(&all[0]));
             Ok(())
         };
         database.write(run).await.unwrap();
