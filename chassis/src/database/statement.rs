@@ -50,8 +50,10 @@ pub fn insert_as_json<R: Serialize>(
     may_be_there: bool,
 ) -> QueryResult<()> {
     let unwritable = |error| DieselError::SerializationError(Box::new(error));
-    let first = rows.first().map(serde_json::to_value).transpose().map_err(unwritable)?;
-    let Some(Value::Object(columns)) = first else { return Ok(()) };
+    let Some(first) = rows.first() else { return Ok(()) };
+    let Value::Object(columns) = serde_json::to_value(first).map_err(unwritable)? else {
+        return Err(DieselError::SerializationError("a row has no names of columns".into()));
+    };
     let columns = columns.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
     let or = if may_be_there { " ON CONFLICT DO NOTHING" } else { "" };
     let insert = sql_query(format!(
