@@ -135,6 +135,15 @@ impl Call {
         }
     }
 
+    /// The call to a world, to be measured beside others.
+    pub(super) fn subject(self, series: Series, world: &Arc<World>) -> Subject {
+        let (world, in_flight) = (Arc::clone(world), series.in_flight);
+        Subject::calls(series, move |number| {
+            let world = Arc::clone(&world);
+            async move { self.call(&world, world.caller(in_flight, number)).await }
+        })
+    }
+
     /// Measures the call for a time.
     ///
     /// # Errors
@@ -159,13 +168,9 @@ pub(super) fn subjects(world: &Arc<World>) -> Vec<Subject> {
     let mut subjects = vec![];
     for call in Call::ALL {
         for in_flight in IN_FLIGHT {
-            let world = Arc::clone(world);
             let mut series = Series::new(call.name(), Some(world.backend), in_flight);
             series.floors = call.floors(world.backend);
-            subjects.push(Subject::calls(series, move |number| {
-                let world = Arc::clone(&world);
-                async move { call.call(&world, world.caller(in_flight, number)).await }
-            }));
+            subjects.push(call.subject(series, world));
         }
     }
     subjects

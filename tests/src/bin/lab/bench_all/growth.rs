@@ -1,5 +1,5 @@
 //! Growth: the same calls with a thousand to a million customers, memory, size and start at each, what an idle service
-//! takes, and what a second replica adds.
+//! takes, and what more threads and a second replica add.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tests::processes::{Processes, binary};
 
 use super::calls::Call;
 use super::page::Section;
-use super::series::Series;
+use super::series::{Series, alternate};
 use super::world::{BLOCKED_EVERY, World, database_bytes};
 use super::{Plan, page};
 use crate::load::number;
@@ -135,28 +135,58 @@ pub(super) async fn footprint(plan: &Plan) -> Result<Section, Box<dyn Error>> {
     Ok(Section { title: "Footprint".into(), text, lines, plots: vec![] })
 }
 
-/// Checks and orders a second of one and of two processes of each service on one PostgreSQL.
+/// Checks and orders a second of services in several shapes, which take turns in each round.
 ///
 /// # Errors
 /// What fails.
-pub(super) async fn replicas(plan: &Plan) -> Result<Vec<Series>, Box<dyn Error>> {
-    let mut measured = vec![];
-    for (processes, is_two) in [(Processes::new(Backend::Postgres)?, false), (Processes::replicated()?, true)]
-    {
-        println!("replicas: {}", if is_two { 2 } else { 1 });
-        let (world, _) =
-            World::start(processes, Backend::Postgres, plan.customers, Some(BLOCKED_EVERY)).await?;
+pub(super) async fn shapes(plan: &Plan, shapes: Vec<Shape>) -> Result<Vec<Series>, Box<dyn Error>> {
+    let mut subjects = vec![];
+    for Shape { backend, processes, check, order } in shapes {
+        println!("{check}, {backend}");
+        let (world, _) = World::start(processes, backend, plan.customers, Some(BLOCKED_EVERY)).await?;
         let world = Arc::new(world);
-        for (call, names) in [
-            (Call::Check, ["CheckEligibility, one of each", "CheckEligibility, two of each"]),
-            (Call::Order, ["CreateOrder, one of each", "CreateOrder, two of each"]),
-        ] {
-            let mut series = Series::new(names[usize::from(is_two)], Some(Backend::Postgres), IN_FLIGHT);
-            for _ in 0..plan.rounds {
-                series.rounds.push(call.measure(&world, IN_FLIGHT, plan.length).await?);
-            }
-            measured.push(series);
+        for (call, name) in [(Call::Check, check), (Call::Order, order)] {
+            subjects.push(call.subject(Series::new(name, Some(backend), IN_FLIGHT), &world));
         }
     }
-    Ok(measured)
+    alternate(subjects, plan.rounds, plan.length).await
+}
+
+/// Services to compare with others, and what their rows are called.
+pub(super) struct Shape {
+    backend: Backend,
+    processes: Processes,
+    check: &'static str,
+    order: &'static str,
+}
+
+/// One thread, and the default.
+///
+/// # Errors
+/// What fails.
+pub(super) fn threads() -> Result<Vec<Shape>, Box<dyn Error>> {
+    let mut shapes = vec![];
+    for backend in Backend::all() {
+        let mut processes = Processes::new(backend)?;
+        for process in [&mut processes.agreements, &mut processes.orders] {
+            process.set(&["--worker-threads", "1"]);
+        }
+        let (check, order) = ("CheckEligibility, one thread", "CreateOrder, one thread");
+        shapes.push(Shape { backend, processes, check, order });
+        let (check, order) = ("CheckEligibility, a thread for each core", "CreateOrder, a thread for each core");
+        shapes.push(Shape { backend, processes: Processes::new(backend)?, check, order });
+    }
+    Ok(shapes)
+}
+
+/// One and two processes of each service on one PostgreSQL.
+///
+/// # Errors
+/// What fails.
+pub(super) fn replicas() -> Result<Vec<Shape>, Box<dyn Error>> {
+    let backend = Backend::Postgres;
+    let (check, order) = ("CheckEligibility, one of each", "CreateOrder, one of each");
+    let one = Shape { backend, processes: Processes::new(backend)?, check, order };
+    let (check, order) = ("CheckEligibility, two of each", "CreateOrder, two of each");
+    Ok(vec![one, Shape { backend, processes: Processes::replicated()?, check, order }])
 }

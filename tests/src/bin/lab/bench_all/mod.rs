@@ -56,6 +56,7 @@ enum Part {
     Calls,
     Growth,
     Footprint,
+    Threads,
     Replicas,
 }
 
@@ -122,8 +123,14 @@ pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     if has(Part::Footprint) {
         sections.push(growth::footprint(&plan).await?);
     }
+    if has(Part::Threads) {
+        let series = growth::shapes(&plan, growth::threads()?).await?;
+        let text = "Both services with `--worker-threads 1`, and with their default, a thread for each core. The load and the \
+                    database share the cores.";
+        sections.push(Section::of_series("Threads", text, &series.iter().collect::<Vec<_>>(), &series));
+    }
     if has(Part::Replicas) && Backend::Postgres.is_available() {
-        let series = growth::replicas(&plan).await?;
+        let series = growth::shapes(&plan, growth::replicas()?).await?;
         let text = "Two processes of each service on one PostgreSQL, each order-svc beside an agreement-svc of its own, and the \
                     calls spread over both. All of them, the database and the load share the machine's cores.";
         sections.push(Section::of_series("Replicas", text, &series.iter().collect::<Vec<_>>(), &series));
