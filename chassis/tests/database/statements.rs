@@ -103,3 +103,24 @@ async fn a_kept_statement_is_prepared_once() {
     assert_eq!(prepared(false).await, 0);
     assert_eq!(prepared(true).await, 1);
 }
+
+/// A table that was small when a statement was planned is not read as a whole for as long as the plan is kept.
+#[tokio::test]
+async fn a_kept_plan_goes_by_the_index_of_a_table_that_was_small() {
+    let Some(backend) = Backend::postgres() else { return };
+    let home = Home::new(backend);
+    let database = home.open(Writes::Concurrent);
+    let run = |connection: &mut Connection| -> Result<i64, Error> {
+        let Connection::Postgres(c) = connection else { panic!("the database is PostgreSQL") };
+        c.batch_execute("INSERT INTO thing VALUES ('a', ''), ('b', ''); ANALYZE thing")?;
+        // The server makes a plan for all values after five of its own for each.
+        for _ in 0..10 {
+            let read = thing::table.find("a").select(thing::name).for_update();
+            let _: Vec<String> = Kept(read).load(c)?;
+        }
+        let scans = "SELECT seq_scan AS count FROM pg_stat_xact_user_tables WHERE relname = 'thing'
+            AND schemaname = current_schema()";
+        Ok(sql_query(scans).get_result::<Count>(c)?.count)
+    };
+    assert_eq!(database.write(run).await.unwrap(), 0);
+}

@@ -149,7 +149,7 @@ pub(super) async fn shapes(plan: &Plan, shapes: Vec<Shape>) -> Result<Vec<Series
             subjects.push(call.subject(Series::new(name, Some(backend), IN_FLIGHT), &world));
         }
     }
-    alternate(subjects, plan.rounds, plan.length).await
+    alternate(subjects, plan).await
 }
 
 /// Services to compare with others, and what their rows are called.
@@ -173,7 +173,8 @@ pub(super) fn threads() -> Result<Vec<Shape>, Box<dyn Error>> {
         }
         let (check, order) = ("CheckEligibility, one thread", "CreateOrder, one thread");
         shapes.push(Shape { backend, processes, check, order });
-        let (check, order) = ("CheckEligibility, a thread for each core", "CreateOrder, a thread for each core");
+        let (check, order) =
+            ("CheckEligibility, a thread for each core", "CreateOrder, a thread for each core");
         shapes.push(Shape { backend, processes: Processes::new(backend)?, check, order });
     }
     Ok(shapes)

@@ -48,6 +48,9 @@ pub(crate) struct Options {
     /// Measures these parts alone, prints their tables and writes no file.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Part>,
+    /// Of these parts, measures rows alone whose name, as `CreateOrder, SQLite`, contains this text.
+    #[arg(long, requires = "only", default_value = "")]
+    rows: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -64,6 +67,8 @@ enum Part {
 pub(super) struct Plan {
     rounds: usize,
     length: Duration,
+    /// What the name of a row contains that is measured beside others.
+    named: String,
     /// Customers, but where their number is what is varied.
     customers: usize,
     customers_max: usize,
@@ -79,6 +84,7 @@ impl Plan {
             return Self {
                 rounds: 1,
                 length: Duration::from_millis(200),
+                named: options.rows.clone(),
                 customers: 1000,
                 customers_max: 1000,
                 rows: 500,
@@ -90,6 +96,7 @@ impl Plan {
         Self {
             rounds: options.rounds,
             length: Duration::from_millis(options.round_ms),
+            named: options.rows.clone(),
             customers: 5000,
             customers_max: options.customers_max,
             rows: 5000,
@@ -201,7 +208,7 @@ async fn floors_and_calls(
     if with_calls {
         worlds.iter().for_each(|world| subjects.extend(calls::subjects(world)));
     }
-    let all = alternate(subjects, plan.rounds, plan.length).await?;
+    let all = alternate(subjects, plan).await?;
     let (floors, calls): (Vec<_>, Vec<_>) =
         (all[..floors_end].iter().collect(), all[floors_end..].iter().collect());
     let (mut sections, mut plots) = (vec![], vec![]);

@@ -35,15 +35,14 @@ impl Section {
                 .to_owned(),
             "|---|---|---|---|---|---|---|---|".to_owned(),
         ];
-        for series in series {
+        for series in series.iter().filter(|series| !series.rounds.is_empty()) {
             let (median, (low, high)) = (series.median(), series.spread());
-            let place = series.backend.map(|backend| format!(", {backend}")).unwrap_or_default();
             let of_floors = series.of_floors(all);
             let of_floors = of_floors.iter().map(|(name, ratio)| format!("{} of {name}", fraction(*ratio)));
             let latency = |time: Duration| if time.is_zero() { String::new() } else { ms(time) };
             lines.push(format!(
-                "| {}{place} | {} | {} {} | {}–{} | {} | {} | {} | {} |",
-                series.name,
+                "| {} | {} | {} {} | {}–{} | {} | {} | {} | {} |",
+                series.label(),
                 series.in_flight,
                 count(median.rate),
                 series.unit,

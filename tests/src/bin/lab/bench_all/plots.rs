@@ -1,4 +1,4 @@
-//! The plots: lines on logarithmic axes, as SVG.
+//! The plots: lines over a logarithmic axis, as SVG.
 
 use std::error::Error;
 use std::ops::Range;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use plotters::prelude::*;
 
 use super::growth::Grown;
+use super::page;
 use super::series::Series;
 use crate::load::number;
 
@@ -83,38 +84,42 @@ fn file_name(call: &str) -> String {
 
 /// From below the least to above the greatest of some numbers.
 fn range(numbers: impl Iterator<Item = f64> + Clone) -> Range<f64> {
-    // A logarithmic axis has no zero.
-    const LEAST: f64 = 0.001;
-    let low = numbers.clone().fold(f64::INFINITY, f64::min).max(LEAST);
-    let high = numbers.fold(LEAST, f64::max);
-    low.min(high) / 1.3..high * 1.3
+    let low = numbers.clone().fold(f64::INFINITY, f64::min);
+    let high = numbers.fold(low, f64::max);
+    low / 1.3..high * 1.3
 }
 
 impl Plot {
-    /// Writes the file.
+    /// Writes the file. What the lines are called stands beside them.
     ///
     /// # Errors
     /// The file system's.
     pub(super) fn draw(&self, folder: &Path) -> Result<(), Box<dyn Error>> {
+        const SIZE: (u32, u32) = (820, 380);
+        const LINES_WIDTH: u32 = 600;
+        const NAME_HEIGHT: usize = 20;
         let file = folder.join(format!("{}.svg", self.name));
         let points = || self.lines.iter().flat_map(|line| &line.points);
-        let (xs, ys) = (range(points().map(|point| point.0)), range(points().map(|point| point.1)));
-        let area = SVGBackend::new(&file, (720, 420)).into_drawing_area();
+        let y_max = points().map(|point| point.1).fold(0.0, f64::max) * 1.1;
+        let area = SVGBackend::new(&file, SIZE).into_drawing_area();
         area.fill(&WHITE)?;
-        let mut chart = ChartBuilder::on(&area)
+        let (lines, names) = area.split_horizontally(LINES_WIDTH);
+        let mut chart = ChartBuilder::on(&lines)
             .margin(12)
             .caption(&self.title, ("sans-serif", 18))
             .x_label_area_size(40)
             .y_label_area_size(64)
-            .build_cartesian_2d(xs.log_scale(), ys.log_scale())?;
-        chart.configure_mesh().x_desc(self.x).y_desc(self.y).light_line_style(WHITE).draw()?;
-        for (n, line) in self.lines.iter().enumerate() {
+            .build_cartesian_2d(range(points().map(|point| point.0)).log_scale(), 0.0..y_max)?;
+        let whole = |value: &f64| page::count(*value);
+        let mut mesh = chart.configure_mesh();
+        mesh.x_desc(self.x).y_desc(self.y).x_label_formatter(&whole).y_label_formatter(&whole);
+        mesh.light_line_style(WHITE).draw()?;
+        for ((n, line), y) in self.lines.iter().enumerate().zip((60..).step_by(NAME_HEIGHT)) {
             let style = Palette99::pick(n).stroke_width(2);
-            let drawn =
-                chart.draw_series(LineSeries::new(line.points.iter().copied(), style).point_size(3))?;
-            drawn.label(&line.name).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], style));
+            chart.draw_series(LineSeries::new(line.points.iter().copied(), style).point_size(3))?;
+            names.draw(&PathElement::new([(0, y), (16, y)], style))?;
+            names.draw(&Text::new(line.name.as_str(), (22, y - 6), ("sans-serif", 13)))?;
         }
-        chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK).draw()?;
         area.present()?;
         Ok(())
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tests::Backend;
 use tonic::{Code, Status};
 
+use super::Plan;
 use crate::load::{closed_loop_of, percentile, rate};
 
 /// What a subject did in one round.
@@ -55,6 +56,12 @@ pub(super) struct Subject {
 impl Series {
     pub(super) fn new(name: &'static str, backend: Option<Backend>, in_flight: usize) -> Self {
         Self { name, backend, in_flight, unit: "calls", floors: vec![], rounds: vec![] }
+    }
+
+    /// Its name, and that of the database.
+    pub(super) fn label(&self) -> String {
+        let backend = self.backend.map(|backend| format!(", {backend}")).unwrap_or_default();
+        format!("{}{backend}", self.name)
     }
 
     /// The round whose rate is the median.
@@ -142,20 +149,17 @@ fn is_of_load(refused: &Status) -> bool {
     matches!(refused.code(), Code::ResourceExhausted | Code::Unavailable | Code::DeadlineExceeded)
 }
 
-/// Measures all subjects in each round, one after the other.
+/// Measures the subjects that the plan names in each round, one after the other.
 ///
 /// # Errors
 /// The first failure, with the subject's name.
-pub(super) async fn alternate(
-    subjects: Vec<Subject>,
-    rounds: usize,
-    length: Duration,
-) -> Result<Vec<Series>, Box<dyn Error>> {
+pub(super) async fn alternate(subjects: Vec<Subject>, plan: &Plan) -> Result<Vec<Series>, Box<dyn Error>> {
     let mut subjects = subjects;
-    for round in 1..=rounds {
-        println!("round {round} of {rounds}, {} subjects", subjects.len());
-        for Subject { series, measure } in &mut subjects {
-            let figures = measure(length).await.map_err(|why| format!("{}: {why}", series.name))?;
+    for round in 1..=plan.rounds {
+        println!("round {round} of {}, {} subjects", plan.rounds, subjects.len());
+        let named = subjects.iter_mut().filter(|subject| subject.series.label().contains(&plan.named));
+        for Subject { series, measure } in named {
+            let figures = measure(plan.length).await.map_err(|why| format!("{}: {why}", series.name))?;
             series.rounds.push(figures);
         }
     }
