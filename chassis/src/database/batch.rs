@@ -3,8 +3,8 @@
 //!
 //! Work that arrives alone is begun at once. What arrives while a batch is done waits for its end, and then all of it is
 //! the next batch, up to a limit. So the batches are as large as the load is high, and none is begun before all of its work
-//! has arrived. A batch takes from the tenants in turn, and from internal services before each of them, as the
-//! [queue of calls](crate::limits::queue) does.
+//! has arrived. A batch that takes long may be left to end beside the next one. A batch takes from the tenants in turn, and
+//! from internal services before each of them, as the [queue of calls](crate::limits::queue) does.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
 use super::share::{INTERNAL, on_behalf_of, tenant};
@@ -27,6 +27,13 @@ const WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Batches of one kind that are read at a time. With more of them each answers fewer questions.
 const READS_AT_ONCE: usize = 1;
+
+/// Reads of one kind that may be slow while others go on. Together they leave connections of the pool to other work.
+const SLOW_READS_MAX: usize = 3;
+
+/// How long the next batch waits for the one before it at most, if that may be slow. A server that has fallen silent
+/// would be waited for much longer, and other connections may well answer.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Does work in batches. Clones share the batches.
 pub struct Batcher<W, A>(Arc<Inner<W, A>>);
@@ -66,6 +73,8 @@ struct Inner<W, A> {
     size_max: usize,
     /// Batches that may be done at a time.
     at_once: usize,
+    /// Has a permit for each batch that may be slow beside them.
+    slow: Arc<Semaphore>,
     run: Run<W, A>,
 }
 
@@ -123,10 +132,11 @@ impl<W, A> Clone for Batcher<W, A> {
 
 impl<W: Send + 'static, A: Send + 'static> Batcher<W, A> {
     /// A batch is as much work as has a size of `size_max` together, or one that is larger; `at_once` of them are done at a
-    /// time. `run` does a batch and answers its work; it may leave some to tasks of their own.
+    /// time, and besides `slow_max` of them that take long. `run` does a batch and answers its work; it may leave some to
+    /// tasks of their own.
     pub fn new<F>(
         (size, size_max): (fn(&W) -> usize, usize),
-        at_once: usize,
+        (at_once, slow_max): (usize, usize),
         run: impl Fn(Vec<Work<W, A>>) -> F + Send + Sync + 'static,
     ) -> Self
     where
@@ -139,7 +149,8 @@ impl<W: Send + 'static, A: Send + 'static> Batcher<W, A> {
             turns: VecDeque::new(),
         };
         let run = Box::new(move |batch| -> Done { Box::pin(run(batch)) });
-        Self(Arc::new(Inner { state: Mutex::new(state), size, size_max, at_once, run }))
+        let slow = Arc::new(Semaphore::new(slow_max));
+        Self(Arc::new(Inner { state: Mutex::new(state), size, size_max, at_once, slow, run }))
     }
 
     /// Has the work done in a batch that begins later than this call, on behalf of its tenant.
@@ -179,7 +190,8 @@ impl<W: Send + Sync + 'static, A: Send + 'static> BatchedReads<W, A> {
         let run = move |batch: Vec<Work<W, Result<A, Error>>>| {
             read_together(of_batches.clone(), read_batch.clone(), batch)
         };
-        Self { database, read, batches: Batcher::new((|_| 1, batch_max), READS_AT_ONCE, run) }
+        let at_once = (READS_AT_ONCE, SLOW_READS_MAX);
+        Self { database, read, batches: Batcher::new((|_| 1, batch_max), at_once, run) }
     }
 
     /// Reads the answer to a question, from a state of the database that is not older than this call.
@@ -222,7 +234,17 @@ impl<W, A> Inner<W, A> {
         let mut running = Running { inner: self, is_over: false };
         while let Some(batch) = self.next() {
             // The calls of a batch that panics get an error, and the next batch is done.
-            let _ = AssertUnwindSafe((self.run)(batch)).catch_unwind().await;
+            let mut done = AssertUnwindSafe((self.run)(batch)).catch_unwind();
+            if timeout(PATIENCE, &mut done).await.is_ok() {
+                continue;
+            }
+            match Arc::clone(&self.slow).try_acquire_owned() {
+                Ok(permit) => drop(tokio::spawn(async move {
+                    let _ = done.await;
+                    drop(permit);
+                })),
+                Err(_) => drop(done.await),
+            }
         }
         running.is_over = true;
     }
@@ -318,7 +340,7 @@ mod tests {
     /// A batcher of at most four at a time, and its batches, each with a channel that ends it, by an answer or by a panic.
     fn batcher() -> (Batcher<u32, u32>, Batches) {
         let (begun, batches) = mpsc::unbounded_channel();
-        let batcher = Batcher::new((|_| 1, 4), 1, move |batch: Vec<Work<u32, u32>>| {
+        let batcher = Batcher::new((|_| 1, 4), (1, 1), move |batch: Vec<Work<u32, u32>>| {
             let begun = begun.clone();
             async move {
                 let (work, replies): (Vec<u32>, Vec<_>) = batch.into_iter().map(Work::split).unzip();
@@ -408,7 +430,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_answered_later_is_done_for_its_tenant_and_ends_with_its_call() {
         let (sender, mut tenants) = mpsc::unbounded_channel();
-        let batcher = Batcher::new((|_| 1, 4), 1, move |batch: Vec<Work<u32, u32>>| {
+        let batcher = Batcher::new((|_| 1, 4), (1, 0), move |batch: Vec<Work<u32, u32>>| {
             for (work, reply) in batch.into_iter().map(Work::split) {
                 let end = End(sender.clone());
                 reply.answer_later(async move {
@@ -438,14 +460,40 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn work_that_no_batch_takes_in_time_fails() {
+    async fn a_slow_batch_holds_up_others_for_a_moment() {
         let (batcher, mut batches) = batcher();
         let first = submit(&batcher, MODEST, 1);
-        let (_, go_on) = batches.recv().await.unwrap();
+        let (_, first_goes_on) = batches.recv().await.unwrap();
         let second = submit(&batcher, MODEST, 2);
-        assert!(matches!(second.await.unwrap(), Err(Error::Unavailable(_))));
+        let began = tokio::time::Instant::now();
+        let (batch, second_goes_on) = batches.recv().await.unwrap();
+        assert_eq!((batch, began.elapsed().as_millis() / 10), (vec![2], PATIENCE.as_millis() / 10));
+        second_goes_on.send(true).unwrap();
+        assert!(matches!(second.await.unwrap(), Ok(20)));
+        // The next one is begun at once, although the first is still being done.
+        let third = submit(&batcher, MODEST, 3);
+        let (_, third_goes_on) = batches.recv().await.unwrap();
+        for (go_on, done, answer) in [(first_goes_on, first, 10), (third_goes_on, third, 30)] {
+            go_on.send(true).unwrap();
+            assert!(matches!(done.await.unwrap(), Ok(given) if given == answer));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_no_batch_takes_in_time_fails() {
+        let (batcher, mut batches) = batcher();
+        let mut begun = vec![];
+        // One batch may be slow beside the one that is done.
+        for work in 1..=2 {
+            let submitted = submit(&batcher, MODEST, work);
+            begun.push((batches.recv().await.unwrap(), submitted));
+        }
+        let late = submit(&batcher, MODEST, 3);
+        assert!(matches!(late.await.unwrap(), Err(Error::Unavailable(_))));
         // What a batch has taken is not given up.
-        go_on.send(true).unwrap();
-        assert!(matches!(first.await.unwrap(), Ok(10)));
+        for ((work, go_on), submitted) in begun {
+            go_on.send(true).unwrap();
+            assert!(matches!(submitted.await.unwrap(), Ok(answer) if answer == work[0] * 10));
+        }
     }
 }

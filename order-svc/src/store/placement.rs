@@ -73,7 +73,7 @@ impl Placements {
     pub(crate) fn new(database: Database, clock: Clock) -> Self {
         let lines = |placement: &Placement| placement.subscriptions.len();
         // One transaction at a time, so that two have no customers in common.
-        Self(Batcher::new((lines, LINES_MAX), 1, move |batch| {
+        Self(Batcher::new((lines, LINES_MAX), (1, 0), move |batch| {
             place_together(database.clone(), clock.clone(), batch)
         }))
     }
