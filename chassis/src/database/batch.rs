@@ -33,7 +33,7 @@ const SLOW_READS_MAX: usize = 3;
 
 /// How long the next batch waits for the one before it at most, if that may be slow. A server that has fallen silent
 /// would be waited for much longer, and other connections may well answer.
-const PATIENCE: Duration = Duration::from_millis(200);
+const SLOW_AFTER: Duration = Duration::from_millis(200);
 
 /// Does work in batches. Clones share the batches.
 pub struct Batcher<W, A>(Arc<Inner<W, A>>);
@@ -235,7 +235,7 @@ impl<W, A> Inner<W, A> {
         while let Some(batch) = self.next() {
             // The calls of a batch that panics get an error, and the next batch is done.
             let mut done = AssertUnwindSafe((self.run)(batch)).catch_unwind();
-            if timeout(PATIENCE, &mut done).await.is_ok() {
+            if timeout(SLOW_AFTER, &mut done).await.is_ok() {
                 continue;
             }
             match Arc::clone(&self.slow).try_acquire_owned() {
@@ -467,7 +467,7 @@ mod tests {
         let second = submit(&batcher, MODEST, 2);
         let began = tokio::time::Instant::now();
         let (batch, second_goes_on) = batches.recv().await.unwrap();
-        assert_eq!((batch, began.elapsed().as_millis() / 10), (vec![2], PATIENCE.as_millis() / 10));
+        assert_eq!((batch, began.elapsed().as_millis() / 10), (vec![2], SLOW_AFTER.as_millis() / 10));
         second_goes_on.send(true).unwrap();
         assert!(matches!(second.await.unwrap(), Ok(20)));
         // The next one is begun at once, although the first is still being done.
