@@ -31,7 +31,7 @@ const READS_AT_ONCE: usize = 1;
 /// Reads of one kind that may be slow while others go on. Together they leave connections of the pool to other work.
 const SLOW_READS_MAX: usize = 3;
 
-/// How long the next batch waits for the one before it at most, if that may be slow. A server that has fallen silent
+/// How long the next batch waits for the one before it, while fewer than the permitted number are slow. A server that has fallen silent
 /// would be waited for much longer, and other connections may well answer.
 const SLOW_AFTER: Duration = Duration::from_millis(200);
 
@@ -132,7 +132,7 @@ impl<W, A> Clone for Batcher<W, A> {
 
 impl<W: Send + 'static, A: Send + 'static> Batcher<W, A> {
     /// A batch is as much work as has a size of `size_max` together, or one that is larger; `at_once` of them are done at a
-    /// time, and besides `slow_max` of them that take long. `run` does a batch and answers its work; it may leave some to
+    /// time, plus up to `slow_max` of them that take long. `run` does a batch and answers its work; it may leave some to
     /// tasks of their own.
     pub fn new<F>(
         (size, size_max): (fn(&W) -> usize, usize),
@@ -238,12 +238,13 @@ impl<W, A> Inner<W, A> {
             if timeout(SLOW_AFTER, &mut done).await.is_ok() {
                 continue;
             }
-            match Arc::clone(&self.slow).try_acquire_owned() {
-                Ok(permit) => drop(tokio::spawn(async move {
+            // With all permits taken, the next batch waits for this one or another to end.
+            tokio::select! {
+                _ = &mut done => {}
+                permit = Arc::clone(&self.slow).acquire_owned() => drop(tokio::spawn(async move {
                     let _ = done.await;
                     drop(permit);
                 })),
-                Err(_) => drop(done.await),
             }
         }
         running.is_over = true;
@@ -471,12 +472,33 @@ mod tests {
         second_goes_on.send(true).unwrap();
         assert!(matches!(second.await.unwrap(), Ok(20)));
         // The next one is begun at once, although the first is still being done.
+        let began = tokio::time::Instant::now();
         let third = submit(&batcher, MODEST, 3);
         let (_, third_goes_on) = batches.recv().await.unwrap();
+        assert!(began.elapsed().is_zero());
         for (go_on, done, answer) in [(first_goes_on, first, 10), (third_goes_on, third, 30)] {
             go_on.send(true).unwrap();
             assert!(matches!(done.await.unwrap(), Ok(given) if given == answer));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_slow_batch_has_ended_another_may_be_slow() {
+        let (batcher, mut batches) = batcher();
+        let first = submit(&batcher, MODEST, 1);
+        let (_, first_goes_on) = batches.recv().await.unwrap();
+        submit(&batcher, MODEST, 2);
+        let (_, _second_never_goes_on) = batches.recv().await.unwrap();
+        let third = submit(&batcher, MODEST, 3);
+        // Longer than a batch may take before it is slow: both are.
+        tokio::time::sleep(2 * SLOW_AFTER).await;
+        assert!(batches.try_recv().is_err(), "only one may be slow beside another");
+        first_goes_on.send(false).unwrap();
+        assert!(matches!(first.await.unwrap(), Err(Error::Panicked)));
+        let (batch, go_on) = batches.recv().await.unwrap();
+        assert_eq!(batch, [3]);
+        go_on.send(true).unwrap();
+        assert!(matches!(third.await.unwrap(), Ok(30)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -48,7 +48,7 @@ pub(crate) struct Options {
     /// Measures these parts alone, prints their tables and writes no file.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Part>,
-    /// Of these parts, measures rows alone whose name, as `CreateOrder, SQLite`, contains this text.
+    /// Of tables whose rows take turns, measures rows alone whose name, as `CreateOrder, SQLite`, contains this text.
     #[arg(long, requires = "only", default_value = "")]
     rows: String,
 }

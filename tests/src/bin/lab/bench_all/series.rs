@@ -155,10 +155,14 @@ fn is_of_load(refused: &Status) -> bool {
 /// The first failure, with the subject's name.
 pub(super) async fn alternate(subjects: Vec<Subject>, plan: &Plan) -> Result<Vec<Series>, Box<dyn Error>> {
     let mut subjects = subjects;
+    let is_named = |subject: &Subject| subject.series.label().contains(&plan.named);
+    let named = subjects.iter().filter(|subject| is_named(subject)).count();
+    if named == 0 {
+        return Err(format!("no row of these parts has {:?} in its name", plan.named).into());
+    }
     for round in 1..=plan.rounds {
-        println!("round {round} of {}, {} subjects", plan.rounds, subjects.len());
-        let named = subjects.iter_mut().filter(|subject| subject.series.label().contains(&plan.named));
-        for Subject { series, measure } in named {
+        println!("round {round} of {}, {named} subjects", plan.rounds);
+        for Subject { series, measure } in subjects.iter_mut().filter(|subject| is_named(subject)) {
             let figures = measure(plan.length).await.map_err(|why| format!("{}: {why}", series.name))?;
             series.rounds.push(figures);
         }
