@@ -495,7 +495,8 @@ mod tests {
         assert!(batches.try_recv().is_err(), "only one may be slow beside another");
         first_goes_on.send(false).unwrap();
         assert!(matches!(first.await.unwrap(), Err(Error::Panicked)));
-        let (batch, go_on) = batches.recv().await.unwrap();
+        let begun = timeout(WAIT_MAX, batches.recv()).await;
+        let (batch, go_on) = begun.expect("the second one does not hold up the third").unwrap();
         assert_eq!(batch, [3]);
         go_on.send(true).unwrap();
         assert!(matches!(third.await.unwrap(), Ok(30)));
