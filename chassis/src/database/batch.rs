@@ -31,8 +31,8 @@ const READS_AT_ONCE: usize = 1;
 /// Reads of one kind that may be slow while others go on. Together they leave connections of the pool to other work.
 const SLOW_READS_MAX: usize = 3;
 
-/// How long the next batch waits for the one before it, while fewer than the permitted number are slow. A server that has fallen silent
-/// would be waited for much longer, and other connections may well answer.
+/// How long the next batch waits for the one before it, while fewer than the permitted number are slow. A server that has
+/// fallen silent would be waited for much longer, and other connections may well answer.
 const SLOW_AFTER: Duration = Duration::from_millis(200);
 
 /// Does work in batches. Clones share the batches.
@@ -467,7 +467,8 @@ mod tests {
         let (_, first_goes_on) = batches.recv().await.unwrap();
         let second = submit(&batcher, MODEST, 2);
         let began = tokio::time::Instant::now();
-        let (batch, second_goes_on) = batches.recv().await.unwrap();
+        let begun = timeout(WAIT_MAX, batches.recv()).await;
+        let (batch, second_goes_on) = begun.expect("the first one does not hold up the second").unwrap();
         assert_eq!((batch, began.elapsed().as_millis() / 10), (vec![2], SLOW_AFTER.as_millis() / 10));
         second_goes_on.send(true).unwrap();
         assert!(matches!(second.await.unwrap(), Ok(20)));
