@@ -137,6 +137,7 @@ pub fn new_customer(name: &str, country: &str, provider: Option<Uuid>) -> Create
         reseller_id: String::new(),
         attestation: None,
         invitation: None,
+        customer_id: String::new(),
     }
 }
 

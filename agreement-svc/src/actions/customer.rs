@@ -1,19 +1,21 @@
-//! Customers and their relationships with partners (CUS-1 to CUS-3): the effects that CreateCustomer and
+//! Customers and their relationships with partners (CUS-1 to CUS-4): the effects that CreateCustomer, ImportCustomers and
 //! the acceptance of an invitation share, and the end of a relationship.
 
-use chassis::clock::new_salt;
+use chassis::clock::{new_id, new_salt};
+use chassis::database::Error;
 use uuid::Uuid;
 
-use crate::rules::Refusal;
 use crate::rules::event::Event;
 use crate::rules::party::{Cloud, Contact, Customer, Named, Partner, Profile, Relationship, relationship_of};
+use crate::rules::{Refusal, Time};
 use crate::store::change::{Change, ChangeError, commitment};
 use crate::store::contact::{contact_set, contacts, notice_insert};
 use crate::store::customer::{
-    active_partners, customer_insert, customer_set_acceptance_revision, customer_update, domain_is_taken,
+    Viewer, active_partners, customer_find, customer_insert, customer_set_acceptance_revision,
+    customer_set_first_purchase, customer_update, customers_find, domain_is_taken, relationship_active,
     relationship_end, relationship_insert,
 };
-use crate::store::partner::link_exists;
+use crate::store::partner::{link_exists, partner_find};
 
 /// The relationship that the partner enters with the other partner it names, if the two are linked.
 pub(crate) fn named_relationship(
@@ -42,19 +44,29 @@ pub(crate) struct Author {
     pub user_id: Uuid,
 }
 
-/// Stores a new customer and its first relationship. The contact is the author's.
+/// Stores a new customer and its first relationship. The contact is the author's. Without the id of its tenant the customer
+/// gets a new one.
 pub(crate) fn create(
     change: &mut Change<'_>,
-    id: Uuid,
+    tenant_id: Option<Uuid>,
     profile: Profile,
     cloud: Cloud,
     relationship: Relationship,
     author: Author,
 ) -> Result<Customer, ChangeError> {
     let Author { partner_id, user_id: by } = author;
+    if let Some(tenant_id) = tenant_id {
+        if !customers_find(change.connection, &[tenant_id])?.is_empty() {
+            return Err(Refusal::CustomerExists.into());
+        }
+        if partner_find(change.connection, tenant_id)?.is_some() {
+            return Err(Refusal::TenantOfOtherKind { tenant_id, is_partner: true }.into());
+        }
+    }
     if domain_is_taken(change.connection, &profile.domain)? {
         return Err(Refusal::DomainTaken.into());
     }
+    let id = tenant_id.unwrap_or_else(|| new_id(change.now));
     let Profile { company_name, domain, country, primary_contact } = profile;
     let contact_salt = new_salt();
     let revision = change.record(&Event::CustomerCreated {
@@ -84,6 +96,74 @@ pub(crate) fn create(
     contact_set(change.connection, id, partner_id, primary_contact, contact_salt, change.now)?;
     establish_relationship(change, &mut customer, relationship, by)?;
     Ok(customer)
+}
+
+/// A customer to import.
+pub(crate) struct ImportedCustomer {
+    pub tenant_id: Uuid,
+    pub profile: Profile,
+    pub provider_id: Option<Uuid>,
+    pub reseller_id: Option<Uuid>,
+    pub first_purchase_at: Option<Time>,
+    /// The partner's user who imports it (ROLE-7).
+    pub by: Uuid,
+}
+
+/// Creates a customer with what is known of it (CUS-4); false if it is there already, with the same data and in the same
+/// relationship. Its first purchase counts in both cases.
+pub(crate) fn import(
+    change: &mut Change<'_>,
+    creator: &Partner,
+    imported: ImportedCustomer,
+) -> Result<bool, ChangeError> {
+    let ImportedCustomer { tenant_id, profile, provider_id, reseller_id, first_purchase_at, by } = imported;
+    let relationship = named_relationship(change, creator, provider_id, reseller_id)?;
+    let visible = customer_find(change.connection, Viewer::Partner(creator.id), tenant_id)?;
+    let is_same = match &visible {
+        Some(known) => is_as_imported(change, known, &profile, relationship, creator.id)?,
+        None => false,
+    };
+    let customer = match visible.filter(|_| is_same) {
+        Some(known) => known,
+        None => {
+            let author = Author { partner_id: Some(creator.id), user_id: by };
+            create(change, Some(tenant_id), profile, creator.cloud, relationship, author)?
+        }
+    };
+    if let Some(purchased_at) = first_purchase_at {
+        note_purchase(change, &customer, relationship.payer_id, purchased_at, Some(by))?;
+    }
+    Ok(!is_same)
+}
+
+fn is_as_imported(
+    change: &mut Change<'_>,
+    known: &Customer,
+    profile: &Profile,
+    relationship: Relationship,
+    partner_id: Uuid,
+) -> Result<bool, Error> {
+    let Profile { company_name, domain, country, primary_contact } = profile;
+    let is_same = (company_name, domain, country) == (&known.company_name, &known.domain, &known.country)
+        && relationship_active(change.connection, relationship, known.id)?.is_some();
+    Ok(is_same && contacts(change.connection, known.id)?.of(partner_id) == Some(primary_contact))
+}
+
+/// Records a purchase that is earlier than those which are known (DIR-4), and returns the time of the first one. `by` imported
+/// it, where order-svc did not report it.
+pub(crate) fn note_purchase(
+    change: &mut Change<'_>,
+    customer: &Customer,
+    payer_id: Uuid,
+    purchased_at: Time,
+    by: Option<Uuid>,
+) -> Result<Time, Error> {
+    if let Some(first) = customer.first_purchase_at.filter(|first| *first <= purchased_at) {
+        return Ok(first);
+    }
+    change.record(&Event::FirstPurchaseReported { customer_id: customer.id, payer_id, purchased_at, by })?;
+    customer_set_first_purchase(change.connection, customer.id, purchased_at)?;
+    Ok(purchased_at)
 }
 
 /// Stores a relationship that does not exist yet.

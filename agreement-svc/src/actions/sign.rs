@@ -99,7 +99,7 @@ fn enrol(
         let missing = || Refusal::field("company", "is required: your tenant is not a customer yet");
         let company = company.ok_or_else(missing)?;
         let author = Author { partner_id: None, user_id: by };
-        let customer = create(change, tenant_id, company, cloud, relationship, author)?;
+        let customer = create(change, Some(tenant_id), company, cloud, relationship, author)?;
         name_contact(change, invitation, tenant_id)?;
         return Ok(customer);
     };

@@ -65,6 +65,7 @@ pub const ACCESS_POLICY: AccessPolicy = &[
     ("/csp.agreement.v1.PartnerService/ListPartners", OPERATORS),
     ("/csp.agreement.v1.PartnerService/GetPartner", PARTNER_OR_OPERATOR),
     ("/csp.agreement.v1.CustomerService/CreateCustomer", PARTNER_WRITERS),
+    ("/csp.agreement.v1.CustomerService/ImportCustomers", PARTNER_WRITERS),
     ("/csp.agreement.v1.CustomerService/UpdateCustomer", CORRECTORS),
     ("/csp.agreement.v1.CustomerService/GetCustomer", READERS),
     ("/csp.agreement.v1.CustomerService/ListCustomers", READERS),

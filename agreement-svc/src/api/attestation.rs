@@ -1,9 +1,9 @@
 //! `AttestationService`.
 
-use std::pin::Pin;
-
+use chassis::auth::Caller;
+use chassis::form::Form;
 use chassis::server::call;
-use futures_util::Stream;
+use prost_types::Timestamp;
 use proto::agreement::attestation_service_server::AttestationService;
 use proto::agreement::{
     CreateAttestationRequest, CreateAttestationResponse, GetAttestationRequest, GetAttestationResponse,
@@ -12,10 +12,13 @@ use proto::agreement::{
     WithdrawAttestationResponse,
 };
 use proto::identity::TenantKind;
+use proto::types;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::{Api, Mutation, convert, viewer};
+use super::import::Answers;
+use super::import::attestations::ATTESTATIONS;
+use super::{Api, Mutation, Timed, convert, viewer};
 use crate::actions::attest::{NewAttestation, attest_as_partner};
 use crate::actions::visibility::{require_customer, require_own_attestation};
 use crate::actions::withdraw::withdraw_attestation;
@@ -34,7 +37,10 @@ impl AttestationService for Api {
     ) -> Result<Response<CreateAttestationResponse>, Status> {
         let mut call = self.mutation("CreateAttestation", request, |message| &mut message.request_id)?;
         call.validate_only = std::mem::take(&mut call.message.validate_only);
-        let (customer_id, new) = read_new(&mut call);
+        let Mutation { caller, form, message, timed, .. } = &mut call;
+        let CreateAttestationRequest { customer_id, template_id, contact, agreed_at, .. } = message;
+        let ids = (customer_id.as_str(), template_id.as_str());
+        let (customer_id, new) = read_new(form, timed, caller, ids, contact.as_ref(), agreed_at.as_ref());
 
         self.change(call, move |change, caller| {
             let attestation = attest_as_partner(change, caller.tenant_id, customer_id, new)?;
@@ -117,14 +123,13 @@ impl AttestationService for Api {
         .await
     }
 
-    type ImportAttestationsStream =
-        Pin<Box<dyn Stream<Item = Result<ImportAttestationsResponse, Status>> + Send>>;
+    type ImportAttestationsStream = Answers<ImportAttestationsResponse>;
 
     async fn import_attestations(
         &self,
         request: Request<Streaming<ImportAttestationsRequest>>,
     ) -> Result<Response<Self::ImportAttestationsStream>, Status> {
-        self.import(request)
+        self.import(request, ATTESTATIONS)
     }
 
     async fn retry_notification(
@@ -149,12 +154,18 @@ impl AttestationService for Api {
 }
 
 /// Reads the customer and what is to be stored, for both calls that attest.
-pub(super) fn read_new(call: &mut Mutation<CreateAttestationRequest>) -> (Uuid, NewAttestation) {
-    let Mutation { caller, form, message, timed, .. } = call;
-    let customer_id = form.id("customer_id", &message.customer_id);
-    let template_id = form.id("template_id", &message.template_id);
-    let contact = convert::read_contact(form, "contact", message.contact.as_ref());
-    let agreed_at = form.time("agreed_at", message.agreed_at.as_ref());
+pub(super) fn read_new(
+    form: &mut Form,
+    timed: &mut Vec<Timed>,
+    caller: &Caller,
+    (customer_id, template_id): (&str, &str),
+    contact: Option<&types::Contact>,
+    agreed_at: Option<&Timestamp>,
+) -> (Uuid, NewAttestation) {
+    let customer_id = form.id("customer_id", customer_id);
+    let template_id = form.id("template_id", template_id);
+    let contact = convert::read_contact(form, "contact", contact);
+    let agreed_at = form.time("agreed_at", agreed_at);
     timed.push(("agreed_at".into(), agreed_at, check_not_in_the_future));
     (customer_id, NewAttestation { template_id, claim: Claim { contact, agreed_at }, by: caller.user_id })
 }

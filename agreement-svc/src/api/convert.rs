@@ -398,9 +398,9 @@ fn change(event: Event) -> wire::event::Change {
         Event::InvitationAccepted { invitation_id, .. } => {
             Change::InvitationAccepted(wire::InvitationAccepted { invitation_id: invitation_id.to_string() })
         }
-        Event::FirstPurchaseReported { purchased_at, .. } => {
-            let purchased_at = Some(timestamp(purchased_at));
-            Change::FirstPurchaseReported(wire::FirstPurchaseReported { purchased_at })
+        Event::FirstPurchaseReported { purchased_at, by, .. } => {
+            let (purchased_at, imported) = (Some(timestamp(purchased_at)), by.is_some());
+            Change::FirstPurchaseReported(wire::FirstPurchaseReported { purchased_at, imported })
         }
         Event::HistoryRestored { last_revision, last_hash } => {
             Change::HistoryRestored(wire::HistoryRestored { last_revision, last_hash })

@@ -1,19 +1,21 @@
 //! `CustomerService`.
 
 use chassis::auth::Caller;
-use chassis::clock::new_id;
 use chassis::form::Form;
 use chassis::server::call;
 use proto::agreement::customer_service_server::CustomerService;
 use proto::agreement::{
     CreateCustomerRequest, CreateCustomerResponse, EndRelationshipRequest, EndRelationshipResponse,
-    GetCustomerRequest, GetCustomerResponse, ListCustomerPartnersRequest, ListCustomerPartnersResponse,
-    ListCustomersRequest, ListCustomersResponse, UpdateCustomerRequest, UpdateCustomerResponse,
+    GetCustomerRequest, GetCustomerResponse, ImportCustomersRequest, ImportCustomersResponse,
+    ListCustomerPartnersRequest, ListCustomerPartnersResponse, ListCustomersRequest, ListCustomersResponse,
+    UpdateCustomerRequest, UpdateCustomerResponse,
 };
 use proto::identity::TenantKind;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
+use super::import::Answers;
+use super::import::customers::CUSTOMERS;
 use super::invitation::read_lifetime;
 use super::{Api, Mutation, convert, viewer};
 use crate::actions::attest::{NewAttestation, attest_for_new};
@@ -44,11 +46,8 @@ impl CustomerService for Api {
             (&message.company_name, &message.domain, &message.country),
             message.primary_contact.as_ref(),
         );
-        let provider_id = form.optional_id("provider_id", &message.provider_id);
-        let reseller_id = form.optional_id("reseller_id", &message.reseller_id);
-        if provider_id.is_some() && reseller_id.is_some() {
-            form.violation("reseller_id", "must be empty when provider_id is given");
-        }
+        let tenant_id = form.optional_id("customer_id", &message.customer_id);
+        let (provider_id, reseller_id) = read_named(form, &message.provider_id, &message.reseller_id);
         let attestation = message.attestation.as_ref().map(|attestation| {
             let contact = attestation.contact.as_ref().map_or_else(
                 || profile.primary_contact.clone(),
@@ -75,8 +74,8 @@ impl CustomerService for Api {
             if attestation.is_some() {
                 check_attester(&creator, relationship)?;
             }
-            let id = new_id(change.now);
-            let mut customer = create(change, id, profile, creator.cloud, relationship, author_of(caller))?;
+            let author = author_of(caller);
+            let mut customer = create(change, tenant_id, profile, creator.cloud, relationship, author)?;
             let attestation = match attestation {
                 Some(new) => Some(attest_for_new(change, &creator, relationship, &mut customer, new)?),
                 None => None,
@@ -106,6 +105,15 @@ impl CustomerService for Api {
         let mut created = created.await?;
         self.add_link(created.get_mut().invitation.as_mut()).await?;
         Ok(created)
+    }
+
+    type ImportCustomersStream = Answers<ImportCustomersResponse>;
+
+    async fn import_customers(
+        &self,
+        request: Request<Streaming<ImportCustomersRequest>>,
+    ) -> Result<Response<Self::ImportCustomersStream>, Status> {
+        self.import(request, CUSTOMERS)
     }
 
     async fn update_customer(
@@ -172,11 +180,7 @@ impl CustomerService for Api {
         let mut call = self.mutation("EndRelationship", request, |message| &mut message.request_id)?;
         let Mutation { form, message, .. } = &mut call;
         let customer_id = form.id("customer_id", &message.customer_id);
-        let provider_id = form.optional_id("provider_id", &message.provider_id);
-        let reseller_id = form.optional_id("reseller_id", &message.reseller_id);
-        if provider_id.is_some() && reseller_id.is_some() {
-            form.violation("reseller_id", "must be empty when provider_id is given");
-        }
+        let (provider_id, reseller_id) = read_named(form, &message.provider_id, &message.reseller_id);
 
         self.change(call, move |change, caller| {
             let partner = require_partner(change.connection, caller.tenant_id)?;
@@ -220,6 +224,20 @@ impl CustomerService for Api {
         })
         .await
     }
+}
+
+/// Reads the other partner of a relationship that the caller names: its provider or its reseller.
+pub(super) fn read_named(
+    form: &mut Form,
+    provider_id: &str,
+    reseller_id: &str,
+) -> (Option<Uuid>, Option<Uuid>) {
+    let provider_id = form.optional_id("provider_id", provider_id);
+    let reseller_id = form.optional_id("reseller_id", reseller_id);
+    if provider_id.is_some() && reseller_id.is_some() {
+        form.violation("reseller_id", "must be empty when provider_id is given");
+    }
+    (provider_id, reseller_id)
 }
 
 /// Whose change a caller's is.

@@ -18,16 +18,16 @@ use uuid::Uuid;
 use super::access::PARTNER_WRITE;
 use super::{Api, Mutation, checked, convert, status};
 use crate::actions::blocked::{Blocked, Listing, blocked_list};
+use crate::actions::customer::note_purchase;
 use crate::actions::gate::{self, AssumedAttestation, GateAnswer, GateQuery};
 use crate::actions::visibility::{require_customer, require_partner};
 use crate::rules::Time;
 use crate::rules::attestation::check_not_in_the_future;
 use crate::rules::eligibility::{Acting, Operation, Question};
-use crate::rules::event::Event;
 use crate::rules::policy::Channel;
 use crate::rules::template::AgreementType;
 use crate::store::change::ChangeError;
-use crate::store::customer::{Viewer, customer_set_first_purchase};
+use crate::store::customer::Viewer;
 use crate::store::gate::{Pair, Parties};
 
 /// One entry for each line of the largest order.
@@ -152,13 +152,8 @@ impl EligibilityService for Api {
         self.change(call, move |change, _| {
             let customer = require_customer(change.connection, Viewer::Everything, customer_id)?;
             require_partner(change.connection, payer_id)?;
-            let first = customer.first_purchase_at.filter(|first| *first <= purchased_at);
-            if first.is_none() {
-                change.record(&Event::FirstPurchaseReported { customer_id, payer_id, purchased_at })?;
-                customer_set_first_purchase(change.connection, customer_id, purchased_at)?;
-            }
-            let first_purchase_at = Some(timestamp(first.unwrap_or(purchased_at)));
-            Ok(ReportPurchaseResponse { first_purchase_at })
+            let first = note_purchase(change, &customer, payer_id, purchased_at, None)?;
+            Ok(ReportPurchaseResponse { first_purchase_at: Some(timestamp(first)) })
         })
         .await
     }

@@ -197,6 +197,13 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         .with("limit", max)
         .retry_after(retry_after.to_std().unwrap_or(STREAM_RETRY))
         .status(),
+        Refusal::CustomerExists => with(
+            Code::AlreadyExists,
+            ErrorReason::CustomerExists,
+            "a customer with this id exists; read it with GetCustomer if it is yours, otherwise invite it to a relationship with \
+             CreateInvitation",
+        )
+        .status(),
         Refusal::DomainTaken => with(
             Code::AlreadyExists,
             ErrorReason::DomainTaken,
@@ -217,7 +224,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::TenantOfOtherKind { tenant_id, is_partner } => {
             let (sentence, kind) = if *is_partner {
                 let what = "is registered as a partner, so it cannot become a customer";
-                (format!("tenant {tenant_id} {what}; accept with a user of the company's own tenant"), "PARTNER")
+                (format!("tenant {tenant_id} {what}; use the company's own tenant"), "PARTNER")
             } else {
                 let what = "is a customer, so it cannot be registered as a partner";
                 (format!("tenant {tenant_id} {what}; register the partner under a tenant of its own"), "CUSTOMER")
@@ -450,6 +457,7 @@ mod tests {
             Refusal::AlreadyAttested { attestation_id: id },
             Refusal::OlderThanCurrent { attestation_id: id, offered: 1, current: 2 },
             Refusal::TooManyChanges { max: 60, retry_after: chrono::Duration::seconds(7) },
+            Refusal::CustomerExists,
             Refusal::DomainTaken,
             Refusal::PartnerExists { partner_id: id },
             Refusal::TenantOfOtherKind { tenant_id: id, is_partner: true },
@@ -494,9 +502,10 @@ mod tests {
             AlreadyExists ALREADY_ATTESTED: attestation 00000000-0000-0000-0000-000000000001 already states this version and contact; nothing to do ["attestation_id=00000000-0000-0000-0000-000000000001", "partner_center_code=600061"]
             FailedPrecondition OLDER_THAN_CURRENT: on the date agreed version 1 was in force, and attestation 00000000-0000-0000-0000-000000000001 is of version 2; check the date agreed, or attest an acceptance of the later version ["attestation_id=00000000-0000-0000-0000-000000000001", "current_version=2", "offered_version=1"]
             ResourceExhausted ACCEPTANCE_CHANGE_LIMIT: this customer's acceptances by this partner, or its own signatures, were made and withdrawn 60 times within an hour; try again in 8 s, or ask the operator to raise --acceptance-changes-max ["limit=60"]
+            AlreadyExists CUSTOMER_EXISTS: a customer with this id exists; read it with GetCustomer if it is yours, otherwise invite it to a relationship with CreateInvitation []
             AlreadyExists DOMAIN_TAKEN: a customer with this domain exists; invite it to a relationship with CreateInvitation, or use another domain; if it holds the domain wrongly, the operator corrects that with UpdateCustomer []
             AlreadyExists PARTNER_EXISTS: partner 00000000-0000-0000-0000-000000000001 is registered with other particulars; UpdatePartner corrects the name, and kind and cloud never change ["partner_id=00000000-0000-0000-0000-000000000001"]
-            FailedPrecondition TENANT_OF_OTHER_KIND: tenant 00000000-0000-0000-0000-000000000001 is registered as a partner, so it cannot become a customer; accept with a user of the company's own tenant ["kind=PARTNER", "tenant_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition TENANT_OF_OTHER_KIND: tenant 00000000-0000-0000-0000-000000000001 is registered as a partner, so it cannot become a customer; use the company's own tenant ["kind=PARTNER", "tenant_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition TENANT_OF_OTHER_KIND: tenant 00000000-0000-0000-0000-000000000001 is a customer, so it cannot be registered as a partner; register the partner under a tenant of its own ["kind=CUSTOMER", "tenant_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition RESELLER_NOT_LINKED: reseller 00000000-0000-0000-0000-000000000001 is not linked to provider 00000000-0000-0000-0000-000000000001; ask the operator to link them ["provider_id=00000000-0000-0000-0000-000000000001", "reseller_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition WRONG_PARTNER_KIND: a link joins an INDIRECT_PROVIDER and an INDIRECT_RESELLER of one cloud, and partner 00000000-0000-0000-0000-000000000001 is DIRECT_BILL in PUBLIC; name another partner ["cloud=PUBLIC", "kind=DIRECT_BILL", "partner_id=00000000-0000-0000-0000-000000000001"]

@@ -157,6 +157,9 @@ pub enum Event {
         customer_id: Uuid,
         payer_id: Uuid,
         purchased_at: Time,
+        /// The user who imported it; absent where order-svc reported it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<Uuid>,
     },
     /// A person was erased from these records.
     ContactErased {
@@ -252,9 +255,8 @@ impl Event {
             | Self::InvitationCreated { by, .. }
             | Self::InvitationRevoked { by, .. }
             | Self::InvitationAccepted { by, .. } => Some(*by).filter(|by| !by.is_nil()),
-            Self::FirstPurchaseReported { .. }
-            | Self::ContactErased { .. }
-            | Self::HistoryRestored { .. } => None,
+            Self::FirstPurchaseReported { by, .. } => *by,
+            Self::ContactErased { .. } | Self::HistoryRestored { .. } => None,
         }
     }
 
@@ -342,10 +344,11 @@ mod tests {
             by: USER,
         };
         let linked = Event::ResellerLinked { provider_id: PARTNER, reseller_id: OTHER, by: USER };
-        let purchased = Event::FirstPurchaseReported {
+        let purchased = |by| Event::FirstPurchaseReported {
             customer_id: CUSTOMER,
             payer_id: PARTNER,
             purchased_at: Time::UNIX_EPOCH,
+            by,
         };
         let (customer, partner, user) = (Some(CUSTOMER), Some(PARTNER), Some(USER));
         for (event, expected) in [
@@ -357,7 +360,8 @@ mod tests {
             (updated(partner, USER), (customer, partner, user)),
             (updated(None, USER), (customer, None, user)),
             (withdrawn(&[]), (customer, None, user)),
-            (purchased, (customer, partner, None)),
+            (purchased(None), (customer, partner, None)),
+            (purchased(user), (customer, partner, user)),
             (erased(customer, vec![]), (customer, None, None)),
             (erased(None, vec![]), (None, None, None)),
         ] {

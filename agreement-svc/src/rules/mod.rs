@@ -64,6 +64,8 @@ pub enum Refusal {
     /// ATT-8: the acceptances of the customer, by this partner or by itself, change too often.
     TooManyChanges { max: u32, retry_after: Duration },
     /// CUS-1.
+    CustomerExists,
+    /// CUS-1.
     DomainTaken,
     /// Registered with other particulars.
     PartnerExists { partner_id: Uuid },

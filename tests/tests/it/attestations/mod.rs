@@ -2,6 +2,7 @@
 
 mod customers;
 mod import;
+mod import_customers;
 pub(crate) mod mail;
 mod rate;
 mod together;

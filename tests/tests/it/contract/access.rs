@@ -33,7 +33,7 @@ use uuid::Uuid;
 /// turned away: no identity | a partner user with ADMIN_AGENT, SALES_AGENT, HELPDESK_AGENT, GLOBAL_ADMIN,
 /// no role | a customer user with GLOBAL_ADMIN, without that role | an operator | a service.
 #[rustfmt::skip]
-const LET_IN: [(&str, &str); 54] = [
+const LET_IN: [(&str, &str); 55] = [
     ("/csp.agreement.v1.TemplateService/ListTemplates",          "- | A S H G n | G n | O | S"),
     ("/csp.agreement.v1.TemplateService/GetTemplate",            "- | A S H G n | G n | O | S"),
     ("/csp.agreement.v1.TemplateService/GetTemplateDocument",    "- | A S H G n | G n | O | S"),
@@ -46,6 +46,7 @@ const LET_IN: [(&str, &str); 54] = [
     ("/csp.agreement.v1.PartnerService/ListPartners",            "- | - - - - - | - - | O | -"),
     ("/csp.agreement.v1.PartnerService/GetPartner",              "- | A S H G - | - - | O | -"),
     ("/csp.agreement.v1.CustomerService/CreateCustomer",         "- | A S - - - | - - | - | -"),
+    ("/csp.agreement.v1.CustomerService/ImportCustomers",        "- | A S - - - | - - | - | -"),
     ("/csp.agreement.v1.CustomerService/UpdateCustomer",         "- | A S - - - | G - | O | -"),
     ("/csp.agreement.v1.CustomerService/GetCustomer",            "- | A S H G - | G - | O | -"),
     ("/csp.agreement.v1.CustomerService/ListCustomers",          "- | A S H G - | G - | O | -"),

@@ -9,13 +9,13 @@ use proto::agreement::{
     CheckEligibilityRequest, CompanyProfile, CreateAttestationRequest, CreateCustomerRequest,
     CreateInvitationRequest, EndRelationshipRequest, GetAttestationRequest, GetCustomerRequest,
     GetDirectSignStatusRequest, GetInvitationRequest, GetPartnerRequest, GetTemplateDocumentRequest,
-    GetTemplateRequest, ImportAttestationsRequest, InlineAttestation, InlineInvitation, LinkResellerRequest,
-    ListAttestationsRequest, ListBlockedCustomersRequest, ListCustomerPartnersRequest, ListCustomersRequest,
-    ListEventsRequest, ListInvitationsRequest, ListPartnersRequest, ListTemplatesRequest,
-    PublishTemplateVersionRequest, RegisterPartnerRequest, ReportPurchaseRequest, RetireTemplateRequest,
-    RetryNotificationRequest, RevokeInvitationRequest, SignAgreementRequest, TemplateDocument,
-    UnlinkResellerRequest, UpdateCustomerRequest, UpdatePartnerRequest, WatchEventsRequest,
-    WithdrawAttestationRequest, WithdrawSignatureRequest,
+    GetTemplateRequest, ImportAttestationsRequest, ImportCustomersRequest, InlineAttestation,
+    InlineInvitation, LinkResellerRequest, ListAttestationsRequest, ListBlockedCustomersRequest,
+    ListCustomerPartnersRequest, ListCustomersRequest, ListEventsRequest, ListInvitationsRequest,
+    ListPartnersRequest, ListTemplatesRequest, PublishTemplateVersionRequest, RegisterPartnerRequest,
+    ReportPurchaseRequest, RetireTemplateRequest, RetryNotificationRequest, RevokeInvitationRequest,
+    SignAgreementRequest, TemplateDocument, UnlinkResellerRequest, UpdateCustomerRequest,
+    UpdatePartnerRequest, WatchEventsRequest, WithdrawAttestationRequest, WithdrawSignatureRequest,
 };
 use proto::types::{AgreementType, Channel, Operation};
 use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
@@ -23,7 +23,7 @@ use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
 use super::existing::{Existing, Table, attestation, document, publication};
 use super::values::{
     COUNTRIES, DIGESTS, DOMAINS, ENUMS, LANGUAGES, LINKS, PAGE_SIZES, PAGE_TOKENS, TIMES, contact, expiry,
-    given_id, given_text, id, pick, pick_given, required_time, text,
+    given_id, given_text, given_time, id, pick, pick_given, required_time, text,
 };
 
 impl Existing {
@@ -174,6 +174,7 @@ impl Existing {
             "attestation.contact.email",
             "attestation.contact.phone",
             "attestation.agreed_at",
+            "customer_id",
         ];
         table.all_bad("CreateCustomer", direct, &fields, |n| CreateCustomerRequest {
             request_id: id(n),
@@ -189,6 +190,32 @@ impl Existing {
                 agreed_at: required_time(n),
             }),
             invitation: None,
+            customer_id: given_id(n + 2),
+        });
+        let fields = [
+            "request_id",
+            "customer_id",
+            "company_name",
+            "domain",
+            "country",
+            "primary_contact.first_name",
+            "primary_contact.last_name",
+            "primary_contact.email",
+            "primary_contact.phone",
+            "provider_id",
+            "reseller_id",
+            "first_purchase_at",
+        ];
+        table.all_bad("ImportCustomers", direct, &fields, |n| ImportCustomersRequest {
+            request_id: id(n),
+            customer_id: id(n + 1),
+            company_name: text(n, 200),
+            domain: pick(&DOMAINS, n).into(),
+            country: pick(&COUNTRIES, n).into(),
+            primary_contact: contact(n),
+            provider_id: given_id(n),
+            reseller_id: given_id(n + 1),
+            first_purchase_at: given_time(n),
         });
         let good = fixtures::new_customer("Northwind", "FR", None);
         let contact_fields =

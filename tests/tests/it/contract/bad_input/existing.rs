@@ -205,7 +205,7 @@ impl Existing {
                 let named = bad_fields_of(&refused).into_iter().collect();
                 Some((refused.code(), reason_of(&refused), named))
             }
-            Ok(answer) if row.call == path("ImportAttestations") => {
+            Ok(answer) if ["ImportAttestations", "ImportCustomers"].map(path).contains(&row.call) => {
                 let answer = ImportAttestationsResponse::decode(answer.as_slice()).unwrap();
                 let refusal = answer.refusal?;
                 let (code, reason) = (Code::from_i32(refusal.code), refusal.reason().name().to_owned());

@@ -131,11 +131,20 @@ pub(super) fn given_text(round: usize, max: usize) -> String {
 }
 
 pub(super) fn required_time(round: usize) -> Option<Timestamp> {
+    let mut times = vec![None];
+    times.extend(past_times().into_iter().map(Some));
+    pick(&times, round)
+}
+
+/// As [`required_time`], of a field that may be left empty.
+pub(super) fn given_time(round: usize) -> Option<Timestamp> {
+    Some(pick(&past_times(), round))
+}
+
+fn past_times() -> Vec<Timestamp> {
     let in_an_hour = timestamp(Clock::system().now() + Duration::hours(1));
     let end_of_time = Timestamp { seconds: 253_402_300_799, nanos: 999_999_000 };
-    let mut times: Vec<_> = TIMES.map(Some).to_vec();
-    times.extend([None, Some(in_an_hour), Some(end_of_time)]);
-    pick(&times, round)
+    TIMES.into_iter().chain([in_an_hour, end_of_time]).collect()
 }
 
 /// Until when an invitation may not be made to last: the past, more than 90 days, no time.

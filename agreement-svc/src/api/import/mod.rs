@@ -1,13 +1,16 @@
-//! `ImportAttestations`: attestations in bulk, each row decided and answered by itself (ATT-10).
+//! Imports: rows in bulk, each decided and answered by itself (ATT-10). What a row is stands in a file for each import.
 //!
 //! Rows that have arrived are decided together, in one change, and the next ones after its commit: so what is stored of a
 //! stream that is cut is always its beginning. Nothing is kept but the rows in flight: a row is read only
 //! when there is room for its answer, and answers are made only as the client's flow control takes
 //! them, so a client that sends and never reads stops being read after a few windows.
 
+pub(super) mod attestations;
+pub(super) mod customers;
+
 use std::collections::BTreeMap;
 use std::future::ready;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -20,20 +23,15 @@ use chassis::server::call::{call_id, open_ended};
 use chassis::server::message::with_reason;
 use futures_util::{Stream, StreamExt, stream};
 use prost::Message;
-use proto::agreement::attestation_service_server::AttestationService;
-use proto::agreement::{
-    CreateAttestationRequest, ImportAttestationsRequest, ImportAttestationsResponse, ImportOutcome,
-};
+use proto::agreement::ImportOutcome;
+use proto::types;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::attestation::read_new;
 use super::{Api, Asked, Mutation, Timed, check_times, decoded, status};
-use crate::actions::attest::{Attesting, NewAttestation};
-use crate::rules::Refusal;
 use crate::store::change::{Answered, Change, ChangeError, Decide, change_each};
 
 /// Rows of one import that are decided together: as many as the writer commits at once, so that other changes wait no longer
@@ -53,19 +51,51 @@ const IMPORT_DURATION_MAX: Duration = Duration::from_secs(1800);
 const REQUEST_ID_LENGTH: usize = 36;
 
 /// The answers, in the order of the rows.
-type Answers = <Api as AttestationService>::ImportAttestationsStream;
+pub(super) type Answers<A> = Pin<Box<dyn Stream<Item = Result<A, Status>> + Send>>;
 
-/// The outcome of a row, or why the stream ends.
-type Answer = <Answers as Stream>::Item;
+/// An import: what its rows ask for, and how they are decided.
+pub(super) struct Import<M, N, D> {
+    /// The call's name, which is part of the idempotency key.
+    pub name: &'static str,
+    pub request_id: fn(&mut M) -> &mut String,
+    /// Reads what a row asks for.
+    pub read: fn(&mut Mutation<M>) -> N,
+    /// Reads what decisions on some rows of a partner need to know.
+    pub prepare: fn(&mut Change<'_>, Uuid, &[&N]) -> Result<D, Error>,
+    /// Decides on a row: its outcome, and the id of what it is about.
+    pub decide: fn(&mut D, &mut Change<'_>, N) -> Result<(ImportOutcome, Uuid), ChangeError>,
+    /// Stores the effects of all of them.
+    pub store: fn(D, &mut Change<'_>) -> Result<(), Error>,
+}
+
+/// The answer to a row of any import.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Settled {
+    pub row: u64,
+    pub request_id: String,
+    pub outcome: ImportOutcome,
+    /// The id of what the row is about; empty if it was refused.
+    pub id: String,
+    pub refusal: Option<types::Refusal>,
+}
 
 impl Api {
-    pub(super) fn import(
+    /// `A` is the call's answer.
+    pub(super) fn import<M, N, D, A>(
         &self,
-        request: Request<Streaming<ImportAttestationsRequest>>,
-    ) -> Result<Response<Answers>, Status> {
+        request: Request<Streaming<M>>,
+        import: Import<M, N, D>,
+    ) -> Result<Response<Answers<A>>, Status>
+    where
+        M: Message + Default + 'static,
+        N: Send + 'static,
+        D: 'static,
+        A: Message + Default + From<Settled> + Into<Settled> + 'static,
+    {
         let caller = Arc::new(auth::caller(&request)?);
         let permit = self.stream_permit(&self.imports, "imports", &caller)?;
-        let mut tally = Tally::new(call_id(&request), &caller, permit);
+        let mut tally = Tally::new(import.name, call_id(&request), &caller, permit);
+        let import = Arc::new(import);
 
         let (stop, stopped) = (self.stopping.clone(), self.stopping.clone());
         // In place of the rows that are not taken any more.
@@ -75,13 +105,13 @@ impl Api {
             .into_inner()
             .map(|row| row.map_err(|status| with_reason(status, status::DOMAIN)))
             .take_until(Box::pin(stop.cancelled_owned()));
-        let (api, partner_id) = (self.clone(), caller.tenant_id);
+        let (api, partner_id, of_rows) = (self.clone(), caller.tenant_id, import.clone());
         let rows = sent_in_time(rows).chain(end).zip(stream::iter(1..));
-        let rows = rows.map(move |(row, number)| row.map(|row| api.read_row(&caller, number, row)));
+        let rows = rows.map(move |(row, number)| row.map(|row| api.read_row(&caller, &of_rows, number, row)));
         let api = self.clone();
         let mut answers = rows
             .ready_chunks(ROWS_IN_FLIGHT)
-            .then(move |rows| attest_rows(api.clone(), partner_id, rows))
+            .then(move |rows| settle_rows::<M, N, D, A>(api.clone(), import.clone(), partner_id, rows))
             .flat_map(stream::iter)
             .boxed();
         let counted = stream::poll_fn(move |context| {
@@ -89,41 +119,41 @@ impl Api {
             if let Poll::Ready(answer) = &answer {
                 tally.count(answer.as_ref());
             }
-            answer
+            answer.map(|answer| answer.map(|answer| answer.map(A::from)))
         });
         Ok(open_ended(taken_in_time(counted)))
     }
 
-    fn read_row(&self, caller: &Caller, number: u64, row: ImportAttestationsRequest) -> Row {
-        let ImportAttestationsRequest { request_id, customer_id, template_id, contact, agreed_at } = row;
-        let echo = ImportAttestationsResponse {
-            row: number,
-            request_id: request_id.chars().take(REQUEST_ID_LENGTH).collect(),
-            ..ImportAttestationsResponse::default()
-        };
-        let row = CreateAttestationRequest {
-            request_id,
-            customer_id,
-            template_id,
-            contact,
-            agreed_at,
-            validate_only: false,
-        };
-        let mut call = Mutation::new("ImportAttestations", caller.clone(), row, |row| &mut row.request_id);
+    fn read_row<M: Message, N, D>(
+        &self,
+        caller: &Caller,
+        import: &Import<M, N, D>,
+        number: u64,
+        mut row: M,
+    ) -> Row<N> {
+        let request_id = (import.request_id)(&mut row).chars().take(REQUEST_ID_LENGTH).collect();
+        let echo = Settled { row: number, request_id, ..Settled::default() };
+        let mut call = Mutation::new(import.name, caller.clone(), row, import.request_id);
         // As the command `import` does.
         call.is_id_derived = true;
-        let (customer_id, new) = read_new(&mut call);
-        let asked =
-            self.asked(call).map(|Asked { key, timed, .. }| (key, NewRow { customer_id, new, timed }));
+        let new = (import.read)(&mut call);
+        let asked = self.asked(call).map(|Asked { key, timed, .. }| (key, NewRow { new, timed }));
         Row { echo, asked }
     }
 
     /// Decides on rows and stores them, all in one change.
-    async fn attest(
+    async fn settle<M, N, D, A>(
         &self,
+        import: Arc<Import<M, N, D>>,
         partner_id: Uuid,
-        rows: Vec<Row>,
-    ) -> Result<Vec<ImportAttestationsResponse>, Status> {
+        rows: Vec<Row<N>>,
+    ) -> Result<Vec<Settled>, Status>
+    where
+        M: 'static,
+        N: Send + 'static,
+        D: 'static,
+        A: Message + Default + From<Settled> + Into<Settled>,
+    {
         let (mut answers, mut echoes, mut requests) = (BTreeMap::new(), vec![], vec![]);
         for Row { echo, asked } in rows {
             match asked {
@@ -137,13 +167,14 @@ impl Api {
         if requests.is_empty() {
             return Ok(answers.into_values().collect());
         }
-        let read = move |change: &mut Change<'_>, rows: &[&NewRow]| {
-            let asked = rows.iter().map(|row| (row.customer_id, row.new.template_id));
-            Attesting::read(change, partner_id, asked)
+        let prepare = move |change: &mut Change<'_>, rows: &[&NewRow<N>]| {
+            let rows: Vec<&N> = rows.iter().map(|row| &row.new).collect();
+            let decisions = (import.prepare)(change, partner_id, &rows)?;
+            Ok(Deciding { import: import.clone(), decisions })
         };
         let limits = (self.clock.clone(), self.acceptance_changes_max);
-        let encode = ImportAttestationsResponse::encode_to_vec;
-        let answered = change_each(&self.database, requests, limits, read, encode).await;
+        let encode = |answer: &Settled| A::from(answer.clone()).encode_to_vec();
+        let answered = change_each(&self.database, requests, limits, prepare, encode).await;
         let answered = answered.map_err(|error| status::of(error.into()))?;
         self.committed.send_replace(());
         for (echo, answer) in echoes.into_iter().zip(answered) {
@@ -151,9 +182,9 @@ impl Api {
             let answer = match answer {
                 Ok(Answered::New(answer)) => repeating(echo, answer),
                 Ok(Answered::Before(bytes)) => {
-                    let mut answer: ImportAttestationsResponse = decoded(&bytes)?;
-                    if answer.outcome() == ImportOutcome::Stored {
-                        answer.set_outcome(ImportOutcome::Replayed);
+                    let mut answer: Settled = decoded::<A>(&bytes)?.into();
+                    if answer.outcome == ImportOutcome::Stored {
+                        answer.outcome = ImportOutcome::Replayed;
                     }
                     repeating(echo, answer)
                 }
@@ -166,53 +197,54 @@ impl Api {
 }
 
 /// A row that was read.
-struct Row {
+struct Row<N> {
     /// What its answer repeats.
-    echo: ImportAttestationsResponse,
+    echo: Settled,
     /// What it asks for, or all that is wrong with it.
-    asked: Result<(IdempotencyKey, NewRow), Status>,
+    asked: Result<(IdempotencyKey, NewRow<N>), Status>,
 }
 
 /// What a row asks for.
-struct NewRow {
-    customer_id: Uuid,
-    new: NewAttestation,
+struct NewRow<N> {
+    new: N,
     timed: Vec<Timed>,
 }
 
-impl Decide<NewRow, ImportAttestationsResponse> for Attesting {
-    fn decide(
-        &mut self,
-        change: &mut Change<'_>,
-        row: NewRow,
-    ) -> Result<ImportAttestationsResponse, ChangeError> {
+/// Rows that are being decided.
+struct Deciding<M, N, D> {
+    import: Arc<Import<M, N, D>>,
+    decisions: D,
+}
+
+impl<M, N, D> Decide<NewRow<N>, Settled> for Deciding<M, N, D> {
+    fn decide(&mut self, change: &mut Change<'_>, row: NewRow<N>) -> Result<Settled, ChangeError> {
         check_times(&row.timed, change.now)?;
-        match self.attest(change, row.customer_id, row.new) {
-            Ok(attestation) => Ok(settled(ImportOutcome::Stored, attestation.id)),
-            // This is remembered, unlike a refusal. A row that was superfluous when it came first
-            // must not become an attestation when it comes again after rows that followed it.
-            Err(ChangeError::Refused(Refusal::AlreadyAttested { attestation_id })) => {
-                Ok(settled(ImportOutcome::Duplicate, attestation_id))
-            }
-            Err(error) => Err(error),
-        }
+        let (outcome, id) = (self.import.decide)(&mut self.decisions, change, row.new)?;
+        Ok(Settled { outcome, id: id.to_string(), ..Settled::default() })
     }
 
     fn store(self, change: &mut Change<'_>) -> Result<(), Error> {
-        self.store_all(change)
+        (self.import.store)(self.decisions, change)
     }
 }
 
 /// Answers rows that have arrived together, up to one that cannot be read, which ends the stream. So does a failure: the rows
 /// after it must not be decided without these, because they may be about the same customer.
-async fn attest_rows(
+async fn settle_rows<M, N, D, A>(
     api: Api,
+    import: Arc<Import<M, N, D>>,
     partner_id: Uuid,
-    rows: Vec<Result<Row, Status>>,
-) -> impl Iterator<Item = Answer> + Send {
+    rows: Vec<Result<Row<N>, Status>>,
+) -> impl Iterator<Item = Result<Settled, Status>> + Send
+where
+    M: 'static,
+    N: Send + 'static,
+    D: 'static,
+    A: Message + Default + From<Settled> + Into<Settled>,
+{
     let mut end = None;
     let rows = rows.into_iter().map_while(|row| row.map_err(|status| end = Some(status)).ok()).collect();
-    let answers = match api.attest(partner_id, rows).await {
+    let answers = match api.settle::<M, N, D, A>(import, partner_id, rows).await {
         Ok(answers) => answers,
         Err(failed) => {
             end = Some(failed);
@@ -222,16 +254,13 @@ async fn attest_rows(
     answers.into_iter().map(Ok).chain(end.map(Err))
 }
 
-fn repeating(
-    echo: ImportAttestationsResponse,
-    answer: ImportAttestationsResponse,
-) -> ImportAttestationsResponse {
-    ImportAttestationsResponse { row: echo.row, request_id: echo.request_id, ..answer }
+fn repeating(echo: Settled, answer: Settled) -> Settled {
+    Settled { row: echo.row, request_id: echo.request_id, ..answer }
 }
 
-fn refused(echo: ImportAttestationsResponse, refused: &Status) -> ImportAttestationsResponse {
+fn refused(echo: Settled, refused: &Status) -> Settled {
     let refusal = Some(status::item(refused));
-    ImportAttestationsResponse { outcome: ImportOutcome::Refused.into(), refusal, ..echo }
+    Settled { outcome: ImportOutcome::Refused, refusal, ..echo }
 }
 
 /// Ends a stream of which the client sends nothing for too long.
@@ -244,7 +273,9 @@ fn sent_in_time<T>(rows: impl Stream<Item = Result<T, Status>>) -> impl Stream<I
 /// of its own, because no task asks for the next answer of a client that does not read. The answers of a commit wait
 /// for each other in between, so that they travel together: many small frames cost much, and HTTP/2
 /// libraries count them as an attack when they are not read at once.
-fn taken_in_time(answers: impl Stream<Item = Answer> + Send + 'static) -> Answers {
+fn taken_in_time<A: Send + 'static>(
+    answers: impl Stream<Item = Result<A, Status>> + Send + 'static,
+) -> Answers<A> {
     let (sender, receiver) = mpsc::channel(ROWS_IN_FLIGHT);
     let in_time = async move {
         let mut answers = pin!(answers);
@@ -272,16 +303,9 @@ fn taken_in_time(answers: impl Stream<Item = Answer> + Send + 'static) -> Answer
     ReceiverStream::new(receiver).chain(end).boxed()
 }
 
-fn settled(outcome: ImportOutcome, attestation_id: Uuid) -> ImportAttestationsResponse {
-    ImportAttestationsResponse {
-        outcome: outcome.into(),
-        attestation_id: attestation_id.to_string(),
-        ..ImportAttestationsResponse::default()
-    }
-}
-
 /// The outcomes of the rows of one import, counted. They are logged when the stream ends, however it does.
 struct Tally {
+    call: &'static str,
     call_id: String,
     tenant_id: Uuid,
     stored: u64,
@@ -293,8 +317,9 @@ struct Tally {
 }
 
 impl Tally {
-    fn new(call_id: String, caller: &Caller, permit: Permit) -> Self {
+    fn new(call: &'static str, call_id: String, caller: &Caller, permit: Permit) -> Self {
         Self {
+            call,
             call_id,
             tenant_id: caller.tenant_id,
             stored: 0,
@@ -306,8 +331,8 @@ impl Tally {
         }
     }
 
-    fn count(&mut self, answer: Option<&Answer>) {
-        match answer.map(|answer| answer.as_ref().map(ImportAttestationsResponse::outcome)) {
+    fn count(&mut self, answer: Option<&Result<Settled, Status>>) {
+        match answer.map(|answer| answer.as_ref().map(|answer| answer.outcome)) {
             Some(Ok(ImportOutcome::Stored)) => self.stored += 1,
             Some(Ok(ImportOutcome::Replayed)) => self.replayed += 1,
             Some(Ok(ImportOutcome::Duplicate)) => self.duplicate += 1,
@@ -320,9 +345,9 @@ impl Tally {
 
 impl Drop for Tally {
     fn drop(&mut self) {
-        let Self { stored, replayed, duplicate, refused, ended, .. } = *self;
+        let Self { call, stored, replayed, duplicate, refused, ended, .. } = *self;
         let (call_id, tenant) = (&self.call_id, self.tenant_id);
-        tracing::info!(%tenant, stored, replayed, duplicate, refused, ended, call_id, "import");
+        tracing::info!(call, %tenant, stored, replayed, duplicate, refused, ended, call_id, "import");
     }
 }
 
@@ -345,7 +370,7 @@ mod tests {
         let rows = sent_in_time(stream::pending::<Result<(), Status>>());
         let mut answers = taken_in_time(rows.map(move |row| {
             let _held = &held;
-            row.map(|()| ImportAttestationsResponse::default())
+            row.map(|()| Settled::default())
         }));
         assert!(matches!(answers.next().await, Some(Err(_))));
         assert!(answers.next().await.is_none());
@@ -363,9 +388,9 @@ mod tests {
         });
         let answers = taken_in_time(sent_in_time(rows).map(move |row| {
             let _held = &held;
-            row.map(|()| ImportAttestationsResponse::default())
+            row.map(|()| Settled::default())
         }));
-        let taken: Vec<Answer> = answers.collect().await;
+        let taken: Vec<Result<Settled, Status>> = answers.collect().await;
         let ended = taken.last().and_then(|last| last.as_ref().err()).unwrap();
         assert!(ended.message().starts_with("DEADLINE_PASSED: "), "{ended}");
         assert_eq!(taken.len(), 31);
@@ -379,12 +404,12 @@ mod tests {
         let held = Arc::clone(&permit);
         let answers = taken_in_time(stream::repeat_with(move || {
             let _held = &held;
-            Ok(ImportAttestationsResponse::default())
+            Ok(Settled::default())
         }));
         // The clock moves only for sleeping tasks, so the test does not wait.
         tokio::time::sleep(STANDSTILL_MAX * 2).await;
         assert_eq!(Arc::strong_count(&permit), 1);
-        let taken: Vec<Answer> = answers.collect().await;
+        let taken: Vec<Result<Settled, Status>> = answers.collect().await;
         let ended = taken.last().and_then(|last| last.as_ref().err()).unwrap();
         assert!(ended.message().starts_with("STREAM_STOOD_STILL: "), "{ended}");
     }
