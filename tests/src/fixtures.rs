@@ -202,6 +202,7 @@ pub fn new_withdrawal(attestation_id: &str) -> WithdrawAttestationRequest {
         request_id: request_id(),
         attestation_id: attestation_id.into(),
         reason: WithdrawalReason::NoLongerAccepts.into(),
+        ..WithdrawAttestationRequest::default()
     }
 }
 

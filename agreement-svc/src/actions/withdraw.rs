@@ -3,26 +3,44 @@
 
 use uuid::Uuid;
 
+use super::attest::{NewAttestation, attest_as_partner};
 use super::visibility::require_own_attestation;
-use crate::rules::Refusal;
-use crate::rules::attestation::Attestation;
+use crate::rules::attestation::{Attestation, Claim};
 use crate::rules::event::Event;
+use crate::rules::party::Contact;
 use crate::rules::signature::Signature;
 use crate::rules::withdrawal::{Covers, Withdrawal, WithdrawalReason, check_withdrawal, uncovered};
+use crate::rules::{Refusal, Time};
 use crate::store::acceptance::{
     acceptance_withdraw, acceptances_cover, attestations_current, signature_find, signatures_current,
 };
 use crate::store::change::{Change, ChangeError};
 use crate::store::customer::{customer_set_acceptance_revision, related_partners};
 
-/// Withdraws an attestation of the partner's own; names the partner if it has no acceptance now.
+/// What is true in place of an attestation that was recorded in error; what is absent was right.
+pub(crate) struct Replacement {
+    pub template_id: Option<Uuid>,
+    pub contact: Option<Contact>,
+    pub agreed_at: Time,
+}
+
+/// What a withdrawal of an attestation left.
+pub(crate) struct WithdrawnAttestation {
+    pub attestation: Attestation,
+    pub replacement: Option<Attestation>,
+    /// Whether the partner has no acceptance now.
+    pub is_uncovered: bool,
+}
+
+/// Withdraws an attestation of the partner's own, and attests what is true in its place (WD-5).
 pub(crate) fn withdraw_attestation(
     change: &mut Change<'_>,
     partner_id: Uuid,
     id: Uuid,
     reason: WithdrawalReason,
+    replacement: Option<Replacement>,
     by: Uuid,
-) -> Result<(Attestation, Vec<Uuid>), ChangeError> {
+) -> Result<WithdrawnAttestation, ChangeError> {
     let mut attestation = require_own_attestation(change.connection, partner_id, id)?;
     let Attestation { customer_id, agreement_type, .. } = attestation;
     let mut current = attestations_current(change.connection, partner_id, &[customer_id])?.into_iter();
@@ -32,8 +50,12 @@ pub(crate) fn withdraw_attestation(
     if check_withdrawal(id, attestation.superseded_at, attestation.withdrawn, current)? {
         new = Some(Withdrawal { at: change.now, reason, by });
         attestation.withdrawn = new;
+    } else if replacement.is_some() {
+        let problem =
+            "must be absent: the attestation is withdrawn already; make a new one with CreateAttestation";
+        return Err(Refusal::field("replacement", problem).into());
     }
-    let covers = Covers::Partner(partner_id);
+    let covers = Some(Covers::Partner(partner_id)).filter(|_| replacement.is_none());
     let uncovered = withdraw(change, id, customer_id, covers, new, |uncovered_partner_ids| {
         let attestation_id = id;
         Event::AttestationWithdrawn {
@@ -45,7 +67,20 @@ pub(crate) fn withdraw_attestation(
             by,
         }
     })?;
-    Ok((attestation, uncovered))
+    let replacement = match replacement {
+        Some(Replacement { template_id, contact, agreed_at }) => {
+            let template_id = template_id.unwrap_or(attestation.template_id);
+            let contact = contact.unwrap_or_else(|| attestation.contact.clone());
+            if contact.is_empty() {
+                let problem = "is required: the data of the person in the withdrawn attestation was erased";
+                return Err(Refusal::field("replacement.contact", problem).into());
+            }
+            let new = NewAttestation { template_id, claim: Claim { contact, agreed_at }, by };
+            Some(attest_as_partner(change, partner_id, customer_id, new)?)
+        }
+        None => None,
+    };
+    Ok(WithdrawnAttestation { attestation, replacement, is_uncovered: !uncovered.is_empty() })
 }
 
 /// Withdraws a signature of the customer's own; names the partners, present and former, that have no acceptance now.
@@ -67,19 +102,20 @@ pub(crate) fn withdraw_signature(
         new = Some(Withdrawal { at: change.now, reason, by });
         signature.withdrawn = new;
     }
-    let uncovered = withdraw(change, id, customer_id, Covers::Everyone, new, |uncovered_partner_ids| {
-        Event::SignatureWithdrawn { signature_id: id, customer_id, reason, uncovered_partner_ids, by }
-    })?;
+    let uncovered =
+        withdraw(change, id, customer_id, Some(Covers::Everyone), new, |uncovered_partner_ids| {
+            Event::SignatureWithdrawn { signature_id: id, customer_id, reason, uncovered_partner_ids, by }
+        })?;
     Ok((signature, uncovered))
 }
 
 /// Stores a withdrawal, if it is new, and finds the partners, present and former, that it covered and that have no
-/// acceptance now.
+/// acceptance now. `covers` is absent where another acceptance takes its place.
 fn withdraw(
     change: &mut Change<'_>,
     id: Uuid,
     customer_id: Uuid,
-    covers: Covers,
+    covers: Option<Covers>,
     new: Option<Withdrawal>,
     event: impl FnOnce(Vec<Uuid>) -> Event,
 ) -> Result<Vec<Uuid>, ChangeError> {
@@ -88,7 +124,7 @@ fn withdraw(
     }
     let related = related_partners(change.connection, customer_id)?;
     let remaining = acceptances_cover(change.connection, customer_id, &related)?;
-    let uncovered = uncovered(covers, &remaining, &related);
+    let uncovered = covers.map(|covers| uncovered(covers, &remaining, &related)).unwrap_or_default();
     if new.is_some() {
         let revision = change.record(&event(uncovered.clone()))?;
         customer_set_acceptance_revision(change.connection, customer_id, revision)?;

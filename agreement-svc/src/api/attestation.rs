@@ -21,7 +21,7 @@ use super::import::attestations::ATTESTATIONS;
 use super::{Api, Mutation, Timed, convert, viewer};
 use crate::actions::attest::{NewAttestation, attest_as_partner};
 use crate::actions::visibility::{require_customer, require_own_attestation};
-use crate::actions::withdraw::withdraw_attestation;
+use crate::actions::withdraw::{Replacement, withdraw_attestation};
 use crate::rules::Refusal;
 use crate::rules::attestation::{Claim, check_not_in_the_future};
 use crate::rules::withdrawal::WithdrawalReason;
@@ -105,19 +105,33 @@ impl AttestationService for Api {
         request: Request<WithdrawAttestationRequest>,
     ) -> Result<Response<WithdrawAttestationResponse>, Status> {
         let mut call = self.mutation("WithdrawAttestation", request, |message| &mut message.request_id)?;
-        let Mutation { form, message, .. } = &mut call;
+        call.validate_only = std::mem::take(&mut call.message.validate_only);
+        let Mutation { form, message, timed, .. } = &mut call;
         let id = form.id("attestation_id", &message.attestation_id);
         let reason = convert::read_withdrawal_reason(form, "reason", message.reason);
         let reason = reason.unwrap_or(WithdrawalReason::Other);
+        let replacement = message.replacement.as_ref().map(|replacement| {
+            if reason != WithdrawalReason::RecordedInError {
+                form.violation("replacement", "must be absent, unless the reason is RECORDED_IN_ERROR");
+            }
+            let template_id = form.optional_id("replacement.template_id", &replacement.template_id);
+            let contact = replacement.contact.as_ref();
+            let contact =
+                contact.map(|contact| convert::read_contact(form, "replacement.contact", Some(contact)));
+            let agreed_at = form.time("replacement.agreed_at", replacement.agreed_at.as_ref());
+            timed.push(("replacement.agreed_at".into(), agreed_at, check_not_in_the_future));
+            Replacement { template_id, contact, agreed_at }
+        });
 
         self.change(call, move |change, caller| {
-            let (attestation, uncovered) =
-                withdraw_attestation(change, caller.tenant_id, id, reason, caller.user_id)?;
+            let (partner_id, by) = (caller.tenant_id, caller.user_id);
+            let withdrawn = withdraw_attestation(change, partner_id, id, reason, replacement, by)?;
             let notifications = notifications_of(change.connection, &[id])?;
             Ok(WithdrawAttestationResponse {
-                attestation: Some(convert::attestation(attestation, notifications.get(&id))),
-                uncovered: !uncovered.is_empty(),
+                attestation: Some(convert::attestation(withdrawn.attestation, notifications.get(&id))),
+                uncovered: withdrawn.is_uncovered,
                 revision: change.revision(),
+                replacement: withdrawn.replacement.map(|made| convert::attestation(made, None)),
             })
         })
         .await

@@ -169,7 +169,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::AlreadyAttested { attestation_id } => with(
             Code::AlreadyExists,
             ErrorReason::AlreadyAttested,
-            format!("attestation {attestation_id} already states this version and contact; nothing to do"),
+            format!("attestation {attestation_id} already states this version, contact and date; nothing to do"),
         )
         .with("attestation_id", attestation_id)
         .with("partner_center_code", 600_061)
@@ -499,7 +499,7 @@ mod tests {
             FailedPrecondition CLOUD_NOT_SUPPORTED: acceptance exists in the PUBLIC cloud only, and the customer is in GERMANY, where none is required; order without it ["cloud=GERMANY"]
             FailedPrecondition TEMPLATE_RETIRED: template 00000000-0000-0000-0000-000000000001 is retired; use template 00000000-0000-0000-0000-000000000001 ["template_id=00000000-0000-0000-0000-000000000001", "use_template_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition TEMPLATE_RETIRED: template 00000000-0000-0000-0000-000000000001 is retired; use a live one, which ListTemplates names, or the operator publishes one ["template_id=00000000-0000-0000-0000-000000000001"]
-            AlreadyExists ALREADY_ATTESTED: attestation 00000000-0000-0000-0000-000000000001 already states this version and contact; nothing to do ["attestation_id=00000000-0000-0000-0000-000000000001", "partner_center_code=600061"]
+            AlreadyExists ALREADY_ATTESTED: attestation 00000000-0000-0000-0000-000000000001 already states this version, contact and date; nothing to do ["attestation_id=00000000-0000-0000-0000-000000000001", "partner_center_code=600061"]
             FailedPrecondition OLDER_THAN_CURRENT: on the date agreed version 1 was in force, and attestation 00000000-0000-0000-0000-000000000001 is of version 2; check the date agreed, or attest an acceptance of the later version ["attestation_id=00000000-0000-0000-0000-000000000001", "current_version=2", "offered_version=1"]
             ResourceExhausted ACCEPTANCE_CHANGE_LIMIT: this customer's acceptances by this partner, or its own signatures, were made and withdrawn 60 times within an hour; try again in 8 s, or ask the operator to raise --acceptance-changes-max ["limit=60"]
             AlreadyExists CUSTOMER_EXISTS: a customer with this id exists; read it with GetCustomer if it is yours, otherwise invite it to a relationship with CreateInvitation []

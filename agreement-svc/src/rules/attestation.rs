@@ -116,7 +116,8 @@ pub fn attest(facts: &Facts<'_>, claim: &Claim, now: Time) -> Result<Accepted, R
     if let Some((current, effective_from)) = facts.current {
         let is_same_version =
             (current.template_id, current.template_version) == (template.id, version.number);
-        if is_same_version && current.contact.is_same(&claim.contact) {
+        let is_same_claim = current.agreed_at == claim.agreed_at && current.contact.is_same(&claim.contact);
+        if is_same_version && is_same_claim {
             return Err(Refusal::AlreadyAttested { attestation_id: current.id });
         }
         if !is_same_version && version.effective_from < effective_from {
@@ -209,7 +210,8 @@ mod tests {
         }
     }
 
-    fn attested(version: u32, email: &str) -> Attestation {
+    /// With the agreement on a date.
+    fn attested(version: u32, agreed: i64, email: &str) -> Attestation {
         Attestation {
             id: Uuid::from_u128(9),
             partner_id: Uuid::from_u128(8),
@@ -219,7 +221,7 @@ mod tests {
             template_version: version,
             contact: contact(email),
             contact_salt: String::new(),
-            agreed_at: at(0),
+            agreed_at: at(agreed),
             recorded_at: at(0),
             recorded_by: Uuid::from_u128(6),
             superseded_at: None,
@@ -228,14 +230,14 @@ mod tests {
         }
     }
 
-    /// At 1000, with an acceptance on a date and a current attestation of a version and e-mail.
+    /// At 1000, with an acceptance on a date and a current attestation of a version, date and e-mail.
     fn attest_on(
         agreed: i64,
-        current: Option<(u32, &str)>,
+        current: Option<(u32, i64, &str)>,
         email: &str,
     ) -> Result<(u32, Option<Uuid>), Refusal> {
         let (customer, template) = (customer(Cloud::Public), template(None));
-        let current = current.map(|(version, email)| (attested(version, email), version));
+        let current = current.map(|(version, agreed, email)| (attested(version, agreed, email), version));
         let facts = Facts {
             customer: &customer,
             template: &template,
@@ -254,21 +256,23 @@ mod tests {
         let older = |offered, current| {
             Err(Refusal::OlderThanCurrent { attestation_id: Uuid::from_u128(9), offered, current })
         };
-        // agreed, current (version, e-mail), e-mail -> (version, supersedes)
+        // agreed, current (version, agreed, e-mail), e-mail -> (version, supersedes)
         for (agreed, current, email, expected) in [
             (50, None, same, Ok((1, None))),
             (100, None, same, Ok((1, None))),
             (199, None, same, Ok((1, None))),
             (200, None, same, Ok((2, None))),
             (999, None, same, Ok((3, None))),
-            (250, Some((1, same)), same, Ok((2, known))),
-            (250, Some((2, same)), same, exists.clone()),
-            (250, Some((2, "T@CONTOSO.example")), same, exists.clone()),
-            (201, Some((2, same)), same, exists.clone()),
-            (250, Some((2, same)), other, Ok((2, known))),
-            (250, Some((3, same)), same, older(2, 3)),
-            (250, Some((3, same)), other, older(2, 3)),
-            (50, Some((2, same)), same, older(1, 2)),
+            (250, Some((1, 150, same)), same, Ok((2, known))),
+            (250, Some((2, 250, same)), same, exists.clone()),
+            (250, Some((2, 250, "T@CONTOSO.example")), same, exists.clone()),
+            // The date is corrected, in both directions.
+            (201, Some((2, 250, same)), same, Ok((2, known))),
+            (299, Some((2, 250, same)), same, Ok((2, known))),
+            (250, Some((2, 250, other)), same, Ok((2, known))),
+            (250, Some((3, 350, same)), same, older(2, 3)),
+            (250, Some((3, 350, same)), other, older(2, 3)),
+            (50, Some((2, 250, same)), same, older(1, 2)),
         ] {
             assert_eq!(attest_on(agreed, current, email), expected, "{agreed} {current:?} {email}");
         }
@@ -278,7 +282,7 @@ mod tests {
     #[test]
     fn versions_of_two_templates_compare_by_when_they_took_effect() {
         let (customer, template) = (customer(Cloud::Public), template(None));
-        let current = Attestation { template_id: Uuid::from_u128(2), ..attested(7, "t@contoso.example") };
+        let current = Attestation { template_id: Uuid::from_u128(2), ..attested(7, 0, "t@contoso.example") };
         let replaces = Ok(Some(current.id));
         let older = Err(Refusal::OlderThanCurrent { attestation_id: current.id, offered: 2, current: 7 });
         for (took_effect, expected) in [(199, replaces.clone()), (200, replaces), (201, older)] {

@@ -57,7 +57,7 @@ pub enum Refusal {
     CloudNotSupported { cloud: Cloud },
     /// TPL-4.
     TemplateRetired { template_id: Uuid, use_template_id: Option<Uuid> },
-    /// ATT-8: the same version and contact.
+    /// ATT-8: the same version, contact and date.
     AlreadyAttested { attestation_id: Uuid },
     /// ATT-8: an older version than the current one's.
     OlderThanCurrent { attestation_id: Uuid, offered: u32, current: u32 },

@@ -69,6 +69,12 @@ pub(crate) fn attestation_ids(found: &[(Option<Uuid>, Row)]) -> Vec<Uuid> {
     found.iter().filter_map(id).collect()
 }
 
+/// The customers whose contacts are among some rows.
+pub(crate) fn customer_ids(found: &[(Option<Uuid>, Row)]) -> Vec<Uuid> {
+    let is_contact = |row: &Row| matches!(row, Row::Contact(_) | Row::Customer(_));
+    found.iter().filter(|(_, row)| is_contact(row)).filter_map(|(customer_id, _)| *customer_id).collect()
+}
+
 /// Adds the person's rows of a table to what was found: reads id, customer and e-mail of all rows that have one, page by page.
 /// With `among` only those rows are read.
 macro_rules! find_in {

@@ -447,6 +447,7 @@ impl Known {
             request_id: fixtures::request_id(),
             attestation_id: attestation_id.clone(),
             reason: WithdrawalReason::NoLongerAccepts.into(),
+            ..WithdrawAttestationRequest::default()
         };
         Some((fixtures::sales(*partner), Call::WithdrawAttestation(request)))
     }

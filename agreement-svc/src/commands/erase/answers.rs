@@ -23,21 +23,33 @@ const CONTACT: &str = "csp.type.v1.Contact";
 /// The package of the messages that calls answer with.
 const ANSWERS: &str = "csp.agreement.v1";
 
+/// The call whose answers name the customer that the request described with its contact.
+const OF_CUSTOMERS: &str = "ImportCustomers";
+
+/// The records of a person, which answers name.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Records {
+    pub attestations: BTreeSet<Uuid>,
+    /// The customers whose contact the person is.
+    pub customers: BTreeSet<Uuid>,
+}
+
 /// A stored answer, and what is to take its place.
 pub(super) type Replaced = (StoredAnswer, Vec<u8>);
 
 /// Finds the stored answers with the person, and makes of each what is to take its place: the answer without the person, and
 /// without the digest of what was asked, which covers the person, so a guess could be checked against it. Answers that only
-/// name an attestation of the person lose the digest for the same reason.
+/// name an attestation of the person, or the imported customer whose contact it is, lose the digest for the same reason.
 pub(super) fn answers_without(
     connection: &mut Connection,
     person: &Person,
-    attestation_ids: &BTreeSet<Uuid>,
+    records: &Records,
 ) -> Result<Vec<Replaced>, Error> {
     let unreadable = |why: String| Error::Query(format!("stored answers cannot be searched: {why}"));
     let messages =
         DescriptorPool::decode(proto::FILE_DESCRIPTOR_SET).map_err(|e| unreadable(e.to_string()))?;
-    let ids: BTreeSet<String> = attestation_ids.iter().map(Uuid::to_string).collect();
+    let [attestations, customers] = [&records.attestations, &records.customers]
+        .map(|ids| ids.iter().map(Uuid::to_string).collect::<BTreeSet<String>>());
     let mut found = vec![];
     let mut after: Option<StoredAnswer> = None;
     loop {
@@ -45,8 +57,9 @@ pub(super) fn answers_without(
         let Some(last) = page.last() else { return Ok(found) };
         after = Some(last.clone());
         for stored in page {
+            let ids = if stored.call == OF_CUSTOMERS { &customers } else { &attestations };
             // Most answers are about others; reading them all field by field would take long.
-            let may_mention = stored.has_digest && may_mention(&stored.answer, &ids);
+            let may_mention = stored.has_digest && may_mention(&stored.answer, ids);
             if !may_mention && !person.may_be_in(&String::from_utf8_lossy(&stored.answer)) {
                 continue;
             }
@@ -57,7 +70,7 @@ pub(super) fn answers_without(
                 .map_err(|_| unreadable(format!("one is no {name}")))?;
             if erase_in(&mut message, person) {
                 found.push((stored, message.encode_to_vec()));
-            } else if may_mention && mentions(&message, &ids) {
+            } else if may_mention && mentions(&message, ids) {
                 let same = stored.answer.clone();
                 found.push((stored, same));
             }

@@ -29,8 +29,10 @@ use crate::config::{self, EraseContact};
 use crate::mail::MailFolder;
 use crate::rules::party::is_email;
 use crate::store::change::change_internal;
-use crate::store::erase::{Person, Row, attestation_ids, mails_naming, person_erase, person_find};
-use answers::answers_without;
+use crate::store::erase::{
+    Person, Row, attestation_ids, customer_ids, mails_naming, person_erase, person_find,
+};
+use answers::{Records, answers_without};
 
 /// Rows or answers that one change erases: other changes wait for no longer than that takes.
 const PIECE: usize = 100;
@@ -100,18 +102,19 @@ async fn erase(
     let mut erased = Erased::default();
     let (mut customers, mut naming) = (BTreeSet::new(), vec![]);
     // Of all rounds: an answer may name an attestation that has been erased since.
-    let mut ids = BTreeSet::new();
+    let mut records = Records::default();
     let mut rounds = 0;
     loop {
-        let (of_search, of_rounds) = (person.clone(), ids.clone());
+        let (of_search, mut records_of_rounds) = (person.clone(), records.clone());
         let search = move |connection: &mut Connection| {
             let found = person_find(connection, &of_search, None)?;
-            let ids = attestation_ids(&found).into_iter().chain(of_rounds).collect();
-            let answers = answers_without(connection, &of_search, &ids)?;
-            Ok::<_, Error>((found, answers, ids))
+            records_of_rounds.attestations.extend(attestation_ids(&found));
+            records_of_rounds.customers.extend(customer_ids(&found));
+            let answers = answers_without(connection, &of_search, &records_of_rounds)?;
+            Ok::<_, Error>((found, answers, records_of_rounds))
         };
         let (found, answers);
-        (found, answers, ids) = database.snapshot(search).await?;
+        (found, answers, records) = database.snapshot(search).await?;
         if found.is_empty() && answers.is_empty() {
             break;
         }
@@ -312,7 +315,7 @@ mod tests {
 
     /// Its record may be erased between the search of a round and the storing of an answer that names it.
     #[tokio::test]
-    async fn an_answer_that_names_an_erased_attestation_loses_its_digest_once() {
+    async fn an_answer_that_names_an_erased_record_loses_its_digest_once() {
         let folder = tempfile::tempdir().unwrap();
         let database = empty_database(folder.path()).await;
         let now = Clock::system().now();
@@ -321,15 +324,22 @@ mod tests {
             for (n, id) in [(1, attestation), (2, other)] {
                 response_store(connection, &key(n, "ImportAttestations"), &imported(id), now)?;
             }
-            let ids = BTreeSet::from([attestation]);
-            let found = answers_without(connection, &Person::new(EMAIL), &ids)?;
+            for (n, id) in [(3, attestation), (4, other)] {
+                response_store(connection, &key(n, "ImportCustomers"), &imported(id), now)?;
+            }
+            // Each is known as one of both kinds.
+            let records =
+                Records { attestations: BTreeSet::from([attestation]), customers: BTreeSet::from([other]) };
+            let found = answers_without(connection, &Person::new(EMAIL), &records)?;
             for (stored, replacement) in &found {
                 assert!(answer_replace(connection, stored, replacement)?);
             }
             let replacements: Vec<_> = found.into_iter().map(|(_, replacement)| replacement).collect();
-            Ok::<_, Error>((replacements, answers_without(connection, &Person::new(EMAIL), &ids)?.len()))
+            let left = answers_without(connection, &Person::new(EMAIL), &records)?.len();
+            Ok::<_, Error>((replacements, left))
         };
-        assert_eq!(database.write(found).await.unwrap(), (vec![imported(attestation)], 0));
+        let (replacements, left) = database.write(found).await.unwrap();
+        assert_eq!((replacements, left), (vec![imported(attestation), imported(other)], 0));
     }
 
     #[tokio::test]

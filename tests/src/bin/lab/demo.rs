@@ -144,6 +144,7 @@ async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn Error>> {
         request_id: fixtures::request_id(),
         attestation_id: attested.attestation_id,
         reason: WithdrawalReason::NoLongerAccepts.into(),
+        ..WithdrawAttestationRequest::default()
     };
     let withdrawn = direct.attestations().withdraw_attestation(withdrawal).await?.into_inner();
     let report = report_of(&direct, withdrawn.revision).await?;

@@ -185,6 +185,7 @@ async fn a_bad_row_gets_all_its_errors_and_stops_no_other_row(#[case] backend: B
         request_id: fixtures::request_id(),
         attestation_id: attestation_id.clone(),
         reason: WithdrawalReason::RecordedInError.into(),
+        ..WithdrawAttestationRequest::default()
     };
     direct.attestations().withdraw_attestation(withdraw).await.unwrap();
     let (answers, _) = read_all(import(&direct, || stream::iter([good[0].clone()])).await.unwrap()).await;

@@ -398,6 +398,7 @@ async fn a_repeated_order_gets_its_first_answer(#[case] backend: Backend) {
         request_id: fixtures::request_id(),
         attestation_id: attestation.attestation_id,
         reason: WithdrawalReason::NoLongerAccepts.into(),
+        ..WithdrawAttestationRequest::default()
     };
     direct.attestations().withdraw_attestation(withdrawal).await.unwrap();
     let before = cluster.head().await.unwrap();
@@ -428,6 +429,7 @@ async fn a_repeated_order_does_not_renew_a_withdrawn_attestation(#[case] backend
         request_id: fixtures::request_id(),
         attestation_id: attestation.attestation_id.clone(),
         reason: WithdrawalReason::NoLongerAccepts.into(),
+        ..WithdrawAttestationRequest::default()
     };
     direct.attestations().withdraw_attestation(withdrawal).await.unwrap();
 

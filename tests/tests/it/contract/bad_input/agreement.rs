@@ -13,9 +13,10 @@ use proto::agreement::{
     InlineInvitation, LinkResellerRequest, ListAttestationsRequest, ListBlockedCustomersRequest,
     ListCustomerPartnersRequest, ListCustomersRequest, ListEventsRequest, ListInvitationsRequest,
     ListPartnersRequest, ListTemplatesRequest, PublishTemplateVersionRequest, RegisterPartnerRequest,
-    ReportPurchaseRequest, RetireTemplateRequest, RetryNotificationRequest, RevokeInvitationRequest,
-    SignAgreementRequest, TemplateDocument, UnlinkResellerRequest, UpdateCustomerRequest,
-    UpdatePartnerRequest, WatchEventsRequest, WithdrawAttestationRequest, WithdrawSignatureRequest,
+    Replacement, ReportPurchaseRequest, RetireTemplateRequest, RetryNotificationRequest,
+    RevokeInvitationRequest, SignAgreementRequest, TemplateDocument, UnlinkResellerRequest,
+    UpdateCustomerRequest, UpdatePartnerRequest, WatchEventsRequest, WithdrawAttestationRequest,
+    WithdrawSignatureRequest,
 };
 use proto::types::{AgreementType, Channel, Operation};
 use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
@@ -344,11 +345,28 @@ impl Existing {
         let fields = ["contact.first_name", "contact.last_name", "contact.email", "agreed_at"];
         table.bad("CreateAttestation", "no contact and no date", direct, &fields, &alone);
 
-        let fields = ["request_id", "attestation_id", "reason"];
+        let fields = [
+            "request_id",
+            "attestation_id",
+            "reason",
+            "replacement",
+            "replacement.template_id",
+            "replacement.contact.first_name",
+            "replacement.contact.last_name",
+            "replacement.contact.email",
+            "replacement.contact.phone",
+            "replacement.agreed_at",
+        ];
         table.all_bad("WithdrawAttestation", direct, &fields, |n| WithdrawAttestationRequest {
             request_id: id(n),
             attestation_id: id(n + 1),
             reason: pick(&ENUMS, n),
+            replacement: Some(Replacement {
+                template_id: given_id(n + 2),
+                contact: contact(n),
+                agreed_at: required_time(n),
+            }),
+            validate_only: n % 2 == 0,
         });
         let fields = ["request_id", "attestation_id"];
         table.all_bad("RetryNotification", direct, &fields, |n| RetryNotificationRequest {

@@ -103,8 +103,12 @@ async fn of_many_changes_that_exclude_each_other_exactly_one_succeeds(#[case] ba
     let customer = created.customer.unwrap();
 
     // One current attestation.
+    let agreed_at = Some(timestamp(fixtures::now()));
     let answers = at_once(&agents, |partner| {
-        let request = new_attestation_by(&customer.customer_id, fixtures::contact());
+        let request = CreateAttestationRequest {
+            agreed_at,
+            ..new_attestation_by(&customer.customer_id, fixtures::contact())
+        };
         async move { partner.attestations().create_attestation(request).await }
     });
     let attested = only_winner(answers.await, (Code::AlreadyExists, "ALREADY_ATTESTED"));

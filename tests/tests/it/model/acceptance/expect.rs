@@ -33,10 +33,14 @@ pub(crate) struct Acceptance {
     pub customer: usize,
     pub partner: Option<usize>,
     pub version: u32,
-    pub person: usize,
+    /// The person, and when it agreed.
+    pub claim: Claim,
     pub at: Time,
     pub standing: Standing,
 }
+
+/// Who at the customer agreed, and when.
+pub(crate) type Claim = (usize, Time);
 
 /// An event: its kind, customer and partner, the acceptance that came or went, and the ids that say what
 /// it did to others.
@@ -134,7 +138,7 @@ impl Model {
         &self,
         customer: usize,
         partner: usize,
-        person: usize,
+        claim: Claim,
         version: u32,
     ) -> Result<(), Reason> {
         if !self.customers[customer].is_seen_by(partner) {
@@ -145,9 +149,7 @@ impl Model {
         }
         let current = self.current(customer, Some(partner)).map(|n| &self.acceptances[n]);
         match current {
-            Some(current) if (current.version, current.person) == (version, person) => {
-                Err("ALREADY_ATTESTED")
-            }
+            Some(current) if (current.version, current.claim) == (version, claim) => Err("ALREADY_ATTESTED"),
             Some(current) if current.version > version => Err("OLDER_THAN_CURRENT"),
             _ => Ok(()),
         }
@@ -184,7 +186,7 @@ impl Model {
         customer: usize,
         partner: Option<usize>,
         version: u32,
-        person: usize,
+        claim: Claim,
     ) {
         let mut superseded = vec![];
         if let Some(n) = self.current(customer, partner) {
@@ -193,7 +195,7 @@ impl Model {
         }
         let (at, standing) = (self.now, Standing::Current);
         let acceptance = id.clone();
-        self.acceptances.push(Acceptance { id, customer, partner, version, person, at, standing });
+        self.acceptances.push(Acceptance { id, customer, partner, version, claim, at, standing });
         let kind = if partner.is_some() { "Attested" } else { "Signed" };
         self.happened(Happened {
             kind,
@@ -214,14 +216,15 @@ impl Model {
         }
     }
 
-    /// WD-1: withdraws; the event names the partners that this leaves without acceptance.
-    pub(super) fn withdrawn(&mut self, which: usize) {
+    /// WD-1: withdraws; the event names the partners that this leaves without acceptance. None does where another
+    /// attestation takes its place (WD-5).
+    pub(super) fn withdrawn(&mut self, which: usize, is_replaced: bool) {
         self.acceptances[which].standing = Standing::Withdrawn;
         let Acceptance { ref id, customer, partner, .. } = self.acceptances[which];
         let acceptance = id.clone();
         let uncovered = self.without_acceptance(customer);
         let uncovered: Vec<_> =
-            uncovered.into_iter().filter(|p| partner.is_none_or(|own| own == *p)).collect();
+            uncovered.into_iter().filter(|p| !is_replaced && partner.is_none_or(|own| own == *p)).collect();
         let uncovered: Vec<_> = uncovered.iter().map(|p| PARTNERS[*p].to_string()).collect();
         let kind = if partner.is_some() { "AttestationWithdrawn" } else { "SignatureWithdrawn" };
         self.happened(Happened {

@@ -16,7 +16,7 @@ use tests::fixtures::{DIRECT, PROVIDER, RESELLER};
 use tests::{Backend, Cluster, Setup};
 use uuid::Uuid;
 
-pub(super) use self::expect::{Happened, Model, NOT_FOUND};
+pub(super) use self::expect::{Claim, Happened, Model, NOT_FOUND};
 pub(super) use self::play::{Play, person};
 pub(super) use self::steps::{Shown, Step, step};
 use super::runner;

@@ -10,8 +10,8 @@ use proptest::sample::Index;
 use proptest::test_runner::TestCaseError;
 use proto::agreement::publish_template_version_request::Reacceptance;
 use proto::agreement::{
-    CreateAttestationRequest, EndRelationshipRequest, PublishTemplateVersionRequest, ReportPurchaseRequest,
-    WithdrawSignatureRequest, WithdrawalReason,
+    CreateAttestationRequest, EndRelationshipRequest, PublishTemplateVersionRequest, Replacement,
+    ReportPurchaseRequest, WithdrawAttestationRequest, WithdrawSignatureRequest, WithdrawalReason,
 };
 use proto::types::Contact;
 use tests::fixtures::{self, CUSTOMER_AGREEMENT, PROVIDER, RESELLER};
@@ -99,7 +99,9 @@ impl Play {
                 self.attest(partner, customer, person, agreed_minutes_ago).await?;
                 Ok(vec![customer])
             }
-            Step::WithdrawAttestation { which, is_own } => self.withdraw_attestation(which, is_own).await,
+            Step::WithdrawAttestation { which, is_own, corrects } => {
+                self.withdraw_attestation(which, is_own, corrects).await
+            }
             Step::Sign { customer, shown } => {
                 self.sign(customer, shown).await?;
                 Ok(vec![customer])
@@ -144,11 +146,11 @@ impl Play {
         };
         let answer = reason(self.partners[partner].attestations().create_attestation(request).await);
         let version = self.model.in_force(agreed_at.min(self.model.now));
-        let (model, number) = (&mut self.model, number % 2);
-        let decided = model.may_attest(customer, partner, number, version);
+        let (model, claim) = (&mut self.model, (number % 2, agreed_at));
+        let decided = model.may_attest(customer, partner, claim, version);
         let id = answer.as_ref().map(|answer| answer.attestation.clone().unwrap_or_default().attestation_id);
         if decided.is_ok() {
-            model.accepted(id.unwrap_or_default(), customer, Some(partner), version, number);
+            model.accepted(id.unwrap_or_default(), customer, Some(partner), version, claim);
         }
         let answered =
             answer.map(|answer| (answer.attestation.unwrap_or_default().template_version, answer.revision));
@@ -160,23 +162,39 @@ impl Play {
         &mut self,
         which: Index,
         is_own: bool,
+        corrects: bool,
     ) -> Result<Vec<usize>, TestCaseError> {
         let Some(which) = self.pick(which, |acceptance| acceptance.partner.is_some()) else {
             return Ok(vec![]);
         };
-        let Acceptance { ref id, customer, partner, .. } = self.model.acceptances[which];
+        let Acceptance { ref id, customer, partner, claim: (person, _), .. } = self.model.acceptances[which];
         let owner = partner.unwrap_or_default();
         let by = if is_own { owner } else { 1 - owner };
-        let request = fixtures::new_withdrawal(id);
+        let agreed_at = self.model.now - Duration::days(1);
+        let agreed = Some(timestamp(agreed_at));
+        let replacement = corrects.then(|| Replacement { agreed_at: agreed, ..Replacement::default() });
+        let reason_given = WithdrawalReason::RecordedInError.into();
+        let request =
+            WithdrawAttestationRequest { reason: reason_given, replacement, ..fixtures::new_withdrawal(id) };
         let answer = reason(self.partners[by].attestations().withdraw_attestation(request).await);
+        let made = answer.as_ref().ok().and_then(|answer| answer.replacement.clone());
         let answered = answer.map(|answer| (answer.uncovered, answer.revision));
         let model = &mut self.model;
         let decided = match by == owner && model.customers[customer].is_seen_by(owner) {
             true => model.may_withdraw(which),
             false => Err(NOT_FOUND),
         };
+        let decided = match decided {
+            Ok(false) if corrects => Err("INVALID_FIELDS"),
+            decided => decided,
+        };
         if decided == Ok(true) {
-            model.withdrawn(which);
+            model.withdrawn(which, corrects);
+        }
+        if decided == Ok(true) && corrects {
+            let version = model.in_force(agreed_at);
+            let id = made.map(|made| made.attestation_id).unwrap_or_default();
+            model.accepted(id, customer, partner, version, (person, agreed_at));
         }
         let is_uncovered = model.without_acceptance(customer).contains(&owner);
         prop_assert_eq!(answered, expected(decided.map(|_| (is_uncovered, model.head()))));
@@ -189,7 +207,8 @@ impl Play {
         let decided = self.model.may_sign(customer, shown);
         if decided == Ok(true) {
             let id = answer.as_ref().map(|signature| signature.signature_id.clone());
-            self.model.accepted(id.unwrap_or_default(), customer, None, shown, 0);
+            let claim = (0, self.model.now);
+            self.model.accepted(id.unwrap_or_default(), customer, None, shown, claim);
         }
         let answered = answer.map(|signature| signature.signature_id).map_err(|status| reason_of(&status));
         let signature = self.model.current(customer, None).map(|n| self.model.acceptances[n].id.clone());
@@ -213,7 +232,7 @@ impl Play {
         let model = &mut self.model;
         let decided = if is_own { model.may_withdraw(which) } else { Err(NOT_FOUND) };
         if decided == Ok(true) {
-            model.withdrawn(which);
+            model.withdrawn(which, false);
         }
         let uncovered = model.without_acceptance(customer);
         let uncovered: Vec<_> = uncovered.iter().map(|partner| PARTNERS[*partner].to_string()).collect();
@@ -297,7 +316,8 @@ impl Play {
                 if signing == Ok(true) {
                     let signed = answer.as_ref().ok().and_then(|answer| answer.signature.clone());
                     let id = signed.unwrap_or_default().signature_id;
-                    model.accepted(id, customer, None, shown, 0);
+                    let claim = (0, model.now);
+                    model.accepted(id, customer, None, shown, claim);
                 }
                 let accepted = of_relationship("InvitationAccepted", partner, customer);
                 model.happened(Happened { others: vec![], ..accepted });

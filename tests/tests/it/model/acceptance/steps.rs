@@ -7,15 +7,47 @@ use super::CUSTOMERS;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
-    Attest { partner: usize, customer: usize, person: usize, agreed_minutes_ago: i64 },
-    WithdrawAttestation { which: Index, is_own: bool },
-    Sign { customer: usize, shown: Shown },
-    WithdrawSignature { which: Index, is_own: bool },
-    Publish { effective_in: Option<i64>, reaccept: Reaccept },
-    EndRelationship { partner: usize, customer: usize },
-    AcceptInvitation { partner: usize, customer: usize, shown: Shown },
-    ReportPurchase { partner: usize, customer: usize, minutes_ago: i64 },
-    Wait { micros: i64 },
+    Attest {
+        partner: usize,
+        customer: usize,
+        person: usize,
+        agreed_minutes_ago: i64,
+    },
+    /// With `corrects`, the person agreed a day ago in truth.
+    WithdrawAttestation {
+        which: Index,
+        is_own: bool,
+        corrects: bool,
+    },
+    Sign {
+        customer: usize,
+        shown: Shown,
+    },
+    WithdrawSignature {
+        which: Index,
+        is_own: bool,
+    },
+    Publish {
+        effective_in: Option<i64>,
+        reaccept: Reaccept,
+    },
+    EndRelationship {
+        partner: usize,
+        customer: usize,
+    },
+    AcceptInvitation {
+        partner: usize,
+        customer: usize,
+        shown: Shown,
+    },
+    ReportPurchase {
+        partner: usize,
+        customer: usize,
+        minutes_ago: i64,
+    },
+    Wait {
+        micros: i64,
+    },
 }
 
 /// The version that a customer was shown.
@@ -76,7 +108,7 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
     let wait = prop_oneof![Just(1), 1..30 * DAY * MINUTE_MICROS];
     prop_oneof![
         8 => attest,
-        4 => which().prop_map(|(which, is_own)| Step::WithdrawAttestation { which, is_own }),
+        4 => (which(), any::<bool>()).prop_map(|((which, is_own), corrects)| Step::WithdrawAttestation { which, is_own, corrects }),
         6 => (customer(), shown()).prop_map(|(customer, shown)| Step::Sign { customer, shown }),
         3 => which().prop_map(|(which, is_own)| Step::WithdrawSignature { which, is_own }),
         3 => publish,

@@ -451,7 +451,7 @@ impl Expected {
 pub(super) struct Made {
     pub customer: usize,
     pub version: u32,
-    pub person: usize,
+    pub claim: acceptance::Claim,
 }
 
 impl Model {
@@ -473,12 +473,13 @@ impl Model {
         }
         let model = &world.model;
         let customer = world.customer_ids.iter().position(|id| *id == order.customer_id).unwrap();
-        let version = model.in_force(time(attestation.agreed_at).min(model.now));
+        let agreed_at = time(attestation.agreed_at);
+        let version = model.in_force(agreed_at.min(model.now));
         let is_other = attestation.contact.as_ref().is_some_and(|one| *one == acceptance::person(1));
-        let person = usize::from(is_other);
+        let claim = (usize::from(is_other), agreed_at);
         let current = model.current(customer, Some(call.by)).map(|n| &model.acceptances[n]);
-        match model.may_attest(customer, call.by, person, version) {
-            Ok(()) => Ok(Some(Made { customer, version, person })),
+        match model.may_attest(customer, call.by, claim, version) {
+            Ok(()) => Ok(Some(Made { customer, version, claim })),
             Err("ALREADY_ATTESTED") => Ok(None),
             Err("OLDER_THAN_CURRENT") => {
                 let current = current.unwrap();

@@ -231,7 +231,7 @@ impl Play {
                 let model = &self.world.model;
                 let acceptance_revision = model.customers[made.customer].acceptance_revision;
                 let mut assumed = model.clone();
-                assumed.accepted(String::new(), made.customer, Some(call.by), made.version, made.person);
+                assumed.accepted(String::new(), made.customer, Some(call.by), made.version, made.claim);
                 assumed.customers[made.customer].acceptance_revision = acceptance_revision;
                 let model = std::mem::replace(&mut self.world.model, assumed);
                 let expected = self.model.expect(&self.world, &call);
@@ -240,7 +240,7 @@ impl Play {
             }
             Ok(Some(made)) => {
                 let id = self.attested(&made, call.by).await?;
-                self.world.model.accepted(id, made.customer, Some(call.by), made.version, made.person);
+                self.world.model.accepted(id, made.customer, Some(call.by), made.version, made.claim);
                 self.model.attested.push((call.by, call.request_id.clone(), call.content.clone()));
                 self.model.expect(&self.world, &call)
             }

@@ -118,6 +118,7 @@ async fn without_agreement_svc_order_svc_only_reads(#[case] backend: Backend) {
         request_id: fixtures::request_id(),
         attestation_id,
         reason: WithdrawalReason::NoLongerAccepts.into(),
+        ..WithdrawAttestationRequest::default()
     };
     let withdrawn = direct.attestations().withdraw_attestation(withdraw).await.unwrap().into_inner();
     let report = GetWithdrawalReportRequest { revision: withdrawn.revision, ..Default::default() };

@@ -28,6 +28,7 @@ async fn what_is_gated_needs_an_acceptance_that_was_not_withdrawn(#[case] backen
         request_id: fixtures::request_id(),
         attestation_id: metadata_of(&renewed)["attestation_id"].clone(),
         reason: WithdrawalReason::NoLongerAccepts.into(),
+        ..WithdrawAttestationRequest::default()
     };
     world.direct.attestations().withdraw_attestation(request).await.unwrap();
     check_blocked(&world, [&on[0], &on[1], &on[2]], &off, "WITHDRAWN").await;

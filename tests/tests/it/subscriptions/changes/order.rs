@@ -56,6 +56,7 @@ impl Meanwhile {
             request_id: fixtures::request_id(),
             attestation_id: attested.attestation.unwrap().attestation_id,
             reason: WithdrawalReason::NoLongerAccepts.into(),
+            ..WithdrawAttestationRequest::default()
         };
         world.direct.attestations().withdraw_attestation(request).await.unwrap();
         let request = EndRelationshipRequest {

@@ -3,6 +3,7 @@
 
 mod application;
 mod cancellation;
+mod corrections;
 mod large;
 mod relationship_ends;
 
