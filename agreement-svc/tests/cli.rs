@@ -239,7 +239,7 @@ fn a_vendor_file_is_imported_once_however_often_it_is_sent() {
         VENDORS_COLUMNS.to_owned(),
         row(&first, mail, "2024-05-01", "true"),
         row(&upper, mail, "2024-05-01 10:20:30", "True"),
-        row(&first, mail, "2024-05-02T00:00:00+02:00", "TRUE"),
+        row(&first, mail, "2024-05-01T02:00:00+02:00", "TRUE"),
         row(&third, mail, "2024-05-01", "false"),
         row(&third, mail, "2024-05-01", ""),
         row(&third, mail, "01.05.2024", "true"),

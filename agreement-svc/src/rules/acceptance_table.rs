@@ -152,8 +152,9 @@ fn every_move_from_every_state_of_an_attestation() {
         // What stands under the unique key of partner, customer and type; the record of version 2.
         let current = (state == State::Current).then_some((&known, at(200)));
         for (said, agreed, email) in [
-            ("the same again", 250, "T@contoso.example"),
-            ("another person", 250, "x@contoso.example"),
+            ("the same again", 220, "T@contoso.example"),
+            ("another date", 250, "t@contoso.example"),
+            ("another person", 220, "x@contoso.example"),
             ("version 1", 150, "t@contoso.example"),
             ("version 3", 350, "t@contoso.example"),
         ] {
@@ -177,21 +178,25 @@ fn every_move_from_every_state_of_an_attestation() {
     }
     expect![[r#"
         Absent     attest the same again  new of version 2
+        Absent     attest another date    new of version 2
         Absent     attest another person  new of version 2
         Absent     attest version 1       new of version 1
         Absent     attest version 3       new of version 3
         Absent     withdraw               -
         Current    attest the same again  refused: AlreadyAttested
+        Current    attest another date    new of version 2, supersedes it
         Current    attest another person  new of version 2, supersedes it
         Current    attest version 1       refused: OlderThanCurrent
         Current    attest version 3       new of version 3, supersedes it
         Current    withdraw               withdrawn
         Superseded attest the same again  new of version 2
+        Superseded attest another date    new of version 2
         Superseded attest another person  new of version 2
         Superseded attest version 1       new of version 1
         Superseded attest version 3       new of version 3
         Superseded withdraw               refused: AcceptanceSuperseded
         Withdrawn  attest the same again  new of version 2
+        Withdrawn  attest another date    new of version 2
         Withdrawn  attest another person  new of version 2
         Withdrawn  attest version 1       new of version 1
         Withdrawn  attest version 3       new of version 3

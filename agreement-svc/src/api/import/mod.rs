@@ -53,6 +53,9 @@ const REQUEST_ID_LENGTH: usize = 36;
 /// The answers, in the order of the rows.
 pub(super) type Answers<A> = Pin<Box<dyn Stream<Item = Result<A, Status>> + Send>>;
 
+/// The outcome of a row, and the id of what it is about.
+type Outcome = (ImportOutcome, Uuid);
+
 /// An import: what its rows ask for, and how they are decided.
 pub(super) struct Import<M, N, D> {
     /// The call's name, which is part of the idempotency key.
@@ -62,8 +65,8 @@ pub(super) struct Import<M, N, D> {
     pub read: fn(&mut Mutation<M>) -> N,
     /// Reads what decisions on some rows of a partner need to know.
     pub prepare: fn(&mut Change<'_>, Uuid, &[&N]) -> Result<D, Error>,
-    /// Decides on a row: its outcome, and the id of what it is about.
-    pub decide: fn(&mut D, &mut Change<'_>, N) -> Result<(ImportOutcome, Uuid), ChangeError>,
+    /// Decides on a row.
+    pub decide: fn(&mut D, &mut Change<'_>, N) -> Result<Outcome, ChangeError>,
     /// Stores the effects of all of them.
     pub store: fn(D, &mut Change<'_>) -> Result<(), Error>,
 }

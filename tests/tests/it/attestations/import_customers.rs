@@ -48,7 +48,7 @@ async fn import(partner: &As, rows: &[ImportCustomersRequest]) -> Vec<ImportCust
 }
 
 fn outcome(answer: &ImportCustomersResponse) -> (ImportOutcome, ErrorReason) {
-    let reason = answer.refusal.as_ref().map_or(ErrorReason::Unspecified, |refusal| refusal.reason());
+    let reason = answer.refusal.as_ref().map_or(ErrorReason::Unspecified, proto::types::Refusal::reason);
     (answer.outcome(), reason)
 }
 

@@ -85,7 +85,7 @@ async fn a_replaced_attestation_cancels_nothing(#[case] backend: Backend) {
 
     let withdrawal = made.revision - 1;
     let report = applied(&operator, withdrawal).await;
-    assert_eq!(report.report.as_ref().unwrap().uncovered_partner_ids, [String::new(); 0]);
+    assert!(report.report.as_ref().unwrap().uncovered_partner_ids.is_empty());
     assert_eq!(counts_and_outcomes(&report).0.0, 0);
     followed(&operator, made.revision).await;
     assert_eq!(read(&direct, &bought.subscription_id).await.unwrap(), bought);
