@@ -443,12 +443,7 @@ impl Known {
 
     fn withdrawal(&self, random: &mut StdRng) -> Option<(Caller, Call)> {
         let ((_, partner), attestation_id) = self.attestations.iter().choose(random)?;
-        let request = WithdrawAttestationRequest {
-            request_id: fixtures::request_id(),
-            attestation_id: attestation_id.clone(),
-            reason: WithdrawalReason::NoLongerAccepts.into(),
-            ..WithdrawAttestationRequest::default()
-        };
+        let request = fixtures::new_withdrawal(attestation_id);
         Some((fixtures::sales(*partner), Call::WithdrawAttestation(request)))
     }
 

@@ -6,25 +6,21 @@ use chrono::Duration;
 use proto::agreement::publish_template_version_request::Reacceptance;
 use proto::agreement::{
     AcceptInvitationRequest, AgreementDemand, AssumedAttestation, BatchCheckEligibilityRequest,
-    CheckEligibilityRequest, CompanyProfile, CreateAttestationRequest, CreateCustomerRequest,
-    CreateInvitationRequest, EndRelationshipRequest, GetAttestationRequest, GetCustomerRequest,
-    GetDirectSignStatusRequest, GetInvitationRequest, GetPartnerRequest, GetTemplateDocumentRequest,
-    GetTemplateRequest, ImportAttestationsRequest, ImportCustomersRequest, InlineAttestation,
-    InlineInvitation, LinkResellerRequest, ListAttestationsRequest, ListBlockedCustomersRequest,
-    ListCustomerPartnersRequest, ListCustomersRequest, ListEventsRequest, ListInvitationsRequest,
+    CheckEligibilityRequest, CompanyProfile, CreateInvitationRequest, GetDirectSignStatusRequest,
+    GetInvitationRequest, GetPartnerRequest, GetTemplateDocumentRequest, GetTemplateRequest,
+    LinkResellerRequest, ListBlockedCustomersRequest, ListEventsRequest, ListInvitationsRequest,
     ListPartnersRequest, ListTemplatesRequest, PublishTemplateVersionRequest, RegisterPartnerRequest,
-    Replacement, ReportPurchaseRequest, RetireTemplateRequest, RetryNotificationRequest,
-    RevokeInvitationRequest, SignAgreementRequest, TemplateDocument, UnlinkResellerRequest,
-    UpdateCustomerRequest, UpdatePartnerRequest, WatchEventsRequest, WithdrawAttestationRequest,
+    ReportPurchaseRequest, RetireTemplateRequest, RevokeInvitationRequest, SignAgreementRequest,
+    TemplateDocument, UnlinkResellerRequest, UpdatePartnerRequest, WatchEventsRequest,
     WithdrawSignatureRequest,
 };
 use proto::types::{AgreementType, Channel, Operation};
 use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
 
-use super::existing::{Existing, Table, attestation, document, publication};
+use super::existing::{Existing, Table, document, publication};
 use super::values::{
     COUNTRIES, DIGESTS, DOMAINS, ENUMS, LANGUAGES, LINKS, PAGE_SIZES, PAGE_TOKENS, TIMES, contact, expiry,
-    given_id, given_text, given_time, id, pick, pick_given, required_time, text,
+    given_id, given_text, id, pick, required_time, text,
 };
 
 impl Existing {
@@ -154,235 +150,6 @@ impl Existing {
             page_token: pick(&PAGE_TOKENS, n).into(),
         });
         table.all_bad("GetPartner", direct, &["partner_id"], |n| GetPartnerRequest { partner_id: id(n) });
-    }
-
-    pub(super) fn customers(&self, table: &mut Table) {
-        let Self { direct, operator, admin, .. } = self;
-        let fields = [
-            "request_id",
-            "company_name",
-            "domain",
-            "country",
-            "primary_contact.first_name",
-            "primary_contact.last_name",
-            "primary_contact.email",
-            "primary_contact.phone",
-            "provider_id",
-            "reseller_id",
-            "attestation.template_id",
-            "attestation.contact.first_name",
-            "attestation.contact.last_name",
-            "attestation.contact.email",
-            "attestation.contact.phone",
-            "attestation.agreed_at",
-            "customer_id",
-        ];
-        table.all_bad("CreateCustomer", direct, &fields, |n| CreateCustomerRequest {
-            request_id: id(n),
-            company_name: text(n, 200),
-            domain: if n == 0 { "x.".repeat(127) } else { pick(&DOMAINS, n).into() },
-            country: pick(&COUNTRIES, n).into(),
-            primary_contact: contact(n),
-            provider_id: given_id(n),
-            reseller_id: given_id(n + 1),
-            attestation: Some(InlineAttestation {
-                template_id: id(n + 1),
-                contact: contact(n + 1),
-                agreed_at: required_time(n),
-            }),
-            invitation: None,
-            customer_id: given_id(n + 2),
-        });
-        let fields = [
-            "request_id",
-            "customer_id",
-            "company_name",
-            "domain",
-            "country",
-            "primary_contact.first_name",
-            "primary_contact.last_name",
-            "primary_contact.email",
-            "primary_contact.phone",
-            "provider_id",
-            "reseller_id",
-            "first_purchase_at",
-        ];
-        table.all_bad("ImportCustomers", direct, &fields, |n| ImportCustomersRequest {
-            request_id: id(n),
-            customer_id: id(n + 1),
-            company_name: text(n, 200),
-            domain: pick(&DOMAINS, n).into(),
-            country: pick(&COUNTRIES, n).into(),
-            primary_contact: contact(n),
-            provider_id: given_id(n),
-            reseller_id: given_id(n + 1),
-            first_purchase_at: given_time(n),
-        });
-        let good = fixtures::new_customer("Northwind", "FR", None);
-        let contact_fields =
-            ["primary_contact.first_name", "primary_contact.last_name", "primary_contact.email"];
-        let alone = CreateCustomerRequest { primary_contact: None, ..good.clone() };
-        table.bad("CreateCustomer", "no contact", direct, &contact_fields, &alone);
-        let both = CreateCustomerRequest {
-            provider_id: PROVIDER.to_string(),
-            reseller_id: RESELLER.to_string(),
-            ..good.clone()
-        };
-        table.bad("CreateCustomer", "two partners", direct, &["reseller_id"], &both);
-        let through =
-            CreateCustomerRequest { provider_id: PROVIDER.to_string(), reseller_id: String::new(), ..both };
-        table.bad("CreateCustomer", "through a provider", direct, &["provider_id"], &through);
-        let with = CreateCustomerRequest { reseller_id: RESELLER.to_string(), ..good.clone() };
-        table.bad("CreateCustomer", "with a reseller", direct, &["reseller_id"], &with);
-        let invited = |n| InlineInvitation { template_id: id(n), expires_at: expiry(n) };
-        let fields = ["invitation.template_id", "invitation.expires_at"];
-        table.all_bad("CreateCustomer", direct, &fields, |n| CreateCustomerRequest {
-            invitation: Some(invited(n)),
-            ..good.clone()
-        });
-        let both = CreateCustomerRequest {
-            attestation: Some(InlineAttestation {
-                template_id: CUSTOMER_AGREEMENT.into(),
-                contact: None,
-                agreed_at: Some(timestamp(Clock::system().now())),
-            }),
-            invitation: Some(InlineInvitation { template_id: CUSTOMER_AGREEMENT.into(), expires_at: None }),
-            ..good.clone()
-        };
-        table.bad("CreateCustomer", "attested and invited", direct, &["invitation"], &both);
-        let reseller = fixtures::sales(RESELLER);
-        table.bad("CreateCustomer", "a reseller by itself", &reseller, &["provider_id"], &good);
-
-        let fields = ["request_id", "customer_id", "etag", "company_name", "domain", "country"];
-        let fields = [&fields[..], &contact_fields, &["primary_contact.phone"]].concat();
-        table.all_bad("UpdateCustomer", direct, &fields, |n| UpdateCustomerRequest {
-            request_id: id(n),
-            customer_id: id(n + 1),
-            etag: text(n, 50),
-            company_name: text(n + 1, 200),
-            primary_contact: contact(n),
-            domain: "contoso.example".into(),
-            country: "FR".into(),
-        });
-        let alone = UpdateCustomerRequest {
-            request_id: fixtures::request_id(),
-            customer_id: self.customer.customer_id.clone(),
-            etag: self.customer.etag.clone(),
-            company_name: "Northwind".into(),
-            ..UpdateCustomerRequest::default()
-        };
-        table.all_bad("UpdateCustomer", operator, &["domain", "country"], |n| UpdateCustomerRequest {
-            domain: pick_given(&DOMAINS, n),
-            country: pick_given(&COUNTRIES, n),
-            ..alone.clone()
-        });
-        table.bad("UpdateCustomer", "no contact", direct, &contact_fields, &alone);
-
-        table.all_bad("GetCustomer", direct, &["customer_id"], |n| GetCustomerRequest { customer_id: id(n) });
-        let fields = ["page_size", "page_token"];
-        table.all_bad("ListCustomers", operator, &fields, |n| ListCustomersRequest {
-            page_size: pick(&PAGE_SIZES, n),
-            page_token: pick(&PAGE_TOKENS, n).into(),
-        });
-        table.all_bad("ListCustomerPartners", admin, &fields, |n| ListCustomerPartnersRequest {
-            include_ended: n % 2 == 0,
-            page_size: pick(&PAGE_SIZES, n),
-            page_token: pick(&PAGE_TOKENS, n).into(),
-        });
-
-        let fields = ["request_id", "customer_id", "provider_id", "reseller_id"];
-        table.all_bad("EndRelationship", direct, &fields, |n| EndRelationshipRequest {
-            request_id: id(n),
-            customer_id: id(n + 1),
-            provider_id: given_id(n),
-            reseller_id: given_id(n + 1),
-        });
-        let end = |provider_id: &str, reseller_id: &str| EndRelationshipRequest {
-            request_id: fixtures::request_id(),
-            customer_id: self.customer.customer_id.clone(),
-            provider_id: provider_id.into(),
-            reseller_id: reseller_id.into(),
-        };
-        let (provider, other) = (PROVIDER.to_string(), RESELLER.to_string());
-        for (about, bad, request) in [
-            ("two partners", "reseller_id", end(&provider, &other)),
-            ("through a provider", "provider_id", end(&provider, "")),
-            ("with a reseller", "reseller_id", end("", &other)),
-        ] {
-            table.bad("EndRelationship", about, direct, &[bad], &request);
-        }
-    }
-
-    pub(super) fn attestations(&self, table: &mut Table) {
-        let direct = &self.direct;
-        let fields = [
-            "request_id",
-            "customer_id",
-            "template_id",
-            "contact.first_name",
-            "contact.last_name",
-            "contact.email",
-            "contact.phone",
-            "agreed_at",
-        ];
-        table.all_bad("CreateAttestation", direct, &fields, |n| CreateAttestationRequest {
-            request_id: id(n),
-            customer_id: id(n + 1),
-            template_id: id(n + 2),
-            contact: contact(n),
-            agreed_at: required_time(n),
-            validate_only: n % 2 == 0,
-        });
-        table.all_bad("ImportAttestations", direct, &fields, |n| ImportAttestationsRequest {
-            request_id: id(n),
-            customer_id: id(n + 1),
-            template_id: id(n + 2),
-            contact: contact(n),
-            agreed_at: required_time(n),
-        });
-        let alone =
-            CreateAttestationRequest { contact: None, ..attestation(&self.customer.customer_id, None) };
-        let fields = ["contact.first_name", "contact.last_name", "contact.email", "agreed_at"];
-        table.bad("CreateAttestation", "no contact and no date", direct, &fields, &alone);
-
-        let fields = [
-            "request_id",
-            "attestation_id",
-            "reason",
-            "replacement",
-            "replacement.template_id",
-            "replacement.contact.first_name",
-            "replacement.contact.last_name",
-            "replacement.contact.email",
-            "replacement.contact.phone",
-            "replacement.agreed_at",
-        ];
-        table.all_bad("WithdrawAttestation", direct, &fields, |n| WithdrawAttestationRequest {
-            request_id: id(n),
-            attestation_id: id(n + 1),
-            reason: pick(&ENUMS, n),
-            replacement: Some(Replacement {
-                template_id: given_id(n + 2),
-                contact: contact(n),
-                agreed_at: required_time(n),
-            }),
-            validate_only: n % 2 == 0,
-        });
-        let fields = ["request_id", "attestation_id"];
-        table.all_bad("RetryNotification", direct, &fields, |n| RetryNotificationRequest {
-            request_id: id(n),
-            attestation_id: id(n + 1),
-        });
-        table.all_bad("GetAttestation", direct, &["attestation_id"], |n| GetAttestationRequest {
-            attestation_id: id(n),
-        });
-        let fields = ["customer_id", "page_size", "page_token"];
-        table.all_bad("ListAttestations", direct, &fields, |n| ListAttestationsRequest {
-            customer_id: id(n),
-            include_history: n % 2 == 0,
-            page_size: pick(&PAGE_SIZES, n),
-            page_token: pick(&PAGE_TOKENS, n).into(),
-        });
     }
 
     pub(super) fn invitations(&self, table: &mut Table) {

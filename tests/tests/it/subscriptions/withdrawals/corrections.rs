@@ -54,7 +54,7 @@ async fn a_corrected_date_supersedes_and_cancels_nothing(#[case] backend: Backen
     assert_eq!(reason_of(&refused), "ALREADY_ATTESTED");
 }
 
-/// A replacement may be of an earlier version than what it replaces. Nobody is uncovered, so nothing is cancelled.
+/// A replacement may be of an earlier version than what it replaces. No partner is uncovered, so nothing is cancelled.
 #[apply(each_backend)]
 async fn a_replaced_attestation_cancels_nothing(#[case] backend: Backend) {
     tests::needs!(backend);
