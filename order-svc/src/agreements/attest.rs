@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{AgreementClient, CallOptions, reason_of};
 
-/// The refusals of CreateAttestation that are passed on to the client that orders. ALREADY_ATTESTED is not
+/// The refusals of CreateAttestation that are passed on to the client. ALREADY_ATTESTED is not
 /// among them: then there is nothing to do.
 const REFUSALS: [(ErrorReason, Code); 10] = [
     (ErrorReason::InvalidFields, Code::InvalidArgument),
@@ -31,8 +31,8 @@ const REFUSALS: [(ErrorReason, Code); 10] = [
 /// An attestation that the caller wants made.
 #[derive(Clone, Debug)]
 pub(crate) struct AttestationQuery {
-    /// The request id of the order that carries it.
-    pub order_request_id: Uuid,
+    /// The request id of the call that carries it.
+    pub carrier_request_id: Uuid,
     pub hasher: RequestHasher,
     pub customer_id: Uuid,
     pub template_id: Uuid,
@@ -43,8 +43,8 @@ pub(crate) struct AttestationQuery {
 }
 
 impl AttestationQuery {
-    /// The message. Its request id follows from the order's and from what is attested: the same order attests the
-    /// same once, and a client can send a refused order again with another attestation.
+    /// The message. Its request id follows from the carrying call's and from what is attested: the same call attests
+    /// the same once, and a client can send a refused call again with another attestation.
     fn message(&self) -> CreateAttestationRequest {
         let mut message = CreateAttestationRequest {
             request_id: String::new(),
@@ -54,7 +54,7 @@ impl AttestationQuery {
             agreed_at: self.agreed_at,
             validate_only: false,
         };
-        message.request_id = self.hasher.derived_id(self.order_request_id, &message).to_string();
+        message.request_id = self.hasher.derived_id(self.carrier_request_id, &message).to_string();
         message.validate_only = self.validate_only;
         message
     }

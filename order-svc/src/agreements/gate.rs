@@ -75,7 +75,8 @@ impl AgreementClient {
             template_version: attested.template_version,
         });
         let message = CheckEligibilityRequest { assumed_attestation, ..query.message() };
-        self.send(query, message, time_left).await.map(DryRun::new)
+        let answer = self.send(query, message, time_left).await?;
+        Ok(DryRun::new(answer, assumed.is_some()))
     }
 
     async fn send(

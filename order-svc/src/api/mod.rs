@@ -6,6 +6,7 @@
 //! codes are chosen in [`status`].
 
 pub(crate) mod access;
+mod attestation;
 mod convert;
 mod offer;
 mod order;
@@ -16,23 +17,26 @@ mod withdrawal;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chassis::auth::Caller;
+use chassis::auth::{self, Caller, Credentials};
 use chassis::clock::Clock;
 use chassis::database::{BatchedReads, Connection, Database, Error};
 use chassis::form::Form;
 use chassis::idempotency::{IdempotencyKey, Lookup, RequestHasher};
 use chassis::paging::{Page, Pages};
+use chassis::server::call;
+use chassis::server::deadline::time_left;
 use prost::Message;
 use proto::identity::TenantKind;
 use tokio::sync::watch;
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::agreements::AgreementClient;
+use crate::agreements::attest::Attested;
 use crate::agreements::gate::{GateError, GateQuery};
 use crate::metrics::Decisions;
 use crate::rules::Refusal;
-use crate::rules::gate::Answer;
+use crate::rules::gate::{Answer, DryRun};
 use crate::rules::offer::Catalogue;
 use crate::rules::order::Parties;
 use crate::store::Viewer;
@@ -151,9 +155,20 @@ impl Api {
         self.decisions.count(&answered);
         answered.map_err(|no_answer| unanswered(&query.parties, no_answer))
     }
-}
 
-impl Api {
+    /// Asks the gate what it would answer, on the assumption of an attestation where one is given (ORD-5). It decides
+    /// nothing, so it is not counted among the decisions.
+    async fn dry_run(
+        &self,
+        query: &GateQuery,
+        assumed: Option<&Attested>,
+        time_left: Duration,
+    ) -> Result<DryRun, Refusal> {
+        self.check_history(time_left).await?;
+        let dry_run = self.agreements.dry_run(query, assumed, time_left).await;
+        dry_run.map_err(|no_answer| unanswered(&query.parties, no_answer))
+    }
+
     /// Refuses while agreement-svc's history is known not to be the one that was followed here: what it answers then
     /// may rest on what was withdrawn (WD-3a). After the start that is found out first.
     async fn check_history(&self, time_left: Duration) -> Result<(), Refusal> {
@@ -234,9 +249,31 @@ fn checked(form: Form) -> Result<(), Status> {
     form.finish().map_err(|violations| status::invalid(&violations))
 }
 
-/// The time that is left until the caller's deadline.
-fn time_until(deadline: Instant) -> Duration {
-    deadline.saturating_duration_since(Instant::now())
+/// Who makes a call that buys or changes, and how long it may take.
+struct Origin {
+    caller: Caller,
+    /// For an attestation, which is the caller's own.
+    credentials: Credentials,
+    /// The id under which both services log.
+    call_id: String,
+    /// The caller's.
+    deadline: Instant,
+}
+
+impl Origin {
+    fn of<M>(request: &Request<M>) -> Result<Self, Status> {
+        Ok(Self {
+            caller: auth::caller(request)?,
+            credentials: auth::credentials(request)?,
+            call_id: call::call_id(request),
+            deadline: Instant::now() + time_left(request),
+        })
+    }
+
+    /// The time that is left until the caller's deadline.
+    fn time_left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
 }
 
 /// What a caller may see of orders and subscriptions (ROLE-6).

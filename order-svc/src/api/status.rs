@@ -252,8 +252,8 @@ fn not_together(parties: &Parties, misnamed: Misnamed) -> Status {
     }
 }
 
-/// The refusal by agreement-svc of the attestation that an order carries, with its message; the bad fields of the
-/// attestation become those of the order, and a reseller is sent to the payer of the order.
+/// The refusal by agreement-svc of the attestation that a call carries, with its message; the bad fields of the
+/// attestation become those of the call, and a reseller is sent to the payer of the order or subscription.
 pub(super) fn not_attested(refused: &Status, payer_id: Option<Uuid>) -> Status {
     let details = refused.get_error_details();
     let info = details.error_info();

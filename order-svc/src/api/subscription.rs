@@ -1,13 +1,10 @@
 //! `SubscriptionService`.
 
-use std::time::Instant;
-
 use chassis::auth::{self, Caller};
 use chassis::database::Connection;
 use chassis::form::Form;
 use chassis::idempotency::IdempotencyKey;
-use chassis::server::call::{self, call_id};
-use chassis::server::deadline::time_left;
+use chassis::server::call;
 use prost::Message;
 use proto::order::subscription_service_server::SubscriptionService;
 use proto::order::{
@@ -22,10 +19,10 @@ use proto::types::GateEvidence;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{Api, Attempt, Failure, checked, convert, time_until, viewer, without_effect};
+use super::{Api, Attempt, Failure, Origin, checked, convert, viewer, without_effect};
 use crate::agreements::gate::{GateError, GateQuery};
 use crate::rules::Refusal;
-use crate::rules::gate::Operation;
+use crate::rules::gate::{Approval, Operation};
 use crate::rules::offer::Offer;
 use crate::rules::order::Parties;
 use crate::rules::relationship::{Needed, not_related, relationship_needed};
@@ -218,9 +215,7 @@ struct SubscriptionCall {
     id: Uuid,
     etag: String,
     command: Command,
-    caller: Caller,
-    call_id: String,
-    deadline: Instant,
+    origin: Origin,
     /// Absent when it is only to be validated.
     key: Option<IdempotencyKey>,
 }
@@ -236,21 +231,26 @@ impl SubscriptionCall {
         query
     }
 
+    /// For whom it is asked.
+    fn parties(&self, known: &Subscription) -> Parties {
+        Parties {
+            payer_id: known.payer_id,
+            // A payer goes on without a reseller that has parted.
+            reseller_id: known.reseller_id.filter(|_| self.origin.caller.tenant_id != known.payer_id),
+            customer_id: known.customer_id,
+        }
+    }
+
     /// What the gate is asked about it.
     fn gate_query(&self, known: &Subscription, operation: Operation, offer: Option<&Offer>) -> GateQuery {
         let demanded = offer.map(|offer| offer.agreement_types.clone()).filter(|types| !types.is_empty());
         GateQuery {
-            parties: Parties {
-                payer_id: known.payer_id,
-                // A payer goes on without a reseller that has parted.
-                reseller_id: known.reseller_id.filter(|_| self.caller.tenant_id != known.payer_id),
-                customer_id: known.customer_id,
-            },
+            parties: self.parties(known),
             operation,
             demands: demanded.into_iter().collect(),
             at_least_revision: 0,
-            caller: self.caller.clone(),
-            call_id: self.call_id.clone(),
+            caller: self.origin.caller.clone(),
+            call_id: self.origin.call_id.clone(),
         }
     }
 }
@@ -263,9 +263,7 @@ impl Api {
         request: Request<M>,
         fields: impl FnOnce(&mut Form, &mut M) -> Fields,
     ) -> Result<SubscriptionCall, Status> {
-        let caller = auth::caller(&request)?;
-        let call_id = call_id(&request);
-        let deadline = Instant::now() + time_left(&request);
+        let origin = Origin::of(&request)?;
         let mut message = request.into_inner();
         let mut form = Form::new();
         let Fields { request_id, validate_only, subscription_id, etag, command } =
@@ -274,9 +272,9 @@ impl Api {
         let id = form.id("subscription_id", &subscription_id);
         form.text("etag", &etag, 1, 50);
         checked(form)?;
-        let key = self.hasher.key(&caller, call, request_id, &message);
+        let key = self.hasher.key(&origin.caller, call, request_id, &message);
         let key = (!validate_only).then_some(key);
-        Ok(SubscriptionCall { id, etag, command, caller, call_id, deadline, key })
+        Ok(SubscriptionCall { id, etag, command, origin, key })
     }
 
     async fn visible(&self, caller: &Caller, id: Uuid) -> Result<Subscription, Failure> {
@@ -294,7 +292,7 @@ impl Api {
         asked: &SubscriptionCall,
         known: &Subscription,
     ) -> Result<Option<Needed>, Failure> {
-        let Some(needed) = relationship_needed(asked.caller.tenant_id, known, asked.command)? else {
+        let Some(needed) = relationship_needed(asked.origin.caller.tenant_id, known, asked.command)? else {
             return Ok(None);
         };
         let (customer, payer) = (known.customer_id, known.payer_id);
@@ -305,7 +303,7 @@ impl Api {
         }
         // What agreement-svc has just stored may not have been applied here.
         let query = asked.relationship_query(known, needed);
-        match self.agreements.check(&query, time_until(asked.deadline)).await {
+        match self.agreements.check(&query, asked.origin.time_left()).await {
             Err(GateError::NoActiveRelationship(_) | GateError::PayerIsReseller) => {
                 Err(not_related(known, asked.command).into())
             }
@@ -330,46 +328,54 @@ impl Api {
         self.answer_once(asked.key.as_ref(), || self.try_change(&asked, &answer)).await
     }
 
-    /// One attempt: plans, asks the gate where the change is gated and, with a key, stores.
+    /// One attempt: plans, asks the gate where the change is gated and, with
+    /// a key, stores.
     async fn try_change<A: Message>(
         &self,
         asked: &SubscriptionCall,
         answer: &(impl Fn(wire::Subscription, Option<GateEvidence>) -> A + Sync),
     ) -> Result<Attempt<A>, Failure> {
-        let known = self.visible(&asked.caller, asked.id).await?;
+        let known = self.visible(&asked.origin.caller, asked.id).await?;
         let needed = self.check_may_act(asked, &known).await?;
         let offer = self.catalogue.find(&known.offer_id);
-        let (step, basis) = match known.plan(asked.command, &asked.etag, offer, self.clock.now())? {
+        let (step, operation) = match known.plan(asked.command, &asked.etag, offer, self.clock.now())? {
             Planned::Nothing => (None, None),
             Planned::Free(step) => (Some(step), None),
-            Planned::Gated(step, operation) => {
+            Planned::Gated(step, operation) => (Some(step), Some(operation)),
+        };
+        let after = step.as_ref().map_or(&known, |step| &step.after);
+        let response = |approval: Option<&Approval>| {
+            answer(convert::subscription(after), approval.map(convert::approval))
+        };
+        let Some(key) = asked.key.clone() else {
+            let query = operation.map(|operation| asked.gate_query(&known, operation, offer));
+            return self.dry_change(asked, &known, query, response).await;
+        };
+        let basis = match operation {
+            None => None,
+            Some(operation) => {
                 let query = asked.gate_query(&known, operation, offer);
-                let answer = self.ask(&query, time_until(asked.deadline)).await;
+                let answer = self.ask(&query, asked.origin.time_left()).await;
                 let answer = answer.map_err(|refusal| has_ended(refusal, &known))?;
                 let approval = answer.approval()?.clone();
-                (Some(step.with_approval(&approval)), Some((answer, approval)))
+                Some((answer, approval))
             }
         };
         let approval = basis.as_ref().map(|(_, approval)| approval.clone());
-        let after = step.as_ref().map_or(&known, |step| &step.after);
-        let response = answer(convert::subscription(after), approval.as_ref().map(convert::approval));
-        let Some(key) = asked.key.clone() else {
-            let customer = known.customer_id;
-            let read = move |connection: &mut Connection| match &approval {
-                Some(approval) => answer_void(connection, customer, approval.revision, approval),
-                None => Ok(None),
-            };
-            return match self.database.read(read).await? {
-                Some(void) => without_effect(customer, void),
-                None => Ok(Attempt::Done(response)),
-            };
-        };
+        let response = response(approval.as_ref());
 
-        let cause = Cause::Requested { tenant_id: asked.caller.tenant_id, user_id: asked.caller.user_id };
+        let cause = Cause::Requested {
+            tenant_id: asked.origin.caller.tenant_id,
+            user_id: asked.origin.caller.user_id,
+        };
         let now = self.clock.now();
         let writes = match step {
             None => None,
             Some(step) => {
+                let step = match &approval {
+                    Some(approval) => step.with_approval(approval),
+                    None => step,
+                };
                 let change = step.change(known.quantity, cause, approval, now);
                 Some(Write { after: step.after, version: known.version, change, needed })
             }
@@ -383,14 +389,36 @@ impl Api {
             Commit::Void(void) => without_effect(known.customer_id, void),
         }
     }
+
+    /// What the change would come to; nothing is stored anywhere (ORD-5).
+    async fn dry_change<A>(
+        &self,
+        asked: &SubscriptionCall,
+        known: &Subscription,
+        query: Option<GateQuery>,
+        response: impl Fn(Option<&Approval>) -> A,
+    ) -> Result<Attempt<A>, Failure> {
+        let Some(query) = query else { return Ok(Attempt::Done(response(None))) };
+        let dry_run = self.dry_run(&query, None, asked.origin.time_left()).await;
+        let dry_run = dry_run.map_err(|refusal| has_ended(refusal, known))?;
+        let approval = dry_run.answer().approval()?;
+        let (customer, revision, basis) = (known.customer_id, dry_run.revision(), approval.clone());
+        let read = move |connection: &mut Connection| answer_void(connection, customer, revision, &basis);
+        match self.database.read(read).await? {
+            Some(void) => without_effect(customer, void),
+            None => Ok(Attempt::Done(response(Some(approval)))),
+        }
+    }
 }
 
 /// The parties on record of a subscription had a relationship: where the gate finds none, it has ended (ROLE-6).
 fn has_ended(refusal: Refusal, known: &Subscription) -> Refusal {
     match refusal {
-        Refusal::NotFound { .. } | Refusal::NotTogether { .. } => {
-            Refusal::RelationshipEnded { customer_id: known.customer_id, payer_id: known.payer_id }
-        }
+        Refusal::NotFound { .. } | Refusal::NotTogether { .. } => relationship_ended(known),
         other => other,
     }
+}
+
+fn relationship_ended(known: &Subscription) -> Refusal {
+    Refusal::RelationshipEnded { customer_id: known.customer_id, payer_id: known.payer_id }
 }

@@ -160,15 +160,25 @@ impl Answer {
 /// The answer of a dry run: what the gate would answer, maybe on the assumption of an attestation that is not stored
 /// (ORD-5). It only lends its answer, so that nothing can be stored on it.
 #[derive(Debug)]
-pub struct DryRun(Answer);
+pub struct DryRun {
+    answer: Answer,
+    is_assumed: bool,
+}
 
 impl DryRun {
-    pub fn new(answer: Answer) -> Self {
-        Self(answer)
+    /// `is_assumed`: the gate assumed an attestation.
+    pub fn new(answer: Answer, is_assumed: bool) -> Self {
+        Self { answer, is_assumed }
     }
 
     pub fn answer(&self) -> &Answer {
-        &self.0
+        &self.answer
+    }
+
+    /// The revision that the answer would hold at: an attestation that is only assumed would be newer than all that
+    /// was applied here.
+    pub fn revision(&self) -> i64 {
+        if self.is_assumed { i64::MAX } else { self.answer.revision }
     }
 }
 
