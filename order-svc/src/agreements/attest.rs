@@ -1,4 +1,4 @@
-//! The attestation that an order carries (ORD-4): made at agreement-svc as the caller, with the caller's credentials.
+//! The attestation that an order or a change carries (ORD-4, SUB-8): made at agreement-svc as the caller, with the caller's credentials.
 
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use proto::agreement::attestation_service_client::AttestationServiceClient;
 use proto::agreement::{CreateAttestationRequest, CreateAttestationResponse};
 use proto::types::{Contact, ErrorReason};
 use tonic::{Code, Status};
+use tonic_types::StatusExt;
 use uuid::Uuid;
 
 use super::{AgreementClient, CallOptions, reason_of};
@@ -113,6 +114,12 @@ impl AgreementClient {
             _ => Err(NotAttested::Unknown(status.to_string())),
         }
     }
+}
+
+/// Whether an attestation was refused because the caller has no active relationship with the customer.
+pub(crate) fn is_of_unseen_customer(refused: &Status) -> bool {
+    let resource = refused.get_details_resource_info();
+    refused.code() == Code::NotFound && resource.is_some_and(|of| of.resource_type == "customer")
 }
 
 /// Reads what was attested, if it is what was asked for.

@@ -1,4 +1,4 @@
-//! The attestation that an order carries (ORD-4): read, and made before the gate is asked.
+//! The attestation that an order or a change of a subscription carries (ORD-4, SUB-8): read, and made before the gate is asked.
 
 use chassis::database::{Connection, Error};
 use chassis::form::Form;

@@ -10,16 +10,19 @@ use proto::order::subscription_service_server::SubscriptionService;
 use proto::order::{
     self as wire, AssignResellerRequest, AssignResellerResponse, CancelSubscriptionRequest,
     CancelSubscriptionResponse, ChangeSeatsRequest, ChangeSeatsResponse, GetSubscriptionRequest,
-    GetSubscriptionResponse, ListSubscriptionChangesRequest, ListSubscriptionChangesResponse,
-    ListSubscriptionsRequest, ListSubscriptionsResponse, RenewSubscriptionRequest, RenewSubscriptionResponse,
-    ResumeSubscriptionRequest, ResumeSubscriptionResponse, SetAutoRenewRequest, SetAutoRenewResponse,
-    SuspendSubscriptionRequest, SuspendSubscriptionResponse,
+    GetSubscriptionResponse, InlineAttestation, ListSubscriptionChangesRequest,
+    ListSubscriptionChangesResponse, ListSubscriptionsRequest, ListSubscriptionsResponse,
+    RenewSubscriptionRequest, RenewSubscriptionResponse, ResumeSubscriptionRequest,
+    ResumeSubscriptionResponse, SetAutoRenewRequest, SetAutoRenewResponse, SuspendSubscriptionRequest,
+    SuspendSubscriptionResponse,
 };
 use proto::types::GateEvidence;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use super::attestation::Carried;
 use super::{Api, Attempt, Failure, Origin, checked, convert, viewer, without_effect};
+use crate::agreements::attest::{Attested, is_of_unseen_customer};
 use crate::agreements::gate::{GateError, GateQuery};
 use crate::rules::Refusal;
 use crate::rules::gate::{Approval, Operation};
@@ -102,6 +105,7 @@ impl SubscriptionService for Api {
                 subscription_id: message.subscription_id.clone(),
                 etag: message.etag.clone(),
                 command: Command::Seats(message.quantity),
+                attestation: message.attestation.clone(),
             }
         })?;
         let answer = |subscription, gate| ChangeSeatsResponse { subscription: Some(subscription), gate };
@@ -118,6 +122,7 @@ impl SubscriptionService for Api {
             subscription_id: message.subscription_id.clone(),
             etag: message.etag.clone(),
             command: Command::Renew,
+            attestation: message.attestation.clone(),
         })?;
         let answer =
             |subscription, gate| RenewSubscriptionResponse { subscription: Some(subscription), gate };
@@ -128,12 +133,22 @@ impl SubscriptionService for Api {
         &self,
         request: Request<SetAutoRenewRequest>,
     ) -> Result<Response<SetAutoRenewResponse>, Status> {
-        let asked = self.read("SetAutoRenew", request, |_, message| Fields {
-            request_id: std::mem::take(&mut message.request_id),
-            validate_only: false,
-            subscription_id: message.subscription_id.clone(),
-            etag: message.etag.clone(),
-            command: Command::AutoRenew(message.auto_renew),
+        let asked = self.read("SetAutoRenew", request, |form, message| {
+            // What is attested is never left out of what a call does, so it is refused where it is no use.
+            if !message.auto_renew && message.attestation.is_some() {
+                form.violation(
+                    "attestation",
+                    "must be absent: to switch automatic renewal off needs no acceptance",
+                );
+            }
+            Fields {
+                request_id: std::mem::take(&mut message.request_id),
+                validate_only: false,
+                subscription_id: message.subscription_id.clone(),
+                etag: message.etag.clone(),
+                command: Command::AutoRenew(message.auto_renew),
+                attestation: message.attestation.clone().filter(|_| message.auto_renew),
+            }
         })?;
         let answer = |subscription, gate| SetAutoRenewResponse { subscription: Some(subscription), gate };
         self.change(asked, answer).await
@@ -149,6 +164,7 @@ impl SubscriptionService for Api {
             subscription_id: message.subscription_id.clone(),
             etag: message.etag.clone(),
             command: Command::Suspend,
+            attestation: None,
         })?;
         let answer = |subscription, _| SuspendSubscriptionResponse { subscription: Some(subscription) };
         self.change(asked, answer).await
@@ -164,6 +180,7 @@ impl SubscriptionService for Api {
             subscription_id: message.subscription_id.clone(),
             etag: message.etag.clone(),
             command: Command::Resume,
+            attestation: None,
         })?;
         let answer = |subscription, _| ResumeSubscriptionResponse { subscription: Some(subscription) };
         self.change(asked, answer).await
@@ -179,6 +196,7 @@ impl SubscriptionService for Api {
             subscription_id: message.subscription_id.clone(),
             etag: message.etag.clone(),
             command: Command::Cancel,
+            attestation: None,
         })?;
         let answer = |subscription, _| CancelSubscriptionResponse { subscription: Some(subscription) };
         self.change(asked, answer).await
@@ -194,6 +212,7 @@ impl SubscriptionService for Api {
             subscription_id: message.subscription_id.clone(),
             etag: message.etag.clone(),
             command: Command::AssignReseller(form.optional_id("reseller_id", &message.reseller_id)),
+            attestation: None,
         })?;
         let answer = |subscription, _| AssignResellerResponse { subscription: Some(subscription) };
         self.change(asked, answer).await
@@ -208,6 +227,7 @@ struct Fields {
     subscription_id: String,
     etag: String,
     command: Command,
+    attestation: Option<InlineAttestation>,
 }
 
 /// A change that was asked for.
@@ -215,6 +235,8 @@ struct SubscriptionCall {
     id: Uuid,
     etag: String,
     command: Command,
+    /// To be made before the gate is asked (SUB-8).
+    carried: Option<Carried>,
     origin: Origin,
     /// Absent when it is only to be validated.
     key: Option<IdempotencyKey>,
@@ -223,7 +245,7 @@ struct SubscriptionCall {
 impl SubscriptionCall {
     /// Asks whether a relationship is active, whatever the gate says of buying.
     fn relationship_query(&self, known: &Subscription, needed: Needed) -> GateQuery {
-        let mut query = self.gate_query(known, Operation::SeatChange, None);
+        let mut query = self.gate_query(known, Operation::SeatChange, None, 0);
         query.parties.reseller_id = match needed {
             Needed::Any => None,
             Needed::WithReseller(reseller) => Some(reseller),
@@ -242,13 +264,19 @@ impl SubscriptionCall {
     }
 
     /// What the gate is asked about it.
-    fn gate_query(&self, known: &Subscription, operation: Operation, offer: Option<&Offer>) -> GateQuery {
+    fn gate_query(
+        &self,
+        known: &Subscription,
+        operation: Operation,
+        offer: Option<&Offer>,
+        at_least_revision: i64,
+    ) -> GateQuery {
         let demanded = offer.map(|offer| offer.agreement_types.clone()).filter(|types| !types.is_empty());
         GateQuery {
             parties: self.parties(known),
             operation,
             demands: demanded.into_iter().collect(),
-            at_least_revision: 0,
+            at_least_revision,
             caller: self.origin.caller.clone(),
             call_id: self.origin.call_id.clone(),
         }
@@ -266,15 +294,16 @@ impl Api {
         let origin = Origin::of(&request)?;
         let mut message = request.into_inner();
         let mut form = Form::new();
-        let Fields { request_id, validate_only, subscription_id, etag, command } =
+        let Fields { request_id, validate_only, subscription_id, etag, command, attestation } =
             fields(&mut form, &mut message);
         let request_id = form.id("request_id", &request_id);
         let id = form.id("subscription_id", &subscription_id);
         form.text("etag", &etag, 1, 50);
+        let carried = Carried::read(&mut form, attestation, request_id, validate_only);
         checked(form)?;
         let key = self.hasher.key(&origin.caller, call, request_id, &message);
         let key = (!validate_only).then_some(key);
-        Ok(SubscriptionCall { id, etag, command, origin, key })
+        Ok(SubscriptionCall { id, etag, command, carried, origin, key })
     }
 
     async fn visible(&self, caller: &Caller, id: Uuid) -> Result<Subscription, Failure> {
@@ -328,7 +357,7 @@ impl Api {
         self.answer_once(asked.key.as_ref(), || self.try_change(&asked, &answer)).await
     }
 
-    /// One attempt: plans, asks the gate where the change is gated and, with
+    /// One attempt: plans, makes the attestation unless it is made, asks the gate where the change is gated and, with
     /// a key, stores.
     async fn try_change<A: Message>(
         &self,
@@ -343,18 +372,21 @@ impl Api {
             Planned::Free(step) => (Some(step), None),
             Planned::Gated(step, operation) => (Some(step), Some(operation)),
         };
+        let attested = self.attest(asked.carried.as_ref(), &asked.origin, &asked.parties(&known)).await;
+        let attested = attested.map_err(|failure| not_attested(failure, &known))?;
         let after = step.as_ref().map_or(&known, |step| &step.after);
         let response = |approval: Option<&Approval>| {
             answer(convert::subscription(after), approval.map(convert::approval))
         };
         let Some(key) = asked.key.clone() else {
-            let query = operation.map(|operation| asked.gate_query(&known, operation, offer));
-            return self.dry_change(asked, &known, query, response).await;
+            let query = operation.map(|operation| asked.gate_query(&known, operation, offer, 0));
+            return self.dry_change(asked, &known, query, attested, response).await;
         };
         let basis = match operation {
             None => None,
             Some(operation) => {
-                let query = asked.gate_query(&known, operation, offer);
+                let at_least_revision = attested.map_or(0, |attested| attested.revision);
+                let query = asked.gate_query(&known, operation, offer, at_least_revision);
                 let answer = self.ask(&query, asked.origin.time_left()).await;
                 let answer = answer.map_err(|refusal| has_ended(refusal, &known))?;
                 let approval = answer.approval()?.clone();
@@ -396,10 +428,11 @@ impl Api {
         asked: &SubscriptionCall,
         known: &Subscription,
         query: Option<GateQuery>,
+        assumed: Option<&Attested>,
         response: impl Fn(Option<&Approval>) -> A,
     ) -> Result<Attempt<A>, Failure> {
         let Some(query) = query else { return Ok(Attempt::Done(response(None))) };
-        let dry_run = self.dry_run(&query, None, asked.origin.time_left()).await;
+        let dry_run = self.dry_run(&query, assumed, asked.origin.time_left()).await;
         let dry_run = dry_run.map_err(|refusal| has_ended(refusal, known))?;
         let approval = dry_run.answer().approval()?;
         let (customer, revision, basis) = (known.customer_id, dry_run.revision(), approval.clone());
@@ -408,6 +441,17 @@ impl Api {
             Some(void) => without_effect(customer, void),
             None => Ok(Attempt::Done(response(Some(approval)))),
         }
+    }
+}
+
+/// Why a change is refused whose attestation was: where agreement-svc finds no customer, the relationship has ended
+/// (ROLE-6).
+fn not_attested(failure: Failure, known: &Subscription) -> Failure {
+    match failure {
+        Failure::NotAttested { refused, .. } if is_of_unseen_customer(&refused) => {
+            relationship_ended(known).into()
+        }
+        other => other,
     }
 }
 

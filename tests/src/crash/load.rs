@@ -511,23 +511,21 @@ impl Known {
         let call = match random.random_range(0..20) {
             0..11 => {
                 let quantity = random.random_range(1..=300);
-                Call::ChangeSeats(ChangeSeatsRequest {
-                    request_id,
-                    subscription_id,
-                    quantity,
-                    etag,
-                    validate_only: false,
-                })
+                let request =
+                    ChangeSeatsRequest { request_id, subscription_id, quantity, etag, ..Default::default() };
+                Call::ChangeSeats(request)
             }
             11..14 => Call::RenewSubscription(RenewSubscriptionRequest {
                 request_id,
                 subscription_id,
                 etag,
-                validate_only: false,
+                ..Default::default()
             }),
             14..17 => {
                 let auto_renew = random.random_bool(0.5);
-                Call::SetAutoRenew(SetAutoRenewRequest { request_id, subscription_id, auto_renew, etag })
+                let request =
+                    SetAutoRenewRequest { request_id, subscription_id, auto_renew, etag, attestation: None };
+                Call::SetAutoRenew(request)
             }
             17 => Call::SuspendSubscription(SuspendSubscriptionRequest { request_id, subscription_id, etag }),
             18 => Call::ResumeSubscription(ResumeSubscriptionRequest { request_id, subscription_id, etag }),

@@ -219,6 +219,7 @@ async fn change_seats(
         quantity,
         etag: etag.into(),
         validate_only: false,
+        attestation: None,
     };
     let changed = partner.subscriptions().change_seats(request).await?.into_inner();
     Ok(changed.subscription.unwrap_or_default())

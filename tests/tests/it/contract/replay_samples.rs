@@ -131,6 +131,7 @@ async fn the_vendors_quantity_change_is_a_seat_change() {
         quantity: example["Quantity"].as_u64().unwrap().try_into().unwrap(),
         etag,
         validate_only: false,
+        attestation: None,
     };
     let stale = direct.subscriptions().change_seats(request(text(&example, "/Attributes/Etag"))).await;
     let stale = stale.unwrap_err();

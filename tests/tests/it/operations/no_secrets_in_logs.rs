@@ -180,7 +180,13 @@ async fn fail(direct: &As, customer: &str, token: &str) {
     direct.customers().list_customers(marked(page)).await.unwrap_err();
     let page = ListOrdersRequest { page_token: MARK.into(), ..Default::default() };
     direct.orders().list_orders(marked(page)).await.unwrap_err();
-    let seats = ChangeSeatsRequest { subscription_id: MARK.into(), etag: MARK.into(), ..Default::default() };
+    let attestation = order(customer).attestation;
+    let seats = ChangeSeatsRequest {
+        subscription_id: MARK.into(),
+        etag: MARK.into(),
+        attestation,
+        ..Default::default()
+    };
     direct.subscriptions().change_seats(marked(seats)).await.unwrap_err();
     // A token that is right and one that is not, for an invitation that there is none of.
     let admin = As { identity: Identity::of(fixtures::admin(customer.parse().unwrap())), ..direct.clone() };

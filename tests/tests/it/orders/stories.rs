@@ -43,6 +43,7 @@ async fn change_seats(
         quantity,
         etag: etag.into(),
         validate_only: false,
+        attestation: None,
     };
     Ok(partner.subscriptions().change_seats(request).await?.into_inner())
 }

@@ -105,6 +105,7 @@ impl Call {
                     quantity: read.quantity % SEATS_MAX + 1,
                     etag: read.etag.clone(),
                     validate_only: false,
+                    attestation: None,
                 };
                 match caller.subscriptions().change_seats(request).await {
                     Ok(changed) => {

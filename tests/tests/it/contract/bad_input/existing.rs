@@ -268,6 +268,7 @@ pub(super) fn seats(subscription: &Subscription, quantity: u32) -> ChangeSeatsRe
         quantity,
         etag: subscription.etag.clone(),
         validate_only: false,
+        attestation: None,
     }
 }
 

@@ -17,6 +17,26 @@ use super::values::{
     COUNTRIES, PAGE_SIZES, PAGE_TOKENS, TIMES, contact, given_id, given_text, id, pick, pick_given, text,
 };
 
+/// The fields of an attestation that a call carries.
+const ATTESTATION: [&str; 6] = [
+    "attestation.template_id",
+    "attestation.contact.first_name",
+    "attestation.contact.last_name",
+    "attestation.contact.email",
+    "attestation.contact.phone",
+    "attestation.agreed_at",
+];
+
+/// One with all of them wrong. Whether it is an e-mail address, and not in the future, is looked at once all else is
+/// right.
+fn attestation(n: usize) -> Option<InlineAttestation> {
+    Some(InlineAttestation {
+        template_id: id(n),
+        contact: contact(n).map(|contact| Contact { email: text(n, 254), ..contact }),
+        agreed_at: pick(&[&[None], &TIMES.map(Some)[..]].concat(), n),
+    })
+}
+
 impl Existing {
     pub(super) fn offers(&self, table: &mut Table) {
         let direct = &self.direct;
@@ -40,13 +60,8 @@ impl Existing {
             "lines[0].quantity",
             "lines[0].friendly_name",
             "lines[2].offer_id",
-            "attestation.template_id",
-            "attestation.contact.first_name",
-            "attestation.contact.last_name",
-            "attestation.contact.email",
-            "attestation.contact.phone",
-            "attestation.agreed_at",
         ];
+        let fields = [&fields[..], &ATTESTATION[..]].concat();
         let line = |offer: &str, quantity| NewOrderLine {
             offer_id: offer.into(),
             quantity,
@@ -64,12 +79,7 @@ impl Existing {
                 line(&text(n + 1, 100), 1),
             ],
             validate_only: n % 2 == 0,
-            // Whether it is an e-mail address, and not in the future, is looked at once all this is right.
-            attestation: Some(InlineAttestation {
-                template_id: id(n),
-                contact: contact(n).map(|contact| Contact { email: text(n, 254), ..contact }),
-                agreed_at: pick(&[&[None], &TIMES.map(Some)[..]].concat(), n),
-            }),
+            attestation: attestation(n),
         });
         let order = |lines| CreateOrderRequest {
             lines,
@@ -193,30 +203,58 @@ impl Existing {
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
         });
-        let fields = ["request_id", "subscription_id", "quantity", "etag"];
+        let fields = [&["request_id", "subscription_id", "quantity", "etag"][..], &ATTESTATION[..]].concat();
         table.all_bad("ChangeSeats", direct, &fields, |n| ChangeSeatsRequest {
             request_id: id(n),
             subscription_id: id(n + 1),
             quantity: 0,
             etag: text(n, 50),
             validate_only: n % 2 == 0,
+            attestation: attestation(n),
         });
         for quantity in [0, 301, u32::MAX] {
             let request = seats(&self.subscription, quantity);
             table.bad("ChangeSeats", &format!("{quantity} seats"), direct, &["quantity"], &request);
         }
         let fields = ["request_id", "subscription_id", "etag"];
-        table.all_bad("RenewSubscription", direct, &fields, |n| RenewSubscriptionRequest {
+        let attesting = [&fields[..], &ATTESTATION[..]].concat();
+        table.all_bad("RenewSubscription", direct, &attesting, |n| RenewSubscriptionRequest {
             request_id: id(n),
             subscription_id: id(n + 1),
             etag: text(n, 50),
             validate_only: n % 2 == 0,
+            attestation: attestation(n),
         });
+        table.all_bad("SetAutoRenew", direct, &attesting, |n| SetAutoRenewRequest {
+            request_id: id(n),
+            subscription_id: id(n + 1),
+            auto_renew: true,
+            etag: text(n, 50),
+            attestation: attestation(n),
+        });
+        // Nothing is attested for what needs no acceptance, so it does not matter how.
+        let alone = [&fields[..], &["attestation"]].concat();
+        table.all_bad("SetAutoRenew", direct, &alone, |n| SetAutoRenewRequest {
+            request_id: id(n),
+            subscription_id: id(n + 1),
+            auto_renew: false,
+            etag: text(n, 50),
+            attestation: attestation(n),
+        });
+        let off = SetAutoRenewRequest {
+            request_id: fixtures::request_id(),
+            subscription_id: self.subscription.subscription_id.clone(),
+            auto_renew: false,
+            etag: self.subscription.etag.clone(),
+            attestation: Some(fixtures::inline_attestation(Clock::system().now())),
+        };
+        table.bad("SetAutoRenew", "off, with an attestation", direct, &["attestation"], &off);
         table.all_bad("SetAutoRenew", direct, &fields, |n| SetAutoRenewRequest {
             request_id: id(n),
             subscription_id: id(n + 1),
             auto_renew: n % 2 == 0,
             etag: text(n, 50),
+            attestation: None,
         });
         table.all_bad("SuspendSubscription", direct, &fields, |n| SuspendSubscriptionRequest {
             request_id: id(n),

@@ -180,8 +180,8 @@ async fn a_late_repetition_has_the_first_answer(#[case] backend: Backend) {
             bought = call!(all, direct.subscriptions.$method(request)).subscription.unwrap();
         }};
     }
-    change!(renew_subscription, RenewSubscriptionRequest { validate_only: false });
-    change!(set_auto_renew, SetAutoRenewRequest { auto_renew: false });
+    change!(renew_subscription, RenewSubscriptionRequest { validate_only: false, attestation: None });
+    change!(set_auto_renew, SetAutoRenewRequest { auto_renew: false, attestation: None });
     change!(suspend_subscription, SuspendSubscriptionRequest {});
     change!(resume_subscription, ResumeSubscriptionRequest {});
     change!(assign_reseller, AssignResellerRequest { reseller_id: String::new() });

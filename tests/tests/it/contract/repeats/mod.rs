@@ -212,6 +212,7 @@ fn new_seats(of: &Subscription, quantity: u32) -> ChangeSeatsRequest {
         quantity,
         etag: of.etag.clone(),
         validate_only: false,
+        attestation: None,
     }
 }
 

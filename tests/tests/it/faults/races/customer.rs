@@ -220,13 +220,24 @@ impl Customer {
         match what {
             0 => {
                 let quantity = rand::random_range(6..=300);
-                let request =
-                    ChangeSeatsRequest { request_id, subscription_id, quantity, etag, validate_only: false };
+                let request = ChangeSeatsRequest {
+                    request_id,
+                    subscription_id,
+                    quantity,
+                    etag,
+                    validate_only: false,
+                    attestation: None,
+                };
                 self.call_and_record(subscriptions.change_seats(request)).await.map(drop)
             }
             1 => {
-                let request =
-                    RenewSubscriptionRequest { request_id, subscription_id, etag, validate_only: false };
+                let request = RenewSubscriptionRequest {
+                    request_id,
+                    subscription_id,
+                    etag,
+                    validate_only: false,
+                    attestation: None,
+                };
                 self.call_and_record(subscriptions.renew_subscription(request)).await.map(drop)
             }
             _ => {
@@ -235,12 +246,19 @@ impl Customer {
                     subscription_id: subscription_id.clone(),
                     auto_renew: false,
                     etag,
+                    attestation: None,
                 };
                 let Some(is_off) = self.call_and_record(subscriptions.set_auto_renew(off)).await else {
                     return;
                 };
                 let etag = is_off.subscription.unwrap().etag;
-                let on = SetAutoRenewRequest { request_id, subscription_id, auto_renew: true, etag };
+                let on = SetAutoRenewRequest {
+                    request_id,
+                    subscription_id,
+                    auto_renew: true,
+                    etag,
+                    attestation: None,
+                };
                 self.call_and_record(subscriptions.set_auto_renew(on)).await.map(drop)
             }
         };

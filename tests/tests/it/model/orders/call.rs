@@ -88,17 +88,31 @@ pub(super) async fn send(by: &As, call: &Call) -> Result<Answer, Status> {
     let mut service = by.subscriptions();
     let (subscription, gate) = match command {
         Command::Seats(quantity) => {
-            let request = ChangeSeatsRequest { request_id, subscription_id, quantity, etag, validate_only };
+            let request = ChangeSeatsRequest {
+                request_id,
+                subscription_id,
+                quantity,
+                etag,
+                validate_only,
+                attestation: None,
+            };
             let changed = service.change_seats(request).await?.into_inner();
             (changed.subscription, changed.gate)
         }
         Command::Renew => {
-            let request = RenewSubscriptionRequest { request_id, subscription_id, etag, validate_only };
+            let request = RenewSubscriptionRequest {
+                request_id,
+                subscription_id,
+                etag,
+                validate_only,
+                attestation: None,
+            };
             let changed = service.renew_subscription(request).await?.into_inner();
             (changed.subscription, changed.gate)
         }
         Command::AutoRenew(auto_renew) => {
-            let request = SetAutoRenewRequest { request_id, subscription_id, auto_renew, etag };
+            let request =
+                SetAutoRenewRequest { request_id, subscription_id, auto_renew, etag, attestation: None };
             let changed = service.set_auto_renew(request).await?.into_inner();
             (changed.subscription, changed.gate)
         }

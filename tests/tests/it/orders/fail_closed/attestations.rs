@@ -1,4 +1,4 @@
-//! Attestations that an order carries, when their outcome is unclear.
+//! Attestations that an order or a change carries, when their outcome is unclear.
 
 use super::*;
 
@@ -7,9 +7,21 @@ fn refused_with(code: Code, domain: &str, reason: &str) -> Status {
     Status::with_error_details(code, format!("{reason}: because"), details)
 }
 
-/// An attestation that is not clearly made or refused is unknown, and order-svc stores no order.
+/// So many seats, with an attestation.
+fn seats(of: &Subscription, quantity: u32) -> ChangeSeatsRequest {
+    ChangeSeatsRequest {
+        request_id: fixtures::request_id(),
+        subscription_id: of.subscription_id.clone(),
+        quantity,
+        etag: of.etag.clone(),
+        validate_only: false,
+        attestation: Some(fixtures::inline_attestation(Clock::system().now())),
+    }
+}
+
+/// An attestation that is not clearly made or refused is unknown, and order-svc stores no order and no change.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_order_with_an_unknown_attestation_is_not_placed() {
+async fn nothing_rests_on_an_unknown_attestation() {
     tests::needs_own!("a proxy to agreement-svc that it cuts");
     const US: &str = "agreement-svc";
     let prompted = || CreateOrderRequest {
@@ -66,6 +78,12 @@ async fn an_order_with_an_unknown_attestation_is_not_placed() {
         let refused = direct.orders().create_order(prompted()).await.unwrap_err();
         assert_unknown(&refused, about);
         assert_eq!(orders_of(&direct).await, 0, "{about}");
+        let bought = actions::order(&direct, &fixtures::request_id(), None, 5).await.unwrap();
+        let bought = bought.subscriptions.into_iter().next().unwrap();
+        let refused = direct.subscriptions().change_seats(seats(&bought, 8)).await.unwrap_err();
+        assert_unknown(&refused, about);
+        let now = actions::get_subscription(&direct, &bought.subscription_id).await.unwrap();
+        assert_eq!(now, bought, "{about}");
     }
 }
 
@@ -90,4 +108,28 @@ async fn an_order_attests_once_however_often_it_is_sent() {
     let refused = direct.orders().create_order(order).await.unwrap_err();
     assert_eq!(reason_of(&refused), "WITHDRAWAL_LOST");
     assert_eq!(counts(), [2, 3]);
+}
+
+/// The attestation of a change, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_change_attests_once_however_often_it_is_sent() {
+    tests::needs_own!("databases that it writes to");
+    let impostor = Impostor::new(Ok);
+    let cluster = cluster_asking(&impostor, 1000).await;
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let bought = actions::order(&direct, &fixtures::request_id(), None, 5).await.unwrap();
+    let bought = bought.subscriptions.into_iter().next().unwrap();
+    let counts = || [&impostor.attestations, &impostor.questions].map(|count| count.load(Ordering::SeqCst));
+    assert_eq!(counts(), [0, 1]);
+    let request = seats(&bought, 8);
+    let mut changed = bought;
+    for _ in 0..3 {
+        let answer = direct.subscriptions().change_seats(request.clone()).await.unwrap().into_inner();
+        changed = answer.subscription.unwrap();
+        assert_eq!(counts(), [1, 2]);
+    }
+    cluster.orders_sql("UPDATE fence SET fence_revision = 1000000").unwrap();
+    let refused = direct.subscriptions().change_seats(seats(&changed, 9)).await.unwrap_err();
+    assert_eq!(reason_of(&refused), "WITHDRAWAL_LOST");
+    assert_eq!(counts(), [2, 4]);
 }

@@ -30,6 +30,7 @@ async fn no_order_rests_on_an_answer_older_than_the_fence(#[case] backend: Backe
         quantity,
         etag: bought.etag.clone(),
         validate_only: false,
+        attestation: None,
     };
 
     raise("1000000");

@@ -133,6 +133,7 @@ async fn without_agreement_svc_order_svc_only_reads(#[case] backend: Backend) {
         quantity,
         etag: bought.etag.clone(),
         validate_only: false,
+        attestation: None,
     };
 
     cluster.stop_agreements();

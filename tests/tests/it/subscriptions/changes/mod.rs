@@ -1,6 +1,7 @@
 //! The whole life of subscriptions (SUB-1 to SUB-5) and how long first answers are kept, over months
 //! that a manual clock makes pass.
 
+mod attestations;
 mod commands;
 mod gated;
 mod history;
@@ -24,10 +25,11 @@ use proto::agreement::{
     WithdrawAttestationRequest, WithdrawalReason,
 };
 use proto::order::{
-    CancelSubscriptionRequest, ChangeSeatsRequest, CreateOrderRequest, ListSubscriptionChangesRequest,
-    ListSubscriptionsRequest, NewOrderLine, RenewSubscriptionRequest, ResumeSubscriptionRequest,
-    SetAutoRenewRequest, Subscription, SubscriptionChange, SubscriptionChangeKind as Kind,
-    SubscriptionChangeReason as Why, SubscriptionState as State, SuspendSubscriptionRequest,
+    CancelSubscriptionRequest, ChangeSeatsRequest, CreateOrderRequest, InlineAttestation,
+    ListSubscriptionChangesRequest, ListSubscriptionsRequest, NewOrderLine, RenewSubscriptionRequest,
+    ResumeSubscriptionRequest, SetAutoRenewRequest, Subscription, SubscriptionChange,
+    SubscriptionChangeKind as Kind, SubscriptionChangeReason as Why, SubscriptionState as State,
+    SuspendSubscriptionRequest,
 };
 use proto::types::{GateEvidence, GateRule};
 use rstest_reuse::apply;
@@ -78,6 +80,7 @@ struct Asked {
     subscription_id: String,
     etag: String,
     validate_only: bool,
+    attestation: Option<InlineAttestation>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -95,11 +98,12 @@ impl Asked {
             subscription_id: subscription.subscription_id.clone(),
             etag: subscription.etag.clone(),
             validate_only: false,
+            attestation: None,
         }
     }
 
     async fn send(self, partner: &As) -> Result<Answer, Status> {
-        let Self { command, request_id, subscription_id, etag, validate_only } = self;
+        let Self { command, request_id, subscription_id, etag, validate_only, attestation } = self;
         let mut client = partner.subscriptions();
         let answer = |bytes, subscription: Option<Subscription>, gate| Answer {
             bytes,
@@ -108,18 +112,31 @@ impl Asked {
         };
         Ok(match command {
             Command::Seats(quantity) => {
-                let request =
-                    ChangeSeatsRequest { request_id, subscription_id, quantity, etag, validate_only };
+                let request = ChangeSeatsRequest {
+                    request_id,
+                    subscription_id,
+                    quantity,
+                    etag,
+                    validate_only,
+                    attestation,
+                };
                 let response = client.change_seats(request).await?.into_inner();
                 answer(response.encode_to_vec(), response.subscription, response.gate)
             }
             Command::Renew => {
-                let request = RenewSubscriptionRequest { request_id, subscription_id, etag, validate_only };
+                let request = RenewSubscriptionRequest {
+                    request_id,
+                    subscription_id,
+                    etag,
+                    validate_only,
+                    attestation,
+                };
                 let response = client.renew_subscription(request).await?.into_inner();
                 answer(response.encode_to_vec(), response.subscription, response.gate)
             }
             Command::AutoRenew(auto_renew) => {
-                let request = SetAutoRenewRequest { request_id, subscription_id, auto_renew, etag };
+                let request =
+                    SetAutoRenewRequest { request_id, subscription_id, auto_renew, etag, attestation };
                 let response = client.set_auto_renew(request).await?.into_inner();
                 answer(response.encode_to_vec(), response.subscription, response.gate)
             }
