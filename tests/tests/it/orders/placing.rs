@@ -335,9 +335,11 @@ async fn what_was_attested_already_is_as_good_as_new(#[case] backend: Backend) {
     tests::needs!(backend);
     let (_cluster, direct) = actions::start_with_partners(backend).await;
     let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
-    let known = actions::attest(&direct, &customer, Clock::system().now()).await.unwrap();
+    let agreed_at = Clock::system().now();
+    let known = actions::attest(&direct, &customer, agreed_at).await.unwrap();
     for validate_only in [true, false] {
-        let order = CreateOrderRequest { validate_only, ..prompted(&customer) };
+        let attestation = Some(fixtures::inline_attestation(agreed_at));
+        let order = CreateOrderRequest { validate_only, attestation, ..prompted(&customer) };
         let placed = place(&direct, order).await.unwrap().order.unwrap();
         let evidence = placed.gate.unwrap().evidence.unwrap();
         assert_eq!(evidence.acceptance_id, known.attestation.clone().unwrap().attestation_id);

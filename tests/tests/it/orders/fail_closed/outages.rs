@@ -23,13 +23,15 @@ async fn orders_outlive_a_restart_of_agreement_svc(#[case] backend: Backend) {
     let callers = customers.iter().cloned().map(|customer| {
         let (caller, seen, mut away) = (direct.clone(), seen.clone(), away.clone());
         tokio::spawn(async move {
+            // The orders of a caller all say the same.
+            let agreed_at = Clock::system().now();
             for n in 0..ORDERS {
                 // The last one finds no server, the others whatever comes.
                 if n + 1 == ORDERS {
                     away.wait_for(|away| *away).await.unwrap();
                 }
                 let order = CreateOrderRequest {
-                    attestation: Some(fixtures::inline_attestation(Clock::system().now())),
+                    attestation: Some(fixtures::inline_attestation(agreed_at)),
                     ..fixtures::new_order(&customer, None, OFFICE, 5)
                 };
                 let placing = async {
