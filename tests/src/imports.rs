@@ -211,11 +211,10 @@ pub async fn import_and_cut(cluster: &Cluster, sheet: &Sheet, rows: usize, cut: 
     tokio::task::spawn_blocking(client).await.map_err(|error| error.to_string())?
 }
 
-/// Imports rows, as soon as there is room: only the service knows when an import that was cut is over, and on
-/// a stack others import, too.
+/// Imports rows, as soon as there is room.
 ///
 /// # Errors
-/// Another refusal than that, or that there was no room for long.
+/// As [`with_room`].
 pub async fn import<S>(
     partner: &As,
     rows: impl Fn() -> S,
@@ -223,10 +222,20 @@ pub async fn import<S>(
 where
     S: Stream<Item = ImportAttestationsRequest> + Send + 'static,
 {
+    let begin = async || partner.attestations().import_attestations(rows()).await;
+    Ok(with_room(begin).await?.into_inner())
+}
+
+/// Begins an import, as soon as there is room: only the service knows when an import that was cut is over, and on
+/// a stack others import, too.
+///
+/// # Errors
+/// Another refusal than that, or that there was no room for long.
+pub async fn with_room<A>(begin: impl AsyncFn() -> Result<A, Status>) -> Result<A, Status> {
     let began = Instant::now();
     loop {
-        let refused = match partner.attestations().import_attestations(rows()).await {
-            Ok(answers) => return Ok(answers.into_inner()),
+        let refused = match begin().await {
+            Ok(answers) => return Ok(answers),
             Err(refused) => refused,
         };
         let is_full = ["OVERLOADED", "TENANT_OVERLOADED"].contains(&reason_of(&refused).as_str());

@@ -8,6 +8,7 @@ use proto::agreement::{
 use proto::types::ErrorReason;
 use rstest_reuse::apply;
 use tests::fixtures::{self, DIRECT, PROVIDER, RESELLER};
+use tests::imports::with_room;
 use tests::{As, Backend, actions, reason_of};
 use tonic::Code;
 use uuid::Uuid;
@@ -28,8 +29,9 @@ fn row(n: u128) -> ImportCustomersRequest {
     }
 }
 
+/// The id of a tenant of the world of the tests.
 fn tenant(n: u128) -> Uuid {
-    Uuid::from_u128(0x7e00_0000_0000_4000_8000_0000_0000_0000 + n)
+    Uuid::from_u128(0x4000_8000_0000_0e00_0000 + n)
 }
 
 fn time(text: &str) -> Option<prost_types::Timestamp> {
@@ -37,7 +39,8 @@ fn time(text: &str) -> Option<prost_types::Timestamp> {
 }
 
 async fn import(partner: &As, rows: &[ImportCustomersRequest]) -> Vec<ImportCustomersResponse> {
-    let answers = partner.customers().import_customers(stream::iter(rows.to_vec())).await;
+    let begin = async || partner.customers().import_customers(stream::iter(rows.to_vec())).await;
+    let answers = with_room(begin).await;
     let (mut answers, mut read) = (answers.unwrap().into_inner(), vec![]);
     while let Some(answer) = answers.message().await.unwrap() {
         read.push(answer);
@@ -84,7 +87,7 @@ async fn a_customer_has_the_id_of_its_tenant(#[case] backend: Backend) {
                 && tests::metadata_of(&refused).is_empty() == (id != DIRECT)
         );
     }
-    assert_eq!(cluster.head().await.unwrap(), head);
+    assert_eq!(cluster.events_after(head).await.unwrap(), []);
 }
 
 /// CUS-4, DIR-4.
@@ -110,7 +113,7 @@ async fn customers_are_imported_once_with_their_first_purchases(#[case] backend:
     };
     let again: Vec<_> = rows.iter().map(anew).collect();
     assert_eq!(outcomes(import(&direct, &again).await), all(ImportOutcome::Duplicate));
-    assert_eq!(cluster.head().await.unwrap(), head);
+    assert_eq!(cluster.events_after(head).await.unwrap(), []);
 
     // Who bought before it ever signed cannot sign.
     let may_sign = async |n| {
