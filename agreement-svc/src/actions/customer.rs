@@ -146,7 +146,8 @@ fn is_as_imported(
     let Profile { company_name, domain, country, primary_contact } = profile;
     let is_same = (company_name, domain, country) == (&known.company_name, &known.domain, &known.country)
         && relationship_active(change.connection, relationship, known.id)?.is_some();
-    Ok(is_same && contacts(change.connection, known.id)?.of(partner_id) == Some(primary_contact))
+    let contacts = contacts(change.connection, known.id)?;
+    Ok(is_same && contacts.of(partner_id).is_some_and(|known| known.is_same(primary_contact)))
 }
 
 /// Records a purchase that is earlier than those which are known (DIR-4), and returns the time of the first one. `by` imported
