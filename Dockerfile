@@ -16,7 +16,9 @@ COPY order-svc order-svc
 COPY tests/Cargo.toml tests/
 COPY tests/src/lib.rs tests/src/
 # Without the bundled libpq, the system's is linked, which speaks TLS to PostgreSQL.
-RUN cargo build --release --locked --no-default-features --package agreement-svc --package order-svc
+ARG PROFILE=release
+RUN cargo build --profile $PROFILE --locked --no-default-features --package agreement-svc --package order-svc \
+ && cp target/*/agreement-svc target/*/order-svc /usr/local/bin/
 
 FROM debian:bookworm-slim AS runtime
 RUN apt-get update \
@@ -29,7 +31,7 @@ USER 10001:10001
 FROM runtime AS agreement-svc
 LABEL org.opencontainers.image.title="agreement-svc" \
       org.opencontainers.image.description="Owns attestations and direct-sign status, and answers the gate."
-COPY --from=build /source/target/release/agreement-svc /usr/local/bin/
+COPY --from=build /usr/local/bin/agreement-svc /usr/local/bin/
 EXPOSE 50051 9464
 ENTRYPOINT ["agreement-svc"]
 CMD ["serve"]
@@ -47,7 +49,7 @@ CMD []
 FROM runtime AS order-svc
 LABEL org.opencontainers.image.title="order-svc" \
       org.opencontainers.image.description="Accepts purchases and seat changes once the gate allows them."
-COPY --from=build /source/target/release/order-svc /usr/local/bin/
+COPY --from=build /usr/local/bin/order-svc /usr/local/bin/
 EXPOSE 50052 9464
 ENTRYPOINT ["order-svc"]
 CMD ["serve"]
