@@ -42,9 +42,13 @@ pub enum Command {
     Migrate(Migrate),
     /// Asks a running server whether it serves; exits with 1 if not.
     CheckHealth(CheckHealth),
-    /// Attests from a CSV file, row by row. The same rows sent again change nothing. Exits with 0 when
-    /// every row is settled, with 1 when some were refused, with 2 when it could not be carried through.
+    /// Imports customers or attestations from files, row by row. The same rows sent again change nothing. Exits with 0
+    /// when every row is settled, with 1 when some were refused, with 2 when it could not be carried through.
+    #[command(subcommand)]
     Import(Import),
+    /// Prints records of running servers: a customer's dossier, or a partner's attestations.
+    #[command(subcommand)]
+    Export(Export),
     /// Makes a key for tokens of one's own: FOLDER/signing-key.pem signs them, and FOLDER/jwks.json is for
     /// --jwks of both services. Overwrites nothing.
     Key {
@@ -144,38 +148,122 @@ fn read_duration(text: &str) -> Result<TimeDelta, String> {
     duration.ok_or_else(|| "must be a time such as 90s, 15m, 1h or 30d, up to 3650d".into())
 }
 
+/// What a file has rows of.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Import {
+    /// Imports the vendor's tenants, with the partner's contact for each and its first purchase.
+    Customers(ImportCustomers),
+    /// Attests for customers that are there, from the vendor's CSV file or from its answers in JSON.
+    Attestations(ImportAttestations),
+}
+
 #[derive(Clone, Debug, Args)]
 #[command(mut_args = |setting| with_env("AGREEMENT", setting))]
-pub struct Import {
-    /// Columns: CustomerTenantId or CustomerId, FirstName, LastName, Email, and optionally PhoneNumber,
-    /// TemplateId, DateAgreed and PartnerAttestationCompleted (rows where it is false are skipped), separated by
-    /// commas, semicolons or tabs, in UTF-8 or UTF-16.
+pub struct ImportCustomers {
+    /// Columns: CustomerTenantId or CustomerId, CompanyName, Domain, Country, FirstName, LastName, Email, and optionally
+    /// PhoneNumber, ProviderId, ResellerId, FirstPurchaseDate and Language, separated by commas, semicolons or tabs, in UTF-8 or
+    /// UTF-16.
     #[arg(value_name = "FILE.csv")]
     pub file: PathBuf,
+    #[command(flatten)]
+    pub client: ImportClient,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(mut_args = |setting| with_env("AGREEMENT", setting))]
+pub struct ImportAttestations {
+    /// A CSV file with the columns CustomerTenantId or CustomerId, FirstName, LastName, Email, and optionally PhoneNumber,
+    /// TemplateId, DateAgreed, PartnerAttestationCompleted (rows where it is false are skipped), JobTitle,
+    /// EvidenceReference, EvidenceSha256, OnBehalfOf, ExternalReference, ShownCountry, ShownLanguage and ShownSha256,
+    /// separated by commas, semicolons or tabs, in UTF-8 or UTF-16. Or FILE.json, the vendor's answer to
+    /// GET /v1/customers/{id}/agreements. Or a folder of such answers, each named CUSTOMER_ID.json.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The customer of FILE.json; by default, the file's name.
+    #[arg(long, value_name = "UUID")]
+    pub customer_id: Option<Uuid>,
+    /// The template of rows that name none: by default the vendor's Customer Agreement.
+    #[arg(long, value_name = "UUID", default_value = "117a77b0-9360-443b-8795-c6dedc750cf9")]
+    pub template_id: Uuid,
+    /// The time of agreement for rows without a date: 2026-11-21T09:30:00Z,
+    /// 2026-11-21 09:30:00 or 2026-11-21, in UTC.
+    #[arg(long, value_name = "TIME", value_parser = read_date)]
+    pub agreed_at: Option<Time>,
+    #[command(flatten)]
+    pub client: ImportClient,
+}
+
+/// Where an import goes, and where its results go.
+#[derive(Clone, Debug, Args)]
+pub struct ImportClient {
     /// Where the server listens.
     #[arg(long, env = "AGREEMENT_ADDRESS", default_value = "http://127.0.0.1:50051")]
     pub address: tls::Address,
     #[command(flatten)]
     pub tls: tls::ClientSettings,
-    /// A file with the token of the partner's user who attests.
+    /// A file with the token of the partner's user who imports.
     #[arg(long, env = "AGREEMENT_TOKEN", value_name = "FILE", conflicts_with_all = ["partner_id", "user_id"])]
     pub token: Option<PathBuf>,
-    /// The partner that attests, where the server runs with --auth insecure.
+    /// The partner that imports, where the server runs with --auth insecure.
     #[arg(long, env = "AGREEMENT_PARTNER_ID", value_name = "UUID", required_unless_present = "token")]
     pub partner_id: Option<Uuid>,
-    /// The partner's user who attests, where the server runs with --auth insecure.
+    /// The partner's user who imports, where the server runs with --auth insecure.
     #[arg(long, env = "AGREEMENT_USER_ID", value_name = "UUID", required_unless_present = "token")]
     pub user_id: Option<Uuid>,
-    /// The template of rows that name none: by default the vendor's Customer Agreement.
-    #[arg(long, value_name = "UUID", default_value = "117a77b0-9360-443b-8795-c6dedc750cf9")]
-    pub template_id: Uuid,
-    /// The time of agreement for rows without DateAgreed: 2026-11-21T09:30:00Z,
-    /// 2026-11-21 09:30:00 or 2026-11-21, in UTC.
-    #[arg(long, value_name = "TIME", value_parser = read_date)]
-    pub agreed_at: Option<Time>,
     /// Where to write the outcome of each row; by default beside the file, as FILE.results.csv.
     #[arg(long, value_name = "RESULTS.csv")]
     pub results: Option<PathBuf>,
+}
+
+/// What is exported.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Export {
+    /// Prints all that both services have recorded about a customer, as JSON: for an auditor, or for the customer itself.
+    Dossier(ExportDossier),
+    /// Prints a partner's current attestations as CSV, in the columns that `import attestations` reads.
+    Attestations(ExportAttestations),
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(mut_args = |setting| with_env("AGREEMENT", setting))]
+pub struct ExportDossier {
+    /// The customer.
+    #[arg(long, value_name = "UUID")]
+    pub customer_id: Uuid,
+    /// Where order-svc listens.
+    #[arg(long, default_value = "http://127.0.0.1:50052")]
+    pub orders_address: tls::Address,
+    #[command(flatten)]
+    pub client: ExportClient,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(mut_args = |setting| with_env("AGREEMENT", setting))]
+pub struct ExportAttestations {
+    /// The partner, if an operator exports; a partner exports its own attestations.
+    #[arg(long, value_name = "UUID")]
+    pub partner_id: Option<Uuid>,
+    #[command(flatten)]
+    pub client: ExportClient,
+}
+
+/// Where an export reads, and as whom. It has what its caller may read.
+#[derive(Clone, Debug, Args)]
+pub struct ExportClient {
+    /// Where agreement-svc listens.
+    #[arg(long, env = "AGREEMENT_ADDRESS", default_value = "http://127.0.0.1:50051")]
+    pub address: tls::Address,
+    #[command(flatten)]
+    pub tls: tls::ClientSettings,
+    /// A file with the token of an operator or a partner's user.
+    #[arg(long, env = "AGREEMENT_TOKEN", value_name = "FILE", conflicts_with_all = ["operator_id", "user_id"])]
+    pub token: Option<PathBuf>,
+    /// The operator's tenant, where the servers run with --auth insecure.
+    #[arg(long, env = "AGREEMENT_OPERATOR_ID", value_name = "UUID", required_unless_present = "token")]
+    pub operator_id: Option<Uuid>,
+    /// The operator's user, where the servers run with --auth insecure.
+    #[arg(long, env = "AGREEMENT_USER_ID", value_name = "UUID", required_unless_present = "token")]
+    pub user_id: Option<Uuid>,
 }
 
 /// Reads a time in one of the forms of ISO 8601; without a zone it is in UTC. What is finer than a microsecond is cut
@@ -251,7 +339,7 @@ pub struct Storage {
     #[arg(long, env = "AGREEMENT_TEMPLATES", value_name = "FILE.json")]
     pub templates: Option<PathBuf>,
     /// The vendor's table of countries and languages (columns iso2 and languages); it replaces the
-    /// documents in the templates file.
+    /// documents in the templates file that have no link of their own.
     #[arg(long, env = "AGREEMENT_DOCUMENT_TABLE", value_name = "FILE.csv")]
     pub document_table: Option<PathBuf>,
 }
@@ -334,6 +422,10 @@ pub struct Mail {
     /// The folder that mails are written to without --smtp, each as ATTESTATION_ID.eml.
     #[arg(long, env = "AGREEMENT_MAIL_FOLDER", value_name = "DIR", default_value = MAIL_FOLDER)]
     pub mail_folder: PathBuf,
+    /// The folder with the templates of mails and invitations, TEXT.LANGUAGE.txt, instead of those that ship. It has each text
+    /// in English, French and German, and may have them in other languages.
+    #[arg(long, env = "AGREEMENT_MAIL_TEMPLATES", value_name = "DIR")]
+    pub mail_templates: Option<PathBuf>,
     /// Seconds between two mails of a partner to one customer; what the partner attests in between is one mail. A customer
     /// reads one mail sooner than five, and a mail delayed by at most this long still arrives in time. 0 sends
     /// a mail for each attestation.

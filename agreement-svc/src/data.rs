@@ -3,7 +3,7 @@
 //! Templates are loaded once, into an empty database; afterwards they change only by publishing
 //! (TPL-3).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -11,6 +11,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use chassis::clock::Clock;
 use chassis::database::Database;
 use serde::Deserialize;
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::rules::Time;
@@ -53,8 +54,20 @@ struct VersionEntry {
     /// `null` is never.
     #[serde(deserialize_with = "Option::deserialize")]
     reaccept_by: Option<Time>,
+    /// Of the documents that have none of their own.
     link: String,
-    documents: Languages,
+    /// By country: each a language, or an [`OwnDocument`].
+    documents: BTreeMap<String, Vec<Value>>,
+}
+
+/// A document with a link of its own.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a language tag, or an object with language, link and sha256")]
+struct OwnDocument {
+    language: String,
+    link: String,
+    #[serde(default)]
+    sha256: String,
 }
 
 /// A row of the vendor's table of countries and languages.
@@ -74,28 +87,27 @@ pub fn read_policy(path: Option<&Path>) -> anyhow::Result<Policy> {
 }
 
 /// The templates in a file, or the default ones. A table of countries and languages (columns `iso2`
-/// and `languages`, separated by semicolons) replaces the documents that the file lists.
+/// and `languages`, separated by semicolons) replaces the documents that the file lists, but for those that have a link of
+/// their own.
 ///
 /// # Errors
-/// A file that cannot be read or is invalid; the message names the template or the country.
+/// A file that cannot be read or is invalid; the message names the template, its version, the country and the language.
 pub fn read_templates(path: Option<&Path>, table: Option<&Path>) -> anyhow::Result<Templates> {
     let text = text_of(path, DEFAULT_TEMPLATES)?;
     let name = || format!("the templates {}", name_of(path));
     let file: TemplatesFile = serde_json::from_str(&text).with_context(name)?;
     let table = table.map(read_languages).transpose()?;
     let mut templates = vec![];
-    for mut entry in file.templates {
-        if let Some(table) = &table {
-            for version in &mut entry.versions {
-                version.documents = table.clone();
-            }
-        }
-        templates.push(read_template(entry).with_context(name)?);
+    for entry in file.templates {
+        templates.push(read_template(entry, table.as_ref()).with_context(name)?);
     }
     Ok(Templates(templates))
 }
 
-fn read_template(entry: TemplateEntry) -> anyhow::Result<(Template, Vec<Vec<Document>>)> {
+fn read_template(
+    entry: TemplateEntry,
+    table: Option<&Languages>,
+) -> anyhow::Result<(Template, Vec<Vec<Document>>)> {
     let id = entry.template_id;
     let mut versions: Vec<Version> = vec![];
     let mut documents = vec![];
@@ -110,9 +122,10 @@ fn read_template(entry: TemplateEntry) -> anyhow::Result<(Template, Vec<Vec<Docu
         if version.reaccept_by.is_some_and(|by| by < version.effective_from) {
             bail!("{id}: reaccept_by lies before {}", version.effective_from);
         }
-        let texts = read_documents(&version.link, &version.documents).with_context(|| id.to_string())?;
+        let number = versions.len() + 1;
+        let texts = read_documents(&version, table).with_context(|| format!("{id}: version {number}"))?;
         versions.push(Version {
-            number: u32::try_from(versions.len()).unwrap_or(u32::MAX) + 1,
+            number: u32::try_from(number).unwrap_or(u32::MAX),
             effective_from: version.effective_from,
             reaccept_by: version.reaccept_by,
             published_at: version.effective_from,
@@ -132,22 +145,50 @@ fn read_template(entry: TemplateEntry) -> anyhow::Result<(Template, Vec<Vec<Docu
     Ok((template, documents))
 }
 
-fn read_documents(link: &str, languages: &Languages) -> anyhow::Result<Vec<Document>> {
+fn read_documents(version: &VersionEntry, table: Option<&Languages>) -> anyhow::Result<Vec<Document>> {
+    let shared = |country: &str, language: &str| Document {
+        country: country.to_owned(),
+        language: written(language),
+        link: version.link.clone(),
+        sha256: String::new(),
+    };
     let mut documents = vec![];
-    for (country, languages) in languages {
-        for language in languages {
-            documents.push(Document {
-                country: country.clone(),
-                language: language_tag(language).unwrap_or_else(|| language.clone()),
-                link: link.to_owned(),
-                sha256: String::new(),
-            });
+    for (country, entries) in &version.documents {
+        for entry in entries {
+            match (entry.as_str(), table) {
+                (Some(language), None) => documents.push(shared(country, language)),
+                (Some(_), Some(_)) => {}
+                (None, _) => documents.push(read_own(country, entry)?),
+            }
         }
     }
-    match document_problems(&documents).first() {
-        None => Ok(documents),
-        Some(bad) => bail!("{} {}", bad.field, bad.problem),
+    let own: BTreeSet<_> = documents.iter().map(|own| (own.country.clone(), own.language.clone())).collect();
+    for (country, languages) in table.into_iter().flatten() {
+        let listed = languages.iter().map(|language| shared(country, language));
+        documents.extend(listed.filter(|of| !own.contains(&(of.country.clone(), of.language.clone()))));
     }
+    let Some((place, bad)) = document_problems(&documents).into_iter().next() else { return Ok(documents) };
+    match place.and_then(|place| documents.get(place)) {
+        None => bail!("{} {}", bad.field, bad.problem),
+        Some(Document { country, language, .. }) => {
+            let field = bad.field.rsplit('.').next().unwrap_or_default();
+            bail!("{country} {language}: {field} {}", bad.problem)
+        }
+    }
+}
+
+fn read_own(country: &str, entry: &Value) -> anyhow::Result<Document> {
+    let named = || match entry.get("language").and_then(Value::as_str) {
+        Some(language) => format!("{country} {language}"),
+        None => country.to_owned(),
+    };
+    let OwnDocument { language, link, sha256 } = OwnDocument::deserialize(entry).with_context(named)?;
+    Ok(Document { country: country.to_owned(), language: written(&language), link, sha256 })
+}
+
+/// A language tag as it is usually written; what is none is left for the check.
+fn written(language: &str) -> String {
+    language_tag(language).unwrap_or_else(|| language.to_owned())
 }
 
 fn read_languages(path: &Path) -> anyhow::Result<Languages> {
@@ -255,8 +296,105 @@ mod tests {
         let table = Path::new(&samples).join("mca-country-language.csv");
         let templates = read_templates(None, Some(&table)).unwrap().0;
         let (_, documents) = &templates[1];
-        let countries: std::collections::BTreeSet<_> = documents[0].iter().map(|d| &d.country).collect();
+        let countries: BTreeSet<_> = documents[0].iter().map(|d| &d.country).collect();
         assert_eq!(countries.len(), 246);
         assert!(documents[0].iter().any(|d| d.country == "YE" && d.language == "ar-SA"));
+    }
+
+    const DIGEST: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    /// A template with these documents in its second version.
+    fn read_with(documents: &str, table: Option<&str>) -> anyhow::Result<Vec<Document>> {
+        let folder = tempfile::tempdir()?;
+        let (file, csv) = (folder.path().join("templates.json"), folder.path().join("table.csv"));
+        let version = |from: &str, documents: &str| {
+            format!(
+                r#"{{"effective_from": "{from}", "reaccept_by": null, "link": "https://example.com", "documents": {documents}}}"#
+            )
+        };
+        let (first, second) = (
+            version("2020-01-01T00:00:00Z", r#"{"US": ["en-US"]}"#),
+            version("2021-01-01T00:00:00Z", documents),
+        );
+        let text = format!(
+            r#"{{"templates": [{{"template_id": "00000000-0000-0000-0000-000000000001", "name": "Agreement",
+            "agreement_type": "MICROSOFT_CUSTOMER_AGREEMENT", "versions": [{first}, {second}]}}]}}"#
+        );
+        fs::write(&file, text)?;
+        if let Some(table) = table {
+            fs::write(&csv, table)?;
+        }
+        let templates = read_templates(Some(&file), table.map(|_| csv.as_path()))?.0;
+        Ok(templates[0].1[1].clone())
+    }
+
+    /// Country, language, link and digest.
+    fn parts(documents: Vec<Document>) -> Vec<[String; 4]> {
+        let parts = documents.into_iter().map(|d| [d.country, d.language, d.link, d.sha256]);
+        let mut parts: Vec<_> = parts.collect();
+        parts.sort_unstable();
+        parts
+    }
+
+    const OWN: &str = r#"{"US": ["en-US"], "FR": ["en-US", {"language": "fr-fr", "link": "https://example.com/fr", "sha256": "DIGEST"},
+        {"language": "br-FR", "link": "https://example.com/br"}]}"#;
+
+    #[test]
+    fn a_document_may_have_a_link_and_a_digest_of_its_own() {
+        assert_eq!(
+            parts(read_with(&OWN.replace("DIGEST", DIGEST), None).unwrap()),
+            [
+                ["FR", "br-FR", "https://example.com/br", ""],
+                ["FR", "en-US", "https://example.com", ""],
+                ["FR", "fr-FR", "https://example.com/fr", DIGEST],
+                ["US", "en-US", "https://example.com", ""],
+            ]
+        );
+    }
+
+    #[test]
+    fn the_table_replaces_the_documents_that_have_no_link_of_their_own() {
+        let table = "iso2,languages\nUS,en-US; es-US\nFR,fr-FR\n";
+        assert_eq!(
+            parts(read_with(&OWN.replace("DIGEST", DIGEST), Some(table)).unwrap()),
+            [
+                ["FR", "br-FR", "https://example.com/br", ""],
+                ["FR", "fr-FR", "https://example.com/fr", DIGEST],
+                ["US", "en-US", "https://example.com", ""],
+                ["US", "es-US", "https://example.com", ""],
+            ]
+        );
+    }
+
+    #[test]
+    fn a_wrong_document_is_named_by_template_version_country_and_language() {
+        let fr = |document: &str| format!(r#"{{"US": ["en-US"], "FR": [{document}]}}"#);
+        for (documents, complaint) in [
+            (fr(r#"{"language": "fr-FR"}"#), "FR fr-FR: missing field `link`"),
+            (fr(r#"{"link": "https://example.com"}"#), "FR: missing field `language`"),
+            (
+                fr(r#"{"language": "fr-FR", "link": "https://example.com", "hash": ""}"#),
+                "FR fr-FR: unknown field `hash`, expected one of `language`, `link`, `sha256`",
+            ),
+            (fr("7"), "expected a language tag, or an object with language, link and sha256"),
+            (
+                fr(r#"{"language": "fr-FR", "link": "http://example.com"}"#),
+                "FR fr-FR: link must begin with https:// and have at most 2000 characters",
+            ),
+            (
+                fr(r#"{"language": "fr-FR", "link": "https://example.com", "sha256": "E3"}"#),
+                "FR fr-FR: sha256 must be empty or 64 lower-case hexadecimal digits",
+            ),
+            (
+                fr(r#""fr-FR", {"language": "FR-fr", "link": "https://example.com"}"#),
+                "FR fr-FR: language repeats an earlier country and language",
+            ),
+            (fr(r#""f""#), "FR f: language must be a language tag such as fr-FR"),
+            (r#"{"FR": ["fr-FR"]}"#.into(), "documents must have one for US in en-US"),
+        ] {
+            let refused = format!("{:#}", read_with(&documents, None).unwrap_err());
+            let place = "00000000-0000-0000-0000-000000000001: version 2: ";
+            assert!(refused.contains(place) && refused.contains(complaint), "{refused}");
+        }
     }
 }

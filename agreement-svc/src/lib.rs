@@ -5,7 +5,6 @@
 //! - `api`: the gRPC services, each in its file.
 //! - `actions`: effects that several calls share, inside one transaction and without the wire.
 //! - `mail`: the outbox of notifications, and how mails are delivered.
-//! - `workers`: the other background workers.
 //! - [`data`]: the files that ship with it: policy, templates.
 //! - `metrics`: the service's metrics.
 //! - [`config`]: commands and settings.
@@ -41,6 +40,7 @@ use chassis::served;
 use chassis::server::{Listeners, Options};
 use chassis::service::Service;
 use chassis::tls;
+use chassis::watch::Watchers;
 use commands::migrate::{migrate, read_templates};
 use commands::open;
 use config::Serve;
@@ -51,6 +51,7 @@ use proto::agreement::direct_sign_service_server::DirectSignServiceServer;
 use proto::agreement::eligibility_service_server::EligibilityServiceServer;
 use proto::agreement::event_service_server::EventServiceServer;
 use proto::agreement::partner_service_server::PartnerServiceServer;
+use proto::agreement::proposal_service_server::ProposalServiceServer;
 use proto::agreement::template_service_server::TemplateServiceServer;
 use tokio::sync::watch;
 use tonic::service::RoutesBuilder;
@@ -60,8 +61,10 @@ pub use api::access::{ACCESS_POLICY, VOCABULARY};
 use api::link::Links;
 use mail::Transport;
 use mail::mailer::{self, Mailer};
+use mail::templates::MailTemplates;
+use store::event::revision_head;
 use store::gate::{TemplateCache, gate_reads};
-use workers::poller;
+use workers::names;
 
 /// The full names of the gRPC services, as health knows them.
 pub const SERVICES: &[&str] = &[
@@ -69,6 +72,7 @@ pub const SERVICES: &[&str] = &[
     "csp.agreement.v1.PartnerService",
     "csp.agreement.v1.CustomerService",
     "csp.agreement.v1.AttestationService",
+    "csp.agreement.v1.ProposalService",
     "csp.agreement.v1.DirectSignService",
     "csp.agreement.v1.EligibilityService",
     "csp.agreement.v1.EventService",
@@ -77,9 +81,6 @@ pub const SERVICES: &[&str] = &[
 /// Imports that may be open at a time: each keeps up to 64 rows in the queue of changes. A partner has half of
 /// them, and fewer beside others.
 const IMPORTS_MAX: usize = 8;
-
-/// Watchers that may be open at a time: replicas of a few services, and an operator who observes.
-const WATCHERS_MAX: usize = 64;
 
 /// Serves until `shutdown` resolves.
 ///
@@ -96,6 +97,7 @@ pub async fn serve(
     let policy = Arc::new(data::read_policy(config.policy.as_deref())?);
     read_templates(&config.storage)?;
     let transport = Transport::new(&config.mail)?;
+    let texts = Arc::new(MailTemplates::read(config.mail.mail_templates.as_deref())?);
     let database = if config.storage.create {
         migrate(&config.storage, &clock).await?
     } else {
@@ -108,13 +110,16 @@ pub async fn serve(
     let links = config.invitation_key_file.as_deref();
     let links = links.map(|file| read_links(file, &config.acceptance_page)).transpose()?;
     let (committed, commits) = watch::channel(());
-    let (head, _) = watch::channel(0);
     let mut service = Service::new();
-    service.spawn(|stop| poller::run(database.clone(), head.clone(), committed.subscribe(), stop));
+    let internal_kind = VOCABULARY.internal_kind;
+    let watchers = Watchers::new("agreement-svc", internal_kind, &metrics, &clock, service.stopping());
+    service.spawn(|stop| watchers.clone().poll(database.clone(), revision_head, committed.subscribe(), stop));
+    service.spawn(|stop| names::run(database.clone(), stop));
     let mailer = Mailer {
         database: database.clone(),
         clock: clock.clone(),
         transport,
+        texts: texts.clone(),
         from: config.mail.mail_from,
         per_day: config.mail.mails_per_day,
         interval: Duration::from_secs(config.mail.mail_interval_seconds.into()),
@@ -134,14 +139,14 @@ pub async fn serve(
         hasher,
         templates,
         links: links.map(Arc::new),
+        texts,
         metrics: metrics.clone(),
         decisions,
         committed,
-        head,
         stopping: service.stopping(),
         acceptance_changes_max: config.acceptance_changes_max,
-        imports: TenantLimiter::new(IMPORTS_MAX, VOCABULARY.internal_kind),
-        watchers: TenantLimiter::new(WATCHERS_MAX, VOCABULARY.internal_kind),
+        imports: TenantLimiter::new(IMPORTS_MAX, internal_kind),
+        watchers,
     };
     let mut routes = RoutesBuilder::default();
     routes
@@ -149,6 +154,7 @@ pub async fn serve(
         .add_service(served!(PartnerServiceServer, api.clone()))
         .add_service(served!(CustomerServiceServer, api.clone()))
         .add_service(served!(AttestationServiceServer, api.clone()))
+        .add_service(served!(ProposalServiceServer, api.clone()))
         .add_service(served!(DirectSignServiceServer, api.clone()))
         .add_service(served!(EventServiceServer, api.clone()))
         .add_service(served!(EligibilityServiceServer, api));

@@ -1,11 +1,12 @@
 //! Chooses the command; the library does the work.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use agreement_svc::commands::erase::erase_contact;
 use agreement_svc::commands::migrate::{announce_restore, migrate};
 use agreement_svc::commands::verify::verify;
-use agreement_svc::commands::{import, token};
+use agreement_svc::commands::{export, import, token};
 use agreement_svc::config::{Cli, Command};
 use anyhow::bail;
 use chassis::clock::Clock;
@@ -33,6 +34,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     }
     let done: anyhow::Result<()> = match command {
         Command::Import(settings) => return Ok(runtime()?.block_on(import::run(settings))),
+        Command::Export(settings) => {
+            let written = runtime()?.block_on(export::export(&settings))?;
+            std::io::stdout().write_all(&written)?;
+            Ok(())
+        }
         Command::Serve(config) => {
             let _export = trace::export(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))?;
             runtime()?.block_on(async {

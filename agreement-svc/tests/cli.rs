@@ -133,6 +133,8 @@ impl Server {
                 name: "Northwind Direct".into(),
                 kind: PartnerKind::DirectBill.into(),
                 cloud: Cloud::Public.into(),
+                validate_only: false,
+                support: None,
             };
             partners.register_partner(as_caller(partner, &operator)).await.unwrap();
             let agent = caller(TenantKind::Partner, PARTNER, vec![Role::SalesAgent.into_str()]);
@@ -168,13 +170,13 @@ impl Server {
     }
 
     fn import(&self, file: &str, more: &[&str]) -> (Option<i32>, String) {
-        import_as(&self.address, PARTNER, file, more)
+        import_as(&self.address, PARTNER, "attestations", file, more)
     }
 }
 
-fn import_as(address: &str, partner: Uuid, file: &str, more: &[&str]) -> (Option<i32>, String) {
+fn import_as(address: &str, partner: Uuid, rows: &str, file: &str, more: &[&str]) -> (Option<i32>, String) {
     let (partner, user) = (partner.to_string(), Uuid::from_u128(0x11).to_string());
-    let all = ["import", file, "--partner-id", &partner, "--user-id", &user, "--address", address];
+    let all = ["import", rows, file, "--partner-id", &partner, "--user-id", &user, "--address", address];
     let output = run(&[&all[..], more].concat());
     (output.status.code(), words(&output))
 }
@@ -193,6 +195,7 @@ fn caller(tenant_kind: TenantKind, tenant_id: Uuid, roles: Vec<&'static str>) ->
         user_id: Uuid::from_u128(0x11),
         roles,
         channel: Channel::Api,
+        client: None,
     }
 }
 
@@ -319,7 +322,7 @@ fn an_unreadable_file_is_refused_before_anything_is_sent() {
         assert!(said.contains(reason) && !said.contains("Tania"), "{file}: {said}");
     }
     let good = server.write("good.csv", good);
-    let (code, said) = import_as(&server.address, Uuid::from_u128(0xdead), &good, &[]);
+    let (code, said) = import_as(&server.address, Uuid::from_u128(0xdead), "attestations", &good, &[]);
     assert!(code == Some(1), "a partner that is not registered sees no customer: {said}");
     // None of all this stored the row.
     assert_eq!(server.import(&good, &[]).0, Some(0));

@@ -112,6 +112,7 @@ fn by<T>(tenant_kind: TenantKind, tenant_id: Uuid, message: T) -> Request<T> {
         user_id: tenant_id,
         roles,
         channel: Channel::Dashboard,
+        client: None,
     };
     let mut request = Request::new(message);
     caller.present(request.metadata_mut());
@@ -131,6 +132,8 @@ async fn attest(address: &str, now: Time) -> String {
         name: "Northwind Direct".into(),
         kind: PartnerKind::DirectBill.into(),
         cloud: Cloud::Public.into(),
+        validate_only: false,
+        support: None,
     };
     let partner = by(TenantKind::Operator, Uuid::from_u128(0xa0), partner);
     PartnerServiceClient::new(channel.clone()).register_partner(partner).await.unwrap();
@@ -150,6 +153,7 @@ async fn attest(address: &str, now: Time) -> String {
             template_id: CUSTOMER_AGREEMENT.into(),
             contact: Some(contact("tania.carr@contoso.example")),
             agreed_at: Some(timestamp(now)),
+            details: None,
         }),
         ..CreateCustomerRequest::default()
     };

@@ -58,6 +58,13 @@ pub fn new_id(now: Time) -> Uuid {
     Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, now.timestamp_subsec_nanos()))
 }
 
+/// The lowest id that [`new_id`] makes at a time or later, in text: ids of earlier milliseconds are lower.
+#[must_use]
+pub fn lowest_id(at: Time) -> String {
+    let millis = u64::try_from(at.timestamp_millis()).unwrap_or(0);
+    Uuid::from_u128(u128::from(millis) << 80).to_string()
+}
+
 /// 128 random bits in hexadecimal: a salt that makes a commitment impossible to guess.
 #[must_use]
 pub fn new_salt() -> String {

@@ -462,6 +462,7 @@ mod tests {
             user_id: Uuid::nil(),
             roles: vec![],
             channel: crate::auth::Channel::Api,
+            client: None,
         }
     }
 

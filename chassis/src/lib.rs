@@ -23,3 +23,4 @@ pub mod service;
 pub mod status;
 pub mod telemetry;
 pub mod tls;
+pub mod watch;

@@ -10,6 +10,7 @@ use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use diesel::prelude::*;
+use prost::Message;
 
 use crate::auth::Caller;
 use crate::clock::new_salt;
@@ -110,6 +111,13 @@ impl Pages {
     }
 }
 
+/// What a list is filtered by: its request without size and token of the page, so that no filter is forgotten. A field that
+/// a later version adds leaves it as it is while the field is not set.
+#[must_use]
+pub fn filter_of(request: &impl Message) -> String {
+    hex::encode(request.encode_to_vec())
+}
+
 fn secret(connection: &mut Connection) -> Result<Option<String>, Error> {
     let row = query!(connection, c => {
         page_secret::table.find(ONLY).select(page_secret::secret).first(c).optional()
@@ -134,7 +142,17 @@ impl Page {
     /// The number after which the page begins, for lists in the order of numbers.
     #[must_use]
     pub fn after_number(&self) -> i64 {
-        self.after.as_deref().and_then(|key| key.parse().ok()).unwrap_or(0)
+        self.number().unwrap_or(0)
+    }
+
+    /// The number before which the page begins, for lists from the highest number down.
+    #[must_use]
+    pub fn before_number(&self) -> i64 {
+        self.number().unwrap_or(i64::MAX)
+    }
+
+    fn number(&self) -> Option<i64> {
+        self.after.as_deref().and_then(|key| key.parse().ok())
     }
 
     /// How many rows to fetch: one more than shown tells whether there is a next page.
@@ -152,8 +170,7 @@ impl Page {
         self.token(&rows.last().map(key).unwrap_or_default())
     }
 
-    /// The token for the page after a key of visible ASCII characters, for lists that end their pages
-    /// by themselves.
+    /// The token for the page after a key, for lists that end their pages by themselves.
     #[must_use]
     pub fn token(&self, key: &str) -> String {
         URL_SAFE_NO_PAD.encode([&self.code(key.as_bytes()), key.as_bytes()].concat())
@@ -189,6 +206,7 @@ mod tests {
             user_id: Uuid::from_u128(9),
             roles: vec![],
             channel: Channel::Dashboard,
+            client: None,
         }
     }
 

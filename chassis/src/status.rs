@@ -11,6 +11,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::database;
 use crate::form::Violation;
+use crate::limits::tenant::Overload;
 
 /// Error details travel in HTTP/2 headers, and common stacks refuse header lists above 8 KiB; in
 /// base64 this many bytes of field violations still fit beside everything else.
@@ -18,6 +19,9 @@ const VIOLATION_BYTES_MAX: usize = 4608;
 
 /// Long enough for a failover or a burst to pass, short enough for a person who waits.
 pub const RETRY: Duration = Duration::from_millis(500);
+
+/// When a client whose stream was refused or ended should retry.
+pub const STREAM_RETRY: Duration = Duration::from_secs(1);
 
 /// How many fields the message itself names before it only counts the rest.
 const VIOLATIONS_IN_MESSAGE: usize = 5;
@@ -103,6 +107,39 @@ pub fn internal(domain: &'static str) -> Failure {
     failure(domain, Code::Internal, "INTERNAL", sentence)
 }
 
+/// Too many streams of one kind are open.
+#[must_use]
+pub fn too_many_streams(domain: &'static str, kind: &str, full: Overload) -> Status {
+    let (reason, full) = match full {
+        Overload::Process => ("OVERLOADED", format!("too many {kind} are open")),
+        Overload::Tenant => ("TENANT_OVERLOADED", format!("your tenant has its share of {kind} open")),
+    };
+    let sentence = format!("{full}; try again when one has ended");
+    failure(domain, Code::ResourceExhausted, reason, sentence).retry_after(STREAM_RETRY).status()
+}
+
+/// The server stops and ends its streams.
+#[must_use]
+pub fn stopping(domain: &'static str) -> Status {
+    let sentence = "the server stops; start the stream again, here or at another replica";
+    failure(domain, Code::Unavailable, "STOPPING", sentence).retry_after(STREAM_RETRY).status()
+}
+
+/// For that long nothing came of a stream, or nothing of it was taken. A watcher goes on after the last
+/// revision that was put into it.
+#[must_use]
+pub fn stood_still(domain: &'static str, limit: Duration, revision: Option<i64>) -> Status {
+    let after = revision.map(|revision| format!(" after revision {revision}")).unwrap_or_default();
+    let sentence =
+        format!("no message was sent or read on the stream for {} s; start it again{after}", limit.as_secs());
+    let failure = failure(domain, Code::ResourceExhausted, "STREAM_STOOD_STILL", sentence);
+    let failure = failure.retry_after(STREAM_RETRY);
+    match revision {
+        Some(revision) => failure.with("revision", revision).status(),
+        None => failure.status(),
+    }
+}
+
 #[expect(clippy::needless_pass_by_value, reason = "callers hand over literals, ids and counts alike")]
 impl Failure {
     /// Adds machine-readable metadata.
@@ -123,6 +160,13 @@ impl Failure {
     #[must_use]
     pub fn resource(mut self, kind: &str, name: impl ToString) -> Self {
         self.details.set_resource_info(kind, name.to_string(), "", "not found");
+        self
+    }
+
+    /// Adds the message in the language of the person who reads it.
+    #[must_use]
+    pub fn localized(mut self, locale: &str, message: &str) -> Self {
+        self.details.set_localized_message(locale, message);
         self
     }
 

@@ -32,11 +32,21 @@ pub enum Command {
     /// Serves the API until a signal stops it.
     Serve(Box<Serve>),
     /// Brings the schema up to date.
-    Migrate(Storage),
+    Migrate(Migrate),
     /// Passes over one event of agreement-svc's history that order-svc cannot apply, so that later ones are applied.
     SkipEvent(SkipEvent),
     /// Asks a running server whether it serves; exits with 1 if not.
     CheckHealth(CheckHealth),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Migrate {
+    #[command(flatten)]
+    pub storage: Storage,
+    /// Announces that the database was restored from a backup: raises the revision of events by 2^32, so that no watcher takes a
+    /// new event for a lost one. Run it once after each restore, before the service starts; running it again does no harm.
+    #[arg(long)]
+    pub after_restore: bool,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -34,7 +34,9 @@ use chassis::served;
 use chassis::server::{Listeners, Options};
 use chassis::service::Service;
 use chassis::tls;
+use chassis::watch::Watchers;
 use chrono::TimeDelta;
+use proto::order::event_service_server::EventServiceServer;
 use proto::order::offer_service_server::OfferServiceServer;
 use proto::order::order_service_server::OrderServiceServer;
 use proto::order::subscription_service_server::SubscriptionServiceServer;
@@ -49,9 +51,11 @@ use api::Api;
 pub use api::access::{ACCESS_POLICY, VOCABULARY};
 use config::{Serve, SkipEvent, Storage};
 use metrics::Decisions;
+use store::event::{event_head_read, restore_record};
 use store::history::event_skip;
 use store::placement::Placements;
-use workers::{Followed, history, renewals, reporter};
+use workers::renewals::Renewals;
+use workers::{Followed, history, recorder, renewals, reporter};
 
 /// The full names of the gRPC services, as health knows them.
 pub const SERVICES: &[&str] = &[
@@ -59,6 +63,7 @@ pub const SERVICES: &[&str] = &[
     "csp.order.v1.OrderService",
     "csp.order.v1.SubscriptionService",
     "csp.order.v1.WithdrawalService",
+    "csp.order.v1.EventService",
 ];
 
 /// Request ids that one statement looks up. Each may have an answer of a hundred subscriptions.
@@ -106,8 +111,19 @@ pub async fn serve(
     let mut service = Service::new();
     service
         .spawn(|stop| reporter::run(database.clone(), clock.clone(), agreements.clone(), new_orders, stop));
-    service.spawn(|stop| history::run(database.clone(), clock.clone(), agreements.clone(), followed, stop));
-    service.spawn(|stop| renewals::run(database.clone(), clock.clone(), following.clone(), stop));
+    let renewals = Renewals {
+        database: database.clone(),
+        clock: clock.clone(),
+        agreements: agreements.clone(),
+        catalogue: catalogue.clone(),
+    };
+    service.spawn(|stop| history::run(renewals.clone(), followed, stop));
+    let (recorded, recordings) = watch::channel(());
+    service.spawn(|stop| recorder::run(database.clone(), clock.clone(), recorded, stop));
+    let internal_kind = VOCABULARY.internal_kind;
+    let watchers = Watchers::new("order-svc", internal_kind, &metrics, &clock, service.stopping());
+    service.spawn(|stop| watchers.clone().poll(database.clone(), event_head_read, recordings, stop));
+    service.spawn(|stop| renewals::run(renewals, following.clone(), stop));
     service.spawn(|stop| idempotency::run_expiry(database.clone(), clock.clone(), stop));
     if let Some(listener) = listeners.metrics {
         service.spawn(|stop| metrics::serve(listener, metrics.clone(), clock.clone(), following, stop));
@@ -128,7 +144,9 @@ pub async fn serve(
         agreements,
         decisions,
         followed: known_history,
+        stopping: service.stopping(),
         subscriptions_max: config.subscriptions_max,
+        watchers,
         orders,
     };
     let mut routes = RoutesBuilder::default();
@@ -136,7 +154,8 @@ pub async fn serve(
         .add_service(served!(OfferServiceServer, api.clone()))
         .add_service(served!(OrderServiceServer, api.clone()))
         .add_service(served!(SubscriptionServiceServer, api.clone()))
-        .add_service(served!(WithdrawalServiceServer, api));
+        .add_service(served!(WithdrawalServiceServer, api.clone()))
+        .add_service(served!(EventServiceServer, api));
     let options = Options {
         domain: "order-svc",
         identities,
@@ -168,6 +187,19 @@ pub async fn skip_event(config: &SkipEvent) -> anyhow::Result<String> {
         "event {revision} was passed over: what it should have cancelled or switched off stays as it is. If it was a \
          withdrawal or an end of a relationship, cancel by hand what customer {customer_id} has left"
     ))
+}
+
+/// Announces among the events that the database was restored from an older copy, whose last event is the last one now. The
+/// answer says which that was, and where the events go on. It may run beside a running service, and more than once.
+///
+/// # Errors
+/// A database that cannot be changed.
+pub async fn announce_restore(database: &Database, clock: &Clock) -> anyhow::Result<String> {
+    let now = clock.now();
+    let record = move |connection: &mut Connection| restore_record(connection, now);
+    let recorded: Result<_, chassis::database::Error> = database.write(record).await;
+    let (last, restored) = recorded?;
+    Ok(format!("the copy ended with event {last}; the history goes on with event {restored}"))
 }
 
 /// Brings the schema up to date.

@@ -39,7 +39,14 @@ fn run(command: Command) -> anyhow::Result<()> {
             say(&runtime()?.block_on(order_svc::skip_event(&config))?);
             Ok(())
         }
-        Command::Migrate(storage) => order_svc::migrate(&storage).map(|_| ()),
+        Command::Migrate(config) => {
+            let database = order_svc::migrate(&config.storage)?;
+            if config.after_restore {
+                let clock = Clock::system();
+                say(&runtime()?.block_on(order_svc::announce_restore(&database, &clock))?);
+            }
+            Ok(())
+        }
         Command::CheckHealth(settings) => runtime()?.block_on(check_health(&settings.address, &settings.tls)),
     }
 }

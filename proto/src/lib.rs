@@ -28,6 +28,10 @@ pub mod csp {
     /// What order-svc serves.
     pub mod order {
         /// Version 1.
+        #[expect(
+            clippy::large_enum_variant,
+            reason = "the code is generated, and most of a stream is events"
+        )]
         pub mod v1 {
             tonic::include_proto!("csp.order.v1");
         }

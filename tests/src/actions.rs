@@ -7,11 +7,11 @@ use chassis::clock::Time;
 use chassis::form::timestamp;
 use proto::agreement::{
     Attestation, CheckEligibilityRequest, CheckEligibilityResponse, CreateAttestationRequest,
-    CreateAttestationResponse, GetCustomerRequest, GetDirectSignStatusRequest, Invitation,
-    LinkResellerRequest, ListAttestationsRequest, ListTemplatesRequest, PartnerKind,
+    CreateAttestationResponse, GetCustomerRequest, GetDirectSignStatusRequest, GetPartnerRequest, Invitation,
+    LinkResellerRequest, ListAttestationsRequest, ListTemplatesRequest, Partner, PartnerKind,
     PublishTemplateVersionRequest, PublishTemplateVersionResponse, RegisterPartnerRequest,
-    ReportPurchaseRequest, RetireTemplateRequest, SignAgreementRequest, Signature, Template,
-    WithdrawSignatureRequest, WithdrawalReason,
+    ReportPurchaseRequest, RetireTemplateRequest, SignAgreementRequest, Signature, SupportContact, Template,
+    UpdatePartnerRequest, WithdrawSignatureRequest, WithdrawalReason,
 };
 use proto::order::{
     CreateOrderRequest, CreateOrderResponse, GetSubscriptionRequest, ListOrdersRequest,
@@ -69,6 +69,7 @@ pub async fn register_partners_as(operator: &As) -> Result<(), Status> {
         request_id: request_id(),
         provider_id: PROVIDER.to_string(),
         reseller_id: RESELLER.to_string(),
+        validate_only: false,
     };
     operator.partners().link_reseller(link).await?;
     Ok(())
@@ -91,8 +92,29 @@ pub async fn register_partner(
         name: name.into(),
         kind: kind.into(),
         cloud: cloud.into(),
+        validate_only: false,
+        support: None,
     };
     operator.partners().register_partner(request).await.map(drop)
+}
+
+/// Sets the e-mail address at which a partner's customers ask.
+///
+/// # Errors
+/// The refusal.
+pub async fn set_support(cluster: &Cluster, partner: Uuid, email: &str) -> Result<Partner, Status> {
+    let operator = cluster.as_caller(operator());
+    let known = GetPartnerRequest { partner_id: partner.to_string() };
+    let known = operator.partners().get_partner(known).await?.into_inner().partner.unwrap_or_default();
+    let request = UpdatePartnerRequest {
+        request_id: request_id(),
+        partner_id: known.partner_id,
+        etag: known.etag,
+        name: known.name,
+        validate_only: false,
+        support: Some(SupportContact { email: email.into(), ..SupportContact::default() }),
+    };
+    Ok(operator.partners().update_partner(request).await?.into_inner().partner.unwrap_or_default())
 }
 
 /// A test's turn with Cloud Agreements. At most one of them is live, so on a shared stack the tests that need one run
@@ -116,7 +138,8 @@ pub async fn cloud_agreements_turn(cluster: &Cluster) -> Result<Turn, Status> {
     let listed = operator.templates().list_templates(request).await?.into_inner().templates;
     for live in listed.into_iter().filter(|template| template.retired_at.is_none()) {
         let Template { template_id, etag, .. } = live;
-        let retire = RetireTemplateRequest { request_id: request_id(), template_id, etag };
+        let retire =
+            RetireTemplateRequest { request_id: request_id(), template_id, etag, validate_only: false };
         operator.templates().retire_template(retire).await?;
     }
     Ok(Some(turn))
@@ -225,6 +248,7 @@ pub async fn withdraw_signature(admin: &As, customer_id: &str) -> Result<i64, St
         request_id: request_id(),
         signature_id: status.signature.unwrap_or_default().signature_id,
         reason: WithdrawalReason::NoLongerAccepts.into(),
+        validate_only: false,
     };
     Ok(admin.signatures().withdraw_signature(request).await?.into_inner().revision)
 }
@@ -255,6 +279,7 @@ pub async fn report_purchase(
         customer_id: customer_id.into(),
         payer_id: payer.to_string(),
         purchased_at: Some(timestamp(purchased_at)),
+        validate_only: false,
     };
     cluster.as_caller(service()).gate().report_purchase(request).await.map(drop)
 }
@@ -299,6 +324,8 @@ pub async fn sign(admin: &As, version: u32) -> Result<Signature, Status> {
         request_id: request_id(),
         template_id: CUSTOMER_AGREEMENT.into(),
         template_version: version,
+        validate_only: false,
+        shown_text: None,
     };
     let signed = admin.signatures().sign_agreement(request).await?.into_inner();
     Ok(signed.signature.unwrap_or_default())

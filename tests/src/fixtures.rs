@@ -8,7 +8,7 @@ use chassis::clock::{Clock, Time};
 use chassis::form::timestamp;
 use proto::agreement::{
     AcceptInvitationRequest, CheckEligibilityRequest, CompanyProfile, CreateAttestationRequest,
-    CreateCustomerRequest, CreateInvitationRequest, Invitation, InvitationKind,
+    CreateCustomerRequest, CreateInvitationRequest, Invitation, InvitationKind, ProposeAttestationRequest,
     PublishTemplateVersionRequest, TemplateDocument, WithdrawAttestationRequest, WithdrawalReason,
 };
 use proto::identity::{Role, TenantKind};
@@ -138,6 +138,9 @@ pub fn new_customer(name: &str, country: &str, provider: Option<Uuid>) -> Create
         attestation: None,
         invitation: None,
         customer_id: String::new(),
+        validate_only: false,
+        language: String::new(),
+        external_reference: String::new(),
     }
 }
 
@@ -172,7 +175,10 @@ pub fn acceptance(invitation: &Invitation, company: Option<&str>) -> AcceptInvit
             domain: format!("{}.example", name.to_lowercase().replace(' ', "-")),
             country: "FR".into(),
             primary_contact: Some(contact()),
+            language: String::new(),
         }),
+        validate_only: false,
+        shown_text: None,
     }
 }
 
@@ -186,6 +192,7 @@ pub fn new_attestation(customer_id: &str) -> CreateAttestationRequest {
         contact: Some(contact()),
         agreed_at: Some(timestamp(now())),
         validate_only: false,
+        details: None,
     }
 }
 
@@ -193,6 +200,20 @@ pub fn new_attestation(customer_id: &str) -> CreateAttestationRequest {
 #[must_use]
 pub fn new_attestation_by(customer_id: &str, contact: Contact) -> CreateAttestationRequest {
     CreateAttestationRequest { contact: Some(contact), ..new_attestation(customer_id) }
+}
+
+/// What a reseller proposes to a provider: the usual contact accepted the Customer Agreement at this moment.
+#[must_use]
+pub fn new_proposal(provider: Uuid, customer_id: &str) -> ProposeAttestationRequest {
+    ProposeAttestationRequest {
+        request_id: request_id(),
+        provider_id: provider.to_string(),
+        customer_id: customer_id.into(),
+        template_id: CUSTOMER_AGREEMENT.into(),
+        contact: Some(contact()),
+        agreed_at: Some(timestamp(now())),
+        ..ProposeAttestationRequest::default()
+    }
 }
 
 /// A withdrawal of an attestation by a customer that no longer accepts.
@@ -233,6 +254,7 @@ pub fn new_order(
         lines: vec![NewOrderLine { offer_id: offer_id.into(), quantity, friendly_name: String::new() }],
         validate_only: false,
         attestation: None,
+        external_reference: String::new(),
     }
 }
 
@@ -243,5 +265,6 @@ pub fn inline_attestation(agreed_at: Time) -> InlineAttestation {
         template_id: CUSTOMER_AGREEMENT.into(),
         contact: Some(contact()),
         agreed_at: Some(timestamp(agreed_at)),
+        details: None,
     }
 }

@@ -78,6 +78,7 @@ impl Sheet {
             template_id: CUSTOMER_AGREEMENT.into(),
             contact: Some(Contact { email, ..fixtures::contact() }),
             agreed_at: Some(timestamp(agreed_at)),
+            details: None,
         }
     }
 
@@ -138,7 +139,7 @@ impl Sheet {
                 customer_id: customer.clone(),
                 include_history: true,
                 page_size: 500,
-                page_token: String::new(),
+                ..ListAttestationsRequest::default()
             };
             loop {
                 let listed = partner.attestations().list_attestations(page.clone()).await?.into_inner();
@@ -168,6 +169,7 @@ impl Sheet {
             contact: Some(Contact { email: "dry-run@contoso.example".into(), ..fixtures::contact() }),
             agreed_at: Some(timestamp(Time::UNIX_EPOCH + Duration::from_secs(1_750_000_000))),
             validate_only: true,
+            details: None,
         };
         Ok(partner.attestations().create_attestation(request).await?.into_inner().revision - 1)
     }

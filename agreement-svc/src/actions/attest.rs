@@ -1,4 +1,4 @@
-//! Attestation (ATT-1 to ATT-10): the effect that CreateAttestation, the rows of ImportAttestations and CreateCustomer share.
+//! Attestation (ATT-1 to ATT-11): the effect that CreateAttestation, the rows of ImportAttestations and CreateCustomer share.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,14 +11,15 @@ use super::template::live_instead_of;
 use crate::rules::attestation::{self, Attestation, Claim, Facts, check_attester};
 use crate::rules::event::Event;
 use crate::rules::party::{Customer, Partner, Relationship};
-use crate::rules::template::{AgreementType, Template};
+use crate::rules::proposal::ProposedBy;
+use crate::rules::template::{AgreementType, Document, Template};
 use crate::rules::{Refusal, Time};
 use crate::store::acceptance::{acceptances_supersede, attestations_current, attestations_insert};
-use crate::store::change::{Change, ChangeError, commitment};
+use crate::store::change::{Change, ChangeError, attestation_commitment};
 use crate::store::customer::{customers_find, customers_set_acceptance_revision, relationships_find};
 use crate::store::notification::notifications_insert;
 use crate::store::partner::partner_find;
-use crate::store::template::templates_find;
+use crate::store::template::{documents_of, templates_find};
 
 /// An attestation to be stored.
 pub(crate) struct NewAttestation {
@@ -26,6 +27,10 @@ pub(crate) struct NewAttestation {
     pub claim: Claim,
     /// The partner's user who attests (ROLE-7).
     pub by: Uuid,
+    /// The program that the user attests with.
+    pub client: Option<String>,
+    /// Who proposed it, where it is an approved proposal (PRO-1).
+    pub proposed_by: Option<ProposedBy>,
 }
 
 /// Decides whether the partner may attest for the customer (ROLE-6, ATT-1), and attests.
@@ -35,8 +40,7 @@ pub(crate) fn attest_as_partner(
     customer_id: Uuid,
     new: NewAttestation,
 ) -> Result<Attestation, ChangeError> {
-    let asked = (customer_id, new.template_id);
-    let attesting = Attesting::read(change, partner_id, std::iter::once(asked))?;
+    let attesting = Attesting::read(change, partner_id, &[(customer_id, &new)])?;
     attesting.attest_once(change, customer_id, new)
 }
 
@@ -50,7 +54,7 @@ pub(crate) fn attest_for_new(
 ) -> Result<Attestation, ChangeError> {
     let customers = BTreeMap::from([(customer.id, (relationship, customer.clone()))]);
     let attester = (attester.id, Some(attester.clone()));
-    let attesting = Attesting::with(change, attester, customers, &[new.template_id])?;
+    let attesting = Attesting::with(change, attester, customers, &[&new])?;
     let attestation = attesting.attest_once(change, customer.id, new)?;
     customer.acceptance_revision = attestation.revision;
     Ok(attestation)
@@ -67,6 +71,8 @@ pub(crate) struct Attesting {
     templates: BTreeMap<Uuid, Template>,
     /// The template to name where one of them is retired.
     live_template_id: Option<Uuid>,
+    /// Of the versions that are accepted, for the countries whose text was shown.
+    documents: BTreeMap<(Uuid, u32), Vec<Document>>,
     /// The current attestations, with the times at which their versions took effect.
     current: BTreeMap<(Uuid, AgreementType), (Attestation, Time)>,
     recent: RecentChanges,
@@ -76,15 +82,14 @@ pub(crate) struct Attesting {
 }
 
 impl Attesting {
-    /// Reads what decisions on some customers and templates need to know.
+    /// Reads what decisions on some attestations need to know, each with its customer.
     pub(crate) fn read(
         change: &mut Change<'_>,
         partner_id: Uuid,
-        asked: impl Iterator<Item = (Uuid, Uuid)>,
+        asked: &[(Uuid, &NewAttestation)],
     ) -> Result<Self, Error> {
-        let (customers, templates): (BTreeSet<_>, BTreeSet<_>) = asked.unzip();
+        let (customers, asked): (BTreeSet<_>, Vec<_>) = asked.iter().copied().unzip();
         let customers: Vec<Uuid> = customers.into_iter().collect();
-        let templates: Vec<Uuid> = templates.into_iter().collect();
         let mut relationships = relationships_find(change.connection, partner_id, &customers)?;
         let related: Vec<Uuid> = relationships.keys().copied().collect();
         let customers = customers_find(change.connection, &related)?.into_iter();
@@ -94,27 +99,34 @@ impl Attesting {
         });
         let customers = customers.collect();
         let attester = partner_find(change.connection, partner_id)?;
-        Self::with(change, (partner_id, attester), customers, &templates)
+        Self::with(change, (partner_id, attester), customers, &asked)
     }
 
     fn with(
         change: &mut Change<'_>,
         (partner_id, attester): (Uuid, Option<Partner>),
         customers: BTreeMap<Uuid, (Relationship, Customer)>,
-        templates: &[Uuid],
+        asked: &[&NewAttestation],
     ) -> Result<Self, Error> {
         let ids: Vec<Uuid> = customers.keys().copied().collect();
-        let templates = templates_find(change.connection, templates)?;
+        let templates: BTreeSet<Uuid> = asked.iter().map(|new| new.template_id).collect();
+        let templates = templates_find(change.connection, &templates.into_iter().collect::<Vec<_>>())?;
         let retired = templates.iter().find(|template| template.retired_at.is_some());
-        let live_template_id = retired.map(|retired| live_instead_of(change, retired)).transpose()?.flatten();
+        let live_template_id = retired
+            .map(|retired| live_instead_of(change.connection, retired, change.now))
+            .transpose()?
+            .flatten();
         let current = attestations_current(change.connection, partner_id, &ids)?.into_iter();
         let current =
             current.map(|(known, since)| ((known.customer_id, known.agreement_type), (known, since)));
+        let templates = templates.into_iter().map(|template| (template.id, template)).collect();
+        let documents = documents_shown(change, &templates, asked)?;
         Ok(Self {
             partner_id,
             attester,
-            templates: templates.into_iter().map(|template| (template.id, template)).collect(),
+            templates,
             live_template_id,
+            documents,
             current: current.collect(),
             recent: RecentChanges::read(change, partner_id, &ids)?,
             customers,
@@ -130,7 +142,7 @@ impl Attesting {
         customer_id: Uuid,
         new: NewAttestation,
     ) -> Result<Attestation, ChangeError> {
-        let NewAttestation { template_id, claim, by } = new;
+        let NewAttestation { template_id, mut claim, by, client, proposed_by } = new;
         let unseen = |resource, id| Refusal::NotFound { resource, id };
         let known = self.customers.get(&customer_id);
         let (relationship, customer) = known.ok_or_else(|| unseen("customer", customer_id))?;
@@ -146,6 +158,12 @@ impl Attesting {
         };
         let now = change.now;
         let accepted = attestation::attest(&facts, &claim, now)?;
+        if let Some(shown) = claim.details.shown_text.take() {
+            let version = (template_id, accepted.template_version);
+            let documents = self.documents.get(&version).map(Vec::as_slice).unwrap_or_default();
+            let recorded = shown.recorded(template_id, documents);
+            claim.details.shown_text = Some(recorded.map_err(|refusal| refusal.within("details."))?);
+        }
         self.recent.take_room(change, customer_id)?;
 
         let contact_salt = new_salt();
@@ -157,8 +175,12 @@ impl Attesting {
             agreement_type: accepted.agreement_type,
             template_id,
             template_version: accepted.template_version,
-            contact_commitment: commitment(&contact_salt, &claim.contact),
+            contact_commitment: attestation_commitment(&contact_salt, &claim.contact, &claim.details),
             agreed_at: claim.agreed_at,
+            evidence_sha256: Some(claim.details.evidence_sha256.clone()).filter(|text| !text.is_empty()),
+            client: client.clone(),
+            proposed_by,
+            shown_text: claim.details.shown_text.clone(),
             supersedes: accepted.supersedes,
             by,
         })?;
@@ -174,6 +196,9 @@ impl Attesting {
             agreed_at: claim.agreed_at,
             recorded_at: now,
             recorded_by: by,
+            recorded_client: client.unwrap_or_default(),
+            details: claim.details,
+            proposed_by,
             superseded_at: None,
             withdrawn: None,
             revision,
@@ -211,4 +236,23 @@ impl Attesting {
         self.store_all(change)?;
         Ok(attestation)
     }
+}
+
+/// The documents among which the texts are that were shown.
+fn documents_shown(
+    change: &mut Change<'_>,
+    templates: &BTreeMap<Uuid, Template>,
+    asked: &[&NewAttestation],
+) -> Result<BTreeMap<(Uuid, u32), Vec<Document>>, Error> {
+    let now = change.now;
+    let shown = asked.iter().filter_map(|new| {
+        let text = new.claim.details.shown_text.as_ref()?;
+        let version = templates.get(&new.template_id)?.accepted_at(new.claim.agreed_at, now)?;
+        Some(((new.template_id, version.number), text.country.as_str()))
+    });
+    let (versions, countries): (BTreeSet<_>, BTreeSet<_>) = shown.unzip();
+    if versions.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    documents_of(change.connection, &versions, &countries.into_iter().collect::<Vec<_>>())
 }

@@ -3,12 +3,13 @@
 use chassis::database::Connection;
 use uuid::Uuid;
 
-use super::gate::{decide_with_reasons, live_template, remedies_of};
-use crate::rules::eligibility::{Acting, Answer, Decision, Question, Remedy, decide};
+use super::gate::{Explained, decide_with_reasons, live_template, remedies_of, seen_by};
+use crate::rules::eligibility::{Acting, Answer, Considered, Decision, Question, Remedy, decide};
 use crate::rules::policy::Policy;
 use crate::store::change::ChangeError;
 use crate::store::customer::customer_names;
 use crate::store::gate::{Pair, Parties, TemplateCache, active_pairs, gate_facts};
+use crate::store::invitation::{Declined, invitations_declined};
 
 /// Pairs of payer and customer that are read together: enough to make the statement cheap, few enough
 /// that a small page which fills up early has not read much in vain.
@@ -32,6 +33,10 @@ pub(crate) struct Blocked {
     pub company_name: String,
     pub answer: Answer,
     pub remedies: Vec<Remedy>,
+    /// The acceptances that do not count.
+    pub considered: Vec<Considered>,
+    /// The acting partner's latest invitation that the customer declined.
+    pub declined: Option<Declined>,
 }
 
 /// The blocked customers of a page, and, unless it is the last, after which pair the next begins.
@@ -54,10 +59,10 @@ pub(crate) fn blocked_list(
                 if found.len() == *size {
                     break 'reading;
                 }
-                if let (answer, Some(history)) =
+                if let (answer, Some(explained)) =
                     decide_with_reasons(connection, policy, question, *pair, &mut snapshot)?
                 {
-                    found.push((*pair, answer, snapshot, history));
+                    found.push((*pair, answer, snapshot, explained));
                 }
             }
             after = Some(*pair);
@@ -74,11 +79,15 @@ pub(crate) fn blocked_list(
     };
     let ids: Vec<Uuid> = found.iter().map(|(pair, ..)| pair.customer_id).collect();
     let names = customer_names(connection, &ids)?;
-    let blocked = found.into_iter().map(|(pair, answer, snapshot, history)| Blocked {
-        pair,
-        company_name: names.get(&pair.customer_id).cloned().unwrap_or_default(),
-        remedies: remedies_of(&answer, pair, *acting, &snapshot, &history, live),
-        answer,
-    });
+    let mut declined = invitations_declined(connection, acting.partner_id, &ids)?;
+    let blocked =
+        found.into_iter().map(|(pair, answer, snapshot, Explained { history, considered })| Blocked {
+            pair,
+            company_name: names.get(&pair.customer_id).cloned().unwrap_or_default(),
+            remedies: remedies_of(&answer, pair, *acting, &snapshot, &history, live),
+            declined: declined.remove(&pair.customer_id),
+            considered: seen_by(*acting, pair, considered),
+            answer,
+        });
     Ok((blocked.collect(), after))
 }

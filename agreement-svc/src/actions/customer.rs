@@ -10,6 +10,7 @@ use crate::rules::party::{Cloud, Contact, Customer, Named, Partner, Profile, Rel
 use crate::rules::{Refusal, Time};
 use crate::store::change::{Change, ChangeError, commitment};
 use crate::store::contact::{contact_set, contacts, notice_insert};
+use crate::store::customer::reference::{reference_set, references_of};
 use crate::store::customer::{
     Viewer, active_partners, customer_find, customer_insert, customer_set_acceptance_revision,
     customer_set_first_purchase, customer_update, customers_find, domain_is_taken, relationship_active,
@@ -67,7 +68,7 @@ pub(crate) fn create(
         return Err(Refusal::DomainTaken.into());
     }
     let id = tenant_id.unwrap_or_else(|| new_id(change.now));
-    let Profile { company_name, domain, country, primary_contact } = profile;
+    let Profile { company_name, domain, country, language, primary_contact } = profile;
     let contact_salt = new_salt();
     let revision = change.record(&Event::CustomerCreated {
         customer_id: id,
@@ -76,6 +77,7 @@ pub(crate) fn create(
         country: country.clone(),
         cloud,
         contact_commitment: commitment(&contact_salt, &primary_contact),
+        language: Some(language.clone()).filter(|language| !language.is_empty()),
         by,
     })?;
     let mut customer = Customer {
@@ -83,6 +85,7 @@ pub(crate) fn create(
         company_name,
         domain,
         country,
+        given_language: language,
         cloud,
         primary_contact,
         contact_salt,
@@ -105,22 +108,28 @@ pub(crate) struct ImportedCustomer {
     pub provider_id: Option<Uuid>,
     pub reseller_id: Option<Uuid>,
     pub first_purchase_at: Option<Time>,
+    /// The partner's own number for it (CUS-6); empty where it has none.
+    pub external_reference: String,
     /// The partner's user who imports it (ROLE-7).
     pub by: Uuid,
 }
 
 /// Creates a customer with what is known of it (CUS-4); false if it is there already, with the same data and in the same
-/// relationship. Its first purchase counts in both cases.
+/// relationship. Its first purchase counts in both cases, and so does the partner's own number where it had none.
 pub(crate) fn import(
     change: &mut Change<'_>,
     creator: &Partner,
     imported: ImportedCustomer,
 ) -> Result<bool, ChangeError> {
-    let ImportedCustomer { tenant_id, profile, provider_id, reseller_id, first_purchase_at, by } = imported;
+    let ImportedCustomer { tenant_id, profile, provider_id, reseller_id, first_purchase_at, .. } = imported;
+    let (reference, by) = (imported.external_reference, imported.by);
     let relationship = named_relationship(change, creator, provider_id, reseller_id)?;
     let visible = customer_find(change.connection, Viewer::Partner(creator.id), tenant_id)?;
     let is_same = match &visible {
-        Some(known) => is_as_imported(change, known, &profile, relationship, creator.id)?,
+        Some(known) => {
+            let number = reference.as_str();
+            is_as_imported(change, known, (&profile, number), relationship, creator.id)?
+        }
         None => false,
     };
     let customer = match visible.filter(|_| is_same) {
@@ -130,6 +139,9 @@ pub(crate) fn import(
             create(change, Some(tenant_id), profile, creator.cloud, relationship, author)?
         }
     };
+    if !reference.is_empty() {
+        reference_set(change.connection, creator.id, customer.id, &reference)?;
+    }
     if let Some(purchased_at) = first_purchase_at {
         note_purchase(change, &customer, relationship.payer_id, purchased_at, Some(by))?;
     }
@@ -139,13 +151,17 @@ pub(crate) fn import(
 fn is_as_imported(
     change: &mut Change<'_>,
     known: &Customer,
-    profile: &Profile,
+    (profile, reference): (&Profile, &str),
     relationship: Relationship,
     partner_id: Uuid,
 ) -> Result<bool, Error> {
-    let Profile { company_name, domain, country, primary_contact } = profile;
-    let is_same = (company_name, domain, country) == (&known.company_name, &known.domain, &known.country)
+    let Profile { company_name, domain, country, language, primary_contact } = profile;
+    let is_same = (language.is_empty() || *language == known.given_language)
+        && (company_name, domain, country) == (&known.company_name, &known.domain, &known.country)
         && relationship_active(change.connection, relationship, known.id)?.is_some();
+    let references = references_of(change.connection, partner_id, &[known.id])?;
+    let number = references.get(&known.id).filter(|_| !reference.is_empty());
+    let is_same = is_same && number.is_none_or(|number| number == reference);
     let contacts = contacts(change.connection, known.id)?;
     Ok(is_same && contacts.of(partner_id).is_some_and(|known| known.is_same(primary_contact)))
 }
@@ -197,8 +213,11 @@ pub(crate) struct CustomerChanges {
     pub company_name: Option<String>,
     pub domain: Option<String>,
     pub country: Option<String>,
+    pub language: Option<String>,
     /// The author's contact: the partner's, or the customer's own.
     pub contact: Option<Contact>,
+    /// The partner's own number (CUS-6). No one else sees it, so it leaves no event and keeps the etag.
+    pub external_reference: Option<String>,
 }
 
 /// Changes a customer, if its etag is still this one, and tells the addresses that a new contact replaces (ATT-9).
@@ -212,32 +231,38 @@ pub(crate) fn update(
     if customer.revision.to_string() != etag {
         return Err(Refusal::StaleEtag.into());
     }
-    let CustomerChanges { company_name, domain, country, contact } = new;
+    let CustomerChanges { company_name, domain, country, language, contact, external_reference } = new;
     let company_name = company_name.filter(|name| *name != customer.company_name);
     let domain = domain.filter(|domain| *domain != customer.domain);
     let country = country.filter(|country| *country != customer.country);
+    let language = language.filter(|language| *language != customer.given_language);
     if let Some(domain) = &domain
         && domain_is_taken(change.connection, domain)?
     {
         return Err(Refusal::DomainTaken.into());
     }
     let before = customer.revision;
-    if company_name.is_some() || domain.is_some() || country.is_some() {
+    if [&company_name, &domain, &country, &language].into_iter().any(Option::is_some) {
         customer.company_name = company_name.unwrap_or_else(|| customer.company_name.clone());
         customer.revision = change.record(&Event::CustomerUpdated {
             customer_id: customer.id,
             company_name: customer.company_name.clone(),
             domain: domain.clone(),
             country: country.clone(),
+            language: language.clone(),
             contact_commitment: String::new(),
             partner_id: None,
             by: author.user_id,
         })?;
         customer.domain = domain.unwrap_or_else(|| customer.domain.clone());
         customer.country = country.unwrap_or_else(|| customer.country.clone());
+        customer.given_language = language.unwrap_or_else(|| customer.given_language.clone());
     }
     if let Some(contact) = contact {
         set_contact(change, customer, &contact, author)?;
+    }
+    if let (Some(partner_id), Some(reference)) = (author.partner_id, external_reference) {
+        reference_set(change.connection, partner_id, customer.id, &reference)?;
     }
     if customer.revision != before {
         customer_update(change.connection, customer)?;
@@ -266,6 +291,7 @@ fn set_contact(
         company_name: customer.company_name.clone(),
         domain: None,
         country: None,
+        language: None,
         contact_commitment: commitment(&salt, new),
         partner_id,
         by,
@@ -282,22 +308,23 @@ fn set_contact(
     Ok(())
 }
 
-/// Ends the active relationship that has the given number.
+/// Ends the active relationship that has the given number; true if the payer has another one with the customer.
 pub(crate) fn end_relationship(
     change: &mut Change<'_>,
     customer_id: Uuid,
     relationship: Relationship,
     number: i64,
     by: Uuid,
-) -> Result<(), ChangeError> {
+) -> Result<bool, ChangeError> {
     relationship_end(change.connection, number, change.now)?;
-    let remaining = active_partners(change.connection, customer_id)?;
+    let others_remain = active_partners(change.connection, customer_id)?.contains(&relationship.payer_id);
     let revision = change.record(&Event::RelationshipEnded {
         partner_id: relationship.payer_id,
         customer_id,
         reseller_id: relationship.reseller_id,
-        others_remain: remaining.contains(&relationship.payer_id),
+        others_remain,
         by,
     })?;
-    Ok(customer_set_acceptance_revision(change.connection, customer_id, revision)?)
+    customer_set_acceptance_revision(change.connection, customer_id, revision)?;
+    Ok(others_remain)
 }

@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use super::visibility::require_relationship;
 use crate::rules::eligibility::{
-    Acceptance, AcceptanceKind, Acting, Answer, Facts, Question, Remedy, decide, misnamed, reacceptances,
-    remedies,
+    Acceptance, AcceptanceKind, Acting, Answer, Considered, Facts, Question, Remedy, considered, decide,
+    misnamed, not_replaced, reacceptances, remedies,
 };
 use crate::rules::party::{PartnerKind, Relationship};
 use crate::rules::policy::Policy;
@@ -17,7 +17,9 @@ use crate::rules::{Refusal, Time};
 use crate::store::change::ChangeError;
 use crate::store::customer::relationship_active;
 use crate::store::event::event_exists;
-use crate::store::gate::{Pair, Parties, PastAcceptances, Snapshot, TemplateCache, gate_facts, gate_history};
+use crate::store::gate::{
+    Pair, Parties, PastAcceptances, Snapshot, TemplateCache, gate_facts, gate_history, last_withdrawn,
+};
 use crate::store::partner::partner_find;
 use crate::store::template::{template_find, template_list, template_live};
 
@@ -38,6 +40,7 @@ pub(crate) struct AssumedAttestation {
     pub attestation_id: Uuid,
     pub template_id: Uuid,
     pub template_version: u32,
+    pub agreed_at: Option<Time>,
 }
 
 /// The gate's answer, with the state that it rests on.
@@ -45,6 +48,22 @@ pub(crate) struct GateAnswer {
     pub answer: Answer,
     pub snapshot: Snapshot,
     pub remedies: Vec<Remedy>,
+    /// The acceptances that do not count, if the answer has reasons.
+    pub considered: Vec<Considered>,
+}
+
+/// Those that a partner may see: a reseller sees no attestation of its provider.
+pub(super) fn seen_by(acting: Acting, pair: Pair, mut considered: Vec<Considered>) -> Vec<Considered> {
+    if acting.partner_id != pair.payer_id {
+        considered.retain(|one| one.acceptance.kind == AcceptanceKind::Signature);
+    }
+    considered
+}
+
+/// What explains an answer with reasons.
+pub(super) struct Explained {
+    pub history: PastAcceptances,
+    pub considered: Vec<Considered>,
 }
 
 /// The answer to a question that the facts suffice for; else the facts, for [`answer`], which reads more.
@@ -59,7 +78,7 @@ pub(crate) fn answer_from_facts(
             let answer = decide(policy, &query.question, &snapshot.facts);
             // Reasons are to be explained.
             if answer.reasons.is_empty() {
-                Ok(GateAnswer { answer, snapshot, remedies: vec![] })
+                Ok(GateAnswer { answer, snapshot, remedies: vec![], considered: vec![] })
             } else {
                 Err(Some(snapshot))
             }
@@ -102,32 +121,39 @@ pub(crate) fn answer(
         snapshot.facts = with_assumed(connection, snapshot.facts, assumed, query.question.at)?;
     }
     let pair = query.parties.pair;
-    let (answer, history) = decide_with_reasons(connection, policy, &query.question, pair, &mut snapshot)?;
-    let remedies = match history {
-        None => vec![],
-        Some(history) => {
+    let (answer, explained) = decide_with_reasons(connection, policy, &query.question, pair, &mut snapshot)?;
+    let (remedies, considered) = match explained {
+        None => (vec![], vec![]),
+        Some(Explained { history, considered }) => {
             let live = live_template(connection, &answer.satisfying, query.question.at)?;
-            remedies_of(&answer, pair, query.acting, &snapshot, &history, live)
+            let remedies = remedies_of(&answer, pair, query.acting, &snapshot, &history, live);
+            (remedies, seen_by(query.acting, pair, considered))
         }
     };
-    Ok(GateAnswer { answer, snapshot, remedies })
+    Ok(GateAnswer { answer, snapshot, remedies, considered })
 }
 
-/// Decides, and reads the pair's history where something has to be explained.
+/// Decides, and reads the pair's history where something is to be explained.
 pub(super) fn decide_with_reasons(
     connection: &mut Connection,
     policy: &Policy,
     question: &Question,
     pair: Pair,
     snapshot: &mut Snapshot,
-) -> Result<(Answer, Option<PastAcceptances>), Error> {
+) -> Result<(Answer, Option<Explained>), Error> {
     let answer = decide(policy, question, &snapshot.facts);
     if answer.reasons.is_empty() {
         return Ok((answer, None));
     }
     let history = gate_history(connection, pair)?;
     snapshot.facts.withdrawn.clone_from(&history.withdrawn);
-    Ok((decide(policy, question, &snapshot.facts), Some(history)))
+    let (answer, facts) = (decide(policy, question, &snapshot.facts), &snapshot.facts);
+    let mut withdrawn = vec![];
+    for (kind, agreement_type) in not_replaced(&answer.satisfying, facts) {
+        withdrawn.extend(last_withdrawn(connection, pair, kind, agreement_type)?);
+    }
+    let considered = considered(&answer, facts, &withdrawn, question.at);
+    Ok((answer, Some(Explained { history, considered })))
 }
 
 /// GATE-0: the refusal for parties without an active relationship. It names the wrong one of them to a partner that sees
@@ -180,7 +206,7 @@ fn with_assumed(
     assumed: &AssumedAttestation,
     at: Time,
 ) -> Result<Facts, ChangeError> {
-    let AssumedAttestation { attestation_id, template_id, template_version } = *assumed;
+    let AssumedAttestation { attestation_id, template_id, template_version, agreed_at } = *assumed;
     let template = template_find(connection, template_id)?;
     let unknown = || Refusal::field("assumed_attestation.template_id", "is not a template");
     let template = template.ok_or_else(unknown)?;
@@ -194,7 +220,7 @@ fn with_assumed(
         template_id,
         template_version,
         effective_from,
-        agreed_at: at,
+        agreed_at: agreed_at.unwrap_or(at),
     };
     let later = reacceptances(&template_list(connection, &[template.agreement_type])?, effective_from);
     Ok(facts.with_attestation(attested, later))

@@ -7,6 +7,7 @@ use super::template::live_instead_of;
 use super::visibility::require_template;
 use crate::rules::event::Event;
 use crate::rules::invitation::{Invitation, InvitationKind, LIFETIME_DEFAULT};
+use crate::rules::language::SHIPPED;
 use crate::rules::party::{Cloud, Contact, Customer, Relationship};
 use crate::rules::signature::{check_signable, may_sign_directly};
 use crate::rules::{Refusal, Time};
@@ -20,6 +21,8 @@ pub(crate) struct NewInvitation {
     pub relationship: Relationship,
     pub template_id: Uuid,
     pub recipient: Option<Contact>,
+    /// `None` is the customer's language, or English.
+    pub language: Option<String>,
     /// `None` is the usual time from now.
     pub expires_at: Option<Time>,
     /// The partner's user who invites (ROLE-7).
@@ -41,7 +44,7 @@ pub(crate) fn invite(
     let expires_at = new.expires_at.unwrap_or(now + LIFETIME_DEFAULT);
     let template = require_template(change.connection, new.template_id)?;
     let cloud = customer.map_or(cloud, |customer| customer.cloud);
-    let live = live_instead_of(change, &template)?;
+    let live = live_instead_of(change.connection, &template, now)?;
     check_signable(cloud, &template, live, now)?;
     if let Some(customer) = customer {
         let first_signed_at = first_signed_at(change.connection, customer.id)?;
@@ -69,6 +72,7 @@ pub(crate) fn invite(
         relationship: new.relationship,
         customer_id,
         template_id: new.template_id,
+        language: new.language.unwrap_or_else(|| customer.map_or(SHIPPED[0], Customer::language).to_owned()),
         recipient: new.recipient,
         contact_salt,
         created_at: now,

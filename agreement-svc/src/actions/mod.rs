@@ -10,6 +10,7 @@ pub(crate) mod customer;
 pub(crate) mod gate;
 pub(crate) mod impact;
 pub(crate) mod invite;
+pub(crate) mod propose;
 mod rate;
 pub(crate) mod sign;
 pub(crate) mod template;

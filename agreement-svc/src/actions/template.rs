@@ -1,14 +1,18 @@
-//! Templates (TPL-1 to TPL-4): the publication of a version, and the template to use instead of a retired one.
+//! Templates (TPL-1 to TPL-5): the publication of a version, the template to use instead of a retired one, and the text of a
+//! version that was shown.
 
-use chassis::database::Error;
+use std::collections::BTreeSet;
+
+use chassis::database::{Connection, Error};
 use strum::VariantArray;
 use uuid::Uuid;
 
 use crate::rules::eligibility::{Reacceptance, reacceptance};
+use crate::rules::shown::ShownText;
 use crate::rules::template::{AgreementType, Document, Reaccept, Template, next_version};
 use crate::rules::{BadField, Refusal, Time};
 use crate::store::change::{Change, ChangeError};
-use crate::store::template::{template_find, template_live, template_publish};
+use crate::store::template::{documents_of, template_find, template_live, template_publish};
 
 /// A version to be published.
 pub(crate) struct NewVersion {
@@ -89,14 +93,29 @@ fn new_template(change: &mut Change<'_>, new: &NewVersion) -> Result<Template, C
 }
 
 /// The template to use instead of a retired one: the live one of the newest type that has one.
-pub(super) fn live_instead_of(change: &mut Change<'_>, instead_of: &Template) -> Result<Option<Uuid>, Error> {
+pub(super) fn live_instead_of(
+    connection: &mut Connection,
+    instead_of: &Template,
+    now: Time,
+) -> Result<Option<Uuid>, Error> {
     if instead_of.retired_at.is_none() {
         return Ok(None);
     }
     for of in AgreementType::VARIANTS.iter().rev() {
-        if let Some(id) = template_live(change.connection, *of, change.now)? {
+        if let Some(id) = template_live(connection, *of, now)? {
             return Ok(Some(id));
         }
     }
     Ok(None)
+}
+
+/// What is recorded of the text of a version that a client showed (TPL-5).
+pub(crate) fn record_shown(
+    change: &mut Change<'_>,
+    (template_id, number): (Uuid, u32),
+    shown: &ShownText,
+) -> Result<ShownText, ChangeError> {
+    let version = BTreeSet::from([(template_id, number)]);
+    let documents = documents_of(change.connection, &version, &[&shown.country])?;
+    Ok(shown.recorded(template_id, &documents.into_values().flatten().collect::<Vec<_>>())?)
 }

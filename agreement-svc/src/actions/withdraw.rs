@@ -1,35 +1,43 @@
 //! Withdrawal of an acceptance (WD-1): the effect that WithdrawAttestation and WithdrawSignature share. Both report which of
 //! the partners that it covered have no acceptance now, also when the withdrawal had been made before.
 
+use chassis::database::{Connection, Error};
 use uuid::Uuid;
 
 use super::attest::{NewAttestation, attest_as_partner};
-use super::visibility::require_own_attestation;
-use crate::rules::attestation::{Attestation, Claim};
+use super::visibility::{require_own_attestation, require_template};
+use crate::rules::attestation::{Attestation, Claim, Details};
 use crate::rules::event::Event;
-use crate::rules::party::Contact;
+use crate::rules::party::{Contact, Relationship};
 use crate::rules::signature::Signature;
 use crate::rules::withdrawal::{Covers, Withdrawal, WithdrawalReason, check_withdrawal, uncovered};
 use crate::rules::{Refusal, Time};
 use crate::store::acceptance::{
-    acceptance_withdraw, acceptances_cover, attestations_current, signature_find, signatures_current,
+    acceptance_withdraw, acceptances_cover, attestation_find, attestations_current, signature_find,
+    signatures_current,
 };
 use crate::store::change::{Change, ChangeError};
-use crate::store::customer::{customer_set_acceptance_revision, related_partners};
+use crate::store::customer::{customer_set_acceptance_revision, related_partners, relationships_with};
 
 /// What is true in place of an attestation that was recorded in error; what is absent was right.
 pub(crate) struct Replacement {
     pub template_id: Option<Uuid>,
     pub contact: Option<Contact>,
     pub agreed_at: Time,
+    pub details: Option<Details>,
 }
 
 /// What a withdrawal of an attestation left.
 pub(crate) struct WithdrawnAttestation {
     pub attestation: Attestation,
     pub replacement: Option<Attestation>,
-    /// Whether the partner has no acceptance now.
-    pub is_uncovered: bool,
+    pub uncovered: Uncovered,
+}
+
+/// The partners, present and former, that have no acceptance now, and their relationships with the customer.
+pub(crate) struct Uncovered {
+    pub partners: Vec<Uuid>,
+    pub relationships: Vec<Relationship>,
 }
 
 /// Withdraws an attestation of the partner's own, and attests what is true in its place (WD-5).
@@ -39,7 +47,7 @@ pub(crate) fn withdraw_attestation(
     id: Uuid,
     reason: WithdrawalReason,
     replacement: Option<Replacement>,
-    by: Uuid,
+    (by, client): (Uuid, Option<String>),
 ) -> Result<WithdrawnAttestation, ChangeError> {
     let mut attestation = require_own_attestation(change.connection, partner_id, id)?;
     let Attestation { customer_id, agreement_type, .. } = attestation;
@@ -68,29 +76,46 @@ pub(crate) fn withdraw_attestation(
         }
     })?;
     let replacement = match replacement {
-        Some(Replacement { template_id, contact, agreed_at }) => {
+        Some(Replacement { template_id, contact, agreed_at, details }) => {
             let template_id = template_id.unwrap_or(attestation.template_id);
+            let details = match details {
+                Some(details) => details,
+                None => {
+                    let template = require_template(change.connection, template_id)?;
+                    let version = template.accepted_at(agreed_at, change.now).map(|version| version.number);
+                    let is_of_another_version = (template_id, version)
+                        != (attestation.template_id, Some(attestation.template_version));
+                    attestation.details.replaced(contact.is_some(), is_of_another_version)
+                }
+            };
             let contact = contact.unwrap_or_else(|| attestation.contact.clone());
             if contact.is_empty() {
                 let problem = "is required: the data of the person in the withdrawn attestation was erased";
                 return Err(Refusal::field("replacement.contact", problem).into());
             }
-            let new = NewAttestation { template_id, claim: Claim { contact, agreed_at }, by };
-            Some(attest_as_partner(change, partner_id, customer_id, new)?)
+            let new = NewAttestation {
+                template_id,
+                claim: Claim { contact, agreed_at, details },
+                by,
+                client,
+                proposed_by: None,
+            };
+            let made = attest_as_partner(change, partner_id, customer_id, new);
+            Some(made.map_err(|error| error.within("replacement."))?)
         }
         None => None,
     };
-    Ok(WithdrawnAttestation { attestation, replacement, is_uncovered: !uncovered.is_empty() })
+    Ok(WithdrawnAttestation { attestation, replacement, uncovered })
 }
 
-/// Withdraws a signature of the customer's own; names the partners, present and former, that have no acceptance now.
+/// Withdraws a signature of the customer's own.
 pub(crate) fn withdraw_signature(
     change: &mut Change<'_>,
     customer_id: Uuid,
     id: Uuid,
     reason: WithdrawalReason,
     by: Uuid,
-) -> Result<(Signature, Vec<Uuid>), ChangeError> {
+) -> Result<(Signature, Uncovered), ChangeError> {
     let known = signature_find(change.connection, id)?;
     let own = known.filter(|signature| signature.customer_id == customer_id);
     let mut signature = own.ok_or(Refusal::NotFound { resource: "signature", id })?;
@@ -109,6 +134,44 @@ pub(crate) fn withdraw_signature(
     Ok((signature, uncovered))
 }
 
+/// What a withdrawal would do.
+pub(crate) struct WithdrawalCheck {
+    pub customer_id: Uuid,
+    /// The partner that attested; absent for a signature.
+    pub partner_id: Option<Uuid>,
+    /// Neither superseded nor withdrawn.
+    pub is_current: bool,
+    pub uncovered: Vec<Uuid>,
+}
+
+/// Whom the withdrawal of an acceptance would leave without any.
+pub(crate) fn check(connection: &mut Connection, id: Uuid) -> Result<WithdrawalCheck, ChangeError> {
+    let (customer_id, partner_id, superseded_at, withdrawn) = match attestation_find(connection, id)? {
+        Some(of) => (of.customer_id, Some(of.partner_id), of.superseded_at, of.withdrawn),
+        None => {
+            let unseen = Refusal::NotFound { resource: "acceptance", id };
+            let of = signature_find(connection, id)?.ok_or(unseen)?;
+            (of.customer_id, None, of.superseded_at, of.withdrawn)
+        }
+    };
+    let is_current = check_withdrawal(id, superseded_at, withdrawn, None) == Ok(true);
+    let covers = partner_id.map_or(Covers::Everyone, Covers::Partner);
+    let uncovered = if is_current { uncovered_without(connection, customer_id, id, covers)? } else { vec![] };
+    Ok(WithdrawalCheck { customer_id, partner_id, is_current, uncovered })
+}
+
+/// The partners, present and former, that an acceptance covers and that have no other one.
+fn uncovered_without(
+    connection: &mut Connection,
+    customer_id: Uuid,
+    id: Uuid,
+    covers: Covers,
+) -> Result<Vec<Uuid>, Error> {
+    let related = related_partners(connection, customer_id)?;
+    let remaining = acceptances_cover(connection, customer_id, &related, id)?;
+    Ok(uncovered(covers, &remaining, &related))
+}
+
 /// Stores a withdrawal, if it is new, and finds the partners, present and former, that it covered and that have no
 /// acceptance now. `covers` is absent where another acceptance takes its place.
 fn withdraw(
@@ -118,16 +181,18 @@ fn withdraw(
     covers: Option<Covers>,
     new: Option<Withdrawal>,
     event: impl FnOnce(Vec<Uuid>) -> Event,
-) -> Result<Vec<Uuid>, ChangeError> {
+) -> Result<Uncovered, ChangeError> {
     if let Some(withdrawal) = new {
         acceptance_withdraw(change.connection, id, withdrawal)?;
     }
-    let related = related_partners(change.connection, customer_id)?;
-    let remaining = acceptances_cover(change.connection, customer_id, &related)?;
-    let uncovered = covers.map(|covers| uncovered(covers, &remaining, &related)).unwrap_or_default();
+    let partners = match covers {
+        Some(covers) => uncovered_without(change.connection, customer_id, id, covers)?,
+        None => vec![],
+    };
     if new.is_some() {
-        let revision = change.record(&event(uncovered.clone()))?;
+        let revision = change.record(&event(partners.clone()))?;
         customer_set_acceptance_revision(change.connection, customer_id, revision)?;
     }
-    Ok(uncovered)
+    let relationships = relationships_with(change.connection, customer_id, &partners)?;
+    Ok(Uncovered { partners, relationships })
 }

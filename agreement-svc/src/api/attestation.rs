@@ -1,15 +1,18 @@
 //! `AttestationService`.
 
+use std::mem::take;
+
 use chassis::auth::Caller;
 use chassis::form::Form;
+use chassis::paging::filter_of;
 use chassis::server::call;
 use prost_types::Timestamp;
 use proto::agreement::attestation_service_server::AttestationService;
 use proto::agreement::{
-    CreateAttestationRequest, CreateAttestationResponse, GetAttestationRequest, GetAttestationResponse,
-    ImportAttestationsRequest, ImportAttestationsResponse, ListAttestationsRequest, ListAttestationsResponse,
-    RetryNotificationRequest, RetryNotificationResponse, WithdrawAttestationRequest,
-    WithdrawAttestationResponse,
+    AttestationNotification, CreateAttestationRequest, CreateAttestationResponse, GetAttestationRequest,
+    GetAttestationResponse, ImportAttestationsRequest, ImportAttestationsResponse, ListAttestationsRequest,
+    ListAttestationsResponse, ListNotificationsRequest, ListNotificationsResponse, RetryNotificationRequest,
+    RetryNotificationResponse, WithdrawAttestationRequest, WithdrawAttestationResponse,
 };
 use proto::identity::TenantKind;
 use proto::types;
@@ -23,11 +26,12 @@ use crate::actions::attest::{NewAttestation, attest_as_partner};
 use crate::actions::visibility::{require_customer, require_own_attestation};
 use crate::actions::withdraw::{Replacement, withdraw_attestation};
 use crate::rules::Refusal;
-use crate::rules::attestation::{Claim, check_not_in_the_future};
+use crate::rules::attestation::{AcceptanceState, Claim, check_not_in_the_future};
+use crate::rules::notification::NotificationState;
 use crate::rules::withdrawal::WithdrawalReason;
-use crate::store::acceptance::{attestation_find, attestation_list};
+use crate::store::acceptance::{AcceptanceFilter, attestation_find, attestation_list};
 use crate::store::change::ChangeError;
-use crate::store::notification::{notification_requeue, notifications_of};
+use crate::store::notification::{Unsent, notification_requeue, notifications_of, notifications_unsent};
 
 #[tonic::async_trait]
 impl AttestationService for Api {
@@ -35,12 +39,14 @@ impl AttestationService for Api {
         &self,
         request: Request<CreateAttestationRequest>,
     ) -> Result<Response<CreateAttestationResponse>, Status> {
-        let mut call = self.mutation("CreateAttestation", request, |message| &mut message.request_id)?;
-        call.validate_only = std::mem::take(&mut call.message.validate_only);
+        let mut call = self.mutation("CreateAttestation", request, |message| {
+            (&mut message.request_id, &mut message.validate_only)
+        })?;
         let Mutation { caller, form, message, timed, .. } = &mut call;
-        let CreateAttestationRequest { customer_id, template_id, contact, agreed_at, .. } = message;
+        let CreateAttestationRequest { customer_id, template_id, contact, agreed_at, details, .. } = message;
         let ids = (customer_id.as_str(), template_id.as_str());
-        let (customer_id, new) = read_new(form, timed, caller, ids, contact.as_ref(), agreed_at.as_ref());
+        let stated = (contact.as_ref(), agreed_at.as_ref(), details.as_ref());
+        let (customer_id, new) = read_new(form, timed, caller, ids, stated);
 
         self.change(call, move |change, caller| {
             let attestation = attest_as_partner(change, caller.tenant_id, customer_id, new)?;
@@ -68,7 +74,8 @@ impl AttestationService for Api {
             // A failure of the database stays one.
             customer?;
             let notifications = notifications_of(connection, &[id])?;
-            let attestation = Some(convert::attestation(attestation, notifications.get(&id)));
+            let attestation = convert::attestation(attestation, notifications.get(&id));
+            let attestation = Some(convert::attestation_for(&caller, attestation));
             Ok(GetAttestationResponse { attestation })
         })
         .await
@@ -78,23 +85,24 @@ impl AttestationService for Api {
         &self,
         request: Request<ListAttestationsRequest>,
     ) -> Result<Response<ListAttestationsResponse>, Status> {
-        let (caller, message, mut form) = call::open(request)?;
-        let customer_id = form.id("customer_id", &message.customer_id);
-        let filter = format!("{customer_id}/{}", message.include_history);
-        let asked = (message.page_size, message.page_token.as_str());
-        let page = self.pages.read(&mut form, asked, &caller, "ListAttestations", &filter);
+        let (caller, mut message, mut form) = call::open(request)?;
+        let asked = (take(&mut message.page_size), take(&mut message.page_token));
+        let asked = (asked.0, asked.1.as_str());
+        let (partner, filter) = read_filter(&mut form, &caller, &message);
+        let page = self.pages.read(&mut form, asked, &caller, "ListAttestations", &filter_of(&message));
         self.list(form, page, move |connection, page| {
-            require_customer(connection, viewer(&caller), customer_id)?;
-            let own = (caller.tenant_kind == TenantKind::Partner).then_some(caller.tenant_id);
-            let after = page.after_number();
-            let mut rows =
-                attestation_list(connection, customer_id, own, message.include_history, after, page.fetch())?;
+            if let Some(customer_id) = filter.customer {
+                require_customer(connection, viewer(&caller), customer_id)?;
+            }
+            let from = if filter.newest_first { page.before_number() } else { page.after_number() };
+            let mut rows = attestation_list(connection, partner, &filter, from, page.fetch())?;
             let next_page_token = page.cut(&mut rows, |attestation| attestation.revision.to_string());
             let ids: Vec<Uuid> = rows.iter().map(|attestation| attestation.id).collect();
             let notifications = notifications_of(connection, &ids)?;
             let known = |id| notifications.get(&id);
             let attestations = rows.into_iter().map(|row| (known(row.id), row));
-            let attestations = attestations.map(|(known, row)| convert::attestation(row, known)).collect();
+            let attestations = attestations.map(|(known, row)| convert::attestation(row, known));
+            let attestations = attestations.map(|shown| convert::attestation_for(&caller, shown)).collect();
             Ok(ListAttestationsResponse { attestations, next_page_token })
         })
         .await
@@ -104,8 +112,9 @@ impl AttestationService for Api {
         &self,
         request: Request<WithdrawAttestationRequest>,
     ) -> Result<Response<WithdrawAttestationResponse>, Status> {
-        let mut call = self.mutation("WithdrawAttestation", request, |message| &mut message.request_id)?;
-        call.validate_only = std::mem::take(&mut call.message.validate_only);
+        let mut call = self.mutation("WithdrawAttestation", request, |message| {
+            (&mut message.request_id, &mut message.validate_only)
+        })?;
         let Mutation { form, message, timed, .. } = &mut call;
         let id = form.id("attestation_id", &message.attestation_id);
         let reason = convert::read_withdrawal_reason(form, "reason", message.reason);
@@ -120,18 +129,22 @@ impl AttestationService for Api {
                 contact.map(|contact| convert::read_contact(form, "replacement.contact", Some(contact)));
             let agreed_at = form.time("replacement.agreed_at", replacement.agreed_at.as_ref());
             timed.push(("replacement.agreed_at".into(), agreed_at, check_not_in_the_future));
-            Replacement { template_id, contact, agreed_at }
+            let details = replacement.details.as_ref();
+            let details =
+                details.map(|details| convert::read_details(form, "replacement.details", Some(details)));
+            Replacement { template_id, contact, agreed_at, details }
         });
 
         self.change(call, move |change, caller| {
-            let (partner_id, by) = (caller.tenant_id, caller.user_id);
+            let (partner_id, by) = (caller.tenant_id, (caller.user_id, caller.client.clone()));
             let withdrawn = withdraw_attestation(change, partner_id, id, reason, replacement, by)?;
             let notifications = notifications_of(change.connection, &[id])?;
             Ok(WithdrawAttestationResponse {
                 attestation: Some(convert::attestation(withdrawn.attestation, notifications.get(&id))),
-                uncovered: withdrawn.is_uncovered,
+                uncovered: !withdrawn.uncovered.partners.is_empty(),
                 revision: change.revision(),
                 replacement: withdrawn.replacement.map(|made| convert::attestation(made, None)),
+                uncovered_partners: convert::uncovered_partners(&withdrawn.uncovered.relationships),
             })
         })
         .await
@@ -150,12 +163,16 @@ impl AttestationService for Api {
         &self,
         request: Request<RetryNotificationRequest>,
     ) -> Result<Response<RetryNotificationResponse>, Status> {
-        let mut call = self.mutation("RetryNotification", request, |message| &mut message.request_id)?;
+        let mut call = self.mutation("RetryNotification", request, |message| {
+            (&mut message.request_id, &mut message.validate_only)
+        })?;
         let Mutation { form, message, .. } = &mut call;
         let id = form.id("attestation_id", &message.attestation_id);
 
         self.change(call, move |change, caller| {
-            require_own_attestation(change.connection, caller.tenant_id, id)?;
+            if caller.tenant_kind == TenantKind::Partner {
+                require_own_attestation(change.connection, caller.tenant_id, id)?;
+            }
             // Attestations older than the table of notifications have no row.
             let notification = notifications_of(change.connection, &[id])?.remove(&id);
             let notification = notification.ok_or(Refusal::NotFound { resource: "notification", id })?;
@@ -165,7 +182,86 @@ impl AttestationService for Api {
         })
         .await
     }
+
+    async fn list_notifications(
+        &self,
+        request: Request<ListNotificationsRequest>,
+    ) -> Result<Response<ListNotificationsResponse>, Status> {
+        let (caller, mut message, mut form) = call::open(request)?;
+        let state = convert::read_notification_state(&mut form, "state", message.state);
+        if state == Some(NotificationState::Sent) {
+            let problem =
+                "must be QUEUED or DEAD_LETTER; the attestation has the state of a mail that was sent";
+            form.violation("state", problem);
+        }
+        let asked = (take(&mut message.page_size), take(&mut message.page_token));
+        let asked = (asked.0, asked.1.as_str());
+        let page = self.pages.read(&mut form, asked, &caller, "ListNotifications", &filter_of(&message));
+        self.list(form, page, move |connection, page| {
+            let state = state.unwrap_or(NotificationState::DeadLetter);
+            let mut rows = notifications_unsent(connection, state, page.after.as_deref(), page.fetch())?;
+            let next_page_token =
+                page.cut(&mut rows, |unsent| unsent.notification.attestation_id.to_string());
+            let row = |unsent: Unsent| AttestationNotification {
+                attestation_id: unsent.notification.attestation_id.to_string(),
+                partner_id: unsent.partner_id.to_string(),
+                customer_id: unsent.customer_id.to_string(),
+                notification: Some(convert::notification(&unsent.notification)),
+            };
+            let notifications = rows.into_iter().map(row).collect();
+            Ok(ListNotificationsResponse { notifications, next_page_token })
+        })
+        .await
+    }
 }
+
+/// Reads which partner's attestations a list has and what it is narrowed to. A partner lists its own, a customer those of
+/// itself.
+fn read_filter(
+    form: &mut Form,
+    caller: &Caller,
+    message: &ListAttestationsRequest,
+) -> (Option<Uuid>, AcceptanceFilter) {
+    let is_partner = caller.tenant_kind == TenantKind::Partner;
+    let is_customer = caller.tenant_kind == TenantKind::Customer;
+    let customer = form.optional_id("customer_id", &message.customer_id);
+    let partner = form.optional_id("partner_id", &message.partner_id);
+    if is_partner && partner.is_some() {
+        form.violation("partner_id", "must be empty: you see the attestations of your own tenant");
+    }
+    if !is_partner && !is_customer && message.customer_id.is_empty() && message.partner_id.is_empty() {
+        form.violation("customer_id", "is required, unless partner_id is given");
+    }
+    let external_reference = form.text("external_reference", &message.external_reference, 0, 80);
+    let external_reference = Some(external_reference).filter(|text| !text.is_empty());
+    if is_customer && external_reference.is_some() {
+        form.violation(
+            "external_reference",
+            "must be empty: only the attesting partner and the operator see it",
+        );
+    }
+    let state = match message.state {
+        0 => None,
+        given => convert::read_attestation_state(form, "state", given),
+    };
+    let filter = AcceptanceFilter {
+        seen_by: is_partner.then_some(caller.tenant_id),
+        customer: customer.or_else(|| is_customer.then_some(caller.tenant_id)),
+        state: state.or_else(|| (!message.include_history).then_some(AcceptanceState::Current)),
+        template: form.optional_id("template_id", &message.template_id),
+        agreed_from: form.optional_time("agreed_from", message.agreed_from.as_ref()),
+        agreed_before: form.optional_time("agreed_before", message.agreed_before.as_ref()),
+        recorded_from: form.optional_time("recorded_from", message.recorded_from.as_ref()),
+        recorded_before: form.optional_time("recorded_before", message.recorded_before.as_ref()),
+        newest_first: message.newest_first,
+        external_reference,
+    };
+    (if is_partner { Some(caller.tenant_id) } else { partner }, filter)
+}
+
+/// What a partner states: who accepted, when, and what it keeps with that.
+pub(super) type Stated<'m> =
+    (Option<&'m types::Contact>, Option<&'m Timestamp>, Option<&'m types::AttestationDetails>);
 
 /// Reads the customer and what is to be stored, for both calls that attest.
 pub(super) fn read_new(
@@ -173,13 +269,15 @@ pub(super) fn read_new(
     timed: &mut Vec<Timed>,
     caller: &Caller,
     (customer_id, template_id): (&str, &str),
-    contact: Option<&types::Contact>,
-    agreed_at: Option<&Timestamp>,
+    (contact, agreed_at, details): Stated<'_>,
 ) -> (Uuid, NewAttestation) {
     let customer_id = form.id("customer_id", customer_id);
     let template_id = form.id("template_id", template_id);
     let contact = convert::read_contact(form, "contact", contact);
     let agreed_at = form.time("agreed_at", agreed_at);
     timed.push(("agreed_at".into(), agreed_at, check_not_in_the_future));
-    (customer_id, NewAttestation { template_id, claim: Claim { contact, agreed_at }, by: caller.user_id })
+    let details = convert::read_details(form, "details", details);
+    let claim = Claim { contact, agreed_at, details };
+    let client = caller.client.clone();
+    (customer_id, NewAttestation { template_id, claim, by: caller.user_id, client, proposed_by: None })
 }

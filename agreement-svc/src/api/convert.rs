@@ -1,5 +1,8 @@
 //! Conversions between messages and the types of the rules. Reading reports every bad field; writing cannot fail.
 
+mod attestation;
+mod contact;
+
 use std::collections::BTreeMap;
 
 use chassis::auth;
@@ -10,16 +13,18 @@ use proto::identity::TenantKind;
 use proto::{agreement as wire, types};
 use uuid::Uuid;
 
-use crate::rules::attestation::Attestation;
-use crate::rules::eligibility::{Acceptance, AcceptanceKind, Decision, Operation, Reason, Remedy, Rule};
+pub(super) use self::contact::{contact, read_contact, read_support, support};
+use crate::rules::attestation::AcceptanceState;
+use crate::rules::eligibility::{Decision, Operation, Reason, Rule};
 use crate::rules::event::Event;
-use crate::rules::invitation::{Invitation, InvitationKind, InvitationState, Settled};
-use crate::rules::notification::{Notification, NotificationState};
+use crate::rules::invitation::{DeclineReason, Invitation, InvitationKind, InvitationState, Settled};
+use crate::rules::notification::NotificationState;
 use crate::rules::party::{
-    Cloud, Contact, Contacts, Customer, Partner, PartnerKind, Partnership, Profile, domain_problem,
-    email_problem, is_country, is_phone,
+    Cloud, Contacts, Customer, Partner, PartnerKind, Partnership, Profile, Relationship, domain_problem,
+    is_country,
 };
-use crate::rules::policy::Channel;
+use crate::rules::policy::{Channel, Period, Requirement};
+use crate::rules::proposal::{ProposalState, RejectionReason};
 use crate::rules::signature::Signature;
 use crate::rules::template::{
     AgreementType, DOCUMENTS_MAX, Document, Template, document_problems, language_tag,
@@ -27,6 +32,11 @@ use crate::rules::template::{
 use crate::rules::withdrawal::{Withdrawal, WithdrawalReason};
 use crate::rules::{Time, template};
 use crate::store::event::Recorded;
+
+use attestation::shown_text;
+pub(super) use attestation::{
+    attestation, attestation_for, notification, proposal, read_details, read_shown_text,
+};
 
 /// Writes an enum of the rules as the one of the wire with the same variant names.
 macro_rules! writes {
@@ -75,11 +85,33 @@ writes!(withdrawal_reason, WithdrawalReason => wire::WithdrawalReason, [
 reads!(read_withdrawal_reason, wire::WithdrawalReason => WithdrawalReason, [
     NoLongerAccepts, RecordedInError, NotEntitled, Other,
 ]);
+writes!(attestation_state, AcceptanceState => wire::AttestationState, [Current, Superseded, Withdrawn]);
+reads!(read_attestation_state, wire::AttestationState => AcceptanceState, [Current, Superseded, Withdrawn]);
+reads!(read_notification_state, wire::NotificationState => NotificationState, [Queued, Sent, DeadLetter]);
 writes!(notification_state, NotificationState => wire::NotificationState, [Queued, Sent, DeadLetter]);
 writes!(invitation_kind, InvitationKind => wire::InvitationKind, [Agreement, RelationshipAndAgreement]);
 reads!(read_invitation_kind, wire::InvitationKind => InvitationKind, [Agreement, RelationshipAndAgreement]);
-writes!(invitation_state, InvitationState => wire::InvitationState, [Pending, Accepted, Revoked, Expired]);
-reads!(read_invitation_state, wire::InvitationState => InvitationState, [Pending, Accepted, Revoked, Expired]);
+writes!(invitation_state, InvitationState => wire::InvitationState, [
+    Pending, Accepted, Revoked, Expired, Declined,
+]);
+reads!(read_invitation_state, wire::InvitationState => InvitationState, [
+    Pending, Accepted, Revoked, Expired, Declined,
+]);
+writes!(decline_reason, DeclineReason => wire::DeclineReason, [UnknownPartner, Terms, WrongCompany, Other]);
+reads!(read_decline_reason, wire::DeclineReason => DeclineReason, [UnknownPartner, Terms, WrongCompany, Other]);
+writes!(proposal_state, ProposalState => wire::ProposalState, [
+    Pending, Approved, Rejected, Expired, Withdrawn,
+]);
+reads!(read_proposal_state, wire::ProposalState => ProposalState, [
+    Pending, Approved, Rejected, Expired, Withdrawn,
+]);
+writes!(rejection_reason, RejectionReason => wire::RejectionReason, [
+    Evidence, Person, DateOrTemplate, NotNeeded, Other,
+]);
+reads!(read_rejection_reason, wire::RejectionReason => RejectionReason, [
+    Evidence, Person, DateOrTemplate, NotNeeded, Other,
+]);
+writes!(requirement, Requirement => wire::PolicyRequirement, [None, Optional, Mandatory]);
 writes!(decision, Decision => types::Decision, [Allowed, Exempt, Blocked]);
 writes!(rule, Rule => types::GateRule, [
     AutoRenewal, OutsidePublicCloud, NotYetMandatory, DirectSignature, Attestation, NoSatisfyingAcceptance,
@@ -107,37 +139,19 @@ pub(super) fn read_agreement_types(form: &mut Form, field: &str, types: &[i32]) 
     entries.filter_map(|(n, of)| read_agreement_type(form, &format!("{field}[{n}]"), *of)).collect()
 }
 
-pub(super) fn read_contact(form: &mut Form, field: &str, contact: Option<&types::Contact>) -> Contact {
-    let absent = types::Contact::default();
-    let contact = contact.unwrap_or(&absent);
-    let email_field = format!("{field}.email");
-    let email = form.text(&email_field, &contact.email, 1, 254);
-    // As it was sent: composing turns some letters into those of ASCII.
-    if let Some(problem) = email_problem(contact.email.trim()).filter(|_| !form.has_violation(&email_field)) {
-        form.violation(email_field, problem);
-    }
-    let first_name = form.text(&format!("{field}.first_name"), &contact.first_name, 1, 100);
-    let last_name = form.text(&format!("{field}.last_name"), &contact.last_name, 1, 100);
-    let phone_field = format!("{field}.phone");
-    let phone = form.text(&phone_field, &contact.phone, 0, 50);
-    if !phone.is_empty() && !is_phone(&phone) && !form.has_violation(&phone_field) {
-        form.violation(phone_field, "must have digits, and between them only spaces and + ( ) - . / x");
-    }
-    Contact { first_name, last_name, email, phone }
-}
-
 /// A customer's particulars; the paths of bad fields begin with `prefix`.
 pub(super) fn read_profile(
     form: &mut Form,
     prefix: &str,
-    (company_name, domain, country): (&str, &str, &str),
+    (company_name, domain, country, language): (&str, &str, &str, &str),
     contact: Option<&types::Contact>,
 ) -> Profile {
     let company_name = form.text(&format!("{prefix}company_name"), company_name, 1, 200);
     let domain = read_domain(form, &format!("{prefix}domain"), domain);
     let country = read_country(form, &format!("{prefix}country"), country);
     let primary_contact = read_contact(form, &format!("{prefix}primary_contact"), contact);
-    Profile { company_name, domain, country, primary_contact }
+    let language = read_text_language(form, &format!("{prefix}language"), language).unwrap_or_default();
+    Profile { company_name, domain, country, language, primary_contact }
 }
 
 /// A customer's domain, in lower case.
@@ -162,6 +176,16 @@ pub(super) fn read_country(form: &mut Form, field: &str, country: &str) -> Strin
     country.to_owned()
 }
 
+/// The language of texts, if one is given, as it is usually written.
+pub(super) fn read_text_language(form: &mut Form, field: &str, language: &str) -> Option<String> {
+    let given = Some(language).filter(|language| !language.is_empty())?;
+    let tag = language_tag(given);
+    if tag.is_none() {
+        form.violation(field, "must be a language tag such as fr-FR");
+    }
+    tag
+}
+
 pub(super) fn read_language(form: &mut Form, field: &str, language: &str) -> String {
     if language_tag(language).is_none() {
         form.violation(field, "must be a language tag such as fr-FR");
@@ -181,7 +205,7 @@ pub(super) fn read_documents(form: &mut Form, documents: &[wire::TemplateDocumen
         sha256: document.sha256.clone(),
     };
     let documents: Vec<Document> = documents.iter().map(read).collect();
-    for bad in document_problems(&documents) {
+    for (_, bad) in document_problems(&documents) {
         form.violation(bad.field, bad.problem);
     }
     for (n, document) in documents.iter().enumerate() {
@@ -191,11 +215,6 @@ pub(super) fn read_documents(form: &mut Form, documents: &[wire::TemplateDocumen
         }
     }
     documents
-}
-
-pub(super) fn contact(contact: Contact) -> types::Contact {
-    let Contact { first_name, last_name, email, phone } = contact;
-    types::Contact { first_name, last_name, email, phone }
 }
 
 /// A partner with those of the links, as (provider, reseller), that are its own.
@@ -211,11 +230,18 @@ pub(super) fn partner(partner: Partner, links: &[(Uuid, Uuid)]) -> wire::Partner
         reseller_ids: resellers.map(|(_, reseller)| reseller.to_string()).collect(),
         registered_at: Some(timestamp(partner.registered_at)),
         etag: partner.revision.to_string(),
+        support: support(partner.support),
     }
 }
 
-/// A customer as a caller may see it: what it did with other partners, and their contacts, are not for partners.
-pub(super) fn customer(customer: Customer, contacts: &Contacts, viewer: &auth::Caller) -> wire::Customer {
+/// A customer as a caller may see it, with a partner's own number for it: what it did with other partners, and their contacts, are
+/// not for partners.
+pub(super) fn customer(
+    customer: Customer,
+    contacts: &Contacts,
+    external_reference: String,
+    viewer: &auth::Caller,
+) -> wire::Customer {
     let is_partner = viewer.tenant_kind == TenantKind::Partner;
     let own = contacts.own.as_ref().filter(|own| !own.is_empty());
     let primary_contact = if is_partner { contacts.of(viewer.tenant_id) } else { own };
@@ -224,7 +250,9 @@ pub(super) fn customer(customer: Customer, contacts: &Contacts, viewer: &auth::C
         partner_id: partner_id.to_string(),
         contact: Some(contact(of.clone())),
     });
+    let language = customer.language().to_owned();
     wire::Customer {
+        language,
         customer_id: customer.id.to_string(),
         company_name: customer.company_name,
         domain: customer.domain,
@@ -236,11 +264,21 @@ pub(super) fn customer(customer: Customer, contacts: &Contacts, viewer: &auth::C
         first_purchase_at: customer.first_purchase_at.filter(|_| !is_partner).map(timestamp),
         etag: customer.revision.to_string(),
         partner_contacts: of_partners.collect(),
+        external_reference,
     }
+}
+
+pub(super) fn uncovered_partners(relationships: &[Relationship]) -> Vec<wire::UncoveredPartner> {
+    let uncovered = |relationship: &Relationship| wire::UncoveredPartner {
+        partner_id: relationship.payer_id.to_string(),
+        reseller_id: id_or_empty(relationship.reseller_id),
+    };
+    relationships.iter().map(uncovered).collect()
 }
 
 pub(super) fn partnership(partnership: Partnership) -> wire::Relationship {
     wire::Relationship {
+        customer_id: partnership.customer_id.to_string(),
         partner_id: partnership.relationship.payer_id.to_string(),
         partner_name: partnership.payer_name,
         partner_kind: partner_kind(partnership.payer_kind),
@@ -248,15 +286,18 @@ pub(super) fn partnership(partnership: Partnership) -> wire::Relationship {
         reseller_name: partnership.reseller_name.unwrap_or_default(),
         established_at: Some(timestamp(partnership.established_at)),
         ended_at: partnership.ended_at.map(timestamp),
+        partner_support: support(partnership.payer_support),
+        reseller_support: support(partnership.reseller_support),
     }
 }
 
 /// An invitation in its state at a time, without its link.
 pub(super) fn invitation(invitation: Invitation, now: Time) -> wire::Invitation {
-    let (accepted_at, revoked_at) = match invitation.settled {
-        None => (None, None),
-        Some(Settled::Accepted { at }) => (Some(timestamp(at)), None),
-        Some(Settled::Revoked { at }) => (None, Some(timestamp(at))),
+    let (accepted_at, revoked_at, declined) = match invitation.settled {
+        None => (None, None, None),
+        Some(Settled::Accepted { at }) => (Some(timestamp(at)), None, None),
+        Some(Settled::Revoked { at }) => (None, Some(timestamp(at)), None),
+        Some(Settled::Declined { at, reason }) => (None, None, Some((timestamp(at), decline_reason(reason)))),
     };
     wire::Invitation {
         invitation_id: invitation.id.to_string(),
@@ -275,7 +316,38 @@ pub(super) fn invitation(invitation: Invitation, now: Time) -> wire::Invitation 
         acceptance_url: String::new(),
         mail_subject: String::new(),
         mail_text: String::new(),
+        language: invitation.language,
+        declined_at: declined.map(|(at, _)| at),
+        decline_reason: declined.map(|(_, reason)| reason).unwrap_or_default(),
     }
+}
+
+pub(super) fn period(period: &Period) -> wire::PolicyPeriod {
+    let types = period.agreement_types.iter().map(|of| agreement_type(*of));
+    wire::PolicyPeriod {
+        from: Some(timestamp(period.from)),
+        dashboard: requirement(period.dashboard),
+        api: requirement(period.api),
+        agreement_types: types.collect(),
+    }
+}
+
+/// The versions of a template that end the validity of earlier ones.
+pub(super) fn reacceptances(template: &Template) -> impl Iterator<Item = wire::Reacceptance> {
+    template.versions.iter().filter_map(|version| {
+        Some(wire::Reacceptance {
+            agreement_type: agreement_type(template.agreement_type),
+            template_id: template.id.to_string(),
+            version: version.number,
+            effective_from: Some(timestamp(version.effective_from)),
+            reaccept_by: Some(timestamp(version.reaccept_by?)),
+        })
+    })
+}
+
+pub(super) fn document(document: Document) -> wire::TemplateDocument {
+    let Document { country, language, link, sha256 } = document;
+    wire::TemplateDocument { country, language, link, sha256 }
 }
 
 pub(super) fn event(recorded: Recorded) -> wire::Event {
@@ -299,23 +371,26 @@ fn change(event: Event) -> wire::event::Change {
             let (kind, cloud) = (partner_kind(kind), cloud(of));
             Change::PartnerRegistered(wire::PartnerRegistered { name, kind, cloud })
         }
-        Event::PartnerUpdated { name, .. } => Change::PartnerUpdated(wire::PartnerUpdated { name }),
+        Event::PartnerUpdated { name, support_changed, .. } => {
+            Change::PartnerUpdated(wire::PartnerUpdated { name, support_changed })
+        }
         Event::ResellerLinked { reseller_id, .. } => {
             Change::ResellerLinked(wire::ResellerLinked { reseller_id: reseller_id.to_string() })
         }
         Event::ResellerUnlinked { reseller_id, .. } => {
             Change::ResellerUnlinked(wire::ResellerUnlinked { reseller_id: reseller_id.to_string() })
         }
-        Event::CustomerCreated { company_name, domain, country, cloud: of, .. } => {
-            let cloud = cloud(of);
-            Change::CustomerCreated(wire::CustomerCreated { company_name, domain, country, cloud })
+        Event::CustomerCreated { company_name, domain, country, cloud: of, language, .. } => {
+            let (cloud, language) = (cloud(of), language.unwrap_or_default());
+            Change::CustomerCreated(wire::CustomerCreated { company_name, domain, country, cloud, language })
         }
-        Event::CustomerUpdated { company_name, domain, country, contact_commitment, .. } => {
+        Event::CustomerUpdated { company_name, domain, country, language, contact_commitment, .. } => {
             Change::CustomerUpdated(wire::CustomerUpdated {
                 company_name,
                 domain: domain.unwrap_or_default(),
                 country: country.unwrap_or_default(),
                 contact_changed: !contact_commitment.is_empty(),
+                language,
             })
         }
         Event::RelationshipEstablished { reseller_id, .. } => {
@@ -395,8 +470,41 @@ fn change(event: Event) -> wire::event::Change {
         Event::InvitationRevoked { invitation_id, .. } => {
             Change::InvitationRevoked(wire::InvitationRevoked { invitation_id: invitation_id.to_string() })
         }
+        Event::InvitationDeclined { invitation_id, reason, .. } => {
+            Change::InvitationDeclined(wire::InvitationDeclined {
+                invitation_id: invitation_id.to_string(),
+                reason: decline_reason(reason),
+            })
+        }
         Event::InvitationAccepted { invitation_id, .. } => {
             Change::InvitationAccepted(wire::InvitationAccepted { invitation_id: invitation_id.to_string() })
+        }
+        Event::AttestationProposed {
+            proposal_id, reseller_id, template_id, agreed_at, expires_at, ..
+        } => Change::AttestationProposed(wire::AttestationProposed {
+            proposal_id: proposal_id.to_string(),
+            reseller_id: reseller_id.to_string(),
+            template_id: template_id.to_string(),
+            agreed_at: Some(timestamp(agreed_at)),
+            expires_at: Some(timestamp(expires_at)),
+        }),
+        Event::ProposalApproved { proposal_id, reseller_id, attestation_id, .. } => {
+            Change::ProposalApproved(wire::ProposalApproved {
+                proposal_id: proposal_id.to_string(),
+                reseller_id: reseller_id.to_string(),
+                attestation_id: attestation_id.to_string(),
+            })
+        }
+        Event::ProposalRejected { proposal_id, reseller_id, reason, .. } => {
+            Change::ProposalRejected(wire::ProposalRejected {
+                proposal_id: proposal_id.to_string(),
+                reseller_id: reseller_id.to_string(),
+                reason: rejection_reason(reason),
+            })
+        }
+        Event::ProposalWithdrawn { proposal_id, reseller_id, .. } => {
+            let (proposal_id, reseller_id) = (proposal_id.to_string(), reseller_id.to_string());
+            Change::ProposalWithdrawn(wire::ProposalWithdrawn { proposal_id, reseller_id })
         }
         Event::FirstPurchaseReported { purchased_at, by, .. } => {
             let (purchased_at, imported) = (Some(timestamp(purchased_at)), by.is_some());
@@ -405,13 +513,14 @@ fn change(event: Event) -> wire::event::Change {
         Event::HistoryRestored { last_revision, last_hash } => {
             Change::HistoryRestored(wire::HistoryRestored { last_revision, last_hash })
         }
-        Event::ContactErased { attestation_ids, invitation_ids, was_primary_contact, .. } => {
-            Change::ContactErased(wire::ContactErased {
-                attestation_ids: ids(attestation_ids),
-                invitation_ids: ids(invitation_ids),
-                was_primary_contact,
-            })
-        }
+        Event::ContactErased {
+            attestation_ids, invitation_ids, proposal_ids, was_primary_contact, ..
+        } => Change::ContactErased(wire::ContactErased {
+            attestation_ids: ids(attestation_ids),
+            invitation_ids: ids(invitation_ids),
+            proposal_ids: ids(proposal_ids),
+            was_primary_contact,
+        }),
     }
 }
 
@@ -438,44 +547,6 @@ fn version(version: &template::Version) -> wire::TemplateVersion {
     }
 }
 
-/// An attestation with its notification, as far as that was looked up.
-pub(super) fn attestation(attestation: Attestation, notified: Option<&Notification>) -> wire::Attestation {
-    let state = match (attestation.withdrawn, attestation.superseded_at) {
-        (Some(_), _) => wire::AttestationState::Withdrawn,
-        (None, Some(_)) => wire::AttestationState::Superseded,
-        (None, None) => wire::AttestationState::Current,
-    };
-    wire::Attestation {
-        attestation_id: attestation.id.to_string(),
-        partner_id: attestation.partner_id.to_string(),
-        customer_id: attestation.customer_id.to_string(),
-        agreement_type: agreement_type(attestation.agreement_type),
-        template_id: attestation.template_id.to_string(),
-        template_version: attestation.template_version,
-        contact: Some(contact(attestation.contact)),
-        agreed_at: Some(timestamp(attestation.agreed_at)),
-        recorded_at: Some(timestamp(attestation.recorded_at)),
-        recorded_by: attestation.recorded_by.to_string(),
-        state: state.into(),
-        superseded_at: attestation.superseded_at.map(timestamp),
-        withdrawn_at: attestation.withdrawn.map(|withdrawal| timestamp(withdrawal.at)),
-        revision: attestation.revision,
-        notification: notified.map(notification),
-        withdrawal_reason: withdrawn_because(attestation.withdrawn),
-    }
-}
-
-pub(super) fn notification(notification: &Notification) -> wire::Notification {
-    let is_queued = notification.state == NotificationState::Queued;
-    wire::Notification {
-        state: notification_state(notification.state),
-        attempts: notification.attempts,
-        due_at: is_queued.then(|| timestamp(notification.due_at)),
-        sent_at: notification.sent_at.map(timestamp),
-        last_failure: notification.last_failure.clone(),
-    }
-}
-
 fn withdrawn_because(withdrawn: Option<Withdrawal>) -> i32 {
     withdrawn.map_or(0, |withdrawal| withdrawal_reason(withdrawal.reason))
 }
@@ -493,32 +564,6 @@ pub(super) fn signature(signature: &Signature) -> wire::Signature {
         withdrawn_at: signature.withdrawn.map(|withdrawal| timestamp(withdrawal.at)),
         withdrawal_reason: withdrawn_because(signature.withdrawn),
         revision: signature.revision,
-    }
-}
-
-pub(super) fn remedy(remedy: Remedy) -> types::Remedy {
-    let (kind, template_id, provider_id) = match remedy {
-        Remedy::Attest { template_id } => (types::RemedyKind::Attest, template_id.to_string(), String::new()),
-        Remedy::AskProvider { provider_id } => {
-            (types::RemedyKind::AskProvider, String::new(), provider_id.to_string())
-        }
-        Remedy::InviteCustomer { template_id } => {
-            (types::RemedyKind::InviteCustomer, template_id.to_string(), String::new())
-        }
-    };
-    types::Remedy { kind: kind.into(), template_id, provider_id }
-}
-
-pub(super) fn evidence(acceptance: &Acceptance) -> types::Evidence {
-    let kind = match acceptance.kind {
-        AcceptanceKind::Attestation => types::AcceptanceKind::Attestation,
-        AcceptanceKind::Signature => types::AcceptanceKind::DirectSignature,
-    };
-    types::Evidence {
-        kind: kind.into(),
-        acceptance_id: acceptance.id.to_string(),
-        template_id: acceptance.template_id.to_string(),
-        template_version: acceptance.template_version,
-        agreement_type: agreement_type(acceptance.agreement_type),
+        shown_text: signature.shown_text.clone().map(shown_text),
     }
 }

@@ -1,35 +1,49 @@
 //! `DirectSignService`: invitations and signatures.
 
+use std::mem::take;
+
+use chassis::database::Connection;
 use chassis::database::row::at;
 use chassis::form::{Form, timestamp};
+use chassis::paging::filter_of;
 use chassis::server::call;
 use proto::agreement::direct_sign_service_server::DirectSignService;
 use proto::agreement::{
     AcceptInvitationRequest, AcceptInvitationResponse, CreateInvitationRequest, CreateInvitationResponse,
-    GetDirectSignStatusRequest, GetDirectSignStatusResponse, GetInvitationRequest, GetInvitationResponse,
-    ListInvitationsRequest, ListInvitationsResponse, RevokeInvitationRequest, RevokeInvitationResponse,
-    SignAgreementRequest, SignAgreementResponse, WithdrawSignatureRequest, WithdrawSignatureResponse,
+    DeclineInvitationRequest, DeclineInvitationResponse, GetDirectSignStatusRequest,
+    GetDirectSignStatusResponse, GetInvitationRequest, GetInvitationResponse, GetSignatureRequest,
+    GetSignatureResponse, ListInvitationsRequest, ListInvitationsResponse, ListSignaturesRequest,
+    ListSignaturesResponse, RevokeInvitationRequest, RevokeInvitationResponse, SignAgreementRequest,
+    SignAgreementResponse, WithdrawSignatureRequest, WithdrawSignatureResponse,
 };
 use proto::identity::TenantKind;
+use proto::types;
 use tonic::{Request, Response, Status};
+use uuid::Uuid;
 
 use super::invitation::{Names, read_lifetime, with_link};
-use super::{Api, Mutation, convert, viewer};
+use super::link::Links;
+use super::{Api, Mutation, convert, status, viewer};
 use crate::actions::customer::named_relationship;
 use crate::actions::invite::{NewInvitation, invite};
-use crate::actions::sign::{InvitationAcceptance, accept_invitation, sign};
+use crate::actions::sign::{
+    InvitationAcceptance, Shown, accept_invitation, refusal_to_sign, refusal_to_sign_invited, sign,
+};
 use crate::actions::visibility::{
-    require_customer, require_own_invitation, require_partner, require_relationship, require_template,
+    require_customer, require_own_invitation, require_partner, require_relationship, require_signature,
+    require_template,
 };
 use crate::actions::withdraw::withdraw_signature;
 use crate::rules::Refusal;
+use crate::rules::attestation::AcceptanceState;
 use crate::rules::eligibility::{reacceptances, satisfies};
 use crate::rules::event::Event;
-use crate::rules::invitation::InvitationKind;
+use crate::rules::invitation::{DeclineReason, Invitation, InvitationKind};
 use crate::rules::party::Relationship;
 use crate::rules::signature::may_sign_directly;
 use crate::rules::withdrawal::WithdrawalReason;
-use crate::store::acceptance::{first_signed_at, signatures_current};
+use crate::store::acceptance::{AcceptanceFilter, first_signed_at, signature_list, signatures_current};
+use crate::store::change::ChangeError;
 use crate::store::contact::contacts;
 use crate::store::invitation::{Filter, invitation_find, invitation_list, invitation_settle};
 use crate::store::template::template_list;
@@ -40,7 +54,9 @@ impl DirectSignService for Api {
         &self,
         request: Request<CreateInvitationRequest>,
     ) -> Result<Response<CreateInvitationResponse>, Status> {
-        let mut call = self.mutation("CreateInvitation", request, |message| &mut message.request_id)?;
+        let mut call = self.mutation("CreateInvitation", request, |message| {
+            (&mut message.request_id, &mut message.validate_only)
+        })?;
         let Mutation { form, message, timed, .. } = &mut call;
         let kind = convert::read_invitation_kind(form, "kind", message.kind);
         let customer_id = form.optional_id("customer_id", &message.customer_id);
@@ -49,6 +65,7 @@ impl DirectSignService for Api {
         let reseller_id = form.optional_id("reseller_id", &message.reseller_id);
         let recipient = message.recipient.as_ref();
         let recipient = recipient.map(|contact| convert::read_contact(form, "recipient", Some(contact)));
+        let language = convert::read_text_language(form, "language", &message.language);
         let expires_at = read_lifetime(form, timed, "expires_at", message.expires_at.as_ref());
         match kind {
             Some(InvitationKind::Agreement) => {
@@ -72,6 +89,7 @@ impl DirectSignService for Api {
         let kind = kind.unwrap_or(InvitationKind::Agreement);
 
         let may_invite = self.links.is_some();
+        let validate_only = call.validate_only;
         let created = self.change(call, move |change, caller| {
             let inviter = require_partner(change.connection, caller.tenant_id)?;
             let (relationship, customer) = match customer_id {
@@ -87,13 +105,15 @@ impl DirectSignService for Api {
             };
             let recipient = recipient.or(of_customer);
             let by = caller.user_id;
-            let new = NewInvitation { kind, relationship, template_id, recipient, expires_at, by };
+            let new = NewInvitation { kind, relationship, template_id, language, recipient, expires_at, by };
             let invitation = invite(change, may_invite, inviter.cloud, customer.as_ref(), new)?;
             let invitation = Some(convert::invitation(invitation, change.now));
             Ok(CreateInvitationResponse { invitation, revision: change.revision() })
         });
         let mut created = created.await?;
-        self.add_link(created.get_mut().invitation.as_mut()).await?;
+        if !validate_only {
+            self.add_link(created.get_mut().invitation.as_mut()).await?;
+        }
         Ok(created)
     }
 
@@ -101,7 +121,9 @@ impl DirectSignService for Api {
         &self,
         request: Request<RevokeInvitationRequest>,
     ) -> Result<Response<RevokeInvitationResponse>, Status> {
-        let mut call = self.mutation("RevokeInvitation", request, |message| &mut message.request_id)?;
+        let mut call = self.mutation("RevokeInvitation", request, |message| {
+            (&mut message.request_id, &mut message.validate_only)
+        })?;
         let Mutation { form, message, .. } = &mut call;
         let id = form.id("invitation_id", &message.invitation_id);
 
@@ -135,33 +157,38 @@ impl DirectSignService for Api {
             form.violation("token", "is for customers");
         }
         let now = self.clock.now();
-        let links = self.links.clone();
+        let (links, texts) = (self.links.clone(), self.texts.clone());
         self.read(form, move |connection| {
             let unseen = || Refusal::NotFound { resource: "invitation", id };
             let invitation = if caller.tenant_kind == TenantKind::Partner {
                 require_own_invitation(connection, caller.tenant_id, id)?
+            } else if is_customer {
+                let found = require_with_token(connection, links.as_deref(), id, &message.token)?;
+                Some(found).filter(|found| found.is_for(caller.tenant_id)).ok_or_else(unseen)?
             } else {
                 invitation_find(connection, id)?.ok_or_else(unseen)?
             };
-            if is_customer {
-                let links = links.as_ref().ok_or(Refusal::InvitationsOff)?;
-                if !links.is_token_of(id, &message.token) || !invitation.is_for(caller.tenant_id) {
-                    return Err(unseen().into());
-                }
-            }
+            let sign_refusal = match is_customer {
+                true => refusal_to_sign_invited(connection, &invitation, caller.tenant_id, now)?,
+                false => None,
+            };
             let mut names = Names::default();
             let Relationship { payer_id, reseller_id } = invitation.relationship;
-            let partner_name = names.partner(connection, payer_id)?;
-            let reseller_name = reseller_id.map(|id| names.partner(connection, id)).transpose()?;
+            let (partner_name, partner_support) = names.partner(connection, payer_id)?;
+            let reseller = reseller_id.map(|id| names.partner(connection, id)).transpose()?;
+            let (reseller_name, reseller_support) = reseller.unwrap_or_default();
             let links = links.as_deref().filter(|_| caller.tenant_kind == TenantKind::Partner);
-            let mut shown = with_link(connection, links, &mut names, invitation, now)?;
+            let mut shown = with_link(connection, (links, &texts), &mut names, invitation, now)?;
             if is_customer {
                 shown.recipient = None;
             }
             Ok(GetInvitationResponse {
                 invitation: Some(shown),
                 partner_name,
-                reseller_name: reseller_name.unwrap_or_default(),
+                reseller_name,
+                sign_refusal: sign_refusal.map(|refusal| status::item(&status::refused(&refusal))),
+                partner_support: convert::support(partner_support),
+                reseller_support: convert::support(reseller_support),
             })
         })
         .await
@@ -171,26 +198,28 @@ impl DirectSignService for Api {
         &self,
         request: Request<ListInvitationsRequest>,
     ) -> Result<Response<ListInvitationsResponse>, Status> {
-        let (caller, message, mut form) = call::open(request)?;
+        let (caller, mut message, mut form) = call::open(request)?;
         let customer = form.optional_id("customer_id", &message.customer_id);
         let state = match message.state {
             0 => None,
             given => convert::read_invitation_state(&mut form, "state", given),
         };
-        let filter = format!("{}/{}", message.customer_id, message.state);
-        let asked = (message.page_size, message.page_token.as_str());
-        let page = self.pages.read(&mut form, asked, &caller, "ListInvitations", &filter);
+        let asked = (take(&mut message.page_size), take(&mut message.page_token));
+        let asked = (asked.0, asked.1.as_str());
+        let page = self.pages.read(&mut form, asked, &caller, "ListInvitations", &filter_of(&message));
+        let newest_first = message.newest_first;
         let now = self.clock.now();
         let partner = (caller.tenant_kind == TenantKind::Partner).then_some(caller.tenant_id);
-        let links = self.links.clone().filter(|_| partner.is_some());
+        let (links, texts) = (self.links.clone().filter(|_| partner.is_some()), self.texts.clone());
         self.list(form, page, move |connection, page| {
-            let filter = Filter { partner, customer, state: state.map(|state| (state, now)) };
-            let mut rows = invitation_list(connection, filter, page.after_number(), page.fetch())?;
+            let filter = Filter { partner, customer, state: state.map(|state| (state, now)), newest_first };
+            let from = if newest_first { page.before_number() } else { page.after_number() };
+            let mut rows = invitation_list(connection, filter, from, page.fetch())?;
             let next_page_token = page.cut(&mut rows, |row| row.revision.to_string());
             let mut names = Names::default();
             let mut invitations = vec![];
             for row in rows {
-                invitations.push(with_link(connection, links.as_deref(), &mut names, row, now)?);
+                invitations.push(with_link(connection, (links.as_deref(), &texts), &mut names, row, now)?);
             }
             Ok(ListInvitationsResponse { invitations, next_page_token })
         })
@@ -201,33 +230,23 @@ impl DirectSignService for Api {
         &self,
         request: Request<AcceptInvitationRequest>,
     ) -> Result<Response<AcceptInvitationResponse>, Status> {
-        let mut call = self.mutation("AcceptInvitation", request, |message| &mut message.request_id)?;
+        let mut call = self.mutation("AcceptInvitation", request, |message| {
+            (&mut message.request_id, &mut message.validate_only)
+        })?;
         let Mutation { form, message, .. } = &mut call;
         let id = form.id("invitation_id", &message.invitation_id);
-        if message.token.is_empty() {
-            form.violation("token", "is required: it is in the link");
-        }
-        let token = message.token.clone();
-        let shown = read_version(form, message.template_version);
+        let token = read_token(form, &message.token);
+        let shown = read_shown(form, message.template_version, message.shown_text.as_ref());
         let company = message.company.as_ref().map(|company| {
-            let texts = (company.company_name.as_str(), company.domain.as_str(), company.country.as_str());
+            let texts = (&*company.company_name, &*company.domain, &*company.country, &*company.language);
             convert::read_profile(form, "company.", texts, company.primary_contact.as_ref())
         });
 
         let links = self.links.clone();
         self.change(call, move |change, caller| {
-            let links = links.ok_or(Refusal::InvitationsOff)?;
-            let unseen = Refusal::NotFound { resource: "invitation", id };
-            let mut invitation = invitation_find(change.connection, id)?.ok_or_else(|| unseen.clone())?;
-            if !links.is_token_of(id, &token) {
-                return Err(unseen.into());
-            }
-            let new = InvitationAcceptance {
-                tenant_id: caller.tenant_id,
-                company,
-                shown_version: shown,
-                by: caller.user_id,
-            };
+            let mut invitation = require_with_token(change.connection, links.as_deref(), id, &token)?;
+            let new =
+                InvitationAcceptance { tenant_id: caller.tenant_id, company, shown, by: caller.user_id };
             let signature = accept_invitation(change, &mut invitation, new)?;
             let customer = require_customer(change.connection, viewer(caller), caller.tenant_id)?;
             let first_signed_at = first_signed_at(change.connection, customer.id)?;
@@ -244,14 +263,49 @@ impl DirectSignService for Api {
         .await
     }
 
+    async fn decline_invitation(
+        &self,
+        request: Request<DeclineInvitationRequest>,
+    ) -> Result<Response<DeclineInvitationResponse>, Status> {
+        let mut call = self.mutation("DeclineInvitation", request, |message| {
+            (&mut message.request_id, &mut message.validate_only)
+        })?;
+        let Mutation { form, message, .. } = &mut call;
+        let id = form.id("invitation_id", &message.invitation_id);
+        let token = read_token(form, &message.token);
+        let reason = convert::read_decline_reason(form, "reason", message.reason);
+        let reason = reason.unwrap_or(DeclineReason::Other);
+
+        let links = self.links.clone();
+        self.change(call, move |change, caller| {
+            let mut invitation = require_with_token(change.connection, links.as_deref(), id, &token)?;
+            if invitation.decline(caller.tenant_id, reason, change.now)? {
+                change.record(&Event::InvitationDeclined {
+                    invitation_id: id,
+                    partner_id: invitation.relationship.payer_id,
+                    customer_id: invitation.customer_id,
+                    reason,
+                    by: caller.user_id,
+                })?;
+                invitation_settle(change.connection, &invitation)?;
+            }
+            let mut shown = convert::invitation(invitation, change.now);
+            shown.recipient = None;
+            Ok(DeclineInvitationResponse { invitation: Some(shown), revision: change.revision() })
+        })
+        .await
+    }
+
     async fn sign_agreement(
         &self,
         request: Request<SignAgreementRequest>,
     ) -> Result<Response<SignAgreementResponse>, Status> {
-        let mut call = self.mutation("SignAgreement", request, |message| &mut message.request_id)?;
+        let mut call = self.mutation("SignAgreement", request, |message| {
+            (&mut message.request_id, &mut message.validate_only)
+        })?;
         let Mutation { form, message, .. } = &mut call;
         let template_id = form.id("template_id", &message.template_id);
-        let shown = read_version(form, message.template_version);
+        let shown = read_shown(form, message.template_version, message.shown_text.as_ref());
 
         self.change(call, move |change, caller| {
             let mut customer = require_customer(change.connection, viewer(caller), caller.tenant_id)?;
@@ -267,7 +321,9 @@ impl DirectSignService for Api {
         &self,
         request: Request<WithdrawSignatureRequest>,
     ) -> Result<Response<WithdrawSignatureResponse>, Status> {
-        let mut call = self.mutation("WithdrawSignature", request, |message| &mut message.request_id)?;
+        let mut call = self.mutation("WithdrawSignature", request, |message| {
+            (&mut message.request_id, &mut message.validate_only)
+        })?;
         let Mutation { form, message, .. } = &mut call;
         let id = form.id("signature_id", &message.signature_id);
         let reason = convert::read_withdrawal_reason(form, "reason", message.reason);
@@ -276,12 +332,61 @@ impl DirectSignService for Api {
         self.change(call, move |change, caller| {
             let (signature, uncovered) =
                 withdraw_signature(change, caller.tenant_id, id, reason, caller.user_id)?;
-            let uncovered_partner_ids = uncovered.iter().map(ToString::to_string).collect();
             Ok(WithdrawSignatureResponse {
                 signature: Some(convert::signature(&signature)),
-                uncovered_partner_ids,
+                uncovered_partner_ids: uncovered.partners.iter().map(ToString::to_string).collect(),
                 revision: change.revision(),
+                uncovered_partners: convert::uncovered_partners(&uncovered.relationships),
             })
+        })
+        .await
+    }
+
+    async fn get_signature(
+        &self,
+        request: Request<GetSignatureRequest>,
+    ) -> Result<Response<GetSignatureResponse>, Status> {
+        let (caller, message, mut form) = call::open(request)?;
+        let id = form.id("signature_id", &message.signature_id);
+        self.read(form, move |connection| {
+            let signature = require_signature(connection, viewer(&caller), id)?;
+            Ok(GetSignatureResponse { signature: Some(convert::signature(&signature)) })
+        })
+        .await
+    }
+
+    async fn list_signatures(
+        &self,
+        request: Request<ListSignaturesRequest>,
+    ) -> Result<Response<ListSignaturesResponse>, Status> {
+        let (caller, mut message, mut form) = call::open(request)?;
+        let asked = (take(&mut message.page_size), take(&mut message.page_token));
+        let asked = (asked.0, asked.1.as_str());
+        let is_partner = caller.tenant_kind == TenantKind::Partner;
+        let is_customer = caller.tenant_kind == TenantKind::Customer;
+        let customer = match is_partner {
+            true => Some(form.id("customer_id", &message.customer_id)),
+            false => form.optional_id("customer_id", &message.customer_id),
+        };
+        if is_partner && message.include_history {
+            form.violation("include_history", "must be false: partners see current signatures");
+        }
+        let filter = AcceptanceFilter {
+            customer: customer.or_else(|| is_customer.then_some(caller.tenant_id)),
+            state: (!message.include_history).then_some(AcceptanceState::Current),
+            newest_first: message.newest_first,
+            ..AcceptanceFilter::default()
+        };
+        let page = self.pages.read(&mut form, asked, &caller, "ListSignatures", &filter_of(&message));
+        self.list(form, page, move |connection, page| {
+            if let Some(customer_id) = customer {
+                require_customer(connection, viewer(&caller), customer_id)?;
+            }
+            let from = if filter.newest_first { page.before_number() } else { page.after_number() };
+            let mut rows = signature_list(connection, &filter, from, page.fetch())?;
+            let next_page_token = page.cut(&mut rows, |signature| signature.revision.to_string());
+            let signatures = rows.iter().map(convert::signature).collect();
+            Ok(ListSignaturesResponse { signatures, next_page_token })
         })
         .await
     }
@@ -295,7 +400,8 @@ impl DirectSignService for Api {
         let now = self.clock.now();
         let (policy, channel) = (self.policy.clone(), convert::channel_of(&caller));
         self.read(form, move |connection| {
-            require_customer(connection, viewer(&caller), customer_id)?;
+            let customer = require_customer(connection, viewer(&caller), customer_id)?;
+            let sign_refusal = refusal_to_sign(connection, &customer)?;
             let current = signatures_current(connection, customer_id)?;
             let newest = current.into_iter().max_by_key(|signature| signature.agreement_type);
             let mut is_satisfying = false;
@@ -313,15 +419,36 @@ impl DirectSignService for Api {
                 signature: newest.as_ref().map(convert::signature),
                 satisfies: is_satisfying,
                 evaluated_at: Some(timestamp(now)),
+                sign_refusal: sign_refusal.map(|refusal| status::item(&status::refused(&refusal))),
             })
         })
         .await
     }
 }
 
-fn read_version(form: &mut Form, version: u32) -> u32 {
+/// The token from the link.
+fn read_token(form: &mut Form, token: &str) -> String {
+    if token.is_empty() {
+        form.violation("token", "is required: it is in the link");
+    }
+    token.to_owned()
+}
+
+/// The invitation that a link leads to.
+fn require_with_token(
+    connection: &mut Connection,
+    links: Option<&Links>,
+    id: Uuid,
+    token: &str,
+) -> Result<Invitation, ChangeError> {
+    let links = links.ok_or(Refusal::InvitationsOff)?;
+    let found = invitation_find(connection, id)?.filter(|_| links.is_token_of(id, token));
+    Ok(found.ok_or(Refusal::NotFound { resource: "invitation", id })?)
+}
+
+fn read_shown(form: &mut Form, version: u32, text: Option<&types::ShownText>) -> Shown {
     if version == 0 {
         form.violation("template_version", "is required: the version that was shown, from 1");
     }
-    version
+    Shown { version, text: convert::read_shown_text(form, "shown_text", text) }
 }

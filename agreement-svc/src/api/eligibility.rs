@@ -1,26 +1,32 @@
 //! `EligibilityService`: the gate.
 
 use chassis::auth::{self, Caller};
+use chassis::database::row::id_or_empty;
 use chassis::database::{Connection, Error};
 use chassis::form::{Form, timestamp};
+use chassis::server::call;
 use chrono::Datelike;
+use prost_types::Timestamp;
 use proto::agreement::eligibility_result::Result as ItemResult;
 use proto::agreement::eligibility_service_server::EligibilityService;
 use proto::agreement::{
     BatchCheckEligibilityRequest, BatchCheckEligibilityResponse, BlockedCustomer, CheckEligibilityRequest,
-    CheckEligibilityResponse, EligibilityResult, ListBlockedCustomersRequest, ListBlockedCustomersResponse,
-    PartnerRole, ReportPurchaseRequest, ReportPurchaseResponse,
+    CheckEligibilityResponse, CheckWithdrawalRequest, CheckWithdrawalResponse, DeclinedInvitation,
+    EligibilityResult, GetPolicyRequest, GetPolicyResponse, ListBlockedCustomersRequest,
+    ListBlockedCustomersResponse, PartnerRole, ReportPurchaseRequest, ReportPurchaseResponse,
 };
 use proto::identity::TenantKind;
+use proto::types;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::access::PARTNER_WRITE;
-use super::{Api, Mutation, checked, convert, status};
+use super::{Api, Mutation, checked, convert, explain, status};
 use crate::actions::blocked::{Blocked, Listing, blocked_list};
 use crate::actions::customer::note_purchase;
 use crate::actions::gate::{self, AssumedAttestation, GateAnswer, GateQuery};
 use crate::actions::visibility::{require_customer, require_partner};
+use crate::actions::withdraw::{self, WithdrawalCheck};
 use crate::rules::Time;
 use crate::rules::attestation::check_not_in_the_future;
 use crate::rules::eligibility::{Acting, Operation, Question};
@@ -29,6 +35,8 @@ use crate::rules::template::AgreementType;
 use crate::store::change::ChangeError;
 use crate::store::customer::Viewer;
 use crate::store::gate::{Pair, Parties};
+use crate::store::invitation::Declined;
+use crate::store::template::template_list;
 
 /// One entry for each line of the largest order.
 const DEMANDS_MAX: usize = 100;
@@ -105,8 +113,21 @@ impl EligibilityService for Api {
         let message = request.into_inner();
         let mut form = Form::new();
         let as_of = form.optional_time("as_of", message.as_of.as_ref());
-        let channel = convert::channel_of(&caller);
-        let filter = format!("{channel:?}/{}", as_of.map_or(String::new(), |at| at.to_rfc3339()));
+        let partner = form.optional_id("partner_id", &message.partner_id);
+        // Operators read on the stricter channel, and the remedies of a user who may act.
+        let is_operator = caller.tenant_kind == TenantKind::Operator;
+        if is_operator && message.partner_id.is_empty() {
+            form.violation("partner_id", "is required: name the partner whose customers to list");
+        } else if !is_operator && partner.is_some() {
+            form.violation("partner_id", "must be empty: you see the customers of your own tenant");
+        }
+        // Operators read on the stricter channel, and the remedies of a user who may act.
+        let (partner_id, channel, may_act) = match partner {
+            Some(partner) => (partner, Channel::Dashboard, true),
+            None => (caller.tenant_id, convert::channel_of(&caller), PARTNER_WRITE.contains(&caller)),
+        };
+        let filter =
+            format!("{partner_id}/{channel:?}/{}", as_of.map_or(String::new(), |at| at.to_rfc3339()));
         let asked = (message.page_size, message.page_token.as_str());
         let page = self.pages.read(&mut form, asked, &caller, "ListBlockedCustomers", &filter);
         let resumed = page.after.as_deref().map(read_position);
@@ -117,11 +138,7 @@ impl EligibilityService for Api {
         let (begun_at, after) = resumed.flatten().unzip();
         let at = as_of.or(begun_at).unwrap_or(now);
         let listing = Listing {
-            acting: Acting {
-                partner_id: caller.tenant_id,
-                may_act: PARTNER_WRITE.contains(&caller),
-                may_invite: self.links.is_some(),
-            },
+            acting: Acting { partner_id, may_act, may_invite: self.links.is_some() },
             question: Question { operation: Operation::NewPurchase, channel, demands: vec![], at },
             after,
             size: page.size,
@@ -129,6 +146,9 @@ impl EligibilityService for Api {
 
         let (policy, cache) = (self.policy.clone(), self.templates.clone());
         let list = move |connection: &mut Connection| {
+            if is_operator {
+                require_partner(connection, partner_id)?;
+            }
             let (blocked, more_after) = blocked_list(connection, &policy, &cache, &listing)?;
             let customers = blocked.into_iter().map(blocked_customer).collect();
             let next_page_token = more_after.map(|last| page.token(&position(at, last))).unwrap_or_default();
@@ -138,11 +158,40 @@ impl EligibilityService for Api {
         self.database.snapshot(list).await.map(Response::new).map_err(status::of)
     }
 
+    async fn get_policy(
+        &self,
+        request: Request<GetPolicyRequest>,
+    ) -> Result<Response<GetPolicyResponse>, Status> {
+        let (_, _, form) = call::open(request)?;
+        let policy = self.policy.clone();
+        let now = self.clock.now();
+        self.read(form, move |connection| {
+            let mut types: Vec<AgreementType> =
+                policy.periods().iter().flat_map(|period| period.agreement_types.clone()).collect();
+            types.sort_unstable();
+            types.dedup();
+            let templates = template_list(connection, &types)?;
+            let mut reacceptances: Vec<_> = templates.iter().flat_map(convert::reacceptances).collect();
+            reacceptances.sort_by_key(|of| {
+                let time = |at: Option<Timestamp>| at.map(|at| (at.seconds, at.nanos));
+                (of.agreement_type, time(of.reaccept_by), time(of.effective_from))
+            });
+            Ok(GetPolicyResponse {
+                periods: policy.periods().iter().map(convert::period).collect(),
+                reacceptances,
+                evaluated_at: Some(timestamp(now)),
+            })
+        })
+        .await
+    }
+
     async fn report_purchase(
         &self,
         request: Request<ReportPurchaseRequest>,
     ) -> Result<Response<ReportPurchaseResponse>, Status> {
-        let mut call = self.mutation("ReportPurchase", request, |message| &mut message.request_id)?;
+        let mut call = self.mutation("ReportPurchase", request, |message| {
+            (&mut message.request_id, &mut message.validate_only)
+        })?;
         let Mutation { form, message, timed, .. } = &mut call;
         let customer_id = form.id("customer_id", &message.customer_id);
         let payer_id = form.id("payer_id", &message.payer_id);
@@ -156,6 +205,31 @@ impl EligibilityService for Api {
             Ok(ReportPurchaseResponse { first_purchase_at: Some(timestamp(first)) })
         })
         .await
+    }
+
+    async fn check_withdrawal(
+        &self,
+        request: Request<CheckWithdrawalRequest>,
+    ) -> Result<Response<CheckWithdrawalResponse>, Status> {
+        let (_, message, mut form) = call::open(request)?;
+        let id = form.id("acceptance_id", &message.acceptance_id);
+        checked(form)?;
+        let read = move |connection: &mut Connection| {
+            let WithdrawalCheck { customer_id, partner_id, is_current, uncovered } =
+                withdraw::check(connection, id)?;
+            let kind = match partner_id {
+                Some(_) => types::AcceptanceKind::Attestation,
+                None => types::AcceptanceKind::DirectSignature,
+            };
+            Ok::<_, ChangeError>(CheckWithdrawalResponse {
+                customer_id: customer_id.to_string(),
+                kind: kind.into(),
+                partner_id: id_or_empty(partner_id),
+                is_current,
+                uncovered_partner_ids: uncovered.iter().map(ToString::to_string).collect(),
+            })
+        };
+        self.database.snapshot(read).await.map(Response::new).map_err(status::of)
     }
 }
 
@@ -179,7 +253,29 @@ fn read_query(
     let acting_partner_id = form.optional_id("acting_partner_id", &message.acting_partner_id);
     let assumed = message.assumed_attestation.as_ref().map(|assumed| read_assumed(&mut form, assumed));
     let (channel, acting);
-    if caller.tenant_kind == TenantKind::Service {
+    let refuse_claims = |form: &mut Form, why: &str| {
+        for (field, is_given) in [
+            ("acting_partner_id", acting_partner_id.is_some()),
+            ("acting_roles", !message.acting_roles.is_empty()),
+        ] {
+            if is_given {
+                form.violation(field, why);
+            }
+        }
+        if assumed.is_some() {
+            form.violation("assumed_attestation", "is for services; validate the attestation by itself");
+        }
+    };
+    if caller.tenant_kind == TenantKind::Operator {
+        // The stricter channel, unless the operator asks about the other.
+        channel = match message.channel {
+            0 => Some(Channel::Dashboard),
+            given => convert::read_channel(&mut form, "channel", given),
+        };
+        refuse_claims(&mut form, "is for services; the remedies are those of the reseller, or of the payer");
+        let partner_id = reseller_id.unwrap_or(payer_id);
+        acting = Acting { partner_id, may_act: true, may_invite };
+    } else if caller.tenant_kind == TenantKind::Service {
         channel = convert::read_channel(&mut form, "channel", message.channel);
         if as_of.is_some() {
             form.violation("as_of", "is for partner users who ask for an explanation, not for services");
@@ -189,18 +285,11 @@ fn read_query(
         acting = Acting { partner_id, may_act, may_invite };
     } else {
         channel = Some(convert::channel_of(caller));
-        for (field, is_given) in [
-            ("channel", message.channel != 0),
-            ("acting_partner_id", acting_partner_id.is_some()),
-            ("acting_roles", !message.acting_roles.is_empty()),
-        ] {
-            if is_given {
-                form.violation(field, "is for services; a partner user's identity says it");
-            }
+        let why = "is for services; a partner user's identity says it";
+        if message.channel != 0 {
+            form.violation("channel", why);
         }
-        if assumed.is_some() {
-            form.violation("assumed_attestation", "is for services; validate the attestation by itself");
-        }
+        refuse_claims(&mut form, why);
         let may_act = PARTNER_WRITE.contains(caller);
         acting = Acting { partner_id: caller.tenant_id, may_act, may_invite };
     }
@@ -219,7 +308,7 @@ fn read_query(
 
 /// A partner gets answers about itself only, as payer or as the reseller (ROLE-6).
 fn may_see_answer(caller: &Caller, payer_id: Uuid, reseller_id: Option<Uuid>) -> bool {
-    caller.tenant_kind == TenantKind::Service
+    caller.tenant_kind != TenantKind::Partner
         || caller.tenant_id == payer_id
         || Some(caller.tenant_id) == reseller_id
 }
@@ -232,6 +321,7 @@ fn read_assumed(form: &mut Form, assumed: &proto::agreement::AssumedAttestation)
         attestation_id: form.id("assumed_attestation.attestation_id", &assumed.attestation_id),
         template_id: form.id("assumed_attestation.template_id", &assumed.template_id),
         template_version: assumed.template_version,
+        agreed_at: form.optional_time("assumed_attestation.agreed_at", assumed.agreed_at.as_ref()),
     }
 }
 
@@ -270,14 +360,14 @@ fn read_roles(form: &mut Form, roles: &[i32]) -> bool {
 }
 
 fn response(query: &GateQuery, answered: GateAnswer) -> CheckEligibilityResponse {
-    let GateAnswer { answer, snapshot, remedies } = answered;
+    let GateAnswer { answer, snapshot, remedies, considered } = answered;
     let only_reseller_id = snapshot.only_reseller_id.filter(|_| query.parties.reseller_id.is_none());
     CheckEligibilityResponse {
         decision: convert::decision(answer.decision),
         rule: convert::rule(answer.rule),
         reasons: answer.reasons.iter().map(|reason| convert::reason(*reason)).collect(),
-        remedies: remedies.into_iter().map(convert::remedy).collect(),
-        evidence: answer.evidence.as_ref().map(convert::evidence),
+        remedies: remedies.into_iter().map(explain::remedy).collect(),
+        evidence: answer.evidence.as_ref().map(explain::evidence),
         payer_id: query.parties.pair.payer_id.to_string(),
         customer_id: query.parties.pair.customer_id.to_string(),
         customer_country: snapshot.country,
@@ -286,6 +376,7 @@ fn response(query: &GateQuery, answered: GateAnswer) -> CheckEligibilityResponse
         evaluated_at: Some(timestamp(query.question.at)),
         valid_until: answer.valid_until.map(timestamp),
         only_reseller_id: only_reseller_id.map(|id| id.to_string()).unwrap_or_default(),
+        considered: considered.iter().map(explain::considered).collect(),
         satisfying_types: answer.satisfying.iter().map(|of| convert::agreement_type(*of)).collect(),
     }
 }
@@ -296,7 +387,15 @@ fn blocked_customer(blocked: Blocked) -> BlockedCustomer {
         company_name: blocked.company_name,
         payer_id: blocked.pair.payer_id.to_string(),
         reasons: blocked.answer.reasons.iter().map(|reason| convert::reason(*reason)).collect(),
-        remedies: blocked.remedies.into_iter().map(convert::remedy).collect(),
+        remedies: blocked.remedies.into_iter().map(explain::remedy).collect(),
+        considered: blocked.considered.iter().map(explain::considered).collect(),
+        declined_invitation: blocked.declined.map(|Declined { invitation_id, at, reason }| {
+            DeclinedInvitation {
+                invitation_id: invitation_id.to_string(),
+                declined_at: Some(timestamp(at)),
+                reason: convert::decline_reason(reason),
+            }
+        }),
     }
 }
 

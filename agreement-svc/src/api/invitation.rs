@@ -11,8 +11,9 @@ use uuid::Uuid;
 
 use super::link::Links;
 use super::{Api, Timed, convert, status};
-use crate::rules::invitation::{Invitation, InvitationState, check_lifetime, mail_of};
-use crate::rules::party::Relationship;
+use crate::mail::templates::{InvitationData, MailTemplates};
+use crate::rules::invitation::{Invitation, InvitationState, check_lifetime};
+use crate::rules::party::Support;
 use crate::rules::{Refusal, Time};
 use crate::store::change::ChangeError;
 use crate::store::invitation::invitation_find;
@@ -25,14 +26,14 @@ impl Api {
     pub(super) async fn add_link(&self, made: Option<&mut wire::Invitation>) -> Result<(), Status> {
         let Some(made) = made else { return Ok(()) };
         let Ok(id) = made.invitation_id.parse() else { return Ok(()) };
-        let links = self.links.clone();
+        let (links, texts) = (self.links.clone(), self.texts.clone());
         let read = move |connection: &mut Connection| {
             let unseen = Refusal::NotFound { resource: "invitation", id };
             let invitation = invitation_find(connection, id)?.ok_or(unseen)?;
             // As it was when it was made: a repeated request is answered as it was the first time.
             let made = Invitation { settled: None, ..invitation };
             let made_at = made.created_at;
-            with_link(connection, links.as_deref(), &mut Names::default(), made, made_at)
+            with_link(connection, (links.as_deref(), &texts), &mut Names::default(), made, made_at)
         };
         let shown = self.database.read(read).await.map_err(status::of)?;
         made.acceptance_url = shown.acceptance_url;
@@ -56,46 +57,68 @@ pub(super) fn read_lifetime(
 
 /// Names that links are written with, each looked up once.
 #[derive(Default)]
-pub(super) struct Names(HashMap<Uuid, String>);
+pub(super) struct Names {
+    partners: HashMap<Uuid, (String, Support)>,
+    templates: HashMap<Uuid, String>,
+}
 
 impl Names {
-    pub(super) fn partner(&mut self, connection: &mut Connection, id: Uuid) -> Result<String, Error> {
-        self.named(id, || Ok(partner_find(connection, id)?.map(|partner| partner.name)))
+    /// A partner's name, and where its customers ask.
+    pub(super) fn partner(
+        &mut self,
+        connection: &mut Connection,
+        id: Uuid,
+    ) -> Result<(String, Support), Error> {
+        looked_up(&mut self.partners, id, || {
+            Ok(partner_find(connection, id)?.map(|partner| (partner.name, partner.support)))
+        })
     }
 
     pub(super) fn template(&mut self, connection: &mut Connection, id: Uuid) -> Result<String, Error> {
-        self.named(id, || Ok(template_find(connection, id)?.map(|template| template.name)))
+        looked_up(
+            &mut self.templates,
+            id,
+            || Ok(template_find(connection, id)?.map(|template| template.name)),
+        )
     }
+}
 
-    fn named(
-        &mut self,
-        id: Uuid,
-        look: impl FnOnce() -> Result<Option<String>, Error>,
-    ) -> Result<String, Error> {
-        if let Some(known) = self.0.get(&id) {
-            return Ok(known.clone());
-        }
-        let name = look()?.unwrap_or_default();
-        self.0.insert(id, name.clone());
-        Ok(name)
+fn looked_up<T: Clone + Default>(
+    known: &mut HashMap<Uuid, T>,
+    id: Uuid,
+    look: impl FnOnce() -> Result<Option<T>, Error>,
+) -> Result<T, Error> {
+    if let Some(known) = known.get(&id) {
+        return Ok(known.clone());
     }
+    let found = look()?.unwrap_or_default();
+    known.insert(id, found.clone());
+    Ok(found)
 }
 
 /// An invitation with its link and mail, as far as it can still be accepted.
 pub(super) fn with_link(
     connection: &mut Connection,
-    links: Option<&Links>,
+    (links, texts): (Option<&Links>, &MailTemplates),
     names: &mut Names,
     invitation: Invitation,
     now: Time,
 ) -> Result<wire::Invitation, ChangeError> {
     let links = links.filter(|_| invitation.state(now) == InvitationState::Pending);
     let Some(links) = links else { return Ok(convert::invitation(invitation, now)) };
-    let Relationship { payer_id, reseller_id } = invitation.relationship;
-    let partner = names.partner(connection, reseller_id.unwrap_or(payer_id))?;
+    let (partner, support) = names.partner(connection, invitation.relationship.inviter())?;
     let agreement = names.template(connection, invitation.template_id)?;
     let acceptance_url = links.url(invitation.id);
-    let (mail_subject, mail_text) = mail_of(&invitation, &partner, &agreement, &acceptance_url);
+    let data = InvitationData {
+        kind: invitation.kind,
+        partner: &partner,
+        support: &support,
+        agreement: &agreement,
+        url: &acceptance_url,
+        expires_at: invitation.expires_at,
+    };
+    let written = texts.invitation(&invitation.language, &data);
+    let (mail_subject, mail_text) = written.map_err(|error| Error::Query(format!("{error:#}")))?;
     let shown = convert::invitation(invitation, now);
     Ok(wire::Invitation { acceptance_url, mail_subject, mail_text, ..shown })
 }

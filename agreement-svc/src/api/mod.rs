@@ -11,10 +11,12 @@ mod customer;
 mod direct_sign;
 mod eligibility;
 mod event;
-mod import;
+mod explain;
+pub(crate) mod import;
 mod invitation;
 pub(crate) mod link;
 mod partner;
+mod proposal;
 mod status;
 mod template;
 
@@ -25,9 +27,11 @@ use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
 use chassis::form::Form;
 use chassis::idempotency::{IdempotencyKey, RequestHasher};
-use chassis::limits::tenant::{Permit, TenantLimiter};
+use chassis::limits::tenant::TenantLimiter;
 use chassis::metrics::Metrics;
 use chassis::paging::{Page, Pages};
+use chassis::server::call;
+use chassis::watch::Watchers;
 use link::Links;
 use prost::Message;
 use proto::identity::TenantKind;
@@ -36,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use crate::mail::templates::MailTemplates;
 use crate::metrics::Decisions;
 use crate::rules::policy::Policy;
 use crate::rules::{BadField, Refusal, Time};
@@ -55,21 +60,20 @@ pub(crate) struct Api {
     pub gate: GateReads,
     /// Makes acceptance links; without it there are no invitations.
     pub links: Option<Arc<Links>>,
+    /// The texts of invitations.
+    pub texts: Arc<MailTemplates>,
     pub metrics: Metrics,
     pub decisions: Decisions,
     /// Notified after each commit of this process, so that no watcher waits for the next poll.
     pub committed: watch::Sender<()>,
-    /// The revision of the last event, while a watcher is open.
-    pub head: watch::Sender<i64>,
-    /// Cancelled when the service ends: open streams end.
+    /// Cancelled when the service ends: open imports end.
     pub stopping: CancellationToken,
     pub hasher: RequestHasher,
     /// Changes of acceptances an hour that are allowed for a customer and a partner (ATT-8).
     pub acceptance_changes_max: u32,
     /// One for each import that may be open.
     pub imports: TenantLimiter,
-    /// One for each watcher that may be open.
-    pub watchers: TenantLimiter,
+    pub watchers: Watchers,
 }
 
 /// A changing call while it is read: the prelude of every call that has a request id.
@@ -77,8 +81,7 @@ struct Mutation<M> {
     /// The call's name, which is part of the idempotency key.
     name: &'static str,
     caller: Caller,
-    /// The request without its id. The handler also takes `validate_only` out, so that the rest is what the request id
-    /// stands for.
+    /// The request without its id and `validate_only`: what the request id stands for.
     message: M,
     form: Form,
     /// Its times that are compared with the clock.
@@ -115,45 +118,26 @@ struct Asked {
 }
 
 impl<M> Mutation<M> {
-    fn new(
-        name: &'static str,
-        caller: Caller,
-        mut message: M,
-        request_id: impl FnOnce(&mut M) -> &mut String,
-    ) -> Self {
+    fn new(name: &'static str, caller: Caller, message: M, request_id: &str, validate_only: bool) -> Self {
         let mut form = Form::new();
-        let request_id = form.id("request_id", &std::mem::take(request_id(&mut message)));
-        Self {
-            name,
-            caller,
-            message,
-            form,
-            timed: vec![],
-            request_id,
-            is_id_derived: false,
-            validate_only: false,
-        }
+        let request_id = form.id("request_id", request_id);
+        Self { name, caller, message, form, timed: vec![], request_id, is_id_derived: false, validate_only }
     }
 }
 
 impl Api {
-    /// A permit for a long-lived stream. The metrics count a stream that gets none like a call refused for load.
-    fn stream_permit(&self, limiter: &TenantLimiter, kind: &str, caller: &Caller) -> Result<Permit, Status> {
-        limiter.try_acquire(caller.tenant()).map_err(|full| {
-            self.metrics.stream_refused_for_load();
-            status::too_many_streams(kind, full)
-        })
-    }
-
-    /// Begins a changing call.
+    /// Begins a changing call; `prelude` finds the request id and `validate_only` (I9).
     fn mutation<M>(
         &self,
         name: &'static str,
         request: Request<M>,
-        request_id: impl FnOnce(&mut M) -> &mut String,
+        prelude: impl FnOnce(&mut M) -> (&mut String, &mut bool),
     ) -> Result<Mutation<M>, Status> {
         let caller = auth::caller(&request)?;
-        Ok(Mutation::new(name, caller, request.into_inner(), request_id))
+        let mut message = request.into_inner();
+        let (request_id, validate_only) = prelude(&mut message);
+        let (request_id, validate_only) = (std::mem::take(request_id), std::mem::take(validate_only));
+        Ok(Mutation::new(name, caller, message, &request_id, validate_only))
     }
 
     /// Runs a changing call that was read, once for its request id, and answers what it stored.
@@ -172,11 +156,10 @@ impl Api {
         let answered = change(&self.database, key, limits, validate_only, decide, A::encode_to_vec).await;
         let answered = answered.map_err(status::of)?;
         self.committed.send_replace(());
-        let answer = match answered {
-            Answered::New(answer) => answer,
-            Answered::Before(bytes) => decoded(&bytes)?,
-        };
-        Ok(Response::new(answer))
+        match answered {
+            Answered::New(answer) => Ok(Response::new(answer)),
+            Answered::Before(bytes) => Ok(call::replayed(decoded(&bytes)?)),
+        }
     }
 
     /// Ends the reading of a changing call.

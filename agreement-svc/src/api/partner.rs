@@ -1,6 +1,9 @@
 //! `PartnerService`.
 
+use std::mem::take;
+
 use chassis::database::Connection;
+use chassis::paging::filter_of;
 use chassis::server::call;
 use proto::agreement::partner_service_server::PartnerService;
 use proto::agreement::{
@@ -30,36 +33,44 @@ impl PartnerService for Api {
         &self,
         request: Request<RegisterPartnerRequest>,
     ) -> Result<Response<RegisterPartnerResponse>, Status> {
-        let mut call = self.mutation("RegisterPartner", request, |message| &mut message.request_id)?;
+        let mut call = self.mutation("RegisterPartner", request, |message| {
+            (&mut message.request_id, &mut message.validate_only)
+        })?;
         let Mutation { form, message, .. } = &mut call;
         let id = form.id("partner_id", &message.partner_id);
         let name = form.text("name", &message.name, 1, 200);
         let kind = convert::read_partner_kind(form, "kind", message.kind);
         let cloud = convert::read_cloud(form, "cloud", message.cloud);
+        let support = convert::read_support(form, message.support.as_ref());
         let kind = kind.unwrap_or(PartnerKind::IndirectReseller);
         let cloud = cloud.unwrap_or(Cloud::Public);
 
         self.change(call, move |change, caller| {
-            let new = Partner { id, name, kind, cloud, registered_at: change.now, revision: 0 };
-            match partner_find(change.connection, new.id)? {
-                Some(known) if (&known.name, known.kind, known.cloud) == (&new.name, new.kind, new.cloud) => {
-                }
+            let is_same = |known: &Partner| {
+                (&known.name, known.kind, known.cloud) == (&name, kind, cloud)
+                    && support.as_ref().is_none_or(|support| *support == known.support)
+            };
+            match partner_find(change.connection, id)? {
+                Some(known) if is_same(&known) => {}
                 Some(known) => return Err(Refusal::PartnerExists { partner_id: known.id }.into()),
                 None if customer_find(change.connection, Viewer::Everything, id)?.is_some() => {
                     return Err(Refusal::TenantOfOtherKind { tenant_id: id, is_partner: false }.into());
                 }
                 None => {
+                    let by = caller.user_id;
                     let revision = change.record(&Event::PartnerRegistered {
-                        partner_id: new.id,
-                        name: new.name.clone(),
-                        kind: new.kind,
-                        cloud: new.cloud,
-                        by: caller.user_id,
+                        partner_id: id,
+                        name: name.clone(),
+                        kind,
+                        cloud,
+                        by,
                     })?;
-                    partner_insert(change.connection, &Partner { revision, ..new.clone() })?;
+                    let (registered_at, support) = (change.now, support.unwrap_or_default());
+                    let new = Partner { id, name, kind, cloud, registered_at, support, revision };
+                    partner_insert(change.connection, &new)?;
                 }
             }
-            let partner = Some(shown(change.connection, new.id)?);
+            let partner = Some(shown(change.connection, id)?);
             Ok(RegisterPartnerResponse { partner, revision: change.revision() })
         })
         .await
@@ -69,23 +80,31 @@ impl PartnerService for Api {
         &self,
         request: Request<UpdatePartnerRequest>,
     ) -> Result<Response<UpdatePartnerResponse>, Status> {
-        let mut call = self.mutation("UpdatePartner", request, |message| &mut message.request_id)?;
+        let mut call = self.mutation("UpdatePartner", request, |message| {
+            (&mut message.request_id, &mut message.validate_only)
+        })?;
         let Mutation { form, message, .. } = &mut call;
         let id = form.id("partner_id", &message.partner_id);
         form.text("etag", &message.etag, 1, 50);
         let etag = message.etag.clone();
         let name = form.text("name", &message.name, 1, 200);
+        let support = convert::read_support(form, message.support.as_ref());
 
         self.change(call, move |change, caller| {
             let mut partner = require_partner(change.connection, id)?;
             if partner.revision.to_string() != etag {
                 return Err(Refusal::StaleEtag.into());
             }
-            if partner.name != name {
-                let by = caller.user_id;
-                partner.revision =
-                    change.record(&Event::PartnerUpdated { partner_id: id, name: name.clone(), by })?;
-                partner.name = name;
+            let support = support.unwrap_or_else(|| partner.support.clone());
+            let support_changed = partner.support != support;
+            if partner.name != name || support_changed {
+                partner.revision = change.record(&Event::PartnerUpdated {
+                    partner_id: id,
+                    name: name.clone(),
+                    support_changed,
+                    by: caller.user_id,
+                })?;
+                (partner.name, partner.support) = (name, support);
                 partner_update(change.connection, &partner)?;
             }
             let partner = Some(shown(change.connection, id)?);
@@ -98,7 +117,9 @@ impl PartnerService for Api {
         &self,
         request: Request<LinkResellerRequest>,
     ) -> Result<Response<LinkResellerResponse>, Status> {
-        let mut call = self.mutation("LinkReseller", request, |message| &mut message.request_id)?;
+        let mut call = self.mutation("LinkReseller", request, |message| {
+            (&mut message.request_id, &mut message.validate_only)
+        })?;
         let Mutation { form, message, .. } = &mut call;
         let provider_id = form.id("provider_id", &message.provider_id);
         let reseller_id = form.id("reseller_id", &message.reseller_id);
@@ -120,7 +141,9 @@ impl PartnerService for Api {
         &self,
         request: Request<UnlinkResellerRequest>,
     ) -> Result<Response<UnlinkResellerResponse>, Status> {
-        let mut call = self.mutation("UnlinkReseller", request, |message| &mut message.request_id)?;
+        let mut call = self.mutation("UnlinkReseller", request, |message| {
+            (&mut message.request_id, &mut message.validate_only)
+        })?;
         let Mutation { form, message, .. } = &mut call;
         let provider_id = form.id("provider_id", &message.provider_id);
         let reseller_id = form.id("reseller_id", &message.reseller_id);
@@ -141,11 +164,16 @@ impl PartnerService for Api {
         &self,
         request: Request<ListPartnersRequest>,
     ) -> Result<Response<ListPartnersResponse>, Status> {
-        let (caller, message, mut form) = call::open(request)?;
-        let asked = (message.page_size, message.page_token.as_str());
-        let page = self.pages.read(&mut form, asked, &caller, "ListPartners", "");
+        let (caller, mut message, mut form) = call::open(request)?;
+        let kind = match message.kind {
+            0 => None,
+            given => convert::read_partner_kind(&mut form, "kind", given),
+        };
+        let asked = (take(&mut message.page_size), take(&mut message.page_token));
+        let asked = (asked.0, asked.1.as_str());
+        let page = self.pages.read(&mut form, asked, &caller, "ListPartners", &filter_of(&message));
         self.list(form, page, move |connection, page| {
-            let mut rows = partner_list(connection, page.after.as_deref(), page.fetch())?;
+            let mut rows = partner_list(connection, kind, page.after.as_deref(), page.fetch())?;
             let next_page_token = page.cut(&mut rows, |partner| partner.id.to_string());
             let ids: Vec<Uuid> = rows.iter().map(|partner| partner.id).collect();
             let links = partner_links(connection, &ids)?;

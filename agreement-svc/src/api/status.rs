@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use chassis::database::Error;
 use chassis::form::Violation;
-use chassis::limits::tenant::Overload;
-use chassis::status::{Failure, RETRY, database_failure, failure, internal, invalid_fields};
+use chassis::status::{Failure, RETRY, STREAM_RETRY, database_failure, failure, internal, invalid_fields};
 use proto::types::{self, ErrorReason};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -13,11 +12,10 @@ use uuid::Uuid;
 
 use crate::rules::attestation::IN_THE_FUTURE;
 use crate::rules::eligibility::Misnamed;
+use crate::rules::language::{SHIPPED, contact_partner};
+use crate::rules::proposal::ProposalState;
 use crate::rules::{BadField, Refusal};
 use crate::store::change::ChangeError;
-
-/// When a client whose stream was refused or ended should retry.
-const STREAM_RETRY: Duration = Duration::from_secs(1);
 
 /// `ErrorInfo.domain` of everything this service refuses.
 pub(super) const DOMAIN: &str = "agreement-svc";
@@ -40,47 +38,10 @@ pub(super) fn invalid(violations: &[Violation]) -> Status {
     failure.status()
 }
 
-/// Too many streams of one kind are open.
-pub(super) fn too_many_streams(kind: &str, full: Overload) -> Status {
-    let (reason, full) = match full {
-        Overload::Process => (ErrorReason::Overloaded, format!("too many {kind} are open")),
-        Overload::Tenant => {
-            (ErrorReason::TenantOverloaded, format!("your tenant has its share of {kind} open"))
-        }
-    };
-    let sentence = format!("{full}; try again when one has ended");
-    with(Code::ResourceExhausted, reason, sentence).retry_after(STREAM_RETRY).status()
-}
-
 /// A stream went on for longer than any may.
 pub(super) fn too_long(limit: Duration) -> Status {
     let sentence = format!("a stream may last {} minutes; start it again", limit.as_secs() / 60);
     with(Code::Unavailable, ErrorReason::DeadlinePassed, sentence).retry_after(STREAM_RETRY).status()
-}
-
-/// The server stops and ends its streams.
-pub(super) fn stopping() -> Status {
-    with(
-        Code::Unavailable,
-        ErrorReason::Stopping,
-        "the server stops; start the stream again, here or at another replica",
-    )
-    .retry_after(STREAM_RETRY)
-    .status()
-}
-
-/// For that long nothing came of a stream, or nothing of it was taken. A watcher goes on after the last
-/// revision that was put into it.
-pub(super) fn stood_still(limit: Duration, revision: Option<i64>) -> Status {
-    let after = revision.map(|revision| format!(" after revision {revision}")).unwrap_or_default();
-    let sentence =
-        format!("no message was sent or read on the stream for {} s; start it again{after}", limit.as_secs());
-    let failure = with(Code::ResourceExhausted, ErrorReason::StreamStoodStill, sentence);
-    let failure = failure.retry_after(STREAM_RETRY);
-    match revision {
-        Some(revision) => failure.with("revision", revision).status(),
-        None => failure.status(),
-    }
 }
 
 /// What served a stream panicked; the panic itself is in the log.
@@ -94,12 +55,15 @@ pub(super) fn item(status: &Status) -> types::Refusal {
     let (reason, metadata) = details.error_info().map_or_else(Default::default, |info| {
         (ErrorReason::from_str_name(&format!("ERROR_REASON_{}", info.reason)), info.metadata.clone())
     });
+    let localized = details.localized_message().cloned().unwrap_or_default();
     let fields = details.bad_request().map(|bad| bad.field_violations.clone()).unwrap_or_default();
     types::Refusal {
         code: status.code().into(),
         reason: reason.unwrap_or_default().into(),
         message: status.message().to_owned(),
         metadata,
+        localized_message: localized.message,
+        locale: localized.locale,
         fields: fields
             .into_iter()
             .map(|violation| types::FieldProblem { field: violation.field, problem: violation.description })
@@ -215,8 +179,8 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
             Code::AlreadyExists,
             ErrorReason::PartnerExists,
             format!(
-                "partner {partner_id} is registered with other particulars; UpdatePartner corrects the name, and kind \
-                 and cloud never change"
+                "partner {partner_id} is registered with other particulars; UpdatePartner corrects the name and \
+                 the support contact, and kind and cloud never change"
             ),
         )
         .with("partner_id", partner_id)
@@ -298,12 +262,20 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         .with("shown_version", shown)
         .with("version_in_force", in_force)
         .status(),
-        Refusal::ContactPartner => with(
-            Code::FailedPrecondition,
-            ErrorReason::ContactPartner,
-            "Contact your partner to confirm your acceptance of the Microsoft Customer Agreement",
-        )
-        .status(),
+        Refusal::ContactPartner { partner, language } => {
+            let (locale, localized) = contact_partner(language);
+            let (_, sentence) = contact_partner(SHIPPED[0]);
+            let failure =
+                precondition(ErrorReason::ContactPartner, sentence.into()).localized(locale, localized);
+            let Some((partner_id, support)) = partner.as_deref() else { return failure.status() };
+            let ways = [
+                ("support_email", &support.email),
+                ("support_phone", &support.phone),
+                ("support_url", &support.url),
+            ];
+            let known = ways.into_iter().filter(|(_, way)| !way.is_empty());
+            known.fold(failure.with("partner_id", partner_id), |failure, (key, way)| failure.with(key, way)).status()
+        }
         Refusal::MustBeAttested => with(
             Code::FailedPrecondition,
             ErrorReason::ContactPartner,
@@ -319,6 +291,24 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         )
         .with("invitation_id", invitation_id)
         .with("state", state.into_str())
+        .status(),
+        Refusal::ProposalNotPending { proposal_id, state } => precondition(
+            ErrorReason::ProposalNotPending,
+            match state {
+                ProposalState::Approved => format!(
+                    "proposal {proposal_id} is APPROVED; the provider can withdraw the attestation that it made"
+                ),
+                _ => format!("proposal {proposal_id} is {}; the reseller has to propose again", state.into_str()),
+            },
+        )
+        .with("proposal_id", proposal_id)
+        .with("state", state.into_str())
+        .status(),
+        Refusal::TooManyProposals { max } => precondition(
+            ErrorReason::ProposalLimit,
+            format!("{max} proposals for this customer wait for the provider; ask it to approve or reject them"),
+        )
+        .with("limit", max)
         .status(),
         Refusal::InvitationsOff => with(
             Code::FailedPrecondition,
@@ -427,7 +417,7 @@ mod tests {
     use crate::rules::Time;
     use crate::rules::invitation::InvitationState;
     use crate::rules::notification::NotificationState;
-    use crate::rules::party::{Cloud, PartnerKind};
+    use crate::rules::party::{Cloud, PartnerKind, Support};
 
     /// Code, message and metadata of a refusal: what clients read is part of the contract.
     fn text_of(status: &Status) -> String {
@@ -478,9 +468,18 @@ mod tests {
             Refusal::PayerIsReseller { payer_id: id },
             Refusal::RevisionBehind { head: 7 },
             Refusal::VersionChanged { template_id: id, shown: 1, in_force: 2 },
-            Refusal::ContactPartner,
+            Refusal::ContactPartner { partner: None, language: "fr".into() },
+            Refusal::ContactPartner {
+                partner: Some(Box::new((
+                    id,
+                    Support { email: "help@partner.example".into(), ..Support::default() },
+                ))),
+                language: "ja".into(),
+            },
             Refusal::MustBeAttested,
             Refusal::InvitationNotPending { invitation_id: id, state: InvitationState::Expired },
+            Refusal::ProposalNotPending { proposal_id: id, state: ProposalState::Expired },
+            Refusal::TooManyProposals { max: 10 },
             Refusal::InvitationsOff,
             Refusal::AcceptanceSuperseded { acceptance_id: id, current_id: Some(id) },
             Refusal::AcceptanceSuperseded { acceptance_id: id, current_id: None },
@@ -504,7 +503,7 @@ mod tests {
             ResourceExhausted ACCEPTANCE_CHANGE_LIMIT: this customer's acceptances by this partner, or its own signatures, were made and withdrawn 60 times within an hour; try again in 8 s, or ask the operator to raise --acceptance-changes-max ["limit=60"]
             AlreadyExists CUSTOMER_EXISTS: a customer with this id exists; read it with GetCustomer if it is yours, otherwise invite it to a relationship with CreateInvitation []
             AlreadyExists DOMAIN_TAKEN: a customer with this domain exists; invite it to a relationship with CreateInvitation, or use another domain; if it holds the domain wrongly, the operator corrects that with UpdateCustomer []
-            AlreadyExists PARTNER_EXISTS: partner 00000000-0000-0000-0000-000000000001 is registered with other particulars; UpdatePartner corrects the name, and kind and cloud never change ["partner_id=00000000-0000-0000-0000-000000000001"]
+            AlreadyExists PARTNER_EXISTS: partner 00000000-0000-0000-0000-000000000001 is registered with other particulars; UpdatePartner corrects the name and the support contact, and kind and cloud never change ["partner_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition TENANT_OF_OTHER_KIND: tenant 00000000-0000-0000-0000-000000000001 is registered as a partner, so it cannot become a customer; use the company's own tenant ["kind=PARTNER", "tenant_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition TENANT_OF_OTHER_KIND: tenant 00000000-0000-0000-0000-000000000001 is a customer, so it cannot be registered as a partner; register the partner under a tenant of its own ["kind=CUSTOMER", "tenant_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition RESELLER_NOT_LINKED: reseller 00000000-0000-0000-0000-000000000001 is not linked to provider 00000000-0000-0000-0000-000000000001; ask the operator to link them ["provider_id=00000000-0000-0000-0000-000000000001", "reseller_id=00000000-0000-0000-0000-000000000001"]
@@ -518,8 +517,11 @@ mod tests {
             Unavailable REVISION_BEHIND: the database is at revision 7, behind the one asked for; try again ["head=7"]
             FailedPrecondition VERSION_CHANGED: version 1 of template 00000000-0000-0000-0000-000000000001 was shown, and version 2 is in force; show that one and ask again ["shown_version=1", "template_id=00000000-0000-0000-0000-000000000001", "version_in_force=2"]
             FailedPrecondition CONTACT_PARTNER: Contact your partner to confirm your acceptance of the Microsoft Customer Agreement []
+            FailedPrecondition CONTACT_PARTNER: Contact your partner to confirm your acceptance of the Microsoft Customer Agreement ["partner_id=00000000-0000-0000-0000-000000000001", "support_email=help@partner.example"]
             FailedPrecondition CONTACT_PARTNER: the customer bought before it ever signed, so it cannot sign directly; attest its acceptance instead []
             FailedPrecondition INVITATION_NOT_PENDING: invitation 00000000-0000-0000-0000-000000000001 is EXPIRED; the partner has to create a new one ["invitation_id=00000000-0000-0000-0000-000000000001", "state=EXPIRED"]
+            FailedPrecondition PROPOSAL_NOT_PENDING: proposal 00000000-0000-0000-0000-000000000001 is EXPIRED; the reseller has to propose again ["proposal_id=00000000-0000-0000-0000-000000000001", "state=EXPIRED"]
+            FailedPrecondition PROPOSAL_LIMIT: 10 proposals for this customer wait for the provider; ask it to approve or reject them ["limit=10"]
             FailedPrecondition INVITATIONS_OFF: this service has no key for acceptance links; ask the operator to start it with --invitation-key-file []
             FailedPrecondition ACCEPTANCE_SUPERSEDED: acceptance 00000000-0000-0000-0000-000000000001 was replaced and no longer counts; withdraw 00000000-0000-0000-0000-000000000001 ["acceptance_id=00000000-0000-0000-0000-000000000001", "current_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition ACCEPTANCE_SUPERSEDED: acceptance 00000000-0000-0000-0000-000000000001 was replaced and no longer counts ["acceptance_id=00000000-0000-0000-0000-000000000001"]

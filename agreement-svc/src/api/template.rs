@@ -1,19 +1,23 @@
 //! `TemplateService`.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::mem::take;
 use std::sync::{Arc, OnceLock};
 
 use chassis::database::{Connection, Error};
+use chassis::paging::filter_of;
 use chassis::server::call;
 use proto::agreement::publish_template_version_request::Reacceptance as Asked;
 use proto::agreement::template_service_server::TemplateService;
 use proto::agreement::{
     GetTemplateDocumentRequest, GetTemplateDocumentResponse, GetTemplateRequest, GetTemplateResponse,
-    ListTemplatesRequest, ListTemplatesResponse, PartnerImpact, PublicationImpact,
-    PublishTemplateVersionRequest, PublishTemplateVersionResponse, RetireTemplateRequest,
-    RetireTemplateResponse, TemplateDocument,
+    ListTemplateDocumentsRequest, ListTemplateDocumentsResponse, ListTemplatesRequest, ListTemplatesResponse,
+    PartnerImpact, PublicationImpact, PublishTemplateVersionRequest, PublishTemplateVersionResponse,
+    RetireTemplateRequest, RetireTemplateResponse, RetirementImpact,
 };
 use tonic::{Request, Response, Status};
+use uuid::Uuid;
 
 use super::{Api, Mutation, convert, status};
 use crate::actions::impact::{Impact, impact_of};
@@ -22,8 +26,9 @@ use crate::actions::visibility::require_template;
 use crate::rules::Refusal;
 use crate::rules::eligibility::Reacceptance;
 use crate::rules::event::Event;
-use crate::rules::template::{Reaccept, choose_document};
-use crate::store::template::{documents_for, template_list, template_update};
+use crate::rules::template::{Document, Reaccept, choose_document};
+use crate::store::acceptance::{Retirement, resting_on_template};
+use crate::store::template::{document_list, documents_of, template_list, template_update};
 
 #[tonic::async_trait]
 impl TemplateService for Api {
@@ -78,21 +83,49 @@ impl TemplateService for Api {
                 number => template.version(number),
             };
             let version = version.ok_or(Refusal::NotFound { resource: "template version", id })?.number;
-            let documents = documents_for(connection, id, version, &country)?;
+            let version_of = BTreeSet::from([(id, version)]);
+            let documents = documents_of(connection, &version_of, &[&country])?.remove(&(id, version));
+            let documents = documents.unwrap_or_default();
             let chosen = choose_document(&documents, &country, &language);
             let (document, is_fallback) =
                 chosen.ok_or(Refusal::NotFound { resource: "template document", id })?;
-            let document = document.clone();
             Ok(GetTemplateDocumentResponse {
-                document: Some(TemplateDocument {
-                    country: document.country,
-                    language: document.language,
-                    link: document.link,
-                    sha256: document.sha256,
-                }),
+                document: Some(convert::document(document.clone())),
                 version,
                 is_fallback,
             })
+        })
+        .await
+    }
+
+    async fn list_template_documents(
+        &self,
+        request: Request<ListTemplateDocumentsRequest>,
+    ) -> Result<Response<ListTemplateDocumentsResponse>, Status> {
+        let (caller, mut message, mut form) = call::open(request)?;
+        let id = form.id("template_id", &message.template_id);
+        let country = (!message.country.is_empty())
+            .then(|| convert::read_country(&mut form, "country", &message.country));
+        let asked = (take(&mut message.page_size), take(&mut message.page_token));
+        let asked = (asked.0, asked.1.as_str());
+        let page = self.pages.read(&mut form, asked, &caller, "ListTemplateDocuments", &filter_of(&message));
+        let now = self.clock.now();
+        self.list(form, page, move |connection, page| {
+            let template = require_template(connection, id)?;
+            // Further pages stay with the version of the first.
+            let mut after = page.after.as_deref().unwrap_or_default().splitn(3, '/');
+            let begun = after.next().and_then(|number| number.parse().ok()).unwrap_or(message.version);
+            let after = (after.next().unwrap_or_default(), after.next().unwrap_or_default());
+            let version = match begun {
+                0 => template.in_force_at(now),
+                number => template.version(number),
+            };
+            let version = version.ok_or(Refusal::NotFound { resource: "template version", id })?.number;
+            let mut rows = document_list(connection, (id, version), country.as_deref(), after, page.fetch())?;
+            let key = |row: &Document| format!("{version}/{}/{}", row.country, row.language);
+            let next_page_token = page.cut(&mut rows, key);
+            let documents = rows.into_iter().map(convert::document).collect();
+            Ok(ListTemplateDocumentsResponse { documents, version, next_page_token })
         })
         .await
     }
@@ -101,8 +134,9 @@ impl TemplateService for Api {
         &self,
         request: Request<PublishTemplateVersionRequest>,
     ) -> Result<Response<PublishTemplateVersionResponse>, Status> {
-        let mut call = self.mutation("PublishTemplateVersion", request, |message| &mut message.request_id)?;
-        call.validate_only = std::mem::take(&mut call.message.validate_only);
+        let mut call = self.mutation("PublishTemplateVersion", request, |message| {
+            (&mut message.request_id, &mut message.validate_only)
+        })?;
         let Mutation { form, message, .. } = &mut call;
         let id = form.id("template_id", &message.template_id);
         let agreement_type = match message.agreement_type {
@@ -149,11 +183,15 @@ impl TemplateService for Api {
         &self,
         request: Request<RetireTemplateRequest>,
     ) -> Result<Response<RetireTemplateResponse>, Status> {
-        let mut call = self.mutation("RetireTemplate", request, |message| &mut message.request_id)?;
+        let mut call = self.mutation("RetireTemplate", request, |message| {
+            (&mut message.request_id, &mut message.validate_only)
+        })?;
         let Mutation { form, message, .. } = &mut call;
         let id = form.id("template_id", &message.template_id);
         form.text("etag", &message.etag, 1, 50);
         let etag = message.etag.clone();
+        // Looking at every acceptance takes longer than a change may hold the lock.
+        let impact = if form.is_valid() { self.retirement_impact(id).await? } else { Retirement::default() };
         self.change(call, move |change, caller| {
             let now = change.now;
             let mut template = require_template(change.connection, id)?;
@@ -167,13 +205,21 @@ impl TemplateService for Api {
                 template_update(change.connection, &template)?;
             }
             let template = Some(convert::template(&template, now));
-            Ok(RetireTemplateResponse { template, revision: change.revision() })
+            let Retirement { customers, partners } = impact;
+            let impact = Some(RetirementImpact { customers, partners });
+            Ok(RetireTemplateResponse { template, revision: change.revision(), impact })
         })
         .await
     }
 }
 
 impl Api {
+    /// What rests on a template that is to be retired.
+    async fn retirement_impact(&self, id: Uuid) -> Result<Retirement, Status> {
+        let read = move |connection: &mut Connection| resting_on_template(connection, id);
+        self.database.snapshot(read).await.map_err(|error: Error| status::failed(&error))
+    }
+
     /// Whom a planned version would stop.
     async fn impact(&self, planned: Option<Reacceptance>) -> Result<PublicationImpact, Status> {
         let Some(planned) = planned else { return Ok(PublicationImpact::default()) };

@@ -1,6 +1,8 @@
 //! The commands besides `serve`, each in its file.
 
+mod client;
 pub mod erase;
+pub mod export;
 pub mod import;
 pub mod migrate;
 pub mod token;

@@ -57,6 +57,7 @@ pub fn sign(settings: &Token, clock: &Clock) -> anyhow::Result<String> {
         user_id: settings.user_id,
         roles: settings.roles.iter().map(Role::into_str).collect(),
         channel: settings.channel,
+        client: None,
     };
     let claims = claims(&caller, &settings.issuer, &settings.audience, clock.now(), settings.valid_for);
     key.sign(&claims)

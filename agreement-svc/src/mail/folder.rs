@@ -39,7 +39,7 @@ impl MailFolder {
         ids.iter().flat_map(|id| [self.finished(*id), self.unfinished(*id)]).collect()
     }
 
-    /// The mails that a person is the addressee of, whatever its customer's contact is now.
+    /// The mails that a person is the addressee of, or that of their replies, whatever its customer's contact is now.
     pub(crate) fn addressed_to(&self, person: &Person) -> anyhow::Result<Vec<PathBuf>> {
         let failed = "the mail folder cannot be searched";
         let mut found = vec![];
@@ -86,7 +86,7 @@ fn private(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Whether a mail is addressed to a person: its address is a word of the field `To`.
+/// Whether a mail is addressed to a person, or its replies are: the address is a word of the field `To` or `Reply-To`.
 fn is_to(path: &Path, person: &Person) -> io::Result<bool> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -103,7 +103,9 @@ fn is_to(path: &Path, person: &Person) -> io::Result<bool> {
             break;
         }
         if !line.starts_with([' ', '\t']) {
-            is_in_to = line.get(..3).is_some_and(|name| name.eq_ignore_ascii_case("to:"));
+            let begins =
+                |field: &str| line.get(..field.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(field));
+            is_in_to = begins("to:") || begins("reply-to:");
         }
         let mut words = line.split(|c: char| c.is_whitespace() || ":,;<>()\"".contains(c));
         if is_in_to && words.any(|word| person.has(word)) {

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::compose::compose;
+use super::templates::MailTemplates;
 use super::{Delivery, HAND_OVER_MAX, Transport};
 use crate::rules::notification::{DueMail, MailFailure, RETRY_BASE, RETRY_MAX, after_failure};
 use crate::store::outbox::{Claimed, MailClaim, Turns, mail_failed, mail_sent, mails_claim};
@@ -36,6 +37,7 @@ pub(crate) struct Mailer {
     pub database: Database,
     pub clock: Clock,
     pub transport: Transport,
+    pub texts: Arc<MailTemplates>,
     /// Whom mails come from.
     pub from: Mailbox,
     /// Mails of one partner and day.
@@ -107,7 +109,7 @@ impl Mailer {
 
     /// Sends a mail over a connection, which it gives back.
     async fn send(self: Arc<Self>, mail: DueMail, mut delivery: Delivery) -> Delivery {
-        let sent = match compose(&self.from, &mail, self.clock.now()) {
+        let sent = match compose(&self.from, &self.texts, &mail, self.clock.now()) {
             Ok(composed) => delivery.hand_over(&self.transport, mail.id, &composed).await,
             Err(failure) => Err(failure),
         };

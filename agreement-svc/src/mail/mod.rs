@@ -1,6 +1,7 @@
 //! Mail: an outbox, delivered at least once each, by SMTP or into a folder.
 //!
 //! - `mailer`: the worker that claims due mails under a lease and sends them.
+//! - `templates`: the texts of mails and invitations.
 //! - `compose`: what is handed over.
 //! - `smtp`, `folder`: the two transports.
 
@@ -8,6 +9,7 @@ mod compose;
 mod folder;
 pub(crate) mod mailer;
 mod smtp;
+pub(crate) mod templates;
 
 use std::time::Duration;
 

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use expect_test::expect;
 use uuid::Uuid;
 
-use super::attestation::{self, Attestation, Claim, attest};
-use super::invitation::{Invitation, InvitationKind, Settled};
+use super::attestation::{self, Attestation, Claim, Details, attest};
+use super::invitation::{DeclineReason, Invitation, InvitationKind, Settled};
 use super::party::{Cloud, Contact, Customer, Relationship};
 use super::signature::{self, Signature, sign};
 use super::template::{AgreementType, Template, Version};
@@ -38,6 +38,7 @@ fn customer(first_purchase_at: Option<Time>) -> Customer {
         company_name: "Contoso".into(),
         domain: "contoso.example".into(),
         country: "FR".into(),
+        given_language: String::new(),
         cloud: Cloud::Public,
         primary_contact: contact("t@contoso.example"),
         contact_salt: String::new(),
@@ -106,6 +107,9 @@ fn attestation(state: State) -> Attestation {
         agreed_at: at(220),
         recorded_at: at(220),
         recorded_by: OTHER,
+        recorded_client: String::new(),
+        details: Details::default(),
+        proposed_by: None,
         superseded_at: state.superseded_at(),
         withdrawn: state.withdrawn(),
         revision: 1,
@@ -124,6 +128,7 @@ fn signed(state: State) -> Signature {
         superseded_at: state.superseded_at(),
         withdrawn: state.withdrawn(),
         revision: 1,
+        shown_text: None,
     }
 }
 
@@ -164,7 +169,7 @@ fn every_move_from_every_state_of_an_attestation() {
                 live_template_id: None,
                 current,
             };
-            let claim = Claim { contact: contact(email), agreed_at: at(agreed) };
+            let claim = Claim { contact: contact(email), agreed_at: at(agreed), details: Details::default() };
             let outcome = match attest(&facts, &claim, at(400)) {
                 Ok(accepted) => match accepted.supersedes {
                     Some(_) => format!("new of version {}, supersedes it", accepted.template_version),
@@ -293,6 +298,7 @@ fn every_move_from_every_state_of_an_invitation() {
             ("EXPIRED", None, 50),
             ("ACCEPTED", Some(Settled::Accepted { at: at(40) }), 100),
             ("REVOKED", Some(Settled::Revoked { at: at(40) }), 100),
+            ("DECLINED", Some(Settled::Declined { at: at(40), reason: DeclineReason::Terms }), 100),
         ] {
             let accepted = matches!(settled, Some(Settled::Accepted { .. }));
             let invitation = Invitation {
@@ -301,6 +307,7 @@ fn every_move_from_every_state_of_an_invitation() {
                 relationship: Relationship { payer_id: PARTNER, reseller_id: None },
                 customer_id: invited.or(accepted.then_some(CUSTOMER)),
                 template_id: Uuid::from_u128(1),
+                language: String::new(),
                 recipient: None,
                 contact_salt: String::new(),
                 created_at: at(0),
@@ -322,33 +329,61 @@ fn every_move_from_every_state_of_an_invitation() {
             tell("accept", &|invitation| invitation.accept(CUSTOMER, at(50)));
             tell("accept as another", &|invitation| invitation.accept(OTHER, at(50)));
             tell("revoke", &|invitation| invitation.revoke(at(50)));
+            tell("decline", &|invitation| invitation.decline(CUSTOMER, DeclineReason::Other, at(50)));
+            tell("decline as another", &|invitation| invitation.decline(OTHER, DeclineReason::Other, at(50)));
         }
     }
     expect![[r#"
         AGREEMENT                   PENDING   accept             ACCEPTED
         AGREEMENT                   PENDING   accept as another  refused: NotFound
         AGREEMENT                   PENDING   revoke             REVOKED
+        AGREEMENT                   PENDING   decline            DECLINED
+        AGREEMENT                   PENDING   decline as another refused: NotFound
         AGREEMENT                   EXPIRED   accept             refused: InvitationNotPending
         AGREEMENT                   EXPIRED   accept as another  refused: InvitationNotPending
         AGREEMENT                   EXPIRED   revoke             refused: InvitationNotPending
+        AGREEMENT                   EXPIRED   decline            refused: InvitationNotPending
+        AGREEMENT                   EXPIRED   decline as another refused: InvitationNotPending
         AGREEMENT                   ACCEPTED  accept             as it was
         AGREEMENT                   ACCEPTED  accept as another  refused: InvitationNotPending
         AGREEMENT                   ACCEPTED  revoke             refused: InvitationNotPending
+        AGREEMENT                   ACCEPTED  decline            refused: InvitationNotPending
+        AGREEMENT                   ACCEPTED  decline as another refused: InvitationNotPending
         AGREEMENT                   REVOKED   accept             refused: InvitationNotPending
         AGREEMENT                   REVOKED   accept as another  refused: InvitationNotPending
         AGREEMENT                   REVOKED   revoke             as it was
+        AGREEMENT                   REVOKED   decline            refused: InvitationNotPending
+        AGREEMENT                   REVOKED   decline as another refused: InvitationNotPending
+        AGREEMENT                   DECLINED  accept             refused: InvitationNotPending
+        AGREEMENT                   DECLINED  accept as another  refused: InvitationNotPending
+        AGREEMENT                   DECLINED  revoke             refused: InvitationNotPending
+        AGREEMENT                   DECLINED  decline            as it was
+        AGREEMENT                   DECLINED  decline as another refused: InvitationNotPending
         RELATIONSHIP_AND_AGREEMENT  PENDING   accept             ACCEPTED
         RELATIONSHIP_AND_AGREEMENT  PENDING   accept as another  ACCEPTED
         RELATIONSHIP_AND_AGREEMENT  PENDING   revoke             REVOKED
+        RELATIONSHIP_AND_AGREEMENT  PENDING   decline            DECLINED
+        RELATIONSHIP_AND_AGREEMENT  PENDING   decline as another DECLINED
         RELATIONSHIP_AND_AGREEMENT  EXPIRED   accept             refused: InvitationNotPending
         RELATIONSHIP_AND_AGREEMENT  EXPIRED   accept as another  refused: InvitationNotPending
         RELATIONSHIP_AND_AGREEMENT  EXPIRED   revoke             refused: InvitationNotPending
+        RELATIONSHIP_AND_AGREEMENT  EXPIRED   decline            refused: InvitationNotPending
+        RELATIONSHIP_AND_AGREEMENT  EXPIRED   decline as another refused: InvitationNotPending
         RELATIONSHIP_AND_AGREEMENT  ACCEPTED  accept             as it was
         RELATIONSHIP_AND_AGREEMENT  ACCEPTED  accept as another  refused: InvitationNotPending
         RELATIONSHIP_AND_AGREEMENT  ACCEPTED  revoke             refused: InvitationNotPending
+        RELATIONSHIP_AND_AGREEMENT  ACCEPTED  decline            refused: InvitationNotPending
+        RELATIONSHIP_AND_AGREEMENT  ACCEPTED  decline as another refused: InvitationNotPending
         RELATIONSHIP_AND_AGREEMENT  REVOKED   accept             refused: InvitationNotPending
         RELATIONSHIP_AND_AGREEMENT  REVOKED   accept as another  refused: InvitationNotPending
         RELATIONSHIP_AND_AGREEMENT  REVOKED   revoke             as it was
+        RELATIONSHIP_AND_AGREEMENT  REVOKED   decline            refused: InvitationNotPending
+        RELATIONSHIP_AND_AGREEMENT  REVOKED   decline as another refused: InvitationNotPending
+        RELATIONSHIP_AND_AGREEMENT  DECLINED  accept             refused: InvitationNotPending
+        RELATIONSHIP_AND_AGREEMENT  DECLINED  accept as another  refused: InvitationNotPending
+        RELATIONSHIP_AND_AGREEMENT  DECLINED  revoke             refused: InvitationNotPending
+        RELATIONSHIP_AND_AGREEMENT  DECLINED  decline            as it was
+        RELATIONSHIP_AND_AGREEMENT  DECLINED  decline as another as it was
     "#]]
     .assert_eq(&table);
 }

@@ -4,6 +4,8 @@ use chrono::Duration;
 use uuid::Uuid;
 
 use super::party::{Cloud, Contact, Customer, Partner, PartnerKind, Relationship};
+use super::proposal::ProposedBy;
+use super::shown::ShownText;
 use super::template::{AgreementType, Template};
 use super::withdrawal::Withdrawal;
 use super::{Refusal, Time};
@@ -46,9 +48,34 @@ pub struct Attestation {
     pub agreed_at: Time,
     pub recorded_at: Time,
     pub recorded_by: Uuid,
+    /// The program that recorded it; empty where the identity named none.
+    pub recorded_client: String,
+    pub details: Details,
+    /// Absent where it was not proposed.
+    pub proposed_by: Option<ProposedBy>,
     pub superseded_at: Option<Time>,
     pub withdrawn: Option<Withdrawal>,
     pub revision: i64,
+}
+
+/// Whether an acceptance still stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AcceptanceState {
+    Current,
+    /// Another took its place.
+    Superseded,
+    /// It was taken back, superseded or not.
+    Withdrawn,
+}
+
+impl Attestation {
+    pub fn state(&self) -> AcceptanceState {
+        match (self.withdrawn, self.superseded_at) {
+            (Some(_), _) => AcceptanceState::Withdrawn,
+            (None, Some(_)) => AcceptanceState::Superseded,
+            (None, None) => AcceptanceState::Current,
+        }
+    }
 }
 
 /// What the partner states.
@@ -56,6 +83,38 @@ pub struct Attestation {
 pub struct Claim {
     pub contact: Contact,
     pub agreed_at: Time,
+    /// Not compared with those of the current attestation (ATT-8).
+    pub details: Details,
+}
+
+/// What a partner keeps with an attestation; each is empty where it was not given (ATT-11).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Details {
+    /// The job title of the person who accepted. Erased with the contact; so are the next two.
+    pub title: String,
+    /// Where the signed document is filed.
+    pub evidence_reference: String,
+    /// The partner's employee behind a shared account.
+    pub on_behalf_of: String,
+    /// In lower-case hexadecimal.
+    pub evidence_sha256: String,
+    pub external_reference: String,
+    /// The text that the person was shown (TPL-5); absent where the partner does not say.
+    pub shown_text: Option<ShownText>,
+}
+
+impl Details {
+    /// Those of an attestation in the place of another one or of a proposal, where none are given (WD-5, PRO-1). Of another
+    /// person only the partner's own number stays: the rest says something about the person who was named before. The
+    /// text that was shown is one of the version.
+    #[must_use]
+    pub fn replaced(&self, is_of_another_person: bool, is_of_another_version: bool) -> Self {
+        match (is_of_another_person, is_of_another_version) {
+            (true, _) => Self { external_reference: self.external_reference.clone(), ..Self::default() },
+            (false, true) => Self { shown_text: None, ..self.clone() },
+            (false, false) => self.clone(),
+        }
+    }
 }
 
 /// What is known when it does.
@@ -110,8 +169,7 @@ pub fn attest(facts: &Facts<'_>, claim: &Claim, now: Time) -> Result<Accepted, R
         let use_template_id = facts.live_template_id;
         return Err(Refusal::TemplateRetired { template_id: template.id, use_template_id });
     }
-    // A date within the tolerance must not reach a version that is not in force yet.
-    let version = template.in_force_at(claim.agreed_at.min(now));
+    let version = template.accepted_at(claim.agreed_at, now);
     let version = version.ok_or(Refusal::NotFound { resource: "template", id: template.id })?;
     if let Some((current, effective_from)) = facts.current {
         let is_same_version =
@@ -181,6 +239,7 @@ mod tests {
             company_name: "Contoso".into(),
             domain: "contoso.example".into(),
             country: "FR".into(),
+            given_language: String::new(),
             cloud,
             primary_contact: contact("t@contoso.example"),
             contact_salt: String::new(),
@@ -224,9 +283,37 @@ mod tests {
             agreed_at: at(agreed),
             recorded_at: at(0),
             recorded_by: Uuid::from_u128(6),
+            recorded_client: String::new(),
+            details: Details::default(),
+            proposed_by: None,
             superseded_at: None,
             withdrawn: None,
             revision: 1,
+        }
+    }
+
+    /// WD-5.
+    #[test]
+    fn details_stay_with_the_person_and_the_text_with_the_version() {
+        let shown = ShownText { country: "FR".into(), language: "fr-FR".into(), sha256: String::new() };
+        let details = |title: &str, shown_text: Option<&ShownText>| Details {
+            title: title.into(),
+            external_reference: "PO 1".into(),
+            shown_text: shown_text.cloned(),
+            ..Details::default()
+        };
+        let known = details("CFO", Some(&shown));
+        for (other_person, other_version, expected) in [
+            (false, false, known.clone()),
+            (false, true, details("CFO", None)),
+            (true, false, details("", None)),
+            (true, true, details("", None)),
+        ] {
+            assert_eq!(
+                known.replaced(other_person, other_version),
+                expected,
+                "{other_person} {other_version}"
+            );
         }
     }
 
@@ -244,7 +331,7 @@ mod tests {
             live_template_id: None,
             current: current.as_ref().map(|(known, version)| (known, at(i64::from(*version) * 100))),
         };
-        let claim = Claim { contact: contact(email), agreed_at: at(agreed) };
+        let claim = Claim { contact: contact(email), agreed_at: at(agreed), details: Details::default() };
         attest(&facts, &claim, at(1000)).map(|accepted| (accepted.template_version, accepted.supersedes))
     }
 
@@ -293,7 +380,11 @@ mod tests {
                 current: Some((&current, at(took_effect))),
             };
             // Of version 2, in force from 200.
-            let claim = Claim { contact: contact("t@contoso.example"), agreed_at: at(250) };
+            let claim = Claim {
+                contact: contact("t@contoso.example"),
+                agreed_at: at(250),
+                details: Details::default(),
+            };
             let accepted = attest(&facts, &claim, at(1000)).map(|accepted| accepted.supersedes);
             assert_eq!(accepted, expected, "{took_effect}");
         }
@@ -303,7 +394,8 @@ mod tests {
     fn a_tolerated_date_does_not_reach_a_later_version() {
         let (customer, template) = (customer(Cloud::Public), template(None));
         let facts = Facts { customer: &customer, template: &template, live_template_id: None, current: None };
-        let claim = Claim { contact: contact("t@contoso.example"), agreed_at: at(300) };
+        let claim =
+            Claim { contact: contact("t@contoso.example"), agreed_at: at(300), details: Details::default() };
         assert_eq!(attest(&facts, &claim, at(299)).map(|accepted| accepted.template_version), Ok(2));
     }
 
@@ -315,7 +407,11 @@ mod tests {
             let customer = customer(cloud);
             let facts =
                 Facts { customer: &customer, template: &template, live_template_id: None, current: None };
-            let claim = Claim { contact: contact("t@contoso.example"), agreed_at: at(300) };
+            let claim = Claim {
+                contact: contact("t@contoso.example"),
+                agreed_at: at(300),
+                details: Details::default(),
+            };
             assert_eq!(attest(&facts, &claim, at(999)), Err(Refusal::CloudNotSupported { cloud }));
         }
     }
@@ -326,7 +422,8 @@ mod tests {
         let (customer, template) = (customer(Cloud::Public), template(Some(at(500))));
         let live = Some(Uuid::from_u128(2));
         let facts = Facts { customer: &customer, template: &template, live_template_id: live, current: None };
-        let claim = Claim { contact: contact("t@contoso.example"), agreed_at: at(300) };
+        let claim =
+            Claim { contact: contact("t@contoso.example"), agreed_at: at(300), details: Details::default() };
         let refused = Refusal::TemplateRetired { template_id: template.id, use_template_id: live };
         assert_eq!(attest(&facts, &claim, at(500)), Err(refused));
         assert!(attest(&facts, &claim, at(499)).is_ok());
@@ -350,6 +447,7 @@ mod tests {
             kind,
             cloud: Cloud::Public,
             registered_at: at(0),
+            support: Default::default(),
             revision: 1,
         };
         let relationship =

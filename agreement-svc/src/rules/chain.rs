@@ -13,6 +13,8 @@ use uuid::Uuid;
 use super::Time;
 use super::eligibility::AcceptanceKind;
 use super::event::Event;
+use super::proposal::ProposedBy;
+use super::shown::ShownText;
 use super::template::AgreementType;
 use super::withdrawal::Withdrawal;
 
@@ -211,6 +213,17 @@ pub struct Columns {
     pub agreed_at: Time,
     pub recorded_at: Time,
     pub recorded_by: String,
+    /// Empty where none was given; so is the next.
+    pub recorded_client: String,
+    pub evidence_sha256: String,
+    /// Empty where it was not proposed; so are the next two.
+    pub proposal_id: String,
+    pub proposed_by_partner: String,
+    pub proposed_by_user: String,
+    /// Empty where no text was named; so are the next two.
+    pub shown_country: String,
+    pub shown_language: String,
+    pub shown_sha256: String,
     pub superseded_at: Option<Time>,
     pub withdrawn_at: Option<Time>,
     /// Empty while it is not withdrawn; so is the next.
@@ -219,7 +232,7 @@ pub struct Columns {
     pub revision: i64,
 }
 
-/// The contact fields and the salt of a stored acceptance.
+/// The contact, what is erased with it, and the salt of a stored acceptance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoredContact {
     /// All of them are empty.
@@ -247,6 +260,10 @@ struct Expected {
     agreed_at: Time,
     recorded_at: Time,
     recorded_by: Uuid,
+    recorded_client: String,
+    evidence_sha256: String,
+    proposed_by: Option<ProposedBy>,
+    shown_text: Option<ShownText>,
     revision: i64,
     /// Of an attestation only.
     contact_commitment: Option<String>,
@@ -257,7 +274,7 @@ struct Expected {
     is_stored: bool,
 }
 
-/// All acceptances that the events tell of, by id: about 400 bytes for each.
+/// All acceptances that the events tell of, by id: about 600 bytes for each.
 #[derive(Debug, Default)]
 pub struct Acceptances(BTreeMap<Uuid, Expected>);
 
@@ -274,6 +291,10 @@ impl Acceptances {
                 template_version,
                 contact_commitment,
                 agreed_at,
+                evidence_sha256,
+                client,
+                proposed_by,
+                shown_text,
                 supersedes,
                 by,
             } => {
@@ -286,6 +307,10 @@ impl Acceptances {
                     agreed_at: *agreed_at,
                     recorded_at,
                     recorded_by: *by,
+                    recorded_client: client.clone().unwrap_or_default(),
+                    evidence_sha256: evidence_sha256.clone().unwrap_or_default(),
+                    proposed_by: *proposed_by,
+                    shown_text: shown_text.clone(),
                     revision,
                     contact_commitment: Some(contact_commitment.clone()),
                     superseded: None,
@@ -301,6 +326,7 @@ impl Acceptances {
                 agreement_type,
                 template_id,
                 template_version,
+                shown_text,
                 supersedes,
                 by,
             } => {
@@ -313,6 +339,10 @@ impl Acceptances {
                     agreed_at: recorded_at,
                     recorded_at,
                     recorded_by: *by,
+                    recorded_client: String::new(),
+                    evidence_sha256: String::new(),
+                    proposed_by: None,
+                    shown_text: shown_text.clone(),
                     revision,
                     contact_commitment: None,
                     superseded: None,
@@ -342,7 +372,12 @@ impl Acceptances {
             | Event::TemplateRetired { .. }
             | Event::InvitationCreated { .. }
             | Event::InvitationRevoked { .. }
+            | Event::InvitationDeclined { .. }
             | Event::InvitationAccepted { .. }
+            | Event::AttestationProposed { .. }
+            | Event::ProposalApproved { .. }
+            | Event::ProposalRejected { .. }
+            | Event::ProposalWithdrawn { .. }
             | Event::FirstPurchaseReported { .. }
             | Event::HistoryRestored { .. } => vec![],
         };
@@ -422,6 +457,14 @@ impl Expected {
             agreed_at,
             recorded_at,
             recorded_by,
+            recorded_client,
+            evidence_sha256,
+            proposal_id,
+            proposed_by_partner,
+            proposed_by_user,
+            shown_country,
+            shown_language,
+            shown_sha256,
             superseded_at,
             withdrawn_at,
             withdrawal_reason,
@@ -433,6 +476,12 @@ impl Expected {
             None => AcceptanceKind::Signature,
         };
         let is = |text: &str, id: Uuid| text == id.to_string();
+        let is_proposed = |text: &str, id: fn(ProposedBy) -> Uuid| {
+            text == self.proposed_by.map(|by| id(by).to_string()).unwrap_or_default()
+        };
+        let is_shown = |text: &str, part: fn(&ShownText) -> &String| {
+            text == self.shown_text.as_ref().map(part).map_or("", String::as_str)
+        };
         let withdrawal = self.withdrawn.map(|(withdrawal, _)| withdrawal);
         let own = self.revision;
         let superseding = self.superseded.map_or(own, |(_, event)| event);
@@ -447,6 +496,14 @@ impl Expected {
             ("agreed_at", *agreed_at == self.agreed_at, own),
             ("recorded_at", *recorded_at == self.recorded_at, own),
             ("recorded_by", is(recorded_by, self.recorded_by), own),
+            ("recorded_client", *recorded_client == self.recorded_client, own),
+            ("evidence_sha256", *evidence_sha256 == self.evidence_sha256, own),
+            ("proposal_id", is_proposed(proposal_id, |by| by.proposal_id), own),
+            ("proposed_by_partner", is_proposed(proposed_by_partner, |by| by.partner_id), own),
+            ("proposed_by_user", is_proposed(proposed_by_user, |by| by.user_id), own),
+            ("shown_country", is_shown(shown_country, |text| &text.country), own),
+            ("shown_language", is_shown(shown_language, |text| &text.language), own),
+            ("shown_sha256", is_shown(shown_sha256, |text| &text.sha256), own),
             ("revision", *revision == own, own),
             ("superseded_at", *superseded_at == self.superseded.map(|(at, _)| at), superseding),
             ("withdrawn_at", *withdrawn_at == withdrawal.map(|withdrawal| withdrawal.at), withdrawing),

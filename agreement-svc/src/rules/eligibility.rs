@@ -56,6 +56,8 @@ pub struct Acceptance {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reacceptance {
     pub agreement_type: AgreementType,
+    pub template_id: Uuid,
+    pub template_version: u32,
     pub effective_from: Time,
     pub reaccept_by: Time,
 }
@@ -67,6 +69,8 @@ pub fn reacceptance(template: &Template, version: &Version) -> Option<Reacceptan
     let reaccept_by = version.reaccept_by?;
     template.takes_effect(version).then_some(Reacceptance {
         agreement_type: template.agreement_type,
+        template_id: template.id,
+        template_version: version.number,
         effective_from,
         reaccept_by,
     })
@@ -145,6 +149,44 @@ pub struct Answer {
     pub satisfying: Vec<AgreementType>,
     /// The next instant at which the answer could change by itself.
     pub valid_until: Option<Time>,
+}
+
+/// An acceptance that the gate does not count, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Considered {
+    pub acceptance: Acceptance,
+    pub problem: Problem,
+}
+
+/// Why the gate does not count an acceptance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// Withdrawn at this time.
+    Withdrawn(Time),
+    /// The newest version that the gate requires in its stead.
+    VersionSuperseded(Reacceptance),
+    WrongAgreementType,
+}
+
+/// Why each acceptance does not count, for an answer with reasons: the current ones, then those that were withdrawn.
+pub fn considered(
+    answer: &Answer,
+    facts: &Facts,
+    withdrawn: &[(Acceptance, Time)],
+    at: Time,
+) -> Vec<Considered> {
+    let current = facts.acceptances.iter().filter_map(|acceptance| {
+        if !answer.satisfying.contains(&acceptance.agreement_type) {
+            return Some(Considered { acceptance: *acceptance, problem: Problem::WrongAgreementType });
+        }
+        let newest = superseding(acceptance, facts, at).max_by_key(|later| later.effective_from)?;
+        Some(Considered { acceptance: *acceptance, problem: Problem::VersionSuperseded(*newest) })
+    });
+    let withdrawn = withdrawn.iter().map(|(acceptance, withdrawn_at)| Considered {
+        acceptance: *acceptance,
+        problem: Problem::Withdrawn(*withdrawn_at),
+    });
+    current.chain(withdrawn).collect()
 }
 
 /// Decides.
@@ -246,18 +288,35 @@ pub fn would_close(policy: &Policy, facts: &Facts, planned: Reacceptance) -> boo
 
 /// Whether an acceptance is of a satisfying type and of a version that still counts.
 fn stands(acceptance: &Acceptance, satisfying: &[AgreementType], facts: &Facts, at: Time) -> bool {
-    satisfying.contains(&acceptance.agreement_type)
-        && !facts.reacceptances.iter().any(|later| later.outdates(acceptance) && later.reaccept_by <= at)
+    satisfying.contains(&acceptance.agreement_type) && superseding(acceptance, facts, at).next().is_none()
+}
+
+/// The versions that the gate requires at a time in place of that of an acceptance.
+fn superseding<'f>(
+    acceptance: &'f Acceptance,
+    facts: &'f Facts,
+    at: Time,
+) -> impl Iterator<Item = &'f Reacceptance> {
+    facts.reacceptances.iter().filter(move |later| later.outdates(acceptance) && later.reaccept_by <= at)
+}
+
+/// The satisfying kinds and types of which an acceptance was withdrawn, and none is current.
+pub fn not_replaced<'f>(
+    satisfying: &'f [AgreementType],
+    facts: &'f Facts,
+) -> impl Iterator<Item = (AcceptanceKind, AgreementType)> + 'f {
+    let is_current = |kind, of| {
+        facts.acceptances.iter().any(|current| (current.kind, current.agreement_type) == (kind, of))
+    };
+    let withdrawn = facts.withdrawn.iter().copied();
+    withdrawn.filter(move |&(kind, of)| satisfying.contains(&of) && !is_current(kind, of))
 }
 
 /// All reasons that hold, given that nothing stands.
 fn reasons(satisfying: &[AgreementType], facts: &Facts) -> Vec<Reason> {
     let is_right = |of: AgreementType| satisfying.contains(&of);
-    let is_current = |kind, of| {
-        facts.acceptances.iter().any(|current| (current.kind, current.agreement_type) == (kind, of))
-    };
     let mut reasons = vec![];
-    if facts.withdrawn.iter().any(|&(kind, of)| is_right(of) && !is_current(kind, of)) {
+    if not_replaced(satisfying, facts).next().is_some() {
         reasons.push(Reason::Withdrawn);
     }
     if facts.acceptances.iter().any(|current| is_right(current.agreement_type)) {

@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Time;
-use super::invitation::InvitationKind;
+use super::invitation::{DeclineReason, InvitationKind};
 use super::party::{Cloud, PartnerKind};
+use super::proposal::{ProposedBy, RejectionReason};
+use super::shown::ShownText;
 use super::template::AgreementType;
 use super::withdrawal::WithdrawalReason;
 
@@ -27,6 +29,9 @@ pub enum Event {
     PartnerUpdated {
         partner_id: Uuid,
         name: String,
+        /// The support contact itself may be a person's.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        support_changed: bool,
         by: Uuid,
     },
     ResellerLinked {
@@ -46,17 +51,23 @@ pub enum Event {
         country: String,
         cloud: Cloud,
         contact_commitment: String,
+        /// Absent where none was given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        language: Option<String>,
         by: Uuid,
     },
     CustomerUpdated {
         customer_id: Uuid,
         /// After the change; so are the others.
         company_name: String,
-        /// Absent where this change did not correct it; so is the country.
+        /// Absent where this change did not correct it; so are the country and the language. The language is empty where the
+        /// one that was set was removed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         domain: Option<String>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         country: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        language: Option<String>,
         /// Empty where no contact was changed.
         contact_commitment: String,
         /// The partner whose contact was changed; absent where it was the customer's own. Where versions kept one
@@ -102,6 +113,17 @@ pub enum Event {
         template_version: u32,
         contact_commitment: String,
         agreed_at: Time,
+        /// Absent where none was given; so is the next.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        evidence_sha256: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        client: Option<String>,
+        /// Absent where it was not proposed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        proposed_by: Option<ProposedBy>,
+        /// Absent where the partner does not say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        shown_text: Option<ShownText>,
         supersedes: Option<Uuid>,
         by: Uuid,
     },
@@ -119,6 +141,9 @@ pub enum Event {
         agreement_type: AgreementType,
         template_id: Uuid,
         template_version: u32,
+        /// Absent from those of earlier versions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        shown_text: Option<ShownText>,
         supersedes: Option<Uuid>,
         by: Uuid,
     },
@@ -153,6 +178,54 @@ pub enum Event {
         customer_id: Uuid,
         by: Uuid,
     },
+    InvitationDeclined {
+        invitation_id: Uuid,
+        partner_id: Uuid,
+        /// Absent where the invitation is open to any company.
+        customer_id: Option<Uuid>,
+        reason: DeclineReason,
+        by: Uuid,
+    },
+    AttestationProposed {
+        proposal_id: Uuid,
+        /// The provider; so are the next ones.
+        partner_id: Uuid,
+        reseller_id: Uuid,
+        customer_id: Uuid,
+        template_id: Uuid,
+        contact_commitment: String,
+        agreed_at: Time,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        evidence_sha256: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        shown_text: Option<ShownText>,
+        expires_at: Time,
+        by: Uuid,
+    },
+    ProposalApproved {
+        proposal_id: Uuid,
+        partner_id: Uuid,
+        reseller_id: Uuid,
+        customer_id: Uuid,
+        attestation_id: Uuid,
+        by: Uuid,
+    },
+    ProposalRejected {
+        proposal_id: Uuid,
+        partner_id: Uuid,
+        reseller_id: Uuid,
+        customer_id: Uuid,
+        reason: RejectionReason,
+        by: Uuid,
+    },
+    ProposalWithdrawn {
+        proposal_id: Uuid,
+        /// The provider.
+        partner_id: Uuid,
+        reseller_id: Uuid,
+        customer_id: Uuid,
+        by: Uuid,
+    },
     FirstPurchaseReported {
         customer_id: Uuid,
         payer_id: Uuid,
@@ -167,6 +240,8 @@ pub enum Event {
         customer_id: Option<Uuid>,
         attestation_ids: Vec<Uuid>,
         invitation_ids: Vec<Uuid>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        proposal_ids: Vec<Uuid>,
         was_primary_contact: bool,
     },
     /// The database was restored from a copy, whose last event this was. It has the revision [`LIFT`]
@@ -181,6 +256,17 @@ pub enum Event {
 pub const LIFT: i64 = 1 << 32;
 
 impl Event {
+    /// Whether it is about a proposal, which customers do not see (PRO-1).
+    pub fn is_of_proposal(&self) -> bool {
+        matches!(
+            self,
+            Self::AttestationProposed { .. }
+                | Self::ProposalApproved { .. }
+                | Self::ProposalRejected { .. }
+                | Self::ProposalWithdrawn { .. }
+        )
+    }
+
     /// The customer whose history it belongs to.
     pub fn customer_id(&self) -> Option<Uuid> {
         match self {
@@ -193,9 +279,14 @@ impl Event {
             | Self::Signed { customer_id, .. }
             | Self::SignatureWithdrawn { customer_id, .. }
             | Self::InvitationAccepted { customer_id, .. }
+            | Self::AttestationProposed { customer_id, .. }
+            | Self::ProposalApproved { customer_id, .. }
+            | Self::ProposalRejected { customer_id, .. }
+            | Self::ProposalWithdrawn { customer_id, .. }
             | Self::FirstPurchaseReported { customer_id, .. } => Some(*customer_id),
             Self::InvitationCreated { customer_id, .. }
             | Self::InvitationRevoked { customer_id, .. }
+            | Self::InvitationDeclined { customer_id, .. }
             | Self::ContactErased { customer_id, .. } => *customer_id,
             Self::PartnerRegistered { .. }
             | Self::PartnerUpdated { .. }
@@ -219,7 +310,12 @@ impl Event {
             | Self::AttestationWithdrawn { partner_id, .. }
             | Self::InvitationCreated { partner_id, .. }
             | Self::InvitationRevoked { partner_id, .. }
-            | Self::InvitationAccepted { partner_id, .. } => Some(*partner_id),
+            | Self::InvitationDeclined { partner_id, .. }
+            | Self::InvitationAccepted { partner_id, .. }
+            | Self::AttestationProposed { partner_id, .. }
+            | Self::ProposalApproved { partner_id, .. }
+            | Self::ProposalRejected { partner_id, .. }
+            | Self::ProposalWithdrawn { partner_id, .. } => Some(*partner_id),
             Self::FirstPurchaseReported { payer_id, .. } => Some(*payer_id),
             Self::ResellerLinked { provider_id, .. } | Self::ResellerUnlinked { provider_id, .. } => {
                 Some(*provider_id)
@@ -254,7 +350,12 @@ impl Event {
             | Self::SignatureWithdrawn { by, .. }
             | Self::InvitationCreated { by, .. }
             | Self::InvitationRevoked { by, .. }
-            | Self::InvitationAccepted { by, .. } => Some(*by).filter(|by| !by.is_nil()),
+            | Self::InvitationDeclined { by, .. }
+            | Self::InvitationAccepted { by, .. }
+            | Self::AttestationProposed { by, .. }
+            | Self::ProposalApproved { by, .. }
+            | Self::ProposalRejected { by, .. }
+            | Self::ProposalWithdrawn { by, .. } => Some(*by).filter(|by| !by.is_nil()),
             Self::FirstPurchaseReported { by, .. } => *by,
             Self::ContactErased { .. } | Self::HistoryRestored { .. } => None,
         }
@@ -268,9 +369,10 @@ impl Event {
                 uncovered_partner_ids.retain(|uncovered| *uncovered == partner);
             }
             // Whose records these are is not in the event.
-            Self::ContactErased { attestation_ids, invitation_ids, .. } => {
+            Self::ContactErased { attestation_ids, invitation_ids, proposal_ids, .. } => {
                 attestation_ids.clear();
                 invitation_ids.clear();
+                proposal_ids.clear();
             }
             Self::CustomerCreated { by, .. } | Self::CustomerUpdated { by, partner_id: None, .. } => {
                 *by = Uuid::nil();
@@ -307,6 +409,7 @@ mod tests {
             company_name: "Contoso".into(),
             domain: None,
             country: None,
+            language: None,
             contact_commitment: String::new(),
             partner_id,
             by,
@@ -317,6 +420,7 @@ mod tests {
         Event::ContactErased {
             customer_id,
             invitation_ids: attestation_ids.clone(),
+            proposal_ids: attestation_ids.clone(),
             attestation_ids,
             was_primary_contact: false,
         }
@@ -330,6 +434,7 @@ mod tests {
             country: "FR".into(),
             cloud: Cloud::Public,
             contact_commitment: String::new(),
+            language: None,
             by,
         }
     }

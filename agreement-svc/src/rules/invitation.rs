@@ -33,6 +33,24 @@ pub enum InvitationState {
     Accepted,
     Revoked,
     Expired,
+    Declined,
+}
+
+/// Why a customer declines an invitation. A closed list: free text might name a person, and stands in the history for
+/// good.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, EnumString, IntoStaticStr, VariantArray,
+)]
+#[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum DeclineReason {
+    /// The company does not work with this partner.
+    UnknownPartner,
+    /// The company does not accept the agreement.
+    Terms,
+    /// The invitation came to the wrong company.
+    WrongCompany,
+    Other,
 }
 
 /// What was done with an invitation, once.
@@ -40,6 +58,7 @@ pub enum InvitationState {
 pub enum Settled {
     Accepted { at: Time },
     Revoked { at: Time },
+    Declined { at: Time, reason: DeclineReason },
 }
 
 /// An invitation.
@@ -52,6 +71,8 @@ pub struct Invitation {
     /// The invited customer; `None` for an open invitation until it is accepted.
     pub customer_id: Option<Uuid>,
     pub template_id: Uuid,
+    /// Of its texts.
+    pub language: String,
     /// Whom the partner means to send it to.
     pub recipient: Option<Contact>,
     /// Makes the commitment to the recipient in the history impossible to guess.
@@ -68,6 +89,7 @@ impl Invitation {
         match self.settled {
             Some(Settled::Accepted { .. }) => InvitationState::Accepted,
             Some(Settled::Revoked { .. }) => InvitationState::Revoked,
+            Some(Settled::Declined { .. }) => InvitationState::Declined,
             None if self.expires_at <= now => InvitationState::Expired,
             None => InvitationState::Pending,
         }
@@ -99,6 +121,20 @@ impl Invitation {
         }
     }
 
+    /// Declines it for a tenant that has its link; false when it was declined before (INV-5). An open invitation stays
+    /// without a customer, since the tenant may be none.
+    pub fn decline(&mut self, tenant_id: Uuid, reason: DeclineReason, now: Time) -> Result<bool, Refusal> {
+        match self.state(now) {
+            InvitationState::Pending if self.is_for(tenant_id) => {
+                self.settled = Some(Settled::Declined { at: now, reason });
+                Ok(true)
+            }
+            InvitationState::Declined if self.is_for(tenant_id) => Ok(false),
+            InvitationState::Pending => Err(Refusal::NotFound { resource: "invitation", id: self.id }),
+            state => Err(self.not_pending(state)),
+        }
+    }
+
     /// Whether it is for this customer, or open to any.
     pub fn is_for(&self, customer_id: Uuid) -> bool {
         self.customer_id.is_none_or(|own| own == customer_id)
@@ -120,31 +156,6 @@ pub fn check_lifetime(expires_at: Time, now: Time) -> Result<(), String> {
     Ok(())
 }
 
-/// Subject and text of the mail that a partner sends an invitation with. It contains no name, so that it
-/// can be stored in a mailbox or an answer without becoming personal data.
-pub fn mail_of(invitation: &Invitation, partner: &str, agreement: &str, url: &str) -> (String, String) {
-    let until = invitation.expires_at.format("%Y-%m-%d %H:%M UTC");
-    let (subject, ask) = match invitation.kind {
-        InvitationKind::Agreement => (
-            format!("{partner} asks you to accept the {agreement}"),
-            format!(
-                "{partner} asks your company to accept the {agreement}. Until it has, no orders can be placed for it."
-            ),
-        ),
-        InvitationKind::RelationshipAndAgreement => (
-            format!("{partner} invites your company"),
-            format!(
-                "{partner} would like to be your company's reseller. Accepting enters this relationship and accepts the {agreement}."
-            ),
-        ),
-    };
-    let text = format!(
-        "{ask}\n\nA global administrator of your company can read and accept it here:\n\n{url}\n\n\
-         The link is good until {until}. If you did not expect this, ask {partner} before you accept.\n"
-    );
-    (subject, text)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,6 +175,7 @@ mod tests {
             relationship: Relationship { payer_id: Uuid::from_u128(3), reseller_id: None },
             customer_id,
             template_id: Uuid::from_u128(4),
+            language: String::new(),
             recipient: None,
             contact_salt: String::new(),
             created_at: at(0),
@@ -174,11 +186,12 @@ mod tests {
         }
     }
 
-    /// INV-2 and INV-3, every state: what it is, and what accepting and revoking it does.
+    /// INV-2 and INV-3, every state: what it is, and what accepting, declining and revoking it does.
     #[test]
     fn an_invitation_is_settled_once_and_in_time() {
-        use InvitationState::{Accepted, Expired, Pending, Revoked};
+        use InvitationState::{Accepted, Declined, Expired, Pending, Revoked};
         let (accepted, revoked) = (Settled::Accepted { at: at(10) }, Settled::Revoked { at: at(10) });
+        let declined = Settled::Declined { at: at(10), reason: DeclineReason::Terms };
         for (settled, now, state) in [
             (None, 99, Pending),
             (None, 100, Expired),
@@ -186,6 +199,8 @@ mod tests {
             (Some(accepted), 100, Accepted),
             (Some(revoked), 99, Revoked),
             (Some(revoked), 100, Revoked),
+            (Some(declined), 99, Declined),
+            (Some(declined), 100, Declined),
         ] {
             let about = format!("{settled:?} at {now}");
             let of = || invitation(Some(CUSTOMER), settled);
@@ -196,7 +211,7 @@ mod tests {
             let (expected, after) = match state {
                 Pending => (Ok(true), Some(Settled::Revoked { at: at(now) })),
                 Revoked => (Ok(false), settled),
-                Accepted | Expired => (Err(not_pending()), settled),
+                Accepted | Declined | Expired => (Err(not_pending()), settled),
             };
             assert_eq!((to_revoke.revoke(at(now)), to_revoke.settled), (expected, after), "{about}");
 
@@ -204,10 +219,20 @@ mod tests {
             let (expected, after) = match state {
                 Pending => (Ok(true), Some(Settled::Accepted { at: at(now) })),
                 Accepted => (Ok(false), settled),
-                Revoked | Expired => (Err(not_pending()), settled),
+                Declined | Revoked | Expired => (Err(not_pending()), settled),
             };
             let done = to_accept.accept(CUSTOMER, at(now));
             assert_eq!((done, to_accept.settled), (expected, after), "{about}");
+
+            let mut to_decline = of();
+            let reason = DeclineReason::Other;
+            let (expected, after) = match state {
+                Pending => (Ok(true), Some(Settled::Declined { at: at(now), reason })),
+                Declined => (Ok(false), settled),
+                Accepted | Revoked | Expired => (Err(not_pending()), settled),
+            };
+            let done = to_decline.decline(CUSTOMER, reason, at(now));
+            assert_eq!((done, to_decline.settled), (expected, after), "{about}");
         }
     }
 
@@ -242,28 +267,5 @@ mod tests {
             assert_eq!(check_lifetime(expires_at, at(0)).is_ok(), is_right, "{expires_at}");
         }
         assert_eq!(LIFETIME_MAX.num_days(), 90);
-    }
-
-    #[test]
-    fn the_mail_says_who_asks_for_what_where_and_until_when() {
-        for (kind, subject, ask) in [
-            (
-                InvitationKind::Agreement,
-                "Reselling asks you to accept the Agreement",
-                "asks your company to accept",
-            ),
-            (
-                InvitationKind::RelationshipAndAgreement,
-                "Reselling invites your company",
-                "enters this relationship",
-            ),
-        ] {
-            let of = Invitation { kind, ..invitation(None, None) };
-            let (said, text) = mail_of(&of, "Reselling", "Agreement", "https://accept.example/1");
-            assert_eq!(said, subject);
-            for part in [ask, "https://accept.example/1", "1970-01-01 00:01 UTC", "Agreement"] {
-                assert!(text.contains(part), "{part}: {text}");
-            }
-        }
     }
 }

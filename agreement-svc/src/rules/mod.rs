@@ -8,9 +8,12 @@ pub mod chain;
 pub mod eligibility;
 pub mod event;
 pub mod invitation;
+pub mod language;
 pub mod notification;
 pub mod party;
 pub mod policy;
+pub mod proposal;
+pub mod shown;
 pub mod signature;
 pub mod template;
 pub mod withdrawal;
@@ -21,7 +24,8 @@ use uuid::Uuid;
 use eligibility::Misnamed;
 use invitation::InvitationState;
 use notification::NotificationState;
-use party::{Cloud, PartnerKind};
+use party::{Cloud, PartnerKind, Support};
+use proposal::ProposalState;
 
 /// An instant in UTC, in whole microseconds.
 pub type Time = DateTime<Utc>;
@@ -37,6 +41,15 @@ impl Refusal {
     /// One bad field.
     pub fn field(field: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Fields(vec![BadField { field: field.into(), problem: problem.into() }])
+    }
+
+    /// With the path of what carries its fields in front of them.
+    #[must_use]
+    pub fn within(mut self, path: &str) -> Self {
+        if let Self::Fields(fields) = &mut self {
+            fields.iter_mut().for_each(|bad| bad.field.insert_str(0, path));
+        }
+        self
     }
 }
 
@@ -87,12 +100,17 @@ pub enum Refusal {
     RevisionBehind { head: i64 },
     /// DIR-1: another version is in force than the one that was shown.
     VersionChanged { template_id: Uuid, shown: u32, in_force: u32 },
-    /// DIR-4, for the customer: a customer that bought before it ever signed cannot sign directly.
-    ContactPartner,
+    /// DIR-4, for the customer: a customer that bought before it ever signed cannot sign directly. With the partner to
+    /// contact, where it is known which, and the customer's language.
+    ContactPartner { partner: Option<Box<(Uuid, Support)>>, language: String },
     /// DIR-4, for the partner that would invite such a customer.
     MustBeAttested,
     /// INV-2.
     InvitationNotPending { invitation_id: Uuid, state: InvitationState },
+    /// PRO-1.
+    ProposalNotPending { proposal_id: Uuid, state: ProposalState },
+    /// PRO-1: too many of a reseller for a customer wait for a decision.
+    TooManyProposals { max: usize },
     /// There is no key to make acceptance links with.
     InvitationsOff,
     /// WD-1: it was replaced and no longer counts.
@@ -119,9 +137,10 @@ mod tests {
     use strum::VariantArray;
 
     use super::eligibility::AcceptanceKind;
-    use super::invitation::{InvitationKind, InvitationState};
+    use super::invitation::{DeclineReason, InvitationKind, InvitationState};
     use super::notification::NotificationState;
     use super::party::{Cloud, PartnerKind};
+    use super::proposal::{ProposalState, RejectionReason};
     use super::template::AgreementType;
     use super::withdrawal::WithdrawalReason;
 
@@ -151,7 +170,16 @@ mod tests {
     #[test]
     fn stored_names_stay() {
         assert_names::<AcceptanceKind>(&["ATTESTATION", "SIGNATURE"]);
-        assert_names::<InvitationState>(&["PENDING", "ACCEPTED", "REVOKED", "EXPIRED"]);
+        assert_names::<InvitationState>(&["PENDING", "ACCEPTED", "REVOKED", "EXPIRED", "DECLINED"]);
+        assert_names_and_json::<DeclineReason>(&["UNKNOWN_PARTNER", "TERMS", "WRONG_COMPANY", "OTHER"]);
+        assert_names::<ProposalState>(&["PENDING", "APPROVED", "REJECTED", "EXPIRED", "WITHDRAWN"]);
+        assert_names_and_json::<RejectionReason>(&[
+            "EVIDENCE",
+            "PERSON",
+            "DATE_OR_TEMPLATE",
+            "NOT_NEEDED",
+            "OTHER",
+        ]);
         assert_names::<NotificationState>(&["QUEUED", "SENT", "DEAD_LETTER"]);
         assert_names_and_json::<AgreementType>(&[
             "MICROSOFT_CLOUD_AGREEMENT",

@@ -7,6 +7,7 @@ use std::time::Duration;
 use strum::{EnumString, IntoStaticStr, VariantArray};
 use uuid::Uuid;
 
+use super::party::Support;
 use super::{Refusal, Time};
 
 /// Waits after failures, before jitter: the first, and the longest.
@@ -73,10 +74,20 @@ pub struct DueMail {
     /// The contact's address now; empty if there is none.
     pub recipient: String,
     pub company_name: String,
+    /// The customer's.
+    pub language: String,
     pub content: Content,
 }
 
 impl DueMail {
+    /// The partner that the mail is about.
+    pub fn sender(&self) -> Option<&Sender> {
+        match &self.content {
+            Content::Attested { partner, .. } => Some(partner),
+            Content::ContactChanged { partner, .. } => partner.as_ref(),
+        }
+    }
+
     /// Attempts, the one about to be made included.
     pub fn attempts(&self) -> u32 {
         match &self.content {
@@ -91,13 +102,21 @@ impl DueMail {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
     /// Attestations of one partner for one customer, at least one.
-    Attested { partner_name: String, attestations: Vec<Announced> },
+    Attested { partner: Sender, attestations: Vec<Announced> },
     /// The contact was changed, by a partner, or without one by the customer's own administrator.
     ContactChanged {
-        partner_name: Option<String>,
+        partner: Option<Sender>,
         /// Attempts, the one about to be made included.
         attempts: u32,
     },
+}
+
+/// The partner that a mail is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sender {
+    pub name: String,
+    /// Where the addressee asks.
+    pub support: Support,
 }
 
 /// What a mail says of one attestation.
@@ -148,6 +167,8 @@ pub enum MailFailure {
     Address,
     /// There is no address: no contact was set, or it was erased.
     NoContact,
+    /// Its template cannot be rendered.
+    Template,
     /// The mails of the sender's day are used up; it waits for the next day.
     DailyLimit,
 }
@@ -163,6 +184,7 @@ impl fmt::Display for MailFailure {
             Self::Folder => f.write_str("FOLDER"),
             Self::Address => f.write_str("ADDRESS"),
             Self::NoContact => f.write_str("NO_CONTACT"),
+            Self::Template => f.write_str("TEMPLATE"),
             Self::DailyLimit => f.write_str("DAILY_LIMIT"),
         }
     }
@@ -189,77 +211,9 @@ pub fn after_failure(failure: MailFailure, attempts: u32, now: Time, wait: Durat
     }
 }
 
-/// Subject and text of a mail: who says so, who agreed to what and when, and whom to ask.
-pub fn text_of(mail: &DueMail) -> (String, String) {
-    let company_name = quoted(&mail.company_name);
-    match &mail.content {
-        Content::Attested { partner_name, attestations } => {
-            attested(&quoted(partner_name), &company_name, attestations)
-        }
-        Content::ContactChanged { partner_name: Some(partner_name), .. } => {
-            let partner_name = quoted(partner_name);
-            let subject = format!("{partner_name} changed its contact for {company_name}");
-            let text = format!(
-                "{partner_name} has named another contact for {company_name}. That contact, and no longer you, \
-                 will receive the mails about agreements that {partner_name} confirms for {company_name}.\n\n\
-                 If this is not right, or if you have a question, please ask {partner_name}.\n"
-            );
-            (subject, text)
-        }
-        Content::ContactChanged { partner_name: None, .. } => {
-            let subject = format!("{company_name} changed its contact for agreements");
-            let text = format!(
-                "An administrator of {company_name} has named a contact. That contact, and no longer you, will \
-                 receive the mails about agreements that partners confirm for {company_name}.\n\n\
-                 If this is not right, or if you have a question, please ask the administrators of {company_name}.\n"
-            );
-            (subject, text)
-        }
-    }
-}
-
-fn attested(partner_name: &str, company_name: &str, attestations: &[Announced]) -> (String, String) {
-    let (what, subject, was) = match attestations {
-        [one] => (
-            format!("the {}", one.agreement),
-            format!("{partner_name} confirmed that {company_name} accepted the {}", one.agreement),
-            "was",
-        ),
-        several => (
-            format!("{} agreements", several.len()),
-            format!("{partner_name} confirmed {} acceptances by {company_name}", several.len()),
-            "were",
-        ),
-    };
-    let mut text =
-        format!("{partner_name} has confirmed to us that {what} {was} accepted for {company_name}.\n\n");
-    for announced in attestations {
-        let Announced { first_name, last_name, agreement, version, attestation_id, .. } = announced;
-        let person = match first_name.is_empty() && last_name.is_empty() {
-            true => "a person whose data has been erased since".to_owned(),
-            false => format!("{} {}", quoted(first_name), quoted(last_name)),
-        };
-        if attestations.len() > 1 {
-            text += &format!("Agreement: {agreement}\n");
-        }
-        let agreed_on = announced.agreed_at.format("%-d %B %Y (UTC)");
-        text += &format!(
-            "Accepted by: {person}\n\
-             Accepted on: {agreed_on}\n\
-             Version: {version}\n\
-             Reference: {attestation_id}\n\n"
-        );
-    }
-    text += &format!(
-        "You receive this mail as a contact of {company_name}. If anything in it is not right, or if you have a \
-         question, please ask {partner_name}.\n"
-    );
-    (subject, text)
-}
-
 /// A name as a mail quotes it, which a tenant may have chosen to reach whom it pleases: as long as a name is, and
 /// without what a mail program shows as a link.
-fn quoted(name: &str) -> String {
+pub fn quoted(name: &str) -> String {
     let mut text = String::new();
     let mut letters = name.chars().peekable();
     while let Some(letter) = letters.next() {
@@ -295,97 +249,19 @@ mod tests {
         }
     }
 
+    fn sender(name: &str) -> Sender {
+        let support = Support { email: "help@northwind.example".into(), ..Support::default() };
+        Sender { name: name.into(), support }
+    }
+
     fn mail(partner_name: &str, company_name: &str, attestations: Vec<Announced>) -> DueMail {
         DueMail {
             id: Uuid::from_u128(7),
             recipient: "primary@contoso.example".into(),
             company_name: company_name.into(),
-            content: Content::Attested { partner_name: partner_name.into(), attestations },
+            language: String::new(),
+            content: Content::Attested { partner: sender(partner_name), attestations },
         }
-    }
-
-    fn written(mail: &DueMail) -> String {
-        let (subject, text) = text_of(mail);
-        format!("{subject}\n\n{text}")
-    }
-
-    #[test]
-    fn the_mail_says_who_agreed_to_what_and_whom_to_ask() {
-        expect![[r#"
-            Northwind Direct confirmed that Contoso accepted the Microsoft Customer Agreement
-
-            Northwind Direct has confirmed to us that the Microsoft Customer Agreement was accepted for Contoso.
-
-            Accepted by: Tania Carr
-            Accepted on: 1 January 1970 (UTC)
-            Version: 2
-            Reference: 00000000-0000-0000-0000-000000000007
-
-            You receive this mail as a contact of Contoso. If anything in it is not right, or if you have a question, please ask Northwind Direct.
-        "#]].assert_eq(&written(&mail("Northwind Direct", "Contoso", vec![announced(7)])));
-    }
-
-    #[test]
-    fn one_mail_announces_several_attestations() {
-        let other = Announced { first_name: "Ann".into(), version: 3, ..announced(8) };
-        expect![[r#"
-            Northwind Direct confirmed 2 acceptances by Contoso
-
-            Northwind Direct has confirmed to us that 2 agreements were accepted for Contoso.
-
-            Agreement: Microsoft Customer Agreement
-            Accepted by: Tania Carr
-            Accepted on: 1 January 1970 (UTC)
-            Version: 2
-            Reference: 00000000-0000-0000-0000-000000000007
-
-            Agreement: Microsoft Customer Agreement
-            Accepted by: Ann Carr
-            Accepted on: 1 January 1970 (UTC)
-            Version: 3
-            Reference: 00000000-0000-0000-0000-000000000008
-
-            You receive this mail as a contact of Contoso. If anything in it is not right, or if you have a question, please ask Northwind Direct.
-        "#]].assert_eq(&written(&mail("Northwind Direct", "Contoso", vec![announced(7), other])));
-    }
-
-    #[test]
-    fn the_mail_about_an_erased_person_says_so_and_is_still_sent() {
-        let erased = Announced { first_name: String::new(), last_name: String::new(), ..announced(7) };
-        expect![[r#"
-            Northwind Direct confirmed that Contoso accepted the Microsoft Customer Agreement
-
-            Northwind Direct has confirmed to us that the Microsoft Customer Agreement was accepted for Contoso.
-
-            Accepted by: a person whose data has been erased since
-            Accepted on: 1 January 1970 (UTC)
-            Version: 2
-            Reference: 00000000-0000-0000-0000-000000000007
-
-            You receive this mail as a contact of Contoso. If anything in it is not right, or if you have a question, please ask Northwind Direct.
-        "#]].assert_eq(&written(&mail("Northwind Direct", "Contoso", vec![erased])));
-    }
-
-    #[test]
-    fn a_replaced_contact_learns_by_whom_and_not_by_which_address() {
-        let changed = |partner_name: Option<&str>| DueMail {
-            content: Content::ContactChanged { partner_name: partner_name.map(Into::into), attempts: 1 },
-            ..mail("", "Contoso", vec![])
-        };
-        expect![[r#"
-            Northwind Direct changed its contact for Contoso
-
-            Northwind Direct has named another contact for Contoso. That contact, and no longer you, will receive the mails about agreements that Northwind Direct confirms for Contoso.
-
-            If this is not right, or if you have a question, please ask Northwind Direct.
-        "#]].assert_eq(&written(&changed(Some("Northwind Direct"))));
-        expect![[r#"
-            Contoso changed its contact for agreements
-
-            An administrator of Contoso has named a contact. That contact, and no longer you, will receive the mails about agreements that partners confirm for Contoso.
-
-            If this is not right, or if you have a question, please ask the administrators of Contoso.
-        "#]].assert_eq(&written(&changed(None)));
     }
 
     /// ATT-9: a name is quoted as a name, so that it carries no message.
@@ -413,26 +289,6 @@ mod tests {
             call me boss evil. example
         "#]]
         .assert_eq(&table);
-        let advert = "Buy now and win! ".repeat(12);
-        let person = Announced { first_name: advert.clone(), last_name: advert.clone(), ..announced(7) };
-        let (subject, text) = text_of(&mail(&advert, &advert, vec![person]));
-        let longest = text.matches("Buy now").count();
-        assert!(subject.chars().count() < 200 && longest <= 8 * 4, "{longest} in {text}");
-    }
-
-    /// ATT-9: only who is erased whole is no longer named.
-    #[test]
-    fn a_person_with_one_name_is_named() {
-        for (first_name, last_name, named) in [
-            ("Tania", "", "Accepted by: Tania \n"),
-            ("", "Carr", "Accepted by:  Carr\n"),
-            ("", "", "Accepted by: a person whose data has been erased since\n"),
-        ] {
-            let person =
-                Announced { first_name: first_name.into(), last_name: last_name.into(), ..announced(7) };
-            let (_, text) = text_of(&mail("Northwind Direct", "Contoso", vec![person]));
-            assert!(text.contains(named), "{named} in {text}");
-        }
     }
 
     #[test]
@@ -454,7 +310,7 @@ mod tests {
     fn a_mail_has_as_many_attempts_as_its_most_tried_announcement() {
         let tried = |attempts| Announced { attempts, ..announced(u128::from(attempts)) };
         assert_eq!(mail("", "", vec![tried(2), tried(5), tried(3)]).attempts(), 5);
-        let content = Content::ContactChanged { partner_name: None, attempts: 4 };
+        let content = Content::ContactChanged { partner: None, attempts: 4 };
         assert_eq!(DueMail { content, ..mail("", "", vec![]) }.attempts(), 4);
     }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use strum::{EnumString, IntoStaticStr, VariantArray};
 use uuid::Uuid;
 
+use super::language::of_country;
 use super::{Refusal, Time};
 
 #[derive(
@@ -37,6 +38,27 @@ pub enum Cloud {
     China21vianet,
 }
 
+/// Where the customers of a partner ask. What is empty, the operator did not set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Support {
+    pub email: String,
+    pub phone: String,
+    pub url: String,
+}
+
+impl Support {
+    pub fn is_empty(&self) -> bool {
+        self.email.is_empty() && self.phone.is_empty() && self.url.is_empty()
+    }
+
+    /// A partner's name with what there is of it, as a text says whom to ask: `Northwind (help@northwind.example)`.
+    pub fn beside(&self, name: &str) -> String {
+        let ways = [&self.email, &self.phone, &self.url].map(String::as_str);
+        let ways: Vec<&str> = ways.into_iter().filter(|way| !way.is_empty()).collect();
+        if ways.is_empty() { name.to_owned() } else { format!("{name} ({})", ways.join(", ")) }
+    }
+}
+
 /// A partner tenant. Its kind and cloud are the operator's word and never change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Partner {
@@ -45,6 +67,7 @@ pub struct Partner {
     pub kind: PartnerKind,
     pub cloud: Cloud,
     pub registered_at: Time,
+    pub support: Support,
     /// Of the last change to it: its etag.
     pub revision: i64,
 }
@@ -163,7 +186,20 @@ pub struct Profile {
     /// In lower case.
     pub domain: String,
     pub country: String,
+    /// Empty where none was given.
+    pub language: String,
     pub primary_contact: Contact,
+}
+
+/// A text in lower case letter by letter, so that a part of a text is folded as it is by itself.
+pub fn folded(text: &str) -> String {
+    text.chars().flat_map(char::to_lowercase).collect()
+}
+
+/// The key under which a customer is found by the beginning of its name: what sorts by name, and among equal names by id.
+pub fn name_key(company_name: &str, id: Uuid) -> String {
+    // A name has no control character, so the id is no part of it.
+    format!("{}\0{id}", folded(company_name))
 }
 
 /// A customer tenant.
@@ -173,6 +209,8 @@ pub struct Customer {
     pub company_name: String,
     pub domain: String,
     pub country: String,
+    /// Of texts for it; empty where none was given.
+    pub given_language: String,
     pub cloud: Cloud,
     /// The one contact for all partners, as older versions know it; see [`Contacts`].
     pub primary_contact: Contact,
@@ -186,6 +224,13 @@ pub struct Customer {
     pub revision: i64,
 }
 
+impl Customer {
+    /// The language of texts for it (CUS-5).
+    pub fn language(&self) -> &str {
+        if self.given_language.is_empty() { of_country(&self.country) } else { &self.given_language }
+    }
+}
+
 /// Who pays for a customer, and through which reseller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Relationship {
@@ -193,13 +238,23 @@ pub struct Relationship {
     pub reseller_id: Option<Uuid>,
 }
 
-/// A relationship with the names of its partners and its time, as the customer sees it (INV-4).
+impl Relationship {
+    /// The partner that the customer of an invitation to it knows: the reseller, if there is one.
+    pub fn inviter(self) -> Uuid {
+        self.reseller_id.unwrap_or(self.payer_id)
+    }
+}
+
+/// A relationship with the names of its partners and its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Partnership {
+    pub customer_id: Uuid,
     pub relationship: Relationship,
     pub payer_name: String,
     pub payer_kind: PartnerKind,
+    pub payer_support: Support,
     pub reseller_name: Option<String>,
+    pub reseller_support: Support,
     pub established_at: Time,
     pub ended_at: Option<Time>,
     pub revision: i64,
@@ -241,6 +296,16 @@ pub fn relationship_of(creator: &Partner, named: Named) -> Result<Relationship, 
             Err(Refusal::field("reseller_id", "must be empty: only an indirect provider names a reseller"))
         }
     }
+}
+
+/// Who can no longer buy for a customer because a relationship ended (CUS-3): the payer with its reseller; and the payer
+/// itself if it has no other one. Only the payer learns of the latter: what else it has with the customer is no concern of
+/// the reseller's (ROLE-6).
+pub fn cut_off(ended: Relationship, others_remain: bool, caller: Uuid) -> Vec<Relationship> {
+    let with_reseller = ended.reseller_id.is_some().then_some(ended);
+    let is_named = caller == ended.payer_id && !others_remain;
+    let alone = is_named.then_some(Relationship { reseller_id: None, ..ended });
+    alone.into_iter().chain(with_reseller).collect()
 }
 
 /// The other partner that a request names, and whether it is linked to the caller.

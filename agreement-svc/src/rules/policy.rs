@@ -90,6 +90,11 @@ impl Policy {
         }
     }
 
+    /// The periods, in order.
+    pub fn periods(&self) -> &[Period] {
+        &self.0
+    }
+
     /// When the next period begins.
     pub fn next_change_after(&self, at: Time) -> Option<Time> {
         self.0.iter().map(|period| period.from).find(|from| *from > at)

@@ -3,6 +3,7 @@
 use uuid::Uuid;
 
 use super::party::{Cloud, Customer};
+use super::shown::ShownText;
 use super::template::{AgreementType, Template};
 use super::withdrawal::Withdrawal;
 use super::{Refusal, Time};
@@ -21,6 +22,8 @@ pub struct Signature {
     pub superseded_at: Option<Time>,
     pub withdrawn: Option<Withdrawal>,
     pub revision: i64,
+    /// The text that the user was shown (TPL-5); absent from signatures of earlier versions.
+    pub shown_text: Option<ShownText>,
 }
 
 /// What is known when a customer signs.
@@ -60,7 +63,7 @@ pub fn sign(facts: &Facts<'_>, shown: u32, now: Time) -> Result<Signing, Refusal
         return Ok(Signing::Already);
     }
     if !may_sign_directly(facts.customer.first_purchase_at, facts.first_signed_at) {
-        return Err(Refusal::ContactPartner);
+        return Err(contact_partner(facts.customer));
     }
     Ok(Signing::New { supersedes: facts.current.map(|current| current.id) })
 }
@@ -72,13 +75,29 @@ pub fn check_signable(
     live_template_id: Option<Uuid>,
     now: Time,
 ) -> Result<(), Refusal> {
-    if cloud != Cloud::Public {
-        return Err(Refusal::CloudNotSupported { cloud });
-    }
+    check_cloud(cloud)?;
     if template.is_retired(now) {
         return Err(Refusal::TemplateRetired { template_id: template.id, use_template_id: live_template_id });
     }
     Ok(())
+}
+
+/// Whether a customer may sign anything at all (DIR-4, DIR-5).
+pub fn check_signer(customer: &Customer, first_signed_at: Option<Time>) -> Result<(), Refusal> {
+    check_cloud(customer.cloud)?;
+    if may_sign_directly(customer.first_purchase_at, first_signed_at) {
+        Ok(())
+    } else {
+        Err(contact_partner(customer))
+    }
+}
+
+fn contact_partner(customer: &Customer) -> Refusal {
+    Refusal::ContactPartner { partner: None, language: customer.language().to_owned() }
+}
+
+fn check_cloud(cloud: Cloud) -> Result<(), Refusal> {
+    if cloud == Cloud::Public { Ok(()) } else { Err(Refusal::CloudNotSupported { cloud }) }
 }
 
 /// Whether a customer may sign directly (DIR-4): it never bought, or signed before it first did.
@@ -102,6 +121,7 @@ mod tests {
             company_name: "Contoso".into(),
             domain: "contoso.example".into(),
             country: "FR".into(),
+            given_language: String::new(),
             cloud,
             primary_contact: Contact::default(),
             contact_salt: String::new(),
@@ -143,6 +163,7 @@ mod tests {
             superseded_at: None,
             withdrawn: None,
             revision: 1,
+            shown_text: None,
         }
     }
 
@@ -161,10 +182,24 @@ mod tests {
             ("a later version", &public, Some(&older), Some(at(50)), 2, new(Some(&older))),
             ("the same again", &public, Some(&same), Some(at(50)), 2, Ok(Signing::Already)),
             ("another template of the number", &public, Some(&foreign), Some(at(50)), 2, new(Some(&foreign))),
-            ("after a purchase", &bought, None, None, 2, Err(Refusal::ContactPartner)),
+            (
+                "after a purchase",
+                &bought,
+                None,
+                None,
+                2,
+                Err(Refusal::ContactPartner { partner: None, language: "fr".into() }),
+            ),
             ("the same after a purchase", &bought, Some(&same), None, 2, Ok(Signing::Already)),
             ("signed before it bought", &bought, Some(&older), Some(at(59)), 2, new(Some(&older))),
-            ("signed when it bought", &bought, Some(&older), Some(at(60)), 2, Err(Refusal::ContactPartner)),
+            (
+                "signed when it bought",
+                &bought,
+                Some(&older),
+                Some(at(60)),
+                2,
+                Err(Refusal::ContactPartner { partner: None, language: "fr".into() }),
+            ),
         ] {
             let facts =
                 Facts { customer, template: &template, live_template_id: None, current, first_signed_at };

@@ -102,6 +102,12 @@ impl Template {
         let in_force = effective.rev().find(|version| version.effective_from <= at);
         in_force.or(self.versions.first())
     }
+
+    /// The version that was accepted on a date (ATT-4). A date within the tolerance does not reach a version that is not in
+    /// force yet.
+    pub fn accepted_at(&self, agreed_at: Time, now: Time) -> Option<&Version> {
+        self.in_force_at(agreed_at.min(now))
+    }
 }
 
 /// The next version of a template (TPL-3). Without a time it takes effect now.
@@ -178,36 +184,39 @@ fn is_in(text: &LanguageIdentifier, asked: &LanguageIdentifier, are_scripts_seve
         && (asked.region.is_none() || text.region.is_none() || text.region == asked.region)
 }
 
-/// Every problem of a version's documents, by path: each names a country, a language and a link, none
-/// stands there twice, and there is one to fall back on (TPL-2).
-pub fn document_problems(documents: &[Document]) -> Vec<BadField> {
+/// Every problem of a version's documents, by path, with the place of the document that has it: each names a country, a
+/// language and a link, none stands there twice, and there is one to fall back on (TPL-2).
+pub fn document_problems(documents: &[Document]) -> Vec<(Option<usize>, BadField)> {
     let mut bad = vec![];
-    let mut wrong = |field: String, problem: String| bad.push(BadField { field, problem });
     if documents.is_empty() {
-        wrong("documents".into(), format!("must have 1 to {DOCUMENTS_MAX} entries"));
+        let problem = format!("must have 1 to {DOCUMENTS_MAX} entries");
+        bad.push((None, BadField { field: "documents".into(), problem }));
         return bad;
     }
     let mut seen = BTreeSet::new();
     for (n, document) in documents.iter().enumerate() {
-        let field = |name: &str| format!("documents[{n}].{name}");
+        let mut wrong = |name: &str, problem: String| {
+            bad.push((Some(n), BadField { field: format!("documents[{n}].{name}"), problem }));
+        };
         if !is_country(&document.country) {
-            wrong(field("country"), "must be an ISO 3166-1 alpha-2 code in upper case".into());
+            wrong("country", "must be an ISO 3166-1 alpha-2 code in upper case".into());
         }
         match language_tag(&document.language).map(|tag| seen.insert((document.country.as_str(), tag))) {
-            None => wrong(field("language"), "must be a language tag such as fr-FR".into()),
-            Some(false) => wrong(field("language"), "repeats an earlier country and language".into()),
+            None => wrong("language", "must be a language tag such as fr-FR".into()),
+            Some(false) => wrong("language", "repeats an earlier country and language".into()),
             Some(true) => {}
         }
         if !is_link(&document.link) {
             let problem = format!("must begin with https:// and have at most {LINK_MAX} characters");
-            wrong(field("link"), problem);
+            wrong("link", problem);
         }
         if !document.sha256.is_empty() && !is_digest(&document.sha256) {
-            wrong(field("sha256"), "must be empty or 64 lower-case hexadecimal digits".into());
+            wrong("sha256", "must be empty or 64 lower-case hexadecimal digits".into());
         }
     }
     if !seen.contains(&("US", "en-US".to_owned())) {
-        wrong("documents".into(), "must have one for US in en-US, the last resort of every request".into());
+        let problem = "must have one for US in en-US, the last resort of every request".into();
+        bad.push((None, BadField { field: "documents".into(), problem }));
     }
     bad
 }
@@ -216,7 +225,7 @@ fn is_link(text: &str) -> bool {
     text.starts_with("https://") && text.chars().count() <= LINK_MAX && !text.chars().any(char::is_control)
 }
 
-fn is_digest(text: &str) -> bool {
+pub fn is_digest(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
@@ -466,7 +475,7 @@ mod tests {
         let us = document("US", "en-US", "https://example.com", "");
         let problems_beside_us = |other| {
             let problems = document_problems(&[us.clone(), other]).into_iter();
-            problems.map(|bad| format!("{} {}", bad.field, bad.problem)).collect::<Vec<_>>()
+            problems.map(|(_, bad)| format!("{} {}", bad.field, bad.problem)).collect::<Vec<_>>()
         };
         let digest = "0123456789abcdef".repeat(4);
         let link_of = |length: usize| format!("https://{}", "\u{e9}".repeat(length - 8));
@@ -499,7 +508,7 @@ mod tests {
         }
         let of_all = |documents: &[Document]| {
             let problems = document_problems(documents).into_iter();
-            problems.map(|bad| (bad.field, bad.problem)).collect::<Vec<_>>()
+            problems.map(|(_, bad)| (bad.field, bad.problem)).collect::<Vec<_>>()
         };
         let entries = "must have 1 to 2000 entries";
         let last_resort = "must have one for US in en-US, the last resort of every request";

@@ -3,29 +3,35 @@
 //! A row is never deleted. When it was superseded and when it was withdrawn is set once, and a person
 //! can be erased from it; nothing else ever changes.
 
+mod list;
+
 use std::collections::BTreeMap;
 
-use chassis::database::row::{at, utc};
+use chassis::database::row::{at, id_or_empty, utc};
 use chassis::database::{Connection, Error, Kept, asking};
 use chassis::{find_rows, insert_rows, query};
 use chrono::NaiveDateTime;
-use diesel::dsl::min;
+use diesel::dsl::{count, min};
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{Array, Text, Timestamp};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::change::commitment;
+use super::change::attestation_commitment;
 use super::schema::{acceptance, customer, template_version};
+use super::shown::{shown_columns, shown_text};
 
 use crate::rules::Time;
-use crate::rules::attestation::Attestation;
+use crate::rules::attestation::{Attestation, Details};
 use crate::rules::chain::{Columns, Stored, StoredContact};
 use crate::rules::eligibility::AcceptanceKind;
 use crate::rules::party::Contact;
+use crate::rules::proposal::ProposedBy;
 use crate::rules::signature::Signature;
 use crate::rules::withdrawal::{Covers, Withdrawal};
+
+pub(crate) use list::{AcceptanceFilter, attestation_list, signature_list};
 
 /// What stands as the partner of a signature.
 pub(super) const NO_PARTNER: &str = "";
@@ -59,6 +65,18 @@ pub(super) struct Row {
     revision: i64,
     withdrawal_reason: String,
     withdrawn_by: String,
+    title: String,
+    evidence_reference: String,
+    evidence_sha256: String,
+    on_behalf_of: String,
+    recorded_client: String,
+    external_reference: Option<String>,
+    proposal_id: String,
+    proposed_by_partner: String,
+    proposed_by_user: String,
+    shown_country: String,
+    shown_language: String,
+    shown_sha256: String,
 }
 
 impl Row {
@@ -74,6 +92,7 @@ impl Row {
             template_version: row.count("template_version", self.template_version)?,
             recorded_by: row.parse("recorded_by", &self.recorded_by)?,
             withdrawn: self.withdrawal()?,
+            proposed_by: self.proposed_by()?,
             contact: Contact {
                 first_name: self.first_name,
                 last_name: self.last_name,
@@ -83,6 +102,15 @@ impl Row {
             contact_salt: self.contact_salt,
             agreed_at: utc(self.agreed_at),
             recorded_at: utc(self.recorded_at),
+            recorded_client: self.recorded_client,
+            details: Details {
+                title: self.title,
+                evidence_reference: self.evidence_reference,
+                evidence_sha256: self.evidence_sha256,
+                on_behalf_of: self.on_behalf_of,
+                external_reference: self.external_reference.unwrap_or_default(),
+                shown_text: shown_text([self.shown_country, self.shown_language, self.shown_sha256]),
+            },
             superseded_at: self.superseded_at.map(utc),
             revision: self.revision,
         })
@@ -102,6 +130,7 @@ impl Row {
             signed_at: utc(self.agreed_at),
             superseded_at: self.superseded_at.map(utc),
             revision: self.revision,
+            shown_text: shown_text([self.shown_country, self.shown_language, self.shown_sha256]),
         })
     }
 
@@ -113,11 +142,19 @@ impl Row {
             email: self.email,
             phone: self.phone,
         };
-        let Contact { first_name, last_name, email, phone } = &contact;
-        let is_empty = [first_name, last_name, email, phone, &self.contact_salt].iter().all(|t| t.is_empty());
-        let contact = match is_empty {
+        let details = Details {
+            title: self.title,
+            evidence_reference: self.evidence_reference,
+            on_behalf_of: self.on_behalf_of,
+            ..Details::default()
+        };
+        let is_empty = contact == Contact::default() && details == Details::default();
+        let contact = match is_empty && self.contact_salt.is_empty() {
             true => StoredContact::Empty,
-            false => StoredContact::Of { commitment: commitment(&self.contact_salt, &contact) },
+            false => {
+                let commitment = attestation_commitment(&self.contact_salt, &contact, &details);
+                StoredContact::Of { commitment }
+            }
         };
         let columns = Columns {
             kind: self.kind,
@@ -129,6 +166,14 @@ impl Row {
             agreed_at: utc(self.agreed_at),
             recorded_at: utc(self.recorded_at),
             recorded_by: self.recorded_by,
+            recorded_client: self.recorded_client,
+            evidence_sha256: self.evidence_sha256,
+            proposal_id: self.proposal_id,
+            proposed_by_partner: self.proposed_by_partner,
+            proposed_by_user: self.proposed_by_user,
+            shown_country: self.shown_country,
+            shown_language: self.shown_language,
+            shown_sha256: self.shown_sha256,
             superseded_at: self.superseded_at.map(utc),
             withdrawn_at: self.withdrawn_at.map(utc),
             withdrawal_reason: self.withdrawal_reason,
@@ -136,6 +181,16 @@ impl Row {
             revision: self.revision,
         };
         Stored { id: self.id, columns, contact }
+    }
+
+    fn proposed_by(&self) -> Result<Option<ProposedBy>, Error> {
+        let row = at("acceptance", &self.id);
+        let Some(proposal_id) = row.optional_id("proposal_id", &self.proposal_id)? else { return Ok(None) };
+        Ok(Some(ProposedBy {
+            proposal_id,
+            partner_id: row.parse("proposed_by_partner", &self.proposed_by_partner)?,
+            user_id: row.parse("proposed_by_user", &self.proposed_by_user)?,
+        }))
     }
 
     fn check_kind(&self, expected: AcceptanceKind) -> Result<(), Error> {
@@ -210,59 +265,44 @@ pub(crate) fn attestations_current(
     rows.into_iter().map(|(row, effective_from)| Ok((row.attestation()?, utc(effective_from)))).collect()
 }
 
-/// A customer's attestations, oldest first; only one partner's where one is named.
-pub(crate) fn attestation_list(
-    connection: &mut Connection,
-    customer: Uuid,
-    partner: Option<Uuid>,
-    include_history: bool,
-    after: i64,
-    limit: i64,
-) -> Result<Vec<Attestation>, Error> {
-    let partner = partner.map(|id| id.to_string());
-    let rows: Vec<Row> = query!(connection, c => {
-        let mut list = acceptance::table
-            .filter(acceptance::customer_id.eq(customer.to_string()))
-            .filter(acceptance::revision.gt(after))
-            .order(acceptance::revision)
-            .limit(limit)
-            .select(Row::as_select())
-            .into_boxed();
-        list = match &partner {
-            Some(partner) => list.filter(acceptance::partner_id.eq(partner)),
-            None => list.filter(acceptance::partner_id.ne(NO_PARTNER)),
-        };
-        if !include_history {
-            list = list.filter(acceptance::superseded_at.is_null()).filter(acceptance::withdrawn_at.is_null());
-        }
-        list.load(c)
-    })?;
-    rows.into_iter().map(Row::attestation).collect()
-}
-
 /// Stores attestations that none has withdrawn.
 pub(crate) fn attestations_insert(connection: &mut Connection, new: &[Attestation]) -> Result<(), Error> {
-    let row = |new: &Attestation| Row {
-        id: new.id.to_string(),
-        kind: AcceptanceKind::Attestation.into_str().to_owned(),
-        partner_id: new.partner_id.to_string(),
-        customer_id: new.customer_id.to_string(),
-        agreement_type: new.agreement_type.into_str().to_owned(),
-        template_id: new.template_id.to_string(),
-        template_version: i32::try_from(new.template_version).unwrap_or(i32::MAX),
-        first_name: new.contact.first_name.clone(),
-        last_name: new.contact.last_name.clone(),
-        email: new.contact.email.clone(),
-        phone: new.contact.phone.clone(),
-        contact_salt: new.contact_salt.clone(),
-        agreed_at: new.agreed_at.naive_utc(),
-        recorded_at: new.recorded_at.naive_utc(),
-        recorded_by: new.recorded_by.to_string(),
-        superseded_at: new.superseded_at.map(|at| at.naive_utc()),
-        withdrawn_at: None,
-        revision: new.revision,
-        withdrawal_reason: String::new(),
-        withdrawn_by: String::new(),
+    let row = |new: &Attestation| {
+        let [shown_country, shown_language, shown_sha256] = shown_columns(new.details.shown_text.as_ref());
+        Row {
+            id: new.id.to_string(),
+            kind: AcceptanceKind::Attestation.into_str().to_owned(),
+            partner_id: new.partner_id.to_string(),
+            customer_id: new.customer_id.to_string(),
+            agreement_type: new.agreement_type.into_str().to_owned(),
+            template_id: new.template_id.to_string(),
+            template_version: i32::try_from(new.template_version).unwrap_or(i32::MAX),
+            first_name: new.contact.first_name.clone(),
+            last_name: new.contact.last_name.clone(),
+            email: new.contact.email.clone(),
+            phone: new.contact.phone.clone(),
+            contact_salt: new.contact_salt.clone(),
+            agreed_at: new.agreed_at.naive_utc(),
+            recorded_at: new.recorded_at.naive_utc(),
+            recorded_by: new.recorded_by.to_string(),
+            superseded_at: new.superseded_at.map(|at| at.naive_utc()),
+            withdrawn_at: None,
+            revision: new.revision,
+            withdrawal_reason: String::new(),
+            withdrawn_by: String::new(),
+            title: new.details.title.clone(),
+            evidence_reference: new.details.evidence_reference.clone(),
+            evidence_sha256: new.details.evidence_sha256.clone(),
+            on_behalf_of: new.details.on_behalf_of.clone(),
+            recorded_client: new.recorded_client.clone(),
+            external_reference: Some(new.details.external_reference.clone()).filter(|text| !text.is_empty()),
+            proposal_id: id_or_empty(new.proposed_by.map(|by| by.proposal_id)),
+            proposed_by_partner: id_or_empty(new.proposed_by.map(|by| by.partner_id)),
+            proposed_by_user: id_or_empty(new.proposed_by.map(|by| by.user_id)),
+            shown_country,
+            shown_language,
+            shown_sha256,
+        }
     };
     let rows: Vec<_> = new.iter().map(row).collect();
     Ok(insert_rows!(connection, acceptance, &rows)?)
@@ -312,6 +352,7 @@ pub(crate) fn first_signed_at(connection: &mut Connection, customer: Uuid) -> Re
 }
 
 pub(crate) fn signature_insert(connection: &mut Connection, new: &Signature) -> Result<(), Error> {
+    let [shown_country, shown_language, shown_sha256] = shown_columns(new.shown_text.as_ref());
     query!(connection, c => {
         diesel::insert_into(acceptance::table)
             .values((
@@ -334,6 +375,9 @@ pub(crate) fn signature_insert(connection: &mut Connection, new: &Signature) -> 
                 acceptance::recorded_at.eq(new.signed_at.naive_utc()),
                 acceptance::recorded_by.eq(new.signed_by.to_string()),
                 acceptance::revision.eq(new.revision),
+                acceptance::shown_country.eq(shown_country),
+                acceptance::shown_language.eq(shown_language),
+                acceptance::shown_sha256.eq(shown_sha256),
             ))
             .execute(c)
     })?;
@@ -453,12 +497,13 @@ pub(crate) fn acceptance_withdraw(
     Ok(())
 }
 
-/// Whom a customer's current acceptances cover. `related` are the partners that have or had a relationship with it: by them
+/// Whom a customer's current acceptances but one cover. `related` are the partners that have or had a relationship with it: by them
 /// SQLite finds the current ones without reading those that were withdrawn.
 pub(crate) fn acceptances_cover(
     connection: &mut Connection,
     customer: Uuid,
     related: &[Uuid],
+    without: Uuid,
 ) -> Result<Vec<Covers>, Error> {
     let mut partners: Vec<String> = related.iter().map(Uuid::to_string).collect();
     partners.push(NO_PARTNER.to_owned());
@@ -468,6 +513,7 @@ pub(crate) fn acceptances_cover(
             .filter(acceptance::partner_id.eq_any(&partners))
             .filter(acceptance::superseded_at.is_null())
             .filter(acceptance::withdrawn_at.is_null())
+            .filter(acceptance::id.ne(without.to_string()))
             .select((acceptance::id, acceptance::partner_id))
             .load(c)
     })?;
@@ -476,4 +522,31 @@ pub(crate) fn acceptances_cover(
         Ok(partner.map_or(Covers::Everyone, Covers::Partner))
     };
     rows.iter().map(covers).collect()
+}
+
+/// How much rests on a template (TPL-4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Retirement {
+    /// Customers with a current acceptance of it.
+    pub customers: u64,
+    /// Partners with a current attestation of it.
+    pub partners: u64,
+}
+
+pub(crate) fn resting_on_template(connection: &mut Connection, template: Uuid) -> Result<Retirement, Error> {
+    let key = template.to_string();
+    let current = acceptance::table
+        .filter(acceptance::template_id.eq(&key))
+        .filter(acceptance::superseded_at.is_null())
+        .filter(acceptance::withdrawn_at.is_null());
+    let attested = current.filter(acceptance::partner_id.ne(NO_PARTNER));
+    let (customers, partners): (i64, i64) = query!(connection, c => {
+        (
+            current.select(count(acceptance::customer_id).aggregate_distinct()).first(c)?,
+            attested.select(count(acceptance::partner_id).aggregate_distinct()).first(c)?,
+        )
+    });
+    let count =
+        |column, counted: i64| u64::try_from(counted).map_err(|_| at("acceptance", &key).corrupt(column));
+    Ok(Retirement { customers: count("customer_id", customers)?, partners: count("partner_id", partners)? })
 }

@@ -1,7 +1,7 @@
 //! Verifies the hash chain (tamper detection): whether the audit history is whole, and the acceptances are what it says.
 //!
 //! Everything is read in one snapshot and page by page, beside a service that goes on. Besides a page
-//! it holds what every acceptance must be, about 400 bytes each: a gigabyte does for two million.
+//! it holds what every acceptance must be, about 600 bytes each: a gigabyte does for a million and a half.
 //! Rows are read as what another program may have made of them: SQLite keeps any value in any column,
 //! so that a page with a value that is none is read again row by row, and rows are counted, so that
 //! none hides behind a key that no order finds.
@@ -332,6 +332,7 @@ mod tests {
             country: "FR".into(),
             cloud: Cloud::Public,
             contact_commitment: commitment(&contact_salt, &primary_contact),
+            language: None,
             by: ADMIN,
         })?;
         customer_insert(
@@ -341,6 +342,7 @@ mod tests {
                 company_name: "Contoso".into(),
                 domain: "contoso.example".into(),
                 country: "FR".into(),
+                given_language: String::new(),
                 cloud: Cloud::Public,
                 primary_contact,
                 contact_salt,
@@ -361,6 +363,7 @@ mod tests {
             agreement_type,
             template_id: AGREEMENT,
             template_version: version,
+            shown_text: None,
             supersedes,
             by: ADMIN,
         })?;
@@ -380,6 +383,7 @@ mod tests {
                 superseded_at: None,
                 withdrawn: None,
                 revision,
+                shown_text: None,
             },
         )
     }

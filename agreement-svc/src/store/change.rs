@@ -20,6 +20,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::schema::{event, revision};
+use crate::rules::attestation::Details;
 use crate::rules::event::{Event, LIFT};
 use crate::rules::party::Contact;
 use crate::rules::template::Document;
@@ -63,6 +64,17 @@ pub(crate) trait Decide<R, A>: Sized {
 pub enum ChangeError {
     Refused(Refusal),
     Failed(Error),
+}
+
+impl ChangeError {
+    /// As [`Refusal::within`].
+    #[must_use]
+    pub(crate) fn within(self, path: &str) -> Self {
+        match self {
+            Self::Refused(refusal) => Self::Refused(refusal.within(path)),
+            failed @ Self::Failed(_) => failed,
+        }
+    }
 }
 
 impl From<Refusal> for ChangeError {
@@ -301,6 +313,17 @@ pub(crate) fn commitment(salt: &str, contact: &Contact) -> String {
     let Contact { first_name, last_name, email, phone } = contact;
     // Control characters cannot occur in the fields, so the parts cannot run into each other.
     hex::encode(Sha256::digest(format!("{salt}\n{first_name}\n{last_name}\n{email}\n{phone}")))
+}
+
+/// As [`commitment`], to the person of an attestation and what is erased with it. Where nothing of that was given, it is the
+/// commitment to the contact, as of earlier versions.
+pub(crate) fn attestation_commitment(salt: &str, contact: &Contact, details: &Details) -> String {
+    let Details { title, evidence_reference, on_behalf_of, .. } = details;
+    if [title, evidence_reference, on_behalf_of].iter().all(|text| text.is_empty()) {
+        return commitment(salt, contact);
+    }
+    let contact = commitment(salt, contact);
+    hex::encode(Sha256::digest(format!("{contact}\n{salt}\n{title}\n{evidence_reference}\n{on_behalf_of}")))
 }
 
 /// The hash over the documents of a version, in the order of country and language.

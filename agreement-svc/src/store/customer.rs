@@ -1,5 +1,8 @@
 //! Customers, changed under optimistic locking (etag), and their relationships with partners.
 
+pub(crate) mod list;
+pub(crate) mod reference;
+
 use std::collections::BTreeMap;
 
 use chassis::database::row::{at, id_or_empty, utc};
@@ -14,7 +17,7 @@ use uuid::Uuid;
 use super::schema::{customer, partner, relationship};
 
 use crate::rules::Time;
-use crate::rules::party::{Contact, Customer, Partnership, Relationship};
+use crate::rules::party::{Contact, Customer, Partnership, Relationship, Support, name_key};
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = customer)]
@@ -33,6 +36,7 @@ struct Row {
     first_purchase_at: Option<NaiveDateTime>,
     acceptance_revision: i64,
     revision: i64,
+    language: String,
 }
 
 impl Row {
@@ -43,6 +47,7 @@ impl Row {
             company_name: self.company_name,
             domain: self.domain,
             country: self.country,
+            given_language: self.language,
             primary_contact: Contact {
                 first_name: self.first_name,
                 last_name: self.last_name,
@@ -95,47 +100,26 @@ pub(crate) fn customers_find(connection: &mut Connection, ids: &[Uuid]) -> Resul
     rows.into_iter().map(Row::read).collect()
 }
 
-pub(crate) fn customer_list(
-    connection: &mut Connection,
-    viewer: Viewer,
-    after: Option<&str>,
-    limit: i64,
-) -> Result<Vec<Customer>, Error> {
-    let after = after.unwrap_or_default();
-    let rows: Vec<Row> = match viewer {
-        Viewer::Everything => query!(connection, c => {
-            customer::table
-                .filter(customer::id.gt(after))
-                .order(customer::id)
-                .limit(limit)
-                .select(Row::as_select())
-                .load(c)
-        })?,
-        Viewer::Customer(own) => query!(connection, c => {
-            customer::table
-                .filter(customer::id.gt(after))
-                .filter(customer::id.eq(own.to_string()))
-                .select(Row::as_select())
-                .load(c)
-        })?,
-        Viewer::Partner(partner) => {
-            let partner = partner.to_string();
-            query!(connection, c => {
-                let own = relationship::table
-                    .filter(relationship::customer_id.gt(after))
-                    .filter(relationship::ended_at.is_null())
-                    .filter(relationship::partner_id.eq(&partner).or(relationship::reseller_id.eq(&partner)))
-                    .select(relationship::customer_id);
-                customer::table
-                    .filter(customer::id.eq_any(own))
-                    .order(customer::id)
-                    .limit(limit)
-                    .select(Row::as_select())
-                    .load(c)
-            })?
-        }
-    };
-    rows.into_iter().map(Row::read).collect()
+/// Gives customers the key of their name that have none of their current revision: those of older versions. The answer is
+/// how many there were, of `limit` at most.
+pub(crate) fn name_keys_fill(connection: &mut Connection, limit: i64) -> Result<usize, Error> {
+    let rows: Vec<(String, String, i64)> = query!(&mut *connection, c => {
+        customer::table
+            .filter(customer::name_revision.ne(customer::revision))
+            .order(customer::id)
+            .limit(limit)
+            .select((customer::id, customer::company_name, customer::revision))
+            .load(c)
+    })?;
+    for (id, name, revision) in &rows {
+        let key = name_key(name, at("customer", id).parse("id", id)?);
+        query!(&mut *connection, c => {
+            diesel::update(customer::table.find(id).filter(customer::revision.eq(revision)))
+                .set((customer::name_key.eq(key.as_bytes()), customer::name_revision.eq(revision)))
+                .execute(c)
+        })?;
+    }
+    Ok(rows.len())
 }
 
 /// The company names of some customers.
@@ -165,6 +149,7 @@ pub(crate) fn customer_insert(connection: &mut Connection, new: &Customer) -> Re
                 customer::company_name.eq(&new.company_name),
                 customer::domain.eq(&new.domain),
                 customer::country.eq(&new.country),
+                customer::language.eq(&new.given_language),
                 customer::cloud.eq(new.cloud.into_str()),
                 customer::first_name.eq(&new.primary_contact.first_name),
                 customer::last_name.eq(&new.primary_contact.last_name),
@@ -175,13 +160,15 @@ pub(crate) fn customer_insert(connection: &mut Connection, new: &Customer) -> Re
                 customer::first_purchase_at.eq(new.first_purchase_at.map(|at| at.naive_utc())),
                 customer::acceptance_revision.eq(new.acceptance_revision),
                 customer::revision.eq(new.revision),
+                customer::name_key.eq(name_key(&new.company_name, new.id).into_bytes()),
+                customer::name_revision.eq(new.revision),
             ))
             .execute(c)
     })?;
     Ok(())
 }
 
-/// Stores the company name, the domain, the country, the contact and the revision.
+/// Stores the company name, the domain, the country, the language, the contact and the revision.
 pub(crate) fn customer_update(connection: &mut Connection, changed: &Customer) -> Result<(), Error> {
     query!(connection, c => {
         diesel::update(customer::table.find(changed.id.to_string()))
@@ -189,12 +176,15 @@ pub(crate) fn customer_update(connection: &mut Connection, changed: &Customer) -
                 customer::company_name.eq(&changed.company_name),
                 customer::domain.eq(&changed.domain),
                 customer::country.eq(&changed.country),
+                customer::language.eq(&changed.given_language),
                 customer::first_name.eq(&changed.primary_contact.first_name),
                 customer::last_name.eq(&changed.primary_contact.last_name),
                 customer::email.eq(&changed.primary_contact.email),
                 customer::phone.eq(&changed.primary_contact.phone),
                 customer::contact_salt.eq(&changed.contact_salt),
                 customer::revision.eq(changed.revision),
+                customer::name_key.eq(name_key(&changed.company_name, changed.id).into_bytes()),
+                customer::name_revision.eq(changed.revision),
             ))
             .execute(c)
     })?;
@@ -324,6 +314,22 @@ pub(crate) fn relationship_end(connection: &mut Connection, number: i64, now: Ti
 
 diesel::alias!(partner as through: Through);
 
+/// Whose relationships. Each way has an index in the order of numbers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Whose {
+    Customer(Uuid),
+    Payer(Uuid),
+    Reseller(Uuid),
+}
+
+/// What a list of relationships is narrowed to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RelationshipFilter {
+    pub customer: Option<Uuid>,
+    pub reseller: Option<Uuid>,
+    pub include_ended: bool,
+}
+
 /// A customer's relationships with the names of the partners, oldest first.
 pub(crate) fn partnership_list(
     connection: &mut Connection,
@@ -332,43 +338,102 @@ pub(crate) fn partnership_list(
     after: i64,
     limit: i64,
 ) -> Result<Vec<Partnership>, Error> {
-    let key = customer.to_string();
+    let filter = RelationshipFilter { include_ended, ..RelationshipFilter::default() };
+    partnerships_of(connection, Whose::Customer(customer), filter, after, limit)
+}
+
+/// As [`partnership_list`], of a partner as payer or as reseller.
+pub(crate) fn partnerships_of_partner(
+    connection: &mut Connection,
+    partner: Uuid,
+    filter: RelationshipFilter,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<Partnership>, Error> {
+    let mut rows = partnerships_of(connection, Whose::Payer(partner), filter, after, limit)?;
+    rows.extend(partnerships_of(connection, Whose::Reseller(partner), filter, after, limit)?);
+    rows.sort_unstable_by_key(|row| row.revision);
+    rows.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+    Ok(rows)
+}
+
+/// Relationships with the names of the partners, oldest first.
+pub(crate) fn partnerships_of(
+    connection: &mut Connection,
+    whose: Whose,
+    filter: RelationshipFilter,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<Partnership>, Error> {
     let rows: Vec<PartnershipRow> = query!(connection, c => {
         let mut list = relationship::table
             .inner_join(partner::table.on(partner::id.eq(relationship::partner_id)))
             .left_join(through.on(through.field(partner::id).eq(relationship::reseller_id)))
-            .filter(relationship::customer_id.eq(&key))
             .filter(relationship::revision.gt(after))
             .order(relationship::revision)
             .limit(limit)
             .select((
+                relationship::customer_id,
                 (relationship::partner_id, partner::name, partner::kind),
+                (partner::support_email, partner::support_phone, partner::support_url),
                 (relationship::reseller_id, through.field(partner::name).nullable()),
+                (
+                    through.field(partner::support_email),
+                    through.field(partner::support_phone),
+                    through.field(partner::support_url),
+                )
+                    .nullable(),
                 (relationship::established_at, relationship::ended_at, relationship::revision),
             ))
             .into_boxed();
-        if !include_ended {
+        list = match whose {
+            Whose::Customer(id) => list.filter(relationship::customer_id.eq(id.to_string())),
+            Whose::Payer(id) => list.filter(relationship::partner_id.eq(id.to_string())),
+            Whose::Reseller(id) => list.filter(relationship::reseller_id.eq(id.to_string())),
+        };
+        if let Some(customer) = filter.customer {
+            list = list.filter(relationship::customer_id.eq(customer.to_string()));
+        }
+        if let Some(reseller) = filter.reseller {
+            list = list.filter(relationship::reseller_id.eq(reseller.to_string()));
+        }
+        if !filter.include_ended {
             list = list.filter(relationship::ended_at.is_null());
         }
         list.load(c)
     })?;
-    rows.into_iter().map(|row| read_partnership(&key, row)).collect()
+    rows.into_iter().map(read_partnership).collect()
 }
 
-type PartnershipRow =
-    ((String, String, String), (String, Option<String>), (NaiveDateTime, Option<NaiveDateTime>, i64));
+/// E-mail address, phone and page.
+type SupportColumns = (String, String, String);
 
-fn read_partnership(key: &str, row: PartnershipRow) -> Result<Partnership, Error> {
-    let ((payer, payer_name, kind), (reseller, reseller_name), (established_at, ended_at, revision)) = row;
-    let row = at("relationship", key);
+type PartnershipRow = (
+    String,
+    (String, String, String),
+    SupportColumns,
+    (String, Option<String>),
+    Option<SupportColumns>,
+    (NaiveDateTime, Option<NaiveDateTime>, i64),
+);
+
+fn read_partnership(row: PartnershipRow) -> Result<Partnership, Error> {
+    let (key, (payer, payer_name, kind), payer_support, (reseller, reseller_name), reseller_support, times) =
+        row;
+    let (established_at, ended_at, revision) = times;
+    let support = |(email, phone, url): SupportColumns| Support { email, phone, url };
+    let row = at("relationship", &key);
     Ok(Partnership {
+        customer_id: row.parse("customer_id", &key)?,
         relationship: Relationship {
             payer_id: row.parse("partner_id", &payer)?,
             reseller_id: row.optional_id("reseller_id", &reseller)?,
         },
         payer_kind: at("partner", &payer).named("kind", kind.parse().ok())?,
         payer_name,
+        payer_support: support(payer_support),
         reseller_name,
+        reseller_support: reseller_support.map(support).unwrap_or_default(),
         established_at: utc(established_at),
         ended_at: ended_at.map(utc),
         revision,
@@ -402,6 +467,40 @@ pub(crate) fn related_partners(connection: &mut Connection, customer: Uuid) -> R
             .load(c)
     })?;
     rows.iter().map(|partner| at("relationship", &key).parse("partner_id", partner)).collect()
+}
+
+/// How many relationships of one customer an answer names.
+const RELATIONSHIPS_MAX: i64 = 1000;
+
+/// The relationships, active or ended, that partners have or had with a customer as payers, each once.
+pub(crate) fn relationships_with(
+    connection: &mut Connection,
+    customer: Uuid,
+    payers: &[Uuid],
+) -> Result<Vec<Relationship>, Error> {
+    if payers.is_empty() {
+        return Ok(vec![]);
+    }
+    let key = customer.to_string();
+    let payers = payers.iter().map(Uuid::to_string);
+    let rows: Vec<(String, String)> = query!(connection, c => {
+        relationship::table
+            .filter(relationship::customer_id.eq(&key))
+            .filter(relationship::partner_id.eq_any(payers))
+            .select((relationship::partner_id, relationship::reseller_id))
+            .distinct()
+            .order((relationship::partner_id, relationship::reseller_id))
+            .limit(RELATIONSHIPS_MAX)
+            .load(c)
+    })?;
+    let read = |(payer, reseller): &(String, String)| {
+        let row = at("relationship", &key);
+        Ok(Relationship {
+            payer_id: row.parse("partner_id", payer)?,
+            reseller_id: row.optional_id("reseller_id", reseller)?,
+        })
+    };
+    rows.iter().map(read).collect()
 }
 
 pub(crate) fn relationship_insert(

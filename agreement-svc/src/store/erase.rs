@@ -10,9 +10,13 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::change::Change;
-use super::schema::{acceptance, contact, contact_notice, customer, invitation, notification};
+use super::partner::{partner_find, partner_update};
+use super::schema::{
+    acceptance, contact, contact_notice, customer, invitation, notification, partner, proposal,
+};
 
 use crate::rules::event::Event;
+use crate::rules::party::{Support, folded};
 
 /// Rows of one page of a search.
 const PAGE: i64 = 1000;
@@ -39,20 +43,18 @@ impl Person {
     }
 }
 
-/// In lower case letter by letter, so that a part of a text is folded as it is by itself.
-fn folded(text: &str) -> String {
-    text.chars().flat_map(char::to_lowercase).collect()
-}
-
 /// A row with a person's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Row {
     Attestation(Uuid),
     Invitation(Uuid),
+    Proposal(Uuid),
     /// A contact of the customer's own or of a partner.
     Contact(Uuid),
     /// A mail about a change of contacts that is still to be sent.
     Notice(Uuid),
+    /// A partner, whose support contact it is.
+    Support(Uuid),
     /// The customer itself, where one contact is kept for versions that know no other.
     Customer(Uuid),
 }
@@ -64,7 +66,12 @@ pub(crate) type Found = Vec<(Option<Uuid>, Row)>;
 pub(crate) fn attestation_ids(found: &[(Option<Uuid>, Row)]) -> Vec<Uuid> {
     let id = |(_, row): &(Option<Uuid>, Row)| match row {
         Row::Attestation(id) => Some(*id),
-        Row::Invitation(_) | Row::Contact(_) | Row::Notice(_) | Row::Customer(_) => None,
+        Row::Invitation(_)
+        | Row::Proposal(_)
+        | Row::Contact(_)
+        | Row::Notice(_)
+        | Row::Support(_)
+        | Row::Customer(_) => None,
     };
     found.iter().filter_map(id).collect()
 }
@@ -122,11 +129,42 @@ pub(crate) fn person_find(
     let mut found = vec![];
     find_in!(found, connection, person, among, acceptance, acceptance::customer_id, Row::Attestation);
     find_in!(found, connection, person, among, invitation, invitation::customer_id, Row::Invitation);
+    find_in!(found, connection, person, among, proposal, proposal::customer_id, Row::Proposal);
     find_in!(found, connection, person, among, customer, customer::id, Row::Customer);
     find_in!(found, connection, person, among, contact, contact::customer_id, Row::Contact);
     find_in!(found, connection, person, among, contact_notice, contact_notice::customer_id, Row::Notice);
+    found.extend(supports_of(connection, person, among)?.into_iter().map(|id| (None, Row::Support(id))));
     found.sort_unstable();
     Ok(found)
+}
+
+/// The partners whose support contact the person is. There are few partners.
+fn supports_of(
+    connection: &mut Connection,
+    person: &Person,
+    among: Option<&[(Option<Uuid>, Row)]>,
+) -> Result<Vec<Uuid>, Error> {
+    let rows: Vec<(String, String)> = query!(connection, c => {
+        partner::table
+            .filter(partner::support_email.ne(""))
+            .select((partner::id, partner::support_email))
+            .load(c)
+    })?;
+    let ids = rows.iter().filter(|(_, email)| person.has(email));
+    let ids: Vec<Uuid> = ids.map(|(id, _)| at("partner", id).parse("id", id)).collect::<Result<_, _>>()?;
+    let is_among = |id: &Uuid| among.is_none_or(|rows| rows.contains(&(None, Row::Support(*id))));
+    Ok(ids.into_iter().filter(is_among).collect())
+}
+
+/// Empties the support contact of a partner.
+fn support_erase(change: &mut Change<'_>, id: Uuid) -> Result<(), Error> {
+    let Some(mut erased) = partner_find(change.connection, id)? else { return Ok(()) };
+    erased.support = Support::default();
+    // The service itself did it: there is no user.
+    let (name, by) = (erased.name.clone(), Uuid::nil());
+    erased.revision =
+        change.record(&Event::PartnerUpdated { partner_id: id, name, support_changed: true, by })?;
+    partner_update(change.connection, &erased)
 }
 
 /// The mails that name the persons of some attestations: by the attestation itself, and by the one whose mail announced
@@ -152,9 +190,9 @@ pub(crate) fn mails_naming(connection: &mut Connection, attestations: &[Uuid]) -
     Ok(mails)
 }
 
-/// Empties the contact of rows.
+/// Empties the contact of rows, and some more columns with it.
 macro_rules! erase_rows {
-    ($connection:expr, $table:ident, $ids:expr) => {{
+    ($connection:expr, $table:ident, $ids:expr $(, $with:ident)*) => {{
         let ids: Vec<String> = $ids.iter().map(Uuid::to_string).collect();
         query!($connection, c => {
             diesel::update($table::table.filter($table::id.eq_any(&ids)))
@@ -164,13 +202,14 @@ macro_rules! erase_rows {
                     $table::email.eq(""),
                     $table::phone.eq(""),
                     $table::contact_salt.eq(""),
+                    $($table::$with.eq(""),)*
                 ))
                 .execute(c)
         })?;
     }};
 }
 
-/// Erases a person from rows that it was found in, where it still stands: an event for each customer. The answer is what was
+/// Erases a person from rows that it was found in, where it still stands: an event for each customer and for each partner. The answer is what was
 /// erased. A change takes as long as there are rows.
 pub(crate) fn person_erase(
     change: &mut Change<'_>,
@@ -178,13 +217,22 @@ pub(crate) fn person_erase(
     among: &[(Option<Uuid>, Row)],
 ) -> Result<Found, Error> {
     let erased = person_find(change.connection, person, Some(among))?;
-    for of_customer in erased.chunk_by(|(one, _), (other, _)| one == other) {
-        let (mut invitations, mut contacts, mut notices, mut customers) = (vec![], vec![], vec![], vec![]);
+    let (supports, of_customers): (Found, Found) =
+        erased.iter().partition(|(_, row)| matches!(row, Row::Support(_)));
+    for (_, row) in supports {
+        if let Row::Support(id) = row {
+            support_erase(change, id)?;
+        }
+    }
+    for of_customer in of_customers.chunk_by(|(one, _), (other, _)| one == other) {
+        let (mut invitations, mut proposals) = (vec![], vec![]);
+        let (mut contacts, mut notices, mut customers) = (vec![], vec![], vec![]);
         let attestations = attestation_ids(of_customer);
         for (_, row) in of_customer {
             match *row {
-                Row::Attestation(_) => {}
+                Row::Attestation(_) | Row::Support(_) => {}
                 Row::Invitation(id) => invitations.push(id),
+                Row::Proposal(id) => proposals.push(id),
                 Row::Contact(id) => contacts.push(id),
                 Row::Notice(id) => notices.push(id),
                 Row::Customer(id) => customers.push(id),
@@ -196,10 +244,12 @@ pub(crate) fn person_erase(
             customer_id,
             attestation_ids: attestations.clone(),
             invitation_ids: invitations.clone(),
+            proposal_ids: proposals.clone(),
             was_primary_contact: was_contact,
         })?;
-        erase_rows!(change.connection, acceptance, attestations);
+        erase_rows!(change.connection, acceptance, attestations, title, evidence_reference, on_behalf_of);
         erase_rows!(change.connection, invitation, invitations);
+        erase_rows!(change.connection, proposal, proposals, title, evidence_reference, on_behalf_of);
         erase_rows!(change.connection, contact, contacts);
         erase_rows!(change.connection, customer, customers);
         let notices: Vec<String> = notices.iter().map(Uuid::to_string).collect();

@@ -80,6 +80,11 @@ pub(crate) fn events_following(
     }
 }
 
+/// The event of a revision.
+pub(crate) fn event_find(connection: &mut Connection, revision: i64) -> Result<Option<Recorded>, Error> {
+    Ok(events_from(connection, revision, 1)?.into_iter().find(|event| event.revision == revision))
+}
+
 fn events_from(connection: &mut Connection, first: i64, limit: i64) -> Result<Vec<Recorded>, Error> {
     let rows: Vec<Row> = query!(connection, c => {
         event::table
@@ -106,22 +111,25 @@ fn restored_after(connection: &mut Connection, revision: i64) -> Result<Option<i
     })?)
 }
 
-/// One customer's history, in order; where a partner looks, without what belongs to another one.
+/// One customer's history from a revision on, which is not included: up, or down where the newest comes first. Where a
+/// partner looks, it is without what belongs to another one.
 pub(crate) fn events_of(
     connection: &mut Connection,
     customer: Uuid,
     partner: Option<Uuid>,
-    after: i64,
+    (newest_first, from): (bool, i64),
     limit: i64,
 ) -> Result<Vec<Recorded>, Error> {
     let rows: Vec<Row> = query!(connection, c => {
         let mut list = event::table
             .filter(event::customer_id.eq(customer.to_string()))
-            .filter(event::revision.gt(after))
-            .order(event::revision)
             .limit(limit)
             .select((event::revision, event::recorded_at, event::body, event::hash))
             .into_boxed();
+        list = match newest_first {
+            true => list.filter(event::revision.lt(from)).order(event::revision.desc()),
+            false => list.filter(event::revision.gt(from)).order(event::revision),
+        };
         if let Some(partner) = partner {
             list = list.filter(event::partner_id.is_null().or(event::partner_id.eq(partner.to_string())));
         }

@@ -23,7 +23,7 @@ use strum::VariantArray;
 use uuid::Uuid;
 
 use super::acceptance::NO_PARTNER;
-use super::schema::{acceptance, customer, partner, relationship};
+use super::schema::{acceptance, customer, partner, relationship, template_version};
 use super::template::template_list;
 
 use crate::rules::Time;
@@ -328,6 +328,46 @@ pub(crate) fn gate_history(connection: &mut Connection, pair: Pair) -> Result<Pa
     })
 }
 
+/// The acceptance of a kind and type that was withdrawn last, of the pair's payer or of the customer itself, and when.
+pub(crate) fn last_withdrawn(
+    connection: &mut Connection,
+    pair: Pair,
+    kind: AcceptanceKind,
+    agreement_type: AgreementType,
+) -> Result<Option<(Acceptance, Time)>, Error> {
+    let partner = match kind {
+        AcceptanceKind::Attestation => pair.payer_id.to_string(),
+        AcceptanceKind::Signature => NO_PARTNER.to_owned(),
+    };
+    let row: Option<(AcceptanceRow, Option<NaiveDateTime>, NaiveDateTime)> = query!(connection, c => {
+        acceptance::table
+            .inner_join(template_version::table.on(template_version::template_id
+                .eq(acceptance::template_id)
+                .and(template_version::number.eq(acceptance::template_version))))
+            .filter(acceptance::customer_id.eq(pair.customer_id.to_string()))
+            .filter(acceptance::partner_id.eq(partner))
+            .filter(acceptance::agreement_type.eq(agreement_type.into_str()))
+            .filter(acceptance::withdrawn_at.is_not_null())
+            .order(acceptance::withdrawn_at.desc())
+            .select((
+                (
+                    acceptance::id,
+                    acceptance::kind,
+                    acceptance::agreement_type,
+                    acceptance::template_id,
+                    acceptance::template_version,
+                    acceptance::agreed_at,
+                ),
+                acceptance::withdrawn_at,
+                template_version::effective_from,
+            ))
+            .first(c)
+            .optional()
+    })?;
+    let Some((row, Some(withdrawn_at), effective_from)) = row else { return Ok(None) };
+    Ok(Some((row.acceptance(utc(effective_from))?, utc(withdrawn_at))))
+}
+
 impl HistoryRow {
     fn has_withdrawn(&self, kind: AcceptanceKind, of: AgreementType) -> bool {
         use AcceptanceKind::{Attestation, Signature};
@@ -366,6 +406,22 @@ fn snapshot(templates: &Templates, of: Pair, rows: &[&Row]) -> Result<Snapshot, 
     })
 }
 
+impl AcceptanceRow {
+    /// `effective_from`: when its version took effect.
+    fn acceptance(&self, effective_from: Time) -> Result<Acceptance, Error> {
+        let (table, id) = ("acceptance", &self.id);
+        Ok(Acceptance {
+            id: at(table, id).parse("id", id)?,
+            kind: at(table, id).named("kind", self.kind.parse().ok())?,
+            agreement_type: at(table, id).named("agreement_type", self.agreement_type.parse().ok())?,
+            template_id: at(table, id).parse("template_id", &self.template_id)?,
+            template_version: at(table, id).count("template_version", self.template_version)?,
+            effective_from,
+            agreed_at: utc(self.agreed_at),
+        })
+    }
+}
+
 impl TemplateCache {
     /// The templates as of a revision, or newer ones: a version that was published after the facts were read
     /// concerns none of them.
@@ -394,18 +450,10 @@ impl Templates {
     }
 
     fn acceptance(&self, row: &AcceptanceRow) -> Result<Acceptance, Error> {
-        let (table, id) = ("acceptance", &row.id);
         let version = (row.template_id.clone(), row.template_version);
         let effective_from = self.effective_from.get(&version).copied();
-        Ok(Acceptance {
-            id: at(table, id).parse("id", id)?,
-            kind: at(table, id).named("kind", row.kind.parse().ok())?,
-            agreement_type: at(table, id).named("agreement_type", row.agreement_type.parse().ok())?,
-            template_id: at(table, id).parse("template_id", &row.template_id)?,
-            template_version: at(table, id).count("template_version", row.template_version)?,
-            effective_from: effective_from.ok_or_else(|| at(table, id).corrupt("template_version"))?,
-            agreed_at: utc(row.agreed_at),
-        })
+        let unknown = || at("acceptance", &row.id).corrupt("template_version");
+        row.acceptance(effective_from.ok_or_else(unknown)?)
     }
 
     /// Those that concern any of the acceptances.

@@ -1,5 +1,7 @@
 //! Invitations to sign, and to enter a relationship.
 
+use std::collections::HashMap;
+
 use chassis::database::row::{at, id_or_empty, utc};
 use chassis::database::{Connection, Error};
 use chassis::query;
@@ -11,7 +13,8 @@ use uuid::Uuid;
 use super::schema::{invitation, relationship};
 
 use crate::rules::Time;
-use crate::rules::invitation::{Invitation, InvitationState, Settled};
+use crate::rules::invitation::{DeclineReason, Invitation, InvitationState, Settled};
+use crate::rules::language::SHIPPED;
 use crate::rules::party::{Contact, Relationship};
 
 #[derive(Queryable, Selectable)]
@@ -34,16 +37,24 @@ struct Row {
     accepted_at: Option<NaiveDateTime>,
     revoked_at: Option<NaiveDateTime>,
     revision: i64,
+    declined_at: Option<NaiveDateTime>,
+    decline_reason: Option<String>,
+    language: String,
 }
 
 impl Row {
     fn read(self) -> Result<Invitation, Error> {
         let row = at("invitation", &self.id);
-        let settled = match (self.accepted_at, self.revoked_at) {
-            (None, None) => None,
-            (Some(accepted_at), None) => Some(Settled::Accepted { at: utc(accepted_at) }),
-            (None, Some(revoked_at)) => Some(Settled::Revoked { at: utc(revoked_at) }),
-            (Some(_), Some(_)) => return Err(row.corrupt("revoked_at")),
+        let settled = match (self.accepted_at, self.revoked_at, self.declined_at) {
+            (None, None, None) => None,
+            (Some(accepted_at), None, None) => Some(Settled::Accepted { at: utc(accepted_at) }),
+            (None, Some(revoked_at), None) => Some(Settled::Revoked { at: utc(revoked_at) }),
+            (None, None, Some(declined_at)) => {
+                let reason = self.decline_reason.and_then(|reason| reason.parse().ok());
+                Some(Settled::Declined { at: utc(declined_at), reason: row.named("decline_reason", reason)? })
+            }
+            (Some(_), Some(_), _) => return Err(row.corrupt("revoked_at")),
+            (_, _, Some(_)) => return Err(row.corrupt("declined_at")),
         };
         Ok(Invitation {
             id: row.parse("id", &self.id)?,
@@ -61,6 +72,8 @@ impl Row {
                 email: self.email,
                 phone: self.phone,
             }),
+            // Older versions wrote in English.
+            language: Some(self.language).filter(|of| !of.is_empty()).unwrap_or_else(|| SHIPPED[0].into()),
             contact_salt: self.contact_salt,
             created_at: utc(self.created_at),
             expires_at: utc(self.expires_at),
@@ -77,6 +90,43 @@ pub(crate) fn invitation_find(connection: &mut Connection, id: Uuid) -> Result<O
     row.map(Row::read).transpose()
 }
 
+/// That a customer declined an invitation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Declined {
+    pub invitation_id: Uuid,
+    pub at: Time,
+    pub reason: DeclineReason,
+}
+
+/// The latest invitation of a partner, as payer or reseller, that each of some customers declined.
+pub(crate) fn invitations_declined(
+    connection: &mut Connection,
+    partner_id: Uuid,
+    customer_ids: &[Uuid],
+) -> Result<HashMap<Uuid, Declined>, Error> {
+    let (partner, customers) = (partner_id.to_string(), customer_ids.iter().map(Uuid::to_string));
+    let customers: Vec<String> = customers.collect();
+    let rows: Vec<Row> = query!(connection, c => {
+        invitation::table
+            .filter(invitation::customer_id.eq_any(&customers))
+            .filter(invitation::declined_at.is_not_null())
+            .filter(invitation::partner_id.eq(&partner).or(invitation::reseller_id.eq(&partner)))
+            .order(invitation::declined_at)
+            .select(Row::as_select())
+            .load(c)
+    })?;
+    let mut latest = HashMap::new();
+    for row in rows {
+        let invitation = row.read()?;
+        if let (Some(customer_id), Some(Settled::Declined { at, reason })) =
+            (invitation.customer_id, invitation.settled)
+        {
+            latest.insert(customer_id, Declined { invitation_id: invitation.id, at, reason });
+        }
+    }
+    Ok(latest)
+}
+
 /// What a list of invitations is narrowed to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Filter {
@@ -85,22 +135,22 @@ pub(crate) struct Filter {
     pub customer: Option<Uuid>,
     /// In a state at a time.
     pub state: Option<(InvitationState, Time)>,
+    pub newest_first: bool,
 }
 
-/// Invitations, oldest first.
+/// Invitations from a revision on, which is not included: up, or down where the newest comes first.
 pub(crate) fn invitation_list(
     connection: &mut Connection,
     filter: Filter,
-    after: i64,
+    from: i64,
     limit: i64,
 ) -> Result<Vec<Invitation>, Error> {
     let rows: Vec<Row> = query!(connection, c => {
-        let mut list = invitation::table
-            .filter(invitation::revision.gt(after))
-            .order(invitation::revision)
-            .limit(limit)
-            .select(Row::as_select())
-            .into_boxed();
+        let mut list = invitation::table.limit(limit).select(Row::as_select()).into_boxed();
+        list = match filter.newest_first {
+            true => list.filter(invitation::revision.lt(from)).order(invitation::revision.desc()),
+            false => list.filter(invitation::revision.gt(from)).order(invitation::revision),
+        };
         if let Some(partner) = filter.partner.map(|id| id.to_string()) {
             let sees = relationship::table
                 .filter(relationship::customer_id.eq(invitation::customer_id))
@@ -117,12 +167,16 @@ pub(crate) fn invitation_list(
         }
         if let Some((state, now)) = filter.state {
             let now = now.naive_utc();
-            let is_open = invitation::accepted_at.is_null().and(invitation::revoked_at.is_null());
+            let is_open = invitation::accepted_at
+                .is_null()
+                .and(invitation::revoked_at.is_null())
+                .and(invitation::declined_at.is_null());
             list = match state {
                 InvitationState::Pending => list.filter(is_open.and(invitation::expires_at.gt(now))),
                 InvitationState::Expired => list.filter(is_open.and(invitation::expires_at.le(now))),
                 InvitationState::Accepted => list.filter(invitation::accepted_at.is_not_null()),
                 InvitationState::Revoked => list.filter(invitation::revoked_at.is_not_null()),
+                InvitationState::Declined => list.filter(invitation::declined_at.is_not_null()),
             };
         }
         list.load(c)
@@ -146,6 +200,7 @@ pub(crate) fn invitation_insert(connection: &mut Connection, new: &Invitation) -
                 invitation::email.eq(text(|contact| &contact.email)),
                 invitation::phone.eq(text(|contact| &contact.phone)),
                 invitation::contact_salt.eq(&new.contact_salt),
+                invitation::language.eq(&new.language),
                 invitation::created_at.eq(new.created_at.naive_utc()),
                 invitation::created_by.eq(new.created_by.to_string()),
                 invitation::expires_at.eq(new.expires_at.naive_utc()),
@@ -158,10 +213,11 @@ pub(crate) fn invitation_insert(connection: &mut Connection, new: &Invitation) -
 
 /// Stores what was done with it, and for whom.
 pub(crate) fn invitation_settle(connection: &mut Connection, changed: &Invitation) -> Result<(), Error> {
-    let (accepted_at, revoked_at) = match changed.settled {
-        None => (None, None),
-        Some(Settled::Accepted { at }) => (Some(at.naive_utc()), None),
-        Some(Settled::Revoked { at }) => (None, Some(at.naive_utc())),
+    let (accepted_at, revoked_at, declined) = match changed.settled {
+        None => (None, None, None),
+        Some(Settled::Accepted { at }) => (Some(at.naive_utc()), None, None),
+        Some(Settled::Revoked { at }) => (None, Some(at.naive_utc()), None),
+        Some(Settled::Declined { at, reason }) => (None, None, Some((at.naive_utc(), reason.into_str()))),
     };
     query!(connection, c => {
         diesel::update(invitation::table.find(changed.id.to_string()))
@@ -169,6 +225,8 @@ pub(crate) fn invitation_settle(connection: &mut Connection, changed: &Invitatio
                 invitation::customer_id.eq(id_or_empty(changed.customer_id)),
                 invitation::accepted_at.eq(accepted_at),
                 invitation::revoked_at.eq(revoked_at),
+                invitation::declined_at.eq(declined.map(|(at, _)| at)),
+                invitation::decline_reason.eq(declined.map(|(_, reason)| reason)),
             ))
             .execute(c)
     })?;

@@ -15,7 +15,11 @@ pub(crate) mod invitation;
 pub(crate) mod notification;
 pub(crate) mod outbox;
 pub(crate) mod partner;
+#[cfg(test)]
+mod plans;
+pub(crate) mod proposal;
 mod schema;
+mod shown;
 pub(crate) mod template;
 
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};

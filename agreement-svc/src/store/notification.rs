@@ -7,8 +7,9 @@ use chassis::database::row::{at, utc};
 use chassis::database::{Connection, Error};
 use chassis::{insert_rows, query};
 use chrono::NaiveDateTime;
-use diesel::dsl::{count_star, min};
+use diesel::dsl::{count_star, min, sql};
 use diesel::prelude::*;
+use diesel::sql_types::Bool;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -17,6 +18,23 @@ use super::schema::{acceptance, notification};
 use crate::rules::Time;
 use crate::rules::attestation::Attestation;
 use crate::rules::notification::{MailFailure, Notification, NotificationState};
+
+/// What a [`Row`] is read from.
+const COLUMNS: (
+    notification::attestation_id,
+    notification::state,
+    notification::attempts,
+    notification::due_at,
+    notification::sent_at,
+    notification::last_failure,
+) = (
+    notification::attestation_id,
+    notification::state,
+    notification::attempts,
+    notification::due_at,
+    notification::sent_at,
+    notification::last_failure,
+);
 
 type Row = (String, String, i32, NaiveDateTime, Option<NaiveDateTime>, String);
 
@@ -74,17 +92,54 @@ pub(crate) fn notifications_of(
     let rows: Vec<Row> = query!(connection, c => {
         notification::table
             .filter(notification::attestation_id.eq_any(&ids))
-            .select((
-                notification::attestation_id,
-                notification::state,
-                notification::attempts,
-                notification::due_at,
-                notification::sent_at,
-                notification::last_failure,
-            ))
+            .select(COLUMNS)
             .load(c)
     })?;
     rows.into_iter().map(|row| read(row).map(|known| (known.attestation_id, known))).collect()
+}
+
+/// An unsent mail, with its partner and customer.
+pub(crate) struct Unsent {
+    pub partner_id: Uuid,
+    pub customer_id: Uuid,
+    pub notification: Notification,
+}
+
+/// The mails that wait, or those that were given up, behind an attestation, in the order of the ids. Each state has a partial
+/// index, which serves a statement that names the state in its text.
+pub(crate) fn notifications_unsent(
+    connection: &mut Connection,
+    state: NotificationState,
+    after: Option<&str>,
+    limit: i64,
+) -> Result<Vec<Unsent>, Error> {
+    let in_state = match state {
+        NotificationState::Queued => "notification.state = 'QUEUED'",
+        NotificationState::DeadLetter => "notification.state = 'DEAD_LETTER'",
+        NotificationState::Sent => return Ok(vec![]),
+    };
+    let rows: Vec<(String, String, Row)> = query!(connection, c => {
+        notification::table
+            .filter(sql::<Bool>(in_state))
+            .filter(notification::attestation_id.gt(after.unwrap_or_default()))
+            .order(notification::attestation_id)
+            .limit(limit)
+            .select((
+                notification::partner_id,
+                notification::customer_id,
+                COLUMNS,
+            ))
+            .load(c)
+    })?;
+    let unsent = |(partner_id, customer_id, row): (String, String, Row)| {
+        let key = at("notification", &row.0);
+        Ok(Unsent {
+            partner_id: key.parse("partner_id", &partner_id)?,
+            customer_id: key.parse("customer_id", &customer_id)?,
+            notification: read(row)?,
+        })
+    };
+    rows.into_iter().map(unsent).collect()
 }
 
 /// What waits to be announced.

@@ -20,10 +20,12 @@ use super::contact::contacts;
 use super::schema::{acceptance, contact_notice, customer, notification, partner, template};
 
 use crate::rules::Time;
+use crate::rules::language::of_country;
 use crate::rules::notification::{
-    ANNOUNCED_MAX, Announced, Content, DueMail, MailFailure, NotificationState, Outcome, day_of,
+    ANNOUNCED_MAX, Announced, Content, DueMail, MailFailure, NotificationState, Outcome, Sender, day_of,
     gathered_until,
 };
+use crate::rules::party::Support;
 
 /// Rows that one turn holds back: a statement's worth, however many a partner has queued.
 const HELD_PER_TURN: i64 = 1000;
@@ -249,7 +251,7 @@ fn notice_claim(
             ))
             .execute(c)
     })?;
-    let (attempts, recipient, company_name, partner_name): (i32, String, String, Option<String>) = query!(connection, c => {
+    let (attempts, recipient, company, partner): (i32, String, CompanyRow, Option<SenderRow>) = query!(connection, c => {
         contact_notice::table
             .inner_join(customer::table.on(customer::id.eq(contact_notice::customer_id)))
             .left_join(partner::table.on(partner::id.eq(contact_notice::sender_id)))
@@ -257,14 +259,18 @@ fn notice_claim(
             .select((
                 contact_notice::attempts,
                 contact_notice::email,
-                customer::company_name,
-                partner::name.nullable(),
+                COMPANY,
+                SENDER.nullable(),
             ))
             .first(c)
     })?;
     let row = at("contact_notice", id);
-    let content = Content::ContactChanged { partner_name, attempts: row.count("attempts", attempts)? };
-    Ok(Some(DueMail { id: row.parse("id", id)?, recipient, company_name, content }))
+    let content = Content::ContactChanged {
+        partner: partner.map(sender_of),
+        attempts: row.count("attempts", attempts)?,
+    };
+    let (company_name, language) = company_of(company);
+    Ok(Some(DueMail { id: row.parse("id", id)?, recipient, company_name, language, content }))
 }
 
 /// Claims the oldest announcement of a sender that is due, together with those that belong into its mail.
@@ -355,14 +361,36 @@ fn last_mail(
     Ok(sent_at.map(|sent_at| Some(sent_at.and_utc())))
 }
 
+/// A partner's name and its support contact: e-mail address, phone and page.
+type SenderRow = (String, String, String, String);
+
+const SENDER: (partner::name, partner::support_email, partner::support_phone, partner::support_url) =
+    (partner::name, partner::support_email, partner::support_phone, partner::support_url);
+
+fn sender_of((name, email, phone, url): SenderRow) -> Sender {
+    Sender { name, support: Support { email, phone, url } }
+}
+
+/// A customer's name, country and language.
+type CompanyRow = (String, String, String);
+
+const COMPANY: (customer::company_name, customer::country, customer::language) =
+    (customer::company_name, customer::country, customer::language);
+
+/// The name, and the language to write in.
+fn company_of((name, country, given): CompanyRow) -> (String, String) {
+    let language = if given.is_empty() { of_country(&country).to_owned() } else { given };
+    (name, language)
+}
+
 #[derive(Queryable)]
 struct AnnouncedRow {
     attestation_id: String,
     attempts: i32,
     partner_id: String,
     customer_id: String,
-    partner_name: String,
-    company_name: String,
+    partner: SenderRow,
+    company: CompanyRow,
     first_name: String,
     last_name: String,
     agreement: String,
@@ -388,8 +416,8 @@ fn announcement(
                 notification::attempts,
                 acceptance::partner_id,
                 acceptance::customer_id,
-                partner::name,
-                customer::company_name,
+                SENDER,
+                COMPANY,
                 acceptance::first_name,
                 acceptance::last_name,
                 template::name,
@@ -398,10 +426,10 @@ fn announcement(
             ))
             .load(c)
     })?;
-    let Some(AnnouncedRow { partner_id, customer_id, partner_name, company_name, .. }) = rows.first() else {
+    let Some(AnnouncedRow { partner_id, customer_id, partner, company, .. }) = rows.first() else {
         return Ok(None);
     };
-    let (partner_name, company_name) = (partner_name.clone(), company_name.clone());
+    let (partner, (company_name, language)) = (sender_of(partner.clone()), company_of(company.clone()));
     let partner_id: Uuid = at("acceptance", mail_id).parse("partner_id", partner_id)?;
     let customer_id: Uuid = at("acceptance", mail_id).parse("customer_id", customer_id)?;
     let contacts = contacts(connection, customer_id)?;
@@ -419,9 +447,9 @@ fn announcement(
         })
     };
     let attestations = rows.into_iter().map(read).collect::<Result<_, Error>>()?;
-    let content = Content::Attested { partner_name, attestations };
+    let content = Content::Attested { partner, attestations };
     let id = at("notification", mail_id).parse("mail_id", mail_id)?;
-    Ok(Some(DueMail { id, recipient, company_name, content }))
+    Ok(Some(DueMail { id, recipient, company_name, language, content }))
 }
 
 /// The mail server took it, whether or not another process claimed it meanwhile.

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::schema::{partner, reseller_link};
 
-use crate::rules::party::Partner;
+use crate::rules::party::{Partner, PartnerKind, Support};
 
 #[derive(Queryable)]
 struct Row {
@@ -19,6 +19,9 @@ struct Row {
     cloud: String,
     registered_at: NaiveDateTime,
     revision: i64,
+    support_email: String,
+    support_phone: String,
+    support_url: String,
 }
 
 impl Row {
@@ -29,6 +32,7 @@ impl Row {
             cloud: at("partner", &self.id).named("cloud", self.cloud.parse().ok())?,
             name: self.name,
             registered_at: utc(self.registered_at),
+            support: Support { email: self.support_email, phone: self.support_phone, url: self.support_url },
             revision: self.revision,
         })
     }
@@ -39,17 +43,23 @@ pub(crate) fn partner_find(connection: &mut Connection, id: Uuid) -> Result<Opti
     row.map(Row::read).transpose()
 }
 
+/// Partners in key order, of one kind where one is named.
 pub(crate) fn partner_list(
     connection: &mut Connection,
+    kind: Option<PartnerKind>,
     after: Option<&str>,
     limit: i64,
 ) -> Result<Vec<Partner>, Error> {
     let rows: Vec<Row> = query!(connection, c => {
-        partner::table
+        let mut list = partner::table
             .filter(partner::id.gt(after.unwrap_or_default()))
             .order(partner::id)
             .limit(limit)
-            .load(c)
+            .into_boxed();
+        if let Some(kind) = kind {
+            list = list.filter(partner::kind.eq(kind.into_str()));
+        }
+        list.load(c)
     })?;
     rows.into_iter().map(Row::read).collect()
 }
@@ -64,17 +74,26 @@ pub(crate) fn partner_insert(connection: &mut Connection, new: &Partner) -> Resu
                 partner::cloud.eq(new.cloud.into_str()),
                 partner::registered_at.eq(new.registered_at.naive_utc()),
                 partner::revision.eq(new.revision),
+                partner::support_email.eq(&new.support.email),
+                partner::support_phone.eq(&new.support.phone),
+                partner::support_url.eq(&new.support.url),
             ))
             .execute(c)
     })?;
     Ok(())
 }
 
-/// Stores the name and the revision.
+/// Stores the name, the support contact and the revision.
 pub(crate) fn partner_update(connection: &mut Connection, changed: &Partner) -> Result<(), Error> {
     query!(connection, c => {
         diesel::update(partner::table.find(changed.id.to_string()))
-            .set((partner::name.eq(&changed.name), partner::revision.eq(changed.revision)))
+            .set((
+                partner::name.eq(&changed.name),
+                partner::support_email.eq(&changed.support.email),
+                partner::support_phone.eq(&changed.support.phone),
+                partner::support_url.eq(&changed.support.url),
+                partner::revision.eq(changed.revision),
+            ))
             .execute(c)
     })?;
     Ok(())

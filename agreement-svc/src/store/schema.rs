@@ -27,6 +27,9 @@ diesel::table! {
         cloud -> Text,
         registered_at -> Timestamp,
         revision -> BigInt,
+        support_email -> Text,
+        support_phone -> Text,
+        support_url -> Text,
     }
 }
 
@@ -53,6 +56,17 @@ diesel::table! {
         first_purchase_at -> Nullable<Timestamp>,
         acceptance_revision -> BigInt,
         revision -> BigInt,
+        name_key -> Nullable<Binary>,
+        name_revision -> BigInt,
+        language -> Text,
+    }
+}
+
+diesel::table! {
+    customer_reference (partner_id, customer_id) {
+        partner_id -> Text,
+        customer_id -> Text,
+        external_reference -> Text,
     }
 }
 
@@ -122,6 +136,51 @@ diesel::table! {
         revision -> BigInt,
         withdrawal_reason -> Text,
         withdrawn_by -> Text,
+        title -> Text,
+        evidence_reference -> Text,
+        evidence_sha256 -> Text,
+        on_behalf_of -> Text,
+        recorded_client -> Text,
+        external_reference -> Nullable<Text>,
+        proposal_id -> Text,
+        proposed_by_partner -> Text,
+        proposed_by_user -> Text,
+        shown_country -> Text,
+        shown_language -> Text,
+        shown_sha256 -> Text,
+    }
+}
+
+diesel::table! {
+    proposal (id) {
+        id -> Text,
+        reseller_id -> Text,
+        provider_id -> Text,
+        customer_id -> Text,
+        template_id -> Text,
+        first_name -> Text,
+        last_name -> Text,
+        email -> Text,
+        phone -> Text,
+        contact_salt -> Text,
+        title -> Text,
+        evidence_reference -> Text,
+        evidence_sha256 -> Text,
+        on_behalf_of -> Text,
+        external_reference -> Text,
+        agreed_at -> Timestamp,
+        proposed_at -> Timestamp,
+        proposed_by -> Text,
+        expires_at -> Timestamp,
+        approved_at -> Nullable<Timestamp>,
+        attestation_id -> Nullable<Text>,
+        rejected_at -> Nullable<Timestamp>,
+        rejection_reason -> Nullable<Text>,
+        revision -> BigInt,
+        shown_country -> Text,
+        shown_language -> Text,
+        shown_sha256 -> Text,
+        withdrawn_at -> Nullable<Timestamp>,
     }
 }
 
@@ -144,6 +203,9 @@ diesel::table! {
         accepted_at -> Nullable<Timestamp>,
         revoked_at -> Nullable<Timestamp>,
         revision -> BigInt,
+        declined_at -> Nullable<Timestamp>,
+        decline_reason -> Nullable<Text>,
+        language -> Text,
     }
 }
 
@@ -193,10 +255,12 @@ diesel::allow_tables_to_appear_in_same_query!(
     contact,
     contact_notice,
     customer,
+    customer_reference,
     event,
     invitation,
     notification,
     partner,
+    proposal,
     relationship,
     reseller_link,
     revision,

@@ -1,6 +1,6 @@
 //! Templates, their versions and documents.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chassis::database::row::{at, utc};
 use chassis::database::{Connection, Error};
@@ -20,6 +20,7 @@ use crate::rules::template::{AgreementType, Document, Template, Version};
 const DOCUMENTS_PER_INSERT: usize = 1000;
 
 type Row = (String, String, String, Option<NaiveDateTime>, i64);
+type DocumentRow = (String, i32, String, String, String, String);
 type VersionRow = (String, i32, NaiveDateTime, Option<NaiveDateTime>, NaiveDateTime, i32);
 
 fn read(
@@ -226,26 +227,61 @@ fn version_insert(
     Ok(())
 }
 
-/// The documents that a request for a country can be served: that country's and the United States'.
-pub(crate) fn documents_for(
+/// The documents of a version, of one country where one is named, in the order of country and language, after a pair.
+pub(crate) fn document_list(
     connection: &mut Connection,
-    template_id: Uuid,
-    number: u32,
-    country: &str,
+    (template_id, number): (Uuid, u32),
+    country: Option<&str>,
+    (after_country, after_language): (&str, &str),
+    limit: i64,
 ) -> Result<Vec<Document>, Error> {
     let rows: Vec<(String, String, String, String)> = query!(connection, c => {
-        template_document::table
+        let in_country =
+            template_document::country.eq(after_country).and(template_document::language.gt(after_language));
+        let mut list = template_document::table
             .filter(template_document::template_id.eq(template_id.to_string()))
             .filter(template_document::number.eq(i32::try_from(number).unwrap_or(i32::MAX)))
-            .filter(template_document::country.eq_any([country, "US"]))
+            .filter(template_document::country.gt(after_country).or(in_country))
+            .order((template_document::country, template_document::language))
+            .limit(limit)
             .select((
                 template_document::country,
                 template_document::language,
                 template_document::link,
                 template_document::sha256,
             ))
-            .load(c)
+            .into_boxed();
+        if let Some(country) = country {
+            list = list.filter(template_document::country.eq(country));
+        }
+        list.load(c)
     })?;
     let document = |(country, language, link, sha256)| Document { country, language, link, sha256 };
     Ok(rows.into_iter().map(document).collect())
+}
+
+/// The documents that requests for some countries can be served of some versions: those of the countries and the United
+/// States.
+pub(crate) fn documents_of(
+    connection: &mut Connection,
+    versions: &BTreeSet<(Uuid, u32)>,
+    countries: &[&str],
+) -> Result<BTreeMap<(Uuid, u32), Vec<Document>>, Error> {
+    let countries: Vec<&str> = countries.iter().copied().chain(["US"]).collect();
+    let ids: Vec<String> = versions.iter().map(|(id, _)| id.to_string()).collect();
+    let numbers: Vec<i32> = versions.iter().map(|(_, n)| i32::try_from(*n).unwrap_or(i32::MAX)).collect();
+    let rows: Vec<DocumentRow> = query!(connection, c => {
+        template_document::table
+            .filter(template_document::template_id.eq_any(&ids))
+            .filter(template_document::number.eq_any(&numbers))
+            .filter(template_document::country.eq_any(&countries))
+            .load(c)
+    })?;
+    let mut documents: BTreeMap<_, Vec<Document>> = BTreeMap::new();
+    for (template_id, number, country, language, link, sha256) in rows {
+        let row = at("template_document", &template_id);
+        let version = (row.parse("template_id", &template_id)?, row.count("number", number)?);
+        documents.entry(version).or_default().push(Document { country, language, link, sha256 });
+    }
+    Ok(documents)
 }

@@ -1,3 +1,3 @@
 //! Background workers of the service, besides the mailer in `mail`.
 
-pub(crate) mod poller;
+pub(crate) mod names;

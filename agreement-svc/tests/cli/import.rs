@@ -5,6 +5,7 @@ use expect_test::expect;
 use proto::agreement::ListAttestationsRequest;
 use proto::agreement::attestation_service_client::AttestationServiceClient;
 use proto::identity::{Role, TenantKind};
+use proto::types::{AttestationDetails, ShownText};
 
 use super::{PARTNER, Server, as_caller, caller, results};
 
@@ -111,9 +112,12 @@ const FILES: [File; 10] = [
         encode: utf8,
     },
     File {
-        by: "Excel 2011 on a Mac, lines that end in CR",
-        text: "CustomerTenantId,FirstName,LastName,Email,DateAgreed,PartnerAttestationCompleted\r\
-               {1},Tania,Carr,t@contoso.example,2024-05-01,1\r{2},Tania,Carr,t@contoso.example,2024-05-01,no\r",
+        by: "Excel 2011 on a Mac, lines that end in CR, with what a partner keeps",
+        text: "CustomerTenantId,FirstName,LastName,Email,DateAgreed,PartnerAttestationCompleted,JobTitle,EvidenceReference,\
+               EvidenceSha256,OnBehalfOf,ExternalReference,ShownCountry,ShownLanguage,ShownSha256\r\
+               {1},Tania,Carr,t@contoso.example,2024-05-01,1,CFO,Folder 7,,E-1,PO 1,FR,fr-FR,\r\
+               {2},Tania,Carr,t@contoso.example,2024-05-01,no,,,,,,,,\r\
+               {3},Tania,Carr,t@contoso.example,2024-05-01,1,,,E3,,,,en-US,\r",
         encode: utf8,
     },
 ];
@@ -130,7 +134,21 @@ fn attested(server: &Server, customers: &[String]) -> Vec<String> {
             lines.extend(listed.attestations.into_iter().map(|attestation| {
                 let (contact, at) = (attestation.contact.unwrap(), attestation.agreed_at.unwrap());
                 let name = format!("{} {} {}", contact.first_name, contact.last_name, contact.phone);
-                format!("  customer {n}: {} at {}.{:06}", name.trim_end(), at.seconds, at.nanos / 1000)
+                let AttestationDetails {
+                    title,
+                    evidence_reference,
+                    on_behalf_of,
+                    external_reference,
+                    shown_text,
+                    ..
+                } = attestation.details.unwrap_or_default();
+                let ShownText { country, language, .. } = shown_text.unwrap_or_default();
+                let details =
+                    [title, evidence_reference, on_behalf_of, external_reference, country, language];
+                let details = details.join(" ");
+                let line =
+                    format!("customer {n}: {} at {}.{:06}", name.trim_end(), at.seconds, at.nanos / 1000);
+                format!("  {line} {details}").trim_end().to_owned()
             }));
         }
         lines
@@ -200,10 +218,11 @@ fn files_are_read_as_spreadsheets_and_shells_write_them() {
           row 2 REFUSED INVALID_FIELDS: contact.first_name must not contain U+200B (character 2), which cannot be seen; leave it out
           row 3 REFUSED INVALID_FIELDS: PartnerAttestationCompleted must be true or false, in a language in which spreadsheets write them, or 1, 0, yes or no
           customer 1: Café علی‌رضا at 1714521600.000000
-        Excel 2011 on a Mac, lines that end in CR: exit 0
+        Excel 2011 on a Mac, lines that end in CR, with what a partner keeps: exit 1
           row 1 STORED
           row 2 SKIPPED PartnerAttestationCompleted is false
-          customer 1: Tania Carr at 1714521600.000000
+          row 3 REFUSED INVALID_FIELDS: details.evidence_sha256 must be empty or 64 lower-case hexadecimal digits; details.shown_text.country is required
+          customer 1: Tania Carr at 1714521600.000000 CFO Folder 7 E-1 PO 1 FR fr-FR
     "#]].assert_eq(&seen);
 }
 

@@ -76,7 +76,14 @@ mod tests {
 
     fn caller(tenant_kind: &'static str, roles: &[&'static str]) -> Caller {
         let (tenant_id, user_id) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        Caller { tenant_kind, tenant_id, user_id, roles: roles.to_vec(), channel: Channel::Dashboard }
+        Caller {
+            tenant_kind,
+            tenant_id,
+            user_id,
+            roles: roles.to_vec(),
+            channel: Channel::Dashboard,
+            client: None,
+        }
     }
 
     #[test]

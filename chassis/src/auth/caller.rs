@@ -44,6 +44,8 @@ pub struct Caller {
     pub roles: Vec<&'static str>,
     /// How it reached the service.
     pub channel: Channel,
+    /// The program that made the call, as its issuer registered it.
+    pub client: Option<String>,
 }
 
 impl Caller {
@@ -82,6 +84,9 @@ impl Caller {
                 metadata.insert(key, value);
             }
         }
+        if let Some(Ok(value)) = self.client.as_deref().map(MetadataValue::try_from) {
+            metadata.insert("x-client-id", value);
+        }
     }
 
     /// Reads the identity, or names the claim that is missing or malformed.
@@ -98,8 +103,17 @@ impl Caller {
             name => Channel::from_str(name, false).map_err(|_| "x-channel")?,
         };
         let roles = vocabulary.known_roles(&text("x-roles").split(',').map(str::trim));
-        Ok(Self { tenant_kind, tenant_id: id("x-tenant-id")?, user_id: id("x-user-id")?, roles, channel })
+        let client = client_named(text("x-client-id"));
+        let (tenant_id, user_id) = (id("x-tenant-id")?, id("x-user-id")?);
+        Ok(Self { tenant_kind, tenant_id, user_id, roles, channel, client })
     }
+}
+
+/// A program by the name that an identity gives it, as RFC 6749 allows them (appendix A.1), of at most 200 characters. Nothing
+/// depends on it but what is recorded, so any other name counts as none.
+pub(super) fn client_named(name: &str) -> Option<String> {
+    let is_name = (1..=200).contains(&name.len()) && name.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    is_name.then(|| name.to_owned())
 }
 
 /// The identity that the server established for this call.
@@ -131,6 +145,7 @@ mod tests {
             user_id: Uuid::from_u128(8),
             roles: vec!["READER", "WRITER"],
             channel: Channel::Api,
+            client: Some("shop".into()),
         }
     }
 
@@ -157,6 +172,21 @@ mod tests {
             let mut headers = headers.clone();
             headers.insert(claim, value.parse().unwrap());
             assert_eq!(Caller::from_metadata(&headers, Vocabulary::TEST), Err(claim), "{value}");
+        }
+    }
+
+    #[test]
+    fn a_client_has_a_name_in_bounds_or_none() {
+        for (name, is_name) in [
+            ("shop", true),
+            (" ~", true),
+            ("", false),
+            ("caf\u{e9}", false),
+            ("a\tb", false),
+            (&"x".repeat(200), true),
+            (&"x".repeat(201), false),
+        ] {
+            assert_eq!(client_named(name).is_some(), is_name, "{name}");
         }
     }
 }

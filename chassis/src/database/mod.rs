@@ -14,6 +14,7 @@ mod pool;
 pub mod row;
 pub(crate) mod share;
 mod statement;
+pub mod testing;
 mod url;
 mod writer;
 

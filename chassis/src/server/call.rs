@@ -18,6 +18,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Method, StatusCode};
 use tokio::time::timeout;
 use tonic::body::Body;
+use tonic::metadata::MetadataValue;
 use tonic::service::Routes;
 use tonic::{Code, Request, Response, Status};
 use tower::{Layer, Service};
@@ -82,6 +83,14 @@ pub fn open_ended<S>(stream: S) -> Response<S> {
 pub fn open<M>(request: Request<M>) -> Result<(Caller, M, Form), Status> {
     let caller = auth::caller(&request)?;
     Ok((caller, request.into_inner(), Form::new()))
+}
+
+/// The first answer to a request, given again. The metadata `x-replayed: true` tells the client that this call had no effect.
+#[must_use]
+pub fn replayed<A>(answer: A) -> Response<A> {
+    let mut response = Response::new(answer);
+    response.metadata_mut().insert("x-replayed", MetadataValue::from_static("true"));
+    response
 }
 
 /// The id that the server gave this call.

@@ -26,6 +26,7 @@ fn key(
         user_id: Uuid::nil(),
         roles: vec![],
         channel: Channel::Api,
+        client: None,
     };
     hasher.with_derived_id(hasher.key(&caller, call, Uuid::from_u128(request), &content.to_owned()))
 }

@@ -7,7 +7,7 @@ use chassis::idempotency::RequestHasher;
 use prost_types::Timestamp;
 use proto::agreement::attestation_service_client::AttestationServiceClient;
 use proto::agreement::{CreateAttestationRequest, CreateAttestationResponse};
-use proto::types::{Contact, ErrorReason};
+use proto::types::{AttestationDetails, Contact, ErrorReason};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use uuid::Uuid;
@@ -39,6 +39,7 @@ pub(crate) struct AttestationQuery {
     pub template_id: Uuid,
     pub contact: Option<Contact>,
     pub agreed_at: Option<Timestamp>,
+    pub details: Option<AttestationDetails>,
     /// agreement-svc checks it and stores nothing (ORD-5).
     pub validate_only: bool,
 }
@@ -54,6 +55,7 @@ impl AttestationQuery {
             contact: self.contact.clone(),
             agreed_at: self.agreed_at,
             validate_only: false,
+            details: self.details.clone(),
         };
         message.request_id = self.hasher.derived_id(self.carrier_request_id, &message).to_string();
         message.validate_only = self.validate_only;
@@ -67,6 +69,7 @@ pub(crate) struct Attested {
     pub id: Uuid,
     pub template_id: Uuid,
     pub template_version: u32,
+    pub agreed_at: Option<Timestamp>,
     /// The revision that stored it.
     pub revision: i64,
 }
@@ -136,6 +139,7 @@ fn read_attested(
         id: attestation.attestation_id.parse().ok()?,
         template_id: query.template_id,
         template_version: attestation.template_version,
+        agreed_at: attestation.agreed_at,
         revision: answer.revision,
     };
     (is_as_asked && attested.template_version > 0 && attested.revision > 0).then_some(attested)

@@ -19,13 +19,16 @@ use tonic_types::StatusExt;
 use super::attest::Attested;
 use super::{AgreementClient, CallOptions, log_if_unauthenticated, reason_of};
 use crate::rules::gate::{
-    ANSWER_AGE_MAX, AgreementType, Answer, Approval, Decision, DryRun, Evidence, EvidenceKind, Hindrance,
-    Operation, Reason, Remedy, Rule, Verdict,
+    ANSWER_AGE_MAX, AgreementType, Answer, Approval, Considered, Decision, DryRun, Evidence, EvidenceKind,
+    Hindrance, Operation, Problem, Reason, Remedy, Rule, Verdict,
 };
+use crate::rules::offer::Offer;
 use crate::rules::order::{Misnamed, Parties};
+use crate::rules::relationship::parties_for;
+use crate::rules::subscription::Subscription;
 
 /// A query to the gate.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct GateQuery {
     pub parties: Parties,
     pub operation: Operation,
@@ -73,6 +76,7 @@ impl AgreementClient {
             attestation_id: attested.id.to_string(),
             template_id: attested.template_id.to_string(),
             template_version: attested.template_version,
+            agreed_at: attested.agreed_at,
         });
         let message = CheckEligibilityRequest { assumed_attestation, ..query.message() };
         let answer = self.send(query, message, time_left).await?;
@@ -111,7 +115,26 @@ impl AgreementClient {
 }
 
 impl GateQuery {
-    fn message(&self) -> CheckEligibilityRequest {
+    /// About a change of a subscription, as a user asks for it.
+    pub(crate) fn of_subscription(
+        subscription: &Subscription,
+        operation: Operation,
+        offer: Option<&Offer>,
+        caller: Caller,
+        call_id: String,
+    ) -> Self {
+        let demanded = offer.map(|offer| offer.agreement_types.clone()).filter(|types| !types.is_empty());
+        Self {
+            parties: parties_for(caller.tenant_id, subscription),
+            operation,
+            demands: demanded.into_iter().collect(),
+            at_least_revision: 0,
+            caller,
+            call_id,
+        }
+    }
+
+    pub(super) fn message(&self) -> CheckEligibilityRequest {
         let operation = match self.operation {
             Operation::NewPurchase => types::Operation::NewPurchase,
             Operation::SeatChange => types::Operation::SeatChange,
@@ -174,7 +197,7 @@ fn read_misnamed(refused: &Status) -> Option<Misnamed> {
 
 /// Reads the answer to a query; an answer with parts that do not fit together is unknown, and so is one that was given
 /// at another time than now.
-fn read_answer(
+pub(super) fn read_answer(
     query: &GateQuery,
     asked_at: Time,
     clock_difference_max: TimeDelta,
@@ -190,17 +213,13 @@ fn read_answer(
     if !is_country || answer.revision < query.at_least_revision {
         return Err(nonsense("the customer's country or revision"));
     }
-    let time = |time: Option<prost_types::Timestamp>| {
-        let time = time?;
-        DateTime::from_timestamp(time.seconds, u32::try_from(time.nanos).ok()?)
-    };
-    let evaluated_at = time(answer.evaluated_at).ok_or_else(|| nonsense("no time of evaluation"))?;
+    let evaluated_at = read_time(answer.evaluated_at).ok_or_else(|| nonsense("no time of evaluation"))?;
     if (evaluated_at - asked_at).abs() > ANSWER_AGE_MAX + clock_difference_max {
         return Err(nonsense("it is of another time; is it an old one, or do the clocks differ?"));
     }
     let valid_for = match answer.valid_until {
         None => None,
-        some => Some(time(some).ok_or_else(|| nonsense("the time until it holds"))? - evaluated_at),
+        some => Some(read_time(some).ok_or_else(|| nonsense("the time until it holds"))? - evaluated_at),
     };
     let only_reseller_id = match answer.only_reseller_id.as_str() {
         "" => None,
@@ -210,6 +229,7 @@ fn read_answer(
         Ok(types::Decision::Blocked) => Verdict::Blocked {
             reasons: answer.reasons.iter().filter_map(|reason| read_reason(*reason)).collect(),
             remedies: answer.remedies.iter().filter_map(read_remedy).collect(),
+            considered: answer.considered.iter().filter_map(read_considered).collect(),
             hindrance: read_hindrance(&answer),
         },
         Ok(types::Decision::Allowed | types::Decision::Exempt) => Verdict::Approved(
@@ -300,6 +320,28 @@ fn read_evidence(evidence: &types::Evidence) -> Option<Evidence> {
             types::AgreementType::MicrosoftCloudAgreement => AgreementType::MicrosoftCloudAgreement,
             types::AgreementType::MicrosoftCustomerAgreement => AgreementType::MicrosoftCustomerAgreement,
             types::AgreementType::Unspecified => return None,
+        },
+    })
+}
+
+fn read_time(time: Option<prost_types::Timestamp>) -> Option<Time> {
+    let time = time?;
+    DateTime::from_timestamp(time.seconds, u32::try_from(time.nanos).ok()?)
+}
+
+fn read_considered(considered: &types::ConsideredAcceptance) -> Option<Considered> {
+    Some(Considered {
+        acceptance: read_evidence(considered.acceptance.as_ref()?)?,
+        agreed_at: read_time(considered.agreed_at)?,
+        problem: match read_reason(considered.reason)? {
+            Reason::Withdrawn => Problem::Withdrawn { withdrawn_at: read_time(considered.withdrawn_at)? },
+            Reason::VersionSuperseded => Problem::VersionSuperseded {
+                required_template_id: considered.required_template_id.parse().ok()?,
+                required_version: considered.required_version,
+                required_since: read_time(considered.required_since)?,
+            },
+            Reason::WrongAgreementType => Problem::WrongAgreementType,
+            Reason::NoAcceptance => return None,
         },
     })
 }

@@ -66,5 +66,6 @@ fn service() -> Caller {
         user_id: SERVICE_ID,
         roles: vec![],
         channel: Channel::Api,
+        client: None,
     }
 }

@@ -5,7 +5,9 @@ pub(crate) mod attest;
 pub(crate) mod events;
 pub(crate) mod gate;
 pub(crate) mod identity;
+pub(crate) mod renewal;
 pub(crate) mod replicas;
+pub(crate) mod withdrawal;
 
 use std::error::Error;
 use std::future::Future;
@@ -111,6 +113,7 @@ impl AgreementClient {
             customer_id: report.customer_id.to_string(),
             payer_id: report.payer_id.to_string(),
             purchased_at: Some(timestamp(report.purchased_at)),
+            validate_only: false,
         };
         let own = self.own.credentials();
         let options = CallOptions {

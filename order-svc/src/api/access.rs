@@ -1,4 +1,4 @@
-//! The access policy: who may make which call (ROLE-2, ROLE-4).
+//! The access policy: who may make which call (ROLE-2, ROLE-3, ROLE-4).
 //!
 //! The server enforces it before a call is handled, so that no handler can forget it. The handlers decide which orders
 //! and subscriptions a caller may see (ROLE-6).
@@ -31,20 +31,34 @@ const OPERATOR: CallerClass = CallerClass {
     description: "an operator",
 };
 
+const SERVICE: CallerClass = CallerClass {
+    tenant_kind: Some(TenantKind::Service.into_str()),
+    any_of_roles: &[],
+    description: "a service",
+};
+const CUSTOMER_ADMIN: CallerClass = CallerClass {
+    tenant_kind: Some(TenantKind::Customer.into_str()),
+    any_of_roles: &[Role::GlobalAdmin.into_str()],
+    description: "a customer user with GLOBAL_ADMIN",
+};
+
 const ANYONE: &[CallerClass] = &[CallerClass::ANYONE];
 const PARTNER_WRITERS: &[CallerClass] = &[PARTNER_WRITE];
-const PARTNER_OR_OPERATOR: &[CallerClass] = &[PARTNER_READ, OPERATOR];
+const SERVICE_OR_OPERATOR: &[CallerClass] = &[SERVICE, OPERATOR];
+const PARTNER_OPERATOR_OR_CUSTOMER: &[CallerClass] = &[PARTNER_READ, OPERATOR, CUSTOMER_ADMIN];
+const PARTNER_OPERATOR_OR_SERVICE: &[CallerClass] = &[PARTNER_READ, OPERATOR, SERVICE];
+const READERS: &[CallerClass] = &[PARTNER_READ, OPERATOR, CUSTOMER_ADMIN, SERVICE];
 
 /// The callers that may make each call, by path.
 pub const ACCESS_POLICY: AccessPolicy = &[
     ("/csp.order.v1.OfferService/ListOffers", ANYONE),
     ("/csp.order.v1.OfferService/GetOffer", ANYONE),
     ("/csp.order.v1.OrderService/CreateOrder", PARTNER_WRITERS),
-    ("/csp.order.v1.OrderService/GetOrder", PARTNER_OR_OPERATOR),
-    ("/csp.order.v1.OrderService/ListOrders", PARTNER_OR_OPERATOR),
-    ("/csp.order.v1.SubscriptionService/GetSubscription", PARTNER_OR_OPERATOR),
-    ("/csp.order.v1.SubscriptionService/ListSubscriptions", PARTNER_OR_OPERATOR),
-    ("/csp.order.v1.SubscriptionService/ListSubscriptionChanges", PARTNER_OR_OPERATOR),
+    ("/csp.order.v1.OrderService/GetOrder", PARTNER_OPERATOR_OR_SERVICE),
+    ("/csp.order.v1.OrderService/ListOrders", PARTNER_OPERATOR_OR_SERVICE),
+    ("/csp.order.v1.SubscriptionService/GetSubscription", READERS),
+    ("/csp.order.v1.SubscriptionService/ListSubscriptions", READERS),
+    ("/csp.order.v1.SubscriptionService/ListSubscriptionChanges", PARTNER_OPERATOR_OR_SERVICE),
     ("/csp.order.v1.SubscriptionService/ChangeSeats", PARTNER_WRITERS),
     ("/csp.order.v1.SubscriptionService/RenewSubscription", PARTNER_WRITERS),
     ("/csp.order.v1.SubscriptionService/SetAutoRenew", PARTNER_WRITERS),
@@ -52,6 +66,9 @@ pub const ACCESS_POLICY: AccessPolicy = &[
     ("/csp.order.v1.SubscriptionService/ResumeSubscription", PARTNER_WRITERS),
     ("/csp.order.v1.SubscriptionService/CancelSubscription", PARTNER_WRITERS),
     ("/csp.order.v1.SubscriptionService/AssignReseller", PARTNER_WRITERS),
-    ("/csp.order.v1.WithdrawalService/GetWithdrawalReport", PARTNER_OR_OPERATOR),
-    ("/csp.order.v1.WithdrawalService/ListWithdrawalReports", PARTNER_OR_OPERATOR),
+    ("/csp.order.v1.WithdrawalService/GetWithdrawalReport", READERS),
+    ("/csp.order.v1.WithdrawalService/ListWithdrawalReports", READERS),
+    ("/csp.order.v1.WithdrawalService/PreviewWithdrawal", PARTNER_OPERATOR_OR_CUSTOMER),
+    ("/csp.order.v1.EventService/ListEvents", PARTNER_OPERATOR_OR_SERVICE),
+    ("/csp.order.v1.EventService/WatchEvents", SERVICE_OR_OPERATOR),
 ];

@@ -42,6 +42,17 @@ impl Carried {
         form.text("attestation.contact.email", &contact.email, 1, 254);
         form.text("attestation.contact.phone", &contact.phone, 0, 50);
         form.time("attestation.agreed_at", attestation.agreed_at.as_ref());
+        let details = attestation.details.clone().unwrap_or_default();
+        form.text("attestation.details.title", &details.title, 0, 100);
+        form.text("attestation.details.evidence_reference", &details.evidence_reference, 0, 200);
+        form.text("attestation.details.evidence_sha256", &details.evidence_sha256, 0, 64);
+        form.text("attestation.details.on_behalf_of", &details.on_behalf_of, 0, 50);
+        form.text("attestation.details.external_reference", &details.external_reference, 0, 80);
+        if let Some(shown) = &details.shown_text {
+            form.text("attestation.details.shown_text.country", &shown.country, 1, 2);
+            form.text("attestation.details.shown_text.language", &shown.language, 1, 35);
+            form.text("attestation.details.shown_text.sha256", &shown.sha256, 0, 64);
+        }
         Some(Self { attestation, template_id, request_id, validate_only, attested: OnceCell::new() })
     }
 }
@@ -73,6 +84,7 @@ impl Api {
             template_id: carried.template_id,
             contact: carried.attestation.contact.clone(),
             agreed_at: carried.attestation.agreed_at,
+            details: carried.attestation.details.clone(),
             validate_only: carried.validate_only,
         };
         let Origin { caller, credentials, call_id, .. } = origin;

@@ -1,15 +1,19 @@
 //! From the rules to the wire. Writing cannot fail.
 
 use chassis::database::row::id_or_empty;
-use chassis::form::timestamp;
+use chassis::form::{Form, timestamp};
 use proto::order as wire;
 use proto::types;
+use uuid::Uuid;
 
+use crate::rules::event::{Changed, Event, Happened, LIFT};
 use crate::rules::gate::{AgreementType, Approval, Decision, EvidenceKind, Rule};
 use crate::rules::offer::{BillingCycle, Offer, OfferKind, Term};
 use crate::rules::order::{Order, PlacedLine};
+use crate::rules::preview::PreviewOutcome;
 use crate::rules::subscription::{Cause, Change, ChangeKind, State, Subscription};
-use crate::rules::withdrawal::{Effect, Report, WithdrawalOutcome};
+use crate::rules::withdrawal::{Effect, Report, SubscriptionFacts, WithdrawalOutcome};
+use crate::store::Viewer;
 
 pub(super) fn offer(offer: &Offer) -> wire::Offer {
     let kind = match offer.kind {
@@ -43,7 +47,10 @@ pub(super) fn offer(offer: &Offer) -> wire::Offer {
     }
 }
 
-pub(super) fn order(order: &Order) -> wire::Order {
+/// An order as the viewer may see it.
+pub(super) fn order(order: &Order, viewer: Viewer) -> wire::Order {
+    let reference = order.external_reference.as_ref();
+    let reference = reference.filter(|_| viewer.sees_reference_of(order.placed_by_tenant));
     let line = |placed: &PlacedLine| wire::OrderLine {
         offer_id: placed.line.offer_id.clone(),
         quantity: placed.line.quantity,
@@ -60,6 +67,7 @@ pub(super) fn order(order: &Order) -> wire::Order {
         placed_by_tenant: order.placed_by_tenant.to_string(),
         placed_by: order.placed_by.to_string(),
         gate: Some(approval(&order.approval)),
+        external_reference: reference.cloned().unwrap_or_default(),
     }
 }
 
@@ -88,6 +96,24 @@ pub(super) fn subscription(subscription: &Subscription) -> wire::Subscription {
     }
 }
 
+/// Reads a state to filter by.
+pub(super) fn read_state(form: &mut Form, field: &str, value: i32) -> Option<State> {
+    use wire::SubscriptionState as Wire;
+    let state = match Wire::try_from(value) {
+        Ok(Wire::Active) => Some(State::Active),
+        Ok(Wire::Suspended) => Some(State::Suspended),
+        Ok(Wire::Cancelled) => Some(State::Cancelled),
+        Ok(Wire::Expired) => Some(State::Expired),
+        Ok(Wire::Unspecified) | Err(_) => None,
+    };
+    if state.is_none() {
+        let names = [Wire::Active, Wire::Suspended, Wire::Cancelled, Wire::Expired];
+        let names = names.map(|name| name.as_str_name()).join(", ");
+        form.violation(field, format!("must be one of {names}"));
+    }
+    state
+}
+
 pub(super) fn change(change: &Change) -> wire::SubscriptionChange {
     use wire::SubscriptionChangeReason as Reason;
     let kind = match change.kind {
@@ -102,11 +128,11 @@ pub(super) fn change(change: &Change) -> wire::SubscriptionChange {
         ChangeKind::Expired => wire::SubscriptionChangeKind::Expired,
         ChangeKind::ResellerAssigned => wire::SubscriptionChangeKind::ResellerAssigned,
     };
-    let (reason, actor, event_revision) = match change.cause {
-        Cause::Requested { tenant_id, user_id } => (Reason::Requested, Some((tenant_id, user_id)), 0),
-        Cause::TermEnded => (Reason::TermEnded, None, 0),
-        Cause::AgreementWithdrawn { revision } => (Reason::AgreementWithdrawn, None, revision),
-        Cause::RelationshipEnded { revision } => (Reason::RelationshipEnded, None, revision),
+    let (reason, actor, event_revision, acceptance_outdated) = match change.cause {
+        Cause::Requested { tenant_id, user_id } => (Reason::Requested, Some((tenant_id, user_id)), 0, None),
+        Cause::TermEnded { acceptance_outdated } => (Reason::TermEnded, None, 0, acceptance_outdated),
+        Cause::AgreementWithdrawn { revision } => (Reason::AgreementWithdrawn, None, revision, None),
+        Cause::RelationshipEnded { revision } => (Reason::RelationshipEnded, None, revision, None),
     };
     let (actor_tenant, actor) = actor.map(|(t, u)| (t.to_string(), u.to_string())).unwrap_or_default();
     wire::SubscriptionChange {
@@ -122,6 +148,60 @@ pub(super) fn change(change: &Change) -> wire::SubscriptionChange {
         event_revision,
         term_number: change.term_number,
         reseller_id: id_or_empty(change.reseller_id),
+        acceptance_outdated,
+    }
+}
+
+pub(super) fn event(event: &Event) -> wire::Event {
+    use wire::event::Change as Kind;
+    let mut wire = wire::Event {
+        revision: event.revision,
+        recorded_at: Some(timestamp(event.recorded_at)),
+        ..wire::Event::default()
+    };
+    let kind = match &event.happened {
+        Happened::OrderPlaced(order) => {
+            wire.customer_id = order.parties.customer_id.to_string();
+            wire.payer_id = order.parties.payer_id.to_string();
+            wire.order_id = order.id.to_string();
+            Kind::OrderPlaced(order_placed(order))
+        }
+        Happened::SubscriptionChanged(changed) => {
+            wire.customer_id = changed.customer_id.to_string();
+            wire.payer_id = changed.payer_id.to_string();
+            wire.order_id = changed.order_id.to_string();
+            Kind::SubscriptionChanged(subscription_changed(changed))
+        }
+        Happened::HistoryRestored => {
+            Kind::HistoryRestored(wire::HistoryRestored { last_revision: event.revision - LIFT })
+        }
+    };
+    wire.change = Some(kind);
+    wire
+}
+
+fn order_placed(order: &Order) -> wire::OrderPlaced {
+    let line = |placed: &PlacedLine| wire::OrderedLine {
+        offer_id: placed.line.offer_id.clone(),
+        quantity: placed.line.quantity,
+        subscription_id: placed.subscription_id.to_string(),
+    };
+    wire::OrderPlaced {
+        reseller_id: id_or_empty(order.parties.reseller_id),
+        placed_at: Some(timestamp(order.placed_at)),
+        placed_by_tenant: order.placed_by_tenant.to_string(),
+        placed_by: order.placed_by.to_string(),
+        lines: order.lines.iter().map(line).collect(),
+        gate: Some(approval(&order.approval)),
+    }
+}
+
+fn subscription_changed(changed: &Changed) -> wire::SubscriptionChanged {
+    wire::SubscriptionChanged {
+        subscription_id: changed.subscription_id.to_string(),
+        offer_id: changed.offer_id.clone(),
+        change: Some(change(&changed.change)),
+        term_end: changed.term_end.map(timestamp),
     }
 }
 
@@ -152,6 +232,21 @@ pub(super) fn effect(effect: &Effect) -> wire::WithdrawalEffect {
         subscription_id: effect.subscription_id.to_string(),
         payer_id: effect.payer_id.to_string(),
         reseller_id: id_or_empty(effect.reseller_id),
+        outcome: outcome.into(),
+    }
+}
+
+pub(super) fn preview(id: Uuid, facts: &SubscriptionFacts, outcome: PreviewOutcome) -> wire::PreviewEffect {
+    let outcome = match outcome {
+        PreviewOutcome::Cancelled => wire::PreviewOutcome::Cancelled,
+        PreviewOutcome::NotRenewed => wire::PreviewOutcome::NotRenewed,
+        PreviewOutcome::StillCovered => wire::PreviewOutcome::StillCovered,
+        PreviewOutcome::Unaffected => wire::PreviewOutcome::Unaffected,
+    };
+    wire::PreviewEffect {
+        subscription_id: id.to_string(),
+        payer_id: facts.payer_id.to_string(),
+        reseller_id: id_or_empty(facts.reseller_id),
         outcome: outcome.into(),
     }
 }

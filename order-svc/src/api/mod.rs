@@ -8,8 +8,10 @@
 pub(crate) mod access;
 mod attestation;
 mod convert;
+mod event;
 mod offer;
 mod order;
+mod required;
 mod status;
 mod subscription;
 mod withdrawal;
@@ -25,9 +27,11 @@ use chassis::idempotency::{IdempotencyKey, Lookup, RequestHasher};
 use chassis::paging::{Page, Pages};
 use chassis::server::call;
 use chassis::server::deadline::time_left;
+use chassis::watch::Watchers;
 use prost::Message;
 use proto::identity::TenantKind;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
@@ -61,8 +65,11 @@ pub(crate) struct Api {
     pub decisions: Decisions,
     /// How far agreement-svc's history was followed, and whether it still is the one that was.
     pub followed: watch::Receiver<Followed>,
+    /// Ends what waits.
+    pub stopping: CancellationToken,
     /// Open subscriptions that a payer and a customer may have (SUB-7).
     pub subscriptions_max: u32,
+    pub watchers: Watchers,
     /// Changed after every stored order, to wake the reporter.
     pub orders: watch::Sender<()>,
 }
@@ -92,7 +99,7 @@ impl Api {
             Lookup::Never => Ok(None),
             Lookup::Answered(answer) => {
                 let answer = A::decode(answer.as_slice()).map_err(|error| status::undecodable(&error))?;
-                Ok(Some(Response::new(answer)))
+                Ok(Some(call::replayed(answer)))
             }
             Lookup::OtherContent => Err(status::refused(&Refusal::RequestIdReused { request_id })),
         }
@@ -276,12 +283,16 @@ impl Origin {
     }
 }
 
+/// An offer to filter by.
+fn optional_offer(form: &mut Form, offer_id: &str) -> Option<String> {
+    Some(form.text("offer_id", offer_id, 0, 100)).filter(|id| !id.is_empty())
+}
+
 /// What a caller may see of orders and subscriptions (ROLE-6).
 fn viewer(caller: &Caller) -> Viewer {
     match caller.tenant_kind.parse() {
-        Ok(TenantKind::Operator) => Viewer::Everything,
-        Ok(TenantKind::Partner | TenantKind::Customer | TenantKind::Service) | Err(_) => {
-            Viewer::Partner(caller.tenant_id)
-        }
+        Ok(TenantKind::Operator | TenantKind::Service) => Viewer::Everything,
+        Ok(TenantKind::Customer) => Viewer::Customer(caller.tenant_id),
+        Ok(TenantKind::Partner) | Err(_) => Viewer::Partner(caller.tenant_id),
     }
 }

@@ -1,10 +1,13 @@
 //! `OrderService`.
 
+use std::mem::take;
+
 use chassis::auth::{self, Caller};
 use chassis::clock::new_id;
 use chassis::database::{Connection, Error};
 use chassis::form::Form;
 use chassis::idempotency::IdempotencyKey;
+use chassis::paging::filter_of;
 use chassis::server::call;
 use prost::Message;
 use proto::order::order_service_server::OrderService;
@@ -15,7 +18,9 @@ use proto::order::{
 use tonic::{Request, Response, Status};
 
 use super::attestation::Carried;
-use super::{Api, Attempt, Failure, Origin, checked, convert, status, viewer, without_effect};
+use super::{
+    Api, Attempt, Failure, Origin, checked, convert, optional_offer, status, viewer, without_effect,
+};
 use crate::agreements::attest::Attested;
 use crate::agreements::gate::GateQuery;
 use crate::rules::gate::{Answer, Operation};
@@ -39,8 +44,9 @@ impl OrderService for Api {
         let origin = Origin::of(&request)?;
         let mut message = request.into_inner();
         let mut form = Form::new();
-        let request_id = form.id("request_id", &std::mem::take(&mut message.request_id));
-        let validate_only = std::mem::take(&mut message.validate_only);
+        let request_id = form.id("request_id", &take(&mut message.request_id));
+        let validate_only = take(&mut message.validate_only);
+        let external_reference = optional_reference(&mut form, &message.external_reference);
         let parties = read_parties(&mut form, &origin.caller, &message);
         let lines = read_lines(&mut form, &message);
         let carried = Carried::read(&mut form, message.attestation.clone(), request_id, validate_only);
@@ -57,7 +63,7 @@ impl OrderService for Api {
         checked(form)?;
         let key = self.hasher.key(&origin.caller, "CreateOrder", request_id, &message);
         let key = (!validate_only).then_some(key);
-        let new = NewOrder { parties, lines, bad_lines, carried, origin };
+        let new = NewOrder { parties, lines, bad_lines, carried, external_reference, origin };
         self.answer_once(key.as_ref(), || self.try_order(&new, key.as_ref())).await
     }
 
@@ -69,10 +75,11 @@ impl OrderService for Api {
         let mut form = Form::new();
         let id = form.id("order_id", &request.get_ref().order_id);
         checked(form)?;
-        let read = move |connection: &mut Connection| order_find(connection, viewer(&caller), id);
+        let viewer = viewer(&caller);
+        let read = move |connection: &mut Connection| order_find(connection, viewer, id);
         let order = self.database.read(read).await.map_err(|error: Error| status::failed(&error))?;
         let unseen = || status::refused(&Refusal::NotFound { resource: "order", id: id.to_string() });
-        let order = Some(convert::order(&order.ok_or_else(unseen)?));
+        let order = Some(convert::order(&order.ok_or_else(unseen)?, viewer));
         Ok(Response::new(GetOrderResponse { order }))
     }
 
@@ -80,16 +87,27 @@ impl OrderService for Api {
         &self,
         request: Request<ListOrdersRequest>,
     ) -> Result<Response<ListOrdersResponse>, Status> {
-        let (caller, message, mut form) = call::open(request)?;
-        let customer_id = form.optional_id("customer_id", &message.customer_id);
-        let asked = (message.page_size, message.page_token.as_str());
-        let page = self.pages.read(&mut form, asked, &caller, "ListOrders", &message.customer_id);
+        let (caller, mut message, mut form) = call::open(request)?;
+        let asked = (take(&mut message.page_size), take(&mut message.page_token));
+        let asked = (asked.0, asked.1.as_str());
+        let page = self.pages.read(&mut form, asked, &caller, "ListOrders", &filter_of(&message));
+        let external_reference = optional_reference(&mut form, &message.external_reference);
+        let viewer = viewer(&caller);
+        let slice = Slice {
+            viewer,
+            customer_id: form.optional_id("customer_id", &message.customer_id),
+            offer_id: optional_offer(&mut form, &message.offer_id),
+            from: form.optional_time("placed_from", message.placed_from.as_ref()),
+            before: form.optional_time("placed_before", message.placed_before.as_ref()),
+            newest_first: message.newest_first,
+            after: page.after.clone(),
+            limit: page.fetch(),
+        };
         checked(form)?;
-        let slice =
-            Slice { viewer: viewer(&caller), customer_id, after: page.after.clone(), limit: page.fetch() };
-        let read = move |connection: &mut Connection| order_list(connection, &slice);
+        let read =
+            move |connection: &mut Connection| order_list(connection, &slice, external_reference.as_deref());
         let (rows, next_page_token) = self.list(page, read, |order| order.id.to_string()).await?;
-        let orders = rows.iter().map(convert::order).collect();
+        let orders = rows.iter().map(|order| convert::order(order, viewer)).collect();
         Ok(Response::new(ListOrdersResponse { orders, next_page_token }))
     }
 }
@@ -103,6 +121,7 @@ struct NewOrder {
     /// To be made first (ORD-4). None is made for lines that are refused whatever the gate answers; the refusal
     /// waits for the customer's country in that answer.
     carried: Option<Carried>,
+    external_reference: Option<String>,
     origin: Origin,
 }
 
@@ -138,6 +157,7 @@ impl Api {
             by_tenant: new.origin.caller.tenant_id,
             by: new.origin.caller.user_id,
             now,
+            external_reference: new.external_reference.clone(),
         };
         place(new.parties, new.lines.clone(), &self.catalogue, answer, placing)
     }
@@ -161,7 +181,7 @@ impl Api {
         let answer = self.ask(&query, new.origin.time_left()).await;
         let answer = answer.map_err(|refusal| new.without_answer(refusal))?;
         let (order, subscriptions) = self.place(new, &answer)?;
-        let response = response(&order, &subscriptions);
+        let response = response(new, &order, &subscriptions);
         let placement = Placement {
             key: key.clone(),
             response: response.encode_to_vec(),
@@ -199,16 +219,20 @@ impl Api {
         match self.database.read(read).await? {
             (Some(void), _) => without_effect(parties.customer_id, void),
             (None, false) => Err(self.too_many_subscriptions(new).into()),
-            (None, true) => Ok(Attempt::Done(response(&order, &subscriptions))),
+            (None, true) => Ok(Attempt::Done(response(new, &order, &subscriptions))),
         }
     }
 }
 
-fn response(order: &Order, subscriptions: &[Subscription]) -> CreateOrderResponse {
+fn response(new: &NewOrder, order: &Order, subscriptions: &[Subscription]) -> CreateOrderResponse {
     CreateOrderResponse {
-        order: Some(convert::order(order)),
+        order: Some(convert::order(order, viewer(&new.origin.caller))),
         subscriptions: subscriptions.iter().map(convert::subscription).collect(),
     }
+}
+
+fn optional_reference(form: &mut Form, external_reference: &str) -> Option<String> {
+    Some(form.text("external_reference", external_reference, 0, 80)).filter(|text| !text.is_empty())
 }
 
 fn read_parties(form: &mut Form, caller: &Caller, message: &CreateOrderRequest) -> Parties {

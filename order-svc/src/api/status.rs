@@ -1,7 +1,5 @@
 //! Turns refusals and failures into gRPC statuses; codes are chosen here and nowhere else.
 
-use std::collections::BTreeSet;
-
 use chassis::database::Error;
 use chassis::form::Violation;
 use chassis::status::{Failure, RETRY, database_failure, failure, internal, invalid_fields};
@@ -10,21 +8,14 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use uuid::Uuid;
 
+use super::required::explain;
 use crate::agreements;
 use crate::rules::Refusal;
-use crate::rules::gate::{AgreementType, Hindrance, LineDemand, Reason, Remedy};
 use crate::rules::order::{Misnamed, Parties};
 use crate::rules::subscription::State;
 
 /// `ErrorInfo.domain` of everything this service refuses.
 pub(super) const DOMAIN: &str = "order-svc";
-
-/// What an attestation needs to know of the user, and what it also takes: paths in one.
-const REQUIRED_FIELDS: &str = "template_id,contact.first_name,contact.last_name,contact.email,agreed_at";
-const OPTIONAL_FIELDS: &str = "contact.phone";
-
-/// How many lines the message itself names of each kind; the metadata name all.
-const LINES_IN_MESSAGE: usize = 5;
 
 pub(super) fn invalid(violations: &[Violation]) -> Status {
     invalid_fields(DOMAIN, violations).status()
@@ -71,8 +62,19 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         )
         .with("payer_id", payer_id)
         .status(),
-        Refusal::AgreementRequired { customer_id, reasons, remedies, hindrance } => {
-            agreement_required(*customer_id, reasons, remedies, hindrance.as_ref())
+        Refusal::AgreementRequired { customer_id, reasons, remedies, considered, hindrance } => {
+            let (sentence, metadata) = explain(reasons, remedies, considered, hindrance.as_ref());
+            let mut failure = with(Code::FailedPrecondition, ErrorReason::AgreementRequired, sentence)
+                .with("customer_id", customer_id)
+                .with("partner_center_code", 13605);
+            for (key, value) in metadata {
+                failure = failure.with(key, value);
+            }
+            let subject = format!("customers/{customer_id}");
+            for reason in reasons {
+                failure = failure.precondition("AGREEMENT", &subject, reason.into_str());
+            }
+            failure.status()
         }
         Refusal::GateUnavailable => with(
             Code::Unavailable,
@@ -130,6 +132,13 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
             format!("only the payer chooses the reseller on record; ask partner {payer_id} to do it"),
         )
         .with("payer_id", payer_id)
+        .status(),
+        Refusal::CursorAhead { head } => with(
+            Code::OutOfRange,
+            ErrorReason::CursorAhead,
+            format!("the history ends at revision {head}, before the one asked for; begin again after 0"),
+        )
+        .with("head", head)
         .status(),
         Refusal::HistoryBehind => with(
             Code::Unavailable,
@@ -279,101 +288,6 @@ pub(super) fn not_attested(refused: &Status, payer_id: Option<Uuid>) -> Status {
     info.metadata.iter().fold(failure, |failure, (key, value)| failure.with(key, value)).status()
 }
 
-/// The refusal that says what is missing and what the caller can do about it, also to programs.
-fn agreement_required(
-    customer_id: Uuid,
-    reasons: &[Reason],
-    remedies: &[Remedy],
-    hindrance: Option<&Hindrance>,
-) -> Status {
-    let mut keys = vec![];
-    let mut advice = vec![];
-    let mut metadata = vec![];
-    for remedy in remedies {
-        match remedy {
-            Remedy::Attest { template_id } => {
-                keys.push("ATTEST");
-                advice.push(format!("attest its acceptance of template {template_id}"));
-                metadata.push(("template_id", template_id.to_string()));
-                metadata.push(("required_fields", REQUIRED_FIELDS.to_owned()));
-                metadata.push(("optional_fields", OPTIONAL_FIELDS.to_owned()));
-            }
-            Remedy::AskProvider { provider_id } => {
-                keys.push("ASK_PROVIDER");
-                advice.push(format!("ask provider {provider_id} to attest"));
-                metadata.push(("provider_id", provider_id.to_string()));
-            }
-            Remedy::InviteCustomer { template_id } => {
-                keys.push("INVITE_CUSTOMER");
-                advice.push("invite the customer to sign directly".to_owned());
-                metadata.push(("template_id", template_id.to_string()));
-            }
-        }
-    }
-    let names = reasons.iter().map(Reason::into_str).collect::<Vec<_>>().join(",");
-    let not_accepted = format!("the customer has not accepted what is required ({names})");
-    let sentence = match hindrance {
-        Some(Hindrance::Offers(demands)) => {
-            let lines = demands.iter().flat_map(|of| &of.lines).collect::<BTreeSet<_>>();
-            if !lines.is_empty() {
-                let lines = lines.into_iter().map(|n| format!("lines[{n}]")).collect::<Vec<_>>().join(",");
-                metadata.push(("lines", lines));
-            }
-            format!("no acceptance satisfies this ({names}): {}", offers_sentence(demands))
-        }
-        Some(Hindrance::NoVersion) => {
-            format!(
-                "{not_accepted}, and no version of the agreement is in force; ask the operator to publish one"
-            )
-        }
-        None if advice.is_empty() => {
-            format!("{not_accepted}; CheckEligibility of agreement-svc says what helps")
-        }
-        None => format!("{not_accepted}; remedy: {}", advice.join(", or ")),
-    };
-    let mut failure = with(Code::FailedPrecondition, ErrorReason::AgreementRequired, sentence)
-        .with("customer_id", customer_id)
-        .with("reasons", names)
-        .with("remedies", keys.join(","))
-        .with("partner_center_code", 13605);
-    for (key, value) in metadata {
-        failure = failure.with(key, value);
-    }
-    for reason in reasons {
-        failure = failure.precondition("AGREEMENT", format!("customers/{customer_id}"), reason.into_str());
-    }
-    failure.status()
-}
-
-/// Which offers keep each other, or the policy, from being satisfied, and what helps.
-fn offers_sentence(demands: &[LineDemand]) -> String {
-    let lines = |of: &LineDemand| {
-        let (lines, rest) = of.lines.split_at(of.lines.len().min(LINES_IN_MESSAGE));
-        let mut lines: Vec<_> = lines.iter().map(|n| format!("lines[{n}]")).collect();
-        if !rest.is_empty() {
-            lines.push(format!("{} more", rest.len()));
-        }
-        lines.join(", ")
-    };
-    let types =
-        |of: &LineDemand| of.types.iter().map(AgreementType::into_str).collect::<Vec<_>>().join(" or ");
-    match demands {
-        [] => "the offer takes no agreement that counts today; order another offer".to_owned(),
-        [of] => format!(
-            "the offers of {} take only {}, which does not count today; order other offers",
-            lines(of),
-            types(of)
-        ),
-        several => {
-            let each = several.iter().map(|of| format!("{} (only {})", lines(of), types(of)));
-            format!(
-                "no agreement counts for the offers of {} together; order these lines separately",
-                each.collect::<Vec<_>>().join(" and of ")
-            )
-        }
-    }
-}
-
 fn with(code: Code, reason: ErrorReason, sentence: impl Into<String>) -> Failure {
     failure(DOMAIN, code, reason.name(), sentence)
 }
@@ -383,6 +297,9 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
+    use crate::rules::gate::{
+        AgreementType, Considered, Evidence, EvidenceKind, Hindrance, LineDemand, Problem, Reason, Remedy,
+    };
     use crate::rules::offer::OfferKind;
     use crate::rules::{BadField, Time};
 
@@ -408,7 +325,19 @@ mod tests {
             customer_id: id,
             reasons,
             remedies,
+            considered: vec![],
             hindrance,
+        };
+        let considered = |kind, problem| Considered {
+            acceptance: Evidence {
+                kind,
+                acceptance_id: id,
+                template_id: id,
+                template_version: 2,
+                agreement_type: AgreementType::MicrosoftCustomerAgreement,
+            },
+            agreed_at: Time::UNIX_EPOCH,
+            problem,
         };
         let required = |reasons, remedies| blocked(reasons, remedies, None);
         let hindered = |of| blocked(vec![Reason::WrongAgreementType], vec![], Some(of));
@@ -429,6 +358,27 @@ mod tests {
                 vec![Remedy::AskProvider { provider_id: id }],
             ),
             required(vec![Reason::WrongAgreementType], vec![]),
+            Refusal::AgreementRequired {
+                customer_id: id,
+                reasons: vec![Reason::Withdrawn, Reason::VersionSuperseded],
+                remedies: vec![Remedy::InviteCustomer { template_id: id }],
+                considered: vec![
+                    considered(
+                        EvidenceKind::Attestation,
+                        Problem::VersionSuperseded {
+                            required_template_id: id,
+                            required_version: 3,
+                            required_since: Time::UNIX_EPOCH,
+                        },
+                    ),
+                    considered(
+                        EvidenceKind::DirectSignature,
+                        Problem::Withdrawn { withdrawn_at: Time::UNIX_EPOCH },
+                    ),
+                    considered(EvidenceKind::DirectSignature, Problem::WrongAgreementType),
+                ],
+                hindrance: None,
+            },
             hindered(Hindrance::Offers(vec![])),
             hindered(Hindrance::Offers(vec![cloud.clone()])),
             hindered(Hindrance::Offers(vec![cloud, customer])),
@@ -461,9 +411,10 @@ mod tests {
             NotFound RESOURCE_NOT_FOUND: payer_id is wrong: you have no active relationship with customer 00000000-0000-0000-0000-000000000001 and partner 00000000-0000-0000-0000-000000000001; name partner 00000000-0000-0000-0000-000000000001 ["field=payer_id", "use_payer_id=00000000-0000-0000-0000-000000000001"]
             NotFound RESOURCE_NOT_FOUND: reseller_id is wrong: you and partner 00000000-0000-0000-0000-000000000001 have no active relationship with customer 00000000-0000-0000-0000-000000000001; leave it empty, or name a reseller of one of your relationships with the customer ["field=reseller_id"]
             InvalidArgument PAYER_IS_RESELLER: partner 00000000-0000-0000-0000-000000000001 is an indirect reseller and does not pay; name its provider in payer_id ["payer_id=00000000-0000-0000-0000-000000000001"]
-            FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (NO_ACCEPTANCE); remedy: attest its acceptance of template 00000000-0000-0000-0000-000000000001, or invite the customer to sign directly ["customer_id=00000000-0000-0000-0000-000000000001", "optional_fields=contact.phone", "partner_center_code=13605", "reasons=NO_ACCEPTANCE", "remedies=ATTEST,INVITE_CUSTOMER", "required_fields=template_id,contact.first_name,contact.last_name,contact.email,agreed_at", "template_id=00000000-0000-0000-0000-000000000001"]
+            FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (NO_ACCEPTANCE); remedy: attest its acceptance of template 00000000-0000-0000-0000-000000000001, or invite the customer to sign directly ["customer_id=00000000-0000-0000-0000-000000000001", "optional_fields=contact.phone,details.title,details.evidence_reference,details.evidence_sha256,details.on_behalf_of,details.external_reference,details.shown_text.country,details.shown_text.language,details.shown_text.sha256", "partner_center_code=13605", "reasons=NO_ACCEPTANCE", "remedies=ATTEST,INVITE_CUSTOMER", "required_fields=template_id,contact.first_name,contact.last_name,contact.email,agreed_at", "template_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (WITHDRAWN,VERSION_SUPERSEDED); remedy: ask provider 00000000-0000-0000-0000-000000000001 to attest ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "provider_id=00000000-0000-0000-0000-000000000001", "reasons=WITHDRAWN,VERSION_SUPERSEDED", "remedies=ASK_PROVIDER"]
             FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (WRONG_AGREEMENT_TYPE); CheckEligibility of agreement-svc says what helps ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "reasons=WRONG_AGREEMENT_TYPE", "remedies="]
+            FailedPrecondition AGREEMENT_REQUIRED: the customer has not accepted what is required (WITHDRAWN,VERSION_SUPERSEDED): version 2, accepted on 1970-01-01, has not counted since 1970-01-01, when version 3 became required, and version 2, accepted on 1970-01-01, was withdrawn on 1970-01-01, and version 2, accepted on 1970-01-01, is of the type MICROSOFT_CUSTOMER_AGREEMENT, which does not count; remedy: invite the customer to sign directly ["considered=[{\"kind\":\"ATTESTATION\",\"acceptance_id\":\"00000000-0000-0000-0000-000000000001\",\"template_id\":\"00000000-0000-0000-0000-000000000001\",\"template_version\":2,\"agreement_type\":\"MICROSOFT_CUSTOMER_AGREEMENT\",\"agreed_at\":\"1970-01-01T00:00:00Z\",\"reason\":\"VERSION_SUPERSEDED\",\"required_template_id\":\"00000000-0000-0000-0000-000000000001\",\"required_version\":3,\"required_since\":\"1970-01-01T00:00:00Z\"},{\"kind\":\"DIRECT_SIGNATURE\",\"acceptance_id\":\"00000000-0000-0000-0000-000000000001\",\"template_id\":\"00000000-0000-0000-0000-000000000001\",\"template_version\":2,\"agreement_type\":\"MICROSOFT_CUSTOMER_AGREEMENT\",\"agreed_at\":\"1970-01-01T00:00:00Z\",\"reason\":\"WITHDRAWN\",\"withdrawn_at\":\"1970-01-01T00:00:00Z\"},{\"kind\":\"DIRECT_SIGNATURE\",\"acceptance_id\":\"00000000-0000-0000-0000-000000000001\",\"template_id\":\"00000000-0000-0000-0000-000000000001\",\"template_version\":2,\"agreement_type\":\"MICROSOFT_CUSTOMER_AGREEMENT\",\"agreed_at\":\"1970-01-01T00:00:00Z\",\"reason\":\"WRONG_AGREEMENT_TYPE\"}]", "customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "reasons=WITHDRAWN,VERSION_SUPERSEDED", "remedies=INVITE_CUSTOMER", "template_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition AGREEMENT_REQUIRED: no acceptance satisfies this (WRONG_AGREEMENT_TYPE): the offer takes no agreement that counts today; order another offer ["customer_id=00000000-0000-0000-0000-000000000001", "partner_center_code=13605", "reasons=WRONG_AGREEMENT_TYPE", "remedies="]
             FailedPrecondition AGREEMENT_REQUIRED: no acceptance satisfies this (WRONG_AGREEMENT_TYPE): the offers of lines[0], lines[1] take only MICROSOFT_CLOUD_AGREEMENT, which does not count today; order other offers ["customer_id=00000000-0000-0000-0000-000000000001", "lines=lines[0],lines[1]", "partner_center_code=13605", "reasons=WRONG_AGREEMENT_TYPE", "remedies="]
             FailedPrecondition AGREEMENT_REQUIRED: no acceptance satisfies this (WRONG_AGREEMENT_TYPE): no agreement counts for the offers of lines[0], lines[1] (only MICROSOFT_CLOUD_AGREEMENT) and of lines[2], lines[3], lines[4], lines[5], lines[6], 2 more (only MICROSOFT_CUSTOMER_AGREEMENT) together; order these lines separately ["customer_id=00000000-0000-0000-0000-000000000001", "lines=lines[0],lines[1],lines[2],lines[3],lines[4],lines[5],lines[6],lines[7],lines[8]", "partner_center_code=13605", "reasons=WRONG_AGREEMENT_TYPE", "remedies="]

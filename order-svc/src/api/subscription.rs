@@ -1,9 +1,12 @@
 //! `SubscriptionService`.
 
-use chassis::auth::{self, Caller};
-use chassis::database::Connection;
+use std::mem::take;
+
+use chassis::auth::{self, Caller, Channel};
+use chassis::database::{Connection, Error};
 use chassis::form::Form;
 use chassis::idempotency::IdempotencyKey;
+use chassis::paging::{Page, filter_of};
 use chassis::server::call;
 use prost::Message;
 use proto::order::subscription_service_server::SubscriptionService;
@@ -21,19 +24,24 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::attestation::Carried;
-use super::{Api, Attempt, Failure, Origin, checked, convert, viewer, without_effect};
+use super::{
+    Api, Attempt, Failure, Origin, checked, convert, optional_offer, status, viewer, without_effect,
+};
 use crate::agreements::attest::{Attested, is_of_unseen_customer};
 use crate::agreements::gate::{GateError, GateQuery};
+use crate::agreements::renewal::QUERIES_MAX;
 use crate::rules::Refusal;
 use crate::rules::gate::{Approval, Operation};
 use crate::rules::offer::Offer;
-use crate::rules::order::Parties;
-use crate::rules::relationship::{Needed, not_related, relationship_needed};
+use crate::rules::relationship::{Needed, not_related, parties_for, relationship_needed};
 use crate::rules::subscription::{Cause, Command, Planned, Subscription};
 use crate::store::Slice;
 use crate::store::commit::{Commit, Write, answer_void, commit};
 use crate::store::relationship::relationships_of;
-use crate::store::subscription::{change_list, subscription_find, subscription_list};
+use crate::store::subscription::{Wanted, change_list, subscription_find, subscription_list};
+
+/// How often the gate is asked for one page of the subscriptions with outdated acceptances.
+const BATCHES_MAX: usize = 5;
 
 #[tonic::async_trait]
 impl SubscriptionService for Api {
@@ -57,16 +65,35 @@ impl SubscriptionService for Api {
         &self,
         request: Request<ListSubscriptionsRequest>,
     ) -> Result<Response<ListSubscriptionsResponse>, Status> {
-        let (caller, message, mut form) = call::open(request)?;
-        let customer_id = form.optional_id("customer_id", &message.customer_id);
-        let asked = (message.page_size, message.page_token.as_str());
-        let page = self.pages.read(&mut form, asked, &caller, "ListSubscriptions", &message.customer_id);
+        let origin = Origin::of(&request)?;
+        let (caller, mut message, mut form) = call::open(request)?;
+        let asked = (take(&mut message.page_size), take(&mut message.page_token));
+        let asked = (asked.0, asked.1.as_str());
+        let page = self.pages.read(&mut form, asked, &caller, "ListSubscriptions", &filter_of(&message));
+        let slice = Slice {
+            viewer: viewer(&caller),
+            customer_id: form.optional_id("customer_id", &message.customer_id),
+            offer_id: optional_offer(&mut form, &message.offer_id),
+            from: form.optional_time("started_from", message.started_from.as_ref()),
+            before: form.optional_time("started_before", message.started_before.as_ref()),
+            newest_first: message.newest_first,
+            after: page.after.clone(),
+            limit: page.fetch(),
+        };
+        let state = match message.state {
+            0 => None,
+            given => convert::read_state(&mut form, "state", given),
+        };
+        let ends_before = form.optional_time("ends_before", message.ends_before.as_ref());
         checked(form)?;
-        let slice =
-            Slice { viewer: viewer(&caller), customer_id, after: page.after.clone(), limit: page.fetch() };
-        let read = move |connection: &mut Connection| subscription_list(connection, &slice);
-        let (rows, next_page_token) =
-            self.list(page, read, |subscription| subscription.id.to_string()).await?;
+        let wanted = Wanted { slice, state, ends_before, has_term: message.acceptance_outdated };
+        let (rows, next_page_token) = match message.acceptance_outdated {
+            true => self.list_outdated(page, wanted, &origin).await?,
+            false => {
+                let read = move |connection: &mut Connection| subscription_list(connection, &wanted);
+                self.list(page, read, |subscription| subscription.id.to_string()).await?
+            }
+        };
         let subscriptions = rows.iter().map(convert::subscription).collect();
         Ok(Response::new(ListSubscriptionsResponse { subscriptions, next_page_token }))
     }
@@ -75,17 +102,20 @@ impl SubscriptionService for Api {
         &self,
         request: Request<ListSubscriptionChangesRequest>,
     ) -> Result<Response<ListSubscriptionChangesResponse>, Status> {
-        let (caller, message, mut form) = call::open(request)?;
+        let (caller, mut message, mut form) = call::open(request)?;
         let id = form.id("subscription_id", &message.subscription_id);
-        let asked = (message.page_size, message.page_token.as_str());
+        let asked = (take(&mut message.page_size), take(&mut message.page_token));
+        let asked = (asked.0, asked.1.as_str());
         let page =
-            self.pages.read(&mut form, asked, &caller, "ListSubscriptionChanges", &message.subscription_id);
+            self.pages.read(&mut form, asked, &caller, "ListSubscriptionChanges", &filter_of(&message));
         checked(form)?;
         if let Err(failure) = self.visible(&caller, id).await {
             return self.fail(failure, None).await;
         }
-        let (after, limit) = (page.after_number(), page.fetch());
-        let read = move |connection: &mut Connection| change_list(connection, id, after, limit);
+        let newest_first = message.newest_first;
+        let from = if newest_first { page.before_number() } else { page.after_number() };
+        let limit = page.fetch();
+        let read = move |connection: &mut Connection| change_list(connection, id, newest_first, from, limit);
         let (rows, next_page_token) = self.list(page, read, |change| change.number.to_string()).await?;
         let changes = rows.iter().map(convert::change).collect();
         Ok(Response::new(ListSubscriptionChangesResponse { changes, next_page_token }))
@@ -100,8 +130,8 @@ impl SubscriptionService for Api {
                 form.violation("quantity", "must be at least 1; to have none, cancel the subscription");
             }
             Fields {
-                request_id: std::mem::take(&mut message.request_id),
-                validate_only: std::mem::take(&mut message.validate_only),
+                request_id: take(&mut message.request_id),
+                validate_only: take(&mut message.validate_only),
                 subscription_id: message.subscription_id.clone(),
                 etag: message.etag.clone(),
                 command: Command::Seats(message.quantity),
@@ -117,8 +147,8 @@ impl SubscriptionService for Api {
         request: Request<RenewSubscriptionRequest>,
     ) -> Result<Response<RenewSubscriptionResponse>, Status> {
         let asked = self.read("RenewSubscription", request, |_, message| Fields {
-            request_id: std::mem::take(&mut message.request_id),
-            validate_only: std::mem::take(&mut message.validate_only),
+            request_id: take(&mut message.request_id),
+            validate_only: take(&mut message.validate_only),
             subscription_id: message.subscription_id.clone(),
             etag: message.etag.clone(),
             command: Command::Renew,
@@ -142,8 +172,8 @@ impl SubscriptionService for Api {
                 );
             }
             Fields {
-                request_id: std::mem::take(&mut message.request_id),
-                validate_only: false,
+                request_id: take(&mut message.request_id),
+                validate_only: take(&mut message.validate_only),
                 subscription_id: message.subscription_id.clone(),
                 etag: message.etag.clone(),
                 command: Command::AutoRenew(message.auto_renew),
@@ -159,8 +189,8 @@ impl SubscriptionService for Api {
         request: Request<SuspendSubscriptionRequest>,
     ) -> Result<Response<SuspendSubscriptionResponse>, Status> {
         let asked = self.read("SuspendSubscription", request, |_, message| Fields {
-            request_id: std::mem::take(&mut message.request_id),
-            validate_only: false,
+            request_id: take(&mut message.request_id),
+            validate_only: take(&mut message.validate_only),
             subscription_id: message.subscription_id.clone(),
             etag: message.etag.clone(),
             command: Command::Suspend,
@@ -175,8 +205,8 @@ impl SubscriptionService for Api {
         request: Request<ResumeSubscriptionRequest>,
     ) -> Result<Response<ResumeSubscriptionResponse>, Status> {
         let asked = self.read("ResumeSubscription", request, |_, message| Fields {
-            request_id: std::mem::take(&mut message.request_id),
-            validate_only: false,
+            request_id: take(&mut message.request_id),
+            validate_only: take(&mut message.validate_only),
             subscription_id: message.subscription_id.clone(),
             etag: message.etag.clone(),
             command: Command::Resume,
@@ -191,8 +221,8 @@ impl SubscriptionService for Api {
         request: Request<CancelSubscriptionRequest>,
     ) -> Result<Response<CancelSubscriptionResponse>, Status> {
         let asked = self.read("CancelSubscription", request, |_, message| Fields {
-            request_id: std::mem::take(&mut message.request_id),
-            validate_only: false,
+            request_id: take(&mut message.request_id),
+            validate_only: take(&mut message.validate_only),
             subscription_id: message.subscription_id.clone(),
             etag: message.etag.clone(),
             command: Command::Cancel,
@@ -207,8 +237,8 @@ impl SubscriptionService for Api {
         request: Request<AssignResellerRequest>,
     ) -> Result<Response<AssignResellerResponse>, Status> {
         let asked = self.read("AssignReseller", request, |form, message| Fields {
-            request_id: std::mem::take(&mut message.request_id),
-            validate_only: false,
+            request_id: take(&mut message.request_id),
+            validate_only: take(&mut message.validate_only),
             subscription_id: message.subscription_id.clone(),
             etag: message.etag.clone(),
             command: Command::AssignReseller(form.optional_id("reseller_id", &message.reseller_id)),
@@ -253,16 +283,6 @@ impl SubscriptionCall {
         query
     }
 
-    /// For whom it is asked.
-    fn parties(&self, known: &Subscription) -> Parties {
-        Parties {
-            payer_id: known.payer_id,
-            // A payer goes on without a reseller that has parted.
-            reseller_id: known.reseller_id.filter(|_| self.origin.caller.tenant_id != known.payer_id),
-            customer_id: known.customer_id,
-        }
-    }
-
     /// What the gate is asked about it.
     fn gate_query(
         &self,
@@ -271,15 +291,9 @@ impl SubscriptionCall {
         offer: Option<&Offer>,
         at_least_revision: i64,
     ) -> GateQuery {
-        let demanded = offer.map(|offer| offer.agreement_types.clone()).filter(|types| !types.is_empty());
-        GateQuery {
-            parties: self.parties(known),
-            operation,
-            demands: demanded.into_iter().collect(),
-            at_least_revision,
-            caller: self.origin.caller.clone(),
-            call_id: self.origin.call_id.clone(),
-        }
+        let Origin { caller, call_id, .. } = &self.origin;
+        let query = GateQuery::of_subscription(known, operation, offer, caller.clone(), call_id.clone());
+        GateQuery { at_least_revision, ..query }
     }
 }
 
@@ -304,6 +318,62 @@ impl Api {
         let key = self.hasher.key(&origin.caller, call, request_id, &message);
         let key = (!validate_only).then_some(key);
         Ok(SubscriptionCall { id, etag, command, carried, origin, key })
+    }
+
+    /// A page of the subscriptions whose renewal the gate would refuse to a user (SUB-10), and the token of the next one.
+    async fn list_outdated(
+        &self,
+        page: Page,
+        mut wanted: Wanted,
+        origin: &Origin,
+    ) -> Result<(Vec<Subscription>, String), Status> {
+        self.check_history(origin.time_left()).await.map_err(|refusal| status::refused(&refusal))?;
+        wanted.slice.limit = i64::try_from(QUERIES_MAX).unwrap_or(i64::MAX);
+        let mut found = vec![];
+        for batch in 0..BATCHES_MAX {
+            let slice = wanted.clone();
+            let read = move |connection: &mut Connection| subscription_list(connection, &slice);
+            let rows: Vec<Subscription> =
+                self.database.list(read).await.map_err(|error: Error| status::failed(&error))?;
+            let is_last = rows.len() < QUERIES_MAX;
+            // On the stricter channel, as for a renewal.
+            let caller = |_: &Subscription| Caller { channel: Channel::Dashboard, ..origin.caller.clone() };
+            let time_left = origin.time_left();
+            let asked = self.agreements.are_acceptances_outdated(
+                &rows,
+                &self.catalogue,
+                caller,
+                &origin.call_id,
+                time_left,
+            );
+            let outdated = match asked.await {
+                Ok(outdated) => outdated,
+                Err(why) => {
+                    tracing::warn!(why, "the gate gave no answer");
+                    // The next page goes on from what was found before.
+                    return match batch {
+                        0 => Err(status::refused(&Refusal::GateUnavailable)),
+                        _ => Ok((found, page.token(&wanted.slice.after.unwrap_or_default()))),
+                    };
+                }
+            };
+            for (row, is_outdated) in rows.into_iter().zip(outdated) {
+                let is_outdated = is_outdated.map_err(|why| {
+                    tracing::warn!(why, subscription = %row.id, "the gate gave no answer");
+                    status::refused(&Refusal::GateUnavailable)
+                })?;
+                let is_outdated = is_outdated.unwrap_or(false);
+                if is_outdated && found.len() == page.size {
+                    return Ok((found, page.token(&wanted.slice.after.unwrap_or_default())));
+                }
+                wanted.slice.after = Some(row.id.to_string());
+                found.extend(is_outdated.then_some(row));
+            }
+            if is_last {
+                return Ok((found, String::new()));
+            }
+        }
+        Ok((found, page.token(&wanted.slice.after.unwrap_or_default())))
     }
 
     async fn visible(&self, caller: &Caller, id: Uuid) -> Result<Subscription, Failure> {
@@ -372,7 +442,13 @@ impl Api {
             Planned::Free(step) => (Some(step), None),
             Planned::Gated(step, operation) => (Some(step), Some(operation)),
         };
-        let attested = self.attest(asked.carried.as_ref(), &asked.origin, &asked.parties(&known)).await;
+        let attested = self
+            .attest(
+                asked.carried.as_ref(),
+                &asked.origin,
+                &parties_for(asked.origin.caller.tenant_id, &known),
+            )
+            .await;
         let attested = attested.map_err(|failure| not_attested(failure, &known))?;
         let after = step.as_ref().map_or(&known, |step| &step.after);
         let response = |approval: Option<&Approval>| {

@@ -88,6 +88,25 @@ pub enum Remedy {
     InviteCustomer { template_id: Uuid },
 }
 
+/// An acceptance that the gate does not count, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Considered {
+    #[serde(flatten)]
+    pub acceptance: Evidence,
+    pub agreed_at: Time,
+    #[serde(flatten)]
+    pub problem: Problem,
+}
+
+/// Why the gate does not count an acceptance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "reason", rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Problem {
+    Withdrawn { withdrawn_at: Time },
+    VersionSuperseded { required_template_id: Uuid, required_version: u32, required_since: Time },
+    WrongAgreementType,
+}
+
 /// Why no acceptance would help now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hindrance {
@@ -112,6 +131,7 @@ pub enum Verdict {
     Blocked {
         reasons: Vec<Reason>,
         remedies: Vec<Remedy>,
+        considered: Vec<Considered>,
         hindrance: Option<Hindrance>,
     },
 }
@@ -138,12 +158,15 @@ impl Answer {
     pub fn approval(&self) -> Result<&Approval, Refusal> {
         match &self.verdict {
             Verdict::Approved(approval) => Ok(approval),
-            Verdict::Blocked { reasons, remedies, hindrance } => Err(Refusal::AgreementRequired {
-                customer_id: self.customer_id,
-                reasons: reasons.clone(),
-                remedies: remedies.clone(),
-                hindrance: hindrance.clone(),
-            }),
+            Verdict::Blocked { reasons, remedies, considered, hindrance } => {
+                Err(Refusal::AgreementRequired {
+                    customer_id: self.customer_id,
+                    reasons: reasons.clone(),
+                    remedies: remedies.clone(),
+                    considered: considered.clone(),
+                    hindrance: hindrance.clone(),
+                })
+            }
         }
     }
 
@@ -194,7 +217,12 @@ mod tests {
             customer_country: "FR".into(),
             only_reseller_id: None,
             revision: 7,
-            verdict: Verdict::Blocked { reasons: vec![], remedies: vec![], hindrance: None },
+            verdict: Verdict::Blocked {
+                reasons: vec![],
+                remedies: vec![],
+                considered: vec![],
+                hindrance: None,
+            },
             asked_at: at(1_000_000),
             valid_for: valid_for.map(Duration::microseconds),
         };

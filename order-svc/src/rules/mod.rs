@@ -3,10 +3,12 @@
 //! Never in here: files, sockets, time, chance, logs, gRPC or SQL. A rule is given values and returns
 //! a new value or a [`Refusal`]; the caller does the rest.
 
+pub mod event;
 pub mod gate;
 pub mod history;
 pub mod offer;
 pub mod order;
+pub mod preview;
 pub mod relationship;
 pub mod subscription;
 pub mod withdrawal;
@@ -14,7 +16,7 @@ pub mod withdrawal;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use gate::{Hindrance, Reason, Remedy};
+use gate::{Considered, Hindrance, Reason, Remedy};
 use offer::OfferKind;
 use order::{Misnamed, Parties};
 use subscription::State;
@@ -49,6 +51,7 @@ pub enum Refusal {
         customer_id: Uuid,
         reasons: Vec<Reason>,
         remedies: Vec<Remedy>,
+        considered: Vec<Considered>,
         hindrance: Option<Hindrance>,
     },
     /// The gate did not answer, or its answer cannot be used (I8).
@@ -80,6 +83,8 @@ pub enum Refusal {
     NotRenewable { offer_id: String },
     /// SUB-3.
     TermEnded { term_end: Time },
+    /// A watcher's cursor is ahead of the history.
+    CursorAhead { head: i64 },
     /// The subscription's offer is no longer in the catalogue.
     OfferWithdrawn { offer_id: String },
 }

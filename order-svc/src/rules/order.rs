@@ -43,6 +43,8 @@ pub struct Order {
     pub placed_by_tenant: Uuid,
     pub placed_by: Uuid,
     pub approval: Approval,
+    /// What the tenant that placed it calls it.
+    pub external_reference: Option<String>,
 }
 
 /// A line of an accepted order and the subscription it became.
@@ -88,6 +90,7 @@ pub struct Placing {
     pub by_tenant: Uuid,
     pub by: Uuid,
     pub now: Time,
+    pub external_reference: Option<String>,
 }
 
 /// Who pays and who is the reseller on record: the caller pays, unless it names another partner as
@@ -196,14 +199,15 @@ pub fn place(
             customer_id,
             reasons,
             remedies,
+            considered,
             hindrance: Some(Hindrance::Offers(_)),
         } => {
             let hindrance = Some(Hindrance::Offers(excluding_lines(&lines, catalogue)));
-            Refusal::AgreementRequired { customer_id, reasons, remedies, hindrance }
+            Refusal::AgreementRequired { customer_id, reasons, remedies, considered, hindrance }
         }
         other => other,
     })?;
-    let Placing { order_id, subscription_ids, by_tenant, by, now } = placing;
+    let Placing { order_id, subscription_ids, by_tenant, by, now, external_reference } = placing;
     // A reseller through which alone the payer serves the customer would not see the order otherwise.
     let parties = Parties { reseller_id: parties.reseller_id.or(answer.only_reseller_id), ..parties };
     let mut subscriptions = vec![];
@@ -237,6 +241,7 @@ pub fn place(
         placed_by_tenant: by_tenant,
         placed_by: by,
         approval: approval.clone(),
+        external_reference,
     };
     Ok((order, subscriptions))
 }
@@ -350,8 +355,14 @@ mod tests {
         let catalogue = catalogue(vec![offer("a"), Offer { auto_renews: false, ..offer("b") }]).unwrap();
         let parties = Parties { payer_id, reseller_id: Some(reseller), customer_id };
         let subscription_ids = [7, 8].map(Uuid::from_u128).to_vec();
-        let placing =
-            Placing { order_id, subscription_ids: subscription_ids.clone(), by_tenant, by, now: at(2) };
+        let placing = Placing {
+            order_id,
+            subscription_ids: subscription_ids.clone(),
+            by_tenant,
+            by,
+            now: at(2),
+            external_reference: Some("PO 7".into()),
+        };
         let line = |offer_id: &str, quantity| Line {
             offer_id: offer_id.into(),
             quantity,
@@ -401,7 +412,7 @@ mod tests {
 
         // A no places nothing, and neither does a bad line.
         let (reasons, remedies) = (vec![Reason::NoAcceptance], vec![]);
-        let no = answer(Verdict::Blocked { reasons, remedies, hindrance: None });
+        let no = answer(Verdict::Blocked { reasons, remedies, considered: vec![], hindrance: None });
         let refused = place(parties, lines, &catalogue, &no, placing.clone()).unwrap_err();
         assert!(matches!(refused, Refusal::AgreementRequired { customer_id: of, .. } if of == customer_id));
         let refused = place(parties, vec![line("a", 1)], &catalogue, &yes, placing).unwrap_err();
@@ -441,6 +452,7 @@ mod tests {
                 by_tenant: payer_id,
                 by: Uuid::from_u128(7),
                 now: Time::UNIX_EPOCH,
+                external_reference: None,
             };
             let line = Line { offer_id: "a".into(), quantity: 2, friendly_name: String::new() };
             let parties = Parties { payer_id, reseller_id: named, customer_id };

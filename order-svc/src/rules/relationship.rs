@@ -3,6 +3,7 @@
 
 use uuid::Uuid;
 
+use super::order::Parties;
 use super::subscription::{Command, Subscription};
 use super::withdrawal::SubscriptionFacts;
 use super::{BadField, Refusal};
@@ -60,6 +61,22 @@ pub struct Relationships {
     pub active: Vec<Option<Uuid>>,
     /// Ended, as was known before a restore of agreement-svc that lost the end.
     pub lost_ends: Vec<Option<Uuid>>,
+}
+
+impl Relationships {
+    /// The end of an active one of them, if it came now.
+    pub fn end_of(&self, relationship: Relationship) -> Option<RelationshipEnd> {
+        let others_remain = self.active.len() > 1;
+        let is_active = self.active.contains(&relationship.reseller_id);
+        is_active.then_some(RelationshipEnd { relationship, others_remain })
+    }
+}
+
+/// For whom a tenant acts on a subscription. All but the reseller on record go on without one that has parted.
+pub fn parties_for(tenant_id: Uuid, subscription: &Subscription) -> Parties {
+    let Subscription { payer_id, customer_id, .. } = *subscription;
+    let reseller_id = subscription.reseller_id.filter(|reseller| *reseller == tenant_id);
+    Parties { payer_id, reseller_id, customer_id }
 }
 
 /// An active relationship of the payer and the customer of a subscription.

@@ -70,8 +70,8 @@ pub enum ChangeKind {
 pub enum Cause {
     /// A user asked for it.
     Requested { tenant_id: Uuid, user_id: Uuid },
-    /// SUB-3.
-    TermEnded,
+    /// SUB-3. Of a renewal it is kept whether the acceptance was outdated, where that is known (SUB-10).
+    TermEnded { acceptance_outdated: Option<bool> },
     /// WD-2: the event that withdrew the acceptance.
     AgreementWithdrawn { revision: i64 },
     /// CUS-3: the event that ended the relationship.
@@ -548,7 +548,8 @@ pub(crate) mod tests {
     fn only_an_assignment_keeps_the_reseller_with_it() {
         let known = Subscription { reseller_id: Some(Uuid::from_u128(5)), ..subscription(State::Active) };
         for (kind, kept) in [(ChangeKind::ResellerAssigned, known.reseller_id), (ChangeKind::Resumed, None)] {
-            let change = known.step(kind, |_| ()).change(5, Cause::TermEnded, None, at(0));
+            let ended = Cause::TermEnded { acceptance_outdated: None };
+            let change = known.step(kind, |_| ()).change(5, ended, None, at(0));
             assert_eq!((change.kind, change.reseller_id), (kind, kept));
         }
     }

@@ -15,9 +15,10 @@ use diesel::prelude::*;
 use diesel::query_dsl::methods::FilterDsl;
 use uuid::Uuid;
 
+use super::open::are_more_open;
 use super::relationship::relationships_of;
 use super::schema::fence;
-use super::subscription::{are_more_open, subscription_change};
+use super::subscription::subscription_change;
 use super::withdrawal::withdrawn_of;
 use crate::rules::Time;
 use crate::rules::gate::{Answer, Approval};
@@ -382,6 +383,7 @@ mod tests {
                     user_id: reseller,
                     roles: vec![],
                     channel: Channel::Api,
+                    client: None,
                 };
                 let key = RequestHasher::default().key(&caller, "Call", Uuid::from_u128(1), &());
                 let now = DateTime::from_timestamp(0, 0).unwrap();

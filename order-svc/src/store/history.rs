@@ -17,9 +17,10 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::commit::fence_raise;
+use super::open::{is_open, subscriptions_open};
 use super::relationship::relationship_write;
 use super::schema::{fence, follower, subscription};
-use super::subscription::{ChangedRow, changes_insert, is_open, subscriptions_open, terms_are_due};
+use super::subscription::{ChangedRow, changes_insert, terms_are_due};
 use super::withdrawal::{
     ReportState, effects_insert, withdrawal_abandon, withdrawal_archive_step, withdrawal_begin,
     withdrawal_finish, withdrawal_finish_begun,
@@ -464,7 +465,9 @@ mod tests {
         let (database, _folder) = database();
         sql(
             &database,
-            "INSERT INTO orders VALUES ('order', 'p', '', 'c', '2026-01-01', 'p', 'p', 'ALLOWED', '', '', 1, '2026-01-01');
+            "INSERT INTO orders (id, payer_id, reseller_id, customer_id, placed_at, placed_by_tenant, placed_by, gate_decision, gate_rule,
+                gate_evidence, gate_revision, gate_evaluated_at)
+            VALUES ('order', 'p', '', 'c', '2026-01-01', 'p', 'p', 'ALLOWED', '', '', 1, '2026-01-01');
             INSERT INTO subscription (id, order_id, payer_id, reseller_id, customer_id, offer_id, quantity, friendly_name,
                 state, auto_renew, started_at, term, term_number, answer_revision, version)
             SELECT column1, 'order', 'p', '', 'c', 'o', 1, '', column2, TRUE, '2026-01-01', 'YEAR', 1, column3, 1 FROM (
@@ -490,7 +493,9 @@ mod tests {
         let (database, _folder) = database();
         let (customer, payer) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let insert = format!(
-            "INSERT INTO orders VALUES ('order', 'p', '', 'c', '2026-01-01', 'p', 'p', 'ALLOWED', '', '', 1, '2026-01-01');
+            "INSERT INTO orders (id, payer_id, reseller_id, customer_id, placed_at, placed_by_tenant, placed_by, gate_decision, gate_rule,
+                gate_evidence, gate_revision, gate_evaluated_at)
+            VALUES ('order', 'p', '', 'c', '2026-01-01', 'p', 'p', 'ALLOWED', '', '', 1, '2026-01-01');
             INSERT INTO subscription (id, order_id, payer_id, reseller_id, customer_id, offer_id, quantity, friendly_name,
                 state, auto_renew, started_at, term, term_number, answer_revision, version, due_at)
             VALUES ('due', 'order', '{payer}', '', '{customer}', 'o', 1, '', 'ACTIVE', TRUE, '2026-01-01', 'MONTH', 1, 1, 1,
@@ -534,7 +539,9 @@ mod tests {
             &database,
             "INSERT INTO withdrawal (revision, customer_id, kind, acceptance_id, partner_id, withdrawn_at, applied_at,
                 cancelled, stayed) VALUES (1, 'c', 'ATTESTATION', 'lost', '', '2026-01-01 00:00:00', '2026-01-01 00:00:00', 2500, 0);
-            INSERT INTO orders VALUES ('order', 'p', '', 'c', '2026-01-01', 'p', 'p', 'ALLOWED', '', '', 1, '2026-01-01');
+            INSERT INTO orders (id, payer_id, reseller_id, customer_id, placed_at, placed_by_tenant, placed_by, gate_decision, gate_rule,
+                gate_evidence, gate_revision, gate_evaluated_at)
+            VALUES ('order', 'p', '', 'c', '2026-01-01', 'p', 'p', 'ALLOWED', '', '', 1, '2026-01-01');
             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2500)
             INSERT INTO subscription (id, order_id, payer_id, reseller_id, customer_id, offer_id, quantity, friendly_name,
                 state, auto_renew, started_at, term, term_number, answer_revision, version)

@@ -4,18 +4,24 @@
 //! transaction. No business rule lives here, and no gRPC status.
 
 pub(crate) mod commit;
+pub(crate) mod event;
 pub(crate) mod history;
+mod open;
 pub(crate) mod order;
 pub(crate) mod placement;
+#[cfg(test)]
+mod plans;
+pub(crate) mod preview;
 pub(crate) mod relationship;
 pub(crate) mod report;
 pub mod schema;
 pub(crate) mod subscription;
 pub(crate) mod withdrawal;
 
+use chassis::clock::lowest_id;
 use chassis::database::Error;
 use chassis::database::row::{at, utc};
-use chrono::NaiveDateTime;
+use chrono::{NaiveDateTime, TimeDelta};
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};
 use uuid::Uuid;
 
@@ -30,15 +36,27 @@ pub(crate) const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 pub(crate) enum Viewer {
     /// A partner: as payer or as the reseller on record.
     Partner(Uuid),
+    /// The customer itself.
+    Customer(Uuid),
     /// All of them.
     Everything,
 }
 
 impl Viewer {
-    /// Whether a row's payer or reseller makes it the viewer's.
-    fn sees(self, payer: &str, reseller: &str) -> bool {
+    /// Whether it is shown what the tenant that placed an order calls it.
+    pub(crate) fn sees_reference_of(self, placed_by_tenant: Uuid) -> bool {
         match self {
             Self::Everything => true,
+            Self::Partner(id) => id == placed_by_tenant,
+            Self::Customer(_) => false,
+        }
+    }
+
+    /// Whether a row's payer, reseller or customer makes it the viewer's.
+    fn sees(self, payer: &str, reseller: &str, customer: &str) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Customer(id) => id.to_string() == customer,
             Self::Partner(id) => {
                 let id = id.to_string();
                 id == payer || id == reseller
@@ -47,11 +65,17 @@ impl Viewer {
     }
 }
 
-/// A page of rows: only one customer's where one is named, after a key.
+/// A page of rows: only one customer's where one is named, after a key, up or down.
 #[derive(Clone, Debug)]
 pub(crate) struct Slice {
     pub viewer: Viewer,
     pub customer_id: Option<Uuid>,
+    /// Of an order's line, or of the subscription.
+    pub offer_id: Option<String>,
+    /// Of orders that were placed then or later, and before. Orders and their subscriptions have ids of that time.
+    pub from: Option<Time>,
+    pub before: Option<Time>,
+    pub newest_first: bool,
     pub after: Option<String>,
     pub limit: i64,
 }
@@ -62,19 +86,44 @@ enum Side {
     Anyone,
     Payer(Uuid),
     Reseller(Uuid),
+    Customer(Uuid),
 }
 
 impl Slice {
+    /// Between which keys the rows are; both are excluded.
+    fn keys(&self) -> (String, String) {
+        // It sorts after all ids in every collation.
+        const END: &str = "g";
+        // No row has the lowest id of a time: the rest of it is zero.
+        let mut low = self.from.map_or_else(String::new, lowest_id);
+        let mut high = self
+            .before
+            .map_or_else(|| END.to_owned(), |before| lowest_id(before + TimeDelta::milliseconds(1)));
+        match (&self.after, self.newest_first) {
+            (None, _) => {}
+            (Some(after), true) => high = high.min(after.clone()),
+            (Some(after), false) => low = low.max(after.clone()),
+        }
+        (low, high)
+    }
+
     /// Loads the slice from each side it has and merges the rows by key.
     fn load<R>(
         &self,
         mut load: impl FnMut(Side) -> Result<Vec<R>, Error>,
         key: impl Fn(&R) -> &str,
     ) -> Result<Vec<R>, Error> {
-        let Viewer::Partner(partner) = self.viewer else { return load(Side::Anyone) };
+        let partner = match self.viewer {
+            Viewer::Everything => return load(Side::Anyone),
+            Viewer::Customer(own) => return load(Side::Customer(own)),
+            Viewer::Partner(partner) => partner,
+        };
         let mut rows = load(Side::Payer(partner))?;
         rows.extend(load(Side::Reseller(partner))?);
         rows.sort_by(|a, b| key(a).cmp(key(b)));
+        if self.newest_first {
+            rows.reverse();
+        }
         rows.truncate(usize::try_from(self.limit).unwrap_or(usize::MAX));
         Ok(rows)
     }

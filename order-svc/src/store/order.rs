@@ -6,20 +6,23 @@ use chassis::database::row::{at, id_or_empty, utc};
 use chassis::database::{Connection, Error};
 use chassis::{insert_rows, query};
 use chrono::NaiveDateTime;
+use diesel::dsl::exists;
 use diesel::prelude::*;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::event::{change_entry, entries_insert};
 use super::report::reports_insert;
 use super::schema::{order_line, orders};
-use super::subscription::{changes_insert, subscriptions_insert};
+use super::subscription::{change_rows_insert, subscriptions_insert};
 use super::{ApprovalRow, Side, Slice, Viewer, approval_row, read_approval};
+use crate::rules::event::Entry;
 use crate::rules::order::{Line, Order, Parties, PlacedLine};
 use crate::rules::subscription::Subscription;
 
-#[derive(Insertable, Queryable, Serialize)]
-#[diesel(table_name = orders)]
-struct Row {
+#[derive(Insertable, Queryable, Selectable, Serialize)]
+#[diesel(table_name = orders, treat_none_as_default_value = false)]
+pub(super) struct Row {
     id: String,
     payer_id: String,
     reseller_id: String,
@@ -32,6 +35,17 @@ struct Row {
     gate_evidence: String,
     gate_revision: i64,
     gate_evaluated_at: NaiveDateTime,
+    external_reference: Option<String>,
+}
+
+/// A row of a version that keeps the history.
+#[derive(Insertable, Serialize)]
+#[diesel(table_name = orders)]
+struct NewRow {
+    #[diesel(embed)]
+    #[serde(flatten)]
+    row: Row,
+    in_history: bool,
 }
 
 type LineRow = (String, i32, String, i64, String, String);
@@ -57,12 +71,16 @@ impl Row {
             placed_by_tenant: at(table, id).parse("placed_by_tenant", &self.placed_by_tenant)?,
             placed_by: at(table, id).parse("placed_by", &self.placed_by)?,
             approval: read_approval(table, id, gate)?,
+            external_reference: self.external_reference,
             id: at(table, id).parse("id", id)?,
         })
     }
 }
 
-fn with_lines(connection: &mut Connection, rows: Vec<Row>) -> Result<Vec<Order>, Error> {
+pub(super) fn with_lines(connection: &mut Connection, rows: Vec<Row>) -> Result<Vec<Order>, Error> {
+    if rows.is_empty() {
+        return Ok(vec![]);
+    }
     let ids: Vec<String> = rows.iter().map(|row| row.id.clone()).collect();
     let line_rows: Vec<LineRow> = query!(connection, c => {
         order_line::table
@@ -85,15 +103,18 @@ fn with_lines(connection: &mut Connection, rows: Vec<Row>) -> Result<Vec<Order>,
         .collect()
 }
 
-/// Stores accepted orders: their lines, the subscriptions of these with the first change of each, and the report of a
-/// customer's first purchase.
+/// Stores accepted orders: their lines, the subscriptions of these with the first change of each, their entries for the history,
+/// and the report of a customer's first purchase.
 pub(crate) fn orders_insert(
     connection: &mut Connection,
     orders: &[(&Order, &[Subscription])],
 ) -> Result<(), Error> {
     let (mut rows, mut lines, mut subscriptions, mut changes) = (vec![], vec![], vec![], vec![]);
+    let mut entries = vec![];
     for (order, new) in orders {
-        rows.push(order_row(order)?);
+        rows.push(NewRow { row: order_row(order)?, in_history: true });
+        entries.push(Entry::Order { order_id: order.id });
+        entries.extend(new.iter().map(|new| change_entry(new.id, new.version)));
         lines.extend((1..).zip(&order.lines).map(|(number, line)| line_row(order.id, number, line)));
         subscriptions.extend(new.iter());
         changes.extend(new.iter().map(|new| (new.id, order.creation(new))));
@@ -101,7 +122,8 @@ pub(crate) fn orders_insert(
     insert_rows!(&mut *connection, orders, &rows)?;
     insert_rows!(&mut *connection, order_line, &lines)?;
     subscriptions_insert(connection, &subscriptions)?;
-    changes_insert(connection, &changes)?;
+    change_rows_insert(connection, &changes)?;
+    entries_insert(connection, &entries)?;
     reports_insert(connection, orders.iter().map(|(order, _)| *order))
 }
 
@@ -143,6 +165,7 @@ fn order_row(new: &Order) -> Result<Row, Error> {
         gate_evidence,
         gate_revision,
         gate_evaluated_at,
+        external_reference: new.external_reference.clone(),
     })
 }
 
@@ -151,26 +174,56 @@ pub(crate) fn order_find(
     viewer: Viewer,
     id: Uuid,
 ) -> Result<Option<Order>, Error> {
-    let row: Option<Row> = query!(connection, c => orders::table.find(id.to_string()).first(c).optional())?;
-    let visible = row.filter(|row| viewer.sees(&row.payer_id, &row.reseller_id));
+    let row: Option<Row> = query!(connection, c => orders::table.find(id.to_string()).select(Row::as_select()).first(c).optional())?;
+    let visible = row.filter(|row| viewer.sees(&row.payer_id, &row.reseller_id, &row.customer_id));
     Ok(with_lines(connection, visible.into_iter().collect())?.pop())
 }
 
-pub(crate) fn order_list(connection: &mut Connection, slice: &Slice) -> Result<Vec<Order>, Error> {
+/// Orders, with a reference where one is given: it is that of the tenant that placed them, for whom it is shown.
+pub(crate) fn order_list(
+    connection: &mut Connection,
+    slice: &Slice,
+    external_reference: Option<&str>,
+) -> Result<Vec<Order>, Error> {
+    let (low, high) = slice.keys();
     let side = |side: Side| {
         let rows: Vec<Row> = query!(&mut *connection, c => {
             let mut list = orders::table
-                .filter(orders::id.gt(slice.after.as_deref().unwrap_or_default()))
-                .order(orders::id)
+                .filter(orders::id.gt(&low))
+                .filter(orders::id.lt(&high))
                 .limit(slice.limit)
+                .select(Row::as_select())
                 .into_boxed();
+            list = match slice.newest_first {
+                true => list.order(orders::id.desc()),
+                false => list.order(orders::id),
+            };
             match side {
                 Side::Anyone => {}
+                Side::Customer(id) => list = list.filter(orders::customer_id.eq(id.to_string())),
                 Side::Payer(id) => list = list.filter(orders::payer_id.eq(id.to_string())),
                 Side::Reseller(id) => list = list.filter(orders::reseller_id.eq(id.to_string())),
             }
             if let Some(customer) = slice.customer_id {
                 list = list.filter(orders::customer_id.eq(customer.to_string()));
+            }
+            if let Some(offer) = &slice.offer_id {
+                let of_offer = order_line::table
+                    .filter(order_line::order_id.eq(orders::id))
+                    .filter(order_line::offer_id.eq(offer));
+                list = list.filter(exists(of_offer));
+            }
+            if let Some(reference) = external_reference {
+                list = list.filter(orders::external_reference.eq(reference));
+                if let Viewer::Partner(own) = slice.viewer {
+                    list = list.filter(orders::placed_by_tenant.eq(own.to_string()));
+                }
+            }
+            if let Some(from) = slice.from {
+                list = list.filter(orders::placed_at.ge(from.naive_utc()));
+            }
+            if let Some(before) = slice.before {
+                list = list.filter(orders::placed_at.lt(before.naive_utc()));
             }
             list.load(c)
         })?;

@@ -15,8 +15,8 @@ use chassis::idempotency::{IdempotencyKey, responses_store};
 use uuid::Uuid;
 
 use super::commit::{Void, fences_take};
+use super::open::{Room, are_more_open_of};
 use super::order::orders_insert;
-use super::subscription::{Room, are_more_open_of};
 use super::withdrawal::withdrawn_of;
 use crate::rules::gate::Answer;
 use crate::rules::order::Order;

@@ -21,6 +21,8 @@ diesel::table! {
         gate_evidence -> Text,
         gate_revision -> BigInt,
         gate_evaluated_at -> Timestamp,
+        in_history -> Bool,
+        external_reference -> Nullable<Text>,
     }
 }
 
@@ -77,6 +79,8 @@ diesel::table! {
         event_revision -> BigInt,
         term_number -> Integer,
         reseller_id -> Text,
+        in_history -> Bool,
+        acceptance_outdated -> Nullable<Bool>,
     }
 }
 
@@ -151,6 +155,36 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    event (revision) {
+        revision -> BigInt,
+        recorded_at -> Timestamp,
+        customer_id -> Text,
+        order_id -> Text,
+        subscription_id -> Text,
+        change_number -> Integer,
+    }
+}
+
+diesel::table! {
+    event_head (id) {
+        id -> Integer,
+        revision -> BigInt,
+    }
+}
+
+// On SQLite the rowid stands for the entry.
+diesel::table! {
+    event_pending (entry) {
+        entry -> BigInt,
+        order_id -> Text,
+        subscription_id -> Text,
+        change_number -> Integer,
+    }
+}
+
 diesel::joinable!(withdrawal_partner -> withdrawal (revision));
 diesel::allow_tables_to_appear_in_same_query!(withdrawal_partner, withdrawal);
+diesel::allow_tables_to_appear_in_same_query!(order_line, orders);
 diesel::allow_tables_to_appear_in_same_query!(subscription_change, withdrawal_effect);
+diesel::allow_tables_to_appear_in_same_query!(event, orders, subscription, subscription_change);

@@ -1,25 +1,19 @@
 //! Subscriptions and their recorded changes; rows change with optimistic locking by `version`.
 
-use std::collections::BTreeSet;
-
 use chassis::database::row::{at, id_or_empty, utc};
-use chassis::database::{Connection, Error, Kept, asking};
+use chassis::database::{Connection, Error, Kept};
 use chassis::{insert_rows, query};
 use chrono::NaiveDateTime;
-use diesel::dsl::{count_star, exists, min, sql};
-use diesel::expression::SqlLiteral;
+use diesel::dsl::{count_star, exists, min};
 use diesel::prelude::*;
-use diesel::sql_query;
-use diesel::sql_types::{Array, BigInt, Bool, Integer, Text};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::event::{change_entry, entries_insert};
 use super::schema::{follower, subscription, subscription_change};
 use super::{Side, Slice, Viewer, approval_row, no_approval_row, read_approval};
 use crate::rules::Time;
-use crate::rules::offer::Term;
-use crate::rules::subscription::{Cause, Change, ChangeKind, Subscription};
-use crate::rules::withdrawal::SubscriptionFacts;
+use crate::rules::subscription::{Cause, Change, ChangeKind, State, Subscription};
 
 /// The reason of a change that a withdrawal made.
 pub(super) const AGREEMENT_WITHDRAWN: &str = "AGREEMENT_WITHDRAWN";
@@ -93,7 +87,7 @@ struct NewRow {
 
 #[derive(Insertable, Queryable, Selectable, Serialize)]
 #[diesel(table_name = subscription_change)]
-struct ChangeRow {
+pub(super) struct ChangeRow {
     subscription_id: String,
     number: i32,
     kind: String,
@@ -111,10 +105,21 @@ struct ChangeRow {
     event_revision: i64,
     term_number: i32,
     reseller_id: String,
+    acceptance_outdated: Option<bool>,
+}
+
+/// A row of a version that keeps the history.
+#[derive(Insertable, Serialize)]
+#[diesel(table_name = subscription_change)]
+struct NewChangeRow {
+    #[diesel(embed)]
+    #[serde(flatten)]
+    row: ChangeRow,
+    in_history: bool,
 }
 
 impl ChangeRow {
-    fn read(self) -> Result<Change, Error> {
+    pub(super) fn read(self) -> Result<Change, Error> {
         let (table, id) = ("subscription_change", &self.subscription_id);
         let gate = (
             self.gate_decision,
@@ -129,7 +134,7 @@ impl ChangeRow {
                 tenant_id: at(table, id).parse("actor_tenant", &self.actor_tenant)?,
                 user_id: at(table, id).parse("actor", &self.actor)?,
             },
-            "TERM_ENDED" => Cause::TermEnded,
+            "TERM_ENDED" => Cause::TermEnded { acceptance_outdated: self.acceptance_outdated },
             AGREEMENT_WITHDRAWN => Cause::AgreementWithdrawn { revision },
             "RELATIONSHIP_ENDED" => Cause::RelationshipEnded { revision },
             _ => return Err(at(table, id).corrupt("reason")),
@@ -146,120 +151,6 @@ impl ChangeRow {
             reseller_id: at(table, id).optional_id("reseller_id", &self.reseller_id)?,
         })
     }
-}
-
-/// That a subscription has not ended, in the words of the partial index: SQLite uses it for nothing else.
-pub(super) fn is_open() -> SqlLiteral<Bool> {
-    sql("subscription.state IN ('ACTIVE', 'SUSPENDED')")
-}
-
-/// Subscriptions of a customer and some payers that have not ended, after an id, as the rules of withdrawals and ends of
-/// relationships look at them.
-pub(super) fn subscriptions_open(
-    connection: &mut Connection,
-    customer: Uuid,
-    payers: &[Uuid],
-    after: &str,
-    limit: usize,
-) -> Result<Vec<(Uuid, SubscriptionFacts)>, Error> {
-    type Open = (String, String, String, String, bool, String, i64, i64);
-    let payers: Vec<String> = payers.iter().map(Uuid::to_string).collect();
-    let rows: Vec<Open> = query!(connection, c => {
-        subscription::table
-            .filter(subscription::customer_id.eq(customer.to_string()))
-            .filter(subscription::payer_id.eq_any(&payers))
-            .filter(is_open())
-            .filter(subscription::id.gt(after))
-            .order(subscription::id)
-            .limit(i64::try_from(limit).unwrap_or(i64::MAX))
-            .select((
-                subscription::id,
-                subscription::payer_id,
-                subscription::reseller_id,
-                subscription::state,
-                subscription::auto_renew,
-                subscription::term,
-                subscription::answer_revision,
-                subscription::reseller_revision,
-            ))
-            .load(c)
-    })?;
-    let read = |(id, payer, reseller, state, auto_renew, term, answer_revision, reseller_revision): Open| {
-        let row = at("subscription", &id);
-        let term: Term = row.named("term", term.parse().ok())?;
-        let facts = SubscriptionFacts {
-            payer_id: row.parse("payer_id", &payer)?,
-            reseller_id: row.optional_id("reseller_id", &reseller)?,
-            state: row.named("state", state.parse().ok())?,
-            auto_renew,
-            is_perpetual: term == Term::Perpetual,
-            answer_revision,
-            reseller_revision,
-        };
-        Ok((row.parse("id", &id)?, facts))
-    };
-    rows.into_iter().map(read).collect()
-}
-
-/// A payer and a customer, and how many of their subscriptions may be open.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Room {
-    pub customer_id: Uuid,
-    pub payer_id: Uuid,
-    pub open_max: i64,
-}
-
-/// Whether more subscriptions than that have not ended, of each.
-pub(super) fn are_more_open_of(connection: &mut Connection, rooms: &[Room]) -> Result<Vec<bool>, Error> {
-    #[derive(QueryableByName)]
-    struct Exceeded {
-        #[diesel(sql_type = Integer)]
-        number: i32,
-    }
-    asking(connection);
-    let Connection::Postgres(c) = connection else {
-        let is_exceeded = |room: &Room| {
-            Ok(room.open_max < 0
-                || are_more_open(connection, room.customer_id, room.payer_id, room.open_max)?)
-        };
-        return rooms.iter().map(is_exceeded).collect();
-    };
-    let exceeded = sql_query(
-        "SELECT number FROM unnest($1, $2, $3, $4) AS room (number, customer_id, payer_id, open_max)
-        WHERE EXISTS (
-            SELECT FROM subscription
-            WHERE subscription.customer_id = room.customer_id AND subscription.payer_id = room.payer_id
-                AND subscription.state IN ('ACTIVE', 'SUSPENDED')
-            OFFSET greatest(room.open_max, 0) LIMIT 1
-        ) OR room.open_max < 0",
-    )
-    .bind::<Array<Integer>, _>((0..).take(rooms.len()).collect::<Vec<i32>>())
-    .bind::<Array<Text>, _>(rooms.iter().map(|room| room.customer_id.to_string()).collect::<Vec<_>>())
-    .bind::<Array<Text>, _>(rooms.iter().map(|room| room.payer_id.to_string()).collect::<Vec<_>>())
-    .bind::<Array<BigInt>, _>(rooms.iter().map(|room| room.open_max).collect::<Vec<_>>());
-    let exceeded: Vec<Exceeded> = Kept(exceeded).load(c)?;
-    let exceeded: BTreeSet<i32> = exceeded.into_iter().map(|row| row.number).collect();
-    Ok((0..).take(rooms.len()).map(|number| exceeded.contains(&number)).collect())
-}
-
-/// Whether more subscriptions of a payer and a customer than so many have not ended.
-pub(crate) fn are_more_open(
-    connection: &mut Connection,
-    customer: Uuid,
-    payer: Uuid,
-    than: i64,
-) -> Result<bool, Error> {
-    let beyond: Option<i32> = query!(connection, c => {
-        let beyond = subscription::table
-            .filter(subscription::customer_id.eq(customer.to_string()))
-            .filter(subscription::payer_id.eq(payer.to_string()))
-            .filter(is_open())
-            .offset(than)
-            .limit(1)
-            .select(sql::<Integer>("1"));
-        Kept(beyond).get_result(c).optional()
-    })?;
-    Ok(beyond.is_some())
 }
 
 /// A subscription that was just changed, with what its history needs.
@@ -373,8 +264,17 @@ fn subscription_update(
     Ok(!updated.is_empty())
 }
 
-/// Keeps what happened to each of the subscriptions.
+/// Keeps what happened to each of the subscriptions, with its entries for the history.
 pub(super) fn changes_insert(connection: &mut Connection, changes: &[(Uuid, Change)]) -> Result<(), Error> {
+    change_rows_insert(connection, changes)?;
+    let entries: Vec<_> = changes.iter().map(|(id, change)| change_entry(*id, change.number)).collect();
+    entries_insert(connection, &entries)
+}
+
+pub(super) fn change_rows_insert(
+    connection: &mut Connection,
+    changes: &[(Uuid, Change)],
+) -> Result<(), Error> {
     let mut rows = vec![];
     for (id, change) in changes {
         let gate = match &change.approval {
@@ -382,16 +282,16 @@ pub(super) fn changes_insert(connection: &mut Connection, changes: &[(Uuid, Chan
             None => no_approval_row(change.changed_at),
         };
         let (gate_decision, gate_rule, gate_evidence, gate_revision, gate_evaluated_at) = gate;
-        let (reason, actor, event_revision) = match change.cause {
-            Cause::Requested { tenant_id, user_id } => ("REQUESTED", Some((tenant_id, user_id)), 0),
-            Cause::TermEnded => ("TERM_ENDED", None, 0),
-            Cause::AgreementWithdrawn { revision } => (AGREEMENT_WITHDRAWN, None, revision),
-            Cause::RelationshipEnded { revision } => ("RELATIONSHIP_ENDED", None, revision),
+        let (reason, actor, event_revision, acceptance_outdated) = match change.cause {
+            Cause::Requested { tenant_id, user_id } => ("REQUESTED", Some((tenant_id, user_id)), 0, None),
+            Cause::TermEnded { acceptance_outdated } => ("TERM_ENDED", None, 0, acceptance_outdated),
+            Cause::AgreementWithdrawn { revision } => (AGREEMENT_WITHDRAWN, None, revision, None),
+            Cause::RelationshipEnded { revision } => ("RELATIONSHIP_ENDED", None, revision, None),
         };
         let (actor_tenant, actor) = actor.unzip();
         let number = i32::try_from(change.number)
             .map_err(|_| at("subscription", &id.to_string()).corrupt("version"))?;
-        rows.push(ChangeRow {
+        let row = ChangeRow {
             subscription_id: id.to_string(),
             number,
             kind: change.kind.into_str().to_owned(),
@@ -409,7 +309,9 @@ pub(super) fn changes_insert(connection: &mut Connection, changes: &[(Uuid, Chan
             event_revision,
             term_number: i32::try_from(change.term_number).unwrap_or(i32::MAX),
             reseller_id: id_or_empty(change.reseller_id),
-        });
+            acceptance_outdated,
+        };
+        rows.push(NewChangeRow { row, in_history: true });
     }
     Ok(insert_rows!(connection, subscription_change, &rows)?)
 }
@@ -422,28 +324,66 @@ pub(crate) fn subscription_find(
     let row: Option<Row> = query!(connection, c => {
         subscription::table.find(id.to_string()).select(Row::as_select()).first(c).optional()
     })?;
-    row.filter(|row| viewer.sees(&row.payer_id, &row.reseller_id)).map(Row::read).transpose()
+    row.filter(|row| viewer.sees(&row.payer_id, &row.reseller_id, &row.customer_id))
+        .map(Row::read)
+        .transpose()
+}
+
+/// A page of subscriptions, filtered.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub slice: Slice,
+    pub state: Option<State>,
+    /// Those that have not ended and whose term ends before then.
+    pub ends_before: Option<Time>,
+    /// Those that have not ended and have a term.
+    pub has_term: bool,
 }
 
 pub(crate) fn subscription_list(
     connection: &mut Connection,
-    slice: &Slice,
+    wanted: &Wanted,
 ) -> Result<Vec<Subscription>, Error> {
+    let Wanted { slice, state, ends_before, has_term } = wanted;
+    let (low, high) = slice.keys();
     let side = |side: Side| {
         let rows: Vec<Row> = query!(&mut *connection, c => {
             let mut list = subscription::table
-                .filter(subscription::id.gt(slice.after.as_deref().unwrap_or_default()))
-                .order(subscription::id)
+                .filter(subscription::id.gt(&low))
+                .filter(subscription::id.lt(&high))
                 .limit(slice.limit)
                 .select(Row::as_select())
                 .into_boxed();
+            list = match slice.newest_first {
+                true => list.order(subscription::id.desc()),
+                false => list.order(subscription::id),
+            };
             match side {
                 Side::Anyone => {}
+                Side::Customer(id) => list = list.filter(subscription::customer_id.eq(id.to_string())),
                 Side::Payer(id) => list = list.filter(subscription::payer_id.eq(id.to_string())),
                 Side::Reseller(id) => list = list.filter(subscription::reseller_id.eq(id.to_string())),
             }
             if let Some(customer) = slice.customer_id {
                 list = list.filter(subscription::customer_id.eq(customer.to_string()));
+            }
+            if let Some(offer) = &slice.offer_id {
+                list = list.filter(subscription::offer_id.eq(offer));
+            }
+            if let Some(from) = slice.from {
+                list = list.filter(subscription::started_at.ge(from.naive_utc()));
+            }
+            if let Some(before) = slice.before {
+                list = list.filter(subscription::started_at.lt(before.naive_utc()));
+            }
+            if let Some(state) = state {
+                list = list.filter(subscription::state.eq(state.into_str()));
+            }
+            if let Some(ends_before) = ends_before {
+                list = list.filter(subscription::due_at.lt(ends_before.naive_utc()));
+            }
+            if *has_term {
+                list = list.filter(subscription::due_at.is_not_null());
             }
             list.load(c)
         })?;
@@ -457,18 +397,18 @@ pub(crate) fn subscription_list(
 /// itself is read by [`subscription_due`], so that one that cannot be read does not block the others.
 pub(crate) type Due = (NaiveDateTime, String);
 
-/// CallOptions that have ended until then, oldest first, after the last of the page before.
+/// Terms that have ended until then, oldest first, after the last of the page before.
 pub(crate) fn due_list(
     connection: &mut Connection,
     until: Time,
     after: Option<&Due>,
-    limit: i64,
+    limit: usize,
 ) -> Result<Vec<Due>, Error> {
     Ok(query!(connection, c => {
         let mut list = subscription::table
             .filter(subscription::due_at.le(until.naive_utc()))
             .order((subscription::due_at, subscription::id))
-            .limit(limit)
+            .limit(i64::try_from(limit).unwrap_or(i64::MAX))
             .select((subscription::due_at.assume_not_null(), subscription::id))
             .into_boxed();
         if let Some((due_at, id)) = after {
@@ -510,6 +450,23 @@ pub(super) fn terms_are_due(connection: &mut Connection, customer: Uuid, until: 
     Ok(query!(connection, c => diesel::select(exists(due)).get_result(c))?)
 }
 
+/// Those of these subscriptions that renew by themselves. Each is read by itself, so that a damaged one, which is left out, does
+/// not block the others.
+pub(crate) fn renewing_of(connection: &mut Connection, ids: &[String]) -> Result<Vec<Subscription>, Error> {
+    let mut renewing = vec![];
+    for id in ids {
+        let row: Result<Option<Row>, _> = query!(&mut *connection, c => {
+            let renews = subscription::table.find(id).filter(subscription::auto_renew);
+            renews.select(Row::as_select()).first(c).optional()
+        });
+        match row.map_err(Error::from).and_then(|row| row.map(Row::read).transpose()) {
+            Err(error @ Error::Unavailable(_)) => return Err(error),
+            read => renewing.extend(read.ok().flatten()),
+        }
+    }
+    Ok(renewing)
+}
+
 /// A subscription, if its term has ended until then and is not processed yet.
 pub(crate) fn subscription_due(
     connection: &mut Connection,
@@ -533,22 +490,27 @@ pub(crate) fn subscription_due(
     }
 }
 
+/// Changes of a subscription from a number on, which is not included: up, or down where the newest comes first.
 pub(crate) fn change_list(
     connection: &mut Connection,
     id: Uuid,
-    after: i64,
+    newest_first: bool,
+    from: i64,
     limit: i64,
 ) -> Result<Vec<Change>, Error> {
-    // Numbers beyond what a row can have come only from tokens that were made up.
-    let after = i32::try_from(after).unwrap_or(i32::MAX);
+    // Numbers beyond what a row can have come only from tokens that were made up, or stand for the end of the list.
+    let from = i32::try_from(from).unwrap_or(i32::MAX);
     let rows: Vec<ChangeRow> = query!(connection, c => {
-        subscription_change::table
+        let mut list = subscription_change::table
             .filter(subscription_change::subscription_id.eq(id.to_string()))
-            .filter(subscription_change::number.gt(after))
-            .order(subscription_change::number)
             .limit(limit)
             .select(ChangeRow::as_select())
-            .load(c)
+            .into_boxed();
+        list = match newest_first {
+            true => list.filter(subscription_change::number.lt(from)).order(subscription_change::number.desc()),
+            false => list.filter(subscription_change::number.gt(from)).order(subscription_change::number),
+        };
+        list.load(c)
     })?;
     rows.into_iter().map(ChangeRow::read).collect()
 }

@@ -13,8 +13,9 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::Viewer;
+use super::open::is_open;
 use super::schema::{subscription, subscription_change, withdrawal, withdrawal_effect, withdrawal_partner};
-use super::subscription::{AGREEMENT_WITHDRAWN, is_open};
+use super::subscription::AGREEMENT_WITHDRAWN;
 use crate::rules::Time;
 use crate::rules::history::HistoryPoint;
 use crate::rules::withdrawal::{
@@ -381,8 +382,9 @@ pub(super) fn withdrawn_of(
 pub(crate) struct Withdrawals {
     pub viewer: Viewer,
     pub customer_id: Option<Uuid>,
-    /// Those of later revisions.
-    pub after: i64,
+    /// From this revision on, which is not included: up, or down where the newest comes first.
+    pub from: i64,
+    pub newest_first: bool,
     pub limit: i64,
 }
 
@@ -392,25 +394,30 @@ pub(crate) fn withdrawal_find(
     viewer: Viewer,
     revision: i64,
 ) -> Result<Option<Report>, Error> {
-    let slice = Withdrawals { viewer, customer_id: None, after: revision - 1, limit: 1 };
+    let slice = Withdrawals { viewer, customer_id: None, from: revision - 1, newest_first: false, limit: 1 };
     let found = withdrawal_list(connection, slice)?.pop();
     Ok(found.filter(|report| report.revision == revision))
 }
 
 /// What withdrawals did, as the viewer may see it, in the order of revisions.
 pub(crate) fn withdrawal_list(connection: &mut Connection, slice: Withdrawals) -> Result<Vec<Report>, Error> {
-    let Withdrawals { viewer, customer_id, after, limit } = slice;
+    let Withdrawals { viewer, customer_id, from, newest_first, limit } = slice;
     let customer = customer_id.map(|id| id.to_string());
     let rows: Vec<(Row, Option<PartRow>)> = match viewer {
-        Viewer::Everything => {
-            let rows: Vec<Row> = query!(connection, c => {
+        Viewer::Everything | Viewer::Customer(_) => {
+            let rows: Vec<Row> = query!(&mut *connection, c => {
                 let mut list = withdrawal::table
-                    .filter(withdrawal::revision.gt(after))
                     .filter(withdrawal::is_complete.eq(true))
-                    .order(withdrawal::revision)
                     .limit(limit)
                     .select(Row::as_select())
                     .into_boxed();
+                list = match newest_first {
+                    true => list.filter(withdrawal::revision.lt(from)).order(withdrawal::revision.desc()),
+                    false => list.filter(withdrawal::revision.gt(from)).order(withdrawal::revision),
+                };
+                if let Viewer::Customer(own) = viewer {
+                    list = list.filter(withdrawal::customer_id.eq(own.to_string()));
+                }
                 if let Some(customer) = &customer {
                     list = list.filter(withdrawal::customer_id.eq(customer));
                 }
@@ -422,8 +429,6 @@ pub(crate) fn withdrawal_list(connection: &mut Connection, slice: Withdrawals) -
             let mut list = withdrawal_partner::table
                 .inner_join(withdrawal::table)
                 .filter(withdrawal_partner::partner_id.eq(partner.to_string()))
-                .filter(withdrawal_partner::revision.gt(after))
-                .order(withdrawal_partner::revision)
                 .limit(limit)
                 .select((
                     Row::as_select(),
@@ -435,6 +440,14 @@ pub(crate) fn withdrawal_list(connection: &mut Connection, slice: Withdrawals) -
                         .nullable(),
                 ))
                 .into_boxed();
+            list = match newest_first {
+                true => list
+                    .filter(withdrawal_partner::revision.lt(from))
+                    .order(withdrawal_partner::revision.desc()),
+                false => list
+                    .filter(withdrawal_partner::revision.gt(from))
+                    .order(withdrawal_partner::revision),
+            };
             if let Some(customer) = &customer {
                 list = list.filter(withdrawal::customer_id.eq(customer));
             }
@@ -456,6 +469,9 @@ fn uncovered_of(
     viewer: Viewer,
     revisions: &[i64],
 ) -> Result<BTreeMap<i64, Vec<Uuid>>, Error> {
+    if revisions.is_empty() {
+        return Ok(BTreeMap::new());
+    }
     let rows: Vec<(i64, String)> = query!(connection, c => {
         let mut list = withdrawal_partner::table
             .filter(withdrawal_partner::revision.eq_any(revisions))

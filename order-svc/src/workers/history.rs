@@ -28,7 +28,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Followed;
-use super::renewals::end_terms_of;
+use super::renewals::Renewals;
 use crate::agreements::AgreementClient;
 use crate::agreements::events::{NotFollowed, StreamItem};
 use crate::rules::gate::ANSWER_AGE_MAX;
@@ -157,20 +157,14 @@ impl Interruption {
 }
 
 /// Follows until `stop` is cancelled, and publishes how far it has come.
-pub(crate) async fn run(
-    database: Database,
-    clock: Clock,
-    agreements: AgreementClient,
-    followed: watch::Sender<Followed>,
-    stop: CancellationToken,
-) {
+pub(crate) async fn run(renewals: Renewals, followed: watch::Sender<Followed>, stop: CancellationToken) {
     let mut failures = 0;
     loop {
         let before = *followed.borrow();
         let ended = tokio::select! {
             // Between two events or in the middle of a transaction, which then counts or does not.
             () = stop.cancelled() => return,
-            ended = follow(&database, &clock, &agreements, &followed) => ended,
+            ended = follow(&renewals, &followed) => ended,
         };
         let now = *followed.borrow();
         if now != before {
@@ -193,12 +187,8 @@ pub(crate) async fn run(
 }
 
 /// Follows from where the database is until the stream ends.
-async fn follow(
-    database: &Database,
-    clock: &Clock,
-    agreements: &AgreementClient,
-    followed: &watch::Sender<Followed>,
-) -> Result<(), Interruption> {
+async fn follow(renewals: &Renewals, followed: &watch::Sender<Followed>) -> Result<(), Interruption> {
+    let Renewals { database, clock, agreements, .. } = renewals;
     fill_relationships(database, clock, agreements).await?;
     let cursor = database.read(cursor_read).await?;
     let mut applied = cursor.revision;
@@ -214,7 +204,7 @@ async fn follow(
         };
         let until = points.last().map(|point| point.until);
         let has_consequences = points.iter().any(|point| point.consequence.is_some());
-        let applying = apply(database, clock, applied, points);
+        let applying = apply(renewals, applied, points);
         applied = match has_consequences {
             false => applying.await?,
             true => background_span("apply events", applying).await?,
@@ -296,12 +286,8 @@ async fn start_over(
 
 /// Applies points of the history, unless another replica has or does: up to `applied` it has been. The answer is how far it
 /// has been applied then, which is not before the last of them.
-async fn apply(
-    database: &Database,
-    clock: &Clock,
-    applied: i64,
-    points: Vec<HistoryPoint>,
-) -> Result<i64, Interruption> {
+async fn apply(renewals: &Renewals, applied: i64, points: Vec<HistoryPoint>) -> Result<i64, Interruption> {
+    let Renewals { database, clock, .. } = renewals;
     let (mut known, mut are_terms_done) = (applied, false);
     while let Some(next) = points.iter().position(|point| known < point.cursor.revision) {
         let (rest, now) = (points[next..].to_vec(), clock.now());
@@ -319,7 +305,7 @@ async fn apply(
         match stopped {
             // Terms that ended before come first, as they would have without a pause.
             Stopped::TermsDue => {
-                end_terms_of(database, clock, consequence.customer_id(), point.until).await?;
+                renewals.end_terms_of(consequence.customer_id(), point.until).await?;
                 are_terms_done = true;
             }
             Stopped::TooLarge => known = apply_in_steps(database, clock, known, point, consequence).await?,

@@ -1,6 +1,8 @@
-//! The background workers: the consumer of the history, renewals, and the purchase reports.
+//! The background workers: the consumer of agreement-svc's history, the recorder of order-svc's own, renewals, and the
+//! purchase reports.
 
 pub(crate) mod history;
+pub(crate) mod recorder;
 pub(crate) mod renewals;
 pub(crate) mod reporter;
 

@@ -67,10 +67,10 @@ const BROUGHT_BY: &str = "@order.example";
 macro_rules! calls {
     ($($call:ident($request:ty) -> $response:ty: $client:ident.$method:ident;)*) => {
         #[derive(Clone, Debug)]
+        #[expect(clippy::large_enum_variant, reason = "few calls are open at a time")]
         pub(super) enum Call { $($call($request),)* }
 
         #[derive(Clone, Debug)]
-        #[expect(clippy::large_enum_variant, reason = "most are orders and their changes")]
         pub(super) enum Done { $($call($response),)* }
 
         impl Call {
@@ -415,6 +415,7 @@ impl Known {
                 template_id: CUSTOMER_AGREEMENT.into(),
                 contact: None,
                 agreed_at: Some(timestamp(Clock::system().now())),
+                details: None,
             }),
             ..fixtures::new_customer(&format!("Killed {}", self.named), "FR", through)
         }
@@ -437,6 +438,7 @@ impl Known {
             contact: Some(Contact { email, ..fixtures::contact() }),
             agreed_at: Some(timestamp(Clock::system().now())),
             validate_only: false,
+            details: None,
         };
         Some((fixtures::sales(payer), Call::CreateAttestation(request)))
     }
@@ -453,6 +455,8 @@ impl Known {
             request_id: fixtures::request_id(),
             template_id: CUSTOMER_AGREEMENT.into(),
             template_version: VERSION,
+            validate_only: false,
+            shown_text: None,
         };
         Some((fixtures::admin(customer.parse().ok()?), Call::SignAgreement(request)))
     }
@@ -463,6 +467,7 @@ impl Known {
             request_id: fixtures::request_id(),
             signature_id: signature_id.clone(),
             reason: WithdrawalReason::NoLongerAccepts.into(),
+            validate_only: false,
         };
         Some((fixtures::admin(customer.parse().ok()?), Call::WithdrawSignature(request)))
     }
@@ -508,28 +513,18 @@ impl Known {
         let known = self.subscriptions.choose(random)?;
         let (request_id, subscription_id, etag) =
             (fixtures::request_id(), known.subscription_id.clone(), known.etag.clone());
+        macro_rules! change {
+            ($call:ident, $request:ident $(, $field:ident: $value:expr)?) => {
+                Call::$call($request { request_id, subscription_id, etag, $($field: $value,)? ..Default::default() })
+            };
+        }
         let call = match random.random_range(0..20) {
-            0..11 => {
-                let quantity = random.random_range(1..=300);
-                let request =
-                    ChangeSeatsRequest { request_id, subscription_id, quantity, etag, ..Default::default() };
-                Call::ChangeSeats(request)
-            }
-            11..14 => Call::RenewSubscription(RenewSubscriptionRequest {
-                request_id,
-                subscription_id,
-                etag,
-                ..Default::default()
-            }),
-            14..17 => {
-                let auto_renew = random.random_bool(0.5);
-                let request =
-                    SetAutoRenewRequest { request_id, subscription_id, auto_renew, etag, attestation: None };
-                Call::SetAutoRenew(request)
-            }
-            17 => Call::SuspendSubscription(SuspendSubscriptionRequest { request_id, subscription_id, etag }),
-            18 => Call::ResumeSubscription(ResumeSubscriptionRequest { request_id, subscription_id, etag }),
-            _ => Call::CancelSubscription(CancelSubscriptionRequest { request_id, subscription_id, etag }),
+            0..11 => change!(ChangeSeats, ChangeSeatsRequest, quantity: random.random_range(1..=300)),
+            11..14 => change!(RenewSubscription, RenewSubscriptionRequest),
+            14..17 => change!(SetAutoRenew, SetAutoRenewRequest, auto_renew: random.random_bool(0.5)),
+            17 => change!(SuspendSubscription, SuspendSubscriptionRequest),
+            18 => change!(ResumeSubscription, ResumeSubscriptionRequest),
+            _ => change!(CancelSubscription, CancelSubscriptionRequest),
         };
         Some((fixtures::sales(known.payer_id.parse().ok()?), call))
     }

@@ -11,8 +11,10 @@ use proto::agreement::direct_sign_service_client::DirectSignServiceClient;
 use proto::agreement::eligibility_service_client::EligibilityServiceClient;
 use proto::agreement::event_service_client::EventServiceClient;
 use proto::agreement::partner_service_client::PartnerServiceClient;
+use proto::agreement::proposal_service_client::ProposalServiceClient;
 use proto::agreement::template_service_client::TemplateServiceClient;
 use proto::identity::{Role, TenantKind};
+use proto::order::event_service_client::EventServiceClient as OrderEventServiceClient;
 use proto::order::offer_service_client::OfferServiceClient;
 use proto::order::order_service_client::OrderServiceClient;
 use proto::order::subscription_service_client::SubscriptionServiceClient;
@@ -112,6 +114,11 @@ impl As {
     }
 
     #[must_use]
+    pub fn proposals(&self) -> ProposalServiceClient<Identified> {
+        ProposalServiceClient::new(self.identified(&self.agreements))
+    }
+
+    #[must_use]
     pub fn signatures(&self) -> DirectSignServiceClient<Identified> {
         DirectSignServiceClient::new(self.identified(&self.agreements))
     }
@@ -139,6 +146,12 @@ impl As {
     #[must_use]
     pub fn subscriptions(&self) -> SubscriptionServiceClient<Identified> {
         SubscriptionServiceClient::new(self.identified(&self.orders))
+    }
+
+    /// order-svc's history.
+    #[must_use]
+    pub fn order_events(&self) -> OrderEventServiceClient<Identified> {
+        OrderEventServiceClient::new(self.identified(&self.orders))
     }
 
     #[must_use]
@@ -186,6 +199,7 @@ pub fn caller(tenant_kind: TenantKind, tenant_id: Uuid, roles: &[Role]) -> Calle
         user_id: Uuid::new_v5(&tenant_id, b"user"),
         roles: roles.iter().map(Role::into_str).collect(),
         channel: Channel::Dashboard,
+        client: None,
     }
 }
 

@@ -425,6 +425,7 @@ impl Cluster {
             request_key_file: Some(self.key("request.key")?),
             acceptance_page: "https://portal.example/accept".into(),
             mail: agreement_config::Mail {
+                mail_templates: None,
                 smtp: self.setup.smtp.clone(),
                 smtp_user: None,
                 smtp_password_file: None,
@@ -486,6 +487,17 @@ impl Cluster {
             .map_err(|error| format!("{error:#}"))
     }
 
+    /// Announces among order-svc's events that its database was restored.
+    ///
+    /// # Errors
+    /// Why that cannot be done.
+    pub async fn announce_orders_restore(&self) -> Result<(), String> {
+        let database =
+            order_svc::migrate(&self.orders_config()?.storage).map_err(|error| format!("{error:#}"))?;
+        let announced = order_svc::announce_restore(&database, &self.setup.clock).await;
+        announced.map(drop).map_err(|error| format!("{error:#}"))
+    }
+
     /// Starts a second order-svc on the state of the first.
     ///
     /// # Errors
@@ -496,6 +508,16 @@ impl Cluster {
         replica.serve_orders(self.orders_config()?, self.setup.clock.clone(), listener, None).await?;
         self.orders_replica = Some(replica);
         Ok(())
+    }
+
+    /// The clients of the second order-svc, as a caller.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn at_orders_replica(&self, caller: Caller) -> As {
+        let Some(replica) = &self.orders_replica else { panic!("no replica was started") };
+        As { orders: self.wire(&self.url(replica)), ..self.as_caller(caller) }
     }
 
     async fn run_orders(&mut self, listener: TcpListener) -> Result<(), String> {

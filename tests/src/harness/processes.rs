@@ -24,7 +24,7 @@ use super::service::{channel_to, endpoint, fetch, lazy};
 const PORTS: std::ops::Range<u16> = 20_000..30_000;
 
 /// A service that does not serve within this time will not.
-const START_MAX: Duration = Duration::from_secs(30);
+pub(super) const START_MAX: Duration = Duration::from_secs(30);
 
 /// Both services, each on a port that stays the same. Dropping it kills them and removes their state.
 pub struct Processes {

@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use agreement_svc::config as agreement_config;
 use chassis::clock::Clock;
@@ -12,6 +13,8 @@ use order_svc::config as order_config;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 use tonic::transport::{Channel, Endpoint};
+
+use super::processes::START_MAX;
 
 /// A service on a thread of its own.
 pub(crate) struct Service {
@@ -88,10 +91,18 @@ impl Service {
     async fn wait_until_serving(&mut self) -> Result<(), String> {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let address = format!("{scheme}://{}", self.address).parse()?;
-        match chassis::health::check_health(&address, &self.tls.clone().unwrap_or_default()).await {
-            Ok(()) => Ok(()),
-            Err(why) => Err(self.stop().err().unwrap_or_else(|| format!("{why:#}"))),
+        let tls = self.tls.clone().unwrap_or_default();
+        let began = Instant::now();
+        // Its port is open before it has migrated its database, and a busy machine takes longer over that than one
+        // check waits.
+        while let Err(why) = chassis::health::check_health(&address, &tls).await {
+            let has_ended = self.running.as_ref().is_none_or(|(_, thread)| thread.is_finished());
+            if has_ended || began.elapsed() > START_MAX {
+                return Err(self.stop().err().unwrap_or_else(|| format!("{why:#}")));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        Ok(())
     }
 
     pub(super) fn stop(&mut self) -> Result<(), String> {

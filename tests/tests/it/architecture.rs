@@ -196,6 +196,9 @@ fn is_rule_id(word: &str) -> bool {
 fn every_cited_rule_is_defined() {
     let defined: Vec<String> =
         rows("docs/rules.md", is_rule_id).into_iter().map(|row| row[0].clone()).collect();
+    for (nth, id) in defined.iter().enumerate() {
+        assert!(!defined[..nth].contains(id), "docs/rules.md defines {id} twice");
+    }
     let mut unknown = vec![];
     for (name, text) in tracked(|name| has_ending(name, &[".rs", ".proto", ".sql", ".md"])) {
         for id in words(&text).filter(|word| is_rule_id(word)) {

@@ -16,12 +16,14 @@ pub(in crate::api) const ATTESTATIONS: Import<ImportAttestationsRequest, (Uuid, 
         request_id: |row| &mut row.request_id,
         read: |row| {
             let Mutation { caller, form, message, timed, .. } = row;
-            let ImportAttestationsRequest { customer_id, template_id, contact, agreed_at, .. } = message;
-            read_new(form, timed, caller, (customer_id, template_id), contact.as_ref(), agreed_at.as_ref())
+            let ImportAttestationsRequest { customer_id, template_id, contact, agreed_at, details, .. } =
+                message;
+            let stated = (contact.as_ref(), agreed_at.as_ref(), details.as_ref());
+            read_new(form, timed, caller, (customer_id, template_id), stated)
         },
         prepare: |change, partner_id, rows| {
-            let asked = rows.iter().map(|(customer_id, new)| (*customer_id, new.template_id));
-            Attesting::read(change, partner_id, asked)
+            let asked: Vec<_> = rows.iter().map(|(customer_id, new)| (*customer_id, new)).collect();
+            Attesting::read(change, partner_id, &asked)
         },
         decide: |attesting, change, (customer_id, new)| match attesting.attest(change, customer_id, new) {
             Ok(attestation) => Ok((ImportOutcome::Stored, attestation.id)),

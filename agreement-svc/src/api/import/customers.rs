@@ -4,7 +4,7 @@ use proto::agreement::{ImportCustomersRequest, ImportCustomersResponse, ImportOu
 
 use super::{Import, Settled};
 use crate::actions::customer::{ImportedCustomer, import};
-use crate::api::customer::read_named;
+use crate::api::customer::{read_named, read_reference};
 use crate::api::{Mutation, convert};
 use crate::rules::Refusal;
 use crate::rules::attestation::check_not_in_the_future;
@@ -39,13 +39,23 @@ fn read(row: &mut Mutation<ImportCustomersRequest>) -> ImportedCustomer {
     let profile = convert::read_profile(
         form,
         "",
-        (&message.company_name, &message.domain, &message.country),
+        (&message.company_name, &message.domain, &message.country, &message.language),
         message.primary_contact.as_ref(),
     );
     let (provider_id, reseller_id) = read_named(form, &message.provider_id, &message.reseller_id);
     let first_purchase_at = form.optional_time("first_purchase_at", message.first_purchase_at.as_ref());
     timed.extend(first_purchase_at.map(|at| ("first_purchase_at".into(), at, check_not_in_the_future as _)));
-    ImportedCustomer { tenant_id, profile, provider_id, reseller_id, first_purchase_at, by: caller.user_id }
+    let external_reference = read_reference(form, &message.external_reference);
+    let by = caller.user_id;
+    ImportedCustomer {
+        tenant_id,
+        profile,
+        provider_id,
+        reseller_id,
+        first_purchase_at,
+        external_reference,
+        by,
+    }
 }
 
 impl From<Settled> for ImportCustomersResponse {

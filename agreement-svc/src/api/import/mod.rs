@@ -21,6 +21,7 @@ use chassis::idempotency::IdempotencyKey;
 use chassis::limits::tenant::Permit;
 use chassis::server::call::{call_id, open_ended};
 use chassis::server::message::with_reason;
+use chassis::status::{stood_still, stopping, too_many_streams};
 use futures_util::{Stream, StreamExt, stream};
 use prost::Message;
 use proto::agreement::ImportOutcome;
@@ -73,7 +74,7 @@ pub(super) struct Import<M, N, D> {
 
 /// The answer to a row of any import.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Settled {
+pub(crate) struct Settled {
     pub row: u64,
     pub request_id: String,
     pub outcome: ImportOutcome,
@@ -96,14 +97,17 @@ impl Api {
         A: Message + Default + From<Settled> + Into<Settled> + 'static,
     {
         let caller = Arc::new(auth::caller(&request)?);
-        let permit = self.stream_permit(&self.imports, "imports", &caller)?;
+        let permit = self.imports.try_acquire(caller.tenant()).map_err(|full| {
+            self.metrics.stream_refused_for_load();
+            too_many_streams(status::DOMAIN, "imports", full)
+        })?;
         let mut tally = Tally::new(import.name, call_id(&request), &caller, permit);
         let import = Arc::new(import);
 
         let (stop, stopped) = (self.stopping.clone(), self.stopping.clone());
         // In place of the rows that are not taken any more.
         let end = stream::iter(std::iter::once_with(move || stopped.is_cancelled()))
-            .filter_map(|stopping| ready(stopping.then(|| Err(status::stopping()))));
+            .filter_map(|has_stopped| ready(has_stopped.then(|| Err(stopping(status::DOMAIN)))));
         let rows = request
             .into_inner()
             .map(|row| row.map_err(|status| with_reason(status, status::DOMAIN)))
@@ -134,9 +138,10 @@ impl Api {
         number: u64,
         mut row: M,
     ) -> Row<N> {
-        let request_id = (import.request_id)(&mut row).chars().take(REQUEST_ID_LENGTH).collect();
-        let echo = Settled { row: number, request_id, ..Settled::default() };
-        let mut call = Mutation::new(import.name, caller.clone(), row, import.request_id);
+        let request_id = std::mem::take((import.request_id)(&mut row));
+        let echoed = request_id.chars().take(REQUEST_ID_LENGTH).collect();
+        let echo = Settled { row: number, request_id: echoed, ..Settled::default() };
+        let mut call = Mutation::new(import.name, caller.clone(), row, &request_id, false);
         // As the command `import` does.
         call.is_id_derived = true;
         let new = (import.read)(&mut call);
@@ -269,7 +274,7 @@ fn refused(echo: Settled, refused: &Status) -> Settled {
 /// Ends a stream of which the client sends nothing for too long.
 fn sent_in_time<T>(rows: impl Stream<Item = Result<T, Status>>) -> impl Stream<Item = Result<T, Status>> {
     tokio_stream::StreamExt::timeout(rows, STANDSTILL_MAX)
-        .map(|row| row.unwrap_or_else(|_| Err(status::stood_still(STANDSTILL_MAX, None))))
+        .map(|row| row.unwrap_or_else(|_| Err(stood_still(status::DOMAIN, STANDSTILL_MAX, None))))
 }
 
 /// Ends a stream of which the client takes nothing for too long, and one that goes on for too long. The stream is on a task
@@ -289,7 +294,7 @@ fn taken_in_time<A: Send + 'static>(
                 Ok(()) if is_last => return None,
                 Ok(()) => {}
                 Err(SendTimeoutError::Timeout(_)) => {
-                    return Some(Err(status::stood_still(STANDSTILL_MAX, None)));
+                    return Some(Err(stood_still(status::DOMAIN, STANDSTILL_MAX, None)));
                 }
                 Err(SendTimeoutError::Closed(_)) => return None,
             }

@@ -17,8 +17,15 @@ pub(super) const ANSWERS_PER_PAGE: i64 = 200;
 /// Characters of an id as text.
 const ID_LENGTH: usize = Hyphenated::LENGTH;
 
-/// The message that holds a person.
+/// The message with the person who accepted, or is written to.
 const CONTACT: &str = "csp.type.v1.Contact";
+
+/// The messages that hold a person.
+const CONTACTS: [&str; 2] = [CONTACT, "csp.agreement.v1.SupportContact"];
+
+/// The message with more of the person, beside the contact, and its fields that are erased with it.
+const DETAILS: &str = "csp.type.v1.AttestationDetails";
+const ERASED_DETAILS: [&str; 3] = ["title", "evidence_reference", "on_behalf_of"];
 
 /// The package of the messages that calls answer with.
 const ANSWERS: &str = "csp.agreement.v1";
@@ -86,9 +93,9 @@ fn may_mention(encoded: &[u8], ids: &BTreeSet<String>) -> bool {
     pieces.filter_map(|piece| std::str::from_utf8(piece).ok()).any(|piece| ids.contains(piece))
 }
 
-/// Empties the person's contacts, however deep they stand.
+/// Empties the person's contacts, however deep they stand, and the details beside them.
 fn erase_in(message: &mut DynamicMessage, person: &Person) -> bool {
-    if message.descriptor().full_name() == CONTACT {
+    if CONTACTS.contains(&message.descriptor().full_name()) {
         let email = message.get_field_by_name("email");
         let is_person = email.is_some_and(|email| email.as_str().is_some_and(|email| person.has(email)));
         if is_person {
@@ -97,9 +104,14 @@ fn erase_in(message: &mut DynamicMessage, person: &Person) -> bool {
         return is_person;
     }
     let mut was_there = false;
+    let mut is_beside = false;
     for field in fields_of(&message.descriptor(), message) {
         match message.get_field_mut(&field) {
-            Value::Message(inner) => was_there |= erase_in(inner, person),
+            Value::Message(inner) => {
+                let was_in = erase_in(inner, person);
+                is_beside |= was_in && inner.descriptor().full_name() == CONTACT;
+                was_there |= was_in;
+            }
             Value::List(values) => {
                 for inner in values.iter_mut().filter_map(Value::as_message_mut) {
                     was_there |= erase_in(inner, person);
@@ -111,6 +123,13 @@ fn erase_in(message: &mut DynamicMessage, person: &Person) -> bool {
                 }
             }
             _ => {}
+        }
+    }
+    for field in fields_of(&message.descriptor(), message).iter().filter(|_| is_beside) {
+        if let Value::Message(details) = message.get_field_mut(field)
+            && details.descriptor().full_name() == DETAILS
+        {
+            ERASED_DETAILS.iter().for_each(|name| details.clear_field_by_name(name));
         }
     }
     was_there

@@ -47,8 +47,12 @@ pub struct Erased {
     pub attestations: usize,
     /// Customers whose contact it was.
     pub customers: usize,
+    /// Partners whose support contact it was.
+    pub partners: usize,
     /// Invitations that were meant for it.
     pub invitations: usize,
+    /// Proposals of attestations.
+    pub proposals: usize,
     /// Answers kept for repeated requests.
     pub answers: usize,
     /// Mails deleted; `None` where there is no folder of them.
@@ -57,13 +61,14 @@ pub struct Erased {
 
 impl fmt::Display for Erased {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { attestations, customers, invitations, answers, mails } = self;
-        if attestations + customers + invitations + answers + mails.unwrap_or(0) == 0 {
+        let Self { attestations, customers, partners, invitations, proposals, answers, mails } = self;
+        let rows = attestations + customers + partners + invitations + proposals + answers;
+        if rows + mails.unwrap_or(0) == 0 {
             f.write_str("no person with this address was found")?;
         } else {
             write!(
                 f,
-                "erased from attestations: {attestations}, customers: {customers}, invitations: {invitations}, stored answers: {answers}"
+                "erased from attestations: {attestations}, customers: {customers}, partners: {partners}, invitations: {invitations}, proposals: {proposals}, stored answers: {answers}"
             )?;
         }
         match mails {
@@ -153,6 +158,8 @@ async fn erase(
                 match row {
                     Row::Attestation(_) => erased.attestations += 1,
                     Row::Invitation(_) => erased.invitations += 1,
+                    Row::Proposal(_) => erased.proposals += 1,
+                    Row::Support(_) => erased.partners += 1,
                     Row::Contact(_) | Row::Customer(_) => drop(customers.insert(customer_id)),
                     Row::Notice(_) => {}
                 }
@@ -220,6 +227,7 @@ mod tests {
             user_id: Uuid::nil(),
             roles: vec![],
             channel: Channel::Api,
+            client: None,
         };
         RequestHasher::default().key(&caller, call, Uuid::from_u128(n), &GetAttestationRequest::default())
     }
@@ -242,15 +250,21 @@ mod tests {
         let now = Clock::system().now();
         let (attestation, customer) = (new_id(now), new_id(now));
         let write = move |connection: &mut Connection| {
-            run(connection, "INSERT INTO partner VALUES ('p', '', '', '', '2024-01-01 00:00:00', 0)")?;
+            run(
+                connection,
+                "INSERT INTO partner (id, name, kind, cloud, registered_at, revision) VALUES ('p', '', '', '', '2024-01-01 00:00:00', 0)",
+            )?;
             run(
                 connection,
                 &format!(
-                    "INSERT INTO customer SELECT '{customer}', '', '', '', '', '', '', '', '', '', '2024-01-01 00:00:00', NULL, 0, 0"
+                    "INSERT INTO customer (id, company_name, domain, country, cloud, first_name, last_name, email, phone, contact_salt, \
+                     created_at, first_purchase_at, acceptance_revision, revision, name_key, name_revision) SELECT '{customer}', '', '', '', '', '', '', '', '', '', '2024-01-01 00:00:00', NULL, 0, 0, NULL, 0"
                 ),
             )?;
             let acceptance = format!(
-                "INSERT INTO acceptance SELECT '{attestation}', 'ATTESTATION', 'p', '{customer}', '', template_id, number, \
+                "INSERT INTO acceptance (id, kind, partner_id, customer_id, agreement_type, template_id, template_version, \
+                 first_name, last_name, email, phone, contact_salt, agreed_at, recorded_at, recorded_by, superseded_at, \
+                 withdrawn_at, revision, withdrawal_reason, withdrawn_by) SELECT '{attestation}', 'ATTESTATION', 'p', '{customer}', '', template_id, number, \
                  'Zeb', 'Q', '{EMAIL}', '', 'salt', effective_from, effective_from, '', NULL, NULL, 0, '', '' \
                  FROM template_version WHERE number = 2"
             );
@@ -262,8 +276,10 @@ mod tests {
             ] {
                 let id = Uuid::from_u128(id);
                 let invitation = format!(
-                    "INSERT INTO invitation SELECT '{id}', '', 'p', '', '{of}', id, 'Zeb', 'Q', '{email}', '1', 'salt', \
-                     '2024-01-01 00:00:00', '', '2024-01-01 00:00:00', NULL, NULL, 0 FROM template WHERE retired_at IS NULL"
+                    "INSERT INTO invitation (id, kind, partner_id, reseller_id, customer_id, template_id, first_name, last_name, email, phone, \
+                     contact_salt, created_at, created_by, expires_at, accepted_at, revoked_at, revision, declined_at, decline_reason) \
+                     SELECT '{id}', '', 'p', '', '{of}', id, 'Zeb', 'Q', '{email}', '1', 'salt', \
+                     '2024-01-01 00:00:00', '', '2024-01-01 00:00:00', NULL, NULL, 0, NULL, NULL FROM template WHERE retired_at IS NULL"
                 );
                 run(connection, &invitation)?;
             }
@@ -285,7 +301,7 @@ mod tests {
         let erased = erase(&database, &Clock::system(), EMAIL, None).await.unwrap();
         // One more of an import.
         let answers = (1..=REQUESTS).filter(|n| is_of_person(*n)).count() + 1;
-        let expected = Erased { attestations: 1, customers: 0, invitations: 2, answers, mails: None };
+        let expected = Erased { attestations: 1, invitations: 2, answers, ..Erased::default() };
         assert_eq!(erased, expected);
         let seen = |n, call| {
             let database = database.clone();

@@ -7,7 +7,7 @@ use std::io::{self, BufReader, Read, Seek};
 use anyhow::bail;
 use csv::{ByteRecord, ReaderBuilder};
 
-use super::columns;
+use super::columns::{Column, is_known};
 
 /// The header, and what stands before it, has to end within so many bytes.
 const HEAD_BYTES_MAX: u64 = 64 << 10;
@@ -27,7 +27,7 @@ pub(super) struct Layout {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Encoding {
+pub(super) enum Encoding {
     /// With the length of its byte order mark.
     Utf8(u64),
     Utf16LittleEndian,
@@ -40,11 +40,11 @@ impl Layout {
     /// # Errors
     /// An encoding that is not read. A code page such as Windows-1252 shows only later, where a letter is no UTF-8. It is
     /// refused, too: the bytes do not say which code page it is, and a guess would attest persons by wrong names.
-    pub(super) fn of(file: &File) -> anyhow::Result<Self> {
+    pub(super) fn of(file: &File, known: &[Column]) -> anyhow::Result<Self> {
         let mut layout =
             Self { encoding: Encoding::of(file)?, header_at: 0, header_line: 1, separator: SEPARATORS[0] };
         let mut head = vec![];
-        layout.text(file)?.take(HEAD_BYTES_MAX).read_to_end(&mut head)?;
+        layout.encoding.text(file)?.take(HEAD_BYTES_MAX).read_to_end(&mut head)?;
         let mut announced = None;
         let mut rest = head.as_slice();
         while !rest.is_empty() {
@@ -65,7 +65,7 @@ impl Layout {
             let mut header = ByteRecord::new();
             let reader = ReaderBuilder::new().has_headers(false).delimiter(separator).from_reader(rest);
             let is_read = { reader }.read_byte_record(&mut header).unwrap_or(false);
-            let known = header.iter().filter(|name| columns::is_known(name)).count();
+            let known = header.iter().filter(|name| is_known(known, name)).count();
             if is_read && known > most {
                 (most, layout.separator) = (known, separator);
             }
@@ -75,28 +75,16 @@ impl Layout {
 
     /// Reads the file from its header on.
     pub(super) fn reader(self, file: &File) -> io::Result<csv::Reader<impl Read>> {
-        let mut text = self.text(file)?;
+        let mut text = self.encoding.text(file)?;
         io::copy(&mut text.by_ref().take(self.header_at), &mut io::sink())?;
         let records = Records::of(text, self.separator, self.header_line);
         let mut reader = ReaderBuilder::new();
         Ok(reader.has_headers(false).flexible(true).delimiter(self.separator).from_reader(records))
     }
-
-    /// The whole file in UTF-8, without its byte order mark, each line ended by LF alone.
-    fn text(self, mut file: &File) -> io::Result<Box<dyn Read + '_>> {
-        let mark = if let Encoding::Utf8(mark) = self.encoding { mark } else { 2 };
-        file.seek(io::SeekFrom::Start(mark))?;
-        let file = BufReader::new(file);
-        Ok(match self.encoding {
-            Encoding::Utf8(_) => Box::new(Lines::of(file)),
-            Encoding::Utf16LittleEndian => Box::new(Lines::of(Utf16::new(file, u16::from_le_bytes))),
-            Encoding::Utf16BigEndian => Box::new(Lines::of(Utf16::new(file, u16::from_be_bytes))),
-        })
-    }
 }
 
 impl Encoding {
-    fn of(mut file: &File) -> anyhow::Result<Self> {
+    pub(super) fn of(mut file: &File) -> anyhow::Result<Self> {
         let mut start = vec![];
         file.rewind()?;
         file.take(4).read_to_end(&mut start)?;
@@ -111,6 +99,18 @@ impl Encoding {
             }
             _ => Ok(Self::Utf8(0)),
         }
+    }
+
+    /// The whole file in UTF-8, without its byte order mark, each line ended by LF alone.
+    pub(super) fn text(self, mut file: &File) -> io::Result<Box<dyn Read + '_>> {
+        let mark = if let Self::Utf8(mark) = self { mark } else { 2 };
+        file.seek(io::SeekFrom::Start(mark))?;
+        let file = BufReader::new(file);
+        Ok(match self {
+            Self::Utf8(_) => Box::new(Lines::of(file)),
+            Self::Utf16LittleEndian => Box::new(Lines::of(Utf16::new(file, u16::from_le_bytes))),
+            Self::Utf16BigEndian => Box::new(Lines::of(Utf16::new(file, u16::from_be_bytes))),
+        })
     }
 }
 

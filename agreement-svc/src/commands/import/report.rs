@@ -8,13 +8,11 @@ use std::path::Path;
 use anyhow::{Context, anyhow};
 use indicatif::ProgressBar;
 
-/// What the results file says of a row.
-const COLUMNS: [&str; 6] = ["row", "customer_id", "outcome", "attestation_id", "reason", "message"];
-
 /// The outcome of a row.
 pub(super) struct RowResult {
     pub(super) outcome: RowOutcome,
-    pub(super) attestation_id: String,
+    /// The id of what the row stored, or of what was there.
+    pub(super) id: String,
     pub(super) reason: String,
     pub(super) message: String,
 }
@@ -30,7 +28,7 @@ pub(super) enum RowOutcome {
 
 impl RowResult {
     pub(super) fn locally(outcome: RowOutcome, reason: &str, message: &str) -> Self {
-        Self { outcome, attestation_id: String::new(), reason: reason.into(), message: message.into() }
+        Self { outcome, id: String::new(), reason: reason.into(), message: message.into() }
     }
 }
 
@@ -69,26 +67,35 @@ impl fmt::Display for Tally {
 /// Reports the results of the rows: in the results file, in the progress bar, and in total.
 pub(super) struct Report {
     results: csv::Writer<File>,
+    /// Whether the results have a column for the id of what a row stored.
+    has_ids: bool,
     pub(super) progress: ProgressBar,
     pub(super) tally: Tally,
 }
 
 impl Report {
-    pub(super) fn create(path: &Path, progress: ProgressBar) -> anyhow::Result<Self> {
+    pub(super) fn create(
+        path: &Path,
+        id_column: Option<&str>,
+        progress: ProgressBar,
+    ) -> anyhow::Result<Self> {
         let results = csv::Writer::from_path(path).and_then(|mut results| {
-            results.write_record(COLUMNS)?;
+            let columns = ["row", "customer_id", "outcome"].into_iter().chain(id_column);
+            results.write_record(columns.chain(["reason", "message"]))?;
             Ok(results)
         });
         let results = results.map_err(|error| anyhow!("{}: {error}", path.display()))?;
-        Ok(Self { results, progress, tally: Tally::default() })
+        Ok(Self { results, has_ids: id_column.is_some(), progress, tally: Tally::default() })
     }
 
     pub(super) fn write(&mut self, row: u64, customer_id: &str, result: &RowResult) -> anyhow::Result<()> {
-        let RowResult { outcome, attestation_id, reason, message } = result;
+        let RowResult { outcome, id, reason, message } = result;
         let row = row.to_string();
+        let cells = [row.as_str(), customer_id, outcome.name()].into_iter();
+        let cells = cells.chain(self.has_ids.then_some(id.as_str()));
         let written = self
             .results
-            .write_record([&row, customer_id, outcome.name(), attestation_id, reason, message])
+            .write_record(cells.chain([reason.as_str(), message]))
             .map_err(io::Error::from)
             // An operator who opens the file, or stops the command, finds every answer there.
             .and_then(|()| self.results.flush());

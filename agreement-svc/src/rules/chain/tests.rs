@@ -7,6 +7,11 @@ const PARTNER: Uuid = Uuid::from_u128(1);
 const CUSTOMER: Uuid = Uuid::from_u128(2);
 const TEMPLATE: Uuid = Uuid::from_u128(3);
 const USER: Uuid = Uuid::from_u128(4);
+const PROPOSED_BY: ProposedBy = ProposedBy {
+    proposal_id: Uuid::from_u128(5),
+    partner_id: Uuid::from_u128(6),
+    user_id: Uuid::from_u128(7),
+};
 /// An attestation that is superseded and erased, and its successor, which is withdrawn.
 const FIRST: Uuid = Uuid::from_u128(0xa1);
 const SECOND: Uuid = Uuid::from_u128(0xa2);
@@ -21,6 +26,10 @@ fn at(seconds: i64) -> Time {
     Time::from_timestamp(seconds, 0).unwrap()
 }
 
+fn shown() -> ShownText {
+    ShownText { country: "FR".into(), language: "fr-FR".into(), sha256: "5a".into() }
+}
+
 fn attested(attestation_id: Uuid, template_version: u32, supersedes: Option<Uuid>) -> Event {
     Event::Attested {
         attestation_id,
@@ -31,6 +40,10 @@ fn attested(attestation_id: Uuid, template_version: u32, supersedes: Option<Uuid
         template_version,
         contact_commitment: format!("of {template_version}"),
         agreed_at: at(-1),
+        evidence_sha256: Some("e3".into()),
+        client: Some("shop".into()),
+        proposed_by: Some(PROPOSED_BY),
+        shown_text: Some(shown()),
         supersedes,
         by: USER,
     }
@@ -43,6 +56,7 @@ fn signed(signature_id: Uuid, template_version: u32, supersedes: Option<Uuid>) -
         agreement_type: AgreementType::MicrosoftCloudAgreement,
         template_id: TEMPLATE,
         template_version,
+        shown_text: Some(shown()),
         supersedes,
         by: USER,
     }
@@ -64,6 +78,7 @@ fn erased(attestation_ids: &[Uuid]) -> Event {
         customer_id: Some(CUSTOMER),
         attestation_ids: attestation_ids.to_vec(),
         invitation_ids: vec![],
+        proposal_ids: vec![],
         was_primary_contact: false,
     }
 }
@@ -112,6 +127,14 @@ fn stored(id: Uuid) -> Stored {
         agreed_at: at(-1),
         recorded_at: at(1),
         recorded_by: USER.to_string(),
+        recorded_client: "shop".into(),
+        evidence_sha256: "e3".into(),
+        proposal_id: PROPOSED_BY.proposal_id.to_string(),
+        proposed_by_partner: PROPOSED_BY.partner_id.to_string(),
+        proposed_by_user: PROPOSED_BY.user_id.to_string(),
+        shown_country: "FR".into(),
+        shown_language: "fr-FR".into(),
+        shown_sha256: "5a".into(),
         superseded_at: Some(at(2)),
         withdrawn_at: None,
         withdrawal_reason: String::new(),
@@ -124,6 +147,11 @@ fn stored(id: Uuid) -> Stored {
         agreement_type: "MICROSOFT_CLOUD_AGREEMENT".into(),
         agreed_at: at(5),
         recorded_at: at(5),
+        recorded_client: String::new(),
+        evidence_sha256: String::new(),
+        proposal_id: String::new(),
+        proposed_by_partner: String::new(),
+        proposed_by_user: String::new(),
         superseded_at: Some(at(6)),
         revision: 5,
         ..attestation.clone()
@@ -188,7 +216,7 @@ fn the_records_that_the_service_wrote_agree_with_the_history() {
 fn a_changed_column_is_named_with_the_event_that_it_contradicts() {
     type Change = fn(&mut Columns);
     #[rustfmt::skip]
-    let changes: [(&str, Change, [i64; 2]); 14] = [
+    let changes: [(&str, Change, [i64; 2]); 22] = [
         // column, change -> event, of the superseded attestation and of the withdrawn one
         ("kind",              |row| row.kind = "SIGNATURE".into(),                           [1, 2]),
         ("partner_id",        |row| row.partner_id = UNKNOWN.to_string(),                    [1, 2]),
@@ -199,6 +227,14 @@ fn a_changed_column_is_named_with_the_event_that_it_contradicts() {
         ("agreed_at",         |row| row.agreed_at = at(-2),                                  [1, 2]),
         ("recorded_at",       |row| row.recorded_at = at(9),                                 [1, 2]),
         ("recorded_by",       |row| row.recorded_by = UNKNOWN.to_string(),                   [1, 2]),
+        ("recorded_client",   |row| row.recorded_client = String::new(),                     [1, 2]),
+        ("evidence_sha256",   |row| row.evidence_sha256 = String::new(),                     [1, 2]),
+        ("proposal_id",         |row| row.proposal_id = UNKNOWN.to_string(),                 [1, 2]),
+        ("proposed_by_partner", |row| row.proposed_by_partner = String::new(),               [1, 2]),
+        ("proposed_by_user",    |row| row.proposed_by_user = UNKNOWN.to_string(),            [1, 2]),
+        ("shown_country",     |row| row.shown_country = "US".into(),                         [1, 2]),
+        ("shown_language",    |row| row.shown_language = String::new(),                      [1, 2]),
+        ("shown_sha256",      |row| row.shown_sha256 = String::new(),                        [1, 2]),
         ("revision",          |row| row.revision = 9,                                        [1, 2]),
         ("superseded_at",     |row| row.superseded_at = Some(at(9)),                         [2, 2]),
         ("withdrawn_at",      |row| row.withdrawn_at = Some(at(9)),                          [1, 3]),
@@ -214,8 +250,10 @@ fn a_changed_column_is_named_with_the_event_that_it_contradicts() {
     }
     let mut several = stored(SIGNED);
     several.columns.partner_id = PARTNER.to_string();
+    several.columns.shown_sha256 = "e3".into();
     several.columns.superseded_at = None;
-    assert_eq!(differences(several), [Differs::Column("partner_id", 5), Differs::Column("superseded_at", 6)]);
+    let columns = [("partner_id", 5), ("shown_sha256", 5), ("superseded_at", 6)];
+    assert_eq!(differences(several), columns.map(|(column, event)| Differs::Column(column, event)));
 }
 
 /// I7.
@@ -269,7 +307,7 @@ fn an_event_about_an_acceptance_that_none_before_it_records_is_found() {
         withdrawn(UNKNOWN),
         erased(&[FIRST, UNKNOWN, SECOND]),
         signed(SIGNED, 1, Some(SECOND)),
-        Event::PartnerUpdated { partner_id: PARTNER, name: String::new(), by: USER },
+        Event::PartnerUpdated { partner_id: PARTNER, name: String::new(), support_changed: true, by: USER },
     ]);
     let unknown = |revision, acceptance_id| Finding::NoSuchAcceptance { revision, acceptance_id };
     assert_eq!(

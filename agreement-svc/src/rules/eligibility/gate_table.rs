@@ -107,8 +107,13 @@ fn facts(cloud: Cloud, acceptances: &str) -> Facts {
         effective_from: if standing == b'<' { first } else { second },
         agreed_at: second,
     };
-    let replaced =
-        |agreement_type| Reacceptance { agreement_type, effective_from: second, reaccept_by: second };
+    let replaced = |agreement_type| Reacceptance {
+        agreement_type,
+        template_id: Uuid::nil(),
+        template_version: 2,
+        effective_from: second,
+        reaccept_by: second,
+    };
     let (withdrawn, current): (Vec<_>, Vec<_>) =
         known.into_iter().partition(|(.., standing)| *standing == b'-');
     Facts {
@@ -217,6 +222,8 @@ fn reacceptance_deadlines_are_applied_and_reported() {
     let due = time("2026-06-01T00:00:00Z");
     facts.reacceptances.push(Reacceptance {
         agreement_type: MicrosoftCustomerAgreement,
+        template_id: Uuid::nil(),
+        template_version: 3,
         effective_from: time("2026-01-01T00:00:00Z"),
         reaccept_by: due,
     });
@@ -244,6 +251,8 @@ fn a_later_version_of_the_other_type_replaces_nothing() {
     let mut facts = facts(Cloud::Public, "aC=");
     facts.reacceptances.push(Reacceptance {
         agreement_type: MicrosoftCloudAgreement,
+        template_id: Uuid::nil(),
+        template_version: 3,
         effective_from: time("2026-01-01T00:00:00Z"),
         reaccept_by: time("2026-01-01T00:00:00Z"),
     });

@@ -134,6 +134,8 @@ fn a_planned_version_blocks_only_customers_it_newly_blocks() {
     let policy = policy();
     let planned = |agreement_type, reaccept_by| Reacceptance {
         agreement_type,
+        template_id: TEMPLATE,
+        template_version: 2,
         effective_from: at(200),
         reaccept_by: at(reaccept_by),
     };
@@ -173,6 +175,8 @@ fn a_supposed_attestation_replaces_the_current_one_of_its_type_alone() {
     let (cloud, customer) = (MicrosoftCloudAgreement, MicrosoftCustomerAgreement);
     let replaced_by = |agreement_type, effective_from| Reacceptance {
         agreement_type,
+        template_id: TEMPLATE,
+        template_version: 2,
         effective_from: at(effective_from),
         reaccept_by: at(500),
     };
@@ -234,9 +238,12 @@ fn a_signature_counts_while_its_type_satisfies_and_no_later_version_is_due() {
         superseded_at: None,
         withdrawn: None,
         revision: 1,
+        shown_text: None,
     };
     let due = |agreement_type, effective_from| Reacceptance {
         agreement_type,
+        template_id: TEMPLATE,
+        template_version: 2,
         effective_from: at(effective_from),
         reaccept_by: at(400),
     };

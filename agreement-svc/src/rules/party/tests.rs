@@ -26,6 +26,25 @@ fn the_form_of_an_email_address_is_checked_and_nothing_more() {
     }
 }
 
+/// CUS-3, ROLE-6.
+#[test]
+fn the_end_of_a_relationship_cuts_off_its_parties() {
+    let [payer, reseller] = [1, 2].map(Uuid::from_u128);
+    let of = |reseller_id| Relationship { payer_id: payer, reseller_id };
+    let (alone, through) = (of(None), of(Some(reseller)));
+    for (ended, others_remain, caller, expected) in [
+        (alone, false, payer, vec![alone]),
+        (alone, true, payer, vec![]),
+        (through, false, payer, vec![alone, through]),
+        (through, true, payer, vec![through]),
+        (through, false, reseller, vec![through]),
+        (through, true, reseller, vec![through]),
+    ] {
+        let found = cut_off(ended, others_remain, caller);
+        assert_eq!(found, expected, "{ended:?} {others_remain} {caller}");
+    }
+}
+
 /// ATT-9. Where the partner set no contact, that of the other partner of its relationship counts, but of one that has
 /// ended only while there is no other.
 #[test]
@@ -359,6 +378,7 @@ fn partner(n: u128, kind: PartnerKind) -> Partner {
         kind,
         cloud: Cloud::Public,
         registered_at: Time::UNIX_EPOCH,
+        support: Default::default(),
         revision: 1,
     }
 }

@@ -2,8 +2,9 @@
 
 use std::sync::Mutex;
 
-use chassis::clock::{Clock, new_salt};
+use chassis::clock::Clock;
 use chassis::database::Database;
+use chassis::database::testing::url;
 use diesel::connection::{InstrumentationEvent, SimpleConnection};
 use diesel::sqlite::Sqlite;
 use diesel::{Connection as _, debug_query, sql_query};
@@ -31,12 +32,12 @@ async fn database(url: &str) -> Database {
     {
         run(
             &database,
-            format!("INSERT INTO partner VALUES ('{id}', 'P', '{kind}', 'PUBLIC', '2020-01-01', 1)"),
+            format!("INSERT INTO partner (id, name, kind, cloud, registered_at, revision) VALUES ('{id}', 'P', '{kind}', 'PUBLIC', '2020-01-01', 1)"),
         )
         .await;
     }
     for id in [CUSTOMER, OTHER] {
-        run(&database, format!("INSERT INTO customer VALUES ('{id}', 'C', '{id}.example', 'FR', 'PUBLIC', '', '', '', '', '', '2020-01-01', NULL, 7, 7)")).await;
+        run(&database, format!("INSERT INTO customer (id, company_name, domain, country, cloud, first_name, last_name, email, phone, contact_salt, created_at, first_purchase_at, acceptance_revision, revision, name_key, name_revision) VALUES ('{id}', 'C', '{id}.example', 'FR', 'PUBLIC', '', '', '', '', '', '2020-01-01', NULL, 7, 7, NULL, -1)")).await;
     }
     for (n, payer, reseller, ended) in [
         (1, DIRECT, String::new(), "NULL"),
@@ -61,6 +62,9 @@ async fn accept(
     superseded: &str,
     withdrawn: &str,
 ) {
+    const COLUMNS: &str = "id, kind, partner_id, customer_id, agreement_type, template_id, template_version, first_name, last_name, email, phone, \
+        contact_salt, agreed_at, recorded_at, recorded_by, superseded_at, withdrawn_at, revision, withdrawal_reason, \
+        withdrawn_by";
     let kind = if partner.is_empty() { "SIGNATURE" } else { "ATTESTATION" };
     let values: Vec<_> = rows.map(|n| format!(
         "('{}', '{kind}', '{partner}', '{CUSTOMER}', 'MICROSOFT_CUSTOMER_AGREEMENT', '{TEMPLATE}', 1, \
@@ -68,7 +72,7 @@ async fn accept(
         Uuid::from_u128(n.into()), n
     )).collect();
     for values in values.chunks(5_000) {
-        run(database, format!("INSERT INTO acceptance VALUES {}", values.join(", "))).await;
+        run(database, format!("INSERT INTO acceptance ({COLUMNS}) VALUES {}", values.join(", "))).await;
     }
 }
 
@@ -92,19 +96,6 @@ async fn facts(database: &Database, all: &[Parties]) -> Vec<Option<Snapshot>> {
     database.snapshot(read).await.unwrap()
 }
 
-/// Where a test runs: SQLite, and PostgreSQL if `TEST_POSTGRES_URL` names one.
-fn url(is_postgres: bool, folder: &tempfile::TempDir) -> Option<String> {
-    if !is_postgres {
-        return Some(format!("sqlite:{}", folder.path().join("agreements.sqlite").display()));
-    }
-    let base = std::env::var("TEST_POSTGRES_URL").ok();
-    assert!(base.is_some() || std::env::var_os("CI").is_none(), "TEST_POSTGRES_URL must be set in CI");
-    let base = base?;
-    let schema = format!("test_gate_{}", new_salt());
-    PgConnection::establish(&base).unwrap().batch_execute(&format!("CREATE SCHEMA {schema}")).unwrap();
-    Some(format!("{base}{}options=-csearch_path%3D{schema}", if base.contains('?') { '&' } else { '?' }))
-}
-
 /// GATE-0, GATE-4, GATE-5, DIR-4: one reader serves single checks, batches and lists.
 #[rstest]
 #[case::sqlite(false)]
@@ -112,7 +103,7 @@ fn url(is_postgres: bool, folder: &tempfile::TempDir) -> Option<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn single_and_many_parties_have_the_same_facts(#[case] is_postgres: bool) {
     let folder = tempfile::tempdir().unwrap();
-    let Some(url) = url(is_postgres, &folder) else { return };
+    let Some(url) = url(is_postgres, folder.path()) else { return };
     let database = database(&url).await;
     accept(&database, &DIRECT.to_string(), 1..2, "NULL", "NULL").await;
     accept(&database, &PROVIDER.to_string(), 2..3, "NULL", "'2020-04-01'").await;
@@ -174,7 +165,7 @@ struct Step {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn sqlite_finds_current_acceptances_by_their_index() {
     let folder = tempfile::tempdir().unwrap();
-    let database = database(&url(false, &folder).unwrap()).await;
+    let database = database(&url(false, folder.path()).unwrap()).await;
     let explain = |connection: &mut Connection| {
         let statement = Asked::new(&[parties(CUSTOMER, DIRECT, None)]);
         let explain = format!("EXPLAIN QUERY PLAN {}", debug_query::<Sqlite, _>(&statement));
@@ -196,7 +187,7 @@ async fn sqlite_finds_the_rows_of_one_customer_by_an_index() {
     use crate::store::customer::{active_partners, partnership_list, related_partners};
 
     let folder = tempfile::tempdir().unwrap();
-    let database = database(&url(false, &folder).unwrap()).await;
+    let database = database(&url(false, folder.path()).unwrap()).await;
     let statements: Arc<Mutex<Vec<String>>> = Arc::default();
     let seen = statements.clone();
     let explain = move |connection: &mut Connection| {
@@ -214,7 +205,7 @@ async fn sqlite_finds_the_rows_of_one_customer_by_an_index() {
         partnership_list(connection, CUSTOMER, true, 0, 10)?;
         partnership_list(connection, CUSTOMER, false, 0, 10)?;
         signatures_current(connection, CUSTOMER)?;
-        acceptances_cover(connection, CUSTOMER, &[DIRECT, PROVIDER])?;
+        acceptances_cover(connection, CUSTOMER, &[DIRECT, PROVIDER], Uuid::nil())?;
         let Connection::Sqlite(c) = connection else { panic!("the database is SQLite") };
         c.set_instrumentation(|_: InstrumentationEvent<'_>| {});
         let mut plans = vec![];
@@ -244,7 +235,7 @@ async fn sqlite_finds_the_rows_of_one_customer_by_an_index() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_long_history_adds_no_rows(#[case] is_postgres: bool) {
     let folder = tempfile::tempdir().unwrap();
-    let Some(url) = url(is_postgres, &folder) else { return };
+    let Some(url) = url(is_postgres, folder.path()) else { return };
     let database = database(&url).await;
     accept(&database, &DIRECT.to_string(), 1..10_001, "NULL", "'2020-04-01'").await;
     accept(&database, "", 10_001..20_001, "'2020-04-01'", "NULL").await;

@@ -8,6 +8,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::Refused;
+use crate::auth::caller::client_named;
 use crate::auth::{Caller, Channel, Vocabulary};
 
 /// What the claims of a token must say.
@@ -39,6 +40,9 @@ pub(super) struct Claims {
     tenant_kind: Option<Value>,
     roles: Option<Value>,
     channel: Option<Value>,
+    client_id: Option<Value>,
+    azp: Option<Value>,
+    appid: Option<Value>,
 }
 
 impl Claims {
@@ -78,6 +82,9 @@ impl Claims {
             }
             Some(_) => None,
         };
+        // RFC 9068; OpenID Connect; version 1 of the vendor's tokens.
+        let client = [&self.client_id, &self.azp, &self.appid].into_iter();
+        let client = client.filter_map(|claim| text(claim).and_then(client_named)).next();
         let missing = |claim| Refused::new(claim, missing_claim(*vocabulary));
         Ok(Verified {
             caller: Caller {
@@ -86,6 +93,7 @@ impl Claims {
                 user_id: id(&self.sub).ok_or_else(|| missing("sub"))?,
                 roles: roles.ok_or_else(|| missing("roles"))?,
                 channel: channel.ok_or_else(|| missing("channel"))?,
+                client,
             },
             expires,
             not_before,

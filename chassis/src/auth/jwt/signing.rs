@@ -67,7 +67,7 @@ impl SigningKey {
 #[must_use]
 pub fn claims(caller: &Caller, issuer: &str, audience: &str, now: Time, valid_for: TimeDelta) -> Value {
     let expires = now.checked_add_signed(valid_for).unwrap_or(Time::MAX_UTC);
-    json!({
+    let mut claims = json!({
         "iss": issuer,
         "aud": audience,
         "iat": now.timestamp(),
@@ -78,5 +78,9 @@ pub fn claims(caller: &Caller, issuer: &str, audience: &str, now: Time, valid_fo
         "tenant_kind": caller.tenant_kind,
         "roles": caller.roles,
         "channel": caller.channel.to_string(),
-    })
+    });
+    if let Some(client) = &caller.client {
+        claims["client_id"] = json!(client);
+    }
+    claims
 }

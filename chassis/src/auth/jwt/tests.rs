@@ -31,6 +31,7 @@ fn agent() -> Caller {
         user_id: Uuid::from_u128(7),
         roles: vec!["WRITER"],
         channel: Channel::Api,
+        client: None,
     }
 }
 
@@ -245,6 +246,18 @@ async fn a_claim_that_is_missing_or_malformed_is_named() {
     {
         let token = key.sign(&with(claim, value)).unwrap();
         assert_eq!(verifier.tokens.caller(&token), Ok(agent()), "{claim}");
+    }
+    for (client_id, azp, appid, expected) in [
+        (json!("a"), json!("b"), json!("c"), Some("a")),
+        (json!(null), json!("b"), json!("c"), Some("b")),
+        (json!([]), json!(""), json!("c"), Some("c")),
+        (json!(null), json!(null), json!(null), None),
+    ] {
+        let mut claims = with("client_id", client_id);
+        claims["azp"] = azp;
+        claims["appid"] = appid;
+        let token = key.sign(&claims).unwrap();
+        assert_eq!(verifier.tokens.caller(&token).unwrap().client.as_deref(), expected, "{claims}");
     }
     let without_channel = key.sign(&with("channel", json!(null))).unwrap();
     assert_eq!(verifier.tokens.caller(&without_channel).unwrap().channel, Channel::Dashboard);

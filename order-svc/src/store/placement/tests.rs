@@ -1,12 +1,12 @@
 //! Orders that come at the same time: each has the outcome that it would have alone, on both databases.
 
 use chassis::auth::{Caller, Channel};
-use chassis::clock::new_salt;
 use chassis::database::Writes;
+use chassis::database::testing::url;
 use chassis::idempotency::RequestHasher;
 use chassis::query;
 use diesel::connection::SimpleConnection;
-use diesel::{Connection as _, PgConnection, QueryDsl, RunQueryDsl};
+use diesel::{QueryDsl, RunQueryDsl};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use rstest::rstest;
@@ -33,22 +33,7 @@ const NOW: &str = "2026-11-21T12:00:00Z";
 /// A database of a test's own; none where the test has no PostgreSQL.
 fn database(is_postgres: bool) -> Option<(Database, TempDir)> {
     let folder = tempfile::tempdir().unwrap();
-    let url = match is_postgres {
-        false => format!("sqlite:{}", folder.path().join("orders.sqlite").display()),
-        true => {
-            let base = std::env::var("TEST_POSTGRES_URL").ok();
-            assert!(
-                base.is_some() || std::env::var_os("CI").is_none(),
-                "TEST_POSTGRES_URL must be set in CI"
-            );
-            let base = base?;
-            let schema = format!("test_placement_{}", new_salt());
-            let create = format!("CREATE SCHEMA {schema}");
-            PgConnection::establish(&base).unwrap().batch_execute(&create).unwrap();
-            let separator = if base.contains('?') { '&' } else { '?' };
-            format!("{base}{separator}options=-csearch_path%3D{schema}")
-        }
-    };
+    let url = url(is_postgres, folder.path())?;
     let database = Database::open(&url.parse().unwrap(), true, Writes::Concurrent).unwrap();
     database.migrate(MIGRATIONS).unwrap();
     Some((database, folder))
@@ -84,6 +69,7 @@ fn new(number: u128) -> Placement {
         user_id: of_line.payer_id,
         roles: vec![],
         channel: Channel::Api,
+        client: None,
     };
     Placement {
         key: RequestHasher::default().key(&caller, "CreateOrder", customer_id, &()),
@@ -105,6 +91,7 @@ fn new(number: u128) -> Placement {
             placed_by_tenant: of_line.payer_id,
             placed_by: of_line.payer_id,
             approval,
+            external_reference: None,
         },
         subscriptions: vec![Subscription {
             id: Uuid::from_u128(number << 96),

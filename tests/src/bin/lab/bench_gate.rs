@@ -20,8 +20,9 @@ use proto::agreement::eligibility_service_client::EligibilityServiceClient;
 use proto::agreement::eligibility_service_server::{EligibilityService, EligibilityServiceServer};
 use proto::agreement::{
     BatchCheckEligibilityRequest, BatchCheckEligibilityResponse, CheckEligibilityRequest,
-    CheckEligibilityResponse, ListBlockedCustomersRequest, ListBlockedCustomersResponse,
-    ReportPurchaseRequest, ReportPurchaseResponse,
+    CheckEligibilityResponse, CheckWithdrawalRequest, CheckWithdrawalResponse, GetPolicyRequest,
+    GetPolicyResponse, ListBlockedCustomersRequest, ListBlockedCustomersResponse, ReportPurchaseRequest,
+    ReportPurchaseResponse,
 };
 use proto::types;
 use tests::clients::{As, Identity};
@@ -96,11 +97,25 @@ impl EligibilityService for Echo {
         Ok(Response::new(ListBlockedCustomersResponse::default()))
     }
 
+    async fn get_policy(
+        &self,
+        _request: Request<GetPolicyRequest>,
+    ) -> Result<Response<GetPolicyResponse>, Status> {
+        Ok(Response::new(GetPolicyResponse::default()))
+    }
+
     async fn report_purchase(
         &self,
         _request: Request<ReportPurchaseRequest>,
     ) -> Result<Response<ReportPurchaseResponse>, Status> {
         Ok(Response::new(ReportPurchaseResponse::default()))
+    }
+
+    async fn check_withdrawal(
+        &self,
+        _request: Request<CheckWithdrawalRequest>,
+    ) -> Result<Response<CheckWithdrawalResponse>, Status> {
+        Ok(Response::new(CheckWithdrawalResponse::default()))
     }
 }
 
@@ -172,6 +187,9 @@ impl Bench {
 /// Stores withdrawn attestations of a customer as SQL: as calls they would take minutes.
 pub(crate) fn store_withdrawn(database: &Url, customer: &str, count: u32) -> Result<(), String> {
     const ROWS_MAX: usize = 5_000;
+    const COLUMNS: &str = "id, kind, partner_id, customer_id, agreement_type, template_id, template_version, first_name, last_name, email, phone, \
+        contact_salt, agreed_at, recorded_at, recorded_by, superseded_at, withdrawn_at, revision, withdrawal_reason, \
+        withdrawn_by";
     let row = |n: u32| {
         let id = Uuid::from_u128(n.into());
         let second = fixtures::now() - TimeDelta::days(400) + TimeDelta::seconds(n.into());
@@ -184,7 +202,7 @@ pub(crate) fn store_withdrawn(database: &Url, customer: &str, count: u32) -> Res
     };
     let rows: Vec<_> = (0..count).map(row).collect();
     for rows in rows.chunks(ROWS_MAX) {
-        behind(database, &format!("INSERT INTO acceptance VALUES {}", rows.join(", ")))?;
+        behind(database, &format!("INSERT INTO acceptance ({COLUMNS}) VALUES {}", rows.join(", ")))?;
     }
     Ok(())
 }

@@ -123,7 +123,7 @@ async fn withdrawal(direct: &As, bought: &Bought) -> Result<(Duration, Duration)
     let revision = actions::withdraw(direct, &bought.attestation_id).await?;
     let answered = Instant::now();
     loop {
-        let request = GetWithdrawalReportRequest { revision, page_size: 1, page_token: String::new() };
+        let request = GetWithdrawalReportRequest { revision, page_size: 1, ..Default::default() };
         let answer = direct.withdrawals().get_withdrawal_report(request).await?.into_inner();
         let Some(report) = answer.report else { continue };
         let (elapsed, now) = (answered.elapsed(), fixtures::now());

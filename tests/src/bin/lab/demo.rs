@@ -9,12 +9,13 @@ use chassis::form::timestamp;
 use chassis::telemetry::{self, LogFormat};
 use clap::Args;
 use proto::agreement::{
-    AcceptInvitationRequest, GetCustomerRequest, ListBlockedCustomersRequest, WithdrawAttestationRequest,
-    WithdrawalReason,
+    AcceptInvitationRequest, ApproveProposalRequest, Attestation, GetCustomerRequest,
+    ListBlockedCustomersRequest, WithdrawAttestationRequest, WithdrawalReason,
 };
+use proto::order::preview_withdrawal_request::Subject;
 use proto::order::{
     ChangeSeatsRequest, CreateOrderRequest, CreateOrderResponse, GetWithdrawalReportRequest,
-    InlineAttestation, WithdrawalReport,
+    InlineAttestation, PreviewWithdrawalRequest, WithdrawalReport,
 };
 use proto::types::{AcceptanceKind, Evidence};
 use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
@@ -100,9 +101,11 @@ async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn Error>> {
     let resold = actions::create_customer(&reseller, "Fourth Coffee Berlin", "DE", Some(PROVIDER)).await?;
     refused(actions::attest(&reseller, &resold, clock.now()).await)?;
 
-    step("The provider attests; the reseller's order, which the provider pays, passes:");
-    let attested = actions::attest(&provider, &resold, clock.now()).await?.attestation.unwrap_or_default();
-    accepted(&format!("attestation {} by the provider", attested.attestation_id));
+    step(
+        "So it proposes the attestation, and the provider approves. The order, which the provider pays, passes:",
+    );
+    let attested = propose_and_approve(&reseller, &provider, &resold).await?;
+    accepted(&format!("attestation {} by the provider, proposed by the reseller", attested.attestation_id));
     let through_reseller = actions::order(&reseller, &resold, Some(PROVIDER), 3).await?;
     accepted(&describe(&through_reseller));
 
@@ -139,7 +142,13 @@ async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn Error>> {
     wait_until_reported(cluster, &customer).await?;
     refused(actions::sign(&cluster.as_caller(fixtures::admin(customer.parse()?)), 3).await)?;
 
-    step("It no longer accepts, and the partner withdraws its attestation. What rested on it ends:");
+    step(
+        "It no longer accepts. The partner asks what a withdrawal of its attestation would do, and withdraws it:",
+    );
+    let subject = Some(Subject::AcceptanceId(attested.attestation_id.clone()));
+    let question = PreviewWithdrawalRequest { subject, ..PreviewWithdrawalRequest::default() };
+    let preview = direct.withdrawals().preview_withdrawal(question).await?.into_inner();
+    println!("         would cancel {}, and leave {} alone", preview.cancelled, preview.stayed);
     let withdrawal = WithdrawAttestationRequest {
         request_id: fixtures::request_id(),
         attestation_id: attested.attestation_id,
@@ -170,11 +179,25 @@ async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn Error>> {
             template_id: CUSTOMER_AGREEMENT.into(),
             contact: Some(fixtures::contact()),
             agreed_at: Some(timestamp(clock.now())),
+            details: None,
         }),
         ..fixtures::new_order(&customer, None, fixtures::OFFICE, 5)
     };
     accepted(&describe(&direct.orders().create_order(order).await?.into_inner()));
     Ok(Customers { direct: customer, resold })
+}
+
+/// A reseller's proposal becomes its provider's attestation.
+async fn propose_and_approve(reseller: &As, provider: &As, customer: &str) -> Result<Attestation, Status> {
+    let proposal = fixtures::new_proposal(PROVIDER, customer);
+    let proposed = reseller.proposals().propose_attestation(proposal).await?.into_inner().proposal;
+    let approval = ApproveProposalRequest {
+        request_id: fixtures::request_id(),
+        proposal_id: proposed.unwrap_or_default().proposal_id,
+        validate_only: false,
+    };
+    let approved = provider.proposals().approve_proposal(approval).await?.into_inner();
+    Ok(approved.attestation.unwrap_or_default())
 }
 
 /// The end of an enum's name, which is what it says.
@@ -195,16 +218,12 @@ async fn wait_until_reported(cluster: &Cluster, customer: &str) -> Result<(), St
     }
 }
 
-/// What a withdrawal did, once order-svc has applied it, which it does in moments.
+/// What a withdrawal did. The call waits until order-svc has applied it, which takes moments.
 async fn report_of(partner: &As, revision: i64) -> Result<WithdrawalReport, Status> {
-    loop {
-        let request = GetWithdrawalReportRequest { revision, ..GetWithdrawalReportRequest::default() };
-        let found = partner.withdrawals().get_withdrawal_report(request).await?.into_inner();
-        if let Some(report) = found.report {
-            return Ok(report);
-        }
-        tokio::time::sleep(POLL_INTERVAL).await;
-    }
+    let request =
+        GetWithdrawalReportRequest { revision, wait: true, ..GetWithdrawalReportRequest::default() };
+    let found = partner.withdrawals().get_withdrawal_report(request).await?.into_inner();
+    found.report.ok_or_else(|| Status::internal("order-svc does not apply the withdrawal"))
 }
 
 async fn change_seats(

@@ -42,8 +42,8 @@ const MODEST: f64 = 0.05;
 /// How much of what the modest partner asks must be answered, however much the other one offers.
 const MODEST_ANSWERED_MIN: f64 = 0.95;
 
-/// What is in flight when a call is let in was let in before it: it waits for that, a few times over where
-/// load and servers share the cores.
+/// What is in flight when a call is let in was let in before it: it waits for that, at the rate at which calls are answered
+/// meanwhile, and a few times over where load and servers share the cores. How low that rate may be is a bound of its own.
 const WAITS_MAX: f64 = 6.0;
 const WAIT_BASE: Duration = Duration::from_millis(500);
 
@@ -215,15 +215,16 @@ async fn overload(
 /// What must not be, among the outcomes of both partners' calls.
 fn judge(much: &Outcome, little: &Outcome, capacity: f64, options: &Options) -> Vec<String> {
     let calls_max = options.calls_max.unwrap_or(CALLS_MAX_DEFAULT);
-    let wait_max = WAIT_BASE + Duration::from_secs_f64(WAITS_MAX * number(calls_max) / capacity);
+    let answered = (much.rate() + little.rate()).max(1.0);
+    let wait_max = WAIT_BASE + Duration::from_secs_f64(WAITS_MAX * number(calls_max) / answered);
     let mut failed: Vec<_> = much.failed("greedy", wait_max).collect();
     failed.extend(little.failed("modest", wait_max));
     if much.refused.is_empty() {
         failed.push("nothing was refused, so nothing is proven".into());
     }
-    let answered = (much.rate() + little.rate()) / capacity;
-    if answered < ANSWERED_MIN {
-        failed.push(format!("{answered:.2} of what was served before was answered"));
+    let part = answered / capacity;
+    if part < ANSWERED_MIN {
+        failed.push(format!("{part:.2} of what was served before was answered"));
     }
     let part = little.part_answered();
     if part < MODEST_ANSWERED_MIN {

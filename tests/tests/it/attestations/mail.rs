@@ -16,7 +16,7 @@ use diesel::sql_types::BigInt;
 use diesel::{Connection, PgConnection, QueryableByName, RunQueryDsl, sql_query};
 use proto::agreement::{
     CreateAttestationRequest, CreateCustomerRequest, GetAttestationRequest, LinkResellerRequest,
-    Notification, NotificationState, RetryNotificationRequest,
+    ListNotificationsRequest, Notification, NotificationState, RetryNotificationRequest,
 };
 use proto::types::Contact;
 use rstest_reuse::apply;
@@ -126,13 +126,18 @@ impl Post {
             request_id: fixtures::request_id(),
             provider_id: PROVIDER.to_string(),
             reseller_id: RESELLER.to_string(),
+            validate_only: false,
         };
         self.cluster.as_caller(fixtures::operator()).partners().link_reseller(again).await.unwrap();
     }
 }
 
 fn retry(id: &str) -> RetryNotificationRequest {
-    RetryNotificationRequest { request_id: fixtures::request_id(), attestation_id: id.into() }
+    RetryNotificationRequest {
+        request_id: fixtures::request_id(),
+        attestation_id: id.into(),
+        validate_only: false,
+    }
 }
 
 #[apply(each_backend)]
@@ -140,6 +145,7 @@ async fn without_a_mail_server_the_mail_is_in_the_folder(#[case] backend: Backen
     tests::needs_own!("mails in a folder");
     tests::needs!(backend);
     let post = Post::through(backend, None).await;
+    actions::set_support(&post.cluster, DIRECT, "help@northwind.example").await.unwrap();
     let id = post.attest("Contoso").await;
     let sent = post.settled(&id, NotificationState::Sent, 1).await;
     assert_eq!((sent.last_failure.as_str(), sent.due_at), ("", None));
@@ -150,6 +156,11 @@ async fn without_a_mail_server_the_mail_is_in_the_folder(#[case] backend: Backen
     assert_eq!(header(&mail, "From"), "agreements@vendor.example");
     assert_eq!(header(&mail, "To"), "tania.carr@contoso.example");
     assert_eq!(header(&mail, "Auto-Submitted"), "auto-generated");
+    assert_eq!(header(&mail, "Reply-To"), "help@northwind.example");
+    let text = mail.replace("=\r\n", "").replace("=\n", "");
+    // In the language of the customer's country.
+    assert!(text.contains(" Northwind Direct (help@northwind.example)"), "{mail}");
+    assert!(text.contains("Accept=C3=A9 par"), "{mail}");
     assert!(mail.contains("Northwind Direct") && mail.contains("Tania Carr"), "{mail}");
     assert_eq!(std::fs::read_dir(folder).unwrap().count(), 1);
 }
@@ -218,6 +229,20 @@ async fn a_partner_can_retry_its_dead_letters(#[case] backend: Backend) {
     let refused = stranger.attestations().retry_notification(retry(&id)).await.unwrap_err();
     assert_eq!((refused.code(), reason_of(&refused).as_str()), (Code::NotFound, "RESOURCE_NOT_FOUND"));
 
+    // An operator finds them, and may retry them, too.
+    let operator = post.cluster.as_caller(fixtures::operator());
+    for (state, ids) in
+        [(NotificationState::DeadLetter, vec![id.as_str()]), (NotificationState::Queued, vec![])]
+    {
+        let list = ListNotificationsRequest { state: state.into(), ..ListNotificationsRequest::default() };
+        let found = operator.attestations().list_notifications(list).await.unwrap().into_inner();
+        let found = found.notifications.iter();
+        assert_eq!(found.map(|found| found.attestation_id.as_str()).collect::<Vec<_>>(), ids);
+    }
+    let dry = RetryNotificationRequest { validate_only: true, ..retry(&id) };
+    let would_be = operator.attestations().retry_notification(dry).await.unwrap().into_inner();
+    assert_eq!(would_be.notification.unwrap().state(), NotificationState::Queued);
+
     let request = retry(&id);
     let retried = post.direct.attestations().retry_notification(request.clone()).await.unwrap();
     let retried = retried.into_inner();
@@ -270,7 +295,10 @@ async fn erased_people_get_no_mail_and_are_not_named_in_any(#[case] backend: Bac
     assert_eq!(undeliverable.last_failure, "ADDRESS");
     let mail = server.mail().await;
     assert_eq!(header(&mail, "Message-ID"), format!("<{}@vendor.example>", ids[2]));
-    assert!(mail.contains("has been erased") && !mail.contains(&to_go.last_name), "{mail}");
+    assert!(
+        mail.contains("une personne dont les donn=C3=A9es") && !mail.contains(&to_go.last_name),
+        "{mail}"
+    );
     post.settled(&ids[2], NotificationState::Sent, 2).await;
     assert_eq!(server.events_so_far(), [""; 0]);
 }

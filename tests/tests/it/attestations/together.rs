@@ -158,6 +158,7 @@ fn row(line: &Line, customers: &[String], namespace: Uuid) -> ImportAttestations
         template_id: line.template.into(),
         contact: Some(Contact { email: line.email.clone(), ..fixtures::contact() }),
         agreed_at: Some(chassis::form::timestamp(fixtures::time(line.agreed))),
+        details: None,
     }
 }
 
@@ -177,6 +178,7 @@ async fn list(direct: &As, customer_id: &str) -> Vec<Attestation> {
         include_history: true,
         page_size: 500,
         page_token: String::new(),
+        ..ListAttestationsRequest::default()
     };
     direct.attestations().list_attestations(request).await.unwrap().into_inner().attestations
 }

@@ -61,6 +61,7 @@ async fn the_vendors_attestation_example_is_stored_once() {
         }),
         agreed_at: Some(timestamp(agreed_at)),
         validate_only: false,
+        details: None,
     };
     let stored = direct.attestations().create_attestation(request()).await.unwrap().into_inner();
     let stored = stored.attestation.unwrap();

@@ -200,7 +200,7 @@ fn refused_somewhere() -> Vec<(&'static str, Sent, Code, &'static str)> {
     vec![
         (
             "another role",
-            sent("/csp.order.v1.OrderService/ListOrders").by(&fixtures::service()),
+            sent("/csp.order.v1.OrderService/ListOrders").by(&fixtures::admin(fixtures::TAILSPIN)),
             Code::PermissionDenied,
             "ROLE_NOT_ALLOWED",
         ),

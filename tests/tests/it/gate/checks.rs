@@ -412,6 +412,7 @@ async fn an_assumed_attestation_is_answered_as_the_real_one_is(#[case] backend: 
             attestation_id: would_be.attestation_id.clone(),
             template_id: would_be.template_id,
             template_version: would_be.template_version,
+            agreed_at: would_be.agreed_at,
         });
         let assuming = CheckEligibilityRequest { assumed_attestation, ..plain.clone() };
         let plainly = check(&service, plain.clone()).await.unwrap();
@@ -424,10 +425,12 @@ async fn an_assumed_attestation_is_answered_as_the_real_one_is(#[case] backend: 
         let mut real = check(&service, plain).await.unwrap();
         assert!(real.revision == stored.revision && assumed.revision < stored.revision, "{about}");
         (real.revision, assumed.revision) = (0, 0);
-        if let Some(evidence) = assumed.evidence.as_mut()
-            && evidence.acceptance_id == would_be.attestation_id
-        {
-            evidence.acceptance_id = stored.attestation.unwrap().attestation_id;
+        let stored = stored.attestation.unwrap();
+        let considered = assumed.considered.iter_mut().filter_map(|one| one.acceptance.as_mut());
+        for evidence in considered.chain(assumed.evidence.as_mut()) {
+            if evidence.acceptance_id == would_be.attestation_id {
+                evidence.acceptance_id.clone_from(&stored.attestation_id);
+            }
         }
         assert_eq!(assumed, real, "{about}");
     }

@@ -11,17 +11,25 @@ use chassis::database::Url;
 use chassis::form::timestamp;
 use proto::agreement::{
     CreateAttestationRequest, CreateAttestationResponse, CreateCustomerRequest, CreateInvitationRequest,
-    GetAttestationRequest, GetCustomerRequest, InlineAttestation, NotificationState, UpdateCustomerRequest,
+    GetAttestationRequest, GetCustomerRequest, InlineAttestation, ListCustomersRequest, NotificationState,
+    ProposeAttestationRequest, UpdateCustomerRequest,
 };
-use proto::types::Contact;
+use proto::types::{AttestationDetails, Contact, ShownText};
 use rstest_reuse::apply;
 use tests::assert::eventually;
-use tests::fixtures::{self, CUSTOMER_AGREEMENT, contact_to_erase, new_attestation_by, now};
+use tests::fixtures::{
+    self, CUSTOMER_AGREEMENT, PROVIDER, RESELLER, contact_to_erase, new_attestation_by, now,
+};
 use tests::{As, Backend, Cluster, actions, reason_of};
 use uuid::Uuid;
 
 use super::verify::{texts, verify};
 use crate::each_backend;
+
+/// It is about no person, and stays.
+fn shown_text() -> ShownText {
+    ShownText { country: "FR".into(), language: "fr-FR".into(), sha256: "5".repeat(64) }
+}
 
 /// Every byte that the database keeps of its rows: the files of SQLite, the rows of PostgreSQL. In lower
 /// case.
@@ -98,6 +106,7 @@ async fn with_people(backend: Backend) -> People {
         template_id: CUSTOMER_AGREEMENT.into(),
         contact: None,
         agreed_at: Some(timestamp(now())),
+        details: None,
     };
     let created =
         CreateCustomerRequest { attestation: Some(inline), ..new_customer("Contoso", contact_to_erase()) };
@@ -114,11 +123,23 @@ async fn with_people(backend: Backend) -> People {
         etag: former.etag,
         company_name: former.company_name,
         primary_contact: Some(namesake()),
+        external_reference: Some("Ledger 6".into()),
         ..UpdateCustomerRequest::default()
     };
     direct.customers().update_customer(update).await.unwrap();
     let shouted = Contact { email: contact_to_erase().email.to_uppercase(), ..contact_to_erase() };
-    let attested_request = new_attestation_by(&former.customer_id, shouted);
+    let details = AttestationDetails {
+        title: "Quillmaster".into(),
+        evidence_reference: "Vellumroom 7".into(),
+        on_behalf_of: "Employee-90210".into(),
+        external_reference: "Ledger 5".into(),
+        shown_text: Some(shown_text()),
+        ..AttestationDetails::default()
+    };
+    let attested_request = CreateAttestationRequest {
+        details: Some(details.clone()),
+        ..new_attestation_by(&former.customer_id, shouted)
+    };
     let attested = direct.attestations().create_attestation(attested_request.clone()).await.unwrap();
     let attested = attested.into_inner();
     // Superseded by the namesake's, which stays.
@@ -129,6 +150,14 @@ async fn with_people(backend: Backend) -> People {
         ..fixtures::new_invitation(Some(&former.customer_id), None)
     };
     direct.signatures().create_invitation(invitation).await.unwrap();
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
+    let resold = actions::create_customer(&reseller, "Wingtip", "FR", Some(PROVIDER)).await.unwrap();
+    let proposal = ProposeAttestationRequest {
+        contact: Some(contact_to_erase()),
+        details: Some(details),
+        ..fixtures::new_proposal(PROVIDER, &resold)
+    };
+    reseller.proposals().propose_attestation(proposal).await.unwrap();
     let mails = tempfile::tempdir().unwrap();
     People { cluster, direct, customer, created, attested, attested_request, other, other_answer, mails }
 }
@@ -178,19 +207,32 @@ async fn an_erased_person_is_gone_and_no_other_person_is(#[case] backend: Backen
     let unfinished = people.mails.path().join(format!(".{}.unfinished", Uuid::from_u128(3)));
     fs::write(&unfinished, format!("To: {}\r\n", contact_to_erase().email)).unwrap();
     let others = people.written(&people.other_answer).await;
+    // After all mails were written: none of them is answered to the person but this one.
+    actions::set_support(cluster, fixtures::DIRECT, &contact_to_erase().email).await.unwrap();
+    let to = format!("bob@contoso.example\r\nReply-To: {}", contact_to_erase().email);
+    let replied = people.mail_named(&Uuid::from_u128(2).to_string(), &to, "Anna Vance agreed.");
     let before = everything(database);
     let Contact { first_name, last_name, email, phone } = contact_to_erase();
     let etag = etag_of(direct, &people.customer).await;
     let kept = verify(cluster, &[]).await.head;
 
     let erased = erase(cluster, " ZEB.Quxley@Contoso.example ", people.mails.path()).await.unwrap();
-    // Answers: two customers, an attestation, a withdrawal and an invitation. The update names only the
-    // namesake.
-    let expected = Erased { attestations: 2, customers: 1, invitations: 1, answers: 5, mails: Some(3) };
+    // Answers: two customers, an attestation, a withdrawal, an invitation, a proposal and a partner. The update of the
+    // customer names only the namesake.
+    let expected = Erased {
+        attestations: 2,
+        customers: 1,
+        partners: 1,
+        invitations: 1,
+        proposals: 1,
+        answers: 7,
+        mails: Some(4),
+    };
     assert_eq!(erased, expected, "{backend:?}");
 
     let after = everything(database);
-    for gone in [&first_name, &last_name, &phone] {
+    let details = ["Quillmaster", "Vellumroom 7", "Employee-90210"].map(str::to_owned);
+    for gone in [&first_name, &last_name, &phone].into_iter().chain(&details) {
         assert!(count(&before, gone) > 0, "{backend:?}: {gone} was never there, so nothing is proven");
         assert_eq!(count(&after, gone), 0, "{backend:?}: {gone}");
     }
@@ -198,7 +240,7 @@ async fn an_erased_person_is_gone_and_no_other_person_is(#[case] backend: Backen
     assert!(of_others > 0 && count(&before, &email) > count(&before, &format!("anna-{email}")));
     assert_eq!(count(&after, &email), of_others, "{backend:?}");
     assert_eq!((naming.exists(), addressed.exists(), others.exists()), (false, false, true));
-    assert!(!unfinished.exists());
+    assert!(!unfinished.exists() && !replied.exists());
     assert_eq!(verify(cluster, std::slice::from_ref(&kept)).await.findings, [], "{backend:?}");
 
     // The records are there, without the person.
@@ -206,6 +248,14 @@ async fn an_erased_person_is_gone_and_no_other_person_is(#[case] backend: Backen
     let read = GetAttestationRequest { attestation_id: attestation.attestation_id };
     let read = direct.attestations().get_attestation(read).await.unwrap().into_inner().attestation.unwrap();
     assert_eq!((read.contact, read.agreed_at), (Some(Contact::default()), attestation.agreed_at));
+    let kept = AttestationDetails {
+        external_reference: "Ledger 5".into(),
+        shown_text: Some(shown_text()),
+        ..AttestationDetails::default()
+    };
+    assert_eq!(read.details, Some(kept));
+    let kept = ListCustomersRequest { external_reference: "Ledger 6".into(), ..Default::default() };
+    assert_eq!(direct.customers().list_customers(kept).await.unwrap().get_ref().customers.len(), 1);
     assert_ne!(etag_of(direct, &people.customer).await, etag, "{backend:?}");
 
     // Requests that named the person cannot be repeated; others can.

@@ -71,7 +71,12 @@ async fn history(cluster: &Cluster, viewer: Caller, customer: &str) -> Vec<Event
     let mut events = vec![];
     let mut page_token = String::new();
     loop {
-        let request = ListEventsRequest { customer_id: customer.into(), page_size: 3, page_token };
+        let request = ListEventsRequest {
+            customer_id: customer.into(),
+            page_size: 3,
+            page_token,
+            ..ListEventsRequest::default()
+        };
         let page = viewer.events().list_events(request).await.unwrap().into_inner();
         events.extend(page.events);
         page_token = page.next_page_token;
@@ -124,6 +129,7 @@ async fn a_partner_sees_only_its_own_history_with_a_customer(#[case] backend: Ba
         request_id: fixtures::request_id(),
         signature_id: signature,
         reason: WithdrawalReason::Other.into(),
+        validate_only: false,
     };
     customer.signatures().withdraw_signature(request).await.unwrap();
 

@@ -9,14 +9,16 @@ use chassis::query;
 use diesel::sql_types::Text;
 use diesel::{QueryableByName, RunQueryDsl, sql_query};
 use proto::agreement::{
-    CreateAttestationResponse, PublishTemplateVersionRequest, SignAgreementRequest, WithdrawSignatureRequest,
-    WithdrawalReason,
+    ApproveProposalRequest, CreateAttestationRequest, CreateAttestationResponse,
+    PublishTemplateVersionRequest, SignAgreementRequest, WithdrawSignatureRequest, WithdrawalReason,
 };
-use proto::types::Contact;
+use proto::types::{AttestationDetails, Contact, ShownText};
 use rstest_reuse::apply;
 use sha2::{Digest, Sha256};
 use tests::databases::connect;
-use tests::fixtures::{self, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, now};
+use tests::fixtures::{
+    self, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER, new_attestation, new_proposal, now,
+};
 use tests::{As, Backend, Cluster, actions};
 use uuid::Uuid;
 
@@ -60,7 +62,25 @@ struct Recorded {
     /// The other customer's, which withdrew it.
     signature: (String, i64),
     signature_withdrawal: i64,
+    /// Of the provider, as its reseller proposed it.
+    approved: (String, i64),
     last: i64,
+}
+
+/// A reseller proposes an attestation, and its provider approves it.
+async fn approve_proposal(cluster: &Cluster) -> (String, i64) {
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
+    let customer = actions::create_customer(&reseller, "Wingtip", "FR", Some(PROVIDER)).await.unwrap();
+    let proposal = reseller.proposals().propose_attestation(new_proposal(PROVIDER, &customer)).await.unwrap();
+    let request = ApproveProposalRequest {
+        request_id: fixtures::request_id(),
+        proposal_id: proposal.into_inner().proposal.unwrap().proposal_id,
+        validate_only: false,
+    };
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
+    let approved = provider.proposals().approve_proposal(request).await.unwrap().into_inner();
+    let attestation = approved.attestation.unwrap();
+    (attestation.attestation_id, attestation.revision)
 }
 
 async fn record_history(cluster: &Cluster) -> Recorded {
@@ -71,7 +91,19 @@ async fn record_history(cluster: &Cluster) -> Recorded {
     let known = |attested: CreateAttestationResponse| {
         (attested.attestation.unwrap_or_default().attestation_id, attested.revision)
     };
-    let first = known(attest_by(&direct, &customer, fixtures::contact()).await);
+    let details = AttestationDetails {
+        title: "CFO".into(),
+        evidence_reference: "Archive 7".into(),
+        on_behalf_of: "E-1".into(),
+        shown_text: Some(ShownText {
+            country: "FR".into(),
+            language: "fr-FR".into(),
+            sha256: "fedcba9876543210".repeat(4),
+        }),
+        ..AttestationDetails::default()
+    };
+    let request = CreateAttestationRequest { details: Some(details), ..new_attestation(&customer) };
+    let first = known(direct.attestations().create_attestation(request).await.unwrap().into_inner());
     let second = known(attest_by(&direct, &customer, other_contact()).await);
     let withdrawn = known(attest_by(&direct, &other_customer, fixtures::contact()).await);
     let withdrawal = actions::withdraw(&direct, &withdrawn.0).await.unwrap();
@@ -80,6 +112,8 @@ async fn record_history(cluster: &Cluster) -> Recorded {
         request_id: fixtures::request_id(),
         template_id: CUSTOMER_AGREEMENT.into(),
         template_version: 2,
+        validate_only: false,
+        shown_text: None,
     };
     let signed = admin.signatures().sign_agreement(signing).await.unwrap().into_inner();
     let signature = (signed.signature.unwrap().signature_id, signed.revision);
@@ -87,12 +121,15 @@ async fn record_history(cluster: &Cluster) -> Recorded {
         request_id: fixtures::request_id(),
         signature_id: signature.0.clone(),
         reason: WithdrawalReason::Other.into(),
+        validate_only: false,
     };
     let signature_withdrawal =
         admin.signatures().withdraw_signature(withdrawing).await.unwrap().into_inner().revision;
     actions::invite(&direct, Some(&other_customer), None).await.unwrap();
+    let approved = approve_proposal(cluster).await;
     let last = publish_for_day(cluster, 1).await;
     Recorded {
+        approved,
         customer,
         other_customer,
         first,
@@ -335,7 +372,8 @@ async fn verify_names_every_change_of_an_acceptance(#[case] backend: Backend) {
     tests::needs!(backend);
     let cluster = Cluster::on(backend).await;
     let recorded = record_history(&cluster).await;
-    let Recorded { first, withdrawn, withdrawal, second, signature, signature_withdrawal, .. } = &recorded;
+    let Recorded { first, withdrawn, withdrawal, second, signature, signature_withdrawal, approved, .. } =
+        &recorded;
     let tampered = Tampered::new(&cluster, backend);
     let set = |what: &str, (id, _): &(String, i64)| format!("UPDATE acceptance SET {what} WHERE id = '{id}'");
     let mut table: Vec<(String, Vec<Finding>)> = vec![];
@@ -355,18 +393,32 @@ async fn verify_names_every_change_of_an_acceptance(#[case] backend: Backend) {
         ("withdrawn_at", "2001-01-01 00:00:00", first.1),
         ("withdrawal_reason", "OTHER", first.1),
         ("withdrawn_by", &stranger, first.1),
+        ("evidence_sha256", "e3", first.1),
+        ("recorded_client", "another", first.1),
+        ("shown_country", "US", first.1),
+        ("shown_language", "en-US", first.1),
+        ("shown_sha256", "", first.1),
+        ("proposal_id", &stranger, first.1),
+        ("proposed_by_partner", &stranger, first.1),
+        ("proposed_by_user", &stranger, first.1),
         ("revision", "1", first.1),
     ] {
         let sql = set(&format!("{column} = '{value}'"), first);
         table.push((sql, vec![differs(first, Differs::Column(column, says))]));
     }
-    for column in ["first_name", "last_name", "email", "phone", "contact_salt"] {
+    let erased = ["title", "evidence_reference", "on_behalf_of"];
+    for column in ["proposal_id", "proposed_by_partner", "proposed_by_user"] {
+        let own = Differs::Column(column, approved.1);
+        table.push((set(&format!("{column} = ''"), approved), vec![differs(approved, own)]));
+    }
+    for column in ["first_name", "last_name", "email", "phone", "contact_salt"].into_iter().chain(erased) {
         for value in ["another person", ""] {
             let sql = set(&format!("{column} = '{value}'"), first);
             table.push((sql, vec![differs(first, Differs::Contact(first.1))]));
         }
     }
-    let empty = "first_name = '', last_name = '', email = '', phone = '', contact_salt = ''";
+    let empty = "first_name = '', last_name = '', email = '', phone = '', contact_salt = '', \
+                 title = '', evidence_reference = '', on_behalf_of = ''";
     table.push((set(empty, first), vec![differs(first, Differs::ErasedByNobody)]));
     table.push((
         set("withdrawn_at = NULL, withdrawal_reason = '', withdrawn_by = ''", withdrawn),
@@ -380,6 +432,9 @@ async fn verify_names_every_change_of_an_acceptance(#[case] backend: Backend) {
         ("partner_id", &stranger, signature.1),
         ("customer_id", &recorded.customer, signature.1),
         ("template_version", "1", signature.1),
+        ("shown_country", "US", signature.1),
+        ("shown_language", "en-US", signature.1),
+        ("shown_sha256", "e3", signature.1),
         ("agreed_at", "2001-01-01 00:00:00", signature.1),
         ("recorded_by", &stranger, signature.1),
         ("superseded_at", "2001-01-01 00:00:00", signature.1),
@@ -423,7 +478,7 @@ async fn verify_names_every_change_of_an_acceptance(#[case] backend: Backend) {
     // Every disagreement at once, each on its own line.
     table.push((
         "UPDATE acceptance SET recorded_by = ''".into(),
-        [first, second, withdrawn, signature]
+        [first, second, withdrawn, signature, approved]
             .map(|of| differs(of, Differs::Column("recorded_by", of.1)))
             .to_vec(),
     ));

@@ -26,11 +26,11 @@ fn precondition(reason: &str) -> (Code, String) {
     (Code::FailedPrecondition, reason.into())
 }
 
-fn not_found() -> (Code, String) {
+pub(super) fn not_found() -> (Code, String) {
     (Code::NotFound, "RESOURCE_NOT_FOUND".into())
 }
 
-fn admin_of(cluster: &Cluster, customer: &str) -> As {
+pub(super) fn admin_of(cluster: &Cluster, customer: &str) -> As {
     cluster.as_caller(fixtures::admin(customer.parse().unwrap()))
 }
 
@@ -40,7 +40,7 @@ async fn gate(partner: &As, payer: Uuid, customer: &str) -> (Decision, Vec<Block
     (answer.decision(), answer.reasons().collect())
 }
 
-async fn status_of(caller: &As, customer: &str) -> GetDirectSignStatusResponse {
+pub(super) async fn status_of(caller: &As, customer: &str) -> GetDirectSignStatusResponse {
     let request = GetDirectSignStatusRequest { customer_id: customer.into() };
     caller.signatures().get_direct_sign_status(request).await.unwrap().into_inner()
 }
@@ -50,16 +50,17 @@ fn withdrawal(id: &str) -> WithdrawSignatureRequest {
         request_id: fixtures::request_id(),
         signature_id: id.into(),
         reason: WithdrawalReason::NoLongerAccepts.into(),
+        validate_only: false,
     }
 }
 
 /// Nothing was recorded since a change, and an answer without effect names the last revision there is.
-async fn assert_nothing_since(cluster: &Cluster, change: i64, named: i64) {
+pub(super) async fn assert_nothing_since(cluster: &Cluster, change: i64, named: i64) {
     assert_eq!(cluster.events_after(change).await.unwrap(), []);
     assert!((change..=cluster.head().await.unwrap()).contains(&named), "{named}");
 }
 
-async fn invitation(partner: &As, id: &str) -> Result<Invitation, Status> {
+pub(super) async fn invitation(partner: &As, id: &str) -> Result<Invitation, Status> {
     let request = GetInvitationRequest { invitation_id: id.into(), token: String::new() };
     let found = partner.signatures().get_invitation(request).await?.into_inner();
     Ok(found.invitation.unwrap_or_default())
@@ -249,14 +250,14 @@ async fn accepting_an_invitation_makes_a_customer_and_signs(#[case] backend: Bac
 }
 
 /// The ids of a partner's invitations in a state.
-async fn invitations(partner: &As, state: InvitationState) -> Vec<String> {
+pub(super) async fn invitations(partner: &As, state: InvitationState) -> Vec<String> {
     let request = ListInvitationsRequest { state: state.into(), ..ListInvitationsRequest::default() };
     let listed = partner.signatures().list_invitations(request).await.unwrap().into_inner();
     listed.invitations.into_iter().map(|row| row.invitation_id).collect()
 }
 
 /// An invitation that can be accepted no more.
-async fn assert_ended(admin: &As, invited: &Invitation, state: &str) {
+pub(super) async fn assert_ended(admin: &As, invited: &Invitation, state: &str) {
     let answer = admin.signatures().accept_invitation(acceptance(invited, None)).await.unwrap_err();
     assert_eq!(refusal(&answer), precondition("INVITATION_NOT_PENDING"));
     assert_eq!(metadata_of(&answer)["state"], state);
@@ -276,6 +277,7 @@ async fn a_partner_revokes_and_sees_only_its_own_invitations(#[case] backend: Ba
         let request = RevokeInvitationRequest {
             request_id: fixtures::request_id(),
             invitation_id: revoked.invitation_id.clone(),
+            validate_only: false,
         };
         let answer = direct.signatures().revoke_invitation(request).await.unwrap().into_inner();
         assert_eq!(answer.invitation.unwrap().state(), InvitationState::Revoked);
@@ -352,6 +354,7 @@ async fn a_resellers_invitation_relates_both_partners(#[case] backend: Backend) 
         request_id: fixtures::request_id(),
         provider_id: PROVIDER.to_string(),
         reseller_id: RESELLER.to_string(),
+        validate_only: false,
     };
     operator.partners().unlink_reseller(unlink).await.unwrap();
     let answer = admin.signatures().accept_invitation(acceptance(&invited, None)).await.unwrap_err();
@@ -360,6 +363,7 @@ async fn a_resellers_invitation_relates_both_partners(#[case] backend: Backend) 
         request_id: fixtures::request_id(),
         provider_id: PROVIDER.to_string(),
         reseller_id: RESELLER.to_string(),
+        validate_only: false,
     };
     operator.partners().link_reseller(link).await.unwrap();
     admin.signatures().accept_invitation(acceptance(&invited, None)).await.unwrap();
@@ -385,6 +389,7 @@ async fn a_resellers_invitation_relates_both_partners(#[case] backend: Backend) 
         customer_id: customer.clone(),
         provider_id: PROVIDER.to_string(),
         reseller_id: String::new(),
+        validate_only: false,
     };
     let ended = reseller.customers().end_relationship(end.clone()).await.unwrap().into_inner();
     assert!(ended.relationship.clone().unwrap().ended_at.is_some());

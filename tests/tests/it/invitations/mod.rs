@@ -1,3 +1,4 @@
 //! Invitations and direct signatures.
 
+mod answers;
 mod direct_sign;

@@ -100,9 +100,11 @@ fn order(customer: &str) -> CreateOrderRequest {
         template_id: CUSTOMER_AGREEMENT.into(),
         contact: Some(marked_contact()),
         agreed_at: Some(timestamp(Clock::system().now())),
+        details: None,
     };
     let mut order = CreateOrderRequest {
         attestation: Some(attestation),
+        external_reference: format!("for {MARK}"),
         ..fixtures::new_order(customer, None, OFFICE, 1)
     };
     order.lines[0].friendly_name = format!("for {MARK}");
@@ -117,6 +119,7 @@ fn attestation(customer: &str) -> CreateAttestationRequest {
         contact: Some(marked_contact()),
         agreed_at: Some(timestamp(Clock::system().now())),
         validate_only: false,
+        details: None,
     }
 }
 
@@ -153,6 +156,7 @@ async fn succeed(direct: &As) -> (String, String) {
         template_id: CUSTOMER_AGREEMENT.into(),
         contact: Some(marked_contact()),
         agreed_at: Some(timestamp(Clock::system().now())),
+        details: None,
     };
     let broken = ImportAttestationsRequest { customer_id: MARK.into(), ..row.clone() };
     let rows = marked(stream::iter([row, broken]));

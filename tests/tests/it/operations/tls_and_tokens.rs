@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use agreement_svc::config::{Import, ImportAttestations, ImportClient};
 use chassis::auth::jwt::signing::SigningKey;
 use chassis::auth::{Caller, Channel};
 use chassis::clock::Clock;
@@ -224,17 +225,21 @@ async fn a_file_is_imported_by_whom_a_token_names_over_mutual_tls() {
         "CustomerId,FirstName,LastName,Email,DateAgreed\n{customer_id},Tania,Carr,t@a.example,2026-01-01\n"
     );
     std::fs::write(&file, &rows).unwrap();
-    let import = agreement_svc::config::Import {
-        file,
+    let client = ImportClient {
         address: cluster.addresses()[0].parse().unwrap(),
         tls: cluster.client_tls(),
         token: Some(token),
         partner_id: None,
         user_id: None,
-        template_id: fixtures::CUSTOMER_AGREEMENT.parse().unwrap(),
-        agreed_at: None,
         results: None,
     };
+    let import = Import::Attestations(ImportAttestations {
+        file,
+        customer_id: None,
+        template_id: fixtures::CUSTOMER_AGREEMENT.parse().unwrap(),
+        agreed_at: None,
+        client,
+    });
     assert_eq!(
         format!("{:?}", agreement_svc::commands::import::run(import).await),
         format!("{:?}", std::process::ExitCode::SUCCESS)

@@ -85,6 +85,7 @@ async fn where_no_version_is_in_force_the_operator_is_asked(#[case] backend: Bac
         request_id: fixtures::request_id(),
         template_id: CUSTOMER_AGREEMENT.into(),
         etag,
+        validate_only: false,
     };
     operator.templates().retire_template(retire).await.unwrap();
     let refused = actions::order(&direct, &customer, None, 1).await.unwrap_err();

@@ -16,7 +16,7 @@ use proto::order::{
     CreateOrderRequest, CreateOrderResponse, GetOfferRequest, GetOrderRequest, InlineAttestation,
     ListOrdersRequest, ListSubscriptionsRequest, NewOrderLine, Subscription,
 };
-use proto::types::{Contact, Decision, GateRule};
+use proto::types::{AttestationDetails, Contact, Decision, GateRule, ShownText};
 use rstest_reuse::apply;
 use tests::actions::{self, place};
 use tests::clients::{bad_fields_of, caller};
@@ -200,6 +200,7 @@ async fn a_refusal_has_all_that_a_client_needs_to_attest(#[case] backend: Backen
 
     let fill = |fields: &[&str]| {
         let (mut attestation, mut contact) = (InlineAttestation::default(), Contact::default());
+        let (mut details, mut shown) = (AttestationDetails::default(), ShownText::default());
         for field in fields {
             match *field {
                 "template_id" => attestation.template_id = metadata["template_id"].clone(),
@@ -208,10 +209,19 @@ async fn a_refusal_has_all_that_a_client_needs_to_attest(#[case] backend: Backen
                 "contact.last_name" => contact.last_name = "Carr".into(),
                 "contact.email" => contact.email = "tania@contoso.example".into(),
                 "contact.phone" => contact.phone = "1234567890".into(),
+                "details.title" => details.title = "Managing director".into(),
+                "details.evidence_reference" => details.evidence_reference = "Folder 7".into(),
+                "details.evidence_sha256" => details.evidence_sha256 = "0".repeat(64),
+                "details.on_behalf_of" => details.on_behalf_of = "E-4711".into(),
+                "details.external_reference" => details.external_reference = "PO 1".into(),
+                "details.shown_text.country" => shown.country = "FR".into(),
+                "details.shown_text.language" => shown.language = "fr-FR".into(),
+                "details.shown_text.sha256" => shown.sha256 = "0".repeat(64),
                 other => panic!("an attestation has no {other}"),
             }
         }
-        InlineAttestation { contact: Some(contact), ..attestation }
+        details.shown_text = Some(shown).filter(|text| *text != ShownText::default());
+        InlineAttestation { contact: Some(contact), details: Some(details), ..attestation }
     };
     let required: Vec<_> = metadata["required_fields"].split(',').collect();
     let optional: Vec<_> = metadata["optional_fields"].split(',').collect();
@@ -227,7 +237,7 @@ async fn a_refusal_has_all_that_a_client_needs_to_attest(#[case] backend: Backen
 
     // And so with the optional ones, and in the other call that attests.
     let other = actions::create_customer(&direct, "Fabrikam", "FR", None).await.unwrap();
-    let InlineAttestation { template_id, contact, agreed_at } = fill(&[required, optional].concat());
+    let InlineAttestation { template_id, contact, agreed_at, details } = fill(&[required, optional].concat());
     let request = CreateAttestationRequest {
         request_id: fixtures::request_id(),
         customer_id: other.clone(),
@@ -235,6 +245,7 @@ async fn a_refusal_has_all_that_a_client_needs_to_attest(#[case] backend: Backen
         contact,
         agreed_at,
         validate_only: false,
+        details,
     };
     direct.attestations().create_attestation(request).await.unwrap();
     actions::order(&direct, &other, None, 1).await.unwrap();
@@ -294,7 +305,7 @@ async fn a_refused_attestation_refuses_its_order_word_for_word(#[case] backend: 
             assert_eq!(metadata_of(&refused).get(key).cloned().unwrap_or_default(), value, "{reason}");
 
             // It is what the other call says.
-            let InlineAttestation { template_id, contact, agreed_at } = order.attestation.unwrap();
+            let InlineAttestation { template_id, contact, agreed_at, .. } = order.attestation.unwrap();
             let (request_id, customer_id) = (fixtures::request_id(), order.customer_id);
             let request = CreateAttestationRequest {
                 request_id,
@@ -303,6 +314,7 @@ async fn a_refused_attestation_refuses_its_order_word_for_word(#[case] backend: 
                 contact,
                 agreed_at,
                 validate_only,
+                details: None,
             };
             let said = partner.attestations().create_attestation(request).await.unwrap_err();
             assert_eq!(refused.message(), said.message());

@@ -25,6 +25,7 @@ async fn with_second_provider(cluster: &Cluster) -> As {
         request_id: fixtures::request_id(),
         provider_id: SECOND.to_string(),
         reseller_id: RESELLER.to_string(),
+        validate_only: false,
     };
     operator.partners().link_reseller(link).await.unwrap();
     cluster.as_caller(fixtures::sales(SECOND))
@@ -76,6 +77,7 @@ async fn the_only_reseller_is_on_record(#[case] backend: Backend) {
         request_id: fixtures::request_id(),
         provider_id: PROVIDER.to_string(),
         reseller_id: OTHER.to_string(),
+        validate_only: false,
     };
     operator.partners().link_reseller(link).await.unwrap();
     let [provider, reseller, other] =

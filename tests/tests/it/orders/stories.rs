@@ -69,7 +69,12 @@ async fn a_refused_order_names_its_remedy_and_passes_afterwards(#[case] backend:
                     "required_fields",
                     "template_id,contact.first_name,contact.last_name,contact.email,agreed_at"
                 ),
-                ("optional_fields", "contact.phone"),
+                (
+                    "optional_fields",
+                    "contact.phone,details.title,details.evidence_reference,details.evidence_sha256,\
+                     details.on_behalf_of,details.external_reference,\
+                     details.shown_text.country,details.shown_text.language,details.shown_text.sha256"
+                ),
                 ("partner_center_code", "13605"),
             ]
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
@@ -237,6 +242,7 @@ async fn customer_and_attestation_are_created_together(#[case] backend: Backend)
         template_id: template.into(),
         contact: None,
         agreed_at: Some(timestamp(now)),
+        details: None,
     };
     let new = |name: &str, template| CreateCustomerRequest {
         attestation: Some(inline(template)),
@@ -281,6 +287,7 @@ async fn attestations_supersede_each_other_and_the_history_stays(#[case] backend
         contact: Some(Contact { email: email.into(), ..fixtures::contact() }),
         agreed_at: Some(timestamp(agreed_at)),
         validate_only: false,
+        details: None,
     };
     let old = "2020-06-01T00:00:00Z".parse().unwrap();
     let first = direct.attestations().create_attestation(attest("a@contoso.example", old)).await.unwrap();
@@ -438,12 +445,14 @@ async fn a_template_is_retired_under_its_etag_and_for_good(#[case] backend: Back
         contact: Some(fixtures::contact()),
         agreed_at: Some(timestamp(Clock::system().now())),
         validate_only: true,
+        details: None,
     };
     direct.attestations().create_attestation(attest.clone()).await.unwrap();
     let retire = |etag: &str| RetireTemplateRequest {
         request_id: fixtures::request_id(),
         template_id: template.template_id.clone(),
         etag: etag.into(),
+        validate_only: false,
     };
     let stale = operator.templates().retire_template(retire("0")).await.unwrap_err();
     assert_eq!(refusal(&stale), refused_as(Code::Aborted, "ETAG_STALE"));
@@ -530,6 +539,7 @@ async fn a_retired_template_puts_no_scheduled_version_in_force(#[case] backend: 
         request_id: fixtures::request_id(),
         template_id: CUSTOMER_AGREEMENT.into(),
         etag,
+        validate_only: false,
     };
     operator.templates().retire_template(retire).await.unwrap();
     let new = PublishTemplateVersionRequest {
@@ -547,6 +557,7 @@ async fn a_retired_template_puts_no_scheduled_version_in_force(#[case] backend: 
         contact: Some(fixtures::contact()),
         agreed_at: Some(timestamp(start)),
         validate_only: false,
+        details: None,
     };
     direct.attestations().create_attestation(attest).await.unwrap();
     clock.set(start + chrono::Duration::days(400));

@@ -29,6 +29,7 @@ macro_rules! change {
             request_id: fixtures::request_id(),
             subscription_id: now.subscription_id,
             etag: now.etag,
+            validate_only: false,
             $($field: $value,)*
         };
         $by.subscriptions().$method(request).await.map(|answer| answer.into_inner().subscription.unwrap())
@@ -70,6 +71,7 @@ async fn resellers_come_and_go_at_a_provider(#[case] backend: Backend) {
         request_id: fixtures::request_id(),
         provider_id: PROVIDER.to_string(),
         reseller_id: SECOND.to_string(),
+        validate_only: false,
     };
     operator.partners().link_reseller(link).await.unwrap();
     let [provider, first, second] =
@@ -92,21 +94,14 @@ async fn resellers_come_and_go_at_a_provider(#[case] backend: Backend) {
         change!(first.suspend_subscription(bought, SuspendSubscriptionRequest {})),
         change!(first.cancel_subscription(bought, CancelSubscriptionRequest {})),
         change!(first.set_auto_renew(bought, SetAutoRenewRequest { auto_renew: false, attestation: None })),
-        change!(first.change_seats(
-            bought,
-            ChangeSeatsRequest { quantity: 6, validate_only: false, attestation: None }
-        )),
+        change!(first.change_seats(bought, ChangeSeatsRequest { quantity: 6, attestation: None })),
     ] {
         let refused = refused.unwrap_err();
         assert_eq!(refusal(&refused), parted);
         assert_eq!(metadata_of(&refused)["payer_id"], PROVIDER.to_string());
     }
     // The provider goes on, also with what the gate decides.
-    let seats =
-        change!(provider.change_seats(
-            bought,
-            ChangeSeatsRequest { quantity: 7, validate_only: false, attestation: None }
-        ))
+    let seats = change!(provider.change_seats(bought, ChangeSeatsRequest { quantity: 7, attestation: None }))
         .unwrap();
     assert_eq!(seats.quantity, 7);
     let refused = assign(&provider, &bought, Some(RESELLER)).await.unwrap_err();
@@ -117,24 +112,15 @@ async fn resellers_come_and_go_at_a_provider(#[case] backend: Backend) {
     assert_eq!(change.kind(), SubscriptionChangeKind::ResellerAssigned);
     assert_eq!((change.reseller_id, change.actor_tenant), (SECOND.to_string(), PROVIDER.to_string()));
     assert_eq!(refusal(&read(&first, &bought.subscription_id).await.unwrap_err()).0, Code::NotFound);
-    change!(
-        second.change_seats(
-            bought,
-            ChangeSeatsRequest { quantity: 8, validate_only: false, attestation: None }
-        )
-    )
-    .unwrap();
+    change!(second.change_seats(bought, ChangeSeatsRequest { quantity: 8, attestation: None })).unwrap();
     let refused = assign(&second, &bought, None).await.unwrap_err();
     assert_eq!(refusal(&refused), (Code::PermissionDenied, "PAYER_ONLY".into()));
 
     // After the last reseller, and with it the last relationship, the provider can only end what it pays for.
     part(&cluster, &provider, &customer, SECOND).await;
     let refused =
-        change!(provider.change_seats(
-            bought,
-            ChangeSeatsRequest { quantity: 9, validate_only: false, attestation: None }
-        ))
-        .unwrap_err();
+        change!(provider.change_seats(bought, ChangeSeatsRequest { quantity: 9, attestation: None }))
+            .unwrap_err();
     assert_eq!(refusal(&refused), parted);
     let suspended = change!(provider.suspend_subscription(bought, SuspendSubscriptionRequest {})).unwrap();
     assert_eq!(suspended.state(), SubscriptionState::Suspended);

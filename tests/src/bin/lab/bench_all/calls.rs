@@ -193,6 +193,7 @@ pub(super) async fn import(world: &World, rows: usize, rounds: usize) -> Result<
             template_id: CUSTOMER_AGREEMENT.into(),
             contact: Some(Contact { email: format!("round-{round}@contoso.example"), ..fixtures::contact() }),
             agreed_at: Some(agreed_at),
+            details: None,
         };
         let began = Instant::now();
         let sent = stream::iter((1..=rows).map(row));

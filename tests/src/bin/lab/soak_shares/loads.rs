@@ -414,7 +414,7 @@ async fn import_unread(caller: As, sheet: Sheet, progress: Arc<Progress>) -> Res
 
 async fn withdraw(caller: As, attestation: String, progress: Arc<Progress>) -> Result<(), Status> {
     let revision = actions::withdraw(&caller, &attestation).await?;
-    let request = GetWithdrawalReportRequest { revision, page_size: 1, page_token: String::new() };
+    let request = GetWithdrawalReportRequest { revision, page_size: 1, ..Default::default() };
     loop {
         let answer = caller.withdrawals().get_withdrawal_report(request.clone()).await?.into_inner();
         if let Some(report) = answer.report.filter(|_| answer.applied) {

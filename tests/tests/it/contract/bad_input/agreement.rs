@@ -5,13 +5,16 @@ use chassis::form::timestamp;
 use chrono::Duration;
 use proto::agreement::publish_template_version_request::Reacceptance;
 use proto::agreement::{
-    AcceptInvitationRequest, AgreementDemand, AssumedAttestation, BatchCheckEligibilityRequest,
-    CheckEligibilityRequest, CompanyProfile, CreateInvitationRequest, GetDirectSignStatusRequest,
-    GetInvitationRequest, GetPartnerRequest, GetTemplateDocumentRequest, GetTemplateRequest,
-    LinkResellerRequest, ListBlockedCustomersRequest, ListEventsRequest, ListInvitationsRequest,
-    ListPartnersRequest, ListTemplatesRequest, PublishTemplateVersionRequest, RegisterPartnerRequest,
-    ReportPurchaseRequest, RetireTemplateRequest, RevokeInvitationRequest, SignAgreementRequest,
-    TemplateDocument, UnlinkResellerRequest, UpdatePartnerRequest, WatchEventsRequest,
+    AcceptInvitationRequest, AgreementDemand, ApproveProposalRequest, AssumedAttestation,
+    BatchCheckEligibilityRequest, CheckEligibilityRequest, CheckWithdrawalRequest, CompanyProfile,
+    CreateInvitationRequest, DeclineInvitationRequest, GetDirectSignStatusRequest, GetInvitationRequest,
+    GetPartnerRequest, GetProposalRequest, GetSignatureRequest, GetTemplateDocumentRequest,
+    GetTemplateRequest, LinkResellerRequest, ListBlockedCustomersRequest, ListEventsRequest,
+    ListInvitationsRequest, ListPartnersRequest, ListProposalsRequest, ListSignaturesRequest,
+    ListTemplateDocumentsRequest, ListTemplatesRequest, ProposeAttestationRequest,
+    PublishTemplateVersionRequest, RegisterPartnerRequest, RejectProposalRequest, ReportPurchaseRequest,
+    RetireTemplateRequest, RevokeInvitationRequest, SignAgreementRequest, SupportContact, TemplateDocument,
+    UnlinkResellerRequest, UpdatePartnerRequest, WatchEventsRequest, WithdrawProposalRequest,
     WithdrawSignatureRequest,
 };
 use proto::types::{AgreementType, Channel, Operation};
@@ -19,8 +22,8 @@ use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
 
 use super::existing::{Existing, Table, document, publication};
 use super::values::{
-    COUNTRIES, DIGESTS, DOMAINS, ENUMS, LANGUAGES, LINKS, PAGE_SIZES, PAGE_TOKENS, TIMES, contact, expiry,
-    given_id, given_text, id, pick, required_time, text,
+    COUNTRIES, DIGESTS, DOMAINS, ENUMS, LANGUAGES, LINKS, PAGE_SIZES, PAGE_TOKENS, TIMES, contact, details,
+    expiry, given_id, given_text, id, pick, pick_given, required_time, shown_text, support, text,
 };
 
 impl Existing {
@@ -34,6 +37,14 @@ impl Existing {
         table.bad("ListTemplates", "no type", direct, &["agreement_types"], &ListTemplatesRequest::default());
         table.all_bad("GetTemplate", direct, &["template_id"], |n| GetTemplateRequest { template_id: id(n) });
 
+        let fields = ["template_id", "country", "page_size", "page_token"];
+        table.all_bad("ListTemplateDocuments", direct, &fields, |n| ListTemplateDocumentsRequest {
+            template_id: id(n),
+            version: 0,
+            country: pick_given(&COUNTRIES, n),
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
         let fields = ["template_id", "country", "language"];
         table.all_bad("GetTemplateDocument", direct, &fields, |n| GetTemplateDocumentRequest {
             template_id: id(n),
@@ -114,38 +125,70 @@ impl Existing {
             request_id: id(n),
             template_id: id(n + 1),
             etag: text(n, 50),
+            validate_only: false,
         });
     }
 
     pub(super) fn partners(&self, table: &mut Table) {
         let Self { direct, operator, .. } = self;
-        let fields = ["request_id", "partner_id", "name", "kind", "cloud"];
+        let support_fields = ["support.email", "support.phone", "support.url"];
+        let fields = [&["request_id", "partner_id", "name", "kind", "cloud"][..], &support_fields].concat();
         table.all_bad("RegisterPartner", operator, &fields, |n| RegisterPartnerRequest {
             request_id: id(n),
             partner_id: id(n + 1),
             name: text(n, 200),
             kind: pick(&ENUMS, n),
             cloud: pick(&ENUMS, n + 1),
+            validate_only: false,
+            support: support(n),
         });
-        let fields = ["request_id", "partner_id", "etag", "name"];
+        let fields = [&["request_id", "partner_id", "etag", "name"][..], &support_fields].concat();
         table.all_bad("UpdatePartner", operator, &fields, |n| UpdatePartnerRequest {
             request_id: id(n),
             partner_id: id(n + 1),
             etag: text(n, 50),
             name: text(n + 1, 200),
+            validate_only: false,
+            support: support(n),
         });
+        for (field, bad) in [
+            ("support.email", SupportContact { email: "help@bücher.example".into(), ..Default::default() }),
+            ("support.phone", SupportContact { phone: "call us".into(), ..Default::default() }),
+            (
+                "support.url",
+                SupportContact { url: "http://partner.example/help".into(), ..Default::default() },
+            ),
+            (
+                "support.url",
+                SupportContact { url: "https://partner.example/a page".into(), ..Default::default() },
+            ),
+        ] {
+            let request = UpdatePartnerRequest {
+                request_id: fixtures::request_id(),
+                partner_id: DIRECT.to_string(),
+                etag: "1".into(),
+                name: "Northwind Direct".into(),
+                validate_only: false,
+                support: Some(bad),
+            };
+            table.bad("UpdatePartner", "a support contact", operator, &[field], &request);
+        }
         let fields = ["request_id", "provider_id", "reseller_id"];
         table.all_bad("LinkReseller", operator, &fields, |n| LinkResellerRequest {
             request_id: id(n),
             provider_id: id(n + 1),
             reseller_id: id(n + 2),
+            validate_only: false,
         });
         table.all_bad("UnlinkReseller", operator, &fields, |n| UnlinkResellerRequest {
             request_id: id(n),
             provider_id: id(n + 1),
             reseller_id: id(n + 2),
+            validate_only: false,
         });
-        table.all_bad("ListPartners", operator, &["page_size", "page_token"], |n| ListPartnersRequest {
+        let fields = ["page_size", "page_token", "kind"];
+        table.all_bad("ListPartners", operator, &fields, |n| ListPartnersRequest {
+            kind: pick(&ENUMS[1..], n),
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
         });
@@ -166,6 +209,7 @@ impl Existing {
             "recipient.email",
             "recipient.phone",
             "expires_at",
+            "language",
         ];
         table.all_bad("CreateInvitation", direct, &fields, |n| CreateInvitationRequest {
             request_id: id(n),
@@ -176,6 +220,8 @@ impl Existing {
             reseller_id: given_id(n + 2),
             recipient: contact(n),
             expires_at: expiry(n),
+            validate_only: false,
+            language: pick_given(&LANGUAGES, n),
         });
         let of_customer = fixtures::new_invitation(Some(&self.customer.customer_id), None);
         let open_invitation = fixtures::new_invitation(None, None);
@@ -212,6 +258,15 @@ impl Existing {
         table.all_bad("RevokeInvitation", direct, &fields, |n| RevokeInvitationRequest {
             request_id: id(n),
             invitation_id: id(n + 1),
+            validate_only: false,
+        });
+        let fields = ["request_id", "invitation_id", "token", "reason"];
+        table.all_bad("DeclineInvitation", admin, &fields, |n| DeclineInvitationRequest {
+            request_id: id(n),
+            invitation_id: id(n + 1),
+            token: String::new(),
+            reason: pick(&ENUMS, n),
+            validate_only: false,
         });
         // Customers need a token; to others it is of no use.
         for (by, token) in [(admin, ""), (direct, "token")] {
@@ -220,12 +275,24 @@ impl Existing {
                 token: token.into(),
             });
         }
+        table.all_bad("GetSignature", direct, &["signature_id"], |n| GetSignatureRequest {
+            signature_id: id(n),
+        });
+        let fields = ["customer_id", "page_size", "page_token"];
+        table.all_bad("ListSignatures", direct, &fields, |n| ListSignaturesRequest {
+            customer_id: id(n),
+            include_history: false,
+            newest_first: n % 2 == 0,
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
         let fields = ["customer_id", "state", "page_size", "page_token"];
         table.all_bad("ListInvitations", direct, &fields, |n| ListInvitationsRequest {
             customer_id: given_id(n),
             state: pick(&ENUMS[1..], n),
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
+            newest_first: n % 2 == 0,
         });
         let fields = [
             "request_id",
@@ -235,10 +302,14 @@ impl Existing {
             "company.company_name",
             "company.domain",
             "company.country",
+            "company.language",
             "company.primary_contact.first_name",
             "company.primary_contact.last_name",
             "company.primary_contact.email",
             "company.primary_contact.phone",
+            "shown_text.country",
+            "shown_text.language",
+            "shown_text.sha256",
         ];
         table.all_bad("AcceptInvitation", admin, &fields, |n| AcceptInvitationRequest {
             request_id: id(n),
@@ -250,7 +321,10 @@ impl Existing {
                 domain: pick(&DOMAINS, n).into(),
                 country: pick(&COUNTRIES, n).into(),
                 primary_contact: contact(n),
+                language: pick_given(&LANGUAGES, n),
             }),
+            validate_only: false,
+            shown_text: shown_text(n),
         });
         let fields = [
             "company.company_name",
@@ -266,23 +340,94 @@ impl Existing {
             token: "token".into(),
             template_version: 2,
             company: Some(CompanyProfile::default()),
+            validate_only: false,
+            shown_text: None,
         };
         table.bad("AcceptInvitation", "an empty company", admin, &fields, &unnamed);
     }
 
+    pub(super) fn proposals(&self, table: &mut Table) {
+        let Self { direct, .. } = self;
+        let fields = [
+            "request_id",
+            "provider_id",
+            "customer_id",
+            "template_id",
+            "contact.first_name",
+            "contact.last_name",
+            "contact.email",
+            "contact.phone",
+            "agreed_at",
+            "details.title",
+            "details.evidence_reference",
+            "details.evidence_sha256",
+            "details.on_behalf_of",
+            "details.external_reference",
+            "details.shown_text.country",
+            "details.shown_text.language",
+            "details.shown_text.sha256",
+        ];
+        table.all_bad("ProposeAttestation", direct, &fields, |n| ProposeAttestationRequest {
+            request_id: id(n),
+            provider_id: id(n + 3),
+            customer_id: id(n + 1),
+            template_id: id(n + 2),
+            contact: contact(n),
+            agreed_at: required_time(n),
+            details: details(n),
+            validate_only: n % 2 == 0,
+        });
+        let fields = ["request_id", "proposal_id"];
+        table.all_bad("ApproveProposal", direct, &fields, |n| ApproveProposalRequest {
+            request_id: id(n),
+            proposal_id: id(n + 1),
+            validate_only: false,
+        });
+        table.all_bad("WithdrawProposal", direct, &fields, |n| WithdrawProposalRequest {
+            request_id: id(n),
+            proposal_id: id(n + 1),
+            validate_only: false,
+        });
+        let fields = ["request_id", "proposal_id", "reason"];
+        table.all_bad("RejectProposal", direct, &fields, |n| RejectProposalRequest {
+            request_id: id(n),
+            proposal_id: id(n + 1),
+            reason: pick(&ENUMS, n),
+            validate_only: false,
+        });
+        table.all_bad("GetProposal", direct, &["proposal_id"], |n| GetProposalRequest { proposal_id: id(n) });
+        let fields = ["customer_id", "state", "page_size", "page_token"];
+        table.all_bad("ListProposals", direct, &fields, |n| ListProposalsRequest {
+            customer_id: given_id(n),
+            state: pick(&ENUMS[1..], n),
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
+    }
+
     pub(super) fn signatures(&self, table: &mut Table) {
         let Self { direct, admin, .. } = self;
-        let fields = ["request_id", "template_id", "template_version"];
+        let fields = [
+            "request_id",
+            "template_id",
+            "template_version",
+            "shown_text.country",
+            "shown_text.language",
+            "shown_text.sha256",
+        ];
         table.all_bad("SignAgreement", admin, &fields, |n| SignAgreementRequest {
             request_id: id(n),
             template_id: id(n + 1),
             template_version: 0,
+            validate_only: false,
+            shown_text: shown_text(n),
         });
         let fields = ["request_id", "signature_id", "reason"];
         table.all_bad("WithdrawSignature", admin, &fields, |n| WithdrawSignatureRequest {
             request_id: id(n),
             signature_id: id(n + 1),
             reason: pick(&ENUMS, n),
+            validate_only: false,
         });
         table.all_bad("GetDirectSignStatus", direct, &["customer_id"], |n| GetDirectSignStatusRequest {
             customer_id: id(n),
@@ -290,7 +435,7 @@ impl Existing {
     }
 
     pub(super) fn gate(&self, table: &mut Table) {
-        let Self { direct, service, .. } = self;
+        let Self { direct, operator, service, .. } = self;
         let fields = [
             "payer_id",
             "customer_id",
@@ -307,6 +452,7 @@ impl Existing {
             "assumed_attestation.attestation_id",
             "assumed_attestation.template_id",
             "assumed_attestation.template_version",
+            "assumed_attestation.agreed_at",
         ];
         let known = AgreementType::MicrosoftCustomerAgreement.into();
         let question = |n| CheckEligibilityRequest {
@@ -327,6 +473,7 @@ impl Existing {
                 attestation_id: id(n),
                 template_id: id(n + 1),
                 template_version: 0,
+                agreed_at: Some(pick(&TIMES, n)),
             }),
         };
         table.all_bad("CheckEligibility", service, &fields, question);
@@ -352,22 +499,29 @@ impl Existing {
             let request = BatchCheckEligibilityRequest { items: vec![good.clone(); count] };
             table.bad("BatchCheckEligibility", about, service, &["items"], &request);
         }
-        let fields = ["as_of", "page_size", "page_token"];
+        let fields = ["as_of", "page_size", "page_token", "partner_id"];
         table.all_bad("ListBlockedCustomers", &self.direct, &fields, |n| ListBlockedCustomersRequest {
             as_of: Some(pick(&TIMES, n)),
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
+            partner_id: given_id(n),
         });
+        let own = ListBlockedCustomersRequest { partner_id: DIRECT.to_string(), ..Default::default() };
+        table.bad("ListBlockedCustomers", "a partner names one", direct, &["partner_id"], &own);
+        let none = ListBlockedCustomersRequest::default();
+        table.bad("ListBlockedCustomers", "an operator names none", operator, &["partner_id"], &none);
         let assumed = |template_id: &str, template_version| AssumedAttestation {
             attestation_id: fixtures::request_id(),
             template_id: template_id.into(),
             template_version,
+            agreed_at: None,
         };
         let unknown = fixtures::request_id();
         for (about, by, field, assumed) in [
             ("no template", service, "assumed_attestation.template_id", assumed(&unknown, 1)),
             ("no version", service, "assumed_attestation.template_version", assumed(CUSTOMER_AGREEMENT, 9)),
             ("a partner assumes", direct, "assumed_attestation", assumed(CUSTOMER_AGREEMENT, 2)),
+            ("an operator assumes", operator, "assumed_attestation", assumed(CUSTOMER_AGREEMENT, 2)),
         ] {
             let channel = if by == direct { 0 } else { good.channel };
             let assuming =
@@ -377,8 +531,15 @@ impl Existing {
         let as_of = Some(timestamp(Clock::system().now()));
         let then = CheckEligibilityRequest { as_of, ..good.clone() };
         table.bad("CheckEligibility", "a service at another time", service, &["as_of"], &then);
-        let claims =
-            CheckEligibilityRequest { acting_partner_id: DIRECT.to_string(), acting_roles: vec![1], ..good };
+        let claims = CheckEligibilityRequest {
+            acting_partner_id: DIRECT.to_string(),
+            acting_roles: vec![1],
+            ..good.clone()
+        };
+        let fields = ["acting_partner_id", "acting_roles"];
+        table.bad("CheckEligibility", "an operator with a service's claims", operator, &fields, &claims);
+        let channel = CheckEligibilityRequest { channel: 9, ..good };
+        table.bad("CheckEligibility", "an operator on no channel", operator, &["channel"], &channel);
         let fields = ["channel", "acting_partner_id", "acting_roles"];
         table.bad("CheckEligibility", "a partner with a service's claims", direct, &fields, &claims);
 
@@ -388,6 +549,10 @@ impl Existing {
             customer_id: id(n + 1),
             payer_id: id(n + 2),
             purchased_at: required_time(n),
+            validate_only: false,
+        });
+        table.all_bad("CheckWithdrawal", service, &["acceptance_id"], |n| CheckWithdrawalRequest {
+            acceptance_id: id(n),
         });
     }
     pub(super) fn events(&self, table: &mut Table) {
@@ -397,6 +562,7 @@ impl Existing {
             customer_id: id(n),
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
+            newest_first: n % 2 == 0,
         });
         table.all_bad("WatchEvents", operator, &["after_revision"], |n| WatchEventsRequest {
             after_revision: pick(&[-1, i64::MIN], n),

@@ -4,16 +4,17 @@ use chassis::clock::Clock;
 use chassis::form::timestamp;
 use proto::agreement::{
     CreateAttestationRequest, CreateCustomerRequest, EndRelationshipRequest, GetAttestationRequest,
-    GetCustomerRequest, ImportAttestationsRequest, ImportCustomersRequest, InlineAttestation,
-    InlineInvitation, ListAttestationsRequest, ListCustomerPartnersRequest, ListCustomersRequest,
-    Replacement, RetryNotificationRequest, UpdateCustomerRequest, WithdrawAttestationRequest,
+    GetCustomerRequest, GetRelationshipRequest, ImportAttestationsRequest, ImportCustomersRequest,
+    InlineAttestation, InlineInvitation, ListAttestationsRequest, ListCustomerPartnersRequest,
+    ListCustomersRequest, ListNotificationsRequest, ListRelationshipsRequest, NotificationState, Replacement,
+    RetryNotificationRequest, UpdateCustomerRequest, WithdrawAttestationRequest,
 };
 use tests::fixtures::{self, CUSTOMER_AGREEMENT, PROVIDER, RESELLER};
 
 use super::existing::{Existing, Table, attestation};
 use super::values::{
-    COUNTRIES, DOMAINS, ENUMS, PAGE_SIZES, PAGE_TOKENS, contact, expiry, given_id, given_time, id, pick,
-    pick_given, required_time, text,
+    COUNTRIES, DOMAINS, ENUMS, LANGUAGES, PAGE_SIZES, PAGE_TOKENS, TIMES, contact, details, expiry, given_id,
+    given_text, given_time, id, pick, pick_given, required_time, text,
 };
 
 impl Existing {
@@ -24,6 +25,7 @@ impl Existing {
             "company_name",
             "domain",
             "country",
+            "language",
             "primary_contact.first_name",
             "primary_contact.last_name",
             "primary_contact.email",
@@ -36,7 +38,16 @@ impl Existing {
             "attestation.contact.email",
             "attestation.contact.phone",
             "attestation.agreed_at",
+            "attestation.details.title",
+            "attestation.details.evidence_reference",
+            "attestation.details.evidence_sha256",
+            "attestation.details.on_behalf_of",
+            "attestation.details.external_reference",
+            "attestation.details.shown_text.country",
+            "attestation.details.shown_text.language",
+            "attestation.details.shown_text.sha256",
             "customer_id",
+            "external_reference",
         ];
         table.all_bad("CreateCustomer", direct, &fields, |n| CreateCustomerRequest {
             request_id: id(n),
@@ -50,9 +61,13 @@ impl Existing {
                 template_id: id(n + 1),
                 contact: contact(n + 1),
                 agreed_at: required_time(n),
+                details: details(n),
             }),
             invitation: None,
             customer_id: given_id(n + 2),
+            validate_only: false,
+            language: pick_given(&LANGUAGES, n),
+            external_reference: given_text(n, 80),
         });
         let fields = [
             "request_id",
@@ -60,6 +75,7 @@ impl Existing {
             "company_name",
             "domain",
             "country",
+            "language",
             "primary_contact.first_name",
             "primary_contact.last_name",
             "primary_contact.email",
@@ -67,6 +83,7 @@ impl Existing {
             "provider_id",
             "reseller_id",
             "first_purchase_at",
+            "external_reference",
         ];
         table.all_bad("ImportCustomers", direct, &fields, |n| ImportCustomersRequest {
             request_id: id(n),
@@ -78,6 +95,8 @@ impl Existing {
             provider_id: given_id(n),
             reseller_id: given_id(n + 1),
             first_purchase_at: given_time(n),
+            language: pick_given(&LANGUAGES, n),
+            external_reference: given_text(n, 80),
         });
         let good = fixtures::new_customer("Northwind", "FR", None);
         let contact_fields =
@@ -106,6 +125,7 @@ impl Existing {
                 template_id: CUSTOMER_AGREEMENT.into(),
                 contact: None,
                 agreed_at: Some(timestamp(Clock::system().now())),
+                details: None,
             }),
             invitation: Some(InlineInvitation { template_id: CUSTOMER_AGREEMENT.into(), expires_at: None }),
             ..good.clone()
@@ -114,8 +134,9 @@ impl Existing {
         let reseller = fixtures::sales(RESELLER);
         table.bad("CreateCustomer", "a reseller by itself", &reseller, &["provider_id"], &good);
 
-        let fields = ["request_id", "customer_id", "etag", "company_name", "domain", "country"];
-        let fields = [&fields[..], &contact_fields, &["primary_contact.phone"]].concat();
+        let fields = ["request_id", "customer_id", "etag", "company_name", "domain", "country", "language"];
+        let others = ["primary_contact.phone", "external_reference"];
+        let fields = [&fields[..], &contact_fields, &others].concat();
         table.all_bad("UpdateCustomer", direct, &fields, |n| UpdateCustomerRequest {
             request_id: id(n),
             customer_id: id(n + 1),
@@ -124,6 +145,9 @@ impl Existing {
             primary_contact: contact(n),
             domain: "contoso.example".into(),
             country: "FR".into(),
+            validate_only: false,
+            language: Some(pick_given(&LANGUAGES, n)),
+            external_reference: Some(given_text(n, 80)),
         });
         let alone = UpdateCustomerRequest {
             request_id: fixtures::request_id(),
@@ -138,13 +162,57 @@ impl Existing {
             ..alone.clone()
         });
         table.bad("UpdateCustomer", "no contact", direct, &contact_fields, &alone);
+        let emptied = UpdateCustomerRequest { external_reference: Some(String::new()), ..alone.clone() };
+        table.bad("UpdateCustomer", "another's number", operator, &["external_reference"], &emptied);
+        let by_customer = UpdateCustomerRequest {
+            company_name: String::new(),
+            primary_contact: Some(fixtures::contact()),
+            ..emptied
+        };
+        table.bad("UpdateCustomer", "a partner's number", admin, &["external_reference"], &by_customer);
 
         table.all_bad("GetCustomer", direct, &["customer_id"], |n| GetCustomerRequest { customer_id: id(n) });
-        let fields = ["page_size", "page_token"];
-        table.all_bad("ListCustomers", operator, &fields, |n| ListCustomersRequest {
+        let fields =
+            ["page_size", "page_token", "domain", "company_name_prefix", "reseller_id", "external_reference"];
+        table.all_bad("ListCustomers", direct, &fields, |n| ListCustomersRequest {
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+            domain: given_text(n, 253),
+            company_name_prefix: given_text(n + 1, 200),
+            reseller_id: given_id(n),
+            external_reference: given_text(n + 2, 80),
+        });
+        let numbered = ListCustomersRequest { external_reference: "C 7".into(), ..Default::default() };
+        for caller in [operator, admin] {
+            table.bad("ListCustomers", "a partner's number", caller, &["external_reference"], &numbered);
+        }
+        let fields = ["customer_id", "partner_id", "reseller_id"];
+        table.all_bad("GetRelationship", operator, &fields, |n| GetRelationshipRequest {
+            customer_id: id(n),
+            partner_id: id(n + 1),
+            reseller_id: given_id(n),
+        });
+        let beside = GetRelationshipRequest {
+            customer_id: self.customer.customer_id.clone(),
+            partner_id: PROVIDER.to_string(),
+            reseller_id: RESELLER.to_string(),
+        };
+        table.bad("GetRelationship", "of two others", direct, &["reseller_id"], &beside);
+        let fields = ["customer_id", "partner_id", "reseller_id", "page_size", "page_token"];
+        table.all_bad("ListRelationships", operator, &fields, |n| ListRelationshipsRequest {
+            customer_id: given_id(n),
+            partner_id: given_id(n + 1),
+            reseller_id: given_id(n + 2),
+            include_ended: n % 2 == 0,
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
         });
+        let everyones = ListRelationshipsRequest { include_ended: true, ..Default::default() };
+        table.bad("ListRelationships", "of everyone", operator, &["partner_id"], &everyones);
+        table.bad("ListRelationships", "ended ones", direct, &["include_ended"], &everyones);
+        let of_another = ListRelationshipsRequest { partner_id: PROVIDER.to_string(), ..Default::default() };
+        table.bad("ListRelationships", "of another", direct, &["partner_id"], &of_another);
+        let fields = ["page_size", "page_token"];
         table.all_bad("ListCustomerPartners", admin, &fields, |n| ListCustomerPartnersRequest {
             include_ended: n % 2 == 0,
             page_size: pick(&PAGE_SIZES, n),
@@ -157,12 +225,14 @@ impl Existing {
             customer_id: id(n + 1),
             provider_id: given_id(n),
             reseller_id: given_id(n + 1),
+            validate_only: false,
         });
         let end = |provider_id: &str, reseller_id: &str| EndRelationshipRequest {
             request_id: fixtures::request_id(),
             customer_id: self.customer.customer_id.clone(),
             provider_id: provider_id.into(),
             reseller_id: reseller_id.into(),
+            validate_only: false,
         };
         let (provider, other) = (PROVIDER.to_string(), RESELLER.to_string());
         for (about, bad, request) in [
@@ -175,7 +245,7 @@ impl Existing {
     }
 
     pub(super) fn attestations(&self, table: &mut Table) {
-        let direct = &self.direct;
+        let Self { direct, operator, admin, .. } = self;
         let fields = [
             "request_id",
             "customer_id",
@@ -185,6 +255,14 @@ impl Existing {
             "contact.email",
             "contact.phone",
             "agreed_at",
+            "details.title",
+            "details.evidence_reference",
+            "details.evidence_sha256",
+            "details.on_behalf_of",
+            "details.external_reference",
+            "details.shown_text.country",
+            "details.shown_text.language",
+            "details.shown_text.sha256",
         ];
         table.all_bad("CreateAttestation", direct, &fields, |n| CreateAttestationRequest {
             request_id: id(n),
@@ -193,6 +271,7 @@ impl Existing {
             contact: contact(n),
             agreed_at: required_time(n),
             validate_only: n % 2 == 0,
+            details: details(n),
         });
         table.all_bad("ImportAttestations", direct, &fields, |n| ImportAttestationsRequest {
             request_id: id(n),
@@ -200,6 +279,7 @@ impl Existing {
             template_id: id(n + 2),
             contact: contact(n),
             agreed_at: required_time(n),
+            details: details(n),
         });
         let alone =
             CreateAttestationRequest { contact: None, ..attestation(&self.customer.customer_id, None) };
@@ -217,6 +297,14 @@ impl Existing {
             "replacement.contact.email",
             "replacement.contact.phone",
             "replacement.agreed_at",
+            "replacement.details.title",
+            "replacement.details.evidence_reference",
+            "replacement.details.evidence_sha256",
+            "replacement.details.on_behalf_of",
+            "replacement.details.external_reference",
+            "replacement.details.shown_text.country",
+            "replacement.details.shown_text.language",
+            "replacement.details.shown_text.sha256",
         ];
         table.all_bad("WithdrawAttestation", direct, &fields, |n| WithdrawAttestationRequest {
             request_id: id(n),
@@ -226,23 +314,66 @@ impl Existing {
                 template_id: given_id(n + 2),
                 contact: contact(n),
                 agreed_at: required_time(n),
+                details: details(n),
             }),
             validate_only: n % 2 == 0,
         });
+        let fields = ["state", "page_size", "page_token"];
+        table.all_bad("ListNotifications", &self.operator, &fields, |n| ListNotificationsRequest {
+            state: pick(&ENUMS, n),
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        });
+        let sent = ListNotificationsRequest {
+            state: NotificationState::Sent.into(),
+            ..ListNotificationsRequest::default()
+        };
+        table.bad("ListNotifications", "mails that were sent", &self.operator, &["state"], &sent);
         let fields = ["request_id", "attestation_id"];
         table.all_bad("RetryNotification", direct, &fields, |n| RetryNotificationRequest {
             request_id: id(n),
             attestation_id: id(n + 1),
+            validate_only: false,
         });
         table.all_bad("GetAttestation", direct, &["attestation_id"], |n| GetAttestationRequest {
             attestation_id: id(n),
         });
-        let fields = ["customer_id", "page_size", "page_token"];
-        table.all_bad("ListAttestations", direct, &fields, |n| ListAttestationsRequest {
-            customer_id: id(n),
+        let fields = [
+            "customer_id",
+            "page_size",
+            "page_token",
+            "state",
+            "template_id",
+            "agreed_from",
+            "agreed_before",
+            "recorded_from",
+            "recorded_before",
+            "partner_id",
+            "external_reference",
+        ];
+        table.all_bad("ListAttestations", operator, &fields, |n| ListAttestationsRequest {
+            customer_id: given_id(n),
             include_history: n % 2 == 0,
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
+            state: pick(&ENUMS[1..], n),
+            template_id: given_id(n + 1),
+            agreed_from: Some(pick(&TIMES, n)),
+            agreed_before: Some(pick(&TIMES, n + 1)),
+            recorded_from: Some(pick(&TIMES, n + 2)),
+            recorded_before: Some(pick(&TIMES, n + 3)),
+            newest_first: n % 2 == 0,
+            partner_id: given_id(n + 2),
+            external_reference: given_text(n, 80),
         });
+        let everyone = ListAttestationsRequest::default();
+        table.bad("ListAttestations", "of everyone", operator, &["customer_id"], &everyone);
+        let of_another = ListAttestationsRequest { partner_id: PROVIDER.to_string(), ..everyone };
+        table.bad("ListAttestations", "of another partner", direct, &["partner_id"], &of_another);
+        let by_reference = ListAttestationsRequest {
+            external_reference: "PO 7".into(),
+            ..ListAttestationsRequest::default()
+        };
+        table.bad("ListAttestations", "by a reference", admin, &["external_reference"], &by_reference);
     }
 }

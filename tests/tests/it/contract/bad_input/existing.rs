@@ -108,6 +108,7 @@ impl Existing {
             customer_id: customer.clone(),
             payer_id: DIRECT.to_string(),
             purchased_at: Some(timestamp(now - Duration::days(1))),
+            validate_only: false,
         };
         cluster.as_caller(fixtures::service()).gate().report_purchase(bought).await.unwrap();
         let provider = cluster.as_caller(fixtures::sales(PROVIDER));
@@ -142,11 +143,13 @@ impl Existing {
         self.customers(&mut table);
         self.attestations(&mut table);
         self.invitations(&mut table);
+        self.proposals(&mut table);
         self.signatures(&mut table);
         self.gate(&mut table);
         self.events(&mut table);
         self.offers(&mut table);
         self.orders(&mut table);
+        self.order_events(&mut table);
         self.subscriptions(&mut table);
         self.withdrawals(&mut table);
         table.0
@@ -237,6 +240,7 @@ pub(super) fn attestation(customer_id: &str, agreed_at: Option<Timestamp>) -> Cr
         contact: Some(Contact { first_name: "Tomas".into(), ..fixtures::contact() }),
         agreed_at,
         validate_only: false,
+        details: None,
     }
 }
 
@@ -272,7 +276,7 @@ pub(super) fn seats(subscription: &Subscription, quantity: u32) -> ChangeSeatsRe
     }
 }
 
-/// The path of a call by its name, from the descriptors of the contract.
+/// The path of a call by its name, or by its service and name, from the descriptors of the contract.
 pub(super) fn path(call: &str) -> &'static str {
     static CALLS: LazyLock<BTreeSet<String>> = LazyLock::new(calls_of_the_contract);
     CALLS.iter().find(|path| path.ends_with(&format!("/{call}"))).unwrap()

@@ -41,6 +41,7 @@ async fn a_date_may_be_five_minutes_ahead() {
             template_id: CUSTOMER_AGREEMENT.into(),
             contact: None,
             agreed_at: Some(agreed_at),
+            details: None,
         }),
         ..fixtures::new_customer("Fabrikam", "FR", None)
     };
@@ -49,6 +50,7 @@ async fn a_date_may_be_five_minutes_ahead() {
         customer_id: customer.clone(),
         payer_id: DIRECT.to_string(),
         purchased_at: Some(purchased_at),
+        validate_only: false,
     };
     let last = now + Duration::minutes(5);
     let too_late = timestamp(last + Duration::microseconds(1));
@@ -123,6 +125,7 @@ async fn publish_and_retire(operator: &As, name: &str) -> String {
         request_id: fixtures::request_id(),
         template_id: published.template_id.clone(),
         etag: published.etag,
+        validate_only: false,
     };
     templates.retire_template(request).await.unwrap();
     let request = GetTemplateRequest { template_id: published.template_id };
@@ -299,7 +302,7 @@ async fn values_at_their_bounds_are_accepted() {
     service.gate().check_eligibility(question).await.unwrap();
 
     // More than there is on one page is as much as there may be.
-    let all = ListCustomersRequest { page_size: i32::MAX, page_token: String::new() };
+    let all = ListCustomersRequest { page_size: i32::MAX, ..Default::default() };
     let listed = direct.customers().list_customers(all).await.unwrap().into_inner();
     assert_eq!((listed.customers.len(), listed.next_page_token.as_str()), (3, ""));
 }

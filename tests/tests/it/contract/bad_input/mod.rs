@@ -81,8 +81,17 @@ async fn every_bad_field_of_a_batch_item_is_named_with_it() {
 const ANSWERED_BY_ITEM: [(&str, &str); 1] = [("/BatchCheckEligibility", "items.")];
 
 /// Fields that hold nothing bad: flags, and a version that exists or does not.
-const NEVER_BAD: [&str; 6] =
-    ["validate_only", "include_history", "include_ended", "never_reaccept", "version", "auto_renew"];
+const NEVER_BAD: [&str; 9] = [
+    "validate_only",
+    "include_history",
+    "include_ended",
+    "never_reaccept",
+    "version",
+    "auto_renew",
+    "newest_first",
+    "acceptance_outdated",
+    "wait",
+];
 
 /// The fields of a message by path, down to those that are no message of ours.
 fn leaves(messages: &BTreeMap<String, DescriptorProto>, name: &str, path: &str) -> Vec<String> {
@@ -152,11 +161,13 @@ fn allowed(call: &str) -> Caller {
         "RegisterPartner" | "UpdatePartner" | "LinkReseller" | "UnlinkReseller" | "ListPartners" => {
             fixtures::operator()
         }
-        "PublishTemplateVersion" | "RetireTemplate" => fixtures::operator(),
-        "ReportPurchase" | "WatchEvents" => fixtures::service(),
-        "ListCustomerPartners" | "AcceptInvitation" | "SignAgreement" | "WithdrawSignature" => {
-            fixtures::admin(Uuid::from_u128(0xc1))
-        }
+        "PublishTemplateVersion" | "RetireTemplate" | "ListNotifications" => fixtures::operator(),
+        "ReportPurchase" | "CheckWithdrawal" | "WatchEvents" => fixtures::service(),
+        "ListCustomerPartners"
+        | "AcceptInvitation"
+        | "DeclineInvitation"
+        | "SignAgreement"
+        | "WithdrawSignature" => fixtures::admin(Uuid::from_u128(0xc1)),
         _ => fixtures::sales(DIRECT),
     }
 }
@@ -210,7 +221,8 @@ async fn malformed_messages_are_refused() {
     // A group in a group in a group: deeper than a parser should follow.
     let nested = [0xc3, 0x3e].repeat(100_000);
     for path in calls_of_the_contract() {
-        let whole = &whole[path.as_str()];
+        // A call without fields has no row, and takes whatever is well formed.
+        let Some(whole) = whole.get(path.as_str()) else { continue };
         let bytes: [(&str, &[u8]); 7] = [
             ("cut short", &whole[..whole.len() - 1]),
             ("cut to one byte", &whole[..1]),

@@ -2,29 +2,40 @@
 
 use chassis::clock::Clock;
 use chrono::Duration;
+use proto::order::preview_withdrawal_request::Subject;
 use proto::order::{
     AssignResellerRequest, CancelSubscriptionRequest, ChangeSeatsRequest, CreateOrderRequest,
     GetOfferRequest, GetOrderRequest, GetSubscriptionRequest, GetWithdrawalReportRequest, InlineAttestation,
-    ListOffersRequest, ListOrdersRequest, ListSubscriptionChangesRequest, ListSubscriptionsRequest,
-    ListWithdrawalReportsRequest, NewOrderLine, RenewSubscriptionRequest, ResumeSubscriptionRequest,
-    SetAutoRenewRequest, SuspendSubscriptionRequest,
+    ListEventsRequest, ListOffersRequest, ListOrdersRequest, ListSubscriptionChangesRequest,
+    ListSubscriptionsRequest, ListWithdrawalReportsRequest, NewOrderLine, PreviewWithdrawalRequest,
+    RelationshipName, RenewSubscriptionRequest, ResumeSubscriptionRequest, SetAutoRenewRequest,
+    SuspendSubscriptionRequest, WatchEventsRequest,
 };
-use proto::types::Contact;
+use proto::types::{AttestationDetails, Contact, ShownText};
 use tests::fixtures::{self, DIRECT, OFFICE, PROVIDER, RESELLER, RIGHTS_MANAGEMENT};
 
 use super::existing::{Existing, Table, seats};
 use super::values::{
-    COUNTRIES, PAGE_SIZES, PAGE_TOKENS, TIMES, contact, given_id, given_text, id, pick, pick_given, text,
+    COUNTRIES, ENUMS, PAGE_SIZES, PAGE_TOKENS, TIMES, contact, details, given_id, given_text, id, pick,
+    pick_given, text,
 };
 
 /// The fields of an attestation that a call carries.
-const ATTESTATION: [&str; 6] = [
+const ATTESTATION: [&str; 14] = [
     "attestation.template_id",
     "attestation.contact.first_name",
     "attestation.contact.last_name",
     "attestation.contact.email",
     "attestation.contact.phone",
     "attestation.agreed_at",
+    "attestation.details.title",
+    "attestation.details.evidence_reference",
+    "attestation.details.evidence_sha256",
+    "attestation.details.on_behalf_of",
+    "attestation.details.external_reference",
+    "attestation.details.shown_text.country",
+    "attestation.details.shown_text.language",
+    "attestation.details.shown_text.sha256",
 ];
 
 /// One with all of them wrong. Whether it is an e-mail address, and not in the future, is looked at once all else is
@@ -34,10 +45,34 @@ fn attestation(n: usize) -> Option<InlineAttestation> {
         template_id: id(n),
         contact: contact(n).map(|contact| Contact { email: text(n, 254), ..contact }),
         agreed_at: pick(&[&[None], &TIMES.map(Some)[..]].concat(), n),
+        details: details(n).map(|of| AttestationDetails {
+            evidence_sha256: given_text(n, 64),
+            shown_text: Some(ShownText {
+                country: text(n, 2),
+                language: text(n + 1, 35),
+                sha256: given_text(n, 64),
+            }),
+            ..of
+        }),
     })
 }
 
 impl Existing {
+    pub(super) fn order_events(&self, table: &mut Table) {
+        const LIST: &str = "csp.order.v1.EventService/ListEvents";
+        const WATCH: &str = "csp.order.v1.EventService/WatchEvents";
+        let fields = ["customer_id", "page_size", "page_token"];
+        table.all_bad(LIST, &self.direct, &fields, |n| ListEventsRequest {
+            customer_id: id(n),
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+            newest_first: n % 2 == 0,
+        });
+        table.all_bad(WATCH, &self.operator, &["after_revision"], |n| WatchEventsRequest {
+            after_revision: pick(&[-1, i64::MIN], n),
+        });
+    }
+
     pub(super) fn offers(&self, table: &mut Table) {
         let direct = &self.direct;
         let fields = ["country", "page_size", "page_token"];
@@ -60,6 +95,7 @@ impl Existing {
             "lines[0].quantity",
             "lines[0].friendly_name",
             "lines[2].offer_id",
+            "external_reference",
         ];
         let fields = [&fields[..], &ATTESTATION[..]].concat();
         let line = |offer: &str, quantity| NewOrderLine {
@@ -80,6 +116,7 @@ impl Existing {
             ],
             validate_only: n % 2 == 0,
             attestation: attestation(n),
+            external_reference: given_text(n, 80),
         });
         let order = |lines| CreateOrderRequest {
             lines,
@@ -178,11 +215,24 @@ impl Existing {
         }
 
         table.all_bad("GetOrder", direct, &["order_id"], |n| GetOrderRequest { order_id: id(n) });
-        let fields = ["customer_id", "page_size", "page_token"];
+        let fields = [
+            "customer_id",
+            "page_size",
+            "page_token",
+            "offer_id",
+            "placed_from",
+            "placed_before",
+            "external_reference",
+        ];
         table.all_bad("ListOrders", operator, &fields, |n| ListOrdersRequest {
             customer_id: given_id(n),
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
+            offer_id: given_text(n, 100),
+            external_reference: given_text(n + 1, 80),
+            placed_from: Some(pick(&TIMES, n)),
+            placed_before: Some(pick(&TIMES, n + 1)),
+            newest_first: n % 2 == 0,
         });
     }
 
@@ -191,17 +241,34 @@ impl Existing {
         table.all_bad("GetSubscription", direct, &["subscription_id"], |n| GetSubscriptionRequest {
             subscription_id: id(n),
         });
-        let fields = ["customer_id", "page_size", "page_token"];
+        let fields = [
+            "customer_id",
+            "page_size",
+            "page_token",
+            "state",
+            "offer_id",
+            "started_from",
+            "started_before",
+            "ends_before",
+        ];
         table.all_bad("ListSubscriptions", direct, &fields, |n| ListSubscriptionsRequest {
             customer_id: given_id(n),
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
+            state: pick(&ENUMS[1..], n),
+            offer_id: given_text(n, 100),
+            started_from: Some(pick(&TIMES, n)),
+            started_before: Some(pick(&TIMES, n + 1)),
+            ends_before: Some(pick(&TIMES, n + 2)),
+            newest_first: n % 2 == 0,
+            acceptance_outdated: n % 2 == 1,
         });
         let fields = ["subscription_id", "page_size", "page_token"];
         table.all_bad("ListSubscriptionChanges", direct, &fields, |n| ListSubscriptionChangesRequest {
             subscription_id: id(n),
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
+            newest_first: n % 2 == 0,
         });
         let fields = [&["request_id", "subscription_id", "quantity", "etag"][..], &ATTESTATION[..]].concat();
         table.all_bad("ChangeSeats", direct, &fields, |n| ChangeSeatsRequest {
@@ -231,6 +298,7 @@ impl Existing {
             auto_renew: true,
             etag: text(n, 50),
             attestation: attestation(n),
+            validate_only: false,
         });
         // Nothing is attested for what needs no acceptance, so it does not matter how.
         let alone = [&fields[..], &["attestation"]].concat();
@@ -240,6 +308,7 @@ impl Existing {
             auto_renew: false,
             etag: text(n, 50),
             attestation: attestation(n),
+            validate_only: false,
         });
         let off = SetAutoRenewRequest {
             request_id: fixtures::request_id(),
@@ -247,6 +316,7 @@ impl Existing {
             auto_renew: false,
             etag: self.subscription.etag.clone(),
             attestation: Some(fixtures::inline_attestation(Clock::system().now())),
+            validate_only: false,
         };
         table.bad("SetAutoRenew", "off, with an attestation", direct, &["attestation"], &off);
         table.all_bad("SetAutoRenew", direct, &fields, |n| SetAutoRenewRequest {
@@ -255,21 +325,25 @@ impl Existing {
             auto_renew: n % 2 == 0,
             etag: text(n, 50),
             attestation: None,
+            validate_only: false,
         });
         table.all_bad("SuspendSubscription", direct, &fields, |n| SuspendSubscriptionRequest {
             request_id: id(n),
             subscription_id: id(n + 1),
             etag: text(n, 50),
+            validate_only: false,
         });
         table.all_bad("ResumeSubscription", direct, &fields, |n| ResumeSubscriptionRequest {
             request_id: id(n),
             subscription_id: id(n + 1),
             etag: text(n, 50),
+            validate_only: false,
         });
         table.all_bad("CancelSubscription", direct, &fields, |n| CancelSubscriptionRequest {
             request_id: id(n),
             subscription_id: id(n + 1),
             etag: text(n, 50),
+            validate_only: false,
         });
         let fields = ["request_id", "subscription_id", "etag", "reseller_id"];
         table.all_bad("AssignReseller", direct, &fields, |n| AssignResellerRequest {
@@ -277,22 +351,40 @@ impl Existing {
             subscription_id: id(n + 1),
             etag: text(n, 50),
             reseller_id: given_id(n),
+            validate_only: false,
         });
     }
 
     pub(super) fn withdrawals(&self, table: &mut Table) {
         let direct = &self.direct;
+        let paged = |n: usize, subject: Option<Subject>| PreviewWithdrawalRequest {
+            subject,
+            page_size: pick(&PAGE_SIZES, n),
+            page_token: pick(&PAGE_TOKENS, n).into(),
+        };
+        let fields = ["acceptance_id", "page_size", "page_token"];
+        table.all_bad("PreviewWithdrawal", direct, &fields, |n| paged(n, Some(Subject::AcceptanceId(id(n)))));
+        table.all_bad("PreviewWithdrawal", direct, &fields, |n| paged(n, None));
+        let parties = ["relationship.customer_id", "relationship.partner_id", "relationship.reseller_id"];
+        let fields = [&parties[..], &["page_size", "page_token"]].concat();
+        table.all_bad("PreviewWithdrawal", direct, &fields, |n| {
+            let relationship =
+                RelationshipName { customer_id: id(n), partner_id: id(n + 1), reseller_id: given_id(n) };
+            paged(n, Some(Subject::Relationship(relationship)))
+        });
         let fields = ["revision", "page_size", "page_token"];
         table.all_bad("GetWithdrawalReport", direct, &fields, |n| GetWithdrawalReportRequest {
             revision: pick(&[0, -1, i64::MIN], n),
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
+            wait: true,
         });
         let fields = ["customer_id", "page_size", "page_token"];
         table.all_bad("ListWithdrawalReports", direct, &fields, |n| ListWithdrawalReportsRequest {
             customer_id: given_id(n),
             page_size: pick(&PAGE_SIZES, n),
             page_token: pick(&PAGE_TOKENS, n).into(),
+            newest_first: n % 2 == 0,
         });
     }
 }

@@ -1,15 +1,17 @@
 //! Page tokens: each serves only the caller and the filter that it was made for.
 
 use chassis::auth::Caller;
+use chassis::form::timestamp;
 use proto::agreement::{
     InvitationState, ListAttestationsRequest, ListCustomerPartnersRequest, ListCustomersRequest,
-    ListEventsRequest, ListInvitationsRequest, ListPartnersRequest,
+    ListEventsRequest, ListInvitationsRequest, ListPartnersRequest, PartnerKind,
 };
 use proto::order::{
     ListOffersRequest, ListOrdersRequest, ListSubscriptionChangesRequest, ListSubscriptionsRequest,
 };
+use tests::assert::eventually;
 use tests::clients::bad_fields_of;
-use tests::fixtures::{self, PROVIDER};
+use tests::fixtures::{self, CUSTOMER_AGREEMENT, OFFICE, PROVIDER, RESELLER};
 use tests::reason_of;
 
 use uuid::Uuid;
@@ -27,17 +29,36 @@ async fn a_page_token_serves_only_its_caller_and_filter() {
     let other = existing.cluster.as_caller(other_operator);
     let mut answers = vec![];
 
-    let partners = |page_token: &str| ListPartnersRequest { page_size: 1, page_token: page_token.into() };
+    let partners = |page_token: &str| ListPartnersRequest {
+        page_size: 1,
+        page_token: page_token.into(),
+        ..ListPartnersRequest::default()
+    };
     let token = operator.partners().list_partners(partners("")).await.unwrap().into_inner().next_page_token;
     answers.push(("partners, same", operator.partners().list_partners(partners(&token)).await.map(drop)));
+    let providers = ListPartnersRequest { kind: PartnerKind::IndirectProvider.into(), ..partners(&token) };
+    answers.push(("partners, kind", operator.partners().list_partners(providers).await.map(drop)));
     answers.push(("partners, other", other.partners().list_partners(partners(&token)).await.map(drop)));
 
-    let customers = |page_token: &str| ListCustomersRequest { page_size: 1, page_token: page_token.into() };
+    let customers = |page_token: &str| ListCustomersRequest {
+        page_size: 1,
+        page_token: page_token.into(),
+        ..ListCustomersRequest::default()
+    };
     answers.push(("partners' for customers", {
         operator.customers().list_customers(customers(&token)).await.map(drop)
     }));
     let token = direct.customers().list_customers(customers("")).await.unwrap().into_inner().next_page_token;
     answers.push(("customers, same", direct.customers().list_customers(customers(&token)).await.map(drop)));
+    let same = customers(&token);
+    for (about, other) in [
+        ("customers, domain", ListCustomersRequest { domain: "contoso.example".into(), ..same.clone() }),
+        ("customers, name", ListCustomersRequest { company_name_prefix: "c".into(), ..same.clone() }),
+        ("customers, reseller", ListCustomersRequest { reseller_id: RESELLER.to_string(), ..same.clone() }),
+        ("customers, number", ListCustomersRequest { external_reference: "7".into(), ..same.clone() }),
+    ] {
+        answers.push((about, direct.customers().list_customers(other).await.map(drop)));
+    }
     for (about, caller) in [("customers, provider", &provider), ("customers, operator", &operator)] {
         answers.push((about, caller.customers().list_customers(customers(&token)).await.map(drop)));
     }
@@ -47,12 +68,26 @@ async fn a_page_token_serves_only_its_caller_and_filter() {
         include_history: true,
         page_size: 1,
         page_token: page_token.into(),
+        ..ListAttestationsRequest::default()
     };
     let mut calls = direct.attestations();
     let token = calls.list_attestations(attestations("")).await.unwrap().into_inner().next_page_token;
     let same = attestations(&token);
     let current = ListAttestationsRequest { include_history: false, ..same.clone() };
     let elsewhere = ListAttestationsRequest { customer_id: existing.other_customer.clone(), ..same.clone() };
+    let time = Some(timestamp(fixtures::now()));
+    for (about, other) in [
+        ("attestations, all", ListAttestationsRequest { customer_id: String::new(), ..same.clone() }),
+        ("attestations, newest first", ListAttestationsRequest { newest_first: true, ..same.clone() }),
+        ("attestations, state", ListAttestationsRequest { state: 1, ..same.clone() }),
+        ("attestations, agreed", ListAttestationsRequest { agreed_before: time, ..same.clone() }),
+        ("attestations, recorded", ListAttestationsRequest { recorded_before: time, ..same.clone() }),
+        ("attestations, template", {
+            ListAttestationsRequest { template_id: CUSTOMER_AGREEMENT.into(), ..same.clone() }
+        }),
+    ] {
+        answers.push((about, calls.list_attestations(other).await.map(drop)));
+    }
     answers.push(("attestations, same", calls.list_attestations(same.clone()).await.map(drop)));
     answers.push(("attestations, current", calls.list_attestations(current).await.map(drop)));
     answers.push(("attestations, customer", calls.list_attestations(elsewhere).await.map(drop)));
@@ -85,6 +120,8 @@ async fn a_page_token_serves_only_its_caller_and_filter() {
     let token = calls.list_invitations(invitations("")).await.unwrap().into_inner().next_page_token;
     let pending = ListInvitationsRequest { state: InvitationState::Pending.into(), ..invitations(&token) };
     let named = ListInvitationsRequest { customer_id: customer.clone(), ..invitations(&token) };
+    let down = ListInvitationsRequest { newest_first: true, ..invitations(&token) };
+    answers.push(("invitations, newest first", calls.list_invitations(down).await.map(drop)));
     answers.push(("invitations, same", calls.list_invitations(invitations(&token)).await.map(drop)));
     answers.push(("invitations, pending", calls.list_invitations(pending).await.map(drop)));
     answers.push(("invitations, customer", calls.list_invitations(named).await.map(drop)));
@@ -96,15 +133,40 @@ async fn a_page_token_serves_only_its_caller_and_filter() {
         customer_id: customer_id.into(),
         page_size: 1,
         page_token: page_token.into(),
+        newest_first: false,
     };
     let mut calls = direct.events();
     let token = calls.list_events(events(&customer, "")).await.unwrap().into_inner().next_page_token;
     let elsewhere = events(&existing.other_customer, &token);
     answers.push(("events, same", calls.list_events(events(&customer, &token)).await.map(drop)));
     answers.push(("events, customer", calls.list_events(elsewhere).await.map(drop)));
+    let down = ListEventsRequest { newest_first: true, ..events(&customer, &token) };
+    answers.push(("events, newest first", calls.list_events(down).await.map(drop)));
     for (about, caller) in [("events, provider", &provider), ("events, operator", &operator)] {
         answers.push((about, caller.events().list_events(events(&customer, &token)).await.map(drop)));
     }
+
+    let events = |customer_id: &str, page_token: &str| proto::order::ListEventsRequest {
+        customer_id: customer_id.into(),
+        page_size: 1,
+        page_token: page_token.into(),
+        newest_first: false,
+    };
+    let mut calls = direct.order_events();
+    let token = eventually("events of the orders", async || {
+        let mut calls = direct.order_events();
+        let page = calls.list_events(events(&customer, "")).await.unwrap().into_inner();
+        Some(page.next_page_token).filter(|token| !token.is_empty())
+    })
+    .await;
+    let elsewhere = events(&existing.other_customer, &token);
+    answers.push(("order events, same", calls.list_events(events(&customer, &token)).await.map(drop)));
+    answers.push(("order events, customer", calls.list_events(elsewhere).await.map(drop)));
+    let down = proto::order::ListEventsRequest { newest_first: true, ..events(&customer, &token) };
+    answers.push(("order events, newest first", calls.list_events(down).await.map(drop)));
+    answers.push(("order events, operator", {
+        operator.order_events().list_events(events(&customer, &token)).await.map(drop)
+    }));
 
     let offers = |country: &str, page_token: &str| ListOffersRequest {
         country: country.into(),
@@ -121,10 +183,21 @@ async fn a_page_token_serves_only_its_caller_and_filter() {
         customer_id: customer_id.into(),
         page_size: 1,
         page_token: page_token.into(),
+        ..ListOrdersRequest::default()
     };
     let mut calls = direct.orders();
     let token = calls.list_orders(orders(&customer, "")).await.unwrap().into_inner().next_page_token;
     answers.push(("orders, same", calls.list_orders(orders(&customer, &token)).await.map(drop)));
+    let same = orders(&customer, &token);
+    for (about, other) in [
+        ("orders, newest first", ListOrdersRequest { newest_first: true, ..same.clone() }),
+        ("orders, offer", ListOrdersRequest { offer_id: OFFICE.into(), ..same.clone() }),
+        ("orders, reference", ListOrdersRequest { external_reference: "7".into(), ..same.clone() }),
+        ("orders, from", ListOrdersRequest { placed_from: time, ..same.clone() }),
+        ("orders, before", ListOrdersRequest { placed_before: time, ..same.clone() }),
+    ] {
+        answers.push((about, calls.list_orders(other).await.map(drop)));
+    }
     answers.push(("orders, all", calls.list_orders(orders("", &token)).await.map(drop)));
     answers.push(("orders, customer", {
         calls.list_orders(orders(&existing.other_customer, &token)).await.map(drop)
@@ -136,6 +209,7 @@ async fn a_page_token_serves_only_its_caller_and_filter() {
         customer_id: customer_id.into(),
         page_size: 1,
         page_token: page_token.into(),
+        ..ListSubscriptionsRequest::default()
     };
     let mut calls = direct.subscriptions();
     answers.push(("orders' for subscriptions", {
@@ -146,6 +220,17 @@ async fn a_page_token_serves_only_its_caller_and_filter() {
     answers.push(("subscriptions, same", {
         calls.list_subscriptions(subscriptions(&customer, &token)).await.map(drop)
     }));
+    let same = subscriptions(&customer, &token);
+    for (about, other) in [
+        ("subscriptions, newest first", ListSubscriptionsRequest { newest_first: true, ..same.clone() }),
+        ("subscriptions, state", ListSubscriptionsRequest { state: 1, ..same.clone() }),
+        ("subscriptions, offer", ListSubscriptionsRequest { offer_id: OFFICE.into(), ..same.clone() }),
+        ("subscriptions, from", ListSubscriptionsRequest { started_from: time, ..same.clone() }),
+        ("subscriptions, before", ListSubscriptionsRequest { started_before: time, ..same.clone() }),
+        ("subscriptions, ending", ListSubscriptionsRequest { ends_before: time, ..same.clone() }),
+    ] {
+        answers.push((about, calls.list_subscriptions(other).await.map(drop)));
+    }
     answers.push(("subscriptions, all", calls.list_subscriptions(subscriptions("", &token)).await.map(drop)));
     answers.push(("subscriptions, operator", {
         operator.subscriptions().list_subscriptions(subscriptions(&customer, &token)).await.map(drop)
@@ -155,6 +240,7 @@ async fn a_page_token_serves_only_its_caller_and_filter() {
         subscription_id: subscription_id.into(),
         page_size: 1,
         page_token: page_token.into(),
+        newest_first: false,
     };
     let (changed, other) = (&existing.subscription.subscription_id, &first.subscriptions[0].subscription_id);
     let first = calls.list_subscription_changes(changes(changed, "")).await.unwrap().into_inner();
@@ -162,6 +248,8 @@ async fn a_page_token_serves_only_its_caller_and_filter() {
     answers.push(("changes, same", {
         calls.list_subscription_changes(changes(changed, &token)).await.map(drop)
     }));
+    let down = ListSubscriptionChangesRequest { newest_first: true, ..changes(changed, &token) };
+    answers.push(("changes, newest first", calls.list_subscription_changes(down).await.map(drop)));
     answers.push(("changes, subscription", {
         calls.list_subscription_changes(changes(other, &token)).await.map(drop)
     }));

@@ -4,7 +4,8 @@ use chassis::clock::Clock;
 use chassis::form::timestamp;
 use chrono::Duration;
 use prost_types::Timestamp;
-use proto::types::Contact;
+use proto::agreement::SupportContact;
+use proto::types::{AttestationDetails, Contact, ShownText};
 
 pub(super) const IDS: [&str; 10] = [
     "",
@@ -155,6 +156,12 @@ pub(super) fn expiry(round: usize) -> Option<Timestamp> {
     pick(&times, round)
 }
 
+/// A support contact with no good field.
+pub(super) fn support(round: usize) -> Option<SupportContact> {
+    let (email, phone, url) = (given_text(round, 254), given_text(round, 50), given_text(round, 500));
+    Some(SupportContact { email, phone, url })
+}
+
 pub(super) fn contact(round: usize) -> Option<Contact> {
     Some(Contact {
         first_name: text(round, 100),
@@ -162,4 +169,26 @@ pub(super) fn contact(round: usize) -> Option<Contact> {
         email: if round == 0 { "x".repeat(255) } else { pick(&EMAILS, round).into() },
         phone: given_text(round, 50),
     })
+}
+
+/// The details of an attestation, all bad. agreement-svc knows a digest by its digits.
+pub(super) fn details(round: usize) -> Option<AttestationDetails> {
+    Some(AttestationDetails {
+        title: given_text(round, 100),
+        evidence_reference: given_text(round + 1, 200),
+        evidence_sha256: match round % 2 {
+            0 => pick(&DIGESTS, round / 2).into(),
+            _ => given_text(round, 64),
+        },
+        on_behalf_of: given_text(round + 2, 50),
+        external_reference: given_text(round + 3, 80),
+        shown_text: shown_text(round),
+    })
+}
+
+/// A text that was shown, of no country and language.
+pub(super) fn shown_text(round: usize) -> Option<ShownText> {
+    let (country, language, sha256) =
+        (pick(&COUNTRIES, round), pick(&LANGUAGES, round), pick(&DIGESTS, round));
+    Some(ShownText { country: country.into(), language: language.into(), sha256: sha256.into() })
 }

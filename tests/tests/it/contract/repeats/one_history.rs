@@ -68,6 +68,7 @@ async fn concurrent_changes_form_one_history(#[case] backend: Backend) {
             customer_id: customer.customer_id.clone(),
             payer_id: partner_id.to_string(),
             purchased_at: Some(timestamp(Clock::system().now())),
+            validate_only: false,
         };
         let (mut a, mut b, mut c) = (partner.attestations(), partner.attestations(), partner.attestations());
         let (mut customers, mut gate) = (partner.customers(), service.gate());

@@ -47,7 +47,7 @@ const PAGE: i32 = 7;
 async fn customer_pages(partner: &As) -> Vec<String> {
     let (mut ids, mut page_token) = (vec![], String::new());
     loop {
-        let request = ListCustomersRequest { page_size: PAGE, page_token };
+        let request = ListCustomersRequest { page_size: PAGE, page_token, ..Default::default() };
         let page = partner.customers().list_customers(request).await.unwrap().into_inner();
         add_page(
             &mut ids,

@@ -1,6 +1,43 @@
 //! Calls that only validate, and changes that exclude each other.
 
+use prost_types::field_descriptor_proto::Type;
+
 use super::*;
+use crate::contract::access::contract;
+
+/// The calls that only read begin with one of these words.
+const READING: [&str; 6] = ["Get", "List", "Watch", "Check", "BatchCheck", "Preview"];
+
+/// I9. A call that changes something has a request id and `validate_only`; a call that only reads has neither. The rows of
+/// an import have an id, and no dry run.
+#[test]
+fn each_call_that_changes_something_has_a_dry_run() {
+    let contract = contract();
+    let own = contract.file.iter().filter(|file| file.package().starts_with("csp."));
+    let (mut wrong, mut changing) = (vec![], 0);
+    for file in own {
+        for method in file.service.iter().flat_map(|service| &service.method) {
+            let name = method.name();
+            let message = file
+                .message_type
+                .iter()
+                .find(|message| method.input_type() == format!(".{}.{}", file.package(), message.name()));
+            let message = message.unwrap_or_else(|| panic!("{name}: its request is in another file"));
+            let has = |field: &str, of: Type| {
+                message.field.iter().any(|known| known.name() == field && known.r#type() == of)
+            };
+            let is_changing = !READING.iter().any(|word| name.starts_with(word));
+            changing += usize::from(is_changing);
+            let has_dry_run = is_changing && !method.client_streaming();
+            let found = (has("request_id", Type::String), has("validate_only", Type::Bool));
+            if found != (is_changing, has_dry_run) {
+                wrong.push(format!("{name}: request_id {}, validate_only {}", found.0, found.1));
+            }
+        }
+    }
+    assert!(changing > 20, "{changing}");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
 
 #[apply(each_backend)]
 async fn validate_only_stores_nothing_and_leaves_the_request_id_alone(#[case] backend: Backend) {

@@ -152,6 +152,7 @@ impl Customer {
                     request_id: fixtures::request_id(),
                     signature_id: id,
                     reason: WithdrawalReason::NoLongerAccepts.into(),
+                    validate_only: false,
                 };
                 let withdrawn = self.admin.signatures().withdraw_signature(request).await;
                 withdrawn.unwrap().into_inner().revision
@@ -247,6 +248,7 @@ impl Customer {
                     auto_renew: false,
                     etag,
                     attestation: None,
+                    validate_only: false,
                 };
                 let Some(is_off) = self.call_and_record(subscriptions.set_auto_renew(off)).await else {
                     return;
@@ -258,6 +260,7 @@ impl Customer {
                     auto_renew: true,
                     etag,
                     attestation: None,
+                    validate_only: false,
                 };
                 self.call_and_record(subscriptions.set_auto_renew(on)).await.map(drop)
             }
@@ -280,7 +283,8 @@ impl Customer {
 }
 
 pub(super) async fn report_page(caller: &As, revision: i64, page_token: &str) -> GetWithdrawalReportResponse {
-    let request = GetWithdrawalReportRequest { revision, page_size: 500, page_token: page_token.into() };
+    let request =
+        GetWithdrawalReportRequest { revision, page_size: 500, page_token: page_token.into(), wait: false };
     caller.withdrawals().get_withdrawal_report(request).await.unwrap().into_inner()
 }
 

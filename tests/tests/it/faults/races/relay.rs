@@ -14,7 +14,8 @@ use proto::agreement::event_service_client::EventServiceClient;
 use proto::agreement::event_service_server::{EventService, EventServiceServer};
 use proto::agreement::{
     BatchCheckEligibilityRequest, BatchCheckEligibilityResponse, CheckEligibilityRequest,
-    CheckEligibilityResponse, ListBlockedCustomersRequest, ListBlockedCustomersResponse, ListEventsRequest,
+    CheckEligibilityResponse, CheckWithdrawalRequest, CheckWithdrawalResponse, GetPolicyRequest,
+    GetPolicyResponse, ListBlockedCustomersRequest, ListBlockedCustomersResponse, ListEventsRequest,
     ListEventsResponse, ReportPurchaseRequest, ReportPurchaseResponse, WatchEventsRequest,
     WatchEventsResponse,
 };
@@ -81,6 +82,13 @@ impl EligibilityService for Relay {
         answer
     }
 
+    async fn get_policy(
+        &self,
+        request: Request<GetPolicyRequest>,
+    ) -> Result<Response<GetPolicyResponse>, Status> {
+        EligibilityServiceClient::new(self.to()?).get_policy(request).await
+    }
+
     async fn report_purchase(
         &self,
         request: Request<ReportPurchaseRequest>,
@@ -100,6 +108,13 @@ impl EligibilityService for Relay {
         _request: Request<ListBlockedCustomersRequest>,
     ) -> Result<Response<ListBlockedCustomersResponse>, Status> {
         Err(Status::unimplemented("order-svc does not ask for it"))
+    }
+
+    async fn check_withdrawal(
+        &self,
+        request: Request<CheckWithdrawalRequest>,
+    ) -> Result<Response<CheckWithdrawalResponse>, Status> {
+        EligibilityServiceClient::new(self.to()?).check_withdrawal(request).await
     }
 }
 

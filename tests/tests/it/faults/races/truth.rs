@@ -207,11 +207,12 @@ impl<'a> Truth<'a> {
     }
 }
 
-async fn reports_of(operator: &As, customer_id: &str) -> Vec<WithdrawalReport> {
+pub(super) async fn reports_of(operator: &As, customer_id: &str) -> Vec<WithdrawalReport> {
     let (mut reports, mut page_token) = (vec![], String::new());
     loop {
         let customer_id = customer_id.into();
-        let request = ListWithdrawalReportsRequest { customer_id, page_size: 500, page_token };
+        let request =
+            ListWithdrawalReportsRequest { customer_id, page_size: 500, page_token, ..Default::default() };
         let page = operator.withdrawals().list_withdrawal_reports(request).await.unwrap().into_inner();
         reports.extend(page.reports);
         page_token = page.next_page_token;
@@ -238,7 +239,8 @@ async fn subscriptions_of(operator: &As, customer_id: &str) -> Vec<Kept> {
     let (mut subscriptions, mut page_token) = (vec![], String::new());
     loop {
         let customer_id = customer_id.into();
-        let request = ListSubscriptionsRequest { customer_id, page_size: 500, page_token };
+        let request =
+            ListSubscriptionsRequest { customer_id, page_size: 500, page_token, ..Default::default() };
         let page = operator.subscriptions().list_subscriptions(request).await.unwrap().into_inner();
         subscriptions.extend(page.subscriptions);
         page_token = page.next_page_token;
@@ -249,7 +251,7 @@ async fn subscriptions_of(operator: &As, customer_id: &str) -> Vec<Kept> {
     let with_changes = subscriptions.into_iter().map(|subscription| async move {
         let subscription_id = subscription.subscription_id.clone();
         let request =
-            ListSubscriptionChangesRequest { subscription_id, page_size: 500, page_token: String::new() };
+            ListSubscriptionChangesRequest { subscription_id, page_size: 500, ..Default::default() };
         let page = operator.subscriptions().list_subscription_changes(request).await.unwrap().into_inner();
         assert_eq!(page.next_page_token, "");
         Kept { subscription, changes: page.changes }

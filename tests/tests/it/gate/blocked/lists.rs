@@ -100,6 +100,7 @@ async fn a_reseller_sees_its_blocked_customers_by_payer(#[case] backend: Backend
         request_id: fixtures::request_id(),
         provider_id: SECOND.to_string(),
         reseller_id: RESELLER.to_string(),
+        validate_only: false,
     };
     operator.partners().link_reseller(link).await.unwrap();
     let provider = cluster.as_caller(fixtures::sales(PROVIDER));
@@ -120,6 +121,7 @@ async fn a_reseller_sees_its_blocked_customers_by_payer(#[case] backend: Backend
         request_id: fixtures::request_id(),
         signature_id: actions::sign(&admin, 2).await.unwrap().signature_id,
         reason: WithdrawalReason::NoLongerAccepts.into(),
+        validate_only: false,
     };
     admin.signatures().withdraw_signature(request).await.unwrap();
 

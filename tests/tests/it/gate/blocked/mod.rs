@@ -61,6 +61,7 @@ async fn page(
         as_of: as_of.map(timestamp),
         page_size: size,
         page_token: token.into(),
+        partner_id: String::new(),
     };
     Ok(partner.gate().list_blocked_customers(request).await?.into_inner())
 }
@@ -188,6 +189,7 @@ async fn end_relationship(partner: &As, customer: &str, provider: Option<Uuid>) 
         customer_id: customer.into(),
         provider_id: provider.map(|id| id.to_string()).unwrap_or_default(),
         reseller_id: String::new(),
+        validate_only: false,
     };
     partner.customers().end_relationship(request).await.unwrap();
 }

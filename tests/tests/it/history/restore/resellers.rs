@@ -40,6 +40,7 @@ async fn suspend(by: &As, of: &Subscription) -> Result<Subscription, Status> {
         request_id: fixtures::request_id(),
         subscription_id: now.subscription_id,
         etag: now.etag,
+        validate_only: false,
     };
     Ok(by.subscriptions().suspend_subscription(request).await?.into_inner().subscription.unwrap())
 }
@@ -51,6 +52,7 @@ async fn assign(by: &As, of: &Subscription, reseller: Uuid) -> Result<Subscripti
         subscription_id: now.subscription_id,
         etag: now.etag,
         reseller_id: reseller.to_string(),
+        validate_only: false,
     };
     Ok(by.subscriptions().assign_reseller(request).await?.into_inner().subscription.unwrap())
 }
@@ -70,6 +72,7 @@ async fn relationships_are_those_of_the_restored_history(#[case] backend: Backen
             request_id: fixtures::request_id(),
             provider_id: PROVIDER.to_string(),
             reseller_id: reseller.to_string(),
+            validate_only: false,
         };
         operator.partners().link_reseller(link).await.unwrap();
     }

@@ -12,7 +12,7 @@ use proto::agreement::{
     AttestationState, CheckEligibilityRequest, Event, GetDirectSignStatusRequest, ListAttestationsRequest,
     ListEventsRequest, PartnerRole, WatchEventsRequest,
 };
-use proto::types::{Channel, Decision, RemedyKind};
+use proto::types::{Channel, ConsideredAcceptance, Decision, RemedyKind};
 use tests::{As, fixtures, metadata_of, reason_of};
 
 use super::expect::{Happened, NOT_FOUND, Standing};
@@ -67,6 +67,18 @@ impl Play {
         let decision = if decided.is_ok() { Decision::Allowed } else { Decision::Blocked };
         prop_assert_eq!(answer.decision(), decision);
         prop_assert_eq!((reasons.len(), reasons.is_empty()), (answer.reasons.len(), decided.is_ok()));
+        let considered = if decided.is_err() { model.considered(customer, partner) } else { vec![] };
+        let is_considered = |one: &ConsideredAcceptance| {
+            let id = one.acceptance.as_ref().map(|acceptance| acceptance.acceptance_id.as_str());
+            considered
+                .iter()
+                .any(|(ids, reason)| *reason == one.reason() && id.is_some_and(|id| ids.contains(&id)))
+        };
+        prop_assert!(
+            answer.considered.len() == considered.len() && answer.considered.iter().all(is_considered),
+            "{:?} is considered instead of {considered:?}",
+            answer.considered
+        );
         prop_assert_eq!(
             answer.revision,
             model.customers[customer].acceptance_revision,
@@ -95,6 +107,7 @@ impl Play {
             include_history,
             page_size: 500,
             page_token: String::new(),
+            ..ListAttestationsRequest::default()
         };
         let listed = self.operator.attestations().list_attestations(request).await.unwrap().into_inner();
         let answered = listed.attestations.into_iter();
@@ -158,8 +171,7 @@ impl Play {
             prop_assert_eq!(&self.happened(event)?, known, "revision {}", event.revision);
         }
         for (id, admin) in self.customer_ids.iter().zip(&self.admins) {
-            let request =
-                ListEventsRequest { customer_id: id.clone(), page_size: 500, page_token: String::new() };
+            let request = ListEventsRequest { customer_id: id.clone(), page_size: 500, ..Default::default() };
             let listed = admin.events().list_events(request).await.unwrap().into_inner().events;
             let own: Vec<_> = events.iter().filter(|event| event.customer_id == *id).cloned().collect();
             prop_assert_eq!(listed, own, "the history of one customer");

@@ -90,7 +90,7 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    pub(super) fn head(&self) -> i64 {
+    pub(crate) fn head(&self) -> i64 {
         self.base + i64::try_from(self.history.len()).unwrap()
     }
 
@@ -289,6 +289,26 @@ impl Model {
             reasons.insert(BlockReason::NoAcceptance.as_str_name());
         }
         Err(reasons)
+    }
+
+    /// The acceptances that do not count, of a pair that is blocked: which each may be, and the reason.
+    pub(crate) fn considered(&self, customer: usize, partner: usize) -> Vec<(Vec<&str>, BlockReason)> {
+        let of = |kind: &Option<usize>| {
+            if let Some(n) = self.current(customer, *kind) {
+                return Some((vec![self.acceptances[n].id.as_str()], BlockReason::VersionSuperseded));
+            }
+            let is_withdrawn = |a: &&Acceptance| {
+                (a.customer, a.partner, a.standing) == (customer, *kind, Standing::Withdrawn)
+            };
+            let withdrawn = self.acceptances.iter().filter(is_withdrawn);
+            let ids: Vec<_> = withdrawn.map(|acceptance| acceptance.id.as_str()).collect();
+            (!ids.is_empty()).then_some((ids, BlockReason::Withdrawn))
+        };
+        [Some(partner), None].iter().filter_map(of).collect()
+    }
+
+    pub(crate) fn is_signature(&self, id: &str) -> bool {
+        self.acceptances.iter().any(|acceptance| acceptance.id == id && acceptance.partner.is_none())
     }
 
     /// The next instant at which time alone changes the answer.

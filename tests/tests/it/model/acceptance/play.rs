@@ -13,6 +13,8 @@ use proto::agreement::{
     CreateAttestationRequest, EndRelationshipRequest, PublishTemplateVersionRequest, Replacement,
     ReportPurchaseRequest, WithdrawAttestationRequest, WithdrawSignatureRequest, WithdrawalReason,
 };
+use proto::order::RelationshipName;
+use proto::order::preview_withdrawal_request::Subject;
 use proto::types::Contact;
 use tests::fixtures::{self, CUSTOMER_AGREEMENT, PROVIDER, RESELLER};
 use tests::{As, Cluster, actions, reason_of};
@@ -131,6 +133,28 @@ impl Play {
         }
     }
 
+    /// What a step withdraws or ends, if it may.
+    pub(crate) fn subject_of(&self, step: &Step) -> Option<Subject> {
+        let acceptance = |which: usize| Subject::AcceptanceId(self.model.acceptances[which].id.clone());
+        match *step {
+            Step::WithdrawAttestation { which, corrects: false, .. } => {
+                self.pick(which, |acceptance| acceptance.partner.is_some()).map(acceptance)
+            }
+            Step::WithdrawSignature { which, .. } => {
+                self.pick(which, |acceptance| acceptance.partner.is_none()).map(acceptance)
+            }
+            Step::EndRelationship { partner, customer } => {
+                let (payer, partner) = (PARTNERS[payer(partner)], PARTNERS[partner]);
+                Some(Subject::Relationship(RelationshipName {
+                    customer_id: self.customer_ids[customer].clone(),
+                    partner_id: payer.to_string(),
+                    reseller_id: if payer == partner { String::new() } else { partner.to_string() },
+                }))
+            }
+            _ => None,
+        }
+    }
+
     async fn attest(
         &mut self,
         partner: usize,
@@ -225,6 +249,7 @@ impl Play {
             request_id: fixtures::request_id(),
             signature_id: id.clone(),
             reason: WithdrawalReason::NotEntitled.into(),
+            validate_only: false,
         };
         let by = if is_own { customer } else { (customer + 1) % CUSTOMERS };
         let answer = reason(self.admins[by].signatures().withdraw_signature(request).await);
@@ -275,6 +300,7 @@ impl Play {
             customer_id: self.customer_ids[customer].clone(),
             provider_id: provider_of(partner).map(|id| id.to_string()).unwrap_or_default(),
             reseller_id: String::new(),
+            validate_only: false,
         };
         let answer = reason(self.partners[partner].customers().end_relationship(request).await);
         let model = &mut self.model;
@@ -346,6 +372,7 @@ impl Play {
             customer_id: self.customer_ids[customer].clone(),
             payer_id: PARTNERS[partner].to_string(),
             purchased_at: Some(timestamp(purchased_at)),
+            validate_only: false,
         };
         let answer = reason(self.service.gate().report_purchase(request).await);
         let model = &mut self.model;

@@ -39,8 +39,15 @@ impl From<Status> for Refusal {
         let unmet =
             status.get_details_precondition_failure().into_iter().flat_map(|failure| failure.violations);
         let unmet = unmet.map(|unmet| format!("{} {}", unmet.r#type, unmet.description));
-        let metadata = metadata_of(&status).into_iter().collect();
-        let named = bad_fields_of(&status).into_iter().chain(unmet).collect();
+        let mut metadata: BTreeMap<_, _> = metadata_of(&status).into_iter().collect();
+        let considered = metadata.remove("considered").unwrap_or_else(|| "[]".into());
+        let considered: Vec<serde_json::Value> = serde_json::from_str(&considered).unwrap();
+        let mut considered: Vec<_> = considered
+            .iter()
+            .map(|one| format!("CONSIDERED {}", one["reason"].as_str().unwrap_or_default()))
+            .collect();
+        considered.sort();
+        let named = bad_fields_of(&status).into_iter().chain(unmet).chain(considered).collect();
         Self { reason: reason_of(&status), metadata, named }
     }
 }
@@ -111,26 +118,33 @@ pub(super) async fn send(by: &As, call: &Call) -> Result<Answer, Status> {
             (changed.subscription, changed.gate)
         }
         Command::AutoRenew(auto_renew) => {
-            let request =
-                SetAutoRenewRequest { request_id, subscription_id, auto_renew, etag, attestation: None };
+            let request = SetAutoRenewRequest {
+                request_id,
+                subscription_id,
+                auto_renew,
+                etag,
+                attestation: None,
+                validate_only,
+            };
             let changed = service.set_auto_renew(request).await?.into_inner();
             (changed.subscription, changed.gate)
         }
         Command::Suspend => {
-            let request = SuspendSubscriptionRequest { request_id, subscription_id, etag };
+            let request = SuspendSubscriptionRequest { request_id, subscription_id, etag, validate_only };
             (service.suspend_subscription(request).await?.into_inner().subscription, None)
         }
         Command::Resume => {
-            let request = ResumeSubscriptionRequest { request_id, subscription_id, etag };
+            let request = ResumeSubscriptionRequest { request_id, subscription_id, etag, validate_only };
             (service.resume_subscription(request).await?.into_inner().subscription, None)
         }
         Command::AssignReseller(some) => {
             let reseller_id = if some { PARTNERS[2].to_string() } else { String::new() };
-            let request = AssignResellerRequest { request_id, subscription_id, etag, reseller_id };
+            let request =
+                AssignResellerRequest { request_id, subscription_id, etag, reseller_id, validate_only };
             (service.assign_reseller(request).await?.into_inner().subscription, None)
         }
         Command::Cancel => {
-            let request = CancelSubscriptionRequest { request_id, subscription_id, etag };
+            let request = CancelSubscriptionRequest { request_id, subscription_id, etag, validate_only };
             (service.cancel_subscription(request).await?.into_inner().subscription, None)
         }
     };

@@ -49,7 +49,12 @@ async fn all_pages<T>(page: impl AsyncFn(String) -> (Vec<T>, String)) -> Vec<T> 
 /// The subscriptions that a caller sees.
 pub(super) async fn subscriptions(of: &As, customer_id: &str, page_size: i32) -> Vec<Subscription> {
     all_pages(async |page_token| {
-        let request = ListSubscriptionsRequest { customer_id: customer_id.into(), page_size, page_token };
+        let request = ListSubscriptionsRequest {
+            customer_id: customer_id.into(),
+            page_size,
+            page_token,
+            ..Default::default()
+        };
         let page = of.subscriptions().list_subscriptions(request).await.unwrap().into_inner();
         (page.subscriptions, page.next_page_token)
     })
@@ -59,7 +64,12 @@ pub(super) async fn subscriptions(of: &As, customer_id: &str, page_size: i32) ->
 /// The orders that a caller sees.
 async fn orders(of: &As, customer_id: &str, page_size: i32) -> Vec<Order> {
     all_pages(async |page_token| {
-        let request = ListOrdersRequest { customer_id: customer_id.into(), page_size, page_token };
+        let request = ListOrdersRequest {
+            customer_id: customer_id.into(),
+            page_size,
+            page_token,
+            ..Default::default()
+        };
         let page = of.orders().list_orders(request).await.unwrap().into_inner();
         (page.orders, page.next_page_token)
     })
@@ -70,7 +80,8 @@ async fn orders(of: &As, customer_id: &str, page_size: i32) -> Vec<Order> {
 async fn changes(of: &As, subscription_id: &str, page_size: i32) -> Vec<SubscriptionChange> {
     all_pages(async |page_token| {
         let subscription_id = subscription_id.to_owned();
-        let request = ListSubscriptionChangesRequest { subscription_id, page_size, page_token };
+        let request =
+            ListSubscriptionChangesRequest { subscription_id, page_size, page_token, ..Default::default() };
         let page = of.subscriptions().list_subscription_changes(request).await.unwrap().into_inner();
         (page.changes, page.next_page_token)
     })
@@ -132,8 +143,7 @@ impl Play {
         }
         let (mut listed, mut page_token) = (vec![], String::new());
         loop {
-            let request =
-                ListWithdrawalReportsRequest { customer_id: String::new(), page_size: 2, page_token };
+            let request = ListWithdrawalReportsRequest { page_size: 2, page_token, ..Default::default() };
             let page = of.withdrawals().list_withdrawal_reports(request).await.unwrap().into_inner();
             listed.extend(page.reports);
             page_token = page.next_page_token;
@@ -151,7 +161,7 @@ impl Play {
             let request = GetWithdrawalReportRequest {
                 revision: report.revision,
                 page_size: 500,
-                page_token: String::new(),
+                ..Default::default()
             };
             let answered = of.withdrawals().get_withdrawal_report(request).await.unwrap().into_inner();
             // What stayed is counted only.

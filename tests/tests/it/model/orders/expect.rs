@@ -7,7 +7,7 @@ use proto::order::{
     SubscriptionChange, SubscriptionChangeKind as Kind, SubscriptionChangeReason as Why,
     SubscriptionState as State, Term,
 };
-use proto::types::{AcceptanceKind, AgreementType, Decision, Evidence, GateEvidence, GateRule};
+use proto::types::{AcceptanceKind, AgreementType, BlockReason, Decision, Evidence, GateEvidence, GateRule};
 use tests::fixtures::CUSTOMER_AGREEMENT;
 
 use super::call::{Answer, Call, Content, Refusal, bad_fields, refused};
@@ -109,17 +109,34 @@ impl Model {
                 ("partner_center_code", "13605".into()),
             ],
         );
-        refusal.named = reasons.iter().map(|reason| format!("AGREEMENT {reason}")).collect();
+        // A reseller sees no attestation of its provider, and what was withdrawn is named where its type would help.
+        let considered = model.considered(customer, paying).into_iter().filter_map(|(ids, reason)| {
+            let is_signature = model.is_signature(ids[0]);
+            let reason = match (is_wrong_type, reason) {
+                (true, BlockReason::Withdrawn) => return None,
+                (true, _) => BlockReason::WrongAgreementType,
+                (false, reason) => reason,
+            };
+            let reason = reason.as_str_name().trim_start_matches("BLOCK_REASON_");
+            (by == paying || is_signature).then(|| format!("CONSIDERED {reason}"))
+        });
+        let mut considered: Vec<_> = considered.collect();
+        considered.sort();
+        let named = reasons.iter().map(|reason| format!("AGREEMENT {reason}"));
+        refusal.named = named.chain(considered).collect();
         let mut remedies = vec![];
         if !is_wrong_type {
             let template = ("template_id".to_owned(), CUSTOMER_AGREEMENT.to_owned());
             if by == paying {
                 remedies.push("ATTEST");
+                let optional = "contact.phone,details.title,details.evidence_reference,details.evidence_sha256,\
+                                details.on_behalf_of,details.external_reference,\
+                                details.shown_text.country,details.shown_text.language,details.shown_text.sha256";
                 let required = "template_id,contact.first_name,contact.last_name,contact.email,agreed_at";
                 refusal.metadata.extend([
                     template.clone(),
                     ("required_fields".into(), required.into()),
-                    ("optional_fields".into(), "contact.phone".into()),
+                    ("optional_fields".into(), optional.into()),
                 ]);
             } else {
                 remedies.push("ASK_PROVIDER");

@@ -10,6 +10,7 @@ mod compare;
 mod expect;
 mod offers;
 mod play;
+mod preview;
 mod state;
 mod steps;
 

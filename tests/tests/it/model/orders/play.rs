@@ -38,8 +38,16 @@ impl Play {
         match step {
             Step::Accept(step) => {
                 self.end_due_terms().await?;
+                let preview = self.preview(step).await;
+                let events = self.world.model.history.len();
                 self.world.take(step).await?;
-                self.catch_up().await
+                self.catch_up().await?;
+                match preview {
+                    Some(preview) if self.world.model.history.len() > events => {
+                        self.compare_preview(&preview)
+                    }
+                    _ => Ok(()),
+                }
             }
             Step::Overtaken { by, request } => {
                 self.end_due_terms().await?;
@@ -87,6 +95,7 @@ impl Play {
                     agreed_at: Some(timestamp(
                         self.world.model.now - Duration::minutes(of.agreed_minutes_ago),
                     )),
+                    details: None,
                 });
                 let content = Content::Order(Box::new(order));
                 let by = match *by {
@@ -111,11 +120,10 @@ impl Play {
                     Actor::Reseller => 2,
                     Actor::OtherPayer => 1 - paying,
                 };
-                let validate_only = *validate_only && matches!(command, Command::Seats(_) | Command::Renew);
                 let subscription_id = known.subscription_id.clone();
                 let content =
                     Content::Change { subscription_id, etag: number.to_string(), command: *command };
-                Some(Call { by, request_id: fixtures::request_id(), content, validate_only })
+                Some(Call { by, request_id: fixtures::request_id(), content, validate_only: *validate_only })
             }
             Step::Again { which, how } => {
                 let calls = &self.model.calls;

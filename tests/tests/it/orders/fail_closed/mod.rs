@@ -23,11 +23,13 @@ use proto::agreement::attestation_service_server::{AttestationService, Attestati
 use proto::agreement::eligibility_service_server::{EligibilityService, EligibilityServiceServer};
 use proto::agreement::{
     Attestation, BatchCheckEligibilityRequest, BatchCheckEligibilityResponse, CheckEligibilityRequest,
-    CheckEligibilityResponse, CreateAttestationRequest, CreateAttestationResponse, GetAttestationRequest,
-    GetAttestationResponse, ImportAttestationsRequest, ImportAttestationsResponse, ListAttestationsRequest,
+    CheckEligibilityResponse, CheckWithdrawalRequest, CheckWithdrawalResponse, CreateAttestationRequest,
+    CreateAttestationResponse, GetAttestationRequest, GetAttestationResponse, GetPolicyRequest,
+    GetPolicyResponse, ImportAttestationsRequest, ImportAttestationsResponse, ListAttestationsRequest,
     ListAttestationsResponse, ListBlockedCustomersRequest, ListBlockedCustomersResponse,
-    ReportPurchaseRequest, ReportPurchaseResponse, RetryNotificationRequest, RetryNotificationResponse,
-    WithdrawAttestationRequest, WithdrawAttestationResponse, WithdrawalReason,
+    ListNotificationsRequest, ListNotificationsResponse, ReportPurchaseRequest, ReportPurchaseResponse,
+    RetryNotificationRequest, RetryNotificationResponse, WithdrawAttestationRequest,
+    WithdrawAttestationResponse, WithdrawalReason,
 };
 use proto::order::{
     ChangeSeatsRequest, CreateOrderRequest, GetOfferRequest, GetOrderRequest, GetSubscriptionRequest,
@@ -122,10 +124,24 @@ impl EligibilityService for Impostor {
         Err(Status::unavailable("not today"))
     }
 
+    async fn get_policy(
+        &self,
+        _request: Request<GetPolicyRequest>,
+    ) -> Result<Response<GetPolicyResponse>, Status> {
+        Err(Status::unavailable("not today"))
+    }
+
     async fn report_purchase(
         &self,
         _request: Request<ReportPurchaseRequest>,
     ) -> Result<Response<ReportPurchaseResponse>, Status> {
+        Err(Status::unavailable("not today"))
+    }
+
+    async fn check_withdrawal(
+        &self,
+        _request: Request<CheckWithdrawalRequest>,
+    ) -> Result<Response<CheckWithdrawalResponse>, Status> {
         Err(Status::unavailable("not today"))
     }
 }
@@ -167,6 +183,13 @@ impl AttestationService for Impostor {
         &self,
         _request: Request<Streaming<ImportAttestationsRequest>>,
     ) -> Result<Response<Self::ImportAttestationsStream>, Status> {
+        Err(Status::unavailable("not today"))
+    }
+
+    async fn list_notifications(
+        &self,
+        _request: Request<ListNotificationsRequest>,
+    ) -> Result<Response<ListNotificationsResponse>, Status> {
         Err(Status::unavailable("not today"))
     }
 

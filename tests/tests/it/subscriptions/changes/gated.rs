@@ -14,6 +14,7 @@ async fn what_is_gated_needs_an_acceptance_that_was_not_withdrawn(#[case] backen
         contact: Some(fixtures::contact()),
         agreed_at: Some(timestamp(world.clock.now())),
         validate_only: false,
+        details: None,
     };
     world.direct.attestations().create_attestation(cloud).await.unwrap();
     let on = world.subscribe_to(OFFICE, 3).await;

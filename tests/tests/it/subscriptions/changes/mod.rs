@@ -6,6 +6,7 @@ mod commands;
 mod gated;
 mod history;
 mod order;
+mod outdated;
 mod repeats;
 mod terms;
 
@@ -135,23 +136,32 @@ impl Asked {
                 answer(response.encode_to_vec(), response.subscription, response.gate)
             }
             Command::AutoRenew(auto_renew) => {
-                let request =
-                    SetAutoRenewRequest { request_id, subscription_id, auto_renew, etag, attestation };
+                let request = SetAutoRenewRequest {
+                    request_id,
+                    subscription_id,
+                    auto_renew,
+                    etag,
+                    attestation,
+                    validate_only: false,
+                };
                 let response = client.set_auto_renew(request).await?.into_inner();
                 answer(response.encode_to_vec(), response.subscription, response.gate)
             }
             Command::Suspend => {
-                let request = SuspendSubscriptionRequest { request_id, subscription_id, etag };
+                let request =
+                    SuspendSubscriptionRequest { request_id, subscription_id, etag, validate_only: false };
                 let response = client.suspend_subscription(request).await?.into_inner();
                 answer(response.encode_to_vec(), response.subscription, None)
             }
             Command::Resume => {
-                let request = ResumeSubscriptionRequest { request_id, subscription_id, etag };
+                let request =
+                    ResumeSubscriptionRequest { request_id, subscription_id, etag, validate_only: false };
                 let response = client.resume_subscription(request).await?.into_inner();
                 answer(response.encode_to_vec(), response.subscription, None)
             }
             Command::Cancel => {
-                let request = CancelSubscriptionRequest { request_id, subscription_id, etag };
+                let request =
+                    CancelSubscriptionRequest { request_id, subscription_id, etag, validate_only: false };
                 let response = client.cancel_subscription(request).await?.into_inner();
                 answer(response.encode_to_vec(), response.subscription, None)
             }
@@ -245,6 +255,7 @@ impl World {
             subscription_id: of.subscription_id.clone(),
             page_size: 2,
             page_token: String::new(),
+            ..ListSubscriptionChangesRequest::default()
         };
         let mut changes = vec![];
         loop {

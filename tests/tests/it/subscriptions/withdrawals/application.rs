@@ -147,6 +147,35 @@ async fn reports_and_their_effects_are_listed_page_by_page(#[case] backend: Back
     assert_eq!(tests::clients::bad_fields_of(&refused), ["page_token"]);
 }
 
+/// One call is enough to see what a withdrawal did, also one that is yet to come. Its deadline ends the waiting, not the call.
+#[apply(each_backend)]
+async fn a_report_is_waited_for(#[case] backend: Backend) {
+    tests::needs!(backend);
+    tests::needs_own!("the next revision of the history");
+    let cluster = cluster_on(backend).await;
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let attested = attest_now(&direct, &customer).await.unwrap();
+    let bought = buy(&direct, &customer, None).await.unwrap();
+    actions::until_bought(&cluster, &customer).await.unwrap();
+    let waiting_for = async |revision, at_most| {
+        let request = GetWithdrawalReportRequest { revision, wait: true, ..Default::default() };
+        let mut request = tonic::Request::new(request);
+        request.set_timeout(at_most);
+        direct.withdrawals().get_withdrawal_report(request).await.unwrap().into_inner()
+    };
+    let never = waiting_for(i64::MAX, Duration::from_secs(2)).await;
+    assert!(!never.applied && never.report.is_none() && never.applied_up_to > 0);
+
+    let next = cluster.head().await.unwrap() + 1;
+    let (report, withdrawn) = tokio::join!(waiting_for(next, LONG), withdraw(&direct, &attested));
+    assert_eq!(withdrawn.unwrap(), next);
+    let cancelled = [(bought.subscription_id, WithdrawalOutcome::Cancelled)];
+    let outcomes: Vec<_> =
+        report.effects.iter().map(|effect| (effect.subscription_id.clone(), effect.outcome())).collect();
+    assert_eq!((report.applied, outcomes), (true, cancelled.to_vec()));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn how_far_behind_the_history_order_svc_is_can_be_measured() {
     tests::needs_own!("a clock that it sets");

@@ -23,6 +23,7 @@ async fn a_withdrawn_attestation_cancels_what_rests_on_it(#[case] backend: Backe
         subscription_id: paused.subscription_id.clone(),
         reseller_id: String::new(),
         etag: paused.etag.clone(),
+        validate_only: false,
     };
     let paused = provider.subscriptions().assign_reseller(assign).await.unwrap().into_inner();
     let paused = paused.subscription.unwrap();
@@ -30,6 +31,7 @@ async fn a_withdrawn_attestation_cancels_what_rests_on_it(#[case] backend: Backe
         request_id: fixtures::request_id(),
         subscription_id: paused.subscription_id.clone(),
         etag: paused.etag.clone(),
+        validate_only: false,
     };
     provider.subscriptions().suspend_subscription(suspend).await.unwrap();
     // Another payer of the customer's was never covered by it, and learns nothing of it.

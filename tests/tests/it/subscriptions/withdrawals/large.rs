@@ -152,6 +152,7 @@ async fn a_payer_has_a_bounded_number_of_subscriptions_with_a_customer(#[case] b
         request_id: fixtures::request_id(),
         subscription_id: first.subscription_id,
         etag: first.etag,
+        validate_only: false,
     };
     direct.subscriptions().cancel_subscription(cancel).await.unwrap();
     actions::place(&direct, order(1, false)).await.unwrap();

@@ -5,6 +5,7 @@ mod application;
 mod cancellation;
 mod corrections;
 mod large;
+mod previews;
 mod relationship_ends;
 
 use std::collections::BTreeSet;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use chassis::clock::Clock;
 use chrono::TimeDelta;
 use futures_util::future::join_all;
-use proto::agreement::EndRelationshipRequest;
+use proto::agreement::{EndRelationshipRequest, GetDirectSignStatusRequest};
 use proto::order::{
     AssignResellerRequest, GetWithdrawalReportRequest, GetWithdrawalReportResponse,
     ListWithdrawalReportsRequest, NewOrderLine, Subscription, SubscriptionChangeKind,
@@ -50,9 +51,11 @@ async fn report_of(caller: &As, revision: i64) -> Result<GetWithdrawalReportResp
 
 /// The report of a withdrawal, once it has been applied.
 async fn applied(caller: &As, revision: i64) -> GetWithdrawalReportResponse {
+    let request = GetWithdrawalReportRequest { revision, wait: true, ..Default::default() };
     let asking = async {
         loop {
-            let report = report_of(caller, revision).await.unwrap();
+            let report =
+                caller.withdrawals().get_withdrawal_report(request.clone()).await.unwrap().into_inner();
             if report.applied {
                 return report;
             }

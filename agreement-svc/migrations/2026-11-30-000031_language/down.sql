@@ -1,0 +1,2 @@
+ALTER TABLE invitation DROP COLUMN language;
+ALTER TABLE customer DROP COLUMN language;

@@ -1,0 +1,2 @@
+DROP INDEX subscription_due_of_reseller;
+DROP INDEX subscription_due_of_payer;

@@ -1,0 +1,2 @@
+DROP INDEX orders_by_reference;
+ALTER TABLE orders DROP COLUMN external_reference;

@@ -1,0 +1,1 @@
+ALTER TABLE subscription_change DROP COLUMN acceptance_outdated;
