@@ -151,6 +151,17 @@ impl Model {
         Err(refusal)
     }
 
+    /// SUB-10: whether the gate would refuse a renewal by the payer for want of an acceptance; none where it does not come so
+    /// far.
+    pub(super) fn is_outdated(&self, world: &acceptance::Play, known: &Subscription) -> Option<bool> {
+        let paying = PARTNERS.iter().position(|id| id.to_string() == known.payer_id).unwrap();
+        let demands: Vec<_> = offer(&known.offer_id).unwrap().demands.into_iter().collect();
+        match self.gate(world, paying, (&known.payer_id, ""), &known.customer_id, &demands) {
+            Ok(_) => Some(false),
+            Err(no) => (no.reason == "AGREEMENT_REQUIRED").then_some(true),
+        }
+    }
+
     /// ORD-1: who pays and who is on record, or the bad field.
     fn parties(by: usize, order: &CreateOrderRequest) -> Result<(String, String), String> {
         let caller = PARTNERS[by].to_string();

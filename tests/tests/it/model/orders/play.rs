@@ -179,7 +179,7 @@ impl Play {
             known.iter().all(|known| !is_due(known, now)).then_some(())
         })
         .await;
-        model.end_terms(now);
+        model.end_terms(&self.world);
         Ok(())
     }
 

@@ -144,12 +144,20 @@ impl Model {
         }
     }
 
-    /// SUB-3: renews or ends each subscription whose term has ended, once a term.
-    pub(super) fn end_terms(&mut self, now: Time) {
-        for tracked in self.subscriptions.values_mut() {
+    /// SUB-3: renews or ends each subscription whose term has ended, once a term. A renewal says whether the acceptance was
+    /// outdated (SUB-10).
+    pub(super) fn end_terms(&mut self, world: &acceptance::Play) {
+        let now = world.model.now;
+        let due = self.subscriptions.iter().filter(|(_, tracked)| is_due(&tracked.now, now));
+        let outdated = due.map(|(id, tracked)| (id.clone(), self.is_outdated(world, &tracked.now)));
+        for (id, outdated) in outdated.collect::<Vec<_>>() {
+            let tracked = self.subscriptions.get_mut(&id).unwrap();
             while is_due(&tracked.now, now) {
-                let kind = if tracked.now.auto_renew { Kind::Renewed } else { Kind::Expired };
+                let renews = tracked.now.auto_renew;
+                let kind = if renews { Kind::Renewed } else { Kind::Expired };
                 tracked.change_internal(kind, Why::TermEnded, 0, now);
+                let change = tracked.changes.last_mut().unwrap();
+                change.acceptance_outdated = outdated.filter(|_| renews);
             }
         }
     }
