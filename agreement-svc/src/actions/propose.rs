@@ -11,12 +11,12 @@ use crate::rules::Refusal;
 use crate::rules::attestation::{self, Attestation, Claim, Facts};
 use crate::rules::event::Event;
 use crate::rules::party::Relationship;
-use crate::rules::proposal::{Decided, LIFETIME, Proposal, ProposedBy, RejectionReason, check_pending};
+use crate::rules::proposal::{Decided, LIFETIME, Proposal, ProposedBy, RejectionReason, check_one_more};
 use crate::store::acceptance::attestation_find;
 use crate::store::change::{Change, ChangeError, attestation_commitment};
 use crate::store::customer::{Viewer, relationship_active};
 use crate::store::event::event_find;
-use crate::store::proposal::{proposal_decide, proposal_insert, proposals_pending};
+use crate::store::proposal::{proposal_decide, proposal_insert, proposals_counting};
 
 /// A proposal to be stored.
 pub(crate) struct NewProposal {
@@ -49,7 +49,7 @@ pub(crate) fn propose(
         let recorded = record_shown(change, (template_id, accepted.template_version), &shown);
         claim.details.shown_text = Some(recorded.map_err(|error| error.within("details."))?);
     }
-    check_pending(proposals_pending(change.connection, [reseller_id, provider_id, customer_id], now)?)?;
+    check_one_more(proposals_counting(change.connection, [reseller_id, provider_id, customer_id], now)?)?;
 
     let mut proposal = Proposal {
         id: new_id(now),

@@ -306,7 +306,10 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         .status(),
         Refusal::TooManyProposals { max } => precondition(
             ErrorReason::ProposalLimit,
-            format!("{max} proposals for this customer wait for the provider; ask it to approve or reject them"),
+            format!(
+                "{max} proposals for this customer wait for the provider, or were withdrawn within the hour; ask the provider to \
+                 approve or reject them, or wait"
+            ),
         )
         .with("limit", max)
         .status(),
@@ -521,7 +524,7 @@ mod tests {
             FailedPrecondition CONTACT_PARTNER: the customer bought before it ever signed, so it cannot sign directly; attest its acceptance instead []
             FailedPrecondition INVITATION_NOT_PENDING: invitation 00000000-0000-0000-0000-000000000001 is EXPIRED; the partner has to create a new one ["invitation_id=00000000-0000-0000-0000-000000000001", "state=EXPIRED"]
             FailedPrecondition PROPOSAL_NOT_PENDING: proposal 00000000-0000-0000-0000-000000000001 is EXPIRED; the reseller has to propose again ["proposal_id=00000000-0000-0000-0000-000000000001", "state=EXPIRED"]
-            FailedPrecondition PROPOSAL_LIMIT: 10 proposals for this customer wait for the provider; ask it to approve or reject them ["limit=10"]
+            FailedPrecondition PROPOSAL_LIMIT: 10 proposals for this customer wait for the provider, or were withdrawn within the hour; ask the provider to approve or reject them, or wait ["limit=10"]
             FailedPrecondition INVITATIONS_OFF: this service has no key for acceptance links; ask the operator to start it with --invitation-key-file []
             FailedPrecondition ACCEPTANCE_SUPERSEDED: acceptance 00000000-0000-0000-0000-000000000001 was replaced and no longer counts; withdraw 00000000-0000-0000-0000-000000000001 ["acceptance_id=00000000-0000-0000-0000-000000000001", "current_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition ACCEPTANCE_SUPERSEDED: acceptance 00000000-0000-0000-0000-000000000001 was replaced and no longer counts ["acceptance_id=00000000-0000-0000-0000-000000000001"]

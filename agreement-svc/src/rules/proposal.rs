@@ -12,8 +12,13 @@ use super::{Refusal, Time};
 /// How long a provider can decide.
 pub const LIFETIME: Duration = Duration::days(30);
 
-/// Proposals of a reseller for a customer that may wait for a decision at a time.
-pub const PENDING_MAX: usize = 10;
+/// Proposals of a reseller to a provider for a customer that may wait for a decision at a time, with those that were withdrawn
+/// within [`WITHDRAWN_COUNTS`].
+pub const PROPOSALS_MAX: usize = 10;
+
+/// How long a proposal counts after its withdrawal. Otherwise a program that proposes and withdraws in a loop would store
+/// without end.
+pub const WITHDRAWN_COUNTS: Duration = Duration::hours(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr, VariantArray)]
 #[strum(const_into_str, serialize_all = "SCREAMING_SNAKE_CASE")]
@@ -129,9 +134,9 @@ impl Proposal {
     }
 }
 
-/// Checks that not too many proposals of a reseller for a customer wait for a decision.
-pub fn check_pending(pending: usize) -> Result<(), Refusal> {
-    if pending < PENDING_MAX { Ok(()) } else { Err(Refusal::TooManyProposals { max: PENDING_MAX }) }
+/// Checks that one more proposal may wait for a decision, beside those that count.
+pub fn check_one_more(counting: usize) -> Result<(), Refusal> {
+    if counting < PROPOSALS_MAX { Ok(()) } else { Err(Refusal::TooManyProposals { max: PROPOSALS_MAX }) }
 }
 
 #[cfg(test)]
@@ -198,7 +203,7 @@ mod tests {
 
     #[test]
     fn ten_proposals_may_wait() {
-        assert_eq!(check_pending(9), Ok(()));
-        assert_eq!(check_pending(10), Err(Refusal::TooManyProposals { max: 10 }));
+        assert_eq!(check_one_more(9), Ok(()));
+        assert_eq!(check_one_more(10), Err(Refusal::TooManyProposals { max: 10 }));
     }
 }

@@ -14,7 +14,7 @@ use super::shown::{shown_columns, shown_text};
 use crate::rules::Time;
 use crate::rules::attestation::Details;
 use crate::rules::party::Contact;
-use crate::rules::proposal::{Decided, Proposal, ProposalState};
+use crate::rules::proposal::{Decided, Proposal, ProposalState, WITHDRAWN_COUNTS};
 
 #[derive(Queryable, Insertable, Selectable)]
 #[diesel(table_name = proposal, treat_none_as_default_value = false)]
@@ -106,21 +106,23 @@ pub(crate) fn proposal_find(connection: &mut Connection, id: Uuid) -> Result<Opt
     row.map(Row::read).transpose()
 }
 
-/// How many proposals of a reseller for a customer wait for a decision at a time.
-pub(crate) fn proposals_pending(
+/// How many proposals of a reseller to a provider for a customer wait for a decision, or were withdrawn within
+/// [`WITHDRAWN_COUNTS`].
+pub(crate) fn proposals_counting(
     connection: &mut Connection,
     [reseller, provider, customer]: [Uuid; 3],
     now: Time,
 ) -> Result<usize, Error> {
+    let withdrawn_after = (now - WITHDRAWN_COUNTS).naive_utc();
     let count: i64 = query!(connection, c => {
+        let is_pending = proposal::withdrawn_at.is_null().and(proposal::expires_at.gt(now.naive_utc()));
         proposal::table
             .filter(proposal::reseller_id.eq(reseller.to_string()))
             .filter(proposal::provider_id.eq(provider.to_string()))
             .filter(proposal::customer_id.eq(customer.to_string()))
             .filter(proposal::approved_at.is_null())
             .filter(proposal::rejected_at.is_null())
-            .filter(proposal::withdrawn_at.is_null())
-            .filter(proposal::expires_at.gt(now.naive_utc()))
+            .filter(is_pending.or(proposal::withdrawn_at.gt(withdrawn_after)))
             .count()
             .get_result(c)
     })?;

@@ -250,6 +250,45 @@ async fn a_proposal_expires_after_thirty_days(#[case] backend: Backend) {
 }
 
 #[apply(each_backend)]
+async fn a_withdrawn_proposal_counts_for_another_hour(#[case] backend: Backend) {
+    tests::needs_own!("a clock that it moves");
+    tests::needs!(backend);
+    let start = fixtures::now();
+    let clock = Clock::manual(start);
+    let cluster = Cluster::start(Setup { backend, clock: clock.clone(), ..Setup::default() }).await.unwrap();
+    actions::register_partners(&cluster).await.unwrap();
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
+    let customer = actions::create_customer(&reseller, "Contoso", "FR", Some(PROVIDER)).await.unwrap();
+    let one_more = async || {
+        let agreed_at = Some(timestamp(start));
+        let new = ProposeAttestationRequest { agreed_at, ..new_proposal(PROVIDER, &customer) };
+        propose(&reseller, new).await
+    };
+    let full = || (Code::FailedPrecondition, "PROPOSAL_LIMIT".to_owned());
+    for minutes in [0, 1] {
+        clock.set(start + Duration::minutes(minutes));
+        for _ in 0..4 {
+            let proposal = one_more().await.unwrap();
+            withdraw(&reseller, &proposal).await.unwrap();
+        }
+    }
+    let [waiting, rejected] = [one_more().await.unwrap(), one_more().await.unwrap()];
+    assert_eq!(refused(one_more().await), full());
+    // What the provider has decided counts no more.
+    reject(&provider, &rejected, RejectionReason::Other).await.unwrap();
+    withdraw(&reseller, &one_more().await.unwrap()).await.unwrap();
+    assert_eq!(refused(one_more().await), full());
+    // The first four.
+    clock.set(start + Duration::hours(1));
+    for _ in 0..4 {
+        one_more().await.unwrap();
+    }
+    assert_eq!(refused(one_more().await), full());
+    assert_eq!(read(&reseller, &waiting).await.unwrap().state(), ProposalState::Pending);
+}
+
+#[apply(each_backend)]
 async fn a_reseller_withdraws_what_it_proposed_wrongly(#[case] backend: Backend) {
     tests::needs!(backend);
     let (cluster, direct) = actions::start_with_partners(backend).await;
@@ -292,12 +331,6 @@ async fn a_reseller_withdraws_what_it_proposed_wrongly(#[case] backend: Backend)
         assert_eq!(of(ProposalState::Pending).await.len(), 7);
     }
 
-    // It waits no more, so that others may.
-    for _ in 0..3 {
-        propose(&reseller, new_proposal(PROVIDER, &customer)).await.unwrap();
-    }
-    let one_more = propose(&reseller, new_proposal(PROVIDER, &customer)).await;
-    assert_eq!(refused(one_more), (Code::FailedPrecondition, "PROPOSAL_LIMIT".into()));
     let events = ListEventsRequest { customer_id: customer.clone(), page_size: 500, ..Default::default() };
     let events = provider.events().list_events(events).await.unwrap().into_inner().events;
     let is_of = |change: &Change| matches!(change, Change::ProposalWithdrawn(of) if of.proposal_id == wrong.proposal_id);
