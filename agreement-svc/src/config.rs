@@ -161,8 +161,8 @@ pub enum Import {
 #[command(mut_args = |setting| with_env("AGREEMENT", setting))]
 pub struct ImportCustomers {
     /// Columns: CustomerTenantId or CustomerId, CompanyName, Domain, Country, FirstName, LastName, Email, and optionally
-    /// PhoneNumber, ProviderId, ResellerId, FirstPurchaseDate and Language, separated by commas, semicolons or tabs, in UTF-8 or
-    /// UTF-16.
+    /// PhoneNumber, ProviderId, ResellerId, FirstPurchaseDate, Language and ExternalReference, separated by commas, semicolons
+    /// or tabs, in UTF-8 or UTF-16.
     #[arg(value_name = "FILE.csv")]
     pub file: PathBuf,
     #[command(flatten)]
@@ -255,7 +255,7 @@ pub struct ExportClient {
     pub address: tls::Address,
     #[command(flatten)]
     pub tls: tls::ClientSettings,
-    /// A file with the token of an operator or a partner's user.
+    /// A file with the token of an operator; for attestations also that of a partner's user.
     #[arg(long, env = "AGREEMENT_TOKEN", value_name = "FILE", conflicts_with_all = ["operator_id", "user_id"])]
     pub token: Option<PathBuf>,
     /// The operator's tenant, where the servers run with --auth insecure.

@@ -108,14 +108,14 @@ pub(crate) struct ImportedCustomer {
     pub provider_id: Option<Uuid>,
     pub reseller_id: Option<Uuid>,
     pub first_purchase_at: Option<Time>,
-    /// The partner's own number for it (CUS-6); empty where it has none.
+    /// The partner's external reference for it (CUS-6); empty where it has none.
     pub external_reference: String,
     /// The partner's user who imports it (ROLE-7).
     pub by: Uuid,
 }
 
 /// Creates a customer with what is known of it (CUS-4); false if it is there already, with the same data and in the same
-/// relationship. Its first purchase counts in both cases, and so does the partner's own number where it had none.
+/// relationship. Its first purchase counts in both cases, and so does the partner's external reference where it had none.
 pub(crate) fn import(
     change: &mut Change<'_>,
     creator: &Partner,
@@ -216,7 +216,7 @@ pub(crate) struct CustomerChanges {
     pub language: Option<String>,
     /// The author's contact: the partner's, or the customer's own.
     pub contact: Option<Contact>,
-    /// The partner's own number (CUS-6). No one else sees it, so it leaves no event and keeps the etag.
+    /// The partner's external reference (CUS-6). No one else sees it, so it leaves no event and keeps the etag.
     pub external_reference: Option<String>,
 }
 

@@ -234,7 +234,7 @@ pub(super) fn partner(partner: Partner, links: &[(Uuid, Uuid)]) -> wire::Partner
     }
 }
 
-/// A customer as a caller may see it, with a partner's own number for it: what it did with other partners, and their contacts, are
+/// A customer as a caller may see it, with a partner's external reference for it: what it did with other partners, and their contacts, are
 /// not for partners.
 pub(super) fn customer(
     customer: Customer,

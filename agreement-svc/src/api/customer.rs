@@ -185,7 +185,7 @@ impl CustomerService for Api {
         let name_prefix = form.text("company_name_prefix", &message.company_name_prefix, 0, 200);
         let external_reference = read_reference(&mut form, &message.external_reference);
         if caller.tenant_kind != TenantKind::Partner && !external_reference.is_empty() {
-            form.violation("external_reference", "must be empty: only partners have numbers of their own");
+            form.violation("external_reference", "must be empty: only partners have external references");
         }
         let filter = CustomerFilter {
             viewer: viewer(&caller),
@@ -353,12 +353,12 @@ pub(super) fn read_named(
     (provider_id, reseller_id)
 }
 
-/// Reads a partner's own number for a customer (CUS-6).
+/// Reads a partner's external reference for a customer (CUS-6).
 pub(super) fn read_reference(form: &mut Form, reference: &str) -> String {
     form.text("external_reference", reference, 0, 80)
 }
 
-/// Customers as a caller may see them, a partner with its own numbers for them.
+/// Customers as a caller may see them, a partner with its external references for them.
 fn shown(
     connection: &mut Connection,
     customers: Vec<Customer>,
@@ -384,7 +384,7 @@ fn author_of(caller: &Caller) -> Author {
     Author { partner_id, user_id: caller.user_id }
 }
 
-/// Reads what a caller may change: a partner the company name, its contact and its own number, the customer its own
+/// Reads what a caller may change: a partner the company name, its contact and its external reference, the customer its own
 /// contact, the operator what was entered wrongly, and each of them the language.
 fn read_changes(form: &mut Form, message: &UpdateCustomerRequest, caller: &Caller) -> CustomerChanges {
     let is_operator = caller.tenant_kind == TenantKind::Operator;
@@ -407,7 +407,7 @@ fn read_changes(form: &mut Form, message: &UpdateCustomerRequest, caller: &Calle
     }
     let is_partner = !is_operator && !is_customer;
     if !is_partner && external_reference.is_some() {
-        form.violation("external_reference", "must be absent: only partners have numbers of their own");
+        form.violation("external_reference", "must be absent: only partners have external references");
     }
     let reference = external_reference.as_ref().filter(|_| is_partner);
     let external_reference = reference.map(|reference| read_reference(form, reference));

@@ -164,8 +164,8 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::CustomerExists => with(
             Code::AlreadyExists,
             ErrorReason::CustomerExists,
-            "a customer with this id exists; read it with GetCustomer if it is yours, otherwise invite it to a relationship with \
-             CreateInvitation",
+            "a customer with this id exists; if it is yours, compare it with GetCustomer and change it with UpdateCustomer, otherwise \
+             invite it to a relationship with CreateInvitation",
         )
         .status(),
         Refusal::DomainTaken => with(
@@ -504,7 +504,7 @@ mod tests {
             AlreadyExists ALREADY_ATTESTED: attestation 00000000-0000-0000-0000-000000000001 already states this version, contact and date; nothing to do ["attestation_id=00000000-0000-0000-0000-000000000001", "partner_center_code=600061"]
             FailedPrecondition OLDER_THAN_CURRENT: on the date agreed version 1 was in force, and attestation 00000000-0000-0000-0000-000000000001 is of version 2; check the date agreed, or attest an acceptance of the later version ["attestation_id=00000000-0000-0000-0000-000000000001", "current_version=2", "offered_version=1"]
             ResourceExhausted ACCEPTANCE_CHANGE_LIMIT: this customer's acceptances by this partner, or its own signatures, were made and withdrawn 60 times within an hour; try again in 8 s, or ask the operator to raise --acceptance-changes-max ["limit=60"]
-            AlreadyExists CUSTOMER_EXISTS: a customer with this id exists; read it with GetCustomer if it is yours, otherwise invite it to a relationship with CreateInvitation []
+            AlreadyExists CUSTOMER_EXISTS: a customer with this id exists; if it is yours, compare it with GetCustomer and change it with UpdateCustomer, otherwise invite it to a relationship with CreateInvitation []
             AlreadyExists DOMAIN_TAKEN: a customer with this domain exists; invite it to a relationship with CreateInvitation, or use another domain; if it holds the domain wrongly, the operator corrects that with UpdateCustomer []
             AlreadyExists PARTNER_EXISTS: partner 00000000-0000-0000-0000-000000000001 is registered with other particulars; UpdatePartner corrects the name and the support contact, and kind and cloud never change ["partner_id=00000000-0000-0000-0000-000000000001"]
             FailedPrecondition TENANT_OF_OTHER_KIND: tenant 00000000-0000-0000-0000-000000000001 is registered as a partner, so it cannot become a customer; use the company's own tenant ["kind=PARTNER", "tenant_id=00000000-0000-0000-0000-000000000001"]

@@ -105,7 +105,7 @@ pub struct Details {
 
 impl Details {
     /// Those of an attestation in the place of another one or of a proposal, where none are given (WD-5, PRO-1). Of another
-    /// person only the partner's own number stays: the rest says something about the person who was named before. The
+    /// person only the external reference stays: the rest says something about the person who was named before. The
     /// text that was shown is one of the version.
     #[must_use]
     pub fn replaced(&self, is_of_another_person: bool, is_of_another_version: bool) -> Self {

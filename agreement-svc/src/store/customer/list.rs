@@ -19,7 +19,7 @@ pub(crate) struct CustomerFilter {
     pub name_prefix: Option<String>,
     /// The reseller of an active relationship that the viewer may see.
     pub reseller: Option<Uuid>,
-    /// A partner's own number for the customer (CUS-6); other viewers have none.
+    /// A partner's external reference for the customer (CUS-6); other viewers have none.
     pub external_reference: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Partners' own numbers for customers (CUS-6).
+//! Partners' external references for customers (CUS-6).
 
 use std::collections::BTreeMap;
 

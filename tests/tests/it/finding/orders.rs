@@ -184,7 +184,7 @@ async fn a_customer_sees_its_subscriptions_and_what_withdrawals_did(#[case] back
     }
 }
 
-/// Each partner has its own numbers: what the reseller calls an order is not for the payer, nor for the customer.
+/// Each partner has references of its own: what the reseller calls an order is not for the payer, nor for the customer.
 #[apply(each_backend)]
 async fn only_the_tenant_that_placed_an_order_sees_its_reference(#[case] backend: Backend) {
     tests::needs!(backend);

@@ -1,4 +1,4 @@
-//! CUS-6: partners' own numbers for customers, each for itself.
+//! CUS-6: partners' external references for customers, each for itself.
 
 use futures_util::stream;
 use proto::agreement::{
@@ -19,7 +19,7 @@ async fn read(caller: &As, customer_id: &str) -> Customer {
     caller.customers().get_customer(request).await.unwrap().into_inner().customer.unwrap()
 }
 
-/// The customers for which a caller has a number, page by page.
+/// The customers for which a caller has a reference, page by page.
 async fn numbered(caller: &As, reference: &str) -> Vec<String> {
     let mut request =
         ListCustomersRequest { external_reference: reference.into(), page_size: 2, ..Default::default() };
@@ -49,7 +49,7 @@ async fn set(caller: &As, customer: &Customer, reference: Option<&str>) -> Custo
 }
 
 #[apply(each_backend)]
-async fn each_partner_has_a_number_of_its_own_for_a_customer(#[case] backend: Backend) {
+async fn each_partner_has_external_references_of_its_own_for_customers(#[case] backend: Backend) {
     tests::needs!(backend);
     let (cluster, _) = actions::start_with_partners(backend).await;
     let provider = cluster.as_caller(fixtures::sales(PROVIDER));
@@ -104,7 +104,7 @@ async fn each_partner_has_a_number_of_its_own_for_a_customer(#[case] backend: Ba
     assert_eq!(numbered(&reseller, "R 9").await, [""; 0]);
 }
 
-/// CUS-4: a row brings a number where there is none yet, and never takes another one's place.
+/// CUS-4: a row brings a reference where there is none yet, and never takes another one's place.
 #[apply(each_backend)]
 async fn an_import_brings_numbers_and_replaces_none(#[case] backend: Backend) {
     tests::needs!(backend);
