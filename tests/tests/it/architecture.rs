@@ -185,9 +185,14 @@ fn rows(page: &str, first: impl Fn(&str) -> bool) -> Vec<Vec<String>> {
 
 fn is_rule_id(word: &str) -> bool {
     let number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-    const SUBJECTS: [&str; 9] = ["ROLE", "TPL", "ATT", "DIR", "INV", "CUS", "GATE", "WD", "ORD"];
+    const SUBJECTS: [&str; 11] =
+        ["ROLE", "TPL", "ATT", "PRO", "DIR", "INV", "CUS", "GATE", "WD", "ORD", "SUB"];
     match word.split_once('-') {
-        Some((subject, digits)) => (SUBJECTS.contains(&subject) || subject == "SUB") && number(digits),
+        // As WD-3a, which belongs to WD-3.
+        Some((subject, digits)) => {
+            SUBJECTS.contains(&subject)
+                && number(digits.trim_end_matches(|last: char| last.is_ascii_lowercase()))
+        }
         None => word.strip_prefix('I').is_some_and(|digits| digits.len() == 1 && number(digits)),
     }
 }

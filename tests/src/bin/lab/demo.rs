@@ -2,28 +2,36 @@
 //! `cargo demo --serve` plays the same story, keeps both services up and prints grpcurl lines to paste.
 
 use std::error::Error;
-use std::time::Duration;
 
-use chassis::clock::Clock;
+use chassis::clock::{Clock, Time};
 use chassis::form::timestamp;
 use chassis::telemetry::{self, LogFormat};
+use chrono::Duration;
 use clap::Args;
+use futures_util::stream;
 use proto::agreement::{
-    AcceptInvitationRequest, ApproveProposalRequest, Attestation, GetCustomerRequest,
-    ListBlockedCustomersRequest, WithdrawAttestationRequest, WithdrawalReason,
+    AcceptInvitationRequest, ApproveProposalRequest, Attestation, GetCustomerRequest, ImportCustomersRequest,
+    ImportCustomersResponse, ImportOutcome, ListBlockedCustomersRequest, Replacement,
+    WithdrawAttestationRequest, WithdrawalReason,
 };
+use proto::order::event::Change as OrderChange;
 use proto::order::preview_withdrawal_request::Subject;
 use proto::order::{
-    ChangeSeatsRequest, CreateOrderRequest, CreateOrderResponse, GetWithdrawalReportRequest,
-    InlineAttestation, PreviewWithdrawalRequest, WithdrawalReport,
+    ChangeSeatsRequest, CreateOrderRequest, CreateOrderResponse, Event as OrderEvent,
+    GetWithdrawalReportRequest, InlineAttestation, ListEventsRequest as ListOrderEvents,
+    PreviewWithdrawalRequest, WithdrawalReport,
 };
 use proto::types::{AcceptanceKind, Evidence};
 use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
 use tests::{As, Cluster, Setup, actions, metadata_of};
 use tonic::Status;
+use uuid::Uuid;
 
 /// How often to look for what order-svc does in its own time.
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// The tenant of the customer that is imported.
+const IMPORTED: Uuid = Uuid::from_u128(0x4000_8000_0000_0000_0ada);
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -92,10 +100,18 @@ async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn Error>> {
     let order = actions::order(&direct, &customer, None, 5).await?;
     accepted(&describe(&order));
 
-    step("Seats go from 5 to 8:");
     let bought = order.subscriptions.first().cloned().unwrap_or_default();
-    let seats = change_seats(&direct, &bought.subscription_id, &bought.etag, 8).await?;
-    accepted(&format!("{} seats, etag {} -> {}", seats.quantity, bought.etag, seats.etag));
+
+    step(
+        "It imports a customer that it had before, with its first purchase. It attests, and corrects the date:",
+    );
+    let imported = import(&direct).await?;
+    accepted(&format!("customer {}, with the id of its tenant", imported.customer_id));
+    let now = clock.now();
+    let wrong = actions::attest(&direct, &imported.customer_id, now - Duration::days(3)).await?;
+    let wrong = wrong.attestation.unwrap_or_default().attestation_id;
+    let right = correct_date(&direct, &wrong, now - Duration::days(30)).await?;
+    accepted(&format!("attestation {right} in place of {wrong}"));
 
     step("The reseller creates a customer in Germany through its provider, and tries to attest:");
     let resold = actions::create_customer(&reseller, "Fourth Coffee Berlin", "DE", Some(PROVIDER)).await?;
@@ -109,9 +125,9 @@ async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn Error>> {
     let through_reseller = actions::order(&reseller, &resold, Some(PROVIDER), 3).await?;
     accepted(&describe(&through_reseller));
 
-    step("The operator publishes a new version, effective and due at once. 8 seats cannot become 10:");
+    step("The operator publishes a new version, effective and due at once. 5 seats cannot become 10:");
     publish_version(&cluster.as_caller(fixtures::operator())).await?;
-    refused(change_seats(&direct, &bought.subscription_id, &seats.etag, 10).await)?;
+    refused(change_seats(&direct, &bought.subscription_id, &bought.etag, 10).await)?;
 
     step("The partner attests the new version, and changes the seats again:");
     let attested = actions::attest(&direct, &customer, clock.now()).await?.attestation.unwrap_or_default();
@@ -119,8 +135,8 @@ async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn Error>> {
         "attestation {} of template version {}",
         attested.attestation_id, attested.template_version
     ));
-    let seats = change_seats(&direct, &bought.subscription_id, &seats.etag, 10).await?;
-    accepted(&format!("{} seats", seats.quantity));
+    let seats = change_seats(&direct, &bought.subscription_id, &bought.etag, 10).await?;
+    accepted(&format!("{} seats, etag {} -> {}", seats.quantity, bought.etag, seats.etag));
 
     step("The partner invites a company that is no customer yet. Its administrator accepts and signs:");
     let invitation = actions::invite(&direct, None, None).await?;
@@ -184,7 +200,48 @@ async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn Error>> {
         ..fixtures::new_order(&customer, None, fixtures::OFFICE, 5)
     };
     accepted(&describe(&direct.orders().create_order(order).await?.into_inner()));
+
+    step("Billing reads what happened to the first customer's orders and subscriptions:");
+    let billing = cluster.as_caller(fixtures::service());
+    for event in order_events(&billing, &customer, 6).await? {
+        println!("         {}", describe_event(&event));
+    }
     Ok(Customers { direct: customer, resold })
+}
+
+/// Imports a customer that bought before.
+async fn import(partner: &As) -> Result<ImportCustomersResponse, Status> {
+    let new = fixtures::new_customer("Adatum Lille", "FR", None);
+    let row = ImportCustomersRequest {
+        request_id: fixtures::request_id(),
+        customer_id: IMPORTED.to_string(),
+        company_name: new.company_name,
+        domain: new.domain,
+        country: new.country,
+        primary_contact: new.primary_contact,
+        first_purchase_at: Some(timestamp(Clock::system().now() - Duration::days(900))),
+        external_reference: "C-1001".into(),
+        ..ImportCustomersRequest::default()
+    };
+    let mut answers = partner.customers().import_customers(stream::iter([row])).await?.into_inner();
+    let answer = answers.message().await?.unwrap_or_default();
+    match answer.outcome() {
+        ImportOutcome::Stored => Ok(answer),
+        outcome => Err(Status::internal(format!("the row is {}", outcome.as_str_name()))),
+    }
+}
+
+/// Puts an attestation with another date in the place of one that was recorded in error, and returns its id.
+async fn correct_date(partner: &As, attestation_id: &str, agreed_at: Time) -> Result<String, Status> {
+    let correction = WithdrawAttestationRequest {
+        request_id: fixtures::request_id(),
+        attestation_id: attestation_id.into(),
+        reason: WithdrawalReason::RecordedInError.into(),
+        replacement: Some(Replacement { agreed_at: Some(timestamp(agreed_at)), ..Replacement::default() }),
+        ..WithdrawAttestationRequest::default()
+    };
+    let corrected = partner.attestations().withdraw_attestation(correction).await?.into_inner();
+    Ok(corrected.replacement.unwrap_or_default().attestation_id)
 }
 
 /// A reseller's proposal becomes its provider's attestation.
@@ -213,6 +270,18 @@ async fn wait_until_reported(cluster: &Cluster, customer: &str) -> Result<(), St
         let found = operator.customers().get_customer(request).await?.into_inner().customer;
         if found.unwrap_or_default().first_purchase_at.is_some() {
             return Ok(());
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// So many events of a customer's orders. order-svc records them moments after its answers.
+async fn order_events(billing: &As, customer: &str, count: usize) -> Result<Vec<OrderEvent>, Status> {
+    loop {
+        let request = ListOrderEvents { customer_id: customer.into(), ..ListOrderEvents::default() };
+        let events = billing.order_events().list_events(request).await?.into_inner().events;
+        if events.len() >= count {
+            return Ok(events);
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
@@ -267,10 +336,23 @@ fn describe_evidence(evidence: &Evidence) -> String {
     format!("{kind} {} of version {}", evidence.acceptance_id, evidence.template_version)
 }
 
+fn describe_event(event: &OrderEvent) -> String {
+    let happened = match &event.change {
+        Some(OrderChange::OrderPlaced(_)) => "order placed".to_owned(),
+        Some(OrderChange::SubscriptionChanged(of)) => {
+            let change = of.change.clone().unwrap_or_default();
+            let kind = change.kind().as_str_name().trim_start_matches("SUBSCRIPTION_CHANGE_KIND_");
+            format!("subscription {kind}, seats {} -> {}", change.quantity_before, change.quantity_after)
+        }
+        Some(OrderChange::HistoryRestored(_)) | None => "history restored".to_owned(),
+    };
+    format!("{}: {happened}", event.revision)
+}
+
 fn print_lines(cluster: &Cluster, customers: &Customers) {
     let (agreements, orders) = (cluster.agreements_address(), cluster.orders_address());
-    let identity = |kind: &str, tenant: uuid::Uuid| {
-        let user = uuid::Uuid::new_v5(&tenant, b"user");
+    let identity = |kind: &str, tenant: Uuid| {
+        let user = Uuid::new_v5(&tenant, b"user");
         format!(
             "-H 'x-tenant-kind: {kind}' -H 'x-tenant-id: {tenant}' -H 'x-user-id: {user}' -H 'x-roles: SALES_AGENT'"
         )
