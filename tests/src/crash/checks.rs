@@ -24,7 +24,7 @@ const ANSWER_AGE_MAX: TimeDelta = TimeDelta::seconds(5);
 pub(super) struct Orders {
     pub cursor: i64,
     gated: Vec<Gated>,
-    changes: Vec<Change>,
+    pub changes: Vec<Change>,
     subscriptions: Vec<Subscription>,
     answered: Vec<Answered>,
     reports: Vec<Report>,
@@ -47,7 +47,7 @@ impl Orders {
     }
 
     /// All orders.
-    fn placed(&self) -> impl Iterator<Item = &Gated> {
+    pub(super) fn placed(&self) -> impl Iterator<Item = &Gated> {
         self.gated.iter().filter(|made| made.kind == "ORDER")
     }
 

@@ -3,6 +3,7 @@
 
 mod checks;
 mod load;
+mod order_events;
 mod rows;
 
 use std::fmt;
@@ -19,6 +20,7 @@ use tonic::Code;
 
 use self::checks::{Agreements, Orders, check};
 use self::load::{Done, Load};
+use self::order_events::OrderEvents;
 use crate::databases::{Backend, State};
 use crate::fixtures;
 use crate::harness::postgres_servers::FailoverPair;
@@ -158,6 +160,7 @@ async fn soak(processes: Processes, disturbance: Disturbance, plan: Plan) -> Res
         failed_over: None,
         random: StdRng::seed_from_u64(plan.seed),
         history: History::default(),
+        order_events: OrderEvents::default(),
         heads: vec![],
         summary: Summary::default(),
     };
@@ -177,6 +180,8 @@ struct Soak {
     failed_over: Option<FailedOver>,
     random: StdRng,
     history: History,
+    /// What order-svc's stream has had so far, read on after each round.
+    order_events: OrderEvents,
     /// The ends of the history, as they were before each kill.
     heads: Vec<String>,
     summary: Summary,
@@ -198,6 +203,7 @@ impl Soak {
         }
         self.settle(plan).await?;
         self.check().await?;
+        self.reread_order_events().await?;
         self.count();
         Ok(())
     }
@@ -242,6 +248,7 @@ impl Soak {
         self.processes.check_running()?;
         let orders = Orders::read(&mut rows::snapshot(self.processes.orders.database())?)?;
         self.read_history().await?;
+        self.read_order_events(&orders).await?;
         let agreements = Agreements::read(&mut rows::snapshot(self.processes.agreements.database())?)?;
         verify(self.processes.agreements.database(), &self.heads)?;
         check(&agreements, &orders, &self.history, &self.load.asked(), &self.processes.mail_folder())?;
@@ -289,6 +296,24 @@ impl Soak {
             self.history.apply(event).map_err(|why| format!("the history: {why}"))?;
         }
         Ok(())
+    }
+
+    /// Reads on in order-svc's history until it has had all that was stored.
+    async fn read_order_events(&mut self, stored: &Orders) -> Result<(), String> {
+        let watcher = self.processes.as_caller(fixtures::operator());
+        self.order_events.read_on(&watcher, stored).await?;
+        // Background work goes on, so that what is in the stream may have been stored since.
+        let now = Orders::read(&mut rows::snapshot(self.processes.orders.database())?)?;
+        self.order_events.check_stored(&now)
+    }
+
+    /// That a watcher from the beginning hears once and in the same order what the one that resumed after each round heard.
+    async fn reread_order_events(&self) -> Result<(), String> {
+        let stored = Orders::read(&mut rows::snapshot(self.processes.orders.database())?)?;
+        let watcher = self.processes.as_caller(fixtures::operator());
+        let mut anew = OrderEvents::default();
+        anew.read_on(&watcher, &stored).await?;
+        anew.check_continues(&self.order_events)
     }
 
     /// Waits for background work.

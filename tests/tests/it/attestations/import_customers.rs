@@ -1,9 +1,10 @@
 //! CUS-1, CUS-4: customers with the ids of their tenants, created one by one and imported.
 
 use futures_util::stream;
+use proto::agreement::event::Change;
 use proto::agreement::{
     CreateCustomerRequest, GetCustomerRequest, GetDirectSignStatusRequest, ImportCustomersRequest,
-    ImportCustomersResponse, ImportOutcome, ListCustomerPartnersRequest,
+    ImportCustomersResponse, ImportOutcome, ListCustomerPartnersRequest, ListEventsRequest,
 };
 use proto::types::ErrorReason;
 use rstest_reuse::apply;
@@ -53,6 +54,21 @@ async fn import(partner: &As, rows: &[ImportCustomersRequest]) -> Vec<ImportCust
 fn outcome(answer: &ImportCustomersResponse) -> (ImportOutcome, ErrorReason) {
     let reason = answer.refusal.as_ref().map_or(ErrorReason::Unspecified, proto::types::Refusal::reason);
     (answer.outcome(), reason)
+}
+
+/// The first purchases in the history of a customer: when each was made, and whether a partner imported it.
+async fn first_purchases(viewer: &As, customer: Uuid) -> Vec<(Option<prost_types::Timestamp>, bool)> {
+    let request = ListEventsRequest {
+        customer_id: customer.to_string(),
+        page_size: 500,
+        ..ListEventsRequest::default()
+    };
+    let events = viewer.events().list_events(request).await.unwrap().into_inner().events;
+    let purchases = events.into_iter().filter_map(|event| match event.change {
+        Some(Change::FirstPurchaseReported(purchase)) => Some((purchase.purchased_at, purchase.imported)),
+        _ => None,
+    });
+    purchases.collect()
 }
 
 /// The customer's own users see the customer that its partner created under the id of its tenant.
@@ -142,6 +158,19 @@ async fn customers_are_imported_once_with_their_first_purchases(#[case] backend:
     assert_eq!(first_purchase(7).await, time("2021-05-04T12:00:00Z"));
     assert_eq!(first_purchase(8).await, None);
     assert_eq!(first_purchase(9).await, time("2020-02-03T00:00:00Z"));
+    // The history tells what a partner imported from what was bought here.
+    actions::attest_now(&direct, &tenant(10).to_string()).await.unwrap();
+    let ordered = actions::order(&direct, &tenant(10).to_string(), None, 1).await.unwrap().order.unwrap();
+    actions::until_bought(&cluster, &tenant(10).to_string()).await.unwrap();
+    for (n, purchases) in [
+        (7, vec![(time("2021-05-04T12:00:00Z"), true)]),
+        (8, vec![]),
+        (9, vec![(time("2020-02-03T00:00:00Z"), true)]),
+        (10, vec![(ordered.placed_at, false)]),
+    ] {
+        let operator = cluster.as_caller(fixtures::operator());
+        assert_eq!(first_purchases(&operator, tenant(n)).await, purchases, "of {n}");
+    }
     // Partners do not see it, because another partner may have made the purchase.
     let request = GetCustomerRequest { customer_id: tenant(7).to_string() };
     let seen = direct.customers().get_customer(request).await.unwrap().into_inner().customer.unwrap();

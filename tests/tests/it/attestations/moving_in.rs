@@ -13,13 +13,16 @@ use proto::agreement::{
 };
 use proto::order::SubscriptionState;
 use rstest_reuse::apply;
-use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT};
+use tests::fixtures::{self, CLOUD_AGREEMENT, CUSTOMER_AGREEMENT, DIRECT};
 use tests::{As, Backend, Cluster, actions, reason_of};
 use uuid::Uuid;
 
 use crate::each_backend;
 
 const CUSTOMERS: u128 = 300;
+
+/// Of so many the vendor has answers, two records each: more than an import decides together, so that it can be cut between.
+const ANSWERED: u128 = 100;
 
 /// The id of a tenant of the world of the tests.
 fn tenant(n: u128) -> Uuid {
@@ -77,27 +80,52 @@ async fn cut_off(cluster: &Cluster, settings: Import) {
     }
 }
 
-/// Imports, and gives how many rows had which outcome.
+/// Imports, and gives how many rows had which outcome, those refused with the reason.
 async fn carry_through(settings: Import, file: &Path) -> Vec<(String, usize)> {
     let code = import::run(settings).await;
-    assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::SUCCESS));
     let mut outcomes: Vec<(String, usize)> = vec![];
     for record in csv::Reader::from_path(file.with_extension("results.csv")).unwrap().records() {
-        let outcome = record.unwrap()[2].to_owned();
+        let record = record.unwrap();
+        let outcome = match &record[2] {
+            // The message follows the reason.
+            "REFUSED" => format!("REFUSED {}", &record[record.len() - 2]),
+            outcome => outcome.to_owned(),
+        };
         match outcomes.iter_mut().find(|(known, _)| *known == outcome) {
             Some((_, rows)) => *rows += 1,
             None => outcomes.push((outcome, 1)),
         }
     }
     outcomes.sort();
+    let are_refused = outcomes.iter().any(|(outcome, _)| outcome.starts_with("REFUSED"));
+    let expected = if are_refused { ExitCode::from(1) } else { ExitCode::SUCCESS };
+    assert_eq!(format!("{code:?}"), format!("{expected:?}"), "{outcomes:?}");
     outcomes
 }
 
 /// After a run that was cut off, every row is settled once.
-fn assert_whole(outcomes: &[(String, usize)]) {
+fn assert_whole(outcomes: &[(String, usize)], expected: u128) {
     let rows: usize = outcomes.iter().map(|(_, rows)| rows).sum();
     let known = outcomes.iter().all(|(outcome, _)| ["REPLAYED", "STORED"].contains(&outcome.as_str()));
-    assert!(known && rows as u128 == CUSTOMERS, "{outcomes:?}");
+    assert!(known && rows as u128 == expected, "{outcomes:?}");
+}
+
+/// The vendor's answer about the agreements of a customer.
+fn vendors_answer(n: u128, has_cloud_agreement: bool) -> String {
+    let record = |template: &str, kind: &str, date: &str| {
+        format!(
+            r#"{{"primaryContact":{{"firstName":"Tania","lastName":"Carr","email":"t@adatum-{n}.example"}},
+                "templateId":"{template}","dateAgreed":"{date}","type":"{kind}"}}"#
+        )
+    };
+    let mut records = vec![
+        record(CUSTOMER_AGREEMENT, "MicrosoftCustomerAgreement", "2024-08-27T00:00:00"),
+        record(CUSTOMER_AGREEMENT, "MicrosoftCustomerAgreement", "2023-08-26T00:00:00"),
+    ];
+    if has_cloud_agreement {
+        records.push(record(CLOUD_AGREEMENT, "MicrosoftCloudAgreement", "2018-07-28T00:00:00"));
+    }
+    format!(r#"{{"totalCount":{},"items":[{}]}}"#, records.len(), records.join(","))
 }
 
 /// CUS-4, ATT-8, ATT-10, DIR-4, WD-5.
@@ -108,7 +136,9 @@ async fn a_reseller_moves_in_with_its_files(#[case] backend: Backend) {
     let (cluster, direct) = actions::start_with_partners(backend).await;
     let reseller = Reseller::of(&cluster);
 
-    // Some customers bought before they came. The last four are not in the file of attestations.
+    // Some customers bought before they came. Those of whom the vendor has answers, and the last two, are not in the file of
+    // attestations.
+    const LISTED: u128 = CUSTOMERS - ANSWERED - 2;
     let mut book = String::from(
         "CustomerTenantId,CompanyName,Domain,Country,FirstName,LastName,Email,FirstPurchaseDate,Language,\
          ExternalReference\n",
@@ -121,37 +151,32 @@ async fn a_reseller_moves_in_with_its_files(#[case] backend: Backend) {
             "{id},Adatum {n},adatum-{n}.example,FR,Tania,Carr,tania@adatum-{n}.example,{bought},pt-br,C {n}"
         )
         .unwrap();
-        if n < CUSTOMERS - 4 {
+        if n < LISTED {
             writeln!(accepted, "{id},Tania,Carr,tania@adatum-{n}.example,2024-05-01").unwrap();
         }
     }
     let book = reseller.write("customers.csv", &book);
     cut_off(&cluster, reseller.customers(&book)).await;
-    assert_whole(&carry_through(reseller.customers(&book), &book).await);
+    assert_whole(&carry_through(reseller.customers(&book), &book).await, CUSTOMERS);
     let again = carry_through(reseller.customers(&book), &book).await;
     assert_eq!(again, [("REPLAYED".to_owned(), CUSTOMERS as usize)]);
 
     let accepted = reseller.write("attestations.csv", &accepted);
     cut_off(&cluster, reseller.attestations(&accepted)).await;
-    let outcomes = carry_through(reseller.attestations(&accepted), &accepted).await;
-    assert_eq!(outcomes.iter().map(|(_, rows)| rows).sum::<usize>() as u128, CUSTOMERS - 4);
+    assert_whole(&carry_through(reseller.attestations(&accepted), &accepted).await, LISTED);
 
-    // Of two customers the vendor has records, the newest first.
-    for n in [CUSTOMERS - 4, CUSTOMERS - 3] {
-        let record = |date: &str| {
-            format!(
-                r#"{{"primaryContact":{{"firstName":"Tania","lastName":"Carr","email":"t@adatum-{n}.example"}},
-                    "templateId":"{CUSTOMER_AGREEMENT}","dateAgreed":"{date}","type":"MicrosoftCustomerAgreement"}}"#
-            )
-        };
-        let records = [record("2024-08-27T00:00:00"), record("2023-08-26T00:00:00")].join(",");
-        let text = format!(r#"{{"totalCount":2,"items":[{records}]}}"#);
+    // Of others the vendor has records, the newest first; of one of them also of the agreement that was retired.
+    for n in LISTED..LISTED + ANSWERED {
+        let text = vendors_answer(n, n == LISTED);
         reseller.write(&format!("agreements/{}.json", tenant(n)), &text);
     }
     let answers = reseller.folder.path().join("agreements");
-    let outcomes = carry_through(reseller.attestations(&answers), &answers).await;
-    assert_eq!(outcomes, [("STORED".to_owned(), 4)]);
-    let of_one = tenant(CUSTOMERS - 4).to_string();
+    cut_off(&cluster, reseller.attestations(&answers)).await;
+    let mut outcomes = carry_through(reseller.attestations(&answers), &answers).await;
+    assert_eq!(outcomes.remove(0), ("REFUSED TEMPLATE_RETIRED".to_owned(), 1));
+    assert_whole(&outcomes, 2 * ANSWERED);
+    // The other records of that customer are stored.
+    let of_one = tenant(LISTED).to_string();
     let mut states: Vec<_> = actions::attestations_of(&direct, &of_one).await.unwrap();
     states.sort_by_key(|attestation| attestation.agreed_at.unwrap().seconds);
     let states: Vec<_> = states.iter().map(proto::agreement::Attestation::state).collect();

@@ -10,15 +10,17 @@ use chassis::clock::Clock;
 use chassis::database::Url;
 use chassis::form::timestamp;
 use proto::agreement::{
-    CreateAttestationRequest, CreateAttestationResponse, CreateCustomerRequest, CreateInvitationRequest,
-    GetAttestationRequest, GetCustomerRequest, InlineAttestation, ListCustomersRequest, NotificationState,
-    ProposeAttestationRequest, UpdateCustomerRequest,
+    ApproveProposalRequest, CreateAttestationRequest, CreateAttestationResponse, CreateCustomerRequest,
+    CreateInvitationRequest, GetAttestationRequest, GetCustomerRequest, InlineAttestation,
+    ListCustomersRequest, NotificationState, ProposeAttestationRequest, Replacement, SupportContact,
+    UpdateCustomerRequest, UpdatePartnerRequest, WithdrawAttestationRequest, WithdrawalReason,
 };
+use proto::order::{CreateOrderRequest, CreateOrderResponse};
 use proto::types::{AttestationDetails, Contact, ShownText};
 use rstest_reuse::apply;
 use tests::assert::eventually;
 use tests::fixtures::{
-    self, CUSTOMER_AGREEMENT, PROVIDER, RESELLER, contact_to_erase, new_attestation_by, now,
+    self, CUSTOMER_AGREEMENT, DIRECT, OFFICE, PROVIDER, RESELLER, contact_to_erase, new_attestation_by, now,
 };
 use tests::{As, Backend, Cluster, actions, reason_of};
 use uuid::Uuid;
@@ -29,6 +31,18 @@ use crate::each_backend;
 /// It is about no person, and stays.
 fn shown_text() -> ShownText {
     ShownText { country: "FR".into(), language: "fr-FR".into(), sha256: "5".repeat(64) }
+}
+
+/// What else is known of the person, beside the contact. The external reference and the shown text stay.
+fn details() -> AttestationDetails {
+    AttestationDetails {
+        title: "Quillmaster".into(),
+        evidence_reference: "Vellumroom 7".into(),
+        on_behalf_of: "Employee-90210".into(),
+        external_reference: "Ledger 5".into(),
+        shown_text: Some(shown_text()),
+        ..AttestationDetails::default()
+    }
 }
 
 /// Every byte that the database keeps of its rows: the files of SQLite, the rows of PostgreSQL. In lower
@@ -128,16 +142,8 @@ async fn with_people(backend: Backend) -> People {
     };
     direct.customers().update_customer(update).await.unwrap();
     let shouted = Contact { email: contact_to_erase().email.to_uppercase(), ..contact_to_erase() };
-    let details = AttestationDetails {
-        title: "Quillmaster".into(),
-        evidence_reference: "Vellumroom 7".into(),
-        on_behalf_of: "Employee-90210".into(),
-        external_reference: "Ledger 5".into(),
-        shown_text: Some(shown_text()),
-        ..AttestationDetails::default()
-    };
     let attested_request = CreateAttestationRequest {
-        details: Some(details.clone()),
+        details: Some(details()),
         ..new_attestation_by(&former.customer_id, shouted)
     };
     let attested = direct.attestations().create_attestation(attested_request.clone()).await.unwrap();
@@ -154,12 +160,105 @@ async fn with_people(backend: Backend) -> People {
     let resold = actions::create_customer(&reseller, "Wingtip", "FR", Some(PROVIDER)).await.unwrap();
     let proposal = ProposeAttestationRequest {
         contact: Some(contact_to_erase()),
-        details: Some(details),
+        details: Some(details()),
         ..fixtures::new_proposal(PROVIDER, &resold)
     };
     reseller.proposals().propose_attestation(proposal).await.unwrap();
     let mails = tempfile::tempdir().unwrap();
     People { cluster, direct, customer, created, attested, attested_request, other, other_answer, mails }
+}
+
+/// The person where a call other than those of an attestation brings it: an order, an approved proposal, and the
+/// correction of an attestation.
+struct Elsewhere {
+    ordered: CreateOrderRequest,
+    order_answer: CreateOrderResponse,
+    approved: ApproveProposalRequest,
+    corrected: WithdrawAttestationRequest,
+}
+
+async fn elsewhere(people: &People) -> Elsewhere {
+    let People { cluster, direct, .. } = people;
+    let ordering = actions::create_customer(direct, "Tailspin", "FR", None).await.unwrap();
+    let ordered = CreateOrderRequest {
+        attestation: Some(proto::order::InlineAttestation {
+            contact: Some(contact_to_erase()),
+            details: Some(details()),
+            ..fixtures::inline_attestation(now())
+        }),
+        external_reference: "Ledger 8".into(),
+        ..fixtures::new_order(&ordering, None, OFFICE, 1)
+    };
+    let order_answer = actions::place(direct, ordered.clone()).await.unwrap();
+    // So that the history does not grow by the purchase while it is compared.
+    actions::until_bought(cluster, &ordering).await.unwrap();
+
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
+    let resold = actions::create_customer(&reseller, "Proseware", "FR", Some(PROVIDER)).await.unwrap();
+    let proposal = ProposeAttestationRequest {
+        contact: Some(contact_to_erase()),
+        details: Some(details()),
+        ..fixtures::new_proposal(PROVIDER, &resold)
+    };
+    let proposed = reseller.proposals().propose_attestation(proposal).await.unwrap().into_inner();
+    let approved = ApproveProposalRequest {
+        request_id: fixtures::request_id(),
+        proposal_id: proposed.proposal.unwrap().proposal_id,
+        validate_only: false,
+    };
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
+    provider.proposals().approve_proposal(approved.clone()).await.unwrap();
+
+    let mistaken = actions::create_customer(direct, "Lucerne", "FR", None).await.unwrap();
+    let mistake = actions::attest_now(direct, &mistaken).await.unwrap();
+    let corrected = WithdrawAttestationRequest {
+        reason: WithdrawalReason::RecordedInError.into(),
+        replacement: Some(Replacement {
+            template_id: CUSTOMER_AGREEMENT.into(),
+            contact: Some(contact_to_erase()),
+            agreed_at: Some(timestamp(now())),
+            details: Some(details()),
+        }),
+        ..fixtures::new_withdrawal(&mistake)
+    };
+    direct.attestations().withdraw_attestation(corrected.clone()).await.unwrap();
+    Elsewhere { ordered, order_answer, approved, corrected }
+}
+
+impl Elsewhere {
+    /// What agreement-svc answered named the person, and cannot be had again. What order-svc answered did not.
+    async fn assert_repeated(self, people: &People) {
+        let People { cluster, direct, .. } = people;
+        let provider = cluster.as_caller(fixtures::sales(PROVIDER));
+        let again = provider.proposals().approve_proposal(self.approved).await.unwrap_err();
+        assert_eq!(reason_of(&again), "REQUEST_ID_REUSED");
+        let again = direct.attestations().withdraw_attestation(self.corrected).await.unwrap_err();
+        assert_eq!(reason_of(&again), "REQUEST_ID_REUSED");
+        assert_eq!(actions::place(direct, self.ordered).await.unwrap(), self.order_answer);
+    }
+}
+
+/// Where the customers of a partner ask: the person, under a telephone number and a page of its own.
+fn support() -> SupportContact {
+    SupportContact {
+        email: contact_to_erase().email,
+        phone: "+00 5550 2888".into(),
+        url: "https://inkwell-desk.example/help".into(),
+    }
+}
+
+/// Has customers ask the person, first by e-mail only.
+async fn set_support(cluster: &Cluster) {
+    let by_mail = actions::set_support(cluster, DIRECT, &support().email).await.unwrap();
+    let update = UpdatePartnerRequest {
+        request_id: fixtures::request_id(),
+        partner_id: by_mail.partner_id,
+        etag: by_mail.etag,
+        name: by_mail.name,
+        validate_only: false,
+        support: Some(support()),
+    };
+    cluster.as_caller(fixtures::operator()).partners().update_partner(update).await.unwrap();
 }
 
 impl People {
@@ -197,6 +296,7 @@ async fn an_erased_person_is_gone_and_no_other_person_is(#[case] backend: Backen
     tests::needs_own!("databases that it writes to");
     tests::needs!(backend);
     let people = with_people(backend).await;
+    let elsewhere = elsewhere(&people).await;
     let People { cluster, direct, .. } = &people;
     let database = cluster.agreements_database();
     let naming = people.written(&people.attested).await;
@@ -208,7 +308,7 @@ async fn an_erased_person_is_gone_and_no_other_person_is(#[case] backend: Backen
     fs::write(&unfinished, format!("To: {}\r\n", contact_to_erase().email)).unwrap();
     let others = people.written(&people.other_answer).await;
     // After all mails were written: none of them is answered to the person but this one.
-    actions::set_support(cluster, fixtures::DIRECT, &contact_to_erase().email).await.unwrap();
+    set_support(cluster).await;
     let to = format!("bob@contoso.example\r\nReply-To: {}", contact_to_erase().email);
     let replied = people.mail_named(&Uuid::from_u128(2).to_string(), &to, "Anna Vance agreed.");
     let before = everything(database);
@@ -217,28 +317,38 @@ async fn an_erased_person_is_gone_and_no_other_person_is(#[case] backend: Backen
     let kept = verify(cluster, &[]).await.head;
 
     let erased = erase(cluster, " ZEB.Quxley@Contoso.example ", people.mails.path()).await.unwrap();
-    // Answers: two customers, an attestation, a withdrawal, an invitation, a proposal and a partner. The update of the
-    // customer names only the namesake.
+    // Answers: two customers, two attestations, of which an order made one, a withdrawal, a correction, an
+    // invitation, two proposals, an approval and two updates of a partner. The update of the customer names only
+    // the namesake.
     let expected = Erased {
-        attestations: 2,
+        attestations: 5,
         customers: 1,
         partners: 1,
         invitations: 1,
-        proposals: 1,
-        answers: 7,
+        proposals: 2,
+        answers: 12,
         mails: Some(4),
     };
     assert_eq!(erased, expected, "{backend:?}");
 
     let after = everything(database);
-    let details = ["Quillmaster", "Vellumroom 7", "Employee-90210"].map(str::to_owned);
-    for gone in [&first_name, &last_name, &phone].into_iter().chain(&details) {
+    let AttestationDetails { title, evidence_reference, on_behalf_of, .. } = details();
+    let details = [title, evidence_reference, on_behalf_of];
+    let SupportContact { phone: support_phone, url, .. } = support();
+    let of_person = [&first_name, &last_name, &phone];
+    for gone in of_person.into_iter().chain(&details).chain([&support_phone, &url]) {
         assert!(count(&before, gone) > 0, "{backend:?}: {gone} was never there, so nothing is proven");
         assert_eq!(count(&after, gone), 0, "{backend:?}: {gone}");
     }
     let of_others = count(&after, &format!("anna-{email}"));
     assert!(of_others > 0 && count(&before, &email) > count(&before, &format!("anna-{email}")));
     assert_eq!(count(&after, &email), of_others, "{backend:?}");
+    // order-svc keeps nothing of the person of an order's attestation, so there is nothing to erase.
+    let orders = everything(cluster.orders_database());
+    assert!(count(&orders, "Ledger 8") > 0, "{backend:?}: the order is not there, so nothing is proven");
+    for gone in of_person.into_iter().chain(&details).chain([&email]) {
+        assert_eq!(count(&orders, gone), 0, "{backend:?}: {gone}");
+    }
     assert_eq!((naming.exists(), addressed.exists(), others.exists()), (false, false, true));
     assert!(!unfinished.exists() && !replied.exists());
     assert_eq!(verify(cluster, std::slice::from_ref(&kept)).await.findings, [], "{backend:?}");
@@ -265,6 +375,7 @@ async fn an_erased_person_is_gone_and_no_other_person_is(#[case] backend: Backen
     assert_eq!(reason_of(&again), "REQUEST_ID_REUSED", "{backend:?}");
     let again = direct.attestations().create_attestation(people.other.clone()).await.unwrap();
     assert_eq!(again.into_inner(), people.other_answer, "{backend:?}");
+    elsewhere.assert_repeated(&people).await;
 
     let head = verify(cluster, &[]).await.head;
     let nothing = erase(cluster, &email, people.mails.path()).await.unwrap();

@@ -46,10 +46,13 @@ async fn every_change_is_an_event_in_its_order(#[case] backend: Backend) {
     let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
     let attestation = actions::attest_now(&direct, &customer).await.unwrap();
     let order = fixtures::new_order(&customer, None, fixtures::OFFICE, 5);
-    let lines = [order.lines.clone(), order.lines.clone()].concat();
-    let order = proto::order::CreateOrderRequest { lines, ..order };
+    let mut lines = [order.lines.clone(), order.lines.clone()].concat();
+    lines[0].friendly_name = "ENTERED name".into();
+    let order =
+        proto::order::CreateOrderRequest { lines, external_reference: "ENTERED reference".into(), ..order };
     let placed = actions::place(&direct, order).await.unwrap();
     let [first, second]: [Subscription; 2] = placed.subscriptions.try_into().unwrap();
+    assert_eq!(first.friendly_name, "ENTERED name");
 
     change!(direct.change_seats(first, ChangeSeatsRequest { quantity: 7 }));
     change!(direct.renew_subscription(first, RenewSubscriptionRequest {}));
@@ -79,6 +82,7 @@ async fn every_change_is_an_event_in_its_order(#[case] backend: Backend) {
     );
     assert!(events.is_sorted_by(|a, b| a.revision < b.revision));
     let order = placed.order.unwrap();
+    assert_eq!(order.external_reference, "ENTERED reference");
     for event in &events {
         let known = (event.customer_id.as_str(), event.payer_id.as_str(), event.order_id.as_str());
         assert_eq!(known, (customer.as_str(), DIRECT.to_string().as_str(), order.order_id.as_str()));
@@ -110,6 +114,8 @@ async fn every_change_is_an_event_in_its_order(#[case] backend: Backend) {
     for event in &events {
         let text = format!("{event:?}").to_lowercase();
         assert!(!text.contains("tania") && !text.contains("carr") && !text.contains('@'), "{text}");
+        // What a user calls the subscription and the order is not told either.
+        assert!(!text.contains("entered"), "{text}");
     }
 }
 
