@@ -203,7 +203,7 @@ impl Soak {
         }
         self.settle(plan).await?;
         self.check().await?;
-        self.reread_order_events().await?;
+        self.read_order_events_from_start().await?;
         self.count();
         Ok(())
     }
@@ -308,7 +308,7 @@ impl Soak {
     }
 
     /// That a watcher from the beginning hears once and in the same order what the one that resumed after each round heard.
-    async fn reread_order_events(&self) -> Result<(), String> {
+    async fn read_order_events_from_start(&self) -> Result<(), String> {
         let stored = Orders::read(&mut rows::snapshot(self.processes.orders.database())?)?;
         let watcher = self.processes.as_caller(fixtures::operator());
         let mut anew = OrderEvents::default();

@@ -114,7 +114,7 @@ async fn every_change_is_an_event_in_its_order(#[case] backend: Backend) {
     for event in &events {
         let text = format!("{event:?}").to_lowercase();
         assert!(!text.contains("tania") && !text.contains("carr") && !text.contains('@'), "{text}");
-        // What a user calls the subscription and the order is not told either.
+        // What a user calls the subscription and the order is not recorded either.
         assert!(!text.contains("entered"), "{text}");
     }
 }

@@ -110,7 +110,7 @@ async fn a_page_token_serves_only_its_caller_and_filter() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_page_token_of_mails_serves_only_its_operator_and_state() {
     tests::needs_own!("a mail server that is not there");
-    // Nobody listens there, so that the mails stay queued.
+    // No server listens there, so that the mails stay queued.
     let setup = Setup { smtp: Some("smtp://127.0.0.1:1?tls=none".into()), ..Setup::default() };
     let cluster = Cluster::start(setup).await.unwrap();
     actions::register_partners(&cluster).await.unwrap();
