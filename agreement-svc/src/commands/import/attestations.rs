@@ -292,15 +292,36 @@ fn json_records(path: &Path, customer_id: Option<Uuid>) -> anyhow::Result<Vec<Re
     let record = |(number, item): (u64, Agreement)| {
         let person = item.primary_contact.unwrap_or_default();
         let contact = [person.first_name, person.last_name, person.email, person.phone_number];
+        let template_id = item.template_id.unwrap_or_default();
+        // The vendor's answers have agreements of several types, so no default is right.
+        let set_aside = template_id.is_empty().then(|| refused("templateId", "is required"));
         Record {
             number,
             customer_id: customer_id.to_string(),
-            template_id: item.template_id.unwrap_or_default(),
+            template_id,
             contact: contact.map(Option::unwrap_or_default),
             agreed_at: item.date_agreed.unwrap_or_default(),
             details: None,
-            set_aside: None,
+            set_aside,
         }
     };
     Ok((1..).zip(items).map(record).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The default template is for CSV files only: the vendor's answers may have agreements of any type.
+    #[test]
+    fn an_agreement_without_a_template_is_set_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agreements.json");
+        let item = |template: &str| format!(r#"{{"dateAgreed": "2024-08-26T00:00:00"{template}}}"#);
+        let items = [item(r#", "templateId": "117a77b0-9360-443b-8795-c6dedc750cf9""#), item("")].join(",");
+        std::fs::write(&path, format!(r#"{{"totalCount": 2, "items": [{items}]}}"#)).unwrap();
+        let records = json_records(&path, Some(Uuid::from_u128(1))).unwrap();
+        let are_set_aside: Vec<_> = records.iter().map(|record| record.set_aside.is_some()).collect();
+        assert_eq!(are_set_aside, [false, true]);
+    }
 }
