@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 pub(super) use self::contact::{contact, read_contact, read_support, support};
 use crate::rules::attestation::AcceptanceState;
-use crate::rules::eligibility::{Decision, Operation, Reason, Rule};
+use crate::rules::eligibility::{Decision, Operation, Reason, Rule, reacceptance};
 use crate::rules::event::Event;
 use crate::rules::invitation::{DeclineReason, Invitation, InvitationKind, InvitationState, Settled};
 use crate::rules::notification::NotificationState;
@@ -334,14 +334,14 @@ pub(super) fn period(period: &Period) -> wire::PolicyPeriod {
 
 /// The versions of a template that end the validity of earlier ones.
 pub(super) fn reacceptances(template: &Template) -> impl Iterator<Item = wire::Reacceptance> {
-    template.versions.iter().filter_map(|version| {
-        Some(wire::Reacceptance {
-            agreement_type: agreement_type(template.agreement_type),
-            template_id: template.id.to_string(),
-            version: version.number,
-            effective_from: Some(timestamp(version.effective_from)),
-            reaccept_by: Some(timestamp(version.reaccept_by?)),
-        })
+    template.versions.iter().filter_map(|version| reacceptance(template, version)).map(|of| {
+        wire::Reacceptance {
+            agreement_type: agreement_type(of.agreement_type),
+            template_id: of.template_id.to_string(),
+            version: of.template_version,
+            effective_from: Some(timestamp(of.effective_from)),
+            reaccept_by: Some(timestamp(of.reaccept_by)),
+        }
     })
 }
 

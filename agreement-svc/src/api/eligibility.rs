@@ -114,7 +114,6 @@ impl EligibilityService for Api {
         let mut form = Form::new();
         let as_of = form.optional_time("as_of", message.as_of.as_ref());
         let partner = form.optional_id("partner_id", &message.partner_id);
-        // Operators read on the stricter channel, and the remedies of a user who may act.
         let is_operator = caller.tenant_kind == TenantKind::Operator;
         if is_operator && message.partner_id.is_empty() {
             form.violation("partner_id", "is required: name the partner whose customers to list");

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use chassis::form::timestamp;
 use chrono::TimeDelta;
 use proto::agreement::{
-    CreateCustomerRequest, EndRelationshipRequest, GetPolicyRequest, GetRelationshipRequest,
-    ListRelationshipsRequest, ListTemplateDocumentsRequest, PolicyRequirement, PublishTemplateVersionRequest,
-    TemplateDocument, publish_template_version_request::Reacceptance,
+    CreateCustomerRequest, EndRelationshipRequest, GetPolicyRequest, GetPolicyResponse,
+    GetRelationshipRequest, ListRelationshipsRequest, ListTemplateDocumentsRequest, PolicyRequirement,
+    PublishTemplateVersionRequest, Reacceptance as Reaccepted, RetireTemplateRequest, TemplateDocument,
+    publish_template_version_request::Reacceptance,
 };
 use proto::types::AgreementType;
 use rstest_reuse::apply;
@@ -93,6 +94,13 @@ async fn the_policy_says_what_is_needed_from_when_on(#[case] backend: Backend) {
         ..new_version(CUSTOMER_AGREEMENT)
     };
     operator.templates().publish_template_version(version).await.unwrap();
+    // The one after it is planned for later.
+    let version = PublishTemplateVersionRequest {
+        effective_from: Some(timestamp(fixtures::now() + TimeDelta::days(10))),
+        reacceptance: Some(Reacceptance::ReacceptBy(by)),
+        ..new_version(CUSTOMER_AGREEMENT)
+    };
+    let planned = operator.templates().publish_template_version(version).await.unwrap().into_inner();
     let policy = direct.gate().get_policy(GetPolicyRequest {}).await.unwrap().into_inner();
     let last = policy.periods.last().unwrap();
     assert_eq!(policy.periods.len(), 5);
@@ -101,8 +109,23 @@ async fn the_policy_says_what_is_needed_from_when_on(#[case] backend: Backend) {
     assert!(
         policy.periods.windows(2).all(|pair| pair[0].from.unwrap().seconds < pair[1].from.unwrap().seconds)
     );
-    let latest = policy.reacceptances.iter().rfind(|of| of.template_id == CUSTOMER_AGREEMENT).unwrap();
-    assert_eq!((latest.version, latest.reaccept_by), (3, Some(by)));
+    let latest = |policy: GetPolicyResponse| {
+        let of_template = |of: &&Reaccepted| of.template_id == CUSTOMER_AGREEMENT;
+        policy.reacceptances.iter().rfind(of_template).map(|of| (of.version, of.reaccept_by))
+    };
+    assert_eq!(latest(policy), Some((4, Some(by))));
+
+    // A template that is retired before has no such version.
+    let template = planned.template.unwrap();
+    let retire = RetireTemplateRequest {
+        request_id: fixtures::request_id(),
+        template_id: template.template_id,
+        etag: template.etag,
+        validate_only: false,
+    };
+    operator.templates().retire_template(retire).await.unwrap();
+    let policy = direct.gate().get_policy(GetPolicyRequest {}).await.unwrap().into_inner();
+    assert_eq!(latest(policy), Some((3, Some(by))));
 }
 
 async fn listed(caller: &As, filter: ListRelationshipsRequest) -> Result<Vec<(String, String)>, Status> {
