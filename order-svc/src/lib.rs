@@ -28,6 +28,7 @@ use chassis::clock::Clock;
 use chassis::database::{BatchedReads, Connection, Database, Writes};
 use chassis::idempotency::{self, IdempotencyKey, RequestHasher, responses_find};
 use chassis::lifecycle::serving_threads;
+use chassis::limits::tenant::TenantLimiter;
 use chassis::metrics::Metrics;
 use chassis::paging::Pages;
 use chassis::served;
@@ -65,6 +66,10 @@ pub const SERVICES: &[&str] = &[
     "csp.order.v1.WithdrawalService",
     "csp.order.v1.EventService",
 ];
+
+/// Lists of outdated acceptances that may be in progress: each asks agreement-svc about a hundred subscriptions at a time, on
+/// behalf of no tenant that agreement-svc knows, beside the questions that orders wait for.
+const OUTDATED_LISTS_MAX: usize = 4;
 
 /// Request ids that one statement looks up. Each may have an answer of a hundred subscriptions.
 const REPLAYS_MAX: usize = 64;
@@ -121,6 +126,7 @@ pub async fn serve(
     let (recorded, recordings) = watch::channel(());
     service.spawn(|stop| recorder::run(database.clone(), clock.clone(), recorded, stop));
     let internal_kind = VOCABULARY.internal_kind;
+    let outdated_lists = TenantLimiter::new(OUTDATED_LISTS_MAX, internal_kind);
     let watchers = Watchers::new("order-svc", internal_kind, &metrics, &clock, service.stopping());
     service.spawn(|stop| watchers.clone().poll(database.clone(), event_head_read, recordings, stop));
     service.spawn(|stop| renewals::run(renewals, following.clone(), stop));
@@ -147,6 +153,7 @@ pub async fn serve(
         stopping: service.stopping(),
         subscriptions_max: config.subscriptions_max,
         watchers,
+        outdated_lists,
         orders,
     };
     let mut routes = RoutesBuilder::default();

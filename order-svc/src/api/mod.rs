@@ -24,6 +24,7 @@ use chassis::clock::Clock;
 use chassis::database::{BatchedReads, Connection, Database, Error};
 use chassis::form::Form;
 use chassis::idempotency::{IdempotencyKey, Lookup, RequestHasher};
+use chassis::limits::tenant::TenantLimiter;
 use chassis::paging::{Page, Pages};
 use chassis::server::call;
 use chassis::server::deadline::time_left;
@@ -70,6 +71,8 @@ pub(crate) struct Api {
     /// Open subscriptions that a payer and a customer may have (SUB-7).
     pub subscriptions_max: u32,
     pub watchers: Watchers,
+    /// Lists of outdated acceptances in progress.
+    pub outdated_lists: TenantLimiter,
     /// Changed after every stored order, to wake the reporter.
     pub orders: watch::Sender<()>,
 }

@@ -8,6 +8,7 @@ use chassis::form::Form;
 use chassis::idempotency::IdempotencyKey;
 use chassis::paging::{Page, filter_of};
 use chassis::server::call;
+use chassis::status::too_many_streams;
 use prost::Message;
 use proto::order::subscription_service_server::SubscriptionService;
 use proto::order::{
@@ -327,6 +328,8 @@ impl Api {
         mut wanted: Wanted,
         origin: &Origin,
     ) -> Result<(Vec<Subscription>, String), Status> {
+        let full = |full| too_many_streams(status::DOMAIN, "lists of outdated acceptances", full);
+        let _permit = self.outdated_lists.try_acquire(origin.caller.tenant()).map_err(full)?;
         self.check_history(origin.time_left()).await.map_err(|refusal| status::refused(&refusal))?;
         wanted.slice.limit = i64::try_from(QUERIES_MAX).unwrap_or(i64::MAX);
         let mut found = vec![];

@@ -61,7 +61,7 @@ impl Relay {
         *self.to.lock().unwrap() = Some(endpoint.connect_lazy());
     }
 
-    /// Holds the next answer of the gate back: what tells that there is one, and what lets it go.
+    /// Holds the next answer of the gate back, also to a batch: what tells that there is one, and what lets it go.
     pub(crate) fn hold_answer(&self) -> (oneshot::Receiver<()>, oneshot::Sender<()>) {
         let (answered, is_answered) = oneshot::channel();
         let (let_go, go_on) = oneshot::channel();
@@ -118,7 +118,7 @@ impl<S> Service<http::Request<Body>> for Pass<S> {
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let (to, hold) = (self.to.lock().unwrap().clone(), self.hold.clone());
         Box::pin(async move {
-            let is_gate = request.uri().path().ends_with("/CheckEligibility");
+            let is_gate = request.uri().path().ends_with("CheckEligibility");
             let answer = pass(to, request).await.unwrap_or_else(Status::into_http);
             let held = if is_gate { hold.lock().unwrap().take() } else { None };
             if let Some(Hold { answered, go_on }) = held {

@@ -2,6 +2,8 @@
 
 use tests::fixtures::PROVIDER;
 
+use crate::faults::relay::Relay;
+
 use super::*;
 
 /// The ids of the subscriptions with outdated acceptances, page by page.
@@ -101,6 +103,43 @@ async fn a_damaged_row_keeps_no_other_from_renewing(#[case] backend: Backend) {
     world.clock.set(time("2026-02-28T12:00:00Z"));
     let renewed = world.once(&sound, |s| s.term_number == 2).await;
     assert_eq!(world.changes(&renewed).await.pop().unwrap().acceptance_outdated, Some(false));
+}
+
+/// Each list asks for many subscriptions, so a tenant has a share of them, and leaves others theirs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_tenant_has_its_share_of_lists_of_outdated_acceptances() {
+    tests::needs_own!("answers that it holds back");
+    let relay = Relay::start().await;
+    let agreements_at = Some(format!("http://{}", relay.address));
+    let mut cluster = Cluster::start(Setup { agreements_at, ..Setup::default() }).await.unwrap();
+    cluster.restart_agreements().await.unwrap();
+    relay.pass_to(cluster.agreements_address());
+    actions::register_partners(&cluster).await.unwrap();
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let other = cluster.as_caller(fixtures::sales(PROVIDER));
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    actions::attest_now(&direct, &customer).await.unwrap();
+    actions::order(&direct, &customer, None, 1).await.unwrap();
+    let list = async |caller: As| {
+        let request = ListSubscriptionsRequest { acceptance_outdated: true, ..Default::default() };
+        caller.subscriptions().list_subscriptions(request).await
+    };
+
+    let mut held = vec![];
+    for _ in 0..2 {
+        let (is_answered, let_go) = relay.hold_answer();
+        let waiting = tokio::spawn(list(direct.clone()));
+        is_answered.await.unwrap();
+        held.push((waiting, let_go));
+    }
+    let refused = list(direct.clone()).await.unwrap_err();
+    assert_eq!(refusal(&refused), (Code::ResourceExhausted, "TENANT_OVERLOADED".into()));
+    list(other).await.unwrap();
+    for (waiting, let_go) in held {
+        let_go.send(()).unwrap();
+        waiting.await.unwrap().unwrap();
+    }
+    list(direct).await.unwrap();
 }
 
 /// The gate is asked about 500 subscriptions for a page, and no more.
