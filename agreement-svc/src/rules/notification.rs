@@ -231,13 +231,12 @@ pub fn quoted(name: &str) -> String {
     }
 }
 
+/// Mails for the tests of their content and of their texts.
 #[cfg(test)]
-mod tests {
-    use expect_test::expect;
-
+pub(crate) mod testing {
     use super::*;
 
-    fn announced(id: u128) -> Announced {
+    pub(crate) fn announced(id: u128) -> Announced {
         Announced {
             attestation_id: Uuid::from_u128(id),
             attempts: 1,
@@ -249,20 +248,28 @@ mod tests {
         }
     }
 
-    fn sender(name: &str) -> Sender {
+    pub(crate) fn sender(name: &str) -> Sender {
         let support = Support { email: "help@northwind.example".into(), ..Support::default() };
         Sender { name: name.into(), support }
     }
 
-    fn mail(partner_name: &str, company_name: &str, attestations: Vec<Announced>) -> DueMail {
+    pub(crate) fn mail(partner_name: &str, company_name: &str, attestations: Vec<Announced>) -> DueMail {
         DueMail {
             id: Uuid::from_u128(7),
             recipient: "primary@contoso.example".into(),
             company_name: company_name.into(),
-            language: String::new(),
+            language: "en".into(),
             content: Content::Attested { partner: sender(partner_name), attestations },
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::testing::{announced, mail};
+    use super::*;
 
     /// ATT-9: a name is quoted as a name, so that it carries no message.
     #[test]

@@ -3,6 +3,7 @@
 use expect_test::expect;
 
 use super::*;
+use crate::rules::notification::testing::{announced, mail, sender};
 
 fn texts() -> MailTemplates {
     MailTemplates::read(None).unwrap()
@@ -10,33 +11,6 @@ fn texts() -> MailTemplates {
 
 fn text_of(mail: &DueMail) -> Text {
     texts().mail(mail).unwrap()
-}
-
-fn announced(id: u128) -> Announced {
-    Announced {
-        attestation_id: Uuid::from_u128(id),
-        attempts: 1,
-        first_name: "Tania".into(),
-        last_name: "Carr".into(),
-        agreement: "Microsoft Customer Agreement".into(),
-        version: 2,
-        agreed_at: Time::UNIX_EPOCH,
-    }
-}
-
-fn sender(name: &str) -> Sender {
-    let support = Support { email: "help@northwind.example".into(), ..Support::default() };
-    Sender { name: name.into(), support }
-}
-
-fn mail(partner_name: &str, company_name: &str, attestations: Vec<Announced>) -> DueMail {
-    DueMail {
-        id: Uuid::from_u128(7),
-        recipient: "primary@contoso.example".into(),
-        company_name: company_name.into(),
-        language: "en".into(),
-        content: Content::Attested { partner: sender(partner_name), attestations },
-    }
 }
 
 fn written(mail: &DueMail) -> String {
