@@ -1,5 +1,6 @@
 //! Invitations to sign, and to enter a relationship.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use chassis::database::row::{at, id_or_empty, utc};
@@ -138,9 +139,38 @@ pub(crate) struct Filter {
     pub newest_first: bool,
 }
 
+/// Whose invitations. Each way has an index in the order of revisions.
+#[derive(Clone, Copy)]
+enum Whose {
+    Everyone,
+    Payer(Uuid),
+    Reseller(Uuid),
+}
+
 /// Invitations from a revision on, which is not included: up, or down where the newest comes first.
 pub(crate) fn invitation_list(
     connection: &mut Connection,
+    filter: Filter,
+    from: i64,
+    limit: i64,
+) -> Result<Vec<Invitation>, Error> {
+    let Some(partner) = filter.partner else {
+        return invitations_of(connection, Whose::Everyone, filter, from, limit);
+    };
+    // No partner is both. In one statement, the invitations of all partners might be read.
+    let mut rows = invitations_of(connection, Whose::Payer(partner), filter, from, limit)?;
+    rows.extend(invitations_of(connection, Whose::Reseller(partner), filter, from, limit)?);
+    match filter.newest_first {
+        true => rows.sort_unstable_by_key(|row| Reverse(row.revision)),
+        false => rows.sort_unstable_by_key(|row| row.revision),
+    }
+    rows.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+    Ok(rows)
+}
+
+fn invitations_of(
+    connection: &mut Connection,
+    whose: Whose,
     filter: Filter,
     from: i64,
     limit: i64,
@@ -151,16 +181,17 @@ pub(crate) fn invitation_list(
             true => list.filter(invitation::revision.lt(from)).order(invitation::revision.desc()),
             false => list.filter(invitation::revision.gt(from)).order(invitation::revision),
         };
+        list = match whose {
+            Whose::Everyone => list,
+            Whose::Payer(id) => list.filter(invitation::partner_id.eq(id.to_string())),
+            Whose::Reseller(id) => list.filter(invitation::reseller_id.eq(id.to_string())),
+        };
         if let Some(partner) = filter.partner.map(|id| id.to_string()) {
             let sees = relationship::table
                 .filter(relationship::customer_id.eq(invitation::customer_id))
                 .filter(relationship::ended_at.is_null())
-                .filter(
-                    relationship::partner_id.eq(partner.clone()).or(relationship::reseller_id.eq(partner.clone())),
-                );
-            list = list
-                .filter(invitation::partner_id.eq(partner.clone()).or(invitation::reseller_id.eq(partner)))
-                .filter(invitation::customer_id.eq("").or(exists(sees)));
+                .filter(relationship::partner_id.eq(partner.clone()).or(relationship::reseller_id.eq(partner)));
+            list = list.filter(invitation::customer_id.eq("").or(exists(sees)));
         }
         if let Some(customer) = filter.customer {
             list = list.filter(invitation::customer_id.eq(customer.to_string()));
