@@ -29,8 +29,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use chassis::auth::Identities;
+use chassis::auth::{Identities, IsRegistered, Unanswered};
 use chassis::clock::Clock;
+use chassis::database::{Connection, Database};
 use chassis::idempotency::{self, RequestHasher};
 use chassis::lifecycle::serving_threads;
 use chassis::limits::tenant::TenantLimiter;
@@ -64,6 +65,7 @@ use mail::mailer::{self, Mailer};
 use mail::templates::MailTemplates;
 use store::event::revision_head;
 use store::gate::{TemplateCache, gate_reads};
+use store::partner::partner_find;
 use workers::names;
 
 /// The full names of the gRPC services, as health knows them.
@@ -93,7 +95,6 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
     let tls = tls::Server::open(&config.tls, config.identity.auth, listeners.calls.local_addr()?)?;
-    let identities = Identities::open(&config.identity, VOCABULARY, clock.clone())?;
     let policy = Arc::new(data::read_policy(config.policy.as_deref())?);
     read_templates(&config.storage)?;
     let transport = Transport::new(&config.mail)?;
@@ -103,6 +104,8 @@ pub async fn serve(
     } else {
         open(&config.storage.database)?
     };
+    let is_registered = is_registered(database.clone());
+    let identities = Identities::open(&config.identity, VOCABULARY, clock.clone(), is_registered).await?;
     let hasher = RequestHasher::read(config.request_key_file.as_deref())?;
     let pages = Pages::open(&database).await?;
     let metrics = Metrics::new("agreement_svc", env!("CARGO_PKG_VERSION"), database.clone())?;
@@ -169,6 +172,21 @@ pub async fn serve(
         threads: serving_threads(config.worker_threads),
     };
     service.run(listeners.calls, routes, options, &metrics, shutdown).await
+}
+
+/// Whether a tenant is a registered partner, for issuers whose tokens do not say so.
+fn is_registered(database: Database) -> IsRegistered {
+    Arc::new(move |id| {
+        let database = database.clone();
+        Box::pin(async move {
+            let found: Result<_, chassis::database::Error> =
+                database.read(move |connection: &mut Connection| partner_find(connection, id)).await;
+            let found = found.inspect_err(|error| {
+                tracing::warn!(%error, "whether the tenant of a token is a registered partner cannot be read");
+            });
+            Ok(found.map_err(|_| Unanswered)?.is_some())
+        })
+    })
 }
 
 fn read_links(file: &Path, page: &str) -> anyhow::Result<Links> {

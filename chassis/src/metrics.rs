@@ -45,6 +45,7 @@ struct Inner {
     /// One read of the database at a time, however many scrapes.
     reading: Arc<Mutex<()>>,
     files: RwLock<Vec<Box<dyn Fn() -> Files + Send + Sync>>>,
+    identity_providers: RwLock<Vec<IdentityProvider>>,
 }
 
 /// The state of watched files.
@@ -53,6 +54,12 @@ struct Files {
     are_valid: bool,
     /// The validity of the certificates or tokens in them.
     credentials: Vec<Validity>,
+}
+
+/// An identity provider whose keys are fetched.
+struct IdentityProvider {
+    issuer: String,
+    has_failed: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
 /// A value that is read for one scrape. An unknown value has no sample and is missing from the scrape.
@@ -109,8 +116,9 @@ impl Metrics {
             Opts::new("build_info", "1, labelled with what is running.").const_label("version", version);
         let build = IntGauge::with_opts(opts)?;
         build.set(1);
-        let (reading, files) = (Arc::default(), RwLock::default());
-        let metrics = Self(Arc::new(Inner { registry, prefix, calls, database, reading, files }));
+        let (reading, files, identity_providers) = (Arc::default(), RwLock::default(), RwLock::default());
+        let metrics =
+            Self(Arc::new(Inner { registry, prefix, calls, database, reading, files, identity_providers }));
         let Inner { calls, database, .. } = &*metrics.0;
         metrics.register(build)?;
         metrics.register(calls.ended.clone())?;
@@ -140,6 +148,16 @@ impl Metrics {
         let state =
             move || Files { name, are_valid: files.is_valid(), credentials: credentials(&files.now()) };
         self.0.files.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(state));
+    }
+
+    /// Adds an identity provider, by its issuer: whether its keys could not be fetched the last time.
+    pub(crate) fn register_identity_provider(
+        &self,
+        issuer: String,
+        has_failed: impl Fn() -> bool + Send + Sync + 'static,
+    ) {
+        let mut all = self.0.identity_providers.write().unwrap_or_else(PoisonError::into_inner);
+        all.push(IdentityProvider { issuer, has_failed: Box::new(has_failed) });
     }
 
     /// Counts an open-ended stream that was refused because too many are open. Their handlers limit them; calls are limited
@@ -217,8 +235,8 @@ impl Metrics {
         stop.cancelled().await;
     }
 
-    /// The metrics of watched files.
-    fn files(&self) -> Result<[GaugeVec; 3], prometheus::Error> {
+    /// The metrics of watched files and identity providers.
+    fn files(&self) -> Result<[GaugeVec; 4], prometheus::Error> {
         let by = |label, name: &str, help: &str| {
             GaugeVec::new(Opts::new(format!("{}_{name}", self.0.prefix), help), &[label])
         };
@@ -247,7 +265,15 @@ impl Metrics {
                 ends.with_label_values(&[credential.name]).set(credential.not_after as f64);
             }
         }
-        Ok([unusable, begins, ends])
+        let failing = by(
+            "issuer",
+            "identity_provider_failing",
+            "1 if the issuer's keys could not be fetched the last time, so that earlier ones stay in force for a day at most, else 0.",
+        )?;
+        for provider in self.0.identity_providers.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            failing.with_label_values(&[&provider.issuer]).set(f64::from(u8::from((provider.has_failed)())));
+        }
+        Ok([unusable, begins, ends, failing])
     }
 
     fn text(&self, known: &[Sample]) -> String {

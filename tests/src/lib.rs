@@ -15,4 +15,4 @@ pub mod imports;
 pub use harness::clients::{self, As, metadata_of, reason_of};
 pub use harness::cluster::{self, Cluster, Setup};
 pub use harness::databases::{self, Backend};
-pub use harness::{backup, pki, postgres_servers, processes, service, stack};
+pub use harness::{backup, identity_provider, pki, postgres_servers, processes, service, stack};

@@ -13,6 +13,8 @@ pub const VOCABULARY: Vocabulary = Vocabulary {
     tenant_kinds: TenantKind::VARIANTS,
     roles: Role::VARIANTS,
     internal_kind: TenantKind::Service.into_str(),
+    registered_kind: TenantKind::Partner.into_str(),
+    unregistered_kind: TenantKind::Customer.into_str(),
 };
 
 /// A partner user that may write (ROLE-1).
@@ -64,7 +66,7 @@ pub const ACCESS_POLICY: AccessPolicy = &[
     ("/csp.agreement.v1.PartnerService/LinkReseller", OPERATORS),
     ("/csp.agreement.v1.PartnerService/UnlinkReseller", OPERATORS),
     ("/csp.agreement.v1.PartnerService/ListPartners", OPERATORS),
-    ("/csp.agreement.v1.PartnerService/GetPartner", PARTNER_OR_OPERATOR),
+    ("/csp.agreement.v1.PartnerService/GetPartner", &[SERVICE, PARTNER_READ, OPERATOR]),
     ("/csp.agreement.v1.CustomerService/CreateCustomer", PARTNER_WRITERS),
     ("/csp.agreement.v1.CustomerService/ImportCustomers", PARTNER_WRITERS),
     ("/csp.agreement.v1.CustomerService/UpdateCustomer", CORRECTORS),

@@ -18,6 +18,10 @@ pub struct Vocabulary {
     pub roles: &'static [&'static str],
     /// The kind of internal services, which act for all tenants.
     pub internal_kind: &'static str,
+    /// The kind of tenants that are registered, where an issuer's tokens name none.
+    pub registered_kind: &'static str,
+    /// The kind of all other tenants there. It may do less.
+    pub unregistered_kind: &'static str,
 }
 
 /// How the caller reached the service.
@@ -131,6 +135,8 @@ impl Vocabulary {
         tenant_kinds: &["TENANT", "OTHER", "INTERNAL"],
         roles: &["READER", "WRITER"],
         internal_kind: "INTERNAL",
+        registered_kind: "TENANT",
+        unregistered_kind: "OTHER",
     };
 }
 

@@ -8,7 +8,10 @@ pub mod access;
 mod bearer;
 mod caller;
 pub mod jwt;
+mod providers;
+mod registration;
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,17 +19,20 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow, bail};
 use chrono::TimeDelta;
 use clap::{Args, ValueEnum};
+use futures_util::future::{BoxFuture, join_all};
 use http::HeaderMap;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Status};
 
 pub use self::bearer::Bearer;
 pub use self::caller::{Caller, Channel, Vocabulary, caller};
-use self::jwt::{KeySet, Tokens};
+use self::jwt::{Expected, Issuer, KeySet, Keys, Mapping, Tokens, TrustedIssuer, Unidentified};
+use self::registration::Registrations;
+pub use self::registration::{IsRegistered, Unanswered};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::reload::Watched;
-use crate::status::failure;
+use crate::status::{RETRY, failure};
 
 /// How callers are identified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -53,8 +59,12 @@ pub struct Settings {
     /// The audience that tokens must name (aud); the same for both services, since one forwards tokens to the other.
     #[arg(long, value_name = "NAME")]
     pub jwt_audience: Option<String>,
+    /// The issuers whose tokens are accepted, with the URLs of their keys and the meaning of their claims; in place of
+    /// `--jwks`, `--jwt-issuer` and `--jwt-audience`.
+    #[arg(long, value_name = "FILE.json")]
+    pub identity_providers: Option<PathBuf>,
     /// The largest difference between the clocks of issuer and service.
-    #[arg(long, value_name = "SECONDS", requires = "jwks", default_value = "30", value_parser = clap::value_parser!(u16).range(0..=300))]
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = clap::value_parser!(u16).range(0..=300))]
     pub jwt_leeway_seconds: u16,
 }
 
@@ -67,6 +77,7 @@ impl Settings {
             jwks: None,
             jwt_issuer: None,
             jwt_audience: None,
+            identity_providers: None,
             jwt_leeway_seconds: 30,
         }
     }
@@ -100,41 +111,72 @@ enum Mode {
     Jwt(Arc<Tokens>),
 }
 
+/// A caller, and its token, for handlers that forward it.
+pub(crate) type Identity = (Caller, Option<Bearer>);
+
+/// What is known of the identity behind a call.
+pub(crate) enum Identified {
+    /// All, or the refusal.
+    AtOnce(Result<Identity, Status>),
+    /// Others have to be asked: the issuer for its keys, or the service for the registration of the tenant.
+    Later(BoxFuture<'static, Result<Identity, Status>>),
+}
+
 impl Identities {
-    /// Reads the keys, and reloads them on this runtime from then on.
+    /// Reads the keys, and reloads them on this runtime from then on. Keys at a URL are waited for, some seconds at most:
+    /// without them their issuer's tokens are refused until they can be fetched.
     ///
     /// # Errors
-    /// Settings that are missing or contradict each other, by flag; keys that cannot be read.
-    pub fn open(settings: &Settings, vocabulary: Vocabulary, clock: Clock) -> anyhow::Result<Self> {
-        let Settings { auth, jwks, jwt_issuer, jwt_audience, jwt_leeway_seconds } = settings;
-        let given = [
+    /// Settings that are missing or contradict each other, by flag; files that cannot be read.
+    pub async fn open(
+        settings: &Settings,
+        vocabulary: Vocabulary,
+        clock: Clock,
+        is_registered: IsRegistered,
+    ) -> anyhow::Result<Self> {
+        let Settings { auth, jwks, jwt_issuer, jwt_audience, identity_providers, jwt_leeway_seconds } =
+            settings;
+        let given: Vec<_> = [
+            ("--identity-providers", identity_providers.is_some()),
             ("--jwks", jwks.is_some()),
             ("--jwt-issuer", jwt_issuer.is_some()),
             ("--jwt-audience", jwt_audience.is_some()),
-        ];
-        if let (Auth::Insecure, Some((flag, _))) = (auth, given.iter().find(|(_, is_given)| *is_given)) {
-            bail!("--auth insecure reads no token; leave {flag} out, or use --auth jwt");
-        }
-        if *auth == Auth::Insecure {
-            return Ok(Self { mode: Mode::Insecure, vocabulary });
-        }
-        let missing = |flag| anyhow!("--auth jwt needs {flag}");
-        let name = |name: &Option<String>, flag| {
-            name.clone().filter(|name| !name.is_empty()).ok_or_else(|| missing(flag))
+        ]
+        .into_iter()
+        .filter_map(|(flag, is_given)| is_given.then_some(flag))
+        .collect();
+        let issuers = match (auth, identity_providers, &*given) {
+            (Auth::Insecure, _, []) => return Ok(Self { mode: Mode::Insecure, vocabulary }),
+            (Auth::Insecure, _, [flag, ..]) => {
+                bail!("--auth insecure reads no token; leave {flag} out, or use --auth jwt")
+            }
+            (Auth::Jwt, Some(file), [_]) => {
+                providers::open(file, vocabulary).context("--identity-providers")?
+            }
+            (Auth::Jwt, Some(_), [_, flag, ..]) => {
+                bail!("--identity-providers says where tokens come from; leave {flag} out")
+            }
+            (Auth::Jwt, ..) => vec![only_issuer(settings, vocabulary)?],
         };
-        let file = jwks.clone().ok_or_else(|| missing("--jwks"))?;
-        let issuer = name(jwt_issuer, "--jwt-issuer")?;
-        let audience = name(jwt_audience, "--jwt-audience")?;
-        let keys = Watched::open(vec![file], |contents| KeySet::read(&contents[0])).context("--jwks")?;
         let leeway = TimeDelta::seconds((*jwt_leeway_seconds).into());
-        let tokens = Tokens::new(keys, issuer, audience, leeway, vocabulary, clock);
+        let registrations = Registrations::new(is_registered, vocabulary);
+        let tokens = Tokens::new(issuers, leeway, clock, registrations);
+        join_all(tokens.issuers().iter().map(|issuer| issuer.keys.renew())).await;
         Ok(Self { mode: Mode::Jwt(Arc::new(tokens)), vocabulary })
     }
 
-    /// Adds the file of keys to the metrics of watched files. Keys have no end of validity.
+    /// Adds the keys to the metrics of watched files and of identity providers. Keys have no end of validity.
     pub(crate) fn register_metrics(&self, metrics: &Metrics) {
-        if let Mode::Jwt(tokens) = &self.mode {
-            metrics.register_files("token-keys", tokens.keys(), |_| vec![]);
+        let Mode::Jwt(tokens) = &self.mode else { return };
+        for TrustedIssuer { keys, expected, .. } in tokens.issuers() {
+            match keys {
+                Keys::File(file) => metrics.register_files("token-keys", file, |_| vec![]),
+                Keys::Published(published) => {
+                    let published = published.clone();
+                    let has_failed = move || published.has_failed();
+                    metrics.register_identity_provider(expected.issuer.0.clone(), has_failed);
+                }
+            }
         }
     }
 
@@ -149,36 +191,79 @@ impl Identities {
         self.vocabulary
     }
 
-    /// The caller, and its token, for handlers that forward it.
-    pub(crate) fn identify(
-        &self,
-        headers: &HeaderMap,
-        domain: &'static str,
-    ) -> Result<(Caller, Option<Bearer>), Status> {
-        match &self.mode {
-            Mode::Insecure => match Caller::from_metadata(headers, self.vocabulary) {
-                Ok(caller) => Ok((caller, None)),
-                Err(claim) => {
+    pub(crate) fn identify(&self, headers: &HeaderMap, domain: &'static str) -> Identified {
+        let tokens = match &self.mode {
+            Mode::Insecure => {
+                let caller = Caller::from_metadata(headers, self.vocabulary).map_err(|claim| {
                     let sentence = format!(
                         "the identity has no valid {claim}; send x-tenant-id, x-tenant-kind and x-user-id"
                     );
-                    Err(unauthenticated(domain, claim, sentence))
-                }
-            },
-            Mode::Jwt(tokens) => {
-                let bearer =
-                    Bearer::of(headers).map_err(|why| unauthenticated(domain, "authorization", why))?;
-                match tokens.caller(bearer.token()) {
-                    Ok(caller) => Ok((caller, Some(bearer))),
-                    Err(refused) => Err(unauthenticated(domain, refused.claim, refused.sentence)),
-                }
+                    unauthenticated(domain, claim, sentence)
+                });
+                return Identified::AtOnce(caller.map(|caller| (caller, None)));
+            }
+            Mode::Jwt(tokens) => tokens,
+        };
+        let bearer = match Bearer::of(headers) {
+            Ok(bearer) => bearer,
+            Err(why) => return Identified::AtOnce(Err(unauthenticated(domain, "authorization", why))),
+        };
+        let identity = move |caller: Result<Caller, Unidentified>, bearer| match caller {
+            Ok(caller) => Ok((caller, Some(bearer))),
+            Err(why) => Err(unidentified(domain, why)),
+        };
+        match tokens.caller_at_once(bearer.token()) {
+            Some(caller) => Identified::AtOnce(identity(caller, bearer)),
+            None => {
+                let tokens = tokens.clone();
+                Identified::Later(Box::pin(async move {
+                    let caller = tokens.caller(bearer.token()).await;
+                    identity(caller, bearer)
+                }))
             }
         }
     }
 }
 
-fn unauthenticated(domain: &'static str, claim: &'static str, sentence: impl Into<String>) -> Status {
-    failure(domain, Code::Unauthenticated, "IDENTITY_REQUIRED", sentence).with("claim", claim).status()
+/// The issuer that the settings name one by one.
+fn only_issuer(settings: &Settings, vocabulary: Vocabulary) -> anyhow::Result<TrustedIssuer> {
+    let missing = |flag| anyhow!("--auth jwt needs {flag}, or --identity-providers");
+    let name = |name: &Option<String>, flag| {
+        name.clone().filter(|name| !name.is_empty()).ok_or_else(|| missing(flag))
+    };
+    let file = settings.jwks.clone().ok_or_else(|| missing("--jwks"))?;
+    let expected = Expected {
+        issuer: Issuer(name(&settings.jwt_issuer, "--jwt-issuer")?),
+        audiences: vec![name(&settings.jwt_audience, "--jwt-audience")?],
+        mapping: Mapping::default(),
+        identities: vec![],
+        vocabulary,
+    };
+    let keys = Watched::open(vec![file], |contents| KeySet::read(&contents[0])).context("--jwks")?;
+    Ok(TrustedIssuer::new(Keys::File(keys), expected))
+}
+
+fn unidentified(domain: &'static str, why: Unidentified) -> Status {
+    let unavailable = |sentence: &'static str| {
+        failure(domain, Code::Unavailable, "IDENTITY_UNAVAILABLE", sentence).retry_after(RETRY).status()
+    };
+    match why {
+        Unidentified::Refused(refused) => unauthenticated(domain, refused.claim, refused.sentence),
+        Unidentified::KeysUnavailable => unavailable(
+            "the keys of the token's issuer cannot be fetched, so the token cannot be verified; repeat the call later",
+        ),
+        Unidentified::RegistrationUnavailable(Unanswered) => unavailable(
+            "whether the token's tenant is registered cannot be found out right now; repeat the call later",
+        ),
+    }
+}
+
+fn unauthenticated(
+    domain: &'static str,
+    claim: impl Into<Cow<'static, str>>,
+    sentence: impl Into<String>,
+) -> Status {
+    failure(domain, Code::Unauthenticated, "IDENTITY_REQUIRED", sentence).with("claim", claim.into()).status()
 }
 
 /// What a client presents to a service to be identified there.
@@ -209,6 +294,13 @@ pub fn credentials<T>(request: &Request<T>) -> Result<Credentials, Status> {
         Some(bearer) => Ok(Credentials::Token(bearer.clone())),
         None => caller(request).map(Credentials::Metadata),
     }
+}
+
+/// Opens identities of a service with which no tenant is registered.
+#[cfg(test)]
+pub(crate) async fn open_in_test(settings: &Settings) -> anyhow::Result<Identities> {
+    let is_registered: IsRegistered = Arc::new(|_| Box::pin(std::future::ready(Ok(false))));
+    Identities::open(settings, Vocabulary::TEST, Clock::system(), is_registered).await
 }
 
 #[cfg(test)]
@@ -244,9 +336,11 @@ mod tests {
             jwks: Some("/nowhere/jwks.json".into()),
             jwt_issuer: some("issuer"),
             jwt_audience: some("audience"),
+            identity_providers: None,
             jwt_leeway_seconds: 30,
         };
-        let open = |settings: &Settings| Identities::open(settings, Vocabulary::TEST, Clock::system());
+        let providers = Some(PathBuf::from("/nowhere/providers.json"));
+        let no_others = Settings { jwks: None, jwt_issuer: None, jwt_audience: None, ..whole.clone() };
         for (settings, flag) in [
             (Settings { jwks: None, ..whole.clone() }, "--jwks"),
             (Settings { jwt_issuer: None, ..whole.clone() }, "--jwt-issuer"),
@@ -256,10 +350,20 @@ mod tests {
             (Settings { jwks: whole.jwks.clone(), ..Settings::insecure() }, "--jwks"),
             (Settings { jwt_issuer: some("a"), ..Settings::insecure() }, "--jwt-issuer"),
             (Settings { jwt_audience: some("a"), ..Settings::insecure() }, "--jwt-audience"),
+            (
+                Settings { identity_providers: providers.clone(), ..Settings::insecure() },
+                "--identity-providers",
+            ),
+            (Settings { identity_providers: providers.clone(), ..whole.clone() }, "leave --jwks out"),
+            (
+                Settings { identity_providers: providers.clone(), jwks: None, ..whole.clone() },
+                "leave --jwt-issuer out",
+            ),
+            (Settings { identity_providers: providers, ..no_others }, "/nowhere/providers.json"),
         ] {
-            let why = format!("{:#}", open(&settings).err().unwrap());
+            let why = format!("{:#}", open_in_test(&settings).await.err().unwrap());
             assert!(why.contains(flag), "{why}");
         }
-        assert!(open(&Settings::insecure()).is_ok());
+        assert!(open_in_test(&Settings::insecure()).await.is_ok());
     }
 }

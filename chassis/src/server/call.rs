@@ -14,16 +14,17 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, Method, StatusCode};
+use futures_util::future::BoxFuture;
+use http::HeaderMap;
 use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::metadata::MetadataValue;
 use tonic::service::Routes;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 use tower::{Layer, Service};
 use tracing::Instrument;
 
+use super::Options;
 use super::body::{CountedBody, DueBody, GuardedBody};
 use super::connection::Peer;
 use super::deadline::{Deadline, Late, TIME_LEFT_MIN, in_time, work_time};
@@ -31,19 +32,22 @@ use super::memory::{self, RequestMemory};
 use super::message::{give_reason, malformed, unknown_call};
 use super::overload::Refusals;
 use super::record::CallRecord;
-use super::{METADATA_BYTES_MAX, Options};
+use super::request::{has_too_much_metadata, metadata_too_large, not_grpc};
 use crate::auth::access::{self, AccessPolicy};
-use crate::auth::{self, Caller};
+use crate::auth::{self, Caller, Identified, Identity};
 use crate::database::share;
 use crate::form::Form;
 use crate::limits::queue::{CallQueue, Entry, Slot};
 use crate::limits::tenant::{Overload, Tenant, TenantLimiter};
 use crate::metrics::{Calls, UNKNOWN_PATH};
-use crate::status::{failure, internal};
+use crate::status::internal;
 
 /// Open streams of calls without an identity, which watch health or ask reflection, fair among connections. A few replicas
 /// of a client watch the health of this process, and an operator looks around.
 const UNIDENTIFIED_STREAMS_MAX: usize = 256;
+
+/// Calls whose identity is being found out by asking others, fair among connections.
+const UNIDENTIFIED_CALLS_MAX: usize = 256;
 
 /// How long a client may go on asking reflection, in one stream. Tools ask for all that they need at once.
 const REFLECTION_MAX: Duration = Duration::from_secs(60);
@@ -107,6 +111,7 @@ struct Shared {
     queue: CallQueue,
     memory: TenantLimiter,
     unidentified_streams: TenantLimiter,
+    unidentified_calls: TenantLimiter,
     refusals: Refusals,
     calls: Calls,
 }
@@ -127,6 +132,7 @@ impl CallLayer {
             queue: CallQueue::new(options.calls_max, internal_kind),
             memory: memory::budget(internal_kind),
             unidentified_streams: TenantLimiter::new(UNIDENTIFIED_STREAMS_MAX, internal_kind),
+            unidentified_calls: TenantLimiter::new(UNIDENTIFIED_CALLS_MAX, internal_kind),
             refusals: Refusals::new(options.domain),
             options,
             calls,
@@ -156,7 +162,7 @@ impl Service<http::Request<Body>> for CallService {
         Service::<http::Request<Body>>::poll_ready(&mut self.inner, context)
     }
 
-    fn call(&mut self, mut request: http::Request<Body>) -> ResponseFuture {
+    fn call(&mut self, request: http::Request<Body>) -> ResponseFuture {
         let began = Instant::now();
         let shared = self.shared.clone();
         let Options { identities, access: policy, domain, .. } = &shared.options;
@@ -173,7 +179,7 @@ impl Service<http::Request<Body>> for CallService {
                 })
             }));
         }
-        if metadata_bytes(&request) > METADATA_BYTES_MAX {
+        if has_too_much_metadata(&request) {
             return refuse(None, metadata_too_large(domain));
         }
         let time_left = work_time(request.headers());
@@ -189,46 +195,49 @@ impl Service<http::Request<Body>> for CallService {
         if path == UNKNOWN_PATH {
             return refuse(None, unknown_call(domain));
         }
-        let (caller, bearer) = match identities.identify(request.headers(), domain) {
-            Ok(identified) => identified,
-            Err(status) => return refuse(None, status),
-        };
-        if let Some(peer) = request.extensions().get::<Peer>() {
-            peer.set_identified();
-        }
-        if let Err(status) = access::admit(policy, path, &caller, domain) {
-            return refuse(Some(&caller), status);
-        }
-        let entry = match shared.queue.enter(caller.tenant()) {
-            Ok(entry) => entry,
-            Err(overload) => return Box::pin(ready(Ok(shared.refuse_for_load(path, overload)))),
-        };
-        if let Some(bearer) = bearer {
-            request.extensions_mut().insert(bearer);
-        }
-        let inner = self.inner.clone();
-        match entry {
-            Entry::Admitted(slot) => {
-                Box::pin(async move { Ok(shared.handle(request, inner, path, caller, slot, began).await) })
+        match identities.identify(request.headers(), domain) {
+            Identified::AtOnce(Ok(identity)) => {
+                shared.admit(request, self.inner.clone(), path, identity, began)
             }
-            // The state of a call that is being handled is large, so a call that may be refused does without it.
-            Entry::Waiting(waiting) => Box::pin(async move {
-                match timeout(time_left, waiting.slot()).await {
-                    Ok(Ok(slot)) => {
-                        Ok(Box::pin(shared.handle(request, inner, path, caller, slot, began)).await)
-                    }
-                    Ok(Err(overload)) => Ok(shared.refuse_for_load(path, overload)),
-                    Err(_) => {
-                        let late = Late::Response.status(shared.options.domain);
-                        Ok(shared.refuse(path, request.headers(), Some(&caller), began, late))
-                    }
-                }
-            }),
+            Identified::AtOnce(Err(status)) => refuse(None, status),
+            Identified::Later(identifying) => self.identify_later(request, path, identifying, began),
         }
     }
 }
 
 impl CallService {
+    /// Waits for the identity behind a call. Until then the call counts among those of its connection without an identity.
+    fn identify_later(
+        &self,
+        request: http::Request<Body>,
+        path: &'static str,
+        identifying: BoxFuture<'static, Result<Identity, Status>>,
+        began: Instant,
+    ) -> ResponseFuture {
+        let (shared, inner) = (self.shared.clone(), self.inner.clone());
+        let peer = request.extensions().get::<Peer>().cloned().unwrap_or_else(Peer::new);
+        let Some(of_connection) = peer.begin_unidentified() else {
+            shared.calls.refuse_for_load(path);
+            return Box::pin(ready(Ok(shared.refusals.response_to_connection())));
+        };
+        let Ok(of_process) = shared.unidentified_calls.try_acquire(Tenant::of_connection(peer.connection()))
+        else {
+            return Box::pin(ready(Ok(shared.refuse_for_load(path, Overload::Process))));
+        };
+        Box::pin(async move {
+            let time_left = work_time(request.headers()).saturating_sub(began.elapsed());
+            let identified = timeout(time_left, identifying).await;
+            drop((of_connection, of_process));
+            match identified {
+                Ok(Ok(identity)) => shared.admit(request, inner, path, identity, began).await,
+                Ok(Err(status)) => Ok(shared.refuse(path, request.headers(), None, began, status)),
+                Err(_) => {
+                    let late = Late::Response.status(shared.options.domain);
+                    Ok(shared.refuse(path, request.headers(), None, began, late))
+                }
+            }
+        })
+    }
     /// Serves a call that needs no identity: a check of health, or a stream, and what of its request may be late.
     fn serve_unidentified(
         &mut self,
@@ -281,6 +290,50 @@ impl CallService {
 }
 
 impl Shared {
+    /// Lets an identified call in, or refuses it.
+    fn admit(
+        self: Arc<Self>,
+        mut request: http::Request<Body>,
+        inner: Routes,
+        path: &'static str,
+        (caller, bearer): Identity,
+        began: Instant,
+    ) -> ResponseFuture {
+        let shared = self;
+        if let Some(peer) = request.extensions().get::<Peer>() {
+            peer.set_identified();
+        }
+        if let Err(status) = access::admit(shared.options.access, path, &caller, shared.options.domain) {
+            return Box::pin(ready(Ok(shared.refuse(path, request.headers(), Some(&caller), began, status))));
+        }
+        let entry = match shared.queue.enter(caller.tenant()) {
+            Ok(entry) => entry,
+            Err(overload) => return Box::pin(ready(Ok(shared.refuse_for_load(path, overload)))),
+        };
+        if let Some(bearer) = bearer {
+            request.extensions_mut().insert(bearer);
+        }
+        match entry {
+            Entry::Admitted(slot) => {
+                Box::pin(async move { Ok(shared.handle(request, inner, path, caller, slot, began).await) })
+            }
+            // The state of a call that is being handled is large, so a call that may be refused does without it.
+            Entry::Waiting(waiting) => Box::pin(async move {
+                let time_left = work_time(request.headers()).saturating_sub(began.elapsed());
+                match timeout(time_left, waiting.slot()).await {
+                    Ok(Ok(slot)) => {
+                        Ok(Box::pin(shared.handle(request, inner, path, caller, slot, began)).await)
+                    }
+                    Ok(Err(overload)) => Ok(shared.refuse_for_load(path, overload)),
+                    Err(_) => {
+                        let late = Late::Response.status(shared.options.domain);
+                        Ok(shared.refuse(path, request.headers(), Some(&caller), began, late))
+                    }
+                }
+            }),
+        }
+    }
+
     /// Passes an admitted call to its handler.
     async fn handle(
         &self,
@@ -354,33 +407,6 @@ fn take_peer(request: &mut http::Request<Body>) -> Peer {
     request.extensions_mut().remove().unwrap_or_else(Peer::new)
 }
 
-/// Why a request is no gRPC, and the status that HTTP has for it.
-fn not_grpc(request: &http::Request<Body>) -> Option<(StatusCode, &'static str)> {
-    if request.method() != Method::POST {
-        return Some((StatusCode::METHOD_NOT_ALLOWED, "a gRPC call is a POST"));
-    }
-    let given = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let kind = given.split(';').next().unwrap_or_default().trim_end();
-    let is_grpc =
-        ["application/grpc", "application/grpc+proto"].iter().any(|grpc| kind.eq_ignore_ascii_case(grpc));
-    (!is_grpc)
-        .then_some((StatusCode::UNSUPPORTED_MEDIA_TYPE, "the content-type of a call is application/grpc"))
-}
-
-/// The bytes of the metadata, as HTTP/2 counts them.
-fn metadata_bytes(request: &http::Request<Body>) -> usize {
-    const PER_ENTRY: usize = 32;
-    let entries = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + PER_ENTRY);
-    entries.sum::<usize>() + request.uri().path().len()
-}
-
-fn metadata_too_large(domain: &'static str) -> Status {
-    let sentence = format!(
-        "the metadata of a call has at most {METADATA_BYTES_MAX} bytes, with 32 for each entry; send less"
-    );
-    failure(domain, Code::ResourceExhausted, "METADATA_TOO_LARGE", sentence).status()
-}
-
 /// The path of a call, if it is one of the service's. Other paths are the caller's text, of which there is no end, so
 /// they are neither logged nor counted.
 fn known_path(policy: AccessPolicy, path: &str) -> &'static str {
@@ -394,14 +420,15 @@ mod tests {
     use axum::Router;
     use axum::routing::post;
     use bytes::Bytes;
+    use http::header::CONTENT_TYPE;
     use http_body_util::{BodyExt, StreamBody};
     use tokio::sync::Notify;
+    use tonic::Code;
     use tonic_types::StatusExt;
 
     use super::*;
     use crate::auth::access::CallerClass;
-    use crate::auth::{Auth, Identities, Settings, Vocabulary};
-    use crate::clock::Clock;
+    use crate::auth::{Auth, Settings};
     use crate::database::{Database, Writes};
     use crate::metrics::Metrics;
     use crate::tls;
@@ -415,7 +442,7 @@ mod tests {
         let address = "127.0.0.1:0".parse().unwrap();
         let options = Options {
             domain: "some-svc",
-            identities: Identities::open(&Settings::insecure(), Vocabulary::TEST, Clock::system()).unwrap(),
+            identities: auth::open_in_test(&Settings::insecure()).await.unwrap(),
             tls: tls::Server::open(&tls::ServerSettings::default(), Auth::Insecure, address).unwrap(),
             access: &[("/a.B/C", &[CallerClass::ANYONE])],
             services: &[],

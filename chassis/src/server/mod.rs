@@ -13,6 +13,7 @@ mod overload;
 mod preface;
 mod record;
 mod refusal;
+mod request;
 mod threads;
 
 use std::future::Future;

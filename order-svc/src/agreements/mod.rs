@@ -5,6 +5,7 @@ pub(crate) mod attest;
 pub(crate) mod events;
 pub(crate) mod gate;
 pub(crate) mod identity;
+mod partner;
 pub(crate) mod renewal;
 pub(crate) mod replicas;
 pub(crate) mod withdrawal;

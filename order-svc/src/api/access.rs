@@ -13,6 +13,8 @@ pub const VOCABULARY: Vocabulary = Vocabulary {
     tenant_kinds: TenantKind::VARIANTS,
     roles: Role::VARIANTS,
     internal_kind: TenantKind::Service.into_str(),
+    registered_kind: TenantKind::Partner.into_str(),
+    unregistered_kind: TenantKind::Customer.into_str(),
 };
 
 const PARTNER_WRITE: CallerClass = CallerClass {

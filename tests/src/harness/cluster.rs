@@ -9,6 +9,7 @@ use chassis::clock::Clock;
 use chassis::database::Url;
 use chassis::tls;
 use order_svc::config as order_config;
+use serde_json::Value;
 use tonic::transport::Channel;
 
 use super::clients::{As, Identity};
@@ -42,6 +43,8 @@ pub struct Setup {
     pub acceptance_changes_max: u32,
     /// With signed tokens and mutual TLS on both services, instead of callers that are believed.
     pub secured: bool,
+    /// Identity providers whose tokens a secured cluster accepts beside its own issuer's, as `--identity-providers` has them.
+    pub identity_providers: Vec<Value>,
     /// A mail server to use instead of the cluster's mail folder, as `--smtp` names it.
     pub smtp: Option<String>,
     /// 0 sends each announcement by itself and at once.
@@ -66,6 +69,7 @@ impl Default for Setup {
             subscriptions_max: 10_000,
             acceptance_changes_max: 1_000_000,
             secured: false,
+            identity_providers: vec![],
             smtp: None,
             mail_interval_seconds: 0,
             mails_per_day: u32::MAX,
@@ -95,9 +99,11 @@ impl Setup {
             calls_max,
             subscriptions_max,
             acceptance_changes_max,
+            identity_providers,
             smtp,
         } = self;
         let is_usual = databases.is_none()
+            && identity_providers.is_empty()
             && (*agreement_port, *order_port) == (0, 0)
             && *calls_max == Self::default().calls_max
             && *subscriptions_max == Self::default().subscriptions_max
@@ -418,7 +424,7 @@ impl Cluster {
                 document_table: self.setup.document_table.clone(),
             },
             listen: self.agreements.address,
-            identity: self.identity_settings(),
+            identity: self.identity_settings()?,
             tls: self.pki.as_ref().map(Pki::server_tls).unwrap_or_default(),
             policy: None,
             invitation_key_file: Some(key),
@@ -527,8 +533,12 @@ impl Cluster {
         self.orders.serve_orders(config, self.setup.clock.clone(), listener, Some(metrics)).await
     }
 
-    fn identity_settings(&self) -> auth::Settings {
-        self.pki.as_ref().map_or_else(auth::Settings::insecure, Pki::identity)
+    fn identity_settings(&self) -> Result<auth::Settings, String> {
+        match (&self.pki, &*self.setup.identity_providers) {
+            (None, _) => Ok(auth::Settings::insecure()),
+            (Some(pki), []) => Ok(pki.identity()),
+            (Some(pki), others) => pki.with_providers(others),
+        }
     }
 
     fn orders_config(&self) -> Result<order_config::Serve, String> {
@@ -544,7 +554,7 @@ impl Cluster {
             gate_deadline_ms: self.setup.gate_deadline_ms,
             clock_difference_max_ms: 60_000,
             service_token: self.pki.as_ref().map(|pki| pki.file("service.token")),
-            identity: self.identity_settings(),
+            identity: self.identity_settings()?,
             tls: self.pki.as_ref().map(Pki::server_tls).unwrap_or_default(),
             metrics_listen: None,
             offers: self.setup.offers.clone(),

@@ -5,6 +5,7 @@ pub mod clients;
 pub mod cluster;
 pub mod databases;
 mod events;
+pub mod identity_provider;
 pub mod pki;
 pub mod postgres_servers;
 pub mod processes;

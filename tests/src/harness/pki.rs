@@ -10,14 +10,14 @@ use chassis::clock::Clock;
 use chassis::tls;
 use chrono::TimeDelta;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::fixtures;
 
 /// Who issues the tokens of a secured cluster, and for whom.
 const ISSUER: &str = "https://issuer.example";
-const AUDIENCE: &str = "csp";
+pub const AUDIENCE: &str = "csp";
 
 /// Longer than any test takes, its clock's leaps included.
 const TOKEN_VALID: TimeDelta = TimeDelta::days(3650);
@@ -113,8 +113,25 @@ impl Pki {
             jwks: Some(self.file("jwks.json")),
             jwt_issuer: Some(ISSUER.into()),
             jwt_audience: Some(AUDIENCE.into()),
+            identity_providers: None,
             jwt_leeway_seconds: 0,
         }
+    }
+
+    /// How both services identify callers of this issuer and of others.
+    ///
+    /// # Errors
+    /// Why the file cannot be written.
+    pub fn with_providers(&self, others: &[Value]) -> Result<auth::Settings, String> {
+        let keys = json!({"jwks_file": self.file("jwks.json")});
+        let own = json!({"issuer": ISSUER, "audiences": [AUDIENCE], "keys": keys});
+        let all: Vec<_> = others.iter().chain([&own]).collect();
+        self.put("providers.json", &json!({ "providers": all }).to_string())?;
+        Ok(auth::Settings {
+            auth: Auth::Jwt,
+            identity_providers: Some(self.file("providers.json")),
+            ..auth::Settings::insecure()
+        })
     }
 
     /// How both services take connections.

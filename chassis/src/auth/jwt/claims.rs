@@ -1,5 +1,8 @@
-//! The claims of a token: what they must say, and the caller that they describe.
+//! The claims of a token: where an issuer says what, what its claims must say, and the caller that they describe.
 
+use std::collections::BTreeMap;
+
+use anyhow::{Context, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::ValueEnum;
@@ -11,117 +14,313 @@ use super::Refused;
 use crate::auth::caller::client_named;
 use crate::auth::{Caller, Channel, Vocabulary};
 
+/// What stands in an issuer's name for the tenant, where each tenant's tokens have an issuer of their own.
+const TENANT_PLACE: &str = "{tenantid}";
+
 /// What the claims of a token must say.
-pub(super) struct Expected {
-    pub(super) issuer: String,
-    pub(super) audience: String,
-    pub(super) vocabulary: Vocabulary,
+pub(in crate::auth) struct Expected {
+    pub(in crate::auth) issuer: Issuer,
+    /// The token must name one of them.
+    pub(in crate::auth) audiences: Vec<String>,
+    pub(in crate::auth) mapping: Mapping,
+    /// Callers whose kind of tenant is decided before any claim is asked.
+    pub(in crate::auth) identities: Vec<KnownIdentity>,
+    pub(in crate::auth) vocabulary: Vocabulary,
+}
+
+/// The name of an issuer. `{tenantid}` in it stands for the tenant of the token.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub(in crate::auth) struct Issuer(pub(in crate::auth) String);
+
+/// Which claims of an issuer's tokens identify the caller. A claim is named by its name or, where it begins with `/`, by a
+/// JSON pointer (RFC 6901) into the claims.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(in crate::auth) struct Mapping {
+    tenant_id: String,
+    user_id: String,
+    tenant_kind: TenantKindSource,
+    roles: NamedClaim,
+    channel: NamedClaim,
+}
+
+/// What decides the kind of a caller's tenant.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::auth) enum TenantKindSource {
+    /// A claim.
+    Claim(NamedClaim),
+    /// All tenants of the issuer are of this kind.
+    Always(String),
+    /// Whether the tenant is registered with the service.
+    Registration,
+}
+
+/// A claim that holds names, and what they mean here. Without `values` the names mean themselves; otherwise other names
+/// than those mean nothing.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::auth) struct NamedClaim {
+    name: String,
+    #[serde(default)]
+    values: BTreeMap<String, String>,
+}
+
+/// A tenant, or one user of it, whose kind is written down.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::auth) struct KnownIdentity {
+    tenant_id: Uuid,
+    user_id: Option<Uuid>,
+    tenant_kind: String,
 }
 
 /// What the claims of a verified token say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Verified {
+    /// Its kind of tenant is that of unregistered tenants where the registration decides.
     pub(super) caller: Caller,
+    pub(super) registration_decides: bool,
     /// In seconds since 1970.
     pub(super) expires: i64,
     /// In seconds since 1970.
     pub(super) not_before: Option<i64>,
 }
 
-/// The claims that are read, of any type.
-#[derive(Deserialize)]
-pub(super) struct Claims {
-    iss: Option<Value>,
-    aud: Option<Value>,
-    exp: Option<Value>,
-    nbf: Option<Value>,
-    sub: Option<Value>,
-    tenant_id: Option<Value>,
-    tenant_kind: Option<Value>,
-    roles: Option<Value>,
-    channel: Option<Value>,
-    client_id: Option<Value>,
-    azp: Option<Value>,
-    appid: Option<Value>,
+/// All claims of a token.
+pub(super) struct Claims(Value);
+
+impl Issuer {
+    /// Whether tokens of this name and tenant are the issuer's.
+    fn is(&self, name: &str, tenant: Option<&str>) -> bool {
+        if !self.0.contains(TENANT_PLACE) {
+            return self.0 == name;
+        }
+        // Only an id can stand there: any other text could make another issuer's name of it.
+        tenant.filter(|id| read_id(id).is_some()).is_some_and(|id| self.0.replace(TENANT_PLACE, id) == name)
+    }
+}
+
+impl NamedClaim {
+    fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), values: BTreeMap::new() }
+    }
+
+    fn meaning<'n>(&'n self, name: &'n str) -> Option<&'n str> {
+        if self.values.is_empty() { Some(name) } else { self.values.get(name).map(String::as_str) }
+    }
+
+    fn check(&self, field: &str, known: &[&str]) -> anyhow::Result<()> {
+        ensure!(!self.name.is_empty(), "{field}.name is empty; name a claim");
+        for value in self.values.values() {
+            check_known(&format!("{field}.values"), value, known)?;
+        }
+        Ok(())
+    }
+}
+
+impl Default for Mapping {
+    fn default() -> Self {
+        Self {
+            tenant_id: "tenant_id".into(),
+            user_id: "sub".into(),
+            tenant_kind: TenantKindSource::Claim(NamedClaim::named("tenant_kind")),
+            roles: NamedClaim::named("roles"),
+            channel: NamedClaim::named("channel"),
+        }
+    }
+}
+
+impl Expected {
+    /// Rejects what could match no token, or would give names that the service does not know.
+    pub(in crate::auth) fn check(&self) -> anyhow::Result<()> {
+        let Self { issuer, audiences, mapping, identities, vocabulary } = self;
+        ensure!(!issuer.0.is_empty(), "issuer is empty; give the value of the claim iss");
+        ensure!(
+            !audiences.is_empty() && audiences.iter().all(|name| !name.is_empty()),
+            "audiences must be a list of names, of which tokens name one (aud)"
+        );
+        for (field, claim) in [("claims.tenant_id", &mapping.tenant_id), ("claims.user_id", &mapping.user_id)]
+        {
+            ensure!(!claim.is_empty(), "{field} is empty; name a claim");
+        }
+        let channels: Vec<_> = Channel::value_variants().iter().map(ToString::to_string).collect();
+        let channels: Vec<_> = channels.iter().map(String::as_str).collect();
+        mapping.roles.check("claims.roles", vocabulary.roles)?;
+        mapping.channel.check("claims.channel", &channels)?;
+        match &mapping.tenant_kind {
+            TenantKindSource::Claim(claim) => {
+                claim.check("claims.tenant_kind.claim", vocabulary.tenant_kinds)?;
+            }
+            TenantKindSource::Always(kind) => {
+                check_known("claims.tenant_kind.always", kind, vocabulary.tenant_kinds)?;
+            }
+            TenantKindSource::Registration => {}
+        }
+        for (n, identity) in identities.iter().enumerate() {
+            check_known(
+                &format!("identities[{n}].tenant_kind"),
+                &identity.tenant_kind,
+                vocabulary.tenant_kinds,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn check_known(field: &str, name: &str, known: &[&str]) -> anyhow::Result<()> {
+    known.contains(&name).then_some(()).with_context(|| {
+        format!("{field} has {name}, which this service does not know; it knows {}", known.join(", "))
+    })
 }
 
 impl Claims {
-    pub(super) fn read(&self, expected: &Expected) -> Result<Verified, Refused> {
-        let Expected { issuer, audience, vocabulary } = expected;
-        if text(&self.iss) != Some(issuer) {
+    /// Reads the payload of a token.
+    pub(super) fn decode(payload: &str) -> Option<Self> {
+        let claims = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
+        matches!(claims, Value::Object(_)).then_some(Self(claims))
+    }
+
+    /// Whether a token with these claims says that it is of an issuer.
+    pub(super) fn are_of(&self, expected: &Expected) -> bool {
+        let tenant = text(self.find(&expected.mapping.tenant_id));
+        text(self.find("iss")).is_some_and(|name| expected.issuer.is(name, tenant))
+    }
+
+    /// Reads the claims of a verified token. A key may be published for some of the issuer's names only.
+    pub(super) fn read(&self, key_issuer: Option<&Issuer>, expected: &Expected) -> Result<Verified, Refused> {
+        let Expected { audiences, mapping, vocabulary, .. } = expected;
+        if !self.are_of(expected) {
             return Err(Refused::new("iss", "the token is of another issuer than this service trusts"));
         }
-        let is_for_this_audience = match &self.aud {
-            Some(Value::Array(all)) => all.iter().any(|one| one == audience),
-            one => text(one) == Some(audience),
+        let tenant = text(self.find(&mapping.tenant_id));
+        if !key_issuer.is_none_or(|of| text(self.find("iss")).is_some_and(|name| of.is(name, tenant))) {
+            return Err(Refused::new(
+                "iss",
+                "the token's key is published for another issuer than the token's",
+            ));
+        }
+        let is_ours = |name: &str| audiences.iter().any(|ours| ours == name);
+        let is_for_this_audience = match self.find("aud") {
+            Some(Value::Array(all)) => all.iter().filter_map(Value::as_str).any(is_ours),
+            one => text(one).is_some_and(is_ours),
         };
         if !is_for_this_audience {
             return Err(Refused::new("aud", "the token is for another audience than this service"));
         }
-        let expires = self.exp.as_ref().and_then(seconds);
+        let expires = self.find("exp").and_then(seconds);
         let expires =
             expires.ok_or(Refused::new("exp", "the token does not say until when it is valid (exp)"))?;
-        let not_before = match &self.nbf {
+        let not_before = match self.find("nbf") {
             None => None,
             Some(given) => Some(seconds(given).ok_or(Refused::new("nbf", "the token's nbf is no time"))?),
         };
-        let id = |given: &Option<Value>| {
-            let given = text(given)?;
-            let id = Uuid::try_parse(given).ok().filter(|id| !id.is_nil())?;
-            (id.to_string() == given).then_some(id)
-        };
-        let tenant_kind = text(&self.tenant_kind).and_then(|name| vocabulary.known_tenant_kind(name));
-        let channel = match &self.channel {
-            None => Some(Channel::Dashboard),
-            given => text(given).and_then(|name| Channel::from_str(name, false).ok()),
-        };
-        let roles = match &self.roles {
-            None => Some(vec![]),
-            Some(Value::Array(names)) => {
-                Some(vocabulary.known_roles(&names.iter().filter_map(Value::as_str)))
-            }
-            Some(_) => None,
-        };
+        let tenant_id = self.id(&mapping.tenant_id)?;
+        let user_id = self.id(&mapping.user_id)?;
+        let roles = self.roles(&mapping.roles, *vocabulary)?;
+        let channel = self.channel(&mapping.channel)?;
+        let kind = self.tenant_kind(tenant_id, user_id, expected)?;
         // RFC 9068; OpenID Connect; version 1 of the vendor's tokens.
-        let client = [&self.client_id, &self.azp, &self.appid].into_iter();
-        let client = client.filter_map(|claim| text(claim).and_then(client_named)).next();
-        let missing = |claim| Refused::new(claim, missing_claim(*vocabulary));
+        let clients = ["client_id", "azp", "appid"].into_iter();
+        let client = clients.filter_map(|claim| text(self.find(claim)).and_then(client_named)).next();
+        let tenant_kind = kind.unwrap_or(vocabulary.unregistered_kind);
         Ok(Verified {
-            caller: Caller {
-                tenant_kind: tenant_kind.ok_or_else(|| missing("tenant_kind"))?,
-                tenant_id: id(&self.tenant_id).ok_or_else(|| missing("tenant_id"))?,
-                user_id: id(&self.sub).ok_or_else(|| missing("sub"))?,
-                roles: roles.ok_or_else(|| missing("roles"))?,
-                channel: channel.ok_or_else(|| missing("channel"))?,
-                client,
-            },
+            caller: Caller { tenant_kind, tenant_id, user_id, roles, channel, client },
+            registration_decides: kind.is_none(),
             expires,
             not_before,
         })
     }
-}
 
-fn missing_claim(vocabulary: Vocabulary) -> String {
-    let kinds = vocabulary
-        .tenant_kinds
-        .split_last()
-        .map_or_else(String::new, |(last, others)| format!("{} or {last}", others.join(", ")));
-    format!(
-        "the token lacks a valid claim: sub and tenant_id are lower-case UUIDs, tenant_kind is {kinds}, roles is a list, \
-         and channel, where given, DASHBOARD or API"
-    )
+    /// A claim that has a value.
+    fn find(&self, claim: &str) -> Option<&Value> {
+        let value = if claim.starts_with('/') { self.0.pointer(claim) } else { self.0.get(claim) };
+        value.filter(|value| !value.is_null())
+    }
+
+    fn id(&self, claim: &str) -> Result<Uuid, Refused> {
+        let id = text(self.find(claim)).and_then(read_id);
+        id.ok_or_else(|| {
+            Refused::new(claim.to_owned(), format!("the token's {claim} must be a lower-case UUID"))
+        })
+    }
+
+    /// The kind of the tenant, or nothing if the registration decides.
+    fn tenant_kind(
+        &self,
+        tenant_id: Uuid,
+        user_id: Uuid,
+        expected: &Expected,
+    ) -> Result<Option<&'static str>, Refused> {
+        let Expected { mapping, identities, vocabulary, .. } = expected;
+        let known = identities
+            .iter()
+            .find(|known| known.tenant_id == tenant_id && known.user_id.is_none_or(|user| user == user_id));
+        let (claim, name) = match (known, &mapping.tenant_kind) {
+            (Some(known), _) => ("tenant_kind", Some(known.tenant_kind.as_str())),
+            (None, TenantKindSource::Always(kind)) => ("tenant_kind", Some(kind.as_str())),
+            (None, TenantKindSource::Claim(claim)) => {
+                let given = text(self.find(&claim.name));
+                (claim.name.as_str(), given.and_then(|name| claim.meaning(name)))
+            }
+            (None, TenantKindSource::Registration) => return Ok(None),
+        };
+        let kind = name.and_then(|name| vocabulary.known_tenant_kind(name));
+        let refused = || {
+            let kinds = vocabulary.tenant_kinds.join(", ");
+            Refused::new(claim.to_owned(), format!("the token's {claim} must name a kind of tenant: {kinds}"))
+        };
+        kind.map(Some).ok_or_else(refused)
+    }
+
+    /// The roles, in a list or as words of a text. Unknown ones grant nothing.
+    fn roles(&self, claim: &NamedClaim, vocabulary: Vocabulary) -> Result<Vec<&'static str>, Refused> {
+        let names: Vec<&str> = match self.find(&claim.name) {
+            None => vec![],
+            Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
+            Some(Value::String(words)) => words.split([' ', ',']).collect(),
+            Some(_) => {
+                let sentence = format!("the token's {} must be a list or a text of roles", claim.name);
+                return Err(Refused::new(claim.name.clone(), sentence));
+            }
+        };
+        Ok(vocabulary.known_roles(&names.iter().filter_map(|name| claim.meaning(name))))
+    }
+
+    /// The channel, which is the dashboard, the stricter one, where the token names none.
+    fn channel(&self, claim: &NamedClaim) -> Result<Channel, Refused> {
+        let Some(given) = self.find(&claim.name) else { return Ok(Channel::Dashboard) };
+        let name = given.as_str().and_then(|name| claim.meaning(name));
+        let channel = name.and_then(|name| Channel::from_str(name, false).ok());
+        let refused = || {
+            let sentence = format!("the token's {} must name a channel, DASHBOARD or API", claim.name);
+            Refused::new(claim.name.clone(), sentence)
+        };
+        channel.ok_or_else(refused)
+    }
 }
 
 /// Since when, if it says so, and until when a token says that it is valid. Nothing is verified.
 pub(in crate::auth) fn life(token: &str) -> Option<(Option<i64>, i64)> {
-    let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
-    let claims: Value = serde_json::from_slice(&payload).ok()?;
-    let time = |claim| claims.get(claim).and_then(seconds);
+    let claims = unverified(token)?;
+    let time = |claim| claims.find(claim).and_then(seconds);
     Some((time("iat").or_else(|| time("nbf")), time("exp")?))
 }
 
-fn text(claim: &Option<Value>) -> Option<&str> {
-    claim.as_ref()?.as_str()
+/// The claims of a token whose signature was not verified.
+pub(super) fn unverified(token: &str) -> Option<Claims> {
+    Claims::decode(token.split('.').nth(1)?)
+}
+
+/// An id in its only accepted spelling.
+fn read_id(text: &str) -> Option<Uuid> {
+    let id = Uuid::try_parse(text).ok().filter(|id| !id.is_nil())?;
+    (id.to_string() == text).then_some(id)
+}
+
+fn text(claim: Option<&Value>) -> Option<&str> {
+    claim?.as_str()
 }
 
 /// A time in seconds since 1970. Issuers may give fractions, which are cut off.

@@ -4,15 +4,13 @@ use anyhow::{Context, bail, ensure};
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ED25519, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents,
 };
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::Refused;
-use super::claims::Claims;
+use super::claims::{Claims, Issuer};
 
 /// An RSA modulus has at least 2048 bits, below which signatures can be forged with some effort, and at most 8192,
 /// above which a verification takes too long.
@@ -25,8 +23,18 @@ const P256_POINT_BYTES: usize = 65;
 /// A set of public keys.
 pub(in crate::auth) struct KeySet(Vec<Key>);
 
+/// Why a token's signature counts for nothing.
+pub(super) enum Unverified {
+    /// No key could change that.
+    Token(Refused),
+    /// Its key is unknown, or is another than the known one of that name: the known keys may be old.
+    Key(Refused),
+}
+
 struct Key {
     id: String,
+    /// The issuer that it is published for, where one set holds the keys of several.
+    issuer: Option<Issuer>,
     algorithm: Algorithm,
     verifies: DecodingKey,
 }
@@ -65,9 +73,9 @@ impl KeySet {
         Ok(Self(keys))
     }
 
-    /// The claims of a token, if the key that it names signed them.
-    pub(super) fn verify(&self, token: &str) -> Result<Claims, Refused> {
-        let about_token = |sentence: &'static str| Refused::new("authorization", sentence);
+    /// The claims of a token, if the key that it names signed them, and the issuer that the key is published for.
+    pub(super) fn verify(&self, token: &str) -> Result<(Claims, Option<&Issuer>), Unverified> {
+        let about_token = |sentence: &'static str| Unverified::Token(Refused::new("authorization", sentence));
         let header =
             jsonwebtoken::decode_header(token).map_err(|_| about_token("the token is no signed JWT"))?;
         if header.crit.is_some() {
@@ -75,28 +83,35 @@ impl KeySet {
         }
         // Providers that publish a set of keys name the key in each token. Trying each key would let the token choose.
         let Some(id) = header.kid else {
-            return Err(Refused::new("kid", "the token's header does not name its key (kid)"));
+            let sentence = "the token's header does not name its key (kid)";
+            return Err(Unverified::Token(Refused::new("kid", sentence)));
         };
         let Some(key) = self.0.iter().find(|key| key.id == id) else {
             let sentence = "the token's key is not among the issuer's keys; get a new token";
-            return Err(Refused::new("kid", sentence));
+            return Err(Unverified::Key(Refused::new("kid", sentence)));
         };
         let (message, signature) = token.rsplit_once('.').unwrap_or_default();
         let is_signed = header.alg == key.algorithm
             && jsonwebtoken::crypto::verify(signature, message.as_bytes(), &key.verifies, key.algorithm)
                 .unwrap_or(false);
         if !is_signed {
-            return Err(about_token("the token's signature is not its key's"));
+            return Err(Unverified::Key(Refused::new(
+                "authorization",
+                "the token's signature is not its key's",
+            )));
         }
-        let payload = message.split_once('.').and_then(|(_, claims)| URL_SAFE_NO_PAD.decode(claims).ok());
-        let claims = payload.and_then(|claims| serde_json::from_slice(&claims).ok());
-        claims.ok_or(about_token("the token's claims are no JSON object"))
+        let claims = message.split_once('.').and_then(|(_, claims)| Claims::decode(claims));
+        let claims = claims.ok_or(about_token("the token's claims are no JSON object"))?;
+        Ok((claims, key.issuer.as_ref()))
     }
 }
 
 impl Key {
     /// Reads a key that verifies tokens.
     fn read(jwk: Value) -> anyhow::Result<Self> {
+        let issuer =
+            jwk.get("issuer").map(|name| name.as_str().context("its issuer is no text")).transpose()?;
+        let issuer = issuer.map(|name| Issuer(name.to_owned()));
         let jwk: Jwk = serde_json::from_value(jwk).context("it is malformed or of an unknown kind")?;
         let algorithm = match &jwk.algorithm {
             AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => Algorithm::EdDSA,
@@ -127,7 +142,7 @@ impl Key {
         };
         ensure!(has_valid_length, "its length is not valid for its kind; an RSA key has 2048 to 8192 bits");
         ensure!(can_verify(&verifies, algorithm), "its numbers are no public key (RFC 7518, section 6)");
-        Ok(Self { id, algorithm, verifies })
+        Ok(Self { id, issuer, algorithm, verifies })
     }
 }
 

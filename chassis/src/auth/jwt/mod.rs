@@ -6,6 +6,9 @@
 
 mod claims;
 mod keys;
+#[cfg(test)]
+mod mapping_tests;
+mod published;
 pub mod signing;
 #[cfg(test)]
 mod tests;
@@ -17,84 +20,196 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use chrono::TimeDelta;
 use sha2::{Digest, Sha256};
 
-pub(super) use self::claims::life;
-use self::claims::{Expected, Verified};
+pub(super) use self::claims::{Expected, Issuer, KnownIdentity, Mapping, life};
+use self::claims::{Verified, unverified};
 pub(super) use self::keys::KeySet;
-use super::{Caller, Vocabulary};
+use self::keys::Unverified;
+pub(super) use self::published::{Location, Published, check_url};
+use super::Caller;
+use super::registration::{Registrations, Unanswered};
 use crate::clock::{Clock, Time};
 use crate::reload::Watched;
 
-/// Verified tokens that are remembered. Verifying a signature takes longer than the rest of a cheap call, and clients
-/// present the same token for hours. An entry has about 200 bytes. When the cache is full, it is emptied.
+/// Verified tokens that are remembered for each issuer. Verifying a signature takes longer than the rest of a cheap call, and
+/// clients present the same token for hours. An entry has about 200 bytes. When the cache is full, it is emptied.
 const REMEMBERED_MAX: usize = 4096;
 
-/// Verifies tokens against keys that may be reloaded at any time.
+/// Verifies tokens of some issuers against keys that may be replaced at any time.
 pub(super) struct Tokens {
-    keys: Watched<KeySet>,
-    expected: Expected,
+    issuers: Vec<TrustedIssuer>,
     /// The largest difference between the clocks of issuer and service.
     leeway: TimeDelta,
     clock: Clock,
+    registrations: Registrations,
+}
+
+/// An issuer whose tokens are accepted.
+pub(super) struct TrustedIssuer {
+    pub(super) keys: Keys,
+    pub(super) expected: Expected,
     remembered: Mutex<Remembered>,
+}
+
+/// Where the keys of an issuer come from.
+pub(super) enum Keys {
+    File(Watched<KeySet>),
+    Published(Published),
 }
 
 /// The reason why a token is refused.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refused {
     /// The claim that is at fault, `kid`, or `authorization` for the token as a whole.
-    pub(super) claim: &'static str,
+    pub(super) claim: Cow<'static, str>,
     /// What is wrong, and what helps. The token is not part of it.
     pub(super) sentence: Cow<'static, str>,
 }
 
+/// The reason why a token identifies no caller.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Unidentified {
+    /// The token is refused.
+    Refused(Refused),
+    /// The issuer's keys are not known, or too old to count.
+    KeysUnavailable,
+    /// It is not known whether the tenant is registered.
+    RegistrationUnavailable(Unanswered),
+}
+
+/// The same while more may become known.
+enum Problem<'t> {
+    Final(Unidentified),
+    /// Newer keys of the issuer may verify it.
+    Keys(&'t TrustedIssuer, Unidentified),
+}
+
 /// Tokens whose signature and claims were verified with the keys `under`. They are stored by digest, so that an entry
 /// has a fixed size and a leaked entry is of no use.
+#[derive(Default)]
 struct Remembered {
-    under: Arc<KeySet>,
+    under: Option<Arc<KeySet>>,
     tokens: HashMap<[u8; 32], Verified>,
 }
 
 impl Refused {
-    fn new(claim: &'static str, sentence: impl Into<Cow<'static, str>>) -> Self {
-        Self { claim, sentence: sentence.into() }
+    fn new(claim: impl Into<Cow<'static, str>>, sentence: impl Into<Cow<'static, str>>) -> Self {
+        Self { claim: claim.into(), sentence: sentence.into() }
+    }
+}
+
+impl Keys {
+    fn now(&self) -> Option<Arc<KeySet>> {
+        match self {
+            Self::File(file) => Some(file.now()),
+            Self::Published(published) => published.now(),
+        }
+    }
+
+    fn may_renew(&self) -> bool {
+        matches!(self, Self::Published(published) if published.may_renew())
+    }
+
+    /// Fetches published keys once more. Files are watched.
+    pub(super) async fn renew(&self) {
+        if let Self::Published(published) = self {
+            published.renew().await;
+        }
+    }
+}
+
+impl TrustedIssuer {
+    pub(super) fn new(keys: Keys, expected: Expected) -> Self {
+        Self { keys, expected, remembered: Mutex::default() }
+    }
+
+    fn verify(&self, token: &str, digest: [u8; 32]) -> Result<Verified, Problem<'_>> {
+        let keys = self.keys.now().ok_or(Problem::Keys(self, Unidentified::KeysUnavailable))?;
+        if let Some(verified) = self.remembered().find(&keys, &digest) {
+            return Ok(verified);
+        }
+        let refused = |refused| Problem::Final(Unidentified::Refused(refused));
+        let (claims, key_issuer) = keys.verify(token).map_err(|unverified| match unverified {
+            Unverified::Token(why) => refused(why),
+            Unverified::Key(why) => Problem::Keys(self, Unidentified::Refused(why)),
+        })?;
+        let verified = claims.read(key_issuer, &self.expected).map_err(refused)?;
+        self.remembered().insert(&keys, digest, &verified);
+        Ok(verified)
+    }
+
+    fn remembered(&self) -> MutexGuard<'_, Remembered> {
+        // No code panics while it is locked.
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Tokens {
     pub(super) fn new(
-        keys: Watched<KeySet>,
-        issuer: String,
-        audience: String,
+        issuers: Vec<TrustedIssuer>,
         leeway: TimeDelta,
-        vocabulary: Vocabulary,
         clock: Clock,
+        registrations: Registrations,
     ) -> Self {
-        let remembered = Mutex::new(Remembered { under: keys.now(), tokens: HashMap::new() });
-        Self { keys, expected: Expected { issuer, audience, vocabulary }, leeway, clock, remembered }
+        Self { issuers, leeway, clock, registrations }
     }
 
-    /// The caller that the token was issued to. Signature and claims of a remembered token are not verified again;
-    /// its times are checked on each use.
-    pub(super) fn caller(&self, token: &str) -> Result<Caller, Refused> {
-        let keys = self.keys.now();
-        let digest: [u8; 32] = Sha256::digest(token).into();
-        let remembered = self.remembered().find(&keys, &digest);
-        let verified = match remembered {
-            Some(verified) => verified,
-            None => {
-                let verified = keys.verify(token)?.read(&self.expected)?;
-                self.remembered().insert(&keys, digest, &verified);
-                verified
+    pub(super) fn issuers(&self) -> &[TrustedIssuer] {
+        &self.issuers
+    }
+
+    /// The caller that the token was issued to, or nothing if [`Self::caller`] may find out more by asking others.
+    pub(super) fn caller_at_once(&self, token: &str) -> Option<Result<Caller, Unidentified>> {
+        match self.verify(token) {
+            Ok(verified) if verified.registration_decides => {
+                let kind = self.registrations.known(verified.caller.tenant_id)?;
+                Some(Ok(Caller { tenant_kind: kind, ..verified.caller }))
+            }
+            Ok(verified) => Some(Ok(verified.caller)),
+            Err(Problem::Keys(issuer, _)) if issuer.keys.may_renew() => None,
+            Err(Problem::Keys(_, why) | Problem::Final(why)) => Some(Err(why)),
+        }
+    }
+
+    /// The caller that the token was issued to. It waits for newer keys of the issuer and for the registration of the
+    /// tenant, where either matters.
+    pub(super) async fn caller(&self, token: &str) -> Result<Caller, Unidentified> {
+        let mut verified = self.verify(token);
+        if let Err(Problem::Keys(issuer, _)) = verified
+            && issuer.keys.may_renew()
+        {
+            issuer.keys.renew().await;
+            verified = self.verify(token);
+        }
+        let Verified { caller, registration_decides, .. } = verified.map_err(|problem| match problem {
+            Problem::Final(why) | Problem::Keys(_, why) => why,
+        })?;
+        if !registration_decides {
+            return Ok(caller);
+        }
+        let kind = self.registrations.ask(caller.tenant_id).await;
+        Ok(Caller { tenant_kind: kind.map_err(Unidentified::RegistrationUnavailable)?, ..caller })
+    }
+
+    /// Signature and claims of a remembered token are not verified again; its times are checked on each use.
+    fn verify(&self, token: &str) -> Result<Verified, Problem<'_>> {
+        let refused = |refused| Problem::Final(Unidentified::Refused(refused));
+        let issuer = match &*self.issuers {
+            [only] => only,
+            several => {
+                let claims = unverified(token);
+                let claims = claims
+                    .ok_or_else(|| refused(Refused::new("authorization", "the token is no signed JWT")))?;
+                let trusted = several.iter().find(|issuer| claims.are_of(&issuer.expected));
+                let sentence = "the token is of another issuer than this service trusts";
+                trusted.ok_or_else(|| refused(Refused::new("iss", sentence)))?
             }
         };
-        self.check_times(verified)
+        let verified = issuer.verify(token, Sha256::digest(token).into())?;
+        self.check_times(&verified).map_err(refused)?;
+        Ok(verified)
     }
 
-    pub(super) fn keys(&self) -> &Watched<KeySet> {
-        &self.keys
-    }
-
-    fn check_times(&self, verified: Verified) -> Result<Caller, Refused> {
+    fn check_times(&self, verified: &Verified) -> Result<(), Refused> {
         let (now, leeway): (Time, _) = (self.clock.now(), self.leeway.num_seconds());
         let now = now.timestamp();
         if now >= verified.expires.saturating_add(leeway) {
@@ -104,32 +219,31 @@ impl Tokens {
             let sentence = "the token is not valid yet; wait, or compare the clocks of issuer and service";
             return Err(Refused::new("nbf", sentence));
         }
-        Ok(verified.caller)
-    }
-
-    fn remembered(&self) -> MutexGuard<'_, Remembered> {
-        // No code panics while it is locked.
-        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(())
     }
 }
 
 impl Remembered {
     fn find(&mut self, keys: &Arc<KeySet>, digest: &[u8; 32]) -> Option<Verified> {
-        if !Arc::ptr_eq(&self.under, keys) {
-            self.under = keys.clone();
+        if !self.is_under(keys) {
+            self.under = Some(keys.clone());
             self.tokens.clear();
         }
         self.tokens.get(digest).cloned()
     }
 
-    /// Remembers a verified token, unless the keys were reloaded meanwhile.
+    /// Remembers a verified token, unless the keys were replaced meanwhile.
     fn insert(&mut self, keys: &Arc<KeySet>, digest: [u8; 32], verified: &Verified) {
-        if !Arc::ptr_eq(&self.under, keys) {
+        if !self.is_under(keys) {
             return;
         }
         if self.tokens.len() >= REMEMBERED_MAX {
             self.tokens.clear();
         }
         self.tokens.insert(digest, verified.clone());
+    }
+
+    fn is_under(&self, keys: &Arc<KeySet>) -> bool {
+        self.under.as_ref().is_some_and(|under| Arc::ptr_eq(under, keys))
     }
 }

@@ -11,7 +11,9 @@ use chassis::clock::Clock;
 use chrono::TimeDelta;
 use diesel::connection::SimpleConnection;
 use rstest_reuse::apply;
+use serde_json::json;
 use tests::fixtures::{self, DIRECT, OFFICE};
+use tests::identity_provider::IdentityProvider;
 use tests::pki::Authority;
 use tests::processes::{Processes, build_binaries};
 use tests::{As, Backend, Cluster, Setup, actions};
@@ -154,7 +156,10 @@ async fn alerts_and_dashboard_use_only_exposed_metrics() {
         assert!(all.keys().all(|name| !name.contains(&DIRECT.to_string()) && !name.contains("jane")));
         said.extend(names(all));
     }
-    said.extend(names(numbers(&secured().await).await));
+    let provider = IdentityProvider::start("https://other-issuer.example", &[]).await.unwrap();
+    let identity_providers = vec![provider.setting("csp", &json!({}), &json!([]))];
+    let with_provider = Setup { secured: true, identity_providers, ..Setup::default() };
+    said.extend(names(numbers(&Cluster::start(with_provider).await.unwrap()).await));
 
     // Every name that alerts and dashboard use.
     for file in ["prometheus/alerts.yml", "grafana/dashboards/agreement-gate.json"] {

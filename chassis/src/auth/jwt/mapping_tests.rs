@@ -1,0 +1,189 @@
+//! Tests of claims as identity providers shape them: mapped, of several issuers, with registered tenants.
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::signing::SigningKey;
+use super::tests::{ISSUER, NOW, at, expected, file_keys, tokens_of};
+use super::*;
+use crate::auth::Channel;
+
+const TENANT: Uuid = Uuid::from_u128(0xd1);
+const USER: Uuid = Uuid::from_u128(7);
+
+/// As Microsoft Entra ID gives them out (access tokens, version 2.0).
+fn entra() -> Value {
+    json!({
+        "aud": "ours",
+        "iss": format!("https://login.example/{TENANT}/v2.0"),
+        "iat": NOW, "nbf": NOW, "exp": NOW + 3600,
+        "azp": "3f0e2d11-8c54-4c5f-9a63-1d2b6cfb3f10", "azpacr": "1",
+        "name": "A person", "preferred_username": "person@tenant.example",
+        "oid": USER, "tid": TENANT, "sub": "AbCdPairwise", "uti": "x", "ver": "2.0", "idtyp": "user",
+        "roles": ["Gate.Write", "Other.Role"], "scp": "access"
+    })
+}
+
+fn entra_mapping() -> Value {
+    json!({
+        "tenant_id": "tid",
+        "user_id": "oid",
+        "roles": {"name": "roles", "values": {"Gate.Write": "WRITER", "Gate.Read": "READER"}},
+        "channel": {"name": "idtyp", "values": {"app": "API", "user": "DASHBOARD"}},
+        "tenant_kind": "registration"
+    })
+}
+
+/// As Keycloak gives them out, with attributes of the user mapped into the token.
+fn keycloak() -> Value {
+    json!({
+        "exp": NOW + 300, "iat": NOW, "auth_time": NOW, "jti": "onrtac:4d6b",
+        "iss": "https://keycloak.example/realms/partners",
+        "aud": ["ours", "account"], "sub": USER, "typ": "Bearer", "azp": "portal", "acr": "1",
+        "realm_access": {"roles": ["offline_access", "uma_authorization"]},
+        "resource_access": {"the/gate": {"roles": ["writers"]}, "account": {"roles": ["view-profile"]}},
+        "scope": "openid profile", "tenant": {"id": TENANT, "kind": "reseller"}
+    })
+}
+
+fn keycloak_mapping() -> Value {
+    json!({
+        "tenant_id": "/tenant/id",
+        "roles": {"name": "/resource_access/the~1gate/roles", "values": {"writers": "WRITER"}},
+        "tenant_kind": {"claim": {"name": "/tenant/kind", "values": {"reseller": "TENANT"}}}
+    })
+}
+
+fn with(mut claims: Value, pointer: &str, value: Value) -> Value {
+    match claims.pointer_mut(pointer) {
+        Some(place) => *place = value,
+        None => claims[&pointer[1..]] = value,
+    }
+    claims
+}
+
+fn without(mut claims: Value, claim: &str) -> Value {
+    claims.as_object_mut().unwrap().remove(claim);
+    claims
+}
+
+fn issuer(key: &SigningKey, expected: Expected) -> TrustedIssuer {
+    TrustedIssuer::new(Keys::File(file_keys(&SigningKey::public_set(&[key]))), expected)
+}
+
+#[tokio::test]
+async fn claims_of_providers_are_read_as_mapped() {
+    let [entra_key, keycloak_key, own_key] = [0; 3].map(|_| SigningKey::generate().unwrap().0);
+    let mut known = expected("https://login.example/{tenantid}/v2.0", entra_mapping());
+    known.identities = serde_json::from_value(json!([
+        {"tenant_id": Uuid::from_u128(0x5e), "user_id": USER, "tenant_kind": "INTERNAL"},
+        {"tenant_id": Uuid::from_u128(0x5e), "tenant_kind": "OTHER"},
+    ]))
+    .unwrap();
+    let issuers = vec![
+        issuer(&entra_key, known),
+        issuer(&keycloak_key, expected("https://keycloak.example/realms/partners", keycloak_mapping())),
+        issuer(&own_key, expected(ISSUER, json!({}))),
+    ];
+    let tokens = tokens_of(issuers, Clock::manual(at(NOW)), |id| Ok(id == TENANT));
+    let caller = Caller {
+        tenant_kind: "TENANT",
+        tenant_id: TENANT,
+        user_id: USER,
+        roles: vec!["WRITER"],
+        channel: Channel::Dashboard,
+        client: Some("3f0e2d11-8c54-4c5f-9a63-1d2b6cfb3f10".into()),
+    };
+    let by_entra = async |claims: &Value| tokens.caller(&entra_key.sign(claims).unwrap()).await;
+    let by_keycloak = async |claims: &Value| tokens.caller(&keycloak_key.sign(claims).unwrap()).await;
+    assert_eq!(by_entra(&entra()).await, Ok(caller.clone()));
+    let portal = Some("portal".to_owned());
+    assert_eq!(by_keycloak(&keycloak()).await, Ok(Caller { client: portal, ..caller.clone() }));
+
+    // The registration decides, unless the identity is written down; the user's line stands before its tenant's.
+    let of = |tenant: u128, user: u128| {
+        let tenant = Uuid::from_u128(tenant);
+        let claims = with(entra(), "/iss", json!(format!("https://login.example/{tenant}/v2.0")));
+        with(with(claims, "/tid", json!(tenant)), "/oid", json!(Uuid::from_u128(user)))
+    };
+    for (claims, kind) in [(of(9, 7), "OTHER"), (of(0x5e, 7), "INTERNAL"), (of(0x5e, 8), "OTHER")] {
+        assert_eq!(by_entra(&claims).await.map(|caller| caller.tenant_kind), Ok(kind), "{claims}");
+    }
+    let app = with(entra(), "/idtyp", json!("app"));
+    assert_eq!(by_entra(&app).await.map(|caller| caller.channel), Ok(Channel::Api));
+    for (roles, read) in [
+        (json!("Gate.Write Gate.Read"), vec!["READER", "WRITER"]),
+        (json!("Gate.Read,Other"), vec!["READER"]),
+        // Where names are mapped, the service's own mean nothing.
+        (json!(["WRITER"]), vec![]),
+        (json!(null), vec![]),
+    ] {
+        let claims = if roles.is_null() { without(entra(), "roles") } else { with(entra(), "/roles", roles) };
+        assert_eq!(by_entra(&claims).await.map(|caller| caller.roles), Ok(read), "{claims}");
+    }
+
+    let refused = |said: Result<Caller, Unidentified>| match said {
+        Err(Unidentified::Refused(refused)) => refused.claim.into_owned(),
+        other => panic!("{other:?}"),
+    };
+    for (claims, claim) in [
+        (without(entra(), "tid"), "iss"),
+        (with(entra(), "/tid", json!("tenant")), "iss"),
+        (with(entra(), "/iss", json!("https://login.example/tenant/v2.0")), "iss"),
+        // Of another tenant's issuer.
+        (with(entra(), "/tid", json!(Uuid::from_u128(9))), "iss"),
+        (with(entra(), "/aud", json!("others")), "aud"),
+        (without(entra(), "oid"), "oid"),
+        (with(entra(), "/oid", json!(7)), "oid"),
+        (with(entra(), "/idtyp", json!("API")), "idtyp"),
+        (with(entra(), "/roles", json!({"Gate.Write": true})), "roles"),
+    ] {
+        assert_eq!(refused(by_entra(&claims).await), claim, "{claims}");
+    }
+    for (claims, claim) in [
+        (with(keycloak(), "/tenant", json!({"id": TENANT})), "/tenant/kind"),
+        // Where names are mapped, the service's own mean nothing.
+        (with(keycloak(), "/tenant/kind", json!("INTERNAL")), "/tenant/kind"),
+        (with(keycloak(), "/tenant/id", json!(null)), "/tenant/id"),
+        (with(keycloak(), "/aud", json!(["account"])), "aud"),
+    ] {
+        assert_eq!(refused(by_keycloak(&claims).await), claim, "{claims}");
+    }
+
+    // An issuer's key signs for no other issuer.
+    assert_eq!(refused(by_keycloak(&entra()).await), "kid");
+    assert_eq!(refused(by_entra(&keycloak()).await), "kid");
+    assert_eq!(refused(tokens.caller("no.token").await), "authorization");
+}
+
+#[tokio::test]
+async fn a_key_published_for_one_issuer_signs_for_no_other() {
+    let (key, _) = SigningKey::generate().unwrap();
+    let accepted = async |key_issuer: Value| {
+        let mut set: Value = serde_json::from_str(&SigningKey::public_set(&[&key])).unwrap();
+        set["keys"][0]["issuer"] = key_issuer;
+        let keys = Keys::File(file_keys(&set.to_string()));
+        let entra_ids = expected("https://login.example/{tenantid}/v2.0", entra_mapping());
+        let tokens =
+            tokens_of(vec![TrustedIssuer::new(keys, entra_ids)], Clock::manual(at(NOW)), |_| Ok(true));
+        tokens.caller(&key.sign(&entra()).unwrap()).await.is_ok()
+    };
+    for (issuer, is_accepted) in [
+        ("https://login.example/{tenantid}/v2.0".to_owned(), true),
+        (format!("https://login.example/{TENANT}/v2.0"), true),
+        (format!("https://login.example/{}/v2.0", Uuid::from_u128(9)), false),
+        ("https://other.example/{tenantid}/v2.0".to_owned(), false),
+    ] {
+        assert_eq!(accepted(json!(issuer)).await, is_accepted, "{issuer}");
+    }
+}
+
+#[tokio::test]
+async fn a_tenant_that_cannot_be_asked_about_is_refused() {
+    let (key, _) = SigningKey::generate().unwrap();
+    let entra_ids = || expected("https://login.example/{tenantid}/v2.0", entra_mapping());
+    let tokens = tokens_of(vec![issuer(&key, entra_ids())], Clock::manual(at(NOW)), |_| Err(Unanswered));
+    let token = key.sign(&entra()).unwrap();
+    assert_eq!(tokens.caller_at_once(&token), None);
+    assert_eq!(tokens.caller(&token).await, Err(Unidentified::RegistrationUnavailable(Unanswered)));
+}

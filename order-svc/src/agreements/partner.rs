@@ -1,0 +1,45 @@
+//! Asks agreement-svc whether a tenant is a registered partner, for issuers whose tokens do not say so.
+
+use chassis::auth::Unanswered;
+use chassis::clock::new_id;
+use proto::agreement::GetPartnerRequest;
+use proto::agreement::partner_service_client::PartnerServiceClient;
+use proto::types::ErrorReason;
+use tonic::Code;
+use uuid::Uuid;
+
+use super::{AgreementClient, CallOptions, log_if_unauthenticated, reason_of};
+
+impl AgreementClient {
+    /// Whether a tenant is registered as a partner.
+    ///
+    /// # Errors
+    /// agreement-svc gave no answer.
+    pub(crate) async fn is_registered_partner(&self, tenant_id: Uuid) -> Result<bool, Unanswered> {
+        let own = self.own.credentials();
+        let call_id = new_id(self.clock.now()).to_string();
+        let options = CallOptions {
+            identity: &own,
+            is_own: true,
+            call_id: &call_id,
+            deadline: self.deadline,
+            time_left: self.deadline,
+        };
+        let message = GetPartnerRequest { partner_id: tenant_id.to_string() };
+        let call = |channel, request| {
+            let mut partners = PartnerServiceClient::new(channel);
+            async move { partners.get_partner(request).await }
+        };
+        let asked = self.call_with_failover(options, message, call).await;
+        match asked.inspect_err(log_if_unauthenticated) {
+            Ok(_) => Ok(true),
+            Err(status) => match (reason_of(&status), status.code()) {
+                (Some(ErrorReason::ResourceNotFound), Code::NotFound) => Ok(false),
+                _ => {
+                    tracing::warn!(why = %status, "agreement-svc does not say whether the tenant of a token is a partner");
+                    Err(Unanswered)
+                }
+            },
+        }
+    }
+}
