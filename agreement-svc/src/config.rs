@@ -8,6 +8,7 @@ use chassis::auth::{self, Channel};
 use chassis::clock::Time;
 use chassis::config::with_env;
 use chassis::database::Url;
+use chassis::release;
 use chassis::telemetry::LogFormat;
 use chassis::tls;
 use chrono::{DateTime, NaiveDate, NaiveDateTime, SubsecRound, TimeDelta, Utc};
@@ -25,7 +26,7 @@ pub const MAIL_FOLDER: &str = "mails";
 
 /// Owns attestations and direct-sign status, and answers the gate.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version = release::version())]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,

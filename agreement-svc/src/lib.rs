@@ -108,7 +108,7 @@ pub async fn serve(
     let identities = Identities::open(&config.identity, VOCABULARY, clock.clone(), is_registered).await?;
     let hasher = RequestHasher::read(config.request_key_file.as_deref())?;
     let pages = Pages::open(&database).await?;
-    let metrics = Metrics::new("agreement_svc", env!("CARGO_PKG_VERSION"), database.clone())?;
+    let metrics = Metrics::new("agreement_svc", database.clone())?;
     let decisions = Decisions::new(&metrics)?;
     let links = config.invitation_key_file.as_deref();
     let links = links.map(|file| read_links(file, &config.acceptance_page)).transpose()?;

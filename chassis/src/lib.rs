@@ -17,6 +17,7 @@ pub mod lifecycle;
 pub mod limits;
 pub mod metrics;
 pub mod paging;
+pub mod release;
 pub mod reload;
 pub mod server;
 pub mod service;

@@ -21,6 +21,7 @@ use tonic::Code;
 
 use crate::database::{Connection, Database, Error};
 use crate::expiry::Validity;
+use crate::release;
 use crate::reload::Watched;
 
 /// How long a scrape waits for the database. Scrapers commonly time out after ten seconds.
@@ -87,11 +88,7 @@ impl Metrics {
     ///
     /// # Errors
     /// An invalid name.
-    pub fn new(
-        prefix: &'static str,
-        version: &'static str,
-        database: Database,
-    ) -> Result<Self, prometheus::Error> {
+    pub fn new(prefix: &'static str, database: Database) -> Result<Self, prometheus::Error> {
         let registry = Registry::new_custom(Some(prefix.to_owned()), None)?;
         let calls = Calls {
             ended: IntCounterVec::new(
@@ -112,8 +109,9 @@ impl Metrics {
                 "Calls and streams that were refused because too many were in progress.",
             )?,
         };
-        let opts =
-            Opts::new("build_info", "1, labelled with what is running.").const_label("version", version);
+        let opts = Opts::new("build_info", "1, labelled with what is running.")
+            .const_label("version", release::VERSION)
+            .const_label("commit", release::COMMIT);
         let build = IntGauge::with_opts(opts)?;
         build.set(1);
         let (reading, files, identity_providers) = (Arc::default(), RwLock::default(), RwLock::default());
@@ -337,7 +335,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("things.sqlite").display()).parse().unwrap();
         let database = Database::open(&url, true, Writes::Concurrent).unwrap();
-        let metrics = Metrics::new("some_svc", "1", database).unwrap();
+        let metrics = Metrics::new("some_svc", database).unwrap();
         let answer = |_: &mut Connection| Ok(vec![Sample { name: "things", help: "Things.", value: 7.0 }]);
         let known = metrics.stored(answer).await;
         assert_eq!((value(&known, "things"), value(&known, "database_answers")), (Some(7.0), Some(1.0)));
@@ -364,7 +362,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("things.sqlite").display()).parse().unwrap();
         let database = Database::open(&url, true, Writes::Concurrent).unwrap();
-        let metrics = Metrics::new("some_svc", "1", database).unwrap();
+        let metrics = Metrics::new("some_svc", database).unwrap();
         metrics.calls().expect(["/a.B/C"].into_iter());
         metrics.calls().end("/a.B/C", Code::Ok, Duration::from_millis(3));
         let endless = Sample { name: "behind_seconds", help: "How far behind.", value: f64::INFINITY };

@@ -7,6 +7,7 @@ use anyhow::Context;
 use chassis::auth;
 use chassis::config::with_env;
 use chassis::database::Url;
+use chassis::release;
 use chassis::telemetry::LogFormat;
 use chassis::tls::{self, Address};
 use clap::{Args, Parser, Subcommand};
@@ -18,7 +19,7 @@ const DEFAULT_OFFERS: &str = include_str!("../data/offers.json");
 
 /// Accepts purchases and seat changes once the gate allows them.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version = release::version())]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,

@@ -112,7 +112,7 @@ pub async fn serve(
 
     let hasher = RequestHasher::read(config.request_key_file.as_deref())?;
     let pages = Pages::open(&database).await?;
-    let metrics = Metrics::new("order_svc", env!("CARGO_PKG_VERSION"), database.clone())?;
+    let metrics = Metrics::new("order_svc", database.clone())?;
     agreements.register_metrics(&metrics);
     let decisions = Decisions::new(&metrics)?;
     let (orders, new_orders) = watch::channel(());

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use chassis::clock::Clock;
 use chassis::health::check_health;
 use chassis::lifecycle::{end_at_signal, runtime, signal};
+use chassis::release;
 use chassis::server::Listeners;
 use chassis::telemetry::{self, trace};
 use clap::Parser;
@@ -28,7 +29,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     }
     match command {
         Command::Serve(config) => {
-            let _export = trace::export(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))?;
+            let _export = trace::export(env!("CARGO_PKG_NAME"), release::VERSION)?;
             runtime()?.block_on(async {
                 let auth = config.identity.auth;
                 let listeners = Listeners::bind(config.listen, config.metrics_listen, auth).await?;

@@ -438,7 +438,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("things.sqlite").display()).parse().unwrap();
         let database = Database::open(&url, true, Writes::Concurrent).unwrap();
-        let metrics = Metrics::new("some_svc", "1", database).unwrap();
+        let metrics = Metrics::new("some_svc", database).unwrap();
         let address = "127.0.0.1:0".parse().unwrap();
         let options = Options {
             domain: "some-svc",

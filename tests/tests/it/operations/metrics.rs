@@ -152,7 +152,7 @@ async fn alerts_and_dashboard_use_only_exposed_metrics() {
         expect("order_svc_calls_in_progress", 0.0);
         expect("agreement_svc_database_answers", 1.0);
         expect("agreement_svc_history_revision", all["order_svc_history_revision"]);
-        expect(r#"order_svc_build_info{version="0.1.0"}"#, 1.0);
+        expect(r#"order_svc_build_info{commit="unknown",version="0.1.0"}"#, 1.0);
         assert!(all.keys().all(|name| !name.contains(&DIRECT.to_string()) && !name.contains("jane")));
         said.extend(names(all));
     }
