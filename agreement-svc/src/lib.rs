@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use chassis::auth::{Identities, IsRegistered, Unanswered};
+use chassis::auth::{Identities, IsRegistered, Trusted, Unanswered};
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
 use chassis::idempotency::{self, RequestHasher};
@@ -95,6 +95,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
     let tls = tls::Server::open(&config.tls, config.identity.auth, listeners.calls.local_addr()?)?;
+    let trusted = Trusted::read(&config.identity, VOCABULARY)?;
     let policy = Arc::new(data::read_policy(config.policy.as_deref())?);
     read_templates(&config.storage)?;
     let transport = Transport::new(&config.mail)?;
@@ -104,8 +105,7 @@ pub async fn serve(
     } else {
         open(&config.storage.database)?
     };
-    let is_registered = is_registered(database.clone());
-    let identities = Identities::open(&config.identity, VOCABULARY, clock.clone(), is_registered).await?;
+    let identities = Identities::open(trusted, clock.clone(), is_registered(database.clone())).await;
     let hasher = RequestHasher::read(config.request_key_file.as_deref())?;
     let pages = Pages::open(&database).await?;
     let metrics = Metrics::new("agreement_svc", database.clone())?;

@@ -51,7 +51,7 @@ pub struct Settings {
     pub auth: Auth,
     /// The keys that sign tokens, as a JWK set: those with a kid for EdDSA (Ed25519), ES256 and RS256. The file is
     /// reloaded when it changes; an empty set rejects all tokens.
-    #[arg(long, value_name = "FILE.json")]
+    #[arg(long, value_name = "FILE.json", group = "token_issuers")]
     pub jwks: Option<PathBuf>,
     /// The issuer that tokens must name (iss).
     #[arg(long, value_name = "NAME")]
@@ -61,10 +61,10 @@ pub struct Settings {
     pub jwt_audience: Option<String>,
     /// The issuers whose tokens are accepted, with the URLs of their keys and the meaning of their claims; in place of
     /// `--jwks`, `--jwt-issuer` and `--jwt-audience`.
-    #[arg(long, value_name = "FILE.json")]
+    #[arg(long, value_name = "FILE.json", group = "token_issuers")]
     pub identity_providers: Option<PathBuf>,
     /// The largest difference between the clocks of issuer and service.
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = clap::value_parser!(u16).range(0..=300))]
+    #[arg(long, value_name = "SECONDS", requires = "token_issuers", default_value = "30", value_parser = clap::value_parser!(u16).range(0..=300))]
     pub jwt_leeway_seconds: u16,
 }
 
@@ -122,18 +122,20 @@ pub(crate) enum Identified {
     Later(BoxFuture<'static, Result<Identity, Status>>),
 }
 
-impl Identities {
-    /// Reads the keys, and reloads them on this runtime from then on. Keys at a URL are waited for, some seconds at most:
-    /// without them their issuer's tokens are refused until they can be fetched.
+/// How callers will be identified, as the settings say.
+pub struct Trusted {
+    /// The issuers whose tokens are accepted; none where metadata are trusted.
+    issuers: Vec<TrustedIssuer>,
+    leeway: TimeDelta,
+    vocabulary: Vocabulary,
+}
+
+impl Trusted {
+    /// Reads the settings and files, and reloads and fetches keys on this runtime from then on.
     ///
     /// # Errors
     /// Settings that are missing or contradict each other, by flag; files that cannot be read.
-    pub async fn open(
-        settings: &Settings,
-        vocabulary: Vocabulary,
-        clock: Clock,
-        is_registered: IsRegistered,
-    ) -> anyhow::Result<Self> {
+    pub fn read(settings: &Settings, vocabulary: Vocabulary) -> anyhow::Result<Self> {
         let Settings { auth, jwks, jwt_issuer, jwt_audience, identity_providers, jwt_leeway_seconds } =
             settings;
         let given: Vec<_> = [
@@ -146,7 +148,7 @@ impl Identities {
         .filter_map(|(flag, is_given)| is_given.then_some(flag))
         .collect();
         let issuers = match (auth, identity_providers, &*given) {
-            (Auth::Insecure, _, []) => return Ok(Self { mode: Mode::Insecure, vocabulary }),
+            (Auth::Insecure, _, []) => vec![],
             (Auth::Insecure, _, [flag, ..]) => {
                 bail!("--auth insecure reads no token; leave {flag} out, or use --auth jwt")
             }
@@ -158,11 +160,21 @@ impl Identities {
             }
             (Auth::Jwt, ..) => vec![only_issuer(settings, vocabulary)?],
         };
-        let leeway = TimeDelta::seconds((*jwt_leeway_seconds).into());
+        Ok(Self { issuers, leeway: TimeDelta::seconds((*jwt_leeway_seconds).into()), vocabulary })
+    }
+}
+
+impl Identities {
+    /// Identifies callers from now on. Keys at a URL are waited for, some seconds at most: without them their issuer's
+    /// tokens are refused until they can be fetched.
+    pub async fn open(trusted: Trusted, clock: Clock, is_registered: IsRegistered) -> Self {
+        let Trusted { issuers, leeway, vocabulary } = trusted;
+        if issuers.is_empty() {
+            return Self { mode: Mode::Insecure, vocabulary };
+        }
+        join_all(issuers.iter().map(|issuer| issuer.keys.renew())).await;
         let registrations = Registrations::new(is_registered, vocabulary);
-        let tokens = Tokens::new(issuers, leeway, clock, registrations);
-        join_all(tokens.issuers().iter().map(|issuer| issuer.keys.renew())).await;
-        Ok(Self { mode: Mode::Jwt(Arc::new(tokens)), vocabulary })
+        Self { mode: Mode::Jwt(Arc::new(Tokens::new(issuers, leeway, clock, registrations))), vocabulary }
     }
 
     /// Adds the keys to the metrics of watched files and of identity providers. Keys have no end of validity.
@@ -300,7 +312,7 @@ pub fn credentials<T>(request: &Request<T>) -> Result<Credentials, Status> {
 #[cfg(test)]
 pub(crate) async fn open_in_test(settings: &Settings) -> anyhow::Result<Identities> {
     let is_registered: IsRegistered = Arc::new(|_| Box::pin(std::future::ready(Ok(false))));
-    Identities::open(settings, Vocabulary::TEST, Clock::system(), is_registered).await
+    Ok(Identities::open(Trusted::read(settings, Vocabulary::TEST)?, Clock::system(), is_registered).await)
 }
 
 #[cfg(test)]
