@@ -89,7 +89,7 @@ pub async fn serve(
     let catalogue = Arc::new(config::read_offers(config.offers.as_deref())?);
     let deadline = Duration::from_millis(config.gate_deadline_ms);
     let own = ServiceIdentity::open(config.identity.auth, config.service_token.as_deref())?;
-    let replicas = Replicas::open(&config, deadline)?;
+    let (replicas, lookups) = Replicas::open(&config, deadline)?;
     let agreements = AgreementClient::new(
         replicas,
         own,
@@ -108,12 +108,15 @@ pub async fn serve(
     let hasher = RequestHasher::read(config.request_key_file.as_deref())?;
     let pages = Pages::open(&database).await?;
     let metrics = Metrics::new("order_svc", env!("CARGO_PKG_VERSION"), database.clone())?;
-    agreements.register_metrics(&metrics);
+    agreements.register_metrics(&metrics)?;
     let decisions = Decisions::new(&metrics)?;
     let (orders, new_orders) = watch::channel(());
     let (followed, following) = watch::channel(Followed::default());
     let known_history = following.clone();
     let mut service = Service::new();
+    for lookup in lookups {
+        service.spawn(|stop| lookup.run(stop));
+    }
     service
         .spawn(|stop| reporter::run(database.clone(), clock.clone(), agreements.clone(), new_orders, stop));
     let renewals = Renewals {
