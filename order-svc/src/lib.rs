@@ -135,7 +135,10 @@ pub async fn serve(
     service.spawn(|stop| renewals::run(renewals, following.clone(), stop));
     service.spawn(|stop| idempotency::run_expiry(database.clone(), clock.clone(), stop));
     if let Some(listener) = listeners.metrics {
-        service.spawn(|stop| metrics::serve(listener, metrics.clone(), clock.clone(), following, stop));
+        let stopping = service.stopping();
+        service.spawn(|stop| {
+            metrics::serve(listener, metrics.clone(), clock.clone(), following, stopping, stop)
+        });
     }
 
     let replays = BatchedReads::new(database.clone(), REPLAYS_MAX, |connection, keys: &[IdempotencyKey]| {

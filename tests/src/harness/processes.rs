@@ -174,7 +174,7 @@ pub struct Process {
     reserved: Vec<TcpListener>,
     database: Url,
     arguments: Vec<OsString>,
-    environment: Vec<(&'static str, OsString)>,
+    environment: Vec<(OsString, OsString)>,
     log: PathBuf,
     descriptors_max: Option<usize>,
     /// Where it listens for calls: an address of this machine.
@@ -239,7 +239,7 @@ impl Process {
             database,
             arguments,
             // Tests change acceptances more often than people do.
-            environment: vec![("AGREEMENT_ACCEPTANCE_CHANGES_MAX", "1000000".into())],
+            environment: vec![("AGREEMENT_ACCEPTANCE_CHANGES_MAX".into(), "1000000".into())],
             log,
             descriptors_max: None,
             host: Ipv4Addr::LOCALHOST,
@@ -284,7 +284,34 @@ impl Process {
 
     /// An environment variable for the next start.
     pub fn set_variable(&mut self, name: &'static str, value: &str) {
-        self.environment.push((name, value.into()));
+        self.environment.push((name.into(), value.into()));
+    }
+
+    /// Has it find all its settings in the environment from the next start on. They leave it its addresses.
+    pub fn configure(
+        &mut self,
+        environment: impl IntoIterator<Item = (String, String)>,
+        tls: ClientSettings,
+    ) {
+        self.arguments = vec!["serve".into()];
+        self.environment = environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        self.tls = tls;
+    }
+
+    /// Runs another command of the same program, with the same environment.
+    ///
+    /// # Errors
+    /// Why it cannot be run.
+    pub fn command(&self, arguments: &[String]) -> Result<std::process::Output, String> {
+        let mut command = Command::new(binary(self.name)?);
+        command.args(arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.output().map_err(|error| format!("{}: {error}", self.name))
+    }
+
+    /// Where its metrics are.
+    #[must_use]
+    pub fn metrics_address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.metrics_port).into()
     }
 
     /// What it says of itself in numbers.
@@ -292,8 +319,7 @@ impl Process {
     /// # Errors
     /// Why it cannot be fetched.
     pub async fn metrics(&self) -> Result<String, String> {
-        let address = SocketAddr::from(([127, 0, 0, 1], self.metrics_port));
-        fetch(address).await.map_err(|error| format!("{}: {error}", self.name))
+        fetch(self.metrics_address()).await.map_err(|error| format!("{}: {error}", self.name))
     }
 
     /// Everything that it has said so far, however often it was started.

@@ -1,5 +1,6 @@
 //! What operators rely on: settings, TLS and tokens, metrics, traces, logs, upgrades.
 
+mod kubernetes;
 mod metrics;
 mod no_secrets_in_logs;
 mod settings;
