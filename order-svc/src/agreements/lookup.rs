@@ -168,3 +168,65 @@ async fn resolve(host: &str, port: u16) -> io::Result<BTreeSet<IpAddr>> {
     })?;
     answered.await.map_err(io::Error::other)?
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::config::{Cli, Command};
+
+    fn lookup(port: u16) -> Lookup {
+        let address = format!("http://agreements.example:{port}");
+        let settings = ["order-svc", "serve", "--database", "sqlite:x", "--auth", "insecure", "--agreements"];
+        let cli = Cli::try_parse_from(settings.into_iter().chain([address.as_str()])).unwrap();
+        let Command::Serve(config) = cli.command else { panic!("the command is serve") };
+        Replicas::open(&config, Duration::from_secs(5)).unwrap().1.remove(0)
+    }
+
+    fn loopback(hosts: impl IntoIterator<Item = u8>) -> BTreeSet<IpAddr> {
+        hosts.into_iter().map(|host| [127, 0, 1, host].into()).collect()
+    }
+
+    fn known(lookup: &Lookup) -> BTreeSet<IpAddr> {
+        lookup.known.keys().copied().collect()
+    }
+
+    #[tokio::test]
+    async fn the_lowest_addresses_are_used_and_what_stays_keeps_its_connection() {
+        let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+        let mut lookup = lookup(listener.local_addr().unwrap().port());
+        lookup.follow("a name", loopback(1..=70)).await;
+        assert_eq!((known(&lookup), lookup.left_out), (loopback(1..=64), 6));
+        let before = lookup.known.clone();
+        lookup.follow("a name", loopback(64..=65)).await;
+        assert_eq!((known(&lookup), lookup.left_out), (loopback(64..=65), 0));
+        let stayed: IpAddr = [127, 0, 1, 64].into();
+        assert!(Arc::ptr_eq(&before[&stayed], &lookup.known[&stayed]));
+        let has_ended = |replica: &Arc<Replica>| replica.dropped().is_cancelled();
+        assert_eq!(before.values().filter(|replica| has_ended(replica)).count(), 63);
+    }
+
+    #[tokio::test]
+    async fn an_address_where_nothing_listens_gets_no_calls() {
+        let listener = TcpListener::bind("127.0.1.1:0").await.unwrap();
+        let mut lookup = lookup(listener.local_addr().unwrap().port());
+        lookup.follow("a name", loopback(1..=2)).await;
+        assert_eq!((known(&lookup), lookup.unreachable.clone()), (loopback([1]), loopback([2])));
+        let _other = TcpListener::bind(("127.0.1.2", listener.local_addr().unwrap().port())).await.unwrap();
+        lookup.follow("a name", loopback(1..=2)).await;
+        assert_eq!((known(&lookup), lookup.unreachable.len()), (loopback(1..=2), 0));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_cannot_be_looked_up_changes_nothing() {
+        let listener = TcpListener::bind("127.0.1.1:0").await.unwrap();
+        let mut lookup = lookup(listener.local_addr().unwrap().port());
+        lookup.follow("a name", loopback([1])).await;
+        lookup.address = "http://invalid..name:1".parse().unwrap();
+        lookup.refresh().await;
+        assert!(lookup.has_failed);
+        assert_eq!(known(&lookup), loopback([1]));
+    }
+}
