@@ -130,7 +130,8 @@ pub async fn serve(
     service.spawn(|stop| mailer::run(mailer, commits, stop));
     service.spawn(|stop| idempotency::run_expiry(database.clone(), clock.clone(), stop));
     if let Some(listener) = listeners.metrics {
-        service.spawn(|stop| metrics::serve(listener, metrics.clone(), clock.clone(), stop));
+        let stopping = service.stopping();
+        service.spawn(|stop| metrics::serve(listener, metrics.clone(), clock.clone(), stopping, stop));
     }
     let templates = TemplateCache::default();
     let api = Api {

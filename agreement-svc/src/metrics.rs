@@ -48,15 +48,21 @@ fn short(name: &'static str, unspecified: &str) -> &'static str {
     name.strip_prefix(unspecified.trim_end_matches("UNSPECIFIED")).unwrap_or(name)
 }
 
-/// Serves the metrics until `stop` is cancelled.
-pub(crate) async fn serve(listener: TcpListener, metrics: Metrics, clock: Clock, stop: CancellationToken) {
+/// Serves `/metrics` and the answers to probes until `stop` is cancelled.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    metrics: Metrics,
+    clock: Clock,
+    stopping: CancellationToken,
+    stop: CancellationToken,
+) {
     let numbers = metrics.clone();
     let collect = move || {
         let (metrics, now) = (metrics.clone(), clock.now());
         let known = move |connection: &mut Connection| known(connection, now);
         async move { metrics.stored(known).await }
     };
-    numbers.serve(listener, collect, stop).await;
+    numbers.serve(listener, collect, stopping, stop).await;
 }
 
 /// What the database knows of the history and of mails.

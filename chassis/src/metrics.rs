@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use prometheus::core::Collector;
@@ -210,10 +211,17 @@ impl Metrics {
         [connections, answers].into_iter().chain(queue).chain(answer.unwrap_or_default()).collect()
     }
 
-    /// Serves `/metrics` until `stop`; `collect` reads the samples of a scrape. Open connections are dropped at shutdown, and
-    /// the service goes on if this fails.
-    pub async fn serve<L, F>(self, listener: TcpListener, collect: L, stop: CancellationToken)
-    where
+    /// Serves `/metrics` until `stop`; `collect` reads the samples of a scrape. Beside it are the answers for an orchestrator's
+    /// probes, which read no file and no database: `/livez` is 200 as long as the process answers, and `/readyz` until the
+    /// graceful shutdown begins (`stopping`), then 503. Open connections are dropped at shutdown, and the service goes on if
+    /// this fails.
+    pub async fn serve<L, F>(
+        self,
+        listener: TcpListener,
+        collect: L,
+        stopping: CancellationToken,
+        stop: CancellationToken,
+    ) where
         L: Fn() -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Vec<Sample>> + Send,
     {
@@ -225,7 +233,15 @@ impl Metrics {
             // Every Prometheus reads this format, and its tools read no other.
             ([(CONTENT_TYPE, TEXT_FORMAT)], self.text(&known))
         };
-        let serving = axum::serve(listener, Router::new().route("/metrics", get(fetch)));
+        let is_ready = async move || match stopping.is_cancelled() {
+            false => StatusCode::OK,
+            true => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        let routes = Router::new()
+            .route("/metrics", get(fetch))
+            .route("/livez", get(async || StatusCode::OK))
+            .route("/readyz", get(is_ready));
+        let serving = axum::serve(listener, routes);
         tokio::select! {
             () = stop.cancelled() => return,
             served = serving => tracing::error!(?served, "metrics are no longer served"),
@@ -323,6 +339,8 @@ impl Calls {
 mod tests {
     use std::sync::mpsc;
 
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
     use crate::database::Writes;
 
@@ -355,6 +373,32 @@ mod tests {
         assert_eq!(value(&known, "database_connections_in_use"), Some(1.0));
         drop(go_on);
         while value(&metrics.stored(answer).await, "things").is_none() {}
+    }
+
+    #[tokio::test]
+    async fn a_process_that_stops_is_alive_and_not_ready() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("things.sqlite").display()).parse().unwrap();
+        let database = Database::open(&url, true, Writes::Concurrent).unwrap();
+        let metrics = Metrics::new("some_svc", "1", database).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stopping, stop) = (CancellationToken::new(), CancellationToken::new());
+        let serving = metrics.serve(listener, async || vec![], stopping.clone(), stop.clone());
+        let status = async |path: &str| {
+            let mut connection = tokio::net::TcpStream::connect(address).await.unwrap();
+            connection.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            connection.read_to_string(&mut answer).await.unwrap();
+            answer.split(' ').nth(1).unwrap().to_owned()
+        };
+        let asking = async {
+            assert_eq!([status("/livez").await, status("/readyz").await], ["200", "200"]);
+            stopping.cancel();
+            assert_eq!([status("/livez").await, status("/readyz").await], ["200", "503"]);
+            stop.cancel();
+        };
+        tokio::join!(serving, asking);
     }
 
     #[tokio::test]

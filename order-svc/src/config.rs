@@ -93,7 +93,8 @@ pub struct Serve {
     /// The address to listen on.
     #[arg(long, env = "ORDER_LISTEN", default_value = "127.0.0.1:50052")]
     pub listen: SocketAddr,
-    /// Where agreement-svc listens; several addresses, separated by commas, are its replicas.
+    /// Where agreement-svc listens; several addresses, separated by commas, are its replicas. A name is looked up every two
+    /// seconds, and at once when a call fails: each IP address that it has is a replica with a connection of its own.
     #[arg(
         long,
         env = "ORDER_AGREEMENTS",

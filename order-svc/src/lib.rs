@@ -89,7 +89,7 @@ pub async fn serve(
     let catalogue = Arc::new(config::read_offers(config.offers.as_deref())?);
     let deadline = Duration::from_millis(config.gate_deadline_ms);
     let own = ServiceIdentity::open(config.identity.auth, config.service_token.as_deref())?;
-    let replicas = Replicas::open(&config, deadline)?;
+    let (replicas, lookups) = Replicas::open(&config, deadline)?;
     let agreements = AgreementClient::new(
         replicas,
         own,
@@ -114,12 +114,15 @@ pub async fn serve(
     let hasher = RequestHasher::read(config.request_key_file.as_deref())?;
     let pages = Pages::open(&database).await?;
     let metrics = Metrics::new("order_svc", database.clone())?;
-    agreements.register_metrics(&metrics);
+    agreements.register_metrics(&metrics)?;
     let decisions = Decisions::new(&metrics)?;
     let (orders, new_orders) = watch::channel(());
     let (followed, following) = watch::channel(Followed::default());
     let known_history = following.clone();
     let mut service = Service::new();
+    for lookup in lookups {
+        service.spawn(|stop| lookup.run(stop));
+    }
     service
         .spawn(|stop| reporter::run(database.clone(), clock.clone(), agreements.clone(), new_orders, stop));
     let renewals = Renewals {
@@ -138,7 +141,10 @@ pub async fn serve(
     service.spawn(|stop| renewals::run(renewals, following.clone(), stop));
     service.spawn(|stop| idempotency::run_expiry(database.clone(), clock.clone(), stop));
     if let Some(listener) = listeners.metrics {
-        service.spawn(|stop| metrics::serve(listener, metrics.clone(), clock.clone(), following, stop));
+        let stopping = service.stopping();
+        service.spawn(|stop| {
+            metrics::serve(listener, metrics.clone(), clock.clone(), following, stopping, stop)
+        });
     }
 
     let replays = BatchedReads::new(database.clone(), REPLAYS_MAX, |connection, keys: &[IdempotencyKey]| {

@@ -63,12 +63,13 @@ impl Decisions {
     }
 }
 
-/// Serves `/metrics` until `stop` is cancelled.
+/// Serves `/metrics` and the answers to probes until `stop` is cancelled.
 pub(crate) async fn serve(
     listener: TcpListener,
     metrics: Metrics,
     clock: Clock,
     followed: watch::Receiver<Followed>,
+    stopping: CancellationToken,
     stop: CancellationToken,
 ) {
     let numbers = metrics.clone();
@@ -78,7 +79,7 @@ pub(crate) async fn serve(
         let waiting = move |connection: &mut Connection| work_waiting(connection, now);
         async move { metrics.stored(waiting).await.into_iter().chain(followed).collect() }
     };
-    numbers.serve(listener, collect, stop).await;
+    numbers.serve(listener, collect, stopping, stop).await;
 }
 
 /// How far the history has been followed.

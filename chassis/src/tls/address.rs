@@ -11,20 +11,32 @@ use http::Uri;
 pub struct Address {
     pub(super) is_https: bool,
     host: String,
-    pub(super) port: u16,
+    port: u16,
 }
 
 impl Address {
     /// Whether data sent there cannot be read on the way: it is encrypted, or stays on this machine.
     #[must_use]
     pub fn is_private(&self) -> bool {
-        let host = self.bare_host();
-        self.is_https || host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+        self.is_https || self.host == "localhost" || self.ip().is_some_and(|ip| ip.is_loopback())
+    }
+
+    /// The host's IP address, if it is one and not a name.
+    #[must_use]
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.bare_host().parse().ok()
     }
 
     /// The host without the brackets of an IPv6 address.
-    pub(super) fn bare_host(&self) -> &str {
+    #[must_use]
+    pub fn bare_host(&self) -> &str {
         self.host.trim_matches(['[', ']'])
+    }
+
+    /// The port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     pub(super) fn uri(&self, scheme: &str) -> Uri {

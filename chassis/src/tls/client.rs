@@ -1,6 +1,7 @@
 //! TLS of a client: the authorities that it trusts, and its own certificate where the server wants one.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -88,6 +89,15 @@ impl Client {
         Endpoint::from(address.uri("http")).origin(address.uri(scheme))
     }
 
+    /// The endpoint of a server at one of the addresses that its name has. Calls and certificates name the server as before.
+    #[must_use]
+    pub fn endpoint_at(address: &Address, ip: IpAddr) -> Endpoint {
+        let at = SocketAddr::new(ip, address.port());
+        let connected: Uri = format!("http://{at}").parse().unwrap_or_default();
+        let origin = address.uri(if address.is_https { "https" } else { "http" });
+        Endpoint::from(connected).origin(origin)
+    }
+
     /// A channel that connects when it is first used and again whenever the connection is lost, each time with the
     /// current files.
     #[must_use]
@@ -128,12 +138,13 @@ impl Client {
     > + Send
     + 'static {
         let (config, address) = (self.0.clone(), address.clone());
-        tower::service_fn(move |_: Uri| {
+        // The endpoint may lead to one of the addresses of the name that the certificate has to have.
+        tower::service_fn(move |at: Uri| {
             let (connector, address) = (TlsConnector::from(config.now().config.clone()), address.clone());
             async move {
-                let host = address.bare_host();
-                let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-                let connection = TcpStream::connect((host, address.port)).await?;
+                let name = ServerName::try_from(address.bare_host().to_owned()).map_err(io::Error::other)?;
+                let host = at.host().unwrap_or_default().trim_matches(['[', ']']);
+                let connection = TcpStream::connect((host, address.port())).await?;
                 connection.set_nodelay(true)?;
                 connector.connect(name, connection).await.map(TokioIo::new)
             }

@@ -9,10 +9,11 @@ use proto::agreement as wire;
 use proto::agreement::event::Change;
 use proto::agreement::event_service_client::EventServiceClient;
 use proto::agreement::watch_events_response::Item;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use super::{AgreementClient, Tried, judge, log_if_unauthenticated, request_as};
+use super::{AgreementClient, NO_REPLICA, Tried, judge, log_if_unauthenticated, request_as};
 use crate::rules::Time;
 use crate::rules::gate::EvidenceKind;
 use crate::rules::history::{Consequence, Cursor, HistoryPoint, Restore};
@@ -32,6 +33,8 @@ const CONSEQUENCES_MAX: usize = 64;
 /// The history after a revision, as it goes on.
 pub(crate) struct History {
     stream: tonic::Streaming<wire::WatchEventsResponse>,
+    /// Cancelled when the replica is no longer one: the stream ends then, and the next one comes from another.
+    dropped: CancellationToken,
     /// Up to where it came.
     seen: Cursor,
     /// The item that ended the last run of points without consequences; it is returned next.
@@ -71,7 +74,8 @@ impl AgreementClient {
         let after_hash = seen.hash.clone().unwrap_or_default();
         let message = wire::WatchEventsRequest { after_revision: seen.revision, after_hash };
         let request = request_as(&self.own.credentials(), message, &call_id);
-        let replica = self.replicas.next();
+        let replica = self.replicas.next(SILENCE_MAX).await;
+        let replica = replica.ok_or_else(|| NotFollowed::Unavailable(NO_REPLICA.to_owned()))?;
         let mut client = EventServiceClient::new(replica.channel());
         let stream = tokio::time::timeout(SILENCE_MAX, client.watch_events(request)).await;
         match &stream {
@@ -87,7 +91,7 @@ impl AgreementClient {
         }
         let stream = stream.map_err(|_| silent())?.inspect_err(log_if_unauthenticated);
         let stream = stream.map_err(|status| not_followed(&status))?.into_inner();
-        Ok(History { stream, seen, kept: None })
+        Ok(History { stream, dropped: replica.dropped(), seen, kept: None })
     }
 }
 
@@ -124,7 +128,10 @@ impl History {
     }
 
     async fn read(&mut self) -> Result<Option<StreamItem>, NotFollowed> {
-        let response = tokio::time::timeout(SILENCE_MAX, self.stream.message()).await;
+        let response = tokio::select! {
+            () = self.dropped.cancelled() => return Ok(None),
+            response = tokio::time::timeout(SILENCE_MAX, self.stream.message()) => response,
+        };
         let response = response.map_err(|_| silent())?.map_err(|status| not_followed(&status))?;
         let Some(response) = response else { return Ok(None) };
         let item = read_next(&self.seen, response)?;

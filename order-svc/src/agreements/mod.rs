@@ -5,6 +5,7 @@ pub(crate) mod attest;
 pub(crate) mod events;
 pub(crate) mod gate;
 pub(crate) mod identity;
+pub(crate) mod lookup;
 mod partner;
 pub(crate) mod renewal;
 pub(crate) mod replicas;
@@ -37,6 +38,9 @@ use replicas::Replicas;
 
 /// `ErrorInfo.domain` of agreement-svc's refusals.
 pub(crate) const DOMAIN: &str = "agreement-svc";
+
+/// No address in `--agreements` is an IP address, and none of the names has led to a connection yet.
+const NO_REPLICA: &str = "no name in --agreements leads to a replica that can be reached";
 
 /// Attempts for one call. More would only add to the load of an agreement-svc in trouble.
 const TRIES_MAX: u32 = 3;
@@ -98,10 +102,13 @@ impl AgreementClient {
         self.deadline.min(time_left)
     }
 
-    /// Registers the metrics of this process's token and certificates.
-    pub(crate) fn register_metrics(&self, metrics: &Metrics) {
+    /// Registers the metrics of the replicas, and of this process's token and certificates.
+    ///
+    /// # Errors
+    /// They are registered already.
+    pub(crate) fn register_metrics(&self, metrics: &Metrics) -> Result<(), prometheus::Error> {
         self.own.register_metrics(metrics);
-        self.replicas.register_metrics(metrics);
+        self.replicas.register_metrics(metrics)
     }
 
     /// Reports a customer's first purchase. Reporting again under the same order is safe.
@@ -161,9 +168,14 @@ impl AgreementClient {
                 break;
             }
             let is_cut = left < options.deadline / 2;
+            let try_ends = Instant::now() + left;
+            let Some(replica) = self.replicas.next(left).await else {
+                last = Status::unavailable(NO_REPLICA);
+                continue;
+            };
+            let left = try_ends.saturating_duration_since(Instant::now());
             let mut request = request_as(options.identity, message.clone(), options.call_id);
             request.set_timeout(left);
-            let replica = self.replicas.next();
             let tried = tokio::time::timeout(left, call(replica.channel(), request)).await;
             let status = match tried.unwrap_or_else(|_| Err(Status::from_error(Box::new(TimeoutExpired(())))))
             {

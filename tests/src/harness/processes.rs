@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -174,9 +174,13 @@ pub struct Process {
     reserved: Vec<TcpListener>,
     database: Url,
     arguments: Vec<OsString>,
-    environment: Vec<(&'static str, OsString)>,
+    environment: Vec<(OsString, OsString)>,
     log: PathBuf,
     descriptors_max: Option<usize>,
+    /// Where it listens for calls: an address of this machine.
+    host: Ipv4Addr,
+    /// A folder with files that it finds in `/etc` instead of the system's.
+    etc: Option<PathBuf>,
     /// What it takes to connect to it.
     tls: ClientSettings,
     running: Option<Child>,
@@ -205,7 +209,7 @@ impl Process {
     ///
     /// # Errors
     /// No port is free.
-    pub(crate) fn orders(database: Url, agreements: &str, folder: &Path) -> Result<Self, String> {
+    pub fn orders(database: Url, agreements: &str, folder: &Path) -> Result<Self, String> {
         let key = folder.join("request.key");
         fs::write(&key, [7; 32]).map_err(|error| error.to_string())?;
         let settings = [("--agreements", agreements.into()), ("--request-key-file", key.into())];
@@ -235,9 +239,11 @@ impl Process {
             database,
             arguments,
             // Tests change acceptances more often than people do.
-            environment: vec![("AGREEMENT_ACCEPTANCE_CHANGES_MAX", "1000000".into())],
+            environment: vec![("AGREEMENT_ACCEPTANCE_CHANGES_MAX".into(), "1000000".into())],
             log,
             descriptors_max: None,
+            host: Ipv4Addr::LOCALHOST,
+            etc: None,
             tls: ClientSettings::default(),
             running: None,
         })
@@ -259,7 +265,7 @@ impl Process {
     }
 
     /// A setting for the next start, instead of the value that it has.
-    fn set_anew(&mut self, name: &str, value: impl Into<OsString>) {
+    pub fn set_anew(&mut self, name: &str, value: impl Into<OsString>) {
         self.unset(name);
         self.arguments.extend([name.into(), value.into()]);
     }
@@ -278,7 +284,34 @@ impl Process {
 
     /// An environment variable for the next start.
     pub fn set_variable(&mut self, name: &'static str, value: &str) {
-        self.environment.push((name, value.into()));
+        self.environment.push((name.into(), value.into()));
+    }
+
+    /// Has it find all its settings in the environment from the next start on. They leave it its addresses.
+    pub fn configure(
+        &mut self,
+        environment: impl IntoIterator<Item = (String, String)>,
+        tls: ClientSettings,
+    ) {
+        self.arguments = vec!["serve".into()];
+        self.environment = environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        self.tls = tls;
+    }
+
+    /// Runs another command of the same program, with the same environment.
+    ///
+    /// # Errors
+    /// Why it cannot be run.
+    pub fn command(&self, arguments: &[String]) -> Result<std::process::Output, String> {
+        let mut command = Command::new(binary(self.name)?);
+        command.args(arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.output().map_err(|error| format!("{}: {error}", self.name))
+    }
+
+    /// Where its metrics are.
+    #[must_use]
+    pub fn metrics_address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.metrics_port).into()
     }
 
     /// What it says of itself in numbers.
@@ -286,8 +319,7 @@ impl Process {
     /// # Errors
     /// Why it cannot be fetched.
     pub async fn metrics(&self) -> Result<String, String> {
-        let address = SocketAddr::from(([127, 0, 0, 1], self.metrics_port));
-        fetch(address).await.map_err(|error| format!("{}: {error}", self.name))
+        fetch(self.metrics_address()).await.map_err(|error| format!("{}: {error}", self.name))
     }
 
     /// Everything that it has said so far, however often it was started.
@@ -301,7 +333,7 @@ impl Process {
     #[must_use]
     pub fn address(&self) -> String {
         let scheme = if self.tls.ca.is_some() { "https" } else { "http" };
-        format!("{scheme}://127.0.0.1:{}", self.port)
+        format!("{scheme}://{}:{}", self.host, self.port)
     }
 
     #[must_use]
@@ -316,7 +348,18 @@ impl Process {
 
     #[must_use]
     pub fn socket_address(&self) -> SocketAddr {
-        ([127, 0, 0, 1], self.port).into()
+        (self.host, self.port).into()
+    }
+
+    /// Has it listen on another of this machine's addresses from the next start on.
+    pub fn listen_on(&mut self, host: Ipv4Addr, port: u16) {
+        (self.host, self.port) = (host, port);
+        self.set_anew("--listen", self.socket_address().to_string());
+    }
+
+    /// Has it find the files of a folder in `/etc` from the next start on, in a mount namespace of its own. That needs root.
+    pub fn replace_etc(&mut self, folder: &Path) {
+        self.etc = Some(folder.to_owned());
     }
 
     /// The clients of this process, whichever service it is.
@@ -360,6 +403,12 @@ impl Process {
             command = Command::new("sh");
             command.arg("-c").arg(format!("ulimit -n {most} && exec \"$0\" \"$@\"")).arg(binary(self.name)?);
         }
+        if let Some(etc) = &self.etc {
+            let mount =
+                "for file in \"$0\"/*; do mount --bind \"$file\" \"/etc/${file##*/}\"; done && exec \"$@\"";
+            command = Command::new("unshare");
+            command.args(["--mount", "sh", "-ec", mount]).arg(etc).arg(binary(self.name)?);
+        }
         command.args(&self.arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(log).stderr(also_log);
         self.reserved.clear();
@@ -394,7 +443,7 @@ impl Process {
     ///
     /// # Errors
     /// It had ended by itself, or does not run.
-    pub(crate) fn kill(&mut self) -> Result<(), String> {
+    pub fn kill(&mut self) -> Result<(), String> {
         self.check_running()?;
         let ended = self.running.take().map_or(Ok(()), end);
         ended.map_err(|error| format!("{}: {error}", self.name))

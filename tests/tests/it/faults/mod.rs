@@ -2,6 +2,8 @@
 
 mod crashes;
 mod databases;
+mod discovery;
+mod dns;
 mod overload;
 mod races;
 pub(crate) mod relay;

@@ -9,7 +9,7 @@ use agreement_svc::config::{Import, ImportAttestations, ImportClient};
 use chassis::auth::jwt::signing::SigningKey;
 use chassis::auth::{Caller, Channel};
 use chassis::clock::Clock;
-use chassis::tls::ClientSettings;
+use chassis::tls::{self, Address, ClientSettings};
 use proto::agreement::ListAttestationsRequest;
 use proto::order::CreateOrderRequest;
 use serde_json::{Value, json};
@@ -49,6 +49,21 @@ fn sending(
             request.metadata_mut().append(*key, value);
         }
         Ok(request)
+    }
+}
+
+/// A connection to an address that a name has checks the certificate for the name: the one here is valid for `localhost` and
+/// for the address, but not for the other name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_certificate_is_checked_for_the_name_and_not_for_its_address() {
+    tests::needs_own!("a service on an address of this machine");
+    let cluster = secured().await;
+    let at = cluster.agreements_address();
+    for (name, is_trusted) in [("localhost", true), ("agreements.example", false)] {
+        let address: Address = format!("https://{name}:{}", at.port()).parse().unwrap();
+        let client = tls::Client::open(&cluster.client_tls(), std::slice::from_ref(&address)).unwrap();
+        let connected = client.connect(&address, &tls::Client::endpoint_at(&address, at.ip())).await;
+        assert_eq!(connected.is_ok(), is_trusted, "{name}: {connected:?}");
     }
 }
 
