@@ -393,7 +393,7 @@ fn places(of: &MessageDescriptor, above: &[FieldDescriptor]) -> Vec<Vec<FieldDes
         }
         match field.kind() {
             Kind::Message(of) if of.package_name().starts_with("csp.") => {
-                places.extend(self::places(&of, &place))
+                places.extend(self::places(&of, &place));
             }
             _ => {}
         }
@@ -473,9 +473,9 @@ async fn a_value_outside_a_constraint_is_refused_for_its_field_and_one_inside_is
                 false => !named.is_empty() && named.iter().all(|named| is_at(named, &at)),
             };
             if row.is_inside {
-                inside += 1
+                inside += 1;
             } else {
-                outside += 1
+                outside += 1;
             }
             let field = format!("{} {at}", method.name());
             if !is_right && row.is_inside && DEPENDENT.iter().any(|(listed, _)| *listed == field) {
