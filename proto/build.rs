@@ -22,6 +22,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     std::fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
     let mut descriptors = compiler.file_descriptor_set();
     descriptors.file.retain(|file| file.package() != "buf.validate");
+    let messages = descriptors.file.iter_mut().flat_map(|file| &mut file.message_type);
+    for field in messages.flat_map(|message| &mut message.field) {
+        // Nothing is left of the constraints, but prost takes a list that has options for one that is not packed.
+        field.options.take_if(|options| *options == Default::default());
+    }
     tonic_prost_build::configure().compile_fds(descriptors)?;
     Ok(())
 }
