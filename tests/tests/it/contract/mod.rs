@@ -4,4 +4,5 @@ pub(crate) mod access;
 mod bad_input;
 mod repeats;
 mod replay_samples;
+mod service_config;
 mod statuses;

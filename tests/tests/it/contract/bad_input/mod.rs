@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "an unexpected answer fails the test")]
 
 mod agreement;
+mod constraints;
 mod customers;
 mod existing;
 mod legal_text;
