@@ -12,7 +12,7 @@ use anyhow::bail;
 use chassis::clock::Clock;
 use chassis::health::check_health;
 use chassis::lifecycle::{end_at_signal, runtime, signal};
-use chassis::server::Listeners;
+use chassis::server::{Listeners, bind};
 use chassis::telemetry::{self, trace};
 use clap::Parser;
 
@@ -44,6 +44,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             runtime()?.block_on(async {
                 let auth = config.identity.auth;
                 let listeners = Listeners::bind(config.listen, config.metrics_listen, auth).await?;
+                let web = match config.acceptance_listen {
+                    None => None,
+                    Some(address) => Some(bind(address, auth).await?),
+                };
+                let listeners = Listeners { web, ..listeners };
                 agreement_svc::serve(*config, Clock::system(), listeners, signal()).await
             })
         }

@@ -111,8 +111,10 @@ struct Shared {
     calls: Calls,
 }
 
+/// Makes a call through the middleware: for the connections of the server, and for pages of this process, whose calls
+/// are identified, admitted, limited and counted as those of any client.
 #[derive(Clone)]
-pub(super) struct CallService {
+pub struct CallService {
     shared: Arc<Shared>,
     inner: Routes,
 }
@@ -229,6 +231,15 @@ impl Service<http::Request<Body>> for CallService {
 }
 
 impl CallService {
+    /// The caller behind some headers, as each call with them is identified.
+    ///
+    /// # Errors
+    /// `IDENTITY_REQUIRED`.
+    pub fn identify(&self, headers: &HeaderMap) -> Result<Caller, Status> {
+        let Options { identities, domain, .. } = &self.shared.options;
+        identities.identify(headers, domain).map(|(caller, _)| caller)
+    }
+
     /// Serves a call that needs no identity: a check of health, or a stream, and what of its request may be late.
     fn serve_unidentified(
         &mut self,
