@@ -133,3 +133,53 @@ async fn in_time(request: Request, next: Next) -> Response {
     let answered = timeout(REQUEST_MAX, next.run(request)).await;
     answered.unwrap_or_else(|_| StatusCode::REQUEST_TIMEOUT.into_response())
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Bytes;
+    use axum::routing::post;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::Instant;
+
+    use super::super::connection::tests::{ends, plaintext};
+    use super::*;
+
+    /// Sends the beginning of a request, and returns the answer and how long the connection was open.
+    async fn begin(request: &str) -> (String, Duration) {
+        let (mut client, server) = ends().await;
+        let router =
+            Router::new().route("/", post(async |body: Bytes| body)).layer(middleware::from_fn(in_time));
+        let draining = CancellationToken::new();
+        let served =
+            tokio::spawn(async move { serve_connection(server, &plaintext(), router, &draining).await });
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut first = [0; 1];
+        // Whatever has been sent has arrived before time passes.
+        drop(timeout(Duration::from_millis(50), client.peek(&mut first)).await);
+        tokio::time::pause();
+        let began = Instant::now();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        served.await.unwrap();
+        (answer, began.elapsed())
+    }
+
+    #[tokio::test]
+    async fn a_slow_client_is_cut_off() {
+        for (request, status, open_max) in [
+            ("", "", HEAD_MAX),
+            ("POST / HTTP/1.1\r\nhost", "", HEAD_MAX),
+            (
+                "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nbody",
+                "HTTP/1.1 408 ",
+                REQUEST_MAX + HEAD_MAX,
+            ),
+            ("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbody", "HTTP/1.1 200 ", HEAD_MAX),
+        ] {
+            let (answer, open) = begin(request).await;
+            tokio::time::resume();
+            assert!(answer.starts_with(status), "{request:?}: {answer}");
+            assert!(open <= open_max + Duration::from_secs(1), "{request:?}: {open:?}");
+        }
+    }
+}
