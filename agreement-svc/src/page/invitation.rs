@@ -3,8 +3,8 @@
 use askama::Template;
 use axum::Form;
 use axum::extract::Query;
-use axum::http::StatusCode;
 use axum::response::Response;
+use http::StatusCode;
 use proto::agreement::{
     AcceptInvitationRequest, AcceptInvitationResponse, DeclineInvitationRequest, DeclineReason,
     GetInvitationRequest, GetInvitationResponse, Invitation, InvitationKind, InvitationState,

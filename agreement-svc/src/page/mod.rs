@@ -28,14 +28,14 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use axum::Router;
 use axum::extract::State;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use chassis::auth::Auth;
 use chassis::clock::{Clock, new_id};
 use chassis::server::call::CallService;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderMap, StatusCode, Uri};
 
 use self::texts::Texts;
 

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use askama::Template;
 use axum::extract::Query;
-use axum::http::StatusCode;
 use axum::response::Response;
+use http::StatusCode;
 use proto::agreement::attestation_service_client::AttestationServiceClient;
 use proto::agreement::{
     GetDirectSignStatusRequest, ListAttestationsRequest, ListCustomerPartnersRequest, ListSignaturesRequest,

@@ -1,9 +1,9 @@
 //! Refusals as pages: each says what happened and what to do.
 
 use askama::Template;
-use axum::http::StatusCode;
-use axum::http::header::RETRY_AFTER;
 use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use http::header::RETRY_AFTER;
 use proto::types::ErrorReason;
 use tonic::Status;
 use tonic_types::StatusExt;

@@ -4,11 +4,11 @@
 use askama::Template;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::header::{COOKIE, LOCATION, SET_COOKIE};
-use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use chassis::auth::{Caller, Channel};
+use http::header::{COOKIE, LOCATION, SET_COOKIE};
+use http::request::Parts;
+use http::{HeaderMap, StatusCode};
 use proto::identity::{Role, TenantKind};
 use serde::Deserialize;
 use tonic::metadata::MetadataMap;
@@ -53,7 +53,7 @@ pub(super) fn credentials(headers: &HeaderMap) -> HeaderMap {
 
 /// Asks who the user is.
 pub(super) fn form(texts: &'static Texts, parts: &Parts) -> Response {
-    let next = parts.uri.path_and_query().map(|path| path.as_str()).unwrap_or_default();
+    let next = parts.uri.path_and_query().map(http::uri::PathAndQuery::as_str).unwrap_or_default();
     rendered(StatusCode::UNAUTHORIZED, &Page { texts, next })
 }
 

@@ -3,8 +3,8 @@
 use askama::Template;
 use axum::Form;
 use axum::extract::Query;
-use axum::http::StatusCode;
 use axum::response::Response;
+use http::StatusCode;
 use proto::agreement::{
     GetSignatureRequest, ListCustomerPartnersRequest, SignAgreementRequest, Signature, UncoveredPartner,
     WithdrawSignatureRequest, WithdrawalReason,

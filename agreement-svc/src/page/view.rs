@@ -1,8 +1,8 @@
 //! What several pages show: partners, agreements and times.
 
 use askama::Template;
-use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Response};
+use http::StatusCode;
 use prost_types::Timestamp;
 use proto::agreement::{SupportContact, TemplateDocument};
 use proto::types::Refusal;

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use axum::extract::FromRequestParts;
-use axum::http::header::AUTHORIZATION;
-use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use chassis::auth::{Auth, Caller};
 use chassis::server::call::CallService;
+use http::header::AUTHORIZATION;
+use http::request::Parts;
+use http::{HeaderMap, StatusCode};
 use proto::agreement::customer_service_client::CustomerServiceClient;
 use proto::agreement::direct_sign_service_client::DirectSignServiceClient;
 use proto::agreement::template_service_client::TemplateServiceClient;

@@ -4,8 +4,8 @@ mod de;
 mod en;
 mod fr;
 
-use axum::http::HeaderMap;
-use axum::http::header::ACCEPT_LANGUAGE;
+use http::HeaderMap;
+use http::header::ACCEPT_LANGUAGE;
 
 use crate::rules::language::{SHIPPED, negotiated};
 
@@ -169,7 +169,7 @@ impl Texts {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderValue;
+    use http::HeaderValue;
     use proto::agreement::{DeclineReason, WithdrawalReason};
 
     use super::*;

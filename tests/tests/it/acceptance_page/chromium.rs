@@ -82,6 +82,7 @@ const GERMAN: Headings = Headings {
 };
 
 /// Driver and axe, where this run has them.
+#[expect(clippy::print_stderr, reason = "a skipped test must be seen")]
 fn tools() -> Option<(String, String)> {
     let named = |name| env::var(name).ok().filter(|value: &String| !value.is_empty());
     let (Some(driver), Some(axe)) = (named("TEST_CHROMEDRIVER"), named("TEST_AXE")) else {

@@ -35,8 +35,10 @@ async fn an_administrator_accepts_in_a_browser() {
     // Without the tick there is no acceptance, and the error stands at the box.
     let form = page.form("accept");
     let refused = browser.post(&path, &form).await;
-    refused
-        .assert_says(422, &["aria-describedby=\"accepted-error\"", "id=\"accepted-error\"", "<title>Erreur"]);
+    refused.assert_says(
+        422,
+        &["aria-describedby=\"accepted-error\"", "id=\"accepted-error\"", "<title>Erreur\u{a0}:"],
+    );
 
     let before = cluster.head().await.unwrap();
     let form = filled(form, &[("accepted", "yes")]);
