@@ -79,3 +79,37 @@ pub(super) fn refused(texts: &'static Texts, status: &Status) -> Response {
         _ => page,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use chassis::status::failure;
+    use tonic::Code;
+
+    use super::*;
+
+    #[test]
+    fn every_refusal_is_a_page_with_a_status_of_http() {
+        let texts = Texts::of("en");
+        for (code, reason, expected) in [
+            (Code::Unauthenticated, "IDENTITY_REQUIRED", 401),
+            (Code::PermissionDenied, "ROLE_NOT_ALLOWED", 403),
+            (Code::NotFound, "RESOURCE_NOT_FOUND", 404),
+            (Code::FailedPrecondition, "CONTACT_PARTNER", 409),
+            (Code::FailedPrecondition, "TEMPLATE_RETIRED", 409),
+            (Code::InvalidArgument, "INVALID_FIELDS", 400),
+            (Code::ResourceExhausted, "ACCEPTANCE_CHANGE_LIMIT", 429),
+            (Code::ResourceExhausted, "OVERLOADED", 503),
+            (Code::ResourceExhausted, "TENANT_OVERLOADED", 503),
+            (Code::Unavailable, "DATABASE_UNAVAILABLE", 503),
+            (Code::Unavailable, "DEADLINE_PASSED", 503),
+            (Code::FailedPrecondition, "INVITATIONS_OFF", 503),
+            (Code::Internal, "INTERNAL", 500),
+            (Code::Internal, "A_NEW_REASON", 500),
+        ] {
+            let status = failure("agreement-svc", code, reason, "a sentence").status();
+            let page = refused(texts, &status);
+            assert_eq!(page.status(), expected, "{reason}");
+            assert_eq!(page.headers().contains_key(RETRY_AFTER), expected == 503, "{reason}");
+        }
+    }
+}
