@@ -369,7 +369,7 @@ pub struct Serve {
     /// repetitions of earlier requests are refused.
     #[arg(long, env = "AGREEMENT_REQUEST_KEY_FILE", value_name = "FILE")]
     pub request_key_file: Option<PathBuf>,
-    /// Your page where customers accept invitations; the service adds the invitation and its token to the URL.
+    /// The page where customers accept invitations, as their browsers reach it; the service adds the invitation and its token to the URL.
     #[arg(
         long,
         env = "AGREEMENT_ACCEPTANCE_PAGE",
@@ -378,6 +378,10 @@ pub struct Serve {
         value_parser = read_page
     )]
     pub acceptance_page: String,
+    /// The address that serves the acceptance page, in HTTP/1.1 to a proxy that signs users in, at the path of
+    /// --acceptance-page. Without it none is served: you build the page yourself.
+    #[arg(long, env = "AGREEMENT_ACCEPTANCE_LISTEN", requires = "invitation_key_file")]
+    pub acceptance_listen: Option<SocketAddr>,
     #[command(flatten)]
     pub mail: Mail,
     /// How often the acceptances of a customer and one partner, or its signatures, may be made and withdrawn within an hour.

@@ -6,6 +6,7 @@
 //! - `actions`: effects that several calls share, inside one transaction and without the wire.
 //! - `mail`: the outbox of notifications, and how mails are delivered.
 //! - [`data`]: the files that ship with it: policy, templates.
+//! - `page`: the acceptance page for browsers.
 //! - `metrics`: the service's metrics.
 //! - [`config`]: commands and settings.
 //! - [`commands`]: the commands besides `serve`, each in its file.
@@ -19,6 +20,7 @@ pub mod config;
 pub mod data;
 mod mail;
 mod metrics;
+mod page;
 pub mod rules;
 mod store;
 mod workers;
@@ -38,6 +40,7 @@ use chassis::limits::tenant::TenantLimiter;
 use chassis::metrics::Metrics;
 use chassis::paging::Pages;
 use chassis::served;
+use chassis::server::web::Web;
 use chassis::server::{Listeners, Options};
 use chassis::service::Service;
 use chassis::tls;
@@ -96,6 +99,16 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let tls = tls::Server::open(&config.tls, config.identity.auth, listeners.calls.local_addr()?)?;
     let trusted = Trusted::read(&config.identity, VOCABULARY)?;
+    let web = match listeners.web {
+        None => None,
+        Some(listener) => {
+            let address = page::Address::read(&config.acceptance_page).context("--acceptance-page")?;
+            let tls = tls::Server::open_http1(&config.tls, config.identity.auth, listener.local_addr()?)?;
+            let (auth, clock) = (config.identity.auth, clock.clone());
+            let router = Box::new(move |calls| page::router(calls, address, auth, clock));
+            Some(Web { listener, tls, router })
+        }
+    };
     let policy = Arc::new(data::read_policy(config.policy.as_deref())?);
     read_templates(&config.storage)?;
     let transport = Transport::new(&config.mail)?;
@@ -114,6 +127,9 @@ pub async fn serve(
     let links = links.map(|file| read_links(file, &config.acceptance_page)).transpose()?;
     let (committed, commits) = watch::channel(());
     let mut service = Service::new();
+    if let Some(web) = web {
+        service.serve_web(web);
+    }
     let internal_kind = VOCABULARY.internal_kind;
     let watchers = Watchers::new("agreement-svc", internal_kind, &metrics, &clock, service.stopping());
     service.spawn(|stop| watchers.clone().poll(database.clone(), revision_head, committed.subscribe(), stop));

@@ -13,7 +13,7 @@ use chassis::clock::Clock;
 use chassis::health::check_health;
 use chassis::lifecycle::{end_at_signal, runtime, signal};
 use chassis::release;
-use chassis::server::Listeners;
+use chassis::server::{Listeners, bind};
 use chassis::telemetry::{self, trace};
 use clap::Parser;
 
@@ -45,6 +45,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             runtime()?.block_on(async {
                 let auth = config.identity.auth;
                 let listeners = Listeners::bind(config.listen, config.metrics_listen, auth).await?;
+                let web = match config.acceptance_listen {
+                    None => None,
+                    Some(address) => Some(bind(address, auth).await?),
+                };
+                let listeners = Listeners { web, ..listeners };
                 agreement_svc::serve(*config, Clock::system(), listeners, signal()).await
             })
         }

@@ -333,7 +333,7 @@ async fn a_mail_claimed_before_a_crash_is_sent_after_the_lease() {
     let address = format!("http://{}", listener.local_addr().unwrap());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let stopped = async { drop(stopped.await) };
-    let listeners = Listeners { calls: listener, metrics: None };
+    let listeners = Listeners { calls: listener, metrics: None, web: None };
     let serving = tokio::spawn(agreement_svc::serve(*config, clock.clone(), listeners, stopped));
     let client = chassis::tls::ClientSettings::default();
     chassis::health::check_health(&address.parse().unwrap(), &client).await.unwrap();

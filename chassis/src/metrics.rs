@@ -380,7 +380,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("things.sqlite").display()).parse().unwrap();
         let database = Database::open(&url, true, Writes::Concurrent).unwrap();
-        let metrics = Metrics::new("some_svc", "1", database).unwrap();
+        let metrics = Metrics::new("some_svc", database).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stopping, stop) = (CancellationToken::new(), CancellationToken::new());

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::RoutesBuilder;
 
 use crate::metrics::Metrics;
+use crate::server::web::Web;
 use crate::server::{self, Options};
 
 /// The workers of a service, and the two steps of its graceful shutdown: first the server stops and open streams end;
@@ -20,6 +21,7 @@ pub struct Service {
     workers: JoinSet<()>,
     stop_workers: CancellationToken,
     stopping: CancellationToken,
+    web: Option<Web>,
 }
 
 impl Service {
@@ -43,6 +45,11 @@ impl Service {
         self.workers.spawn(worker(self.stop_workers.clone()));
     }
 
+    /// Has the server serve pages beside its calls.
+    pub fn serve_web(&mut self, web: Web) {
+        self.web = Some(web);
+    }
+
     /// Serves until `shutdown` resolves, the server has returned, and every worker has ended.
     ///
     /// # Errors
@@ -63,7 +70,7 @@ impl Service {
             stopping.cancel();
         };
         let served = tokio::select! {
-            served = server::serve(listener, routes, options, metrics, shutdown) => served,
+            served = server::serve(listener, routes, options, self.web.take(), metrics, shutdown) => served,
             ended = self.workers.join_next(), if !self.workers.is_empty() => {
                 bail!("a worker ended by itself: {ended:?}");
             }

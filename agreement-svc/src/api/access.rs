@@ -28,7 +28,8 @@ const PARTNER_READ: CallerClass = CallerClass {
     any_of_roles: Role::VARIANTS,
     description: "a partner user with ADMIN_AGENT, SALES_AGENT, HELPDESK_AGENT or GLOBAL_ADMIN",
 };
-const CUSTOMER_ADMIN: CallerClass = CallerClass {
+/// A customer user that answers for its company.
+pub(crate) const CUSTOMER_ADMIN: CallerClass = CallerClass {
     tenant_kind: Some(TenantKind::Customer.into_str()),
     any_of_roles: &[Role::GlobalAdmin.into_str()],
     description: "a customer user with GLOBAL_ADMIN",

@@ -116,8 +116,10 @@ struct Shared {
     calls: Calls,
 }
 
+/// Makes a call through the middleware: for the connections of the server, and for pages of this process, whose calls
+/// are identified, admitted, limited and counted as those of any client.
 #[derive(Clone)]
-pub(super) struct CallService {
+pub struct CallService {
     shared: Arc<Shared>,
     inner: Routes,
 }
@@ -206,6 +208,19 @@ impl Service<http::Request<Body>> for CallService {
 }
 
 impl CallService {
+    /// The caller behind some headers, as each call with them is identified.
+    ///
+    /// # Errors
+    /// `IDENTITY_REQUIRED`, `IDENTITY_UNAVAILABLE`.
+    pub async fn identify(&self, headers: &HeaderMap) -> Result<Caller, Status> {
+        let Options { identities, domain, .. } = &self.shared.options;
+        let identified = match identities.identify(headers, domain) {
+            Identified::AtOnce(identified) => identified,
+            Identified::Later(identifying) => identifying.await,
+        };
+        identified.map(|(caller, _)| caller)
+    }
+
     /// Waits for the identity behind a call. Until then the call counts among those of its connection without an identity.
     fn identify_later(
         &self,

@@ -15,6 +15,7 @@ mod record;
 mod refusal;
 mod request;
 mod threads;
+pub mod web;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -30,10 +31,12 @@ use tonic::codec::CompressionEncoding;
 use tonic::service::RoutesBuilder;
 use tonic::transport::server::TcpIncoming;
 use tonic_health::pb::health_server::HealthServer;
+use tower::Layer;
 
 use self::call::CallLayer;
 use self::health::HealthService;
 use self::threads::Threads;
+use self::web::Web;
 use crate::auth::access::AccessPolicy;
 use crate::auth::{Auth, Identities};
 use crate::metrics::Metrics;
@@ -96,6 +99,8 @@ pub struct Listeners {
     pub calls: TcpListener,
     /// For metrics.
     pub metrics: Option<TcpListener>,
+    /// For pages.
+    pub web: Option<TcpListener>,
 }
 
 /// What a server has to know of its service.
@@ -119,7 +124,7 @@ pub struct Options {
     pub threads: u16,
 }
 
-/// Serves until `shutdown` resolves, then reports NOT_SERVING, lets calls in progress end for at most [`DRAIN_MAX`], and
+/// Serves, with the pages if there are any, until `shutdown` resolves, then reports NOT_SERVING, lets calls in progress end for at most [`DRAIN_MAX`], and
 /// returns.
 ///
 /// # Errors
@@ -128,6 +133,7 @@ pub async fn serve(
     listener: TcpListener,
     mut routes: RoutesBuilder,
     options: Options,
+    web: Option<Web>,
     metrics: &Metrics,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
@@ -178,6 +184,11 @@ pub async fn serve(
     let connections =
         accept::accept(incoming, accept::connections_max(), options.tls.clone(), threads.handles());
     let calls = CallLayer::new(options, metrics.calls().clone());
+    let routes = routes.routes();
+    let pages = web.map(|web| {
+        let pages = web.serve(calls.layer(routes.clone()), draining.clone());
+        AbortOnDropHandle::new(tokio::spawn(pages))
+    });
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -186,18 +197,24 @@ pub async fn serve(
         // The connection itself ends after its grace: tonic's own limit of the grace would cut it without a word before.
         .max_connection_age(CONNECTION_AGE_MAX)
         .layer(calls.clone())
-        .add_routes(routes.routes());
+        .add_routes(routes);
     let served = threads.handles().iter().zip(connections).map(|(thread, connections)| {
         let drained = draining.clone().cancelled_owned();
         let served = server.clone().serve_with_incoming_shutdown(connections, drained);
         let served = AbortOnDropHandle::new(thread.spawn(served));
         async { anyhow::Ok(served.await??) }
     });
-    let served = try_join_all(served);
+    let served = async move {
+        try_join_all(served).await?;
+        if let Some(pages) = pages {
+            pages.await?;
+        }
+        anyhow::Ok(())
+    };
 
     tracing::info!(%address, "serving");
     tokio::select! {
-        served = served => drop(served?),
+        served = served => served?,
         () = stop => {}
         () = calls.log_refusals() => {}
         () = async { draining.cancelled().await; tokio::time::sleep(DRAIN_MAX).await } => {
@@ -218,7 +235,7 @@ impl Listeners {
             None => None,
             Some(at) => Some(bind(at, auth).await?),
         };
-        Ok(Self { calls, metrics })
+        Ok(Self { calls, metrics, web: None })
     }
 }
 

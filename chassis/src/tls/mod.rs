@@ -22,6 +22,9 @@ use crate::expiry::Validity;
 /// The name of HTTP/2 in a handshake.
 const H2: &[u8] = b"h2";
 
+/// The name of HTTP/1.1 in a handshake.
+const HTTP1: &[u8] = b"http/1.1";
+
 /// A configuration made from files of certificates, and their validity.
 #[derive(Debug)]
 struct Configured<C> {

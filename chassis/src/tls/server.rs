@@ -10,7 +10,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 
-use super::{Configured, H2, authorities, identity, provider};
+use super::{Configured, H2, HTTP1, authorities, identity, provider};
 use crate::auth::Auth;
 use crate::metrics::Metrics;
 use crate::reload::Watched;
@@ -43,6 +43,23 @@ impl Server {
     /// # Errors
     /// Files that do not fit together; tokens that would travel unencrypted without `--plaintext`.
     pub fn open(settings: &ServerSettings, auth: Auth, address: SocketAddr) -> anyhow::Result<Self> {
+        Self::open_for(H2, settings, auth, address)
+    }
+
+    /// As [`Server::open`], for connections of HTTP/1.1.
+    ///
+    /// # Errors
+    /// As [`Server::open`].
+    pub fn open_http1(settings: &ServerSettings, auth: Auth, address: SocketAddr) -> anyhow::Result<Self> {
+        Self::open_for(HTTP1, settings, auth, address)
+    }
+
+    fn open_for(
+        protocol: &'static [u8],
+        settings: &ServerSettings,
+        auth: Auth,
+        address: SocketAddr,
+    ) -> anyhow::Result<Self> {
         let (certificate, key) = match (&settings.tls_cert, &settings.tls_key) {
             (None, None) => {
                 ensure!(settings.tls_client_ca.is_none(), "--tls-client-ca needs --tls-cert and --tls-key");
@@ -60,7 +77,8 @@ impl Server {
         ensure!(!settings.plaintext, "--plaintext contradicts --tls-cert; leave one of them out");
         let mut files = vec![certificate, key];
         files.extend(settings.tls_client_ca.clone());
-        let config = Watched::open(files, server_config).context("--tls-cert, --tls-key, --tls-client-ca")?;
+        let read = move |contents: &[Vec<u8>]| server_config(contents, protocol);
+        let config = Watched::open(files, read).context("--tls-cert, --tls-key, --tls-client-ca")?;
         Ok(Self(Some(config)))
     }
 
@@ -78,7 +96,7 @@ impl Server {
 }
 
 /// The configuration for a certificate, its key and, if there is a third file, the authorities of clients.
-fn server_config(contents: &[Vec<u8>]) -> anyhow::Result<Configured<ServerConfig>> {
+fn server_config(contents: &[Vec<u8>], protocol: &[u8]) -> anyhow::Result<Configured<ServerConfig>> {
     let mut validity = vec![];
     let (chain, key) = identity(contents, "server-certificate", &mut validity)?;
     let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
@@ -91,7 +109,7 @@ fn server_config(contents: &[Vec<u8>]) -> anyhow::Result<Configured<ServerConfig
         }
     };
     let mut config = builder.with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![H2.to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     if contents.len() > 2 {
         // A resumed session does not show its certificate again, which may have expired since.
         config.session_storage = Arc::new(NoServerSessionStorage {});

@@ -28,6 +28,8 @@ pub struct Setup {
     /// 0 is any free port.
     pub agreement_port: u16,
     pub order_port: u16,
+    /// Serves the acceptance page; on which port, 0 being any free one.
+    pub page_port: Option<u16>,
     /// An agreement-svc to use instead of the cluster's own.
     pub agreements_at: Option<String>,
     pub gate_deadline_ms: u64,
@@ -60,6 +62,7 @@ impl Default for Setup {
             clock: Clock::system(),
             agreement_port: 0,
             order_port: 0,
+            page_port: None,
             agreements_at: None,
             gate_deadline_ms: 4000,
             document_table: None,
@@ -93,6 +96,7 @@ impl Setup {
             mails_per_day: _,
             agreement_port,
             order_port,
+            page_port,
             agreements_at,
             document_table,
             offers,
@@ -104,7 +108,7 @@ impl Setup {
         } = self;
         let is_usual = databases.is_none()
             && identity_providers.is_empty()
-            && (*agreement_port, *order_port) == (0, 0)
+            && (*agreement_port, *order_port, *page_port) == (0, 0, None)
             && *calls_max == Self::default().calls_max
             && *subscriptions_max == Self::default().subscriptions_max
             && *acceptance_changes_max == Self::default().acceptance_changes_max
@@ -125,6 +129,8 @@ pub struct Cluster {
     /// Where the metrics of agreement-svc and order-svc are, once they have been started.
     agreements_metrics: Option<SocketAddr>,
     orders_metrics: Option<SocketAddr>,
+    /// Where the acceptance page is.
+    page: Option<SocketAddr>,
     pki: Option<Pki>,
     state: State,
     /// What the small world is called on a running stack, if this is one. Then nothing runs here.
@@ -164,6 +170,7 @@ impl Cluster {
             orders_replica: None,
             agreements_metrics: None,
             orders_metrics: None,
+            page: None,
             state,
             alias,
             began: 0,
@@ -247,6 +254,16 @@ impl Cluster {
     pub fn orders_address(&self) -> SocketAddr {
         self.services_are_own();
         self.orders.address
+    }
+
+    /// Where the acceptance page is served.
+    ///
+    /// # Panics
+    /// When none is.
+    #[must_use]
+    pub fn page_address(&self) -> SocketAddr {
+        let Some(page) = self.page else { panic!("the cluster serves no page") };
+        page
     }
 
     /// # Panics
@@ -429,7 +446,11 @@ impl Cluster {
             policy: None,
             invitation_key_file: Some(key),
             request_key_file: Some(self.key("request.key")?),
-            acceptance_page: "https://portal.example/accept".into(),
+            acceptance_page: match self.page {
+                Some(page) => format!("http://localhost:{}/accept", page.port()),
+                None => "https://portal.example/accept".into(),
+            },
+            acceptance_listen: self.page,
             mail: agreement_config::Mail {
                 mail_templates: None,
                 smtp: self.setup.smtp.clone(),
@@ -456,7 +477,7 @@ impl Cluster {
         let (mut replica, listener) =
             Service::new(0, self.agreements.database.clone(), self.agreements.tls.clone())?;
         let config = self.agreements_config()?;
-        replica.serve_agreements(config, self.setup.clock.clone(), listener, None).await?;
+        replica.serve_agreements(config, self.setup.clock.clone(), listener, None, None).await?;
         self.replica = Some(replica);
         Ok(())
     }
@@ -472,10 +493,18 @@ impl Cluster {
     }
 
     async fn run_agreements(&mut self, listener: TcpListener) -> Result<(), String> {
+        let port = self.page.map(|page| page.port()).or(self.setup.page_port);
+        let page = port.map(listen).transpose()?;
+        self.page = match &page {
+            None => None,
+            Some(listener) => Some(listener.local_addr().map_err(|error| error.to_string())?),
+        };
         let config = self.agreements_config()?;
         let metrics = listen(0)?;
         self.agreements_metrics = Some(metrics.local_addr().map_err(|error| error.to_string())?);
-        self.agreements.serve_agreements(config, self.setup.clock.clone(), listener, Some(metrics)).await
+        self.agreements
+            .serve_agreements(config, self.setup.clock.clone(), listener, Some(metrics), page)
+            .await
     }
 
     /// Announces in agreement-svc's history that its database was restored.

@@ -66,10 +66,12 @@ impl Service {
         clock: Clock,
         listener: TcpListener,
         metrics: Option<TcpListener>,
+        web: Option<TcpListener>,
     ) -> Result<(), String> {
         self.run(listener, async move |calls, stop| {
             let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
-            agreement_svc::serve(config, clock, Listeners { calls, metrics }, stop).await
+            let web = web.map(tokio::net::TcpListener::from_std).transpose()?;
+            agreement_svc::serve(config, clock, Listeners { calls, metrics, web }, stop).await
         });
         self.wait_until_serving().await
     }
@@ -83,7 +85,7 @@ impl Service {
     ) -> Result<(), String> {
         self.run(listener, async move |calls, stop| {
             let metrics = metrics.map(tokio::net::TcpListener::from_std).transpose()?;
-            order_svc::serve(config, clock, Listeners { calls, metrics }, stop).await
+            order_svc::serve(config, clock, Listeners { calls, metrics, web: None }, stop).await
         });
         self.wait_until_serving().await
     }

@@ -13,6 +13,7 @@ use rstest_reuse::{self, template};
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn each_backend(#[case] backend: Backend) {}
 
+mod acceptance_page;
 mod architecture;
 mod attestations;
 mod contract;

@@ -44,6 +44,9 @@ pub(crate) struct Options {
     /// order-svc's port with --serve.
     #[arg(long, default_value_t = 50052)]
     order_port: u16,
+    /// The port of the acceptance page with --serve.
+    #[arg(long, default_value_t = 50080)]
+    page_port: u16,
 }
 
 pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
@@ -54,6 +57,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         true => Setup {
             agreement_port: options.agreement_port,
             order_port: options.order_port,
+            page_port: Some(options.page_port),
             ..Setup::default()
         },
         false => Setup::default(),
@@ -67,6 +71,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let customers = play(&cluster).await?;
     if options.serve {
         print_lines(&cluster, &customers);
+        print_link(&cluster, &customers).await?;
         chassis::lifecycle::signal().await;
     }
     Ok(())
@@ -410,6 +415,20 @@ fn print_lines(cluster: &Cluster, customers: &Customers) {
         "who is registered",
         format!("{operator} -d '{{}}' {agreements} csp.agreement.v1.PartnerService/ListPartners"),
     );
+}
+
+/// Invites the customer of the reseller, and prints a link that signs its administrator in and opens the invitation.
+async fn print_link(cluster: &Cluster, customers: &Customers) -> Result<(), Status> {
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
+    let invitation = actions::invite(&reseller, Some(&customers.resold), None).await?;
+    let (page, question) = invitation.acceptance_url.split_once("accept?").unwrap_or_default();
+    let next = format!("%2Faccept%3F{}", question.replace('=', "%3D").replace('&', "%26"));
+    let (tenant, user) = (&customers.resold, Uuid::new_v5(&Uuid::NAMESPACE_DNS, b"user"));
+    println!(
+        "# an invitation, for a browser on this machine: the acceptance page, as an administrator of the customer"
+    );
+    println!("{page}development-sign-in?tenant_id={tenant}&user_id={user}&next={next}\n");
+    Ok(())
 }
 
 fn step(text: &str) {

@@ -489,7 +489,7 @@ async fn replicas_never_claim_the_same_notification() {
     let clock = post.clock.clone();
     let second = tokio::spawn(async move {
         let stopped = async { drop(stopped.await) };
-        let listeners = Listeners { calls: listener, metrics: None };
+        let listeners = Listeners { calls: listener, metrics: None, web: None };
         agreement_svc::serve(config, clock, listeners, stopped).await.unwrap();
     });
 

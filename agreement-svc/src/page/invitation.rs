@@ -1,0 +1,333 @@
+//! The page of an invitation: what a customer is asked, by which partner, and its answer.
+
+use askama::Template;
+use axum::Form;
+use axum::extract::Query;
+use axum::response::Response;
+use http::StatusCode;
+use proto::agreement::{
+    AcceptInvitationRequest, AcceptInvitationResponse, DeclineInvitationRequest, DeclineReason,
+    GetInvitationRequest, GetInvitationResponse, Invitation, InvitationKind, InvitationState,
+};
+use proto::types::{ErrorReason, ShownText};
+use serde::Deserialize;
+use tonic::Status;
+
+use super::company::{Company, Field};
+use super::problem::{self, bad_fields, has_reason};
+use super::texts::Texts;
+use super::view::{self, Agreement, Partner, rendered};
+use super::visit::Visit;
+
+/// The query of an acceptance link.
+#[derive(Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Link {
+    invitation: String,
+    token: String,
+}
+
+/// What the forms of the page carry.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Answer {
+    invitation: String,
+    token: String,
+    request_id: String,
+    /// The button.
+    action: String,
+    template_version: String,
+    country: String,
+    language: String,
+    sha256: String,
+    /// The check box.
+    accepted: String,
+    reason: String,
+    #[serde(flatten)]
+    company: Company,
+}
+
+/// The page of a pending invitation.
+#[derive(Template)]
+#[template(path = "invitation.html")]
+struct Page<'a> {
+    texts: &'static Texts,
+    link: &'a Link,
+    partners: Vec<Partner>,
+    expires_at: String,
+    /// What changed since the page was shown before.
+    notice: &'a str,
+    /// Why the customer cannot sign, in its language.
+    refusal: String,
+    /// Whether the answer can be yes.
+    can_accept: bool,
+    /// Absent while the company is not known, or if there is nothing to sign.
+    agreement: Option<Agreement>,
+    /// The form of a company that is no customer yet.
+    fields: Vec<Field>,
+    is_box_missing: bool,
+    is_reason_missing: bool,
+    /// The particulars are asked for first.
+    asks_for_company: bool,
+    is_any_field_wrong: bool,
+    template_version: u32,
+    request_ids: [String; 2],
+}
+
+/// The page of an invitation that was answered, or that cannot be answered any more.
+#[derive(Template)]
+#[template(path = "answered.html")]
+struct Answered<'a> {
+    texts: &'static Texts,
+    title: &'a str,
+    text: &'a str,
+    partners: Vec<Partner>,
+    /// Labels and values.
+    facts: Vec<(&'static str, String)>,
+}
+
+/// What the page has to say of the answer before.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Remark {
+    #[default]
+    None,
+    BoxMissing,
+    ReasonMissing,
+    Changed,
+}
+
+pub(super) async fn show(visit: Visit, Query(link): Query<Link>) -> Response {
+    let empty = (Company::default(), false);
+    page(&visit, &link, empty, Remark::None).await.unwrap_or_else(|status| visit.refused(&status))
+}
+
+pub(super) async fn answer(visit: Visit, Form(answer): Form<Answer>) -> Response {
+    let link = Link { invitation: answer.invitation.clone(), token: answer.token.clone() };
+    let company = answer.company.clone();
+    let answered = match answer.action.as_str() {
+        "accept" if answer.accepted == "yes" => accept(&visit, &link, answer).await,
+        "accept" => page(&visit, &link, (company, false), Remark::BoxMissing).await,
+        "decline" => decline(&visit, &link, answer).await,
+        "edit" => page(&visit, &link, (company, true), Remark::None).await,
+        _ => page(&visit, &link, (company, false), Remark::None).await,
+    };
+    answered.unwrap_or_else(|status| visit.refused(&status))
+}
+
+/// The page as the invitation stands now. A company that is no customer is asked for its particulars first; `edits` asks
+/// again.
+async fn page(
+    visit: &Visit,
+    link: &Link,
+    (company, edits): (Company, bool),
+    remark: Remark,
+) -> Result<Response, Status> {
+    let Visit { texts, customer, pages, .. } = visit;
+    let request = GetInvitationRequest { invitation_id: link.invitation.clone(), token: link.token.clone() };
+    let found = match visit.signatures().get_invitation(visit.call(request)).await {
+        Ok(found) => found.into_inner(),
+        // An id or a token that cannot be read is one that is not known.
+        Err(status)
+            if has_reason(&status, ErrorReason::InvalidFields)
+                || has_reason(&status, ErrorReason::ResourceNotFound) =>
+        {
+            return Ok(unknown(texts));
+        }
+        Err(status) => return Err(status),
+    };
+    let partners = partners_of(&found);
+    let refused = found.sign_refusal.as_ref();
+    let refusal = refused.map(|refusal| view::sign_refusal(texts, refusal)).unwrap_or_default();
+    let invitation = found.invitation.unwrap_or_default();
+    if invitation.state() != InvitationState::Pending {
+        return Ok(settled(texts, &invitation, partners));
+    }
+    let relates = invitation.kind() == InvitationKind::RelationshipAndAgreement;
+    let needs_partner = refused.is_some_and(|refusal| refusal.reason() == ErrorReason::ContactPartner);
+    let template = visit.template(&invitation.template_id).await?;
+    let mut page = Page {
+        texts,
+        link,
+        partners,
+        expires_at: view::time(texts, invitation.expires_at.as_ref()),
+        notice: if remark == Remark::Changed { texts.changed_text } else { "" },
+        can_accept: refusal.is_empty() || (relates && needs_partner),
+        refusal,
+        agreement: None,
+        fields: vec![],
+        is_box_missing: remark == Remark::BoxMissing,
+        is_reason_missing: remark == Remark::ReasonMissing,
+        asks_for_company: false,
+        is_any_field_wrong: false,
+        template_version: template.version_in_force,
+        request_ids: [pages.request_id(), pages.request_id()],
+    };
+    let mut wrong = vec![];
+    // The country and language whose text is shown.
+    let mut shown = customer.as_ref().map(|customer| (customer.country.clone(), customer.language.clone()));
+    if customer.is_none() && page.can_accept {
+        page.asks_for_company = edits || !company.is_given();
+        if !page.asks_for_company {
+            match try_to_accept(visit, link, &company, template.version_in_force).await {
+                Ok(text) => shown = Some((text.country, text.language)),
+                Err(status) => {
+                    wrong = Company::wrong(&status);
+                    page.asks_for_company = !wrong.is_empty();
+                    if wrong.is_empty() {
+                        return Err(status);
+                    }
+                }
+            }
+        }
+        page.fields = company.fields(texts, &wrong);
+        page.is_any_field_wrong = !wrong.is_empty();
+    }
+    if let Some((country, language)) = shown.filter(|_| page.refusal.is_empty()) {
+        page.agreement = Some(visit.agreement(template, &country, &language).await?);
+    }
+    let is_wrong = page.is_box_missing || page.is_reason_missing || page.is_any_field_wrong;
+    let code = match remark {
+        Remark::Changed => StatusCode::CONFLICT,
+        _ if is_wrong => StatusCode::UNPROCESSABLE_ENTITY,
+        _ => StatusCode::OK,
+    };
+    Ok(rendered(code, &page))
+}
+
+/// Checks the particulars of a company as its acceptance would, and finds the text that it is shown.
+async fn try_to_accept(
+    visit: &Visit,
+    link: &Link,
+    company: &Company,
+    version: u32,
+) -> Result<ShownText, Status> {
+    let request = AcceptInvitationRequest {
+        request_id: visit.pages.request_id(),
+        invitation_id: link.invitation.clone(),
+        token: link.token.clone(),
+        template_version: version,
+        company: Some(company.profile(visit.texts)),
+        validate_only: true,
+        shown_text: None,
+    };
+    let tried = visit.signatures().accept_invitation(visit.call(request)).await?.into_inner();
+    Ok(tried.signature.unwrap_or_default().shown_text.unwrap_or_default())
+}
+
+async fn accept(visit: &Visit, link: &Link, answer: Answer) -> Result<Response, Status> {
+    let Answer { request_id, template_version, country, language, sha256, company, .. } = answer;
+    let request = AcceptInvitationRequest {
+        request_id,
+        invitation_id: link.invitation.clone(),
+        token: link.token.clone(),
+        template_version: template_version.parse().unwrap_or_default(),
+        company: company.is_given().then(|| company.profile(visit.texts)),
+        validate_only: false,
+        shown_text: (!country.is_empty()).then_some(ShownText { country, language, sha256 }),
+    };
+    match visit.signatures().accept_invitation(visit.call(request)).await {
+        Ok(accepted) => {
+            let partners = partners_after(visit, link).await?;
+            Ok(welcome(visit.texts, accepted.into_inner(), partners))
+        }
+        Err(status) if has_reason(&status, ErrorReason::ResourceNotFound) => Ok(unknown(visit.texts)),
+        // The page says what the invitation, the version or the form has become.
+        Err(status) if is_outdated(&status) => page(visit, link, (company, false), Remark::Changed).await,
+        Err(status) if !Company::wrong(&status).is_empty() => {
+            page(visit, link, (company, false), Remark::None).await
+        }
+        Err(status) => Err(status),
+    }
+}
+
+async fn decline(visit: &Visit, link: &Link, answer: Answer) -> Result<Response, Status> {
+    let reason = DeclineReason::from_str_name(&answer.reason).unwrap_or_default();
+    if reason == DeclineReason::Unspecified {
+        return page(visit, link, (answer.company, false), Remark::ReasonMissing).await;
+    }
+    let request = DeclineInvitationRequest {
+        request_id: answer.request_id,
+        invitation_id: link.invitation.clone(),
+        token: link.token.clone(),
+        reason: reason.into(),
+        validate_only: false,
+    };
+    match visit.signatures().decline_invitation(visit.call(request)).await {
+        Ok(declined) => {
+            let partners = partners_after(visit, link).await?;
+            let invitation = declined.into_inner().invitation.unwrap_or_default();
+            Ok(settled(visit.texts, &invitation, partners))
+        }
+        Err(status) if has_reason(&status, ErrorReason::ResourceNotFound) => Ok(unknown(visit.texts)),
+        Err(status) if is_outdated(&status) => {
+            page(visit, link, (answer.company, false), Remark::Changed).await
+        }
+        Err(status) => Err(status),
+    }
+}
+
+/// Whether the page has to be shown again, because what it showed is no longer so.
+fn is_outdated(status: &Status) -> bool {
+    let is_of_the_text = bad_fields(status).iter().any(|field| field.starts_with("shown_text"));
+    let reasons =
+        [ErrorReason::InvitationNotPending, ErrorReason::VersionChanged, ErrorReason::RequestIdReused];
+    is_of_the_text || reasons.into_iter().any(|reason| has_reason(status, reason))
+}
+
+/// The partners of an invitation that has been answered.
+async fn partners_after(visit: &Visit, link: &Link) -> Result<Vec<Partner>, Status> {
+    let request = GetInvitationRequest { invitation_id: link.invitation.clone(), token: link.token.clone() };
+    let found = visit.signatures().get_invitation(visit.call(request)).await?;
+    Ok(partners_of(&found.into_inner()))
+}
+
+fn partners_of(found: &GetInvitationResponse) -> Vec<Partner> {
+    let partner = Partner::new(found.partner_name.clone(), found.partner_support.clone());
+    let reseller = Partner::new(found.reseller_name.clone(), found.reseller_support.clone());
+    [partner, reseller].into_iter().filter(|partner| !partner.name.is_empty()).collect()
+}
+
+/// Another company's invitation is unknown, too: the answer says nothing of it.
+fn unknown(texts: &'static Texts) -> Response {
+    problem::page(texts, StatusCode::NOT_FOUND, texts.unknown_link, texts.unknown_link_text)
+}
+
+/// The page after an acceptance.
+fn welcome(texts: &'static Texts, accepted: AcceptInvitationResponse, partners: Vec<Partner>) -> Response {
+    let AcceptInvitationResponse { signature, contact_partner, .. } = accepted;
+    let text = if contact_partner { texts.related_text } else { texts.accepted_text };
+    let mut facts = vec![];
+    if let Some(signature) = signature {
+        facts = vec![
+            (texts.version, signature.template_version.to_string()),
+            (texts.signed_at, view::time(texts, signature.signed_at.as_ref())),
+            (texts.signature, signature.signature_id),
+        ];
+    }
+    rendered(StatusCode::OK, &Answered { texts, title: texts.accepted, text, partners, facts })
+}
+
+/// The page of an invitation that can no longer be answered.
+fn settled(texts: &'static Texts, invitation: &Invitation, partners: Vec<Partner>) -> Response {
+    let (title, text, label, at) = match invitation.state() {
+        InvitationState::Accepted => (
+            texts.already_accepted,
+            texts.already_accepted_text,
+            texts.accepted_at,
+            invitation.accepted_at.as_ref(),
+        ),
+        InvitationState::Declined => {
+            (texts.declined, texts.declined_text, texts.declined_at, invitation.declined_at.as_ref())
+        }
+        InvitationState::Revoked => {
+            (texts.revoked, texts.revoked_text, texts.revoked_at, invitation.revoked_at.as_ref())
+        }
+        _ => (texts.expired, texts.expired_text, texts.expired_at, invitation.expires_at.as_ref()),
+    };
+    let facts = vec![(label, view::time(texts, at))];
+    let code = match invitation.state() {
+        InvitationState::Accepted | InvitationState::Declined => StatusCode::OK,
+        _ => StatusCode::GONE,
+    };
+    rendered(code, &Answered { texts, title, text, partners, facts })
+}

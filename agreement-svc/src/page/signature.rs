@@ -1,0 +1,187 @@
+//! The pages by which a customer signs an agreement of itself, and withdraws a signature.
+
+use askama::Template;
+use axum::Form;
+use axum::extract::Query;
+use axum::response::Response;
+use http::StatusCode;
+use proto::agreement::{
+    GetSignatureRequest, ListCustomerPartnersRequest, SignAgreementRequest, Signature, UncoveredPartner,
+    WithdrawSignatureRequest, WithdrawalReason,
+};
+use proto::types::{ErrorReason, ShownText};
+use serde::Deserialize;
+use tonic::Status;
+
+use super::partners::names_of;
+use super::problem::{self, bad_fields, has_reason};
+use super::texts::Texts;
+use super::view::{self, Agreement, rendered};
+use super::visit::Visit;
+
+/// Relationships whose names the page of a withdrawal knows; it names other partners by id.
+const NAMES: i32 = 500;
+
+/// What the form of a signature carries, and the query of its page.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Sign {
+    template: String,
+    request_id: String,
+    template_version: String,
+    country: String,
+    language: String,
+    sha256: String,
+    accepted: String,
+}
+
+/// What the form of a withdrawal carries, and the query of its page.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Withdraw {
+    signature: String,
+    request_id: String,
+    reason: String,
+}
+
+#[derive(Template)]
+#[template(path = "sign.html")]
+struct SignPage<'a> {
+    texts: &'static Texts,
+    notice: &'a str,
+    agreement: Option<Agreement>,
+    is_box_missing: bool,
+    request_id: String,
+}
+
+#[derive(Template)]
+#[template(path = "withdraw.html")]
+struct WithdrawPage {
+    texts: &'static Texts,
+    signature: Signature,
+    agreement: String,
+    signed_at: String,
+    /// The names of the partners that the withdrawal leaves without acceptance.
+    uncovered: Vec<String>,
+    is_reason_missing: bool,
+    request_id: String,
+}
+
+pub(super) async fn show(visit: Visit, Query(asked): Query<Sign>) -> Response {
+    let page = sign_page(&visit, &asked.template, StatusCode::OK).await;
+    page.unwrap_or_else(|status| visit.refused(&status))
+}
+
+pub(super) async fn sign(visit: Visit, Form(form): Form<Sign>) -> Response {
+    if form.accepted != "yes" {
+        let page = sign_page(&visit, &form.template, StatusCode::UNPROCESSABLE_ENTITY).await;
+        return page.unwrap_or_else(|status| visit.refused(&status));
+    }
+    let Sign { template, request_id, template_version, country, language, sha256, .. } = form;
+    let request = SignAgreementRequest {
+        request_id,
+        template_id: template.clone(),
+        template_version: template_version.parse().unwrap_or_default(),
+        validate_only: false,
+        shown_text: Some(ShownText { country, language, sha256 }),
+    };
+    let texts = visit.texts;
+    match visit.signatures().sign_agreement(visit.call(request)).await {
+        Ok(_) => problem::page(texts, StatusCode::OK, texts.accepted, texts.signed_text),
+        Err(status) => {
+            let is_of_the_text = bad_fields(&status).iter().any(|field| field.starts_with("shown_text"));
+            if !is_of_the_text && !has_reason(&status, ErrorReason::VersionChanged) {
+                return visit.refused(&status);
+            }
+            let page = sign_page(&visit, &template, StatusCode::CONFLICT).await;
+            page.unwrap_or_else(|status| visit.refused(&status))
+        }
+    }
+}
+
+/// The page that asks for a signature; `code` says how the answer before fared.
+async fn sign_page(visit: &Visit, template_id: &str, code: StatusCode) -> Result<Response, Status> {
+    let Visit { texts, customer, pages, .. } = visit;
+    let mut agreement = None;
+    if let Some(customer) = customer {
+        let template = visit.template(template_id).await?;
+        agreement = Some(visit.agreement(template, &customer.country, &customer.language).await?);
+    }
+    let page = SignPage {
+        texts,
+        notice: if code == StatusCode::CONFLICT { texts.changed_text } else { "" },
+        agreement,
+        is_box_missing: code == StatusCode::UNPROCESSABLE_ENTITY,
+        request_id: pages.request_id(),
+    };
+    Ok(rendered(code, &page))
+}
+
+pub(super) async fn preview(visit: Visit, Query(asked): Query<Withdraw>) -> Response {
+    let page = withdraw_page(&visit, &asked.signature, false).await;
+    page.unwrap_or_else(|status| visit.refused(&status))
+}
+
+pub(super) async fn withdraw(visit: Visit, Form(form): Form<Withdraw>) -> Response {
+    let texts = visit.texts;
+    let reason = WithdrawalReason::from_str_name(&form.reason).unwrap_or_default();
+    if reason == WithdrawalReason::Unspecified {
+        let page = withdraw_page(&visit, &form.signature, true).await;
+        return page.unwrap_or_else(|status| visit.refused(&status));
+    }
+    let request = WithdrawSignatureRequest {
+        request_id: form.request_id,
+        signature_id: form.signature,
+        reason: reason.into(),
+        validate_only: false,
+    };
+    match visit.signatures().withdraw_signature(visit.call(request)).await {
+        Ok(_) => problem::page(texts, StatusCode::OK, texts.withdrawn, texts.withdrawn_text),
+        Err(status) => visit.refused(&status),
+    }
+}
+
+/// The page that says what a withdrawal would do. It tries the withdrawal, without storing it.
+async fn withdraw_page(
+    visit: &Visit,
+    signature_id: &str,
+    is_reason_missing: bool,
+) -> Result<Response, Status> {
+    let Visit { texts, pages, .. } = visit;
+    let request = GetSignatureRequest { signature_id: signature_id.into() };
+    let found = visit.signatures().get_signature(visit.call(request)).await?.into_inner();
+    let signature = found.signature.unwrap_or_default();
+    if signature.withdrawn_at.is_some() {
+        return Ok(problem::page(texts, StatusCode::OK, texts.withdrawn, texts.withdrawn_text));
+    }
+    let request = WithdrawSignatureRequest {
+        request_id: pages.request_id(),
+        signature_id: signature_id.into(),
+        reason: WithdrawalReason::NoLongerAccepts.into(),
+        validate_only: true,
+    };
+    let tried = visit.signatures().withdraw_signature(visit.call(request)).await?.into_inner();
+    let request = ListCustomerPartnersRequest {
+        include_ended: true,
+        page_size: NAMES,
+        ..ListCustomerPartnersRequest::default()
+    };
+    let listed = visit.customers().list_customer_partners(visit.call(request)).await?.into_inner();
+    let names = names_of(&listed.relationships);
+    let name = |id: &String| names.get(id).unwrap_or(id).clone();
+    let named = |one: &UncoveredPartner| match one.reseller_id.as_str() {
+        "" => name(&one.partner_id),
+        _ => format!("{} ({})", name(&one.partner_id), name(&one.reseller_id)),
+    };
+    let page = WithdrawPage {
+        texts,
+        agreement: visit.template(&signature.template_id).await?.name,
+        signed_at: view::time(texts, signature.signed_at.as_ref()),
+        signature,
+        uncovered: tried.uncovered_partners.iter().map(named).collect(),
+        is_reason_missing,
+        request_id: pages.request_id(),
+    };
+    let code = if is_reason_missing { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::OK };
+    Ok(rendered(code, &page))
+}

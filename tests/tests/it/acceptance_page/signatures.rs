@@ -1,0 +1,89 @@
+//! The pages of partners, of a signature and of its withdrawal.
+
+use proto::agreement::{CheckEligibilityRequest, WithdrawalReason};
+use proto::types::Decision;
+use tests::Setup;
+use tests::actions;
+use tests::fixtures::{self, DIRECT, PROVIDER, RESELLER};
+
+use super::browser::{Browser, filled};
+use super::start;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_customer_signs_and_withdraws_in_a_browser() {
+    tests::needs_own!("the acceptance page");
+    let (cluster, direct) = start(Setup::default()).await;
+    let customer = actions::create_customer(&direct, "Contoso", "US", None).await.unwrap();
+    let browser = Browser::signed_in(&cluster, &customer);
+    let decision = async || {
+        let check: CheckEligibilityRequest = fixtures::new_check(DIRECT, &customer);
+        actions::check(&direct, check).await.unwrap().decision()
+    };
+    let list = browser.get("/partners").await;
+    list.assert_says(200, &["Northwind Direct", "help@northwind.example", "has no current signature"]);
+    let sign = link_in(&list.body, "sign?template=");
+
+    let page = browser.get(&sign).await;
+    page.assert_says(200, &["US, en-US", "type=\"checkbox\""]);
+    let form = page.form_with("type=\"checkbox\"");
+    browser.post(&sign, &form).await.assert_says(422, &["id=\"accepted-error\""]);
+    let form = filled(form, &[("accepted", "yes")]);
+    browser.post(&sign, &form).await.assert_says(200, &["<h1>Accepted</h1>"]);
+    browser.post(&sign, &form).await.assert_says(200, &["<h1>Accepted</h1>"]);
+    assert_eq!(decision().await, Decision::Allowed);
+
+    let list = browser.get("/").await;
+    assert!(!list.body.contains("sign?template="), "{}", list.body);
+    let withdraw = link_in(&list.body, "withdraw?signature=");
+    let page = browser.get(&withdraw).await;
+    page.assert_says(
+        200,
+        &["<h2 id=\"effect\">What will happen</h2>", "subscriptions that rest", "<li>Northwind Direct</li>"],
+    );
+    let form = page.form_with("id=\"reason\"");
+    browser.post(&withdraw, &form).await.assert_says(422, &["aria-describedby=\"reason-error\""]);
+    assert_eq!(decision().await, Decision::Allowed);
+    let form = filled(form, &[("reason", WithdrawalReason::NoLongerAccepts.as_str_name())]);
+    browser.post(&withdraw, &form).await.assert_says(200, &["<h1>Signature withdrawn</h1>"]);
+    browser.post(&withdraw, &form).await.assert_says(200, &["<h1>Signature withdrawn</h1>"]);
+    browser.get(&withdraw).await.assert_says(200, &["<h1>Signature withdrawn</h1>"]);
+    assert_eq!(decision().await, Decision::Blocked);
+
+    // Another company sees nothing of it.
+    let stranger = Browser::signed_in(&cluster, &fixtures::TAILSPIN.to_string());
+    stranger.get(&withdraw).await.assert_says(404, &["Not found"]);
+    stranger.get("/partners").await.assert_says(200, &["has no partner here"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_page_of_a_withdrawal_names_only_partners_without_another_acceptance() {
+    tests::needs_own!("the acceptance page");
+    let (cluster, direct) = start(Setup::default()).await;
+    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
+    let provider = cluster.as_caller(fixtures::sales(PROVIDER));
+    let customer = actions::create_customer(&reseller, "Contoso", "US", Some(PROVIDER)).await.unwrap();
+    let admin = cluster.as_caller(fixtures::admin(customer.parse().unwrap()));
+    let open = actions::invite(&direct, None, None).await.unwrap();
+    admin.signatures().accept_invitation(fixtures::acceptance(&open, None)).await.unwrap();
+    actions::attest_now(&provider, &customer).await.unwrap();
+
+    let browser = Browser::signed_in(&cluster, &customer);
+    let list = browser.get("/partners").await;
+    list.assert_says(
+        200,
+        &["Fabrikam Distribution", "Adventure Works Reselling", "Tania Carr", "Northwind Direct"],
+    );
+    let page = browser.get(&link_in(&list.body, "withdraw?signature=")).await;
+    page.assert_says(200, &["<li>Northwind Direct</li>"]);
+    assert!(!page.body.contains("Fabrikam"), "{}", page.body);
+    actions::attest_now(&direct, &customer).await.unwrap();
+    let page = browser.get(&link_in(&list.body, "withdraw?signature=")).await;
+    page.assert_says(200, &["No subscription is cancelled."]);
+}
+
+/// The path of the first link of a page that begins so.
+fn link_in(body: &str, begins: &str) -> String {
+    let (_, rest) =
+        body.split_once(&format!("href=\"{begins}")).unwrap_or_else(|| panic!("{begins}: {body}"));
+    format!("/{begins}{}", rest.split('"').next().unwrap())
+}

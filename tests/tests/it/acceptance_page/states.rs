@@ -1,0 +1,257 @@
+//! The page of an invitation in each state, and the answers to it.
+
+use chrono::TimeDelta;
+use proto::agreement::{
+    CreateInvitationRequest, DeclineReason, GetCustomerRequest, GetDirectSignStatusRequest, InvitationState,
+    RegisterPartnerRequest, RevokeInvitationRequest,
+};
+use proto::types::ShownText;
+use tests::Setup;
+use tests::actions::{self, invite};
+use tests::fixtures::{self, CUSTOMER_AGREEMENT, TAILSPIN};
+use uuid::Uuid;
+
+use super::browser::{Browser, filled};
+use super::{clock, path_of, start};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_administrator_accepts_in_a_browser() {
+    tests::needs_own!("the acceptance page");
+    let (cluster, direct) = start(Setup::default()).await;
+    let customer = actions::create_customer(&direct, "Contoso Lyon", "FR", None).await.unwrap();
+    let invitation = invite(&direct, Some(&customer), None).await.unwrap();
+    let browser = Browser::signed_in(&cluster, &customer);
+    let path = path_of(&invitation);
+
+    let page = browser.get(&path).await;
+    page.assert_says(
+        200,
+        &["<html lang=\"fr\">", "Northwind Direct", "type=\"checkbox\"", "FR, fr-FR", " (UTC)"],
+    );
+    let at = |text: &str| page.body.find(text).unwrap_or_else(|| panic!("{text}: {}", page.body));
+    assert!(at("help@northwind.example") < at("type=\"checkbox\""));
+    assert!(page.body.contains("rel=\"noreferrer noopener\"") && !page.body.contains("<script"));
+
+    // Without the tick there is no acceptance, and the error stands at the box.
+    let form = page.form("accept");
+    let refused = browser.post(&path, &form).await;
+    refused.assert_says(
+        422,
+        &["aria-describedby=\"accepted-error\"", "id=\"accepted-error\"", "<title>Erreur\u{a0}:"],
+    );
+
+    let before = cluster.head().await.unwrap();
+    let form = filled(form, &[("accepted", "yes")]);
+    let accepted = browser.post(&path, &form).await;
+    accepted.assert_says(200, &["<h1>Accepté</h1>", "Northwind Direct"]);
+    let after = cluster.head().await.unwrap();
+    assert!(after > before);
+    // The same form again gets the first answer and changes nothing.
+    let again = browser.post(&path, &form).await;
+    assert_eq!((again.status, again.body), (200, accepted.body));
+    assert_eq!(cluster.head().await.unwrap(), after);
+    browser.get(&path).await.assert_says(200, &["<h1>Déjà accepté</h1>"]);
+
+    let admin = cluster.as_caller(fixtures::admin(customer.parse().unwrap()));
+    let status = GetDirectSignStatusRequest { customer_id: customer };
+    let signed =
+        admin.signatures().get_direct_sign_status(status).await.unwrap().into_inner().signature.unwrap();
+    let shown = ShownText { country: "FR".into(), language: "fr-FR".into(), ..ShownText::default() };
+    assert_eq!(signed.shown_text.map(|text| ShownText { sha256: String::new(), ..text }), Some(shown));
+    assert_eq!(signed.signed_by, Uuid::from_u128(7 << 64 | 7).to_string());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_company_gives_its_particulars_before_it_accepts() {
+    tests::needs_own!("the acceptance page");
+    let (cluster, direct) = start(Setup::default()).await;
+    let path = path_of(&invite(&direct, None, None).await.unwrap());
+    let browser =
+        Browser::signed_in(&cluster, &TAILSPIN.to_string()).with("accept-language", "de-AT, en;q=0.5");
+    let page = browser.get(&path).await;
+    page.assert_says(200, &["<html lang=\"de\">", "name=\"company_name\"", "Northwind Direct"]);
+    assert!(!page.body.contains("type=\"checkbox\""));
+
+    let particulars = [
+        ("company_name", "Tailspin & <b>Toys</b>"),
+        ("domain", "not a domain"),
+        ("company_country", "de"),
+        ("first_name", "Tania"),
+        ("last_name", "Carr"),
+        ("email", "tania.carr@tailspin.example"),
+    ];
+    let wrong = browser.post(&path, &filled(page.form("company"), &particulars)).await;
+    wrong.assert_says(
+        422,
+        &["aria-describedby=\"domain-error domain-hint\"", "id=\"domain-error\"", "not a domain"],
+    );
+    assert!(!wrong.body.contains("email-error") && !wrong.body.contains("<b>Toys"));
+
+    let right = filled(
+        particulars.map(|(name, value)| (name.into(), value.into())).into(),
+        &[("domain", "tailspin.example")],
+    );
+    let right: Vec<_> = wrong.form("company").into_iter().chain(right).collect();
+    let agreement = browser.post(&path, &right).await;
+    agreement.assert_says(200, &["type=\"checkbox\"", "DE, de-DE", "value=\"edit\""]);
+    let edit = browser.post(&path, &filled(agreement.form("accept"), &[("action", "edit")])).await;
+    edit.assert_says(200, &["value=\"tailspin.example\"", "name=\"company_name\""]);
+
+    let accepted = browser.post(&path, &filled(agreement.form("accept"), &[("accepted", "yes")])).await;
+    accepted.assert_says(200, &["<h1>Zugestimmt</h1>"]);
+    let admin = cluster.as_caller(fixtures::admin(TAILSPIN));
+    let request = GetCustomerRequest { customer_id: TAILSPIN.to_string() };
+    let customer = admin.customers().get_customer(request).await.unwrap().into_inner().customer.unwrap();
+    assert_eq!(customer.company_name, "Tailspin & <b>Toys</b>");
+    assert_eq!((&*customer.country, &*customer.language), ("DE", "de"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_customer_declines_in_a_browser() {
+    tests::needs_own!("the acceptance page");
+    let (cluster, direct) = start(Setup::default()).await;
+    let customer = actions::create_customer(&direct, "Contoso", "US", None).await.unwrap();
+    let invitation = invite(&direct, Some(&customer), None).await.unwrap();
+    let (browser, path) = (Browser::signed_in(&cluster, &customer), path_of(&invitation));
+    let form = browser.get(&path).await.form("decline");
+    let refused = browser.post(&path, &filled(form.clone(), &[("reason", "")])).await;
+    refused.assert_says(422, &["aria-describedby=\"reason-error\""]);
+    let form = filled(form, &[("reason", DeclineReason::Terms.as_str_name())]);
+    let declined = browser.post(&path, &form).await;
+    declined.assert_says(200, &["<h1>Declined</h1>"]);
+    assert_eq!(browser.post(&path, &form).await.body, declined.body);
+    browser.get(&path).await.assert_says(200, &["<h1>Declined</h1>"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn every_state_of_an_invitation_has_its_page() {
+    tests::needs_own!("the acceptance page, and a clock");
+    let clock = clock();
+    let (cluster, direct) = start(Setup { clock: clock.clone(), ..Setup::default() }).await;
+    let customer = actions::create_customer(&direct, "Contoso", "US", None).await.unwrap();
+    let browser = Browser::signed_in(&cluster, &customer);
+    let [revoked, expires] = [
+        invite(&direct, Some(&customer), None).await.unwrap(),
+        invite(&direct, Some(&customer), None).await.unwrap(),
+    ];
+    let (page, expired_page) = (browser.get(&path_of(&revoked)).await, browser.get(&path_of(&expires)).await);
+    page.assert_says(200, &["<h1>Invitation to accept an agreement</h1>"]);
+
+    // Between the page and the answer the partner revoked one, and the other expired.
+    let request = RevokeInvitationRequest {
+        request_id: fixtures::request_id(),
+        invitation_id: revoked.invitation_id.clone(),
+        validate_only: false,
+    };
+    direct.signatures().revoke_invitation(request).await.unwrap();
+    clock.set(clock.now() + TimeDelta::days(40));
+    for (invitation, page, title) in [
+        (&revoked, &page, "<h1>Invitation revoked</h1>"),
+        (&expires, &expired_page, "<h1>Invitation expired</h1>"),
+    ] {
+        let path = path_of(invitation);
+        browser.get(&path).await.assert_says(410, &[title]);
+        let accept = filled(page.form("accept"), &[("accepted", "yes")]);
+        browser.post(&path, &accept).await.assert_says(410, &[title]);
+        let decline = filled(page.form("decline"), &[("reason", DeclineReason::Other.as_str_name())]);
+        browser.post(&path, &decline).await.assert_says(410, &[title]);
+    }
+
+    // Unknown links, and another company's, say the same.
+    let live = path_of(&invite(&direct, Some(&customer), None).await.unwrap());
+    let stranger = Browser::signed_in(&cluster, &Uuid::from_u128(0x4000_8000_0000_0bad_0000).to_string());
+    let unknown = Uuid::from_u128(0x4000_8000_0000_0bad_0001);
+    for (browser, path) in [
+        (&stranger, live.clone()),
+        (&browser, live.clone() + "x"),
+        (&browser, live.split("&token").next().unwrap().to_owned()),
+        (&browser, format!("/accept?invitation={unknown}&token=x")),
+        (&browser, "/accept?invitation=x&token=x".into()),
+        (&browser, "/accept".into()),
+    ] {
+        browser.get(&path).await.assert_says(404, &["<h1>Unknown invitation</h1>"]);
+    }
+    let form = browser.get(&live).await.form("accept");
+    stranger
+        .post("/accept", &filled(form, &[("accepted", "yes")]))
+        .await
+        .assert_says(404, &["Unknown invitation"]);
+    browser.get("/elsewhere").await.assert_says(404, &["<h1>Not found</h1>"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_version_that_changed_meanwhile_is_shown_before_it_is_accepted() {
+    tests::needs_own!("the acceptance page, and the versions");
+    let (cluster, direct) = start(Setup::default()).await;
+    let customer = actions::create_customer(&direct, "Contoso", "US", None).await.unwrap();
+    let path = path_of(&invite(&direct, Some(&customer), None).await.unwrap());
+    let browser = Browser::signed_in(&cluster, &customer);
+    let form = browser.get(&path).await.form("accept");
+    let operator = cluster.as_caller(fixtures::operator());
+    actions::publish(&operator, fixtures::new_version(CUSTOMER_AGREEMENT)).await.unwrap();
+    let changed = browser.post(&path, &filled(form, &[("accepted", "yes")])).await;
+    changed.assert_says(409, &["role=\"alert\"", "name=\"template_version\" value=\"3\""]);
+    let accepted = browser.post(&path, &filled(changed.form("accept"), &[("accepted", "yes")])).await;
+    accepted.assert_says(200, &["<h1>Accepted</h1>"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_customer_that_cannot_sign_is_sent_to_its_partner() {
+    tests::needs_own!("the acceptance page");
+    let (cluster, direct) = start(Setup::default()).await;
+    let customer = actions::create_customer(&direct, "Contoso", "FR", None).await.unwrap();
+    let invitation = invite(&direct, Some(&customer), None).await.unwrap();
+    actions::report_purchase(&cluster, &customer, fixtures::DIRECT, fixtures::now()).await.unwrap();
+    let page = Browser::signed_in(&cluster, &customer).get(&path_of(&invitation)).await;
+    page.assert_says(200, &["Contactez votre partenaire", "help@northwind.example", "value=\"decline\""]);
+    assert!(!page.body.contains("type=\"checkbox\""));
+    // An offered relationship can still be accepted.
+    let open = path_of(&invite(&direct, None, None).await.unwrap());
+    let browser = Browser::signed_in(&cluster, &customer);
+    let page = browser.get(&open).await;
+    page.assert_says(200, &["type=\"checkbox\"", "Mon entreprise travaille avec ce partenaire."]);
+    let related = browser.post(&open, &filled(page.form("accept"), &[("accepted", "yes")])).await;
+    related.assert_says(200, &["<h1>Accepté</h1>", "Elle n’a pas signé"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_others_wrote_is_escaped() {
+    tests::needs_own!("the acceptance page");
+    const HOSTILE: &str = "<script>alert(1)</script>\"'&";
+    let (cluster, _) = start(Setup::default()).await;
+    let partner = Uuid::from_u128(0x4000_8000_0000_0bad_0002);
+    let register = RegisterPartnerRequest {
+        request_id: fixtures::request_id(),
+        partner_id: partner.to_string(),
+        name: HOSTILE.into(),
+        kind: proto::agreement::PartnerKind::DirectBill.into(),
+        cloud: proto::types::Cloud::Public.into(),
+        ..RegisterPartnerRequest::default()
+    };
+    cluster.as_caller(fixtures::operator()).partners().register_partner(register).await.unwrap();
+    let hostile = cluster.as_caller(fixtures::sales(partner));
+    let named = proto::agreement::CreateCustomerRequest {
+        company_name: HOSTILE.into(),
+        ..fixtures::new_customer("Contoso", "US", None)
+    };
+    let created = hostile.customers().create_customer(named).await.unwrap().into_inner();
+    let customer = created.customer.unwrap().customer_id;
+    let invitation = hostile
+        .signatures()
+        .create_invitation(CreateInvitationRequest { ..fixtures::new_invitation(Some(&customer), None) })
+        .await
+        .unwrap()
+        .into_inner()
+        .invitation
+        .unwrap();
+    assert_eq!(invitation.state(), InvitationState::Pending);
+    let browser = Browser::signed_in(&cluster, &customer);
+    let hostile_link = "/accept?invitation=%22%3E%3Cscript%3E&token=%22%3E%3Cscript%3E";
+    for (path, has_name) in [(&*path_of(&invitation), true), ("/partners", true), (hostile_link, false)] {
+        let page = browser.get(path).await;
+        assert!(!page.body.contains("<script"), "{path}: {}", page.body);
+        assert_eq!(page.body.contains("&#60;script&#62;alert(1)"), has_name, "{path}: {}", page.body);
+    }
+    let unknown = Browser::new(&cluster).get(hostile_link).await;
+    assert!(unknown.status == 401 && !unknown.body.contains("<script"), "{}", unknown.body);
+}
