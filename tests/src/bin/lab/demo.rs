@@ -71,7 +71,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let customers = play(&cluster).await?;
     if options.serve {
         print_lines(&cluster, &customers);
-        print_link(&cluster, &customers).await?;
+        print_link(&cluster).await?;
         chassis::lifecycle::signal().await;
     }
     Ok(())
@@ -417,16 +417,15 @@ fn print_lines(cluster: &Cluster, customers: &Customers) {
     );
 }
 
-/// Invites the customer of the reseller, and prints a link that signs its administrator in and opens the invitation.
-async fn print_link(cluster: &Cluster, customers: &Customers) -> Result<(), Status> {
-    let reseller = cluster.as_caller(fixtures::sales(RESELLER));
-    let invitation = actions::invite(&reseller, Some(&customers.resold), None).await?;
+/// Invites a customer that has bought nothing, and prints a link that signs its administrator in and opens the invitation.
+async fn print_link(cluster: &Cluster) -> Result<(), Status> {
+    let direct = cluster.as_caller(fixtures::sales(DIRECT));
+    let tenant = actions::create_customer(&direct, "Contoso Nantes", "FR", None).await?;
+    let invitation = actions::invite(&direct, Some(&tenant), None).await?;
     let (page, question) = invitation.acceptance_url.split_once("accept?").unwrap_or_default();
     let next = format!("%2Faccept%3F{}", question.replace('=', "%3D").replace('&', "%26"));
-    let (tenant, user) = (&customers.resold, Uuid::new_v5(&Uuid::NAMESPACE_DNS, b"user"));
-    println!(
-        "# an invitation, for a browser on this machine: the acceptance page, as an administrator of the customer"
-    );
+    let user = Uuid::new_v5(&Uuid::NAMESPACE_DNS, b"user");
+    println!("# a customer's administrator answers an invitation, in a browser on this machine");
     println!("{page}development-sign-in?tenant_id={tenant}&user_id={user}&next={next}\n");
     Ok(())
 }
