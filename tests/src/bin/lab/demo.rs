@@ -70,8 +70,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     );
     let customers = play(&cluster).await?;
     if options.serve {
-        print_lines(&cluster, &customers);
-        print_link(&cluster).await?;
+        print_lines(&cluster, &customers, &invite(&cluster).await?);
         chassis::lifecycle::signal().await;
     }
     Ok(())
@@ -354,7 +353,7 @@ fn describe_event(event: &OrderEvent) -> String {
     format!("{}: {happened}", event.revision)
 }
 
-fn print_lines(cluster: &Cluster, customers: &Customers) {
+fn print_lines(cluster: &Cluster, customers: &Customers, invited: &Invited) {
     let (agreements, orders) = (cluster.agreements_address(), cluster.orders_address());
     let identity = |kind: &str, tenant: Uuid| {
         let user = Uuid::new_v5(&tenant, b"user");
@@ -412,22 +411,40 @@ fn print_lines(cluster: &Cluster, customers: &Customers) {
         format!("{direct} -d '{{}}' {orders} csp.order.v1.WithdrawalService/ListWithdrawalReports"),
     );
     line(
+        "an order for an invited customer: refused with FAILED_PRECONDITION until it has accepted",
+        format!(
+            "{direct} -d '{{\"request_id\":\"{}\",\"customer_id\":\"{}\",\"lines\":[{{\"offer_id\":\"{}\",\"quantity\":2}}]}}' {orders} csp.order.v1.OrderService/CreateOrder",
+            id(),
+            invited.tenant,
+            fixtures::OFFICE
+        ),
+    );
+    println!(
+        "# the invitation, for the customer's administrator in a browser on this machine\n{}\n",
+        invited.link
+    );
+    line(
         "who is registered",
         format!("{operator} -d '{{}}' {agreements} csp.agreement.v1.PartnerService/ListPartners"),
     );
 }
 
-/// Invites a customer that has bought nothing, and prints a link that signs its administrator in and opens the invitation.
-async fn print_link(cluster: &Cluster) -> Result<(), Status> {
+/// A customer that was invited and has bought nothing.
+struct Invited {
+    tenant: String,
+    /// Signs its administrator in and opens the invitation.
+    link: String,
+}
+
+async fn invite(cluster: &Cluster) -> Result<Invited, Status> {
     let direct = cluster.as_caller(fixtures::sales(DIRECT));
     let tenant = actions::create_customer(&direct, "Contoso Nantes", "FR", None).await?;
     let invitation = actions::invite(&direct, Some(&tenant), None).await?;
     let (page, question) = invitation.acceptance_url.split_once("accept?").unwrap_or_default();
     let next = format!("%2Faccept%3F{}", question.replace('=', "%3D").replace('&', "%26"));
     let user = Uuid::new_v5(&Uuid::NAMESPACE_DNS, b"user");
-    println!("# a customer's administrator answers an invitation, in a browser on this machine");
-    println!("{page}development-sign-in?tenant_id={tenant}&user_id={user}&next={next}\n");
-    Ok(())
+    let link = format!("{page}development-sign-in?tenant_id={tenant}&user_id={user}&next={next}");
+    Ok(Invited { tenant, link })
 }
 
 fn step(text: &str) {
