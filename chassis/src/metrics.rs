@@ -420,7 +420,7 @@ mod tests {
             "# HELP some_svc_behind_seconds How far behind.",
             "some_svc_behind_seconds inf",
             "some_svc_database_connection_wait_seconds_count 0",
-            r#"some_svc_build_info{version="1"} 1"#,
+            r#"some_svc_build_info{commit="unknown",version="0.1.0"} 1"#,
         ] {
             assert!(text.lines().any(|written| written == line), "{line} is not in {text}");
         }

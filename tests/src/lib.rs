@@ -13,6 +13,7 @@ mod history;
 pub mod imports;
 
 pub use harness::clients::{self, As, metadata_of, reason_of};
-pub use harness::cluster::{self, Cluster, Setup};
+pub use harness::cluster::{self, Cluster};
 pub use harness::databases::{self, Backend};
+pub use harness::setup::Setup;
 pub use harness::{backup, identity_provider, pki, postgres_servers, processes, service, stack};

@@ -88,7 +88,7 @@ impl IdentityProvider {
         Ok(Self { issuer: issuer.to_owned(), base, answers, serving })
     }
 
-    /// How the services are told of it: found by discovery, its keys fetched every five seconds.
+    /// Its entry in the file of identity providers: found by discovery, its keys fetched every five seconds.
     #[must_use]
     pub fn setting(&self, audience: &str, claims: &Value, identities: &Value) -> Value {
         json!({

@@ -10,4 +10,5 @@ pub mod pki;
 pub mod postgres_servers;
 pub mod processes;
 pub mod service;
+pub(crate) mod setup;
 pub mod stack;

@@ -104,7 +104,7 @@ async fn eventually_answer(cluster: &Cluster, token: &str, reason: &str) {
     .await;
 }
 
-/// The policy is the same whoever says who the caller is.
+/// The access policy does not depend on which issuer names the caller.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn mapped_tokens_meet_the_same_access_policy() {
     tests::needs_own!("identity providers of its own");
