@@ -1,4 +1,4 @@
-//! The manifests of deploy/kubernetes, and docker-compose.yml, against the programs: their settings, files, ports and probes.
+//! The manifests of deploy/kubernetes, and the compose files, against the programs: their settings, files, ports and probes.
 //! The services are also started with exactly what the manifests give them.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -127,11 +127,12 @@ fn every_variable_is_a_setting_of_the_program() {
         }
         assert_eq!(given.len(), 4);
     }
-    let compose = fs::read_to_string(root().join("docker-compose.yml")).unwrap();
-    let compose: Value = serde_saphyr::from_str(&compose).unwrap();
-    for (service, _) in SERVICES {
-        let names = compose["services"][service]["environment"].as_object().unwrap();
-        given.push((service.to_owned(), "docker-compose.yml".to_owned(), names.keys().cloned().collect()));
+    for file in ["docker-compose.yml", "deploy/compose.dev.yml"] {
+        let compose: Value = serde_saphyr::from_str(&fs::read_to_string(root().join(file)).unwrap()).unwrap();
+        for (service, _) in SERVICES {
+            let names = compose["services"][service]["environment"].as_object().unwrap();
+            given.push((service.to_owned(), file.to_owned(), names.keys().cloned().collect()));
+        }
     }
     for (service, place, names) in given {
         let known = variables(&service);
