@@ -2,6 +2,7 @@
 
 pub(crate) mod access;
 mod bad_input;
+mod error_details;
 mod repeats;
 mod replay_samples;
 mod service_config;
