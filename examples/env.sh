@@ -1,4 +1,4 @@
-# Calls with grpcurl to services that trust identities in metadata, as `cargo demo --serve` and deploy/compose.dev.yml start them:
+# Calls with grpcurl to services that trust the identity in metadata (`--auth insecure`), as `cargo demo --serve` starts them:
 #
 #   . examples/env.sh
 #   as_partner csp.order.v1.OrderService/ListOrders '{}'

@@ -2,8 +2,8 @@
 //!
 //! The last set that was fetched stays in force while the issuer cannot be reached or answers with something else, for a
 //! day at most: a key that the issuer withdraws must stop counting. A token under an unknown key makes the keys be fetched at
-//! once, and its call waits for that, so that a rotation refuses no caller. Such fetches have a distance, so that forged tokens
-//! cannot drive them.
+//! once, and its call waits for that, so that a rotation refuses no caller. Such fetches are at least 5 seconds apart, so that forged
+//! tokens cannot cause more.
 
 use std::sync::Arc;
 use std::time::Duration;
