@@ -271,7 +271,9 @@ impl Metrics {
         )?;
         for files in self.0.files.read().unwrap_or_else(PoisonError::into_inner).iter() {
             let files = files();
-            unusable.with_label_values(&[files.name]).set(f64::from(u8::from(!files.are_valid)));
+            // Several issuers may each have a file of keys.
+            let gauge = unusable.with_label_values(&[files.name]);
+            gauge.set(gauge.get().max(f64::from(u8::from(!files.are_valid))));
             for credential in files.credentials {
                 if let Some(since) = credential.not_before {
                     begins.with_label_values(&[credential.name]).set(since as f64);

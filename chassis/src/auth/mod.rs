@@ -26,10 +26,11 @@ use tonic::{Code, Request, Status};
 
 pub use self::bearer::Bearer;
 pub use self::caller::{Caller, Channel, Vocabulary, caller};
-use self::jwt::{Expected, Issuer, KeySet, Keys, Mapping, Tokens, TrustedIssuer, Unidentified};
+use self::jwt::{Expected, Issuer, KeySet, Keys, Known, Mapping, Tokens, TrustedIssuer, Unidentified};
 use self::registration::Registrations;
 pub use self::registration::{IsRegistered, Unanswered};
 use crate::clock::Clock;
+use crate::limits::tenant::Tenant;
 use crate::metrics::Metrics;
 use crate::reload::Watched;
 use crate::status::{RETRY, failure};
@@ -118,16 +119,21 @@ pub(crate) type Identity = (Caller, Option<Bearer>);
 pub(crate) enum Identified {
     /// All, or the refusal.
     AtOnce(Result<Identity, Status>),
-    /// Others have to be asked: the issuer for its keys, or the service for the registration of the tenant.
-    Later(BoxFuture<'static, Result<Identity, Status>>),
+    /// Keys have to be fetched or the registration has to be looked up. The tenant is known in the second case.
+    Later(Option<Tenant>, BoxFuture<'static, Result<Identity, Status>>),
 }
 
 /// How callers will be identified, as the settings say.
 pub struct Trusted {
-    /// The issuers whose tokens are accepted; none where metadata are trusted.
-    issuers: Vec<TrustedIssuer>,
-    leeway: TimeDelta,
+    source: Source,
     vocabulary: Vocabulary,
+}
+
+enum Source {
+    /// Metadata that callers claim.
+    Metadata,
+    /// Tokens of these issuers.
+    Tokens { issuers: Vec<TrustedIssuer>, leeway: TimeDelta },
 }
 
 impl Trusted {
@@ -148,7 +154,7 @@ impl Trusted {
         .filter_map(|(flag, is_given)| is_given.then_some(flag))
         .collect();
         let issuers = match (auth, identity_providers, &*given) {
-            (Auth::Insecure, _, []) => vec![],
+            (Auth::Insecure, _, []) => return Ok(Self { source: Source::Metadata, vocabulary }),
             (Auth::Insecure, _, [flag, ..]) => {
                 bail!("--auth insecure reads no token; leave {flag} out, or use --auth jwt")
             }
@@ -160,7 +166,8 @@ impl Trusted {
             }
             (Auth::Jwt, ..) => vec![only_issuer(settings, vocabulary)?],
         };
-        Ok(Self { issuers, leeway: TimeDelta::seconds((*jwt_leeway_seconds).into()), vocabulary })
+        let leeway = TimeDelta::seconds((*jwt_leeway_seconds).into());
+        Ok(Self { source: Source::Tokens { issuers, leeway }, vocabulary })
     }
 }
 
@@ -168,11 +175,12 @@ impl Identities {
     /// Identifies callers from now on. Keys at a URL are waited for, some seconds at most: without them their issuer's
     /// tokens are refused until they can be fetched.
     pub async fn open(trusted: Trusted, clock: Clock, is_registered: IsRegistered) -> Self {
-        let Trusted { issuers, leeway, vocabulary } = trusted;
-        if issuers.is_empty() {
-            return Self { mode: Mode::Insecure, vocabulary };
-        }
-        join_all(issuers.iter().map(|issuer| issuer.keys.renew())).await;
+        let Trusted { source, vocabulary } = trusted;
+        let (issuers, leeway) = match source {
+            Source::Metadata => return Self { mode: Mode::Insecure, vocabulary },
+            Source::Tokens { issuers, leeway } => (issuers, leeway),
+        };
+        join_all(issuers.iter().map(|issuer| issuer.keys.first())).await;
         let registrations = Registrations::new(is_registered, vocabulary);
         Self { mode: Mode::Jwt(Arc::new(Tokens::new(issuers, leeway, clock, registrations))), vocabulary }
     }
@@ -224,16 +232,14 @@ impl Identities {
             Ok(caller) => Ok((caller, Some(bearer))),
             Err(why) => Err(unidentified(domain, why)),
         };
-        match tokens.caller_at_once(bearer.token()) {
-            Some(caller) => Identified::AtOnce(identity(caller, bearer)),
-            None => {
-                let tokens = tokens.clone();
-                Identified::Later(Box::pin(async move {
-                    let caller = tokens.caller(bearer.token()).await;
-                    identity(caller, bearer)
-                }))
-            }
-        }
+        let tenant = match tokens.caller_at_once(bearer.token()) {
+            Known::All(caller) => return Identified::AtOnce(identity(caller, bearer)),
+            Known::NeedsKeys => None,
+            Known::NeedsRegistration(id) => Some(Tenant::new(self.vocabulary.unregistered_kind, id)),
+        };
+        let tokens = tokens.clone();
+        let identifying = async move { identity(tokens.caller(bearer.token()).await, bearer) };
+        Identified::Later(tenant, Box::pin(identifying))
     }
 }
 

@@ -16,7 +16,8 @@ use crate::reload::{self, Watched};
 /// How often published keys are fetched, unless the file says otherwise.
 const REFRESH_SECONDS: u32 = 300;
 const REFRESH_SECONDS_MIN: u32 = 5;
-const REFRESH_SECONDS_MAX: u32 = 86_400;
+/// Far below the day for which fetched keys count.
+const REFRESH_SECONDS_MAX: u32 = 3600;
 
 /// Issuers. Each has its own keys and its own memory of tokens.
 const PROVIDERS_MAX: usize = 16;
@@ -67,9 +68,9 @@ pub(super) fn open(file: &Path, vocabulary: Vocabulary) -> anyhow::Result<Vec<Tr
     ensure!(!providers.is_empty(), "{name}: providers is empty; list at least one");
     ensure!(providers.len() <= PROVIDERS_MAX, "{name}: providers has more than {PROVIDERS_MAX}");
     for (n, provider) in providers.iter().enumerate() {
-        let is_double = providers[..n].iter().any(|other| other.issuer == provider.issuer);
+        let is_duplicate = providers[..n].iter().any(|other| other.issuer == provider.issuer);
         ensure!(
-            !is_double,
+            !is_duplicate,
             "{name}: providers[{n}].issuer is that of another; list an issuer once, with all audiences"
         );
     }
@@ -124,7 +125,7 @@ mod tests {
             "channel": {"name": "idtyp", "values": {"app": "API", "user": "DASHBOARD"}},
             "tenant_kind": "registration"
         },
-        "identities": [{"tenant_id": "00000000-0000-4000-8000-000000000001", "tenant_kind": "INTERNAL"}]
+        "identities": [{"tenant_id": "00000000-0000-4000-8000-000000000001", "role": "Gate", "tenant_kind": "INTERNAL"}]
     }]}"#;
 
     fn refused(contents: &str) -> String {
@@ -154,7 +155,7 @@ mod tests {
             ),
             ("\"discovery_url\": \"https:", "\"jwks_file\": \"/nowhere", "keys.jwks_file: /nowhere"),
             ("\"refresh_seconds\": 60", "\"refresh_seconds\": 4", "refresh_seconds"),
-            ("\"refresh_seconds\": 60", "\"refresh_seconds\": 86401", "refresh_seconds"),
+            ("\"refresh_seconds\": 60", "\"refresh_seconds\": 3601", "refresh_seconds"),
             ("\"refresh_seconds\": 60", "\"ca_file\": \"/nowhere/ca.pem\"", "ca_file: /nowhere"),
             ("\"tid\"", "\"\"", "claims.tenant_id"),
             ("\"oid\"", "\"\"", "claims.user_id"),
@@ -170,6 +171,8 @@ mod tests {
             ("\"registration\"", "\"anything\"", "anything"),
             ("\"INTERNAL\"", "\"GOD\"", "identities[0].tenant_kind has GOD"),
             ("00000000-0000-4000-8000-000000000001", "a", "UUID"),
+            ("\"role\": \"Gate\", ", "", "identities[0] makes every user"),
+            ("{tenantid}", "{tenant}", "braces"),
         ] {
             assert!(WHOLE.contains(good), "{good}");
             let why = refused(&WHOLE.replacen(good, bad, 1));

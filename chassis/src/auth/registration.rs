@@ -1,19 +1,26 @@
-//! Whether the tenant of a caller is registered with the service, for issuers whose tokens do not say what kind of tenant
-//! they are for.
+//! A cache of whether tenants are registered with the service, for issuers whose tokens do not say what kind of tenant they
+//! are for.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Vocabulary;
+use crate::database::share;
+use crate::limits::tenant::Tenant;
 
 /// How long a registered tenant counts as registered without being asked about again.
-const KNOWN_FOR: Duration = Duration::from_secs(60);
+const REGISTERED_FOR: Duration = Duration::from_secs(60);
 
-/// Registered tenants that are remembered. When there are more, all are forgotten.
+/// The same for a tenant that is not registered. It may be so any moment.
+const UNREGISTERED_FOR: Duration = Duration::from_secs(1);
+
+/// Tenants that are remembered. When there are more, all are forgotten.
 const KNOWN_MAX: usize = 4096;
 
 /// Asks whether a tenant is registered.
@@ -23,39 +30,76 @@ pub type IsRegistered = Arc<dyn Fn(Uuid) -> BoxFuture<'static, Result<bool, Unan
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unanswered;
 
-/// The registered tenants, as far as they were asked about.
+/// The tenants that were asked about.
 pub(super) struct Registrations {
     is_registered: IsRegistered,
     vocabulary: Vocabulary,
-    /// Registered tenants, and until when they count as such. A tenant that is not registered may be so any moment, and is
-    /// asked about each time.
-    known: Mutex<HashMap<Uuid, Instant>>,
+    asked: Mutex<HashMap<Uuid, Asked>>,
+}
+
+/// A question, which all calls of the tenant share, and until when its answer counts; nothing while there is none.
+struct Asked {
+    answer: Shared<BoxFuture<'static, Result<bool, Unanswered>>>,
+    until: Option<Instant>,
 }
 
 impl Registrations {
     pub(super) fn new(is_registered: IsRegistered, vocabulary: Vocabulary) -> Self {
-        Self { is_registered, vocabulary, known: Mutex::default() }
+        Self { is_registered, vocabulary, asked: Mutex::default() }
     }
 
     /// The kind of a tenant, if it need not be asked about.
     pub(super) fn known(&self, tenant_id: Uuid) -> Option<&'static str> {
-        // No code panics while it is locked.
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let until = known.get(&tenant_id)?;
-        (Instant::now() < *until).then_some(self.vocabulary.registered_kind)
+        let asked = self.asked();
+        let Asked { answer, until } = asked.get(&tenant_id)?;
+        let counts = until.is_some_and(|until| Instant::now() < until);
+        let is_registered = answer.peek().filter(|_| counts)?.ok()?;
+        Some(self.kind(is_registered))
     }
 
     /// The kind of a tenant.
     pub(super) async fn ask(&self, tenant_id: Uuid) -> Result<&'static str, Unanswered> {
-        if !(self.is_registered)(tenant_id).await? {
-            return Ok(self.vocabulary.unregistered_kind);
+        let answer = self.question(tenant_id);
+        let is_registered = answer.clone().await;
+        let mut asked = self.asked();
+        if let Some(entry) = asked.get_mut(&tenant_id).filter(|entry| entry.answer.ptr_eq(&answer)) {
+            match is_registered {
+                Err(Unanswered) => drop(asked.remove(&tenant_id)),
+                Ok(is_registered) => {
+                    let counts_for = if is_registered { REGISTERED_FOR } else { UNREGISTERED_FOR };
+                    entry.until.get_or_insert_with(|| Instant::now() + counts_for);
+                }
+            }
         }
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= KNOWN_MAX {
-            known.clear();
+        is_registered.map(|is_registered| self.kind(is_registered))
+    }
+
+    /// The question about a tenant: that of an earlier call, unless its answer counts no longer.
+    fn question(&self, tenant_id: Uuid) -> Shared<BoxFuture<'static, Result<bool, Unanswered>>> {
+        let mut asked = self.asked();
+        let earlier = asked
+            .get(&tenant_id)
+            .filter(|Asked { until, .. }| until.is_none_or(|until| Instant::now() < until));
+        if let Some(earlier) = earlier {
+            return earlier.answer.clone();
         }
-        known.insert(tenant_id, Instant::now() + KNOWN_FOR);
-        Ok(self.vocabulary.registered_kind)
+        if asked.len() >= KNOWN_MAX {
+            asked.clear();
+        }
+        // It takes the tenant's share of the database, and not that of the service.
+        let tenant = Tenant::new(self.vocabulary.unregistered_kind, tenant_id);
+        let answer = share::on_behalf_of(tenant, (self.is_registered)(tenant_id)).boxed().shared();
+        asked.insert(tenant_id, Asked { answer: answer.clone(), until: None });
+        answer
+    }
+
+    fn kind(&self, is_registered: bool) -> &'static str {
+        if is_registered { self.vocabulary.registered_kind } else { self.vocabulary.unregistered_kind }
+    }
+
+    fn asked(&self) -> MutexGuard<'_, HashMap<Uuid, Asked>> {
+        // No code panics while it is locked.
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -63,31 +107,50 @@ impl Registrations {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use futures_util::future::join_all;
+    use tokio::task::yield_now;
+    use tokio::time::advance;
+
     use super::*;
 
-    #[tokio::test]
-    async fn a_registered_tenant_is_remembered_and_another_is_asked_about_each_time() {
-        let asked = Arc::new(AtomicUsize::new(0));
-        let counted = asked.clone();
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_shared_and_counts_for_a_while() {
+        let questions = Arc::new(AtomicUsize::new(0));
+        let counted = questions.clone();
         let is_registered: IsRegistered = Arc::new(move |id| {
             counted.fetch_add(1, Ordering::Relaxed);
-            Box::pin(async move { if id.is_nil() { Err(Unanswered) } else { Ok(id == Uuid::from_u128(1)) } })
+            Box::pin(async move {
+                yield_now().await;
+                if id.is_nil() { Err(Unanswered) } else { Ok(id == Uuid::from_u128(1)) }
+            })
         });
         let registrations = Registrations::new(is_registered, Vocabulary::TEST);
+        let asked = || questions.load(Ordering::Relaxed);
         let [registered, stranger] = [1, 2].map(Uuid::from_u128);
-        assert_eq!(registrations.known(registered), None);
-        assert_eq!(registrations.ask(registered).await, Ok("TENANT"));
-        assert_eq!(registrations.known(registered), Some("TENANT"));
-        for n in 2..4 {
-            assert_eq!(registrations.ask(stranger).await, Ok("OTHER"));
-            assert_eq!((registrations.known(stranger), asked.load(Ordering::Relaxed)), (None, n));
+        for (n, (tenant, kind, counts_for)) in
+            [(registered, "TENANT", REGISTERED_FOR), (stranger, "OTHER", UNREGISTERED_FOR)]
+                .into_iter()
+                .enumerate()
+        {
+            let before = 2 * n;
+            assert_eq!(registrations.known(tenant), None);
+            let together = join_all((0..20).map(|_| registrations.ask(tenant))).await;
+            assert!(together.iter().all(|said| *said == Ok(kind)), "{together:?}");
+            assert_eq!((registrations.known(tenant), asked()), (Some(kind), before + 1));
+            advance(counts_for - Duration::from_millis(1)).await;
+            assert_eq!((registrations.ask(tenant).await, asked()), (Ok(kind), before + 1));
+            advance(Duration::from_millis(1)).await;
+            assert_eq!(registrations.known(tenant), None);
+            assert_eq!((registrations.ask(tenant).await, asked()), (Ok(kind), before + 2));
         }
-        assert_eq!(registrations.ask(Uuid::nil()).await, Err(Unanswered));
-        assert_eq!(registrations.known(Uuid::nil()), None);
-        for n in 0..=KNOWN_MAX {
-            registrations.known.lock().unwrap().insert(Uuid::from_u128(n as u128), Instant::now());
+        // What is not known is asked again.
+        for n in 5..7 {
+            assert_eq!((registrations.ask(Uuid::nil()).await, asked()), (Err(Unanswered), n));
+            assert_eq!(registrations.known(Uuid::nil()), None);
         }
-        registrations.ask(registered).await.unwrap();
-        assert_eq!(registrations.known.lock().unwrap().len(), 1);
+        for n in 0..KNOWN_MAX {
+            registrations.ask(Uuid::from_u128(n as u128)).await.ok();
+        }
+        assert!(registrations.asked().len() <= KNOWN_MAX);
     }
 }

@@ -46,7 +46,7 @@ use crate::status::internal;
 /// of a client watch the health of this process, and an operator looks around.
 const UNIDENTIFIED_STREAMS_MAX: usize = 256;
 
-/// Calls whose identity is being found out by asking others, fair among connections.
+/// Calls that wait for keys or for the registration of their tenant, fair among connections and tenants.
 const UNIDENTIFIED_CALLS_MAX: usize = 256;
 
 /// How long a client may go on asking reflection, in one stream. Tools ask for all that they need at once.
@@ -202,7 +202,9 @@ impl Service<http::Request<Body>> for CallService {
                 shared.admit(request, self.inner.clone(), path, identity, began)
             }
             Identified::AtOnce(Err(status)) => refuse(None, status),
-            Identified::Later(identifying) => self.identify_later(request, path, identifying, began),
+            Identified::Later(tenant, identifying) => {
+                self.identify_later(request, path, tenant, identifying, began)
+            }
         }
     }
 }
@@ -216,33 +218,32 @@ impl CallService {
         let Options { identities, domain, .. } = &self.shared.options;
         let identified = match identities.identify(headers, domain) {
             Identified::AtOnce(identified) => identified,
-            Identified::Later(identifying) => identifying.await,
+            Identified::Later(_, identifying) => identifying.await,
         };
         identified.map(|(caller, _)| caller)
     }
 
-    /// Waits for the identity behind a call. Until then the call counts among those of its connection without an identity.
+    /// Waits for the identity behind a call. Until then the call counts among those of its tenant, or of its connection while
+    /// not even the tenant is known.
     fn identify_later(
         &self,
         request: http::Request<Body>,
         path: &'static str,
+        tenant: Option<Tenant>,
         identifying: BoxFuture<'static, Result<Identity, Status>>,
         began: Instant,
     ) -> ResponseFuture {
         let (shared, inner) = (self.shared.clone(), self.inner.clone());
         let peer = request.extensions().get::<Peer>().cloned().unwrap_or_else(Peer::new);
-        let Some(of_connection) = peer.begin_unidentified() else {
-            shared.calls.refuse_for_load(path);
-            return Box::pin(ready(Ok(shared.refusals.response_to_connection())));
-        };
-        let Ok(of_process) = shared.unidentified_calls.try_acquire(Tenant::of_connection(peer.connection()))
-        else {
-            return Box::pin(ready(Ok(shared.refuse_for_load(path, Overload::Process))));
+        let holder = tenant.unwrap_or_else(|| Tenant::of_connection(peer.connection()));
+        let place = match shared.unidentified_calls.try_acquire(holder) {
+            Ok(place) => place,
+            Err(overload) => return Box::pin(ready(Ok(shared.refuse_for_load(path, overload)))),
         };
         Box::pin(async move {
             let time_left = work_time(request.headers()).saturating_sub(began.elapsed());
             let identified = timeout(time_left, identifying).await;
-            drop((of_connection, of_process));
+            drop(place);
             match identified {
                 Ok(Ok(identity)) => shared.admit(request, inner, path, identity, began).await,
                 Ok(Err(status)) => Ok(shared.refuse(path, request.headers(), None, began, status)),

@@ -15,7 +15,7 @@ use crate::auth::caller::client_named;
 use crate::auth::{Caller, Channel, Vocabulary};
 
 /// What stands in an issuer's name for the tenant, where each tenant's tokens have an issuer of their own.
-const TENANT_PLACE: &str = "{tenantid}";
+const TENANT_PLACEHOLDER: &str = "{tenantid}";
 
 /// What the claims of a token must say.
 pub(in crate::auth) struct Expected {
@@ -67,12 +67,14 @@ pub(in crate::auth) struct NamedClaim {
     values: BTreeMap<String, String>,
 }
 
-/// A tenant, or one user of it, whose kind is written down.
+/// A user of a tenant, or its users with a role, whose kind of tenant is stated.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::auth) struct KnownIdentity {
     tenant_id: Uuid,
     user_id: Option<Uuid>,
+    /// A value of the claim for roles, before it is mapped.
+    role: Option<String>,
     tenant_kind: String,
 }
 
@@ -94,11 +96,13 @@ pub(super) struct Claims(Value);
 impl Issuer {
     /// Whether tokens of this name and tenant are the issuer's.
     fn is(&self, name: &str, tenant: Option<&str>) -> bool {
-        if !self.0.contains(TENANT_PLACE) {
+        if !self.0.contains(TENANT_PLACEHOLDER) {
             return self.0 == name;
         }
         // Only an id can stand there: any other text could make another issuer's name of it.
-        tenant.filter(|id| read_id(id).is_some()).is_some_and(|id| self.0.replace(TENANT_PLACE, id) == name)
+        tenant
+            .filter(|id| read_id(id).is_some())
+            .is_some_and(|id| self.0.replace(TENANT_PLACEHOLDER, id) == name)
     }
 }
 
@@ -109,6 +113,12 @@ impl NamedClaim {
 
     fn meaning<'n>(&'n self, name: &'n str) -> Option<&'n str> {
         if self.values.is_empty() { Some(name) } else { self.values.get(name).map(String::as_str) }
+    }
+
+    /// The values that the claim may have, where the names here are `known`.
+    fn spelled(&self, known: impl Iterator<Item = &'static str>) -> String {
+        let mapped: Vec<_> = self.values.keys().map(String::as_str).collect();
+        if mapped.is_empty() { known.collect::<Vec<_>>().join(", ") } else { mapped.join(", ") }
     }
 
     fn check(&self, field: &str, known: &[&str]) -> anyhow::Result<()> {
@@ -137,6 +147,8 @@ impl Expected {
     pub(in crate::auth) fn check(&self) -> anyhow::Result<()> {
         let Self { issuer, audiences, mapping, identities, vocabulary } = self;
         ensure!(!issuer.0.is_empty(), "issuer is empty; give the value of the claim iss");
+        let has_other_braces = issuer.0.replace(TENANT_PLACEHOLDER, "").contains(['{', '}']);
+        ensure!(!has_other_braces, "issuer has braces, and only {TENANT_PLACEHOLDER} has a meaning there");
         ensure!(
             !audiences.is_empty() && audiences.iter().all(|name| !name.is_empty()),
             "audiences must be a list of names, of which tokens name one (aud)"
@@ -145,10 +157,8 @@ impl Expected {
         {
             ensure!(!claim.is_empty(), "{field} is empty; name a claim");
         }
-        let channels: Vec<_> = Channel::value_variants().iter().map(ToString::to_string).collect();
-        let channels: Vec<_> = channels.iter().map(String::as_str).collect();
         mapping.roles.check("claims.roles", vocabulary.roles)?;
-        mapping.channel.check("claims.channel", &channels)?;
+        mapping.channel.check("claims.channel", &channel_names().collect::<Vec<_>>())?;
         match &mapping.tenant_kind {
             TenantKindSource::Claim(claim) => {
                 claim.check("claims.tenant_kind.claim", vocabulary.tenant_kinds)?;
@@ -159,14 +169,20 @@ impl Expected {
             TenantKindSource::Registration => {}
         }
         for (n, identity) in identities.iter().enumerate() {
-            check_known(
-                &format!("identities[{n}].tenant_kind"),
-                &identity.tenant_kind,
-                vocabulary.tenant_kinds,
-            )?;
+            let kind = &identity.tenant_kind;
+            check_known(&format!("identities[{n}].tenant_kind"), kind, vocabulary.tenant_kinds)?;
+            // Some kinds need no role: an entry for a whole tenant would give their rights to all its users and programs.
+            ensure!(
+                identity.user_id.is_some() || identity.role.is_some(),
+                "identities[{n}] makes every user and program of its tenant {kind}; name a user_id or a role"
+            );
         }
         Ok(())
     }
+}
+
+fn channel_names() -> impl Iterator<Item = &'static str> {
+    ["DASHBOARD", "API"].into_iter()
 }
 
 fn check_known(field: &str, name: &str, known: &[&str]) -> anyhow::Result<()> {
@@ -254,38 +270,46 @@ impl Claims {
         expected: &Expected,
     ) -> Result<Option<&'static str>, Refused> {
         let Expected { mapping, identities, vocabulary, .. } = expected;
-        let known = identities
-            .iter()
-            .find(|known| known.tenant_id == tenant_id && known.user_id.is_none_or(|user| user == user_id));
-        let (claim, name) = match (known, &mapping.tenant_kind) {
-            (Some(known), _) => ("tenant_kind", Some(known.tenant_kind.as_str())),
-            (None, TenantKindSource::Always(kind)) => ("tenant_kind", Some(kind.as_str())),
-            (None, TenantKindSource::Claim(claim)) => {
-                let given = text(self.find(&claim.name));
-                (claim.name.as_str(), given.and_then(|name| claim.meaning(name)))
-            }
-            (None, TenantKindSource::Registration) => return Ok(None),
-        };
-        let kind = name.and_then(|name| vocabulary.known_tenant_kind(name));
-        let refused = || {
-            let kinds = vocabulary.tenant_kinds.join(", ");
+        let roles = self.names(&mapping.roles)?;
+        let known = identities.iter().find(|known| {
+            known.tenant_id == tenant_id
+                && known.user_id.is_none_or(|user| user == user_id)
+                && known.role.as_ref().is_none_or(|role| roles.contains(&role.as_str()))
+        });
+        let refused = |claim: &str, kinds: String| {
             Refused::new(claim.to_owned(), format!("the token's {claim} must name a kind of tenant: {kinds}"))
         };
-        kind.map(Some).ok_or_else(refused)
-    }
-
-    /// The roles, in a list or as words of a text. Unknown ones grant nothing.
-    fn roles(&self, claim: &NamedClaim, vocabulary: Vocabulary) -> Result<Vec<&'static str>, Refused> {
-        let names: Vec<&str> = match self.find(&claim.name) {
-            None => vec![],
-            Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
-            Some(Value::String(words)) => words.split([' ', ',']).collect(),
-            Some(_) => {
-                let sentence = format!("the token's {} must be a list or a text of roles", claim.name);
-                return Err(Refused::new(claim.name.clone(), sentence));
+        let known_kinds = vocabulary.tenant_kinds.iter().copied();
+        let stated = match (known, &mapping.tenant_kind) {
+            (Some(known), _) => &known.tenant_kind,
+            (None, TenantKindSource::Always(kind)) => kind,
+            (None, TenantKindSource::Registration) => return Ok(None),
+            (None, TenantKindSource::Claim(claim)) => {
+                let given = text(self.find(&claim.name)).and_then(|name| claim.meaning(name));
+                let kind = given.and_then(|name| vocabulary.known_tenant_kind(name));
+                return kind.map(Some).ok_or_else(|| refused(&claim.name, claim.spelled(known_kinds)));
             }
         };
-        Ok(vocabulary.known_roles(&names.iter().filter_map(|name| claim.meaning(name))))
+        let kind = vocabulary.known_tenant_kind(stated).map(Some);
+        kind.ok_or_else(|| refused("tenant_kind", known_kinds.collect::<Vec<_>>().join(", ")))
+    }
+
+    /// The roles. Unknown ones grant nothing.
+    fn roles(&self, claim: &NamedClaim, vocabulary: Vocabulary) -> Result<Vec<&'static str>, Refused> {
+        Ok(vocabulary.known_roles(&self.names(claim)?.iter().filter_map(|name| claim.meaning(name))))
+    }
+
+    /// The names in a claim: the strings of a list, or the words of a string.
+    fn names(&self, claim: &NamedClaim) -> Result<Vec<&str>, Refused> {
+        match self.find(&claim.name) {
+            None => Ok(vec![]),
+            Some(Value::Array(names)) => Ok(names.iter().filter_map(Value::as_str).collect()),
+            Some(Value::String(words)) => Ok(words.split([' ', ',']).collect()),
+            Some(_) => {
+                let sentence = format!("the token's {} must be a list of strings, or a string", claim.name);
+                Err(Refused::new(claim.name.clone(), sentence))
+            }
+        }
     }
 
     /// The channel, which is the dashboard, the stricter one, where the token names none.
@@ -294,7 +318,8 @@ impl Claims {
         let name = given.as_str().and_then(|name| claim.meaning(name));
         let channel = name.and_then(|name| Channel::from_str(name, false).ok());
         let refused = || {
-            let sentence = format!("the token's {} must name a channel, DASHBOARD or API", claim.name);
+            let sentence =
+                format!("the token's {} must name a channel: {}", claim.name, claim.spelled(channel_names()));
             Refused::new(claim.name.clone(), sentence)
         };
         channel.ok_or_else(refused)

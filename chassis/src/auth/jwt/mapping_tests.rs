@@ -77,7 +77,7 @@ async fn claims_of_providers_are_read_as_mapped() {
     let mut known = expected("https://login.example/{tenantid}/v2.0", entra_mapping());
     known.identities = serde_json::from_value(json!([
         {"tenant_id": Uuid::from_u128(0x5e), "user_id": USER, "tenant_kind": "INTERNAL"},
-        {"tenant_id": Uuid::from_u128(0x5e), "tenant_kind": "OTHER"},
+        {"tenant_id": Uuid::from_u128(0x5e), "role": "Gate.Write", "tenant_kind": "OTHER"},
     ]))
     .unwrap();
     let issuers = vec![
@@ -184,6 +184,6 @@ async fn a_tenant_that_cannot_be_asked_about_is_refused() {
     let entra_ids = || expected("https://login.example/{tenantid}/v2.0", entra_mapping());
     let tokens = tokens_of(vec![issuer(&key, entra_ids())], Clock::manual(at(NOW)), |_| Err(Unanswered));
     let token = key.sign(&entra()).unwrap();
-    assert_eq!(tokens.caller_at_once(&token), None);
+    assert_eq!(tokens.caller_at_once(&token), Known::NeedsRegistration(TENANT));
     assert_eq!(tokens.caller(&token).await, Err(Unidentified::RegistrationUnavailable(Unanswered)));
 }

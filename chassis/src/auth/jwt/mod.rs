@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::TimeDelta;
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 pub(super) use self::claims::{Expected, Issuer, KnownIdentity, Mapping, life};
 use self::claims::{Verified, unverified};
@@ -76,6 +77,16 @@ pub(super) enum Unidentified {
     RegistrationUnavailable(Unanswered),
 }
 
+/// What is known of the caller of a token.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    All(Result<Caller, Unidentified>),
+    /// Newer keys of the issuer may verify the token.
+    NeedsKeys,
+    /// The token is verified, and it is not known whether this tenant is registered.
+    NeedsRegistration(Uuid),
+}
+
 /// The same while more may become known.
 enum Problem<'t> {
     Final(Unidentified),
@@ -109,8 +120,15 @@ impl Keys {
         matches!(self, Self::Published(published) if published.may_renew())
     }
 
+    /// Waits until published keys were fetched, or could not be.
+    pub(super) async fn first(&self) {
+        if let Self::Published(published) = self {
+            published.first().await;
+        }
+    }
+
     /// Fetches published keys once more. Files are watched.
-    pub(super) async fn renew(&self) {
+    async fn renew(&self) {
         if let Self::Published(published) = self {
             published.renew().await;
         }
@@ -157,16 +175,18 @@ impl Tokens {
         &self.issuers
     }
 
-    /// The caller that the token was issued to, or nothing if [`Self::caller`] may find out more by asking others.
-    pub(super) fn caller_at_once(&self, token: &str) -> Option<Result<Caller, Unidentified>> {
+    /// The caller that the token was issued to, as far as that is known without waiting for [`Self::caller`].
+    pub(super) fn caller_at_once(&self, token: &str) -> Known {
         match self.verify(token) {
             Ok(verified) if verified.registration_decides => {
-                let kind = self.registrations.known(verified.caller.tenant_id)?;
-                Some(Ok(Caller { tenant_kind: kind, ..verified.caller }))
+                match self.registrations.known(verified.caller.tenant_id) {
+                    Some(kind) => Known::All(Ok(Caller { tenant_kind: kind, ..verified.caller })),
+                    None => Known::NeedsRegistration(verified.caller.tenant_id),
+                }
             }
-            Ok(verified) => Some(Ok(verified.caller)),
-            Err(Problem::Keys(issuer, _)) if issuer.keys.may_renew() => None,
-            Err(Problem::Keys(_, why) | Problem::Final(why)) => Some(Err(why)),
+            Ok(verified) => Known::All(Ok(verified.caller)),
+            Err(Problem::Keys(issuer, _)) if issuer.keys.may_renew() => Known::NeedsKeys,
+            Err(Problem::Keys(_, why) | Problem::Final(why)) => Known::All(Err(why)),
         }
     }
 

@@ -20,12 +20,12 @@ use super::claims::Issuer;
 use crate::backoff;
 
 /// How long one fetch may take, with the discovery document.
-const FETCH_MAX: Duration = Duration::from_secs(5);
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The shortest time from one fetch to the next.
-const DISTANCE: Duration = Duration::from_secs(5);
+const FETCH_INTERVAL_MIN: Duration = Duration::from_secs(5);
 
-/// The longest time between the fetches of an issuer that cannot be reached.
+/// What is added to it at most, at random, while an issuer cannot be reached.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// How long fetched keys count when no later fetch succeeds.
@@ -47,7 +47,7 @@ pub(in crate::auth) enum Location {
 #[derive(Clone)]
 pub(in crate::auth) struct Published {
     state: watch::Receiver<State>,
-    wanted: Arc<Notify>,
+    fetch_requested: Arc<Notify>,
 }
 
 #[derive(Clone, Default)]
@@ -80,7 +80,12 @@ impl Published {
         authorities: Option<&[u8]>,
         interval: Duration,
     ) -> anyhow::Result<Self> {
-        let mut client = Client::builder().timeout(FETCH_MAX).redirect(redirect::Policy::none());
+        let mut client = Client::builder().timeout(FETCH_TIMEOUT).redirect(redirect::Policy::none());
+        let (Location::Keys(url) | Location::Discovery(url)) = &location;
+        // On loopback. A proxy would carry it over the network in clear text.
+        if url.scheme() == "http" {
+            client = client.no_proxy();
+        }
         if let Some(pem) = authorities {
             let authorities = Certificate::from_pem_bundle(pem).context("no certificates in PEM")?;
             ensure!(!authorities.is_empty(), "no certificates in PEM");
@@ -88,9 +93,9 @@ impl Published {
         }
         let client = client.build().context("no HTTP client can be made")?;
         let (sender, state) = watch::channel(State::default());
-        let wanted = Arc::new(Notify::new());
-        tokio::spawn(keep_fetching(client, location, issuer, interval, sender, wanted.clone()));
-        Ok(Self { state, wanted })
+        let fetch_requested = Arc::new(Notify::new());
+        tokio::spawn(keep_fetching(client, location, issuer, interval, sender, fetch_requested.clone()));
+        Ok(Self { state, fetch_requested })
     }
 
     /// The last fetched keys, if they are recent enough to count.
@@ -107,16 +112,27 @@ impl Published {
 
     /// Whether [`Self::renew`] may find newer keys.
     pub(super) fn may_renew(&self) -> bool {
-        self.state.borrow().ended.is_none_or(|ended| ended.elapsed() >= DISTANCE)
+        self.state.borrow().ended.is_none_or(|ended| ended.elapsed() >= FETCH_INTERVAL_MIN)
+    }
+
+    /// Waits until the first fetch has ended.
+    pub(in crate::auth) async fn first(&self) {
+        let mut state = self.state.clone();
+        let _ = timeout(FETCH_TIMEOUT, state.wait_for(|state| state.fetches > 0)).await;
     }
 
     /// Waits for the fetch in progress, or for one more.
-    pub(in crate::auth) async fn renew(&self) {
+    pub(super) async fn renew(&self) {
         let mut state = self.state.clone();
-        let before = state.borrow().fetches;
-        self.wanted.notify_one();
+        let (before, is_fetching) = {
+            let state = state.borrow();
+            (state.fetches, state.ended.is_none())
+        };
+        if !is_fetching {
+            self.fetch_requested.notify_one();
+        }
         // A fetch takes no longer, and its end is no condition for the call.
-        let _ = timeout(FETCH_MAX, state.wait_for(|state| state.fetches > before)).await;
+        let _ = timeout(FETCH_TIMEOUT, state.wait_for(|state| state.fetches > before)).await;
     }
 }
 
@@ -126,14 +142,14 @@ async fn keep_fetching(
     issuer: Issuer,
     interval: Duration,
     sender: watch::Sender<State>,
-    wanted: Arc<Notify>,
+    fetch_requested: Arc<Notify>,
 ) {
     let mut last = vec![];
     let mut failures = 0;
     loop {
-        let fetched = match timeout(FETCH_MAX, fetch(&client, &location, &issuer)).await {
+        let fetched = match timeout(FETCH_TIMEOUT, fetch(&client, &location, &issuer)).await {
             Ok(fetched) => fetched,
-            Err(_) => Err(anyhow::anyhow!("it took more than {} seconds", FETCH_MAX.as_secs())),
+            Err(_) => Err(anyhow::anyhow!("it took more than {} seconds", FETCH_TIMEOUT.as_secs())),
         };
         // The same contents are the same keys, so that tokens verified with them need not be verified again.
         let known = sender.borrow().keys.as_ref().map(|(keys, _)| keys.clone());
@@ -154,13 +170,13 @@ async fn keep_fetching(
                 tracing::warn!(
                     issuer = issuer.0,
                     why,
-                    "the issuer's keys cannot be fetched; the last ones stay in force"
+                    "the issuer's keys cannot be fetched; earlier ones stay in force for a day"
                 );
             }
         }
         let pause = match failures {
             0 => interval,
-            _ => DISTANCE + backoff::wait(failures, DISTANCE, RETRY_MAX),
+            _ => FETCH_INTERVAL_MIN + backoff::wait(failures, FETCH_INTERVAL_MIN, RETRY_MAX),
         };
         sender.send_modify(|state| {
             state.has_failed = keys.is_err();
@@ -173,7 +189,7 @@ async fn keep_fetching(
         let wait = async {
             tokio::select! {
                 () = sleep(pause) => {}
-                () = async { sleep(DISTANCE).await; wanted.notified().await } => {}
+                () = async { sleep(FETCH_INTERVAL_MIN).await; fetch_requested.notified().await } => {}
             }
         };
         tokio::select! {
@@ -193,9 +209,15 @@ async fn fetch(client: &Client, location: &Location, issuer: &Issuer) -> anyhow:
             let document: Discovery = serde_json::from_slice(&document)
                 .with_context(|| format!("{url} is no discovery document"))?;
             // Section 4.3: otherwise one issuer could speak for another.
-            let named = &document.issuer.0;
+            let named: String = document.issuer.0.chars().take(200).collect();
             ensure!(document.issuer == *issuer, "{url} is of the issuer {named}, not of {}", issuer.0);
             check_url(&document.jwks_uri).context("jwks_uri")?;
+            // A document from elsewhere sends no request to what listens on this machine.
+            ensure!(
+                document.jwks_uri.scheme() == url.scheme(),
+                "jwks_uri must be {} as {url} is",
+                url.scheme()
+            );
             get(client, document.jwks_uri).await
         }
     }
@@ -223,6 +245,8 @@ pub(in crate::auth) fn check_url(url: &Url) -> anyhow::Result<()> {
         None => false,
     };
     let is_safe = url.scheme() == "https" || (url.scheme() == "http" && is_loopback);
+    // It would stand in the log.
+    ensure!(url.username().is_empty() && url.password().is_none(), "a URL must name no user and no password");
     ensure!(is_safe, "{url} must be an https URL; http is for loopback only");
     Ok(())
 }

@@ -58,7 +58,7 @@ impl Publisher {
     fn open(&self, path: &str) -> Published {
         let url = self.at(path);
         let location = if path == "keys" { Location::Keys(url) } else { Location::Discovery(url) };
-        Published::open(location, Issuer(ISSUER.into()), None, DISTANCE).unwrap()
+        Published::open(location, Issuer(ISSUER.into()), None, FETCH_INTERVAL_MIN).unwrap()
     }
 }
 
@@ -90,6 +90,7 @@ async fn keys_are_found_by_url_or_by_discovery_of_their_own_issuer() {
         (ISSUER, "http://192.0.2.1/keys".to_owned()),
         (ISSUER, "file:///keys".to_owned()),
         (ISSUER, "keys".to_owned()),
+        (ISSUER, publisher.at("keys").to_string().replace("127.0.0.1", "user:password@127.0.0.1")),
     ] {
         publisher.describe(issuer, &jwks_uri);
         let published = publisher.open("document");
@@ -142,9 +143,9 @@ async fn keys_that_cannot_be_renewed_stop_counting_after_a_day() {
     published.renew().await;
     tokio::time::pause();
     *publisher.keys.lock().unwrap() = (HttpStatus::BAD_GATEWAY, String::new());
-    tokio::time::advance(AGE_MAX - DISTANCE).await;
+    tokio::time::advance(AGE_MAX - FETCH_INTERVAL_MIN).await;
     assert!(verifies(&published, &key));
-    tokio::time::advance(DISTANCE).await;
+    tokio::time::advance(FETCH_INTERVAL_MIN).await;
     next_fetch(&published).await;
     assert!(published.now().is_none());
     publisher.publish(SigningKey::public_set(&[&key]));
@@ -154,7 +155,7 @@ async fn keys_that_cannot_be_renewed_stop_counting_after_a_day() {
 
 /// Forged tokens cannot make the issuer be asked more often.
 #[tokio::test]
-async fn wanted_fetches_keep_their_distance() {
+async fn requested_fetches_keep_their_distance() {
     let (key, _) = SigningKey::generate().unwrap();
     let publisher = Publisher::start().await;
     publisher.publish(SigningKey::public_set(&[&key]));
@@ -169,6 +170,6 @@ async fn wanted_fetches_keep_their_distance() {
     for n in 1..=3 {
         futures_util::future::join_all((0..50).map(|_| published.renew())).await;
         assert!(publisher.asked.load(Ordering::Relaxed) <= asked + n);
-        assert!(began.elapsed() >= DISTANCE * u32::try_from(n - 1).unwrap());
+        assert!(began.elapsed() >= FETCH_INTERVAL_MIN * u32::try_from(n - 1).unwrap());
     }
 }

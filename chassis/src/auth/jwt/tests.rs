@@ -96,8 +96,8 @@ pub(super) fn expected(issuer: &str, mapping: Value) -> Expected {
 impl Verifier {
     fn caller(&self, token: &str) -> Result<Caller, Refused> {
         match self.tokens.caller_at_once(token) {
-            Some(Ok(caller)) => Ok(caller),
-            Some(Err(Unidentified::Refused(refused))) => Err(refused),
+            Known::All(Ok(caller)) => Ok(caller),
+            Known::All(Err(Unidentified::Refused(refused))) => Err(refused),
             other => panic!("{other:?}"),
         }
     }

@@ -50,10 +50,11 @@ fn entra_claims() -> Value {
 
 /// The tenants of the operator and of services, which no registration knows.
 fn entra_identities() -> Value {
-    json!([
-        {"tenant_id": OPERATOR, "tenant_kind": "OPERATOR"},
-        {"tenant_id": Uuid::from_u128(0x5e), "tenant_kind": "SERVICE"},
-    ])
+    let of = |kind, tenant: Uuid| {
+        let user_id = caller(kind, tenant, &[]).user_id;
+        json!({"tenant_id": tenant, "user_id": user_id, "tenant_kind": kind.into_str()})
+    };
+    json!([of(TenantKind::Operator, OPERATOR), of(TenantKind::Service, Uuid::from_u128(0x5e))])
 }
 
 /// An access token of Keycloak, with roles of the client and attributes of the user.
