@@ -24,6 +24,9 @@ use crate::rules::chain::Head;
 /// Where mails are written when nothing else is said.
 pub const MAIL_FOLDER: &str = "mails";
 
+/// The acceptance page of a service whose users are all on its own machine.
+pub const ACCEPTANCE_PAGE: &str = "https://localhost/accept";
+
 /// Owns attestations and direct-sign status, and answers the gate.
 #[derive(Debug, Parser)]
 #[command(version = release::version())]
@@ -374,7 +377,7 @@ pub struct Serve {
         long,
         env = "AGREEMENT_ACCEPTANCE_PAGE",
         value_name = "URL",
-        default_value = "https://localhost/accept",
+        default_value = ACCEPTANCE_PAGE,
         value_parser = read_page
     )]
     pub acceptance_page: String,

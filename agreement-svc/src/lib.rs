@@ -30,8 +30,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
-use chassis::auth::{Identities, IsRegistered, Trusted, Unanswered};
+use anyhow::{Context, ensure};
+use chassis::auth::{Auth, Identities, IsRegistered, Trusted, Unanswered};
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
 use chassis::idempotency::{self, RequestHasher};
@@ -47,7 +47,7 @@ use chassis::tls;
 use chassis::watch::Watchers;
 use commands::migrate::{migrate, read_templates};
 use commands::open;
-use config::Serve;
+use config::{ACCEPTANCE_PAGE, Serve};
 use metrics::Decisions;
 use proto::agreement::attestation_service_server::AttestationServiceServer;
 use proto::agreement::customer_service_server::CustomerServiceServer;
@@ -97,6 +97,13 @@ pub async fn serve(
     listeners: Listeners,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
+    ensure!(
+        listeners.web.is_none()
+            || config.identity.auth == Auth::Insecure
+            || config.acceptance_page != ACCEPTANCE_PAGE,
+        "--acceptance-listen with --auth jwt needs --acceptance-page: the URL at which browsers reach the page, which is not \
+         {ACCEPTANCE_PAGE}"
+    );
     let tls = tls::Server::open(&config.tls, config.identity.auth, listeners.calls.local_addr()?)?;
     let trusted = Trusted::read(&config.identity, VOCABULARY)?;
     let web = match listeners.web {

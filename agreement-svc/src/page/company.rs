@@ -10,11 +10,11 @@ use super::problem::{bad_fields, has_reason};
 use super::texts::Texts;
 
 /// What the form carries.
-#[derive(Clone, Default, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(super) struct Company {
-    company_name: String,
-    domain: String,
+    pub company_name: String,
+    pub domain: String,
     company_country: String,
     first_name: String,
     last_name: String,
@@ -30,15 +30,14 @@ pub(super) struct Field {
     pub value: String,
     /// What browsers fill in.
     pub autocomplete: &'static str,
+    /// Which keyboard a telephone shows.
+    pub inputmode: &'static str,
+    pub autocapitalize: &'static str,
     pub is_required: bool,
     pub is_wrong: bool,
 }
 
 impl Company {
-    pub(super) fn is_given(&self) -> bool {
-        !self.company_name.is_empty()
-    }
-
     /// As the contract has it. The language is that of the page.
     pub(super) fn profile(&self, texts: &Texts) -> CompanyProfile {
         let Self { company_name, domain, company_country, first_name, last_name, email, phone } =
@@ -63,23 +62,26 @@ impl Company {
     /// The fields of the form.
     pub(super) fn fields(&self, texts: &'static Texts, wrong: &[String]) -> Vec<Field> {
         let [name, domain, country, first, last, email, phone] = &texts.company_fields;
-        let fields = [
-            ("company_name", "company.company_name", name, &self.company_name, "organization"),
-            ("domain", "company.domain", domain, &self.domain, "off"),
-            ("company_country", "company.country", country, &self.company_country, "country"),
-            ("first_name", "company.primary_contact.first_name", first, &self.first_name, "given-name"),
-            ("last_name", "company.primary_contact.last_name", last, &self.last_name, "family-name"),
-            ("email", "company.primary_contact.email", email, &self.email, "email"),
-            ("phone", "company.primary_contact.phone", phone, &self.phone, "tel"),
-        ];
         type Row<'a> =
-            (&'static str, &'static str, &'a (&'static str, &'static str), &'a String, &'static str);
-        let field = |(name, path, (label, hint), value, autocomplete): Row<'_>| Field {
+            (&'static str, &'static str, &'a (&'static str, &'static str), &'a String, [&'static str; 3]);
+        #[rustfmt::skip]
+        let fields: [Row<'_>; 7] = [
+            ("company_name", "company.company_name", name, &self.company_name, ["organization", "text", "words"]),
+            ("domain", "company.domain", domain, &self.domain, ["off", "url", "none"]),
+            ("company_country", "company.country", country, &self.company_country, ["country", "text", "characters"]),
+            ("first_name", "company.primary_contact.first_name", first, &self.first_name, ["given-name", "text", "words"]),
+            ("last_name", "company.primary_contact.last_name", last, &self.last_name, ["family-name", "text", "words"]),
+            ("email", "company.primary_contact.email", email, &self.email, ["email", "email", "none"]),
+            ("phone", "company.primary_contact.phone", phone, &self.phone, ["tel", "tel", "none"]),
+        ];
+        let field = |(name, path, (label, hint), value, typing): Row<'_>| Field {
             name,
             label,
             hint,
             value: value.clone(),
-            autocomplete,
+            autocomplete: typing[0],
+            inputmode: typing[1],
+            autocapitalize: typing[2],
             is_required: name != "phone",
             is_wrong: wrong.iter().any(|wrong| wrong == path),
         };

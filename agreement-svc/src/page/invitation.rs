@@ -6,8 +6,8 @@ use axum::extract::Query;
 use axum::response::Response;
 use http::StatusCode;
 use proto::agreement::{
-    AcceptInvitationRequest, AcceptInvitationResponse, DeclineInvitationRequest, DeclineReason,
-    GetInvitationRequest, GetInvitationResponse, Invitation, InvitationKind, InvitationState,
+    AcceptInvitationRequest, DeclineInvitationRequest, DeclineReason, GetDirectSignStatusRequest,
+    GetInvitationRequest, GetInvitationResponse, Invitation, InvitationKind, InvitationState, Signature,
 };
 use proto::types::{ErrorReason, ShownText};
 use serde::Deserialize;
@@ -61,6 +61,12 @@ struct Page<'a> {
     refusal: String,
     /// Whether the answer can be yes.
     can_accept: bool,
+    /// Whether a yes also makes the company a customer of the partners (INV-3).
+    relates: bool,
+    /// The company that answers, once it is known.
+    company: String,
+    /// What is known of it: labels and values.
+    particulars: Vec<(&'static str, String)>,
     /// Absent while the company is not known, or if there is nothing to sign.
     agreement: Option<Agreement>,
     /// The form of a company that is no customer yet.
@@ -80,7 +86,7 @@ struct Page<'a> {
 struct Answered<'a> {
     texts: &'static Texts,
     title: &'a str,
-    text: &'a str,
+    sentences: Vec<&'a str>,
     partners: Vec<Partner>,
     /// Labels and values.
     facts: Vec<(&'static str, String)>,
@@ -106,20 +112,20 @@ pub(super) async fn answer(visit: Visit, Form(answer): Form<Answer>) -> Response
     let company = answer.company.clone();
     let answered = match answer.action.as_str() {
         "accept" if answer.accepted == "yes" => accept(&visit, &link, answer).await,
-        "accept" => page(&visit, &link, (company, false), Remark::BoxMissing).await,
+        "accept" => page(&visit, &link, (company, true), Remark::BoxMissing).await,
         "decline" => decline(&visit, &link, answer).await,
-        "edit" => page(&visit, &link, (company, true), Remark::None).await,
+        "company" => page(&visit, &link, (company, true), Remark::None).await,
         _ => page(&visit, &link, (company, false), Remark::None).await,
     };
     answered.unwrap_or_else(|status| visit.refused(&status))
 }
 
-/// The page as the invitation stands now. A company that is no customer is asked for its particulars first; `edits` asks
-/// again.
+/// The page as the invitation is now. A company that is no customer is asked for its particulars first, until they are given
+/// and right.
 async fn page(
     visit: &Visit,
     link: &Link,
-    (company, edits): (Company, bool),
+    (company, is_given): (Company, bool),
     remark: Remark,
 ) -> Result<Response, Status> {
     let Visit { texts, customer, pages, .. } = visit;
@@ -135,12 +141,14 @@ async fn page(
         }
         Err(status) => return Err(status),
     };
-    let partners = partners_of(&found);
+    let partners = partners_of(texts, &found);
     let refused = found.sign_refusal.as_ref();
     let refusal = refused.map(|refusal| view::sign_refusal(texts, refusal)).unwrap_or_default();
     let invitation = found.invitation.unwrap_or_default();
-    if invitation.state() != InvitationState::Pending {
-        return Ok(settled(texts, &invitation, partners));
+    match invitation.state() {
+        InvitationState::Pending => {}
+        InvitationState::Accepted => return accepted_before(visit, invitation, &refusal, partners).await,
+        _ => return Ok(settled(texts, &invitation, partners)),
     }
     let relates = invitation.kind() == InvitationKind::RelationshipAndAgreement;
     let needs_partner = refused.is_some_and(|refusal| refusal.reason() == ErrorReason::ContactPartner);
@@ -152,6 +160,9 @@ async fn page(
         expires_at: view::time(texts, invitation.expires_at.as_ref()),
         notice: if remark == Remark::Changed { texts.changed_text } else { "" },
         can_accept: refusal.is_empty() || (relates && needs_partner),
+        relates,
+        company: String::new(),
+        particulars: vec![],
         refusal,
         agreement: None,
         fields: vec![],
@@ -162,25 +173,31 @@ async fn page(
         template_version: template.version_in_force,
         request_ids: [pages.request_id(), pages.request_id()],
     };
-    let mut wrong = vec![];
     // The country and language whose text is shown.
-    let mut shown = customer.as_ref().map(|customer| (customer.country.clone(), customer.language.clone()));
-    if customer.is_none() && page.can_accept {
-        page.asks_for_company = edits || !company.is_given();
-        if !page.asks_for_company {
+    let mut shown = None;
+    if let Some(customer) = customer {
+        shown = Some((customer.country.clone(), customer.language.clone()));
+        page.company = view::company(&customer.company_name, &customer.domain);
+        page.particulars = vec![(texts.company, page.company.clone())];
+    } else if page.can_accept {
+        let mut wrong = vec![];
+        if is_given {
             match try_to_accept(visit, link, &company, template.version_in_force).await {
                 Ok(text) => shown = Some((text.country, text.language)),
                 Err(status) => {
                     wrong = Company::wrong(&status);
-                    page.asks_for_company = !wrong.is_empty();
                     if wrong.is_empty() {
                         return Err(status);
                     }
                 }
             }
         }
-        page.fields = company.fields(texts, &wrong);
+        page.asks_for_company = shown.is_none();
         page.is_any_field_wrong = !wrong.is_empty();
+        page.company = view::company(company.company_name.trim(), company.domain.trim());
+        page.fields = company.fields(texts, &wrong);
+        let given = page.fields.iter().filter(|field| !field.value.is_empty());
+        page.particulars = given.map(|field| (field.label, field.value.clone())).collect();
     }
     if let Some((country, language)) = shown.filter(|_| page.refusal.is_empty()) {
         page.agreement = Some(visit.agreement(template, &country, &language).await?);
@@ -221,20 +238,24 @@ async fn accept(visit: &Visit, link: &Link, answer: Answer) -> Result<Response, 
         invitation_id: link.invitation.clone(),
         token: link.token.clone(),
         template_version: template_version.parse().unwrap_or_default(),
-        company: company.is_given().then(|| company.profile(visit.texts)),
+        company: (company != Company::default()).then(|| company.profile(visit.texts)),
         validate_only: false,
         shown_text: (!country.is_empty()).then_some(ShownText { country, language, sha256 }),
     };
     match visit.signatures().accept_invitation(visit.call(request)).await {
         Ok(accepted) => {
-            let partners = partners_after(visit, link).await?;
-            Ok(welcome(visit.texts, accepted.into_inner(), partners))
+            let accepted = accepted.into_inner();
+            match accepted.signature {
+                // It was accepted before, and no signature is left of it.
+                None if !accepted.contact_partner => page(visit, link, (company, true), Remark::None).await,
+                signature => Ok(welcome(visit.texts, signature, partners_after(visit, link).await)),
+            }
         }
         Err(status) if has_reason(&status, ErrorReason::ResourceNotFound) => Ok(unknown(visit.texts)),
         // The page says what the invitation, the version or the form has become.
-        Err(status) if is_outdated(&status) => page(visit, link, (company, false), Remark::Changed).await,
+        Err(status) if is_outdated(&status) => page(visit, link, (company, true), Remark::Changed).await,
         Err(status) if !Company::wrong(&status).is_empty() => {
-            page(visit, link, (company, false), Remark::None).await
+            page(visit, link, (company, true), Remark::None).await
         }
         Err(status) => Err(status),
     }
@@ -254,7 +275,7 @@ async fn decline(visit: &Visit, link: &Link, answer: Answer) -> Result<Response,
     };
     match visit.signatures().decline_invitation(visit.call(request)).await {
         Ok(declined) => {
-            let partners = partners_after(visit, link).await?;
+            let partners = partners_after(visit, link).await;
             let invitation = declined.into_inner().invitation.unwrap_or_default();
             Ok(settled(visit.texts, &invitation, partners))
         }
@@ -274,17 +295,16 @@ fn is_outdated(status: &Status) -> bool {
     is_of_the_text || reasons.into_iter().any(|reason| has_reason(status, reason))
 }
 
-/// The partners of an invitation that has been answered.
-async fn partners_after(visit: &Visit, link: &Link) -> Result<Vec<Partner>, Status> {
+/// The partners of an invitation that has been answered. The answer is stored: without them its page still says so.
+async fn partners_after(visit: &Visit, link: &Link) -> Vec<Partner> {
     let request = GetInvitationRequest { invitation_id: link.invitation.clone(), token: link.token.clone() };
-    let found = visit.signatures().get_invitation(visit.call(request)).await?;
-    Ok(partners_of(&found.into_inner()))
+    let found = visit.signatures().get_invitation(visit.call(request)).await;
+    found.map(|found| partners_of(visit.texts, &found.into_inner())).unwrap_or_default()
 }
 
-fn partners_of(found: &GetInvitationResponse) -> Vec<Partner> {
-    let partner = Partner::new(found.partner_name.clone(), found.partner_support.clone());
-    let reseller = Partner::new(found.reseller_name.clone(), found.reseller_support.clone());
-    [partner, reseller].into_iter().filter(|partner| !partner.name.is_empty()).collect()
+fn partners_of(texts: &Texts, found: &GetInvitationResponse) -> Vec<Partner> {
+    let partner = (found.partner_name.clone(), found.partner_support.clone());
+    view::partners(texts, partner, (found.reseller_name.clone(), found.reseller_support.clone()))
 }
 
 /// Another company's invitation is unknown, too: the answer says nothing of it.
@@ -292,10 +312,9 @@ fn unknown(texts: &'static Texts) -> Response {
     problem::page(texts, StatusCode::NOT_FOUND, texts.unknown_link, texts.unknown_link_text)
 }
 
-/// The page after an acceptance.
-fn welcome(texts: &'static Texts, accepted: AcceptInvitationResponse, partners: Vec<Partner>) -> Response {
-    let AcceptInvitationResponse { signature, contact_partner, .. } = accepted;
-    let text = if contact_partner { texts.related_text } else { texts.accepted_text };
+/// The page after an acceptance: without a signature it is only that of the relationship (INV-3).
+fn welcome(texts: &'static Texts, signature: Option<Signature>, partners: Vec<Partner>) -> Response {
+    let sentences = vec![if signature.is_some() { texts.accepted_text } else { texts.related_text }];
     let mut facts = vec![];
     if let Some(signature) = signature {
         facts = vec![
@@ -304,18 +323,33 @@ fn welcome(texts: &'static Texts, accepted: AcceptInvitationResponse, partners: 
             (texts.signature, signature.signature_id),
         ];
     }
-    rendered(StatusCode::OK, &Answered { texts, title: texts.accepted, text, partners, facts })
+    rendered(StatusCode::OK, &Answered { texts, title: texts.accepted, sentences, partners, facts })
 }
 
-/// The page of an invitation that can no longer be answered.
+/// The page of an invitation that the customer accepted before, which says whether there is anything left to do.
+async fn accepted_before(
+    visit: &Visit,
+    invitation: Invitation,
+    refusal: &str,
+    partners: Vec<Partner>,
+) -> Result<Response, Status> {
+    let texts = visit.texts;
+    let request = GetDirectSignStatusRequest { customer_id: invitation.customer_id };
+    let status = visit.signatures().get_direct_sign_status(visit.call(request)).await?.into_inner();
+    let left_to_do = match refusal {
+        _ if status.satisfies => texts.nothing_to_do,
+        "" => texts.unsigned_text,
+        refusal => refusal,
+    };
+    let sentences = vec![texts.already_accepted_text, left_to_do];
+    let facts = vec![(texts.accepted_at, view::time(texts, invitation.accepted_at.as_ref()))];
+    let page = Answered { texts, title: texts.already_accepted, sentences, partners, facts };
+    Ok(rendered(StatusCode::OK, &page))
+}
+
+/// The page of an invitation that can no longer be accepted.
 fn settled(texts: &'static Texts, invitation: &Invitation, partners: Vec<Partner>) -> Response {
     let (title, text, label, at) = match invitation.state() {
-        InvitationState::Accepted => (
-            texts.already_accepted,
-            texts.already_accepted_text,
-            texts.accepted_at,
-            invitation.accepted_at.as_ref(),
-        ),
         InvitationState::Declined => {
             (texts.declined, texts.declined_text, texts.declined_at, invitation.declined_at.as_ref())
         }
@@ -325,9 +359,7 @@ fn settled(texts: &'static Texts, invitation: &Invitation, partners: Vec<Partner
         _ => (texts.expired, texts.expired_text, texts.expired_at, invitation.expires_at.as_ref()),
     };
     let facts = vec![(label, view::time(texts, at))];
-    let code = match invitation.state() {
-        InvitationState::Accepted | InvitationState::Declined => StatusCode::OK,
-        _ => StatusCode::GONE,
-    };
-    rendered(code, &Answered { texts, title, text, partners, facts })
+    let code =
+        if invitation.state() == InvitationState::Declined { StatusCode::OK } else { StatusCode::GONE };
+    rendered(code, &Answered { texts, title, sentences: vec![text], partners, facts })
 }

@@ -26,6 +26,7 @@ mod visit;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
+use askama::Template;
 use axum::Router;
 use axum::extract::State;
 use axum::middleware;
@@ -38,6 +39,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, StatusCode, Uri};
 
 use self::texts::Texts;
+use self::view::rendered;
 
 /// The pages beside that of an invitation.
 const PARTNERS: &str = "partners";
@@ -127,9 +129,17 @@ async fn style() -> Response {
     (headers, include_str!("../../templates/style.css")).into_response()
 }
 
-async fn not_found(State(_): State<Pages>, headers: HeaderMap) -> Response {
-    let texts = Texts::accepted(&headers);
-    problem::page(texts, StatusCode::NOT_FOUND, texts.no_page, texts.no_page_text)
+/// The page where there is none, also in a folder below.
+#[derive(Template)]
+#[template(path = "not_found.html")]
+struct NotFound<'a> {
+    texts: &'static Texts,
+    folder: &'a str,
+}
+
+async fn not_found(State(pages): State<Pages>, headers: HeaderMap) -> Response {
+    let page = NotFound { texts: Texts::accepted(&headers), folder: &pages.address.folder };
+    rendered(StatusCode::NOT_FOUND, &page)
 }
 
 #[cfg(test)]

@@ -22,10 +22,13 @@ use super::visit::Visit;
 /// Rows of each list on one page.
 const ROWS: i32 = 100;
 
+/// Relationships whose names the pages know; they name other partners by id.
+const NAMES: i32 = 500;
+
 /// Which page of the partners.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-pub(super) struct From {
+pub(super) struct Paging {
     after: String,
 }
 
@@ -68,11 +71,11 @@ struct Attested {
     at: String,
 }
 
-pub(super) async fn show(visit: Visit, Query(from): Query<From>) -> Response {
-    page(&visit, from).await.unwrap_or_else(|status| visit.refused(&status))
+pub(super) async fn show(visit: Visit, Query(paging): Query<Paging>) -> Response {
+    page(&visit, paging).await.unwrap_or_else(|status| visit.refused(&status))
 }
 
-async fn page(visit: &Visit, from: From) -> Result<Response, Status> {
+async fn page(visit: &Visit, paging: Paging) -> Result<Response, Status> {
     let Visit { texts, customer, .. } = visit;
     let Some(customer) = customer else {
         let page = Page {
@@ -90,9 +93,9 @@ async fn page(visit: &Visit, from: From) -> Result<Response, Status> {
     };
     let customer_id = customer.customer_id.clone();
     let request =
-        ListCustomerPartnersRequest { include_ended: false, page_size: ROWS, page_token: from.after };
+        ListCustomerPartnersRequest { include_ended: false, page_size: ROWS, page_token: paging.after };
     let listed = visit.customers().list_customer_partners(visit.call(request)).await?.into_inner();
-    let names = names_of(&listed.relationships);
+    let names = names(visit).await?;
     let agreements = templates(visit).await?;
     let agreement = |id: &str| {
         let template = agreements.iter().find(|template| template.template_id == id);
@@ -155,18 +158,23 @@ async fn page(visit: &Visit, from: From) -> Result<Response, Status> {
 
 fn row(texts: &Texts, one: Relationship) -> Row {
     let since = view::time(texts, one.established_at.as_ref());
-    let partner = Partner::new(one.partner_name, one.partner_support);
-    let reseller = Partner::new(one.reseller_name, one.reseller_support);
-    let partners = [partner, reseller].into_iter().filter(|partner| !partner.name.is_empty()).collect();
-    Row { partners, since }
+    let reseller = (one.reseller_name, one.reseller_support);
+    Row { partners: view::partners(texts, (one.partner_name, one.partner_support), reseller), since }
 }
 
-/// The names of partners and resellers, by id.
-pub(super) fn names_of(relationships: &[Relationship]) -> HashMap<String, String> {
-    let both = relationships
-        .iter()
-        .flat_map(|one| [(&one.partner_id, &one.partner_name), (&one.reseller_id, &one.reseller_name)]);
-    both.map(|(id, name)| (id.clone(), name.clone())).collect()
+/// The names of the partners and resellers that the customer has, or had, by id.
+pub(super) async fn names(visit: &Visit) -> Result<HashMap<String, String>, Status> {
+    let request = ListCustomerPartnersRequest {
+        include_ended: true,
+        page_size: NAMES,
+        ..ListCustomerPartnersRequest::default()
+    };
+    let listed = visit.customers().list_customer_partners(visit.call(request)).await?.into_inner();
+    let both = listed
+        .relationships
+        .into_iter()
+        .flat_map(|one| [(one.partner_id, one.partner_name), (one.reseller_id, one.reseller_name)]);
+    Ok(both.collect())
 }
 
 async fn templates(visit: &Visit) -> Result<Vec<AgreementTemplate>, Status> {

@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::header::RETRY_AFTER;
 use proto::types::ErrorReason;
-use tonic::Status;
+use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use super::texts::Texts;
@@ -68,10 +68,11 @@ pub(super) fn refused(texts: &'static Texts, status: &Status) -> Response {
         ErrorReason::InvalidFields | ErrorReason::RequestIdReused | ErrorReason::MetadataTooLarge => {
             (StatusCode::BAD_REQUEST, texts.changed, texts.form_text)
         }
-        ErrorReason::Internal | ErrorReason::Unspecified => {
-            (StatusCode::INTERNAL_SERVER_ERROR, texts.failed, texts.failed_text)
+        // A repetition may succeed.
+        _ if matches!(status.code(), Code::Unavailable | Code::ResourceExhausted | Code::Aborted) => {
+            (StatusCode::SERVICE_UNAVAILABLE, texts.busy, texts.busy_text)
         }
-        _ => (StatusCode::SERVICE_UNAVAILABLE, texts.busy, texts.busy_text),
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, texts.failed, texts.failed_text),
     };
     let page = page(texts, code, title, text);
     match code {
@@ -82,10 +83,8 @@ pub(super) fn refused(texts: &'static Texts, status: &Status) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use chassis::status::failure;
-    use tonic::Code;
-
     use super::*;
+    use chassis::status::failure;
 
     #[test]
     fn every_refusal_is_a_page_with_a_status_of_http() {
@@ -102,7 +101,8 @@ mod tests {
             (Code::ResourceExhausted, "TENANT_OVERLOADED", 503),
             (Code::Unavailable, "DATABASE_UNAVAILABLE", 503),
             (Code::Unavailable, "DEADLINE_PASSED", 503),
-            (Code::FailedPrecondition, "INVITATIONS_OFF", 503),
+            (Code::Aborted, "ETAG_STALE", 503),
+            (Code::FailedPrecondition, "INVITATIONS_OFF", 500),
             (Code::Internal, "INTERNAL", 500),
             (Code::Internal, "A_NEW_REASON", 500),
         ] {

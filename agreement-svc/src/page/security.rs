@@ -4,7 +4,8 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, ORIGIN, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ORIGIN, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    X_FRAME_OPTIONS,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
@@ -13,7 +14,11 @@ use super::{Pages, problem};
 
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 
-/// `same-origin`, so that no other site learns the token in an address, and a browser still names the origin of a form.
+/// Bytes of a header that a log shows.
+const LOGGED_MAX: usize = 100;
+
+/// `strict-origin`, so that no request names the address of a page, which has a token in it, and that of a form still names the
+/// origin.
 const HEADERS: [(HeaderName, &str); 5] = [
     (
         CONTENT_SECURITY_POLICY,
@@ -21,23 +26,49 @@ const HEADERS: [(HeaderName, &str); 5] = [
     ),
     (X_FRAME_OPTIONS, "DENY"),
     (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    (REFERRER_POLICY, "same-origin"),
+    (REFERRER_POLICY, "strict-origin"),
     (CACHE_CONTROL, "no-store"),
 ];
 
 /// Refuses a change that another site may have caused, and adds the headers to every answer.
 pub(super) async fn guard(State(pages): State<Pages>, request: Request, next: Next) -> Response {
+    let (texts, headers) = (Texts::accepted(request.headers()), request.headers());
     let is_read = [Method::GET, Method::HEAD].contains(request.method());
-    let mut response = if is_read || is_own(request.headers(), &pages.address.origin) {
-        next.run(request).await
+    let mut response = if is_read || is_own(headers, &pages.address.origin) {
+        let response = next.run(request).await;
+        match is_unreadable(&response) {
+            true => problem::page(texts, response.status(), texts.changed, texts.form_text),
+            false => response,
+        }
     } else {
-        let texts = Texts::accepted(request.headers());
+        let (site, origin) = (logged(headers, SEC_FETCH_SITE), logged(headers, ORIGIN.as_str()));
+        let expected = &pages.address.origin;
+        tracing::warn!(
+            ?site,
+            ?origin,
+            expected,
+            "a change was refused: Sec-Fetch-Site or Origin is of another site"
+        );
         problem::page(texts, StatusCode::FORBIDDEN, texts.other_site, texts.other_site_text)
     };
     for (name, value) in HEADERS {
         response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
     }
     response
+}
+
+/// Whether axum could not read the query or the form: such a refusal is no page.
+fn is_unreadable(response: &Response) -> bool {
+    let is_page = |content: &HeaderValue| content.as_bytes().starts_with(b"text/html");
+    response.status().is_client_error()
+        && response.status() != StatusCode::METHOD_NOT_ALLOWED
+        && !response.headers().get(CONTENT_TYPE).is_some_and(is_page)
+}
+
+/// The beginning of a header.
+fn logged(headers: &HeaderMap, name: &str) -> Option<String> {
+    let value = headers.get(name)?.as_bytes();
+    Some(String::from_utf8_lossy(&value[..value.len().min(LOGGED_MAX)]).into_owned())
 }
 
 /// Whether a form of these pages made the request: a browser says so in `Sec-Fetch-Site`, or an old one in `Origin`. A

@@ -6,21 +6,18 @@ use axum::extract::Query;
 use axum::response::Response;
 use http::StatusCode;
 use proto::agreement::{
-    GetSignatureRequest, ListCustomerPartnersRequest, SignAgreementRequest, Signature, UncoveredPartner,
-    WithdrawSignatureRequest, WithdrawalReason,
+    GetSignatureRequest, SignAgreementRequest, Signature, UncoveredPartner, WithdrawSignatureRequest,
+    WithdrawalReason,
 };
 use proto::types::{ErrorReason, ShownText};
 use serde::Deserialize;
 use tonic::Status;
 
-use super::partners::names_of;
+use super::partners::names;
 use super::problem::{self, bad_fields, has_reason};
 use super::texts::Texts;
 use super::view::{self, Agreement, rendered};
 use super::visit::Visit;
-
-/// Relationships whose names the page of a withdrawal knows; it names other partners by id.
-const NAMES: i32 = 500;
 
 /// What the form of a signature carries, and the query of its page.
 #[derive(Default, Deserialize)]
@@ -49,7 +46,8 @@ pub(super) struct Withdraw {
 struct SignPage<'a> {
     texts: &'static Texts,
     notice: &'a str,
-    agreement: Option<Agreement>,
+    company: String,
+    agreement: Agreement,
     is_box_missing: bool,
     request_id: String,
 }
@@ -58,6 +56,7 @@ struct SignPage<'a> {
 #[template(path = "withdraw.html")]
 struct WithdrawPage {
     texts: &'static Texts,
+    company: String,
     signature: Signature,
     agreement: String,
     signed_at: String,
@@ -102,15 +101,15 @@ pub(super) async fn sign(visit: Visit, Form(form): Form<Sign>) -> Response {
 /// The page that asks for a signature; `code` says how the answer before fared.
 async fn sign_page(visit: &Visit, template_id: &str, code: StatusCode) -> Result<Response, Status> {
     let Visit { texts, customer, pages, .. } = visit;
-    let mut agreement = None;
-    if let Some(customer) = customer {
-        let template = visit.template(template_id).await?;
-        agreement = Some(visit.agreement(template, &customer.country, &customer.language).await?);
-    }
+    let Some(customer) = customer else {
+        return Ok(problem::page(texts, StatusCode::OK, texts.sign_link, texts.no_partners));
+    };
+    let template = visit.template(template_id).await?;
     let page = SignPage {
         texts,
         notice: if code == StatusCode::CONFLICT { texts.changed_text } else { "" },
-        agreement,
+        company: view::company(&customer.company_name, &customer.domain),
+        agreement: visit.agreement(template, &customer.country, &customer.language).await?,
         is_box_missing: code == StatusCode::UNPROCESSABLE_ENTITY,
         request_id: pages.request_id(),
     };
@@ -147,7 +146,7 @@ async fn withdraw_page(
     signature_id: &str,
     is_reason_missing: bool,
 ) -> Result<Response, Status> {
-    let Visit { texts, pages, .. } = visit;
+    let Visit { texts, customer, pages, .. } = visit;
     let request = GetSignatureRequest { signature_id: signature_id.into() };
     let found = visit.signatures().get_signature(visit.call(request)).await?.into_inner();
     let signature = found.signature.unwrap_or_default();
@@ -161,20 +160,22 @@ async fn withdraw_page(
         validate_only: true,
     };
     let tried = visit.signatures().withdraw_signature(visit.call(request)).await?.into_inner();
-    let request = ListCustomerPartnersRequest {
-        include_ended: true,
-        page_size: NAMES,
-        ..ListCustomerPartnersRequest::default()
-    };
-    let listed = visit.customers().list_customer_partners(visit.call(request)).await?.into_inner();
-    let names = names_of(&listed.relationships);
+    let names = names(visit).await?;
     let name = |id: &String| names.get(id).unwrap_or(id).clone();
     let named = |one: &UncoveredPartner| match one.reseller_id.as_str() {
         "" => name(&one.partner_id),
-        _ => format!("{} ({})", name(&one.partner_id), name(&one.reseller_id)),
+        _ => format!(
+            "{} ({}), {} ({})",
+            name(&one.partner_id),
+            texts.provider,
+            name(&one.reseller_id),
+            texts.reseller
+        ),
     };
+    let customer = customer.clone().unwrap_or_default();
     let page = WithdrawPage {
         texts,
+        company: view::company(&customer.company_name, &customer.domain),
         agreement: visit.template(&signature.template_id).await?.name,
         signed_at: view::time(texts, signature.signed_at.as_ref()),
         signature,

@@ -10,9 +10,10 @@ use proto::types::Refusal;
 use super::texts::Texts;
 
 /// A partner, and where its customers ask.
-#[derive(Default)]
 pub(super) struct Partner {
     pub name: String,
+    /// Whether it is the provider or the reseller; empty where it is the only partner.
+    pub role: &'static str,
     pub support: SupportContact,
 }
 
@@ -27,9 +28,33 @@ pub(super) struct Agreement {
 }
 
 impl Partner {
-    pub(super) fn new(name: String, support: Option<SupportContact>) -> Self {
-        Self { name, support: support.unwrap_or_default() }
+    /// The telephone number as a link has it: without an extension.
+    pub(super) fn telephone(&self) -> String {
+        let number = self.support.phone.split('x').next().unwrap_or_default();
+        number.chars().filter(|sign| sign.is_ascii_digit() || *sign == '+').collect()
     }
+}
+
+/// The partner of a relationship, and its reseller if it has one.
+pub(super) fn partners(
+    texts: &Texts,
+    partner: (String, Option<SupportContact>),
+    reseller: (String, Option<SupportContact>),
+) -> Vec<Partner> {
+    let is_alone = reseller.0.is_empty();
+    let both = [(partner, texts.provider), (reseller, texts.reseller)];
+    let both = both.into_iter().filter(|((name, _), _)| !name.is_empty());
+    let shown = |((name, support), role): ((String, Option<SupportContact>), _)| Partner {
+        name,
+        role: if is_alone { "" } else { role },
+        support: support.unwrap_or_default(),
+    };
+    both.map(shown).collect()
+}
+
+/// A company as a page names it: name and domain.
+pub(super) fn company(name: &str, domain: &str) -> String {
+    format!("{name} ({domain})")
 }
 
 /// Whether a page may link to it.
@@ -57,7 +82,10 @@ pub(super) fn time(texts: &Texts, time: Option<&Timestamp>) -> String {
     let clock = time.format("%H:%M");
     match texts.tag {
         "de" => format!("{}. {month} {}, {clock} Uhr (UTC)", time.day(), time.year()),
-        "fr" => format!("{} {month} {} à {clock} (UTC)", time.day(), time.year()),
+        "fr" => {
+            let ordinal = if time.day() == 1 { "er" } else { "" };
+            format!("{}{ordinal} {month} {} à {clock} (UTC)", time.day(), time.year())
+        }
         _ => format!("{} {month} {}, {clock} (UTC)", time.day(), time.year()),
     }
 }
@@ -82,10 +110,20 @@ mod tests {
         let stamp = Timestamp { seconds: 1_767_263_400, nanos: 0 };
         for (tag, expected) in [
             ("en", "1 January 2026, 10:30 (UTC)"),
-            ("fr", "1 janvier 2026 à 10:30 (UTC)"),
+            ("fr", "1er janvier 2026 à 10:30 (UTC)"),
             ("de", "1. Januar 2026, 10:30 Uhr (UTC)"),
         ] {
             assert_eq!(time(Texts::of(tag), Some(&stamp)), expected);
+        }
+    }
+
+    #[test]
+    fn a_telephone_number_is_linked_without_its_extension() {
+        for (phone, expected) in
+            [("+44 20 7946 0000", "+442079460000"), ("(020) 7946-0000 x12", "02079460000")]
+        {
+            let support = SupportContact { phone: phone.into(), ..SupportContact::default() };
+            assert_eq!(Partner { name: String::new(), role: "", support }.telephone(), expected);
         }
     }
 

@@ -1,6 +1,6 @@
 //! One request of a browser: who asks, in which language the answer is, and the calls in its name.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::FromRequestParts;
 use axum::response::Response;
@@ -15,6 +15,7 @@ use proto::agreement::template_service_client::TemplateServiceClient;
 use proto::agreement::{
     Customer, GetCustomerRequest, GetTemplateDocumentRequest, GetTemplateRequest, Template,
 };
+use tokio::time::timeout;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 
@@ -27,6 +28,9 @@ use crate::api::access::CUSTOMER_ADMIN;
 /// How long one call of a page may take.
 const CALL_MAX: Duration = Duration::from_secs(5);
 
+/// How long all calls of a page may take together: less than the server gives a request, so that the page says so.
+const VISIT_MAX: Duration = Duration::from_secs(12);
+
 /// Who asks, and what the pages need for the answer.
 pub(super) struct Visit {
     pub pages: Pages,
@@ -34,6 +38,7 @@ pub(super) struct Visit {
     /// The company of the caller, if it is a customer.
     pub customer: Option<Customer>,
     credentials: HeaderMap,
+    deadline: Instant,
 }
 
 impl FromRequestParts<Pages> for Visit {
@@ -41,6 +46,7 @@ impl FromRequestParts<Pages> for Visit {
 
     async fn from_request_parts(parts: &mut Parts, pages: &Pages) -> Result<Self, Response> {
         let texts = Texts::accepted(&parts.headers);
+        let deadline = Instant::now() + VISIT_MAX;
         let credentials = match pages.auth {
             // What else the request says of an identity counts for nothing.
             Auth::Jwt => {
@@ -49,7 +55,8 @@ impl FromRequestParts<Pages> for Visit {
             }
             Auth::Insecure => sign_in::credentials(&parts.headers),
         };
-        let caller = match pages.calls.identify(&credentials).await {
+        let identified = timeout(VISIT_MAX, pages.calls.identify(&credentials)).await;
+        let caller = match identified.unwrap_or_else(|late| Err(Status::unavailable(late.to_string()))) {
             Ok(caller) => caller,
             Err(_) if pages.auth == Auth::Insecure => return Err(sign_in::form(texts, parts)),
             Err(status) => return Err(problem::refused(texts, &status)),
@@ -62,7 +69,7 @@ impl FromRequestParts<Pages> for Visit {
                 texts.not_allowed_text,
             ));
         }
-        let mut visit = Self { pages: pages.clone(), texts, customer: None, credentials };
+        let mut visit = Self { pages: pages.clone(), texts, customer: None, credentials, deadline };
         match visit.find_customer(&caller).await {
             Ok(customer) => visit.customer = customer,
             Err(status) => return Err(problem::refused(texts, &status)),
@@ -76,11 +83,11 @@ impl FromRequestParts<Pages> for Visit {
 }
 
 impl Visit {
-    /// A call in the name of the caller.
+    /// A call in the name of the caller, in the time that the visit has left.
     pub(super) fn call<M>(&self, message: M) -> Request<M> {
         let mut request = Request::new(message);
         *request.metadata_mut() = MetadataMap::from_headers(self.credentials.clone());
-        request.set_timeout(CALL_MAX);
+        request.set_timeout(CALL_MAX.min(self.deadline.saturating_duration_since(Instant::now())));
         request
     }
 

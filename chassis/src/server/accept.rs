@@ -44,11 +44,11 @@ const ROOM_MAX: Duration = Duration::from_secs(1);
 /// Connections that wait to be served, which takes no time.
 const READY_MAX: usize = 64;
 
-/// The number of connections that this process can hold, and should.
-pub(super) fn connections_max() -> usize {
+/// The number of connections that this process can hold beside those to its pages, and should.
+pub(super) fn connections_max(to_pages: usize) -> usize {
     let descriptors = Resource::NOFILE.get_soft().unwrap_or(u64::MAX);
-    let connections = descriptors.saturating_sub(DESCRIPTORS_KEPT).max(1);
-    usize::try_from(connections).unwrap_or(usize::MAX).min(CONNECTIONS_MAX)
+    let connections = usize::try_from(descriptors.saturating_sub(DESCRIPTORS_KEPT)).unwrap_or(usize::MAX);
+    connections.saturating_sub(to_pages).clamp(1, CONNECTIONS_MAX)
 }
 
 /// Accepts connections, and shakes hands where there is TLS. A slow handshake delays no other connection. For a connection

@@ -181,8 +181,8 @@ pub async fn serve(
     options.tls.register_metrics(metrics);
     let threads = Threads::start(options.threads)?;
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let connections =
-        accept::accept(incoming, accept::connections_max(), options.tls.clone(), threads.handles());
+    let connections_max = accept::connections_max(web.as_ref().map_or(0, |_| web::CONNECTIONS_MAX));
+    let connections = accept::accept(incoming, connections_max, options.tls.clone(), threads.handles());
     let calls = CallLayer::new(options, metrics.calls().clone());
     let routes = routes.routes();
     let pages = web.map(|web| {

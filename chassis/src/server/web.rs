@@ -1,5 +1,5 @@
 //! Pages for browsers, in HTTP/1.1 on a listener of their own. Connections, requests and time are bounded: a client that is
-//! slow is cut off.
+//! slow is cut off. A connection has one request, so that no proxy sends a form on one that is just being closed.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -22,10 +22,11 @@ use tokio_util::task::TaskTracker;
 
 use super::DRAIN_MAX;
 use super::call::CallService;
+use super::refusal::{PeerLog, Refusal, RefusalLog};
 use crate::tls;
 
-/// Connections at a time; a proxy needs a few. One beyond them is closed at once.
-const CONNECTIONS_MAX: usize = 256;
+/// Connections at a time, each for one request. One beyond them is closed at once.
+pub(super) const CONNECTIONS_MAX: usize = 256;
 
 /// The largest head of a request. A token takes a tenth.
 const HEAD_BYTES_MAX: usize = 16 << 10;
@@ -42,7 +43,8 @@ const HEAD_MAX: Duration = Duration::from_secs(10);
 /// How long a request may take, from its head to its response.
 const REQUEST_MAX: Duration = Duration::from_secs(15);
 
-/// The age at which a connection is closed, after the request in progress. It ends a client that does not read.
+/// The age at which a connection is closed: longer than handshake, head and request may take. It ends a client that does not
+/// read.
 const AGE_MAX: Duration = Duration::from_secs(60);
 
 /// The pause after a connection could not be accepted.
@@ -68,6 +70,7 @@ impl Web {
             tracing::info!(%address, "serving pages");
         }
         let (open, connections) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), TaskTracker::new());
+        let log = Arc::new(RefusalLog::default());
         loop {
             let accepted = tokio::select! {
                 () = draining.cancelled() => break,
@@ -81,7 +84,10 @@ impl Web {
                     continue;
                 }
             };
-            let Ok(permit) = open.clone().try_acquire_owned() else { continue };
+            let Ok(permit) = open.clone().try_acquire_owned() else {
+                PeerLog::new(log.clone(), &stream).refused(&Refusal::NoRoom);
+                continue;
+            };
             let (tls, router, draining) = (tls.clone(), router.clone(), draining.clone());
             connections.spawn(async move {
                 serve_connection(stream, &tls, router, &draining).await;
@@ -109,6 +115,7 @@ async fn serve_connection(
     };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
+        .keep_alive(false)
         .header_read_timeout(HEAD_MAX)
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
@@ -116,16 +123,16 @@ async fn serve_connection(
     let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => {
-            return match ended {
-                Ok(()) => {}
-                Err(error) => tracing::debug!(%error, "a connection to the pages failed"),
-            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection to the pages failed");
+            }
         }
-        () = draining.cancelled() => {}
-        () = sleep(AGE_MAX) => {}
+        () = draining.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            drop(timeout(DRAIN_MAX, connection).await);
+        }
+        () = sleep(AGE_MAX) => tracing::debug!("a client of the pages did not read its answer in time"),
     }
-    connection.as_mut().graceful_shutdown();
-    drop(timeout(DRAIN_MAX, connection).await);
 }
 
 /// Ends a request whose body, or whose answer, takes too long.
@@ -174,11 +181,15 @@ mod tests {
                 "HTTP/1.1 408 ",
                 REQUEST_MAX + HEAD_MAX,
             ),
-            ("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbody", "HTTP/1.1 200 ", HEAD_MAX),
+            ("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbody", "HTTP/1.1 200 ", Duration::ZERO),
         ] {
             let (answer, open) = begin(request).await;
             tokio::time::resume();
             assert!(answer.starts_with(status), "{request:?}: {answer}");
+            assert!(
+                answer.is_empty() || answer.contains("\r\nconnection: close\r\n"),
+                "{request:?}: {answer}"
+            );
             assert!(open <= open_max + Duration::from_secs(1), "{request:?}: {open:?}");
         }
     }

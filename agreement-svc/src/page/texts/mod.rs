@@ -23,12 +23,16 @@ pub(super) struct Texts {
     pub email: &'static str,
     pub phone: &'static str,
     pub site: &'static str,
+    pub provider: &'static str,
+    pub reseller: &'static str,
     pub agreement: &'static str,
     pub version: &'static str,
     pub text_for: &'static str,
     pub fallback: &'static str,
     pub read: &'static str,
-    pub accept_box: &'static str,
+    pub new_tab: &'static str,
+    /// Before and after the name of the company.
+    pub accept_box: [&'static str; 2],
     pub box_missing: &'static str,
     pub accept: &'static str,
     pub reason: &'static str,
@@ -41,8 +45,10 @@ pub(super) struct Texts {
     pub until: &'static str,
     pub invited_by: &'static str,
     pub contact_before: &'static str,
+    pub relate_effect: &'static str,
     pub relate_text: &'static str,
-    pub relate_box: &'static str,
+    /// Before and after the name of the company.
+    pub relate_box: [&'static str; 2],
     pub decline: &'static str,
     pub decline_text: &'static str,
     /// By the names of the contract.
@@ -63,6 +69,8 @@ pub(super) struct Texts {
     pub signature: &'static str,
     pub already_accepted: &'static str,
     pub already_accepted_text: &'static str,
+    pub nothing_to_do: &'static str,
+    pub unsigned_text: &'static str,
     pub accepted_at: &'static str,
     pub declined: &'static str,
     pub declined_text: &'static str,
@@ -156,8 +164,9 @@ impl Texts {
     pub(super) fn accepted(headers: &HeaderMap) -> &'static Self {
         let given = headers.get(ACCEPT_LANGUAGE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let weighted = given.split(',').map(|one| {
-            let (tag, weight) = one.split_once(";q=").unwrap_or((one, "1"));
-            (tag.trim().to_ascii_lowercase(), weight.trim().parse().unwrap_or(0.0_f32))
+            let (tag, weight) = one.split_once(';').unwrap_or((one, "q=1"));
+            let weight = weight.trim().strip_prefix("q=").and_then(|weight| weight.parse().ok());
+            (tag.trim().to_ascii_lowercase(), weight.unwrap_or(0.0_f32))
         });
         let is_known = |tag: &str| SHIPPED.contains(&tag.split('-').next().unwrap_or_default());
         let known = weighted.filter(|(tag, weight)| is_known(tag) && *weight > 0.0);
@@ -182,6 +191,7 @@ mod tests {
             ("fr-CA", "fr"),
             ("ja, de-AT;q=0.8, fr;q=0.9", "fr"),
             ("en;q=0.5, DE", "de"),
+            ("en; q=0.8, fr; q=0.9", "fr"),
             ("de;q=0, fr;q=0.1", "fr"),
             ("*", "en"),
             ("fr;q=x", "en"),

@@ -23,6 +23,7 @@ async fn every_answer_has_the_headers_that_protect_it() {
         (browser.post_from(&path, &[], &[]).await, 403, "no-store"),
         (browser.send("PUT", &path, &[("sec-fetch-site", "same-origin")], "").await, 405, "no-store"),
         (browser.send("POST", &path, &[("sec-fetch-site", "same-origin")], "").await, 415, "no-store"),
+        (browser.get("/accept?token=a&token=b").await, 400, "no-store"),
         (unknown.get("/style.css").await, 200, "max-age=3600"),
     ] {
         assert_eq!(answer.status, status, "{}", answer.body);
@@ -33,7 +34,7 @@ async fn every_answer_has_the_headers_that_protect_it() {
             ),
             ("x-frame-options", "deny"),
             ("x-content-type-options", "nosniff"),
-            ("referrer-policy", "same-origin"),
+            ("referrer-policy", "strict-origin"),
             ("cache-control", cache),
         ] {
             assert_eq!(answer.header(name), Some(value), "{status} {name}");
@@ -71,7 +72,8 @@ async fn large_requests_are_refused() {
     let browser = Browser::signed_in(&cluster, &tests::fixtures::TAILSPIN.to_string());
     let field = |bytes: usize| vec![("token".to_owned(), "x".repeat(bytes))];
     assert_eq!(browser.post("/accept", &field(15 << 10)).await.status, 404);
-    assert_eq!(browser.post("/accept", &field(17 << 10)).await.status, 413);
+    browser.post("/accept", &field(17 << 10)).await.assert_says(413, &["<h1>Please check again</h1>"]);
+    browser.get("/accept?token=a&token=b").await.assert_says(400, &["<h1>Please check again</h1>"]);
     let header = "x".repeat(17 << 10);
     assert_eq!(browser.clone().with("x-large", header).get("/partners").await.status, 431);
     let many = (0..65).fold(browser, |browser, _| browser.with("x-one-of-many", "1"));
@@ -79,17 +81,20 @@ async fn large_requests_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn the_end_of_the_service_closes_idle_connections() {
+async fn a_connection_is_closed_after_its_request_and_at_the_end_of_the_service() {
     tests::needs_own!("the acceptance page, and stops the service");
     let (mut cluster, _) = start(Setup::default()).await;
     let mut idle = TcpStream::connect(cluster.page_address()).await.unwrap();
-    idle.write_all(b"GET /style.css HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
-    let mut first = [0; 15];
-    idle.read_exact(&mut first).await.unwrap();
-    assert_eq!(&first, b"HTTP/1.1 200 OK");
+    let mut used = TcpStream::connect(cluster.page_address()).await.unwrap();
+    used.write_all(b"GET /style.css HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(LONG, used.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("\r\nconnection: close\r\n"),
+        "{answer}"
+    );
     cluster.stop_agreements();
-    let mut rest = vec![];
-    tokio::time::timeout(LONG, idle.read_to_end(&mut rest)).await.unwrap().unwrap();
+    tokio::time::timeout(LONG, idle.read_to_end(&mut vec![])).await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

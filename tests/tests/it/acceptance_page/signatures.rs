@@ -1,6 +1,6 @@
 //! The pages of partners, of a signature and of its withdrawal.
 
-use proto::agreement::{CheckEligibilityRequest, WithdrawalReason};
+use proto::agreement::{CheckEligibilityRequest, EndRelationshipRequest, WithdrawalReason};
 use proto::types::Decision;
 use tests::Setup;
 use tests::actions;
@@ -24,7 +24,14 @@ async fn a_customer_signs_and_withdraws_in_a_browser() {
     let sign = link_in(&list.body, "sign?template=");
 
     let page = browser.get(&sign).await;
-    page.assert_says(200, &["US, en-US", "type=\"checkbox\""]);
+    page.assert_says(
+        200,
+        &["US, en-US", "type=\"checkbox\"", "accept it for Contoso (contoso.example), and I am"],
+    );
+    page.assert_says(
+        200,
+        &["<dt>Your company</dt><dd>Contoso (contoso.example)</dd>", "begins to work with later"],
+    );
     let form = page.form_with("type=\"checkbox\"");
     browser.post(&sign, &form).await.assert_says(422, &["id=\"accepted-error\""]);
     let form = filled(form, &[("accepted", "yes")]);
@@ -38,7 +45,13 @@ async fn a_customer_signs_and_withdraws_in_a_browser() {
     let page = browser.get(&withdraw).await;
     page.assert_says(
         200,
-        &["<h2 id=\"effect\">What will happen</h2>", "subscriptions that rest", "<li>Northwind Direct</li>"],
+        &[
+            "<h2 id=\"effect\">What will happen</h2>",
+            "all subscriptions that they now have",
+            "Accepting again later does not bring them back:",
+            "<li>Northwind Direct</li>",
+            "<dt>Your company</dt><dd>Contoso (contoso.example)</dd>",
+        ],
     );
     let form = page.form_with("id=\"reason\"");
     browser.post(&withdraw, &form).await.assert_says(422, &["aria-describedby=\"reason-error\""]);
@@ -71,7 +84,12 @@ async fn the_page_of_a_withdrawal_names_only_partners_without_another_acceptance
     let list = browser.get("/partners").await;
     list.assert_says(
         200,
-        &["Fabrikam Distribution", "Adventure Works Reselling", "Tania Carr", "Northwind Direct"],
+        &[
+            "Fabrikam Distribution (provider)",
+            "Adventure Works Reselling (reseller)",
+            "Tania Carr",
+            ">Northwind Direct<",
+        ],
     );
     let page = browser.get(&link_in(&list.body, "withdraw?signature=")).await;
     page.assert_says(200, &["<li>Northwind Direct</li>"]);
@@ -79,6 +97,17 @@ async fn the_page_of_a_withdrawal_names_only_partners_without_another_acceptance
     actions::attest_now(&direct, &customer).await.unwrap();
     let page = browser.get(&link_in(&list.body, "withdraw?signature=")).await;
     page.assert_says(200, &["No subscription is cancelled."]);
+
+    // A partner keeps its name after the relationship.
+    let end = EndRelationshipRequest {
+        request_id: fixtures::request_id(),
+        customer_id: customer,
+        ..EndRelationshipRequest::default()
+    };
+    direct.customers().end_relationship(end).await.unwrap();
+    let list = browser.get("/partners").await;
+    list.assert_says(200, &["<dt>Confirmed by</dt><dd>Northwind Direct</dd>"]);
+    assert!(!list.body.contains(&DIRECT.to_string()), "{}", list.body);
 }
 
 /// The path of the first link of a page that begins so.

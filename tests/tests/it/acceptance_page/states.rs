@@ -30,7 +30,13 @@ async fn an_administrator_accepts_in_a_browser() {
     );
     let at = |text: &str| page.body.find(text).unwrap_or_else(|| panic!("{text}: {}", page.body));
     assert!(at("help@northwind.example") < at("type=\"checkbox\""));
-    assert!(page.body.contains("rel=\"noreferrer noopener\"") && !page.body.contains("<script"));
+    assert!(at("Contoso Lyon (contoso-lyon.example)") < at("type=\"checkbox\""));
+    assert!(at("La signature vaut pour tous vos partenaires, y compris") < at("type=\"checkbox\""));
+    page.assert_says(
+        200,
+        &["j’y suis habilité", "target=\"_blank\" rel=\"noopener noreferrer\"", "nouvel onglet"],
+    );
+    assert!(!page.body.contains("commence aussi à travailler") && !page.body.contains("<script"));
 
     // Without the tick there is no acceptance, and the error stands at the box.
     let form = page.form("accept");
@@ -50,7 +56,7 @@ async fn an_administrator_accepts_in_a_browser() {
     let again = browser.post(&path, &form).await;
     assert_eq!((again.status, again.body), (200, accepted.body));
     assert_eq!(cluster.head().await.unwrap(), after);
-    browser.get(&path).await.assert_says(200, &["<h1>Déjà accepté</h1>"]);
+    browser.get(&path).await.assert_says(200, &["<h1>Déjà accepté</h1>", "Il n’y a rien à faire."]);
 
     let admin = cluster.as_caller(fixtures::admin(customer.parse().unwrap()));
     let status = GetDirectSignStatusRequest { customer_id: customer };
@@ -72,6 +78,14 @@ async fn a_company_gives_its_particulars_before_it_accepts() {
     page.assert_says(200, &["<html lang=\"de\">", "name=\"company_name\"", "Northwind Direct"]);
     assert!(!page.body.contains("type=\"checkbox\""));
 
+    // The button says that a company is given: each field that must be filled is marked.
+    let empty = browser.post(&path, &page.form("company")).await;
+    empty.assert_says(
+        422,
+        &["id=\"company_name-error\"", "id=\"domain-error\"", "id=\"company_country-error\""],
+    );
+    empty.assert_says(422, &["id=\"first_name-error\"", "id=\"last_name-error\"", "id=\"email-error\""]);
+    assert!(!empty.body.contains("id=\"phone-error\""));
     let particulars = [
         ("company_name", "Tailspin & <b>Toys</b>"),
         ("domain", "not a domain"),
@@ -86,6 +100,11 @@ async fn a_company_gives_its_particulars_before_it_accepts() {
         &["aria-describedby=\"domain-error domain-hint\"", "id=\"domain-error\"", "not a domain"],
     );
     assert!(!wrong.body.contains("email-error") && !wrong.body.contains("<b>Toys"));
+    let nameless =
+        filled(wrong.form("company"), &[("domain", "tailspin.example"), ("company_country", "de")]);
+    let nameless = browser.post(&path, &nameless).await;
+    nameless.assert_says(422, &["id=\"company_name-error\"", "value=\"tailspin.example\""]);
+    assert!(!nameless.body.contains("id=\"domain-error\""));
 
     let right = filled(
         particulars.map(|(name, value)| (name.into(), value.into())).into(),
@@ -94,6 +113,15 @@ async fn a_company_gives_its_particulars_before_it_accepts() {
     let right: Vec<_> = wrong.form("company").into_iter().chain(right).collect();
     let agreement = browser.post(&path, &right).await;
     agreement.assert_says(200, &["type=\"checkbox\"", "DE, de-DE", "value=\"edit\""]);
+    agreement.assert_says(
+        200,
+        &[
+            "<dt>Domain</dt><dd>tailspin.example</dd>",
+            "<dd>tania.carr@tailspin.example</dd>",
+            "künftig auch zusammen mit: Northwind Direct</p>",
+            "Toys&#60;/b&#62; (tailspin.example) zu, und ich bin dazu berechtigt.</label>",
+        ],
+    );
     let edit = browser.post(&path, &filled(agreement.form("accept"), &[("action", "edit")])).await;
     edit.assert_says(200, &["value=\"tailspin.example\"", "name=\"company_name\""]);
 
@@ -176,7 +204,36 @@ async fn every_state_of_an_invitation_has_its_page() {
         .post("/accept", &filled(form, &[("accepted", "yes")]))
         .await
         .assert_says(404, &["Unknown invitation"]);
-    browser.get("/elsewhere").await.assert_says(404, &["<h1>Not found</h1>"]);
+    for path in ["/elsewhere", "/a/folder/elsewhere"] {
+        browser
+            .get(path)
+            .await
+            .assert_says(404, &["<h1>Not found</h1>", "href=\"/partners\"", "href=\"/style.css\""]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_acceptance_whose_signature_was_withdrawn_is_not_claimed() {
+    tests::needs_own!("the acceptance page");
+    let (cluster, direct) = start(Setup::default()).await;
+    let customer = actions::create_customer(&direct, "Contoso", "US", None).await.unwrap();
+    let path = path_of(&invite(&direct, Some(&customer), None).await.unwrap());
+    let browser = Browser::signed_in(&cluster, &customer);
+    // Two administrators open the page. One accepts and withdraws before the other presses the button.
+    let [one, other] = [browser.get(&path).await.form("accept"), browser.get(&path).await.form("accept")];
+    browser
+        .post(&path, &filled(one, &[("accepted", "yes")]))
+        .await
+        .assert_says(200, &["can now order for you"]);
+    browser.get(&path).await.assert_says(200, &["<h1>Already accepted</h1>", "There is nothing to do."]);
+    let admin = cluster.as_caller(fixtures::admin(customer.parse().unwrap()));
+    actions::withdraw_signature(&admin, &customer).await.unwrap();
+    for page in [browser.post(&path, &filled(other, &[("accepted", "yes")])).await, browser.get(&path).await]
+    {
+        page.assert_says(200, &["<h1>Already accepted</h1>", "It has no signature that counts now."]);
+        assert!(!page.body.contains("can now order"), "{}", page.body);
+        assert!(!page.body.contains("nothing to do"), "{}", page.body);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -209,9 +266,12 @@ async fn a_customer_that_cannot_sign_is_sent_to_its_partner() {
     let open = path_of(&invite(&direct, None, None).await.unwrap());
     let browser = Browser::signed_in(&cluster, &customer);
     let page = browser.get(&open).await;
-    page.assert_says(200, &["type=\"checkbox\"", "Mon entreprise travaille avec ce partenaire."]);
+    page.assert_says(200, &["type=\"checkbox\"", "Je confirme au nom de Contoso (contoso.example) que"]);
     let related = browser.post(&open, &filled(page.form("accept"), &[("accepted", "yes")])).await;
     related.assert_says(200, &["<h1>Accepté</h1>", "Elle n’a pas signé"]);
+    let again = browser.get(&open).await;
+    again.assert_says(200, &["<h1>Déjà accepté</h1>", "Contactez votre partenaire"]);
+    assert!(!again.body.contains("rien à faire"), "{}", again.body);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
