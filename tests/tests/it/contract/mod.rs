@@ -4,5 +4,6 @@ pub(crate) mod access;
 mod bad_input;
 mod repeats;
 mod replay_samples;
+mod rust_client;
 mod service_config;
 mod statuses;
