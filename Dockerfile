@@ -10,6 +10,7 @@ WORKDIR /source
 # The dependencies first, with empty crates in place of the sources: a layer that stays as it is while only sources change.
 COPY Cargo.toml Cargo.lock ./
 COPY proto/Cargo.toml proto/
+COPY client/Cargo.toml client/
 COPY chassis/Cargo.toml chassis/
 COPY agreement-svc/Cargo.toml agreement-svc/
 COPY order-svc/Cargo.toml order-svc/
@@ -18,17 +19,18 @@ COPY tests/Cargo.toml tests/
 # Without the bundled libpq, the system's is linked, which speaks TLS to PostgreSQL.
 ARG PROFILE=release
 ENV BUILD="cargo build --profile $PROFILE --locked --no-default-features --package agreement-svc --package order-svc"
-RUN for crate in proto chassis agreement-svc order-svc tests; do mkdir $crate/src && touch $crate/src/lib.rs; done \
+RUN for crate in proto client chassis agreement-svc order-svc tests; do mkdir $crate/src && touch $crate/src/lib.rs; done \
  && for program in proto/build.rs agreement-svc/src/main.rs order-svc/src/main.rs; do echo 'fn main() {}' > $program; done \
  && $BUILD
 COPY proto proto
+COPY client client
 COPY chassis chassis
 COPY agreement-svc agreement-svc
 COPY order-svc order-svc
 # For --version.
 ARG COMMIT=unknown
 # What was compiled of the empty crates is older than the sources only if these are touched.
-RUN find proto chassis agreement-svc order-svc -name '*.rs' -exec touch {} + \
+RUN find proto client chassis agreement-svc order-svc -name '*.rs' -exec touch {} + \
  && GIT_COMMIT=$COMMIT $BUILD \
  && cp target/*/agreement-svc target/*/order-svc /usr/local/bin/
 

@@ -2,7 +2,7 @@
 //!
 //! - [`rules`]: the decisions, pure.
 //! - [`store`]: the database; every change that needs the gate's answer is one transaction behind the fence.
-//! - `agreements`: the client of agreement-svc: replicas, retries, circuit breaker, and the checks on its answers.
+//! - `agreements`: what is asked of agreement-svc, through `agreement_gate_client`, and the checks on its answers.
 //! - `api`: the gRPC services, each in its file.
 //! - `workers`: the background workers.
 //! - `metrics`: the service's metrics.
@@ -46,8 +46,8 @@ use tokio::sync::watch;
 use tonic::service::RoutesBuilder;
 
 use agreements::AgreementClient;
+use agreements::connections::Connections;
 use agreements::identity::ServiceIdentity;
-use agreements::replicas::Replicas;
 use api::Api;
 pub use api::access::{ACCESS_POLICY, VOCABULARY};
 use config::{Serve, SkipEvent, Storage};
@@ -89,9 +89,9 @@ pub async fn serve(
     let catalogue = Arc::new(config::read_offers(config.offers.as_deref())?);
     let deadline = Duration::from_millis(config.gate_deadline_ms);
     let own = ServiceIdentity::open(config.identity.auth, config.service_token.as_deref())?;
-    let (replicas, lookups) = Replicas::open(&config, deadline)?;
+    let (connections, lookups) = Connections::open(&config, deadline)?;
     let agreements = AgreementClient::new(
-        replicas,
+        connections,
         own,
         deadline,
         clock.clone(),

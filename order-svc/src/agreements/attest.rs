@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
+use agreement_gate_client::CallOptions;
 use chassis::auth::{Caller, Credentials};
 use chassis::idempotency::RequestHasher;
+use chassis::telemetry::trace::Traced;
 use prost_types::Timestamp;
 use proto::agreement::attestation_service_client::AttestationServiceClient;
 use proto::agreement::{CreateAttestationRequest, CreateAttestationResponse};
 use proto::types::{AttestationDetails, Contact, ErrorReason};
 use tonic::{Code, Status};
-use tonic_types::StatusExt;
 use uuid::Uuid;
 
-use super::{AgreementClient, CallOptions, reason_of};
+use super::{AgreementClient, options, reason_of, refusal_of};
 
 /// The refusals of CreateAttestation that are passed on to the client. ALREADY_ATTESTED is not
 /// among them: then there is nothing to do.
@@ -97,13 +98,13 @@ impl AgreementClient {
         call_id: &str,
         time_left: Duration,
     ) -> Result<Option<Attested>, NotAttested> {
-        let options =
-            CallOptions { identity: credentials, is_own: false, call_id, deadline: self.deadline, time_left };
+        let options = options(credentials, call_id, self.deadline, time_left);
+        let options = CallOptions { is_own: false, ..options };
         let call = |channel, request| {
-            let mut attestations = AttestationServiceClient::new(channel);
+            let mut attestations = AttestationServiceClient::new(Traced(channel));
             async move { attestations.create_attestation(request).await }
         };
-        let status = match self.call_with_failover(options, query.message(), call).await {
+        let status = match self.client.call(options, query.message(), call).await {
             Ok(answer) => {
                 let nonsense =
                     || NotAttested::Unknown("its answer is not the attestation that was asked for".into());
@@ -121,8 +122,8 @@ impl AgreementClient {
 
 /// Whether an attestation was refused because the caller has no active relationship with the customer.
 pub(crate) fn is_of_unseen_customer(refused: &Status) -> bool {
-    let resource = refused.get_details_resource_info();
-    refused.code() == Code::NotFound && resource.is_some_and(|of| of.resource_type == "customer")
+    let resource = refusal_of(refused).and_then(|refusal| refusal.resource);
+    refused.code() == Code::NotFound && resource.is_some_and(|of| of.kind == "customer")
 }
 
 /// Reads what was attested, if it is what was asked for.

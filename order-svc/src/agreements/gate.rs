@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use chassis::auth::{Caller, Channel};
 use chassis::clock::Time;
+use chassis::telemetry::trace::Traced;
 use chrono::{DateTime, TimeDelta};
 use proto::agreement::eligibility_service_client::EligibilityServiceClient;
 use proto::agreement::{
@@ -14,10 +15,9 @@ use proto::agreement::{
 use proto::identity::Role;
 use proto::types::{self, ErrorReason};
 use tonic::{Code, Status};
-use tonic_types::StatusExt;
 
 use super::attest::Attested;
-use super::{AgreementClient, CallOptions, log_if_unauthenticated, reason_of};
+use super::{AgreementClient, log_if_unauthenticated, reason_of, refusal_of};
 use crate::rules::gate::{
     ANSWER_AGE_MAX, AgreementType, Answer, Approval, Considered, Decision, DryRun, Evidence, EvidenceKind,
     Hindrance, Operation, Problem, Reason, Remedy, Rule, Verdict,
@@ -89,19 +89,12 @@ impl AgreementClient {
         message: CheckEligibilityRequest,
         time_left: Duration,
     ) -> Result<Answer, GateError> {
-        let own = self.own.credentials();
-        let options = CallOptions {
-            identity: &own,
-            is_own: true,
-            call_id: &query.call_id,
-            deadline: self.deadline,
-            time_left,
-        };
+        let options = self.own_options(&query.call_id, self.deadline, time_left);
         let call = |channel, request| {
-            let (mut gate, asked_at) = (EligibilityServiceClient::new(channel), self.clock.now());
+            let (mut gate, asked_at) = (EligibilityServiceClient::new(Traced(channel)), self.clock.now());
             async move { Ok(gate.check_eligibility(request).await?.map(|answer| (asked_at, answer))) }
         };
-        match self.call_with_failover(options, message, call).await.inspect_err(log_if_unauthenticated) {
+        match self.client.call(options, message, call).await.inspect_err(log_if_unauthenticated) {
             Ok((asked_at, answer)) => read_answer(query, asked_at, self.clock_difference_max, answer),
             Err(status) => Err(match (reason_of(&status), status.code()) {
                 (Some(ErrorReason::ResourceNotFound), Code::NotFound) => {
@@ -187,7 +180,7 @@ fn agreement_type(of: AgreementType) -> types::AgreementType {
 
 /// Which of the parties is named wrongly, if the refusal says it.
 fn read_misnamed(refused: &Status) -> Option<Misnamed> {
-    let metadata = refused.get_details_error_info()?.metadata;
+    let metadata = refusal_of(refused)?.metadata;
     match metadata.get("field")?.as_str() {
         "payer_id" => Some(Misnamed::Payer { use_payer_id: metadata.get("use_payer_id")?.parse().ok()? }),
         "reseller_id" => Some(Misnamed::Reseller),

@@ -2,13 +2,14 @@
 
 use chassis::auth::Unanswered;
 use chassis::clock::new_id;
+use chassis::telemetry::trace::Traced;
 use proto::agreement::GetPartnerRequest;
 use proto::agreement::partner_service_client::PartnerServiceClient;
 use proto::types::ErrorReason;
 use tonic::Code;
 use uuid::Uuid;
 
-use super::{AgreementClient, CallOptions, log_if_unauthenticated, reason_of};
+use super::{AgreementClient, log_if_unauthenticated, reason_of};
 
 impl AgreementClient {
     /// Whether a tenant is registered as a partner.
@@ -16,21 +17,14 @@ impl AgreementClient {
     /// # Errors
     /// agreement-svc gave no answer.
     pub(crate) async fn is_registered_partner(&self, tenant_id: Uuid) -> Result<bool, Unanswered> {
-        let own = self.own.credentials();
         let call_id = new_id(self.clock.now()).to_string();
-        let options = CallOptions {
-            identity: &own,
-            is_own: true,
-            call_id: &call_id,
-            deadline: self.deadline,
-            time_left: self.deadline,
-        };
+        let options = self.own_options(&call_id, self.deadline, self.deadline);
         let message = GetPartnerRequest { partner_id: tenant_id.to_string() };
         let call = |channel, request| {
-            let mut partners = PartnerServiceClient::new(channel);
+            let mut partners = PartnerServiceClient::new(Traced(channel));
             async move { partners.get_partner(request).await }
         };
-        let asked = self.call_with_failover(options, message, call).await;
+        let asked = self.client.call(options, message, call).await;
         match asked.inspect_err(log_if_unauthenticated) {
             Ok(_) => Ok(true),
             Err(status) => match (reason_of(&status), status.code()) {

@@ -4,13 +4,14 @@
 use std::time::Duration;
 
 use chassis::auth::Caller;
+use chassis::telemetry::trace::Traced;
 use proto::agreement::eligibility_result::Result as Item;
 use proto::agreement::eligibility_service_client::EligibilityServiceClient;
 use proto::agreement::{BatchCheckEligibilityRequest, EligibilityResult};
 use proto::types::{ErrorReason, Refusal};
 
 use super::gate::{GateError, GateQuery, read_answer};
-use super::{AgreementClient, CallOptions, log_if_unauthenticated};
+use super::{AgreementClient, log_if_unauthenticated};
 use crate::rules::Time;
 use crate::rules::gate::{Answer, Operation, Verdict};
 use crate::rules::offer::Catalogue;
@@ -65,21 +66,14 @@ impl AgreementClient {
         queries: &[GateQuery],
         time_left: Duration,
     ) -> Result<Vec<Result<Answer, GateError>>, String> {
-        let own = self.own.credentials();
-        let options = CallOptions {
-            identity: &own,
-            is_own: true,
-            call_id: &first.call_id,
-            deadline: BATCH_DEADLINE,
-            time_left,
-        };
+        let options = self.own_options(&first.call_id, BATCH_DEADLINE, time_left);
         let message =
             BatchCheckEligibilityRequest { items: queries.iter().map(GateQuery::message).collect() };
         let call = |channel, request| {
-            let (mut gate, asked_at) = (EligibilityServiceClient::new(channel), self.clock.now());
+            let (mut gate, asked_at) = (EligibilityServiceClient::new(Traced(channel)), self.clock.now());
             async move { Ok(gate.batch_check_eligibility(request).await?.map(|answer| (asked_at, answer))) }
         };
-        let answered = self.call_with_failover(options, message, call).await;
+        let answered = self.client.call(options, message, call).await;
         let (asked_at, batch) =
             answered.inspect_err(log_if_unauthenticated).map_err(|status| status.to_string())?;
         if batch.results.len() != queries.len() {

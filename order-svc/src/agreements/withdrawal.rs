@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use chassis::telemetry::trace::Traced;
 use proto::agreement::eligibility_service_client::EligibilityServiceClient;
 use proto::agreement::{CheckWithdrawalRequest, CheckWithdrawalResponse};
 use proto::types::{AcceptanceKind, ErrorReason};
 use tonic::Code;
 use uuid::Uuid;
 
-use super::{AgreementClient, CallOptions, log_if_unauthenticated, reason_of};
+use super::{AgreementClient, log_if_unauthenticated, reason_of};
 use crate::rules::gate::EvidenceKind;
 use crate::rules::withdrawal::Withdrawal;
 
@@ -31,15 +32,13 @@ impl AgreementClient {
         call_id: &str,
         time_left: Duration,
     ) -> Result<Option<CheckedWithdrawal>, String> {
-        let own = self.own.credentials();
-        let options =
-            CallOptions { identity: &own, is_own: true, call_id, deadline: self.deadline, time_left };
+        let options = self.own_options(call_id, self.deadline, time_left);
         let message = CheckWithdrawalRequest { acceptance_id: acceptance_id.to_string() };
         let call = |channel, request| {
-            let mut gate = EligibilityServiceClient::new(channel);
+            let mut gate = EligibilityServiceClient::new(Traced(channel));
             async move { gate.check_withdrawal(request).await }
         };
-        let checked = self.call_with_failover(options, message, call).await;
+        let checked = self.client.call(options, message, call).await;
         match checked.inspect_err(log_if_unauthenticated) {
             Ok(answer) => match read_check(acceptance_id, &answer) {
                 Some(checked) => Ok(Some(checked)),

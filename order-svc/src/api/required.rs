@@ -123,3 +123,98 @@ fn offers_sentence(demands: &[LineDemand]) -> String {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use agreement_gate_client::{self as client, AgreementRequired};
+    use proto::types::{AcceptanceKind, BlockReason};
+    use uuid::Uuid;
+
+    use super::super::status::refused;
+    use super::*;
+    use crate::rules::Refusal;
+    use crate::rules::gate::{Evidence, EvidenceKind};
+
+    /// What other programs read is what is written here.
+    #[test]
+    fn the_client_reads_what_is_written() {
+        let [customer_id, template_id, provider_id, acceptance_id] = [1, 2, 3, 4].map(Uuid::from_u128);
+        let required = |reasons, remedies, considered, hindrance| {
+            let refusal =
+                Refusal::AgreementRequired { customer_id, reasons, remedies, considered, hindrance };
+            let read = AgreementRequired::of(&refused(&refusal)).unwrap();
+            assert_eq!(read.customer_id, customer_id.to_string());
+            read
+        };
+        let remedies = vec![
+            Remedy::Attest { template_id },
+            Remedy::AskProvider { provider_id },
+            Remedy::InviteCustomer { template_id },
+        ];
+        let at = |seconds| Time::from_timestamp(seconds, 250_000_000).unwrap();
+        let considered = Considered {
+            acceptance: Evidence {
+                kind: EvidenceKind::DirectSignature,
+                acceptance_id,
+                template_id,
+                template_version: 2,
+                agreement_type: AgreementType::MicrosoftCustomerAgreement,
+            },
+            agreed_at: at(5),
+            problem: Problem::VersionSuperseded {
+                required_template_id: template_id,
+                required_version: 3,
+                required_since: at(9),
+            },
+        };
+        let reasons = vec![
+            Reason::NoAcceptance,
+            Reason::Withdrawn,
+            Reason::VersionSuperseded,
+            Reason::WrongAgreementType,
+        ];
+        let read = required(reasons, remedies, vec![considered], None);
+        assert_eq!(
+            read.reasons,
+            [
+                BlockReason::NoAcceptance,
+                BlockReason::Withdrawn,
+                BlockReason::VersionSuperseded,
+                BlockReason::WrongAgreementType
+            ]
+        );
+        let fields = |paths: &str| paths.split(',').map(str::to_owned).collect();
+        let template = template_id.to_string();
+        assert_eq!(
+            read.remedies,
+            [
+                client::Remedy::Attest {
+                    template_id: template.clone(),
+                    required_fields: fields(REQUIRED_FIELDS),
+                    optional_fields: fields(OPTIONAL_FIELDS),
+                },
+                client::Remedy::AskProvider { provider_id: provider_id.to_string() },
+                client::Remedy::InviteCustomer { template_id: template.clone() },
+            ]
+        );
+        let [of] = &read.considered[..] else { panic!("{:?}", read.considered) };
+        let acceptance = of.acceptance.as_ref().unwrap();
+        assert_eq!(
+            (acceptance.kind(), of.reason()),
+            (AcceptanceKind::DirectSignature, BlockReason::VersionSuperseded)
+        );
+        assert_eq!(acceptance.agreement_type(), proto::types::AgreementType::MicrosoftCustomerAgreement);
+        assert_eq!(
+            (&acceptance.acceptance_id, acceptance.template_version, of.required_version),
+            (&acceptance_id.to_string(), 2, 3)
+        );
+        assert_eq!((&acceptance.template_id, &of.required_template_id), (&template, &template));
+        let time = |at: Time| Some(chassis::form::timestamp(at));
+        assert_eq!((of.agreed_at, of.withdrawn_at, of.required_since), (time(at(5)), None, time(at(9))));
+
+        let of = |lines| LineDemand { types: vec![AgreementType::MicrosoftCloudAgreement], lines };
+        let hindrance = Hindrance::Offers(vec![of(vec![0, 2]), of(vec![11])]);
+        let read = required(vec![Reason::WrongAgreementType], vec![], vec![], Some(hindrance));
+        assert_eq!((read.remedies, read.lines), (vec![], vec![0, 2, 11]));
+    }
+}

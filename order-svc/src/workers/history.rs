@@ -18,6 +18,7 @@
 //! - The worker counts the subscriptions that rest on answers of the lost part, once no such answer can be used any more.
 //! - First purchases are reported again, before the row goes back, so that this is not forgotten.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use chassis::backoff;
@@ -161,7 +162,7 @@ pub(crate) async fn run(renewals: Renewals, followed: watch::Sender<Followed>, s
     let mut failures = 0;
     loop {
         let before = *followed.borrow();
-        let ended = tokio::select! {
+        let Err(interruption) = tokio::select! {
             // Between two events or in the middle of a transaction, which then counts or does not.
             () = stop.cancelled() => return,
             ended = follow(&renewals, &followed) => ended,
@@ -170,15 +171,13 @@ pub(crate) async fn run(renewals: Renewals, followed: watch::Sender<Followed>, s
         if now != before {
             failures = 0;
         }
-        if let Err(interruption) = ended {
-            interruption.log(now.revision);
-            failures += 1;
-            let is_invalid = Some(interruption.is_history_invalid(now.is_invalid));
-            match interruption.invalidates() {
-                true => followed.send_replace(Followed { is_invalid, ..Followed::default() }),
-                false => followed.send_replace(Followed { is_invalid, ..now }),
-            };
-        }
+        interruption.log(now.revision);
+        failures += 1;
+        let is_invalid = Some(interruption.is_history_invalid(now.is_invalid));
+        match interruption.invalidates() {
+            true => followed.send_replace(Followed { is_invalid, ..Followed::default() }),
+            false => followed.send_replace(Followed { is_invalid, ..now }),
+        };
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(backoff::wait(failures, RETRY_BASE, RETRY_MAX)) => {}
@@ -186,21 +185,20 @@ pub(crate) async fn run(renewals: Renewals, followed: watch::Sender<Followed>, s
     }
 }
 
-/// Follows from where the database is until the stream ends.
-async fn follow(renewals: &Renewals, followed: &watch::Sender<Followed>) -> Result<(), Interruption> {
+/// Follows from where the database is until that is interrupted.
+async fn follow(renewals: &Renewals, followed: &watch::Sender<Followed>) -> Result<Infallible, Interruption> {
     let Renewals { database, clock, agreements, .. } = renewals;
     fill_relationships(database, clock, agreements).await?;
     let cursor = database.read(cursor_read).await?;
     let mut applied = cursor.revision;
-    let mut history = agreements.follow(cursor).await?;
+    let mut history = agreements.follow(cursor);
     loop {
         let points = match history.next().await? {
-            None => return Ok(()),
-            Some(StreamItem::Lost(restore)) => {
+            StreamItem::Lost(restore) => {
                 followed.send_modify(|followed| followed.is_invalid = Some(true));
                 return Err(start_over(database, clock, applied, restore).await?);
             }
-            Some(StreamItem::Points(points)) => points,
+            StreamItem::Points(points) => points,
         };
         let until = points.last().map(|point| point.until);
         let has_consequences = points.iter().any(|point| point.consequence.is_some());
@@ -230,16 +228,12 @@ async fn fill_relationships(
     if known >= applied {
         return Ok(());
     }
-    let mut history = agreements.follow(Cursor { revision: known, hash: None }).await?;
+    let mut history = agreements.follow(Cursor { revision: known, hash: None });
     while known < applied {
         let points = match history.next().await? {
-            Some(StreamItem::Points(points)) => points,
+            StreamItem::Points(points) => points,
             // Following it from the cursor, which is not before, starts over.
-            Some(StreamItem::Lost(_)) => return Ok(()),
-            None => {
-                let why = "it ended before the relationships were known";
-                return Err(NotFollowed::Unavailable(why.into()).into());
-            }
+            StreamItem::Lost(_) => return Ok(()),
         };
         let up_to = points.last().map_or(known, |point| point.cursor.revision.min(applied));
         if up_to <= known {

@@ -5,5 +5,6 @@ mod bad_input;
 mod error_details;
 mod repeats;
 mod replay_samples;
+mod rust_client;
 mod service_config;
 mod statuses;

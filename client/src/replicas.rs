@@ -1,21 +1,14 @@
-//! The replicas of agreement-svc: one connection to each, used in turn, with a circuit breaker per replica.
+//! The replicas of a service: one connection to each, used in turn, with a circuit breaker per replica.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
-use chassis::auth::Auth;
-use chassis::metrics::Metrics;
-use chassis::telemetry::trace::Traced;
-use chassis::tls::{self, Address};
-use prometheus::IntGauge;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
-use super::lookup::Lookup;
-use crate::config::Serve;
+use crate::lookup::{Lookup, Name};
 
 /// A dead connection is noticed after the interval and the timeout together, also while idle;
 /// without this a channel stays dead after a network partition.
@@ -28,76 +21,53 @@ const OPEN_FOR: Duration = Duration::from_secs(2);
 
 /// The replicas, of which each call takes the next. Clones share connections and turns.
 #[derive(Clone)]
-pub(crate) struct Replicas {
+pub struct Replicas {
     /// Those that calls may go to. Look-ups of names change them, and each look-up that ends notifies.
     known: Arc<watch::Sender<Vec<Arc<Replica>>>>,
     turn: Arc<AtomicUsize>,
-    tls: tls::Client,
     /// Notified where there is no replica at all: one for each name.
     lookups_wanted: Arc<[Arc<Notify>]>,
-    count: IntGauge,
 }
 
 /// One of them.
 pub(crate) struct Replica {
-    channel: Traced<Channel>,
+    channel: Channel,
     open_until: Mutex<Option<Instant>>,
-    /// Notified when it fails: the name that led here may lead elsewhere by now. An IP address has none.
+    /// Notified when it fails: the name that led here may lead elsewhere by now. A channel of the program has none.
     lookup_wanted: Option<Arc<Notify>>,
     dropped: CancellationToken,
 }
 
 impl Replicas {
-    /// Connects to each IP address when it is first used and again whenever the connection is lost. Names get their replicas
-    /// from look-ups, which the caller runs.
-    ///
-    /// # Errors
-    /// Certificates that are missing or do not fit; tokens that would travel unencrypted.
-    pub(crate) fn open(config: &Serve, deadline: Duration) -> anyhow::Result<(Self, Vec<Lookup>)> {
-        let settings = config.agreements_tls();
-        let is_readable_on_the_way = |address: &&Address| !address.is_private();
-        if let Some(address) = config.agreements.iter().find(is_readable_on_the_way)
-            && config.identity.auth == Auth::Jwt
-            && !config.tls.plaintext
-        {
-            bail!(
-                "tokens would travel to --agreements {address} unencrypted: use https, or, where something else \
-                 encrypts, --plaintext"
-            );
-        }
-        let client = tls::Client::open(&settings, &config.agreements)
-            .context("--agreements-ca, --agreements-cert, --agreements-key")?;
-        ensure!(!config.agreements.is_empty(), "--agreements names no address");
-        let (ips, names): (Vec<_>, Vec<_>) =
-            config.agreements.iter().partition(|address| address.ip().is_some());
-        let replicas = Self {
-            known: Arc::new(watch::Sender::default()),
-            turn: Arc::default(),
-            tls: client.clone(),
-            lookups_wanted: names.iter().map(|_| Arc::default()).collect(),
-            count: IntGauge::new(
-                "agreements_replicas",
-                "Replicas of agreement-svc that calls may go to: IP addresses in --agreements, and those of its names.",
-            )?,
-        };
-        for address in ips {
-            let endpoint = with_timeouts(tls::Client::endpoint(address), deadline);
-            replicas.add(Arc::new(Replica::new(client.connect_lazy(address, &endpoint), None)));
-        }
-        let lookups = names.into_iter().zip(&*replicas.lookups_wanted).map(|(address, wanted)| {
-            Lookup::new(address.clone(), client.clone(), deadline, replicas.clone(), wanted.clone())
-        });
-        let lookups = lookups.collect();
-        Ok((replicas, lookups))
+    /// The replicas at the other ends of these channels.
+    #[must_use]
+    pub fn of(channels: impl IntoIterator<Item = Channel>) -> Self {
+        Self::open(channels, []).0
     }
 
-    /// Registers the metrics of the replicas and of the certificates.
-    ///
-    /// # Errors
-    /// They are registered already.
-    pub(crate) fn register_metrics(&self, metrics: &Metrics) -> Result<(), prometheus::Error> {
-        self.tls.register_metrics(metrics);
-        metrics.register(self.count.clone())
+    /// The replicas at the other ends of these channels, and those to which names lead. The program runs the look-ups.
+    #[must_use]
+    pub fn open(
+        channels: impl IntoIterator<Item = Channel>,
+        names: impl IntoIterator<Item = Name>,
+    ) -> (Self, Vec<Lookup>) {
+        let names: Vec<Name> = names.into_iter().collect();
+        let known = channels.into_iter().map(|channel| Arc::new(Replica::new(channel, None)));
+        let replicas = Self {
+            known: Arc::new(watch::Sender::new(known.collect())),
+            turn: Arc::default(),
+            lookups_wanted: names.iter().map(|_| Arc::default()).collect(),
+        };
+        let lookups = names.into_iter().zip(&*replicas.lookups_wanted);
+        let lookups = lookups.map(|(name, wanted)| Lookup::new(name, replicas.clone(), wanted.clone()));
+        let lookups = lookups.collect();
+        (replicas, lookups)
+    }
+
+    /// How many there are that calls may go to.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.known.borrow().len()
     }
 
     /// Whose turn it is. Where there is no replica, because no name has led to one yet, it waits for the end of a look-up,
@@ -124,30 +94,25 @@ impl Replicas {
         Some(in_turn.find(|replica| replica.is_usable(now)).unwrap_or(&known[turn % known.len()]).clone())
     }
 
-    pub(super) fn add(&self, replica: Arc<Replica>) {
+    pub(crate) fn add(&self, replica: Arc<Replica>) {
         self.known.send_modify(|known| known.push(replica));
-        self.recount();
     }
 
     /// Takes a replica out. Its connection is closed when its last call has ended; streams end at once.
-    pub(super) fn remove(&self, replica: &Arc<Replica>) {
+    pub(crate) fn remove(&self, replica: &Arc<Replica>) {
         self.known.send_modify(|known| known.retain(|other| !Arc::ptr_eq(other, replica)));
         replica.dropped.cancel();
-        self.recount();
     }
 
     /// A look-up has ended, whatever it found.
-    pub(super) fn looked_up(&self) {
+    pub(crate) fn looked_up(&self) {
         self.known.send_modify(|_| {});
-    }
-
-    fn recount(&self) {
-        self.count.set(self.known.borrow().len().try_into().unwrap_or(i64::MAX));
     }
 }
 
-/// An endpoint with the time limits of every connection to agreement-svc.
-pub(super) fn with_timeouts(endpoint: Endpoint, connect_max: Duration) -> Endpoint {
+/// An endpoint that gives up a connection attempt after a time, and a connection on which nothing comes, also an idle one.
+#[must_use]
+pub fn keep_alive(endpoint: Endpoint, connect_max: Duration) -> Endpoint {
     endpoint
         .connect_timeout(connect_max)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -156,12 +121,12 @@ pub(super) fn with_timeouts(endpoint: Endpoint, connect_max: Duration) -> Endpoi
 }
 
 impl Replica {
-    pub(super) fn new(channel: Channel, lookup_wanted: Option<Arc<Notify>>) -> Self {
+    pub(crate) fn new(channel: Channel, lookup_wanted: Option<Arc<Notify>>) -> Self {
         let (open_until, dropped) = Default::default();
-        Self { channel: Traced(channel), open_until, lookup_wanted, dropped }
+        Self { channel, open_until, lookup_wanted, dropped }
     }
 
-    pub(crate) fn channel(&self) -> Traced<Channel> {
+    pub(crate) fn channel(&self) -> Channel {
         self.channel.clone()
     }
 
@@ -206,24 +171,20 @@ impl Replica {
 mod tests {
     use std::collections::BTreeSet;
 
-    use clap::Parser;
     use proto::agreement::CheckEligibilityRequest;
     use proto::agreement::eligibility_service_client::EligibilityServiceClient;
     use tokio::io::AsyncReadExt;
 
     use super::*;
-    use crate::config::{Cli, Command};
 
-    fn replicas(settings: &[&str]) -> anyhow::Result<Replicas> {
-        let fixed = ["order-svc", "serve", "--database", "sqlite:x"];
-        let cli = Cli::try_parse_from(fixed.iter().chain(settings))?;
-        let Command::Serve(config) = cli.command else { panic!("the command is serve") };
-        Replicas::open(&config, Duration::from_millis(100)).map(|(replicas, _)| replicas)
+    /// Leads to a port where nothing listens.
+    fn channel(port: u16) -> Channel {
+        let address = format!("http://127.0.0.1:{port}");
+        keep_alive(Endpoint::from_shared(address).unwrap(), Duration::from_millis(100)).connect_lazy()
     }
 
     fn three() -> Replicas {
-        let addresses = "http://127.0.0.1:1,http://127.0.0.1:2,https://127.0.0.1:3";
-        replicas(&["--auth", "insecure", "--agreements", addresses]).unwrap()
+        Replicas::of([1, 2, 3].map(channel))
     }
 
     /// The places of the replicas whose turn it is in so many calls.
@@ -267,13 +228,13 @@ mod tests {
         assert_eq!(turns(&replicas, 30), [0].into(), "the circuit of the other is open still");
         replicas.add(first.clone());
         assert_eq!(turns(&replicas, 30), [0, 2].into());
-        assert_eq!(replicas.count.get(), 3);
+        assert_eq!(replicas.count(), 3);
     }
 
     #[tokio::test]
     async fn without_a_replica_a_call_waits_for_a_lookup_and_not_for_long() {
-        let nameless =
-            replicas(&["--auth", "insecure", "--agreements", "http://agreements.invalid:1"]).unwrap();
+        let connect = |_| async { Ok::<_, std::io::Error>(channel(1)) };
+        let (nameless, _lookups) = Replicas::open([], [Name::new("agreements.invalid", 1, connect)]);
         assert!(nameless.next(Duration::ZERO).await.is_none());
         let lookup = async {
             nameless.lookups_wanted[0].notified().await;
@@ -300,35 +261,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn invalid_addresses_and_unencrypted_tokens_are_refused() {
-        let jwt = |address| ["--auth", "jwt", "--jwks", "x", "--agreements", address];
-        for (settings, complaint) in [
-            (&["--auth", "insecure", "--agreements", "localhost:50051"][..], "http://HOST:PORT"),
-            (&["--auth", "insecure", "--agreements", "ftp://localhost:50051"], "http://HOST:PORT"),
-            (&["--auth", "insecure", "--agreements", "http://localhost"], "http://HOST:PORT"),
-            (&["--auth", "insecure", "--agreements", "http://localhost:1/path"], "http://HOST:PORT"),
-            (&["--auth", "insecure", "--agreements", "http://localhost:1,"], "http://HOST:PORT"),
-            (&["--auth", "insecure", "--agreements-ca", "ca.pem"], "https"),
-            (&["--auth", "insecure", "--agreements-cert", "cert.pem"], "--agreements-key"),
-            (&jwt("http://agreements:50051"), "--plaintext"),
-            (&jwt("http://10.0.0.1:50051"), "--plaintext"),
-        ] {
-            let why = format!("{:#}", replicas(settings).err().unwrap());
-            assert!(why.contains(complaint), "{settings:?}: {why}");
-        }
-        for address in ["http://localhost:1", "http://[::1]:1", "http://127.0.0.1:1/", "https://agreements:1"]
-        {
-            assert!(replicas(&jwt(address)).is_ok(), "{address}");
-        }
-        let meshed = [&jwt("http://agreements:1")[..], &["--plaintext"]].concat();
-        assert!(replicas(&meshed).is_ok());
-    }
-
-    #[tokio::test]
     async fn a_silent_idle_connection_is_given_up() {
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("http://{}", silent.local_addr().unwrap());
-        let replicas = replicas(&["--auth", "insecure", "--agreements", &address]).unwrap();
+        let replicas = Replicas::of([channel(silent.local_addr().unwrap().port())]);
         let mut gate = EligibilityServiceClient::new(replicas.in_turn().unwrap().channel());
         let asking = gate.check_eligibility(CheckEligibilityRequest::default());
         assert!(tokio::time::timeout(Duration::from_millis(100), asking).await.is_err());

@@ -1,5 +1,5 @@
-//! The look-ups of a name in `--agreements` (service discovery by DNS): each address that the name has is a replica with one
-//! connection, for as long as the name has it.
+//! The look-ups of a name (service discovery by DNS): each address that the name has is a replica with one connection, for as
+//! long as the name has it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -7,14 +7,16 @@ use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chassis::tls::{self, Address};
-use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt, TryFutureExt};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tower::BoxError;
 
-use super::replicas::{Replica, Replicas, with_timeouts};
+use crate::replicas::{Replica, Replicas};
 
 /// How often a name is looked up. The system's resolver gives no time to live; within Kubernetes it is 5 seconds.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -25,11 +27,36 @@ const INTERVAL_MIN: Duration = Duration::from_millis(250);
 /// The addresses of a name that are used, each with a connection: more replicas than a database has use for.
 const ADDRESSES_MAX: usize = 64;
 
+/// A name that leads to replicas.
+pub struct Name {
+    host: String,
+    port: u16,
+    connect: Connect,
+}
+
+/// Connects to one of the addresses that a name has.
+type Connect = Box<dyn Fn(IpAddr) -> BoxFuture<'static, Result<Channel, BoxError>> + Send + Sync>;
+
+impl Name {
+    /// A name, the port of the replicas, and what connects to one of its addresses: the program decides on TLS and time limits
+    /// ([`keep_alive`](crate::keep_alive)).
+    pub fn new<F, E>(
+        host: impl Into<String>,
+        port: u16,
+        connect: impl Fn(IpAddr) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Result<Channel, E>> + Send + 'static,
+        E: Into<BoxError> + 'static,
+    {
+        let connect = move |ip| connect(ip).map_err(Into::into).boxed();
+        Self { host: host.into(), port, connect: Box::new(connect) }
+    }
+}
+
 /// The look-ups of one name.
-pub(crate) struct Lookup {
-    address: Address,
-    tls: tls::Client,
-    connect_max: Duration,
+pub struct Lookup {
+    name: Name,
     replicas: Replicas,
     /// Notified when a look-up is not to wait for its time.
     wanted: Arc<Notify>,
@@ -43,29 +70,13 @@ pub(crate) struct Lookup {
 }
 
 impl Lookup {
-    pub(super) fn new(
-        address: Address,
-        tls: tls::Client,
-        connect_max: Duration,
-        replicas: Replicas,
-        wanted: Arc<Notify>,
-    ) -> Self {
+    pub(crate) fn new(name: Name, replicas: Replicas, wanted: Arc<Notify>) -> Self {
         let (known, unreachable) = Default::default();
-        Self {
-            address,
-            tls,
-            connect_max,
-            replicas,
-            wanted,
-            known,
-            has_failed: false,
-            left_out: 0,
-            unreachable,
-        }
+        Self { name, replicas, wanted, known, has_failed: false, left_out: 0, unreachable }
     }
 
     /// Looks the name up until `stop` is cancelled.
-    pub(crate) async fn run(mut self, stop: CancellationToken) {
+    pub async fn run(mut self, stop: CancellationToken) {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -83,13 +94,12 @@ impl Lookup {
     }
 
     /// Looks the name up once, and follows what it says. Without an answer, or with one that names no address, the replicas
-    /// stay: DNS that is down must not take agreement-svc down, and Kubernetes gives no address while no replica is ready.
+    /// stay: DNS that is down must not take the service down, and Kubernetes gives no address while no replica is ready.
     async fn refresh(&mut self) {
-        let name = self.address.to_string();
-        let why = match resolve(self.address.bare_host(), self.address.port()).await {
+        let why = match resolve(&self.name.host, self.name.port).await {
             Ok(found) if !found.is_empty() => {
                 self.has_failed = false;
-                self.follow(&name, found).await;
+                self.follow(found).await;
                 None
             }
             Ok(_) => Some("it has no address".to_owned()),
@@ -98,12 +108,12 @@ impl Lookup {
         if let Some(why) = why
             && !std::mem::replace(&mut self.has_failed, true)
         {
-            let replicas = self.known.len();
+            let (name, replicas) = (&self.name.host, self.known.len());
             tracing::warn!(
                 name,
                 why,
                 replicas,
-                "a name in --agreements cannot be looked up; its replicas stay"
+                "the name of a service cannot be looked up; its replicas stay"
             );
         }
         self.replicas.looked_up();
@@ -111,13 +121,14 @@ impl Lookup {
 
     /// Drops the replicas whose addresses the name no longer has, and connects to new addresses. A new one gets calls once it
     /// is connected, so that no call pays for an address where nothing listens.
-    async fn follow(&mut self, name: &str, found: BTreeSet<IpAddr>) {
+    async fn follow(&mut self, found: BTreeSet<IpAddr>) {
+        let name = &self.name.host;
         let all = found.len();
         // The lowest, so that look-ups in another order mean the same replicas.
         let used: BTreeSet<IpAddr> = found.into_iter().take(ADDRESSES_MAX).collect();
         let left_out = all - used.len();
         if std::mem::replace(&mut self.left_out, left_out) != left_out {
-            tracing::warn!(name, left_out, "a name in --agreements has more addresses than are used");
+            tracing::warn!(name, left_out, "the name of a service has more addresses than are used");
         }
         self.unreachable.retain(|ip| used.contains(ip));
         let is_vanished = |ip: &IpAddr| !used.contains(ip);
@@ -129,13 +140,8 @@ impl Lookup {
             }
         }
         let new = used.iter().copied().filter(|ip| !self.known.contains_key(ip));
-        let mut connecting: FuturesUnordered<_> = new
-            .map(|ip| {
-                let endpoint = with_timeouts(tls::Client::endpoint_at(&self.address, ip), self.connect_max);
-                let (tls, address) = (self.tls.clone(), self.address.clone());
-                async move { (ip, tls.connect(&address, &endpoint).await) }
-            })
-            .collect();
+        let mut connecting: FuturesUnordered<_> =
+            new.map(|ip| (self.name.connect)(ip).map(move |connected| (ip, connected))).collect();
         while let Some((ip, connected)) = connecting.next().await {
             match connected {
                 Ok(channel) => {
@@ -146,8 +152,7 @@ impl Lookup {
                     tracing::info!(name, %ip, "the replica is connected");
                 }
                 Err(error) if self.unreachable.insert(ip) => {
-                    let why = format!("{error:#}");
-                    tracing::warn!(name, %ip, why, "an address of a name in --agreements gets no calls yet");
+                    tracing::warn!(name, %ip, why = %error, "an address of the name of a service gets no calls yet");
                 }
                 Err(_) => {}
             }
@@ -171,19 +176,20 @@ async fn resolve(host: &str, port: u16) -> io::Result<BTreeSet<IpAddr>> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
     use tokio::net::TcpListener;
+    use tonic::transport::Endpoint;
 
     use super::*;
-    use crate::config::{Cli, Command};
 
     fn lookup(port: u16) -> Lookup {
-        let address = format!("http://agreements.example:{port}");
-        let settings = ["order-svc", "serve", "--database", "sqlite:x", "--auth", "insecure", "--agreements"];
-        let cli = Cli::try_parse_from(settings.into_iter().chain([address.as_str()])).unwrap();
-        let Command::Serve(config) = cli.command else { panic!("the command is serve") };
-        Replicas::open(&config, Duration::from_secs(5)).unwrap().1.remove(0)
+        let connect = move |ip| async move {
+            Endpoint::from_shared(format!("http://{ip}:{port}"))?.connect_timeout(LONG).connect().await
+        };
+        Replicas::open([], [Name::new("agreements.example", port, connect)]).1.remove(0)
     }
+
+    /// Longer than it takes to connect.
+    const LONG: Duration = Duration::from_secs(5);
 
     fn loopback(hosts: impl IntoIterator<Item = u8>) -> BTreeSet<IpAddr> {
         hosts.into_iter().map(|host| [127, 0, 1, host].into()).collect()
@@ -197,10 +203,10 @@ mod tests {
     async fn the_lowest_addresses_are_used_and_what_stays_keeps_its_connection() {
         let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
         let mut lookup = lookup(listener.local_addr().unwrap().port());
-        lookup.follow("a name", loopback(1..=70)).await;
+        lookup.follow(loopback(1..=70)).await;
         assert_eq!((known(&lookup), lookup.left_out), (loopback(1..=64), 6));
         let before = lookup.known.clone();
-        lookup.follow("a name", loopback(64..=65)).await;
+        lookup.follow(loopback(64..=65)).await;
         assert_eq!((known(&lookup), lookup.left_out), (loopback(64..=65), 0));
         let stayed: IpAddr = [127, 0, 1, 64].into();
         assert!(Arc::ptr_eq(&before[&stayed], &lookup.known[&stayed]));
@@ -212,10 +218,10 @@ mod tests {
     async fn an_address_where_nothing_listens_gets_no_calls() {
         let listener = TcpListener::bind("127.0.1.1:0").await.unwrap();
         let mut lookup = lookup(listener.local_addr().unwrap().port());
-        lookup.follow("a name", loopback(1..=2)).await;
+        lookup.follow(loopback(1..=2)).await;
         assert_eq!((known(&lookup), lookup.unreachable.clone()), (loopback([1]), loopback([2])));
         let _other = TcpListener::bind(("127.0.1.2", listener.local_addr().unwrap().port())).await.unwrap();
-        lookup.follow("a name", loopback(1..=2)).await;
+        lookup.follow(loopback(1..=2)).await;
         assert_eq!((known(&lookup), lookup.unreachable.len()), (loopback(1..=2), 0));
     }
 
@@ -223,8 +229,8 @@ mod tests {
     async fn a_name_that_cannot_be_looked_up_changes_nothing() {
         let listener = TcpListener::bind("127.0.1.1:0").await.unwrap();
         let mut lookup = lookup(listener.local_addr().unwrap().port());
-        lookup.follow("a name", loopback([1])).await;
-        lookup.address = "http://invalid..name:1".parse().unwrap();
+        lookup.follow(loopback([1])).await;
+        lookup.name.host = "invalid..name".into();
         lookup.refresh().await;
         assert!(lookup.has_failed);
         assert_eq!(known(&lookup), loopback([1]));
