@@ -97,9 +97,8 @@ fn list(metadata: &HashMap<String, String>, key: &str) -> Vec<String> {
 }
 
 /// An object of `considered`, as it is written.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default)]
-#[derive(Default)]
 struct Considered {
     kind: String,
     acceptance_id: String,

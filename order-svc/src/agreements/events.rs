@@ -101,13 +101,13 @@ impl History {
     }
 
     async fn read(&mut self) -> Result<StreamItem, NotFollowed> {
-        let item = self.watch.next().await.map_err(not_followed)?;
+        let item = self.watch.next().await.map_err(|why| not_followed(&why))?;
         read_item(self.watch.seen(), item)
     }
 }
 
-fn not_followed(why: WatchError) -> NotFollowed {
-    match &why {
+fn not_followed(why: &WatchError) -> NotFollowed {
+    match why {
         WatchError::OtherHistory(_) | WatchError::OutOfOrder(_) => {
             NotFollowed::InvalidHistory(why.to_string())
         }
@@ -120,13 +120,14 @@ fn not_followed(why: WatchError) -> NotFollowed {
 
 /// What an item means here, and the cursor after it.
 fn read_item(seen: &client::Cursor, item: Item<wire::Event>) -> Result<StreamItem, NotFollowed> {
-    let unreadable = || NotFollowed::UnreadableEvent(seen.revision);
     match item {
-        Item::Event(event) => {
-            read_event(event).map(|point| StreamItem::Points(vec![point])).ok_or_else(unreadable)
-        }
+        Item::Event(event) => match read_event(event) {
+            Some(point) => Ok(StreamItem::Points(vec![point])),
+            None => Err(NotFollowed::UnreadableEvent(seen.revision)),
+        },
         Item::Checkpoint(looked_at) => {
-            let until = time(looked_at).ok_or_else(unreadable)?;
+            let invalid = || NotFollowed::InvalidHistory(format!("it sent a checkpoint of {looked_at:?}"));
+            let until = time(looked_at).ok_or_else(invalid)?;
             let cursor = Cursor { revision: seen.revision, hash: seen.hash.clone() };
             Ok(StreamItem::Points(vec![HistoryPoint { cursor, until, consequence: None }]))
         }
@@ -302,10 +303,13 @@ mod tests {
     }
 
     #[test]
-    fn the_quiet_is_a_point_and_a_restore_is_none() {
+    fn a_checkpoint_is_a_point_and_a_restore_is_none() {
         let cursor = Cursor { revision: 7, hash: Some("seven".into()) };
         let quiet = HistoryPoint { cursor, until: time(AT).unwrap(), consequence: None };
         assert_eq!(point(&seven(), Item::Checkpoint(AT)), Ok(quiet));
+        let no_time = prost_types::Timestamp { seconds: i64::MAX, nanos: 0 };
+        let read = point(&seven(), Item::Checkpoint(no_time));
+        assert!(matches!(read, Err(NotFollowed::InvalidHistory(_))), "{read:?}");
         let lost = client::Restore { last_revision: 3, revision: 7 };
         let lost = read_item(&seven(), Item::Lost(lost));
         assert_eq!(lost, Ok(StreamItem::Lost(Restore { last_revision: 3, revision: 7 })));
@@ -321,7 +325,7 @@ mod tests {
             (WatchError::Unavailable(status.clone()), false),
             (WatchError::Refused(status), false),
         ] {
-            let read = not_followed(why);
+            let read = not_followed(&why);
             assert_eq!(matches!(read, NotFollowed::InvalidHistory(_)), is_invalid, "{read:?}");
         }
     }
