@@ -15,6 +15,8 @@ use super::*;
 
 const ISSUER: &str = "https://issuer.example";
 
+const HOUR: Duration = Duration::from_secs(3600);
+
 /// An issuer that publishes what it is set to.
 struct Publisher {
     base: Url,
@@ -60,9 +62,13 @@ impl Publisher {
     }
 
     fn open(&self, path: &str) -> Published {
+        self.open_each(path, FETCH_INTERVAL_MIN)
+    }
+
+    fn open_each(&self, path: &str, interval: Duration) -> Published {
         let url = self.at(path);
-        let location = if path == "keys" { Location::Keys(url) } else { Location::Discovery(url) };
-        Published::open(location, Issuer(ISSUER.into()), None, FETCH_INTERVAL_MIN).unwrap()
+        let location = if path == "document" { Location::Discovery(url) } else { Location::Keys(url) };
+        Published::open(location, Issuer(ISSUER.into()), None, interval).unwrap()
     }
 }
 
@@ -162,8 +168,7 @@ async fn a_redirect_is_not_followed() {
     let (key, _) = SigningKey::generate().unwrap();
     let publisher = Publisher::start().await;
     publisher.publish(SigningKey::public_set(&[&key]));
-    let location = Location::Keys(publisher.at("moved"));
-    let published = Published::open(location, Issuer(ISSUER.into()), None, FETCH_INTERVAL_MIN).unwrap();
+    let published = publisher.open("moved");
     published.first().await;
     assert!(published.now().is_none() && published.has_failed());
     assert_eq!(publisher.asked.load(Ordering::Relaxed), 0);
@@ -174,16 +179,14 @@ async fn the_first_fetch_is_not_waited_for_twice_and_the_next_comes_after_the_in
     let (key, _) = SigningKey::generate().unwrap();
     let publisher = Publisher::start().await;
     publisher.publish(SigningKey::public_set(&[&key]));
-    let location = Location::Keys(publisher.at("keys"));
-    let hour = Duration::from_secs(3600);
-    let published = Published::open(location, Issuer(ISSUER.into()), None, hour).unwrap();
+    let published = publisher.open_each("keys", HOUR);
     published.first().await;
     tokio::time::pause();
     let began = Instant::now();
     published.first().await;
     assert_eq!(began.elapsed(), Duration::ZERO);
     next_fetch(&published).await;
-    assert!(began.elapsed() >= hour - Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(began.elapsed() >= HOUR - Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
 /// Forged tokens cannot make the issuer be asked more often.
@@ -192,9 +195,7 @@ async fn requested_fetches_keep_their_distance() {
     let (key, _) = SigningKey::generate().unwrap();
     let publisher = Publisher::start().await;
     publisher.publish(SigningKey::public_set(&[&key]));
-    let location = Location::Keys(publisher.at("keys"));
-    let hour = Duration::from_secs(3600);
-    let published = Published::open(location, Issuer(ISSUER.into()), None, hour).unwrap();
+    let published = publisher.open_each("keys", HOUR);
     published.renew().await;
     assert!(!published.may_renew());
     tokio::time::pause();
