@@ -77,7 +77,7 @@ async fn claims_of_providers_are_read_as_mapped() {
     let mut known = expected("https://login.example/{tenantid}/v2.0", entra_mapping());
     known.identities = serde_json::from_value(json!([
         {"tenant_id": Uuid::from_u128(0x5e), "user_id": USER, "tenant_kind": "INTERNAL"},
-        {"tenant_id": Uuid::from_u128(0x5e), "role": "Gate.Write", "tenant_kind": "OTHER"},
+        {"tenant_id": Uuid::from_u128(0x5e), "role": "Gate.Write", "tenant_kind": "TENANT"},
     ]))
     .unwrap();
     let issuers = vec![
@@ -106,7 +106,12 @@ async fn claims_of_providers_are_read_as_mapped() {
         let claims = with(entra(), "/iss", json!(format!("https://login.example/{tenant}/v2.0")));
         with(with(claims, "/tid", json!(tenant)), "/oid", json!(Uuid::from_u128(user)))
     };
-    for (claims, kind) in [(of(9, 7), "OTHER"), (of(0x5e, 7), "INTERNAL"), (of(0x5e, 8), "OTHER")] {
+    for (claims, kind) in [
+        (of(9, 7), "OTHER"),
+        (of(0x5e, 7), "INTERNAL"),
+        (of(0x5e, 8), "TENANT"),
+        (without(of(0x5e, 8), "roles"), "OTHER"),
+    ] {
         assert_eq!(by_entra(&claims).await.map(|caller| caller.tenant_kind), Ok(kind), "{claims}");
     }
     let app = with(entra(), "/idtyp", json!("app"));
@@ -130,6 +135,11 @@ async fn claims_of_providers_are_read_as_mapped() {
         (without(entra(), "tid"), "iss"),
         (with(entra(), "/tid", json!("tenant")), "iss"),
         (with(entra(), "/iss", json!("https://login.example/tenant/v2.0")), "iss"),
+        // Only an id stands for the tenant.
+        (
+            with(with(entra(), "/tid", json!("x/../y")), "/iss", json!("https://login.example/x/../y/v2.0")),
+            "iss",
+        ),
         // Of another tenant's issuer.
         (with(entra(), "/tid", json!(Uuid::from_u128(9))), "iss"),
         (with(entra(), "/aud", json!("others")), "aud"),
