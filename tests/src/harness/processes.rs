@@ -298,6 +298,16 @@ impl Process {
         self.tls = tls;
     }
 
+    /// Another address of this machine for it to listen on, which no other test draws before its first start.
+    ///
+    /// # Errors
+    /// No port is free.
+    pub fn reserve_address(&mut self) -> Result<SocketAddr, String> {
+        let (port, reserved) = reserve_port()?;
+        self.reserved.push(reserved);
+        Ok((Ipv4Addr::LOCALHOST, port).into())
+    }
+
     /// Runs another command of the same program, with the same environment.
     ///
     /// # Errors

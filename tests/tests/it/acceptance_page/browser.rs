@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 /// A browser, with the identity that its requests carry.
 #[derive(Clone)]
-pub(super) struct Browser {
+pub(crate) struct Browser {
     address: SocketAddr,
     tls: Option<TlsConnector>,
     /// Headers of every request.
@@ -25,7 +25,7 @@ pub(super) struct Browser {
 }
 
 /// What a page answered.
-pub(super) struct Answer {
+pub(crate) struct Answer {
     pub status: u16,
     head: String,
     pub body: String,
@@ -37,9 +37,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
 impl Browser {
     /// One without an identity.
     pub(super) fn new(cluster: &Cluster) -> Self {
-        let settings = cluster.client_tls();
-        let tls = settings.ca.is_some().then(|| connector(&settings));
-        Self { address: cluster.page_address(), tls, headers: vec![] }
+        Self::at(cluster.page_address(), &cluster.client_tls())
+    }
+
+    /// One without an identity that connects to this address.
+    pub(crate) fn at(address: SocketAddr, settings: &ClientSettings) -> Self {
+        let tls = settings.ca.is_some().then(|| connector(settings));
+        Self { address, tls, headers: vec![] }
     }
 
     /// One that is signed in for development, as a user of a customer.
@@ -49,12 +53,12 @@ impl Browser {
     }
 
     /// One whose proxy passes a token on.
-    pub(super) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+    pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
 
-    pub(super) async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send("GET", path, &[], "").await
     }
 
@@ -136,7 +140,7 @@ impl Answer {
 
     /// The text where the words of a page stand, with the words.
     #[track_caller]
-    pub(super) fn assert_says(&self, status: u16, words: &[&str]) {
+    pub(crate) fn assert_says(&self, status: u16, words: &[&str]) {
         assert_eq!(self.status, status, "{}", self.body);
         for word in words {
             assert!(self.body.contains(word), "{word} is missing: {}", self.body);

@@ -1,6 +1,6 @@
 //! The acceptance page, over HTTP as a browser or the proxy before it reaches it, and in a browser.
 
-mod browser;
+pub(crate) mod browser;
 mod chromium;
 mod security;
 mod signatures;

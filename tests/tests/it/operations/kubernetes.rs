@@ -11,13 +11,24 @@ use chassis::clock::Clock;
 use chassis::database::Url;
 use chassis::server::DRAIN_MAX;
 use clap::CommandFactory;
-use serde_json::Value;
-use tests::Backend;
+use proto::identity::{Role, TenantKind};
+use serde_json::{Value, json};
 use tests::assert::eventually;
-use tests::pki::Pki;
+use tests::clients::{Identity, caller};
+use tests::fixtures::DIRECT;
+use tests::identity_provider::{IdentityProvider, ProviderKey};
+use tests::pki::{AUDIENCE, Pki, bearer};
 use tests::processes::{Process, Processes, build_binaries};
+use tests::service::channel_to;
+use tests::{Backend, reason_of};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+use crate::acceptance_page::browser::Browser;
+use crate::contract::access::{FOR_EVERYONE, call};
+
+/// The identity provider of the overlay.
+const ISSUER: &str = "https://identity.example";
 
 /// Variables that libpq reads.
 const OF_LIBPQ: &str = "PGSERVICEFILE";
@@ -28,10 +39,11 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// The manifests as kubectl renders them. Without it nothing is checked; in CI that is a failure, not a reason to skip.
+/// The manifests of the overlay as kubectl renders them. Without it nothing is checked; in CI that is a failure, not a reason to skip.
 #[expect(clippy::print_stderr, reason = "what is skipped must be seen")]
 fn manifests() -> Option<Vec<Value>> {
-    let rendered = Command::new("kubectl").arg("kustomize").arg(root().join("deploy/kubernetes")).output();
+    let rendered =
+        Command::new("kubectl").arg("kustomize").arg(root().join("deploy/kubernetes/overlay")).output();
     let Ok(rendered) = rendered else {
         assert!(std::env::var_os("CI").is_none(), "kubectl must be installed in CI");
         eprintln!("SKIPPED without kubectl");
@@ -77,9 +89,14 @@ fn environment(all: &[Value], container: &Value) -> BTreeMap<String, String> {
     settings.iter().map(|(name, value)| (name.clone(), value.as_str().unwrap().to_owned())).collect()
 }
 
-/// The file that a volume shows, and the Secret and key that it comes from.
+/// A volume of a pod.
+fn volume<'m>(pod: &'m Value, name: &str) -> Option<&'m Value> {
+    list(&pod["volumes"]).find(|volume| volume["name"] == name)
+}
+
+/// The files that the volume of Secrets shows, with the Secret and key that each comes from.
 fn secret_files(pod: &Value) -> BTreeMap<String, (String, String)> {
-    let volume = &pod["volumes"][0];
+    let volume = volume(pod, "secrets").unwrap();
     let projected = list(&volume["projected"]["sources"]).map(|source| (&source["secret"], "name"));
     let plain = volume["secret"].as_object().map(|_| (&volume["secret"], "secretName"));
     let files = projected.chain(plain).flat_map(|(secret, name)| {
@@ -90,6 +107,16 @@ fn secret_files(pod: &Value) -> BTreeMap<String, (String, String)> {
         })
     });
     files.collect()
+}
+
+/// The file of identity providers that a Deployment mounts.
+fn identity_providers(all: &[Value], pod: &Value) -> Value {
+    let mounted = &volume(pod, "identity").unwrap()["configMap"]["name"];
+    let map = of_kind(all, "ConfigMap").into_iter().find(|map| map["metadata"]["name"] == *mounted);
+    let files = map.unwrap()["data"].as_object().unwrap();
+    let [(name, contents)] = files.iter().collect::<Vec<_>>()[..] else { panic!("{files:?}") };
+    assert_eq!(name, "providers.json");
+    serde_json::from_str(contents.as_str().unwrap()).unwrap()
 }
 
 /// The variables that a program reads, in whichever command.
@@ -161,15 +188,22 @@ fn every_file_is_mounted_and_every_secret_is_documented() {
     }
     for manifest in of_kind(&all, "Deployment").into_iter().chain(of_kind(&all, "Job")) {
         let (pod, container) = pod(manifest);
-        let mount = container["volumeMounts"][0]["mountPath"].as_str().unwrap();
         let files = secret_files(pod);
-        let settings = environment(&all, container);
-        let named = settings.values().filter_map(|value| value.strip_prefix(&format!("{mount}/")));
+        for mount in list(&container["volumeMounts"]) {
+            assert_eq!(mount["mountPath"], format!("/{}", mount["name"].as_str().unwrap()));
+            assert!(volume(pod, mount["name"].as_str().unwrap()).is_some(), "{mount}");
+        }
         if manifest["kind"] == "Deployment" {
-            let named: BTreeSet<&str> = named.collect();
-            // The database's authority is named in the file beside it.
-            let mounted: BTreeSet<&str> =
-                files.keys().map(String::as_str).filter(|file| *file != "database-ca.crt").collect();
+            let providers = identity_providers(&all, pod);
+            let keys = list(&providers["providers"]).filter_map(|entry| entry["keys"]["jwks_file"].as_str());
+            let keys: BTreeSet<String> = keys.map(str::to_owned).collect();
+            let settings = environment(&all, container);
+            let named = settings.into_values().filter(|value| value.starts_with('/')).chain(keys);
+            let named: BTreeSet<String> = named.collect();
+            // pg_service.conf names this one.
+            let secrets = files.keys().filter(|file| *file != "database-ca.crt");
+            let mounted = secrets.map(|file| format!("/secrets/{file}"));
+            let mounted: BTreeSet<String> = mounted.chain(["/identity/providers.json".to_owned()]).collect();
             assert_eq!(mounted, named, "{}", name(manifest));
         }
         for (file, secret) in &files {
@@ -208,10 +242,18 @@ fn selectors_ports_and_times_fit_together() {
         let deployment = find("Deployment");
         let (pod, container) = pod(deployment);
         let settings = environment(&all, container);
-        for (port_name, variable) in [("grpc", "LISTEN"), ("metrics", "METRICS_LISTEN")] {
-            let listens = settings[&format!("{prefix}_{variable}")].rsplit_once(':').unwrap().1.to_owned();
-            assert_eq!(port(container, &port_name.into()).unwrap().to_string(), listens, "{service}");
-        }
+        let listens = settings.iter().filter(|(name, _)| name.ends_with("LISTEN")).map(|(name, address)| {
+            let port_name = match name.strip_prefix(prefix).unwrap() {
+                "_LISTEN" => "grpc",
+                "_METRICS_LISTEN" => "metrics",
+                "_ACCEPTANCE_LISTEN" => "page",
+                other => panic!("{other} is a new listener: give it a port"),
+            };
+            (port_name.to_owned(), address.rsplit_once(':').unwrap().1.to_owned())
+        });
+        let ports = list(&container["ports"])
+            .map(|port| (port["name"].as_str().unwrap().to_owned(), port["containerPort"].to_string()));
+        assert_eq!(ports.collect::<BTreeMap<_, _>>(), listens.collect::<BTreeMap<_, _>>(), "{service}");
         let spec = &deployment["spec"];
         let dispersed = list(&pod["topologySpreadConstraints"]).map(|spread| &spread["labelSelector"]);
         let selectors = [&spec["selector"], &find("PodDisruptionBudget")["spec"]["selector"]];
@@ -245,21 +287,33 @@ fn selectors_ports_and_times_fit_together() {
         let service = job["metadata"]["labels"]["app.kubernetes.io/name"].as_str().unwrap().to_owned();
         check_command(&[vec![service], words(&pod(job).1["args"])].concat());
     }
-    for policy in of_kind(&all, "NetworkPolicy") {
-        let rules = list(&policy["spec"]["ingress"]).chain(list(&policy["spec"]["egress"]));
-        for rule in rules {
-            let peers: Vec<_> = list(&rule["from"]).chain(list(&rule["to"])).collect();
-            for peer in
-                peers.iter().filter(|peer| peer["namespaceSelector"].is_null() && peer["ipBlock"].is_null())
-            {
-                assert_eq!(selected(&peer["podSelector"]["matchLabels"]).len(), 1, "{}", name(policy));
-            }
-            for known in list(&rule["ports"]).filter(|known| known["port"].is_string()) {
-                assert!(pods.iter().all(|(_, container)| port(container, &known["port"]).is_some()));
-            }
+    let has_port = |policy: &Value, selector: &Value, rule: &Value| {
+        for known in list(&rule["ports"]).filter(|known| known["port"].is_string()) {
+            let chosen = selected(selector);
+            assert!(!chosen.is_empty(), "{}", name(policy));
+            assert!(chosen.iter().all(|(_, container)| port(container, &known["port"]).is_some()), "{known}");
         }
-        if let Some(selector) = policy["spec"]["podSelector"]["matchLabels"].as_object() {
-            assert!(!selected(&selector.clone().into()).is_empty(), "{}", name(policy));
+    };
+    for policy in of_kind(&all, "NetworkPolicy") {
+        let of_pods = &policy["spec"]["podSelector"]["matchLabels"];
+        if of_pods.is_object() {
+            assert!(!selected(of_pods).is_empty(), "{}", name(policy));
+        }
+        for (direction, peers) in [("ingress", "from"), ("egress", "to")] {
+            for rule in list(&policy["spec"][direction]) {
+                let peers = list(&rule[peers]);
+                let own =
+                    peers.filter(|peer| peer["namespaceSelector"].is_null() && peer["ipBlock"].is_null());
+                for peer in own.map(|peer| &peer["podSelector"]["matchLabels"]) {
+                    assert_eq!(selected(peer).len(), 1, "{}", name(policy));
+                    if direction == "egress" {
+                        has_port(policy, peer, rule);
+                    }
+                }
+                if direction == "ingress" {
+                    has_port(policy, of_pods, rule);
+                }
+            }
         }
     }
     let orders = of_kind(&all, "Deployment").into_iter().find(|of| name(of) == "order-svc").unwrap();
@@ -289,9 +343,9 @@ fn options(database: &Url) -> &str {
 }
 
 /// The files of a service's Secrets, which its group can read, as those of a pod.
-fn write_files(pki: &Pki, deployment: &Value, section: &str, folder: &Path) {
+fn write_secrets(pki: &Pki, pod: &Value, section: &str, folder: &Path) {
     fs::create_dir(folder).unwrap();
-    for file in secret_files(pod(deployment).0).keys() {
+    for file in secret_files(pod).keys() {
         let of_pki = |name: &str| fs::read(pki.file(name)).unwrap();
         let contents = match file.as_str() {
             "tls.crt" => of_pki("server.pem"),
@@ -319,8 +373,31 @@ async fn http_probe(process: &Process, container: &Value, probe: &str) -> String
     answer.split(' ').nth(1).unwrap().to_owned()
 }
 
-/// Both services, with the environment of the manifests in which only folders, ports and issuer are replaced: the Jobs migrate,
-/// the probes pass, order-svc follows agreement-svc by its name, and an invalid certificate takes no pod out.
+/// The file of identity providers in which only what exists in the test alone is replaced: the folder of the Secret, the issuer of
+/// order-svc's token, the URL of the identity provider, and the audience.
+fn write_providers(mut providers: Value, own: &str, others: &IdentityProvider, secrets: &Path, file: &Path) {
+    for entry in providers["providers"].as_array_mut().unwrap() {
+        entry["audiences"] = json!([AUDIENCE]);
+        match entry["keys"]["jwks_file"].as_str() {
+            None => {
+                let published = others.setting(AUDIENCE, &json!({}), &json!([]));
+                for (field, url) in entry["keys"].as_object_mut().unwrap() {
+                    *url = published["keys"][field].clone();
+                }
+            }
+            Some(keys) => {
+                let keys = keys.replace("/secrets", secrets.to_str().unwrap());
+                entry["keys"]["jwks_file"] = keys.into();
+                entry["issuer"] = own.into();
+            }
+        }
+    }
+    fs::write(file, providers.to_string()).unwrap();
+}
+
+/// Both services, with the environment of the manifests in which only folders, ports and issuers are replaced: the Jobs migrate,
+/// the probes pass, order-svc follows agreement-svc by its name, an invalid certificate takes no pod out, and tokens of the
+/// identity provider are accepted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_services_start_as_the_manifests_say() {
     tests::needs_own!("services that it starts");
@@ -330,29 +407,37 @@ async fn the_services_start_as_the_manifests_say() {
     let pki = Pki::new(Clock::system()).unwrap();
     let mut processes = Processes::replicated().unwrap();
     processes.replicas = None;
+    let page = processes.agreements.reserve_address().unwrap();
     let folder = processes.folder().to_owned();
     let agreements_port = processes.agreements.socket_address().port();
-    let identity = pki.identity();
+    let own_issuer = pki.identity().jwt_issuer.unwrap();
+    let key = ProviderKey::generate("key").unwrap();
+    let identity_provider = IdentityProvider::start(ISSUER, &[&key]).await.unwrap();
+    let mut claims = pki.issuer().claims(&caller(TenantKind::Partner, DIRECT, &[Role::SalesAgent]));
+    claims["iss"] = ISSUER.into();
+    let token = key.sign(&claims);
     let container = |service: &str| {
         let deployment = of_kind(&all, "Deployment").into_iter().find(|one| name(one) == service);
-        (deployment.unwrap(), pod(deployment.unwrap()).1)
+        pod(deployment.unwrap())
     };
     let [agreements, orders] = [&mut processes.agreements, &mut processes.orders];
     for ((service, prefix), process) in SERVICES.into_iter().zip([agreements, orders]) {
-        let (deployment, container) = container(service);
+        let (pod_spec, container) = container(service);
         let settings = environment(&all, container);
-        let secrets = folder.join(service);
+        let (secrets, providers) = (folder.join(service), folder.join(format!("{service}.json")));
         let section = settings[&format!("{prefix}_DATABASE")].rsplit_once('=').unwrap().1;
-        write_files(&pki, deployment, &service_section(section, process.database()), &secrets);
+        write_secrets(&pki, pod_spec, &service_section(section, process.database()), &secrets);
+        let configured = identity_providers(&all, pod_spec);
+        write_providers(configured, &own_issuer, &identity_provider, &secrets, &providers);
         let port = process.socket_address().port();
         let configured = settings.into_iter().map(|(name, value)| {
             let value = match name.strip_prefix(prefix).unwrap_or(&name) {
                 "_LISTEN" => process.socket_address().to_string(),
                 "_METRICS_LISTEN" => process.metrics_address().to_string(),
+                "_ACCEPTANCE_LISTEN" => page.to_string(),
                 "_ADDRESS" => format!("{}:{port}", value.rsplit_once(':').unwrap().0),
                 "_AGREEMENTS" => format!("https://localhost:{agreements_port}"),
-                "_JWT_ISSUER" => identity.jwt_issuer.clone().unwrap(),
-                "_JWT_AUDIENCE" => identity.jwt_audience.clone().unwrap(),
+                "_IDENTITY_PROVIDERS" => providers.display().to_string(),
                 // The schema of the test.
                 "_DATABASE" => format!("{value}&options={}", options(process.database())),
                 _ => value.replace("/secrets", secrets.to_str().unwrap()),
@@ -372,6 +457,13 @@ async fn the_services_start_as_the_manifests_say() {
         for probe in ["livenessProbe", "readinessProbe"] {
             assert_eq!(http_probe(process, container, probe).await, "200", "{service}: {probe}");
         }
+        let path = FOR_EVERYONE.into_iter().find(|path| path.contains(&service.replace("-svc", ""))).unwrap();
+        let channel = channel_to(&process.address(), &pki.client_tls(Some("client")), |endpoint| endpoint);
+        let accepted = async || {
+            let refused = call(&channel, Identity::by(bearer(&token)), path, &[]).await.unwrap_err();
+            (reason_of(&refused) == "INVALID_FIELDS").then_some(())
+        };
+        eventually("a token of the identity provider is accepted", accepted).await;
         fs::write(secrets.join("tls.crt"), "no certificate").unwrap();
         let metric = format!("{}_files_unusable{{files=\"server-tls\"}} 1", service.replace('-', "_"));
         let is_seen = async || process.metrics().await.unwrap().contains(&metric).then_some(());
@@ -387,6 +479,9 @@ async fn the_services_start_as_the_manifests_say() {
         behind.unwrap().parse::<f64>().is_ok_and(f64::is_finite).then_some(())
     };
     eventually("order-svc follows agreement-svc", is_followed).await;
+    let browser = Browser::at(page, &pki.client_tls(Some("client")));
+    let browser = browser.with("authorization", format!("Bearer {token}"));
+    browser.get("/partners").await.assert_says(403, &["<h1>Not allowed</h1>"]);
     processes.orders.stop().unwrap();
     processes.agreements.stop().unwrap();
 }
