@@ -8,10 +8,9 @@ use uuid::Uuid;
 
 use super::rate::RecentChanges;
 use super::template::live_instead_of;
-use crate::rules::attestation::{self, Attestation, Claim, Facts, check_attester};
+use crate::rules::attestation::{self, Attestation, Claim, Facts, ProposedBy, check_attester};
 use crate::rules::event::Event;
 use crate::rules::party::{Customer, Partner, Relationship};
-use crate::rules::proposal::ProposedBy;
 use crate::rules::template::{AgreementType, Document, Template};
 use crate::rules::{Refusal, Time};
 use crate::store::acceptance::{acceptances_supersede, attestations_current, attestations_insert};

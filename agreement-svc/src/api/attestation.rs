@@ -6,7 +6,6 @@ use chassis::auth::Caller;
 use chassis::form::Form;
 use chassis::paging::filter_of;
 use chassis::server::call;
-use prost_types::Timestamp;
 use proto::agreement::attestation_service_server::AttestationService;
 use proto::agreement::{
     AttestationNotification, CreateAttestationRequest, CreateAttestationResponse, GetAttestationRequest,
@@ -15,18 +14,18 @@ use proto::agreement::{
     RetryNotificationResponse, WithdrawAttestationRequest, WithdrawAttestationResponse,
 };
 use proto::identity::TenantKind;
-use proto::types;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
 use super::import::Answers;
 use super::import::attestations::ATTESTATIONS;
-use super::{Api, Mutation, Timed, convert, viewer};
-use crate::actions::attest::{NewAttestation, attest_as_partner};
+use super::statement::read_statement;
+use super::{Api, Mutation, convert, viewer};
+use crate::actions::attest::attest_as_partner;
 use crate::actions::visibility::{require_customer, require_own_attestation};
 use crate::actions::withdraw::{Replacement, withdraw_attestation};
 use crate::rules::Refusal;
-use crate::rules::attestation::{AcceptanceState, Claim, check_not_in_the_future};
+use crate::rules::attestation::{AcceptanceState, check_not_in_the_future};
 use crate::rules::notification::NotificationState;
 use crate::rules::withdrawal::WithdrawalReason;
 use crate::store::acceptance::{AcceptanceFilter, attestation_find, attestation_list};
@@ -46,7 +45,7 @@ impl AttestationService for Api {
         let CreateAttestationRequest { customer_id, template_id, contact, agreed_at, details, .. } = message;
         let ids = (customer_id.as_str(), template_id.as_str());
         let stated = (contact.as_ref(), agreed_at.as_ref(), details.as_ref());
-        let (customer_id, new) = read_new(form, timed, caller, ids, stated);
+        let (customer_id, new) = read_statement(form, timed, caller, ids, stated);
 
         self.change(call, move |change, caller| {
             let attestation = attest_as_partner(change, caller.tenant_id, customer_id, new)?;
@@ -257,27 +256,4 @@ fn read_filter(
         external_reference,
     };
     (if is_partner { Some(caller.tenant_id) } else { partner }, filter)
-}
-
-/// What a partner states: who accepted, when, and what it keeps with that.
-pub(super) type Stated<'m> =
-    (Option<&'m types::Contact>, Option<&'m Timestamp>, Option<&'m types::AttestationDetails>);
-
-/// Reads the customer and what is to be stored, for both calls that attest.
-pub(super) fn read_new(
-    form: &mut Form,
-    timed: &mut Vec<Timed>,
-    caller: &Caller,
-    (customer_id, template_id): (&str, &str),
-    (contact, agreed_at, details): Stated<'_>,
-) -> (Uuid, NewAttestation) {
-    let customer_id = form.id("customer_id", customer_id);
-    let template_id = form.id("template_id", template_id);
-    let contact = convert::read_contact(form, "contact", contact);
-    let agreed_at = form.time("agreed_at", agreed_at);
-    timed.push(("agreed_at".into(), agreed_at, check_not_in_the_future));
-    let details = convert::read_details(form, "details", details);
-    let claim = Claim { contact, agreed_at, details };
-    let client = caller.client.clone();
-    (customer_id, NewAttestation { template_id, claim, by: caller.user_id, client, proposed_by: None })
 }

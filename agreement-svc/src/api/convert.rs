@@ -2,6 +2,7 @@
 
 mod attestation;
 mod contact;
+mod customer;
 
 use std::collections::BTreeMap;
 
@@ -14,6 +15,7 @@ use proto::{agreement as wire, types};
 use uuid::Uuid;
 
 pub(super) use self::contact::{contact, read_contact, read_support, support};
+pub(super) use self::customer::{read_named, read_reference};
 use crate::rules::attestation::AcceptanceState;
 use crate::rules::eligibility::{Decision, Operation, Reason, Rule, reacceptance};
 use crate::rules::event::Event;

@@ -61,8 +61,9 @@ impl CustomerService for Api {
             message.primary_contact.as_ref(),
         );
         let tenant_id = form.optional_id("customer_id", &message.customer_id);
-        let (provider_id, reseller_id) = read_named(form, &message.provider_id, &message.reseller_id);
-        let external_reference = read_reference(form, &message.external_reference);
+        let (provider_id, reseller_id) =
+            convert::read_named(form, &message.provider_id, &message.reseller_id);
+        let external_reference = convert::read_reference(form, &message.external_reference);
         let attestation = message.attestation.as_ref().map(|attestation| {
             let contact = attestation.contact.as_ref().map_or_else(
                 || profile.primary_contact.clone(),
@@ -183,7 +184,7 @@ impl CustomerService for Api {
         let (caller, mut message, mut form) = call::open(request)?;
         let domain = form.text("domain", &message.domain, 0, 253);
         let name_prefix = form.text("company_name_prefix", &message.company_name_prefix, 0, 200);
-        let external_reference = read_reference(&mut form, &message.external_reference);
+        let external_reference = convert::read_reference(&mut form, &message.external_reference);
         if caller.tenant_kind != TenantKind::Partner && !external_reference.is_empty() {
             form.violation("external_reference", "must be empty: only partners have external references");
         }
@@ -217,7 +218,8 @@ impl CustomerService for Api {
         })?;
         let Mutation { form, message, .. } = &mut call;
         let customer_id = form.id("customer_id", &message.customer_id);
-        let (provider_id, reseller_id) = read_named(form, &message.provider_id, &message.reseller_id);
+        let (provider_id, reseller_id) =
+            convert::read_named(form, &message.provider_id, &message.reseller_id);
 
         self.change(call, move |change, caller| {
             let partner = require_partner(change.connection, caller.tenant_id)?;
@@ -339,25 +341,6 @@ impl CustomerService for Api {
     }
 }
 
-/// Reads the other partner of a relationship that the caller names: its provider or its reseller.
-pub(super) fn read_named(
-    form: &mut Form,
-    provider_id: &str,
-    reseller_id: &str,
-) -> (Option<Uuid>, Option<Uuid>) {
-    let provider_id = form.optional_id("provider_id", provider_id);
-    let reseller_id = form.optional_id("reseller_id", reseller_id);
-    if provider_id.is_some() && reseller_id.is_some() {
-        form.violation("reseller_id", "must be empty when provider_id is given");
-    }
-    (provider_id, reseller_id)
-}
-
-/// Reads a partner's external reference for a customer (CUS-6).
-pub(super) fn read_reference(form: &mut Form, reference: &str) -> String {
-    form.text("external_reference", reference, 0, 80)
-}
-
 /// Customers as a caller may see them, a partner with its external references for them.
 fn shown(
     connection: &mut Connection,
@@ -410,7 +393,7 @@ fn read_changes(form: &mut Form, message: &UpdateCustomerRequest, caller: &Calle
         form.violation("external_reference", "must be absent: only partners have external references");
     }
     let reference = external_reference.as_ref().filter(|_| is_partner);
-    let external_reference = reference.map(|reference| read_reference(form, reference));
+    let external_reference = reference.map(|reference| convert::read_reference(form, reference));
     let corrects = |given: &str| is_operator && !given.is_empty();
     CustomerChanges {
         company_name,

@@ -17,6 +17,7 @@ mod invitation;
 pub(crate) mod link;
 mod partner;
 mod proposal;
+mod statement;
 mod status;
 mod template;
 

@@ -13,7 +13,7 @@ use proto::agreement::{
 use proto::identity::TenantKind;
 use tonic::{Request, Response, Status};
 
-use super::attestation::read_new;
+use super::statement::read_statement;
 use super::{Api, Mutation, convert};
 use crate::actions::attest::NewAttestation;
 use crate::actions::propose::{NewProposal, approve, propose, reject, withdraw};
@@ -35,7 +35,7 @@ impl ProposalService for Api {
         let provider_id = form.id("provider_id", &message.provider_id);
         let ids = (message.customer_id.as_str(), message.template_id.as_str());
         let stated = (message.contact.as_ref(), message.agreed_at.as_ref(), message.details.as_ref());
-        let (customer_id, new) = read_new(form, timed, caller, ids, stated);
+        let (customer_id, new) = read_statement(form, timed, caller, ids, stated);
 
         self.change(call, move |change, caller| {
             let NewAttestation { template_id, claim, by, .. } = new;

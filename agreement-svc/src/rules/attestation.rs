@@ -1,10 +1,10 @@
 //! Attestations: what a partner may state about a customer's acceptance.
 
 use chrono::Duration;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::party::{Cloud, Contact, Customer, Partner, PartnerKind, Relationship};
-use super::proposal::ProposedBy;
 use super::shown::ShownText;
 use super::template::{AgreementType, Template};
 use super::withdrawal::Withdrawal;
@@ -56,6 +56,15 @@ pub struct Attestation {
     pub superseded_at: Option<Time>,
     pub withdrawn: Option<Withdrawal>,
     pub revision: i64,
+}
+
+/// Who proposed what became an attestation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProposedBy {
+    pub proposal_id: Uuid,
+    /// The reseller.
+    pub partner_id: Uuid,
+    pub user_id: Uuid,
 }
 
 /// Whether an acceptance still stands.

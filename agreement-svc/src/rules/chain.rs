@@ -11,9 +11,9 @@ use std::str::FromStr;
 use uuid::Uuid;
 
 use super::Time;
+use super::attestation::ProposedBy;
 use super::eligibility::AcceptanceKind;
 use super::event::Event;
-use super::proposal::ProposedBy;
 use super::shown::ShownText;
 use super::template::AgreementType;
 use super::withdrawal::Withdrawal;

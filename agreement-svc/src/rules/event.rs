@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Time;
+use super::attestation::ProposedBy;
 use super::invitation::{DeclineReason, InvitationKind};
 use super::party::{Cloud, PartnerKind};
-use super::proposal::{ProposedBy, RejectionReason};
+use super::proposal::RejectionReason;
 use super::shown::ShownText;
 use super::template::AgreementType;
 use super::withdrawal::WithdrawalReason;

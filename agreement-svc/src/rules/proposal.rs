@@ -65,15 +65,6 @@ impl Decided {
     }
 }
 
-/// Who proposed what became an attestation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProposedBy {
-    pub proposal_id: Uuid,
-    /// The reseller.
-    pub partner_id: Uuid,
-    pub user_id: Uuid,
-}
-
 /// A proposal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proposal {

@@ -23,11 +23,10 @@ use super::schema::{acceptance, customer, template_version};
 use super::shown::{shown_columns, shown_text};
 
 use crate::rules::Time;
-use crate::rules::attestation::{Attestation, Details};
+use crate::rules::attestation::{Attestation, Details, ProposedBy};
 use crate::rules::chain::{Columns, Stored, StoredContact};
 use crate::rules::eligibility::AcceptanceKind;
 use crate::rules::party::Contact;
-use crate::rules::proposal::ProposedBy;
 use crate::rules::signature::Signature;
 use crate::rules::withdrawal::{Covers, Withdrawal};
 

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::{Import, Settled};
 use crate::actions::attest::{Attesting, NewAttestation};
 use crate::api::Mutation;
-use crate::api::attestation::read_new;
+use crate::api::statement::read_statement;
 use crate::rules::Refusal;
 use crate::store::change::ChangeError;
 
@@ -19,7 +19,7 @@ pub(in crate::api) const ATTESTATIONS: Import<ImportAttestationsRequest, (Uuid, 
             let ImportAttestationsRequest { customer_id, template_id, contact, agreed_at, details, .. } =
                 message;
             let stated = (contact.as_ref(), agreed_at.as_ref(), details.as_ref());
-            read_new(form, timed, caller, (customer_id, template_id), stated)
+            read_statement(form, timed, caller, (customer_id, template_id), stated)
         },
         prepare: |change, partner_id, rows| {
             let asked: Vec<_> = rows.iter().map(|(customer_id, new)| (*customer_id, new)).collect();

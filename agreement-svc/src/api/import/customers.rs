@@ -4,7 +4,6 @@ use proto::agreement::{ImportCustomersRequest, ImportCustomersResponse, ImportOu
 
 use super::{Import, Settled};
 use crate::actions::customer::{ImportedCustomer, import};
-use crate::api::customer::{read_named, read_reference};
 use crate::api::{Mutation, convert};
 use crate::rules::Refusal;
 use crate::rules::attestation::check_not_in_the_future;
@@ -42,10 +41,10 @@ fn read(row: &mut Mutation<ImportCustomersRequest>) -> ImportedCustomer {
         (&message.company_name, &message.domain, &message.country, &message.language),
         message.primary_contact.as_ref(),
     );
-    let (provider_id, reseller_id) = read_named(form, &message.provider_id, &message.reseller_id);
+    let (provider_id, reseller_id) = convert::read_named(form, &message.provider_id, &message.reseller_id);
     let first_purchase_at = form.optional_time("first_purchase_at", message.first_purchase_at.as_ref());
     timed.extend(first_purchase_at.map(|at| ("first_purchase_at".into(), at, check_not_in_the_future as _)));
-    let external_reference = read_reference(form, &message.external_reference);
+    let external_reference = convert::read_reference(form, &message.external_reference);
     let by = caller.user_id;
     ImportedCustomer {
         tenant_id,
