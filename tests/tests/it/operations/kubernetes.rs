@@ -222,6 +222,18 @@ fn port<'m>(container: &'m Value, name: &Value) -> Option<&'m Value> {
     list(&container["ports"]).find(|port| port["name"] == *name).map(|port| &port["containerPort"])
 }
 
+/// What the pods and the migrations need is applied before them, by its label.
+#[test]
+fn settings_and_policies_are_applied_first() {
+    let Some(all) = manifests() else { return };
+    for kind in ["Namespace", "ConfigMap", "NetworkPolicy"] {
+        for manifest in of_kind(&all, kind) {
+            let component = &manifest["metadata"]["labels"]["app.kubernetes.io/component"];
+            assert_eq!(component, "settings", "{kind} {}", name(manifest));
+        }
+    }
+}
+
 /// Selectors select the pods of their service, ports have the programs' numbers, and shutdown has the time that it takes.
 #[test]
 fn selectors_ports_and_times_fit_together() {
@@ -287,11 +299,12 @@ fn selectors_ports_and_times_fit_together() {
         let service = job["metadata"]["labels"]["app.kubernetes.io/name"].as_str().unwrap().to_owned();
         check_command(&[vec![service], words(&pod(job).1["args"])].concat());
     }
-    let has_port = |policy: &Value, selector: &Value, rule: &Value| {
-        for known in list(&rule["ports"]).filter(|known| known["port"].is_string()) {
-            let chosen = selected(selector);
-            assert!(!chosen.is_empty(), "{}", name(policy));
-            assert!(chosen.iter().all(|(_, container)| port(container, &known["port"]).is_some()), "{known}");
+    let check_ports = |policy: &Value, selector: &Value, rule: &Value| {
+        let chosen = selected(selector);
+        assert!(!chosen.is_empty(), "{}", name(policy));
+        for allowed in list(&rule["ports"]).map(|allowed| &allowed["port"]) {
+            let has = |container: &Value| list(&container["ports"]).any(|port| port["containerPort"] == *allowed);
+            assert!(chosen.iter().all(|(_, container)| has(container)), "{}: {allowed}", name(policy));
         }
     };
     for policy in of_kind(&all, "NetworkPolicy") {
@@ -307,11 +320,11 @@ fn selectors_ports_and_times_fit_together() {
                 for peer in own.map(|peer| &peer["podSelector"]["matchLabels"]) {
                     assert_eq!(selected(peer).len(), 1, "{}", name(policy));
                     if direction == "egress" {
-                        has_port(policy, peer, rule);
+                        check_ports(policy, peer, rule);
                     }
                 }
                 if direction == "ingress" {
-                    has_port(policy, of_pods, rule);
+                    check_ports(policy, of_pods, rule);
                 }
             }
         }
