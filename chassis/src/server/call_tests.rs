@@ -5,21 +5,31 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use axum::Router;
 use axum::routing::post;
 use bytes::Bytes;
+use chrono::TimeDelta;
 use http::header::CONTENT_TYPE;
 use http_body_util::{BodyExt, StreamBody};
+use serde_json::json;
+use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tonic::Code;
 use tonic_types::StatusExt;
+use uuid::Uuid;
 
 use super::*;
 use crate::auth::access::CallerClass;
-use crate::auth::{Auth, Settings};
+use crate::auth::jwt::signing::{self, SigningKey};
+use crate::auth::{Auth, Channel, Identities, IsRegistered, Settings, Trusted, Vocabulary};
+use crate::clock::Clock;
 use crate::database::{Database, Writes};
 use crate::metrics::Metrics;
 use crate::tls;
 
 /// A service with one call, which reads its message and ends when it is let go, and with one slot.
 async fn service(go: Arc<Notify>) -> CallService {
+    service_with(auth::open_in_test(&Settings::insecure()).await.unwrap(), go)
+}
+
+fn service_with(identities: Identities, go: Arc<Notify>) -> CallService {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite:{}", folder.path().join("things.sqlite").display()).parse().unwrap();
     let database = Database::open(&url, true, Writes::Concurrent).unwrap();
@@ -27,7 +37,7 @@ async fn service(go: Arc<Notify>) -> CallService {
     let address = "127.0.0.1:0".parse().unwrap();
     let options = Options {
         domain: "some-svc",
-        identities: auth::open_in_test(&Settings::insecure()).await.unwrap(),
+        identities,
         tls: tls::Server::open(&tls::ServerSettings::default(), Auth::Insecure, address).unwrap(),
         access: &[("/a.B/C", &[CallerClass::ANYONE])],
         services: &[],
@@ -160,4 +170,126 @@ async fn a_call_waits_for_its_slot_with_its_message_unread() {
     go.notify_one();
     assert_eq!(code(&second.await.unwrap().unwrap()), Code::Ok);
     assert!(is_second_read.load(Ordering::Relaxed));
+}
+
+/// The tenant that is said at once to be registered. About all others no answer comes.
+const REGISTERED: Uuid = Uuid::from_u128(99);
+
+/// Identities of an issuer whose tokens do not say what kind of tenant they are for, and its key.
+async fn identities_of_issuer(keys_at: Option<&str>) -> (Identities, SigningKey) {
+    let (key, _) = SigningKey::generate().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let jwks = folder.path().join("jwks.json");
+    std::fs::write(&jwks, SigningKey::public_set(&[&key])).unwrap();
+    let keys = keys_at.map_or(json!({"jwks_file": jwks}), |url| json!({"jwks_url": url}));
+    let claims = json!({"tenant_kind": "registration"});
+    let provider = json!({"issuer": "issuer", "audiences": ["ours"], "keys": keys, "claims": claims});
+    let providers = folder.path().join("providers.json");
+    std::fs::write(&providers, json!({"providers": [provider]}).to_string()).unwrap();
+    let settings = Settings { auth: Auth::Jwt, identity_providers: Some(providers), ..Settings::insecure() };
+    let trusted = Trusted::read(&settings, Vocabulary::TEST).unwrap();
+    let is_registered: IsRegistered = Arc::new(|id| match id {
+        REGISTERED => Box::pin(ready(Ok(true))),
+        _ => Box::pin(std::future::pending()),
+    });
+    (Identities::open(trusted, Clock::system(), is_registered).await, key)
+}
+
+/// A call of a tenant, with a token.
+fn call_of(tenant_id: Uuid, key: &SigningKey) -> http::Request<Body> {
+    let caller = Caller {
+        tenant_kind: "TENANT",
+        tenant_id,
+        user_id: Uuid::from_u128(7),
+        roles: vec![],
+        channel: Channel::Api,
+        client: None,
+    };
+    let claims = signing::claims(&caller, "issuer", "ours", Clock::system().now(), TimeDelta::hours(1));
+    let mut request = request("message").0;
+    let bearer = format!("Bearer {}", key.sign(&claims).unwrap());
+    request.headers_mut().insert("authorization", bearer.parse().unwrap());
+    request
+}
+
+/// Makes calls until one is refused at once. Returns those that wait, and the reason of the refusal.
+fn call_until_refused(
+    service: &mut CallService,
+    request: impl Fn() -> http::Request<Body>,
+) -> (Vec<ResponseFuture>, String) {
+    let mut waiting = vec![];
+    while waiting.len() <= UNIDENTIFIED_CALLS_MAX {
+        let mut call = service.call(request());
+        match call.as_mut().now_or_never() {
+            None => waiting.push(call),
+            Some(refused) => {
+                let status = Status::from_header_map(refused.unwrap().headers()).unwrap();
+                assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+                assert!(status.get_details_retry_info().is_some(), "{status}");
+                return (waiting, status.get_details_error_info().unwrap().reason);
+            }
+        }
+    }
+    panic!("{} calls wait", waiting.len());
+}
+
+#[tokio::test]
+async fn calls_that_wait_for_the_registration_of_their_tenant_are_limited() {
+    let go = Arc::new(Notify::new());
+    let (identities, key) = identities_of_issuer(None).await;
+    let mut service = service_with(identities, go.clone());
+    let mut all = vec![];
+    // Each tenant may have as many as are still free.
+    for (n, count, reason) in [
+        (1, 128, "TENANT_OVERLOADED"),
+        (2, 64, "TENANT_OVERLOADED"),
+        (3, 32, "TENANT_OVERLOADED"),
+        (4, 16, "TENANT_OVERLOADED"),
+        (5, 8, "TENANT_OVERLOADED"),
+        (6, 4, "TENANT_OVERLOADED"),
+        (7, 2, "TENANT_OVERLOADED"),
+        (8, 1, "TENANT_OVERLOADED"),
+        (9, 1, "OVERLOADED"),
+        (10, 0, "OVERLOADED"),
+    ] {
+        if n == 9 {
+            // A tenant whose registration is known at once finds room beside those that wait, and gives it back.
+            go.notify_one();
+            let answer = service.call(call_of(REGISTERED, &key)).await.unwrap();
+            assert!(Status::from_header_map(answer.headers()).is_none(), "{answer:?}");
+        }
+        let (waiting, why) = call_until_refused(&mut service, || call_of(Uuid::from_u128(n), &key));
+        assert_eq!((waiting.len(), &*why), (count, reason), "tenant {n}");
+        all.push(waiting);
+    }
+    // A registration that is remembered needs no room.
+    go.notify_one();
+    let answer = service.call(call_of(REGISTERED, &key)).await.unwrap();
+    assert!(Status::from_header_map(answer.headers()).is_none(), "{answer:?}");
+    // Calls that end make room.
+    all.swap_remove(0);
+    let (waiting, _) = call_until_refused(&mut service, || call_of(Uuid::from_u128(11), &key));
+    assert_eq!(waiting.len(), 64);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_wait_for_keys_are_limited() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/keys", silent.local_addr().unwrap());
+    let (identities, key) = identities_of_issuer(Some(&url)).await;
+    let mut service = service_with(identities, Arc::default());
+    // The first fetch has ended without keys. More than five seconds later a call may wait for another one.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let mut all = vec![];
+    for count in [128, 64] {
+        let connection = Peer::new();
+        let call = || {
+            let mut request = call_of(REGISTERED, &key);
+            request.extensions_mut().insert(connection.clone());
+            request
+        };
+        let (waiting, why) = call_until_refused(&mut service, call);
+        assert_eq!((waiting.len(), &*why), (count, "TENANT_OVERLOADED"));
+        all.push(waiting);
+    }
 }
