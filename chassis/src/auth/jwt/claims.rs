@@ -17,6 +17,9 @@ use crate::auth::{Caller, Channel, Vocabulary};
 /// What stands in an issuer's name for the tenant, where each tenant's tokens have an issuer of their own.
 const TENANT_PLACEHOLDER: &str = "{tenantid}";
 
+/// The characters of a tenant's id: hexadecimal digits and hyphens.
+const ID_LENGTH: usize = 36;
+
 /// What the claims of a token must say.
 pub(in crate::auth) struct Expected {
     pub(in crate::auth) issuer: Issuer,
@@ -94,9 +97,28 @@ pub(super) struct Verified {
 pub(super) struct Claims(Value);
 
 impl Issuer {
+    /// Whether the tokens of each tenant have an issuer of their own.
+    pub(super) fn is_template(&self) -> bool {
+        self.0.contains(TENANT_PLACEHOLDER)
+    }
+
+    /// Whether a token may be of both, and neither has precedence: a template has less than a name.
+    pub(in crate::auth) fn conflicts_with(&self, other: &Self) -> bool {
+        if !(self.is_template() && other.is_template()) {
+            return self == other;
+        }
+        const ANY_OF_ID: char = '\0';
+        let names = [self, other]
+            .map(|issuer| issuer.0.replace(TENANT_PLACEHOLDER, &ANY_OF_ID.to_string().repeat(ID_LENGTH)));
+        let is_of_id = |c: char| c == ANY_OF_ID || c == '-' || c.is_ascii_hexdigit();
+        let fits = |(a, b)| a == b || (a == ANY_OF_ID && is_of_id(b)) || (b == ANY_OF_ID && is_of_id(a));
+        let [one, another] = &names;
+        one.chars().count() == another.chars().count() && one.chars().zip(another.chars()).all(fits)
+    }
+
     /// Whether tokens of this name and tenant are the issuer's.
     fn is(&self, name: &str, tenant: Option<&str>) -> bool {
-        if !self.0.contains(TENANT_PLACEHOLDER) {
+        if !self.is_template() {
             return self.0 == name;
         }
         // Only an id can stand there: any other text could make another issuer's name of it.

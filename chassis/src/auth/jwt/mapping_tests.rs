@@ -166,6 +166,35 @@ async fn claims_of_providers_are_read_as_mapped() {
     assert_eq!(refused(tokens.caller("no.token").await), "authorization");
 }
 
+/// In whatever order they are listed.
+#[tokio::test]
+async fn an_issuer_of_one_name_has_precedence_over_a_template() {
+    let [tenants_key, own_key] = [0; 2].map(|_| SigningKey::generate().unwrap().0);
+    let own = entra()["iss"].as_str().unwrap().to_owned();
+    for is_own_first in [true, false] {
+        let mut issuers = vec![
+            issuer(&own_key, expected(&own, entra_mapping())),
+            issuer(&tenants_key, expected("https://login.example/{tenantid}/v2.0", entra_mapping())),
+        ];
+        if !is_own_first {
+            issuers.reverse();
+        }
+        let tokens = tokens_of(issuers, Clock::manual(at(NOW)), |_| Ok(true));
+        let other = Uuid::from_u128(9);
+        let of_other = with(entra(), "/iss", json!(format!("https://login.example/{other}/v2.0")));
+        let of_other = with(of_other, "/tid", json!(other));
+        for (key, claims, is_accepted) in [
+            (&own_key, entra(), true),
+            (&tenants_key, entra(), false),
+            (&own_key, of_other.clone(), false),
+            (&tenants_key, of_other, true),
+        ] {
+            let caller = tokens.caller(&key.sign(&claims).unwrap()).await;
+            assert_eq!(caller.is_ok(), is_accepted, "{is_own_first} {claims}: {caller:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_key_published_for_one_issuer_signs_for_no_other() {
     let (key, _) = SigningKey::generate().unwrap();

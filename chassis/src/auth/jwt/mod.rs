@@ -163,11 +163,13 @@ impl TrustedIssuer {
 
 impl Tokens {
     pub(super) fn new(
-        issuers: Vec<TrustedIssuer>,
+        mut issuers: Vec<TrustedIssuer>,
         leeway: TimeDelta,
         clock: Clock,
         registrations: Registrations,
     ) -> Self {
+        // A token is of the first that it fits. One issuer has precedence over a template, whatever their order.
+        issuers.sort_by_key(|issuer| issuer.expected.issuer.is_template());
         Self { issuers, leeway, clock, registrations }
     }
 
