@@ -195,6 +195,33 @@ async fn an_issuer_of_one_name_has_precedence_over_a_template() {
     }
 }
 
+/// Its text would be no token.
+#[tokio::test]
+async fn a_remembered_token_of_one_of_several_issuers_is_not_decoded_again() {
+    let (key, _) = SigningKey::generate().unwrap();
+    let issuers = [ISSUER, "https://other.example"].map(|name| issuer(&key, expected(name, json!({}))));
+    let tokens = tokens_of(issuers.into(), Clock::manual(at(NOW)), |_| Ok(false));
+    let token = "remembered";
+    let why = Refused::new("authorization", "the token is no signed JWT");
+    assert_eq!(tokens.caller_at_once(token), Known::All(Err(Unidentified::Refused(why))));
+    let caller = Caller {
+        tenant_kind: "TENANT",
+        tenant_id: TENANT,
+        user_id: USER,
+        roles: vec![],
+        channel: Channel::Api,
+        client: None,
+    };
+    let verified =
+        Verified { caller: caller.clone(), registration_decides: false, expires: NOW + 1, not_before: None };
+    for issuer in tokens.issuers() {
+        let keys = issuer.keys.now().unwrap();
+        issuer.remembered().insert(&keys, Sha256::digest(token).into(), &verified);
+        assert_eq!(tokens.caller_at_once(token), Known::All(Ok(caller.clone())));
+        issuer.remembered().tokens.clear();
+    }
+}
+
 #[tokio::test]
 async fn a_key_published_for_one_issuer_signs_for_no_other() {
     let (key, _) = SigningKey::generate().unwrap();

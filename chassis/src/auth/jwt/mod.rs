@@ -108,6 +108,12 @@ impl Refused {
     }
 }
 
+impl Problem<'_> {
+    fn refused(why: Refused) -> Self {
+        Self::Final(Unidentified::Refused(why))
+    }
+}
+
 impl Keys {
     fn now(&self) -> Option<Arc<KeySet>> {
         match self {
@@ -140,17 +146,18 @@ impl TrustedIssuer {
         Self { keys, expected, remembered: Mutex::default() }
     }
 
+    /// What was verified of a remembered token.
+    fn find(&self, digest: &[u8; 32]) -> Option<Verified> {
+        self.remembered().find(&self.keys.now()?, digest)
+    }
+
     fn verify(&self, token: &str, digest: [u8; 32]) -> Result<Verified, Problem<'_>> {
         let keys = self.keys.now().ok_or(Problem::Keys(self, Unidentified::KeysUnavailable))?;
-        if let Some(verified) = self.remembered().find(&keys, &digest) {
-            return Ok(verified);
-        }
-        let refused = |refused| Problem::Final(Unidentified::Refused(refused));
         let (claims, key_issuer) = keys.verify(token).map_err(|unverified| match unverified {
-            Unverified::Token(why) => refused(why),
+            Unverified::Token(why) => Problem::refused(why),
             Unverified::Key(why) => Problem::Keys(self, Unidentified::Refused(why)),
         })?;
-        let verified = claims.read(key_issuer, &self.expected).map_err(refused)?;
+        let verified = claims.read(key_issuer, &self.expected).map_err(Problem::refused)?;
         self.remembered().insert(&keys, digest, &verified);
         Ok(verified)
     }
@@ -212,23 +219,26 @@ impl Tokens {
         Ok(Caller { tenant_kind: kind.map_err(Unidentified::RegistrationUnavailable)?, ..caller })
     }
 
-    /// Signature and claims of a remembered token are not verified again; its times are checked on each use.
+    /// A remembered token is neither decoded nor verified again; its times are checked on each use.
     fn verify(&self, token: &str) -> Result<Verified, Problem<'_>> {
-        let refused = |refused| Problem::Final(Unidentified::Refused(refused));
-        let issuer = match &*self.issuers {
-            [only] => only,
-            several => {
-                let claims = unverified(token);
-                let claims = claims
-                    .ok_or_else(|| refused(Refused::new("authorization", "the token is no signed JWT")))?;
-                let trusted = several.iter().find(|issuer| claims.are_of(&issuer.expected));
-                let sentence = "the token is of another issuer than this service trusts";
-                trusted.ok_or_else(|| refused(Refused::new("iss", sentence)))?
-            }
+        let digest = Sha256::digest(token).into();
+        let verified = match self.issuers.iter().find_map(|issuer| issuer.find(&digest)) {
+            Some(verified) => verified,
+            None => self.issuer_of(token).map_err(Problem::refused)?.verify(token, digest)?,
         };
-        let verified = issuer.verify(token, Sha256::digest(token).into())?;
-        self.check_times(&verified).map_err(refused)?;
+        self.check_times(&verified).map_err(Problem::refused)?;
         Ok(verified)
+    }
+
+    /// The issuer that a token names. Its keys have to verify that.
+    fn issuer_of(&self, token: &str) -> Result<&TrustedIssuer, Refused> {
+        if let [only] = &*self.issuers {
+            return Ok(only);
+        }
+        let claims = unverified(token);
+        let claims = claims.ok_or(Refused::new("authorization", "the token is no signed JWT"))?;
+        let issuer = self.issuers.iter().find(|issuer| claims.are_of(&issuer.expected));
+        issuer.ok_or(Refused::new("iss", "the token is of another issuer than this service trusts"))
     }
 
     fn check_times(&self, verified: &Verified) -> Result<(), Refused> {
