@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::*;
 use crate::auth::access::CallerClass;
 use crate::auth::jwt::signing::{self, SigningKey};
-use crate::auth::{Auth, Channel, Identities, IsRegistered, Settings, Trusted, Vocabulary};
+use crate::auth::{Auth, Channel, Identities, IsRegistered, Settings, TrustedIssuers, Vocabulary};
 use crate::clock::Clock;
 use crate::database::{Database, Writes};
 use crate::metrics::Metrics;
@@ -187,7 +187,7 @@ async fn identities_of_issuer(keys_at: Option<&str>) -> (Identities, SigningKey)
     let providers = folder.path().join("providers.json");
     std::fs::write(&providers, json!({"providers": [provider]}).to_string()).unwrap();
     let settings = Settings { auth: Auth::Jwt, identity_providers: Some(providers), ..Settings::insecure() };
-    let trusted = Trusted::read(&settings, Vocabulary::TEST).unwrap();
+    let trusted = TrustedIssuers::read(&settings, Vocabulary::TEST).unwrap();
     let is_registered: IsRegistered = Arc::new(|id| match id {
         REGISTERED => Box::pin(ready(Ok(true))),
         _ => Box::pin(std::future::pending()),

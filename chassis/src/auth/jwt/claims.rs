@@ -8,6 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::ValueEnum;
 use serde::Deserialize;
 use serde_json::Value;
+use strum::VariantNames;
 use uuid::Uuid;
 
 use super::Refused;
@@ -138,9 +139,9 @@ impl NamedClaim {
     }
 
     /// The values that the claim may have, where the names here are `known`.
-    fn spelled(&self, known: impl Iterator<Item = &'static str>) -> String {
+    fn spelled(&self, known: &[&str]) -> String {
         let mapped: Vec<_> = self.values.keys().map(String::as_str).collect();
-        if mapped.is_empty() { known.collect::<Vec<_>>().join(", ") } else { mapped.join(", ") }
+        if mapped.is_empty() { known.join(", ") } else { mapped.join(", ") }
     }
 
     fn check(&self, field: &str, known: &[&str]) -> anyhow::Result<()> {
@@ -180,7 +181,7 @@ impl Expected {
             ensure!(!claim.is_empty(), "{field} is empty; name a claim");
         }
         mapping.roles.check("claims.roles", vocabulary.roles)?;
-        mapping.channel.check("claims.channel", &channel_names().collect::<Vec<_>>())?;
+        mapping.channel.check("claims.channel", Channel::VARIANTS)?;
         match &mapping.tenant_kind {
             TenantKindSource::Claim(claim) => {
                 claim.check("claims.tenant_kind.claim", vocabulary.tenant_kinds)?;
@@ -201,10 +202,6 @@ impl Expected {
         }
         Ok(())
     }
-}
-
-fn channel_names() -> impl Iterator<Item = &'static str> {
-    ["DASHBOARD", "API"].into_iter()
 }
 
 fn check_known(field: &str, name: &str, known: &[&str]) -> anyhow::Result<()> {
@@ -301,7 +298,6 @@ impl Claims {
         let refused = |claim: &str, kinds: String| {
             Refused::new(claim.to_owned(), format!("the token's {claim} must name a kind of tenant: {kinds}"))
         };
-        let known_kinds = vocabulary.tenant_kinds.iter().copied();
         let stated = match (known, &mapping.tenant_kind) {
             (Some(known), _) => &known.tenant_kind,
             (None, TenantKindSource::Always(kind)) => kind,
@@ -309,11 +305,13 @@ impl Claims {
             (None, TenantKindSource::Claim(claim)) => {
                 let given = text(self.find(&claim.name)).and_then(|name| claim.meaning(name));
                 let kind = given.and_then(|name| vocabulary.known_tenant_kind(name));
-                return kind.map(Some).ok_or_else(|| refused(&claim.name, claim.spelled(known_kinds)));
+                return kind
+                    .map(Some)
+                    .ok_or_else(|| refused(&claim.name, claim.spelled(vocabulary.tenant_kinds)));
             }
         };
         let kind = vocabulary.known_tenant_kind(stated).map(Some);
-        kind.ok_or_else(|| refused("tenant_kind", known_kinds.collect::<Vec<_>>().join(", ")))
+        kind.ok_or_else(|| refused("tenant_kind", vocabulary.tenant_kinds.join(", ")))
     }
 
     /// The roles. Unknown ones grant nothing.
@@ -340,8 +338,11 @@ impl Claims {
         let name = given.as_str().and_then(|name| claim.meaning(name));
         let channel = name.and_then(|name| Channel::from_str(name, false).ok());
         let refused = || {
-            let sentence =
-                format!("the token's {} must name a channel: {}", claim.name, claim.spelled(channel_names()));
+            let sentence = format!(
+                "the token's {} must name a channel: {}",
+                claim.name,
+                claim.spelled(Channel::VARIANTS)
+            );
             Refused::new(claim.name.clone(), sentence)
         };
         channel.ok_or_else(refused)

@@ -248,8 +248,9 @@ async fn a_key_published_for_one_issuer_signs_for_no_other() {
 async fn a_tenant_that_cannot_be_asked_about_is_refused() {
     let (key, _) = SigningKey::generate().unwrap();
     let entra_ids = || expected("https://login.example/{tenantid}/v2.0", entra_mapping());
-    let tokens = tokens_of(vec![issuer(&key, entra_ids())], Clock::manual(at(NOW)), |_| Err(Unanswered));
+    let tokens =
+        tokens_of(vec![issuer(&key, entra_ids())], Clock::manual(at(NOW)), |_| Err(RegistrationUnknown));
     let token = key.sign(&entra()).unwrap();
     assert_eq!(tokens.caller_at_once(&token), Known::NeedsRegistration(TENANT));
-    assert_eq!(tokens.caller(&token).await, Err(Unidentified::RegistrationUnavailable(Unanswered)));
+    assert_eq!(tokens.caller(&token).await, Err(Unidentified::RegistrationUnknown));
 }

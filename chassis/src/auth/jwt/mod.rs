@@ -27,7 +27,7 @@ pub(super) use self::keys::KeySet;
 use self::keys::Unverified;
 pub(super) use self::published::{Location, Published, check_url};
 use super::Caller;
-use super::registration::{Registrations, Unanswered};
+use super::registration::{RegistrationUnknown, Registrations};
 use crate::clock::{Clock, Time};
 use crate::reload::Watched;
 
@@ -74,7 +74,7 @@ pub(super) enum Unidentified {
     /// The issuer's keys are not known, or too old to count.
     KeysUnavailable,
     /// It is not known whether the tenant is registered.
-    RegistrationUnavailable(Unanswered),
+    RegistrationUnknown,
 }
 
 /// What is known of the caller of a token.
@@ -216,7 +216,8 @@ impl Tokens {
             return Ok(caller);
         }
         let kind = self.registrations.ask(caller.tenant_id).await;
-        Ok(Caller { tenant_kind: kind.map_err(Unidentified::RegistrationUnavailable)?, ..caller })
+        let kind = kind.map_err(|RegistrationUnknown| Unidentified::RegistrationUnknown)?;
+        Ok(Caller { tenant_kind: kind, ..caller })
     }
 
     /// A remembered token is neither decoded nor verified again; its times are checked on each use.

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use chassis::auth::{Auth, Caller, Settings, Trusted};
+use chassis::auth::{Auth, Caller, Settings, TrustedIssuers};
 use chassis::clock::Clock;
 use proto::identity::{Role, TenantKind};
 use serde_json::{Value, json};
@@ -269,5 +269,5 @@ async fn the_docs_show_a_valid_file() {
     let file = folder.path().join("providers.json");
     std::fs::write(&file, shown).unwrap();
     let settings = Settings { auth: Auth::Jwt, identity_providers: Some(file), ..Settings::insecure() };
-    Trusted::read(&settings, agreement_svc::VOCABULARY).unwrap();
+    TrustedIssuers::read(&settings, agreement_svc::VOCABULARY).unwrap();
 }
