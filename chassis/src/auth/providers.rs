@@ -34,7 +34,7 @@ struct Provider {
     issuer: Issuer,
     audiences: Vec<String>,
     keys: Source,
-    /// The authorities that the provider's server is verified with, in place of the system's.
+    /// The CA certificates that verify the provider's server, in place of the system's.
     ca_file: Option<PathBuf>,
     #[serde(default = "refresh_seconds")]
     refresh_seconds: u32,
@@ -88,14 +88,14 @@ impl Provider {
             (REFRESH_SECONDS_MIN..=REFRESH_SECONDS_MAX).contains(&refresh_seconds),
             "refresh_seconds must be {REFRESH_SECONDS_MIN} to {REFRESH_SECONDS_MAX}"
         );
-        let authorities = ca_file.map(|file| reload::read(&file)).transpose().context("ca_file")?;
+        let ca_certificates = ca_file.map(|file| reload::read(&file)).transpose().context("ca_file")?;
         let expected =
             Expected { issuer: issuer.clone(), audiences, mapping: claims, identities, vocabulary };
         expected.check()?;
         let fetched = |location, url: &Url| {
             check_url(url)?;
             let interval = Duration::from_secs(refresh_seconds.into());
-            Published::open(location, issuer, authorities.as_deref(), interval).map(Keys::Published)
+            Published::open(location, issuer, ca_certificates.as_deref(), interval).map(Keys::Published)
         };
         let keys = match keys {
             Source::JwksFile(file) => Watched::open(vec![file], |contents| KeySet::read(&contents[0]))

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::pki::Authority;
+use super::pki::Ca;
 
 /// The paths of an identity provider, under its address.
 const DISCOVERY: &str = "/.well-known/openid-configuration";
@@ -89,17 +89,17 @@ impl IdentityProvider {
         Ok(Self::serve(tcp, format!("http://{address}"), issuer, keys))
     }
 
-    /// Starts one that publishes over HTTPS at `localhost`, with the authority's certificate for a host.
+    /// Starts one that publishes over HTTPS at `localhost`, with the CA's certificate for a host.
     ///
     /// # Errors
     /// Why it cannot listen, or why there is no certificate.
     pub async fn start_https(
         issuer: &str,
         keys: &[&ProviderKey],
-        authority: &Authority,
+        ca: &Ca,
         host: &str,
     ) -> Result<Self, String> {
-        let tls = authority.acceptor(host)?;
+        let tls = ca.acceptor(host)?;
         let (tcp, address) = listen().await?;
         let base = format!("https://localhost:{}", address.port());
         Ok(Self::serve(TlsListener { tcp, tls }, base, issuer, keys))

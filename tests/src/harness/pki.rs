@@ -1,4 +1,4 @@
-//! The keys and certificates of a secured cluster: a certificate authority, an issuer of tokens, and the files
+//! The keys and certificates of a secured cluster: a CA, an issuer of tokens, and the files
 //! that both fill. Everything can be replaced while the services run.
 
 use std::fs;
@@ -47,8 +47,8 @@ pub struct Issuer {
     valid_for: TimeDelta,
 }
 
-/// A certificate authority.
-pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+/// A certificate authority (CA).
+pub struct Ca(CertifiedIssuer<'static, KeyPair>);
 
 impl Pki {
     /// Makes all of them.
@@ -62,10 +62,10 @@ impl Pki {
         let pki = Self { folder, issuer };
         pki.put("jwks.json", &SigningKey::public_set(&[pki.issuer.signs()]))?;
         pki.put("service.token", &pki.issuer.token(&fixtures::service()))?;
-        let authority = Authority::new()?;
-        pki.put("ca.pem", &authority.pem())?;
-        pki.issue(&authority, "server")?;
-        pki.issue(&authority, "client")?;
+        let ca = Ca::new()?;
+        pki.put("ca.pem", &ca.pem())?;
+        pki.issue(&ca, "server")?;
+        pki.issue(&ca, "client")?;
         Ok(pki)
     }
 
@@ -88,16 +88,16 @@ impl Pki {
     ///
     /// # Errors
     /// Why it cannot be made.
-    pub fn issue(&self, authority: &Authority, name: &str) -> Result<(), String> {
-        self.issue_until(authority, name, FAR)
+    pub fn issue(&self, ca: &Ca, name: &str) -> Result<(), String> {
+        self.issue_until(ca, name, FAR)
     }
 
     /// The same, for one that ends when a year begins.
     ///
     /// # Errors
     /// Why it cannot be made.
-    pub fn issue_until(&self, authority: &Authority, name: &str, year: i32) -> Result<(), String> {
-        let (certificate, key) = authority.certificate(&["127.0.0.1", "localhost"], year)?;
+    pub fn issue_until(&self, ca: &Ca, name: &str, year: i32) -> Result<(), String> {
+        let (certificate, key) = ca.certificate(&["127.0.0.1", "localhost"], year)?;
         self.put(&format!("{name}.key"), &key.serialize_pem())?;
         self.put(&format!("{name}.pem"), &certificate.pem())
     }
@@ -197,7 +197,7 @@ impl Issuer {
     }
 }
 
-impl Authority {
+impl Ca {
     /// A new one, not trusted yet.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tests::clients::{Identity, caller};
 use tests::fixtures::{DIRECT, OPERATOR, PROVIDER};
 use tests::identity_provider::{IdentityProvider, ProviderKey};
-use tests::pki::{AUDIENCE, Authority, bearer};
+use tests::pki::{AUDIENCE, Ca, bearer};
 use tests::{Cluster, Setup, actions, reason_of};
 use tonic::{Code, Status};
 use uuid::Uuid;
@@ -191,24 +191,24 @@ async fn a_provider_that_is_away_at_the_start_refuses_only_its_own_tokens() {
     eventually_answer(&cluster, &token, "INVALID_FIELDS").await;
 }
 
-/// Keys come only from a server whose certificate is for its host, and of an authority in `ca_file`.
+/// Keys come only from a server whose certificate is for its host, and is verified by a CA certificate of `ca_file`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn keys_are_fetched_over_https_from_a_server_that_ca_file_verifies() {
     tests::needs_own!("identity providers of its own");
     let folder = tempfile::tempdir().unwrap();
     let ca_file = folder.path().join("ca.pem");
-    let (trusted, other) = (Authority::new().unwrap(), Authority::new().unwrap());
+    let (trusted, other) = (Ca::new().unwrap(), Ca::new().unwrap());
     std::fs::write(&ca_file, trusted.pem()).unwrap();
     let key = ProviderKey::generate("key").unwrap();
     let unverified = (Code::Unavailable, "IDENTITY_UNAVAILABLE");
     let servers = [
         ("https://verified.example", &trusted, "localhost", (Code::InvalidArgument, "INVALID_FIELDS")),
-        ("https://other-authority.example", &other, "localhost", unverified),
+        ("https://other-ca.example", &other, "localhost", unverified),
         ("https://other-host.example", &trusted, "elsewhere.example", unverified),
     ];
     let (mut providers, mut settings) = (vec![], vec![]);
-    for (issuer, authority, host, _) in servers {
-        let provider = IdentityProvider::start_https(issuer, &[&key], authority, host).await.unwrap();
+    for (issuer, ca, host, _) in servers {
+        let provider = IdentityProvider::start_https(issuer, &[&key], ca, host).await.unwrap();
         let mut setting = provider.setting(AUDIENCE, &keycloak_claims(), &json!([]));
         setting["ca_file"] = json!(ca_file);
         settings.push(setting);
