@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use chassis::auth::{Auth, Identities, IsRegistered, Trusted, Unanswered};
+use chassis::auth::{Auth, Identities, IsRegistered, RegistrationUnknown, TrustedIssuers};
 use chassis::clock::Clock;
 use chassis::database::{Connection, Database};
 use chassis::idempotency::{self, RequestHasher};
@@ -105,7 +105,7 @@ pub async fn serve(
          {ACCEPTANCE_PAGE}"
     );
     let tls = tls::Server::open(&config.tls, config.identity.auth, listeners.calls.local_addr()?)?;
-    let trusted = Trusted::read(&config.identity, VOCABULARY)?;
+    let trusted = TrustedIssuers::read(&config.identity, VOCABULARY)?;
     let web = match listeners.web {
         None => None,
         Some(listener) => {
@@ -208,7 +208,7 @@ fn is_registered(database: Database) -> IsRegistered {
             let found = found.inspect_err(|error| {
                 tracing::warn!(%error, "whether the tenant of a token is a registered partner cannot be read");
             });
-            Ok(found.map_err(|_| Unanswered)?.is_some())
+            Ok(found.map_err(|_| RegistrationUnknown)?.is_some())
         })
     })
 }

@@ -170,13 +170,13 @@ async fn notification(address: &str, attestation_id: &str) -> Notification {
     read.into_inner().attestation.unwrap().notification.unwrap()
 }
 
-/// A certificate authority and what it vouches for, as files.
-struct Authority {
+/// A certificate authority (CA) and a certificate that it issued, as files.
+struct Ca {
     folder: TempDir,
 }
 
-impl Authority {
-    /// It vouches for `localhost` only.
+impl Ca {
+    /// The certificate is for `localhost` only.
     fn new() -> Self {
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -207,14 +207,14 @@ impl Authority {
 #[tokio::test]
 async fn mail_goes_over_tls_to_a_trusted_server_only() {
     let Some(python) = python() else { return };
-    let (authority, stranger) = (Authority::new(), Authority::new());
-    let certificate = authority.server_args();
+    let (ca, stranger) = (Ca::new(), Ca::new());
+    let certificate = ca.server_args();
     let mut args: Vec<&str> = certificate.iter().map(String::as_str).collect();
     let from_the_start = SmtpServer::start(&python, &args).await;
     args.push("--starttls");
     let upgraded = SmtpServer::start(&python, &args).await;
     let without = SmtpServer::start(&python, &[]).await;
-    let (trusted, untrusted) = (Some(authority.file("ca.pem")), Some(stranger.file("ca.pem")));
+    let (trusted, untrusted) = (Some(ca.file("ca.pem")), Some(stranger.file("ca.pem")));
     let (smtps, smtp) = (from_the_start.port, upgraded.port);
 
     for (mut server, url) in [
@@ -259,16 +259,16 @@ async fn refused_as(process: Process, failure: &str) {
 #[tokio::test]
 async fn the_mailer_logs_in_with_the_password_of_the_file() {
     let Some(python) = python() else { return };
-    let authority = Authority::new();
-    let certificate = authority.server_args();
+    let ca = Ca::new();
+    let certificate = ca.server_args();
     let mut args: Vec<&str> = certificate.iter().map(String::as_str).collect();
     args.extend(["--starttls", "--login", "mailer:correct horse"]);
     let mut server = SmtpServer::start(&python, &args).await;
     let url = format!("smtp://localhost:{}", server.port);
-    let password = authority.file("password");
+    let password = ca.file("password");
     let file = password.display().to_string();
     let settings = ["--smtp", &url, "--smtp-user", "mailer", "--smtp-password-file", &file];
-    let trusted = authority.file("ca.pem");
+    let trusted = ca.file("ca.pem");
 
     std::fs::write(&password, "wrong horse\n").unwrap();
     let folder = tempfile::tempdir().unwrap();

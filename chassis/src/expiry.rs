@@ -16,8 +16,8 @@ pub struct Validity {
 }
 
 impl Validity {
-    /// The validity of the certificate that ends first: of a chain all have to be valid, and of a list of authorities
-    /// clients may need each. A certificate that cannot be read here is reported by a warning only, since its verifier
+    /// The validity of the certificate that ends first: of a chain all have to be valid, and of a list of CA
+    /// certificates clients may need each. A certificate that cannot be read here is reported by a warning only, since its verifier
     /// may still be able to use it.
     pub(crate) fn of_certificates(name: &'static str, certificates: &[CertificateDer<'_>]) -> Option<Self> {
         let read = |certificate: &CertificateDer<'_>| {

@@ -233,7 +233,7 @@ pub fn responses_find(connection: &mut Connection, keys: &[&IdempotencyKey]) -> 
         keys.iter().map(|key| key.primary_key_without_key().unwrap_or_else(|| key.primary_key()));
     let asked = keys.iter().map(|key| key.primary_key()).chain(without_key);
     let (tenants, calls, ids): (Vec<_>, Vec<_>, Vec<_>) = asked.collect();
-    // One look-up for each key: the planner cannot turn it into a scan, whatever it believes of the size of the table.
+    // One lookup for each key: the planner cannot turn it into a scan, whatever it believes of the size of the table.
     let rows = sql_query(
         "SELECT asked.position, stored.content, stored.answer
         FROM unnest($1, $2, $3) WITH ORDINALITY AS asked (tenant_id, call, request_id, position)

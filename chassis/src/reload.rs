@@ -18,7 +18,7 @@ use tokio::sync::watch;
 /// a second.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The largest file: a key set or a list of certificate authorities has a hundredth of that. A larger file was named by
+/// The largest file: a key set or a list of CA certificates has a hundredth of that. A larger file was named by
 /// mistake.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 

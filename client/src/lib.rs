@@ -3,7 +3,7 @@
 //! - [`Client::call`]: a call with one deadline for all of its attempts, and retries within a budget.
 //! - [`Refusal`] and [`AgreementRequired`]: what a service refuses and what helps, as types.
 //! - [`Client::watch`]: the history of a service from a cursor on, across interruptions.
-//! - [`Replicas`]: a connection to each replica, a circuit breaker for each, and look-ups of names by DNS.
+//! - [`Replicas`]: a connection to each replica, a circuit breaker for each, and lookups of names by DNS.
 //!
 //! It knows the contract ([`proto`]) and gRPC. Identity, TLS, traces and metrics are the program's: it makes the channels, and
 //! its closures make the calls on them.

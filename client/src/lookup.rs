@@ -1,4 +1,4 @@
-//! The look-ups of a name (service discovery by DNS): each address that the name has is a replica with one connection, for as
+//! The lookups of a name (service discovery by DNS): each address that the name has is a replica with one connection, for as
 //! long as the name has it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +21,7 @@ use crate::replicas::{Replica, Replicas};
 /// How often a name is looked up. The system's resolver gives no time to live; within Kubernetes it is 5 seconds.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// The shortest time between two look-ups: a call that fails asks for one at once.
+/// The shortest time between two lookups: a call that fails asks for one at once.
 const INTERVAL_MIN: Duration = Duration::from_millis(250);
 
 /// The addresses of a name that are used, each with a connection: more replicas than a database has use for.
@@ -54,11 +54,11 @@ impl Name {
     }
 }
 
-/// The look-ups of one name.
+/// The lookups of one name.
 pub struct Lookup {
     name: Name,
     replicas: Replicas,
-    /// Notified when a look-up is not to wait for its time.
+    /// Notified when a lookup is not to wait for its time.
     wanted: Arc<Notify>,
     /// The replicas of this name.
     known: BTreeMap<IpAddr, Arc<Replica>>,
@@ -124,7 +124,7 @@ impl Lookup {
     async fn follow(&mut self, found: BTreeSet<IpAddr>) {
         let name = &self.name.host;
         let all = found.len();
-        // The lowest, so that look-ups in another order mean the same replicas.
+        // The lowest, so that lookups in another order mean the same replicas.
         let used: BTreeSet<IpAddr> = found.into_iter().take(ADDRESSES_MAX).collect();
         let left_out = all - used.len();
         if std::mem::replace(&mut self.left_out, left_out) != left_out {

@@ -22,7 +22,7 @@ const OPEN_FOR: Duration = Duration::from_secs(2);
 /// The replicas, of which each call takes the next. Clones share connections and turns.
 #[derive(Clone)]
 pub struct Replicas {
-    /// Those that calls may go to. Look-ups of names change them, and each look-up that ends notifies.
+    /// Those that calls may go to. Lookups of names change them, and each lookup that ends notifies.
     known: Arc<watch::Sender<Vec<Arc<Replica>>>>,
     turn: Arc<AtomicUsize>,
     /// Notified where there is no replica at all: one for each name.
@@ -45,7 +45,7 @@ impl Replicas {
         Self::open(channels, []).0
     }
 
-    /// The replicas at the other ends of these channels, and those to which names lead. The program runs the look-ups.
+    /// The replicas at the other ends of these channels, and those to which names lead. The program runs the lookups.
     #[must_use]
     pub fn open(
         channels: impl IntoIterator<Item = Channel>,
@@ -70,7 +70,7 @@ impl Replicas {
         self.known.borrow().len()
     }
 
-    /// Whose turn it is. Where there is no replica, because no name has led to one yet, it waits for the end of a look-up,
+    /// Whose turn it is. Where there is no replica, because no name has led to one yet, it waits for the end of a lookup,
     /// for so long at most.
     pub(crate) async fn next(&self, wait: Duration) -> Option<Arc<Replica>> {
         if let Some(replica) = self.in_turn() {
@@ -104,7 +104,7 @@ impl Replicas {
         replica.dropped.cancel();
     }
 
-    /// A look-up has ended, whatever it found.
+    /// A lookup has ended, whatever it found.
     pub(crate) fn looked_up(&self) {
         self.known.send_modify(|_| {});
     }

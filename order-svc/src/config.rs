@@ -103,7 +103,7 @@ pub struct Serve {
         default_value = "http://127.0.0.1:50051"
     )]
     pub agreements: Vec<Address>,
-    /// The authorities whose certificates agreement-svc needs, in PEM, instead of those that the system
+    /// The CA certificates that verify agreement-svc's certificate, in PEM, instead of those that the system
     /// trusts. The file is reloaded when it changes.
     #[arg(long, env = "ORDER_AGREEMENTS_CA", value_name = "FILE.pem")]
     pub agreements_ca: Option<PathBuf>,

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use chassis::auth::{Identities, IsRegistered, Trusted};
+use chassis::auth::{Identities, IsRegistered, TrustedIssuers};
 use chassis::clock::Clock;
 use chassis::database::{BatchedReads, Connection, Database, Writes};
 use chassis::idempotency::{self, IdempotencyKey, RequestHasher, responses_find};
@@ -85,7 +85,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
     let tls = tls::Server::open(&config.tls, config.identity.auth, listeners.calls.local_addr()?)?;
-    let trusted = Trusted::read(&config.identity, VOCABULARY)?;
+    let trusted = TrustedIssuers::read(&config.identity, VOCABULARY)?;
     let catalogue = Arc::new(config::read_offers(config.offers.as_deref())?);
     let deadline = Duration::from_millis(config.gate_deadline_ms);
     let own = ServiceIdentity::open(config.identity.auth, config.service_token.as_deref())?;

@@ -234,7 +234,7 @@ pub(crate) fn attestations_current(
     if let Connection::Postgres(c) = connection
         && customers.len() > 1
     {
-        // One look-up for each customer: the planner cannot turn it into a scan of all acceptances, whatever it believes of
+        // One lookup for each customer: the planner cannot turn it into a scan of all acceptances, whatever it believes of
         // the size of the table.
         let rows = sql_query(
             "SELECT current.*, template_version.effective_from FROM unnest($1) AS asked (customer_id)

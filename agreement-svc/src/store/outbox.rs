@@ -105,7 +105,7 @@ pub(crate) fn mails_claim(
 }
 
 /// The next sender that has something due: a partner, a customer that changed its contact, or `""` for all rows of
-/// versions that did not store the partner. One look-up for each partner finds it, whatever each has queued.
+/// versions that did not store the partner. One lookup for each partner finds it, whatever each has queued.
 fn sender_after(connection: &mut Connection, now: Time, last: Option<&str>) -> Result<Option<String>, Error> {
     let now = now.naive_utc();
     let due = notification::table.filter(notification::state.eq(QUEUED)).filter(notification::due_at.le(now));

@@ -28,7 +28,7 @@ pub use self::bearer::Bearer;
 pub use self::caller::{Caller, Channel, Vocabulary, caller};
 use self::jwt::{Expected, Issuer, KeySet, Keys, Known, Mapping, Tokens, TrustedIssuer, Unidentified};
 use self::registration::Registrations;
-pub use self::registration::{IsRegistered, Unanswered};
+pub use self::registration::{IsRegistered, RegistrationUnknown};
 use crate::clock::Clock;
 use crate::limits::tenant::Tenant;
 use crate::metrics::Metrics;
@@ -123,8 +123,8 @@ pub(crate) enum Identified {
     Later(Option<Tenant>, BoxFuture<'static, Result<Identity, Status>>),
 }
 
-/// How callers will be identified, as the settings say.
-pub struct Trusted {
+/// What the settings trust to identify callers: issuers of tokens, or with `--auth insecure` the callers themselves.
+pub struct TrustedIssuers {
     source: Source,
     vocabulary: Vocabulary,
 }
@@ -136,7 +136,7 @@ enum Source {
     Tokens { issuers: Vec<TrustedIssuer>, leeway: TimeDelta },
 }
 
-impl Trusted {
+impl TrustedIssuers {
     /// Reads the settings and files, and reloads and fetches keys on this runtime from then on.
     ///
     /// # Errors
@@ -164,7 +164,7 @@ impl Trusted {
             (Auth::Jwt, Some(_), [_, flag, ..]) => {
                 bail!("--identity-providers says where tokens come from; leave {flag} out")
             }
-            (Auth::Jwt, ..) => vec![only_issuer(settings, vocabulary)?],
+            (Auth::Jwt, ..) => vec![issuer_of_flags(settings, vocabulary)?],
         };
         let leeway = TimeDelta::seconds((*jwt_leeway_seconds).into());
         Ok(Self { source: Source::Tokens { issuers, leeway }, vocabulary })
@@ -174,8 +174,8 @@ impl Trusted {
 impl Identities {
     /// Identifies callers from now on. Keys at a URL are waited for, some seconds at most: without them their issuer's
     /// tokens are refused until they can be fetched.
-    pub async fn open(trusted: Trusted, clock: Clock, is_registered: IsRegistered) -> Self {
-        let Trusted { source, vocabulary } = trusted;
+    pub async fn open(trusted: TrustedIssuers, clock: Clock, is_registered: IsRegistered) -> Self {
+        let TrustedIssuers { source, vocabulary } = trusted;
         let (issuers, leeway) = match source {
             Source::Metadata => return Self { mode: Mode::Insecure, vocabulary },
             Source::Tokens { issuers, leeway } => (issuers, leeway),
@@ -243,8 +243,8 @@ impl Identities {
     }
 }
 
-/// The issuer that the settings name one by one.
-fn only_issuer(settings: &Settings, vocabulary: Vocabulary) -> anyhow::Result<TrustedIssuer> {
+/// The issuer that `--jwks`, `--jwt-issuer` and `--jwt-audience` describe.
+fn issuer_of_flags(settings: &Settings, vocabulary: Vocabulary) -> anyhow::Result<TrustedIssuer> {
     let missing = |flag| anyhow!("--auth jwt needs {flag}, or --identity-providers");
     let name = |name: &Option<String>, flag| {
         name.clone().filter(|name| !name.is_empty()).ok_or_else(|| missing(flag))
@@ -270,7 +270,7 @@ fn unidentified(domain: &'static str, why: Unidentified) -> Status {
         Unidentified::KeysUnavailable => unavailable(
             "the keys of the token's issuer cannot be fetched, so the token cannot be verified; repeat the call later",
         ),
-        Unidentified::RegistrationUnavailable(Unanswered) => unavailable(
+        Unidentified::RegistrationUnknown => unavailable(
             "whether the token's tenant is registered cannot be found out right now; repeat the call later",
         ),
     }
@@ -318,7 +318,8 @@ pub fn credentials<T>(request: &Request<T>) -> Result<Credentials, Status> {
 #[cfg(test)]
 pub(crate) async fn open_in_test(settings: &Settings) -> anyhow::Result<Identities> {
     let is_registered: IsRegistered = Arc::new(|_| Box::pin(std::future::ready(Ok(false))));
-    Ok(Identities::open(Trusted::read(settings, Vocabulary::TEST)?, Clock::system(), is_registered).await)
+    Ok(Identities::open(TrustedIssuers::read(settings, Vocabulary::TEST)?, Clock::system(), is_registered)
+        .await)
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ struct Provider {
     issuer: Issuer,
     audiences: Vec<String>,
     keys: Source,
-    /// The authorities that the provider's server is verified with, in place of the system's.
+    /// The CA certificates that verify the provider's server, in place of the system's.
     ca_file: Option<PathBuf>,
     #[serde(default = "refresh_seconds")]
     refresh_seconds: u32,
@@ -68,10 +68,11 @@ pub(super) fn open(file: &Path, vocabulary: Vocabulary) -> anyhow::Result<Vec<Tr
     ensure!(!providers.is_empty(), "{name}: providers is empty; list at least one");
     ensure!(providers.len() <= PROVIDERS_MAX, "{name}: providers has more than {PROVIDERS_MAX}");
     for (n, provider) in providers.iter().enumerate() {
-        let is_duplicate = providers[..n].iter().any(|other| other.issuer == provider.issuer);
+        let conflicts = providers[..n].iter().any(|other| other.issuer.conflicts_with(&provider.issuer));
         ensure!(
-            !is_duplicate,
-            "{name}: providers[{n}].issuer is that of another; list an issuer once, with all audiences"
+            !conflicts,
+            "{name}: providers[{n}].issuer is that of another, or both fit the same tokens; list an issuer once, with \
+             all audiences"
         );
     }
     let open = |(n, provider): (usize, Provider)| {
@@ -87,14 +88,14 @@ impl Provider {
             (REFRESH_SECONDS_MIN..=REFRESH_SECONDS_MAX).contains(&refresh_seconds),
             "refresh_seconds must be {REFRESH_SECONDS_MIN} to {REFRESH_SECONDS_MAX}"
         );
-        let authorities = ca_file.map(|file| reload::read(&file)).transpose().context("ca_file")?;
+        let ca_certificates = ca_file.map(|file| reload::read(&file)).transpose().context("ca_file")?;
         let expected =
             Expected { issuer: issuer.clone(), audiences, mapping: claims, identities, vocabulary };
         expected.check()?;
         let fetched = |location, url: &Url| {
             check_url(url)?;
             let interval = Duration::from_secs(refresh_seconds.into());
-            Published::open(location, issuer, authorities.as_deref(), interval).map(Keys::Published)
+            Published::open(location, issuer, ca_certificates.as_deref(), interval).map(Keys::Published)
         };
         let keys = match keys {
             Source::JwksFile(file) => Watched::open(vec![file], |contents| KeySet::read(&contents[0]))
@@ -184,6 +185,25 @@ mod tests {
             [(many(0), "is empty"), (many(2), "is that of another"), (many(17), "more than 16")]
         {
             assert!(refused(&contents).contains(problem), "{}", refused(&contents));
+        }
+        let ours = "https://login.example/{tenantid}/v2.0";
+        let id = "00000000-0000-4000-8000-000000000001";
+        for (one, other, are_accepted) in [
+            (ours, &*ours.replace("{tenantid}", id), true),
+            (ours, "https://login.example/{tenantid}/v1.0", true),
+            (ours, "https://login.example/{tenantid}/v2.0/", true),
+            ("https://{tenantid}/{tenantid}", &*format!("https://{{tenantid}}/{id}"), false),
+            (
+                "https://{tenantid}/{tenantid}",
+                "https://{tenantid}/tenant-of-no-id-00000000000000000000",
+                true,
+            ),
+            ("https://a{tenantid}", "https://{tenantid}a", false),
+            ("https://login.example", "https://login.example", false),
+        ] {
+            let [one, other] = [one, other].map(|issuer| provider.replace(ours, issuer));
+            let why = refused(&format!("{{\"providers\": [{one}, {other}]}}"));
+            assert_eq!(why.is_empty(), are_accepted, "{one} {other}: {why}");
         }
     }
 }

@@ -24,11 +24,12 @@ const UNREGISTERED_FOR: Duration = Duration::from_secs(1);
 const KNOWN_MAX: usize = 4096;
 
 /// Asks whether a tenant is registered.
-pub type IsRegistered = Arc<dyn Fn(Uuid) -> BoxFuture<'static, Result<bool, Unanswered>> + Send + Sync>;
+pub type IsRegistered =
+    Arc<dyn Fn(Uuid) -> BoxFuture<'static, Result<bool, RegistrationUnknown>> + Send + Sync>;
 
 /// Whether a tenant is registered could not be found out; the log says why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unanswered;
+pub struct RegistrationUnknown;
 
 /// The tenants that were asked about.
 pub(super) struct Registrations {
@@ -39,7 +40,7 @@ pub(super) struct Registrations {
 
 /// A question, which all calls of the tenant share, and until when its answer counts; nothing while there is none.
 struct Asked {
-    answer: Shared<BoxFuture<'static, Result<bool, Unanswered>>>,
+    answer: Shared<BoxFuture<'static, Result<bool, RegistrationUnknown>>>,
     until: Option<Instant>,
 }
 
@@ -58,13 +59,13 @@ impl Registrations {
     }
 
     /// The kind of a tenant.
-    pub(super) async fn ask(&self, tenant_id: Uuid) -> Result<&'static str, Unanswered> {
+    pub(super) async fn ask(&self, tenant_id: Uuid) -> Result<&'static str, RegistrationUnknown> {
         let answer = self.question(tenant_id);
         let is_registered = answer.clone().await;
         let mut asked = self.asked();
         if let Some(entry) = asked.get_mut(&tenant_id).filter(|entry| entry.answer.ptr_eq(&answer)) {
             match is_registered {
-                Err(Unanswered) => drop(asked.remove(&tenant_id)),
+                Err(RegistrationUnknown) => drop(asked.remove(&tenant_id)),
                 Ok(is_registered) => {
                     let counts_for = if is_registered { REGISTERED_FOR } else { UNREGISTERED_FOR };
                     entry.until.get_or_insert_with(|| Instant::now() + counts_for);
@@ -75,7 +76,7 @@ impl Registrations {
     }
 
     /// The question about a tenant: that of an earlier call, unless its answer counts no longer.
-    fn question(&self, tenant_id: Uuid) -> Shared<BoxFuture<'static, Result<bool, Unanswered>>> {
+    fn question(&self, tenant_id: Uuid) -> Shared<BoxFuture<'static, Result<bool, RegistrationUnknown>>> {
         let mut asked = self.asked();
         let earlier = asked
             .get(&tenant_id)
@@ -121,7 +122,7 @@ mod tests {
             counted.fetch_add(1, Ordering::Relaxed);
             Box::pin(async move {
                 yield_now().await;
-                if id.is_nil() { Err(Unanswered) } else { Ok(id == Uuid::from_u128(1)) }
+                if id.is_nil() { Err(RegistrationUnknown) } else { Ok(id == Uuid::from_u128(1)) }
             })
         });
         let registrations = Registrations::new(is_registered, Vocabulary::TEST);
@@ -145,7 +146,7 @@ mod tests {
         }
         // What is not known is asked again.
         for n in 5..7 {
-            assert_eq!((registrations.ask(Uuid::nil()).await, asked()), (Err(Unanswered), n));
+            assert_eq!((registrations.ask(Uuid::nil()).await, asked()), (Err(RegistrationUnknown), n));
             assert_eq!(registrations.known(Uuid::nil()), None);
         }
         for n in 0..KNOWN_MAX {

@@ -1,4 +1,4 @@
-//! TLS of a client: the authorities that it trusts, and its own certificate where the server wants one.
+//! TLS of a client: the CA certificates that it trusts, and its own certificate where the server wants one.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -17,7 +17,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_rustls::{TlsConnector, client};
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Address, Configured, H2, authorities, identity, provider};
+use super::{Address, Configured, H2, ca_certificates, identity, provider};
 use crate::expiry::Validity;
 use crate::metrics::Metrics;
 use crate::reload::Watched;
@@ -25,7 +25,7 @@ use crate::reload::Watched;
 /// The settings of a client's connections to addresses with https.
 #[derive(Clone, Debug, Default, Args)]
 pub struct ClientSettings {
-    /// The authorities that sign servers' certificates, in PEM, instead of those that the system trusts.
+    /// The CA certificates that verify servers' certificates, in PEM, instead of those that the system trusts.
     #[arg(long, value_name = "FILE.pem")]
     pub ca: Option<PathBuf>,
     /// The client's own certificate in PEM, for servers that want one.
@@ -44,8 +44,8 @@ pub struct Client(Watched<Configured<ClientConfig>>);
 type Connecting = BoxFuture<'static, io::Result<TokioIo<client::TlsStream<TcpStream>>>>;
 
 impl Client {
-    /// Reads the files, and reloads them on this runtime from then on. Without `--ca` the system's authorities are read,
-    /// once, if one of the addresses needs them.
+    /// Reads the files, and reloads them on this runtime from then on. Without `--ca` the system's CA certificates
+    /// are read, once, if one of the addresses needs them.
     ///
     /// # Errors
     /// Files that cannot be read or do not fit together, or that no address needs.
@@ -60,12 +60,12 @@ impl Client {
         };
         let (has_ca, has_identity) = (settings.ca.is_some(), !identity.is_empty());
         let all = settings.ca.iter().cloned().chain(identity).collect();
-        let system = if is_needed && !has_ca { system_authorities() } else { RootCertStore::empty() };
+        let system = if is_needed && !has_ca { system_ca_certificates() } else { RootCertStore::empty() };
         let parse = move |contents: &[Vec<u8>]| {
             let (ca, identity) = contents.split_at(usize::from(has_ca));
             let mut validity = vec![];
             let roots = match ca {
-                [ca] => authorities(ca, "server-authority", &mut validity)?,
+                [ca] => ca_certificates(ca, "server-ca", &mut validity)?,
                 _ => system.clone(),
             };
             let config = client_config(roots, if has_identity { identity } else { &[] }, &mut validity)?;
@@ -171,7 +171,7 @@ fn client_config(
     Ok(config)
 }
 
-fn system_authorities() -> RootCertStore {
+fn system_ca_certificates() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     // A machine may have none, until a certificate has to be trusted.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);

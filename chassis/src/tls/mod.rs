@@ -56,7 +56,7 @@ fn certificates(pem: &[u8]) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     Ok(all)
 }
 
-fn authorities(
+fn ca_certificates(
     pem: &[u8],
     name: &'static str,
     validity: &mut Vec<Validity>,
@@ -65,7 +65,7 @@ fn authorities(
     validity.extend(Validity::of_certificates(name, &all));
     let mut roots = RootCertStore::empty();
     for certificate in all {
-        roots.add(certificate).context("a certificate of an authority")?;
+        roots.add(certificate).context("a CA certificate")?;
     }
     Ok(roots)
 }

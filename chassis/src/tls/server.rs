@@ -10,7 +10,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 
-use super::{Configured, H2, HTTP1, authorities, identity, provider};
+use super::{Configured, H2, HTTP1, ca_certificates, identity, provider};
 use crate::auth::Auth;
 use crate::metrics::Metrics;
 use crate::reload::Watched;
@@ -18,14 +18,15 @@ use crate::reload::Watched;
 /// The settings of a server's connections. Each service adds the names of its environment variables.
 #[derive(Clone, Debug, Default, Args)]
 pub struct ServerSettings {
-    /// The server's certificate in PEM, followed by those between it and the authority. With it the server
+    /// The server's certificate in PEM, followed by its intermediate certificates. With it the server
     /// speaks only TLS, 1.2 or 1.3. The file is reloaded when it changes.
     #[arg(long, value_name = "FILE.pem", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
     /// The certificate's private key in PEM. The file is reloaded when it changes.
     #[arg(long, value_name = "FILE.pem", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
-    /// The authorities that sign clients' certificates, in PEM: mutual TLS. The file is reloaded when it changes.
+    /// The CA certificates that verify clients' certificates, in PEM: mutual TLS. The file is reloaded when it
+    /// changes.
     #[arg(long, value_name = "FILE.pem", requires = "tls_cert")]
     pub tls_client_ca: Option<PathBuf>,
     /// Allows tokens to travel unencrypted beyond this machine, where something else encrypts, as a mesh does.
@@ -95,7 +96,8 @@ impl Server {
     }
 }
 
-/// The configuration for a certificate, its key and, if there is a third file, the authorities of clients.
+/// The configuration for a certificate, its key and, if there is a third file, the CA certificates
+/// that verify clients.
 fn server_config(contents: &[Vec<u8>], protocol: &[u8]) -> anyhow::Result<Configured<ServerConfig>> {
     let mut validity = vec![];
     let (chain, key) = identity(contents, "server-certificate", &mut validity)?;
@@ -103,7 +105,7 @@ fn server_config(contents: &[Vec<u8>], protocol: &[u8]) -> anyhow::Result<Config
     let builder = match contents.get(2) {
         None => builder.with_no_client_auth(),
         Some(ca) => {
-            let roots = Arc::new(authorities(ca, "client-authority", &mut validity)?);
+            let roots = Arc::new(ca_certificates(ca, "client-ca", &mut validity)?);
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
             builder.with_client_cert_verifier(verifier.build()?)
         }

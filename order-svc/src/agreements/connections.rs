@@ -20,7 +20,7 @@ pub(crate) struct Connections {
 
 impl Connections {
     /// Connects to each IP address when it is first used and again whenever the connection is lost. Names get their replicas
-    /// from look-ups, which the caller runs.
+    /// from lookups, which the caller runs.
     ///
     /// # Errors
     /// Certificates that are missing or do not fit; tokens that would travel unencrypted.

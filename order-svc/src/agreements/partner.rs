@@ -1,6 +1,6 @@
 //! Asks agreement-svc whether a tenant is a registered partner, for issuers whose tokens do not say so.
 
-use chassis::auth::Unanswered;
+use chassis::auth::RegistrationUnknown;
 use chassis::clock::new_id;
 use chassis::telemetry::trace::Traced;
 use proto::agreement::GetPartnerRequest;
@@ -16,7 +16,7 @@ impl AgreementClient {
     ///
     /// # Errors
     /// agreement-svc gave no answer.
-    pub(crate) async fn is_registered_partner(&self, tenant_id: Uuid) -> Result<bool, Unanswered> {
+    pub(crate) async fn is_registered_partner(&self, tenant_id: Uuid) -> Result<bool, RegistrationUnknown> {
         let call_id = new_id(self.clock.now()).to_string();
         let options = self.own_options(&call_id, self.deadline, self.deadline);
         let message = GetPartnerRequest { partner_id: tenant_id.to_string() };
@@ -31,7 +31,7 @@ impl AgreementClient {
                 (Some(ErrorReason::ResourceNotFound), Code::NotFound) => Ok(false),
                 _ => {
                     tracing::warn!(why = %status, "agreement-svc does not say whether the tenant of a token is a partner");
-                    Err(Unanswered)
+                    Err(RegistrationUnknown)
                 }
             },
         }

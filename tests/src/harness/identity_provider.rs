@@ -1,16 +1,24 @@
-//! An identity provider that publishes its keys over HTTP, as OpenID Connect Discovery describes, and signs tokens with them.
+//! An identity provider that publishes its keys over HTTP or HTTPS, as OpenID Connect Discovery describes, and signs
+//! tokens with them.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
+use axum::serve::Listener;
 use jsonwebtoken::jwk::{Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::{KeyPair, PKCS_RSA_SHA256};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::pki::Ca;
 
 /// The paths of an identity provider, under its address.
 const DISCOVERY: &str = "/.well-known/openid-configuration";
@@ -28,6 +36,12 @@ pub struct IdentityProvider {
     base: String,
     answers: Arc<Mutex<Answers>>,
     serving: JoinHandle<()>,
+}
+
+/// Accepts connections over TLS.
+struct TlsListener {
+    tcp: TcpListener,
+    tls: TlsAcceptor,
 }
 
 struct Answers {
@@ -66,14 +80,35 @@ impl ProviderKey {
 }
 
 impl IdentityProvider {
-    /// Starts one for an issuer, which publishes these keys.
+    /// Starts one for an issuer, which publishes these keys over HTTP.
     ///
     /// # Errors
     /// Why it cannot listen.
     pub async fn start(issuer: &str, keys: &[&ProviderKey]) -> Result<Self, String> {
-        let failed = |error: std::io::Error| error.to_string();
-        let listener = TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
-        let base = format!("http://{}", listener.local_addr().map_err(failed)?);
+        let (tcp, address) = listen().await?;
+        Ok(Self::serve(tcp, format!("http://{address}"), issuer, keys))
+    }
+
+    /// Starts one that publishes over HTTPS at `localhost`, with the CA's certificate for a host.
+    ///
+    /// # Errors
+    /// Why it cannot listen, or why there is no certificate.
+    pub async fn start_https(
+        issuer: &str,
+        keys: &[&ProviderKey],
+        ca: &Ca,
+        host: &str,
+    ) -> Result<Self, String> {
+        let tls = ca.acceptor(host)?;
+        let (tcp, address) = listen().await?;
+        let base = format!("https://localhost:{}", address.port());
+        Ok(Self::serve(TlsListener { tcp, tls }, base, issuer, keys))
+    }
+
+    fn serve<L>(listener: L, base: String, issuer: &str, keys: &[&ProviderKey]) -> Self
+    where
+        L: Listener<Addr: std::fmt::Debug>,
+    {
         let document = json!({"issuer": issuer, "jwks_uri": format!("{base}{KEYS}")}).to_string();
         let answers = Arc::new(Mutex::new(Answers { document, keys: set(keys) }));
         let (described, published) = (answers.clone(), answers.clone());
@@ -85,7 +120,7 @@ impl IdentityProvider {
                 panic!("the identity provider ended: {why}");
             }
         });
-        Ok(Self { issuer: issuer.to_owned(), base, answers, serving })
+        Self { issuer: issuer.to_owned(), base, answers, serving }
     }
 
     /// Its entry in the file of identity providers: found by discovery, its keys fetched every five seconds.
@@ -112,10 +147,36 @@ impl IdentityProvider {
     }
 }
 
+impl Listener for TlsListener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            let (stream, address) = Listener::accept(&mut self.tcp).await;
+            // A client that does not trust the certificate ends the handshake.
+            if let Ok(stream) = self.tls.accept(stream).await {
+                return (stream, address);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.tcp.local_addr()
+    }
+}
+
 impl Drop for IdentityProvider {
     fn drop(&mut self) {
         self.serving.abort();
     }
+}
+
+/// Any free port of this machine.
+async fn listen() -> Result<(TcpListener, SocketAddr), String> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| error.to_string())?;
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    Ok((listener, address))
 }
 
 fn set(keys: &[&ProviderKey]) -> (StatusCode, String) {

@@ -1,17 +1,24 @@
-//! The keys and certificates of a secured cluster: a certificate authority, an issuer of tokens, and the files
+//! The keys and certificates of a secured cluster: a CA, an issuer of tokens, and the files
 //! that both fill. Everything can be replaced while the services run.
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use chassis::auth::jwt::signing::{SigningKey, claims};
 use chassis::auth::{self, Auth, Bearer, Caller, Credentials};
 use chassis::clock::Clock;
 use chassis::tls;
 use chrono::TimeDelta;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use crate::fixtures;
 
@@ -40,8 +47,8 @@ pub struct Issuer {
     valid_for: TimeDelta,
 }
 
-/// A certificate authority.
-pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+/// A certificate authority (CA).
+pub struct Ca(CertifiedIssuer<'static, KeyPair>);
 
 impl Pki {
     /// Makes all of them.
@@ -55,10 +62,10 @@ impl Pki {
         let pki = Self { folder, issuer };
         pki.put("jwks.json", &SigningKey::public_set(&[pki.issuer.signs()]))?;
         pki.put("service.token", &pki.issuer.token(&fixtures::service()))?;
-        let authority = Authority::new()?;
-        pki.put("ca.pem", &authority.pem())?;
-        pki.issue(&authority, "server")?;
-        pki.issue(&authority, "client")?;
+        let ca = Ca::new()?;
+        pki.put("ca.pem", &ca.pem())?;
+        pki.issue(&ca, "server")?;
+        pki.issue(&ca, "client")?;
         Ok(pki)
     }
 
@@ -81,20 +88,16 @@ impl Pki {
     ///
     /// # Errors
     /// Why it cannot be made.
-    pub fn issue(&self, authority: &Authority, name: &str) -> Result<(), String> {
-        self.issue_until(authority, name, FAR)
+    pub fn issue(&self, ca: &Ca, name: &str) -> Result<(), String> {
+        self.issue_until(ca, name, FAR)
     }
 
     /// The same, for one that ends when a year begins.
     ///
     /// # Errors
     /// Why it cannot be made.
-    pub fn issue_until(&self, authority: &Authority, name: &str, year: i32) -> Result<(), String> {
-        let failed = |error: rcgen::Error| error.to_string();
-        let key = KeyPair::generate().map_err(failed)?;
-        let mut params = CertificateParams::new(["127.0.0.1".into(), "localhost".into()]).map_err(failed)?;
-        params.not_after = date_time_ymd(year, 1, 1);
-        let certificate = params.signed_by(&key, &authority.0).map_err(failed)?;
+    pub fn issue_until(&self, ca: &Ca, name: &str, year: i32) -> Result<(), String> {
+        let (certificate, key) = ca.certificate(&["127.0.0.1", "localhost"], year)?;
         self.put(&format!("{name}.key"), &key.serialize_pem())?;
         self.put(&format!("{name}.pem"), &certificate.pem())
     }
@@ -194,7 +197,7 @@ impl Issuer {
     }
 }
 
-impl Authority {
+impl Ca {
     /// A new one, not trusted yet.
     ///
     /// # Errors
@@ -219,6 +222,33 @@ impl Authority {
     #[must_use]
     pub fn pem(&self) -> String {
         self.0.pem()
+    }
+
+    /// A certificate for hosts, which ends when a year begins, and its key.
+    fn certificate(&self, hosts: &[&str], year: i32) -> Result<(Certificate, KeyPair), String> {
+        let failed = |error: rcgen::Error| error.to_string();
+        let key = KeyPair::generate().map_err(failed)?;
+        let hosts: Vec<_> = hosts.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(hosts).map_err(failed)?;
+        params.not_after = date_time_ymd(year, 1, 1);
+        let certificate = params.signed_by(&key, &self.0).map_err(failed)?;
+        Ok((certificate, key))
+    }
+
+    /// The TLS of a server with a certificate for a host.
+    ///
+    /// # Errors
+    /// Why it cannot be made.
+    pub(super) fn acceptor(&self, host: &str) -> Result<TlsAcceptor, String> {
+        let (certificate, key) = self.certificate(&[host], FAR)?;
+        let key = PrivateKeyDer::try_from(key.serialize_der())?;
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .and_then(|builder| {
+                builder.with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key)
+            });
+        config.map(|config| Arc::new(config).into()).map_err(|error| error.to_string())
     }
 }
 

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::ValueEnum;
 use serde::Deserialize;
 use serde_json::Value;
+use strum::VariantNames;
 use uuid::Uuid;
 
 use super::Refused;
@@ -16,6 +17,9 @@ use crate::auth::{Caller, Channel, Vocabulary};
 
 /// What stands in an issuer's name for the tenant, where each tenant's tokens have an issuer of their own.
 const TENANT_PLACEHOLDER: &str = "{tenantid}";
+
+/// The characters of a tenant's id: hexadecimal digits and hyphens.
+const ID_LENGTH: usize = 36;
 
 /// What the claims of a token must say.
 pub(in crate::auth) struct Expected {
@@ -94,9 +98,28 @@ pub(super) struct Verified {
 pub(super) struct Claims(Value);
 
 impl Issuer {
+    /// Whether the tokens of each tenant have an issuer of their own.
+    pub(super) fn is_template(&self) -> bool {
+        self.0.contains(TENANT_PLACEHOLDER)
+    }
+
+    /// Whether a token may be of both, and neither has precedence: a template has less than a name.
+    pub(in crate::auth) fn conflicts_with(&self, other: &Self) -> bool {
+        if !(self.is_template() && other.is_template()) {
+            return self == other;
+        }
+        const ANY_OF_ID: char = '\0';
+        let names = [self, other]
+            .map(|issuer| issuer.0.replace(TENANT_PLACEHOLDER, &ANY_OF_ID.to_string().repeat(ID_LENGTH)));
+        let is_of_id = |c: char| c == ANY_OF_ID || c == '-' || c.is_ascii_hexdigit();
+        let fits = |(a, b)| a == b || (a == ANY_OF_ID && is_of_id(b)) || (b == ANY_OF_ID && is_of_id(a));
+        let [one, another] = &names;
+        one.chars().count() == another.chars().count() && one.chars().zip(another.chars()).all(fits)
+    }
+
     /// Whether tokens of this name and tenant are the issuer's.
     fn is(&self, name: &str, tenant: Option<&str>) -> bool {
-        if !self.0.contains(TENANT_PLACEHOLDER) {
+        if !self.is_template() {
             return self.0 == name;
         }
         // Only an id can stand there: any other text could make another issuer's name of it.
@@ -116,9 +139,9 @@ impl NamedClaim {
     }
 
     /// The values that the claim may have, where the names here are `known`.
-    fn spelled(&self, known: impl Iterator<Item = &'static str>) -> String {
+    fn spelled(&self, known: &[&str]) -> String {
         let mapped: Vec<_> = self.values.keys().map(String::as_str).collect();
-        if mapped.is_empty() { known.collect::<Vec<_>>().join(", ") } else { mapped.join(", ") }
+        if mapped.is_empty() { known.join(", ") } else { mapped.join(", ") }
     }
 
     fn check(&self, field: &str, known: &[&str]) -> anyhow::Result<()> {
@@ -158,7 +181,7 @@ impl Expected {
             ensure!(!claim.is_empty(), "{field} is empty; name a claim");
         }
         mapping.roles.check("claims.roles", vocabulary.roles)?;
-        mapping.channel.check("claims.channel", &channel_names().collect::<Vec<_>>())?;
+        mapping.channel.check("claims.channel", Channel::VARIANTS)?;
         match &mapping.tenant_kind {
             TenantKindSource::Claim(claim) => {
                 claim.check("claims.tenant_kind.claim", vocabulary.tenant_kinds)?;
@@ -179,10 +202,6 @@ impl Expected {
         }
         Ok(())
     }
-}
-
-fn channel_names() -> impl Iterator<Item = &'static str> {
-    ["DASHBOARD", "API"].into_iter()
 }
 
 fn check_known(field: &str, name: &str, known: &[&str]) -> anyhow::Result<()> {
@@ -279,7 +298,6 @@ impl Claims {
         let refused = |claim: &str, kinds: String| {
             Refused::new(claim.to_owned(), format!("the token's {claim} must name a kind of tenant: {kinds}"))
         };
-        let known_kinds = vocabulary.tenant_kinds.iter().copied();
         let stated = match (known, &mapping.tenant_kind) {
             (Some(known), _) => &known.tenant_kind,
             (None, TenantKindSource::Always(kind)) => kind,
@@ -287,11 +305,13 @@ impl Claims {
             (None, TenantKindSource::Claim(claim)) => {
                 let given = text(self.find(&claim.name)).and_then(|name| claim.meaning(name));
                 let kind = given.and_then(|name| vocabulary.known_tenant_kind(name));
-                return kind.map(Some).ok_or_else(|| refused(&claim.name, claim.spelled(known_kinds)));
+                return kind
+                    .map(Some)
+                    .ok_or_else(|| refused(&claim.name, claim.spelled(vocabulary.tenant_kinds)));
             }
         };
         let kind = vocabulary.known_tenant_kind(stated).map(Some);
-        kind.ok_or_else(|| refused("tenant_kind", known_kinds.collect::<Vec<_>>().join(", ")))
+        kind.ok_or_else(|| refused("tenant_kind", vocabulary.tenant_kinds.join(", ")))
     }
 
     /// The roles. Unknown ones grant nothing.
@@ -318,8 +338,11 @@ impl Claims {
         let name = given.as_str().and_then(|name| claim.meaning(name));
         let channel = name.and_then(|name| Channel::from_str(name, false).ok());
         let refused = || {
-            let sentence =
-                format!("the token's {} must name a channel: {}", claim.name, claim.spelled(channel_names()));
+            let sentence = format!(
+                "the token's {} must name a channel: {}",
+                claim.name,
+                claim.spelled(Channel::VARIANTS)
+            );
             Refused::new(claim.name.clone(), sentence)
         };
         channel.ok_or_else(refused)

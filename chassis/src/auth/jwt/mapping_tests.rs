@@ -166,6 +166,62 @@ async fn claims_of_providers_are_read_as_mapped() {
     assert_eq!(refused(tokens.caller("no.token").await), "authorization");
 }
 
+/// In whatever order they are listed.
+#[tokio::test]
+async fn an_issuer_of_one_name_has_precedence_over_a_template() {
+    let [tenants_key, own_key] = [0; 2].map(|_| SigningKey::generate().unwrap().0);
+    let own = entra()["iss"].as_str().unwrap().to_owned();
+    for is_own_first in [true, false] {
+        let mut issuers = vec![
+            issuer(&own_key, expected(&own, entra_mapping())),
+            issuer(&tenants_key, expected("https://login.example/{tenantid}/v2.0", entra_mapping())),
+        ];
+        if !is_own_first {
+            issuers.reverse();
+        }
+        let tokens = tokens_of(issuers, Clock::manual(at(NOW)), |_| Ok(true));
+        let other = Uuid::from_u128(9);
+        let of_other = with(entra(), "/iss", json!(format!("https://login.example/{other}/v2.0")));
+        let of_other = with(of_other, "/tid", json!(other));
+        for (key, claims, is_accepted) in [
+            (&own_key, entra(), true),
+            (&tenants_key, entra(), false),
+            (&own_key, of_other.clone(), false),
+            (&tenants_key, of_other, true),
+        ] {
+            let caller = tokens.caller(&key.sign(&claims).unwrap()).await;
+            assert_eq!(caller.is_ok(), is_accepted, "{is_own_first} {claims}: {caller:?}");
+        }
+    }
+}
+
+/// Its text would be no token.
+#[tokio::test]
+async fn a_remembered_token_of_one_of_several_issuers_is_not_decoded_again() {
+    let (key, _) = SigningKey::generate().unwrap();
+    let issuers = [ISSUER, "https://other.example"].map(|name| issuer(&key, expected(name, json!({}))));
+    let tokens = tokens_of(issuers.into(), Clock::manual(at(NOW)), |_| Ok(false));
+    let token = "remembered";
+    let why = Refused::new("authorization", "the token is no signed JWT");
+    assert_eq!(tokens.caller_at_once(token), Known::All(Err(Unidentified::Refused(why))));
+    let caller = Caller {
+        tenant_kind: "TENANT",
+        tenant_id: TENANT,
+        user_id: USER,
+        roles: vec![],
+        channel: Channel::Api,
+        client: None,
+    };
+    let verified =
+        Verified { caller: caller.clone(), registration_decides: false, expires: NOW + 1, not_before: None };
+    for issuer in tokens.issuers() {
+        let keys = issuer.keys.now().unwrap();
+        issuer.remembered().insert(&keys, Sha256::digest(token).into(), &verified);
+        assert_eq!(tokens.caller_at_once(token), Known::All(Ok(caller.clone())));
+        issuer.remembered().tokens.clear();
+    }
+}
+
 #[tokio::test]
 async fn a_key_published_for_one_issuer_signs_for_no_other() {
     let (key, _) = SigningKey::generate().unwrap();
@@ -192,8 +248,9 @@ async fn a_key_published_for_one_issuer_signs_for_no_other() {
 async fn a_tenant_that_cannot_be_asked_about_is_refused() {
     let (key, _) = SigningKey::generate().unwrap();
     let entra_ids = || expected("https://login.example/{tenantid}/v2.0", entra_mapping());
-    let tokens = tokens_of(vec![issuer(&key, entra_ids())], Clock::manual(at(NOW)), |_| Err(Unanswered));
+    let tokens =
+        tokens_of(vec![issuer(&key, entra_ids())], Clock::manual(at(NOW)), |_| Err(RegistrationUnknown));
     let token = key.sign(&entra()).unwrap();
     assert_eq!(tokens.caller_at_once(&token), Known::NeedsRegistration(TENANT));
-    assert_eq!(tokens.caller(&token).await, Err(Unidentified::RegistrationUnavailable(Unanswered)));
+    assert_eq!(tokens.caller(&token).await, Err(Unidentified::RegistrationUnknown));
 }

@@ -27,7 +27,7 @@ pub(super) use self::keys::KeySet;
 use self::keys::Unverified;
 pub(super) use self::published::{Location, Published, check_url};
 use super::Caller;
-use super::registration::{Registrations, Unanswered};
+use super::registration::{RegistrationUnknown, Registrations};
 use crate::clock::{Clock, Time};
 use crate::reload::Watched;
 
@@ -74,7 +74,7 @@ pub(super) enum Unidentified {
     /// The issuer's keys are not known, or too old to count.
     KeysUnavailable,
     /// It is not known whether the tenant is registered.
-    RegistrationUnavailable(Unanswered),
+    RegistrationUnknown,
 }
 
 /// What is known of the caller of a token.
@@ -105,6 +105,12 @@ struct Remembered {
 impl Refused {
     fn new(claim: impl Into<Cow<'static, str>>, sentence: impl Into<Cow<'static, str>>) -> Self {
         Self { claim: claim.into(), sentence: sentence.into() }
+    }
+}
+
+impl Problem<'_> {
+    fn refused(why: Refused) -> Self {
+        Self::Final(Unidentified::Refused(why))
     }
 }
 
@@ -140,17 +146,18 @@ impl TrustedIssuer {
         Self { keys, expected, remembered: Mutex::default() }
     }
 
+    /// What was verified of a remembered token.
+    fn find(&self, digest: &[u8; 32]) -> Option<Verified> {
+        self.remembered().find(&self.keys.now()?, digest)
+    }
+
     fn verify(&self, token: &str, digest: [u8; 32]) -> Result<Verified, Problem<'_>> {
         let keys = self.keys.now().ok_or(Problem::Keys(self, Unidentified::KeysUnavailable))?;
-        if let Some(verified) = self.remembered().find(&keys, &digest) {
-            return Ok(verified);
-        }
-        let refused = |refused| Problem::Final(Unidentified::Refused(refused));
         let (claims, key_issuer) = keys.verify(token).map_err(|unverified| match unverified {
-            Unverified::Token(why) => refused(why),
+            Unverified::Token(why) => Problem::refused(why),
             Unverified::Key(why) => Problem::Keys(self, Unidentified::Refused(why)),
         })?;
-        let verified = claims.read(key_issuer, &self.expected).map_err(refused)?;
+        let verified = claims.read(key_issuer, &self.expected).map_err(Problem::refused)?;
         self.remembered().insert(&keys, digest, &verified);
         Ok(verified)
     }
@@ -163,11 +170,13 @@ impl TrustedIssuer {
 
 impl Tokens {
     pub(super) fn new(
-        issuers: Vec<TrustedIssuer>,
+        mut issuers: Vec<TrustedIssuer>,
         leeway: TimeDelta,
         clock: Clock,
         registrations: Registrations,
     ) -> Self {
+        // A token is of the first that it fits. One issuer has precedence over a template, whatever their order.
+        issuers.sort_by_key(|issuer| issuer.expected.issuer.is_template());
         Self { issuers, leeway, clock, registrations }
     }
 
@@ -207,26 +216,30 @@ impl Tokens {
             return Ok(caller);
         }
         let kind = self.registrations.ask(caller.tenant_id).await;
-        Ok(Caller { tenant_kind: kind.map_err(Unidentified::RegistrationUnavailable)?, ..caller })
+        let kind = kind.map_err(|RegistrationUnknown| Unidentified::RegistrationUnknown)?;
+        Ok(Caller { tenant_kind: kind, ..caller })
     }
 
-    /// Signature and claims of a remembered token are not verified again; its times are checked on each use.
+    /// A remembered token is neither decoded nor verified again; its times are checked on each use.
     fn verify(&self, token: &str) -> Result<Verified, Problem<'_>> {
-        let refused = |refused| Problem::Final(Unidentified::Refused(refused));
-        let issuer = match &*self.issuers {
-            [only] => only,
-            several => {
-                let claims = unverified(token);
-                let claims = claims
-                    .ok_or_else(|| refused(Refused::new("authorization", "the token is no signed JWT")))?;
-                let trusted = several.iter().find(|issuer| claims.are_of(&issuer.expected));
-                let sentence = "the token is of another issuer than this service trusts";
-                trusted.ok_or_else(|| refused(Refused::new("iss", sentence)))?
-            }
+        let digest = Sha256::digest(token).into();
+        let verified = match self.issuers.iter().find_map(|issuer| issuer.find(&digest)) {
+            Some(verified) => verified,
+            None => self.issuer_of(token).map_err(Problem::refused)?.verify(token, digest)?,
         };
-        let verified = issuer.verify(token, Sha256::digest(token).into())?;
-        self.check_times(&verified).map_err(refused)?;
+        self.check_times(&verified).map_err(Problem::refused)?;
         Ok(verified)
+    }
+
+    /// The issuer that a token names. Its keys have to verify that.
+    fn issuer_of(&self, token: &str) -> Result<&TrustedIssuer, Refused> {
+        if let [only] = &*self.issuers {
+            return Ok(only);
+        }
+        let claims = unverified(token);
+        let claims = claims.ok_or(Refused::new("authorization", "the token is no signed JWT"))?;
+        let issuer = self.issuers.iter().find(|issuer| claims.are_of(&issuer.expected));
+        issuer.ok_or(Refused::new("iss", "the token is of another issuer than this service trusts"))
     }
 
     fn check_times(&self, verified: &Verified) -> Result<(), Refused> {

@@ -73,11 +73,11 @@ impl Published {
     /// Fetches the keys on this runtime from now on, each `interval`.
     ///
     /// # Errors
-    /// Authorities that are no certificates in PEM.
+    /// CA certificates that are not in PEM.
     pub(in crate::auth) fn open(
         location: Location,
         issuer: Issuer,
-        authorities: Option<&[u8]>,
+        ca_certificates: Option<&[u8]>,
         interval: Duration,
     ) -> anyhow::Result<Self> {
         let mut client = Client::builder().timeout(FETCH_TIMEOUT).redirect(redirect::Policy::none());
@@ -86,10 +86,10 @@ impl Published {
         if url.scheme() == "http" {
             client = client.no_proxy();
         }
-        if let Some(pem) = authorities {
-            let authorities = Certificate::from_pem_bundle(pem).context("no certificates in PEM")?;
-            ensure!(!authorities.is_empty(), "no certificates in PEM");
-            client = client.tls_certs_only(authorities);
+        if let Some(pem) = ca_certificates {
+            let all = Certificate::from_pem_bundle(pem).context("no certificates in PEM")?;
+            ensure!(!all.is_empty(), "no certificates in PEM");
+            client = client.tls_certs_only(all);
         }
         let client = client.build().context("no HTTP client can be made")?;
         let (sender, state) = watch::channel(State::default());

@@ -68,7 +68,7 @@ fn verifier(set: &str) -> Verifier {
 pub(super) fn tokens_of(
     issuers: Vec<TrustedIssuer>,
     clock: Clock,
-    is_registered: fn(Uuid) -> Result<bool, Unanswered>,
+    is_registered: fn(Uuid) -> Result<bool, RegistrationUnknown>,
 ) -> Tokens {
     let is_registered: IsRegistered = Arc::new(move |id| Box::pin(std::future::ready(is_registered(id))));
     let registrations = Registrations::new(is_registered, Vocabulary::TEST);

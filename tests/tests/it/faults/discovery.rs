@@ -113,7 +113,7 @@ async fn order_svc_follows_the_addresses_of_a_name() {
     ] {
         let before = dns.questions();
         dns.says(outage.clone());
-        // Two for each look-up: one of a look-up that had begun, those of one that has ended, and one of the next.
+        // Two for each lookup: one of a lookup that had begun, those of one that has ended, and one of the next.
         let is_asked = async || (dns.questions() >= before + 4).then_some(());
         eventually("DNS is asked during its outage", is_asked).await;
         more_orders(&second).await;

@@ -5,14 +5,14 @@
 
 use std::path::Path;
 
-use chassis::auth::{Auth, Caller, Settings, Trusted};
+use chassis::auth::{Auth, Caller, Settings, TrustedIssuers};
 use chassis::clock::Clock;
 use proto::identity::{Role, TenantKind};
 use serde_json::{Value, json};
 use tests::clients::{Identity, caller};
 use tests::fixtures::{DIRECT, OPERATOR, PROVIDER};
 use tests::identity_provider::{IdentityProvider, ProviderKey};
-use tests::pki::{AUDIENCE, bearer};
+use tests::pki::{AUDIENCE, Ca, bearer};
 use tests::{Cluster, Setup, actions, reason_of};
 use tonic::{Code, Status};
 use uuid::Uuid;
@@ -191,6 +191,39 @@ async fn a_provider_that_is_away_at_the_start_refuses_only_its_own_tokens() {
     eventually_answer(&cluster, &token, "INVALID_FIELDS").await;
 }
 
+/// Keys come only from a server whose certificate is for its host, and is verified by a CA certificate of `ca_file`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn keys_are_fetched_over_https_from_a_server_that_ca_file_verifies() {
+    tests::needs_own!("identity providers of its own");
+    let folder = tempfile::tempdir().unwrap();
+    let ca_file = folder.path().join("ca.pem");
+    let (trusted, other) = (Ca::new().unwrap(), Ca::new().unwrap());
+    std::fs::write(&ca_file, trusted.pem()).unwrap();
+    let key = ProviderKey::generate("key").unwrap();
+    let unverified = (Code::Unavailable, "IDENTITY_UNAVAILABLE");
+    let servers = [
+        ("https://verified.example", &trusted, "localhost", (Code::InvalidArgument, "INVALID_FIELDS")),
+        ("https://other-ca.example", &other, "localhost", unverified),
+        ("https://other-host.example", &trusted, "elsewhere.example", unverified),
+    ];
+    let (mut providers, mut settings) = (vec![], vec![]);
+    for (issuer, ca, host, _) in servers {
+        let provider = IdentityProvider::start_https(issuer, &[&key], ca, host).await.unwrap();
+        let mut setting = provider.setting(AUDIENCE, &keycloak_claims(), &json!([]));
+        setting["ca_file"] = json!(ca_file);
+        settings.push(setting);
+        providers.push(provider);
+    }
+    let cluster = cluster(settings).await;
+    let mut claims = keycloak(&caller(TenantKind::Partner, DIRECT, &[]));
+    for (issuer, _, _, expected) in servers {
+        claims["iss"] = json!(issuer);
+        for status in answers(&cluster, &key.sign(&claims)).await {
+            assert_eq!((status.code(), &*reason_of(&status)), expected, "{issuer}");
+        }
+    }
+}
+
 /// order-svc asks agreement-svc for the kind of a tenant; it guesses none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn order_svc_refuses_a_tenant_that_it_cannot_ask_about() {
@@ -236,5 +269,5 @@ async fn the_docs_show_a_valid_file() {
     let file = folder.path().join("providers.json");
     std::fs::write(&file, shown).unwrap();
     let settings = Settings { auth: Auth::Jwt, identity_providers: Some(file), ..Settings::insecure() };
-    Trusted::read(&settings, agreement_svc::VOCABULARY).unwrap();
+    TrustedIssuers::read(&settings, agreement_svc::VOCABULARY).unwrap();
 }

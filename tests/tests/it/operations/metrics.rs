@@ -14,7 +14,7 @@ use rstest_reuse::apply;
 use serde_json::json;
 use tests::fixtures::{self, DIRECT, OFFICE};
 use tests::identity_provider::IdentityProvider;
-use tests::pki::Authority;
+use tests::pki::Ca;
 use tests::processes::{Processes, build_binaries};
 use tests::{As, Backend, Cluster, Setup, actions};
 
@@ -263,12 +263,12 @@ async fn metrics_name_the_ends_of_credentials_and_unusable_files() {
     };
 
     // Of several certificates the one that ends first, whichever place it has.
-    let (authority, other) = (Authority::until(2042).unwrap(), Authority::until(2041).unwrap());
-    pki.issue_until(&authority, "server", 2040).unwrap();
+    let (ca, other) = (Ca::until(2042).unwrap(), Ca::until(2041).unwrap());
+    pki.issue_until(&ca, "server", 2040).unwrap();
     let chain = std::fs::read_to_string(pki.file("server.pem")).unwrap();
-    pki.put("server.pem", &format!("{chain}{}", Authority::until(2039).unwrap().pem())).unwrap();
-    pki.issue_until(&authority, "client", 2038).unwrap();
-    pki.put("ca.pem", &format!("{}{}", authority.pem(), other.pem())).unwrap();
+    pki.put("server.pem", &format!("{chain}{}", Ca::until(2039).unwrap().pem())).unwrap();
+    pki.issue_until(&ca, "client", 2038).unwrap();
+    pki.put("ca.pem", &format!("{}{}", ca.pem(), other.pem())).unwrap();
     let issuer = pki.issuer();
     let now = Clock::system().now().timestamp();
     let mut claims = issuer.claims(&fixtures::service());
@@ -278,13 +278,13 @@ async fn metrics_name_the_ends_of_credentials_and_unusable_files() {
         metric("order_svc", "credential_begins_timestamp_seconds", "credential", "service-token", now as f64);
     let mut expected = vec![
         ends("order_svc", "client-certificate", year(2038)),
-        ends("order_svc", "server-authority", year(2041)),
+        ends("order_svc", "server-ca", year(2041)),
         ends("order_svc", "service-token", (now + 3600) as f64),
         token_begins,
     ];
     for service in both {
         expected.push(ends(service, "server-certificate", year(2039)));
-        expected.push(ends(service, "client-authority", year(2041)));
+        expected.push(ends(service, "client-ca", year(2041)));
     }
     expected.extend(all_files().map(|(service, files)| unusable(service, files, 0.0)));
     let all = numbers_once(&cluster, &expected).await;
@@ -295,7 +295,7 @@ async fn metrics_name_the_ends_of_credentials_and_unusable_files() {
     let key = std::fs::read_to_string(pki.file("server.key")).unwrap();
     let right = [
         ("server.key", key),
-        ("ca.pem", authority.pem()),
+        ("ca.pem", ca.pem()),
         ("jwks.json", SigningKey::public_set(&[issuer.signs()])),
         ("service.token", issuer.token(&fixtures::service())),
     ];
@@ -310,7 +310,7 @@ async fn metrics_name_the_ends_of_credentials_and_unusable_files() {
         pki.put(file, contents).unwrap();
     }
     let mut expected: Vec<_> = all_files().map(|(service, files)| unusable(service, files, 0.0)).collect();
-    expected.push(ends("order_svc", "server-authority", year(2042)));
+    expected.push(ends("order_svc", "server-ca", year(2042)));
     numbers_once(&cluster, &expected).await;
     judge(&cluster.agreements_metrics().await.unwrap());
     judge(&cluster.orders_metrics().await.unwrap());

@@ -17,7 +17,7 @@ use tests::actions::{self, place};
 use tests::assert::eventually;
 use tests::clients::Identity;
 use tests::fixtures::{self, DIRECT, OFFICE};
-use tests::pki::{Authority, Pki, bearer};
+use tests::pki::{Ca, Pki, bearer};
 use tests::service::channel_to;
 use tests::{As, Cluster, Setup, metadata_of, reason_of};
 use tokio::net::TcpStream;
@@ -349,9 +349,9 @@ fn is_connected(answer: Result<Vec<u8>, Status>) -> bool {
     }
 }
 
-/// A client is let in by a certificate of the authority, and by no other.
+/// A client is let in by a certificate of the CA, and by no other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn only_a_certificate_of_the_authority_lets_a_client_in() {
+async fn only_a_certificate_of_the_ca_lets_a_client_in() {
     let cluster = secured().await;
     let known = cluster.client_tls();
     let unnamed = ClientSettings { cert: None, key: None, ..known.clone() };
@@ -371,7 +371,7 @@ async fn only_a_certificate_of_the_authority_lets_a_client_in() {
     }
 }
 
-/// Certificates and authorities are replaced while both services serve.
+/// Certificates and CA certificates are replaced while both services serve.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn certificates_are_replaced_while_both_services_serve() {
     tests::needs_own!("keys and certificates that it makes");
@@ -379,13 +379,13 @@ async fn certificates_are_replaced_while_both_services_serve() {
     let (direct, customer_id) = customer(&cluster).await;
     place(&direct, prompted(&customer_id)).await.unwrap();
     let pki = cluster.pki();
-    let next = Authority::new().unwrap();
+    let next = Ca::new().unwrap();
     let addresses = cluster.addresses();
     let identity = cluster.identity(fixtures::operator());
     // How many of the two let a new connection in.
-    let fresh = |certificate: &'static str, authority: &'static str| {
+    let fresh = |certificate: &'static str, ca: &'static str| {
         let mut settings = pki.client_tls(Some(certificate));
-        settings.ca = Some(pki.file(authority));
+        settings.ca = Some(pki.file(ca));
         let wires = addresses.each_ref().map(|address| channel_to(address, &settings, |endpoint| endpoint));
         let identity = identity.clone();
         async move {
@@ -406,7 +406,7 @@ async fn certificates_are_replaced_while_both_services_serve() {
         pki.put(&format!("former{end}"), &of_the_old).unwrap();
     }
 
-    // First both authorities are believed, then every process has new certificates, then one authority is.
+    // First both CA certificates are trusted, then every process has new certificates, then one CA certificate is.
     let both = format!("{}{}", next.pem(), std::fs::read_to_string(pki.file("ca.pem")).unwrap());
     pki.put("ca.pem", &both).unwrap();
     eventually("the successor is let in", async || {
