@@ -110,7 +110,7 @@ pub async fn serve(
         None => None,
         Some(listener) => {
             let address = page::Address::read(&config.acceptance_page).context("--acceptance-page")?;
-            let tls = tls::Server::open_http1(&config.tls, config.identity.auth, listener.local_addr()?)?;
+            let tls = tls::Server::open_for_proxy(&config.tls, config.identity.auth, listener.local_addr()?)?;
             let (auth, clock) = (config.identity.auth, clock.clone());
             let router = Box::new(move |calls| page::router(calls, address, auth, clock));
             Some(Web { listener, tls, router })

@@ -47,12 +47,18 @@ impl Server {
         Self::open_for(H2, settings, auth, address)
     }
 
-    /// As [`Server::open`], for connections of HTTP/1.1.
+    /// As [`Server::open`], for connections of HTTP/1.1 by a proxy for browsers. It needs no client certificate, since widely
+    /// used proxies cannot present one: each request carries the token of its user.
     ///
     /// # Errors
     /// As [`Server::open`].
-    pub fn open_http1(settings: &ServerSettings, auth: Auth, address: SocketAddr) -> anyhow::Result<Self> {
-        Self::open_for(HTTP1, settings, auth, address)
+    pub fn open_for_proxy(
+        settings: &ServerSettings,
+        auth: Auth,
+        address: SocketAddr,
+    ) -> anyhow::Result<Self> {
+        let settings = ServerSettings { tls_client_ca: None, ..settings.clone() };
+        Self::open_for(HTTP1, &settings, auth, address)
     }
 
     fn open_for(

@@ -303,7 +303,8 @@ fn selectors_ports_and_times_fit_together() {
         let chosen = selected(selector);
         assert!(!chosen.is_empty(), "{}", name(policy));
         for allowed in list(&rule["ports"]).map(|allowed| &allowed["port"]) {
-            let has = |container: &Value| list(&container["ports"]).any(|port| port["containerPort"] == *allowed);
+            let has =
+                |container: &Value| list(&container["ports"]).any(|port| port["containerPort"] == *allowed);
             assert!(chosen.iter().all(|(_, container)| has(container)), "{}: {allowed}", name(policy));
         }
     };
@@ -492,7 +493,7 @@ async fn the_services_start_as_the_manifests_say() {
         behind.unwrap().parse::<f64>().is_ok_and(f64::is_finite).then_some(())
     };
     eventually("order-svc follows agreement-svc", is_followed).await;
-    let browser = Browser::at(page, &pki.client_tls(Some("client")));
+    let browser = Browser::at(page, Some(&pki.file("ca.pem")));
     let browser = browser.with("authorization", format!("Bearer {token}"));
     browser.get("/partners").await.assert_says(403, &["<h1>Not allowed</h1>"]);
     processes.orders.stop().unwrap();
