@@ -122,7 +122,7 @@ mod tests {
         "claims": {
             "tenant_id": "tid",
             "user_id": "oid",
-            "roles": {"name": "/resource_access/ours/roles", "values": {"Writers": "WRITER"}},
+            "roles": [{"name": "/resource_access/ours/roles", "values": {"Writers": "WRITER"}}],
             "channel": {"name": "idtyp", "values": {"app": "API", "user": "DASHBOARD"}},
             "tenant_kind": "registration"
         },
@@ -160,8 +160,8 @@ mod tests {
             ("\"refresh_seconds\": 60", "\"ca_file\": \"/nowhere/ca.pem\"", "ca_file: /nowhere"),
             ("\"tid\"", "\"\"", "claims.tenant_id"),
             ("\"oid\"", "\"\"", "claims.user_id"),
-            ("\"/resource_access/ours/roles\"", "\"\"", "claims.roles.name"),
-            ("\"WRITER\"", "\"WRITERS\"", "claims.roles.values has WRITERS"),
+            ("\"/resource_access/ours/roles\"", "\"\"", "claims.roles[0].name"),
+            ("\"WRITER\"", "\"WRITERS\"", "claims.roles[0].values has WRITERS"),
             ("\"API\"", "\"SHOP\"", "claims.channel.values has SHOP"),
             ("\"registration\"", "{\"always\": \"GOD\"}", "claims.tenant_kind.always has GOD"),
             (

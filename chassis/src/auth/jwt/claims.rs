@@ -45,7 +45,8 @@ pub(in crate::auth) struct Mapping {
     tenant_id: String,
     user_id: String,
     tenant_kind: TenantKindSource,
-    roles: NamedClaim,
+    /// All of them together.
+    roles: Vec<NamedClaim>,
     channel: NamedClaim,
 }
 
@@ -77,7 +78,7 @@ pub(in crate::auth) struct NamedClaim {
 pub(in crate::auth) struct KnownIdentity {
     tenant_id: Uuid,
     user_id: Option<Uuid>,
-    /// A value of the claim for roles, before it is mapped.
+    /// A value of a claim for roles, before it is mapped.
     role: Option<String>,
     tenant_kind: String,
 }
@@ -159,7 +160,7 @@ impl Default for Mapping {
             tenant_id: "tenant_id".into(),
             user_id: "sub".into(),
             tenant_kind: TenantKindSource::Claim(NamedClaim::named("tenant_kind")),
-            roles: NamedClaim::named("roles"),
+            roles: vec![NamedClaim::named("roles")],
             channel: NamedClaim::named("channel"),
         }
     }
@@ -180,7 +181,9 @@ impl Expected {
         {
             ensure!(!claim.is_empty(), "{field} is empty; name a claim");
         }
-        mapping.roles.check("claims.roles", vocabulary.roles)?;
+        for (n, claim) in mapping.roles.iter().enumerate() {
+            claim.check(&format!("claims.roles[{n}]"), vocabulary.roles)?;
+        }
         mapping.channel.check("claims.channel", Channel::VARIANTS)?;
         match &mapping.tenant_kind {
             TenantKindSource::Claim(claim) => {
@@ -289,11 +292,11 @@ impl Claims {
         expected: &Expected,
     ) -> Result<Option<&'static str>, Refused> {
         let Expected { mapping, identities, vocabulary, .. } = expected;
-        let roles = self.names(&mapping.roles)?;
+        let roles: Vec<_> = mapping.roles.iter().map(|claim| self.names(claim)).collect::<Result<_, _>>()?;
         let known = identities.iter().find(|known| {
             known.tenant_id == tenant_id
                 && known.user_id.is_none_or(|user| user == user_id)
-                && known.role.as_ref().is_none_or(|role| roles.contains(&role.as_str()))
+                && known.role.as_ref().is_none_or(|role| roles.iter().flatten().any(|name| name == role))
         });
         let refused = |claim: &str, kinds: String| {
             Refused::new(claim.to_owned(), format!("the token's {claim} must name a kind of tenant: {kinds}"))
@@ -315,8 +318,12 @@ impl Claims {
     }
 
     /// The roles. Unknown ones grant nothing.
-    fn roles(&self, claim: &NamedClaim, vocabulary: Vocabulary) -> Result<Vec<&'static str>, Refused> {
-        Ok(vocabulary.known_roles(&self.names(claim)?.iter().filter_map(|name| claim.meaning(name))))
+    fn roles(&self, claims: &[NamedClaim], vocabulary: Vocabulary) -> Result<Vec<&'static str>, Refused> {
+        let mut roles = vec![];
+        for claim in claims {
+            roles.extend(self.names(claim)?.into_iter().filter_map(|name| claim.meaning(name)));
+        }
+        Ok(vocabulary.known_roles(&roles.into_iter()))
     }
 
     /// The names in a claim: the strings of a list, or the words of a string.

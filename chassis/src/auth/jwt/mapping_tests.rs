@@ -28,7 +28,10 @@ fn entra_mapping() -> Value {
     json!({
         "tenant_id": "tid",
         "user_id": "oid",
-        "roles": {"name": "roles", "values": {"Gate.Write": "WRITER", "Gate.Read": "READER"}},
+        "roles": [
+            {"name": "roles", "values": {"Gate.Write": "WRITER", "Gate.Read": "READER"}},
+            {"name": "wids", "values": {"62e90394-69f5-4237-9190-012177145e10": "READER"}}
+        ],
         "channel": {"name": "idtyp", "values": {"app": "API", "user": "DASHBOARD"}},
         "tenant_kind": "registration"
     })
@@ -49,7 +52,7 @@ fn keycloak() -> Value {
 fn keycloak_mapping() -> Value {
     json!({
         "tenant_id": "/tenant/id",
-        "roles": {"name": "/resource_access/the~1gate/roles", "values": {"writers": "WRITER"}},
+        "roles": [{"name": "/resource_access/the~1gate/roles", "values": {"writers": "WRITER"}}],
         "tenant_kind": {"claim": {"name": "/tenant/kind", "values": {"reseller": "TENANT"}}}
     })
 }
@@ -111,6 +114,7 @@ async fn claims_of_providers_are_read_as_mapped() {
         (of(0x5e, 7), "INTERNAL"),
         (of(0x5e, 8), "TENANT"),
         (without(of(0x5e, 8), "roles"), "OTHER"),
+        (with(without(of(0x5e, 8), "roles"), "/wids", json!(["Gate.Write"])), "TENANT"),
     ] {
         assert_eq!(by_entra(&claims).await.map(|caller| caller.tenant_kind), Ok(kind), "{claims}");
     }
@@ -124,6 +128,15 @@ async fn claims_of_providers_are_read_as_mapped() {
         (json!(null), vec![]),
     ] {
         let claims = if roles.is_null() { without(entra(), "roles") } else { with(entra(), "/roles", roles) };
+        assert_eq!(by_entra(&claims).await.map(|caller| caller.roles), Ok(read), "{claims}");
+    }
+
+    // Each claim has names of its own, and all of them together give the roles.
+    for (wids, read) in [
+        (json!(["62e90394-69f5-4237-9190-012177145e10"]), vec!["READER", "WRITER"]),
+        (json!(["Gate.Read"]), vec!["WRITER"]),
+    ] {
+        let claims = with(entra(), "/wids", wids);
         assert_eq!(by_entra(&claims).await.map(|caller| caller.roles), Ok(read), "{claims}");
     }
 
@@ -147,6 +160,7 @@ async fn claims_of_providers_are_read_as_mapped() {
         (with(entra(), "/oid", json!(7)), "oid"),
         (with(entra(), "/idtyp", json!("API")), "idtyp"),
         (with(entra(), "/roles", json!({"Gate.Write": true})), "roles"),
+        (with(entra(), "/wids", json!(true)), "wids"),
     ] {
         assert_eq!(refused(by_entra(&claims).await), claim, "{claims}");
     }

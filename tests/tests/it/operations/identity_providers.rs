@@ -42,7 +42,7 @@ fn entra_claims() -> Value {
     json!({
         "tenant_id": "tid",
         "user_id": "oid",
-        "roles": {"name": "roles", "values": values},
+        "roles": [{"name": "roles", "values": values}],
         "channel": {"name": "idtyp", "values": {"app": "API", "user": "DASHBOARD"}},
         "tenant_kind": "registration",
     })
@@ -72,7 +72,7 @@ fn keycloak(of: &Caller) -> Value {
 fn keycloak_claims() -> Value {
     json!({
         "tenant_id": "/tenant/id",
-        "roles": {"name": format!("/resource_access/{AUDIENCE}/roles")},
+        "roles": [{"name": format!("/resource_access/{AUDIENCE}/roles")}],
         "tenant_kind": {"claim": {"name": "/tenant/kind", "values": {
             "partner": "PARTNER", "customer": "CUSTOMER", "operator": "OPERATOR", "service": "SERVICE",
         }}},
