@@ -82,8 +82,8 @@ impl Published {
     ) -> anyhow::Result<Self> {
         let mut client = Client::builder().timeout(FETCH_TIMEOUT).redirect(redirect::Policy::none());
         let (Location::Keys(url) | Location::Discovery(url)) = &location;
-        // On loopback. A proxy would carry it over the network in clear text.
-        if url.scheme() == "http" {
+        // A proxy cannot reach the loopback of this machine, and would carry http over the network in clear text.
+        if is_loopback(url) {
             client = client.no_proxy();
         }
         if let Some(pem) = ca_certificates {
@@ -238,17 +238,20 @@ async fn get(client: &Client, url: Url) -> anyhow::Result<Vec<u8>> {
 
 /// Rejects a URL whose answer could be changed on the way: with keys that others can replace, anyone could sign.
 pub(in crate::auth) fn check_url(url: &Url) -> anyhow::Result<()> {
-    let is_loopback = match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
-    };
-    let is_safe = url.scheme() == "https" || (url.scheme() == "http" && is_loopback);
+    let is_safe = url.scheme() == "https" || (url.scheme() == "http" && is_loopback(url));
     // It would stand in the log.
     ensure!(url.username().is_empty() && url.password().is_none(), "a URL must name no user and no password");
     ensure!(is_safe, "{url} must be an https URL; http is for loopback only");
     Ok(())
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    }
 }
 
 #[cfg(test)]
