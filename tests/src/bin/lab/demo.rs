@@ -1,5 +1,5 @@
-//! `cargo demo`: a story over gRPC, on one screen by both services on embedded SQLite.
-//! `cargo demo --serve` plays the same story, keeps both services up and prints grpcurl lines to paste.
+//! `cargo demo`: a scenario over gRPC, on one screen by both services on embedded SQLite.
+//! `cargo demo --serve` runs the same scenario, keeps both services up and prints grpcurl lines to paste.
 
 use std::error::Error;
 
@@ -76,7 +76,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The customers of the story.
+/// The customers of the scenario.
 struct Customers {
     direct: String,
     resold: String,
@@ -455,9 +455,9 @@ fn accepted(text: &str) {
     println!("    yes: {text}");
 }
 
-/// Prints a refusal; a story in which it does not happen is broken.
+/// Prints a refusal; a scenario in which it does not happen is broken.
 fn refused<T>(result: Result<T, Status>) -> Result<(), String> {
-    let Err(status) = result else { return Err("the story expected a refusal here".into()) };
+    let Err(status) = result else { return Err("the scenario expected a refusal here".into()) };
     println!("    no:  {:?}: {}", status.code(), status.message());
     let metadata = metadata_of(&status);
     for key in ["reasons", "remedies", "provider_id", "partner_center_code"] {

@@ -25,7 +25,7 @@ use tokio::runtime::Builder;
 #[derive(Parser)]
 #[command(about = "Demo, benchmarks and soak tests of both services.")]
 enum Command {
-    /// Plays the story of the gate against both services on embedded SQLite.
+    /// Runs the scenario of the gate against both services on embedded SQLite.
     Demo(demo::Options),
     /// Measures everything in one run and writes BENCHMARKS.md.
     BenchAll(bench_all::Options),
