@@ -4,6 +4,8 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"log"
 	"os"
@@ -15,6 +17,7 @@ import (
 	types "agreement-gate.example/csp/type/v1"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -35,18 +38,54 @@ func newID() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-func connect(address, config string) *grpc.ClientConn {
-	connection, err := grpc.Dial(address, grpc.WithInsecure(), grpc.WithDefaultServiceConfig(config))
+// transport has TLS if there is GATE_CA; with the client's certificate, too, if there are GATE_CERT and GATE_KEY.
+func transport() grpc.DialOption {
+	authorities := os.Getenv("GATE_CA")
+	if authorities == "" {
+		return grpc.WithInsecure()
+	}
+	config := &tls.Config{RootCAs: x509.NewCertPool()}
+	if !config.RootCAs.AppendCertsFromPEM(read(authorities)) {
+		log.Fatalf("%s holds no certificate", authorities)
+	}
+	if file := os.Getenv("GATE_CERT"); file != "" {
+		certificate, err := tls.LoadX509KeyPair(file, os.Getenv("GATE_KEY"))
+		if err != nil {
+			log.Fatal(err)
+		}
+		config.Certificates = []tls.Certificate{certificate}
+	}
+	return grpc.WithTransportCredentials(credentials.NewTLS(config))
+}
+
+// connect connects to the address that an environment variable has, or else to that of `cargo demo --serve`.
+func connect(variable, demo, config string) *grpc.ClientConn {
+	address := os.Getenv(variable)
+	if address == "" {
+		address = demo
+	}
+	connection, err := grpc.Dial(address, transport(), grpc.WithDefaultServiceConfig(config))
 	if err != nil {
 		log.Fatal(err)
 	}
 	return connection
 }
 
-// within is a call's deadline, for all attempts together, with the identity of the caller. `cargo demo --serve` takes such
-// headers; with tokens it is "authorization", "Bearer TOKEN" alone.
+func read(file string) []byte {
+	content, err := os.ReadFile(file)
+	if err != nil {
+		log.Fatal(err)
+	}
+	return content
+}
+
+// within is a call's deadline, for all attempts together, with the identity of the caller: the token of GATE_TOKEN alone, or
+// the headers that `cargo demo --serve` takes.
 func within(limit time.Duration) (context.Context, context.CancelFunc) {
 	identity := metadata.Pairs("x-tenant-kind", "PARTNER", "x-tenant-id", partner, "x-user-id", partner, "x-roles", "SALES_AGENT")
+	if file := os.Getenv("GATE_TOKEN"); file != "" {
+		identity = metadata.Pairs("authorization", "Bearer "+strings.TrimSpace(string(read(file))))
+	}
 	return context.WithTimeout(metadata.NewOutgoingContext(context.Background(), identity), limit)
 }
 
@@ -68,11 +107,8 @@ func reasonOf(err error) *errdetails.ErrorInfo {
 
 func main() {
 	// Go before grpc 1.40 retries with GRPC_GO_RETRY=on only.
-	config, err := os.ReadFile(os.Args[1])
-	if err != nil {
-		log.Fatal(err)
-	}
-	agreements, orders := connect("127.0.0.1:50051", string(config)), connect("127.0.0.1:50052", string(config))
+	config := string(read(os.Args[1]))
+	agreements, orders := connect("AGREEMENTS", "127.0.0.1:50051", config), connect("ORDERS", "127.0.0.1:50052", config)
 	customers, attestations := agreement.NewCustomerServiceClient(agreements), agreement.NewAttestationServiceClient(agreements)
 	ordering := order.NewOrderServiceClient(orders)
 	contact := &types.Contact{FirstName: "Tania", LastName: "Carr", Email: "tania.carr@adventure-works.example"}

@@ -1,5 +1,6 @@
 """Orders for a new customer, is refused, does what the refusal says, and orders again under the same request id."""
 
+import os
 import pathlib
 import uuid
 
@@ -16,19 +17,37 @@ from csp.type.v1.agreement_pb2 import Contact
 
 PARTNER = "00000000-0000-4000-8000-0000000000d1"
 OFFER = "031C9E47-4802-4248-838E-778FB1D2CC05"
-# `cargo demo --serve` takes such headers for an identity. With tokens it is ("authorization", "Bearer TOKEN") alone.
-IDENTITY = [("x-tenant-kind", "PARTNER"), ("x-tenant-id", PARTNER), ("x-roles", "SALES_AGENT"), ("x-user-id", PARTNER)]
+# `cargo demo --serve` takes such headers for an identity.
+HEADERS = [("x-tenant-kind", "PARTNER"), ("x-tenant-id", PARTNER), ("x-roles", "SALES_AGENT"), ("x-user-id", PARTNER)]
 CONFIG = (pathlib.Path(__file__).parent.parent / "service-config.json").read_text()
 
 
+def content(variable):
+    """The content of the file that an environment variable names, if it is set."""
+    path = os.environ.get(variable)
+    return path and pathlib.Path(path).read_bytes()
+
+
 def connect(address):
-    return grpc.insecure_channel(address, [("grpc.service_config", CONFIG)])
+    """With TLS if there is `GATE_CA`; with the client's certificate, too, if there are `GATE_CERT` and `GATE_KEY`."""
+    options = [("grpc.service_config", CONFIG)]
+    authorities = content("GATE_CA")
+    if authorities is None:
+        return grpc.insecure_channel(address, options)
+    credentials = grpc.ssl_channel_credentials(authorities, content("GATE_KEY"), content("GATE_CERT"))
+    return grpc.secure_channel(address, credentials, options)
+
+
+def identity():
+    """The token alone, read for each call so that it can be renewed."""
+    token = content("GATE_TOKEN")
+    return HEADERS if token is None else [("authorization", f"Bearer {token.decode().strip()}")]
 
 
 def call(method, request):
     """Checks the request here first. The deadline holds for all attempts together."""
     protovalidate.validate(request)
-    return method(request, timeout=10, metadata=IDENTITY)
+    return method(request, timeout=10, metadata=identity())
 
 
 def details(error):
@@ -41,7 +60,8 @@ def details(error):
     return known
 
 
-agreements, orders = connect("127.0.0.1:50051"), connect("127.0.0.1:50052")
+agreements = connect(os.environ.get("AGREEMENTS", "127.0.0.1:50051"))
+orders = connect(os.environ.get("ORDERS", "127.0.0.1:50052"))
 create_customer = customer_service_pb2_grpc.CustomerServiceStub(agreements).CreateCustomer
 attest = attestation_service_pb2_grpc.AttestationServiceStub(agreements).CreateAttestation
 order = order_service_pb2_grpc.OrderServiceStub(orders).CreateOrder
@@ -75,7 +95,7 @@ attestation = attestation_service_pb2.CreateAttestationRequest(
     request_id=str(uuid.uuid4()), customer_id=customer.customer_id, template_id=why.metadata["template_id"],
     contact=contact)
 try:
-    attest(attestation, timeout=10, metadata=IDENTITY)
+    attest(attestation, timeout=10, metadata=identity())
 except grpc.RpcError as error:
     for bad in details(error)[BadRequest].field_violations:
         print(f"refused: {bad.field} {bad.description}")
