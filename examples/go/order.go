@@ -40,13 +40,13 @@ func newID() string {
 
 // transport has TLS if there is GATE_CA; with the client's certificate, too, if there are GATE_CERT and GATE_KEY.
 func transport() grpc.DialOption {
-	authorities := os.Getenv("GATE_CA")
-	if authorities == "" {
+	caCertificates := os.Getenv("GATE_CA")
+	if caCertificates == "" {
 		return grpc.WithInsecure()
 	}
 	config := &tls.Config{RootCAs: x509.NewCertPool()}
-	if !config.RootCAs.AppendCertsFromPEM(read(authorities)) {
-		log.Fatalf("%s holds no certificate", authorities)
+	if !config.RootCAs.AppendCertsFromPEM(read(caCertificates)) {
+		log.Fatalf("%s holds no certificate", caCertificates)
 	}
 	if file := os.Getenv("GATE_CERT"); file != "" {
 		certificate, err := tls.LoadX509KeyPair(file, os.Getenv("GATE_KEY"))

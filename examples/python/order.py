@@ -31,10 +31,10 @@ def content(variable):
 def connect(address):
     """With TLS if there is `GATE_CA`; with the client's certificate, too, if there are `GATE_CERT` and `GATE_KEY`."""
     options = [("grpc.service_config", CONFIG)]
-    authorities = content("GATE_CA")
-    if authorities is None:
+    ca_certificates = content("GATE_CA")
+    if ca_certificates is None:
         return grpc.insecure_channel(address, options)
-    credentials = grpc.ssl_channel_credentials(authorities, content("GATE_KEY"), content("GATE_CERT"))
+    credentials = grpc.ssl_channel_credentials(ca_certificates, content("GATE_KEY"), content("GATE_CERT"))
     return grpc.secure_channel(address, credentials, options)
 
 
