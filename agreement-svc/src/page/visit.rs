@@ -74,8 +74,9 @@ impl FromRequestParts<Pages> for Visit {
             Ok(customer) => visit.customer = customer,
             Err(status) => return Err(problem::refused(texts, &status)),
         }
-        // The customer's own language comes first, as in its mails.
-        if let Some(customer) = &visit.customer {
+        // The person at the browser may not read the language of the company (CUS-5).
+        if let Some(customer) = visit.customer.as_ref().filter(|_| Texts::preferred(&parts.headers).is_none())
+        {
             visit.texts = Texts::of(&customer.language);
         }
         Ok(visit)

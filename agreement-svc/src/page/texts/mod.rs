@@ -160,8 +160,13 @@ impl Texts {
         }
     }
 
-    /// The texts in the language that a browser prefers (`Accept-Language`), among those that ship.
+    /// The texts in the language that a browser prefers, else the English ones.
     pub(super) fn accepted(headers: &HeaderMap) -> &'static Self {
+        Self::preferred(headers).unwrap_or(&en::TEXTS)
+    }
+
+    /// The texts in the language that a browser prefers (`Accept-Language`) among those that ship, if it names one.
+    pub(super) fn preferred(headers: &HeaderMap) -> Option<&'static Self> {
         let given = headers.get(ACCEPT_LANGUAGE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let weighted = given.split(',').map(|one| {
             let (tag, weight) = one.split_once(';').unwrap_or((one, "q=1"));
@@ -172,7 +177,7 @@ impl Texts {
         let known = weighted.filter(|(tag, weight)| is_known(tag) && *weight > 0.0);
         // The first of the most preferred.
         let best = known.reduce(|best, other| if other.1 > best.1 { other } else { best });
-        Self::of(&best.map(|(tag, _)| tag).unwrap_or_default())
+        best.map(|(tag, _)| Self::of(&tag))
     }
 }
 
@@ -186,19 +191,21 @@ mod tests {
     #[test]
     fn a_browser_gets_the_language_that_it_prefers_and_that_ships() {
         for (accepted, expected) in [
-            ("", "en"),
-            ("fr", "fr"),
-            ("fr-CA", "fr"),
-            ("ja, de-AT;q=0.8, fr;q=0.9", "fr"),
-            ("en;q=0.5, DE", "de"),
-            ("en; q=0.8, fr; q=0.9", "fr"),
-            ("de;q=0, fr;q=0.1", "fr"),
-            ("*", "en"),
-            ("fr;q=x", "en"),
+            ("", None),
+            ("fr", Some("fr")),
+            ("fr-CA", Some("fr")),
+            ("ja, de-AT;q=0.8, fr;q=0.9", Some("fr")),
+            ("en;q=0.5, DE", Some("de")),
+            ("en; q=0.8, fr; q=0.9", Some("fr")),
+            ("de;q=0, fr;q=0.1", Some("fr")),
+            ("*", None),
+            ("ja", None),
+            ("fr;q=x", None),
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(ACCEPT_LANGUAGE, HeaderValue::from_static(accepted));
-            assert_eq!(Texts::accepted(&headers).tag, expected, "{accepted}");
+            assert_eq!(Texts::preferred(&headers).map(|texts| texts.tag), expected, "{accepted}");
+            assert_eq!(Texts::accepted(&headers).tag, expected.unwrap_or("en"), "{accepted}");
         }
     }
 

@@ -68,6 +68,36 @@ async fn an_administrator_accepts_in_a_browser() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_language_is_that_of_the_browser_else_of_the_customer_else_english() {
+    tests::needs_own!("the acceptance page");
+    let (cluster, direct) = start(Setup::default()).await;
+    let customer = actions::create_customer(&direct, "Contoso Lyon", "FR", None).await.unwrap();
+    let path = path_of(&invite(&direct, Some(&customer), None).await.unwrap());
+    let known = Browser::signed_in(&cluster, &customer);
+    let stranger = Browser::signed_in(&cluster, &TAILSPIN.to_string());
+    for (browser, accepted, expected) in [
+        (&known, "de-CH, fr;q=0.5", "de"),
+        (&known, "en-GB", "en"),
+        (&known, "ja, *;q=0.5", "fr"),
+        (&known, "", "fr"),
+        (&stranger, "fr", "fr"),
+        (&stranger, "ja", "en"),
+    ] {
+        let browser = browser.clone().with("accept-language", accepted);
+        for path in [&*path, "/partners"] {
+            let page = browser.get(path).await;
+            assert!(page.body.contains(&format!("<html lang=\"{expected}\">")), "{accepted}: {}", page.body);
+        }
+    }
+    // The text of the agreement stays that for the customer.
+    known
+        .with("accept-language", "de")
+        .get(&path)
+        .await
+        .assert_says(200, &["<html lang=\"de\">", "FR, fr-FR"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_company_gives_its_particulars_before_it_accepts() {
     tests::needs_own!("the acceptance page");
     let (cluster, direct) = start(Setup::default()).await;
