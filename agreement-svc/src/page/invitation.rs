@@ -13,6 +13,7 @@ use proto::types::{ErrorReason, ShownText};
 use serde::Deserialize;
 use tonic::Status;
 
+use super::answered::{Answered, receipt};
 use super::company::{Company, Field};
 use super::problem::{self, bad_fields, has_reason};
 use super::texts::Texts;
@@ -78,18 +79,6 @@ struct Page<'a> {
     is_any_field_wrong: bool,
     template_version: u32,
     request_ids: [String; 2],
-}
-
-/// The page of an invitation that was answered, or that cannot be answered any more.
-#[derive(Template)]
-#[template(path = "answered.html")]
-struct Answered<'a> {
-    texts: &'static Texts,
-    title: &'a str,
-    sentences: Vec<&'a str>,
-    partners: Vec<Partner>,
-    /// Labels and values.
-    facts: Vec<(&'static str, String)>,
 }
 
 /// What the page has to say of the answer before.
@@ -248,7 +237,7 @@ async fn accept(visit: &Visit, link: &Link, answer: Answer) -> Result<Response, 
             match accepted.signature {
                 // It was accepted before, and no signature is left of it.
                 None if !accepted.contact_partner => page(visit, link, (company, true), Remark::None).await,
-                signature => Ok(welcome(visit.texts, signature, partners_after(visit, link).await)),
+                signature => Ok(welcome(visit, link, &company, signature).await),
             }
         }
         Err(status) if has_reason(&status, ErrorReason::ResourceNotFound) => Ok(unknown(visit.texts)),
@@ -313,17 +302,23 @@ fn unknown(texts: &'static Texts) -> Response {
 }
 
 /// The page after an acceptance: without a signature it is only that of the relationship (INV-3).
-fn welcome(texts: &'static Texts, signature: Option<Signature>, partners: Vec<Partner>) -> Response {
-    let sentences = vec![if signature.is_some() { texts.accepted_text } else { texts.related_text }];
-    let mut facts = vec![];
-    if let Some(signature) = signature {
-        facts = vec![
-            (texts.version, signature.template_version.to_string()),
-            (texts.signed_at, view::time(texts, signature.signed_at.as_ref())),
-            (texts.signature, signature.signature_id),
-        ];
-    }
-    rendered(StatusCode::OK, &Answered { texts, title: texts.accepted, sentences, partners, facts })
+async fn welcome(visit: &Visit, link: &Link, given: &Company, signature: Option<Signature>) -> Response {
+    let (texts, partners) = (visit.texts, partners_after(visit, link).await);
+    let company = visit.customer.as_ref().map_or_else(
+        || view::company(given.company_name.trim(), given.domain.trim()),
+        |customer| view::company(&customer.company_name, &customer.domain),
+    );
+    let (text, facts) = match signature {
+        None => (texts.related_text, vec![(texts.company, company)]),
+        Some(signature) => {
+            let name = visit.agreement_name(&signature.template_id).await;
+            (texts.accepted_text, receipt(texts, name, company, signature))
+        }
+    };
+    let template_to_sign = String::new();
+    let page =
+        Answered { texts, title: texts.accepted, sentences: vec![text], partners, facts, template_to_sign };
+    rendered(StatusCode::OK, &page)
 }
 
 /// The page of an invitation that the customer accepted before, which says whether there is anything left to do.
@@ -342,8 +337,14 @@ async fn accepted_before(
         refusal => refusal,
     };
     let sentences = vec![texts.already_accepted_text, left_to_do];
-    let facts = vec![(texts.accepted_at, view::time(texts, invitation.accepted_at.as_ref()))];
-    let page = Answered { texts, title: texts.already_accepted, sentences, partners, facts };
+    let customer = visit.customer.clone().unwrap_or_default();
+    let facts = vec![
+        (texts.agreement, visit.template(&invitation.template_id).await?.name),
+        (texts.company, view::company(&customer.company_name, &customer.domain)),
+        (texts.accepted_at, view::time(texts, invitation.accepted_at.as_ref())),
+    ];
+    let title = texts.already_accepted;
+    let page = Answered { texts, title, sentences, partners, facts, template_to_sign: String::new() };
     Ok(rendered(StatusCode::OK, &page))
 }
 
@@ -361,5 +362,6 @@ fn settled(texts: &'static Texts, invitation: &Invitation, partners: Vec<Partner
     let facts = vec![(label, view::time(texts, at))];
     let code =
         if invitation.state() == InvitationState::Declined { StatusCode::OK } else { StatusCode::GONE };
-    rendered(code, &Answered { texts, title, sentences: vec![text], partners, facts })
+    let (sentences, template_to_sign) = (vec![text], String::new());
+    rendered(code, &Answered { texts, title, sentences, partners, facts, template_to_sign })
 }

@@ -3,6 +3,7 @@
 //!
 //! - [`visit`]: who asks, and in which language
 //! - [`invitation`], [`partners`], [`signature`]: the pages
+//! - [`answered`]: what an answer has done
 //! - [`view`]: what several pages show
 //! - [`problem`]: a refusal as a page
 //! - [`security`]: headers, and which changes are accepted
@@ -12,6 +13,7 @@
 //! A page makes the calls of the contract in this process, through the middleware of every call, under the identity that the
 //! browser's request carries. So identity, access, limits, request ids, metrics and history are those of the calls.
 
+mod answered;
 mod company;
 mod invitation;
 mod partners;

@@ -6,13 +6,14 @@ use axum::extract::Query;
 use axum::response::Response;
 use http::StatusCode;
 use proto::agreement::{
-    GetSignatureRequest, SignAgreementRequest, Signature, UncoveredPartner, WithdrawSignatureRequest,
-    WithdrawalReason,
+    GetDirectSignStatusRequest, GetSignatureRequest, SignAgreementRequest, Signature, UncoveredPartner,
+    WithdrawSignatureRequest, WithdrawalReason,
 };
 use proto::types::{ErrorReason, ShownText};
 use serde::Deserialize;
 use tonic::Status;
 
+use super::answered::{Answered, receipt};
 use super::partners::names;
 use super::problem::{self, bad_fields, has_reason};
 use super::texts::Texts;
@@ -86,7 +87,12 @@ pub(super) async fn sign(visit: Visit, Form(form): Form<Sign>) -> Response {
     };
     let texts = visit.texts;
     match visit.signatures().sign_agreement(visit.call(request)).await {
-        Ok(_) => problem::page(texts, StatusCode::OK, texts.accepted, texts.signed_text),
+        Ok(signed) => {
+            let signature = signed.into_inner().signature.unwrap_or_default();
+            let agreement = visit.agreement_name(&signature.template_id).await;
+            let texts = (texts.accepted, texts.signed_text);
+            result(&visit, texts, (agreement, signature), String::new())
+        }
         Err(status) => {
             let is_of_the_text = bad_fields(&status).iter().any(|field| field.starts_with("shown_text"));
             if !is_of_the_text && !has_reason(&status, ErrorReason::VersionChanged) {
@@ -122,7 +128,6 @@ pub(super) async fn preview(visit: Visit, Query(asked): Query<Withdraw>) -> Resp
 }
 
 pub(super) async fn withdraw(visit: Visit, Form(form): Form<Withdraw>) -> Response {
-    let texts = visit.texts;
     let reason = WithdrawalReason::from_str_name(&form.reason).unwrap_or_default();
     if reason == WithdrawalReason::Unspecified {
         let page = withdraw_page(&visit, &form.signature, true).await;
@@ -135,9 +140,38 @@ pub(super) async fn withdraw(visit: Visit, Form(form): Form<Withdraw>) -> Respon
         validate_only: false,
     };
     match visit.signatures().withdraw_signature(visit.call(request)).await {
-        Ok(_) => problem::page(texts, StatusCode::OK, texts.withdrawn, texts.withdrawn_text),
+        Ok(withdrawn) => withdrawn_page(&visit, withdrawn.into_inner().signature.unwrap_or_default()).await,
         Err(status) => visit.refused(&status),
     }
+}
+
+/// The page after a withdrawal. It leads to a new signature where one is possible and missing.
+async fn withdrawn_page(visit: &Visit, signature: Signature) -> Response {
+    let template = visit.template(&signature.template_id).await.unwrap_or_default();
+    let request = GetDirectSignStatusRequest { customer_id: signature.customer_id.clone() };
+    let status = visit.signatures().get_direct_sign_status(visit.call(request)).await;
+    let may_sign = status.is_ok_and(|status| {
+        let status = status.into_inner();
+        template.version_in_force > 0 && status.sign_refusal.is_none() && !status.satisfies
+    });
+    let template_to_sign = if may_sign { template.template_id } else { String::new() };
+    let texts = (visit.texts.withdrawn, visit.texts.withdrawn_text);
+    result(visit, texts, (template.name, signature), template_to_sign)
+}
+
+/// The page that says what was done to a signature.
+fn result(
+    visit: &Visit,
+    (title, text): (&str, &str),
+    (agreement, signature): (String, Signature),
+    template_to_sign: String,
+) -> Response {
+    let texts = visit.texts;
+    let customer = visit.customer.clone().unwrap_or_default();
+    let company = view::company(&customer.company_name, &customer.domain);
+    let facts = receipt(texts, agreement, company, signature);
+    let page = Answered { texts, title, sentences: vec![text], partners: vec![], facts, template_to_sign };
+    rendered(StatusCode::OK, &page)
 }
 
 /// The page that says what a withdrawal would do. It tries the withdrawal, without storing it.
@@ -151,7 +185,7 @@ async fn withdraw_page(
     let found = visit.signatures().get_signature(visit.call(request)).await?.into_inner();
     let signature = found.signature.unwrap_or_default();
     if signature.withdrawn_at.is_some() {
-        return Ok(problem::page(texts, StatusCode::OK, texts.withdrawn, texts.withdrawn_text));
+        return Ok(withdrawn_page(visit, signature).await);
     }
     let request = WithdrawSignatureRequest {
         request_id: pages.request_id(),

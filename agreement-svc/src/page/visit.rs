@@ -115,6 +115,11 @@ impl Visit {
         Ok(found.into_inner().template.unwrap_or_default())
     }
 
+    /// The name of an agreement, for a page that says what is stored already; empty if it cannot be read.
+    pub(super) async fn agreement_name(&self, template_id: &str) -> String {
+        self.template(template_id).await.map(|template| template.name).unwrap_or_default()
+    }
+
     /// The version in force of an agreement, with its text for a country and language.
     pub(super) async fn agreement(
         &self,

@@ -66,7 +66,7 @@ pub(super) struct Texts {
     pub accepted: &'static str,
     pub accepted_text: &'static str,
     pub related_text: &'static str,
-    pub signature: &'static str,
+    pub signature_number: &'static str,
     pub already_accepted: &'static str,
     pub already_accepted_text: &'static str,
     pub nothing_to_do: &'static str,
@@ -111,6 +111,8 @@ pub(super) struct Texts {
     pub keep: &'static str,
     pub withdrawn: &'static str,
     pub withdrawn_text: &'static str,
+    pub withdrawn_at: &'static str,
+    pub sign_again: &'static str,
 
     // Refusals.
     pub no_page: &'static str,

@@ -35,8 +35,17 @@ async fn a_customer_signs_and_withdraws_in_a_browser() {
     let form = page.form_with("type=\"checkbox\"");
     browser.post(&sign, &form).await.assert_says(422, &["id=\"accepted-error\""]);
     let form = filled(form, &[("accepted", "yes")]);
-    browser.post(&sign, &form).await.assert_says(200, &["<h1>Accepted</h1>"]);
-    browser.post(&sign, &form).await.assert_says(200, &["<h1>Accepted</h1>"]);
+    let details = [
+        "<dt>Agreement</dt><dd>Microsoft Customer Agreement</dd><dt>Version</dt><dd>2</dd>",
+        "<dt>Your company</dt><dd>Contoso (contoso.example)</dd><dt>Signed</dt>",
+        "<dt>Signature number</dt><dd>",
+        "<p><a href=\"partners\">Partners and acceptances</a></p>",
+    ];
+    for _ in 0..2 {
+        let signed = browser.post(&sign, &form).await;
+        signed.assert_says(200, &["<h1>Accepted</h1>"]);
+        signed.assert_says(200, &details);
+    }
     assert_eq!(decision().await, Decision::Allowed);
 
     let list = browser.get("/").await;
@@ -57,10 +66,24 @@ async fn a_customer_signs_and_withdraws_in_a_browser() {
     browser.post(&withdraw, &form).await.assert_says(422, &["aria-describedby=\"reason-error\""]);
     assert_eq!(decision().await, Decision::Allowed);
     let form = filled(form, &[("reason", WithdrawalReason::NoLongerAccepts.as_str_name())]);
-    browser.post(&withdraw, &form).await.assert_says(200, &["<h1>Signature withdrawn</h1>"]);
-    browser.post(&withdraw, &form).await.assert_says(200, &["<h1>Signature withdrawn</h1>"]);
-    browser.get(&withdraw).await.assert_says(200, &["<h1>Signature withdrawn</h1>"]);
+    let pages = [
+        browser.post(&withdraw, &form).await,
+        browser.post(&withdraw, &form).await,
+        browser.get(&withdraw).await,
+    ];
+    for page in &pages {
+        page.assert_says(200, &["<h1>Signature withdrawn</h1>", "<dt>Withdrawn on</dt>"]);
+        page.assert_says(200, &details);
+        assert_eq!(link_in(&page.body, "sign?template="), sign);
+    }
     assert_eq!(decision().await, Decision::Blocked);
+
+    // Signed again, the old signature offers no further one.
+    let form = browser.get(&sign).await.form_with("type=\"checkbox\"");
+    browser.post(&sign, &filled(form, &[("accepted", "yes")])).await.assert_says(200, &["<h1>Accepted</h1>"]);
+    let page = browser.get(&withdraw).await;
+    page.assert_says(200, &["<h1>Signature withdrawn</h1>"]);
+    assert!(!page.body.contains("sign?template="), "{}", page.body);
 
     // Another company sees nothing of it.
     let stranger = Browser::signed_in(&cluster, &fixtures::TAILSPIN.to_string());

@@ -49,14 +49,31 @@ async fn an_administrator_accepts_in_a_browser() {
     let before = cluster.head().await.unwrap();
     let form = filled(form, &[("accepted", "yes")]);
     let accepted = browser.post(&path, &form).await;
-    accepted.assert_says(200, &["<h1>Accepté</h1>", "Northwind Direct"]);
+    accepted.assert_says(
+        200,
+        &[
+            "<h1>Accepté</h1>",
+            "Northwind Direct",
+            "<dt>Contrat</dt><dd>Microsoft Customer Agreement</dd><dt>Version</dt><dd>2</dd>",
+            "<dt>Votre entreprise</dt><dd>Contoso Lyon (contoso-lyon.example)</dd><dt>Signé le</dt>",
+            "<dt>Numéro de signature</dt><dd>",
+        ],
+    );
     let after = cluster.head().await.unwrap();
     assert!(after > before);
     // The same form again gets the first answer and changes nothing.
     let again = browser.post(&path, &form).await;
     assert_eq!((again.status, again.body), (200, accepted.body));
     assert_eq!(cluster.head().await.unwrap(), after);
-    browser.get(&path).await.assert_says(200, &["<h1>Déjà accepté</h1>", "Il n’y a rien à faire."]);
+    browser.get(&path).await.assert_says(
+        200,
+        &[
+            "<h1>Déjà accepté</h1>",
+            "Il n’y a rien à faire.",
+            "<dt>Contrat</dt><dd>Microsoft Customer Agreement</dd>",
+            "<dt>Votre entreprise</dt><dd>Contoso Lyon (contoso-lyon.example)</dd>",
+        ],
+    );
 
     let admin = cluster.as_caller(fixtures::admin(customer.parse().unwrap()));
     let status = GetDirectSignStatusRequest { customer_id: customer };
@@ -156,7 +173,7 @@ async fn a_company_gives_its_particulars_before_it_accepts() {
     edit.assert_says(200, &["value=\"tailspin.example\"", "name=\"company_name\""]);
 
     let accepted = browser.post(&path, &filled(agreement.form("accept"), &[("accepted", "yes")])).await;
-    accepted.assert_says(200, &["<h1>Zugestimmt</h1>"]);
+    accepted.assert_says(200, &["<h1>Zugestimmt</h1>", "Toys&#60;/b&#62; (tailspin.example)</dd>"]);
     let admin = cluster.as_caller(fixtures::admin(TAILSPIN));
     let request = GetCustomerRequest { customer_id: TAILSPIN.to_string() };
     let customer = admin.customers().get_customer(request).await.unwrap().into_inner().customer.unwrap();
