@@ -162,7 +162,7 @@ async fn page(
         template_version: template.version_in_force,
         request_ids: [pages.request_id(), pages.request_id()],
     };
-    // The country and language whose text is shown.
+    // The country and language for which a text is looked up.
     let mut shown = None;
     if let Some(customer) = customer {
         shown = Some((customer.country.clone(), customer.language.clone()));
@@ -172,7 +172,10 @@ async fn page(
         let mut wrong = vec![];
         if is_given {
             match try_to_accept(visit, link, &company, template.version_in_force).await {
-                Ok(text) => shown = Some((text.country, text.language)),
+                Ok(()) => {
+                    let profile = company.profile(texts);
+                    shown = Some((profile.country, profile.language));
+                }
                 Err(status) => {
                     wrong = Company::wrong(&status);
                     if wrong.is_empty() {
@@ -200,13 +203,8 @@ async fn page(
     Ok(rendered(code, &page))
 }
 
-/// Checks the particulars of a company as its acceptance would, and finds the text that it is shown.
-async fn try_to_accept(
-    visit: &Visit,
-    link: &Link,
-    company: &Company,
-    version: u32,
-) -> Result<ShownText, Status> {
+/// Checks the particulars of a company as its acceptance would.
+async fn try_to_accept(visit: &Visit, link: &Link, company: &Company, version: u32) -> Result<(), Status> {
     let request = AcceptInvitationRequest {
         request_id: visit.pages.request_id(),
         invitation_id: link.invitation.clone(),
@@ -216,8 +214,8 @@ async fn try_to_accept(
         validate_only: true,
         shown_text: None,
     };
-    let tried = visit.signatures().accept_invitation(visit.call(request)).await?.into_inner();
-    Ok(tried.signature.unwrap_or_default().shown_text.unwrap_or_default())
+    visit.signatures().accept_invitation(visit.call(request)).await?;
+    Ok(())
 }
 
 async fn accept(visit: &Visit, link: &Link, answer: Answer) -> Result<Response, Status> {

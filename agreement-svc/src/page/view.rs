@@ -23,8 +23,8 @@ pub(super) struct Agreement {
     pub template_id: String,
     pub version: u32,
     pub document: TemplateDocument,
-    /// The text is not in the language of the customer.
-    pub is_fallback: bool,
+    /// That there is no text for the country and language of the customer, in a sentence; empty if there is one.
+    pub fallback: String,
 }
 
 impl Partner {
@@ -50,6 +50,12 @@ pub(super) fn partners(
         support: support.unwrap_or_default(),
     };
     both.map(shown).collect()
+}
+
+/// That a text replaces the missing one for a country and language.
+pub(super) fn fallback(texts: &Texts, (country, language): (&str, &str), shown: &TemplateDocument) -> String {
+    let [begin, middle, end] = texts.fallback;
+    format!("{begin}{country}{middle}{language}{end}{}, {}.", shown.country, shown.language)
 }
 
 /// A company as a page names it: name and domain.

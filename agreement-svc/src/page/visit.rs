@@ -21,7 +21,7 @@ use tonic::{Request, Status};
 
 use super::problem::{self, has_reason};
 use super::texts::Texts;
-use super::view::Agreement;
+use super::view::{self, Agreement};
 use super::{Pages, sign_in};
 use crate::api::access::CUSTOMER_ADMIN;
 
@@ -134,12 +134,16 @@ impl Visit {
             language: language.into(),
         };
         let found = self.templates().get_template_document(self.call(request)).await?.into_inner();
+        let document = found.document.unwrap_or_default();
         Ok(Agreement {
             name: template.name,
             template_id: template.template_id,
             version: found.version,
-            document: found.document.unwrap_or_default(),
-            is_fallback: found.is_fallback,
+            fallback: match found.is_fallback {
+                true => view::fallback(self.texts, (country, language), &document),
+                false => String::new(),
+            },
+            document,
         })
     }
 

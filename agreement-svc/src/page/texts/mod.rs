@@ -27,8 +27,9 @@ pub(super) struct Texts {
     pub reseller: &'static str,
     pub agreement: &'static str,
     pub version: &'static str,
-    pub text_for: &'static str,
-    pub fallback: &'static str,
+    pub text: &'static str,
+    /// Before the country, between it and the language, and before those of the text that is shown.
+    pub fallback: [&'static str; 3],
     pub read: &'static str,
     pub new_tab: &'static str,
     /// Before and after the name of the company.

@@ -133,14 +133,7 @@ async fn a_company_gives_its_particulars_before_it_accepts() {
     );
     empty.assert_says(422, &["id=\"first_name-error\"", "id=\"last_name-error\"", "id=\"email-error\""]);
     assert!(!empty.body.contains("id=\"phone-error\""));
-    let particulars = [
-        ("company_name", "Tailspin & <b>Toys</b>"),
-        ("domain", "not a domain"),
-        ("company_country", "de"),
-        ("first_name", "Tania"),
-        ("last_name", "Carr"),
-        ("email", "tania.carr@tailspin.example"),
-    ];
+    let particulars = particulars("not a domain", "de");
     let wrong = browser.post(&path, &filled(page.form("company"), &particulars)).await;
     wrong.assert_says(
         422,
@@ -179,6 +172,59 @@ async fn a_company_gives_its_particulars_before_it_accepts() {
     let customer = admin.customers().get_customer(request).await.unwrap().into_inner().customer.unwrap();
     assert_eq!(customer.company_name, "Tailspin & <b>Toys</b>");
     assert_eq!((&*customer.country, &*customer.language), ("DE", "de"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_text_for_another_country_or_language_is_named_as_such() {
+    tests::needs_own!("the acceptance page");
+    let (cluster, direct) = start(Setup::default()).await;
+    // A new company, which has only said where it is, reads what an existing customer reads.
+    let path = path_of(&invite(&direct, None, None).await.unwrap());
+    let browser = Browser::signed_in(&cluster, &TAILSPIN.to_string());
+    for (accepted, country, notice) in [
+        (
+            "de",
+            "AT",
+            "Für Ihr Land (AT) gibt es keinen Text in der Sprache Ihres Unternehmens (de). Sie sehen den Text für US, en-US.",
+        ),
+        (
+            "fr",
+            "DE",
+            "Il n’y a pas de texte pour votre pays (DE) dans la langue de votre entreprise (fr). Vous voyez le texte pour DE, en-US.",
+        ),
+        (
+            "en",
+            "IE",
+            "There is no text for your country (IE) in the language of your company (en). You are shown the text for US, en-US.",
+        ),
+        ("en", "GB", ""),
+    ] {
+        let browser = browser.clone().with("accept-language", accepted);
+        let form = browser.get(&path).await.form("company");
+        let page = browser.post(&path, &filled(form, &particulars("tailspin.example", country))).await;
+        page.assert_says(200, &["type=\"checkbox\"", notice]);
+        assert_eq!(page.body.contains(&format!("({country})")), !notice.is_empty(), "{}", page.body);
+    }
+
+    let customer = actions::create_customer(&direct, "Contoso Wien", "AT", None).await.unwrap();
+    let path = path_of(&invite(&direct, Some(&customer), None).await.unwrap());
+    let page = Browser::signed_in(&cluster, &customer).with("accept-language", "en").get(&path).await;
+    page.assert_says(
+        200,
+        &["in the language of your company (de). You are shown the text for US, en-US.", "<dt>Text</dt>"],
+    );
+}
+
+/// The particulars of a company, as its form carries them.
+fn particulars<'a>(domain: &'a str, country: &'a str) -> [(&'a str, &'a str); 6] {
+    [
+        ("company_name", "Tailspin & <b>Toys</b>"),
+        ("domain", domain),
+        ("company_country", country),
+        ("first_name", "Tania"),
+        ("last_name", "Carr"),
+        ("email", "tania.carr@tailspin.example"),
+    ]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
