@@ -64,6 +64,8 @@ struct Page<'a> {
     can_accept: bool,
     /// Whether a yes also makes the company a customer of the partners (INV-3).
     relates: bool,
+    /// What follows from a signature, for the partners that ask for it.
+    effect: String,
     /// The company that answers, once it is known.
     company: String,
     /// What is known of it: labels and values.
@@ -142,9 +144,12 @@ async fn page(
     let relates = invitation.kind() == InvitationKind::RelationshipAndAgreement;
     let needs_partner = refused.is_some_and(|refusal| refusal.reason() == ErrorReason::ContactPartner);
     let template = visit.template(&invitation.template_id).await?;
+    let names: Vec<&str> = partners.iter().map(|partner| partner.name.as_str()).collect();
+    let effect = texts.about(&texts.accept_effect, &names);
     let mut page = Page {
         texts,
         link,
+        effect,
         partners,
         expires_at: view::time(texts, invitation.expires_at.as_ref()),
         notice: if remark == Remark::Changed { texts.changed_text } else { "" },

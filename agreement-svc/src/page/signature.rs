@@ -49,6 +49,7 @@ struct SignPage<'a> {
     notice: &'a str,
     company: String,
     agreement: Agreement,
+    effect: &'a str,
     is_box_missing: bool,
     request_id: String,
 }
@@ -116,6 +117,7 @@ async fn sign_page(visit: &Visit, template_id: &str, code: StatusCode) -> Result
         notice: if code == StatusCode::CONFLICT { texts.changed_text } else { "" },
         company: view::company(&customer.company_name, &customer.domain),
         agreement: visit.agreement(template, &customer.country, &customer.language).await?,
+        effect: texts.sign_effect,
         is_box_missing: code == StatusCode::UNPROCESSABLE_ENTITY,
         request_id: pages.request_id(),
     };

@@ -1,6 +1,6 @@
 //! German.
 
-use super::Texts;
+use super::{Sentence, Texts};
 
 #[rustfmt::skip]
 pub(super) const TEXTS: Texts = Texts {
@@ -25,10 +25,16 @@ pub(super) const TEXTS: Texts = Texts {
     accept_box: ["Ich habe die Vereinbarung gelesen und stimme ihr für ", " zu, und ich bin dazu berechtigt."],
     box_missing: "Setzen Sie das Häkchen, um zuzustimmen, oder lehnen Sie unten ab.",
     accept: "Zustimmen",
+    accept_effect: Sentence {
+        one: ["Wenn Sie zustimmen, kann ", " Microsoft-Dienste für Ihr Unternehmen bestellen. Sie können die Unterschrift später zurückziehen; die Abonnements können dann gekündigt werden."],
+        several: ["Wenn Sie zustimmen, können ", " Microsoft-Dienste für Ihr Unternehmen bestellen. Sie können die Unterschrift später zurückziehen; die Abonnements können dann gekündigt werden."],
+    },
+    sign_effect: "Wenn Sie zustimmen, können Ihre Partner Microsoft-Dienste für Ihr Unternehmen bestellen. Sie können die Unterschrift später zurückziehen; die Abonnements können dann gekündigt werden.",
     reason: "Grund",
     reason_missing: "Wählen Sie einen Grund.",
     choose: "Bitte wählen …",
     signed_at: "Unterzeichnet am",
+    and: " und ",
 
     invitation: "Einladung, einer Vereinbarung zuzustimmen",
     until: "Sie können antworten bis:",

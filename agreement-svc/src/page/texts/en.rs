@@ -1,6 +1,6 @@
 //! English.
 
-use super::Texts;
+use super::{Sentence, Texts};
 
 #[rustfmt::skip]
 pub(super) const TEXTS: Texts = Texts {
@@ -25,10 +25,16 @@ pub(super) const TEXTS: Texts = Texts {
     accept_box: ["I have read the agreement and accept it for ", ", and I am entitled to do so."],
     box_missing: "Tick the box to accept, or decline below.",
     accept: "Accept",
+    accept_effect: Sentence {
+        one: ["If you accept, ", " can order Microsoft services for your company. You can withdraw the signature later; the subscriptions may then be cancelled."],
+        several: ["If you accept, ", " can order Microsoft services for your company. You can withdraw the signature later; the subscriptions may then be cancelled."],
+    },
+    sign_effect: "If you accept, your partners can order Microsoft services for your company. You can withdraw the signature later; the subscriptions may then be cancelled.",
     reason: "Reason",
     reason_missing: "Choose a reason.",
     choose: "Choose …",
     signed_at: "Signed",
+    and: " and ",
 
     invitation: "Invitation to accept an agreement",
     until: "You can answer until:",

@@ -1,6 +1,6 @@
 //! French.
 
-use super::Texts;
+use super::{Sentence, Texts};
 
 #[rustfmt::skip]
 pub(super) const TEXTS: Texts = Texts {
@@ -25,10 +25,16 @@ pub(super) const TEXTS: Texts = Texts {
     accept_box: ["J’ai lu le contrat et je l’accepte au nom de ", ", et j’y suis habilité."],
     box_missing: "Cochez la case pour accepter, ou refusez ci-dessous.",
     accept: "Accepter",
+    accept_effect: Sentence {
+        one: ["Si vous acceptez, ", " pourra commander des services Microsoft pour votre entreprise. Vous pourrez retirer la signature plus tard ; les abonnements pourront alors être résiliés."],
+        several: ["Si vous acceptez, ", " pourront commander des services Microsoft pour votre entreprise. Vous pourrez retirer la signature plus tard ; les abonnements pourront alors être résiliés."],
+    },
+    sign_effect: "Si vous acceptez, vos partenaires pourront commander des services Microsoft pour votre entreprise. Vous pourrez retirer la signature plus tard ; les abonnements pourront alors être résiliés.",
     reason: "Motif",
     reason_missing: "Choisissez un motif.",
     choose: "Choisir …",
     signed_at: "Signé le",
+    and: " et ",
 
     invitation: "Invitation à accepter un contrat",
     until: "Vous pouvez répondre jusqu’au :",

@@ -9,6 +9,12 @@ use http::header::ACCEPT_LANGUAGE;
 
 use crate::rules::language::{SHIPPED, negotiated};
 
+/// A sentence about partners: what stands before and after their names.
+pub(super) struct Sentence {
+    one: [&'static str; 2],
+    several: [&'static str; 2],
+}
+
 /// The texts of a language.
 pub(super) struct Texts {
     /// The language, a BCP 47 tag.
@@ -36,10 +42,15 @@ pub(super) struct Texts {
     pub accept_box: [&'static str; 2],
     pub box_missing: &'static str,
     pub accept: &'static str,
+    /// What follows from an acceptance.
+    pub accept_effect: Sentence,
+    pub sign_effect: &'static str,
     pub reason: &'static str,
     pub reason_missing: &'static str,
     pub choose: &'static str,
     pub signed_at: &'static str,
+    /// Between the names of two partners.
+    and: &'static str,
 
     // An invitation.
     pub invitation: &'static str,
@@ -154,6 +165,12 @@ pub(super) struct Texts {
 }
 
 impl Texts {
+    /// A sentence with the names of partners.
+    pub(super) fn about(&self, sentence: &Sentence, names: &[&str]) -> String {
+        let [before, after] = if names.len() == 1 { sentence.one } else { sentence.several };
+        format!("{before}{}{after}", names.join(self.and))
+    }
+
     /// The texts for a language tag: those of its primary language, else the English ones.
     pub(super) fn of(tag: &str) -> &'static Self {
         match negotiated(&tag.to_ascii_lowercase(), |tag| SHIPPED.contains(&tag)) {

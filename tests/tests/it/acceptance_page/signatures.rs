@@ -7,7 +7,7 @@ use tests::actions;
 use tests::fixtures::{self, DIRECT, PROVIDER, RESELLER};
 
 use super::browser::{Browser, filled};
-use super::start;
+use super::{path_of, start};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_customer_signs_and_withdraws_in_a_browser() {
@@ -31,6 +31,10 @@ async fn a_customer_signs_and_withdraws_in_a_browser() {
     page.assert_says(
         200,
         &["<dt>Your company</dt><dd>Contoso (contoso.example)</dd>", "begins to work with later"],
+    );
+    page.assert_says(
+        200,
+        &["<p>If you accept, your partners can order Microsoft services for your company."],
     );
     let form = page.form_with("type=\"checkbox\"");
     browser.post(&sign, &form).await.assert_says(422, &["id=\"accepted-error\""]);
@@ -99,9 +103,14 @@ async fn the_page_of_a_withdrawal_names_only_partners_without_another_acceptance
     let provider = cluster.as_caller(fixtures::sales(PROVIDER));
     let customer = actions::create_customer(&reseller, "Contoso", "US", Some(PROVIDER)).await.unwrap();
     let admin = cluster.as_caller(fixtures::admin(customer.parse().unwrap()));
+    let browser = Browser::signed_in(&cluster, &customer);
+    let resold = actions::invite(&reseller, Some(&customer), None).await.unwrap();
+    browser.get(&path_of(&resold)).await.assert_says(
+        200,
+        &["<p>If you accept, Fabrikam Distribution and Adventure Works Reselling can order Microsoft services"],
+    );
     let open = actions::invite(&direct, None, None).await.unwrap();
     admin.signatures().accept_invitation(fixtures::acceptance(&open, None)).await.unwrap();
-    let browser = Browser::signed_in(&cluster, &customer);
     let list = browser.get("/partners").await;
     list.assert_says(
         200,

@@ -31,6 +31,8 @@ async fn an_administrator_accepts_in_a_browser() {
     let at = |text: &str| page.body.find(text).unwrap_or_else(|| panic!("{text}: {}", page.body));
     assert!(at("help@northwind.example") < at("type=\"checkbox\""));
     assert!(at("Contoso Lyon (contoso-lyon.example)") < at("type=\"checkbox\""));
+    assert!(at("Northwind Direct pourra commander des services Microsoft") < at("type=\"checkbox\""));
+    assert!(at("Vous pourrez retirer la signature plus tard") < at("type=\"checkbox\""));
     assert!(at("La signature vaut pour tous vos partenaires, y compris") < at("type=\"checkbox\""));
     page.assert_says(
         200,
@@ -359,6 +361,7 @@ async fn a_customer_that_cannot_sign_is_sent_to_its_partner() {
     let open = path_of(&invite(&direct, None, None).await.unwrap());
     let browser = Browser::signed_in(&cluster, &customer);
     let page = browser.get(&open).await;
+    assert!(!page.body.contains("commander des services"), "{}", page.body);
     page.assert_says(200, &["type=\"checkbox\"", "Je confirme au nom de Contoso (contoso.example) que"]);
     let related = browser.post(&open, &filled(page.form("accept"), &[("accepted", "yes")])).await;
     related.assert_says(200, &["<h1>Accepté</h1>", "Elle n’a pas signé"]);
