@@ -106,7 +106,7 @@ pub(super) const TEXTS: Texts = Texts {
 
     withdraw_link: "Unterschrift zurückziehen",
     effect: "Was geschehen wird",
-    effect_text: "Diese Partner haben dann keine Zustimmung Ihres Unternehmens mehr. Sie können nicht mehr für Sie bestellen, und alle Abonnements, die sie jetzt für Ihr Unternehmen haben, werden gekündigt. Eine spätere Zustimmung stellt sie nicht wieder her:",
+    effect_text: ["Diese Partner können dann nicht mehr für Ihr Unternehmen bestellen:", "Alle Abonnements, die sie für Ihr Unternehmen haben, werden sofort gekündigt. Eine spätere Zustimmung stellt sie nicht wieder her."],
     effect_none: "Jeder Partner behält eine andere Zustimmung Ihres Unternehmens. Kein Abonnement wird gekündigt.",
     withdrawal_reasons: [
         ("WITHDRAWAL_REASON_NO_LONGER_ACCEPTS", "Wir stimmen der Vereinbarung nicht mehr zu"),

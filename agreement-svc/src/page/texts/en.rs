@@ -106,7 +106,7 @@ pub(super) const TEXTS: Texts = Texts {
 
     withdraw_link: "Withdraw the signature",
     effect: "What will happen",
-    effect_text: "These partners then have no acceptance of your company. They can no longer order for you, and all subscriptions that they now have for your company are cancelled. Accepting again later does not bring them back:",
+    effect_text: ["These partners can then no longer order for your company:", "All subscriptions that they have for your company are cancelled at once. Accepting again later does not restore them."],
     effect_none: "Every partner keeps another acceptance of your company. No subscription is cancelled.",
     withdrawal_reasons: [
         ("WITHDRAWAL_REASON_NO_LONGER_ACCEPTS", "We no longer accept the agreement"),

@@ -106,7 +106,7 @@ pub(super) const TEXTS: Texts = Texts {
 
     withdraw_link: "Retirer la signature",
     effect: "Ce qui va se passer",
-    effect_text: "Ces partenaires n’ont alors plus d’acceptation de votre entreprise. Ils ne peuvent plus commander pour vous, et tous les abonnements qu’ils ont actuellement pour votre entreprise sont résiliés. Une nouvelle acceptation ne les rétablit pas :",
+    effect_text: ["Ces partenaires ne pourront plus commander pour votre entreprise :", "Tous les abonnements qu’ils ont pour votre entreprise seront résiliés immédiatement. Une nouvelle acceptation ne les rétablira pas."],
     effect_none: "Chaque partenaire garde une autre acceptation de votre entreprise. Aucun abonnement n’est résilié.",
     withdrawal_reasons: [
         ("WITHDRAWAL_REASON_NO_LONGER_ACCEPTS", "Nous n’acceptons plus le contrat"),

@@ -116,7 +116,8 @@ pub(super) struct Texts {
     // A withdrawal.
     pub withdraw_link: &'static str,
     pub effect: &'static str,
-    pub effect_text: &'static str,
+    /// Before and after the list of the partners.
+    pub effect_text: [&'static str; 2],
     pub effect_none: &'static str,
     /// By the names of the contract.
     pub withdrawal_reasons: [(&'static str, &'static str); 4],

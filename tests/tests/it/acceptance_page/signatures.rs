@@ -59,10 +59,9 @@ async fn a_customer_signs_and_withdraws_in_a_browser() {
     page.assert_says(
         200,
         &[
-            "<h2 id=\"effect\">What will happen</h2>",
-            "all subscriptions that they now have",
-            "Accepting again later does not bring them back:",
-            "<li>Northwind Direct</li>",
+            "<h2 id=\"effect\">What will happen</h2>\n\n<p>These partners can then no longer order for your company:</p>",
+            "<ul><li>Northwind Direct</li></ul>\n<p>All subscriptions that they have for your company are cancelled",
+            "Accepting again later does not restore them.</p>",
             "<dt>Your company</dt><dd>Contoso (contoso.example)</dd>",
         ],
     );
