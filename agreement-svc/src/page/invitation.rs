@@ -58,8 +58,8 @@ struct Page<'a> {
     expires_at: String,
     /// What changed since the page was shown before.
     notice: &'a str,
-    /// Why the customer cannot sign, in its language.
-    refusal: String,
+    /// Why the customer cannot sign.
+    refusal: &'a str,
     /// Whether the answer can be yes.
     can_accept: bool,
     /// Whether a yes also makes the company a customer of the partners (INV-3).
@@ -138,7 +138,7 @@ async fn page(
     let invitation = found.invitation.unwrap_or_default();
     match invitation.state() {
         InvitationState::Pending => {}
-        InvitationState::Accepted => return accepted_before(visit, invitation, &refusal, partners).await,
+        InvitationState::Accepted => return accepted_before(visit, invitation, refusal, partners).await,
         _ => return Ok(settled(texts, &invitation, partners)),
     }
     let relates = invitation.kind() == InvitationKind::RelationshipAndAgreement;

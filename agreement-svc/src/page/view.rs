@@ -5,7 +5,7 @@ use axum::response::{Html, IntoResponse, Response};
 use http::StatusCode;
 use prost_types::Timestamp;
 use proto::agreement::{SupportContact, TemplateDocument};
-use proto::types::Refusal;
+use proto::types::{ErrorReason, Refusal};
 
 use super::texts::Texts;
 
@@ -68,14 +68,12 @@ pub(super) fn is_https(link: &str) -> bool {
     link.starts_with("https://")
 }
 
-/// Why the customer cannot sign, in its language.
-pub(super) fn sign_refusal(texts: &'static Texts, refusal: &Refusal) -> String {
-    use proto::types::ErrorReason::{ContactPartner, TemplateRetired};
+/// Why the customer cannot sign, and what it can do.
+pub(super) fn sign_refusal(texts: &Texts, refusal: &Refusal) -> &'static str {
     match refusal.reason() {
-        ContactPartner if !refusal.localized_message.is_empty() => format!("{}.", refusal.localized_message),
-        ContactPartner => texts.contact_partner.to_owned(),
-        TemplateRetired => texts.retired_text.to_owned(),
-        _ => texts.cloud_text.to_owned(),
+        ErrorReason::ContactPartner => texts.contact_partner,
+        ErrorReason::TemplateRetired => texts.retired_text,
+        _ => texts.cloud_text,
     }
 }
 

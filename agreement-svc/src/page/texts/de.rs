@@ -93,6 +93,7 @@ pub(super) const TEXTS: Texts = Texts {
     more: "Weitere Partner",
     signatures: "Ihre Unterschriften",
     no_signatures: "Ihr Unternehmen hat keine gültige Unterschrift.",
+    partners_confirm: "Ihr Unternehmen hat gekauft, bevor es je unterzeichnet hat. Daher kann es hier nicht unterzeichnen: Stattdessen bestätigt jeder Partner Ihre Zustimmung.",
     sign_link: "Vereinbarung unterzeichnen",
     sign_text: "Die Unterschrift gilt für alle Ihre Partner, auch für solche, mit denen Ihr Unternehmen erst später zusammenarbeitet.",
     signed_text: "Ihr Unternehmen hat die Vereinbarung unterzeichnet. Die Unterschrift gilt für alle Ihre Partner.",

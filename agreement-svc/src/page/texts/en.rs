@@ -93,6 +93,7 @@ pub(super) const TEXTS: Texts = Texts {
     more: "More partners",
     signatures: "Your signatures",
     no_signatures: "Your company has no current signature.",
+    partners_confirm: "Your company bought before it ever signed. Therefore it cannot sign here: each partner confirms your acceptance instead.",
     sign_link: "Sign the agreement",
     sign_text: "The signature counts for all your partners, also for those that your company begins to work with later.",
     signed_text: "Your company has signed the agreement. The signature counts for all your partners.",

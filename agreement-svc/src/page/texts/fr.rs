@@ -93,6 +93,7 @@ pub(super) const TEXTS: Texts = Texts {
     more: "Autres partenaires",
     signatures: "Vos signatures",
     no_signatures: "Votre entreprise n’a pas de signature en vigueur.",
+    partners_confirm: "Votre entreprise a acheté avant d’avoir signé. Elle ne peut donc pas signer ici : chaque partenaire confirme votre acceptation à sa place.",
     sign_link: "Signer le contrat",
     sign_text: "La signature vaut pour tous vos partenaires, y compris ceux avec lesquels votre entreprise commencera à travailler plus tard.",
     signed_text: "Votre entreprise a signé le contrat. La signature vaut pour tous vos partenaires.",
