@@ -34,10 +34,39 @@ pub(super) struct Field {
     pub inputmode: &'static str,
     pub autocapitalize: &'static str,
     pub is_required: bool,
-    pub is_wrong: bool,
+    /// What is wrong with the value; empty if nothing is known to be.
+    pub error: &'static str,
+}
+
+/// What a refusal says of the particulars.
+#[derive(Default)]
+pub(super) struct Wrong {
+    /// The bad fields, by their paths in the contract.
+    paths: Vec<String>,
+    is_domain_taken: bool,
+}
+
+impl Wrong {
+    /// Reads a refusal; nothing is wrong with the particulars if it is about something else.
+    pub(super) fn read(status: &Status) -> Self {
+        if has_reason(status, ErrorReason::DomainTaken) {
+            return Self { paths: vec!["company.domain".into()], is_domain_taken: true };
+        }
+        let paths = bad_fields(status).into_iter().filter(|field| field.starts_with("company."));
+        Self { paths: paths.collect(), is_domain_taken: false }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.paths.is_empty()
+    }
 }
 
 impl Company {
+    /// With the code of the country in upper case, as the contract has it.
+    pub(super) fn normalized(self) -> Self {
+        Self { company_country: self.company_country.trim().to_uppercase(), ..self }
+    }
+
     /// As the contract has it. The language is that of the page.
     pub(super) fn profile(&self, texts: &Texts) -> CompanyProfile {
         let Self { company_name, domain, company_country, first_name, last_name, email, phone } =
@@ -45,25 +74,16 @@ impl Company {
         CompanyProfile {
             company_name,
             domain: domain.trim().into(),
-            country: company_country.trim().to_uppercase(),
+            country: company_country,
             primary_contact: Some(Contact { first_name, last_name, email: email.trim().into(), phone }),
             language: texts.tag.into(),
         }
     }
 
-    /// The fields that a refusal is about; none if it is about something else.
-    pub(super) fn wrong(status: &Status) -> Vec<String> {
-        if has_reason(status, ErrorReason::DomainTaken) {
-            return vec!["company.domain".into()];
-        }
-        bad_fields(status).into_iter().filter(|field| field.starts_with("company.")).collect()
-    }
-
     /// The fields of the form.
-    pub(super) fn fields(&self, texts: &'static Texts, wrong: &[String]) -> Vec<Field> {
+    pub(super) fn fields(&self, texts: &'static Texts, wrong: &Wrong) -> Vec<Field> {
         let [name, domain, country, first, last, email, phone] = &texts.company_fields;
-        type Row<'a> =
-            (&'static str, &'static str, &'a (&'static str, &'static str), &'a String, [&'static str; 3]);
+        type Row<'a> = (&'static str, &'static str, &'a [&'static str; 3], &'a String, [&'static str; 3]);
         #[rustfmt::skip]
         let fields: [Row<'_>; 7] = [
             ("company_name", "company.company_name", name, &self.company_name, ["organization", "text", "words"]),
@@ -74,16 +94,22 @@ impl Company {
             ("email", "company.primary_contact.email", email, &self.email, ["email", "email", "none"]),
             ("phone", "company.primary_contact.phone", phone, &self.phone, ["tel", "tel", "none"]),
         ];
-        let field = |(name, path, (label, hint), value, typing): Row<'_>| Field {
+        let error = |path: &str, value: &str, of_form: &'static str| match path {
+            _ if !wrong.paths.iter().any(|wrong| wrong == path) => "",
+            _ if value.trim().is_empty() => texts.field_missing,
+            "company.domain" if wrong.is_domain_taken => texts.domain_taken,
+            _ => of_form,
+        };
+        let field = |(name, path, [label, hint, of_form], value, typing): Row<'_>| Field {
             name,
             label,
             hint,
+            error: error(path, value, of_form),
             value: value.clone(),
             autocomplete: typing[0],
             inputmode: typing[1],
             autocapitalize: typing[2],
             is_required: name != "phone",
-            is_wrong: wrong.iter().any(|wrong| wrong == path),
         };
         fields.map(field).into()
     }

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tonic::Status;
 
 use super::answered::{Answered, receipt};
-use super::company::{Company, Field};
+use super::company::{Company, Field, Wrong};
 use super::problem::{self, bad_fields, has_reason};
 use super::texts::Texts;
 use super::view::{self, Agreement, Partner, rendered};
@@ -62,8 +62,10 @@ struct Page<'a> {
     refusal: &'a str,
     /// Whether the answer can be yes.
     can_accept: bool,
-    /// Whether a yes also makes the company a customer of the partners (INV-3).
-    relates: bool,
+    /// The name of what the customer is asked to accept.
+    agreement_name: String,
+    /// That a yes also makes the company a customer of the partners (INV-3); empty if it does not.
+    relate_effect: String,
     /// What follows from a signature, for the partners that ask for it.
     effect: String,
     /// The company that answers, once it is known.
@@ -100,9 +102,9 @@ pub(super) async fn show(visit: Visit, Query(link): Query<Link>) -> Response {
 
 pub(super) async fn answer(visit: Visit, Form(answer): Form<Answer>) -> Response {
     let link = Link { invitation: answer.invitation.clone(), token: answer.token.clone() };
-    let company = answer.company.clone();
+    let company = answer.company.clone().normalized();
     let answered = match answer.action.as_str() {
-        "accept" if answer.accepted == "yes" => accept(&visit, &link, answer).await,
+        "accept" if answer.accepted == "yes" => accept(&visit, &link, company, answer).await,
         "accept" => page(&visit, &link, (company, true), Remark::BoxMissing).await,
         "decline" => decline(&visit, &link, answer).await,
         "company" => page(&visit, &link, (company, true), Remark::None).await,
@@ -146,6 +148,7 @@ async fn page(
     let template = visit.template(&invitation.template_id).await?;
     let names: Vec<&str> = partners.iter().map(|partner| partner.name.as_str()).collect();
     let effect = texts.about(&texts.accept_effect, &names);
+    let relate_effect = if relates { texts.about(&texts.relate_effect, &names) } else { String::new() };
     let mut page = Page {
         texts,
         link,
@@ -154,7 +157,8 @@ async fn page(
         expires_at: view::time(texts, invitation.expires_at.as_ref()),
         notice: if remark == Remark::Changed { texts.changed_text } else { "" },
         can_accept: refusal.is_empty() || (relates && needs_partner),
-        relates,
+        agreement_name: template.name.clone(),
+        relate_effect,
         company: String::new(),
         particulars: vec![],
         refusal,
@@ -174,7 +178,7 @@ async fn page(
         page.company = view::company(&customer.company_name, &customer.domain);
         page.particulars = vec![(texts.company, page.company.clone())];
     } else if page.can_accept {
-        let mut wrong = vec![];
+        let mut wrong = Wrong::default();
         if is_given {
             match try_to_accept(visit, link, &company, template.version_in_force).await {
                 Ok(()) => {
@@ -182,7 +186,7 @@ async fn page(
                     shown = Some((profile.country, profile.language));
                 }
                 Err(status) => {
-                    wrong = Company::wrong(&status);
+                    wrong = Wrong::read(&status);
                     if wrong.is_empty() {
                         return Err(status);
                     }
@@ -223,8 +227,8 @@ async fn try_to_accept(visit: &Visit, link: &Link, company: &Company, version: u
     Ok(())
 }
 
-async fn accept(visit: &Visit, link: &Link, answer: Answer) -> Result<Response, Status> {
-    let Answer { request_id, template_version, country, language, sha256, company, .. } = answer;
+async fn accept(visit: &Visit, link: &Link, company: Company, answer: Answer) -> Result<Response, Status> {
+    let Answer { request_id, template_version, country, language, sha256, .. } = answer;
     let request = AcceptInvitationRequest {
         request_id,
         invitation_id: link.invitation.clone(),
@@ -246,7 +250,7 @@ async fn accept(visit: &Visit, link: &Link, answer: Answer) -> Result<Response, 
         Err(status) if has_reason(&status, ErrorReason::ResourceNotFound) => Ok(unknown(visit.texts)),
         // The page says what the invitation, the version or the form has become.
         Err(status) if is_outdated(&status) => page(visit, link, (company, true), Remark::Changed).await,
-        Err(status) if !Company::wrong(&status).is_empty() => {
+        Err(status) if !Wrong::read(&status).is_empty() => {
             page(visit, link, (company, true), Remark::None).await
         }
         Err(status) => Err(status),

@@ -57,7 +57,9 @@ pub(super) struct Texts {
     pub until: &'static str,
     pub invited_by: &'static str,
     pub contact_before: &'static str,
-    pub relate_effect: &'static str,
+    /// Before the name of the agreement.
+    pub about_agreement: &'static str,
+    pub relate_effect: Sentence,
     pub relate_text: &'static str,
     /// Before and after the name of the company.
     pub relate_box: [&'static str; 2],
@@ -67,10 +69,11 @@ pub(super) struct Texts {
     pub decline_reasons: [(&'static str, &'static str); 4],
     pub company: &'static str,
     pub company_text: &'static str,
-    /// Labels and hints: name, domain, country, first name, last name, e-mail and telephone.
-    pub company_fields: [(&'static str, &'static str); 7],
+    /// Labels, hints, and what is wrong with an entry: name, domain, country, first name, last name, e-mail and telephone.
+    pub company_fields: [[&'static str; 3]; 7],
     pub optional: &'static str,
-    pub field_wrong: &'static str,
+    pub field_missing: &'static str,
+    pub domain_taken: &'static str,
     pub go_on: &'static str,
     pub edit: &'static str,
 

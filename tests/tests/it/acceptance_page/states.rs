@@ -38,7 +38,7 @@ async fn an_administrator_accepts_in_a_browser() {
         200,
         &["j’y suis habilité", "target=\"_blank\" rel=\"noopener noreferrer\"", "nouvel onglet"],
     );
-    assert!(!page.body.contains("commence aussi à travailler") && !page.body.contains("<script"));
+    assert!(!page.body.contains("devient aussi partenaire") && !page.body.contains("<script"));
 
     // Without the tick there is no acceptance, and the error stands at the box.
     let form = page.form("accept");
@@ -125,6 +125,12 @@ async fn a_company_gives_its_particulars_before_it_accepts() {
         Browser::signed_in(&cluster, &TAILSPIN.to_string()).with("accept-language", "de-AT, en;q=0.5");
     let page = browser.get(&path).await;
     page.assert_says(200, &["<html lang=\"de\">", "name=\"company_name\"", "Northwind Direct"]);
+    page.assert_says(
+        200,
+        &[
+            "Vereinbarung: Microsoft Customer Agreement. Wenn Sie zustimmen, wird Northwind Direct auch Partner Ihres",
+        ],
+    );
     assert!(!page.body.contains("type=\"checkbox\""));
 
     // The button says that a company is given: each field that must be filled is marked.
@@ -135,6 +141,35 @@ async fn a_company_gives_its_particulars_before_it_accepts() {
     );
     empty.assert_says(422, &["id=\"first_name-error\"", "id=\"last_name-error\"", "id=\"email-error\""]);
     assert!(!empty.body.contains("id=\"phone-error\""));
+    assert_eq!(empty.body.matches(">Diese Angabe fehlt.</p>").count(), 6, "{}", empty.body);
+    let bad = [
+        ("company_name", "x\u{7}"),
+        ("domain", "10.0.0.1"),
+        ("company_country", "Österreich"),
+        ("first_name", "x\u{7}"),
+        ("last_name", "x\u{7}"),
+        ("email", "tania"),
+        ("phone", "none"),
+    ];
+    let bad = browser.post(&path, &filled(empty.form("company"), &bad)).await;
+    bad.assert_says(
+        422,
+        &[
+            "\"company_name-error\">Der Name ist zu lang oder hat",
+            "\"domain-error\">Das ist keine Internet-Domain",
+            "\"company_country-error\">Das ist kein Code eines Landes. Geben Sie zwei Buchstaben an",
+            "\"first_name-error\">Der Vorname ist",
+            "\"last_name-error\">Der Nachname ist",
+            "\"email-error\">Das ist keine E-Mail-Adresse.",
+            "\"phone-error\">Das ist keine Telefonnummer.",
+        ],
+    );
+    actions::create_customer(&direct, "Contoso", "DE", None).await.unwrap();
+    let taken = filled(empty.form("company"), &particulars("contoso.example", "de"));
+    browser.post(&path, &taken).await.assert_says(
+        422,
+        &["\"domain-error\">Diese Domain gehört einem anderen Kunden.</p>", "value=\"DE\""],
+    );
     let particulars = particulars("not a domain", "de");
     let wrong = browser.post(&path, &filled(page.form("company"), &particulars)).await;
     wrong.assert_says(
@@ -160,7 +195,8 @@ async fn a_company_gives_its_particulars_before_it_accepts() {
         &[
             "<dt>Domain</dt><dd>tailspin.example</dd>",
             "<dd>tania.carr@tailspin.example</dd>",
-            "künftig auch zusammen mit: Northwind Direct</p>",
+            "<dt>Land</dt><dd>DE</dd>",
+            "<p>Wenn Sie zustimmen, wird Northwind Direct auch Partner Ihres Unternehmens.</p>",
             "Toys&#60;/b&#62; (tailspin.example) zu, und ich bin dazu berechtigt.</label>",
         ],
     );
