@@ -2,7 +2,6 @@
 //! cookie carries one. With tokens it does not exist.
 
 use askama::Template;
-use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
 use chassis::auth::{Caller, Channel};
@@ -16,15 +15,15 @@ use uuid::Uuid;
 
 use super::texts::Texts;
 use super::view::rendered;
-use super::{PARTNERS, Pages, problem};
+use super::{PARTNERS, Pages};
 
 const NAME: &str = "development-identity";
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 pub(super) struct SignIn {
-    tenant_id: Uuid,
-    user_id: Uuid,
-    #[serde(default)]
+    tenant_id: String,
+    user_id: String,
     next: String,
 }
 
@@ -32,7 +31,8 @@ pub(super) struct SignIn {
 #[template(path = "sign_in.html")]
 struct Page<'a> {
     texts: &'static Texts,
-    next: &'a str,
+    given: &'a SignIn,
+    are_ids_wrong: bool,
 }
 
 /// The identity in the cookie, as metadata: a global administrator of a customer.
@@ -54,19 +54,22 @@ pub(super) fn credentials(headers: &HeaderMap) -> HeaderMap {
 /// Asks who the user is.
 pub(super) fn form(texts: &'static Texts, parts: &Parts) -> Response {
     let next = parts.uri.path_and_query().map(http::uri::PathAndQuery::as_str).unwrap_or_default();
-    rendered(StatusCode::UNAUTHORIZED, &Page { texts, next })
+    let given = SignIn { next: next.into(), ..SignIn::default() };
+    rendered(StatusCode::UNAUTHORIZED, &Page { texts, given: &given, are_ids_wrong: false })
 }
 
 /// Sets the cookie and goes on to the page that was asked for.
 pub(super) async fn sign_in(
     State(pages): State<Pages>,
     headers: HeaderMap,
-    given: Result<Query<SignIn>, QueryRejection>,
+    Query(given): Query<SignIn>,
 ) -> Response {
     let texts = Texts::accepted(&headers);
-    let Ok(Query(SignIn { tenant_id, user_id, next })) = given else {
-        return problem::page(texts, StatusCode::BAD_REQUEST, texts.sign_in, texts.sign_in_ids);
+    let ids = (given.tenant_id.trim().parse::<Uuid>(), given.user_id.trim().parse::<Uuid>());
+    let (Ok(tenant_id), Ok(user_id)) = ids else {
+        return rendered(StatusCode::BAD_REQUEST, &Page { texts, given: &given, are_ids_wrong: true });
     };
+    let next = given.next;
     // Only a page of this service: `//` and `/\` would lead elsewhere.
     let is_own = next.starts_with(&pages.address.folder)
         && !next[1..].starts_with(['/', '\\'])

@@ -156,5 +156,6 @@ pub(super) const TEXTS: Texts = Texts {
     sign_in_text: "Dieser Dienst läuft ohne Authentifizierung, nur auf diesem Rechner. Sagen Sie, wer Sie sind: ein globaler Administrator eines Kunden.",
     sign_in_tenant: "Mandanten-ID des Kunden",
     sign_in_user: "ID des Benutzers",
+    sign_in_button: "Anmelden",
     sign_in_ids: "Beide IDs müssen UUIDs sein.",
 };

@@ -156,5 +156,6 @@ pub(super) const TEXTS: Texts = Texts {
     sign_in_text: "This service runs without authentication, on this machine only. Say who you are: a global administrator of a customer.",
     sign_in_tenant: "Tenant id of the customer",
     sign_in_user: "Id of the user",
+    sign_in_button: "Sign in for development",
     sign_in_ids: "Both ids must be UUIDs.",
 };

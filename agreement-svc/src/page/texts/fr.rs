@@ -156,5 +156,6 @@ pub(super) const TEXTS: Texts = Texts {
     sign_in_text: "Ce service fonctionne sans authentification, sur cette machine seulement. Indiquez qui vous êtes : un administrateur général d’un client.",
     sign_in_tenant: "Identifiant du client",
     sign_in_user: "Identifiant de l’utilisateur",
+    sign_in_button: "Se connecter",
     sign_in_ids: "Les deux identifiants doivent être des UUID.",
 };

@@ -166,6 +166,7 @@ pub(super) struct Texts {
     pub sign_in_text: &'static str,
     pub sign_in_tenant: &'static str,
     pub sign_in_user: &'static str,
+    pub sign_in_button: &'static str,
     pub sign_in_ids: &'static str,
 }
 

@@ -124,5 +124,21 @@ async fn a_user_signs_in_for_development_and_stays_on_this_site() {
             format!("development-identity={tenant}.{user}; path=/; httponly; samesite=strict")
         );
     }
-    browser.get("/development-sign-in?tenant_id=x&user_id=y").await.assert_says(400, &["UUIDs"]);
+    // Whoever opens the sign-in by itself, or mistypes an id, gets the form.
+    browser.get("/development-sign-in").await.assert_says(400, &["must be UUIDs", "name=\"tenant_id\""]);
+    let again = browser.get("/development-sign-in?tenant_id=x&user_id=%22y&next=/sign").await;
+    again.assert_says(
+        400,
+        &[
+            "must be UUIDs",
+            "name=\"tenant_id\" value=\"x\"",
+            "name=\"user_id\" value=\"&#34;y\"",
+            "name=\"next\" value=\"/sign\"",
+        ],
+    );
+    browser
+        .with("accept-language", "de")
+        .get("/development-sign-in")
+        .await
+        .assert_says(400, &["<button>Anmelden</button>"]);
 }
