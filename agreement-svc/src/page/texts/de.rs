@@ -10,7 +10,7 @@ pub(super) const TEXTS: Texts = Texts {
     skip: "Zum Inhalt springen",
     navigation: "Seiten",
     error: "Fehler:",
-    errors_below: "Eine Angabe fehlt oder ist falsch. Die Stelle ist unten markiert.",
+    errors_below: "Eine Angabe fehlt oder ist falsch. Siehe die markierten Felder.",
     email: "E-Mail",
     phone: "Telefon",
     site: "Website",
@@ -18,6 +18,7 @@ pub(super) const TEXTS: Texts = Texts {
     reseller: "Reseller",
     agreement: "Vereinbarung",
     version: "Version",
+    version_within: "Version",
     text: "Text",
     fallback: ["Für Ihr Land (", ") gibt es keinen Text in der Sprache Ihres Unternehmens (", "). Sie sehen den Text für "],
     read: "Text lesen:",
@@ -45,7 +46,7 @@ pub(super) const TEXTS: Texts = Texts {
     relate_text: "Sie können hier trotzdem bestätigen, dass Ihr Unternehmen mit diesem Partner zusammenarbeitet.",
     relate_box: ["Ich bestätige für ", ", dass das Unternehmen mit diesem Partner zusammenarbeitet, und ich bin dazu berechtigt."],
     decline: "Ablehnen",
-    decline_text: "Wenn Sie ablehnen, endet die Einladung, und Ihr Partner sieht den Grund. Ihr Unternehmen stimmt nichts zu.",
+    decline_text: "Wenn Sie ablehnen, endet die Einladung, und Ihr Partner sieht den Grund. Eine Ablehnung bindet Ihr Unternehmen an nichts.",
     decline_reasons: [
         ("DECLINE_REASON_UNKNOWN_PARTNER", "Wir arbeiten nicht mit diesem Partner zusammen"),
         ("DECLINE_REASON_TERMS", "Wir stimmen der Vereinbarung nicht zu"),
@@ -76,7 +77,7 @@ pub(super) const TEXTS: Texts = Texts {
     already_accepted: "Bereits zugestimmt",
     already_accepted_text: "Ihr Unternehmen hat diese Einladung schon angenommen.",
     nothing_to_do: "Es ist nichts zu tun.",
-    unsigned_text: "Es hat keine Unterschrift, die jetzt zählt. Unterzeichnen Sie die Vereinbarung unter „Partner und Zustimmungen“.",
+    unsigned_text: "Ihr Unternehmen hat derzeit keine gültige Unterschrift. Unterzeichnen Sie die Vereinbarung unter „Partner und Zustimmungen“.",
     accepted_at: "Angenommen am",
     declined: "Abgelehnt",
     declined_text: "Diese Einladung wurde abgelehnt. Wenn das ein Versehen war, bitten Sie Ihren Partner um eine neue.",
@@ -108,7 +109,7 @@ pub(super) const TEXTS: Texts = Texts {
     agreed_at: "Zugestimmt am",
 
     withdraw_link: "Unterschrift zurückziehen",
-    effect: "Was geschehen wird",
+    effect: "Was dann geschieht",
     effect_text: ["Diese Partner können dann nicht mehr für Ihr Unternehmen bestellen:", "Alle Abonnements, die sie für Ihr Unternehmen haben, werden sofort gekündigt. Eine spätere Zustimmung stellt sie nicht wieder her."],
     effect_none: "Jeder Partner behält eine andere Zustimmung Ihres Unternehmens. Kein Abonnement wird gekündigt.",
     withdrawal_reasons: [
@@ -153,9 +154,9 @@ pub(super) const TEXTS: Texts = Texts {
     busy_text: "Der Dienst ist gerade ausgelastet oder nicht erreichbar. Es ist nichts verloren: Wiederholen Sie Ihre Anfrage gleich noch einmal.",
 
     sign_in: "Anmeldung für die Entwicklung",
-    sign_in_text: "Dieser Dienst läuft ohne Authentifizierung, nur auf diesem Rechner. Sagen Sie, wer Sie sind: ein globaler Administrator eines Kunden.",
-    sign_in_tenant: "Mandanten-ID des Kunden",
-    sign_in_user: "ID des Benutzers",
+    sign_in_text: "Dieser Dienst läuft ohne Authentifizierung, nur auf diesem Rechner. Geben Sie die Kennungen eines globalen Administrators des Kunden ein.",
+    sign_in_tenant: "Mandantenkennung des Kunden",
+    sign_in_user: "Benutzerkennung",
     sign_in_button: "Anmelden",
-    sign_in_ids: "Beide IDs müssen UUIDs sein.",
+    sign_in_ids: "Beide Kennungen müssen UUIDs sein.",
 };

@@ -33,6 +33,8 @@ pub(super) struct Texts {
     pub reseller: &'static str,
     pub agreement: &'static str,
     pub version: &'static str,
+    /// The same within a sentence.
+    pub version_within: &'static str,
     pub text: &'static str,
     /// Before the country, between it and the language, and before those of the text that is shown.
     pub fallback: [&'static str; 3],

@@ -21,16 +21,20 @@ async fn a_customer_signs_and_withdraws_in_a_browser() {
     };
     let list = browser.get("/partners").await;
     list.assert_says(200, &["Northwind Direct", "help@northwind.example", "has no current signature"]);
+    list.assert_says(200, &["Sign the agreement (Microsoft Customer Agreement, version 2)</a>"]);
     let sign = link_in(&list.body, "sign?template=");
 
     let page = browser.get(&sign).await;
     page.assert_says(
         200,
-        &["US, en-US", "type=\"checkbox\"", "accept it for Contoso (contoso.example), and I am"],
+        &["US, en-US", "type=\"checkbox\"", "accept it for Contoso (contoso.example), and I am authorized"],
     );
     page.assert_says(
         200,
-        &["<dt>Your company</dt><dd>Contoso (contoso.example)</dd>", "begins to work with later"],
+        &[
+            "<dt>Your company</dt><dd>Contoso (contoso.example)</dd>",
+            "including any that you start working with later",
+        ],
     );
     page.assert_says(
         200,

@@ -361,7 +361,7 @@ async fn an_acceptance_whose_signature_was_withdrawn_is_not_claimed() {
     actions::withdraw_signature(&admin, &customer).await.unwrap();
     for page in [browser.post(&path, &filled(other, &[("accepted", "yes")])).await, browser.get(&path).await]
     {
-        page.assert_says(200, &["<h1>Already accepted</h1>", "It has no signature that counts now."]);
+        page.assert_says(200, &["<h1>Already accepted</h1>", "It currently has no valid signature."]);
         assert!(!page.body.contains("can now order"), "{}", page.body);
         assert!(!page.body.contains("nothing to do"), "{}", page.body);
     }
