@@ -17,6 +17,7 @@ pub(super) const TEXTS: Texts = Texts {
     provider: "Anbieter",
     reseller: "Reseller",
     agreement: "Vereinbarung",
+    name: "Name",
     version: "Version",
     version_within: "Version",
     text: "Text",

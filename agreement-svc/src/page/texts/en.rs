@@ -17,6 +17,7 @@ pub(super) const TEXTS: Texts = Texts {
     provider: "provider",
     reseller: "reseller",
     agreement: "Agreement",
+    name: "Name",
     version: "Version",
     version_within: "version",
     text: "Text",

@@ -17,6 +17,7 @@ pub(super) const TEXTS: Texts = Texts {
     provider: "fournisseur",
     reseller: "revendeur",
     agreement: "Contrat",
+    name: "Nom",
     version: "Version",
     version_within: "version",
     text: "Texte",

@@ -32,6 +32,7 @@ pub(super) struct Texts {
     pub provider: &'static str,
     pub reseller: &'static str,
     pub agreement: &'static str,
+    pub name: &'static str,
     pub version: &'static str,
     /// The same within a sentence.
     pub version_within: &'static str,
