@@ -21,11 +21,13 @@ struct Page<'a> {
     texts: &'static Texts,
     title: &'a str,
     text: &'a str,
+    /// What the link to this same page is called; empty without one.
+    reload: &'a str,
 }
 
 /// A page with a title and a sentence.
 pub(super) fn page(texts: &'static Texts, code: StatusCode, title: &str, text: &str) -> Response {
-    rendered(code, &Page { texts, title, text })
+    rendered(code, &Page { texts, title, text, reload: "" })
 }
 
 /// The reason of a refusal.
@@ -74,7 +76,9 @@ pub(super) fn refused(texts: &'static Texts, status: &Status) -> Response {
         }
         _ => (StatusCode::INTERNAL_SERVER_ERROR, texts.failed, texts.failed_text),
     };
-    let page = page(texts, code, title, text);
+    // The proxy signs the user in when the page is asked for again.
+    let reload = if code == StatusCode::UNAUTHORIZED { texts.sign_in_again } else { "" };
+    let page = rendered(code, &Page { texts, title, text, reload });
     match code {
         StatusCode::SERVICE_UNAVAILABLE => ([(RETRY_AFTER, RETRY_SECONDS)], page).into_response(),
         _ => page,

@@ -141,6 +141,7 @@ pub(super) struct Texts {
     pub unknown_link_text: &'static str,
     pub not_signed_in: &'static str,
     pub not_signed_in_text: &'static str,
+    pub sign_in_again: &'static str,
     pub not_allowed: &'static str,
     pub not_allowed_text: &'static str,
     pub other_site: &'static str,

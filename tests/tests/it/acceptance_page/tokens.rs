@@ -44,6 +44,11 @@ async fn only_a_global_administrator_of_the_customer_is_let_in() {
     ] {
         browser.get(&path).await.assert_says(status, &[title]);
     }
+    // Who is not signed in reaches the sign-in by the same address; an administrator without the role learns whom to ask.
+    unknown.get(&path).await.assert_says(401, &["<a href=\"\">Sign in again</a>"]);
+    let refused = by(&without_role).get(&path).await;
+    refused.assert_says(403, &["If you are one, ask your partner for help"]);
+    assert!(!refused.body.contains("<a href=\"\">"), "{}", refused.body);
     let sign_in = format!("/development-sign-in?tenant_id={customer}&user_id={customer}&next=/partners");
     let absent = by(&admin).get(&sign_in).await;
     absent.assert_says(404, &["<h1>Not found</h1>"]);
