@@ -28,8 +28,8 @@ use crate::tls;
 /// Connections at a time, each for one request. One beyond them is closed at once.
 pub(super) const CONNECTIONS_MAX: usize = 256;
 
-/// The largest head of a request. A token takes a tenth.
-const HEAD_BYTES_MAX: usize = 16 << 10;
+/// The largest head of a request: room for a token, and for the cookies of a proxy's session.
+const HEAD_BYTES_MAX: usize = 32 << 10;
 
 /// Headers of a request.
 const HEADERS_MAX: usize = 64;
@@ -65,7 +65,7 @@ impl Web {
     pub(super) async fn serve(self, calls: CallService, draining: CancellationToken) {
         let Self { listener, tls, router } = self;
         let router =
-            router(calls).layer(DefaultBodyLimit::max(BODY_BYTES_MAX)).layer(middleware::from_fn(in_time));
+            router(calls).layer(DefaultBodyLimit::max(BODY_BYTES_MAX)).layer(middleware::from_fn(in_bounds));
         if let Ok(address) = listener.local_addr() {
             tracing::info!(%address, "serving pages");
         }
@@ -135,8 +135,14 @@ async fn serve_connection(
     }
 }
 
-/// Ends a request whose body, or whose answer, takes too long.
-async fn in_time(request: Request, next: Next) -> Response {
+/// Ends a request whose head is too large, or whose body or answer takes too long.
+async fn in_bounds(request: Request, next: Next) -> Response {
+    // The parser takes what a read has brought beyond its limit.
+    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    if fields.sum::<usize>() + target > HEAD_BYTES_MAX {
+        return StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into_response();
+    }
     let answered = timeout(REQUEST_MAX, next.run(request)).await;
     answered.unwrap_or_else(|_| StatusCode::REQUEST_TIMEOUT.into_response())
 }
@@ -155,7 +161,7 @@ mod tests {
     async fn begin(request: &str) -> (String, Duration) {
         let (mut client, server) = ends().await;
         let router =
-            Router::new().route("/", post(async |body: Bytes| body)).layer(middleware::from_fn(in_time));
+            Router::new().route("/", post(async |body: Bytes| body)).layer(middleware::from_fn(in_bounds));
         let draining = CancellationToken::new();
         let served =
             tokio::spawn(async move { serve_connection(server, &plaintext(), router, &draining).await });
