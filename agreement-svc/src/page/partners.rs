@@ -11,7 +11,7 @@ use proto::agreement::{
     Attestation, GetDirectSignStatusRequest, ListAttestationsRequest, ListCustomerPartnersRequest,
     ListSignaturesRequest, ListTemplatesRequest, Relationship, Template as AgreementTemplate,
 };
-use proto::types::{AgreementType, ErrorReason};
+use proto::types::AgreementType;
 use serde::Deserialize;
 use tonic::Status;
 
@@ -45,8 +45,8 @@ struct Page<'a> {
     has_more_attestations: bool,
     /// Agreements that the customer can sign now.
     to_sign: Vec<AgreementTemplate>,
-    /// Why the customer cannot sign, and what it can do.
-    refusals: Vec<&'a str>,
+    /// Why the customer cannot sign, and what it can do; empty if it can.
+    refusal: &'a str,
 }
 
 /// A relationship.
@@ -88,7 +88,7 @@ async fn page(visit: &Visit, paging: Paging) -> Result<Response, Status> {
             attestations: vec![],
             has_more_attestations: false,
             to_sign: vec![],
-            refusals: vec![],
+            refusal: "",
         };
         return Ok(rendered(StatusCode::OK, &page));
     };
@@ -120,35 +120,13 @@ async fn page(visit: &Visit, paging: Paging) -> Result<Response, Status> {
     let attested = attestations.list_attestations(visit.call(request)).await?.into_inner();
     let request = GetDirectSignStatusRequest { customer_id };
     let status = visit.signatures().get_direct_sign_status(visit.call(request)).await?.into_inner();
-    let is_current = |one: &&Attestation| {
-        let mut agreements = agreements.iter();
-        agreements
-            .any(|of| (&of.template_id, of.version_in_force) == (&one.template_id, one.template_version))
-    };
-    let confirming: Vec<&str> = attested
-        .attestations
-        .iter()
-        .filter(is_current)
-        .map(|attestation| attestation.partner_id.as_str())
-        .collect();
-    let mut refusals = vec![];
-    if let Some(refusal) = &status.sign_refusal {
-        let needs_partner = refusal.reason() == ErrorReason::ContactPartner;
-        if needs_partner {
-            refusals.push(texts.partners_confirm);
-        }
-        // Who has confirmed the version in force has nothing to do.
-        let is_confirmed = |one: &Relationship| confirming.contains(&one.partner_id.as_str());
-        if !needs_partner || !listed.relationships.iter().all(is_confirmed) {
-            refusals.push(view::sign_refusal(texts, refusal));
-        }
-    }
+    let refusal = status.sign_refusal.as_ref().map_or("", |refusal| view::sign_refusal(texts, refusal));
     let is_signed = |template: &AgreementTemplate| {
         let version = template.version_in_force;
         signed.iter().any(|one| one.template_id == template.template_id && one.template_version == version)
     };
     let can_sign = |template: &&AgreementTemplate| template.version_in_force > 0 && !is_signed(template);
-    let to_sign = agreements.iter().filter(|_| refusals.is_empty()).filter(can_sign).cloned().collect();
+    let to_sign = agreements.iter().filter(|_| refusal.is_empty()).filter(can_sign).cloned().collect();
     let signatures = signed.iter().map(|one| Signed {
         id: one.signature_id.clone(),
         agreement: agreement(&one.template_id),
@@ -174,7 +152,7 @@ async fn page(visit: &Visit, paging: Paging) -> Result<Response, Status> {
         relationships: listed.relationships.into_iter().map(|one| row(texts, one)).collect(),
         next: listed.next_page_token,
         to_sign,
-        refusals,
+        refusal,
     };
     Ok(rendered(StatusCode::OK, &page))
 }

@@ -160,6 +160,11 @@ mod tests {
             ("\"refresh_seconds\": 60", "\"ca_file\": \"/nowhere/ca.pem\"", "ca_file: /nowhere"),
             ("\"tid\"", "\"\"", "claims.tenant_id"),
             ("\"oid\"", "\"\"", "claims.user_id"),
+            (
+                "[{\"name\": \"/resource_access/ours/roles\", \"values\": {\"Writers\": \"WRITER\"}}]",
+                "[]",
+                "claims.roles is empty",
+            ),
             ("\"/resource_access/ours/roles\"", "\"\"", "claims.roles[0].name"),
             ("\"WRITER\"", "\"WRITERS\"", "claims.roles[0].values has WRITERS"),
             ("\"API\"", "\"SHOP\"", "claims.channel.values has SHOP"),

@@ -108,7 +108,6 @@ pub(super) struct Texts {
     pub more: &'static str,
     pub signatures: &'static str,
     pub no_signatures: &'static str,
-    pub partners_confirm: &'static str,
     pub sign_link: &'static str,
     pub sign_text: &'static str,
     pub signed_text: &'static str,

@@ -181,6 +181,7 @@ impl Expected {
         {
             ensure!(!claim.is_empty(), "{field} is empty; name a claim");
         }
+        ensure!(!mapping.roles.is_empty(), "claims.roles is empty; name a claim");
         for (n, claim) in mapping.roles.iter().enumerate() {
             claim.check(&format!("claims.roles[{n}]"), vocabulary.roles)?;
         }

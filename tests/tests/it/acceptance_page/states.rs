@@ -391,7 +391,10 @@ async fn a_customer_that_cannot_sign_is_sent_to_its_partner() {
     let invitation = invite(&direct, Some(&customer), None).await.unwrap();
     actions::report_purchase(&cluster, &customer, fixtures::DIRECT, fixtures::now()).await.unwrap();
     let page = Browser::signed_in(&cluster, &customer).get(&path_of(&invitation)).await;
-    page.assert_says(200, &["Contactez votre partenaire", "help@northwind.example", "value=\"decline\""]);
+    page.assert_says(
+        200,
+        &["Contactez un partenaire dont la confirmation", "help@northwind.example", "value=\"decline\""],
+    );
     assert!(!page.body.contains("type=\"checkbox\""));
     // An offered relationship can still be accepted.
     let open = path_of(&invite(&direct, None, None).await.unwrap());
@@ -402,7 +405,7 @@ async fn a_customer_that_cannot_sign_is_sent_to_its_partner() {
     let related = browser.post(&open, &filled(page.form("accept"), &[("accepted", "yes")])).await;
     related.assert_says(200, &["<h1>Accepté</h1>", "Elle n’a pas signé"]);
     let again = browser.get(&open).await;
-    again.assert_says(200, &["<h1>Déjà accepté</h1>", "Contactez votre partenaire"]);
+    again.assert_says(200, &["<h1>Déjà accepté</h1>", "Contactez un partenaire dont la confirmation"]);
     assert!(!again.body.contains("rien à faire"), "{}", again.body);
 }
 
