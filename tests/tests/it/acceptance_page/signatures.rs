@@ -4,7 +4,7 @@ use proto::agreement::{CheckEligibilityRequest, EndRelationshipRequest, Withdraw
 use proto::types::Decision;
 use tests::Setup;
 use tests::actions;
-use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, PROVIDER, RESELLER};
+use tests::fixtures::{self, DIRECT, PROVIDER, RESELLER};
 
 use super::browser::{Browser, filled};
 use super::{path_of, start};
