@@ -90,6 +90,7 @@ async fn play(cluster: &Cluster) -> Result<Customers, Box<dyn Error>> {
 
     step("The operator registers a direct-bill partner, a provider and its reseller.");
     actions::register_partners(cluster).await?;
+    actions::set_support(cluster, DIRECT, "support@northwind.example").await?;
 
     step("The direct-bill partner creates a customer in France, without acceptance, and orders 5 seats:");
     let customer = actions::create_customer(&direct, "Contoso Lyon", "FR", None).await?;
