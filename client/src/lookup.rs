@@ -54,6 +54,21 @@ impl Name {
     }
 }
 
+impl Replicas {
+    /// The replicas at the other ends of these channels, and those to which names lead. The program runs the lookups.
+    #[must_use]
+    pub fn open(
+        channels: impl IntoIterator<Item = Channel>,
+        names: impl IntoIterator<Item = Name>,
+    ) -> (Self, Vec<Lookup>) {
+        let names: Vec<_> = names.into_iter().map(|name| (name, Arc::<Notify>::default())).collect();
+        let replicas = Self::with_lookups(channels, names.iter().map(|(_, wanted)| wanted.clone()));
+        let lookups = names.into_iter().map(|(name, wanted)| Lookup::new(name, replicas.clone(), wanted));
+        let lookups = lookups.collect();
+        (replicas, lookups)
+    }
+}
+
 /// The lookups of one name.
 pub struct Lookup {
     name: Name,
@@ -70,7 +85,7 @@ pub struct Lookup {
 }
 
 impl Lookup {
-    pub(crate) fn new(name: Name, replicas: Replicas, wanted: Arc<Notify>) -> Self {
+    fn new(name: Name, replicas: Replicas, wanted: Arc<Notify>) -> Self {
         let (known, unreachable) = Default::default();
         Self { name, replicas, wanted, known, has_failed: false, left_out: 0, unreachable }
     }

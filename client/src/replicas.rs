@@ -8,8 +8,6 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::lookup::{Lookup, Name};
-
 /// A dead connection is noticed after the interval and the timeout together, also while idle;
 /// without this a channel stays dead after a network partition.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -42,26 +40,20 @@ impl Replicas {
     /// The replicas at the other ends of these channels.
     #[must_use]
     pub fn of(channels: impl IntoIterator<Item = Channel>) -> Self {
-        Self::open(channels, []).0
+        Self::with_lookups(channels, [])
     }
 
-    /// The replicas at the other ends of these channels, and those to which names lead. The program runs the lookups.
-    #[must_use]
-    pub fn open(
+    /// The replicas at the other ends of these channels, and those that lookups will add. A lookup is notified when it is wanted.
+    pub(crate) fn with_lookups(
         channels: impl IntoIterator<Item = Channel>,
-        names: impl IntoIterator<Item = Name>,
-    ) -> (Self, Vec<Lookup>) {
-        let names: Vec<Name> = names.into_iter().collect();
+        lookups_wanted: impl IntoIterator<Item = Arc<Notify>>,
+    ) -> Self {
         let known = channels.into_iter().map(|channel| Arc::new(Replica::new(channel, None)));
-        let replicas = Self {
+        Self {
             known: Arc::new(watch::Sender::new(known.collect())),
             turn: Arc::default(),
-            lookups_wanted: names.iter().map(|_| Arc::default()).collect(),
-        };
-        let lookups = names.into_iter().zip(&*replicas.lookups_wanted);
-        let lookups = lookups.map(|(name, wanted)| Lookup::new(name, replicas.clone(), wanted.clone()));
-        let lookups = lookups.collect();
-        (replicas, lookups)
+            lookups_wanted: lookups_wanted.into_iter().collect(),
+        }
     }
 
     /// How many there are that calls may go to.
@@ -233,8 +225,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_replica_a_call_waits_for_a_lookup_and_not_for_long() {
-        let connect = |_| async { Ok::<_, std::io::Error>(channel(1)) };
-        let (nameless, _lookups) = Replicas::open([], [Name::new("agreements.invalid", 1, connect)]);
+        let nameless = Replicas::with_lookups([], [Arc::default()]);
         assert!(nameless.next(Duration::ZERO).await.is_none());
         let lookup = async {
             nameless.lookups_wanted[0].notified().await;
