@@ -70,6 +70,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     );
     let customers = play(&cluster).await?;
     if options.serve {
+        end_of_second().await;
         print_lines(&cluster, &customers, &invite(&cluster).await?);
         chassis::lifecycle::signal().await;
     }
@@ -265,6 +266,16 @@ async fn propose_and_approve(reseller: &As, provider: &As, customer: &str) -> Re
 /// The end of an enum's name, which is what it says.
 fn short(name: &str) -> &str {
     ["BLOCK_REASON_", "REMEDY_KIND_"].iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name)
+}
+
+/// Ends with the present second. A reader's commands write times in whole seconds, as `date` prints them: those of the same
+/// second would lie before the new version of the agreement came into force.
+async fn end_of_second() {
+    let clock = Clock::system();
+    let second = clock.now().timestamp();
+    while clock.now().timestamp() == second {
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
 }
 
 /// Waits until order-svc has reported to agreement-svc that a customer bought, which it does in its own time.
