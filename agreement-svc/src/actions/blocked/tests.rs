@@ -89,7 +89,7 @@ async fn fill(database: &Database) {
 
 /// The invitations that a customer declined: payer, reseller, and on which day. The partner's latest is the second.
 fn declined(n: u128) -> Vec<(Uuid, String, u32)> {
-    if n % 3 > 0 {
+    if !n.is_multiple_of(3) {
         return vec![];
     }
     let of_other = (PROVIDER, String::new(), 25);
@@ -229,7 +229,7 @@ async fn a_page_shows_the_latest_declined_invitation(#[case] is_postgres: bool) 
     };
     let (page, _) = database.snapshot(list).await.unwrap();
     let shown = page.iter().map(|blocked| blocked.declined.map(|declined| declined.invitation_id));
-    let expected = (0..CUSTOMERS).map(|n| (n % 3 == 0).then(|| invitation(n, 1)));
+    let expected = (0..CUSTOMERS).map(|n| n.is_multiple_of(3).then(|| invitation(n, 1)));
     assert!(shown.eq(expected));
 }
 
