@@ -72,13 +72,14 @@ pub(crate) fn blocked_list(
     }
     let ids: Vec<Uuid> = found.iter().map(|pair| pair.customer_id).collect();
     let names = customer_names(connection, &ids)?;
-    let mut declined = invitations_declined(connection, acting.partner_id, &ids)?;
+    let declined = invitations_declined(connection, acting.partner_id, &ids)?;
     let answers = answer_cases(connection, policy, cases)?;
     let blocked = found.into_iter().zip(answers).map(|(pair, answer)| {
         Ok::<_, ChangeError>(Blocked {
             pair,
             company_name: names.get(&pair.customer_id).cloned().unwrap_or_default(),
-            declined: declined.remove(&pair.customer_id),
+            // A customer of two payers has two rows.
+            declined: declined.get(&pair.customer_id).copied(),
             answer: answer?,
         })
     });

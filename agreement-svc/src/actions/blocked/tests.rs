@@ -215,7 +215,8 @@ fn withdrawn(one: &Considered) -> Option<(bool, AgreementType, String)> {
     Some((kind == AcceptanceKind::Signature, agreement_type, at.to_string()))
 }
 
-/// INV-5: of several that a customer declined, a page shows the latest of the partner, also as the reseller.
+/// INV-5: of several that a customer declined, a page shows the latest of the partner, also as the reseller, and in each row of
+/// the customer.
 #[rstest]
 #[case::sqlite(false)]
 #[case::postgres(true)]
@@ -223,13 +224,17 @@ fn withdrawn(one: &Considered) -> Option<(bool, AgreementType, String)> {
 async fn a_page_shows_the_latest_declined_invitation(#[case] is_postgres: bool) {
     let folder = tempfile::tempdir().unwrap();
     let Some(database) = filled(is_postgres, folder.path()).await else { return };
+    let through_it = format!("('{PROVIDER}', '{}', '{DIRECT}', '2020-01-01 00:00:00', 9)", customer(0));
+    let columns = "partner_id, customer_id, reseller_id, established_at, revision";
+    run(&database, format!("INSERT INTO relationship ({columns}) VALUES {through_it}")).await;
     let policy = read_policy(None).unwrap();
     let list = move |connection: &mut Connection| {
         blocked_list(connection, &policy, &TemplateCache::default(), &listing(100))
     };
     let (page, _) = database.snapshot(list).await.unwrap();
     let shown = page.iter().map(|blocked| blocked.declined.map(|declined| declined.invitation_id));
-    let expected = (0..CUSTOMERS).map(|n| n.is_multiple_of(3).then(|| invitation(n, 1)));
+    let numbers = std::iter::once(0).chain(0..CUSTOMERS);
+    let expected = numbers.map(|n| n.is_multiple_of(3).then(|| invitation(n, 1)));
     assert!(shown.eq(expected));
 }
 
