@@ -52,9 +52,9 @@ use api::Api;
 pub use api::access::{ACCESS_POLICY, VOCABULARY};
 use config::{Serve, SkipEvent, Storage};
 use metrics::Decisions;
+use store::commit::Commits;
 use store::event::{event_head_read, restore_record};
 use store::history::event_skip;
-use store::placement::Placements;
 use workers::renewals::Renewals;
 use workers::{Followed, history, recorder, renewals, reporter};
 
@@ -153,7 +153,7 @@ pub async fn serve(
     });
     let api = Api {
         replays,
-        placements: Placements::new(database.clone(), clock.clone()),
+        commits: Commits::new(database.clone(), clock.clone()),
         database,
         clock,
         pages,

@@ -1,25 +1,24 @@
 //! The gate's answer (GATE-0 to GATE-6): facts read, the rules asked, remedies worked out. Single checks, batches
 //! and orders that are only validated all come through here.
 
+use std::collections::btree_map::{BTreeMap, Entry};
+
 use chassis::database::{Connection, Error};
 use uuid::Uuid;
 
 use super::visibility::require_relationship;
 use crate::rules::eligibility::{
     Acceptance, AcceptanceKind, Acting, Answer, Considered, Facts, Question, Remedy, considered, decide,
-    misnamed, not_replaced, reacceptances, remedies,
+    misnamed, reacceptances, remedies,
 };
 use crate::rules::party::{PartnerKind, Relationship};
 use crate::rules::policy::Policy;
 use crate::rules::signature::may_sign_directly;
-use crate::rules::template::AgreementType;
 use crate::rules::{Refusal, Time};
 use crate::store::change::ChangeError;
 use crate::store::customer::relationship_active;
 use crate::store::event::event_exists;
-use crate::store::gate::{
-    Pair, Parties, PastAcceptances, Snapshot, TemplateCache, gate_facts, gate_history, last_withdrawn,
-};
+use crate::store::gate::{Pair, Parties, Snapshot, TemplateCache, gate_facts, gate_history};
 use crate::store::partner::partner_find;
 use crate::store::template::{template_find, template_list, template_live};
 
@@ -53,17 +52,19 @@ pub(crate) struct GateAnswer {
 }
 
 /// Those that a partner may see: a reseller sees no attestation of its provider.
-pub(super) fn seen_by(acting: Acting, pair: Pair, mut considered: Vec<Considered>) -> Vec<Considered> {
+fn seen_by(acting: Acting, pair: Pair, mut considered: Vec<Considered>) -> Vec<Considered> {
     if acting.partner_id != pair.payer_id {
         considered.retain(|one| one.acceptance.kind == AcceptanceKind::Signature);
     }
     considered
 }
 
-/// What explains an answer with reasons.
-pub(super) struct Explained {
-    pub history: PastAcceptances,
-    pub considered: Vec<Considered>,
+/// A question about parties of which the facts are known.
+pub(super) struct Case<'q> {
+    pub pair: Pair,
+    pub acting: Acting,
+    pub question: &'q Question,
+    pub snapshot: Snapshot,
 }
 
 /// The answer to a question that the facts suffice for; else the facts, for [`answer`], which reads more.
@@ -96,8 +97,8 @@ pub(crate) fn check_each(
 ) -> Result<Vec<Result<GateAnswer, ChangeError>>, Error> {
     let parties: Vec<Parties> = queries.iter().map(|query| query.parties).collect();
     let facts = gate_facts(connection, cache, &parties)?;
-    let answers = queries.iter().zip(facts).map(|(query, facts)| answer(connection, policy, query, facts?));
-    Ok(answers.collect())
+    let cases = queries.iter().zip(facts).map(|(query, facts)| case(connection, query, facts?)).collect();
+    answer_cases(connection, policy, cases)
 }
 
 /// Answers one question about parties of which the facts were read before.
@@ -107,6 +108,16 @@ pub(crate) fn answer(
     query: &GateQuery,
     snapshot: Option<Snapshot>,
 ) -> Result<GateAnswer, ChangeError> {
+    let case = case(connection, query, snapshot)?;
+    answer_cases(connection, policy, vec![Ok(case)])?.pop().unwrap_or(Err(Error::Panicked.into()))
+}
+
+/// What is to be decided, or why nothing is.
+fn case<'q>(
+    connection: &mut Connection,
+    query: &'q GateQuery,
+    snapshot: Option<Snapshot>,
+) -> Result<Case<'q>, ChangeError> {
     let Some(mut snapshot) = snapshot.filter(|_| query.is_party) else {
         return Err(explain_not_found(connection, query)?);
     };
@@ -120,40 +131,48 @@ pub(crate) fn answer(
     if let Some(assumed) = &query.assumed {
         snapshot.facts = with_assumed(connection, snapshot.facts, assumed, query.question.at)?;
     }
-    let pair = query.parties.pair;
-    let (answer, explained) = decide_with_reasons(connection, policy, &query.question, pair, &mut snapshot)?;
-    let (remedies, considered) = match explained {
-        None => (vec![], vec![]),
-        Some(Explained { history, considered }) => {
-            let live = live_template(connection, &answer.satisfying, query.question.at)?;
-            let remedies = remedies_of(&answer, pair, query.acting, &snapshot, &history, live);
-            (remedies, seen_by(query.acting, pair, considered))
-        }
-    };
-    Ok(GateAnswer { answer, snapshot, remedies, considered })
+    Ok(Case { pair: query.parties.pair, acting: query.acting, question: &query.question, snapshot })
 }
 
-/// Decides, and reads the pair's history where something is to be explained.
-pub(super) fn decide_with_reasons(
+/// Decides each case, and explains the answers that have reasons. What explains them is read for all of them together.
+pub(super) fn answer_cases(
     connection: &mut Connection,
     policy: &Policy,
-    question: &Question,
-    pair: Pair,
-    snapshot: &mut Snapshot,
-) -> Result<(Answer, Option<Explained>), Error> {
-    let answer = decide(policy, question, &snapshot.facts);
-    if answer.reasons.is_empty() {
-        return Ok((answer, None));
+    cases: Vec<Result<Case<'_>, ChangeError>>,
+) -> Result<Vec<Result<GateAnswer, ChangeError>>, Error> {
+    let decided = cases.into_iter().map(|case| {
+        let case = case?;
+        Ok((decide(policy, case.question, &case.snapshot.facts), case))
+    });
+    let decided: Vec<Result<_, ChangeError>> = decided.collect();
+    let (mut pairs, mut live) = (vec![], BTreeMap::new());
+    for (answer, case) in decided.iter().flatten().filter(|(answer, _)| !answer.reasons.is_empty()) {
+        pairs.push(case.pair);
+        if let Some(newest) = answer.satisfying.iter().max() {
+            let at = case.question.at;
+            if let Entry::Vacant(unread) = live.entry((*newest, at)) {
+                unread.insert(template_live(connection, *newest, at)?);
+            }
+        }
     }
-    let history = gate_history(connection, pair)?;
-    snapshot.facts.withdrawn.clone_from(&history.withdrawn);
-    let (answer, facts) = (decide(policy, question, &snapshot.facts), &snapshot.facts);
-    let mut withdrawn = vec![];
-    for (kind, agreement_type) in not_replaced(&answer.satisfying, facts) {
-        withdrawn.extend(last_withdrawn(connection, pair, kind, agreement_type)?);
-    }
-    let considered = considered(&answer, facts, &withdrawn, question.at);
-    Ok((answer, Some(Explained { history, considered })))
+    let mut histories = gate_history(connection, &pairs)?.into_iter();
+    let answers = decided.into_iter().map(|decided| {
+        let (answer, Case { pair, acting, question, mut snapshot }) = decided?;
+        if answer.reasons.is_empty() {
+            return Ok(GateAnswer { answer, snapshot, remedies: vec![], considered: vec![] });
+        }
+        let history = histories.next().unwrap_or(Err(Error::Panicked))?;
+        snapshot.facts.withdrawn = history.withdrawn;
+        // With what was withdrawn, the decision is the same, and the reasons may be others.
+        let answer = decide(policy, question, &snapshot.facts);
+        // The live template of the newest satisfying type.
+        let live = answer.satisfying.iter().max().and_then(|newest| *live.get(&(*newest, question.at))?);
+        let may_sign = may_sign_directly(snapshot.first_purchase_at, history.first_signed_at);
+        let remedies = remedies(&answer, pair.payer_id, acting, live, may_sign);
+        let considered = seen_by(acting, pair, considered(&answer, &snapshot.facts, question.at));
+        Ok(GateAnswer { answer, snapshot, remedies, considered })
+    });
+    Ok(answers.collect())
 }
 
 /// GATE-0: the refusal for parties without an active relationship. It names the wrong one of them to a partner that sees
@@ -172,31 +191,6 @@ fn explain_not_found(connection: &mut Connection, query: &GateQuery) -> Result<C
         own.payer_id == payer_id || relationship_active(connection, with_payer, customer_id)?.is_some();
     let misnamed = misnamed(payer_id, acting, own, is_with_payer);
     Ok(Refusal::NotTogether { customer_id, misnamed }.into())
-}
-
-/// The live template of the newest satisfying type.
-pub(super) fn live_template(
-    connection: &mut Connection,
-    satisfying: &[AgreementType],
-    at: Time,
-) -> Result<Option<Uuid>, ChangeError> {
-    match satisfying.iter().max() {
-        Some(newest) => Ok(template_live(connection, *newest, at)?),
-        None => Ok(None),
-    }
-}
-
-/// The remedies open to the acting partner; `live` is the live template of a satisfying type.
-pub(super) fn remedies_of(
-    answer: &Answer,
-    pair: Pair,
-    acting: Acting,
-    snapshot: &Snapshot,
-    history: &PastAcceptances,
-    live: Option<Uuid>,
-) -> Vec<Remedy> {
-    let may_sign = may_sign_directly(snapshot.first_purchase_at, history.first_signed_at);
-    remedies(answer, pair.payer_id, acting, live, may_sign)
 }
 
 /// The facts as they would be with the assumed attestation stored.

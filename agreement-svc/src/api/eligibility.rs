@@ -41,8 +41,8 @@ use crate::store::template::template_list;
 /// One entry for each line of the largest order.
 const DEMANDS_MAX: usize = 100;
 
-/// Questions of one batch: a screenful of customers several times over. One or two statements for each payer read the
-/// facts of all.
+/// Questions of one batch: a screenful of customers several times over. One statement reads the facts of all, and another one
+/// what explains the answers with reasons.
 const ITEMS_MAX: usize = 100;
 
 #[tonic::async_trait]
@@ -381,19 +381,19 @@ fn response(query: &GateQuery, answered: GateAnswer) -> CheckEligibilityResponse
 }
 
 fn blocked_customer(blocked: Blocked) -> BlockedCustomer {
+    let Blocked { pair, company_name, answer: GateAnswer { answer, remedies, considered, .. }, declined } =
+        blocked;
     BlockedCustomer {
-        customer_id: blocked.pair.customer_id.to_string(),
-        company_name: blocked.company_name,
-        payer_id: blocked.pair.payer_id.to_string(),
-        reasons: blocked.answer.reasons.iter().map(|reason| convert::reason(*reason)).collect(),
-        remedies: blocked.remedies.into_iter().map(explain::remedy).collect(),
-        considered: blocked.considered.iter().map(explain::considered).collect(),
-        declined_invitation: blocked.declined.map(|Declined { invitation_id, at, reason }| {
-            DeclinedInvitation {
-                invitation_id: invitation_id.to_string(),
-                declined_at: Some(timestamp(at)),
-                reason: convert::decline_reason(reason),
-            }
+        customer_id: pair.customer_id.to_string(),
+        company_name,
+        payer_id: pair.payer_id.to_string(),
+        reasons: answer.reasons.iter().map(|reason| convert::reason(*reason)).collect(),
+        remedies: remedies.into_iter().map(explain::remedy).collect(),
+        considered: considered.iter().map(explain::considered).collect(),
+        declined_invitation: declined.map(|Declined { invitation_id, at, reason }| DeclinedInvitation {
+            invitation_id: invitation_id.to_string(),
+            declined_at: Some(timestamp(at)),
+            reason: convert::decline_reason(reason),
         }),
     }
 }

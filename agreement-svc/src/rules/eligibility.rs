@@ -83,8 +83,8 @@ pub struct Facts {
     pub cloud: Cloud,
     /// The current ones: at most one of each kind and type.
     pub acceptances: Vec<Acceptance>,
-    /// The kinds and types of which an acceptance was withdrawn, however long ago. They only explain a refusal.
-    pub withdrawn: Vec<(AcceptanceKind, AgreementType)>,
+    /// Of each kind and type, the acceptance that was withdrawn last, and when. They only explain a refusal.
+    pub withdrawn: Vec<(Acceptance, Time)>,
     /// Published versions that one day make any of the acceptances insufficient.
     pub reacceptances: Vec<Reacceptance>,
 }
@@ -169,12 +169,7 @@ pub enum Problem {
 }
 
 /// Why each acceptance does not count, for an answer with reasons: the current ones, then those that were withdrawn.
-pub fn considered(
-    answer: &Answer,
-    facts: &Facts,
-    withdrawn: &[(Acceptance, Time)],
-    at: Time,
-) -> Vec<Considered> {
+pub fn considered(answer: &Answer, facts: &Facts, at: Time) -> Vec<Considered> {
     let current = facts.acceptances.iter().filter_map(|acceptance| {
         if !answer.satisfying.contains(&acceptance.agreement_type) {
             return Some(Considered { acceptance: *acceptance, problem: Problem::WrongAgreementType });
@@ -182,7 +177,7 @@ pub fn considered(
         let newest = superseding(acceptance, facts, at).max_by_key(|later| later.effective_from)?;
         Some(Considered { acceptance: *acceptance, problem: Problem::VersionSuperseded(*newest) })
     });
-    let withdrawn = withdrawn.iter().map(|(acceptance, withdrawn_at)| Considered {
+    let withdrawn = not_replaced(&answer.satisfying, facts).map(|(acceptance, withdrawn_at)| Considered {
         acceptance: *acceptance,
         problem: Problem::Withdrawn(*withdrawn_at),
     });
@@ -300,16 +295,20 @@ fn superseding<'f>(
     facts.reacceptances.iter().filter(move |later| later.outdates(acceptance) && later.reaccept_by <= at)
 }
 
-/// The satisfying kinds and types of which an acceptance was withdrawn, and none is current.
-pub fn not_replaced<'f>(
+/// The withdrawn acceptances of a satisfying type, of whose kind and type none is current.
+fn not_replaced<'f>(
     satisfying: &'f [AgreementType],
     facts: &'f Facts,
-) -> impl Iterator<Item = (AcceptanceKind, AgreementType)> + 'f {
-    let is_current = |kind, of| {
-        facts.acceptances.iter().any(|current| (current.kind, current.agreement_type) == (kind, of))
+) -> impl Iterator<Item = &'f (Acceptance, Time)> + 'f {
+    let is_current = |of: &Acceptance| {
+        let same =
+            |current: &Acceptance| (current.kind, current.agreement_type) == (of.kind, of.agreement_type);
+        facts.acceptances.iter().any(same)
     };
-    let withdrawn = facts.withdrawn.iter().copied();
-    withdrawn.filter(move |&(kind, of)| satisfying.contains(&of) && !is_current(kind, of))
+    facts
+        .withdrawn
+        .iter()
+        .filter(move |(last, _)| satisfying.contains(&last.agreement_type) && !is_current(last))
 }
 
 /// All reasons that hold, given that nothing stands.

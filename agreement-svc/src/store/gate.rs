@@ -1,10 +1,11 @@
-//! The reader of the gate's facts: parties in, the facts of each out. On PostgreSQL one statement reads those of all
-//! parties, which costs a tenth of a statement for each; on SQLite, where no round trip is saved, it is one for each.
-//! What only explains a refusal is read by further statements, so that a yes does not pay for it.
+//! The reader of the gate's facts: parties in, the facts of each out. One statement reads those of all parties, which on
+//! PostgreSQL costs a tenth of a statement for each, and on SQLite half of one. What only explains a refusal is read by
+//! another statement, `history`, so that a yes does not pay for it.
 //!
 //! Invariant: the number of rows that it reads for a pair does not grow with the pair's history. Only current
-//! acceptances are read as rows, which a unique index bounds; of all withdrawn ones it reads whether there are any,
-//! and of all signatures when the first was made.
+//! acceptances are read as rows, which a unique index bounds.
+
+mod history;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -13,21 +14,21 @@ use chassis::database::row::{at, id_or_empty, utc};
 use chassis::database::{BatchedReads, Connection, Database, Error};
 use chassis::query;
 use chrono::NaiveDateTime;
-use diesel::dsl::{exists, min};
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::serialize::{self, IsNull, Output, ToSql};
 use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamp};
 use diesel::sqlite::Sqlite;
 use strum::VariantArray;
 use uuid::Uuid;
 
-use super::acceptance::NO_PARTNER;
-use super::schema::{acceptance, customer, partner, relationship, template_version};
+pub(crate) use self::history::gate_history;
+use super::schema::relationship;
 use super::template::template_list;
 
 use crate::rules::Time;
-use crate::rules::eligibility::{Acceptance, AcceptanceKind, Facts, Reacceptance, reacceptances};
+use crate::rules::eligibility::{Acceptance, Facts, Reacceptance, reacceptances};
 use crate::rules::template::{AgreementType, Template};
 
 /// Who buys for whom, and through which reseller.
@@ -56,15 +57,6 @@ pub(crate) struct Snapshot {
     /// The revision of the whole database.
     pub head: i64,
     pub facts: Facts,
-}
-
-/// What a history of any length comes down to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PastAcceptances {
-    /// The kinds and types of which an acceptance was withdrawn.
-    pub withdrawn: Vec<(AcceptanceKind, AgreementType)>,
-    /// When the customer first signed anything, whatever became of it.
-    pub first_signed_at: Option<Time>,
 }
 
 /// The templates in memory, which the gate would otherwise join to each acceptance: a few rows that change
@@ -122,15 +114,6 @@ struct Revisions {
 }
 
 #[derive(Queryable)]
-struct HistoryRow {
-    has_withdrawn_cloud_attestation: bool,
-    has_withdrawn_customer_attestation: bool,
-    has_withdrawn_cloud_signature: bool,
-    has_withdrawn_customer_signature: bool,
-    first_signed_at: Option<NaiveDateTime>,
-}
-
-#[derive(Queryable)]
 struct AcceptanceRow {
     id: String,
     kind: String,
@@ -140,28 +123,14 @@ struct AcceptanceRow {
     agreed_at: NaiveDateTime,
 }
 
-/// Whether the pair's history has a withdrawn acceptance of a partner (`''`: a signature) and type.
-macro_rules! has_withdrawn {
-    ($partner:expr, $of:ident) => {
-        exists(
-            acceptance::table
-                .filter(acceptance::customer_id.eq(customer::id))
-                .filter(acceptance::partner_id.eq($partner))
-                .filter(acceptance::agreement_type.eq(AgreementType::$of.into_str()))
-                .filter(acceptance::withdrawn_at.is_not_null()),
-        )
-    };
-}
-
-/// The statement about parties. Its text does not depend on them, so a connection prepares it once. Diesel has no query for it:
-/// on PostgreSQL it has the parties as a table; and with `OR` in place of `IN` SQLite would not find the current acceptances
-/// by their index.
+/// Parties as a table, with which a statement about them begins. Its text does not depend on them, so a connection prepares
+/// it once. Diesel has no query for it.
 ///
-/// Each row is a current acceptance of the customer that is the payer's or its own, or the customer alone where there is none.
 /// The reseller of a relationship lies between two: those are the asked one, or the least and the greatest possible.
+#[derive(Debug)]
 struct Asked {
     numbers: Vec<i32>,
-    /// Customers, payers, and the two resellers.
+    /// Customers, payers, and the greatest and the least reseller.
     ids: [Vec<String>; 4],
 }
 
@@ -173,14 +142,60 @@ impl Asked {
             ids: [
                 ids(|parties| parties.pair.customer_id.to_string()),
                 ids(|parties| parties.pair.payer_id.to_string()),
-                ids(|parties| id_or_empty(parties.reseller_id)),
                 ids(|parties| parties.reseller_id.unwrap_or(Uuid::max()).to_string()),
+                ids(|parties| id_or_empty(parties.reseller_id)),
             ],
         }
     }
 }
 
-impl Query for Asked {
+impl QueryFragment<Pg> for Asked {
+    /// The planner does not see how long arrays are that come out of subqueries.
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_sql(
+            "WITH asked (number, customer_id, payer_id, greatest, least) AS (SELECT * FROM unnest((SELECT ",
+        );
+        out.push_bind_param::<Array<Integer>, _>(&self.numbers)?;
+        out.push_sql("::integer[]");
+        for ids in &self.ids {
+            out.push_sql("), (SELECT ");
+            out.push_bind_param::<Array<Text>, _>(ids)?;
+            out.push_sql("::text[]");
+        }
+        out.push_sql("))) ");
+        Ok(())
+    }
+}
+
+impl QueryFragment<Sqlite> for Asked {
+    /// One text of JSON has them all. The ids of each are one text in it, which is read faster than a list, and are found by
+    /// the length of an id; only the last may be empty.
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+        out.push_sql(
+            "WITH asked (number, customer_id, payer_id, greatest, least) AS MATERIALIZED (SELECT key, \
+             substr(value, 1, 36), substr(value, 37, 36), substr(value, 73, 36), substr(value, 109) FROM json_each(",
+        );
+        out.push_bind_param::<Text, _>(self)?;
+        out.push_sql(")) ");
+        Ok(())
+    }
+}
+
+impl ToSql<Text, Sqlite> for Asked {
+    fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Sqlite>) -> serialize::Result {
+        let all =
+            |n: usize| self.ids.iter().filter_map(|ids| ids.get(n)).map(String::as_str).collect::<String>();
+        let texts: Vec<_> = (0..self.numbers.len()).map(all).collect();
+        out.set_value(serde_json::to_string(&texts)?);
+        Ok(IsNull::No)
+    }
+}
+
+/// The statement that reads facts. Each row is a current acceptance of the customer that is the payer's or its own, or the
+/// customer alone where there is none.
+struct ReadFacts(Asked);
+
+impl Query for ReadFacts {
     type SqlType = (
         Integer,
         (Nullable<Text>, Nullable<Text>),
@@ -190,29 +205,24 @@ impl Query for Asked {
     );
 }
 
-impl<C> RunQueryDsl<C> for Asked {}
+impl<C> RunQueryDsl<C> for ReadFacts {}
 
-impl QueryId for Asked {
+impl QueryId for ReadFacts {
     type QueryId = Self;
     const HAS_STATIC_QUERY_ID: bool = true;
 }
 
-impl QueryFragment<Pg> for Asked {
-    /// PostgreSQL keeps one plan for all parties: to plan the statement takes longer than to run it for one of them. The planner
-    /// does not see how long arrays are that come out of subqueries, so such a plan never looks worse to it than one for these
-    /// parties. And it looks up each of them by an index, whatever it believes of the size of the tables: a subquery with `OFFSET`
+impl QueryFragment<Pg> for ReadFacts {
+    /// PostgreSQL keeps one plan for all parties: to plan the statement takes longer than to run it for one of them. As the planner
+    /// does not see how many parties there are, such a plan never looks worse to it than one for these parties. And it looks
+    /// up each of them by an index, whatever it believes of the size of the tables: a subquery with `OFFSET`
     /// or `LIMIT` is not joined with others, and only the index of current acceptances has them in the order of their types, of
     /// which there are fewer than the limit.
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        out.push_sql("SELECT asked.number, named.least, named.greatest, buyer.*, ");
-        out.push_sql("(SELECT value FROM revision), (SELECT max(revision) FROM template), current.* FROM unnest((SELECT ");
-        out.push_bind_param::<Array<Integer>, _>(&self.numbers)?;
-        for ids in &self.ids {
-            out.push_sql("), (SELECT ");
-            out.push_bind_param::<Array<Text>, _>(ids)?;
-        }
+        self.0.walk_ast(out.reborrow())?;
         out.push_sql(
-            ")) AS asked (number, customer_id, payer_id, least, greatest)
+            "SELECT asked.number, named.least, named.greatest, buyer.*,
+            (SELECT value FROM revision), (SELECT max(revision) FROM template), current.* FROM asked
             CROSS JOIN LATERAL (SELECT country, cloud, first_purchase_at, acceptance_revision
                 FROM customer WHERE id = asked.customer_id OFFSET 0) AS buyer
             CROSS JOIN LATERAL (SELECT min(reseller_id) AS least, max(reseller_id) AS greatest FROM relationship
@@ -232,19 +242,13 @@ impl QueryFragment<Pg> for Asked {
     }
 }
 
-impl QueryFragment<Sqlite> for Asked {
-    /// It is about one of the parties: SQLite would have to prepare a statement for each number of them.
+impl QueryFragment<Sqlite> for ReadFacts {
+    /// With `OR` in place of `IN` SQLite would not find the current acceptances by their index, and without `CROSS` it could
+    /// look through all customers for the asked ones.
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
-        out.push_sql("WITH asked (number, customer_id, payer_id, least, greatest) AS (SELECT ");
-        for number in self.numbers.iter().take(1) {
-            out.push_bind_param::<Integer, _>(number)?;
-        }
-        for id in self.ids.iter().flat_map(|ids| ids.iter().take(1)) {
-            out.push_sql(", ");
-            out.push_bind_param::<Text, _>(id)?;
-        }
+        self.0.walk_ast(out.reborrow())?;
         out.push_sql(
-            ") SELECT asked.number,
+            "SELECT asked.number,
             (SELECT min(reseller_id) FROM relationship
                 WHERE customer_id = asked.customer_id AND partner_id = asked.payer_id AND ended_at IS NULL
                 AND reseller_id BETWEEN asked.least AND asked.greatest),
@@ -255,7 +259,7 @@ impl QueryFragment<Sqlite> for Asked {
             (SELECT value FROM revision), (SELECT max(revision) FROM template),
             current.id, current.kind, current.agreement_type, current.template_id, current.template_version,
             current.agreed_at
-            FROM asked JOIN customer ON customer.id = asked.customer_id
+            FROM asked CROSS JOIN customer ON customer.id = asked.customer_id
             LEFT JOIN acceptance AS current ON current.customer_id = asked.customer_id
                 AND current.partner_id IN (asked.payer_id, '')
                 AND current.superseded_at IS NULL AND current.withdrawn_at IS NULL",
@@ -266,7 +270,7 @@ impl QueryFragment<Sqlite> for Asked {
 
 /// The rows of parties of which the customer is known.
 fn gate_rows(connection: &mut Connection, parties: &[Parties]) -> Result<Vec<Row>, Error> {
-    Ok(query!(connection, c => Asked::new(parties).load(c))?)
+    Ok(query!(connection, c => ReadFacts(Asked::new(parties)).load(c))?)
 }
 
 /// The facts of each of the parties, in their order: `None` where they have no active relationship (GATE-0).
@@ -276,109 +280,21 @@ pub(crate) fn gate_facts(
     cache: &TemplateCache,
     parties: &[Parties],
 ) -> Result<Vec<Result<Option<Snapshot>, Error>>, Error> {
-    let at_a_time = if matches!(connection, Connection::Sqlite(_)) { 1 } else { parties.len().max(1) };
-    let mut facts = vec![];
-    for parties in parties.chunks(at_a_time) {
-        let rows = gate_rows(connection, parties)?;
-        let templates = match rows.first() {
-            None => None,
-            Some((_, _, _, revisions, _)) => {
-                Some(cache.at(connection, revisions.templates.unwrap_or_default())?)
-            }
-        };
-        let mut by_number: BTreeMap<i32, Vec<&Row>> = BTreeMap::new();
-        // Only an active relationship makes a customer one of the payer's.
-        for row in rows.iter().filter(|row| row.1.first_reseller_id.is_some()) {
-            by_number.entry(row.0).or_default().push(row);
-        }
-        facts.extend((0..).zip(parties).map(|(number, parties)| {
-            let rows = by_number.get(&number).zip(templates.as_ref());
-            rows.map(|(rows, templates)| snapshot(templates, parties.pair, rows)).transpose()
-        }));
-    }
-    Ok(facts)
-}
-
-/// What the history of a pair says beyond its current acceptances. Without a snapshot it may be of a later state
-/// than the facts: that shows in the reasons of a refusal and in the remedies, never in the decision.
-pub(crate) fn gate_history(connection: &mut Connection, pair: Pair) -> Result<PastAcceptances, Error> {
-    let (customer, payer) = (pair.customer_id.to_string(), pair.payer_id.to_string());
-    let row: HistoryRow = query!(connection, c => {
-        customer::table
-            .inner_join(partner::table.on(partner::id.eq(payer)))
-            .filter(customer::id.eq(&customer))
-            .select((
-                has_withdrawn!(partner::id, MicrosoftCloudAgreement),
-                has_withdrawn!(partner::id, MicrosoftCustomerAgreement),
-                has_withdrawn!(NO_PARTNER, MicrosoftCloudAgreement),
-                has_withdrawn!(NO_PARTNER, MicrosoftCustomerAgreement),
-                acceptance::table
-                    .filter(acceptance::customer_id.eq(customer::id))
-                    .filter(acceptance::partner_id.eq(NO_PARTNER))
-                    .select(min(acceptance::agreed_at))
-                    .single_value(),
-            ))
-            .first(c)
-    })?;
-    let kinds = [AcceptanceKind::Attestation, AcceptanceKind::Signature];
-    let possible = kinds.iter().flat_map(|kind| AgreementType::VARIANTS.iter().map(|of| (*kind, *of)));
-    Ok(PastAcceptances {
-        withdrawn: possible.filter(|(kind, of)| row.has_withdrawn(*kind, *of)).collect(),
-        first_signed_at: row.first_signed_at.map(utc),
-    })
-}
-
-/// The acceptance of a kind and type that was withdrawn last, of the pair's payer or of the customer itself, and when.
-pub(crate) fn last_withdrawn(
-    connection: &mut Connection,
-    pair: Pair,
-    kind: AcceptanceKind,
-    agreement_type: AgreementType,
-) -> Result<Option<(Acceptance, Time)>, Error> {
-    let partner = match kind {
-        AcceptanceKind::Attestation => pair.payer_id.to_string(),
-        AcceptanceKind::Signature => NO_PARTNER.to_owned(),
+    let rows = gate_rows(connection, parties)?;
+    let templates = match rows.first() {
+        None => None,
+        Some((_, _, _, revisions, _)) => Some(cache.at(connection, revisions.templates.unwrap_or_default())?),
     };
-    let row: Option<(AcceptanceRow, Option<NaiveDateTime>, NaiveDateTime)> = query!(connection, c => {
-        acceptance::table
-            .inner_join(template_version::table.on(template_version::template_id
-                .eq(acceptance::template_id)
-                .and(template_version::number.eq(acceptance::template_version))))
-            .filter(acceptance::customer_id.eq(pair.customer_id.to_string()))
-            .filter(acceptance::partner_id.eq(partner))
-            .filter(acceptance::agreement_type.eq(agreement_type.into_str()))
-            .filter(acceptance::withdrawn_at.is_not_null())
-            .order(acceptance::withdrawn_at.desc())
-            .select((
-                (
-                    acceptance::id,
-                    acceptance::kind,
-                    acceptance::agreement_type,
-                    acceptance::template_id,
-                    acceptance::template_version,
-                    acceptance::agreed_at,
-                ),
-                acceptance::withdrawn_at,
-                template_version::effective_from,
-            ))
-            .first(c)
-            .optional()
-    })?;
-    let Some((row, Some(withdrawn_at), effective_from)) = row else { return Ok(None) };
-    Ok(Some((row.acceptance(utc(effective_from))?, utc(withdrawn_at))))
-}
-
-impl HistoryRow {
-    fn has_withdrawn(&self, kind: AcceptanceKind, of: AgreementType) -> bool {
-        use AcceptanceKind::{Attestation, Signature};
-        use AgreementType::{MicrosoftCloudAgreement, MicrosoftCustomerAgreement};
-        match (kind, of) {
-            (Attestation, MicrosoftCloudAgreement) => self.has_withdrawn_cloud_attestation,
-            (Attestation, MicrosoftCustomerAgreement) => self.has_withdrawn_customer_attestation,
-            (Signature, MicrosoftCloudAgreement) => self.has_withdrawn_cloud_signature,
-            (Signature, MicrosoftCustomerAgreement) => self.has_withdrawn_customer_signature,
-        }
+    let mut by_number: BTreeMap<i32, Vec<&Row>> = BTreeMap::new();
+    // Only an active relationship makes a customer one of the payer's.
+    for row in rows.iter().filter(|row| row.1.first_reseller_id.is_some()) {
+        by_number.entry(row.0).or_default().push(row);
     }
+    let facts = (0..).zip(parties).map(|(number, parties)| {
+        let rows = by_number.get(&number).zip(templates.as_ref());
+        rows.map(|(rows, templates)| snapshot(templates, parties.pair, rows)).transpose()
+    });
+    Ok(facts.collect())
 }
 
 /// What the rows of one pair say, which differ in the current acceptance only.
@@ -522,4 +438,4 @@ fn pairs_of(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

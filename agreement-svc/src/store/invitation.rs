@@ -11,7 +11,7 @@ use diesel::dsl::exists;
 use diesel::prelude::*;
 use uuid::Uuid;
 
-use super::schema::{invitation, relationship};
+use super::schema::{customer, invitation, relationship};
 
 use crate::rules::Time;
 use crate::rules::invitation::{DeclineReason, Invitation, InvitationState, Settled};
@@ -99,7 +99,8 @@ pub(crate) struct Declined {
     pub reason: DeclineReason,
 }
 
-/// The latest invitation of a partner, as payer or reseller, that each of some customers declined.
+/// The latest invitation of a partner, as payer or reseller, that each of some customers declined. Others that they declined
+/// are not loaded, however many there are.
 pub(crate) fn invitations_declined(
     connection: &mut Connection,
     partner_id: Uuid,
@@ -107,25 +108,37 @@ pub(crate) fn invitations_declined(
 ) -> Result<HashMap<Uuid, Declined>, Error> {
     let (partner, customers) = (partner_id.to_string(), customer_ids.iter().map(Uuid::to_string));
     let customers: Vec<String> = customers.collect();
-    let rows: Vec<Row> = query!(connection, c => {
-        invitation::table
-            .filter(invitation::customer_id.eq_any(&customers))
-            .filter(invitation::declined_at.is_not_null())
-            .filter(invitation::partner_id.eq(&partner).or(invitation::reseller_id.eq(&partner)))
-            .order(invitation::declined_at)
-            .select(Row::as_select())
+    let latest: Vec<Option<String>> = query!(&mut *connection, c => {
+        customer::table
+            .filter(customer::id.eq_any(&customers))
+            .select(
+                invitation::table
+                    .filter(invitation::customer_id.eq(customer::id))
+                    .filter(invitation::declined_at.is_not_null())
+                    .filter(invitation::partner_id.eq(&partner).or(invitation::reseller_id.eq(&partner)))
+                    .order(invitation::declined_at.desc())
+                    .select(invitation::id)
+                    .single_value(),
+            )
             .load(c)
     })?;
-    let mut latest = HashMap::new();
+    let latest: Vec<String> = latest.into_iter().flatten().collect();
+    if latest.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows: Vec<Row> = query!(connection, c => {
+        invitation::table.filter(invitation::id.eq_any(&latest)).select(Row::as_select()).load(c)
+    })?;
+    let mut declined = HashMap::new();
     for row in rows {
         let invitation = row.read()?;
         if let (Some(customer_id), Some(Settled::Declined { at, reason })) =
             (invitation.customer_id, invitation.settled)
         {
-            latest.insert(customer_id, Declined { invitation_id: invitation.id, at, reason });
+            declined.insert(customer_id, Declined { invitation_id: invitation.id, at, reason });
         }
     }
-    Ok(latest)
+    Ok(declined)
 }
 
 /// What a list of invitations is narrowed to.

@@ -69,18 +69,18 @@ impl Plan {
     }
 }
 
-/// The plans of the statements that a function runs, whatever the values in them.
+/// The texts of the statements that a function runs, in their order, and what it returns.
 ///
 /// # Errors
-/// The database's.
+/// Those of the function.
 ///
 /// # Panics
 /// If the function panicked before.
 #[expect(clippy::unwrap_used, reason = "no lock outlives a panic of the test")]
-pub fn plans_of(
+pub fn statements_of<T, E>(
     connection: &mut Connection,
-    run: fn(&mut Connection) -> Result<(), Error>,
-) -> Result<Vec<Plan>, Error> {
+    run: impl FnOnce(&mut Connection) -> Result<T, E>,
+) -> Result<(T, Vec<String>), E> {
     let statements: Arc<Mutex<Vec<String>>> = Arc::default();
     let seen = statements.clone();
     query!(&mut *connection, c => c.set_instrumentation(move |event: InstrumentationEvent<'_>| {
@@ -88,14 +88,26 @@ pub fn plans_of(
             seen.lock().unwrap().push(query.to_string());
         }
     }));
-    run(connection)?;
-    query!(&mut *connection, c => c.set_instrumentation(|_: InstrumentationEvent<'_>| {}));
+    let returned = run(connection)?;
+    query!(connection, c => c.set_instrumentation(|_: InstrumentationEvent<'_>| {}));
     let mut statements = std::mem::take(&mut *statements.lock().unwrap());
     for statement in &mut statements {
         if let Some((text, _)) = statement.split_once(" -- binds") {
             *statement = text.to_owned();
         }
     }
+    Ok((returned, statements))
+}
+
+/// The plans of the statements that a function runs, whatever the values in them.
+///
+/// # Errors
+/// The database's.
+pub fn plans_of(
+    connection: &mut Connection,
+    run: fn(&mut Connection) -> Result<(), Error>,
+) -> Result<Vec<Plan>, Error> {
+    let ((), mut statements) = statements_of(connection, run)?;
     statements.sort();
     statements.dedup();
     statements.into_iter().map(|statement| plan_of(connection, statement)).collect()

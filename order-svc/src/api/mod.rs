@@ -45,8 +45,8 @@ use crate::rules::gate::{Answer, DryRun};
 use crate::rules::offer::Catalogue;
 use crate::rules::order::Parties;
 use crate::store::Viewer;
-use crate::store::commit::Void;
-use crate::store::placement::Placements;
+use crate::store::commit::{Basis, Commit, Commits, Effect, Write};
+use crate::store::fence::Void;
 use crate::workers::Followed;
 
 /// How often the gate is asked again because a withdrawal overtook its answer.
@@ -57,7 +57,7 @@ const ATTEMPTS_MAX: u32 = 3;
 pub(crate) struct Api {
     pub database: Database,
     pub replays: BatchedReads<IdempotencyKey, Lookup>,
-    pub placements: Placements,
+    pub commits: Commits,
     pub clock: Clock,
     pub pages: Pages,
     pub hasher: RequestHasher,
@@ -156,6 +156,31 @@ impl Api {
             Failure::Database(error) => return Err(status::failed(&error)),
         };
         self.replay(key).await?.ok_or(status)
+    }
+
+    /// Stores what a call buys or changes for a customer, with its response, and says how that ends the attempt.
+    async fn store<A: Message>(
+        &self,
+        key: &IdempotencyKey,
+        customer_id: Uuid,
+        basis: Basis,
+        effect: Effect,
+        response: A,
+    ) -> Result<Attempt<A>, Failure> {
+        let (key, encoded) = (key.clone(), response.encode_to_vec());
+        let write = Write { key, response: encoded, customer_id, basis, effect };
+        match self.commits.commit(write).await? {
+            Commit::Done => Ok(Attempt::Done(response)),
+            Commit::SeenBefore | Commit::AnswerStale => Ok(Attempt::Retry(Refusal::GateUnavailable)),
+            Commit::NotRelated => Ok(Attempt::Retry(Refusal::HistoryBehind)),
+            Commit::Void(void) => without_effect(customer_id, void),
+            Commit::TooManySubscriptions => Err(self.too_many_subscriptions(customer_id).into()),
+            Commit::LostRace => Err(Refusal::StaleEtag.into()),
+        }
+    }
+
+    fn too_many_subscriptions(&self, customer_id: Uuid) -> Refusal {
+        Refusal::TooManySubscriptions { customer_id, max: self.subscriptions_max }
     }
 
     /// Asks the gate; everything but an answer becomes a refusal.

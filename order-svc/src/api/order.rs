@@ -9,7 +9,6 @@ use chassis::form::Form;
 use chassis::idempotency::IdempotencyKey;
 use chassis::paging::filter_of;
 use chassis::server::call;
-use prost::Message;
 use proto::order::order_service_server::OrderService;
 use proto::order::{
     CreateOrderRequest, CreateOrderResponse, GetOrderRequest, GetOrderResponse, ListOrdersRequest,
@@ -28,9 +27,10 @@ use crate::rules::order::{Line, Order, Parties, Placing, check_lines, demands, p
 use crate::rules::subscription::Subscription;
 use crate::rules::{Refusal, Time};
 use crate::store::Slice;
-use crate::store::commit::{answer_void, has_room};
+use crate::store::commit::{Basis, Effect};
+use crate::store::fence::answer_void;
+use crate::store::open::has_room;
 use crate::store::order::{order_find, order_list};
-use crate::store::placement::{Placed, Placement};
 
 /// Lines of one order.
 const LINES_MAX: usize = 100;
@@ -162,11 +162,6 @@ impl Api {
         place(new.parties, new.lines.clone(), &self.catalogue, answer, placing)
     }
 
-    fn too_many_subscriptions(&self, new: &NewOrder) -> Refusal {
-        let customer_id = new.parties.customer_id;
-        Refusal::TooManySubscriptions { customer_id, max: self.subscriptions_max }
-    }
-
     /// One attempt: makes the attestation unless it is made, asks the gate, places and, with a key, stores.
     async fn try_order(
         &self,
@@ -182,23 +177,13 @@ impl Api {
         let answer = answer.map_err(|refusal| new.without_answer(refusal))?;
         let (order, subscriptions) = self.place(new, &answer)?;
         let response = response(new, &order, &subscriptions);
-        let placement = Placement {
-            key: key.clone(),
-            response: response.encode_to_vec(),
-            answer,
-            order,
-            subscriptions,
-            open_max: self.subscriptions_max,
-        };
-        match self.placements.place(placement).await? {
-            Placed::Done => {
-                self.orders.send_replace(());
-                Ok(Attempt::Done(response))
-            }
-            Placed::SeenBefore | Placed::AnswerStale => Ok(Attempt::Retry(Refusal::GateUnavailable)),
-            Placed::TooManySubscriptions => Err(self.too_many_subscriptions(new).into()),
-            Placed::Void(void) => without_effect(new.parties.customer_id, void),
+        let basis = Basis::Answer(Box::new((answer, order.approval.clone())));
+        let effect = Effect::Order { order: order.into(), subscriptions, open_max: self.subscriptions_max };
+        let attempt = self.store(key, new.parties.customer_id, basis, effect, response).await?;
+        if let Attempt::Done(_) = attempt {
+            self.orders.send_replace(());
         }
+        Ok(attempt)
     }
 
     /// What the order would become; nothing is stored anywhere (ORD-5).
@@ -218,7 +203,7 @@ impl Api {
         };
         match self.database.read(read).await? {
             (Some(void), _) => without_effect(parties.customer_id, void),
-            (None, false) => Err(self.too_many_subscriptions(new).into()),
+            (None, false) => Err(self.too_many_subscriptions(parties.customer_id).into()),
             (None, true) => Ok(Attempt::Done(response(new, &order, &subscriptions))),
         }
     }

@@ -37,9 +37,11 @@ use crate::rules::offer::Offer;
 use crate::rules::relationship::{Needed, not_related, parties_for, relationship_needed};
 use crate::rules::subscription::{Cause, Command, Planned, Subscription};
 use crate::store::Slice;
-use crate::store::commit::{Commit, Write, answer_void, commit};
+use crate::store::commit::{Basis, Effect};
+use crate::store::fence::answer_void;
 use crate::store::relationship::relationships_of;
 use crate::store::subscription::{Wanted, change_list, subscription_find, subscription_list};
+use crate::store::update::Update;
 
 /// How often the gate is asked for one page of the subscriptions with outdated acceptances.
 const BATCHES_MAX: usize = 5;
@@ -457,22 +459,29 @@ impl Api {
         let response = |approval: Option<&Approval>| {
             answer(convert::subscription(after), approval.map(convert::approval))
         };
-        let Some(key) = asked.key.clone() else {
+        let Some(key) = &asked.key else {
             let query = operation.map(|operation| asked.gate_query(&known, operation, offer, 0));
             return self.dry_change(asked, &known, query, attested, response).await;
         };
         let basis = match operation {
-            None => None,
+            // Where it is so already, only the answer is stored.
+            None => match needed.filter(|_| step.is_some()) {
+                Some(needed) => Basis::Relationship { payer_id: known.payer_id, needed },
+                None => Basis::Nothing,
+            },
             Some(operation) => {
                 let at_least_revision = attested.map_or(0, |attested| attested.revision);
                 let query = asked.gate_query(&known, operation, offer, at_least_revision);
                 let answer = self.ask(&query, asked.origin.time_left()).await;
                 let answer = answer.map_err(|refusal| has_ended(refusal, &known))?;
                 let approval = answer.approval()?.clone();
-                Some((answer, approval))
+                Basis::Answer(Box::new((answer, approval)))
             }
         };
-        let approval = basis.as_ref().map(|(_, approval)| approval.clone());
+        let approval = match &basis {
+            Basis::Answer(basis) => Some(basis.1.clone()),
+            Basis::Relationship { .. } | Basis::Nothing => None,
+        };
         let response = response(approval.as_ref());
 
         let cause = Cause::Requested {
@@ -480,25 +489,19 @@ impl Api {
             user_id: asked.origin.caller.user_id,
         };
         let now = self.clock.now();
-        let writes = match step {
-            None => None,
+        let effect = match step {
+            None => Effect::Nothing,
             Some(step) => {
                 let step = match &approval {
                     Some(approval) => step.with_approval(approval),
                     None => step,
                 };
                 let change = step.change(known.quantity, cause, approval, now);
-                Some(Write { after: step.after, version: known.version, change, needed })
+                let update = Update { after: step.after, version: known.version, changes: vec![change] };
+                Effect::Change(update.into())
             }
         };
-        let encoded = response.encode_to_vec();
-        match commit(&self.database, &self.clock, key, basis, encoded, writes).await? {
-            Commit::Done => Ok(Attempt::Done(response)),
-            Commit::LostRace => Err(Refusal::StaleEtag.into()),
-            Commit::SeenBefore | Commit::AnswerStale => Ok(Attempt::Retry(Refusal::GateUnavailable)),
-            Commit::NotRelated => Ok(Attempt::Retry(Refusal::HistoryBehind)),
-            Commit::Void(void) => without_effect(known.customer_id, void),
-        }
+        self.store(key, known.customer_id, basis, effect, response).await
     }
 
     /// What the change would come to; nothing is stored anywhere (ORD-5).

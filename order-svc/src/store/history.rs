@@ -16,7 +16,7 @@ use chrono::NaiveDateTime;
 use diesel::prelude::*;
 use uuid::Uuid;
 
-use super::commit::fence_raise;
+use super::fence::fence_raise;
 use super::open::{is_open, subscriptions_open};
 use super::relationship::relationship_write;
 use super::schema::{fence, follower, subscription};

@@ -1,14 +1,14 @@
-//! The store: rows, queries and the fenced transaction through which everything gated is stored.
+//! The store: rows, queries and the fenced transaction in which calls store what they buy and change.
 //!
 //! Each noun has its file. Functions take a connection, so that a caller composes them inside its own
 //! transaction. No business rule lives here, and no gRPC status.
 
 pub(crate) mod commit;
 pub(crate) mod event;
+pub(crate) mod fence;
 pub(crate) mod history;
-mod open;
+pub(crate) mod open;
 pub(crate) mod order;
-pub(crate) mod placement;
 #[cfg(test)]
 mod plans;
 pub(crate) mod preview;
@@ -16,6 +16,7 @@ pub(crate) mod relationship;
 pub(crate) mod report;
 pub mod schema;
 pub(crate) mod subscription;
+pub(crate) mod update;
 pub(crate) mod withdrawal;
 
 use chassis::clock::lowest_id;

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::schema::subscription;
 use crate::rules::offer::Term;
+use crate::rules::order::Parties;
 use crate::rules::withdrawal::SubscriptionFacts;
 
 /// That a subscription has not ended, in the words of the partial index: SQLite uses it for nothing else.
@@ -102,6 +103,9 @@ pub(super) fn are_more_open_of(connection: &mut Connection, rooms: &[Room]) -> R
         #[diesel(sql_type = Integer)]
         number: i32,
     }
+    if rooms.is_empty() {
+        return Ok(vec![]);
+    }
     asking(connection);
     let Connection::Postgres(c) = connection else {
         let is_exceeded = |room: &Room| {
@@ -129,12 +133,7 @@ pub(super) fn are_more_open_of(connection: &mut Connection, rooms: &[Room]) -> R
 }
 
 /// Whether more subscriptions of a payer and a customer than so many have not ended.
-pub(crate) fn are_more_open(
-    connection: &mut Connection,
-    customer: Uuid,
-    payer: Uuid,
-    than: i64,
-) -> Result<bool, Error> {
+fn are_more_open(connection: &mut Connection, customer: Uuid, payer: Uuid, than: i64) -> Result<bool, Error> {
     let beyond: Option<i32> = query!(connection, c => {
         let beyond = subscription::table
             .filter(subscription::customer_id.eq(customer.to_string()))
@@ -146,4 +145,18 @@ pub(crate) fn are_more_open(
         Kept(beyond).get_result(c).optional()
     })?;
     Ok(beyond.is_some())
+}
+
+/// Whether payer and customer may have so many more open subscriptions (SUB-7). Behind the fence the answer is exact.
+pub(crate) fn has_room(
+    connection: &mut Connection,
+    parties: &Parties,
+    more: usize,
+    open_max: u32,
+) -> Result<bool, Error> {
+    let open_max = i64::from(open_max) - i64::try_from(more).unwrap_or(i64::from(u32::MAX));
+    if open_max < 0 {
+        return Ok(false);
+    }
+    Ok(!are_more_open(connection, parties.customer_id, parties.payer_id, open_max)?)
 }

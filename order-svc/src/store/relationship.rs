@@ -1,8 +1,10 @@
 //! The relationships of payers, customers and resellers, as far as agreement-svc's history was applied.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use chassis::database::row::{at, id_or_empty};
 use chassis::database::{Connection, Error};
-use chassis::query;
+use chassis::{find_rows, query};
 use diesel::prelude::*;
 use uuid::Uuid;
 
@@ -89,24 +91,44 @@ pub(crate) fn relationships_of(
     customer: Uuid,
     payer: Uuid,
 ) -> Result<Option<Relationships>, Error> {
+    let key = (customer, payer);
+    Ok(relationships_of_all(connection, &BTreeSet::from([key]))?.remove(&key))
+}
+
+/// The relationships of some customers, each with a payer; none of them while they are not all known.
+pub(super) fn relationships_of_all(
+    connection: &mut Connection,
+    keys: &BTreeSet<(Uuid, Uuid)>,
+) -> Result<BTreeMap<(Uuid, Uuid), Relationships>, Error> {
+    if keys.is_empty() {
+        return Ok(BTreeMap::new());
+    }
     let complete = follower::table
         .filter(follower::relationships_revision.eq(follower::revision))
         .filter(follower::relationships_revision.ge(follower::relationships_complete_at))
         .select((follower::restores, follower::revision));
     let here: Option<(i32, i64)> = query!(&mut *connection, c => complete.first(c).optional())?;
-    let Some((restores, applied)) = here else { return Ok(None) };
-    let key = customer.to_string();
-    let rows: Vec<(String, bool, i32)> = query!(connection, c => {
-        relationship::table
-            .filter(relationship::customer_id.eq(&key))
-            .filter(relationship::payer_id.eq(payer.to_string()))
-            .filter(relationship::is_active.eq(true).or(relationship::restores.ne(restores)))
-            .select((relationship::reseller_id, relationship::is_active, relationship::restores))
-            .load(c)
-    })?;
-    let mut found = Relationships { applied, ..Relationships::default() };
-    for (reseller, is_active, seen) in rows {
-        let reseller = at("relationship", &key).optional_id("reseller_id", &reseller)?;
+    let Some((restores, applied)) = here else { return Ok(BTreeMap::new()) };
+    let none = || Relationships { applied, ..Relationships::default() };
+    let mut found: BTreeMap<_, _> = keys.iter().map(|key| (*key, none())).collect();
+    let customers: BTreeSet<Uuid> = keys.iter().map(|(customer, _)| *customer).collect();
+    let customers: Vec<String> = customers.iter().map(Uuid::to_string).collect();
+    let rows: Vec<(String, String, String, bool, i32)> = find_rows!(connection, relationship::customer_id,
+    &customers, has_customer => relationship::table
+        .filter(has_customer)
+        .filter(relationship::is_active.eq(true).or(relationship::restores.ne(restores)))
+        .select((
+            relationship::customer_id,
+            relationship::payer_id,
+            relationship::reseller_id,
+            relationship::is_active,
+            relationship::restores,
+        )))?;
+    for (customer, payer, reseller, is_active, seen) in rows {
+        let row = at("relationship", &customer);
+        let key = (row.parse("customer_id", &customer)?, row.parse("payer_id", &payer)?);
+        let Some(found) = found.get_mut(&key) else { continue };
+        let reseller = row.optional_id("reseller_id", &reseller)?;
         match is_active {
             true if seen == restores => found.active.push(reseller),
             // Its beginning was lost.
@@ -114,5 +136,5 @@ pub(crate) fn relationships_of(
             false => found.lost_ends.push(reseller),
         }
     }
-    Ok(Some(found))
+    Ok(found)
 }

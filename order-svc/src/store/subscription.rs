@@ -1,7 +1,7 @@
-//! Subscriptions and their recorded changes; rows change with optimistic locking by `version`.
+//! Subscriptions and their recorded changes.
 
 use chassis::database::row::{at, id_or_empty, utc};
-use chassis::database::{Connection, Error, Kept};
+use chassis::database::{Connection, Error};
 use chassis::{insert_rows, query};
 use chrono::NaiveDateTime;
 use diesel::dsl::{count_star, exists, min};
@@ -10,7 +10,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::event::{change_entry, entries_insert};
-use super::schema::{follower, subscription, subscription_change};
+use super::schema::{subscription, subscription_change};
 use super::{Side, Slice, Viewer, approval_row, no_approval_row, read_approval};
 use crate::rules::Time;
 use crate::rules::subscription::{Cause, Change, ChangeKind, State, Subscription};
@@ -205,63 +205,6 @@ pub(super) fn subscriptions_insert(connection: &mut Connection, new: &[&Subscrip
     };
     let rows: Vec<_> = new.iter().map(row).collect();
     Ok(insert_rows!(connection, subscription, &rows)?)
-}
-
-/// Stores a subscription as it is after its changes, and the changes, if its version is still the one that they
-/// were decided on (optimistic locking); else nothing is stored, and the answer is false.
-pub(crate) fn subscription_change(
-    connection: &mut Connection,
-    after: &Subscription,
-    version: i64,
-    changes: &[Change],
-) -> Result<bool, Error> {
-    let is_as_read = subscription_update(connection, after, version)?;
-    if is_as_read {
-        if changes.iter().any(|change| change.kind == ChangeKind::ResellerAssigned) {
-            reseller_assigned(connection, after.id)?;
-        }
-        let changes: Vec<_> = changes.iter().map(|change| (after.id, change.clone())).collect();
-        changes_insert(connection, &changes)?;
-    }
-    Ok(is_as_read)
-}
-
-/// Notes which ends of relationships came before its reseller was assigned. Behind the customer's fence the cursor tells.
-fn reseller_assigned(connection: &mut Connection, id: Uuid) -> Result<(), Error> {
-    let applied: i64 = query!(&mut *connection, c => follower::table.select(follower::revision).first(c))?;
-    query!(connection, c => {
-        diesel::update(subscription::table.find(id.to_string()))
-            .set(subscription::reseller_revision.eq(applied))
-            .execute(c)
-    })?;
-    Ok(())
-}
-
-fn subscription_update(
-    connection: &mut Connection,
-    changed: &Subscription,
-    version: i64,
-) -> Result<bool, Error> {
-    let updated: Vec<String> = query!(connection, c => {
-        let update = diesel::update(
-            subscription::table
-                .filter(subscription::id.eq(changed.id.to_string()))
-                .filter(subscription::version.eq(version)),
-        )
-        .set((
-            subscription::reseller_id.eq(id_or_empty(changed.reseller_id)),
-            subscription::quantity.eq(i64::from(changed.quantity)),
-            subscription::state.eq(changed.state.into_str()),
-            subscription::auto_renew.eq(changed.auto_renew),
-            subscription::term_number.eq(i32::try_from(changed.term_number).unwrap_or(i32::MAX)),
-            subscription::term_end.eq(changed.term_end.map(|at| at.naive_utc())),
-            subscription::answer_revision.eq(changed.answer_revision),
-            subscription::version.eq(changed.version),
-            subscription::due_at.eq(changed.due_at().map(|at| at.naive_utc())),
-        ));
-        Kept(update.returning(subscription::id)).load(c)
-    })?;
-    Ok(!updated.is_empty())
 }
 
 /// Keeps what happened to each of the subscriptions, with its entries for the history.

@@ -355,6 +355,9 @@ pub(super) fn withdrawn_of(
     connection: &mut Connection,
     acceptances: &[Uuid],
 ) -> Result<BTreeSet<Uuid>, Error> {
+    if acceptances.is_empty() {
+        return Ok(BTreeSet::new());
+    }
     asking(connection);
     let ids = acceptances.iter().map(Uuid::to_string);
     let withdrawn: Vec<String> = match connection {

@@ -27,7 +27,8 @@ use super::Followed;
 use crate::agreements::AgreementClient;
 use crate::rules::offer::Catalogue;
 use crate::rules::subscription::{Cause, ChangeKind, Step, Subscription};
-use crate::store::subscription::{Due, due_list, due_of, renewing_of, subscription_change, subscription_due};
+use crate::store::subscription::{Due, due_list, due_of, renewing_of, subscription_due};
+use crate::store::update::{Update, subscriptions_change};
 
 /// How often to look for ended terms. With the history, which is known a second or two late, a renewal is
 /// about three seconds late at most while all is well.
@@ -236,9 +237,10 @@ async fn end_terms(
         step.change(known.quantity, Cause::TermEnded { acceptance_outdated }, None, now)
     };
     let changes: Vec<_> = steps.iter().map(change).collect();
+    let update = Update { after, version: known.version, changes };
     let write = move |connection: &mut Connection| {
-        let is_as_read = subscription_change(connection, &after, known.version, &changes)?;
-        Ok(if is_as_read { Outcome::Settled } else { Outcome::LostRace })
+        let is_as_read = subscriptions_change(connection, &[&update])?;
+        Ok(if is_as_read == [true] { Outcome::Settled } else { Outcome::LostRace })
     };
     database.write(write).await
 }

@@ -119,7 +119,7 @@ fn facts(cloud: Cloud, acceptances: &str) -> Facts {
     Facts {
         cloud,
         acceptances: current.into_iter().enumerate().map(acceptance).collect(),
-        withdrawn: withdrawn.into_iter().map(|(kind, of, _)| (kind, of)).collect(),
+        withdrawn: withdrawn.into_iter().enumerate().map(|one| (acceptance(one), second)).collect(),
         reacceptances: vec![replaced(MicrosoftCloudAgreement), replaced(MicrosoftCustomerAgreement)],
     }
 }

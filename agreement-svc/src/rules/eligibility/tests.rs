@@ -163,7 +163,8 @@ fn a_planned_version_blocks_only_customers_it_newly_blocks() {
     .into_iter()
     .enumerate()
     {
-        let withdrawn = vec![(AcceptanceKind::Signature, customer)];
+        let signed = Acceptance { kind: AcceptanceKind::Signature, ..earlier };
+        let withdrawn = vec![(signed, at(150))];
         let facts = Facts { cloud, acceptances, withdrawn, reacceptances };
         assert_eq!(would_close(&policy, &facts, planned), closes, "row {n}");
     }
@@ -200,7 +201,7 @@ fn a_supposed_attestation_replaces_the_current_one_of_its_type_alone() {
          vec![new], vec![replaced_by(customer, 201)]),
     ];
     for (n, (acceptances, reacceptances, later, expected, outdating)) in cases.into_iter().enumerate() {
-        let withdrawn = vec![(AcceptanceKind::Attestation, customer)];
+        let withdrawn = vec![(accepted(customer, 100), at(150))];
         let facts = Facts { cloud: Cloud::Public, acceptances, withdrawn, reacceptances };
         let withdrawn = facts.withdrawn.clone();
         let expected =

@@ -10,19 +10,21 @@ use diesel::sqlite::Sqlite;
 use diesel::{Connection as _, debug_query, sql_query};
 use rstest::rstest;
 
+use super::history::PastAcceptances;
 use super::*;
 use crate::config::Storage;
+use crate::rules::eligibility::AcceptanceKind;
 
 const CUSTOMER: Uuid = Uuid::from_u128(0xc1);
 const OTHER: Uuid = Uuid::from_u128(0xc2);
-const DIRECT: Uuid = Uuid::from_u128(0xd1);
-const PROVIDER: Uuid = Uuid::from_u128(0xe1);
+pub(crate) const DIRECT: Uuid = Uuid::from_u128(0xd1);
+pub(crate) const PROVIDER: Uuid = Uuid::from_u128(0xe1);
 const RESELLER: Uuid = Uuid::from_u128(0xf1);
 const STRANGER: Uuid = Uuid::from_u128(0xf2);
-const TEMPLATE: &str = "117a77b0-9360-443b-8795-c6dedc750cf9";
+pub(crate) const TEMPLATE: &str = "117a77b0-9360-443b-8795-c6dedc750cf9";
 
 /// A database of a test's own, with two partners' relationships to one customer and none to the other.
-async fn database(url: &str) -> Database {
+pub(crate) async fn database(url: &str) -> Database {
     let clock = Clock::manual("2026-11-21T00:00:00Z".parse().unwrap());
     let storage =
         Storage { database: url.parse().unwrap(), create: true, templates: None, document_table: None };
@@ -49,7 +51,7 @@ async fn database(url: &str) -> Database {
     database
 }
 
-async fn run(database: &Database, sql: String) {
+pub(crate) async fn run(database: &Database, sql: String) {
     let execute = move |connection: &mut Connection| query!(connection, c => c.batch_execute(&sql));
     database.write(move |connection| Ok::<_, Error>(execute(connection)?)).await.unwrap();
 }
@@ -106,9 +108,9 @@ async fn single_and_many_parties_have_the_same_facts(#[case] is_postgres: bool) 
     let Some(url) = url(is_postgres, folder.path()) else { return };
     let database = database(&url).await;
     accept(&database, &DIRECT.to_string(), 1..2, "NULL", "NULL").await;
-    accept(&database, &PROVIDER.to_string(), 2..3, "NULL", "'2020-04-01'").await;
-    accept(&database, "", 3..4, "'2020-04-01'", "NULL").await;
-    accept(&database, "", 4..5, "NULL", "'2020-04-01'").await;
+    accept(&database, &PROVIDER.to_string(), 2..3, "NULL", "'2020-04-01 00:00:00'").await;
+    accept(&database, "", 3..4, "'2020-04-01 00:00:00'", "NULL").await;
+    accept(&database, "", 4..5, "NULL", "'2020-04-01 00:00:00'").await;
     let all = [
         parties(CUSTOMER, DIRECT, None),
         parties(CUSTOMER, PROVIDER, None),
@@ -130,26 +132,28 @@ async fn single_and_many_parties_have_the_same_facts(#[case] is_postgres: bool) 
         accepted_now.collect::<Vec<_>>(),
         [Some(vec![(1, AcceptanceKind::Attestation, 1)]), of_provider.clone(), of_provider, None, None, None]
     );
-    let history = database
-        .snapshot(|connection| {
-            let of = |connection: &mut Connection, payer_id| {
-                gate_history(connection, Pair { customer_id: CUSTOMER, payer_id })
-            };
-            Ok::<_, Error>([of(connection, DIRECT)?, of(connection, PROVIDER)?])
-        })
-        .await
-        .unwrap();
-    let of = AgreementType::MicrosoftCustomerAgreement;
-    let [signature, attestation] =
-        [AcceptanceKind::Signature, AcceptanceKind::Attestation].map(|kind| (kind, of));
+    let pairs = [DIRECT, PROVIDER].map(|payer_id| Pair { customer_id: CUSTOMER, payer_id });
+    let history = database.snapshot(move |connection| history_of(connection, &pairs)).await.unwrap();
     let first_signed_at = Some("2020-03-01T00:00:00.000003Z".parse::<Time>().unwrap());
-    assert_eq!(
-        history,
-        [
-            PastAcceptances { withdrawn: vec![signature], first_signed_at },
-            PastAcceptances { withdrawn: vec![attestation, signature], first_signed_at }
-        ]
-    );
+    assert!(history.iter().all(|history| history.first_signed_at == first_signed_at));
+    let withdrawn = history.iter().map(|history| {
+        let withdrawn = history.withdrawn.iter();
+        withdrawn.map(|(last, at)| (last.id.as_u128(), last.kind, at.to_string())).collect::<Vec<_>>()
+    });
+    let withdrawn_at = "2020-04-01 00:00:00 UTC".to_owned();
+    let signature = (4, AcceptanceKind::Signature, withdrawn_at.clone());
+    let attestation = (2, AcceptanceKind::Attestation, withdrawn_at);
+    assert_eq!(withdrawn.collect::<Vec<_>>(), [vec![signature.clone()], vec![attestation, signature]]);
+}
+
+/// The histories of pairs, asked about together and one by one, which must be the same.
+fn history_of(connection: &mut Connection, pairs: &[Pair]) -> Result<Vec<PastAcceptances>, Error> {
+    let together = gate_history(connection, pairs)?.into_iter().collect::<Result<Vec<_>, _>>()?;
+    for (pair, expected) in pairs.iter().zip(&together) {
+        let alone = gate_history(connection, &[*pair])?.into_iter().collect::<Result<Vec<_>, _>>()?;
+        assert_eq!(alone.as_slice(), std::slice::from_ref(expected), "{pair:?}");
+    }
+    Ok(together)
 }
 
 /// A step of a plan of SQLite.
@@ -167,7 +171,7 @@ async fn sqlite_finds_current_acceptances_by_their_index() {
     let folder = tempfile::tempdir().unwrap();
     let database = database(&url(false, folder.path()).unwrap()).await;
     let explain = |connection: &mut Connection| {
-        let statement = Asked::new(&[parties(CUSTOMER, DIRECT, None)]);
+        let statement = ReadFacts(Asked::new(&[parties(CUSTOMER, DIRECT, None)]));
         let explain = format!("EXPLAIN QUERY PLAN {}", debug_query::<Sqlite, _>(&statement));
         let Connection::Sqlite(c) = connection else { panic!("the database is SQLite") };
         Ok::<_, Error>(sql_query(explain).load::<Step>(c)?)
@@ -237,16 +241,17 @@ async fn a_long_history_adds_no_rows(#[case] is_postgres: bool) {
     let folder = tempfile::tempdir().unwrap();
     let Some(url) = url(is_postgres, folder.path()) else { return };
     let database = database(&url).await;
-    accept(&database, &DIRECT.to_string(), 1..10_001, "NULL", "'2020-04-01'").await;
-    accept(&database, "", 10_001..20_001, "'2020-04-01'", "NULL").await;
+    accept(&database, &DIRECT.to_string(), 1..10_001, "NULL", "'2020-04-01 00:00:00'").await;
+    accept(&database, "", 10_001..20_001, "'2020-04-01 00:00:00'", "NULL").await;
     accept(&database, &DIRECT.to_string(), 20_001..20_002, "NULL", "NULL").await;
     let one = parties(CUSTOMER, DIRECT, None);
     let read = move |connection: &mut Connection| gate_rows(connection, &[one]);
     assert_eq!(database.snapshot(read).await.unwrap().len(), 1);
-    if is_postgres {
-        let all = [one, parties(OTHER, DIRECT, None), parties(CUSTOMER, PROVIDER, None)];
-        let read = move |connection: &mut Connection| gate_rows(connection, &all);
-        let rows = database.snapshot(read).await.unwrap();
-        assert_eq!(rows.len(), 3, "one row for each customer");
-    }
+    let all = [one, parties(OTHER, DIRECT, None), parties(CUSTOMER, PROVIDER, None)];
+    let read = move |connection: &mut Connection| gate_rows(connection, &all);
+    let rows = database.snapshot(read).await.unwrap();
+    assert_eq!(rows.len(), 3, "one row for each customer");
+    let history = database.snapshot(move |connection| history_of(connection, &[one.pair])).await.unwrap();
+    let last: Vec<_> = history[0].withdrawn.iter().map(|(last, _)| last.id.as_u128()).collect();
+    assert_eq!(last.len(), 1, "of a kind and type the last");
 }

@@ -129,6 +129,7 @@ async fn check_against_the_gate(
         if answer.decision() == Decision::Blocked {
             assert_eq!(rows.len(), 1);
             assert_eq!((&rows[0].reasons, &rows[0].remedies), (&answer.reasons, &answer.remedies));
+            assert_eq!(rows[0].considered, answer.considered);
             assert_eq!(rows[0].payer_id, payer.to_string());
         } else {
             assert_eq!(rows, [] as [&BlockedCustomer; 0], "the gate says {:?}", answer.decision());
