@@ -7,8 +7,7 @@
 use std::collections::BTreeMap;
 
 use chassis::database::row::{at, utc};
-use chassis::database::{Connection, Error};
-use chassis::query;
+use chassis::database::{Connection, Error, asking};
 use chrono::NaiveDateTime;
 use diesel::backend::Backend;
 use diesel::prelude::*;
@@ -16,7 +15,7 @@ use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{Integer, Nullable, Text, Timestamp};
 use strum::VariantArray;
 
-use super::{AcceptanceRow, Asked, Pair, Parties};
+use super::{AcceptanceRow, Asked, AskedAlone, Pair, Parties};
 use crate::rules::Time;
 use crate::rules::eligibility::{Acceptance, AcceptanceKind};
 use crate::rules::template::AgreementType;
@@ -32,12 +31,12 @@ pub(crate) struct PastAcceptances {
 
 /// The statement that reads histories. Each row is the acceptance of a kind and type that was withdrawn last, or the pair
 /// alone where there is none.
-struct ReadHistory(Asked);
+struct ReadHistory<A>(A);
 
 /// When the customer first signed, the acceptance, when it was withdrawn, and when its version took effect.
 type Row = (i32, Option<NaiveDateTime>, Option<AcceptanceRow>, Option<NaiveDateTime>, Option<NaiveDateTime>);
 
-impl Query for ReadHistory {
+impl<A> Query for ReadHistory<A> {
     type SqlType = (
         Integer,
         Nullable<Timestamp>,
@@ -47,17 +46,14 @@ impl Query for ReadHistory {
     );
 }
 
-impl<C> RunQueryDsl<C> for ReadHistory {}
+impl<A, C> RunQueryDsl<C> for ReadHistory<A> {}
 
-impl QueryId for ReadHistory {
+impl<A: 'static> QueryId for ReadHistory<A> {
     type QueryId = Self;
     const HAS_STATIC_QUERY_ID: bool = true;
 }
 
-impl<DB: Backend> QueryFragment<DB> for ReadHistory
-where
-    Asked: QueryFragment<DB>,
-{
+impl<A: QueryFragment<DB>, DB: Backend> QueryFragment<DB> for ReadHistory<A> {
     /// Each of the four look-ups takes the last entry of a part of the index `acceptance_last_withdrawn`.
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
         self.0.walk_ast(out.reborrow())?;
@@ -99,7 +95,13 @@ pub(crate) fn gate_history(
         return Ok(vec![]);
     }
     let parties: Vec<_> = pairs.iter().map(|pair| Parties { pair: *pair, reseller_id: None }).collect();
-    let rows: Vec<Row> = query!(connection, c => ReadHistory(Asked::new(&parties)).load(c))?;
+    let asked = Asked::new(&parties);
+    asking(connection);
+    let rows: Vec<Row> = match connection {
+        Connection::Sqlite(c) if parties.len() == 1 => ReadHistory(AskedAlone(asked)).load(c)?,
+        Connection::Sqlite(c) => ReadHistory(asked).load(c)?,
+        Connection::Postgres(c) => ReadHistory(asked).load(c)?,
+    };
     let mut by_number: BTreeMap<i32, Vec<Row>> = BTreeMap::new();
     for row in rows {
         by_number.entry(row.0).or_default().push(row);

@@ -170,17 +170,21 @@ struct Step {
 async fn sqlite_finds_current_acceptances_by_their_index() {
     let folder = tempfile::tempdir().unwrap();
     let database = database(&url(false, folder.path()).unwrap()).await;
-    let explain = |connection: &mut Connection| {
-        let statement = ReadFacts(Asked::new(&[parties(CUSTOMER, DIRECT, None)]));
-        let explain = format!("EXPLAIN QUERY PLAN {}", debug_query::<Sqlite, _>(&statement));
-        let Connection::Sqlite(c) = connection else { panic!("the database is SQLite") };
-        Ok::<_, Error>(sql_query(explain).load::<Step>(c)?)
-    };
-    let plan = database.snapshot(explain).await.unwrap();
-    let plan: Vec<_> = plan.into_iter().map(|step| step.detail).collect();
-    let conditions =
-        "acceptance_in_force (customer_id=? AND partner_id=? AND superseded_at=? AND withdrawn_at=?)";
-    assert!(plan.iter().any(|step| step.contains(conditions)), "{plan:#?}");
+    let asked = || Asked::new(&[parties(CUSTOMER, DIRECT, None)]);
+    let (alone, together) = (ReadFacts(AskedAlone(asked())), ReadFacts(asked()));
+    for statement in
+        [debug_query::<Sqlite, _>(&alone).to_string(), debug_query::<Sqlite, _>(&together).to_string()]
+    {
+        let explain = move |connection: &mut Connection| {
+            let Connection::Sqlite(c) = connection else { panic!("the database is SQLite") };
+            Ok::<_, Error>(sql_query(format!("EXPLAIN QUERY PLAN {statement}")).load::<Step>(c)?)
+        };
+        let plan = database.snapshot(explain).await.unwrap();
+        let plan: Vec<_> = plan.into_iter().map(|step| step.detail).collect();
+        let conditions =
+            "acceptance_in_force (customer_id=? AND partner_id=? AND superseded_at=? AND withdrawn_at=?)";
+        assert!(plan.iter().any(|step| step.contains(conditions)), "{plan:#?}");
+    }
 }
 
 /// What is read of one customer costs the same however many there are, and however much was withdrawn.
