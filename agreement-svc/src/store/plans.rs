@@ -94,7 +94,10 @@ fn read_lists(connection: &mut Connection) -> Result<(), Error> {
     }
     references_of(connection, PARTNER, &[CUSTOMER, RESELLER])?;
     invitations_declined(connection, PARTNER, &[CUSTOMER, RESELLER])?;
-    gate_history(connection, &[Pair { customer_id: CUSTOMER, payer_id: PARTNER }])?;
+    // SQLite has another statement for a pair alone.
+    let pair = Pair { customer_id: CUSTOMER, payer_id: PARTNER };
+    gate_history(connection, &[pair])?;
+    gate_history(connection, &[pair, pair])?;
     for state in [NotificationState::Queued, NotificationState::DeadLetter] {
         notifications_unsent(connection, state, None, 51)?;
     }
@@ -190,7 +193,8 @@ async fn every_list_goes_by_an_index(#[case] is_postgres: bool) {
     }
     for plan in plans {
         // A partial index is read from end to end: it has only what is asked for.
-        let small = ["Seq Scan on partner", "customer_to_name", "SCAN asked", "SCAN json_each"];
+        let small =
+            ["Seq Scan on partner", "customer_to_name", "SCAN CONSTANT ROW", "SCAN asked", "SCAN json_each"];
         assert_eq!(plan.full_scan(&small), None, "{plan:#?}");
     }
 }
