@@ -9,6 +9,7 @@ RUN apt-get update \
 WORKDIR /source
 # The dependencies first, with empty crates in place of the sources: a layer that stays as it is while only sources change.
 COPY Cargo.toml Cargo.lock ./
+COPY .cargo/config.toml .cargo/
 COPY proto/Cargo.toml proto/
 COPY client/Cargo.toml client/
 COPY chassis/Cargo.toml chassis/
