@@ -67,6 +67,8 @@ impl CallRecord {
     fn log(&self, code: &str) {
         let (kind, tenant) = self.tenant.as_ref().map_or(("", ""), |(kind, tenant)| (*kind, tenant));
         tracing::info!(
+            // The span of the call would say call id, path and trace once more.
+            parent: None,
             path = self.path,
             code,
             took_us = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX),
