@@ -43,8 +43,7 @@ const POOL_SIZE: u32 = 8;
 /// How long a call waits for a free connection before it fails.
 const POOL_WAIT: Duration = Duration::from_secs(2);
 
-/// How long a rewrite of the file is tried, and the pause between two attempts.
-const VACUUM_TRIED_MAX: Duration = Duration::from_secs(120);
+/// The pause between two attempts to rewrite the file.
 const VACUUM_PAUSE: Duration = Duration::from_millis(50);
 
 /// Seconds that calls waited: for their share and then for a connection, for each at most [`POOL_WAIT`].
@@ -239,17 +238,17 @@ impl Database {
 
     /// Rewrites the file of SQLite, which otherwise keeps deleted and replaced data in its free space and its log
     /// until they are written over. Writes wait meanwhile, and the disk must have room for a second file. PostgreSQL
-    /// reuses its space when it vacuums.
+    /// reuses its space when it vacuums. Each of its two steps is tried for so long.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if other connections did not release the file in time.
-    pub async fn vacuum(&self) -> Result<(), Error> {
+    pub async fn vacuum(&self, tried_max: Duration) -> Result<(), Error> {
         let inner = Arc::clone(&self.0);
         let job = move || match inner.connect()? {
             Connection::Postgres(_) => Ok(()),
             Connection::Sqlite(mut c) => {
-                patiently(|| Ok(c.batch_execute("VACUUM")?))?;
-                patiently(|| {
+                patiently(tried_max, || Ok(c.batch_execute("VACUUM")?))?;
+                patiently(tried_max, || {
                     let checkpoint: Checkpoint =
                         sql_query("PRAGMA wal_checkpoint(TRUNCATE)").get_result(&mut c)?;
                     match checkpoint.busy {
@@ -334,8 +333,8 @@ type GotFromPool = Result<Pooled, r2d2::PoolError>;
 /// Tries what needs the file for itself as long as others hold it: they hold it for moments, but SQLite has no queue for it,
 /// and does not wait at all while another connection copies the log into the file.
 #[expect(clippy::disallowed_methods, reason = "SQLite says when the file is free to those only who try")]
-fn patiently(mut attempt: impl FnMut() -> Result<(), Error>) -> Result<(), Error> {
-    let until = Instant::now() + VACUUM_TRIED_MAX;
+fn patiently(tried_max: Duration, mut attempt: impl FnMut() -> Result<(), Error>) -> Result<(), Error> {
+    let until = Instant::now() + tried_max;
     loop {
         match attempt() {
             Err(Error::Unavailable(_)) if Instant::now() < until => std::thread::sleep(VACUUM_PAUSE),

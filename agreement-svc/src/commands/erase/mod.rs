@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use chassis::clock::Clock;
@@ -39,6 +39,9 @@ const PIECE: usize = 100;
 
 /// Searches that may find something.
 const ROUNDS_MAX: u32 = 20;
+
+/// How long the file of the database is tried to be rewritten, for each of two steps.
+const VACUUM_TRIED_MAX: Duration = Duration::from_secs(120);
 
 /// What was erased, as counts without personal data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -171,7 +174,7 @@ async fn erase(
         deleted.extend(mails.delete(mails.of(&naming))?);
     }
     database
-        .vacuum()
+        .vacuum(VACUUM_TRIED_MAX)
         .await
         .context("erased, but the file of the database still holds it; run this again, with less going on")?;
     Ok(Erased { customers: customers.len(), mails: mails.map(|_| deleted.len()), ..erased })
