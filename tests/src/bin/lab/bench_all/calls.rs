@@ -68,8 +68,15 @@ impl Call {
         let echo = Floor::SameInFlight(floors::ECHO);
         let nested = Floor::SameInFlight(floors::NESTED);
         match (self, backend) {
-            (Self::Check, Backend::Postgres) => vec![echo, Floor::Fastest(floors::ONE_PAIR)],
-            (Self::Order, _) => vec![nested, Floor::Fastest(floors::ORDERS_64)],
+            (Self::Check, Backend::Postgres) => {
+                let both = Floor::Both(floors::ECHO, floors::MANY_PAIRS);
+                vec![echo, Floor::Fastest(floors::ONE_PAIR), both]
+            }
+            (Self::Order, Backend::Postgres) => {
+                let both = Floor::Both(floors::NESTED, floors::ORDERS_64);
+                vec![nested, Floor::Fastest(floors::ORDERS_64), both]
+            }
+            (Self::Order, Backend::Sqlite) => vec![nested, Floor::Fastest(floors::ORDERS_64)],
             (Self::Seats, _) => vec![nested],
             _ => vec![echo],
         }

@@ -24,7 +24,7 @@ use crate::load::{number, percentile, rate};
 pub(super) const ECHO: &str = "bare echo";
 pub(super) const NESTED: &str = "nested echo";
 pub(super) const ONE_PAIR: &str = "rows of a check, a pair a statement";
-const MANY_PAIRS: &str = "rows of a check, 64 pairs a statement";
+pub(super) const MANY_PAIRS: &str = "rows of a check, 64 pairs a statement";
 pub(super) const ORDERS_64: &str = "rows of an order, 64 orders a transaction";
 const ORDERS_16: &str = "rows of an order, 16 orders a transaction";
 

@@ -246,8 +246,9 @@ const FLOORS: &str = "An echo is a service of tonic on one thread that always gi
                       those of statements and transactions.";
 
 const CALLS: &str = "The fraction compares the rate with that of the floor: of an echo with as many calls in flight, or of the \
-                     fastest row of the other floors. A call that a service refused for load counts as refused and not in the \
-                     rate.";
+                     fastest row of the other floors. Two floors together are what the same processors would do of both: a call \
+                     takes the time of a call of the echo and that of its rows. A call that a service refused for load counts as \
+                     refused and not in the rate.";
 
 /// A check and an order over mutual TLS with signed tokens.
 async fn secured(plan: &Plan, all: &[Series]) -> Result<Section, Box<dyn Error>> {

@@ -29,6 +29,9 @@ pub(super) enum Floor {
     SameInFlight(&'static str),
     /// The fastest series of that name.
     Fastest(&'static str),
+    /// The first series with the same number of calls in flight and the fastest of the second, where the same processors do
+    /// both: a unit of it takes the time of a unit of each.
+    Both(&'static str, &'static str),
 }
 
 /// The figures of one subject.
@@ -78,17 +81,24 @@ impl Series {
     }
 
     /// Its rate as a fraction of each floor that was measured.
-    pub(super) fn of_floors(&self, all: &[Self]) -> Vec<(&'static str, f64)> {
-        let rate = self.median().rate;
-        let of_floor = |floor: &Floor| {
-            let (Floor::SameInFlight(name) | Floor::Fastest(name)) = *floor;
+    pub(super) fn of_floors(&self, all: &[Self]) -> Vec<(String, f64)> {
+        let fastest = |name: &str, in_flight: Option<usize>| {
             let is_floor = |series: &&Self| {
                 series.name == name
                     && (series.backend.is_none() || series.backend == self.backend)
-                    && (matches!(floor, Floor::Fastest(_)) || series.in_flight == self.in_flight)
+                    && in_flight.is_none_or(|in_flight| series.in_flight == in_flight)
             };
             let fastest = all.iter().filter(is_floor).map(|series| series.median().rate).fold(0.0, f64::max);
-            (fastest > 0.0).then_some((name, rate / fastest))
+            (fastest > 0.0).then_some(fastest)
+        };
+        let rate = self.median().rate;
+        let of_floor = |floor: &Floor| match *floor {
+            Floor::SameInFlight(name) => Some((name.into(), rate / fastest(name, Some(self.in_flight))?)),
+            Floor::Fastest(name) => Some((name.into(), rate / fastest(name, None)?)),
+            Floor::Both(call, rows) => {
+                let both = fastest(call, Some(self.in_flight))?.recip() + fastest(rows, None)?.recip();
+                Some((format!("{call} and {rows} together"), rate * both))
+            }
         };
         self.floors.iter().filter_map(of_floor).collect()
     }
