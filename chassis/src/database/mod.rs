@@ -238,7 +238,7 @@ impl Database {
 
     /// Rewrites the file of SQLite, which otherwise keeps deleted and replaced data in its free space and its log
     /// until they are written over. Writes wait meanwhile, and the disk must have room for a second file. PostgreSQL
-    /// reuses its space when it vacuums. Each of its two steps is tried for so long.
+    /// reuses its space when it vacuums. While others hold the file, each of the two steps is tried again for at most `tried_max`.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if other connections did not release the file in time.

@@ -40,7 +40,7 @@ const PIECE: usize = 100;
 /// Searches that may find something.
 const ROUNDS_MAX: u32 = 20;
 
-/// How long the file of the database is tried to be rewritten, for each of two steps.
+/// How long each of the two steps that rewrite the database's file is tried again while others hold the file.
 const VACUUM_TRIED_MAX: Duration = Duration::from_secs(120);
 
 /// What was erased, as counts without personal data.
