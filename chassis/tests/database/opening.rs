@@ -1,5 +1,8 @@
 //! Opening a database: URLs, missing files, schemas.
 
+use diesel::dsl::sql;
+use diesel::sql_types::Bool;
+
 use super::*;
 
 #[test]
@@ -149,4 +152,18 @@ fn the_database_of_another_service_is_refused() {
         }
         database.check_schema(MIGRATIONS).unwrap();
     }
+}
+
+/// The flags stand in `.cargo/config.toml`, where a build elsewhere may miss them.
+#[test]
+fn sqlite_is_compiled_without_locks_that_all_connections_share() {
+    let home = Home::new(Backend::Sqlite);
+    let Connection::Sqlite(mut c) = home.independent() else { panic!("another database was opened") };
+    let mut is_used = |option: &str| -> bool {
+        diesel::select(sql::<Bool>(&format!("sqlite_compileoption_used('{option}')")))
+            .get_result(&mut c)
+            .unwrap()
+    };
+    assert!(!is_used("ENABLE_MEMORY_MANAGEMENT"));
+    assert!(is_used("DEFAULT_MEMSTATUS=0"));
 }
