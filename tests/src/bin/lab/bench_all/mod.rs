@@ -45,6 +45,9 @@ pub(crate) struct Options {
     /// One short round of everything, with little data: whether it runs, not how fast.
     #[arg(long)]
     quick: bool,
+    /// The folder of the page and its plots, in place of the repository.
+    #[arg(long)]
+    into: Option<PathBuf>,
     /// Measures these parts alone, prints their tables and writes no file.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Part>,
@@ -146,11 +149,11 @@ pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         sections.iter().for_each(|section| println!("\n{}", section.markdown()));
         return Ok(());
     }
-    let folder = root().join(PLOTS);
+    let into = options.into.clone().unwrap_or_else(root);
+    let folder = into.join(PLOTS);
     std::fs::create_dir_all(&folder)?;
     plots.iter().try_for_each(|plot| plot.draw(&folder))?;
-    let file = root().join("BENCHMARKS.md");
-    page::write(&file, &head(&options, &plan, &machine)?, &sections)?;
+    page::write(&into.join("BENCHMARKS.md"), &head(&options, &plan, &machine)?, &sections)?;
     println!("written: BENCHMARKS.md and {} plots", plots.len());
     Ok(())
 }
