@@ -11,6 +11,7 @@ use chassis::database::Url;
 use order_svc::config::Storage;
 use rusqlite::types::Value;
 use rusqlite::{Connection, params_from_iter};
+use tests::databases::behind;
 use tests::fixtures::{self, DIRECT};
 use tests::{As, Backend, actions};
 
@@ -77,6 +78,8 @@ pub(super) fn of_database(world: &World) -> Result<Vec<Subject>, Box<dyn Error>>
     match world.backend {
         Backend::Sqlite => Ok(vec![sqlite_orders(world)?]),
         Backend::Postgres => {
+            // The service's own events are numbered up from 1.
+            behind(world.processes.orders.database(), "CREATE SEQUENCE floor_event INCREMENT -1")?;
             let mut subjects = vec![
                 pgbench(world, ONE_PAIR, "pairs", READERS, 1, one_pair(world.customers))?,
                 pgbench(world, MANY_PAIRS, "pairs", READERS, PAIRS, many_pairs(world.customers))?,
@@ -130,7 +133,7 @@ fn postgres_orders(world: &World, orders: usize, clients: usize) -> String {
     format!(
         "\\set first :client_id * {share} + random(1, {first_max})\n\\startpipeline\nBEGIN;\n{fences};\n{requests};\n\
          WITH made AS MATERIALIZED (SELECT gen_random_uuid()::text AS order_id, gen_random_uuid()::text AS subscription_id, \
-         {customer} FROM {numbers}), {} {};\nCOMMIT;\n\\endpipeline\n",
+         nextval('floor_event') AS order_event, nextval('floor_event') AS change_event, {customer} FROM {numbers}), {} {};\nCOMMIT;\n\\endpipeline\n",
         copies.join(", "),
         report.concat()
     )
@@ -261,17 +264,21 @@ fn write_orders(
     for insert in inserts {
         statements.push((connection.prepare(&insert.sql)?, insert.row.clone(), &insert.fresh));
     }
-    let (began, mut latencies, mut count) = (Instant::now(), vec![], 0);
+    let stored: i64 = connection.query_row("SELECT count(*) FROM event", [], |row| row.get(0))?;
+    let (began, mut latencies, mut count, mut event) = (Instant::now(), vec![], 0, stored);
     while began.elapsed() < length {
         let sent = Instant::now();
         connection.execute_batch("BEGIN IMMEDIATE")?;
         for _ in 0..ORDERS_A_COMMIT {
             count += 1;
+            event += 2;
             let new = [
                 ("request_id", fixtures::request_id()),
                 ("order_id", fixtures::request_id()),
                 ("subscription_id", fixtures::request_id()),
                 ("customer_id", customer_id(count % customers + 1)),
+                ("order_event", (event - 1).to_string()),
+                ("change_event", event.to_string()),
             ];
             for (statement, row, fresh) in &mut statements {
                 for (place, named) in fresh.iter() {

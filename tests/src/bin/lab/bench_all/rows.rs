@@ -11,8 +11,8 @@ use tonic::Status;
 pub(super) struct Table {
     pub name: &'static str,
     pub columns: &'static [&'static str],
-    /// The column by which the row to copy is found, and what stands in it.
-    key: (&'static str, Key),
+    /// The columns by which the row to copy is found, and what stands in each.
+    key: &'static [(&'static str, Key)],
     /// The columns that differ, and which value of a new order or customer stands in each.
     pub fresh: &'static [(&'static str, &'static str)],
     /// What to do where the row is there already.
@@ -25,6 +25,7 @@ enum Key {
     Order,
     Subscription,
     Request,
+    Nothing,
 }
 
 /// What was stored by calls, and is copied.
@@ -35,19 +36,20 @@ pub(super) struct Original {
     pub request: String,
 }
 
-/// What order-svc writes for an order of one line, in its order.
-pub(super) const ORDER_TABLES: [Table; 7] = [
+/// What order-svc writes for an order of one line, in its order; and the two events that it gets after that. The entries that
+/// stand for them until then are left out.
+pub(super) const ORDER_TABLES: [Table; 9] = [
     Table {
         name: "fence",
         columns: &["customer_id", "fence_revision"],
-        key: ("customer_id", Key::Customer),
+        key: &[("customer_id", Key::Customer)],
         fresh: &[("customer_id", "customer_id")],
         conflict: "ON CONFLICT (customer_id) DO UPDATE SET fence_revision = fence.fence_revision",
     },
     Table {
         name: "request",
         columns: &["tenant_id", "call", "request_id", "content", "answer", "answered_at"],
-        key: ("request_id", Key::Request),
+        key: &[("request_id", Key::Request)],
         fresh: &[("request_id", "request_id")],
         conflict: "",
     },
@@ -66,15 +68,16 @@ pub(super) const ORDER_TABLES: [Table; 7] = [
             "gate_evidence",
             "gate_revision",
             "gate_evaluated_at",
+            "in_history",
         ],
-        key: ("id", Key::Order),
+        key: &[("id", Key::Order)],
         fresh: &[("id", "order_id"), ("customer_id", "customer_id")],
         conflict: "",
     },
     Table {
         name: "order_line",
         columns: &["order_id", "number", "offer_id", "quantity", "friendly_name", "subscription_id"],
-        key: ("order_id", Key::Order),
+        key: &[("order_id", Key::Order)],
         fresh: &[("order_id", "order_id"), ("subscription_id", "subscription_id")],
         conflict: "",
     },
@@ -99,7 +102,7 @@ pub(super) const ORDER_TABLES: [Table; 7] = [
             "version",
             "due_at",
         ],
-        key: ("id", Key::Subscription),
+        key: &[("id", Key::Subscription)],
         fresh: &[("id", "subscription_id"), ("order_id", "order_id"), ("customer_id", "customer_id")],
         conflict: "",
     },
@@ -123,9 +126,29 @@ pub(super) const ORDER_TABLES: [Table; 7] = [
             "event_revision",
             "term_number",
             "reseller_id",
+            "in_history",
         ],
-        key: ("subscription_id", Key::Subscription),
+        key: &[("subscription_id", Key::Subscription)],
         fresh: &[("subscription_id", "subscription_id")],
+        conflict: "",
+    },
+    Table {
+        name: "event",
+        columns: &EVENT_COLUMNS,
+        key: &[("order_id", Key::Order), ("subscription_id", Key::Nothing)],
+        fresh: &[("revision", "order_event"), ("customer_id", "customer_id"), ("order_id", "order_id")],
+        conflict: "",
+    },
+    Table {
+        name: "event",
+        columns: &EVENT_COLUMNS,
+        key: &[("subscription_id", Key::Subscription)],
+        fresh: &[
+            ("revision", "change_event"),
+            ("customer_id", "customer_id"),
+            ("order_id", "order_id"),
+            ("subscription_id", "subscription_id"),
+        ],
         conflict: "",
     },
     Table {
@@ -139,11 +162,14 @@ pub(super) const ORDER_TABLES: [Table; 7] = [
             "due_at",
             "reported_at",
         ],
-        key: ("customer_id", Key::Customer),
+        key: &[("customer_id", Key::Customer)],
         fresh: &[("customer_id", "customer_id"), ("order_id", "order_id")],
         conflict: "ON CONFLICT (customer_id) DO NOTHING",
     },
 ];
+
+const EVENT_COLUMNS: [&str; 6] =
+    ["revision", "recorded_at", "customer_id", "order_id", "subscription_id", "change_number"];
 
 /// A customer with its relationship, contact and attestation.
 const CUSTOMER_TABLES: [Table; 4] = [
@@ -165,14 +191,14 @@ const CUSTOMER_TABLES: [Table; 4] = [
             "acceptance_revision",
             "revision",
         ],
-        key: ("id", Key::Customer),
+        key: &[("id", Key::Customer)],
         fresh: &[("id", "customer_id"), ("domain", "domain")],
         conflict: "",
     },
     Table {
         name: "relationship",
         columns: &["partner_id", "customer_id", "reseller_id", "established_at", "ended_at", "revision"],
-        key: ("customer_id", Key::Customer),
+        key: &[("customer_id", Key::Customer)],
         // No event has a negative revision.
         fresh: &[("customer_id", "customer_id"), ("revision", "revision")],
         conflict: "",
@@ -189,7 +215,7 @@ const CUSTOMER_TABLES: [Table; 4] = [
             "phone",
             "contact_salt",
         ],
-        key: ("customer_id", Key::Customer),
+        key: &[("customer_id", Key::Customer)],
         fresh: &[("id", "contact_id"), ("customer_id", "customer_id")],
         conflict: "",
     },
@@ -217,7 +243,7 @@ const CUSTOMER_TABLES: [Table; 4] = [
             "withdrawal_reason",
             "withdrawn_by",
         ],
-        key: ("customer_id", Key::Customer),
+        key: &[("customer_id", Key::Customer)],
         fresh: &[("id", "acceptance_id"), ("customer_id", "customer_id")],
         conflict: "",
     },
@@ -241,14 +267,17 @@ pub(super) fn customer_number(id: &str) -> Option<usize> {
 impl Table {
     /// How the row to copy is found.
     pub(super) fn is_original(&self, original: &Original) -> String {
-        let (column, key) = self.key;
-        let value = match key {
-            Key::Customer => &original.customer,
-            Key::Order => &original.order,
-            Key::Subscription => &original.subscription,
-            Key::Request => &original.request,
+        let is = |(column, key): &(&str, Key)| {
+            let value = match key {
+                Key::Customer => &original.customer,
+                Key::Order => &original.order,
+                Key::Subscription => &original.subscription,
+                Key::Request => &original.request,
+                Key::Nothing => "",
+            };
+            format!("{column} = '{value}'")
         };
-        format!("{column} = '{value}'")
+        self.key.iter().map(is).collect::<Vec<_>>().join(" AND ")
     }
 
     /// The statement that copies the row for each row of `source`, which has the columns of what differs.
@@ -316,8 +345,8 @@ pub(super) fn fill(
         let sql = format!("{new} {}", table.copy(original, "new", &condition));
         behind(processes.agreements.database(), &sql)?;
     }
-    // No answer to a request is copied: those are kept for a month, whatever else is stored.
-    for table in ORDER_TABLES.iter().filter(|table| table.name != "request") {
+    // No answer to a request is copied: those are kept for a month, whatever else is stored. Nor are events.
+    for table in ORDER_TABLES.iter().filter(|table| !["request", "event"].contains(&table.name)) {
         behind(processes.orders.database(), &format!("{new} {}", table.copy(original, "new", "true")))?;
     }
     for process in [&processes.agreements, &processes.orders] {

@@ -179,3 +179,34 @@ pub(super) async fn alternate(subjects: Vec<Subject>, plan: &Plan) -> Result<Vec
     }
     Ok(subjects.into_iter().map(|subject| subject.series).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_floors_together_take_the_time_of_both() {
+        let series = |name, in_flight, rates: &[f64]| Series {
+            rounds: rates.iter().map(|rate| Figures { rate: *rate, ..Figures::default() }).collect(),
+            ..Series::new(name, Some(Backend::Sqlite), in_flight)
+        };
+        let all = [
+            series("echo", 64, &[100.0, 300.0, 900.0]),
+            series("echo", 16, &[4000.0]),
+            series("rows", 8, &[600.0]),
+            series("rows", 1, &[500.0]),
+            Series { backend: Some(Backend::Postgres), ..series("rows", 4, &[9000.0]) },
+        ];
+        let mut call = series("call", 64, &[100.0]);
+        call.floors = vec![
+            Floor::SameInFlight("echo"),
+            Floor::Fastest("rows"),
+            Floor::Both("echo", "rows"),
+            Floor::Fastest("not measured"),
+        ];
+        let ratios: Vec<f64> =
+            call.of_floors(&all).into_iter().map(|(_, ratio)| (ratio * 1e9).round() / 1e9).collect();
+        // Of both together a second has room for 200 calls: 200 / 300 + 200 / 600.
+        assert_eq!(ratios, [0.333_333_333, 0.166_666_667, 0.5]);
+    }
+}

@@ -17,6 +17,7 @@ use tests::databases::connect;
 use tests::fixtures::{self, DIRECT};
 use tests::processes::{Process, Processes};
 use tests::{As, Backend, actions};
+use tokio::time::{sleep, timeout};
 use tonic::Status;
 
 use super::rows::{self, Original, customer_id, customer_number};
@@ -32,6 +33,14 @@ const WALK_PAGE: i32 = 500;
 
 /// A page at depth comes after half of the orders, or after so many.
 const DEPTH_MAX: usize = 100_000;
+
+/// What order-svc still has to do after an order: its events, and the report of the customer's first purchase.
+const UNDONE: &str = "SELECT (SELECT count(*) FROM event_pending) \
+    + (SELECT count(*) FROM purchase_report WHERE reported_at IS NULL) AS value";
+
+/// How long that may take.
+const DONE_WITHIN: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Both services with their customers.
 pub(super) struct World {
@@ -81,6 +90,8 @@ impl World {
         processes.start().await?;
         actions::register_partners_as(&processes.as_caller(fixtures::operator())).await?;
         let original = rows::make_original(&processes.as_caller(fixtures::sales(DIRECT))).await?;
+        // What is undone would be copied, and be done for each copy while others are measured.
+        timeout(DONE_WITHIN, until_done(&processes.orders)).await??;
         stop(&mut processes)?;
         rows::fill(&processes, &original, customers, blocked_every)?;
         let started = start_timed(&mut processes).await?;
@@ -157,6 +168,13 @@ impl World {
         }
         Ok(request.page_token)
     }
+}
+
+async fn until_done(orders: &Process) -> Result<(), String> {
+    while number(orders.database(), UNDONE)? > 0 {
+        sleep(POLL_INTERVAL).await;
+    }
+    Ok(())
 }
 
 fn stop(processes: &mut Processes) -> Result<(), String> {
