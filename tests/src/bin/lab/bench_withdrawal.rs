@@ -1,11 +1,11 @@
 //! `cargo lab bench-withdrawal`: one withdrawal that cancels a thousand subscriptions of one customer, beside the bare
 //! transaction that cancelling them takes on the same database.
 //!
-//! Two times of the withdrawal are measured, both until GetWithdrawalReport, called without pause, reports
+//! Two times of the withdrawal are measured, both until GetWithdrawalReport, which waits for it, reports
 //! that it was applied: from the answer of WithdrawAttestation, and from when order-svc began the
 //! transaction, which is in the report. The floor is one durable transaction through the same kind of
-//! connection on the same tables: an update of the subscriptions and a row of history for each, inserted
-//! by statements of many rows, or by a prepared statement a row. It writes no report. All take turns, so
+//! connection on the same tables: an update of the subscriptions, and for each the row of its change and that of its event,
+//! inserted by statements of many rows, or by a prepared statement a row. It writes no report. All take turns, so
 //! that other load on the machine slows all of them alike.
 
 use std::error::Error;
@@ -17,7 +17,7 @@ use chassis::query;
 use chrono::NaiveDateTime;
 use clap::Args;
 use diesel::prelude::*;
-use order_svc::store::schema::{subscription, subscription_change};
+use order_svc::store::schema::{event, subscription, subscription_change};
 use proto::order::{CreateOrderRequest, GetWithdrawalReportRequest, NewOrderLine};
 use tests::fixtures::{self, OFFICE};
 use tests::{As, Backend, actions};
@@ -45,6 +45,8 @@ pub(crate) struct Options {
 struct Bought {
     customer_id: String,
     attestation_id: String,
+    /// The last one.
+    order_id: String,
     subscription_ids: Vec<String>,
 }
 
@@ -80,10 +82,13 @@ pub(crate) async fn measure(backend: Backend, options: &Options) -> Result<Vec<R
     let (mut many, mut one, mut in_bulk, mut by_row) = (vec![], vec![], vec![], vec![]);
     for n in 0..options.repetitions {
         let buy = |what, count| buy(&direct, format!("{what} {n}"), count);
+        // The service's own events are numbered up from 1.
+        let event =
+            |number: usize| -i64::try_from((2 * n + number) * options.subscriptions).unwrap_or(i64::MAX);
         many.push(withdrawal(&direct, &buy("Many", options.subscriptions).await?).await?);
-        in_bulk.push(floor(&database, buy("Bulk", options.subscriptions).await?, false).await?);
+        in_bulk.push(floor(&database, buy("Bulk", options.subscriptions).await?, event(1), false).await?);
         one.push(withdrawal(&direct, &buy("One", 1).await?).await?);
-        by_row.push(floor(&database, buy("Rows", options.subscriptions).await?, true).await?);
+        by_row.push(floor(&database, buy("Rows", options.subscriptions).await?, event(2), true).await?);
     }
     let count = options.subscriptions;
     let in_bulk = percentile(&in_bulk, 50);
@@ -107,15 +112,16 @@ pub(crate) async fn measure(backend: Backend, options: &Options) -> Result<Vec<R
 async fn buy(direct: &As, name: String, count: usize) -> Result<Bought, Status> {
     let customer_id = actions::create_customer(direct, &name, "FR", None).await?;
     let attestation_id = actions::attest_now(direct, &customer_id).await?;
-    let mut subscription_ids = vec![];
+    let (mut order_id, mut subscription_ids) = (String::new(), vec![]);
     while subscription_ids.len() < count {
         let line = NewOrderLine { offer_id: OFFICE.into(), quantity: 5, friendly_name: String::new() };
         let lines = vec![line; LINES_MAX.min(count - subscription_ids.len())];
         let order = CreateOrderRequest { lines, ..fixtures::new_order(&customer_id, None, OFFICE, 5) };
         let placed = direct.orders().create_order(order).await?.into_inner();
+        order_id = placed.order.unwrap_or_default().order_id;
         subscription_ids.extend(placed.subscriptions.into_iter().map(|new| new.subscription_id));
     }
-    Ok(Bought { customer_id, attestation_id, subscription_ids })
+    Ok(Bought { customer_id, attestation_id, order_id, subscription_ids })
 }
 
 /// How long after its answer, and after the begin of the transaction, a withdrawal is known to be applied.
@@ -123,7 +129,7 @@ async fn withdrawal(direct: &As, bought: &Bought) -> Result<(Duration, Duration)
     let revision = actions::withdraw(direct, &bought.attestation_id).await?;
     let answered = Instant::now();
     loop {
-        let request = GetWithdrawalReportRequest { revision, page_size: 1, ..Default::default() };
+        let request = GetWithdrawalReportRequest { revision, page_size: 1, wait: true, ..Default::default() };
         let answer = direct.withdrawals().get_withdrawal_report(request).await?.into_inner();
         let Some(report) = answer.report else { continue };
         let (elapsed, now) = (answered.elapsed(), fixtures::now());
@@ -136,8 +142,13 @@ async fn withdrawal(direct: &As, bought: &Bought) -> Result<(Duration, Duration)
     }
 }
 
-/// How long the floor takes.
-async fn floor(database: &Database, bought: Bought, by_row: bool) -> Result<Duration, database::Error> {
+/// How long the floor takes, whose events are numbered from `first_event` on.
+async fn floor(
+    database: &Database,
+    bought: Bought,
+    first_event: i64,
+    by_row: bool,
+) -> Result<Duration, database::Error> {
     let now = fixtures::now().naive_utc();
     let began = Instant::now();
     let write = move |connection: &mut Connection| -> Result<(), database::Error> {
@@ -172,21 +183,35 @@ async fn floor(database: &Database, bought: Bought, by_row: bool) -> Result<Dura
                 subscription_change::reason.eq("AGREEMENT_WITHDRAWN"),
                 subscription_change::event_revision.eq(1),
                 subscription_change::term_number.eq(1),
+                // order-svc would record what is not.
+                subscription_change::in_history.eq(true),
+            )
+        });
+        let events = (first_event..).zip(&bought.subscription_ids).map(|(revision, id)| {
+            (
+                event::revision.eq(revision),
+                event::recorded_at.eq(now),
+                event::customer_id.eq(&bought.customer_id),
+                event::order_id.eq(&bought.order_id),
+                event::subscription_id.eq(id),
+                event::change_number.eq(2),
             )
         });
         if by_row {
-            for change in changes {
+            for (change, event) in changes.zip(events) {
                 query!(&mut *connection, c => {
-                    diesel::insert_into(subscription_change::table).values(change).execute(c)
-                })?;
+                    diesel::insert_into(subscription_change::table).values(change).execute(c)?;
+                    diesel::insert_into(event::table).values(event).execute(c)?;
+                });
             }
             return Ok(());
         }
-        let changes: Vec<_> = changes.collect();
-        for changes in changes.chunks(ROWS_PER_STATEMENT) {
+        let (changes, events): (Vec<_>, Vec<_>) = (changes.collect(), events.collect());
+        for (changes, events) in changes.chunks(ROWS_PER_STATEMENT).zip(events.chunks(ROWS_PER_STATEMENT)) {
             query!(&mut *connection, c => {
-                diesel::insert_into(subscription_change::table).values(changes.to_vec()).execute(c)
-            })?;
+                diesel::insert_into(subscription_change::table).values(changes.to_vec()).execute(c)?;
+                diesel::insert_into(event::table).values(events.to_vec()).execute(c)?;
+            });
         }
         Ok(())
     };
