@@ -5,7 +5,7 @@ use std::error::Error;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use tests::Backend;
+use ::tests::Backend;
 use tonic::{Code, Status};
 
 use super::Plan;

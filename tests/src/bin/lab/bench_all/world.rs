@@ -38,9 +38,13 @@ const DEPTH_MAX: usize = 100_000;
 const UNDONE: &str = "SELECT (SELECT count(*) FROM event_pending) \
     + (SELECT count(*) FROM purchase_report WHERE reported_at IS NULL) AS value";
 
-/// How long that may take.
-const DONE_WITHIN: Duration = Duration::from_secs(30);
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// What agreement-svc does to customers that it did not create itself.
+const UNNAMED: &str =
+    "SELECT count(*) AS value FROM (SELECT 1 FROM customer WHERE name_revision <> revision LIMIT 1) AS first";
+
+/// How long that may take, with a million customers.
+const DONE_WITHIN: Duration = Duration::from_secs(600);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Both services with their customers.
 pub(super) struct World {
@@ -91,10 +95,11 @@ impl World {
         actions::register_partners_as(&processes.as_caller(fixtures::operator())).await?;
         let original = rows::make_original(&processes.as_caller(fixtures::sales(DIRECT))).await?;
         // What is undone would be copied, and be done for each copy while others are measured.
-        timeout(DONE_WITHIN, until_done(&processes.orders)).await??;
+        until_done(processes.orders.database(), UNDONE).await?;
         stop(&mut processes)?;
         rows::fill(&processes, &original, customers, blocked_every)?;
         let started = start_timed(&mut processes).await?;
+        until_done(processes.agreements.database(), UNNAMED).await?;
         let connections =
             (0..CONNECTIONS).map(|_| processes.as_caller(fixtures::sales(DIRECT))).collect::<Vec<_>>();
         let mut world = Self {
@@ -170,11 +175,14 @@ impl World {
     }
 }
 
-async fn until_done(orders: &Process) -> Result<(), String> {
-    while number(orders.database(), UNDONE)? > 0 {
-        sleep(POLL_INTERVAL).await;
-    }
-    Ok(())
+async fn until_done(database: &Url, undone: &str) -> Result<(), String> {
+    let done = async {
+        while number(database, undone)? > 0 {
+            sleep(POLL_INTERVAL).await;
+        }
+        Ok(())
+    };
+    timeout(DONE_WITHIN, done).await.map_err(|_| format!("not done in time: {undone}"))?
 }
 
 fn stop(processes: &mut Processes) -> Result<(), String> {
