@@ -8,6 +8,7 @@ use chassis::database::{Connection, Error};
 use chassis::{insert_rows, query};
 use chrono::NaiveDateTime;
 use diesel::dsl::{count_star, min, sql};
+use diesel::expression::SqlLiteral;
 use diesel::prelude::*;
 use diesel::sql_types::Bool;
 use serde::Serialize;
@@ -35,6 +36,15 @@ const COLUMNS: (
     notification::sent_at,
     notification::last_failure,
 );
+
+/// The states that have partial indexes, which serve a statement that names the state in its text.
+const QUEUED: &str = "notification.state = 'QUEUED'";
+const DEAD_LETTER: &str = "notification.state = 'DEAD_LETTER'";
+
+/// That a notification waits.
+pub(super) fn is_queued() -> SqlLiteral<Bool> {
+    sql(QUEUED)
+}
 
 type Row = (String, String, i32, NaiveDateTime, Option<NaiveDateTime>, String);
 
@@ -105,8 +115,7 @@ pub(crate) struct Unsent {
     pub notification: Notification,
 }
 
-/// The mails that wait, or those that were given up, behind an attestation, in the order of the ids. Each state has a partial
-/// index, which serves a statement that names the state in its text.
+/// The mails that wait, or those that were given up, behind an attestation, in the order of the ids.
 pub(crate) fn notifications_unsent(
     connection: &mut Connection,
     state: NotificationState,
@@ -114,8 +123,8 @@ pub(crate) fn notifications_unsent(
     limit: i64,
 ) -> Result<Vec<Unsent>, Error> {
     let in_state = match state {
-        NotificationState::Queued => "notification.state = 'QUEUED'",
-        NotificationState::DeadLetter => "notification.state = 'DEAD_LETTER'",
+        NotificationState::Queued => QUEUED,
+        NotificationState::DeadLetter => DEAD_LETTER,
         NotificationState::Sent => return Ok(vec![]),
     };
     let rows: Vec<(String, String, Row)> = query!(connection, c => {
@@ -155,17 +164,17 @@ pub(crate) struct Waiting {
 
 pub(crate) fn notifications_waiting(connection: &mut Connection) -> Result<Waiting, Error> {
     let held = MailFailure::DailyLimit.to_string();
-    let in_state = |connection: &mut Connection, state: NotificationState| -> Result<i64, Error> {
+    let in_state = |connection: &mut Connection, in_state: &str| -> Result<i64, Error> {
         Ok(query!(connection, c => {
-            notification::table.filter(notification::state.eq(state.into_str())).select(count_star()).first(c)
+            notification::table.filter(sql::<Bool>(in_state)).select(count_star()).first(c)
         })?)
     };
-    let notifications = in_state(connection, NotificationState::Queued)?;
-    let dead_letters = in_state(connection, NotificationState::DeadLetter)?;
+    let notifications = in_state(connection, QUEUED)?;
+    let dead_letters = in_state(connection, DEAD_LETTER)?;
     let (not_held, oldest): (i64, Option<NaiveDateTime>) = query!(connection, c => {
         notification::table
             .inner_join(acceptance::table.on(acceptance::id.eq(notification::attestation_id)))
-            .filter(notification::state.eq(NotificationState::Queued.into_str()))
+            .filter(is_queued())
             .filter(notification::last_failure.ne(&held))
             .select((count_star(), min(acceptance::recorded_at)))
             .first(c)

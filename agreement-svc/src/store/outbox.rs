@@ -12,11 +12,12 @@ use chassis::database::row::at;
 use chassis::database::{Connection, Error};
 use chassis::query;
 use chrono::{NaiveDateTime, TimeDelta};
-use diesel::dsl::{count, exists, max, min};
+use diesel::dsl::{auto_type, count, exists, max, min};
 use diesel::prelude::*;
 use uuid::Uuid;
 
 use super::contact::contacts;
+use super::notification::is_queued;
 use super::schema::{acceptance, contact_notice, customer, notification, partner, template};
 
 use crate::rules::Time;
@@ -37,6 +38,8 @@ const IDLE_TURNS_MAX: usize = 16;
 const COUNT_AGE_MAX: TimeDelta = TimeDelta::seconds(10);
 
 const QUEUED: &str = NotificationState::Queued.into_str();
+const SENT: &str = NotificationState::Sent.into_str();
+const DEAD_LETTER: &str = NotificationState::DeadLetter.into_str();
 
 /// How mails are claimed.
 #[derive(Clone, Copy, Debug)]
@@ -108,20 +111,23 @@ pub(crate) fn mails_claim(
 /// versions that did not store the partner. One lookup for each partner finds it, whatever each has queued.
 fn sender_after(connection: &mut Connection, now: Time, last: Option<&str>) -> Result<Option<String>, Error> {
     let now = now.naive_utc();
-    let due = notification::table.filter(notification::state.eq(QUEUED)).filter(notification::due_at.le(now));
+    let due = notification::table.filter(is_queued()).filter(notification::due_at.le(now));
     if last.is_none() {
         let is_due: bool = query!(connection, c => {
-            diesel::select(exists(due.filter(notification::partner_id.eq("")))).get_result(c)
+            diesel::select(exists(due.clone().filter(notification::partner_id.eq("")))).get_result(c)
         })?;
         if is_due {
             return Ok(Some(String::new()));
         }
     }
     let after = last.unwrap_or_default();
+    // As a value, which PostgreSQL looks up for each partner; of an EXISTS it may make a join that reads the whole queue.
+    let first_due =
+        due.filter(notification::partner_id.eq(partner::id)).select(notification::due_at).limit(1);
     let of_attestations: Option<String> = query!(connection, c => {
         partner::table
             .filter(partner::id.gt(after))
-            .filter(exists(due.filter(notification::partner_id.eq(partner::id))))
+            .filter(first_due.single_value().is_not_null())
             .order(partner::id)
             .select(partner::id)
             .first(c)
@@ -203,7 +209,7 @@ fn hold(connection: &mut Connection, now: Time, sender: &str) -> Result<(), Erro
     let (_, next_day) = day_of(now);
     let (next_day, why) = (next_day.naive_utc(), MailFailure::DailyLimit.to_string());
     let announcements = notification::table
-        .filter(notification::state.eq(QUEUED))
+        .filter(is_queued())
         .filter(notification::partner_id.eq(sender))
         .filter(notification::due_at.le(now.naive_utc()))
         .limit(HELD_PER_TURN)
@@ -281,7 +287,7 @@ fn announcement_claim(
 ) -> Result<Option<DueMail>, Error> {
     let now = claim.now.naive_utc();
     let due = notification::table
-        .filter(notification::state.eq(QUEUED))
+        .filter(is_queued())
         .filter(notification::partner_id.eq(sender))
         .filter(notification::due_at.le(now))
         .order(notification::due_at)
@@ -294,10 +300,10 @@ fn announcement_claim(
         if !customer_id.is_empty() && (is_gathered || !mail_id.is_empty()) {
             // A mail that was tried before stays as it is.
             let rows = notification::table
-                .filter(notification::customer_id.eq(&customer_id))
-                .filter(notification::partner_id.eq(sender))
-                .filter(notification::state.eq(QUEUED))
-                .filter(notification::mail_id.eq(&mail_id))
+                .filter(is_of_pair(&customer_id, sender))
+                .filter(notification::state.ne(SENT))
+                .filter(notification::state.ne(DEAD_LETTER))
+                .filter(notification::mail_id.concat("").eq(&mail_id))
                 .order(notification::due_at)
                 .limit(ANNOUNCED_MAX as i64)
                 .select(notification::attestation_id);
@@ -335,6 +341,13 @@ fn announcement_claim(
     announcement(connection, &mail_id, &ids)
 }
 
+/// That a notification is from a sender to a customer, in words that only the customer's index serves. A customer has few;
+/// a database that knows little of the table may otherwise look for them among all of the sender.
+#[auto_type(no_type_alias)]
+fn is_of_pair<'a>(customer_id: &'a str, sender: &'a str) -> _ {
+    notification::customer_id.eq(customer_id).and(notification::partner_id.concat("").eq(sender))
+}
+
 /// When the last mail of a partner to a customer was sent; `Some(None)` while it is on its way for the first time.
 fn last_mail(
     connection: &mut Connection,
@@ -342,12 +355,11 @@ fn last_mail(
     customer_id: &str,
     now: NaiveDateTime,
 ) -> Result<Option<Option<Time>>, Error> {
-    let of_pair = notification::table
-        .filter(notification::customer_id.eq(customer_id))
-        .filter(notification::partner_id.eq(sender));
+    let of_pair = notification::table.filter(is_of_pair(customer_id, sender));
     let is_on_its_way: bool = query!(connection, c => {
         let claimed = of_pair
-            .filter(notification::state.eq(QUEUED))
+            .filter(notification::state.ne(SENT))
+            .filter(notification::state.ne(DEAD_LETTER))
             .filter(notification::mail_id.ne(""))
             .filter(notification::last_failure.eq(""))
             .filter(notification::due_at.gt(now));
@@ -454,7 +466,7 @@ fn announcement(
 
 /// The mail server took it, whether or not another process claimed it meanwhile.
 pub(crate) fn mail_sent(connection: &mut Connection, mail: &DueMail, now: Time) -> Result<(), Error> {
-    let (state, now) = (NotificationState::Sent.into_str(), now.naive_utc());
+    let (state, now) = (SENT, now.naive_utc());
     match &mail.content {
         Content::Attested { attestations, .. } => {
             let ids: Vec<String> = attestations.iter().map(|of| of.attestation_id.to_string()).collect();
@@ -494,7 +506,7 @@ pub(crate) fn mail_failed(
 ) -> Result<(), Error> {
     let settled = |attempts| match outcome(attempts) {
         Outcome::Queued { due_at } => (QUEUED, Some(due_at.naive_utc())),
-        Outcome::DeadLetter => (NotificationState::DeadLetter.into_str(), None),
+        Outcome::DeadLetter => (DEAD_LETTER, None),
     };
     let attempted = |attempts: u32| i32::try_from(attempts).unwrap_or(i32::MAX);
     match &mail.content {

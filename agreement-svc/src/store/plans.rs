@@ -1,10 +1,13 @@
 //! How the databases find the rows of lists: every list, with each filter, goes by an index.
 
 use std::iter;
+use std::time::Duration;
 
 use chassis::clock::Clock;
 use chassis::database::testing::{plans_of, url};
 use chassis::database::{Connection, Database, Error};
+use chassis::query;
+use chrono::TimeDelta;
 use diesel::connection::SimpleConnection;
 use diesel::{Connection as _, PgConnection};
 use rstest::rstest;
@@ -21,6 +24,7 @@ use super::event::events_of;
 use super::gate::{Pair, gate_history};
 use super::invitation::{self, invitation_list, invitations_declined};
 use super::notification::notifications_unsent;
+use super::outbox::{MailClaim, Turns, mails_claim};
 use super::proposal::{ProposalFilter, proposal_list};
 use crate::config::Storage;
 use crate::rules::attestation::AcceptanceState;
@@ -160,6 +164,73 @@ fn read_proposals_invitations_and_events(connection: &mut Connection) -> Result<
         }
     }
     Ok(())
+}
+
+/// A notification that waits.
+const QUEUE: &str = "
+    INSERT INTO partner (id, name, kind, cloud, registered_at, revision) VALUES
+        ('00000000-0000-0000-0000-0000000000d1', 'P', 'DIRECT_BILL', 'PUBLIC', '2020-01-01 00:00:00', 1);
+    INSERT INTO customer (id, company_name, domain, country, cloud, first_name, last_name, email, phone, contact_salt, created_at,
+        acceptance_revision, revision) VALUES ('00000000-0000-0000-0000-0000000000c1', 'C', 'c.example', 'FR', 'PUBLIC', '', '', '',
+        '', '', '2020-01-01 00:00:00', 1, 1);
+    INSERT INTO acceptance (id, kind, partner_id, customer_id, agreement_type, template_id, template_version, first_name,
+        last_name, email, phone, contact_salt, agreed_at, recorded_at, recorded_by, revision, withdrawal_reason, withdrawn_by)
+        SELECT '00000000-0000-0000-0000-0000000000a1', 'ATTESTATION', '00000000-0000-0000-0000-0000000000d1',
+        '00000000-0000-0000-0000-0000000000c1', agreement_type, template_id, number, '', '', '', '', '', '2020-01-01 00:00:00', '2020-01-01 00:00:00',
+        '00000000-0000-0000-0000-000000000001', 1, '', '' FROM template_version
+        WHERE agreement_type = 'MICROSOFT_CUSTOMER_AGREEMENT' ORDER BY number LIMIT 1;
+    INSERT INTO notification (attestation_id, state, attempts, due_at, last_failure, partner_id, customer_id) VALUES
+        ('00000000-0000-0000-0000-0000000000a1', 'QUEUED', 0, '2020-01-01 00:00:00', '', '00000000-0000-0000-0000-0000000000d1',
+        '00000000-0000-0000-0000-0000000000c1')";
+
+/// What PostgreSQL knows of the table when a large import begins. It would read one page whole.
+const LITTLE_KNOWN: &str = "ANALYZE; SET enable_seqscan = off";
+
+fn claim_mails(connection: &mut Connection) -> Result<(), Error> {
+    let now = "2020-02-01T00:00:00Z".parse().unwrap();
+    let interval = Duration::from_secs(600);
+    let claim = MailClaim { now, lease: TimeDelta::seconds(60), limit: 1, per_day: 10, interval };
+    let claimed = mails_claim(connection, &claim, &mut Turns::default())?;
+    assert_eq!(claimed.mails.len(), 1);
+    Ok(())
+}
+
+/// However much a partner has queued: the one to a customer is found by the customer, and the next partner's by the partner.
+#[rstest]
+#[case::sqlite(false)]
+#[case::postgres(true)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn no_mail_is_looked_for_among_all_of_a_partner(#[case] is_postgres: bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(url) = url(is_postgres, folder.path()) else { return };
+    let clock = Clock::manual("2026-11-21T00:00:00Z".parse().unwrap());
+    let storage =
+        Storage { database: url.parse().unwrap(), create: true, templates: None, document_table: None };
+    let database: Database = crate::migrate(&storage, &clock).await.unwrap();
+    let plans = |connection: &mut Connection| -> Result<_, Error> {
+        query!(&mut *connection, c => c.batch_execute(QUEUE)?);
+        if let Connection::Postgres(c) = connection {
+            c.batch_execute(LITTLE_KNOWN)?;
+        }
+        plans_of(connection, claim_mails)
+    };
+    let plans = database.write(plans).await.unwrap();
+    let (mut of_customer, mut of_partner) = (0, 0);
+    for plan in plans.iter().filter(|plan| plan.statement.contains("SELECT")) {
+        let is_by = |index: &str| {
+            let step = plan.steps.iter().find(|step| step.contains("notification_"));
+            step.is_some_and(|step| step.contains(index))
+        };
+        let asks = |words: &str| plan.statement.replace(['"', '`'], "").contains(words);
+        if asks("notification.customer_id =") {
+            of_customer += 1;
+            assert!(is_by("notification_by_customer"), "{plan:#?}");
+        } else if asks("notification.state = 'QUEUED'") {
+            of_partner += 1;
+            assert!(is_by("notification_next"), "{plan:#?}");
+        }
+    }
+    assert!(of_customer >= 3 && of_partner >= 3, "{of_customer} {of_partner} {plans:#?}");
 }
 
 #[rstest]
