@@ -6,7 +6,7 @@ pub(crate) mod reference;
 use std::collections::BTreeMap;
 
 use chassis::database::row::{at, id_or_empty, utc};
-use chassis::database::{Connection, Error, Kept, asking};
+use chassis::database::{Connection, Error, Kept, Unkept, asking};
 use chassis::{find_rows, query};
 use chrono::NaiveDateTime;
 use diesel::prelude::*;
@@ -400,7 +400,7 @@ pub(crate) fn partnerships_of(
         if !filter.include_ended {
             list = list.filter(relationship::ended_at.is_null());
         }
-        list.load(c)
+        Unkept(list).load(c)
     })?;
     rows.into_iter().map(read_partnership).collect()
 }

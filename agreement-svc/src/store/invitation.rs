@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use chassis::database::row::{at, id_or_empty, utc};
-use chassis::database::{Connection, Error};
+use chassis::database::{Connection, Error, Unkept};
 use chassis::query;
 use chrono::NaiveDateTime;
 use diesel::dsl::exists;
@@ -223,7 +223,7 @@ fn invitations_of(
                 InvitationState::Declined => list.filter(invitation::declined_at.is_not_null()),
             };
         }
-        list.load(c)
+        Unkept(list).load(c)
     })?;
     rows.into_iter().map(Row::read).collect()
 }

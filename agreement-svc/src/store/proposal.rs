@@ -1,7 +1,7 @@
 //! Proposals of resellers to providers.
 
 use chassis::database::row::{at, utc};
-use chassis::database::{Connection, Error};
+use chassis::database::{Connection, Error, Unkept};
 use chassis::query;
 use chrono::NaiveDateTime;
 use diesel::dsl::exists;
@@ -206,7 +206,7 @@ fn proposals_of(
                 ProposalState::Withdrawn => list.filter(proposal::withdrawn_at.is_not_null()),
             };
         }
-        list.load(c)
+        Unkept(list).load(c)
     })?;
     rows.into_iter().map(Row::read).collect()
 }

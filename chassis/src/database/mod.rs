@@ -33,7 +33,7 @@ use self::connection::{Purpose, guarded};
 pub use self::error::{Error, asking};
 use self::pool::{LogErrors, Manager, PooledConnection};
 use self::share::ConnectionShares;
-pub use self::statement::{Kept, insert_as_json};
+pub use self::statement::{Kept, Unkept, insert_as_json};
 pub use self::url::Url;
 use self::writer::Writer;
 

@@ -8,6 +8,7 @@ use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::result::Error as DieselError;
 use diesel::row::NamedRow;
 use diesel::sql_types::Text;
+use diesel::sqlite::Sqlite;
 use diesel::{PgConnection, QueryResult, RunQueryDsl, sql_query};
 use serde::Serialize;
 use serde_json::Value;
@@ -35,6 +36,39 @@ impl<Q: QueryFragment<DB>, DB: Backend> QueryFragment<DB> for Kept<Q> {
 
     fn is_safe_to_cache_prepared(&self, _: &DB) -> QueryResult<bool> {
         Ok(true)
+    }
+}
+
+/// A list, whose statement PostgreSQL plans at each call for the values in it. Of one that a connection prepares once it soon makes a
+/// plan for all values; where all rows are of one partner, that plan takes them to be any partner's, and reads all of them
+/// for one that has none. SQLite, which has no such plans, prepares it once.
+#[derive(Clone, Copy, Debug)]
+pub struct Unkept<Q>(pub Q);
+
+impl<Q: Query> Query for Unkept<Q> {
+    type SqlType = Q::SqlType;
+}
+
+impl<Q, C> RunQueryDsl<C> for Unkept<Q> {}
+
+impl<Q> QueryId for Unkept<Q> {
+    type QueryId = ();
+    const HAS_STATIC_QUERY_ID: bool = false;
+}
+
+impl<Q: QueryFragment<Pg>> QueryFragment<Pg> for Unkept<Q> {
+    fn walk_ast<'b>(&'b self, out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        self.0.walk_ast(out)
+    }
+
+    fn is_safe_to_cache_prepared(&self, _: &Pg) -> QueryResult<bool> {
+        Ok(false)
+    }
+}
+
+impl<Q: QueryFragment<Sqlite>> QueryFragment<Sqlite> for Unkept<Q> {
+    fn walk_ast<'b>(&'b self, out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+        self.0.walk_ast(out)
     }
 }
 

@@ -7,7 +7,7 @@ use diesel::connection::{InstrumentationEvent, SimpleConnection};
 use diesel::deserialize;
 use diesel::pg::Pg;
 use diesel::row::NamedRow;
-use diesel::sql_types::Text;
+use diesel::sql_types::{BigInt, Text};
 use diesel::{Connection as _, PgConnection, QueryableByName, RunQueryDsl, sql_query};
 
 use super::{Connection, Error};
@@ -46,6 +46,12 @@ pub struct Plan {
 struct Step {
     #[diesel(sql_type = Text)]
     detail: String,
+}
+
+#[derive(QueryableByName)]
+struct Count {
+    #[diesel(sql_type = BigInt)]
+    count: i64,
 }
 
 /// One line of a plan of PostgreSQL. The name of its column is none that a field can have.
@@ -97,6 +103,26 @@ pub fn statements_of<T, E>(
         }
     }
     Ok((returned, statements))
+}
+
+/// How many rows of tables PostgreSQL reads for a function.
+///
+/// # Errors
+/// The database's.
+///
+/// # Panics
+/// If the database is SQLite, which does not count them.
+pub fn rows_read(
+    connection: &mut Connection,
+    run: fn(&mut Connection) -> Result<(), Error>,
+) -> Result<i64, Error> {
+    run(connection)?;
+    let Connection::Postgres(c) = connection else { panic!("SQLite does not count the rows that it reads") };
+    let read = sql_query(
+        "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::bigint AS count FROM pg_stat_xact_user_tables
+        WHERE schemaname = current_schema()",
+    );
+    Ok(read.get_result::<Count>(c)?.count)
 }
 
 /// The plans of the statements that a function runs, whatever the values in them.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chassis::database::row::{at, id_or_empty, utc};
-use chassis::database::{Connection, Error};
+use chassis::database::{Connection, Error, Unkept};
 use chassis::{insert_rows, query};
 use chrono::NaiveDateTime;
 use diesel::dsl::exists;
@@ -225,7 +225,7 @@ pub(crate) fn order_list(
             if let Some(before) = slice.before {
                 list = list.filter(orders::placed_at.lt(before.naive_utc()));
             }
-            list.load(c)
+            Unkept(list).load(c)
         })?;
         Ok(rows)
     };

@@ -1,6 +1,6 @@
 //! How the databases find the rows of lists: every list, with each filter, goes by an index.
 
-use chassis::database::testing::{plans_of, url};
+use chassis::database::testing::{plans_of, rows_read, url};
 use chassis::database::{Connection, Database, Error, Writes};
 use diesel::connection::SimpleConnection;
 use diesel::{Connection as _, PgConnection};
@@ -125,4 +125,55 @@ async fn every_list_goes_by_an_index(#[case] is_postgres: bool) {
         // The heads of the histories are tables of one row.
         assert_eq!(plan.full_scan(&["event_head"]), None, "{plan:#?}");
     }
+}
+
+/// Orders and subscriptions of one payer, without resellers.
+const OF_ONE: &str = "
+    INSERT INTO orders (id, payer_id, reseller_id, customer_id, placed_at, placed_by_tenant, placed_by, gate_decision, gate_rule,
+        gate_evidence, gate_revision, gate_evaluated_at, in_history)
+        SELECT '10000000-0000-0000-0000-' || lpad(to_hex(n), 12, '0'), '00000000-0000-0000-0000-0000000000d1', '',
+        '00000000-0000-0000-0000-' || lpad(to_hex(n), 12, '0'), '2020-01-01', '00000000-0000-0000-0000-0000000000d1',
+        '00000000-0000-0000-0000-000000000001', 'ALLOWED', 'ATTESTATION', '', n, '2020-01-01', TRUE
+        FROM generate_series(1, 2000) AS n;
+    INSERT INTO subscription (id, order_id, payer_id, reseller_id, customer_id, offer_id, quantity, friendly_name, state, auto_renew,
+        started_at, term, term_number, term_end, answer_revision, version, due_at, reseller_revision)
+        SELECT '2' || substr(id, 2), id, payer_id, reseller_id, customer_id, 'OFFER', 5, '', 'ACTIVE', TRUE, placed_at, 'YEAR', 1,
+        placed_at, gate_revision, 1, placed_at, 0 FROM orders;
+    INSERT INTO withdrawal (revision, customer_id, kind, acceptance_id, partner_id, withdrawn_at, applied_at, cancelled, stayed,
+        is_complete, newer_answer) SELECT gate_revision, customer_id, 'ATTESTATION', id, payer_id, placed_at, placed_at, 1, 0, TRUE, 0
+        FROM orders;
+    INSERT INTO withdrawal_partner (partner_id, revision, is_uncovered, cancelled, stayed, newer_answer)
+        SELECT partner_id, revision, TRUE, 1, 0, 0 FROM withdrawal;
+    ANALYZE";
+
+/// Lists of a partner that has a part in nothing, and of the payer, to which no reseller sells.
+fn list_often(connection: &mut Connection) -> Result<(), Error> {
+    // PostgreSQL makes a plan for all values after five of its own for each.
+    for partner in [PAYER, CUSTOMER].repeat(10) {
+        for newest_first in [false, true] {
+            let viewer = Viewer::Partner(partner);
+            let (customer_id, offer_id, from, before, after) = (None, None, None, None, None);
+            let slice = Slice { viewer, customer_id, offer_id, from, before, newest_first, after, limit: 1 };
+            order_list(connection, &slice, None)?;
+            let wanted = Wanted { slice, state: None, ends_before: None, has_term: false };
+            subscription_list(connection, &wanted)?;
+            let from = if newest_first { i64::MAX } else { 0 };
+            let wanted = Withdrawals { viewer, customer_id: None, from, newest_first, limit: 1 };
+            withdrawal_list(connection, wanted)?;
+        }
+    }
+    Ok(())
+}
+
+/// However many rows others have: where all have the same payer, a plan for all values takes that for any payer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_partner_does_not_read_the_rows_of_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(url) = url(true, folder.path()) else { return };
+    let database = Database::open(&url.parse().unwrap(), true, Writes::Concurrent).unwrap();
+    database.migrate(MIGRATIONS).unwrap();
+    PgConnection::establish(&url).unwrap().batch_execute(OF_ONE).unwrap();
+    let read = database.write(|connection| rows_read(connection, list_often)).await.unwrap();
+    // There are twice as many of each.
+    assert!(read < 1000, "{read} rows were read");
 }

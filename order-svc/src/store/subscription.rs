@@ -1,7 +1,7 @@
 //! Subscriptions and their recorded changes.
 
 use chassis::database::row::{at, id_or_empty, utc};
-use chassis::database::{Connection, Error};
+use chassis::database::{Connection, Error, Unkept};
 use chassis::{insert_rows, query};
 use chrono::NaiveDateTime;
 use diesel::dsl::{count_star, exists, min};
@@ -328,7 +328,7 @@ pub(crate) fn subscription_list(
             if *has_term {
                 list = list.filter(subscription::due_at.is_not_null());
             }
-            list.load(c)
+            Unkept(list).load(c)
         })?;
         Ok(rows)
     };

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chassis::database::row::{at, id_or_empty, utc};
-use chassis::database::{Connection, Error, asking};
+use chassis::database::{Connection, Error, Unkept, asking};
 use chassis::{insert_rows, query};
 use chrono::NaiveDateTime;
 use diesel::dsl::{count_star, exists, max};
@@ -454,7 +454,7 @@ pub(crate) fn withdrawal_list(connection: &mut Connection, slice: Withdrawals) -
             if let Some(customer) = &customer {
                 list = list.filter(withdrawal::customer_id.eq(customer));
             }
-            list.load(c)
+            Unkept(list).load(c)
         })?,
     };
     let revisions: Vec<i64> = rows.iter().map(|(row, _)| row.revision).collect();

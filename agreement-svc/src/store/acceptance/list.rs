@@ -1,6 +1,6 @@
 //! Lists of acceptances: attestations, or signatures.
 
-use chassis::database::{Connection, Error};
+use chassis::database::{Connection, Error, Unkept};
 use chassis::query;
 use diesel::dsl::exists;
 use diesel::prelude::*;
@@ -118,6 +118,6 @@ fn rows(
         if let Some(reference) = &filter.external_reference {
             list = list.filter(acceptance::external_reference.eq(reference));
         }
-        list.load(c)
+        Unkept(list).load(c)
     })?)
 }

@@ -1,6 +1,6 @@
 //! The list of customers, by what people know of them.
 
-use chassis::database::{Connection, Error};
+use chassis::database::{Connection, Error, Unkept};
 use chassis::query;
 use diesel::prelude::*;
 use uuid::Uuid;
@@ -79,7 +79,7 @@ pub(crate) fn customer_list(
             }
             list = list.filter(customer::id.eq_any(related));
         }
-        list.load(c)
+        Unkept(list).load(c)
     })?;
     rows.into_iter().map(Row::read).collect()
 }
