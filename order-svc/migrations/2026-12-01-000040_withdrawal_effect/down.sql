@@ -1,3 +1,4 @@
+UPDATE follower SET revision = revision;
 CREATE TABLE old_withdrawal_effect (
     revision BIGINT NOT NULL REFERENCES withdrawal (revision),
     subscription_id TEXT NOT NULL REFERENCES subscription (id),

@@ -1,0 +1,1 @@
+CREATE INDEX acceptance_by_partner ON acceptance (customer_id, partner_id);
