@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use chassis::database::row::{at, id_or_empty, utc};
-use chassis::database::{BatchedReads, Connection, Database, Error, asking};
+use chassis::database::{BatchedReads, Connection, Database, Error, Unkept, asking};
 use chassis::query;
 use chrono::NaiveDateTime;
 use diesel::pg::Pg;
@@ -447,7 +447,7 @@ fn pairs_of(
         if let Some(reseller) = &reseller {
             pairs = pairs.filter(relationship::reseller_id.eq(reseller));
         }
-        pairs.load(c)
+        Unkept(pairs).load(c)
     })?;
     let read = |(customer, payer): &(String, String)| {
         let row = at("relationship", customer);

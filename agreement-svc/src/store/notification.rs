@@ -41,7 +41,7 @@ const COLUMNS: (
 const QUEUED: &str = "notification.state = 'QUEUED'";
 const DEAD_LETTER: &str = "notification.state = 'DEAD_LETTER'";
 
-/// That a notification waits.
+/// That a notification waits. Diesel has a connection keep no statement with words of ours; those of the mailer are few.
 pub(super) fn is_queued() -> SqlLiteral<Bool> {
     sql(QUEUED)
 }

@@ -39,9 +39,9 @@ impl<Q: QueryFragment<DB>, DB: Backend> QueryFragment<DB> for Kept<Q> {
     }
 }
 
-/// A list, whose statement PostgreSQL plans at each call for the values in it. Of one that a connection prepares once it soon makes a
-/// plan for all values; where all rows are of one partner, that plan takes them to be any partner's, and reads all of them
-/// for one that has none. SQLite, which has no such plans, prepares it once.
+/// A list, whose statement PostgreSQL plans at each call for the values in it. For a statement that a connection keeps, it soon makes
+/// one plan for all values; where one partner has all rows, that plan reads all of them for a partner that has none. SQLite,
+/// which has no such plans, prepares it once.
 #[derive(Clone, Copy, Debug)]
 pub struct Unkept<Q>(pub Q);
 
