@@ -46,7 +46,7 @@ pub(crate) struct Options {
     #[arg(long)]
     quick: bool,
     /// The folder of the page and its plots, in place of the repository.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "only")]
     into: Option<PathBuf>,
     /// Measures these parts alone, prints their tables and writes no file.
     #[arg(long, value_delimiter = ',')]
@@ -158,7 +158,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(&folder)?;
     plots.iter().try_for_each(|plot| plot.draw(&folder))?;
     page::write(&into.join("BENCHMARKS.md"), &head(&options, &plan, &machine)?, &sections)?;
-    println!("written: BENCHMARKS.md and {} plots", plots.len());
+    println!("written to {}: BENCHMARKS.md and {} plots", into.display(), plots.len());
     Ok(())
 }
 

@@ -2,17 +2,18 @@
 //! large database has rows of the real size without any call. One description of the tables serves SQLite, PostgreSQL and
 //! pgbench.
 
-use chassis::database::Url;
 use tests::databases::behind;
+use tests::fixtures::{self, DIRECT};
 use tests::processes::Processes;
-use tests::{As, actions, fixtures};
+use tests::{As, actions};
 use tonic::Status;
+use uuid::Uuid;
 
 /// A table, and how a copy of a row of it differs.
 pub(super) struct Table {
     pub name: &'static str,
     pub columns: &'static [&'static str],
-    /// The columns by which the row to copy is found, and what stands in each.
+    /// The columns by which the row to copy is found, by an index, and what stands in each.
     key: &'static [(&'static str, Key)],
     /// The columns that differ, and which value of a new order or customer stands in each.
     pub fresh: &'static [(&'static str, &'static str)],
@@ -26,7 +27,8 @@ enum Key {
     Order,
     Subscription,
     Request,
-    Nothing,
+    Tenant(Uuid),
+    Text(&'static str),
 }
 
 /// What was stored by calls, and is copied.
@@ -50,7 +52,11 @@ pub(super) const ORDER_TABLES: [Table; 9] = [
     Table {
         name: "request",
         columns: &["tenant_id", "call", "request_id", "content", "answer", "answered_at"],
-        key: &[("request_id", Key::Request)],
+        key: &[
+            ("tenant_id", Key::Tenant(DIRECT)),
+            ("call", Key::Text("CreateOrder")),
+            ("request_id", Key::Request),
+        ],
         fresh: &[("request_id", "request_id")],
         conflict: "",
     },
@@ -136,14 +142,14 @@ pub(super) const ORDER_TABLES: [Table; 9] = [
     Table {
         name: "event",
         columns: &EVENT_COLUMNS,
-        key: &[("order_id", Key::Order), ("subscription_id", Key::Nothing)],
+        key: &[("customer_id", Key::Customer), ("order_id", Key::Order), ("subscription_id", Key::Text(""))],
         fresh: &[("revision", "order_event"), ("customer_id", "customer_id"), ("order_id", "order_id")],
         conflict: "",
     },
     Table {
         name: "event",
         columns: &EVENT_COLUMNS,
-        key: &[("subscription_id", Key::Subscription)],
+        key: &[("customer_id", Key::Customer), ("subscription_id", Key::Subscription)],
         fresh: &[
             ("revision", "change_event"),
             ("customer_id", "customer_id"),
@@ -270,11 +276,12 @@ impl Table {
     pub(super) fn is_original(&self, original: &Original) -> String {
         let is = |(column, key): &(&str, Key)| {
             let value = match key {
-                Key::Customer => &original.customer,
-                Key::Order => &original.order,
-                Key::Subscription => &original.subscription,
-                Key::Request => &original.request,
-                Key::Nothing => "",
+                Key::Customer => original.customer.clone(),
+                Key::Order => original.order.clone(),
+                Key::Subscription => original.subscription.clone(),
+                Key::Request => original.request.clone(),
+                Key::Tenant(id) => id.to_string(),
+                Key::Text(text) => (*text).to_owned(),
             };
             format!("{column} = '{value}'")
         };
@@ -349,12 +356,6 @@ pub(super) fn fill(
     // No answer to a request is copied: those are kept for a month, whatever else is stored. Nor are events.
     for table in ORDER_TABLES.iter().filter(|table| !["request", "event"].contains(&table.name)) {
         behind(processes.orders.database(), &format!("{new} {}", table.copy(original, "new", "true")))?;
-    }
-    for database in [processes.agreements.database(), processes.orders.database()] {
-        // As PostgreSQL does by itself, and SQLite does not.
-        if let Url::Postgres(_) = database {
-            behind(database, "ANALYZE")?;
-        }
     }
     Ok(())
 }
