@@ -2,6 +2,7 @@
 //! large database has rows of the real size without any call. One description of the tables serves SQLite, PostgreSQL and
 //! pgbench.
 
+use chassis::database::Url;
 use tests::databases::behind;
 use tests::fixtures::{self, DIRECT};
 use tests::processes::Processes;
@@ -356,6 +357,22 @@ pub(super) fn fill(
     // No answer to a request is copied: those are kept for a month, whatever else is stored. Nor are events.
     for table in ORDER_TABLES.iter().filter(|table| !["request", "event"].contains(&table.name)) {
         behind(processes.orders.database(), &format!("{new} {}", table.copy(original, "new", "true")))?;
+    }
+    Ok(())
+}
+
+/// Vacuums and analyzes what was filled, as PostgreSQL does by itself some time later, and SQLite does not.
+///
+/// # Errors
+/// The databases'.
+pub(super) fn vacuum(processes: &Processes) -> Result<(), String> {
+    let agreements = (processes.agreements.database(), CUSTOMER_TABLES.as_slice());
+    for (database, tables) in [agreements, (processes.orders.database(), &ORDER_TABLES)] {
+        if let Url::Postgres(_) = database {
+            let mut names: Vec<_> = tables.iter().map(|table| table.name).collect();
+            names.dedup();
+            behind(database, &format!("VACUUM ANALYZE {}", names.join(", ")))?;
+        }
     }
     Ok(())
 }

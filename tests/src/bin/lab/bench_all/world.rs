@@ -13,7 +13,7 @@ use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use proto::order::{ListOrdersRequest, ListSubscriptionsRequest};
 use rand::Rng;
-use tests::databases::{behind, connect};
+use tests::databases::connect;
 use tests::fixtures::{self, DIRECT};
 use tests::processes::{Process, Processes};
 use tests::{As, Backend, actions};
@@ -100,12 +100,7 @@ impl World {
         rows::fill(&processes, &original, customers, blocked_every)?;
         let started = start_timed(&mut processes).await?;
         until_done(processes.agreements.database(), UNNAMED).await?;
-        for database in [processes.agreements.database(), processes.orders.database()] {
-            // As PostgreSQL does by itself some time later, and SQLite does not.
-            if let Url::Postgres(_) = database {
-                behind(database, "VACUUM ANALYZE")?;
-            }
-        }
+        rows::vacuum(&processes)?;
         let connections =
             (0..CONNECTIONS).map(|_| processes.as_caller(fixtures::sales(DIRECT))).collect::<Vec<_>>();
         let mut world = Self {
