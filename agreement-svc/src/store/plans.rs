@@ -174,6 +174,13 @@ fn read_proposals_invitations_and_events(connection: &mut Connection) -> Result<
     Ok(())
 }
 
+async fn migrated(url: &str) -> Database {
+    let clock = Clock::manual("2026-11-21T00:00:00Z".parse().unwrap());
+    let storage =
+        Storage { database: url.parse().unwrap(), create: true, templates: None, document_table: None };
+    crate::migrate(&storage, &clock).await.unwrap()
+}
+
 /// A notification that waits.
 const QUEUE: &str = "
     INSERT INTO partner (id, name, kind, cloud, registered_at, revision) VALUES
@@ -211,10 +218,7 @@ fn claim_mails(connection: &mut Connection) -> Result<(), Error> {
 async fn no_mail_is_looked_for_among_all_of_a_partner(#[case] is_postgres: bool) {
     let folder = tempfile::tempdir().unwrap();
     let Some(url) = url(is_postgres, folder.path()) else { return };
-    let clock = Clock::manual("2026-11-21T00:00:00Z".parse().unwrap());
-    let storage =
-        Storage { database: url.parse().unwrap(), create: true, templates: None, document_table: None };
-    let database: Database = crate::migrate(&storage, &clock).await.unwrap();
+    let database = migrated(&url).await;
     let plans = |connection: &mut Connection| -> Result<_, Error> {
         query!(&mut *connection, c => c.batch_execute(QUEUE)?);
         if let Connection::Postgres(c) = connection {
@@ -248,10 +252,7 @@ async fn no_mail_is_looked_for_among_all_of_a_partner(#[case] is_postgres: bool)
 async fn every_list_goes_by_an_index(#[case] is_postgres: bool) {
     let folder = tempfile::tempdir().unwrap();
     let Some(url) = url(is_postgres, folder.path()) else { return };
-    let clock = Clock::manual("2026-11-21T00:00:00Z".parse().unwrap());
-    let storage =
-        Storage { database: url.parse().unwrap(), create: true, templates: None, document_table: None };
-    let database: Database = crate::migrate(&storage, &clock).await.unwrap();
+    let database = migrated(&url).await;
     if is_postgres {
         PgConnection::establish(&url).unwrap().batch_execute(FILL).unwrap();
     }
@@ -309,10 +310,7 @@ fn list_often(connection: &mut Connection) -> Result<(), Error> {
 async fn a_partner_does_not_read_the_rows_of_others() {
     let folder = tempfile::tempdir().unwrap();
     let Some(url) = url(true, folder.path()) else { return };
-    let clock = Clock::manual("2026-11-21T00:00:00Z".parse().unwrap());
-    let storage =
-        Storage { database: url.parse().unwrap(), create: true, templates: None, document_table: None };
-    let database: Database = crate::migrate(&storage, &clock).await.unwrap();
+    let database = migrated(&url).await;
     PgConnection::establish(&url).unwrap().batch_execute(&fill_of_one()).unwrap();
     let read = database.write(|connection| rows_read(connection, list_often)).await.unwrap();
     // There are twice as many of each.
