@@ -156,7 +156,7 @@ fn the_database_of_another_service_is_refused() {
 
 /// The flags stand in `.cargo/config.toml`, where a build elsewhere may miss them.
 #[test]
-fn sqlite_is_compiled_without_locks_that_all_connections_share() {
+fn sqlite_is_compiled_with_the_flags_of_this_repository() {
     let home = Home::new(Backend::Sqlite);
     let Connection::Sqlite(mut c) = home.independent() else { panic!("another database was opened") };
     let mut is_used = |option: &str| -> bool {
@@ -166,4 +166,5 @@ fn sqlite_is_compiled_without_locks_that_all_connections_share() {
     };
     assert!(!is_used("ENABLE_MEMORY_MANAGEMENT"));
     assert!(is_used("DEFAULT_MEMSTATUS=0"));
+    assert!(is_used("ENABLE_QPSG"));
 }
