@@ -39,7 +39,8 @@ macro_rules! query {
 /// So does PostgreSQL where there is one row.
 ///
 /// `insert_rows!(connection, things, &rows)`, where `things` is the table and `rows` a slice of structs with its columns, which
-/// are `Insertable` and `Serialize`, and `…, on_conflict_do_nothing)` where rows that are there already stay.
+/// are `Insertable` with `treat_none_as_default_value = false`, and `Serialize`, and `…, on_conflict_do_nothing)` where rows that
+/// are there already stay.
 #[macro_export]
 macro_rules! insert_rows {
     ($connection:expr, $table:ident, $rows:expr $(, $or:ident)?) => {{
@@ -48,12 +49,14 @@ macro_rules! insert_rows {
         match connection {
             $crate::database::Connection::Sqlite(c) => {
                 $rows.iter().try_for_each(|row| {
-                    diesel::insert_into($table::table).values(row)$(.$or())?.execute(c).map(drop)
+                    let insert = $crate::database::static_id(diesel::insert_into($table::table).values(row));
+                    insert$(.$or())?.execute(c).map(drop)
                 })
             }
             $crate::database::Connection::Postgres(c) if $rows.len() < 2 => {
                 $rows.iter().try_for_each(|row| {
-                    diesel::insert_into($table::table).values(row)$(.$or())?.execute(c).map(drop)
+                    let insert = $crate::database::static_id(diesel::insert_into($table::table).values(row));
+                    insert$(.$or())?.execute(c).map(drop)
                 })
             }
             $crate::database::Connection::Postgres(c) => {
@@ -107,6 +110,13 @@ pub(super) enum Purpose {
     /// Reads that all see the same state.
     Snapshot,
     Write,
+}
+
+/// Where what is undone began, as the depth of a transaction and its savepoints.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Begin {
+    Transaction = 1,
+    Savepoint = 2,
 }
 
 /// A setting of PostgreSQL.
@@ -190,25 +200,25 @@ impl Connection {
         Ok(())
     }
 
-    /// Undoes everything since the savepoint of a command, also what a panic left open inside it.
-    pub(super) fn roll_back_command(&mut self) -> Result<(), Error> {
-        const COMMAND_DEPTH: u32 = 2;
+    /// Undoes everything since the begin of the transaction, or of the first savepoint in it, also what a panic left open inside.
+    pub(super) fn roll_back_to(&mut self, begin: Begin) -> Result<(), Error> {
         loop {
             let depth = query!(self, c => {
                 AnsiTransactionManager::transaction_manager_status_mut(c).transaction_depth()
             })?;
             self.roll_back()?;
-            if depth.is_none_or(|depth| depth.get() <= COMMAND_DEPTH) {
+            if depth.is_none_or(|depth| depth.get() <= begin as u32) {
                 return Ok(());
             }
         }
     }
 
-    /// Runs statements that give up at once where another transaction has a lock for which they would wait: then nothing is
-    /// done, and there is no result.
+    /// Runs statements that wait for locks of other transactions for 10 ms at most: after that nothing is done, and there is no
+    /// result, as where the database is unavailable for another reason. What follows in the transaction waits as long as
+    /// [`LOCK_WAIT_MS`].
     ///
     /// # Errors
-    /// Those of `run`, but for locks.
+    /// Those of `run`, but for [`Error::Unavailable`].
     pub fn without_waiting<T>(
         &mut self,
         run: impl FnOnce(&mut Self) -> Result<T, Error>,

@@ -1,8 +1,8 @@
 //! Group commit: one thread writes, and commits all commands that wait together, which is several times faster than a
 //! commit for each and no less durable.
 //!
-//! Each command runs in a savepoint of its own, so that a command that fails, or panics, undoes only itself. No command
-//! returns before the commit. If the batch as a whole fails (a full disk, a lost connection), all of its commands fail,
+//! Each command but the first runs in a savepoint of its own, so that a command that fails, or panics, undoes only itself. No
+//! command returns before the commit. If the batch as a whole fails (a full disk, a lost connection), all of its commands fail,
 //! and the next batch starts on a new connection.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::connection::Purpose;
+use super::connection::{Begin, Purpose};
 use super::{Connection, Error, Manager, PooledConnection, Url, error};
 
 /// Commands of one commit, each counted as often as it has parts. Beyond this the gain of a larger batch is small and its
@@ -145,13 +145,20 @@ fn refuse(error: &Error, first: Job, waiting: usize, queue: &mut mpsc::Receiver<
 }
 
 /// Runs one batch in the transaction that has begun; false if the connection must not be used again.
+///
+/// The first command has no savepoint: if it fails, the transaction is rolled back, and nothing else is in it. For a savepoint
+/// SQLite copies each page that is changed after it.
 fn batch(connection: &mut Connection, first: Job, queue: &mut mpsc::Receiver<Job>) -> bool {
     error::take_trouble();
     let mut answers = Vec::new();
-    let mut parts = 0;
-    let mut next = Some(first);
-    let mut outcome = Ok(());
-    while let Some(job) = next {
+    let mut parts = first.parts;
+    let ran = (first.run)(Ok(connection));
+    let is_kept = ran.keep;
+    answers.push(ran.answer);
+    // PostgreSQL releases no savepoint after a statement that failed, but answers a commit with a silent rollback.
+    let mut outcome = if is_kept { connection.probe() } else { connection.roll_back_to(Begin::Transaction) };
+    while is_kept && outcome.is_ok() && parts < BATCH_MAX {
+        let Ok(job) = queue.try_recv() else { break };
         parts += job.parts;
         let ran = match connection.begin_savepoint() {
             Ok(()) => (job.run)(Ok(connection)),
@@ -161,12 +168,11 @@ fn batch(connection: &mut Connection, first: Job, queue: &mut mpsc::Receiver<Job
             }
         };
         if outcome.is_ok() {
-            outcome = if ran.keep { connection.commit() } else { connection.roll_back_command() };
+            outcome = if ran.keep { connection.commit() } else { connection.roll_back_to(Begin::Savepoint) };
         }
         answers.push(ran.answer);
-        next = if outcome.is_ok() && parts < BATCH_MAX { queue.try_recv().ok() } else { None };
     }
-    if outcome.is_ok() {
+    if is_kept && outcome.is_ok() {
         outcome = connection.commit();
     }
     let outage = outcome.err().map(|error| match error {
