@@ -63,7 +63,7 @@ fn read(
 }
 
 #[derive(Insertable, Serialize)]
-#[diesel(table_name = notification)]
+#[diesel(table_name = notification, treat_none_as_default_value = false)]
 struct NewRow {
     attestation_id: String,
     partner_id: String,

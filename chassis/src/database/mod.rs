@@ -33,7 +33,7 @@ use self::connection::{Purpose, guarded};
 pub use self::error::{Error, asking};
 use self::pool::{LogErrors, Manager, PooledConnection};
 use self::share::ConnectionShares;
-pub use self::statement::{Kept, Unkept, insert_as_json};
+pub use self::statement::{Kept, Unkept, insert_as_json, static_id};
 pub use self::url::Url;
 use self::writer::Writer;
 
@@ -46,8 +46,9 @@ const POOL_WAIT: Duration = Duration::from_secs(2);
 /// The pause between two attempts to rewrite the file.
 const VACUUM_PAUSE: Duration = Duration::from_millis(50);
 
-/// Seconds that calls waited: for their share and then for a connection, for each at most [`POOL_WAIT`].
-const WAIT_BUCKETS: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.0, 4.0];
+/// Seconds that calls waited: for their share, a list for its two shares, and then for a connection, for each at most
+/// [`POOL_WAIT`].
+const WAIT_BUCKETS: [f64; 11] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.0, 4.0, 6.0];
 
 /// How writing transactions are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -247,8 +248,8 @@ impl Database {
         let job = move || match inner.connect()? {
             Connection::Postgres(_) => Ok(()),
             Connection::Sqlite(mut c) => {
-                patiently(tried_max, || Ok(c.batch_execute("VACUUM")?))?;
-                patiently(tried_max, || {
+                retry_until(tried_max, || Ok(c.batch_execute("VACUUM")?))?;
+                retry_until(tried_max, || {
                     let checkpoint: Checkpoint =
                         sql_query("PRAGMA wal_checkpoint(TRUNCATE)").get_result(&mut c)?;
                     match checkpoint.busy {
@@ -330,10 +331,10 @@ struct Checkpoint {
 type Pooled = r2d2::PooledConnection<Manager>;
 type GotFromPool = Result<Pooled, r2d2::PoolError>;
 
-/// Tries what needs the file for itself as long as others hold it: they hold it for moments, but SQLite has no queue for it,
-/// and does not wait at all while another connection copies the log into the file.
+/// Tries again what needs the file for itself while others hold it, for at most `tried_max`: they hold it for moments, but
+/// SQLite has no queue for it, and does not wait at all while another connection copies the log into the file.
 #[expect(clippy::disallowed_methods, reason = "SQLite says when the file is free to those only who try")]
-fn patiently(tried_max: Duration, mut attempt: impl FnMut() -> Result<(), Error>) -> Result<(), Error> {
+fn retry_until(tried_max: Duration, mut attempt: impl FnMut() -> Result<(), Error>) -> Result<(), Error> {
     let until = Instant::now() + tried_max;
     loop {
         match attempt() {

@@ -14,7 +14,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 /// A statement that a connection prepares once. It keeps each text, so there may be a few of them only: none with a list of
-/// parameters of any length. It returns rows: Diesel does not ask it what is safe to keep where it is only executed.
+/// parameters of any length. It has to be run as a query that returns rows: where a statement is only executed, Diesel does not
+/// ask what is safe to keep.
 #[derive(Clone, Copy, Debug)]
 pub struct Kept<Q>(pub Q);
 
@@ -70,6 +71,13 @@ impl<Q: QueryFragment<Sqlite>> QueryFragment<Sqlite> for Unkept<Q> {
     fn walk_ast<'b>(&'b self, out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
         self.0.walk_ast(out)
     }
+}
+
+/// A statement whose text is the same for all values, which the connection finds by its type. It would have to write the text of
+/// any other at each call, to find it by that; such a statement does not compile here.
+pub fn static_id<Q: QueryId>(statement: Q) -> Q {
+    const { assert!(Q::HAS_STATIC_QUERY_ID, "the row needs `treat_none_as_default_value = false`") };
+    statement
 }
 
 /// Inserts rows into a table of PostgreSQL, whose columns are the fields that they have in JSON. They are one parameter: with one

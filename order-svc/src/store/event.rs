@@ -45,7 +45,7 @@ pub(crate) enum Following {
 
 /// An entry, as it is stored.
 #[derive(Insertable, Queryable, QueryableByName, Selectable, Serialize)]
-#[diesel(table_name = event_pending)]
+#[diesel(table_name = event_pending, treat_none_as_default_value = false)]
 struct EntryRow {
     #[diesel(sql_type = Text)]
     order_id: String,
@@ -79,7 +79,7 @@ impl EntryRow {
 }
 
 #[derive(Insertable, Serialize)]
-#[diesel(table_name = event)]
+#[diesel(table_name = event, treat_none_as_default_value = false)]
 struct EventRow {
     revision: i64,
     recorded_at: NaiveDateTime,
@@ -132,7 +132,7 @@ pub(crate) fn events_record(connection: &mut Connection, now: Time) -> Result<bo
     let mut entries = rows_take(connection)?;
     // What was there before the history comes before all entries.
     if entries.len() < RECORDED_MAX {
-        entries.extend(entries_take(connection)?);
+        entries.extend(entries_take(connection, RECORDED_MAX - entries.len())?);
     }
     if entries.is_empty() {
         return Ok(false);
@@ -182,7 +182,7 @@ fn head_write(connection: &mut Connection, head: i64) -> Result<(), Error> {
 
 /// Takes the first entries out. Those of transactions that have not committed yet are left, whatever their numbers. Under the lock
 /// of the head nothing else takes entries out.
-fn entries_take(connection: &mut Connection) -> Result<Vec<Entry>, Error> {
+fn entries_take(connection: &mut Connection, limit: usize) -> Result<Vec<Entry>, Error> {
     #[derive(QueryableByName)]
     struct Taken {
         #[diesel(sql_type = BigInt)]
@@ -190,7 +190,7 @@ fn entries_take(connection: &mut Connection) -> Result<Vec<Entry>, Error> {
         #[diesel(embed)]
         row: EntryRow,
     }
-    let limit = i64::try_from(RECORDED_MAX).unwrap_or(i64::MAX);
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     asking(connection);
     let taken: Vec<Taken> = match connection {
         Connection::Sqlite(c) => {

@@ -40,7 +40,7 @@ pub(super) struct Row {
 
 /// A row of a version that keeps the history.
 #[derive(Insertable, Serialize)]
-#[diesel(table_name = orders)]
+#[diesel(table_name = orders, treat_none_as_default_value = false)]
 struct NewRow {
     #[diesel(embed)]
     #[serde(flatten)]
@@ -128,7 +128,7 @@ pub(crate) fn orders_insert(
 }
 
 #[derive(Insertable, Serialize)]
-#[diesel(table_name = order_line)]
+#[diesel(table_name = order_line, treat_none_as_default_value = false)]
 struct NewLine<'a> {
     order_id: String,
     number: i32,

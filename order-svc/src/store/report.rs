@@ -25,7 +25,7 @@ const CLAIM_MAX: i64 = 8;
 const AGAIN_MAX: i64 = 1000;
 
 #[derive(Insertable, Serialize)]
-#[diesel(table_name = purchase_report)]
+#[diesel(table_name = purchase_report, treat_none_as_default_value = false)]
 struct NewRow {
     customer_id: String,
     payer_id: String,

@@ -86,7 +86,7 @@ struct NewRow {
 }
 
 #[derive(Insertable, Queryable, Selectable, Serialize)]
-#[diesel(table_name = subscription_change)]
+#[diesel(table_name = subscription_change, treat_none_as_default_value = false)]
 pub(super) struct ChangeRow {
     subscription_id: String,
     number: i32,
@@ -110,7 +110,7 @@ pub(super) struct ChangeRow {
 
 /// A row of a version that keeps the history.
 #[derive(Insertable, Serialize)]
-#[diesel(table_name = subscription_change)]
+#[diesel(table_name = subscription_change, treat_none_as_default_value = false)]
 struct NewChangeRow {
     #[diesel(embed)]
     #[serde(flatten)]

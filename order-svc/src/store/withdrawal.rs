@@ -25,9 +25,9 @@ use crate::rules::withdrawal::{
 /// How much of a lost report is archived in a step.
 const ARCHIVED_MAX: i64 = 1000;
 
-/// By how much the announcement of a restore raises the revision: what is between is no event's, and half of it
+/// By how much agreement-svc raises the revision at a restore (`LIFT` there): what is between is no event's, and half of it
 /// is more than can be recorded before a restore is announced.
-const RESTORE_LIFT: i64 = 1 << 32;
+const AGREEMENTS_LIFT: i64 = 1 << 32;
 
 #[derive(Insertable, Queryable, Selectable)]
 #[diesel(table_name = withdrawal)]
@@ -46,7 +46,7 @@ struct Row {
 }
 
 #[derive(Insertable, Serialize)]
-#[diesel(table_name = withdrawal_effect)]
+#[diesel(table_name = withdrawal_effect, treat_none_as_default_value = false)]
 struct NewEffect {
     revision: i64,
     subscription_id: String,
@@ -56,7 +56,7 @@ struct NewEffect {
 }
 
 #[derive(Insertable, Serialize)]
-#[diesel(table_name = withdrawal_partner)]
+#[diesel(table_name = withdrawal_partner, treat_none_as_default_value = false)]
 struct NewPart {
     partner_id: String,
     revision: i64,
@@ -310,11 +310,11 @@ pub(super) fn withdrawal_archive_step(
             Some(archived) => archived,
             None => {
                 let last: Option<i64> = withdrawal::table
-                    .filter(withdrawal::revision.lt(revision + RESTORE_LIFT))
+                    .filter(withdrawal::revision.lt(revision + AGREEMENTS_LIFT))
                     .select(max(withdrawal::revision))
                     .first(c)?;
                 // Another one may be there from an earlier restore.
-                let archived = last.unwrap_or(0).max(revision + RESTORE_LIFT / 2) + 1;
+                let archived = last.unwrap_or(0).max(revision + AGREEMENTS_LIFT / 2) + 1;
                 let row = Row { revision: archived, is_complete: false, ..lost };
                 diesel::insert_into(withdrawal::table).values(row).execute(c)?;
                 archived

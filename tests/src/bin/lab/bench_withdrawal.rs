@@ -136,7 +136,7 @@ async fn withdrawal(direct: &As, bought: &Bought) -> Result<(Duration, Duration)
 
 /// A subscription's change, as a withdrawal makes it.
 #[derive(Insertable, Serialize)]
-#[diesel(table_name = subscription_change)]
+#[diesel(table_name = subscription_change, treat_none_as_default_value = false)]
 struct Change {
     subscription_id: String,
     number: i32,
@@ -159,7 +159,7 @@ struct Change {
 
 /// What stands for its event until that is recorded.
 #[derive(Insertable, Serialize)]
-#[diesel(table_name = event_pending)]
+#[diesel(table_name = event_pending, treat_none_as_default_value = false)]
 struct Entry {
     order_id: &'static str,
     subscription_id: String,
