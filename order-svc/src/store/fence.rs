@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chassis::database::row::at;
-use chassis::database::{Connection, Error, Kept, asking};
+use chassis::database::{Connection, Error, asking};
 use chassis::query;
 use diesel::prelude::*;
 use diesel::query_dsl::methods::FilterDsl;
@@ -33,7 +33,6 @@ pub(super) fn fences_take(
     customers: &BTreeSet<Uuid>,
     waits: bool,
 ) -> Result<BTreeMap<Uuid, i64>, Error> {
-    let new_row = |id: &Uuid| (fence::customer_id.eq(id.to_string()), fence::fence_revision.eq(0));
     let ids: Vec<String> = customers.iter().map(Uuid::to_string).collect();
     let known = || QueryDsl::filter(fence::table, fence::customer_id.eq_any(&ids)).order(fence::customer_id);
     asking(connection);
@@ -41,14 +40,16 @@ pub(super) fn fences_take(
         // The transaction has the only lock there is.
         Connection::Sqlite(c) => {
             let mut taken = vec![];
-            for customer in customers {
-                let take = diesel::insert_into(fence::table)
-                    .values(new_row(customer))
-                    .on_conflict(fence::customer_id)
-                    .do_update()
-                    .set(fence::fence_revision.eq(fence::fence_revision))
-                    .returning((fence::customer_id, fence::fence_revision));
-                taken.push(Kept(take).get_result(c)?);
+            for id in ids.iter() {
+                let known = fence::table.find(id).select((fence::customer_id, fence::fence_revision));
+                taken.push(match known.get_result(c).optional()? {
+                    Some(row) => row,
+                    None => {
+                        let row = (fence::customer_id.eq(id), fence::fence_revision.eq(0));
+                        diesel::insert_into(fence::table).values(row).execute(c)?;
+                        (id.clone(), 0)
+                    }
+                });
             }
             taken
         }
