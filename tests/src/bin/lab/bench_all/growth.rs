@@ -89,8 +89,9 @@ pub(super) async fn measure(plan: &Plan) -> Result<(Section, Vec<Grown>), Box<dy
 /// The bytes of a customer at agreement-svc, and of an order at order-svc.
 fn disk(world: &World) -> Result<String, String> {
     let bytes = |process| -> Result<String, String> {
-        let bytes = u32::try_from(database_bytes(process)?).map_or(f64::from(u32::MAX), f64::from);
-        Ok(page::count(bytes / number(world.customers)))
+        let customers = u64::try_from(world.customers.max(1)).unwrap_or(u64::MAX);
+        let bytes = database_bytes(process)? / customers;
+        Ok(page::count(u32::try_from(bytes).map_or(f64::from(u32::MAX), f64::from)))
     };
     Ok(format!("{}, {} bytes", bytes(&world.processes.agreements)?, bytes(&world.processes.orders)?))
 }
@@ -128,7 +129,7 @@ pub(super) async fn footprint(plan: &Plan) -> Result<Section, Box<dyn Error>> {
     }
     let text = format!(
         "The binaries are those of the profile `{}`, as everything here; the profile `release` is smaller. A start is that of \
-         a process on a database that is migrated already; its end is noticed within some 5 ms. The load is one round of each \
+         a process on a database that is migrated already; SERVING is polled every 5 ms. The load is one round of each \
          of four calls.",
         tests::processes::profile()?
     );

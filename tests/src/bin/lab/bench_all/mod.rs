@@ -27,7 +27,7 @@ use tests::processes::{Processes, build_binaries};
 use self::calls::{Call, FanOut, fan_out};
 use self::page::{PLOTS, Section};
 use self::plots::Plot;
-use self::series::{Series, alternate};
+use self::series::{Floor, Series, alternate};
 use self::world::{BLOCKED_EVERY, World};
 use crate::bench_withdrawal;
 
@@ -180,9 +180,10 @@ fn head(options: &Options, plan: &Plan, machine: &[String]) -> Result<String, Bo
     Ok(format!(
         "# Benchmarks\n\nMade by `{}`, in the profile `{}`.\n\nServices, database and load share the machine, so figures depend \
          on it; the fractions of a floor, which was measured in the same run, depend on it less. Each figure is the median of {} \
-         rounds of {} ms, which alternate between all rows of a table; p50 and p99 are those of the median round. Services \
-         have their default settings, but for the bound on changes of acceptances. One call is in flight over one \
-         connection, more are over {} connections.\n\n{}\n",
+         rounds of {} ms; p50 and p99 are those of the median round. Where calls of a table have different floors or settings, each \
+         round has all of its rows; those of Import and Growth come one after the other. Services have their default settings, but for \
+         the bound on changes of acceptances and a key for digests of requests. A single call in flight uses one connection; more \
+         calls share {}.\n\n{}\n",
         arguments.join(" "),
         tests::processes::profile()?,
         plan.rounds,
@@ -228,7 +229,10 @@ async fn floors_and_calls(
         plots = plots::of_calls(&calls);
         section.plots = plots.iter().map(|plot| plot.name.clone()).collect();
         sections.push(section);
-        sections.push(secured(plan, &all).await?);
+    }
+    // Of named rows, only these are wanted.
+    if with_calls && plan.named.is_empty() {
+        sections.push(secured(plan).await?);
         let mut fan = FanOut::new();
         for world in &worlds {
             for watchers in plan.watchers {
@@ -252,35 +256,39 @@ async fn imports(plan: &Plan) -> Result<Section, Box<dyn Error>> {
 
 const FLOORS: &str = "An echo is a service of tonic on one thread that always gives the same answer; the nested one first calls \
                       the other over one channel. The rows of a check are read by pgbench with one statement, those of an order \
-                      are written by pgbench in one transaction that is sent at once, and on SQLite by one writer with prepared \
-                      statements and a durable commit for 64 orders; in flight is the number of clients then, and latencies are \
-                      those of statements and transactions.";
+                      are written by pgbench in one pipelined transaction, and on SQLite by one writer with prepared statements and a \
+                      durable commit for 64 orders; for these rows, \"in flight\" is the number of clients, and latencies are those of \
+                      statements and transactions.";
 
 const CALLS: &str = "The fraction compares the rate with that of the floor: of an echo with as many calls in flight, or of the \
-                     fastest row of the other floors. Two floors together are what the same processors would do of both: a call \
-                     takes the time of a call of the echo and that of its rows. A call that a service refused for load counts as \
+                     fastest row of the other floors. \"A and B together\" is the rate at which a call would take the time of one A \
+                     and one B. A call that a service refused for load counts as \
                      refused and not in the rate.";
 
-/// A check and an order over mutual TLS with signed tokens.
-async fn secured(plan: &Plan, all: &[Series]) -> Result<Section, Box<dyn Error>> {
+/// A check and an order over mutual TLS with signed tokens, and without either.
+async fn secured(plan: &Plan) -> Result<Section, Box<dyn Error>> {
     const IN_FLIGHT: usize = 64;
-    let mut measured = vec![];
+    let mut subjects = vec![];
     for backend in Backend::all() {
         println!("TLS and tokens: {backend}");
-        let processes = Processes::secured(backend)?;
-        let (world, _) = World::start(processes, backend, plan.customers, Some(BLOCKED_EVERY)).await?;
-        let world = Arc::new(world);
-        for call in [Call::Check, Call::Order] {
-            let mut series = Series::new(call.name(), Some(backend), IN_FLIGHT);
-            series.floors = vec![series::Floor::SameInFlight(call.name())];
-            for _ in 0..plan.rounds {
-                series.rounds.push(call.measure(&world, IN_FLIGHT, plan.length).await?);
+        for (processes, is_secured) in
+            [(Processes::new(backend)?, false), (Processes::secured(backend)?, true)]
+        {
+            let (world, _) = World::start(processes, backend, plan.customers, Some(BLOCKED_EVERY)).await?;
+            let world = Arc::new(world);
+            for (call, secured) in
+                [(Call::Check, "CheckEligibility, secured"), (Call::Order, "CreateOrder, secured")]
+            {
+                let name = if is_secured { secured } else { call.name() };
+                let mut series = Series::new(name, Some(backend), IN_FLIGHT);
+                series.floors = is_secured.then_some(Floor::SameInFlight(call.name())).into_iter().collect();
+                subjects.push(call.subject(series, &world));
             }
-            measured.push(series);
         }
     }
-    let text = "Mutual TLS and signed tokens on both services, beside the same call without either.";
-    Ok(Section::of_series("TLS and tokens", text, &measured.iter().collect::<Vec<_>>(), all))
+    let all = alternate(subjects, plan).await?;
+    let text = "Mutual TLS and signed tokens on both services (secured), beside the same calls without either, which are the floor.";
+    Ok(Section::of_series("TLS and tokens", text, &all.iter().collect::<Vec<_>>(), &all))
 }
 
 /// A withdrawal beside its floor.
