@@ -1,5 +1,5 @@
-//! The reader of the gate's facts: parties in, the facts of each out. One statement reads those of all parties, which on
-//! PostgreSQL costs a tenth of a statement for each, and on SQLite half of one. What only explains a refusal is read by
+//! The reader of the gate's facts: parties in, the facts of each out. One statement reads those of all parties, which costs
+//! less than a statement for each. What only explains a refusal is read by
 //! another statement, `history`, so that a yes does not pay for it.
 //!
 //! Invariant: the number of rows that it reads for a pair does not grow with the pair's history. Only current
@@ -91,7 +91,7 @@ pub(crate) fn gate_reads(database: Database, cache: TemplateCache) -> GateReads 
 /// One current acceptance of the customer that is the payer's or its own, or the customer alone where there is none.
 type Row = (i32, PairRow, CustomerRow, Revisions, Option<AcceptanceRow>);
 
-/// Of the resellers that its active relationships name, `''` for none of them: equal where it has one relationship.
+/// The least and the greatest reseller of the pair's active relationships (`''` for none); equal where it has one relationship.
 #[derive(Queryable)]
 struct PairRow {
     /// `None` where the pair has no such relationship.
@@ -191,8 +191,8 @@ impl ToSql<Text, Sqlite> for Asked {
     }
 }
 
-/// Parties that are asked about alone, as SQLite gets them: each check of its own does, and to read JSON would take it longer
-/// than to read the facts.
+/// The parties of a single question, as parameters of their own on SQLite, where to parse JSON would take longer than to read the
+/// facts.
 struct AskedAlone(Asked);
 
 impl QueryFragment<Sqlite> for AskedAlone {

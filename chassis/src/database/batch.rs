@@ -2,9 +2,10 @@
 //! statement, a transaction or a round trip costs is paid once for all of it.
 //!
 //! Work that arrives alone is begun at once. What arrives while a batch is done waits for its end, and then all of it is
-//! the next batch, up to a limit. So the batches are as large as the load is high, and none is begun before all of its work
-//! has arrived. A batch that takes long may be left to end beside the next one. A batch takes from the tenants in turn, and
-//! from internal services before each of them, as the [queue of calls](crate::limits::queue) does.
+//! the next batch, up to a limit. So the batches are as large as the load is high, and no work joins a batch that has begun:
+//! none reads a state that is older than its arrival. A batch that takes long may be left to end beside the next one. A batch
+//! takes from the tenants in turn, and from internal services before each of them, as the
+//! [queue of calls](crate::limits::queue) does.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
@@ -131,7 +132,7 @@ impl<W, A> Clone for Batcher<W, A> {
 }
 
 impl<W: Send + 'static, A: Send + 'static> Batcher<W, A> {
-    /// A batch is as much work as has a size of `size_max` together, or one that is larger; `at_once` of them are done at a
+    /// A batch takes work until its size reaches `size_max`, which the last one may exceed; `at_once` of them are done at a
     /// time, plus up to `slow_max` of them that take long. `run` does a batch and answers its work; it may leave some to
     /// tasks of their own.
     pub fn new<F>(

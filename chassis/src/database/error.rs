@@ -54,8 +54,8 @@ const SQLITE_TROUBLE: [&str; 9] = [
     "unable to open database file",
 ];
 
-/// The server finds what is wrong with the text of a statement within this time, or else it was waiting for a lock. A
-/// server that waits for less long has a shorter time: see [`work_for`].
+/// PostgreSQL reports an error in the text of a statement within this time; a later error comes from a wait for a lock. The time is
+/// shorter where the server waits less long for locks: see [`work_for`].
 pub(super) const READING_MAX: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy)]
@@ -67,7 +67,7 @@ enum Kind {
 thread_local! {
     /// The database that this thread asked last, and when: an error does not say which it comes from.
     static ASKED: Cell<Option<(Kind, Instant)>> = const { Cell::new(None) };
-    /// How long the database that this thread works for reads a statement at most.
+    /// How long the database that this thread works for parses a statement at most.
     static READING: Cell<Duration> = const { Cell::new(READING_MAX) };
     /// True when this thread has met trouble that passes.
     static TROUBLE: Cell<bool> = const { Cell::new(false) };
@@ -83,7 +83,7 @@ pub fn asking(connection: &Connection) {
     ASKED.set(Some((kind, Instant::now())));
 }
 
-/// Notes how long the database that the thread works for from now on reads a statement at most: the least of
+/// Notes how long the database that the thread works for from now on parses a statement at most: the least of
 /// [`READING_MAX`] and the times for which its server waits for a lock.
 pub(super) fn work_for(reading_max: Duration) {
     READING.set(reading_max);

@@ -86,7 +86,7 @@ pub(super) fn check_server(connection: &mut Connection) -> Result<(), Error> {
     check_version(&version)
 }
 
-/// How long the server reads a statement at most, for [`error::work_for`]. Its administrator and the URL may let it wait for
+/// How long the server parses a statement at most, for [`error::work_for`]. Its administrator and the URL may let it wait for
 /// a lock for a shorter time than a service does.
 pub(super) fn reading_max(connection: &mut Connection) -> Result<Duration, Error> {
     if let Connection::Sqlite(_) = connection {

@@ -56,7 +56,7 @@ pub(super) struct Manager {
     /// True behind a connection pooler, where a session is not this process's own: it keeps no settings and no prepared
     /// statements.
     pub(super) is_pooled: bool,
-    /// How long the server reads a statement at most, as [`error::work_for`] has it.
+    /// How long the server parses a statement at most, as [`error::work_for`] has it.
     pub(super) reading_max: Duration,
     cuts: Arc<Cuts>,
 }

@@ -49,7 +49,7 @@ use crate::store::commit::{Basis, Commit, Commits, Effect, Write};
 use crate::store::fence::Void;
 use crate::workers::Followed;
 
-/// How often the gate is asked again because a withdrawal overtook its answer.
+/// Attempts of a call to store what it buys or changes, with the first one. Each asks the gate anew where it rests on its answer.
 const ATTEMPTS_MAX: u32 = 3;
 
 /// The calls of every service, and what they share.

@@ -25,8 +25,8 @@ use crate::rules::order::Order;
 use crate::rules::relationship::Needed;
 use crate::rules::subscription::Subscription;
 
-/// Lines of the orders of one transaction, and changes. More would hardly be cheaper for each, and would wait longer for each
-/// other.
+/// Lines of orders, and changes, after which a transaction takes no more of them. More would hardly be cheaper for each, and would
+/// wait longer for each other.
 const LINES_MAX: usize = 128;
 
 /// What a call stores, together with the answer to its caller.
@@ -84,12 +84,12 @@ pub(crate) enum Commit {
 }
 
 /// Why a transaction was rolled back.
-enum Undone {
+enum Rollback {
     AnswerStale,
     Failed(Error),
 }
 
-impl From<Error> for Undone {
+impl From<Error> for Rollback {
     fn from(error: Error) -> Self {
         Self::Failed(error)
     }
@@ -182,12 +182,13 @@ async fn transact(
         Ok(ends) => ends.into_iter().map(|end| end.map(Ok)).collect(),
         // One answer that has grown stale undid all of them; a row that cannot be stored may be of one, too.
         Err(
-            Undone::AnswerStale | Undone::Failed(Error::Query(_) | Error::Corrupt { .. } | Error::Panicked),
+            Rollback::AnswerStale
+            | Rollback::Failed(Error::Query(_) | Error::Corrupt { .. } | Error::Panicked),
         ) if count > 1 => {
             vec![None; count]
         }
-        Err(Undone::AnswerStale) => vec![Some(Ok(Commit::AnswerStale))],
-        Err(Undone::Failed(error)) => vec![Some(Err(error)); count],
+        Err(Rollback::AnswerStale) => vec![Some(Ok(Commit::AnswerStale))],
+        Err(Rollback::Failed(error)) => vec![Some(Err(error)); count],
     }
 }
 
@@ -208,7 +209,7 @@ fn store(
     clock: &Clock,
     writes: &[Arc<Write>],
     waits: bool,
-) -> Result<Ends, Undone> {
+) -> Result<Ends, Rollback> {
     let mut ends = look_behind_fences(connection, writes, waits)?;
 
     let open = rest(writes, &ends);
@@ -247,7 +248,7 @@ fn store(
     let now = clock.now();
     let mut answers = rest(writes, &ends).into_iter().filter_map(|(_, write)| write.answer());
     if answers.any(|(answer, _)| !answer.is_fresh(now)) {
-        return Err(Undone::AnswerStale);
+        return Err(Rollback::AnswerStale);
     }
     Ok(ends)
 }
