@@ -40,7 +40,7 @@ macro_rules! query {
 ///
 /// `insert_rows!(connection, things, &rows)`, where `things` is the table and `rows` a slice of structs with its columns, which
 /// are `Insertable` with `treat_none_as_default_value = false`, and `Serialize`, and `…, on_conflict_do_nothing)` where rows that
-/// are there already stay.
+/// are there already stay. That statement Diesel finds by its text.
 #[macro_export]
 macro_rules! insert_rows {
     ($connection:expr, $table:ident, $rows:expr $(, $or:ident)?) => {{
@@ -200,6 +200,19 @@ impl Connection {
         Ok(())
     }
 
+    /// Whether all that the transaction has done can still be committed. Of a statement that failed, a command may not have told:
+    /// PostgreSQL answers the commit after it with a silent rollback, and SQLite may have rolled back by itself.
+    pub(super) fn probe_transaction(&mut self) -> Result<(), Error> {
+        match self {
+            // None begins inside another.
+            Self::Sqlite(c) => match c.batch_execute("BEGIN") {
+                Ok(()) => Err(Error::Unavailable("SQLite has rolled back the transaction".into())),
+                Err(_) => Ok(()),
+            },
+            Self::Postgres(_) => self.probe(),
+        }
+    }
+
     /// Undoes everything since the begin of the transaction, or of the first savepoint in it, also what a panic left open inside.
     pub(super) fn roll_back_to(&mut self, begin: Begin) -> Result<(), Error> {
         loop {
@@ -214,11 +227,11 @@ impl Connection {
     }
 
     /// Runs statements that wait for locks of other transactions for 10 ms at most: after that nothing is done, and there is no
-    /// result, as where the database is unavailable for another reason. What follows in the transaction waits as long as
-    /// [`LOCK_WAIT_MS`].
+    /// result, as where the database is unavailable for another reason. What follows in the transaction waits up
+    /// to 5 s.
     ///
     /// # Errors
-    /// Those of `run`, but for [`Error::Unavailable`].
+    /// Those of `run`, but for [`Error::Unavailable`], which is no result; that one where the connection is lost.
     pub fn without_waiting<T>(
         &mut self,
         run: impl FnOnce(&mut Self) -> Result<T, Error>,

@@ -300,9 +300,7 @@ impl Database {
             let mut is_begun = inner.needs_transaction(purpose);
             let result = guarded(&mut connection, run).and_then(|value| {
                 if purpose == Purpose::Write {
-                    // PostgreSQL answers the commit of a transaction in which a statement failed with a
-                    // silent rollback; any statement before it fails loudly.
-                    connection.probe()?;
+                    connection.probe_transaction()?;
                     is_begun = false;
                     connection.commit()?;
                 }

@@ -74,7 +74,7 @@ impl<Q: QueryFragment<Sqlite>> QueryFragment<Sqlite> for Unkept<Q> {
 }
 
 /// A statement whose text is the same for all values, which the connection finds by its type. It would have to write the text of
-/// any other at each call, to find it by that; such a statement does not compile here.
+/// any other at each call, to find it by that. Such a statement does not compile here, but what is added to it later is not seen.
 pub fn static_id<Q: QueryId>(statement: Q) -> Q {
     const { assert!(Q::HAS_STATIC_QUERY_ID, "the row needs `treat_none_as_default_value = false`") };
     statement

@@ -150,14 +150,16 @@ fn refuse(error: &Error, first: Job, waiting: usize, queue: &mut mpsc::Receiver<
 /// SQLite copies each page that is changed after it.
 fn batch(connection: &mut Connection, first: Job, queue: &mut mpsc::Receiver<Job>) -> bool {
     error::take_trouble();
-    let mut answers = Vec::new();
     let mut parts = first.parts;
     let ran = (first.run)(Ok(connection));
-    let is_kept = ran.keep;
-    answers.push(ran.answer);
-    // PostgreSQL releases no savepoint after a statement that failed, but answers a commit with a silent rollback.
-    let mut outcome = if is_kept { connection.probe() } else { connection.roll_back_to(Begin::Transaction) };
-    while is_kept && outcome.is_ok() && parts < BATCH_MAX {
+    if !ran.keep {
+        let is_undone = connection.roll_back_to(Begin::Transaction).is_ok();
+        (ran.answer)(None);
+        return is_undone;
+    }
+    let mut answers = vec![ran.answer];
+    let mut outcome = connection.probe_transaction();
+    while outcome.is_ok() && parts < BATCH_MAX {
         let Ok(job) = queue.try_recv() else { break };
         parts += job.parts;
         let ran = match connection.begin_savepoint() {
@@ -172,7 +174,7 @@ fn batch(connection: &mut Connection, first: Job, queue: &mut mpsc::Receiver<Job
         }
         answers.push(ran.answer);
     }
-    if is_kept && outcome.is_ok() {
+    if outcome.is_ok() {
         outcome = connection.commit();
     }
     let outage = outcome.err().map(|error| match error {

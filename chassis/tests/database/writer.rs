@@ -57,6 +57,17 @@ async fn each_command_of_a_batch_has_its_own_outcome() {
     }
 }
 
+/// Panics in a transaction within that of the command.
+fn panic_inside(connection: &mut Connection) -> Result<(), Error> {
+    insert(connection, "outer")?;
+    query!(connection, c => c.transaction(|c| {
+        diesel::insert_into(thing::table)
+            .values((thing::name.eq("inner"), thing::payload.eq(vec![])))
+            .execute(c)?;
+        panic!("a defect in a nested transaction")
+    }))
+}
+
 #[tokio::test]
 async fn a_panic_in_a_nested_transaction_undoes_only_its_command() {
     for (backend, writes) in Backend::all_with_writes() {
@@ -72,18 +83,7 @@ async fn a_panic_in_a_nested_transaction_undoes_only_its_command() {
         });
         let panicking = ask({
             let database = database.clone();
-            async move {
-                let run = |connection: &mut Connection| -> Result<(), Error> {
-                    insert(connection, "outer")?;
-                    query!(connection, c => c.transaction(|c| {
-                        diesel::insert_into(thing::table)
-                            .values((thing::name.eq("inner"), thing::payload.eq(vec![])))
-                            .execute(c)?;
-                        panic!("a defect in a nested transaction")
-                    }))
-                };
-                database.write(run).await
-            }
+            async move { database.write(panic_inside).await }
         });
         let after = ask({
             let database = database.clone();
@@ -98,6 +98,8 @@ async fn a_panic_in_a_nested_transaction_undoes_only_its_command() {
         }
         let stored = ["after", "before"].map(String::from);
         assert_eq!(home.stored(), stored.into(), "{backend:?} {writes:?}: what was answered with Ok");
+        // Alone it is the first of its batch.
+        assert!(matches!(database.write(panic_inside).await, Err(Error::Panicked)), "{backend:?} {writes:?}");
         assert!(write(&database, "later").await.is_ok(), "{backend:?} {writes:?}");
         let stored = ["after", "before", "later"].map(String::from);
         assert_eq!(home.stored(), stored.into(), "{backend:?} {writes:?}");
@@ -253,6 +255,28 @@ async fn a_full_disk_fails_its_batch_and_the_next_one_starts_over() {
     let run = |connection: &mut Connection| insert_large(connection, "later", TOO_LARGE);
     database.write(run).await.unwrap();
     assert!(home.stored().contains("later"));
+}
+
+/// A full disk makes SQLite roll back the transaction by itself, and what follows would be committed outside of any.
+#[tokio::test]
+async fn nothing_follows_a_command_that_hides_a_full_disk() {
+    let home = Home::new(Backend::Sqlite);
+    let database = home.open(Writes::Serial);
+    let held = Held::with(&database, |connection| {
+        query!(&mut *connection, c => c.batch_execute("PRAGMA max_page_count = 20"))?;
+        drop(insert_large(connection, "hidden", 1 << 20));
+        Ok(())
+    })
+    .await;
+    let follows = ask({
+        let database = database.clone();
+        async move { write(&database, "follows").await }
+    });
+    let held = held.release();
+    assert!(matches!(held.await, Err(Error::Unavailable(_))));
+    let is_ok = follows.await.is_ok();
+    assert_eq!(home.stored().contains("follows"), is_ok);
+    assert!(write(&database, "later").await.is_ok());
 }
 
 #[tokio::test]
