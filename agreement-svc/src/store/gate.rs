@@ -1,6 +1,6 @@
 //! The reader of the gate's facts: parties in, the facts of each out. One statement reads those of all parties, which costs
-//! less than a statement for each. What only explains a refusal is read by
-//! another statement, `history`, so that a yes does not pay for it.
+//! less than a statement for each. What only explains a refusal is read by another statement, `history`, so that a yes does not
+//! pay for it.
 //!
 //! Invariant: the number of rows that it reads for a pair does not grow with the pair's history. Only current
 //! acceptances are read as rows, which a unique index bounds.

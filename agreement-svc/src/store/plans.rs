@@ -37,8 +37,8 @@ const RESELLER: Uuid = Uuid::from_u128(0xf1);
 const CUSTOMER: Uuid = Uuid::from_u128(0xc1);
 
 /// Rows of a large database: a hundred thousand customers of ten partners, each with a relationship and an attestation or a signature.
-/// A vacuum meanwhile sees none of the rows, and PostgreSQL would then take the tables that others refer to for empty; it knows them
-/// before, and keeps their locks.
+/// An autovacuum meanwhile would see none of the uncommitted rows, and note the tables that others refer to as empty. ANALYZE in the
+/// same transaction notes their sizes first, and its lock keeps autovacuum away until the commit.
 const FILL: &str = "
     INSERT INTO partner (id, name, kind, cloud, registered_at, revision) SELECT '00000000-0000-0000-0000-' || lpad(to_hex(207 + n), 12, '0'), 'P', 'DIRECT_BILL', 'PUBLIC',
         '2020-01-01', n FROM generate_series(1, 10) AS n;
@@ -314,6 +314,6 @@ async fn a_partner_does_not_read_the_rows_of_others() {
     let database = migrated(&url).await;
     PgConnection::establish(&url).unwrap().batch_execute(&fill_of_one()).unwrap();
     let read = database.write(|connection| rows_read(connection, list_often)).await.unwrap();
-    // Each table has 2,000 rows.
+    // The tables that lists read have 2,000 rows each.
     assert!(read < 1000, "{read} rows were read");
 }

@@ -20,8 +20,9 @@ const PAYER: Uuid = Uuid::from_u128(0xd1);
 const CUSTOMER: Uuid = Uuid::from_u128(0xc1);
 
 /// Rows of a large database: a hundred thousand customers of ten payers, each with an order, a subscription, its creation and an
-/// event, and every tenth with a withdrawal. A vacuum meanwhile sees none of the rows, and PostgreSQL would then take the tables
-/// that others refer to for empty; it knows them before, and keeps their locks.
+/// event, and every tenth with a withdrawal. An autovacuum meanwhile would see none of the uncommitted rows, and note the
+/// tables that others refer to as empty. ANALYZE in the same transaction notes their sizes first, and its lock keeps autovacuum away
+/// until the commit.
 const FILL: &str = "
     INSERT INTO orders (id, payer_id, reseller_id, customer_id, placed_at, placed_by_tenant, placed_by, gate_decision, gate_rule,
         gate_evidence, gate_revision, gate_evaluated_at, in_history, external_reference)

@@ -1,7 +1,7 @@
 //! `cargo lab bench-all`: everything that is measured, in one run, as a page (BENCHMARKS.md) with plots (docs/benchmarks).
 //!
-//! The services run as processes of the real binaries with their default settings; only the bound on changes of acceptances
-//! is out of reach, as in all tests. This process offers the load, on the same machine. `floors` has what the same work takes
+//! The services run as processes of the real binaries with their default settings; as in all tests, the bound on changes of
+//! acceptances is out of reach, and digests of requests have a key. This process offers the load, on the same machine. `floors` has what the same work takes
 //! without the services, `calls` the calls, `growth` what depends on the number of customers; `world` starts and fills
 //! services, `rows` describes what they store, `series` alternates rounds, `machine`, `page` and `plots` report.
 
@@ -51,7 +51,8 @@ pub(crate) struct Options {
     /// Measures these parts alone, prints their tables and writes no file.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Part>,
-    /// Of tables whose rows take turns, measures rows alone whose name, as `CreateOrder, SQLite`, contains this text.
+    /// Of the tables Floors and Calls, and those of Threads and Replicas, measures rows alone whose name, as `CreateOrder, SQLite`,
+    /// contains this text. Withdrawal, TLS and tokens, and WatchEvents are left out.
     #[arg(long, requires = "only", default_value = "")]
     rows: String,
 }
@@ -180,10 +181,9 @@ fn head(options: &Options, plan: &Plan, machine: &[String]) -> Result<String, Bo
     Ok(format!(
         "# Benchmarks\n\nMade by `{}`, in the profile `{}`.\n\nServices, database and load share the machine, so figures depend \
          on it; the fractions of a floor, which was measured in the same run, depend on it less. Each figure is the median of {} \
-         rounds of {} ms; p50 and p99 are those of the median round. Where calls of a table have different floors or settings, each \
-         round has all of its rows; those of Import and Growth come one after the other. Services have their default settings, but for \
-         the bound on changes of acceptances and a key for digests of requests. A single call in flight uses one connection; more \
-         calls share {}.\n\n{}\n",
+         rounds of {} ms; p50 and p99 are those of the median round. The rounds of all rows of a table alternate, but for Import, Growth, \
+         Withdrawal, WatchEvents and Footprint. Services have their default settings, but for the bound on changes of acceptances and \
+         a key for digests of requests. A single call in flight uses one connection; more calls share {}.\n\n{}\n",
         arguments.join(" "),
         tests::processes::profile()?,
         plan.rounds,
@@ -222,7 +222,9 @@ async fn floors_and_calls(
     let (mut sections, mut plots) = (vec![], vec![]);
     if with_floors {
         sections.push(Section::of_series("Floors", FLOORS, &floors, &all));
-        sections.push(withdrawal(plan).await?);
+        if plan.named.is_empty() {
+            sections.push(withdrawal(plan).await?);
+        }
     }
     if with_calls {
         let mut section = Section::of_series("Calls", CALLS, &calls, &all);
@@ -230,7 +232,6 @@ async fn floors_and_calls(
         section.plots = plots.iter().map(|plot| plot.name.clone()).collect();
         sections.push(section);
     }
-    // Of named rows, only these are wanted.
     if with_calls && plan.named.is_empty() {
         sections.push(secured(plan).await?);
         let mut fan = FanOut::new();
@@ -262,8 +263,7 @@ const FLOORS: &str = "An echo is a service of tonic on one thread that always gi
 
 const CALLS: &str = "The fraction compares the rate with that of the floor: of an echo with as many calls in flight, or of the \
                      fastest row of the other floors. \"A and B together\" is the rate at which a call would take the time of one A \
-                     and one B. A call that a service refused for load counts as \
-                     refused and not in the rate.";
+                     and one B. A call that a service refused for load counts as refused and not in the rate.";
 
 /// A check and an order over mutual TLS with signed tokens, and without either.
 async fn secured(plan: &Plan) -> Result<Section, Box<dyn Error>> {
