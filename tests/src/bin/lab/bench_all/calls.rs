@@ -16,6 +16,7 @@ use proto::types::{Contact, Decision};
 use tests::fixtures::{self, CUSTOMER_AGREEMENT, DIRECT, OFFICE};
 use tests::{As, Backend, actions};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tonic::Status;
 
 use super::rows::customer_id;
@@ -235,11 +236,13 @@ pub(super) async fn fan_out(
         |n: usize| fixtures::new_customer(&format!("Watched by {watchers} change {n}"), "FR", None);
     let head = direct.customers().create_customer(customer(0)).await?.into_inner().revision;
     let (sender, mut arrivals) = mpsc::unbounded_channel();
+    // Their end leaves room for the next ones.
+    let mut streams = JoinSet::new();
     for _ in 0..watchers {
         let request = WatchEventsRequest { after_revision: head - 1, ..WatchEventsRequest::default() };
         let mut stream = service.events().watch_events(request).await?.into_inner();
         let sender = sender.clone();
-        tokio::spawn(async move {
+        streams.spawn(async move {
             while let Ok(Some(response)) = stream.message().await {
                 if let Some(Item::Event(event)) = response.item
                     && sender.send((event.revision, Instant::now())).is_err()
