@@ -200,7 +200,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether all that the transaction has done can still be committed. Of a statement that failed, a command may not have told:
+    /// Whether all that the transaction has done can still be committed. A command may have hidden that a statement failed:
     /// PostgreSQL answers the commit after it with a silent rollback, and SQLite may have rolled back by itself.
     pub(super) fn probe_transaction(&mut self) -> Result<(), Error> {
         match self {
