@@ -459,7 +459,8 @@ mod tests {
     use super::*;
     use crate::store::MIGRATIONS;
 
-    /// More rows of an older version than one transaction takes come in the order of their times, before the entries.
+    /// More rows of an older version than one transaction takes come in the order of their times, before the entries; where both
+    /// meet, it takes no more of them together.
     #[tokio::test]
     async fn what_was_there_before_is_recorded_in_pieces_and_first() {
         let folder = tempfile::tempdir().unwrap();
@@ -475,13 +476,14 @@ mod tests {
             INSERT INTO subscription (id, order_id, payer_id, reseller_id, customer_id, offer_id, quantity, friendly_name, state,
                 auto_renew, started_at, term, term_number, answer_revision, version)
             VALUES ('{subscription_id}', '{order}', '{order}', '', '{order}', 'o', 1, '', 'ACTIVE', TRUE,
-                '2026-01-01 00:00:00', 'YEAR', 1, 1, 1201);
-            WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1201)
+                '2026-01-01 00:00:00', 'YEAR', 1, 1, 1600);
+            WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1600)
             INSERT INTO subscription_change (subscription_id, number, kind, changed_at, actor_tenant, actor, quantity_before,
                 quantity_after, gate_decision, gate_rule, gate_evidence, gate_revision, gate_evaluated_at, in_history)
             SELECT '{subscription_id}', i, 'SUSPENDED', datetime('2026-01-01', '+' || i || ' seconds'), '{order}', '{order}',
-                1, 1, '', '', '', 0, '2026-01-01 00:00:00', i = 1201 FROM n;
-            INSERT INTO event_pending (order_id, subscription_id, change_number) VALUES ('', '{subscription_id}', 1201)",
+                1, 1, '', '', '', 0, '2026-01-01 00:00:00', i > 1200 FROM n;
+            INSERT INTO event_pending (order_id, subscription_id, change_number)
+            SELECT '', subscription_id, number FROM subscription_change WHERE in_history ORDER BY number",
             order = Uuid::from_u128(7)
         );
         let run = move |connection: &mut Connection| {
@@ -497,7 +499,7 @@ mod tests {
             Ok::<_, Error>((found, rows))
         };
         let (heads, rows) = database.write(run).await.unwrap();
-        assert_eq!(heads, [500, 1000, 1202]);
-        assert_eq!(rows, (1..=1202).zip(0..=1201).collect::<Vec<_>>());
+        assert_eq!(heads, [500, 1000, 1500, 1601]);
+        assert_eq!(rows, (1..=1601).zip(0..=1600).collect::<Vec<_>>());
     }
 }

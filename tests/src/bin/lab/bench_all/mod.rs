@@ -1,9 +1,10 @@
 //! `cargo lab bench-all`: everything that is measured, in one run, as a page (BENCHMARKS.md) with plots (docs/benchmarks).
 //!
 //! The services run as processes of the real binaries with their default settings; as in all tests, the bound on changes of
-//! acceptances is out of reach, and digests of requests have a key. This process offers the load, on the same machine. `floors` has what the same work takes
-//! without the services, `calls` the calls, `growth` what depends on the number of customers; `world` starts and fills
-//! services, `rows` describes what they store, `series` alternates rounds, `machine`, `page` and `plots` report.
+//! acceptances is out of reach, and digests of requests have a key. This process offers the load, on the same machine.
+//! `floors` has what the same work takes without the services, `calls` the calls, `growth` what depends on the number of
+//! customers; `world` starts and fills services, `rows` describes what they store, `series` alternates rounds, `machine`,
+//! `page` and `plots` report.
 
 mod calls;
 mod floors;
