@@ -22,7 +22,7 @@ const CUSTOMER: Uuid = Uuid::from_u128(0xc1);
 /// Rows of a large database: a hundred thousand customers of ten payers, each with an order, a subscription, its creation and an
 /// event, and every tenth with a withdrawal. An autovacuum meanwhile would see none of the uncommitted rows, and note the
 /// tables that others refer to as empty. ANALYZE in the same transaction notes their sizes first, and its lock keeps autovacuum away
-/// until the commit.
+/// until the commit. Each names its tables: without names it locks those of all tests, and two at once end in a deadlock.
 const FILL: &str = "
     INSERT INTO orders (id, payer_id, reseller_id, customer_id, placed_at, placed_by_tenant, placed_by, gate_decision, gate_rule,
         gate_evidence, gate_revision, gate_evaluated_at, in_history, external_reference)
@@ -51,7 +51,7 @@ const FILL: &str = "
         FROM orders WHERE gate_revision % 10 = 0;
     INSERT INTO withdrawal_partner (partner_id, revision, is_uncovered, cancelled, stayed, newer_answer)
         SELECT partner_id, revision, TRUE, 1, 0, 0 FROM withdrawal;
-    ANALYZE";
+    ANALYZE order_line, subscription_change, event, withdrawal, withdrawal_partner";
 
 /// Reads every list, with each of its filters and all together.
 fn read_lists(connection: &mut Connection) -> Result<(), Error> {
@@ -148,7 +148,7 @@ const OF_ONE: &str = "
         FROM orders;
     INSERT INTO withdrawal_partner (partner_id, revision, is_uncovered, cancelled, stayed, newer_answer)
         SELECT partner_id, revision, TRUE, 1, 0, 0 FROM withdrawal;
-    ANALYZE";
+    ANALYZE orders, subscription, withdrawal, withdrawal_partner";
 
 /// Lists of a partner that has a part in nothing, and of the payer, to which no reseller sells.
 fn list_often(connection: &mut Connection) -> Result<(), Error> {
