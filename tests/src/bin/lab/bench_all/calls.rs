@@ -221,24 +221,23 @@ pub(super) async fn import(world: &World, rows: usize, rounds: usize) -> Result<
     Ok(series)
 }
 
-/// The delay of each of some changes from its answer until the last watcher has its event.
+/// The delay of each of some changes from its answer until the last watcher has its event. The processes of the world share the
+/// watchers evenly.
 ///
 /// # Errors
 /// A refusal, or a stream that ended.
-pub(super) async fn fan_out(
-    world: &World,
-    watchers: usize,
-    changes: usize,
-) -> Result<Vec<Duration>, Box<dyn Error>> {
+async fn fan_out(world: &World, watchers: usize, changes: usize) -> Result<Vec<Duration>, Box<dyn Error>> {
     let direct = world.caller(1, 0);
-    let service = world.processes.as_caller(fixtures::service());
+    let replica = world.processes.replicas.as_ref().map(|(agreements, _)| agreements);
+    let processes = [&world.processes.agreements].into_iter().chain(replica);
+    let services: Vec<As> = processes.map(|process| process.as_caller(fixtures::service())).collect();
     let customer =
         |n: usize| fixtures::new_customer(&format!("Watched by {watchers} change {n}"), "FR", None);
     let head = direct.customers().create_customer(customer(0)).await?.into_inner().revision;
     let (sender, mut arrivals) = mpsc::unbounded_channel();
     // Their end leaves room for the next ones.
     let mut streams = JoinSet::new();
-    for _ in 0..watchers {
+    for service in services.iter().cycle().take(watchers) {
         let request = WatchEventsRequest { after_revision: head - 1, ..WatchEventsRequest::default() };
         let mut stream = service.events().watch_events(request).await?.into_inner();
         let sender = sender.clone();
@@ -289,15 +288,28 @@ impl FanOut {
         Self { lines: vec!["| watchers | p50 | p99 |".into(), "|---|---|---|".into()] }
     }
 
-    pub(super) fn add(&mut self, backend: Backend, watchers: usize, delays: &[Duration]) {
-        let ms = |percent| percentile(delays, percent).as_secs_f64() * 1000.0;
-        self.lines.push(format!("| {watchers}, {backend} | {:.1} ms | {:.1} ms |", ms(50), ms(99)));
+    /// Measures with so many watchers.
+    ///
+    /// # Errors
+    /// As [`fan_out`].
+    pub(super) async fn add(
+        &mut self,
+        world: &World,
+        watchers: usize,
+        changes: usize,
+    ) -> Result<(), Box<dyn Error>> {
+        let delays = fan_out(world, watchers, changes).await?;
+        let ms = |percent| percentile(&delays, percent).as_secs_f64() * 1000.0;
+        let shared = if world.processes.replicas.is_some() { " of two processes" } else { "" };
+        let row = format!("| {watchers}{shared}, {} | {:.1} ms | {:.1} ms |", world.backend, ms(50), ms(99));
+        self.lines.push(row);
+        Ok(())
     }
 
     pub(super) fn section(self, changes: usize) -> Section {
         let text = format!(
             "{changes} changes, one after the other: the time from the answer of a change until the last watcher has its \
-             event."
+             event. A process has 64 watchers at most, and order-svc is one of them."
         );
         Section { title: "WatchEvents".into(), text, lines: self.lines, plots: vec![] }
     }

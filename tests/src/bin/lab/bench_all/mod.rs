@@ -25,7 +25,7 @@ use clap::{Args, ValueEnum};
 use tests::Backend;
 use tests::processes::{Processes, build_binaries};
 
-use self::calls::{Call, FanOut, fan_out};
+use self::calls::{Call, FanOut};
 use self::page::{PLOTS, Section};
 use self::plots::Plot;
 use self::series::{Floor, Series, alternate};
@@ -81,6 +81,8 @@ pub(super) struct Plan {
     rows: usize,
     changes: usize,
     watchers: &'static [usize],
+    /// Watchers that two processes share.
+    watchers_of_two: usize,
     withdrawal: bench_withdrawal::Options,
 }
 
@@ -96,6 +98,7 @@ impl Plan {
                 rows: 500,
                 changes: 10,
                 watchers: &[1, 10],
+                watchers_of_two: 20,
                 withdrawal: bench_withdrawal::Options { subscriptions: 20, repetitions: 1 },
             };
         }
@@ -109,6 +112,7 @@ impl Plan {
             changes: 100,
             // A process has 64 at most, and order-svc is one of them.
             watchers: &[1, 10, 60],
+            watchers_of_two: 100,
             withdrawal: bench_withdrawal::Options { subscriptions: 1000, repetitions: options.rounds },
         }
     }
@@ -235,15 +239,24 @@ async fn floors_and_calls(
     }
     if with_calls && plan.named.is_empty() {
         sections.push(secured(plan).await?);
-        let mut fan = FanOut::new();
-        for world in &worlds {
-            for watchers in plan.watchers {
-                fan.add(world.backend, *watchers, &fan_out(world, *watchers, plan.changes).await?);
-            }
-        }
-        sections.push(fan.section(plan.changes));
+        sections.push(watched(plan, &worlds).await?);
     }
     Ok((sections, plots))
+}
+
+async fn watched(plan: &Plan, worlds: &[Arc<World>]) -> Result<Section, Box<dyn Error>> {
+    let mut fan = FanOut::new();
+    for world in worlds {
+        for watchers in plan.watchers {
+            fan.add(world, *watchers, plan.changes).await?;
+        }
+    }
+    let backend = Backend::Postgres;
+    if backend.is_available() {
+        let (world, _) = World::start(Processes::replicated()?, backend, plan.customers, None).await?;
+        fan.add(&world, plan.watchers_of_two, plan.changes).await?;
+    }
+    Ok(fan.section(plan.changes))
 }
 
 async fn imports(plan: &Plan) -> Result<Section, Box<dyn Error>> {
