@@ -309,8 +309,8 @@ impl FanOut {
     pub(super) fn section(self, changes: usize) -> Section {
         let text = format!(
             "{changes} changes, one after the other: the time from the answer of a change until the last watcher has its \
-             event. A process has 64 watchers at most, and order-svc is one of them. What another process \
-             stored a process sees when it looks the next time, which it does every 100 ms."
+             event. A process has 64 watchers at most, and order-svc is one of them. A process looks every \
+             100 ms for what another one stored."
         );
         Section { title: "WatchEvents".into(), text, lines: self.lines, plots: vec![] }
     }
